@@ -1,0 +1,88 @@
+"""What every network promises: `LatentSpec` (plain data, no torch) and the `VideoVAE` protocol.
+
+Shape legend, used in all of `model/`: B batch, C channels, T frames, H W pixels; lower-case c t h w on the latent grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from model.posterior import Posterior
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Everything a reader of latents must know about the network that made them.
+
+    `scale`/`shift` and `mean`/`std` are recommendations for diffusion training: `(z - shift) * scale` or `(z - mean) / std`.
+    They are recorded next to the latents and never applied to them.
+    """
+
+    network: str
+    latent_channels: int
+    time_stride: int = 4
+    space_stride: int = 8
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    causal: bool = True
+    chunking: str = "exact"  # "exact": bit for bit; "rounding": to float rounding; "none": whole clips only
+    scale: float | None = None
+    shift: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channel_semantics: str = ""
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a video of `num_frames` frames (the first frame is coded alone).
+
+        Raises:
+            ValueError: if `num_frames` is not of the form `time_stride * n + 1`; names the counts near it that are.
+        """
+        n, rest = divmod(num_frames - 1, self.time_stride)
+        if num_frames < 1 or rest:
+            lower = max(1, num_frames - rest)
+            near = str(lower) if num_frames < 1 else f"{lower} or {lower + self.time_stride}"
+            raise ValueError(
+                f"{self.network} takes {self.time_stride}n+1 frames, got {num_frames}; counts near it that fit: {near}"
+            )
+        return n + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as stored in file metadata."""
+        return asdict(self)
+
+
+class VideoVAE(Protocol):
+    """A video autoencoder without hidden state: what one call must remember for the next, it returns.
+
+    `state=None` starts a video, so one frame alone is an image. A state holds tensors whose first axis is the batch; it can be
+    taken apart and put together along it (`split_state`, `stack_states`), which is what batching chunks of different videos needs.
+    """
+
+    spec: LatentSpec
+
+    def encode(
+        self, video_BCTHW: torch.Tensor, state: Any = None, *, moments: bool = False
+    ) -> tuple[Posterior, Any]:
+        """`video_BCTHW` float in `spec.value_range` -> raw posterior (mean `BCthw`), state for the next chunk.
+
+        The first chunk has `time_stride * n + 1` frames, later ones `time_stride * n`.
+        """
+        ...
+
+    def decode(self, latent_BCthw: torch.Tensor, state: Any = None, *, last: bool = True) -> tuple[torch.Tensor, Any]:
+        """Raw latents -> video in (about) `spec.value_range`, not clamped; `last=False` says more latents follow."""
+        ...
+
+    def stack_states(self, states: Sequence[Any]) -> Any:
+        """Several states of the same shape -> one with their batches concatenated in order."""
+        ...
+
+    def split_state(self, state: Any) -> list[Any]:
+        """One state -> a list of states of batch one. The parts own their memory (a kept part does not pin the whole)."""
+        ...

@@ -1,0 +1,22 @@
+"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Importing this package loads neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
+    from pipeline.engine.driver import encode
+    from pipeline.report import BuildReport
+
+__all__ = ["BuildReport", "EncodeJob", "encode"]
+
+_HOMES = {"EncodeJob": "pipeline.config", "encode": "pipeline.engine.driver", "BuildReport": "pipeline.report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,365 @@
+"""Every knob, declared once: type, unit, default, meaning. Enters: flags, YAML, `--set`. Leaves: one frozen `EncodeJob`.
+
+Sources in order: defaults < `--config` file < flags < `--set section.key=value`. Everything is validated here, where it is declared;
+what needs the network's own rule (frame counts) is checked against plain data of `model.registry` when the job is resolved.
+No torch, no ray, no I/O beyond reading the YAML file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+from pipeline.records import Bucket
+
+MiB = 1024 * 1024
+
+
+class Section(BaseModel):
+    """A frozen group of knobs that refuses unknown names and spends a docstring on each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_inputs(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value  # commas belong to brace patterns here
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"256x192"` -> (height 256, width 192)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", str(text).strip())
+    if not match or not all(int(n) > 0 for n in match.groups()):
+        raise ValueError(f"expected HEIGHTxWIDTH such as 256x256, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def parse_bucket(text: str) -> Bucket:
+    """`"17x256x192"` -> 17 frames, height 256, width 192."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", str(text).strip())
+    if not match or not all(int(n) > 0 for n in match.groups()):
+        raise ValueError(f"expected FRAMESxHEIGHTxWIDTH such as 17x256x256, got {text!r}")
+    return Bucket(int(match[1]), int(match[2]), int(match[3]))
+
+
+class ModelConfig(Section):
+    """Which network, which weights, where it runs."""
+
+    name: str = "leanvae-dim16"
+    """Registered network; `lathe models` lists them."""
+    checkpoint: str | None = None
+    """Weights: a local path, `s3://bucket/key` or `hf://owner/repo/file`. Official .ckpt, training .ckpt or .safetensors."""
+    untrained: int | None = Field(None, ge=0)
+    """Seed for random weights instead of a checkpoint. The latents mean nothing; for trials only, and recorded as such."""
+    config: dict[str, Any] | None = None
+    """Network configuration in its published names, where it is not the registered one (needed for bare safetensors of a variant)."""
+    device: str = "auto"
+    """`auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N`."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. Part of the fingerprint."""
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if self.checkpoint is not None and self.untrained is not None:
+            raise ValueError("checkpoint and untrained exclude each other: give one of them")
+        return self
+
+
+class ClipConfig(Section):
+    """How clips are cut from a video."""
+
+    fps: Annotated[float, Field(gt=0, le=1000)] | Literal["source"] = "source"
+    """Sampling rate by presentation time, or `source`: every frame as it is."""
+    frames: Annotated[tuple[int, ...], BeforeValidator(_as_list)] = (17,)
+    """Clip lengths on the sampling grid; must fit the network's rule (4n+1). The longest that fits a video is taken."""
+    size: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ("256x256",)
+    """Bucket sizes HEIGHTxWIDTH; with several, the nearest aspect ratio is taken. `area:HxW` derives one per video: that many pixels,
+    the nearest aspect ratio, multiples of `multiple_of`."""
+    buckets: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    """Explicit FRAMESxHEIGHTxWIDTH list; replaces `frames` and `size`."""
+    multiple_of: int = Field(16, ge=8)
+    """Sides of area-derived buckets are multiples of this many pixels."""
+    select: str = "head"
+    """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent)."""
+    upscale: bool = False
+    """Allow sources smaller than the bucket to be enlarged. Otherwise they are rejected as `too_small`."""
+    min_fps_ratio: float = Field(0.9, ge=0, le=1)
+    """Reject (`fps_too_low`) a source slower than this fraction of the target rate, instead of repeating its frames."""
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _fps(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "source":
+            try:
+                return float(value)
+            except ValueError:
+                raise ValueError(f"expected a number of frames per second or 'source', got {value!r}") from None
+        return value
+
+    @field_validator("size")
+    @classmethod
+    def _size(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("expected at least one HEIGHTxWIDTH")
+        areas = [text for text in value if text.startswith("area:")]
+        if areas and len(value) > 1:
+            raise ValueError(f"area:HxW stands alone, got {','.join(value)!r}")
+        for text in value:
+            parse_size(text.removeprefix("area:"))
+        return value
+
+    @field_validator("frames")
+    @classmethod
+    def _frames(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError(f"expected frame counts of at least 1, got {list(value)}")
+        return value
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_bucket(text)
+        return value
+
+    @field_validator("select")
+    @classmethod
+    def _select(cls, value: str) -> str:
+        if not re.fullmatch(r"head|tile|whole|slide:[1-9]\d*|uniform:[1-9]\d*", value):
+            raise ValueError(f"expected head, tile, whole, slide:STRIDE or uniform:N, got {value!r}")
+        return value
+
+
+class DecodeConfig(Section):
+    """Limits and policies of decoding. Limits are checked before anything of that size is allocated."""
+
+    max_pixels: int = Field(7680 * 4320, ge=1)
+    """Largest coded frame, pixels."""
+    max_frames: int = Field(2_000_000, ge=1)
+    """Most frames in one video."""
+    max_duration_s: float = Field(6 * 3600.0, gt=0)
+    """Longest video, seconds."""
+    max_video_bytes: int = Field(8 * 1024 * MiB, ge=1)
+    """Largest encoded file, bytes."""
+    timeout_s: float = Field(120.0, gt=0)
+    """A decoder that gives no answer for this long is killed; the video is tried once more, then rejected as `decode_timeout`."""
+    memory_bytes: int = Field(8 * 1024 * MiB, ge=256 * MiB)
+    """Address-space limit of a decoder process beyond what it holds at start."""
+    hdr: Literal["reject", "convert"] = "reject"
+    """PQ and HLG video: reject (`hdr`), or tone-map to BT.709."""
+    interlaced: Literal["reject", "deinterlace", "keep"] = "deinterlace"
+    """Interlaced video: reject (`interlaced`), deinterlace with bwdif, or keep the comb."""
+    untagged_matrix: Literal["auto", "bt601", "bt709"] = "auto"
+    """Colour matrix of untagged video. `auto`: BT.709 from 720 lines up, else BT.601, as players do."""
+
+
+class StorageConfig(Section):
+    """Object storage. Credentials stay in the client's own chain (environment, profile, instance role)."""
+
+    endpoint_url: str | None = None
+    """S3 endpoint other than AWS; `AWS_ENDPOINT_URL` does the same."""
+    read_ahead_bytes: int = Field(64 * MiB, ge=MiB)
+    """Most bytes fetched ahead of the tar parser, per shard."""
+    part_bytes: int = Field(8 * MiB, ge=64 * 1024)
+    """Size of one ranged GET."""
+    spool_bytes: int = Field(256 * MiB, ge=MiB)
+    """A single video larger than this goes to a temporary file instead of memory."""
+    max_attempts: int = Field(8, ge=1)
+    """Tries per request before the shard attempt fails."""
+    connect_timeout_s: float = Field(10.0, gt=0)
+    """TCP/TLS connect."""
+    read_timeout_s: float = Field(60.0, gt=0)
+    """Silence on an open connection."""
+    files_per_shard: int = Field(64, ge=1)
+    """Plain video files per virtual shard."""
+
+
+class WriteConfig(Section):
+    """What is stored and how."""
+
+    format: Literal["parquet", "tar"] = "parquet"
+    """Parquet, or WebDataset tar."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Storage type of latents."""
+    moments: bool = False
+    """Store the log-variance beside the mean."""
+    row_group_bytes: int = Field(32 * MiB, ge=64 * 1024, le=1024 * MiB)
+    """Parquet row group target."""
+    file_bytes: int = Field(512 * MiB, ge=MiB)
+    """A data file is closed when it passes this size."""
+    max_abs: float = Field(1e4, gt=0)
+    """Latents beyond this magnitude are absurd and stop the build."""
+
+
+class EngineConfig(Section):
+    """Who does the work."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    """Ray actors, or everything in this process (decoding still in child processes)."""
+    address: str | None = None
+    """Ray cluster to join. Without it `RAY_ADDRESS` if set, else a private local Ray."""
+    encoders: int | None = Field(None, ge=1)
+    """Encoder actors. Default: one per GPU, or one on CPU."""
+    decoders: int | None = Field(None, ge=1)
+    """Decoder processes per encoder. Default: CPU cores per encoder, at least one, at most 16."""
+    decoder_cpus: float = Field(1.0, gt=0)
+    """CPUs a decoder actor asks of a cluster."""
+    encoder_cpus: float = Field(1.0, gt=0)
+    """CPUs an encoder actor asks of a cluster."""
+    threads: int | None = Field(None, ge=1)
+    """Arithmetic threads of a CPU encoder. Default: CPU cores divided among the encoders."""
+    chunk_frames: int = Field(16, ge=4)
+    """Frames per encode step after the first frame; rounded down to the network's time stride."""
+    batch: int | None = Field(None, ge=1)
+    """Most chunks per encode step. Default: as many as make the step large enough for the device."""
+    frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
+    """Most decoded bytes waiting in front of one encoder."""
+    attempts: int = Field(3, ge=1)
+    """Times a shard is tried before it is given up."""
+    credit: int = Field(2, ge=1, le=8)
+    """Shards handed to an encoder at a time; the next one is fetched while the current one finishes."""
+    hang_s: float = Field(600.0, gt=0)
+    """An encoder that reports no progress for this long is killed and its shards handed to another."""
+
+
+class DrillConfig(Section):
+    """Fire drills: break on purpose at a named point, once per marker file, to see that nothing is lost or doubled."""
+
+    point: str | None = None
+    """after_fetch | mid_video | before_upload | after_upload | before_commit | after_commit | in_decoder; None: no drill."""
+    action: Literal["kill", "hang", "raise"] = "kill"
+    """SIGKILL to the process itself, sleep for ever, or raise a transient error."""
+    times: int = Field(1, ge=1)
+    """How often, over all processes that share the marker folder."""
+    marker_dir: str | None = None
+    """Local folder where each firing leaves a file; needed with `point`."""
+
+    @model_validator(mode="after")
+    def _marker(self) -> DrillConfig:
+        if self.point is not None and self.marker_dir is None:
+            raise ValueError("a drill needs marker_dir, the folder that counts its firings")
+        return self
+
+
+class EncodeJob(Section):
+    """A whole build: inputs, output and every knob. Immutable; `fingerprint`-relevant fields are named in `docs/formats.md`."""
+
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_as_inputs)]
+    """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line)."""
+    output: str
+    """Folder or `s3://bucket/prefix` of the latents."""
+    model: ModelConfig = ModelConfig()
+    clips: ClipConfig = ClipConfig()
+    decode: DecodeConfig = DecodeConfig()
+    storage: StorageConfig = StorageConfig()
+    write: WriteConfig = WriteConfig()
+    engine: EngineConfig = EngineConfig()
+    drill: DrillConfig = DrillConfig()
+    reject_budget: float = Field(0.05, ge=0, le=1)
+    """Largest fraction of damaged samples before the build stops; a single damaged sample never stops it unless this is 0."""
+    progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
+    """`auto`: a live display on a terminal, plain lines otherwise."""
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("expected at least one input")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _output(cls, value: str) -> str:
+        if not value or (value.startswith("s3://") and not value[5:].split("/")[0]):
+            raise ValueError(f"expected a folder or s3://bucket/prefix, got {value!r}")
+        return value
+
+
+def build_job(
+    flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()
+) -> EncodeJob:
+    """Merges defaults, a YAML file, flags (dotted names, None = not given) and `section.key=value` overrides.
+
+    Raises:
+        ConfigError: names the field, the value got and what was expected.
+    """
+    values: dict[str, Any] = _read_yaml(config_path) if config_path else {}
+    for path, value in flags.items():
+        if value is not None and value != () and value != []:
+            _assign(values, path, value)
+    for text in overrides:
+        path, sep, raw = text.partition("=")
+        if not sep or not path:
+            raise ConfigError(f"--set {text}: expected section.key=value")
+        _assign(values, path.strip(), yaml.safe_load(raw))
+    return validate(EncodeJob, values)
+
+
+def validate(kind: type[Section], values: dict[str, Any]) -> Any:
+    """`kind(**values)` with the first failure as a one-line ConfigError that names the field."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, kind)) from None
+
+
+def _explain(error: ValidationError, kind: type[Section]) -> str:
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or not part.startswith(("constrained", "literal")))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            section: Any = kind
+            for part in item["loc"][:-1]:
+                section = section.model_fields[part].annotation
+            message = f"no such field; known here: {', '.join(sorted(section.model_fields))}"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif "got" not in message:
+            message = f"{message}, got {item['input']!r}"
+        lines.append(f"{path}: {message}" if path else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, leaf = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {section!r} is not a section")
+    values[leaf] = value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
+    return loaded
+
+
+def ray_address_from_environment() -> str | None:
+    """`RAY_ADDRESS`, which `ray job submit` sets. The environment is read in this room only."""
+    return os.environ.get("RAY_ADDRESS") or None

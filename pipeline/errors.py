@@ -1,0 +1,140 @@
+"""Every failure Lathe can name, in one tree that answers one question: retry, drop the item, or stop?
+
+```
+LatheError                    message + where (uri, shard, key, stage)
+├── TransientError            retry with back-off
+│   ├── StorageUnavailable        throttled, connection lost, 5xx
+│   └── WorkerLost                a decoder or encoder process died or hung
+├── BadDataError              reject this input, record why, go on       `reason` is a stable slug
+│   ├── PolicyReject              nothing is broken: the job's own rules exclude it (too_short, too_small, no_video, …)
+│   └── DamagedInput              the bytes are broken, hostile or undecodable
+└── FatalError                stop the run and say why
+    ├── UsageError                exit code 2: the command or configuration is wrong; nothing was started
+    │   ├── ConfigError               a field of the job; names the field
+    │   ├── InputError                inputs that match nothing or cannot be read
+    │   ├── OutputError               output not writable, or it holds another format version
+    │   ├── CheckpointError           missing, unsafe, mismatched weights
+    │   └── AccessError               credentials refused, bucket missing or unreachable
+    └── BuildError                exit code 1: the build started and failed
+        ├── SourceChanged             an input was replaced while it was read
+        ├── NonFiniteLatent           the network produced NaN, infinity or absurd values
+        ├── RejectBudgetExceeded      too many damaged inputs
+        └── ShardsFailed              shards that could not be finished after all attempts
+```
+
+Exceptions cross process borders (Ray pickles them), so state lives in plain attributes and `__reduce__` rebuilds from it.
+Messages say what was got, what was expected and what to do. Never a credential.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LatheError(Exception):
+    """Root of the tree. `str()` is one line: the message, then where it happened."""
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, uri: str | None = None, shard: str | None = None, key: str | None = None, stage: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.uri = uri
+        self.shard = shard
+        self.key = key
+        self.stage = stage
+
+    def __str__(self) -> str:
+        where = [f"{name}={value}" for name in ("stage", "shard", "key", "uri") if (value := getattr(self, name))]
+        return f"{self.message} [{', '.join(where)}]" if where else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[LatheError], args: tuple[Any, ...], state: dict[str, Any]) -> LatheError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class TransientError(LatheError):
+    """May work when tried again."""
+
+
+class StorageUnavailable(TransientError):
+    """The store throttled, dropped the connection or answered 5xx."""
+
+
+class WorkerLost(TransientError):
+    """A decoder or encoder process died, hung past its limit or was preempted."""
+
+
+class BadDataError(LatheError):
+    """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) that reports are grouped by."""
+
+    def __init__(self, reason: str, message: str, *, frames_recovered: int = 0, **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.reason = reason
+        self.frames_recovered = frames_recovered
+
+
+class PolicyReject(BadDataError):
+    """Nothing is broken; the job's rules exclude the input. Does not count against the reject budget."""
+
+
+class DamagedInput(BadDataError):
+    """Broken, hostile or undecodable bytes. Counts against the reject budget."""
+
+
+class FatalError(LatheError):
+    """The run must stop."""
+
+
+class UsageError(FatalError):
+    """The command or configuration is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A field of the job has a value it cannot have; the message starts with the field's path."""
+
+
+class InputError(UsageError):
+    """The inputs match nothing or cannot be read."""
+
+
+class OutputError(UsageError):
+    """The output cannot be written, or holds another format version."""
+
+
+class CheckpointError(UsageError):
+    """Weights missing, unsafe to load, or not those of the network."""
+
+
+class AccessError(UsageError):
+    """Credentials refused, bucket missing, endpoint unreachable."""
+
+
+class BuildError(FatalError):
+    """The build started and failed."""
+
+
+class SourceChanged(BuildError):
+    """An input was replaced while it was being read (its ETag or size changed)."""
+
+
+class NonFiniteLatent(BuildError):
+    """The network produced NaN, infinity or absurd values; nothing of it was written."""
+
+
+class RejectBudgetExceeded(BuildError):
+    """More damaged inputs than the job allows."""
+
+
+class ShardsFailed(BuildError):
+    """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""

@@ -1,0 +1,1 @@
+"""`fetch(uri)` for model checkpoints that live in object storage."""
