@@ -1,0 +1,92 @@
+"""What every process of a build must agree on: the job made definite, the clip rules, the fingerprint and the file metadata.
+
+Enters: a validated `EncodeJob` and the identity of the network. Leaves: a picklable `Blueprint`. Same blueprint, same latents.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pipeline.records import FORMAT_VERSION, ClipRules, stable_hash
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
+
+# Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
+PIXELS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A build, decided."""
+
+    job: EncodeJob
+    rules: ClipRules
+    spec: dict[str, Any]  # LatentSpec.to_dict()
+    identity: dict[str, Any]  # of the network: weights, configuration, numerics
+    device: str
+    compute_dtype: str
+    chunk_frames: int  # job.engine.chunk_frames on the network's grid; 0: clips are encoded whole
+    fingerprint_parts: dict[str, Any]
+    fingerprint: str
+
+    def file_metadata(self) -> dict[str, Any]:
+        """What makes a data file self-describing."""
+        normalisation = {name: self.spec[name] for name in ("scale", "shift", "mean", "std")}
+        return {
+            "format_version": FORMAT_VERSION,
+            "lathe_version": version("lathe"),
+            "spec": self.spec,
+            "encoder": self.identity,
+            "fingerprint": self.fingerprint,
+            "fingerprint_parts": self.fingerprint_parts,
+            "posterior": self.fingerprint_parts["posterior"],
+            "dtype": self.job.write.dtype,
+            "layout": "CTHW, C order, little-endian",
+            # Recorded for whoever trains on these latents; what is stored is raw.
+            "normalisation": {**normalisation, "applied": False},
+        }
+
+
+def draw(
+    job: EncodeJob, rules: ClipRules, spec: dict[str, Any], identity: dict[str, Any], device: str, compute_dtype: str
+) -> Blueprint:
+    """Puts a blueprint together and takes its fingerprint: everything that can change a stored value, and nothing else."""
+    stride = int(spec["time_stride"])
+    parts = {
+        "encoder": identity,
+        "compute_dtype": compute_dtype,
+        "storage_dtype": job.write.dtype,
+        "posterior": "moments" if job.write.moments else "mean",
+        "pixels": PIXELS,
+        "decoder": _decoder_version(),
+        "clips": asdict(rules),
+        "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "untagged_matrix")},
+        "variant": "base",
+    }
+    return Blueprint(
+        job=job,
+        rules=rules,
+        spec=spec,
+        identity=identity,
+        device=device,
+        compute_dtype=compute_dtype,
+        chunk_frames=max(stride, job.engine.chunk_frames // stride * stride) if spec["chunking"] != "none" else 0,
+        fingerprint_parts=parts,
+        fingerprint=stable_hash(parts),
+    )
+
+
+def _decoder_version() -> dict[str, str]:
+    import av
+
+    libraries = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
+    return {"av": av.__version__, **{name: libraries[name] for name in ("libavcodec", "libavformat", "libswscale")}}
+
+
+def environment(device: str) -> dict[str, str]:
+    """Where an attempt ran, for its receipt: what may matter when numbers differ in the last bit. Not part of the fingerprint."""
+    return {"device": device, "machine": platform.machine(), "python": platform.python_version(), "torch": version("torch")}

@@ -1,0 +1,332 @@
+"""The loop of one encoder: frames in from the feed, batches through the network, latents out to the shard attempts they belong to.
+
+Enters: shards, by `submit`; several are in flight, so that the next one is fetched and decoded while the last one is written.
+Leaves: `ShardResult`s and failures, by `step`. No Ray here: the inline executor and the encoder actor both own one of these.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import drill
+from pipeline.attempt import ShardAttempt, ShardResult, clip_id
+from pipeline.batching import Batcher, ClipRun
+from pipeline.errors import FatalError
+from pipeline.feed import Event, Feed, Restarted
+from pipeline.latent_spool import LatentSpool, to_storage
+from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
+from pipeline.storage import open_store
+
+if TYPE_CHECKING:
+    from pipeline.blueprint import Blueprint
+    from pipeline.encoder import Encoded, Encoder
+    from pipeline.lanes import Lanes
+    from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
+
+WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard attempt that ended in an exception. The shard may be tried again if the error says so."""
+
+    shard_id: str
+    error: Exception
+
+
+@dataclass(eq=False, slots=True)
+class _Video:
+    """An open video of an attempt: its clips on their way through the network."""
+
+    sample: Sample
+    info: VideoInfo
+    plans: dict[int, ClipPlan]
+    runs: dict[int, ClipRun] = field(default_factory=dict)
+    ended: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Clip:
+    """Token of a ClipRun: where its latents go."""
+
+    attempt: ShardAttempt
+    video: _Video
+    plan: ClipPlan
+    mean: LatentSpool
+    logvar: LatentSpool | None
+    frames: int = 0
+    end_s: float = 0.0
+
+
+@dataclass(slots=True)
+class LoopStats:
+    """Live numbers for progress; written by the loop, read by anyone."""
+
+    frames: int = 0
+    clips: int = 0
+    samples: int = 0
+    steps: int = 0
+    batched: int = 0  # chunks over all steps; divided by steps it is the mean batch
+    encode_s: float = 0.0
+    decode_wait_s: float = 0.0
+    fetch_wait_s: float = 0.0
+    lanes_ready: int = 0
+    last_progress: float = field(default_factory=time.time)
+
+
+class EncodeLoop:
+    """See the module. One thread calls `step`; `submit` may come from another."""
+
+    def __init__(self, blueprint: Blueprint, encoder: Encoder, lanes: Lanes) -> None:
+        job = blueprint.job
+        self.stats = LoopStats()
+        self._blueprint = blueprint
+        self._encoder = encoder
+        self._store = open_store(job.output, job.storage)
+        self._attempts: list[ShardAttempt] = []
+        self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
+        self._lock = threading.Lock()
+        self._batcher = Batcher(encoder.largest_batch)
+        self._lanes = lanes
+        self._feed = Feed(
+            lanes,
+            self,
+            rules=blueprint.rules,
+            limits=job.decode,
+            drill=job.drill,
+            chunk_frames=blueprint.chunk_frames or WHOLE_CHUNK,
+            frame_bytes=job.engine.frame_bytes,
+        )
+        self._feed.start()
+
+    def submit(self, shard: Shard) -> None:
+        """Starts an attempt at `shard`; its fetch begins at once."""
+        attempt = ShardAttempt(shard, self._blueprint, self._store)
+        with self._lock:
+            self._attempts.append(attempt)
+
+    @property
+    def shards_in_flight(self) -> int:
+        """Attempts that have not ended."""
+        return len(self._attempts)
+
+    def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
+        """For the feed: samples of the oldest attempt first."""
+        with self._lock:
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            if (sample := attempt.next_sample()) is not None:
+                return attempt, sample
+        return None
+
+    def step(self, wait_s: float = 0.05) -> list[ShardResult | ShardFailure]:
+        """Takes what has arrived, runs at most one batch, and returns the shards that ended.
+
+        Raises:
+            FatalError: the build must stop (never for one bad input).
+        """
+        begun = time.monotonic()
+        ready = len(self._batcher) > 0
+        events = self._feed.events(0.0 if ready else wait_s)
+        if not ready:
+            self._account_wait(time.monotonic() - begun)
+        for event in events:
+            self._handle(event)
+        # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
+        batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
+        if batch:
+            self._encode(batch)
+        self.stats.lanes_ready = self._feed.ready_lanes
+        return self._ended()
+
+    def close(self) -> None:
+        """Aborts what is in flight and ends threads and decoders."""
+        self._feed.close()
+        for attempt in self._attempts:
+            attempt.abort()
+        self._attempts.clear()
+        self._lanes.close()
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        attempt, sample, what = event.owner, event.sample, event.what
+        if attempt not in self._attempts:  # cancelled meanwhile
+            if isinstance(what, FrameChunk):
+                self._feed.consumed(what.nbytes)
+            return
+        if isinstance(what, FrameChunk):
+            self._chunk(attempt, sample, what)
+        elif isinstance(what, OpenedVideo):
+            self._videos[attempt, sample.index] = _Video(sample, what.info, {plan.index: plan for plan in what.clips})
+            attempt.opened(sample, len(what.clips), what.rejects)
+        elif isinstance(what, ClipFailed):
+            self._drop_run(attempt, sample, what.clip)
+            attempt.clip_failed(sample, what.clip, what.reject)
+        elif isinstance(what, VideoEnded):
+            attempt.decode_cpu_s += what.decode_s
+            self.stats.samples += 1
+            video = self._videos[attempt, sample.index]
+            video.ended = True
+            attempt.sample_ended(sample)
+            self._close_if_done(attempt, video)
+        elif isinstance(what, Restarted):
+            self._drop_video(attempt, sample)
+        elif isinstance(what, Reject):
+            self._drop_video(attempt, sample)
+            self.stats.samples += 1
+            attempt.sample_rejected(sample, what)
+
+    def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
+        video = self._videos[attempt, sample.index]
+        if attempt.has_clip(sample, chunk.clip):  # decoded again after a crash
+            self._feed.consumed(chunk.nbytes)
+            return
+        if chunk.first:
+            video.runs[chunk.clip] = ClipRun(self._new_clip(attempt, video, chunk.clip))
+        self._batcher.add(video.runs[chunk.clip], chunk)
+
+    def _new_clip(self, attempt: ShardAttempt, video: _Video, index: int) -> _Clip:
+        def spool() -> LatentSpool:
+            return LatentSpool(attempt.spool_dir)
+
+        moments = self._blueprint.job.write.moments
+        return _Clip(attempt, video, video.plans[index], spool(), spool() if moments else None)
+
+    def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
+        video = self._videos.get((attempt, sample.index))
+        run = video.runs.pop(clip, None) if video else None
+        if run is not None:
+            self._feed.consumed(sum(chunk.nbytes for chunk in run.waiting))
+            self._batcher.drop(run)
+
+    def _drop_video(self, attempt: ShardAttempt, sample: Sample) -> None:
+        video = self._videos.get((attempt, sample.index))
+        for clip in list(video.runs) if video else []:
+            self._drop_run(attempt, sample, clip)
+        self._videos.pop((attempt, sample.index), None)
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _encode(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
+        begun = time.monotonic()
+        chunks = [chunk for _, chunk in batch]
+        results = self._encoder.encode(chunks, [run.state for run, _ in batch])
+        spent = time.monotonic() - begun
+        self.stats.encode_s += spent
+        self.stats.steps += 1
+        self.stats.batched += len(batch)
+        self.stats.last_progress = time.time()
+        for (run, chunk), encoded in zip(batch, results, strict=True):
+            run.token.attempt.encode_s += spent / len(batch)
+            self._feed.consumed(chunk.nbytes)
+            self._store_chunk(run, chunk, encoded)
+        drill.fire(self._blueprint.job.drill, "mid_video")
+
+    def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
+        clip: _Clip = run.token
+        run.state = encoded.state
+        bad = _first_absurd(encoded, self._blueprint.job.write.max_abs)
+        if bad is not None:
+            self._drop_run(clip.attempt, clip.video.sample, clip.plan.index)
+            message = f"the network gave {bad}; check weights and compute dtype ({self._blueprint.compute_dtype})"
+            sample = clip.video.sample
+            reject = Reject(
+                sample.key, "encode", "non_finite_latent", message, policy=False, uri=sample.uri, clip=clip.plan.index
+            )
+            clip.attempt.clip_failed(sample, clip.plan.index, reject)
+            self._close_if_done(clip.attempt, clip.video)
+            return
+        dtype = self._blueprint.job.write.dtype
+        clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
+        if clip.logvar is not None and encoded.logvar_Cthw is not None:
+            clip.logvar.append(to_storage(encoded.logvar_Cthw, dtype))
+        clip.frames += len(chunk.pts_s)
+        clip.end_s = chunk.pts_s[-1]
+        self.stats.frames += len(chunk.pts_s)
+        if chunk.last:
+            self._finish(clip)
+
+    def _finish(self, clip: _Clip) -> None:
+        video, plan = clip.video, clip.plan
+        del video.runs[plan.index]
+        self.stats.clips += 1
+        clip.attempt.clip_done(
+            LatentClip(
+                id=clip_id(video.sample, plan, self._blueprint.fingerprint),
+                sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
+                info=video.info,
+                plan=plan,
+                num_frames=clip.frames,
+                end_s=clip.end_s,
+                latent_CTHW=clip.mean.finish(),
+                logvar_CTHW=clip.logvar.finish() if clip.logvar is not None else None,
+                dtype=self._blueprint.job.write.dtype,
+            )
+        )
+        self._close_if_done(clip.attempt, video)
+
+    def _close_if_done(self, attempt: ShardAttempt, video: _Video) -> None:
+        if video.ended and not video.runs:
+            self._videos.pop((attempt, video.sample.index), None)
+
+    # --- attempts -----------------------------------------------------------------------------------------------------
+
+    def _account_wait(self, seconds: float) -> None:
+        if not self._attempts:
+            return
+        attempt = self._attempts[0]
+        if attempt.waiting_for_fetch and not self._feed.decoding:
+            attempt.fetch_wait_s += seconds
+            self.stats.fetch_wait_s += seconds
+        elif self._feed.decoding:
+            attempt.decode_wait_s += seconds
+            self.stats.decode_wait_s += seconds
+
+    def _ended(self) -> list[ShardResult | ShardFailure]:
+        ended: list[ShardResult | ShardFailure] = []
+        for attempt in list(self._attempts):
+            try:
+                result = attempt.poll()
+            except FatalError as error:
+                self._forget(attempt)
+                attempt.abort()
+                ended.append(ShardFailure(attempt.shard_id, error))
+                continue
+            except Exception as error:  # noqa: BLE001 - not swallowed: it is the shard's outcome, and the driver counts it
+                self._forget(attempt)
+                attempt.abort()
+                ended.append(ShardFailure(attempt.shard_id, error))
+                continue
+            if result is not None:
+                self._forget(attempt)
+                ended.append(result)
+                self.stats.last_progress = time.time()
+        return ended
+
+    def _forget(self, attempt: ShardAttempt) -> None:
+        with self._lock:
+            self._attempts.remove(attempt)
+        self._feed.cancel(attempt)
+        for owner, index in [key for key in self._videos if key[0] is attempt]:
+            self._drop_video(owner, self._videos[owner, index].sample)
+
+
+def _first_absurd(encoded: Encoded, max_abs: float) -> str | None:
+    for name, values in (("mean", encoded.mean_Cthw), ("log-variance", encoded.logvar_Cthw)):
+        if values is None:
+            continue
+        largest = float(np.abs(values).max())
+        if not largest <= max_abs:  # also true for NaN
+            return f"a {name} of magnitude {largest:g} (limit {max_abs:g})"
+    return None
+
+
+def describe_stats(stats: LoopStats) -> dict[str, Any]:
+    """JSON-ready copy."""
+    return {name: getattr(stats, name) for name in LoopStats.__slots__}

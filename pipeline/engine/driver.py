@@ -1,0 +1,308 @@
+"""The front door: `encode(job)` lists, subtracts what is done, hands out the rest, and answers with a `BuildReport`.
+
+Enters: an `EncodeJob`. Leaves: receipts in the output, a report. The order of things: everything that can be wrong with the command is
+found before anything is started; then the executor works; then the books are checked against the reject budget.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline import encoder as encoder_room
+from pipeline.blueprint import Blueprint, draw
+from pipeline.clips import resolve_rules
+from pipeline.corpus import group_files, resolve_inputs
+from pipeline.encode_loop import ShardFailure
+from pipeline.engine.crew import Crew, InlineCrew, Pulse, ShardEnded, WorkerGone, WorkerUp
+from pipeline.engine.dispatch import Dispatcher, budget_exceeded
+from pipeline.errors import FatalError, LatheError, RejectBudgetExceeded, ShardsFailed, SourceChanged
+from pipeline.progress import Display, Silent, Snapshot
+from pipeline.receipts import Ledger
+from pipeline.report import BuildReport
+from pipeline.storage import Store, open_store
+
+if TYPE_CHECKING:
+
+    from pipeline.config import EncodeJob
+    from pipeline.records import Shard
+
+HEARTBEAT_S = 30.0
+
+
+def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
+    """Encodes what is not encoded yet. Running it again resumes; running it twice at once is safe.
+
+    Raises:
+        UsageError: something about the job is wrong; nothing was started.
+        ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
+        RejectBudgetExceeded: too many damaged inputs; likewise.
+    """
+    display = display or Silent()
+    begun = time.monotonic()
+    spec = encoder_room.spec_of(job.model.name, job.model.config)
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network)
+    store = open_store(job.output, job.storage)
+    shards = resolve_inputs(job.inputs, job.storage)
+    ledger = Ledger(store)
+    notices = list(ledger.prepare("lathe"))
+    crew_maker = _Executor(job)
+    with crew_maker:
+        device, dtype = encoder_room.resolve_device(job.model.device, job.model.compute_dtype, cuda=crew_maker.has_cuda())
+        identity = encoder_room.identify(job.model, moments=job.write.moments)
+        blueprint = draw(job, rules, spec.to_dict(), identity, device, dtype)
+        todo, done_before = _subtract_done(shards, ledger, blueprint)
+        report = BuildReport(
+            output=job.output,
+            fingerprint=blueprint.fingerprint,
+            network=spec.network,
+            untrained=bool(identity["untrained"]),
+            device=device,
+            shards_total=len(todo) + done_before,
+            shards_before=done_before,
+            notices=notices,
+        )
+        if report.untrained:
+            notices.append("UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones")
+        for text in notices:
+            display.notice(text)
+        if todo:
+            build = _Build(todo, blueprint, crew_maker, store, display, report, begun)
+            build.run()
+    report.wall_s = time.monotonic() - begun
+    _judge(report, job)
+    return report
+
+
+def _judge(report: BuildReport, job: EncodeJob) -> None:
+    """Raises what the finished build deserves, with the report attached."""
+    error: LatheError | None = None
+    over = budget_exceeded(report.counts, job.reject_budget, final=True)
+    if report.failed:
+        name, why = sorted(report.failed.items())[0]
+        more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
+        error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
+    elif over is not None:
+        error = RejectBudgetExceeded(over)
+    elif not report.ok:
+        left = report.shards_total - report.shards_before - report.shards_done
+        error = ShardsFailed(f"stopped with {left} shards to do; the same command resumes")
+    if error is not None:
+        error.report = report  # type: ignore[attr-defined]
+        raise error
+
+
+def _subtract_done(shards: list[Shard], ledger: Ledger, blueprint: Blueprint) -> tuple[list[Shard], int]:
+    """Shards without a receipt, and how many have one. Plain files are regrouped around those already encoded."""
+    fingerprint = blueprint.fingerprint
+    done = ledger.done()
+    tars = [shard for shard in shards if shard.kind == "tar"]
+    groups = [shard for shard in shards if shard.kind == "files"]
+    todo = [shard for shard in tars if shard.id(fingerprint) not in done]
+    open_groups = [shard for shard in groups if shard.id(fingerprint) not in done]
+    finished = len(shards) - len(todo) - len(open_groups)
+    if open_groups and done:
+        # A file added to a folder shifts its group; what an earlier group holds must not be encoded again.
+        encoded = {
+            source
+            for receipt in ledger.all()
+            if receipt.fingerprint == fingerprint and receipt.shard.kind == "files"
+            for source in receipt.shard.objects
+        }
+        left = [source for shard in open_groups for source in shard.objects if source not in encoded]
+        if len(left) < sum(len(shard.objects) for shard in open_groups):
+            open_groups = group_files(left, blueprint.job.storage.files_per_shard)
+    return todo + open_groups, finished
+
+
+class _Executor:
+    """Connects to Ray when the job wants it, and makes the crew."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        self._job = job
+        self._cluster: Any = None
+
+    def __enter__(self) -> _Executor:
+        if self._job.engine.executor == "ray":
+            from pipeline.engine import ray_session
+
+            self._cluster = ray_session.connect(
+                self._job.engine.address,
+                cpus=_local_cpus(self._job),
+                object_store_bytes=(self._job.engine.encoders or 1) * self._job.engine.frame_bytes * 5 // 4,
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._cluster is not None:
+            from pipeline.engine import ray_session
+
+            ray_session.disconnect()
+
+    def has_cuda(self) -> bool:
+        """Whether encoders will find a GPU."""
+        return self._cluster.gpus >= 1 if self._cluster is not None else encoder_room.cuda_available()
+
+    def crew(self, blueprint: Blueprint) -> Crew:
+        """The workers, not started."""
+        if self._cluster is None:
+            return InlineCrew(blueprint)
+        from pipeline.engine.ray_crew import RayCrew
+
+        return RayCrew(blueprint, self._cluster)
+
+
+def _local_cpus(job: EncodeJob) -> float:
+    """Logical CPUs a private Ray needs so that every actor of the job is placed at once."""
+    import os
+
+    cores = os.cpu_count() or 1
+    encoders = job.engine.encoders or 8
+    decoders = job.engine.decoders or cores
+    return encoders * job.engine.encoder_cpus + max(cores, encoders * decoders) * job.engine.decoder_cpus
+
+
+class _Build:
+    """One run of the executor over the shards to do."""
+
+    def __init__(
+        self,
+        todo: list[Shard],
+        blueprint: Blueprint,
+        executor: _Executor,
+        store: Store,
+        display: Display,
+        report: BuildReport,
+        begun: float,
+    ) -> None:
+        self._job = blueprint.job
+        self._fingerprint = blueprint.fingerprint
+        self._by_id = {shard.id(blueprint.fingerprint): shard for shard in todo}
+        self._dispatcher = Dispatcher(
+            self._by_id.items(), credit=self._job.engine.credit, attempts=self._job.engine.attempts
+        )
+        self._bytes_total = self._dispatcher.open_bytes
+        self._crew = executor.crew(blueprint)
+        self._store = store
+        self._display = display
+        self._report = report
+        self._begun = begun
+        self._pulses: dict[str, dict[str, Any]] = {}
+        self._workers: set[str] = set()
+        self._heartbeat_at = 0.0
+
+    def run(self) -> None:
+        """Until every shard is done or given up, or the build must stop."""
+        self._report.encoders = self._dispatcher.workers_wanted(self._crew.size)
+        try:
+            with _drain_on_signal(self._dispatcher, self._display):
+                self._crew.start(self._report.encoders)
+                while not self._dispatcher.finished:
+                    for assignment in self._dispatcher.assignments(time.monotonic()):
+                        self._crew.assign(assignment.worker, assignment.shard)
+                    for event in self._crew.poll(0.5):
+                        self._handle(event)
+                    self._stop_on_flood()
+                    self._show()
+        finally:
+            self._crew.close()
+            self._heartbeat(final=True)
+        self._report.failed = {self._by_id[i].name: why for i, why in self._dispatcher.given_up.items()}
+
+    def _handle(self, event: WorkerUp | ShardEnded | WorkerGone | Pulse) -> None:
+        if isinstance(event, WorkerUp):
+            self._workers.add(event.worker)
+            self._dispatcher.add_worker(event.worker)
+        elif isinstance(event, Pulse):
+            self._pulses[event.worker] = event.stats
+        elif isinstance(event, WorkerGone):
+            self._workers.discard(event.worker)
+            self._display.notice(str(event.error))
+            for shard_id, verdict in self._dispatcher.on_lost(event.worker, event.error, preempted=event.preempted):
+                self._tell(shard_id, verdict.reason)
+        elif isinstance(event.outcome, ShardFailure):
+            error = event.outcome.error
+            if isinstance(error, FatalError) and not isinstance(error, SourceChanged):
+                raise error
+            verdict = self._dispatcher.on_failed(event.worker, event.outcome.shard_id, error)
+            self._tell(event.outcome.shard_id, verdict.reason)
+        elif self._dispatcher.on_done(event.worker, event.outcome.shard_id, time.monotonic()):
+            self._report.add(event.outcome)
+
+    def _tell(self, shard_id: str, reason: str) -> None:
+        self._display.notice(f"{self._by_id[shard_id].name}: {reason}")
+
+    def _stop_on_flood(self) -> None:
+        over = budget_exceeded(self._report.counts, self._job.reject_budget, final=False)
+        if over is not None:
+            self._report.wall_s = time.monotonic() - self._begun
+            error = RejectBudgetExceeded(over)
+            error.report = self._report  # type: ignore[attr-defined]
+            raise error
+
+    def _show(self) -> None:
+        self._display.update(self._snapshot())
+        if time.monotonic() >= self._heartbeat_at:
+            self._heartbeat(final=False)
+
+    def _heartbeat(self, *, final: bool) -> None:
+        """`progress.json` in the output, for `lathe status` elsewhere. Best effort is enough: the receipts are the truth."""
+        self._heartbeat_at = time.monotonic() + HEARTBEAT_S
+        snapshot = self._snapshot()
+        values = {name: getattr(snapshot, name) for name in Snapshot.__slots__}
+        state = {"running": not final, "updated": time.time(), "fingerprint": self._fingerprint, **values}
+        try:
+            self._store.write("progress.json", json.dumps(state, indent=1).encode())
+        except LatheError as error:
+            self._display.notice(f"progress.json could not be written: {error}")
+
+    def _snapshot(self) -> Snapshot:
+        report = self._report
+        elapsed = time.monotonic() - self._begun
+        total = self._bytes_total
+        done = total - self._dispatcher.open_bytes
+        frames = sum(int(pulse.get("frames", 0)) for pulse in self._pulses.values())
+        clips = sum(int(pulse.get("clips", 0)) for pulse in self._pulses.values())
+        eta = elapsed * (total - done) / done if done and self._dispatcher.open_shards else None
+        return Snapshot(
+            shards_total=report.shards_total,
+            shards_done=report.shards_before + report.shards_done,
+            bytes_total=total,
+            bytes_done=done,
+            clips=max(clips, report.counts.clips),
+            frames=max(frames, report.counts.frames),
+            frames_per_s=max(frames, report.counts.frames) / elapsed if elapsed else 0.0,
+            samples=report.counts.samples,
+            rejects=sum(report.rejects.values()),
+            workers=len(self._workers),
+            elapsed_s=elapsed,
+            eta_s=eta,
+        )
+
+
+class _drain_on_signal:  # noqa: N801 - used as a statement
+    """First SIGINT or SIGTERM: hand out nothing more, finish what runs. Second: stop now."""
+
+    def __init__(self, dispatcher: Dispatcher, display: Display) -> None:
+        self._dispatcher = dispatcher
+        self._display = display
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        # Only the main thread may set handlers. Ray has set its own for SIGTERM by now; ours comes after.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._dispatcher.draining:
+            raise KeyboardInterrupt
+        self._dispatcher.draining = True
+        self._display.notice("stopping: shards that run are finished, the rest is left; once more to stop now")

@@ -1,0 +1,198 @@
+"""The stages in Ray's clothes: an encoder actor owns an encode loop, a decoder actor owns a lane worker. No logic of their own.
+
+Enters: a blueprint, shards, cut requests. Leaves: shard outcomes, frames through Ray's object store. Actors are not restarted and not
+retried by Ray: the driver and the feed decide that, with a reason. Decoders belong to their encoder and die with it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.encoder import Encoder
+from pipeline.errors import LatheError, WorkerLost
+from pipeline.lanes import LaneReady, LaneWorker
+
+if TYPE_CHECKING:
+    from pipeline.attempt import ShardResult
+    from pipeline.blueprint import Blueprint
+    from pipeline.cutting import CutRequest
+    from pipeline.lanes import Answer
+    from pipeline.records import Shard
+
+SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how many are used
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class DecoderActor:
+    """One lane. A crash or a hang in a codec ends this process and nothing else."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._worker = LaneWorker(memory_bytes)
+
+    def node(self) -> str:
+        """Where it runs."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def open(self, request: CutRequest) -> Answer:
+        """See `LaneWorker.open`."""
+        return self._worker.open(request)
+
+    def pull(self) -> Answer:
+        """See `LaneWorker.pull`."""
+        return self._worker.pull()
+
+
+class RayLanes:
+    """`Lanes` over decoder actors, on this node if it has room, else anywhere."""
+
+    def __init__(self, count: int, memory_bytes: int, cpus: float) -> None:
+        self.count = count
+        self._memory_bytes = memory_bytes
+        self._cpus = cpus
+        self._home = ray.get_runtime_context().get_node_id()
+        self._actors: list[Any] = [None] * count
+        self._nodes: list[str | None] = [None] * count
+        # Per lane, in order: (ref, ticket). Ticket None marks the question for the node, whose answer is LaneReady.
+        self._asked: list[deque[tuple[Any, int | None]]] = [deque() for _ in range(count)]
+        for lane in range(count):
+            self._create(lane)
+
+    def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
+        sample = request.sample
+        if isinstance(sample.video, str) and self._nodes[lane] != self._home:
+            request = replace(request, sample=replace(sample, video=Path(sample.video).read_bytes()))
+        self._asked[lane].append((self._actors[lane].open.remote(request), ticket))
+
+    def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
+        self._asked[lane].append((self._actors[lane].pull.remote(), ticket))
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
+        refs = [ref for asked in self._asked for ref, _ in asked]
+        if not refs:
+            threading.Event().wait(timeout_s)
+            return []
+        ray.wait(refs, num_returns=1, timeout=timeout_s)
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+        answers: list[tuple[int, int, Answer]] = []
+        for lane, asked in enumerate(self._asked):
+            while asked and asked[0][0] in done:
+                ref, ticket = asked.popleft()
+                answers.append((lane, *self._take(lane, ref, ticket)))
+                if isinstance(answers[-1][2], WorkerLost):
+                    asked.clear()
+        return answers
+
+    def restart(self, lane: int) -> None:  # noqa: D102
+        ray.kill(self._actors[lane], no_restart=True)
+        self._asked[lane].clear()
+        self._create(lane)
+
+    def close(self) -> None:  # noqa: D102
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+
+    def _create(self, lane: int) -> None:
+        near = NodeAffinitySchedulingStrategy(self._home, soft=True)
+        options = {"num_cpus": self._cpus, "num_gpus": 0, "scheduling_strategy": near}
+        self._actors[lane] = DecoderActor.options(**options).remote(self._memory_bytes)  # type: ignore[attr-defined]
+        self._nodes[lane] = None
+        self._asked[lane].append((self._actors[lane].node.remote(), None))
+
+    def _take(self, lane: int, ref: Any, ticket: int | None) -> tuple[int, Answer]:
+        try:
+            answer = ray.get(ref)
+        except RayError as error:
+            return -1, WorkerLost(f"decoder actor lost ({type(error).__name__})", stage="decode")
+        if ticket is None:
+            self._nodes[lane] = answer
+            return -1, LaneReady()
+        return ticket, answer
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": 2})
+class EncoderActor:
+    """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
+
+    def __init__(self, blueprint: Blueprint, decoders: int, threads: int | None) -> None:
+        self._blueprint = blueprint
+        self._decoders = decoders
+        self._threads = threads
+        self._loop: EncodeLoop | None = None
+        self._arrived = threading.Condition()
+        self._outcomes: dict[str, ShardResult | ShardFailure] = {}
+        self._broken: BaseException | None = None
+
+    @ray.method(concurrency_group="control")
+    def load(self) -> dict[str, Any]:
+        """Loads the network and starts the decoders; slow, once."""
+        job = self._blueprint.job
+        lanes = RayLanes(self._decoders, job.decode.memory_bytes, job.engine.decoder_cpus)
+        encoder = Encoder(
+            job.model,
+            self._blueprint.device,
+            self._blueprint.compute_dtype,
+            moments=job.write.moments,
+            threads=self._threads,
+        )
+        if encoder.identity() != self._blueprint.identity:
+            raise LatheError(
+                f"the encoder loaded {encoder.identity()}, the build was planned with {self._blueprint.identity}; "
+                "the checkpoint differs between machines"
+            )
+        self._loop = EncodeLoop(self._blueprint, encoder, lanes)
+        threading.Thread(target=self._drive, name="encode-loop", daemon=True).start()
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    @ray.method(concurrency_group="shards")
+    def run_shard(self, shard: Shard) -> ShardResult | ShardFailure:
+        """From fetch to receipt."""
+        if self._loop is None:
+            raise RuntimeError("load() first")
+        self._loop.submit(shard)
+        shard_id = shard.id(self._blueprint.fingerprint)
+        with self._arrived:
+            self._arrived.wait_for(lambda: shard_id in self._outcomes or self._broken is not None)
+            if self._broken is not None:
+                raise self._broken
+            return portable(self._outcomes.pop(shard_id))
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> dict[str, Any]:
+        """Live numbers."""
+        return describe_stats(self._loop.stats) if self._loop else {}
+
+    def _drive(self) -> None:
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("load() first")
+        try:
+            while True:
+                outcomes = loop.step()
+                if outcomes:
+                    with self._arrived:
+                        self._outcomes.update({outcome.shard_id: outcome for outcome in outcomes})
+                        self._arrived.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised by every waiting run_shard
+            with self._arrived:
+                self._broken = error
+                self._arrived.notify_all()
+
+
+def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:
+    """The outcome with an error that can cross processes: foreign exceptions may not survive pickling."""
+    if not isinstance(outcome, ShardFailure) or isinstance(outcome.error, LatheError):
+        return outcome
+    error = LatheError(f"{type(outcome.error).__name__}: {outcome.error}")
+    error.add_note("".join(traceback.format_exception(outcome.error)))
+    return ShardFailure(outcome.shard_id, error)

@@ -1,0 +1,274 @@
+"""Keeps the decoders of one encoder busy, in a thread of its own: samples in, events out, by pull and within a byte budget.
+
+Enters: samples from whoever owns them (a `Source`), answers from `Lanes`. Leaves: events, each with the owner of its sample.
+A decoder that dies or gives no answer within `decode.timeout_s` is replaced and its video tried once more from the start
+(`Restarted`); a second failure rejects what is left of it. Decoding is deterministic, so the owner drops what it already has.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.cutting import CutRequest
+from pipeline.errors import BadDataError, LatheError, PolicyReject
+from pipeline.lanes import LaneReady
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import DecodeConfig, DrillConfig
+    from pipeline.lanes import Answer, Lanes
+    from pipeline.records import ClipRules
+
+PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way
+TRIES = 2  # decoder deaths a video may cause before it is rejected
+
+
+class Source(Protocol):
+    """Where samples come from: `next_sample` gives `(owner, sample)` or None if there is none at the moment."""
+
+    def next_sample(self) -> tuple[Any, Sample] | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a sample. `what` is an `OpenedVideo`, `FrameChunk`, `ClipFailed`, `VideoEnded`, `Restarted` or a
+    `Reject` of the whole rest of the video.
+    """  # noqa: D205
+
+    owner: Any
+    sample: Sample
+    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The video starts again from its first frame after its decoder died: unfinished clips are void, finished ones stand."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    ready: bool = False  # its process is up
+    owner: Any = None
+    sample: Sample | None = None  # None: idle
+    ticket: int = 0
+    deaths: int = 0
+    opened: OpenedVideo | None = None
+    asked: int = 0  # answers outstanding
+    chunk_bytes: int = 0  # largest answer to expect
+    answered_at: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.sample is None
+
+
+class Feed:
+    """Drives `lanes`. `start` runs it in a thread; `events` takes what happened; `consumed` gives budget back."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        source: Source,
+        *,
+        rules: ClipRules,
+        limits: DecodeConfig,
+        drill: DrillConfig,
+        chunk_frames: int,
+        frame_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lanes = lanes
+        self._source = source
+        self._rules = rules
+        self._limits = limits
+        self._drill = drill
+        self._chunk_frames = chunk_frames
+        self._frame_bytes = frame_bytes
+        self._clock = clock
+        self._state = [_Lane() for _ in range(lanes.count)]
+        self._again: deque[tuple[Any, Sample, int]] = deque()  # videos to try again: owner, sample, deaths
+        self._tickets = 0
+        self._lock = threading.Lock()
+        self._held_bytes = 0  # handed out as events and not yet consumed
+        self._cancelled: list[Any] = []
+        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; the lanes stay the caller's."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def decoding(self) -> bool:
+        """Whether an answer is outstanding anywhere."""
+        return any(lane.asked for lane in self._state)
+
+    @property
+    def ready_lanes(self) -> int:
+        """Decoder processes that are up."""
+        return sum(lane.ready for lane in self._state)
+
+    def consumed(self, num_bytes: int) -> None:
+        """Planes of this size are gone; as many may be decoded again."""
+        with self._lock:
+            self._held_bytes -= num_bytes
+
+    def cancel(self, owner: Any) -> None:
+        """Forgets everything of `owner`. Events already emitted may still arrive; the caller drops them."""
+        with self._lock:
+            self._cancelled.append(owner)
+
+    def events(self, wait_s: float) -> list[Event]:
+        """What has happened since the last call, in order; waits up to `wait_s` for the first. Raises what the thread raised."""
+        items: list[Event | BaseException] = []
+        try:
+            items.append(self._events.get(timeout=wait_s) if wait_s > 0 else self._events.get_nowait())
+            while True:
+                items.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        for item in items:
+            if isinstance(item, BaseException):
+                raise item
+        return [item for item in items if isinstance(item, Event)]
+
+    def pump(self, wait_s: float) -> list[Event]:
+        """One turn: hands out samples, asks for chunks, collects answers for up to `wait_s`. The thread calls it again and again."""
+        self._forget_cancelled()
+        self._assign()
+        self._ask()
+        events = []
+        for lane, ticket, answer in self._lanes.wait(wait_s):
+            if isinstance(answer, LaneReady):
+                self._state[lane].ready = True
+            elif ticket in (self._state[lane].ticket, -1):
+                events += self._answer(lane, answer)
+        events += self._late()
+        with self._lock:
+            self._held_bytes += sum(event.what.nbytes for event in events if isinstance(event.what, FrameChunk))
+        return events
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for event in self.pump(0.02):
+                    self._events.put(event)
+        except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
+            self._events.put(error)
+
+    def _forget_cancelled(self) -> None:
+        with self._lock:
+            owners, self._cancelled = self._cancelled, []
+        for owner in owners:
+            self._again = deque(item for item in self._again if item[0] is not owner)
+            for lane in self._state:
+                if lane.sample is not None and lane.owner is owner:
+                    self._release(lane)
+
+    def _assign(self) -> None:
+        for index, lane in enumerate(self._state):
+            if not lane.idle:
+                continue
+            if self._again:
+                owner, sample, deaths = self._again.popleft()
+            elif (item := self._source.next_sample()) is not None:
+                (owner, sample), deaths = item, 0
+            else:
+                return
+            self._tickets += 1
+            lane.owner, lane.sample, lane.deaths, lane.ticket = owner, sample, deaths, self._tickets
+            lane.opened, lane.asked, lane.answered_at = None, 1, self._clock()
+            self._lanes.open(
+                index, lane.ticket, CutRequest(sample, self._rules, self._limits, self._chunk_frames, self._drill)
+            )
+
+    def _ask(self) -> None:
+        # One chunk is always allowed, else nothing would move.
+        with self._lock:
+            expected = self._held_bytes
+        expected += sum(lane.asked * lane.chunk_bytes for lane in self._state)
+        # Lanes with the fewest outstanding answers first, so that a tight budget is shared.
+        for index, lane in sorted(enumerate(self._state), key=lambda item: item[1].asked):
+            while lane.opened is not None and lane.asked < PULLS_AHEAD:
+                if expected and expected + lane.chunk_bytes > self._frame_bytes:
+                    return
+                if lane.asked == 0:
+                    lane.answered_at = self._clock()
+                lane.asked += 1
+                expected += lane.chunk_bytes
+                self._lanes.pull(index, lane.ticket)
+
+    def _answer(self, index: int, answer: Answer) -> list[Event]:
+        lane = self._state[index]
+        sample = lane.sample
+        if isinstance(answer, LatheError) and not isinstance(answer, BadDataError):
+            return self._lost(index, "decoder_crashed", answer.message)
+        if sample is None:
+            return []
+        lane.asked -= 1
+        lane.answered_at = self._clock()
+        if isinstance(answer, BadDataError):
+            event = Event(lane.owner, sample, _reject(sample, answer))
+            self._release(lane)
+            return [event]
+        event = Event(lane.owner, sample, answer)
+        if isinstance(answer, OpenedVideo):
+            largest = max((plan.bucket.height * plan.bucket.width for plan in answer.clips), default=0)
+            lane.opened, lane.chunk_bytes = answer, largest * 3 * (self._chunk_frames + 1)
+        elif isinstance(answer, VideoEnded):
+            self._release(lane)
+        return [event]
+
+    def _late(self) -> list[Event]:
+        events = []
+        now = self._clock()
+        for index, lane in enumerate(self._state):
+            if lane.sample is not None and lane.asked and now - lane.answered_at > self._limits.timeout_s:
+                events += self._lost(index, "decode_timeout", f"no answer from the decoder in {self._limits.timeout_s:g} s")
+        return events
+
+    def _lost(self, index: int, reason: str, message: str) -> list[Event]:
+        lane = self._state[index]
+        owner, sample, deaths = lane.owner, lane.sample, lane.deaths + 1
+        self._state[index] = _Lane(ticket=lane.ticket)
+        self._lanes.restart(index)
+        if sample is None:
+            return []
+        if deaths < TRIES:
+            self._again.append((owner, sample, deaths))
+            return [Event(owner, sample, Restarted())]
+        text = f"{message}, {deaths} times"
+        return [Event(owner, sample, Reject(sample.key, "decode", reason, text, policy=False, uri=sample.uri))]
+
+    def _release(self, lane: _Lane) -> None:
+        lane.owner = lane.sample = lane.opened = None
+        lane.asked = lane.chunk_bytes = 0
+        # Answers to pulls made beyond the end carry the old ticket and are dropped.
+        self._tickets += 1
+        lane.ticket = self._tickets
+
+
+def _reject(sample: Sample, error: BadDataError) -> Reject:
+    return Reject(
+        sample.key,
+        error.stage or "decode",
+        error.reason,
+        error.message,
+        policy=isinstance(error, PolicyReject),
+        uri=sample.uri,
+        frames_recovered=error.frames_recovered,
+    )

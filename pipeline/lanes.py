@@ -1,0 +1,265 @@
+"""Decoder processes that may be killed, one video at a time each, answering only what was asked for.
+
+Enters: `CutRequest`s and pulls. Leaves: answers tagged with lane and ticket. A lane that dies or is killed is replaced; an answer of
+an earlier ticket is dropped by the feed. `Lanes` is the contract; `ProcessLanes` runs children of this process over pipes (no Ray);
+the engine has a second implementation on Ray actors. Both wrap the same `Cutter`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline.cutting import CutRequest, Cutter
+from pipeline.errors import DamagedInput, LatheError, WorkerLost
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, VideoEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MiB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReady:
+    """The lane's process is up (again) and idle."""
+
+
+Answer = LaneReady | OpenedVideo | FrameChunk | ClipFailed | VideoEnded | LatheError
+
+
+class Lanes(Protocol):
+    """A set of decoder processes. Calls return at once; answers come from `wait`, in order per lane."""
+
+    count: int
+
+    def open(self, lane: int, ticket: int, request: CutRequest) -> None:
+        """Starts a video; the answer is `OpenedVideo` or a `LatheError`. Whatever the lane did before is forgotten."""
+        ...
+
+    def pull(self, lane: int, ticket: int) -> None:
+        """Asks for one more `FrameChunk`, `ClipFailed` or `VideoEnded`."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:
+        """Answers that have arrived, `(lane, ticket, answer)`; waits up to `timeout_s` for the first. `WorkerLost`: the lane died."""
+        ...
+
+    def restart(self, lane: int) -> None:
+        """Kills the lane's process, whatever it does, and starts another; `LaneReady` follows."""
+        ...
+
+    def close(self) -> None:
+        """Ends all processes."""
+        ...
+
+
+class LaneWorker:
+    """What runs inside a decoder process, behind a pipe or a Ray actor: one open video, answers instead of exceptions."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        limit_address_space(memory_bytes)
+        self._cutter: Cutter | None = None
+
+    def open(self, request: CutRequest) -> Answer:
+        """Closes the video before and opens this one."""
+        self.close()
+        self._cutter = Cutter(request)
+        return self._guard(self._cutter.open)
+
+    def pull(self) -> Answer:
+        """The next answer of the open video."""
+        if self._cutter is None:
+            return WorkerLost("pull without an open video", stage="decode")
+        return self._guard(self._cutter.next)
+
+    def close(self) -> None:
+        """Releases the open video, if any."""
+        if self._cutter is not None:
+            self._cutter.close()
+            self._cutter = None
+
+    def _guard(self, call: Callable[[], Answer]) -> Answer:
+        try:
+            return call()
+        except LatheError as error:
+            return error
+        except MemoryError:
+            return DamagedInput(
+                "decoder_memory", "decoding needs more memory than decode.memory_bytes allows", stage="decode"
+            )
+
+
+def limit_address_space(extra_bytes: int) -> None:
+    """Caps this process at its present address space plus `extra_bytes`, so that a decompression bomb dies alone."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + extra_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+class ProcessLanes:
+    """Lanes as child processes of this one. A thread drains their pipes, so that a lane never waits for a busy owner."""
+
+    def __init__(self, count: int, memory_bytes: int) -> None:
+        self.count = count
+        self._memory_bytes = memory_bytes
+        self._answers: queue.SimpleQueue[tuple[int, int, Answer]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._pipes: list[Connection] = []
+        # The drain thread sleeps in `wait`; a byte on this pipe makes it look at a changed set of lanes.
+        self._alarm_out, self._alarm_in = Pipe(duplex=False)
+        for _ in range(count):
+            child, pipe = self._spawn()
+            self._children.append(child)
+            self._pipes.append(pipe)
+        self._thread = threading.Thread(target=self._drain, name="lanes", daemon=True)
+        self._thread.start()
+
+    def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
+        self._send(lane, ("open", ticket, request))
+
+    def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
+        self._send(lane, ("pull", ticket, None))
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
+        answers = []
+        try:
+            answers.append(self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait())
+            while True:
+                answers.append(self._answers.get_nowait())
+        except queue.Empty:
+            return answers
+
+    def restart(self, lane: int) -> None:  # noqa: D102
+        with self._lock:
+            child, pipe = self._children[lane], self._pipes[lane]
+            self._children[lane], self._pipes[lane] = self._spawn()
+        child.kill()
+        child.wait()
+        pipe.close()
+        self._alarm_in.send_bytes(b"!")
+
+    def close(self) -> None:  # noqa: D102
+        self._closing = True
+        self._alarm_in.send_bytes(b"!")
+        self._thread.join()
+        for child, pipe in zip(self._children, self._pipes, strict=True):
+            child.kill()
+            child.wait()
+            pipe.close()
+
+    def pids(self) -> list[int]:
+        """Process ids, by lane."""
+        return [child.pid for child in self._children]
+
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        # A fresh interpreter rather than multiprocessing: nothing of the caller's main module is run again, no CUDA context,
+        # no locks inherited from threads.
+        ours, theirs = Pipe()
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.lanes", str(theirs.fileno()), str(self._memory_bytes), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        return child, ours
+
+    def _send(self, lane: int, message: tuple[str, int, Any]) -> None:
+        try:
+            self._pipes[lane].send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the drain thread sees the same end of file and reports WorkerLost for this lane
+
+    def _drain(self) -> None:
+        lost: set[Connection] = set()
+        while not self._closing:
+            with self._lock:
+                lanes = {pipe: lane for lane, pipe in enumerate(self._pipes) if pipe not in lost and not pipe.closed}
+            for ready in wait([*lanes, self._alarm_out]):
+                if ready is self._alarm_out:
+                    self._alarm_out.recv_bytes()
+                    continue
+                pipe = ready
+                assert isinstance(pipe, Connection)  # noqa: S101 - the others were handled above
+                try:
+                    ticket, answer = _receive(pipe)
+                except (EOFError, OSError):
+                    lost.add(pipe)
+                    with self._lock:
+                        current = self._pipes[lanes[pipe]] is pipe
+                        code = self._children[lanes[pipe]].poll() if current else None
+                    if current and not self._closing:
+                        self._answers.put((lanes[pipe], -1, WorkerLost(f"decoder process ended (exit code {code})", stage="decode")))
+                    continue
+                self._answers.put((lanes[pipe], ticket, answer))
+
+
+def _transmit(pipe: Connection, ticket: int, answer: Answer) -> None:
+    # Planes travel as raw bytes behind their header: one copy less on either side than pickling them.
+    if isinstance(answer, FrameChunk):
+        planes = answer.planes_T3HW
+        pipe.send((ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, answer.first, answer.last)))
+        pipe.send_bytes(memoryview(np.ascontiguousarray(planes)).cast("B"))
+    else:
+        pipe.send((ticket, answer))
+
+
+def _receive(pipe: Connection) -> tuple[int, Answer]:
+    ticket, answer = pipe.recv()
+    if isinstance(answer, tuple):
+        _, clip, shape, pts_s, matrix, first, last = answer
+        planes_T3HW = np.empty(shape, np.uint8)
+        pipe.recv_bytes_into(memoryview(planes_T3HW).cast("B"))
+        answer = FrameChunk(clip, planes_T3HW, pts_s, matrix, first, last)
+    return ticket, answer
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """SIGKILL for this process when its parent ends (Linux), also while stuck inside a codec."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it ended before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _serve(descriptor: int, memory_bytes: int, parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's decision
+    pipe = Connection(descriptor)
+    worker = LaneWorker(memory_bytes)
+    _transmit(pipe, -1, LaneReady())
+    while True:
+        try:
+            verb, ticket, request = pipe.recv()
+        except EOFError:
+            return
+        _transmit(pipe, ticket, worker.open(request) if verb == "open" else worker.pull())
+
+
+if __name__ == "__main__":
+    # Under `-m` this file is `__main__`; the classes it sends must be those of `pipeline.lanes`.
+    from pipeline import lanes
+
+    lanes._serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,68 @@
+"""Collects the latents of one clip as they leave the network, chunk by chunk, in memory that does not grow with the video.
+
+Enters: pieces `(C, t, h, w)` in the storage dtype. Leaves: one array `(C, T, h, w)` in C order, in memory while small, else mapped from
+a temporary file (deleted with the folder, or when the array is gone).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEMORY_BYTES = 16 * 1024 * 1024
+
+
+def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 -> storage dtype; bfloat16 as uint16 bits, rounded to nearest even."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return values.astype(np.dtype(dtype).newbyteorder("<"), copy=False)
+
+
+class LatentSpool:
+    """Append pieces, then `finish` once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pieces: list[np.ndarray] = []
+        self._nbytes = 0
+        self._frames = 0
+        self._file: IO[bytes] | None = None
+
+    def append(self, piece_Cthw: np.ndarray) -> None:
+        """Adds the next latent frames."""
+        # Time first: pieces then follow one another in the file, whatever the video's length will be.
+        piece_tChw = np.ascontiguousarray(piece_Cthw.swapaxes(0, 1))
+        self._frames += piece_tChw.shape[0]
+        self._nbytes += piece_tChw.nbytes
+        if self._file is None and self._nbytes > MEMORY_BYTES:
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="latent-")
+            for earlier in self._pieces:
+                self._file.write(earlier.data)
+        if self._file is not None:
+            self._file.write(piece_tChw.data)
+            self._pieces = [piece_tChw[:0]]  # shape and dtype
+        else:
+            self._pieces.append(piece_tChw)
+
+    def finish(self) -> np.ndarray:
+        """The whole latent `(C, T, h, w)`, C-contiguous."""
+        if self._file is None:
+            return np.ascontiguousarray(np.concatenate(self._pieces).swapaxes(0, 1))
+        self._file.flush()
+        like = self._pieces[0]
+        _, channels, height, width = like.shape
+        timed: Any = np.memmap(self._file, like.dtype, "r", shape=(self._frames, channels, height, width))
+        with tempfile.TemporaryFile(dir=self._folder, prefix="latent-") as target:
+            latent_CTHW = np.memmap(target, like.dtype, "w+", shape=(channels, self._frames, height, width))
+        for channel in range(channels):
+            latent_CTHW[channel] = timed[:, channel]
+        latent_CTHW.flush()
+        self._file.close()
+        return latent_CTHW

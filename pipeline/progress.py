@@ -1,0 +1,168 @@
+"""Showing how far a build is: a live display on a terminal, plain lines elsewhere, JSON lines for machines.
+
+Enters: `Snapshot`s, notices, the final report. Leaves: text on stderr (rich, plain) or JSON lines on stdout. No rates are kept here
+except what a display needs for its own pace.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pipeline.report import BuildReport
+
+PLAIN_EVERY_S = 10.0
+JSON_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A build at a moment. Frames and clips are live; samples and rejects are of finished shards."""
+
+    shards_total: int
+    shards_done: int  # with those of earlier runs
+    bytes_total: int
+    bytes_done: int
+    clips: int
+    frames: int
+    frames_per_s: float
+    samples: int
+    rejects: int
+    workers: int
+    elapsed_s: float
+    eta_s: float | None
+
+    def line(self) -> str:
+        """One plain line."""
+        eta = f", about {duration(self.eta_s)} left" if self.eta_s is not None else ""
+        return (
+            f"{self.shards_done}/{self.shards_total} shards, {self.clips} clips, {self.frames_per_s:.1f} frames/s, "
+            f"{self.rejects} rejects, {self.workers} encoders, {duration(self.elapsed_s)}{eta}"
+        )
+
+
+class Display(Protocol):
+    """Where progress goes."""
+
+    def notice(self, text: str) -> None:
+        """Something a person should know, once."""
+        ...
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Called often; the display decides what to show."""
+        ...
+
+    def close(self, report: BuildReport | None) -> None:
+        """The end; `report` is None if the build stopped with an error."""
+        ...
+
+
+class Silent:
+    """Shows nothing: the library's default."""
+
+    def notice(self, text: str) -> None:  # noqa: D102
+        pass
+
+    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+        pass
+
+    def close(self, report: BuildReport | None) -> None:  # noqa: D102
+        pass
+
+
+class Plain:
+    """A line every ten seconds, on stderr."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def notice(self, text: str) -> None:  # noqa: D102
+        print(f"lathe: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY_S
+            self.notice(snapshot.line())
+
+    def close(self, report: BuildReport | None) -> None:  # noqa: D102
+        if report is not None:
+            print("\n".join(report.lines()), flush=True)  # noqa: T201
+
+
+class Json:
+    """One JSON object a line on stdout: `{"event": "notice" | "progress" | "report", …}`."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def notice(self, text: str) -> None:  # noqa: D102
+        self._emit("notice", {"text": text})
+
+    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + JSON_EVERY_S
+            self._emit("progress", asdict(snapshot))
+
+    def close(self, report: BuildReport | None) -> None:  # noqa: D102
+        if report is not None:
+            self._emit("report", report.to_dict())
+
+    def _emit(self, event: str, values: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, **values}), flush=True)  # noqa: T201
+
+
+class Rich:
+    """A live bar on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]shards[/] {task.fields[shards]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("build", total=1.0, shards="…", detail="starting")
+        self._progress.start()
+
+    def notice(self, text: str) -> None:  # noqa: D102
+        self._console.print(text, markup=False, highlight=False)
+
+    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+        eta = f" · {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
+        self._progress.update(
+            self._task,
+            total=max(1, snapshot.bytes_total),
+            completed=snapshot.bytes_done,
+            shards=f"{snapshot.shards_done}/{snapshot.shards_total}",
+            detail=f"{snapshot.clips} clips · {snapshot.frames_per_s:.1f} frames/s · {snapshot.rejects} rejects{eta}",
+        )
+
+    def close(self, report: BuildReport | None) -> None:  # noqa: D102
+        self._progress.stop()
+        if report is not None:
+            print("\n".join(report.lines()), flush=True)  # noqa: T201
+
+
+def display_for(kind: str) -> Display:
+    """The display of `--progress`; `auto` looks at whether stderr is a terminal."""
+    if kind == "auto":
+        kind = "rich" if sys.stderr.isatty() else "plain"
+    displays: dict[str, type[Display]] = {"rich": Rich, "plain": Plain, "json": Json, "none": Silent}
+    return displays[kind]()
+
+
+def duration(seconds: float) -> str:
+    """`3725` -> `1h02m`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,0 +1,101 @@
+"""What a build amounts to: `BuildReport`, and how it reads.
+
+Enters: shard results, in any order. Leaves: totals, where the time went, rejects by reason, as an object, as JSON, as text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.records import Counts, Timings
+
+if TYPE_CHECKING:
+    from pipeline.attempt import ShardResult
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """Result of `pipeline.encode`. Counts are of this run; shards that were done before are only counted as such."""
+
+    output: str
+    fingerprint: str
+    network: str
+    untrained: bool
+    device: str
+    shards_total: int
+    shards_before: int  # done by earlier runs
+    shards_done: int = 0  # committed by this run
+    shards_elsewhere: int = 0  # of those, committed by somebody else while we worked on them
+    failed: dict[str, str] = field(default_factory=dict)  # shard name -> why it was given up
+    counts: Counts = field(default_factory=Counts)
+    rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    timings: Timings = field(default_factory=Timings)
+    num_bytes: int = 0
+    wall_s: float = 0.0
+    encoders: int = 0
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every shard has a receipt."""
+        return not self.failed and self.shards_before + self.shards_done == self.shards_total
+
+    @property
+    def frames_per_s(self) -> float:
+        """Pixel frames written per second of this run."""
+        return self.counts.frames / self.wall_s if self.wall_s else 0.0
+
+    def add(self, result: ShardResult) -> None:
+        """Books a finished shard."""
+        self.shards_done += 1
+        self.shards_elsewhere += not result.won
+        self.counts += result.counts
+        self.timings += result.timings
+        self.num_bytes += result.num_bytes
+        for reason, n in result.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + n
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "ok": self.ok, "frames_per_s": round(self.frames_per_s, 2)}
+
+    def lines(self) -> list[str]:
+        """The summary a person reads at the end."""
+        counts = self.counts
+        before = f", {self.shards_before} were done before" if self.shards_before else ""
+        lines = [
+            f"{self.shards_done} of {self.shards_total} shards encoded in {self.wall_s:.1f} s{before}",
+            f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
+            f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {_bytes(self.num_bytes)}",
+        ]
+        if self.shards_done:
+            lines.append(f"  time      {self._where()}")
+        if self.rejects:
+            reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
+            lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))
+        lines += [f"  failed    {name}: {why}" for name, why in sorted(self.failed.items())]
+        if self.untrained:
+            lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")
+        lines.append(f"  output    {self.output}  ({self.network}, fingerprint {self.fingerprint[:8]})")
+        return lines
+
+    def _where(self) -> str:
+        timings = self.timings
+        parts = {
+            "fetch": timings.fetch_s,
+            "decode wait": timings.decode_wait_s,
+            "encode": timings.encode_s,
+            "write": timings.write_s,
+        }
+        whole = max(self.wall_s * max(1, self.encoders), 1e-9)
+        shares = ", ".join(f"{name} {seconds:.1f} s ({seconds / whole:.0%})" for name, seconds in parts.items())
+        return f"{shares} of encoder time; write runs beside the others; decoders worked {timings.decode_cpu_s:.1f} s"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
