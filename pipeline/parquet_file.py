@@ -1,0 +1,220 @@
+"""Latents as Parquet: a schema every reader opens, laid out so that each tensor is one contiguous byte range of the
+file.
+
+Enters: sorted groups of `LatentRow`s of one bucket. Leaves: a finished local file and its `IndexRow`s. Tensor columns
+are binary,
+non-null, PLAIN and uncompressed, so a value lies in the file exactly as in memory; everything else is zstd.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import BuildError
+from pipeline.index_file import METADATA_KEY, UNPLACED, IndexRow, index_row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.latent_row import LatentRow
+    from pipeline.payload import Payload
+
+MAX_VALUE_BYTES = 2**31 - 2**20
+"""A Parquet page, hence a value, must stay below 2 GiB."""
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+
+SCALARS: dict[str, pa.DataType] = {
+    "caption": _TEXT,
+    "file_name": _TEXT,
+    "media_type": _TEXT,
+    "width": _INT,
+    "height": _INT,
+    "num_frames": _INT,
+    "duration_sec": _REAL,
+    "fps": _REAL,
+    "bucket": _TEXT,
+    "variant": _TEXT,
+    "source_uri": _TEXT,
+    "source_key": _TEXT,
+    "source_hash": _TEXT,
+    "sample_index": _INT,
+    "clip_index": _INT,
+    "clip_start_sec": _REAL,
+    "clip_end_sec": _REAL,
+    "clip_start_frame": _INT,
+    "crop": pa.list_(pa.int32()),
+    "scaled_width": _INT,
+    "scaled_height": _INT,
+    "src_width": _INT,
+    "src_height": _INT,
+    "src_fps": _REAL,
+    "codec": _TEXT,
+    "color_matrix": _TEXT,
+    "color_range": _TEXT,
+    "warnings": pa.list_(_TEXT),
+    "metadata": _TEXT,
+    "fingerprint": _TEXT,
+}
+"""Columns that are not tensors, in file order; docs/formats.md says what each means."""
+
+_NULLABLE = {"caption"}
+_REPEATING = ["media_type", "bucket", "variant", "source_uri", "codec", "color_matrix", "color_range", "fingerprint"]
+_WITH_STATISTICS = ["id", "bucket", "num_frames", "source_hash", "fingerprint"]
+_NEEDLE = 32  # payload bytes that, with the length before them, identify a value in its column chunk
+_PAGE_HEADER = (
+    4096  # how far a value may lie behind the previous one; page headers without statistics are under 100 bytes
+)
+
+
+def parquet_schema(*, moments: bool) -> pa.Schema:
+    """The file's columns: `id`, the tensor triplets, then `SCALARS`."""
+    tensors = ["vae_latent", "vae_logvar"] if moments else ["vae_latent"]
+    columns = [pa.field("id", _TEXT, nullable=False)]
+    for name in tensors:
+        columns += [
+            pa.field(f"{name}_bytes", pa.binary(), nullable=False),
+            pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
+            pa.field(f"{name}_dtype", _TEXT, nullable=False),
+        ]
+    return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """A value whose place is looked up once the file is finished."""
+
+    needle: bytes
+    length: int
+
+
+class ParquetFileBuilder:
+    """One file of one bucket. Holds one row group at a time; peak memory is twice the largest tensor above that
+    (Arrow's page buffers).
+    """
+
+    suffix = ".parquet"
+
+    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool) -> None:
+        self._path = path
+        self._moments = moments
+        schema = parquet_schema(moments=moments)
+        tensors = [name for name in schema.names if name.endswith("_bytes")]
+        self._schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._schema,
+            compression={name: "NONE" if name in tensors else "ZSTD" for name in _leaves(schema)},
+            use_dictionary=_REPEATING + [f"{name.removesuffix('_bytes')}_dtype" for name in tensors],
+            write_statistics=_WITH_STATISTICS,
+            write_page_index=True,
+            write_page_checksum=True,
+            data_page_version="1.0",
+        )
+        self._rows: list[tuple[IndexRow, dict[str, _Sought]]] = []
+        self._groups: list[int] = []
+        self._num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Tensor bytes written so far."""
+        return self._num_bytes
+
+    def append(self, rows: Sequence[LatentRow]) -> None:
+        """Writes `rows` as one row group, in the order given."""
+        columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], _TEXT)}
+        columns |= _tensor_columns("vae_latent", [row.latent for row in rows])
+        if self._moments:
+            columns |= _tensor_columns("vae_logvar", [row.logvar for row in rows if row.logvar])
+        columns |= {name: pa.array([row.scalars[name] for row in rows], kind) for name, kind in SCALARS.items()}
+        self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(rows))
+        self._groups.append(len(rows))
+        self._num_bytes += sum(row.num_bytes for row in rows)
+        for row in rows:
+            self._rows.append(
+                (index_row(row, len(self._rows), UNPLACED, UNPLACED if row.logvar else None), _sought(row))
+            )
+        # Page buffers of a long latent would otherwise stay for the life of the process.
+        pa.default_memory_pool().release_unused()
+
+    def close(self) -> list[IndexRow]:
+        """Finishes the file and finds every tensor in it.
+
+        Raises:
+            BuildError: the file does not have the promised layout (a bug, or an Arrow that writes another one).
+        """
+        self._writer.close()
+        self._sink.close()
+        places = {name: self._find(name) for name in ("vae_latent", "vae_logvar")[: 2 if self._moments else 1]}
+        logvars = places.get("vae_logvar", [None] * len(self._rows))
+        return [
+            replace(row, latent_offset=latent, logvar_offset=logvar)
+            for (row, _), latent, logvar in zip(self._rows, places["vae_latent"], logvars, strict=True)
+        ]
+
+    def discard(self) -> None:
+        """Stops writing and deletes the file; safe at any time."""
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+        self._path.unlink(missing_ok=True)
+
+    def _find(self, name: str) -> list[int]:
+        footer = pq.read_metadata(self._path)
+        counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        if counts != self._groups:
+            raise BuildError(f"{self._path.name} has row groups of {counts} rows, wrote {self._groups}", stage="write")
+        column = self._schema.get_field_index(f"{name}_bytes")  # every field here is one Parquet column, lists too
+        places: list[int] = []
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for group, count in enumerate(counts):
+                at = footer.row_group(group).column(column).data_page_offset
+                for _, sought in self._rows[len(places) : len(places) + count]:
+                    value = sought[name]
+                    found = content.find(value.needle, at, at + _PAGE_HEADER + len(value.needle))
+                    if found < 0:
+                        raise BuildError(
+                            f"tensor {len(places)} of {self._path.name} is not contiguous at {at}", stage="write"
+                        )
+                    places.append(found + 4)
+                    at = found + 4 + value.length
+        return places
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Column paths as Parquet names them: a list column's leaf is `name.list.element`."""
+    return [f"{item.name}.list.element" if pa.types.is_list(item.type) else item.name for item in schema]
+
+
+def _tensor_columns(name: str, tensors: list[Payload]) -> dict[str, Any]:
+    return {
+        f"{name}_bytes": pa.chunked_array([_binary_of_one(tensor) for tensor in tensors], pa.binary()),
+        f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(_INT)),
+        f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], _TEXT),
+    }
+
+
+def _binary_of_one(tensor: Payload) -> pa.Array:
+    """The tensor's own memory as a binary array of length one: no copy, and Arrow cuts pages between chunks, not only
+    every 1024 rows.
+    """
+    offsets = np.array([0, tensor.num_bytes], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(tensor.data)])
+
+
+def _sought(row: LatentRow) -> dict[str, _Sought]:
+    tensors = {"vae_latent": row.latent, "vae_logvar": row.logvar}
+    return {
+        name: _Sought(tensor.num_bytes.to_bytes(4, "little") + bytes(tensor.data[:_NEEDLE]), tensor.num_bytes)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }

@@ -1,0 +1,239 @@
+"""Latent arrays as bytes: storage types, hashes, statistics, the checks every latent passes, and tensor file headers.
+
+Enters: arrays `CTHW` in a storage dtype (bfloat16 as uint16 bits), or the bytes of a finished file. Leaves: memory
+views without a
+copy, per-channel statistics of the real values, BLAKE2b hashes, `.npy` and safetensors headers. Nothing here knows a
+container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import NonFiniteLatent
+from pipeline.records import ChannelStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BLOCK_ELEMENTS = 1 << 18  # values measured at a time: bounds the float32 temporaries to about 2 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """How one storage dtype lies in memory. `exponent` is its mask of all-ones exponent bits: infinity or NaN."""
+
+    numpy: str
+    bits: str
+    exponent: int
+    safetensors: str
+
+
+STORAGE_TYPES = {
+    "float16": StorageType("<f2", "<u2", 0x7C00, "F16"),
+    "bfloat16": StorageType("<u2", "<u2", 0x7F80, "BF16"),  # numpy has no bfloat16: uint16 holds the bits
+    "float32": StorageType("<f4", "<u4", 0x7F800000, "F32"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One tensor on its way to disk: a byte view of the array (no copy), its shape, storage dtype and BLAKE2b-128 in
+    hex.
+    """
+
+    data: memoryview
+    shape: tuple[int, ...]
+    dtype: str
+    hash: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.data.nbytes
+
+
+def payload(array_CTHW: np.ndarray, dtype: str) -> Payload:
+    """The array's bytes, little-endian in C order; copied only if the array is not laid out so already.
+
+    Raises:
+        ValueError: the array's numpy type is not the one that carries `dtype`.
+    """
+    wanted = np.dtype(STORAGE_TYPES[dtype].numpy)
+    if array_CTHW.dtype != wanted:
+        raise ValueError(f"a {dtype} latent travels as numpy {wanted}, got {array_CTHW.dtype}")
+    contiguous = np.ascontiguousarray(array_CTHW)
+    data = contiguous.reshape(-1).view(np.uint8).data
+    return Payload(data, tuple(array_CTHW.shape), dtype, payload_hash(data))
+
+
+def payload_hash(data: bytes | memoryview) -> str:
+    """BLAKE2b-128 in hex, as stored in side indexes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def to_float32(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored values as float32: exact for every storage dtype."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def measure(array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, clip: int) -> ChannelStats:
+    """Per-channel statistics of the real values, in bounded memory; refuses what must never reach disk.
+
+    Raises:
+        NonFiniteLatent: a NaN, an infinity or a magnitude above `max_abs`; names key, clip and channel.
+    """
+    channels, frames, height, width = array_CTHW.shape
+    step = max(1, BLOCK_ELEMENTS // (channels * height * width))
+    stats = ChannelStats(n=0, mean=(), m2=(), min=(), max=())
+    for first in range(0, frames, step):
+        block = array_CTHW[:, first : first + step].reshape(channels, -1)
+        stats = stats.merge(_block_stats(to_float32(block, dtype), max_abs, key, clip))
+    return stats
+
+
+def _block_stats(values_CN: np.ndarray, max_abs: float, key: str, clip: int) -> ChannelStats:
+    low, high = values_CN.min(axis=1), values_CN.max(axis=1)
+    good = np.isfinite(low) & np.isfinite(high) & (low >= -max_abs) & (high <= max_abs)  # NaN survives min and max
+    if not good.all():
+        channel = int(np.flatnonzero(~good)[0])
+        raise NonFiniteLatent(
+            f"clip {clip} has values from {low[channel]:g} to {high[channel]:g} in channel {channel}; "
+            f"expected finite values within ±{max_abs:g}. Nothing of its shard was written; "
+            "try a wider compute dtype (model.compute_dtype float32)",
+            key=key,
+            stage="write",
+        )
+    count = values_CN.shape[1]
+    centre = values_CN.mean(axis=1)  # float32 is close enough to centre on; the residual corrects it
+    centred = values_CN - centre[:, None]
+    residual = centred.sum(axis=1, dtype=np.float64)
+    squares = np.array([np.dot(row, row) for row in centred], np.float64)
+    return ChannelStats(
+        n=count,
+        mean=tuple((centre + residual / count).tolist()),
+        m2=tuple(np.maximum(squares - residual * residual / count, 0.0).tolist()),
+        min=tuple(low.tolist()),
+        max=tuple(high.tolist()),
+    )
+
+
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """What precedes the payload in a `.npy` file (version 1.0, C order)."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": STORAGE_TYPES[dtype].numpy, "fortran_order": False, "shape": shape}
+    )
+    return out.getvalue()
+
+
+def safetensors_header(tensors: dict[str, Payload]) -> bytes:
+    """What precedes the payloads, in the order of `tensors`, in a `.safetensors` file. Written out so that payloads can
+    be streamed.
+    """
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.num_bytes
+        entries[name] = {
+            "dtype": STORAGE_TYPES[tensor.dtype].safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns payloads to 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor lies in a data file, and the hash of its bytes there."""
+
+    id: str
+    offset: int
+    length: int
+    dtype: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpanProblem:
+    """A tensor that is not what its index says: `found` against `expected`."""
+
+    id: str
+    found: str
+    expected: str
+
+
+class SpanChecker:
+    """Reads a data file once, front to back in pieces of any size: its SHA-256, and every span against its hash.
+
+    Memory is one piece. `finite=True` also looks for infinities and NaN. Spans must not overlap.
+    """
+
+    def __init__(self, spans: Iterable[Span], *, finite: bool) -> None:
+        self._spans = sorted(spans, key=lambda span: span.offset)
+        self._finite = finite
+        self._sha256 = hashlib.sha256()
+        self._at = 0
+        self._next = 0
+        self._begin_span()
+        self.problems: list[SpanProblem] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes fed so far."""
+        return self._at
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """The next bytes of the file."""
+        self._sha256.update(piece)
+        view, end = memoryview(piece), self._at + len(piece)
+        while self._next < len(self._spans) and self._spans[self._next].offset < end:
+            span = self._spans[self._next]
+            stop = span.offset + span.length
+            part = view[max(span.offset, self._at) - self._at : min(stop, end) - self._at]
+            self._span_hash.update(part)
+            if self._finite:
+                self._look_for_non_finite(part, span)
+            if stop > end:
+                break
+            self._end_span(span)
+        self._at = end
+
+    def finish(self) -> str:
+        """SHA-256 of all bytes fed, in hex; spans that reach past the end become problems."""
+        for span in self._spans[self._next :]:
+            expected = f"{span.length} bytes at offset {span.offset}"
+            self.problems.append(SpanProblem(span.id, f"the file ends at byte {self._at}", expected))
+        return self._sha256.hexdigest()
+
+    def _begin_span(self) -> None:
+        self._span_hash = hashlib.blake2b(digest_size=16)
+        self._tail = b""
+        self._bad_values = 0
+
+    def _end_span(self, span: Span) -> None:
+        if (found := self._span_hash.hexdigest()) != span.hash:
+            self.problems.append(SpanProblem(span.id, f"hash {found}", f"hash {span.hash}"))
+        if self._bad_values:
+            self.problems.append(SpanProblem(span.id, f"{self._bad_values} values NaN or infinite", "finite values"))
+        self._next += 1
+        self._begin_span()
+
+    def _look_for_non_finite(self, part: memoryview, span: Span) -> None:
+        kind = STORAGE_TYPES[span.dtype]
+        width = np.dtype(kind.bits).itemsize
+        if self._tail:  # a piece may end inside a value
+            part = memoryview(self._tail + bytes(part))
+        whole = len(part) // width * width
+        bits = np.frombuffer(part[:whole], kind.bits)
+        self._bad_values += int(np.count_nonzero((bits & kind.exponent) == kind.exponent))
+        self._tail = bytes(part[whole:])

@@ -1,0 +1,116 @@
+"""Latents as a WebDataset tar with reproducible bytes, streamed: a latent as long as a film passes through in pieces.
+
+Enters: sorted groups of `LatentRow`s of one bucket. Leaves: a finished local file and its `IndexRow`s. Per sample,
+adjacent:
+`{id}.latent.npy` (or `.latent.safetensors` for bfloat16 or moments), `{id}.txt`, `{id}.json`; first of all
+`__latentset__`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+from pipeline.index_file import IndexRow, index_row
+from pipeline.payload import npy_header, safetensors_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.latent_row import LatentRow
+
+METADATA_MEMBER = "__latentset__"
+"""First member: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they would
+not.
+"""
+
+COPY_BYTES = 4 * 1024 * 1024
+
+
+class TarFileBuilder:
+    """One file of one bucket. Equal rows in equal order give equal bytes: no times, no owners."""
+
+    suffix = ".tar"
+
+    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool) -> None:
+        self._path = path
+        self._moments = moments
+        self._file = path.open("wb")
+        # PAX writes plain USTAR headers and adds an extended one only for names over 100 bytes or members over 8 GiB.
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=COPY_BYTES)
+        self._rows: list[IndexRow] = []
+        self._num_bytes = 0
+        self._add(METADATA_MEMBER, [json.dumps(metadata, sort_keys=True, indent=1).encode()])
+
+    @property
+    def num_bytes(self) -> int:
+        """Tensor bytes written so far."""
+        return self._num_bytes
+
+    def append(self, rows: Sequence[LatentRow]) -> None:
+        """Writes `rows` in the order given."""
+        for row in rows:
+            latent_at, logvar_at = self._add_tensors(row)
+            # Always there: readers that ask for a tuple of fields fail on a sample that lacks one. The json tells none
+            # from empty.
+            self._add(f"{row.id}.txt", [(row.scalars["caption"] or "").encode()])
+            described = {
+                "id": row.id,
+                "vae_latent_shape": row.latent.shape,
+                "vae_latent_dtype": row.latent.dtype,
+                **row.scalars,
+            }
+            self._add(f"{row.id}.json", [json.dumps(described).encode()])
+            self._rows.append(index_row(row, len(self._rows), latent_at, logvar_at))
+            self._num_bytes += row.num_bytes
+
+    def close(self) -> list[IndexRow]:
+        """Finishes the file."""
+        self._tar.close()
+        self._file.close()
+        return self._rows
+
+    def discard(self) -> None:
+        """Stops writing and deletes the file; safe at any time."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _add_tensors(self, row: LatentRow) -> tuple[int, int | None]:
+        if row.logvar is None and row.latent.dtype != "bfloat16":
+            header = npy_header(row.latent.shape, row.latent.dtype)
+            return self._add(f"{row.id}.latent.npy", [header, row.latent.data]) + len(header), None
+        tensors = {"mean": row.latent} | ({"logvar": row.logvar} if row.logvar else {})
+        header = safetensors_header(tensors)
+        parts: list[bytes | memoryview] = [header, *(tensor.data for tensor in tensors.values())]
+        mean_at = self._add(f"{row.id}.latent.safetensors", parts) + len(header)
+        return mean_at, mean_at + row.latent.num_bytes if row.logvar else None
+
+    def _add(self, name: str, parts: list[bytes | memoryview]) -> int:
+        """Adds a member made of `parts`; the offset of its first content byte in the file."""
+        member = tarfile.TarInfo(name)
+        member.size = sum(len(part) for part in parts)
+        member.mode = 0o644
+        self._tar.addfile(member, _Parts(parts))
+        padded = -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self._file.tell() - padded
+
+
+class _Parts(io.RawIOBase):
+    """Byte parts read one after the other, without joining them."""
+
+    def __init__(self, parts: list[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part) for part in parts]
+
+    def read(self, size: int = -1) -> bytes:
+        pieces, missing = [], size if size >= 0 else sum(len(part) for part in self._parts)
+        while missing and self._parts:
+            piece, rest = self._parts[0][:missing], self._parts[0][missing:]
+            pieces.append(piece)
+            missing -= len(piece)
+            self._parts[0] = rest
+            if not len(rest):
+                del self._parts[0]
+        return b"".join(pieces)

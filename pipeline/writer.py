@@ -1,0 +1,292 @@
+"""A shard attempt's latents become checked data files with side indexes, under keys no other attempt uses.
+
+Enters: `LatentClip`s in any order. Leaves: `WrittenFile`s that are uploaded but that no reader sees until a receipt
+names them, and
+per-channel statistics. Nothing non-finite, misshapen or doubled gets past `add`; nothing is uploaded before it was read
+back and hashed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from pipeline.drill import fire
+from pipeline.errors import BuildError
+from pipeline.index_file import write_index
+from pipeline.latent_row import bucket_name, latent_row
+from pipeline.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
+from pipeline.payload import SpanChecker, measure
+from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
+from pipeline.tar_file import TarFileBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    import numpy as np
+
+    from pipeline.config import DrillConfig, WriteConfig
+    from pipeline.index_file import IndexRow
+    from pipeline.latent_row import LatentRow
+    from pipeline.records import LatentClip
+    from pipeline.storage import Store
+
+READ_BACK_BYTES = 4 * 1024 * 1024
+OPEN_GROUPS = 4
+"""Row groups' worth of latents held over all open buckets; beyond it the fullest bucket is written early."""
+
+
+class DataFileBuilder(Protocol):
+    """A container format: sorted rows in, finished local file and index rows out."""
+
+    suffix: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Tensor bytes written so far."""
+        ...
+
+    def append(self, rows: Sequence[LatentRow]) -> None:
+        """Writes rows of the file's bucket."""
+        ...
+
+    def close(self) -> list[IndexRow]:
+        """Finishes the file."""
+        ...
+
+    def discard(self) -> None:
+        """Deletes what there is."""
+        ...
+
+
+BUILDERS: dict[str, type[ParquetFileBuilder] | type[TarFileBuilder]] = {
+    "parquet": ParquetFileBuilder,
+    "tar": TarFileBuilder,
+}
+
+
+@dataclass(slots=True)
+class _OpenBucket:
+    """A bucket being written: rows waiting for their row group, and the file they go to once there is one."""
+
+    waiting: list[LatentRow] = field(default_factory=list)
+    waiting_bytes: int = 0
+    builder: DataFileBuilder | None = None
+    path: Path = Path()
+    seq: int = 0
+
+
+class ShardWriter:
+    """Writes one shard attempt. Use as a context manager: leaving it without `finish`, or by an exception, removes
+    every trace.
+
+    Args:
+        store: the output.
+        spool_dir: local folder for unfinished files; needs room for one file per open bucket.
+        config: format, dtype, sizes, limits.
+        shard_id: 32 hex digits, names the receipt and, shortened, the files.
+        attempt: unique to this attempt, so that two attempts never share a key.
+        fingerprint: hex; its first 8 digits are a folder.
+        metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`); usually also
+        `fingerprint_parts`, `versions`.
+        drill: fire drills.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spool_dir: str | Path,
+        config: WriteConfig,
+        *,
+        shard_id: str,
+        attempt: str,
+        fingerprint: str,
+        metadata: dict[str, Any],
+        drill: DrillConfig,
+    ) -> None:
+        if "spec" not in metadata:
+            raise ValueError(f"metadata must hold the network's spec, got {sorted(metadata)}")
+        self._store, self._config, self._drill = store, config, drill
+        self._spool_dir = Path(spool_dir)
+        self._spool_dir.mkdir(parents=True, exist_ok=True)
+        self._shard_id, self._attempt, self._fingerprint = shard_id, attempt, fingerprint
+        self._metadata = metadata
+        self._open: dict[str, _OpenBucket] = {}
+        self._ids: set[str] = set()
+        self._files: list[WrittenFile] = []
+        self._uploaded: list[str] = []
+        self._stats = ChannelStats(n=0, mean=(), m2=(), min=(), max=())
+        self._seq = 0
+        self._finished = False
+
+    def add(self, clip: LatentClip) -> None:
+        """Checks a clip and takes it over: its arrays must not change any more, the encoded video is let go.
+
+        Raises:
+            NonFiniteLatent: NaN, infinity or absurd values; names sample and clip.
+            BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard,
+                or a latent that no Parquet value can hold (2 GiB).
+        """
+        if clip.dtype != self._config.dtype:
+            raise BuildError(
+                f"clip {clip.id} is {clip.dtype}, the job stores {self._config.dtype}",
+                key=clip.sample.key,
+                stage="write",
+            )
+        if clip.id in self._ids:
+            raise BuildError(f"clip id {clip.id} comes twice", key=clip.sample.key, shard=self._shard_id, stage="write")
+        if self._config.format == "parquet" and clip.latent_CTHW.nbytes > MAX_VALUE_BYTES:
+            raise BuildError(
+                f"latent of {clip.latent_CTHW.nbytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
+                "use --format tar, or tile the video",
+                key=clip.sample.key,
+                stage="write",
+            )
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], moments=self._config.moments)
+        stats = self._measure(clip, clip.latent_CTHW)
+        if clip.logvar_CTHW is not None:
+            self._measure(clip, clip.logvar_CTHW)  # checked only: statistics are of latents
+        self._stats = self._stats.merge(stats)
+        self._ids.add(clip.id)
+        self._take(bucket_name(clip.plan.bucket), row)
+
+    def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
+        """Closes, checks and uploads what is open. Files in the order they were closed; no clips give no files and no
+        statistics.
+        """
+        for name in sorted(self._open):
+            self._write_group(name)
+            self._close_file(name)
+        self._finished = True
+        return tuple(self._files), self._stats if self._stats.n else None
+
+    def abort(self) -> None:
+        """Deletes every spooled and uploaded file of this attempt; also after `finish`, when another attempt's receipt
+        came first.
+        """
+        for opened in self._open.values():
+            if opened.builder is not None:
+                opened.builder.discard()
+        self._open.clear()
+        while self._uploaded:
+            self._store.delete(self._uploaded[-1])
+            self._uploaded.pop()  # after the delete: a failed one can be tried again
+        self._files.clear()
+        self._finished = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None or not self._finished:
+            self.abort()
+
+    def _measure(self, clip: LatentClip, array_CTHW: np.ndarray) -> ChannelStats:
+        limit = self._config.max_abs
+        return measure(array_CTHW, clip.dtype, limit, key=clip.sample.key, clip=clip.plan.index)
+
+    def _take(self, name: str, row: LatentRow) -> None:
+        opened = self._open.setdefault(name, _OpenBucket())
+        if opened.waiting and opened.waiting_bytes + row.num_bytes > self._config.row_group_bytes:
+            self._write_group(name)
+        opened.waiting.append(row)
+        opened.waiting_bytes += row.num_bytes
+        if opened.waiting_bytes >= self._config.row_group_bytes:
+            self._write_group(name)
+        while sum(bucket.waiting_bytes for bucket in self._open.values()) > OPEN_GROUPS * self._config.row_group_bytes:
+            self._write_group(max(self._open, key=lambda other: self._open[other].waiting_bytes))
+
+    def _write_group(self, name: str) -> None:
+        opened = self._open[name]
+        if not opened.waiting:
+            return
+        if opened.builder is None:
+            kind = BUILDERS[self._config.format]
+            opened.seq, self._seq = self._seq, self._seq + 1
+            opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
+            opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
+        opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
+        opened.waiting, opened.waiting_bytes = [], 0
+        if opened.builder.num_bytes >= self._config.file_bytes:
+            self._close_file(name)
+
+    def _close_file(self, name: str) -> None:
+        opened = self._open[name]
+        if opened.builder is None:
+            return
+        rows = opened.builder.close()
+        stem = f"{self._fingerprint[:8]}/{name}/{self._stem(opened.seq)}"
+        key, index_key = f"data/{stem}{opened.builder.suffix}", f"index/{stem}.idx.parquet"
+        sha256, num_bytes = _read_back(opened.path, rows)
+        index_path = opened.path.with_suffix(".idx.parquet")
+        write_index(index_path, rows, self._index_metadata(key, sha256, num_bytes))
+        index_sha256, index_bytes = _read_back(index_path, [])
+        fire(self._drill, "before_upload")
+        for path, target in ((opened.path, key), (index_path, index_key)):
+            self._uploaded.append(target)  # before: an upload that fails half-way may have left something
+            self._store.upload(str(path), target)
+            path.unlink()
+        fire(self._drill, "after_upload")
+        opened.builder = None
+        frames = sum(row.num_frames for row in rows)
+        self._files.append(
+            WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
+        )
+
+    def _stem(self, seq: int) -> str:
+        return f"{self._shard_id[:16]}-{self._attempt}-{seq:05d}"
+
+    def _file_metadata(self, bucket: str) -> dict[str, Any]:
+        """What a reader who has only the file needs to know. Nothing of the attempt: equal rows give equal files."""
+        spec = self._metadata["spec"]
+        recommended = {name: spec.get(name) for name in ("scale", "shift", "mean", "std")}
+        return {
+            **self._metadata,
+            "format": "latentset",
+            "format_version": FORMAT_VERSION,
+            "container": self._config.format,
+            "bucket": bucket,
+            "shard_id": self._shard_id,
+            "fingerprint": self._fingerprint,
+            "latent": {
+                "posterior": "moments" if self._config.moments else "mean",
+                "dtype": self._config.dtype,
+                "layout": "CTHW",
+                "byte_order": "little",
+            },
+            "normalisation": {"applied": False, **recommended},
+        }
+
+    def _index_metadata(self, key: str, sha256: str, num_bytes: int) -> dict[str, Any]:
+        data = {"key": key, "num_bytes": num_bytes, "sha256": sha256}
+        return {
+            "format": "latentset-index",
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "data": data,
+        }
+
+
+def _read_back(path: Path, rows: list[IndexRow]) -> tuple[str, int]:
+    """SHA-256 and size of the file as it lies on disk, after comparing every tensor in it with what was handed over.
+
+    Raises:
+        BuildError: a tensor is not at its offset (a failing disk, or a container that writes another layout).
+    """
+    checker = SpanChecker((span for row in rows for span in row.spans()), finite=False)
+    with path.open("rb") as file:
+        while piece := file.read(READ_BACK_BYTES):
+            checker.feed(piece)
+    sha256 = checker.finish()
+    for problem in checker.problems:
+        raise BuildError(
+            f"{path.name} differs from what was written at {problem.id}: found {problem.found}, "
+            f"expected {problem.expected}. "
+            "Nothing was uploaded; check the spool disk",
+            stage="write",
+        )
+    return sha256, checker.num_bytes
