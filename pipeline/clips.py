@@ -1,0 +1,263 @@
+"""Which clips a video gives: pure planning on times and sizes. Enters: `VideoInfo`, frame times, `ClipRules`. Leaves:
+`ClipPlan`s, rejects.
+
+The sampling grid has positions k at time k / fps (or is the frames themselves, at source rate). On screen at a position
+is the last frame not after it. A clip is a run of positions, scaled to cover its bucket and centre-cropped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.config import parse_bucket, parse_size
+from pipeline.errors import ConfigError
+from pipeline.records import Bucket, ClipPlan, ClipRules, Reject, VideoInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.config import ClipConfig
+
+ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
+SAME_ASPECT = 1e-9
+
+
+# --- the job's rules --------------------------------------------------------------------------------------------------
+
+
+def resolve_rules(config: ClipConfig, time_stride: int, space_stride: int, network: str) -> ClipRules:
+    """The job's clip section against a network's strides.
+
+    Raises:
+        ConfigError: frame counts or sizes the network cannot take; names those near them that it can.
+    """
+    select, _, argument = config.select.partition(":")
+    whole = select == "whole"
+    area = None
+    if config.buckets:
+        buckets = [parse_bucket(text) for text in config.buckets]
+        for bucket in buckets:
+            _check_frames("clips.buckets", bucket.frames, time_stride, network)
+            _check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
+        if whole:
+            buckets = [Bucket(0, bucket.height, bucket.width) for bucket in buckets]
+        frame_counts = tuple(sorted({bucket.frames for bucket in buckets}))
+    else:
+        frame_counts = (0,) if whole else tuple(sorted(set(config.frames)))
+        for frames in frame_counts:
+            if not whole:
+                _check_frames("clips.frames", frames, time_stride, network)
+        if config.size[0].startswith("area:"):
+            height, width = parse_size(config.size[0].removeprefix("area:"))
+            area, buckets = height * width, []
+            _check_multiple(config.multiple_of, area, space_stride, network)
+        else:
+            sizes = [parse_size(text) for text in config.size]
+            for height, width in sizes:
+                _check_size("clips.size", height, width, space_stride, network)
+            buckets = [Bucket(frames, *size) for frames in frame_counts for size in sizes]
+    return ClipRules(
+        select=select,  # type: ignore[arg-type]  # the configuration's pattern admits nothing else
+        select_arg=int(argument or 0),
+        fps=None if config.fps == "source" else float(config.fps),
+        frame_counts=frame_counts,
+        buckets=tuple(sorted(set(buckets))),
+        area=area,
+        multiple_of=config.multiple_of,
+        upscale=config.upscale,
+        min_fps_ratio=config.min_fps_ratio,
+        time_stride=time_stride,
+        space_stride=space_stride,
+    )
+
+
+def _check_frames(field: str, frames: int, stride: int, network: str) -> None:
+    rest = (frames - 1) % stride
+    if rest:
+        near = f"{frames - rest} or {frames - rest + stride}"
+        raise ConfigError(f"{field}: {network} takes {stride}n+1 frames, got {frames}; counts near it that fit: {near}")
+
+
+def _check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
+    if height % stride or width % stride:
+        near = "x".join(str(max(stride, round(side / stride) * stride)) for side in (height, width))
+        raise ConfigError(
+            f"{field}: {network} takes sides that are multiples of {stride}, got {height}x{width}; near it: {near}"
+        )
+
+
+def _check_multiple(multiple: int, area: int, stride: int, network: str) -> None:
+    if multiple % stride:
+        near = math.ceil(multiple / stride) * stride
+        raise ConfigError(
+            f"clips.multiple_of: {network} takes sides that are multiples of {stride}, got {multiple}; near it: {near}"
+        )
+    if multiple * multiple > area:
+        raise ConfigError(f"clips.size: an area of {area} pixels holds no {multiple}x{multiple} block")
+
+
+# --- the sampling grid ------------------------------------------------------------------------------------------------
+
+
+def _tolerance_s(fps: float) -> float:
+    return min(ROUNDING_S, 0.25 / fps)
+
+
+def grid_length(num_frames: int, end_s: float, fps: float | None) -> int:
+    """Positions on the grid: every frame at source rate, else all k whose time k / fps comes before the end of the
+    video.
+    """
+    if fps is None:
+        return num_frames
+    return max(1, math.ceil((end_s - _tolerance_s(fps)) * fps))
+
+
+def frames_on_screen(times_s: np.ndarray, start: int, stop: int, fps: float | None) -> np.ndarray:
+    """Frame index (int64, not descending) on screen at each grid position of `[start, stop)`. `times_s` float64,
+    ascending from 0.
+    """
+    positions = np.arange(start, stop, dtype=np.int64)
+    if fps is None:
+        return positions
+    late_s = positions / fps + _tolerance_s(fps)
+    return np.searchsorted(times_s, late_s, side="right").astype(np.int64) - 1
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    info: VideoInfo,
+    times_s: np.ndarray,
+    end_s: float,
+    rules: ClipRules,
+    *,
+    key: str | None = None,
+    uri: str | None = None,
+) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
+    """The clips of a video in order, or the reason why there are none (`too_short`, `too_small`, `fps_too_low`; all
+    policy).
+
+    `times_s` float64 are the shown frames' times from 0, `end_s` is when the last one ends. A `whole` clip has
+    `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject.
+    """
+
+    def refused(reason: str, message: str) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
+        return (), (Reject(key, "clips", reason, message, policy=True, uri=uri),)
+
+    if rules.fps is not None and info.fps < rules.min_fps_ratio * rules.fps:
+        return refused(
+            "fps_too_low",
+            f"{info.fps:g} frames per second, clips.fps {rules.fps:g} with clips.min_fps_ratio {rules.min_fps_ratio:g} "
+            f"needs {rules.min_fps_ratio * rules.fps:g}",
+        )
+    available = grid_length(len(times_s), end_s, rules.fps)
+    offered = _offered(info, rules)
+    shortest = min((bucket.frames for bucket in rules.buckets), default=min(rules.frame_counts))
+    if available < shortest:
+        return refused("too_short", f"{available} frames at the sampling rate, the shortest clip needs {shortest}")
+    fitting = [bucket for bucket in offered if bucket.frames <= available]
+    if not offered or not fitting:
+        wanted = ", ".join(sorted({f"{b.height}x{b.width}" for b in rules.buckets})) or f"an area of {rules.area}"
+        return refused(
+            "too_small",
+            f"{info.height}x{info.width} pixels for {available} frames would have to be enlarged to {wanted}; "
+            "clips.upscale allows it",
+        )
+    fps = info.fps if rules.fps is None else rules.fps
+    clips = []
+    for index, (start, bucket) in enumerate(_place(info, offered, available, rules)):
+        start_s = float(times_s[start]) if rules.fps is None else start / rules.fps
+        clips.append(_plan_clip(index, start, start_s, bucket, fps, info))
+    return tuple(clips), ()
+
+
+def whole_frames(available: int, time_stride: int) -> int:
+    """The longest `time_stride * n + 1` that `available` grid positions hold."""
+    return (available - 1) // time_stride * time_stride + 1
+
+
+def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules) -> int:
+    """Grid positions after the last clip that a rule meant to cover the whole video (tile, slide, whole) leaves out."""
+    if not clips or rules.select in ("head", "uniform"):
+        return 0
+    last = clips[-1]
+    frames = last.bucket.frames or whole_frames(available - last.start, rules.time_stride)
+    return available - last.start - frames
+
+
+def _place(info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules) -> Iterable[tuple[int, Bucket]]:
+    """Start position and bucket of each clip."""
+    bucket = _choose(info, offered, available)
+    if rules.select in ("head", "whole"):
+        return [(0, bucket)]
+    if rules.select == "slide":
+        return [(start, bucket) for start in range(0, available - bucket.frames + 1, rules.select_arg)]
+    if rules.select == "uniform":
+        count = min(rules.select_arg, available // bucket.frames)
+        room = available - bucket.frames
+        # One clip sits at the start; several spread from the first to the last position, without overlap.
+        return [(room * n // max(1, count - 1), bucket) for n in range(count)]
+    return _tile(info, offered, available)
+
+
+def _tile(info: VideoInfo, offered: list[Bucket], available: int) -> Iterable[tuple[int, Bucket]]:
+    start, shortest = 0, min(bucket.frames for bucket in offered)
+    while available - start >= shortest:
+        bucket = _choose(info, offered, available - start)
+        yield start, bucket
+        start += bucket.frames
+
+
+def _offered(info: VideoInfo, rules: ClipRules) -> list[Bucket]:
+    """Buckets this video could fill with its size, whatever its length."""
+    if rules.area is not None:
+        height, width = _derived_size(info.width / info.height, rules.area, rules.multiple_of)
+        candidates = [Bucket(frames, height, width) for frames in rules.frame_counts]
+    else:
+        candidates = list(rules.buckets)
+    return [b for b in candidates if rules.upscale or (b.height <= info.height and b.width <= info.width)]
+
+
+def _derived_size(aspect: float, area: int, multiple: int) -> tuple[int, int]:
+    """Height and width, multiples of `multiple`, at most `area` pixels, nearest to `aspect` (width / height); then the
+    largest.
+    """
+    best = (math.inf, 0, multiple, multiple)
+    for height in range(multiple, area // multiple + 1, multiple):
+        width = area // height // multiple * multiple
+        distance = abs(math.log(width / height / aspect))
+        best = min(best, (distance, -height * width, height, width))
+    return best[2], best[3]
+
+
+def _choose(info: VideoInfo, offered: list[Bucket], available: int) -> Bucket:
+    """The longest that fits, then the nearest aspect ratio, then the largest."""
+    frames = max(bucket.frames for bucket in offered if bucket.frames <= available)
+    aspect = info.width / info.height
+
+    def rank(bucket: Bucket) -> tuple[float, int, Bucket]:
+        distance = abs(math.log(bucket.width / bucket.height / aspect))
+        return round(distance / SAME_ASPECT), -bucket.height * bucket.width, bucket
+
+    return min((bucket for bucket in offered if bucket.frames == frames), key=rank)
+
+
+def _plan_clip(index: int, start: int, start_s: float, bucket: Bucket, fps: float, info: VideoInfo) -> ClipPlan:
+    scale = max(bucket.height / info.height, bucket.width / info.width)
+    scaled_height = max(bucket.height, round(info.height * scale))
+    scaled_width = max(bucket.width, round(info.width * scale))
+    return ClipPlan(
+        index=index,
+        start=start,
+        bucket=bucket,
+        fps=fps,
+        start_s=start_s,
+        scaled_height=scaled_height,
+        scaled_width=scaled_width,
+        crop_top=(scaled_height - bucket.height) // 2,
+        crop_left=(scaled_width - bucket.width) // 2,
+    )

@@ -1,0 +1,59 @@
+"""What a frame's colour tags mean for us. Enters: libav's enumeration values. Leaves: the matrix's name, range, HDR or
+not.
+
+Pixels stay YUV: the matrix is only named here and applied by the encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import PolicyReject
+
+# ITU-T H.273 code points, which libav uses.
+RGB, BT709, UNSPECIFIED, FCC, BT470BG, SMPTE170M, SMPTE240M, BT2020NC, BT2020C = 0, 1, 2, 4, 5, 6, 7, 9, 10
+PQ, HLG = 16, 18
+RANGES = {0: "untagged", 1: "limited", 2: "full"}
+HD_LINES = 720
+
+MATRICES = {BT709: "bt709", BT470BG: "bt601", SMPTE170M: "bt601", BT2020NC: "bt2020nc"}
+# Near enough to be shown as a neighbour (coefficients differ by less than 0.02), and said in a warning.
+NEIGHBOURS = {FCC: ("bt601", "fcc"), SMPTE240M: ("bt709", "smpte240m"), BT2020C: ("bt2020nc", "bt2020c")}
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """Resolved colour of a video. `transfer` is "pq" or "hlg" for HDR, else "sdr"."""
+
+    matrix: str
+    range: str
+    transfer: Literal["sdr", "pq", "hlg"]
+    warnings: tuple[str, ...]
+
+
+def resolve(
+    matrix: int, color_range: int, transfer: int, lines: int, rgb: bool, untagged: Literal["auto", "bt601", "bt709"]
+) -> Colour:
+    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height.
+
+    Raises:
+        PolicyReject: `color_matrix`, for a matrix that is neither of the three nor close to one (YCgCo, ICtCp, …).
+    """
+    warnings: tuple[str, ...] = ()
+    if rgb:
+        name = "bt709"  # ours: swscale makes YUV of it with this matrix
+    elif matrix in MATRICES:
+        name = MATRICES[matrix]
+    elif matrix in NEIGHBOURS:
+        name, tag = NEIGHBOURS[matrix]
+        warnings = (f"color_matrix:{tag}~{name}",)
+    elif matrix in (UNSPECIFIED, RGB):  # YUV tagged as RGB is a muxer's zero
+        name = untagged if untagged != "auto" else "bt709" if lines >= HD_LINES else "bt601"
+        warnings = (f"untagged_color:{name}",)
+    else:
+        raise PolicyReject(
+            "color_matrix", f"colour matrix {matrix} (H.273) is not one of BT.601, BT.709, BT.2020", stage="decode"
+        )
+    kind: Literal["sdr", "pq", "hlg"] = "pq" if transfer == PQ else "hlg" if transfer == HLG else "sdr"
+    return Colour(name, RANGES.get(color_range, "untagged"), kind, warnings)

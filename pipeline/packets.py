@@ -1,0 +1,318 @@
+"""Opens a container and lists its packets, without decoding a frame. Part of the decode room.
+
+Enters: encoded bytes or a local path, the job's limits. Leaves: an open container, its video stream, a `PacketTable`.
+
+Only self-contained formats are probed and no protocol may be opened, so a playlist in the disguise of a video cannot
+reach another file or the network. Every error libav can raise here becomes a `BadDataError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import av
+import av.error
+import numpy as np
+from av.stream import Disposition
+
+from pipeline.errors import DamagedInput, PolicyReject
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+
+# Containers and raw streams that hold video and name no other file: no hls, dash, concat, image sequences, subtitles.
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,apng,h264,hevc,vvc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,"
+    "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
+)
+IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
+INTRA_ONLY = {"mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo"}
+EXACT_KEYFRAMES = {"vp8", "vp9", "av1"} | INTRA_ONLY
+IDR_SLICE = 5  # H.264 NAL unit type
+HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
+
+# What PyAV raises on broken input besides its own tree: ValueError and arithmetic from headers, OSError from the file
+# below.
+LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, OSError, RuntimeError)
+
+
+@contextmanager
+def damage(reason: str, doing: str, frames_recovered: int = 0) -> Iterator[None]:
+    """Turns whatever libav raises inside into `DamagedInput(reason)`.
+
+    Raises:
+        DamagedInput: `no_decoder`, `decoder_memory` or `reason`.
+    """
+    try:
+        yield
+    except av.error.DecoderNotFoundError as error:
+        raise DamagedInput(
+            "no_decoder", f"no decoder for this codec while {doing}: {_text(error)}", stage="decode"
+        ) from None
+    except MemoryError:
+        raise DamagedInput(
+            "decoder_memory",
+            f"out of memory while {doing}; decode.memory_bytes limits a decoder",
+            frames_recovered=frames_recovered,
+            stage="decode",
+        ) from None
+    except LIBAV_ERRORS as error:
+        raise DamagedInput(
+            reason, f"libav failed while {doing}: {_text(error)}", frames_recovered=frames_recovered, stage="decode"
+        ) from None
+
+
+def _text(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]
+
+
+def measure(video: bytes | str, limits: DecodeConfig) -> str:
+    """Checks the size and returns the BLAKE2b-128 of the encoded bytes, in hex.
+
+    Raises:
+        DamagedInput: `unreadable`.
+        PolicyReject: `too_large`.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(video, bytes):
+        _check_size(len(video), limits)
+        digest.update(video)
+        return digest.hexdigest()
+    try:
+        _check_size(Path(video).stat().st_size, limits)
+        with Path(video).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DamagedInput("unreadable", f"cannot read the file: {error.strerror}", stage="decode") from None
+    return digest.hexdigest()
+
+
+def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
+    if num_bytes > limits.max_video_bytes:
+        raise PolicyReject(
+            "too_large",
+            f"encoded file has {num_bytes} bytes, decode.max_video_bytes is {limits.max_video_bytes}",
+            stage="decode",
+        )
+
+
+class OpenContainer:
+    """An open container with its one video stream, single-threaded. `close` releases the container and the file below
+    it.
+    """
+
+    def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
+        """Opens `video` and picks its stream: libav's best one that is not cover art.
+
+        Raises:
+            DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `unreadable`.
+            PolicyReject: `too_many_pixels`.
+        """
+        self._file: BinaryIO
+        try:
+            self._file = io.BytesIO(video) if isinstance(video, bytes) else Path(video).open("rb")  # noqa: SIM115
+        except OSError as error:
+            raise DamagedInput("unreadable", f"cannot read the file: {error.strerror}", stage="decode") from None
+        self.container: Any = None
+        try:
+            with damage("undecodable", "opening the container (expected a video file: mp4, mkv, webm, avi, ts, …)"):
+                self.container = av.open(
+                    self._file,
+                    mode="r",
+                    # Reaches the codec contexts that libav opens to find out about its streams.
+                    options={"max_pixels": str(limits.max_pixels)},
+                    container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+                    metadata_errors="replace",
+                    buffer_size=IO_BYTES,
+                )
+            self.stream = self._pick()
+            with damage("undecodable", "reading the stream's header"):
+                self._prepare(limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _pick(self) -> Any:
+        with damage("undecodable", "listing the streams"):
+            streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+            best = self.container.streams.best("video")
+            kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "nothing"
+        if not streams:
+            raise DamagedInput("no_video_stream", f"expected a video stream, found {kinds}", stage="decode")
+        stream = best if best in streams else streams[0]
+        if stream.codec_context is None:
+            raise DamagedInput("no_decoder", "the video stream's codec is unknown to this libav", stage="decode")
+        return stream
+
+    def _prepare(self, limits: DecodeConfig) -> None:
+        context = self.stream.codec_context
+        pixels = max(context.width * context.height, context.coded_width * context.coded_height)
+        if pixels > limits.max_pixels:
+            raise PolicyReject(
+                "too_many_pixels",
+                f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}",
+                stage="decode",
+            )
+        # Parallelism is over videos. Threads inside one decoder are slower per core and have hung beside PyTorch
+        # (PyAV#1962).
+        self.stream.thread_type = "NONE"
+        context.thread_count = 1
+        context.options = {"max_pixels": str(limits.max_pixels)}
+
+    @property
+    def format_name(self) -> str:
+        """Name of the container format, as libav gives it."""
+        return str(self.container.format.name)
+
+    def close(self) -> None:
+        """Closes container and file; safe to call twice."""
+        if self.container is not None:
+            self.container.close()
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PacketTable:
+    """When each frame is shown, from packets alone.
+
+    `ticks` are presentation times in stream time-base units, ascending and unique, or None when packets carry none and
+    frames are counted instead. `times_s` float64 are seconds on the container's clock. `starts` are (frame index, pts,
+    dts) of packets where decoding may start with exactly the pixels of a decode from the beginning.
+    """
+
+    ticks: np.ndarray | None
+    times_s: np.ndarray
+    end_s: float
+    starts: tuple[tuple[int, int, int], ...]
+    missing: str  # what the container lacks of its frames, in words; empty: nothing known
+    warnings: tuple[str, ...]
+
+
+def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
+    """Reads all packets of the stream; decodes none.
+
+    Raises:
+        DamagedInput: `no_frames`; `corrupt_stream` when the container breaks before its first packet.
+        PolicyReject: `too_many_frames`, `too_long`.
+    """
+    stream = opened.stream
+    time_base = float(stream.time_base or 0)
+    promised = stream.frames if "mov" in opened.format_name else 0  # others guess it from rate and duration
+    _check_frames(promised, limits)
+    is_start = _start_test(stream)
+    shown: list[tuple[int | None, int]] = []  # pts, duration
+    starts: list[tuple[int, int]] = []  # pts, dts
+    packets, missing = 0, ""
+    earliest = latest = None
+    try:
+        with damage("corrupt_stream", "reading packets"):
+            for packet in opened.container.demux(stream):
+                if packet.size == 0:
+                    continue
+                packets += 1
+                _check_frames(len(shown), limits)
+                if packet.is_discard or (stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1):
+                    continue  # cut away by an edit list, or an invisible VP8 reference frame
+                pts = packet.pts
+                shown.append((pts, packet.duration or 0))
+                if pts is None:
+                    continue
+                earliest = pts if earliest is None else min(earliest, pts)
+                latest = pts if latest is None else max(latest, pts)
+                _check_duration((latest - earliest) * time_base, limits)
+                if packet.is_keyframe and packet.dts is not None and is_start(packet):
+                    starts.append((pts, packet.dts))
+    except DamagedInput as error:
+        if not shown:
+            raise
+        missing = f"the container breaks after {packets} frames: {error.message}"
+    if not shown:
+        raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
+    if packets < promised:
+        missing = f"the file lacks its end: its header promises {promised} frames, it holds {packets}"
+    if any(pts is None for pts, _ in shown) or not time_base:
+        return _counted(stream, len(shown), missing, limits)
+    return _timed(shown, starts, time_base, missing)
+
+
+def _check_frames(count: int, limits: DecodeConfig) -> None:
+    if count > limits.max_frames:
+        raise PolicyReject(
+            "too_many_frames", f"more frames ({count}) than decode.max_frames {limits.max_frames}", stage="decode"
+        )
+
+
+def _check_duration(seconds: float, limits: DecodeConfig) -> None:
+    if seconds > limits.max_duration_s:
+        raise PolicyReject(
+            "too_long",
+            f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}",
+            stage="decode",
+        )
+
+
+def _counted(stream: Any, count: int, missing: str, limits: DecodeConfig) -> PacketTable:
+    # Raw streams and some AVI files carry no presentation times: frames in order of display, at the stream's rate.
+    rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
+    _check_duration(count / rate, limits)
+    times_s = np.arange(count, dtype=np.float64) / rate
+    return PacketTable(None, times_s, count / rate, (), missing, (f"no_timestamps:{rate:g}fps",))
+
+
+def _timed(shown: list[tuple[Any, int]], starts: list[tuple[int, int]], time_base: float, missing: str) -> PacketTable:
+    pts = np.array([item[0] for item in shown], dtype=np.int64)
+    ticks = np.unique(pts)
+    warnings = (f"repeated_timestamps:{len(pts) - len(ticks)}",) if len(ticks) < len(pts) else ()
+    last_duration = max(duration for when, duration in shown if when == ticks[-1])
+    if last_duration <= 0:
+        last_duration = int(np.median(np.diff(ticks))) if len(ticks) > 1 else max(1, round(0.04 / time_base))
+    return PacketTable(
+        ticks=ticks,
+        times_s=ticks * time_base,
+        end_s=float((ticks[-1] + last_duration) * time_base),
+        starts=tuple(sorted((int(np.searchsorted(ticks, when)), when, dts) for when, dts in starts)),
+        missing=missing,
+        warnings=warnings,
+    )
+
+
+def _start_test(stream: Any) -> Any:
+    """Whether decoding from this keyframe packet is exact: by codec, and for H.264 and HEVC by its NAL units.
+
+    An H.264 "keyframe" may be a recovery point (intra refresh, open GOP with references across); only IDR is certain.
+    """
+    codec = stream.codec_context.codec.canonical_name
+    if codec in EXACT_KEYFRAMES:
+        return lambda packet: True
+    if codec not in ("h264", "hevc"):
+        return lambda packet: False
+    extradata = stream.codec_context.extradata or b""
+    configured = len(extradata) > 22 if codec == "hevc" else len(extradata) > 6
+    length_size = (extradata[21 if codec == "hevc" else 4] & 3) + 1 if configured and extradata[0] == 1 else 0
+
+    def holds_start(packet: Any) -> bool:
+        headers = _nal_headers(bytes(packet), length_size)
+        if codec == "h264":
+            return any(header & 0x1F == IDR_SLICE for header in headers)
+        return any(header >> 1 & 0x3F in HEVC_IRAP for header in headers)
+
+    return holds_start
+
+
+def _nal_headers(data: bytes, length_size: int) -> Iterator[int]:
+    """First byte of each NAL unit; `length_size` 0 means start codes."""
+    position = 0
+    while length_size and position + length_size < len(data):
+        yield data[position + length_size]
+        position += length_size + int.from_bytes(data[position : position + length_size], "big")
+    while not length_size and 0 <= (position := data.find(b"\0\0\1", position)) < len(data) - 3:
+        yield data[position + 3]
+        position += 3
