@@ -12,6 +12,7 @@ LatheError                    message + where (uri, shard, key, stage)
     ├── UsageError                exit code 2: the command or configuration is wrong; nothing was started
     │   ├── ConfigError               a field of the job; names the field
     │   ├── InputError                inputs that match nothing or cannot be read
+    │   │   └── NotFound                  a single object that is not there
     │   ├── OutputError               output not writable, or it holds another format version
     │   ├── CheckpointError           missing, unsafe, mismatched weights
     │   └── AccessError               credentials refused, bucket missing or unreachable
@@ -37,7 +38,13 @@ class LatheError(Exception):
     exit_code = 1
 
     def __init__(
-        self, message: str, *, uri: str | None = None, shard: str | None = None, key: str | None = None, stage: str | None = None
+        self,
+        message: str,
+        *,
+        uri: str | None = None,
+        shard: str | None = None,
+        key: str | None = None,
+        stage: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -106,6 +113,10 @@ class ConfigError(UsageError):
 
 class InputError(UsageError):
     """The inputs match nothing or cannot be read."""
+
+
+class NotFound(InputError):
+    """A single object that is not there. Rooms that may live without it catch this one."""
 
 
 class OutputError(UsageError):

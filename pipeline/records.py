@@ -18,6 +18,31 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
+# What counts as a video by its name: plain files in a corpus, fields in a shard. A sample with several keeps the earliest listed here.
+VIDEO_EXTENSIONS = (
+    *(
+        "mp4",
+        "mkv",
+        "webm",
+        "mov",
+        "avi",
+        "m4v",
+        "mpg",
+        "mpeg",
+        "ts",
+        "m2ts",
+        "mts",
+        "wmv",
+        "flv",
+        "ogv",
+        "3gp",
+        "3g2",
+        "vob",
+        "mxf",
+    ),
+    *("h264", "264", "h265", "265", "hevc", "ivf", "obu", "y4m"),
+)
+
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
     """Hex BLAKE2b of the canonical JSON of `value`: the same on every machine, Python and run."""
@@ -177,8 +202,15 @@ class FrameChunk:
 
     def __post_init__(self) -> None:
         planes = self.planes_T3HW
-        if planes.ndim != 4 or planes.shape[1] != 3 or planes.dtype.name != "uint8" or len(self.pts_s) != planes.shape[0]:
-            raise ValueError(f"FrameChunk wants uint8 planes (T, 3, H, W) and T times, got {planes.dtype} {planes.shape}, {len(self.pts_s)} times")
+        if (
+            planes.ndim != 4
+            or planes.shape[1] != 3
+            or planes.dtype.name != "uint8"
+            or len(self.pts_s) != planes.shape[0]
+        ):
+            raise ValueError(
+                f"FrameChunk wants uint8 planes (T, 3, H, W) and T times, got {planes.dtype} {planes.shape}, {len(self.pts_s)} times"
+            )
 
     @property
     def nbytes(self) -> int:
@@ -232,6 +264,7 @@ class WrittenFile:
     rows: int
     sha256: str
     index_sha256: str
+    frames: int = 0  # pixel frames over all rows: what the bucket alone does not tell where clips are whole videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,11 +369,15 @@ class Receipt:
         return cls(
             **{
                 **raw,
-                "shard": Shard(shard["kind"], shard["name"], tuple(SourceObject(**source) for source in shard["objects"])),
+                "shard": Shard(
+                    shard["kind"], shard["name"], tuple(SourceObject(**source) for source in shard["objects"])
+                ),
                 "files": tuple(WrittenFile(**item) for item in raw["files"]),
                 "counts": Counts(**raw["counts"]),
                 "rejects": tuple(Reject(**item) for item in raw["rejects"]),
-                "stats": None if stats is None else ChannelStats(**{k: tuple(v) if isinstance(v, list) else v for k, v in stats.items()}),
+                "stats": None
+                if stats is None
+                else ChannelStats(**{k: tuple(v) if isinstance(v, list) else v for k, v in stats.items()}),
                 "timings": Timings(**raw["timings"]),
             }
         )

@@ -1,0 +1,134 @@
+"""Shared ground of the suite: a clean environment, a real S3 server, a second one whose create-only put is atomic.
+
+`s3` starts OpenStack Swift once per session (a few seconds) and never skips: where it cannot start, tests fail and say why. Its address and
+keys are in the environment of this process and its children while the session runs.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.config import StorageConfig
+from tests.swift_server import SwiftServer, free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Before anything imports ray or botocore (nothing above does): no shared cluster, no tokens, no phoning home, nobody's AWS
+# profile, no proxy for loopback.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.pop("RAY_ADDRESS", None)
+for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+    os.environ.pop(_name, None)
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where a server listens and who we are there. `root` is a fresh bucket made for the test that asked."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str = ""
+
+    @property
+    def root(self) -> str:
+        """`s3://bucket`."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, for a relay in front of it."""
+        host, _, port = self.endpoint.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def config(self, **fields: Any) -> StorageConfig:
+        """A storage section that names this server."""
+        return StorageConfig(**{"endpoint_url": self.endpoint, **fields})
+
+    def client(self) -> Any:
+        """A boto3 client of the test's own, with short patience."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(
+                s3={"addressing_style": "path"},
+                retries={"mode": "standard", "total_max_attempts": 3},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def with_fresh_bucket(self) -> S3Server:
+        """The same server with an empty bucket of a new name."""
+        bucket = f"t-{uuid.uuid4().hex[:12]}"
+        self.client().create_bucket(Bucket=bucket)
+        return S3Server(self.endpoint, self.access_key, self.secret_key, bucket)
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to find this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """OpenStack Swift with s3api, real processes, for the whole session."""
+    swift = SwiftServer(tmp_path_factory.mktemp("swift"))
+    server = S3Server(swift.endpoint, swift.access_key, swift.secret_key)
+    before = {name: os.environ.get(name) for name in server.environment()}
+    os.environ.update(server.environment())
+    with closing(_Stopper(swift)):
+        yield server
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> S3Server:
+    """The real S3 server with a fresh bucket for this test."""
+    return s3_server.with_fresh_bucket()
+
+
+@pytest.fixture(scope="session")
+def moto_server(s3_server: S3Server) -> Iterator[S3Server]:
+    """moto: a mock of S3, but one whose `If-None-Match: *` is atomic. Takes any credentials, so Swift's in the environment do."""
+    from moto.server import ThreadedMotoServer
+
+    (port,) = free_ports(1)
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    yield S3Server(f"http://127.0.0.1:{port}", s3_server.access_key, s3_server.secret_key)
+    server.stop()
+
+
+@pytest.fixture
+def moto(moto_server: S3Server) -> S3Server:
+    """moto with a fresh bucket for this test; name it by `moto.config()`."""
+    return moto_server.with_fresh_bucket()
+
+
+class _Stopper:
+    def __init__(self, swift: SwiftServer) -> None:
+        self.close = swift.stop
