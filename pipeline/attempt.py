@@ -105,7 +105,9 @@ class ShardAttempt:
         self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
         self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
         self._clips: queue.Queue[LatentClip | None] = queue.Queue(CLIPS_BEHIND)
-        self._reader = ShardReader(shard, job.storage, max_video_bytes=job.decode.max_video_bytes, counters=self._counters)
+        self._reader = ShardReader(
+            shard, job.storage, max_video_bytes=job.decode.max_video_bytes, counters=self._counters
+        )
         self._reading = threading.Thread(target=self._read, name=f"read-{self.name}", daemon=True)
         self._writing = threading.Thread(target=self._write, name=f"write-{self.name}", daemon=True)
         self._reading.start()
@@ -270,7 +272,11 @@ class ShardAttempt:
             rejects=rejects,
             stats=stats,
             timings=timings,
-            notes={"environment": environment(self._blueprint.device), "reader": dict(self._counters), "spec": self._blueprint.spec},
+            notes={
+                "environment": environment(self._blueprint.device),
+                "reader": dict(self._counters),
+                "spec": self._blueprint.spec,
+            },
         )
         drill.fire(self._drill, "before_commit")
         self._commit_begun = True
@@ -329,7 +335,9 @@ class ShardAttempt:
             is_sample = int(reject.key is not None)
             counts += Counts(samples=is_sample, rejected=is_sample, damaged=int(not reject.policy))
         counts.check()
-        rejects.sort(key=lambda reject: (reject.key or "", reject.clip if reject.clip is not None else -1, reject.reason))
+        rejects.sort(
+            key=lambda reject: (reject.key or "", reject.clip if reject.clip is not None else -1, reject.reason)
+        )
         return counts, tuple(rejects)
 
     def _close(self) -> None:

@@ -89,4 +89,9 @@ def _decoder_version() -> dict[str, str]:
 
 def environment(device: str) -> dict[str, str]:
     """Where an attempt ran, for its receipt: what may matter when numbers differ in the last bit. Not part of the fingerprint."""
-    return {"device": device, "machine": platform.machine(), "python": platform.python_version(), "torch": version("torch")}
+    return {
+        "device": device,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }

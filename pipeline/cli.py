@@ -23,13 +23,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any knob, by name; repeatable.")]
-Config = Annotated[str | None, typer.Option("--config", metavar="JOB.yaml", help="Job file; flags and --set win over it.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any knob, by name; repeatable.")
+]
+Config = Annotated[
+    str | None, typer.Option("--config", metavar="JOB.yaml", help="Job file; flags and --set win over it.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Fps = Annotated[str | None, typer.Option(help="Target frames per second, or 'source'. [default: source]")]
 Frames = Annotated[str | None, typer.Option(help="Clip length(s), such as 17 or 17,49,81. [default: 17]")]
-Size = Annotated[str | None, typer.Option(metavar="HxW", help="Bucket size(s) HxW[,HxW…], or area:HxW. [default: 256x256]")]
+Size = Annotated[
+    str | None, typer.Option(metavar="HxW", help="Bucket size(s) HxW[,HxW…], or area:HxW. [default: 256x256]")
+]
 Clips = Annotated[str | None, typer.Option(help="head, tile, slide:STRIDE, uniform:N or whole. [default: head]")]
 Model = Annotated[str | None, typer.Option(help="Network; `lathe models` lists them. [default: leanvae-dim16]")]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
@@ -37,7 +43,9 @@ StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 en
 
 @app.command()
 def encode(
-    paths: Annotated[list[str] | None, typer.Argument(metavar="INPUT... OUTPUT", help="Shards or videos, then the output.")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT... OUTPUT", help="Shards or videos, then the output.")
+    ] = None,
     model: Model = None,
     checkpoint: Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")] = None,
     untrained: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")] = None,
@@ -46,11 +54,15 @@ def encode(
     size: Size = None,
     clips: Clips = None,
     format_: Annotated[str | None, typer.Option("--format", help="parquet or tar. [default: parquet]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Stored type: float16, bfloat16 or float32. [default: float16]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Stored type: float16, bfloat16 or float32. [default: float16]")
+    ] = None,
     moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance too.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     executor: Annotated[str | None, typer.Option(help="ray or inline. [default: ray]")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else a private Ray]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else a private Ray]")
+    ] = None,
     progress: Annotated[str | None, typer.Option(help="auto, rich, plain, json or none. [default: auto]")] = None,
     config: Config = None,
     set_: Overrides = None,
@@ -212,7 +224,9 @@ def models(as_json: AsJson = False) -> None:
 def convert_checkpoint(
     source: str,
     target: str,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Unpickle SOURCE: runs whatever code it contains.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle SOURCE: runs whatever code it contains.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors, which can be loaded without running code."""

@@ -293,9 +293,7 @@ class EncodeJob(Section):
         return value
 
 
-def build_job(
-    flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()
-) -> EncodeJob:
+def build_job(flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()) -> EncodeJob:
     """Merges defaults, a YAML file, flags (dotted names, None = not given) and `section.key=value` overrides.
 
     Raises:
@@ -324,7 +322,11 @@ def validate(kind: type[Section], values: dict[str, Any]) -> Any:
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or not part.startswith(("constrained", "literal")))
+        path = ".".join(
+            str(part)
+            for part in item["loc"]
+            if isinstance(part, int) or not part.startswith(("constrained", "literal"))
+        )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             section: Any = kind

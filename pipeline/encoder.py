@@ -74,13 +74,17 @@ class Encoded:
 class Encoder:
     """A network on its device."""
 
-    def __init__(self, config: ModelConfig, device: str, compute_dtype: str, *, moments: bool, threads: int | None) -> None:
+    def __init__(
+        self, config: ModelConfig, device: str, compute_dtype: str, *, moments: bool, threads: int | None
+    ) -> None:
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"model.device: {device} was asked for, but this process sees no CUDA device; use cpu or auto")
+            raise ConfigError(
+                f"model.device: {device} was asked for, but this process sees no CUDA device; use cpu or auto"
+            )
         try:
             self._vae = model.load(
                 config.name,

@@ -40,7 +40,7 @@ class Source(Protocol):
 class Event:
     """Something that happened to a sample. `what` is an `OpenedVideo`, `FrameChunk`, `ClipFailed`, `VideoEnded`, `Restarted` or a
     `Reject` of the whole rest of the video.
-    """  # noqa: D205
+    """
 
     owner: Any
     sample: Sample
@@ -225,6 +225,8 @@ class Feed:
             event = Event(lane.owner, sample, _reject(sample, answer))
             self._release(lane)
             return [event]
+        if isinstance(answer, LatheError | LaneReady):
+            raise TypeError(f"unexpected answer {answer!r}")
         event = Event(lane.owner, sample, answer)
         if isinstance(answer, OpenedVideo):
             largest = max((plan.bucket.height * plan.bucket.width for plan in answer.clips), default=0)
@@ -238,7 +240,9 @@ class Feed:
         now = self._clock()
         for index, lane in enumerate(self._state):
             if lane.sample is not None and lane.asked and now - lane.answered_at > self._limits.timeout_s:
-                events += self._lost(index, "decode_timeout", f"no answer from the decoder in {self._limits.timeout_s:g} s")
+                events += self._lost(
+                    index, "decode_timeout", f"no answer from the decoder in {self._limits.timeout_s:g} s"
+                )
         return events
 
     def _lost(self, index: int, reason: str, message: str) -> list[Event]:

@@ -7,6 +7,7 @@ the engine has a second implementation on Ray actors. Both wrap the same `Cutter
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -186,10 +187,9 @@ class ProcessLanes:
         return child, ours
 
     def _send(self, lane: int, message: tuple[str, int, Any]) -> None:
-        try:
+        # A broken pipe is no news: the drain thread sees the same end of file and reports WorkerLost for this lane.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipes[lane].send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the drain thread sees the same end of file and reports WorkerLost for this lane
 
     def _drain(self) -> None:
         lost: set[Connection] = set()
@@ -210,7 +210,9 @@ class ProcessLanes:
                         current = self._pipes[lanes[pipe]] is pipe
                         code = self._children[lanes[pipe]].poll() if current else None
                     if current and not self._closing:
-                        self._answers.put((lanes[pipe], -1, WorkerLost(f"decoder process ended (exit code {code})", stage="decode")))
+                        self._answers.put(
+                            (lanes[pipe], -1, WorkerLost(f"decoder process ended (exit code {code})", stage="decode"))
+                        )
                     continue
                 self._answers.put((lanes[pipe], ticket, answer))
 
@@ -219,8 +221,10 @@ def _transmit(pipe: Connection, ticket: int, answer: Answer) -> None:
     # Planes travel as raw bytes behind their header: one copy less on either side than pickling them.
     if isinstance(answer, FrameChunk):
         planes = answer.planes_T3HW
-        pipe.send((ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, answer.first, answer.last)))
-        pipe.send_bytes(memoryview(np.ascontiguousarray(planes)).cast("B"))
+        pipe.send(
+            (ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, answer.first, answer.last))
+        )
+        pipe.send_bytes(np.ascontiguousarray(planes).data.cast("B"))
     else:
         pipe.send((ticket, answer))
 
@@ -230,7 +234,7 @@ def _receive(pipe: Connection) -> tuple[int, Answer]:
     if isinstance(answer, tuple):
         _, clip, shape, pts_s, matrix, first, last = answer
         planes_T3HW = np.empty(shape, np.uint8)
-        pipe.recv_bytes_into(memoryview(planes_T3HW).cast("B"))
+        pipe.recv_bytes_into(planes_T3HW.data.cast("B"))
         answer = FrameChunk(clip, planes_T3HW, pts_s, matrix, first, last)
     return ticket, answer
 

@@ -42,7 +42,7 @@ class LatentSpool:
         self._frames += piece_tChw.shape[0]
         self._nbytes += piece_tChw.nbytes
         if self._file is None and self._nbytes > MEMORY_BYTES:
-            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="latent-")
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="latent-")  # noqa: SIM115 - closed by finish
             for earlier in self._pieces:
                 self._file.write(earlier.data)
         if self._file is not None:

@@ -10,7 +10,6 @@ import json
 import signal
 import threading
 import time
-
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
@@ -27,7 +26,6 @@ from pipeline.report import BuildReport
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
-
     from pipeline.config import EncodeJob
     from pipeline.records import Shard
 
@@ -52,7 +50,9 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     notices = list(ledger.prepare("lathe"))
     crew_maker = _Executor(job)
     with crew_maker:
-        device, dtype = encoder_room.resolve_device(job.model.device, job.model.compute_dtype, cuda=crew_maker.has_cuda())
+        device, dtype = encoder_room.resolve_device(
+            job.model.device, job.model.compute_dtype, cuda=crew_maker.has_cuda()
+        )
         identity = encoder_room.identify(job.model, moments=job.write.moments)
         blueprint = draw(job, rules, spec.to_dict(), identity, device, dtype)
         todo, done_before = _subtract_done(shards, ledger, blueprint)
@@ -295,7 +295,9 @@ class _drain_on_signal:  # noqa: N801 - used as a statement
     def __enter__(self) -> None:
         # Only the main thread may set handlers. Ray has set its own for SIGTERM by now; ours comes after.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            }
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():

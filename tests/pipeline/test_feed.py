@@ -1,0 +1,160 @@
+"""The feed over real decoder processes: every sample accounted for, one retry after a death, budgets kept, cancelled owners silent."""
+
+import time
+from collections import defaultdict
+
+import pytest
+
+from pipeline.clips import resolve_rules
+from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
+from pipeline.feed import Feed, Restarted
+from pipeline.lanes import ProcessLanes
+from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
+from tests.tiny_corpus import video_bytes
+
+RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
+CHUNK = 5 * 3 * 32 * 32
+
+
+class Samples:
+    """A source with a fixed list."""
+
+    def __init__(self, *items):
+        self.items = list(items)
+        self.given = 0
+
+    def next_sample(self):
+        if not self.items:
+            return None
+        self.given += 1
+        return self.items.pop(0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    opened = []
+
+    def start(source, *, drill=None, lanes=2, frame_bytes=1 << 24, **limits):
+        workers = ProcessLanes(lanes, 4 << 30)
+        feed = Feed(
+            workers,
+            source,
+            rules=RULES,
+            limits=DecodeConfig(**limits),
+            drill=drill or DrillConfig(),
+            chunk_frames=4,
+            frame_bytes=frame_bytes,
+        )
+        opened.append((feed, workers))
+        feed.start()
+        return feed
+
+    yield start
+    for feed, workers in opened:
+        feed.close()
+        workers.close()
+
+
+def sample(index, frames=10, video=None):
+    return Sample(f"k{index}", index, "u", video_bytes(frames, seed=index) if video is None else video, "mp4")
+
+
+def collect(feed, *, ended, timeout_s=30.0, consume=True):
+    """Events by sample key until `ended` samples have ended or been rejected."""
+    events = defaultdict(list)
+    deadline, count = time.monotonic() + timeout_s, 0
+    while count < ended:
+        assert time.monotonic() < deadline, dict(events)
+        for event in feed.events(0.2):
+            events[event.owner, event.sample.key].append(event.what)
+            count += isinstance(event.what, VideoEnded | Reject)
+            if consume and isinstance(event.what, FrameChunk):
+                feed.consumed(event.what.nbytes)
+    return events
+
+
+def kinds(events):
+    return [type(what).__name__ for what in events]
+
+
+def test_every_sample_is_opened_cut_and_ended(run):
+    events = collect(run(Samples(*[("owner", sample(n)) for n in range(5)])), ended=5)
+    assert len(events) == 5
+    for history in events.values():
+        assert kinds(history) == ["OpenedVideo", "FrameChunk", "FrameChunk", "VideoEnded"]
+
+
+def test_damage_is_an_event_and_the_others_go_on(run):
+    events = collect(run(Samples(("o", sample(0, video=b"junk")), ("o", sample(1)))), ended=2)
+    (reject,) = events["o", "k0"]
+    assert (reject.reason, reject.stage, reject.policy, reject.key) == ("undecodable", "decode", False, "k0")
+    assert kinds(events["o", "k1"])[-1] == "VideoEnded"
+
+
+def test_a_decoder_killed_once_is_a_restart_and_the_frames_are_the_same(run, tmp_path):
+    calm = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
+    drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path))
+    history = collect(run(Samples(("o", sample(0))), drill=drill), ended=1)["o", "k0"]
+    restart = kinds(history).index("Restarted")
+    again = history[restart + 1 :]
+    assert kinds(again) == kinds(calm)
+    for a, b in zip(again, calm, strict=True):
+        if isinstance(a, FrameChunk):
+            assert (a.planes_T3HW == b.planes_T3HW).all()
+
+
+def test_a_decoder_killed_twice_rejects_the_video_and_spares_the_next(run, tmp_path):
+    drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path), times=2)
+    events = collect(run(Samples(("o", sample(0)), ("o", sample(1))), drill=drill, lanes=1), ended=2)
+    reject = events["o", "k0"][-1]
+    assert isinstance(reject, Reject)
+    assert (reject.reason, reject.policy) == ("decoder_crashed", False)
+    assert "2 times" in reject.message
+    assert sum(isinstance(what, Restarted) for what in events["o", "k0"]) == 1
+    assert kinds(events["o", "k1"])[-1] == "VideoEnded"
+
+
+def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
+    drill = DrillConfig(point="in_decoder", action="hang", marker_dir=str(tmp_path), times=2)
+    begun = time.monotonic()
+    events = collect(run(Samples(("o", sample(0)), ("o", sample(1))), drill=drill, timeout_s=1.0, lanes=1), ended=2)
+    reject = events["o", "k0"][-1]
+    assert (reject.reason, "1 s" in reject.message) == ("decode_timeout", True)
+    assert kinds(events["o", "k1"])[-1] == "VideoEnded"
+    assert time.monotonic() - begun > 2.0  # both tries had their time
+
+
+def test_decoded_bytes_stay_within_the_budget_until_consumed(run):
+    source = Samples(*[("o", sample(n, frames=29)) for n in range(4)])
+    feed = run(source, frame_bytes=2 * CHUNK)
+    held, most, deadline = 0, 0, time.monotonic() + 3.0
+    chunks = []
+    while time.monotonic() < deadline:
+        for event in feed.events(0.1):
+            if isinstance(event.what, FrameChunk):
+                held += event.what.nbytes
+                chunks.append(event.what)
+        most = max(most, held)
+    assert CHUNK <= most <= 2 * CHUNK  # nobody consumed: it stopped at the budget
+    feed.consumed(held)
+    assert len(collect(feed, ended=4)) == 4  # and went on afterwards
+
+
+def test_a_cancelled_owner_falls_silent(run):
+    gone = [("gone", sample(n, frames=29)) for n in range(2)]
+    stays = [("stays", sample(n)) for n in range(2, 4)]
+    feed = run(Samples(*gone, *stays), frame_bytes=2 * CHUNK)
+    events, deadline = [], time.monotonic() + 20.0
+    while not any(isinstance(event.what, FrameChunk) for event in events):
+        assert time.monotonic() < deadline
+        events += feed.events(0.2)
+    feed.cancel("gone")  # its lanes are stuck at the byte budget, in the middle of their videos
+    consumed = 0
+    while sum(isinstance(event.what, VideoEnded) for event in events) < 2:
+        assert time.monotonic() < deadline
+        for event in events[consumed:]:
+            if isinstance(event.what, FrameChunk):
+                feed.consumed(event.what.nbytes)
+        consumed = len(events)
+        events += feed.events(0.2)
+    assert [event.owner for event in events if isinstance(event.what, VideoEnded)] == ["stays", "stays"]
