@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError
 from pipeline.payload import Span
 
 if TYPE_CHECKING:
@@ -117,8 +118,15 @@ def read_index(data: bytes) -> tuple[list[IndexRow], dict[str, Any]]:
     return [IndexRow(**{**row, "shape": tuple(row["shape"])}) for row in table.to_pylist()], metadata
 
 
-def read_schema_metadata(file: io.IOBase | pa.NativeFile) -> tuple[pq.FileMetaData, dict[str, Any] | None]:
-    """Footer of an open Parquet file, and its `latentset` metadata if it has any. Reads the footer only."""
-    footer = pq.ParquetFile(file).metadata
-    raw = (footer.metadata or {}).get(METADATA_KEY)
-    return footer, None if raw is None else json.loads(raw)
+def read_footer(file: io.RawIOBase, name: str) -> tuple[pq.FileMetaData, dict[str, Any] | None]:
+    """Footer of an open Parquet file, and its `latentset` metadata if it has any. Reads the footer only.
+
+    Raises:
+        InputError: not Parquet, or damaged; says `name`.
+    """
+    try:
+        footer = pq.ParquetFile(pa.PythonFile(file, mode="r")).metadata
+        raw = (footer.metadata or {}).get(METADATA_KEY)
+        return footer, None if raw is None else json.loads(raw)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise InputError(f"{name} cannot be read as Parquet: {error}") from None
