@@ -1,5 +1,106 @@
 """Video VAEs with explicit causal state. Knows nothing of the pipeline, of Ray or of storage.
 
 Public names: `load`, `from_state_dict`, `names`, `spec` and the types of `model.interface`.
-Importing this package loads no torch; the functions do.
+Importing this package loads no torch; `load` and `from_state_dict` do.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from model.interface import LatentSpec, VideoVAE
+from model.registry import PRESETS, complete, family_of, names, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+__all__ = ["LatentSpec", "VideoVAE", "from_state_dict", "load", "names", "spec"]
+
+
+def load(
+    name: str,
+    checkpoint: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    *,
+    untrained: int | None = None,
+) -> Any:
+    """A network ready to encode and decode.
+
+    Args:
+        name: one of `names()`, or a family name together with `config` (or a checkpoint that carries its configuration).
+        checkpoint: local path, `hf://owner/repo/file[@revision]`, or another URI scheme that a fetcher is registered for.
+        config: published configuration keys; overrides what the checkpoint or the preset says.
+        device: where it runs.
+        dtype: arithmetic of the large products (`float32` unless told; also bfloat16, float16, float64). Latents are never
+            computed in less than float32 outside of them, and come out as float32 (float64).
+        untrained: a seed for reproducible random weights instead of a checkpoint; the latents mean nothing.
+
+    Raises:
+        ValueError: unknown name or scheme, neither or both of checkpoint and untrained, weights that are not this network's.
+        FileNotFoundError: no such checkpoint.
+        RuntimeError: the hub refused or could not be reached.
+    """
+    family = family_of(name)
+    if (checkpoint is None) == (untrained is None):
+        raise ValueError(_what_to_give(name, both=checkpoint is not None))
+    network = importlib.import_module(family.module)
+    if checkpoint is None:
+        full = complete(name, config)
+        weights = network.random_weights(full, untrained)
+        return _build(name, full, weights, device, dtype, untrained=untrained)
+
+    from model import checkpoint as checkpoints
+
+    found = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
+    if config is None and name in PRESETS and found.config is not None:
+        checkpoints.check_same_config(name, PRESETS[name].config, found.config, checkpoint)
+    full = complete(name, found.config, config)
+    return _build(name, full, found.weights, device, dtype, info=found.info)
+
+
+def from_state_dict(
+    name: str,
+    config: Mapping[str, Any] | None,
+    state_dict: Mapping[str, torch.Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+) -> Any:
+    """A network from tensors in memory, `config` and keys in their published names.
+
+    Raises:
+        ValueError: missing, extra or misshapen keys (the first ten are listed), non-finite weights, incomplete configuration.
+    """
+    return _build(name, complete(name, config), state_dict, device, dtype)
+
+
+def _build(
+    name: str,
+    config: dict[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    device: torch.device | str,
+    dtype: torch.dtype | str | None,
+    **provenance: Any,
+) -> Any:
+    import torch
+
+    from model.weights import as_dtype
+
+    family = family_of(name)
+    network = importlib.import_module(family.module)
+    return network.build(
+        family.describe(name, config), config, weights, torch.device(device), as_dtype(dtype), **provenance
+    )
+
+
+def _what_to_give(name: str, *, both: bool) -> str:
+    if both:
+        return f"{name}: got both a checkpoint and untrained; give one of them"
+    where = (
+        f"its published weights ({PRESETS[name].licence}) are {PRESETS[name].published}; " if name in PRESETS else ""
+    )
+    return f"{name} needs weights: {where}give checkpoint=PATH_OR_URI, or untrained=SEED for a trial whose latents mean nothing"

@@ -66,9 +66,7 @@ class VideoVAE(Protocol):
 
     spec: LatentSpec
 
-    def encode(
-        self, video_BCTHW: torch.Tensor, state: Any = None, *, moments: bool = False
-    ) -> tuple[Posterior, Any]:
+    def encode(self, video_BCTHW: torch.Tensor, state: Any = None, *, moments: bool = False) -> tuple[Posterior, Any]:
         """`video_BCTHW` float in `spec.value_range` -> raw posterior (mean `BCthw`), state for the next chunk.
 
         The first chunk has `time_stride * n + 1` frames, later ones `time_stride * n`.

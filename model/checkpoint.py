@@ -1,0 +1,307 @@
+"""From a checkpoint URI to tensors in their published names. Nothing in a file is ever executed unless a person says so.
+
+Enters: a local path, `hf://owner/repo/file[@revision]`, or a URI whose scheme has a registered fetcher (entry-point group
+`lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Leaves: tensors by published key, the configuration the file
+carries (if any), and what the file was (`CheckpointInfo`).
+
+Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
+network skipped), a plain mapping of tensors, and safetensors with the configuration in its metadata or in a `config.json` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.weights import check_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FETCHERS = "lathe.checkpoint_fetchers"
+TRAINED_PREFIX = "autoencoder."
+TRAINING_ONLY = ("gan_loss.", "perceptual_model.")
+SAFE_CLASSES = (argparse.Namespace,)  # the authors keep their options in one; it holds attributes and runs nothing
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """Which file the weights came from."""
+
+    uri: str
+    sha256: str  # of the file
+    num_bytes: int
+    layout: str  # "official" | "training" | "tensors" | "safetensors"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint read and unwrapped, not yet compared with any network."""
+
+    weights: dict[str, torch.Tensor]
+    config: dict[str, Any] | None
+    info: CheckpointInfo
+
+
+def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> Checkpoint:
+    """Fetches and unwraps a checkpoint.
+
+    Args:
+        uri: see the module's docstring. A folder with one weight file and a `config.json` is fine too.
+        want_config: whether a hub file without a configuration is worth asking its repository for `config.json`.
+        trust_pickle: unpickle without restriction. The file can then run any code; only `convert` passes this on.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: unknown scheme, damaged file, unknown layout, or a file that needs full unpickling.
+        RuntimeError: the hub refused or could not be reached.
+    """
+    path = _weight_file(fetch(uri))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.suffix == ".safetensors":
+        weights, config = _read_safetensors(path)
+        layout = "safetensors"
+        if config is None and want_config and uri.startswith("hf://"):
+            config = _hub_config(uri)
+    else:
+        weights, config, layout = _unwrap(_read_pickle(path, trust=trust_pickle), path)
+    if config is None:
+        config = _sidecar(path)
+    return Checkpoint(weights, config, CheckpointInfo(uri, digest, path.stat().st_size, layout))
+
+
+def convert(path: str | Path, out: str | Path, *, trust_pickle: bool = False) -> CheckpointInfo:
+    """Writes a checkpoint's network as safetensors, with its configuration and origin in the metadata.
+
+    Args:
+        path: any checkpoint `read` takes.
+        out: the new file; ends in `.safetensors`; replaced at once when complete.
+        trust_pickle: allow full unpickling, which can run any code the file holds. Only for files whose source you trust.
+
+    Returns:
+        What was read (layout, hash of the source file).
+    """
+    from safetensors.torch import save_file
+
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"the converted checkpoint is a .safetensors file, got {str(out)!r}")
+    found = read(str(path), trust_pickle=trust_pickle)
+    check_finite(str(path), found.weights)
+    metadata = {"format": "pt", "source_sha256": found.info.sha256, "source_layout": found.info.layout}
+    if found.config is not None:
+        plain = {key: value for key, value in found.config.items() if _is_json(value)}
+        metadata["config"] = json.dumps(plain, sort_keys=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    # clones: files may hold views of one storage, which safetensors refuses
+    save_file(
+        {key: value.detach().clone().contiguous() for key, value in found.weights.items()}, partial, metadata=metadata
+    )
+    partial.replace(target)
+    return found.info
+
+
+def check_same_config(name: str, preset: Mapping[str, Any], found: Mapping[str, Any], uri: str) -> None:
+    """Raises ValueError where a file's own configuration is not that of the preset it was given for."""
+    different = [
+        f"{key} is {found[key]!r}, not {value!r}"
+        for key, value in preset.items()
+        if key in found and found[key] != value
+    ]
+    if different:
+        raise ValueError(
+            f"{uri} is not {name}: by its own configuration {', '.join(different)}. Use the name that fits, or the family name"
+        )
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple))
+
+
+# ---- where the file is ----------------------------------------------------------------------------------------------
+
+
+def fetch(uri: str) -> Path:
+    """A local path for `uri`, downloading where needed. Raises as `read` does."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    scheme = match[1].lower() if match else "file"
+    if scheme == "file":
+        path = Path(uri[len(match[0]) :] if match else uri).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"no checkpoint at {path}; expected a .ckpt, .pth, .pt or .safetensors file")
+        return path
+    if scheme == "hf":
+        return _from_hub(*_hub_parts(uri))
+    for entry in importlib.metadata.entry_points(group=FETCHERS, name=scheme):
+        return Path(entry.load()(uri))
+    others = sorted({entry.name for entry in importlib.metadata.entry_points(group=FETCHERS)})
+    raise ValueError(
+        f"cannot fetch {uri}: nobody handles {scheme}://; known: a local path, hf://, {', '.join(f'{o}://' for o in others)}"
+    )
+
+
+def _hub_parts(uri: str) -> tuple[str, str, str | None]:
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+?)(?:@([^@]+))?", uri)
+    if not match:
+        raise ValueError(f"expected hf://owner/repo/file[@revision], got {uri!r}")
+    return match[1], match[2], match[3]
+
+
+def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    where = f"hf://{repo}/{filename}" + (f"@{revision}" if revision else "")
+    try:
+        # the library reads HF_ENDPOINT once, at import; a running program may set it later
+        return Path(hf_hub_download(repo, filename, revision=revision, endpoint=os.environ.get("HF_ENDPOINT") or None))
+    except errors.LocalEntryNotFoundError as error:
+        raise RuntimeError(
+            f"{where} is not in the local cache and the hub could not be reached; check the network, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE, or download the file and give its path"
+        ) from error
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise FileNotFoundError(f"{where}: the repository has no such file or revision") from error
+    except errors.GatedRepoError as error:
+        raise RuntimeError(
+            f"{where}: access must be asked for on the repository's page, then log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{where}: no such repository, or a private one you are not logged in for") from error
+    except errors.HfHubHTTPError as error:
+        raise RuntimeError(f"{where}: the hub answered {error.response.status_code}; try again later") from error
+
+
+def _hub_config(uri: str) -> dict[str, Any] | None:
+    """`config.json` of the file's folder in its repository, or None where there is none."""
+    repo, filename, revision = _hub_parts(uri)
+    beside = (Path(filename).parent / "config.json").as_posix()
+    try:
+        path = _from_hub(repo, beside, revision)
+    except FileNotFoundError:
+        return None
+    return _parse_config(path.read_text(), path)
+
+
+def _weight_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for pattern in ("*.safetensors", "*.ckpt", "*.pth", "*.pt"):
+        files = sorted(path.glob(pattern))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise ValueError(f"{path} holds {len(files)} {pattern} files; name the one to load")
+    raise FileNotFoundError(f"no .safetensors, .ckpt, .pth or .pt file in {path}")
+
+
+# ---- what the file holds --------------------------------------------------------------------------------------------
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); download it again") from error
+    config = metadata.get("config")
+    return weights, None if config is None else _parse_config(config, path)
+
+
+def _sidecar(path: Path) -> dict[str, Any] | None:
+    beside = path.with_name("config.json")
+    return _parse_config(beside.read_text(), beside) if beside.is_file() else None
+
+
+def _parse_config(text: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the configuration in {path} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the configuration in {path} must be a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _read_pickle(path: Path, *, trust: bool) -> Any:
+    mapped = zipfile.is_zipfile(path)  # training checkpoints carry optimizer states several times the network's size
+    try:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
+        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        needs = _unsafe_globals(path, error)
+        if not needs:
+            raise ValueError(
+                f"{path} is not a readable checkpoint ({_first_line(error)}); download it again"
+            ) from error
+        raise ValueError(
+            f"{path} needs full unpickling, which can run any code in it: it refers to {', '.join(needs)}. Ask for a .safetensors "
+            f"copy, or, if you trust its source, convert it once: lathe convert-checkpoint {path} OUT.safetensors --trust-pickle"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({_first_line(error)}); download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _unsafe_globals(path: Path, error: Exception) -> list[str]:
+    """Names a restricted load would have to be allowed, first ten; empty where the file is damaged rather than unsafe."""
+    if zipfile.is_zipfile(path):
+        with torch.serialization.safe_globals(list(SAFE_CLASSES)):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:10]
+    return re.findall(r"GLOBAL (\S+)", str(error))[:1]
+
+
+def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, str]:
+    """(tensors, configuration, layout) of an unpickled checkpoint."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict with state_dict, or a dict of tensors")
+    if "state_dict" not in raw:
+        return _tensors(raw, path), None, "tensors"
+    weights = _tensors(raw["state_dict"], path)
+    if any(key.startswith(TRAINED_PREFIX) for key in weights):
+        kept = {key.removeprefix(TRAINED_PREFIX): t for key, t in weights.items() if not key.startswith(TRAINING_ONLY)}
+        return kept, _options(raw, path), "training"
+    return weights, _options(raw, path), "official"
+
+
+def _tensors(mapping: Any, path: Path) -> dict[str, torch.Tensor]:
+    if not isinstance(mapping, dict) or not mapping:
+        raise ValueError(f"{path} holds no tensors: got {type(mapping).__name__} of length {len(mapping)}")
+    others = [str(key) for key, value in mapping.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(
+            f"{path} has an unknown layout: not tensors: {', '.join(others[:10])}; expected a dict with state_dict"
+        )
+    return dict(mapping)
+
+
+def _options(raw: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    options = raw.get("args")
+    if options is None or isinstance(options, dict):
+        return options
+    if isinstance(options, argparse.Namespace):
+        return vars(options)
+    raise ValueError(f"{path}: args must be a dict or argparse.Namespace, got {type(options).__name__}")

@@ -1,0 +1,115 @@
+"""The uint8 door: YUV 4:4:4 planes as decoders give them -> RGB in a network's value range.
+
+Enters: uint8 planes `B T 3 H W` (rows Y, U, V; limited range) and the matrix of each video. Leaves: float video `B C T H W`.
+Production frames come this way because scaling in YUV is several times cheaper than through RGB; the 3x3 matrix runs here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.inputs import check_planes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.interface import LatentSpec
+    from model.posterior import Posterior
+
+# (Kr, Kb) of the standards; bt2020nc is the non-constant-luminance form
+LUMA: dict[str, tuple[float, float]] = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "bt2020nc": (0.2627, 0.0593),
+}
+
+
+def _chroma_gains(matrix: str) -> tuple[float, float, float, float]:
+    """(V to red, U to green, V to green, U to blue) for components scaled to [0, 1] and [-0.5, 0.5].
+
+    Raises:
+        ValueError: unknown matrix.
+    """
+    if matrix not in LUMA:
+        raise ValueError(f"colour matrix must be one of {', '.join(LUMA)}; got {matrix!r}")
+    kr, kb = LUMA[matrix]
+    kg = 1 - kr - kb
+    return 2 * (1 - kr), -2 * (1 - kb) * kb / kg, -2 * (1 - kr) * kr / kg, 2 * (1 - kb)
+
+
+def yuv_to_video(
+    planes_BT3HW: torch.Tensor,
+    matrices: Sequence[str],
+    value_range: tuple[float, float] = (-0.5, 0.5),
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Limited-range uint8 planes -> RGB `(B, 3, T, H, W)`, clamped to the gamut, where black is `value_range[0]` and white `[1]`.
+
+    `matrices` names one of bt601, bt709, bt2020nc per video of the batch.
+
+    Raises:
+        ValueError: wrong shape or dtype, unknown matrix, or not one matrix per video.
+    """
+    if planes_BT3HW.ndim != 5 or planes_BT3HW.shape[2] != 3 or planes_BT3HW.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 planes (B, T, 3, H, W), got {planes_BT3HW.dtype} {tuple(planes_BT3HW.shape)}")
+    B, T, _, H, W = planes_BT3HW.shape
+    if isinstance(matrices, str) or len(matrices) != B:
+        raise ValueError(f"expected one colour matrix per video, {B} in all; got {matrices!r}")
+    low, high = value_range
+    luma, chroma = (high - low) / 219, (high - low) / 224
+    video = torch.empty((B, 3, T, H, W), dtype=dtype, device=planes_BT3HW.device)
+    for b, matrix in enumerate(matrices):
+        v_red, u_green, v_green, u_blue = _chroma_gains(matrix)
+        for t in range(T):  # a frame's planes stay in cache
+            y, u, v = planes_BT3HW[b, t].to(dtype).unbind(0)
+            y.mul_(luma).add_(low - 16 * luma)
+            u.sub_(128).mul_(chroma)
+            v.sub_(128).mul_(chroma)
+            torch.add(y, v, alpha=v_red, out=video[b, 0, t])
+            torch.add(y, u, alpha=u_green, out=video[b, 1, t]).add_(v, alpha=v_green)
+            torch.add(y, u, alpha=u_blue, out=video[b, 2, t])
+    return video.clamp_(low, high)
+
+
+def rgb_to_yuv(
+    video_BCTHW: torch.Tensor, matrices: Sequence[str], value_range: tuple[float, float] = (-0.5, 0.5)
+) -> torch.Tensor:
+    """The inverse: RGB in `value_range` -> limited-range uint8 planes `(B, T, 3, H, W)`, rounded to nearest."""
+    low, high = value_range
+    planes = []
+    for rgb_CTHW, matrix in zip(video_BCTHW.double(), matrices, strict=True):
+        _chroma_gains(matrix)  # the one place that knows the names
+        kr, kb = LUMA[matrix]
+        red, green, blue = ((rgb_CTHW - low) / (high - low)).unbind(0)
+        y = kr * red + (1 - kr - kb) * green + kb * blue
+        u, v = (blue - y) / (2 * (1 - kb)), (red - y) / (2 * (1 - kr))
+        planes.append(torch.stack([16 + 219 * y, 128 + 224 * u, 128 + 224 * v], dim=1))
+    return torch.stack(planes).round().clamp(0, 255).to(torch.uint8)
+
+
+class PlanesDoor:
+    """Gives a network `encode_planes` out of its `spec` and `_encode`, which takes a video already known to be valid."""
+
+    spec: LatentSpec
+    input_dtype: torch.dtype
+    device: torch.device
+
+    def encode_planes(
+        self, planes_BT3HW: torch.Tensor, matrices: Sequence[str], state: Any = None, *, moments: bool = False
+    ) -> tuple[Posterior, Any]:
+        """`encode` for uint8 YUV 4:4:4 limited-range planes `(B, T, 3, H, W)` with one matrix name per video.
+
+        The planes may lie on another device than the network: bytes are moved, a quarter of what floats would be.
+
+        Raises:
+            ValueError: as `encode`, and for unknown matrices.
+        """
+        check_planes(planes_BT3HW, self.spec, first=state is None)
+        planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
+        video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
+        return self._encode(video, state, moments=moments)
+
+    def _encode(self, video_BCTHW: torch.Tensor, state: Any, *, moments: bool) -> tuple[Posterior, Any]:
+        raise NotImplementedError

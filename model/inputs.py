@@ -1,0 +1,99 @@
+"""Whether a tensor may enter a network. Enters: a video or latent and the network's `LatentSpec`. Leaves: nothing, or a ValueError.
+
+Messages name what was got, what was expected and the nearest thing that fits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from model.interface import LatentSpec
+
+
+def _near(value: int, step: int) -> str:
+    lower = value // step * step
+    return f"{lower} or {lower + step}" if lower else str(step)
+
+
+def check_frames(num_frames: int, spec: LatentSpec, *, first: bool) -> int:
+    """Latent frames of a chunk; raises ValueError where the count does not fit its place in the video."""
+    if first:
+        return spec.latent_frames(num_frames)
+    if num_frames < 1 or num_frames % spec.time_stride:
+        raise ValueError(
+            f"{spec.network} takes {spec.time_stride}n frames in every chunk after the first, got {num_frames}; "
+            f"counts near it that fit: {_near(num_frames, spec.time_stride)}"
+        )
+    return num_frames // spec.time_stride
+
+
+def check_sizes(height: int, width: int, spec: LatentSpec) -> None:
+    """Raises ValueError unless both sides are multiples of the space stride."""
+    for side, value in (("height", height), ("width", width)):
+        if value < 1 or value % spec.space_stride:
+            raise ValueError(
+                f"{spec.network} takes sides that are multiples of {spec.space_stride}, got {side} {value} "
+                f"(of {height}x{width}); nearest that fit: {_near(value, spec.space_stride)}"
+            )
+
+
+def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
+    """Raises ValueError unless `video` is floating `(B, 3, T, H, W)` with counts and sizes the network takes."""
+    if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] < 1:
+        hint = " (an image is a video of one frame: video[:, :, None])" if video.ndim == 4 else ""
+        raise ValueError(f"expected a video of shape (B, 3, T, H, W), got {tuple(video.shape)}{hint}")
+    if not video.is_floating_point():
+        lo, hi = spec.value_range
+        raise ValueError(
+            f"expected floating-point values in [{lo:g}, {hi:g}], got {video.dtype}; "
+            "scale the frames, or give uint8 YUV planes to encode_planes"
+        )
+    check_frames(video.shape[2], spec, first=first)
+    check_sizes(video.shape[3], video.shape[4], spec)
+
+
+def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
+    """Raises ValueError unless `planes` is uint8 `(B, T, 3, H, W)` with counts and sizes the network takes."""
+    if planes.ndim != 5 or planes.shape[2] != 3 or planes.shape[0] < 1 or planes.dtype != torch.uint8:
+        raise ValueError(
+            f"expected uint8 YUV planes of shape (B, T, 3, H, W), got {planes.dtype} {tuple(planes.shape)}"
+        )
+    check_frames(planes.shape[1], spec, first=first)
+    check_sizes(planes.shape[3], planes.shape[4], spec)
+
+
+def check_latent(latent: torch.Tensor, spec: LatentSpec) -> None:
+    """Raises ValueError unless `latent` is floating `(B, latent_channels, t >= 1, h, w)`."""
+    if latent.ndim != 5 or latent.shape[1] != spec.latent_channels or 0 in latent.shape:
+        raise ValueError(
+            f"expected latents of shape (B, {spec.latent_channels}, t, h, w) for {spec.network}, got {tuple(latent.shape)}"
+        )
+    if not latent.is_floating_point():
+        raise ValueError(f"expected floating-point latents, got {latent.dtype}")
+
+
+def range_complaint(video: torch.Tensor, spec: LatentSpec) -> str | None:
+    """What is probably wrong with the values, judged by the first frame alone (cheap), or None.
+
+    Values a quarter of the range beyond either end are called far outside; resampling filters overshoot less than that.
+    """
+    lo, hi = spec.value_range
+    low, high = (bound.item() for bound in video[:, :, 0].aminmax())
+    slack = 0.25 * (hi - lo)
+    if lo - slack <= low and high <= hi + slack:
+        return None
+    if high > 2:
+        cause = "frames in 0..255"
+    elif low >= 0:
+        cause = "frames in [0, 1]"
+    elif low >= -1.25 and high <= 1.25 and (lo, hi) != (-1.0, 1.0):
+        cause = "frames in [-1, 1]"
+    else:
+        cause = "frames with another scaling"
+    return (
+        f"{spec.network} expects values in [{lo:g}, {hi:g}], the first frame spans [{low:.4g}, {high:.4g}]: "
+        f"probably {cause}; the latents will be wrong"
+    )

@@ -1,0 +1,251 @@
+"""LeanVAE's encoder and decoder prepared for running: everything next to something linear is folded into it.
+
+Enters: parameters, then videos or latents with the past rows of every layer. Leaves: posterior heads' outputs or videos, and the new
+past. No checks and no chunking here; `model.leanvae` does both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from model import haar
+from model.tokens import PAST, Carry, NAFLayer, Projection, blocks, run_stack, spans, wide_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from model.leanvae_parameters import Network, Stack
+
+FRAMES, PIXELS = 4, 8  # of one token
+
+
+class Prepared:
+    """Shared by both directions: where and in which arithmetic, and the numbering of layers that carry state."""
+
+    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype, self.wide = device, dtype, wide_dtype(dtype)
+        self.low, self.width = config["l_dim"], config["embedding_dim"]
+        self.slots = 0
+
+    def layers(self, stack: Stack, *, residual: bool) -> list[NAFLayer]:
+        """A stack's layers, each with the next free slot of the state."""
+        prepared = []
+        for conv, ffd in zip(stack.dconv_layer, stack.ffd_layer, strict=True):
+            ds_conv = cast("nn.Conv3d", cast("nn.ModuleDict", conv)["ds_conv"])
+            prepared.append(
+                NAFLayer(
+                    ds_conv,
+                    cast("nn.Sequential", ffd),
+                    slot=self.slots,
+                    residual=residual,
+                    device=self.device,
+                    dtype=self.dtype,
+                )
+            )
+            self.slots += 1
+        return prepared
+
+    def project(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Projection:
+        """A product in the network's arithmetic, or at least in float32."""
+        return Projection(weight, bias, self.device, self.wide if wide else self.dtype)
+
+
+class Encoder(Prepared):
+    """Pixels -> posterior."""
+
+    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(network, config, device, dtype)
+        coder = network.encoder
+        self.video_patch = self._patch(coder.video_low_proj, coder.video_high_proj, haar.video_signs())
+        self.image_patch = self._patch(coder.image_low_proj, coder.image_high_proj, haar.image_signs())
+        self.low_layers = self.layers(coder.low_layer, residual=True)
+        self.high_layers = self.layers(coder.high_layer, residual=True)
+        self.fusion_layers = self.layers(coder.fusion_layer, residual=True)
+        # the last narrowing product and the heads are both linear: head(y + narrow(h)) = head y + (head narrow) h
+        narrow = self.fusion_layers[-1].narrow_weight()
+        phi, std = network.latent_bottleneck.phi.double(), network.std_layer
+        self.mean_heads = self.project(phi, wide=True), self.project(phi @ narrow, wide=True)
+        self.logvar_heads = (
+            self.project(std.weight, std.bias, wide=True),
+            self.project(std.weight.double() @ narrow, wide=True),
+        )
+
+    def _patch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
+        kernel = haar.fold_patch(low[1].weight, high[1].weight, signs)
+        # in float32 at least: eight-bit pixels would lose their last bit in bfloat16
+        return self.project(kernel, torch.cat([low[1].bias, high[1].bias]), wide=True)
+
+    def __call__(
+        self,
+        video_BCTHW: torch.Tensor,
+        past: Sequence[torch.Tensor] | None,
+        heads: Sequence[tuple[Projection, Projection]],
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+        """One output `B t h w d` per pair of heads (token part, hidden part), and the new state's tensors."""
+        B, _, T, H, W = video_BCTHW.shape
+        rows, grid = -(-T // FRAMES), (H // PIXELS, W // PIXELS)
+        carry = Carry(past, self.slots)
+        like = video_BCTHW.new_empty(0, dtype=self.wide)
+        low = carry.room(self.low_layers[0].slot, B, rows, grid, self.low, like)
+        high = carry.room(self.high_layers[0].slot, B, rows, grid, self.width - self.low, like)
+        self._embed(video_BCTHW, low[:, PAST:], high[:, PAST:], image=past is None)
+        fused = carry.room(self.fusion_layers[0].slot, B, rows, grid, self.width, like)
+        run_stack(self.low_layers, low, carry, fused[:, PAST:, ..., : self.low])
+        del low
+        run_stack(self.high_layers, high, carry, fused[:, PAST:, ..., self.low :])
+        del high
+        if len(self.fusion_layers) > 1:
+            last = carry.room(self.fusion_layers[-1].slot, B, rows, grid, self.width, like)
+            run_stack(self.fusion_layers[:-1], fused, carry, last[:, PAST:])
+            fused = last
+        carry.keep(self.fusion_layers[-1].slot, fused)
+        return self._read_out(fused, heads), carry.kept()
+
+    def _embed(self, video_BCTHW: torch.Tensor, low: torch.Tensor, high: torch.Tensor, *, image: bool) -> None:
+        B, rows, (h, w) = low.shape[0], low.shape[1], low.shape[2:4]
+        for videos, span in spans(B, rows, self.device):
+            for start, stop, patch in _groups(span, image):
+                frames = slice(first_frame(start, image), first_frame(stop, image))
+                tokens = patchify(video_BCTHW[videos, :, frames], 1 if patch == "image" else FRAMES)
+                projection = self.image_patch if patch == "image" else self.video_patch
+                embedded = torch.cat([projection(tokens[block]) for block in blocks(tokens.shape[0], self.device)])
+                embedded = embedded.view(-1, stop - start, h, w, self.width)
+                low[videos, start:stop].copy_(embedded[..., : self.low])
+                high[videos, start:stop].copy_(embedded[..., self.low :])
+
+    def _read_out(self, padded: torch.Tensor, heads: Sequence[tuple[Projection, Projection]]) -> list[torch.Tensor]:
+        layer = self.fusion_layers[-1]
+        outputs: list[torch.Tensor | None] = [None] * len(heads)
+        B, rows, (h, w) = padded.shape[0], padded.shape[1] - PAST, padded.shape[2:4]
+        for (videos, span), y in layer.convolved(padded):
+            y_NC = y.reshape(-1, self.width)
+            parts: list[list[torch.Tensor]] = [[] for _ in heads]
+            for block in blocks(y_NC.shape[0], self.device):
+                hidden = layer.hidden(y_NC[block]).to(self.wide)
+                for part, (of_token, of_hidden) in zip(parts, heads, strict=True):
+                    part.append(of_token(y_NC[block]).add_(of_hidden(hidden)))
+            for index, part in enumerate(parts):
+                value = torch.cat(part)
+                out = outputs[index]
+                if out is None:
+                    out = outputs[index] = value.new_empty((B, rows, h, w, value.shape[1]))
+                out[videos, span].copy_(value.view(y.shape[:-1] + value.shape[1:]))
+        return [out for out in outputs if out is not None]
+
+
+class Decoder(Prepared):
+    """Latents -> pixels."""
+
+    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(network, config, device, dtype)
+        bottleneck, coder = network.latent_bottleneck, network.decoder
+        phi = bottleneck.phi
+        self.start = self.project(bottleneck.Q, wide=True)
+        self.sense, self.lift = self.project(phi, wide=True), self.project(phi.T, wide=True)
+        self.steps = [float(weight) for weight in bottleneck.weights]
+        self.thresholds = [float(threshold) for threshold in bottleneck.threshold]
+        self.analysis = [self.layers(stack, residual=False) for stack in bottleneck.forward_l]  # type: ignore[arg-type]
+        self.synthesis = [self.layers(stack, residual=False) for stack in bottleneck.backward_l]  # type: ignore[arg-type]
+        self.fusion_layers = self.layers(coder.fusion_layer, residual=True)
+        self.low_layers = self.layers(coder.low_layer, residual=True)
+        self.high_layers = self.layers(coder.high_layer, residual=True)
+        self.video_unpatch = self._unpatch(coder.video_low_proj, coder.video_high_proj, haar.video_signs())
+        self.image_unpatch = self._unpatch(coder.image_low_proj, coder.image_high_proj, haar.image_signs())
+
+    def _unpatch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
+        weight = haar.fold_unpatch(low[0].weight, high[0].weight, signs)
+        bias = haar.fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs).sum(1)
+        return self.project(weight, bias, wide=True)
+
+    def __call__(
+        self, latent_BtHWC: torch.Tensor, past: Sequence[torch.Tensor] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Video `B 3 T H W` and the new state's tensors; the first row is an image where `past` is None."""
+        B, rows, h, w, _ = latent_BtHWC.shape
+        carry = Carry(past, self.slots)
+        recovered = self.recover(latent_BtHWC, carry)
+        like = recovered
+
+        padded = carry.room(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
+        padded[:, PAST:].copy_(recovered)
+        run_stack(self.fusion_layers, padded, carry, recovered)
+        tokens = torch.empty_like(recovered)
+        for layers, part in ((self.low_layers, slice(0, self.low)), (self.high_layers, slice(self.low, self.width))):
+            padded = carry.room(layers[0].slot, B, rows, (h, w), part.stop - part.start, like)
+            padded[:, PAST:].copy_(recovered[..., part])
+            run_stack(layers, padded, carry, tokens[..., part])
+        del padded, recovered
+        return self._pixels(tokens, image=past is None), carry.kept()
+
+    def recover(self, latent_BtHWC: torch.Tensor, carry: Carry) -> torch.Tensor:
+        """Unrolled iterations: latents `B t h w d` -> features `B t h w C`."""
+        B, rows, h, w, d = latent_BtHWC.shape
+        recovered = latent_BtHWC.new_empty((B, rows, h, w, self.width))
+        everywhere = list(spans(B, rows, self.device))
+        for where in everywhere:
+            recovered[where].copy_(self.start(latent_BtHWC[where].reshape(-1, d)).view_as(recovered[where]))
+        for step, threshold, analysis, synthesis in zip(
+            self.steps, self.thresholds, self.analysis, self.synthesis, strict=True
+        ):
+            for where in everywhere:
+                r, y = recovered[where].reshape(-1, self.width), latent_BtHWC[where].reshape(-1, d)
+                gradient = self.lift(self.sense(r).sub_(y))
+                recovered[where].sub_(gradient.view_as(recovered[where]), alpha=step)
+            inner = carry.room(analysis[0].slot, B, rows, (h, w), self.width, recovered)
+            inner[:, PAST:].copy_(recovered)
+            sparse = carry.room(synthesis[0].slot, B, rows, (h, w), self.width, recovered)
+            run_stack(analysis, inner, carry, sparse[:, PAST:])
+            sparse[:, PAST:].copy_(soft_threshold(sparse[:, PAST:], threshold))
+            correction = torch.empty_like(recovered)
+            run_stack(synthesis, sparse, carry, correction)
+            recovered += correction
+        return recovered
+
+    def _pixels(self, tokens: torch.Tensor, *, image: bool) -> torch.Tensor:
+        B, rows, h, w, _ = tokens.shape
+        frames = FRAMES * rows - (FRAMES - 1) * image
+        video = tokens.new_empty((B, 3, frames, PIXELS * h, PIXELS * w))
+        for videos, span in spans(B, rows, self.device):
+            for start, stop, patch in _groups(span, image):
+                projection = self.image_unpatch if patch == "image" else self.video_unpatch
+                flat = tokens[videos, start:stop].reshape(-1, self.width)
+                pixels = torch.cat([projection(flat[block]) for block in blocks(flat.shape[0], self.device)])
+                target = video[videos, :, first_frame(start, image) : first_frame(stop, image)]
+                unpatchify(pixels, 1 if patch == "image" else FRAMES, target)
+        return video
+
+
+def soft_threshold(x: torch.Tensor, threshold: float) -> torch.Tensor:
+    """`sign(x) * max(|x| - threshold, 0)`."""
+    return x.sign() * (x.abs() - threshold).clamp_(min=0)
+
+
+def _groups(span: slice, image: bool) -> list[tuple[int, int, str]]:
+    """A span of rows cut into the image row (row 0 of a video's first chunk) and the others."""
+    if not image or span.start > 0:
+        return [(span.start, span.stop, "video")]
+    groups = [(0, 1, "image")]
+    return groups if span.stop == 1 else [*groups, (1, span.stop, "video")]
+
+
+def first_frame(row: int, image: bool) -> int:
+    """Frame at which a latent row begins; `image` says that row 0 is a single frame."""
+    return FRAMES * row - (FRAMES - 1) * image if row else 0
+
+
+def patchify(video_BCTHW: torch.Tensor, frames: int) -> torch.Tensor:
+    """Pixel blocks as rows `(B*t*h*w, 3*frames*8*8)`, block in C order (rgb, frame, row, column)."""
+    B, C, T, H, W = video_BCTHW.shape
+    cells = video_BCTHW.reshape(B, C, T // frames, frames, H // PIXELS, PIXELS, W // PIXELS, PIXELS)
+    return cells.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(-1, C * frames * PIXELS * PIXELS)
+
+
+def unpatchify(blocks_NP: torch.Tensor, frames: int, video_BCTHW: torch.Tensor) -> None:
+    """Inverse of `patchify`, into existing memory."""
+    B, C, T, H, W = video_BCTHW.shape
+    cells = blocks_NP.view(B, T // frames, H // PIXELS, W // PIXELS, C, frames, PIXELS, PIXELS)
+    video_BCTHW.copy_(cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, C, T, H, W))

@@ -1,0 +1,119 @@
+"""LeanVAE's parameters under their published names, and reproducible random ones for trials.
+
+Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
+There is no forward pass here; `model.leanvae` prepares these parameters for running.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Stack(nn.Module):
+    """Parameters of a stack of NAF layers."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        inner = int(8 / 3 * channels)
+        self.dconv_layer = nn.ModuleList(
+            nn.ModuleDict({"ds_conv": nn.Conv3d(channels, channels, 3, groups=channels)}) for _ in range(layers)
+        )
+        self.ffd_layer = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(channels),
+                nn.Linear(channels, 2 * inner, bias=False),
+                nn.Identity(),  # GEGLU
+                nn.Identity(),  # dropout of 0
+                nn.Linear(inner, channels, bias=False),
+            )
+            for _ in range(layers)
+        )
+
+
+class Coder(nn.Module):
+    """Parameters of the encoder or the decoder: patch projections and the three stacks."""
+
+    def __init__(self, config: Mapping[str, int], *, decoder: bool) -> None:
+        super().__init__()
+        low, high = config["l_dim"], config["h_dim"]
+        for name, inside, outside in (
+            ("video_low_proj", low, 96),
+            ("video_high_proj", high, 672),
+            ("image_low_proj", low, 48),
+            ("image_high_proj", high, 144),
+        ):
+            # a rearrangement without parameters stands before the encoder's projections and after the decoder's
+            parts = (nn.Linear(inside, outside),) if decoder else (nn.Identity(), nn.Linear(outside, inside))
+            self.add_module(name, nn.Sequential(*parts))
+        self.low_layer = Stack(low, config["sep_num_layer"])
+        self.high_layer = Stack(high, config["sep_num_layer"])
+        self.fusion_layer = Stack(low + high, config["fusion_num_layer"])
+
+
+class Bottleneck(nn.Module):
+    """Parameters of the sensing matrix and the unrolled iterations."""
+
+    def __init__(self, config: Mapping[str, int]) -> None:
+        super().__init__()
+        width, latent, steps = config["embedding_dim"], config["latent_dim"], config["ista_iter_num"]
+        self.phi = nn.Parameter(torch.empty(latent, width))
+        self.Q = nn.Parameter(torch.empty(width, latent))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(())) for _ in range(steps))
+        self.threshold = nn.ParameterList(nn.Parameter(torch.empty(1)) for _ in range(steps))
+        self.forward_l = nn.ModuleList(Stack(width, config["ista_layer_num"]) for _ in range(steps))
+        self.backward_l = nn.ModuleList(Stack(width, config["ista_layer_num"]) for _ in range(steps))
+
+
+class Network(nn.Module):
+    """All parameters; `state_dict()` has exactly the published keys."""
+
+    def __init__(self, config: Mapping[str, int]) -> None:
+        super().__init__()
+        self.latent_bottleneck = Bottleneck(config)
+        self.encoder = Coder(config, decoder=False)
+        self.decoder = Coder(config, decoder=True)
+        self.std_layer = nn.Linear(config["embedding_dim"], config["latent_dim"])
+
+
+def empty_network(config: Mapping[str, int]) -> Network:
+    """The network on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return Network(config)
+
+
+def random_weights(config: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+
+    Scaled so that activations stay of order one. Latents made with them mean nothing.
+    """
+    return {
+        key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in empty_network(config).state_dict().items()
+    }
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    draw = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())]))
+    noise = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32).reshape(shape).copy())
+    if key.endswith("bottleneck.Q"):
+        return noise * shape[0] ** -0.5
+    if ".weights." in key:
+        return torch.full(shape, 0.5)
+    if ".threshold." in key:
+        return torch.full(shape, 0.05)
+    if key.endswith("bias"):
+        return 0.02 * noise
+    if len(shape) == 1:  # LayerNorm
+        return 1 + 0.02 * noise
+    fan_in = int(np.prod(shape[1:]))
+    gain = 3.0 if ".ffd_layer." in key and key.endswith("4.weight") else 0.3 if "ds_conv" in key else 1.0
+    if key.startswith("decoder.") and "_proj." in key:
+        gain = 0.2
+    return gain * noise * fan_in**-0.5
