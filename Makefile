@@ -1,0 +1,72 @@
+# Everything a newcomer types. Needs python3 >= 3.11, make and pip; all else goes into .venv/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := deploy/constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' $(PINS))
+INSTALLED := .venv/installed
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix bench clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## virtual environment in .venv/ with everything to run, test and develop
+
+demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray, verified and shown
+	$(BIN)/lathe encode $(DEMO)/corpus $(DEMO)/latents --untrained 0 --frames 17 --size 128x128
+	$(BIN)/lathe verify $(DEMO)/latents
+	$(BIN)/lathe inspect $(DEMO)/latents
+	$(BIN)/lathe status $(DEMO)/latents
+	@echo
+	@echo "The latents are in $(DEMO)/latents. They come from random weights: give --checkpoint for real ones."
+
+test: $(INSTALLED) check ## all checks, then the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## format, lint, types and import rules; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED) ## format, and repair what the linter can repair
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## measure encode, decode, write and end to end; prints ratios
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what make made: .venv/, demo/, caches
+	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made aside and renamed, so that an interrupted run leaves no half corpus that looks whole.
+$(DEMO)/corpus: | $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/lathe sample $(DEMO)/corpus.partial
+	mv $(DEMO)/corpus.partial $@
+
+# torch comes first and by itself: which build of it is right depends on the machine, and pip cannot know.
+$(INSTALLED): pyproject.toml $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "lathe needs python3 >= 3.11, got $$($(PYTHON) --version); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@set -e; \
+	if nvidia-smi >/dev/null 2>&1; then \
+		echo "== torch $(TORCH): this machine has an NVIDIA GPU, taking the CUDA build"; \
+		$(BIN)/pip install 'torch==$(TORCH)'; \
+	elif [ "$$(uname -s)" = Darwin ]; then \
+		echo "== torch $(TORCH): macOS has one build"; \
+		$(BIN)/pip install 'torch==$(TORCH)'; \
+	else \
+		echo "== torch $(TORCH): no NVIDIA GPU here, taking the CPU build (a tenth of the download)"; \
+		$(BIN)/pip install --only-binary=:all: 'torch==$(TORCH)+cpu' \
+			|| { echo "== not on the configured index; asking PyTorch's own for the CPU build"; \
+			     $(BIN)/pip install --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu'; }; \
+	fi
+	$(BIN)/pip install -c $(PINS) -e '.[dev]'
+	@touch $@
