@@ -187,14 +187,16 @@ def _check_index(store: Store, item: WrittenFile, checked: _Checked) -> list[Ind
     facts = {
         "rows": (len(rows), item.rows),
         "frames": (sum(row.num_frames for row in rows), item.frames),
-        "row numbers": ([row.row for row in rows], list(range(len(rows)))),
         "buckets": ({row.bucket for row in rows}, {item.bucket}),
         "data file": (metadata.get("data"), {"key": item.key, "num_bytes": item.num_bytes, "sha256": item.sha256}),
-        "tensor lengths": ([row.latent_length for row in rows], [_length(row) for row in rows]),
     }
     for name, (got, expected) in facts.items():
         if got != expected:
             checked.problems.append(Problem(item.index_key, f"{name}: {got}", f"{expected}"))
+    for position, row in enumerate(rows):
+        if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
+            where = f"{item.index_key}#{row.id}"
+            checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its place and shape"))
     checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in rows], np.uint64)))
     return rows
 
