@@ -1,0 +1,361 @@
+"""A tar read once, forward, that says what is wrong with it instead of ending early.
+
+Enters: an ordered stream of an archive, plain or gz/bz2/xz by content. Leaves: its members in order, and `Damage` wherever the bytes stop
+being a tar. Headers are parsed by Python's `tarfile`; what it treats as a quiet end (a truncated tar, zero blocks between two
+archives, a broken header) is seen here: reading goes on behind zero blocks, and behind a broken header at the next valid one.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK = tarfile.BLOCKSIZE
+PIECE_BYTES = 1024 * 1024
+HEADER_BYTES = 1024 * 1024  # most that one member's headers may take; names and attributes need far less
+GLOBAL_HEADERS = 64  # most keywords a global header may set
+MAGIC = b"ustar"
+MAGIC_OFFSET = 257
+# Of tarfile's own names these four are missing from its published types.
+EndMarker = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+NothingLeft = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
+CutHeader = tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
+BadHeader = tarfile.InvalidHeaderError  # type: ignore[attr-defined]
+# What tarfile lets through when a header lies: bad numbers, endless chains of long names, sparse maps without an end.
+BAD_HEADER = (tarfile.TarError, ValueError, KeyError, IndexError, OverflowError, RecursionError)
+
+
+class Readable(Protocol):
+    """The part of a read stream used here."""
+
+    def read(self, n: int = -1) -> bytes:
+        """The next `n` bytes, fewer only at the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes that are not the tar they should be. `member` is the name of the member whose contents are cut short, if one is."""
+
+    reason: str  # truncated_shard | corrupt_header | corrupt_compression | unsupported_compression | not_a_tar
+    message: str
+    member: str | None = None
+
+
+class CutShort(Exception):
+    """The archive ends inside the member being read, or its sparse map points outside of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry. Its contents can be read until the next one is asked for, once."""
+
+    info: tarfile.TarInfo
+    name: str
+    size: int
+    offset: (
+        int | None
+    )  # of the contents in the object, where the object holds them as they are (no compression, no holes)
+    _open: Callable[[], Readable]
+
+    def read(self) -> bytes:
+        """All of it.
+
+        Raises:
+            CutShort: there is less than the header says.
+        """
+        return b"".join(self._pieces(self.size))
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, a megabyte at a time. Raises as `read`."""
+        return self._pieces(PIECE_BYTES)
+
+    def _pieces(self, piece_bytes: int) -> Iterator[bytes]:
+        source, left = self._open(), self.size
+        while left:
+            try:
+                data = source.read(min(left, piece_bytes))
+            except tarfile.TarError as error:
+                raise CutShort(str(error)) from error
+            if not data:
+                raise CutShort(f"{self.name}: {left} of {self.size} bytes are missing")
+            left -= len(data)
+            yield data
+
+
+class TarStream:
+    """Iterate once. `counters` collects what is odd and harmless: concatenated archives, short end markers, bytes skipped."""
+
+    def __init__(self, stream: Readable, counters: dict[str, int]) -> None:
+        self._bytes = _Forward(stream)
+        self._counters = counters
+        source: Any = self._bytes
+        self._context: Any = _Context(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
+        self._zeros = 0  # zero blocks since the last member
+        self._members = 0
+
+    @property
+    def compressed(self) -> bool:
+        """Whether offsets in the object mean nothing."""
+        return self._bytes.compressed
+
+    def __iter__(self) -> Iterator[Member | Damage]:
+        while True:
+            try:
+                info = self._header()
+            except EndMarker:
+                self._zeros += 1
+                continue
+            except NothingLeft:
+                break
+            except BAD_HEADER:
+                if self._bytes.header_cut:
+                    if self._zeros and not any(self._bytes.header):
+                        break  # padding that is no multiple of a block
+                    yield self._cut_header()
+                    return
+                yield self._resync()
+                continue
+            if self._zeros and self._members:
+                self._count("concatenated_archives")
+            self._zeros = 0
+            self._members += 1
+            yield self._member(info)
+            damage = self._skip_contents(info)
+            if damage is not None:
+                yield damage
+                if self._bytes.at_end:
+                    return
+        yield from self._ending()
+
+    def _header(self) -> tarfile.TarInfo:
+        """The next header with its extensions; tarfile does the parsing, and may take `HEADER_BYTES` for it."""
+        with self._bytes.parsing():
+            info = tarfile.TarInfo.fromtarfile(self._context)
+        if (
+            info.size < 0
+            or self._context.offset < self._bytes.tell()
+            or len(self._context.pax_headers) > GLOBAL_HEADERS
+        ):
+            raise BadHeader("impossible size")
+        return info
+
+    def _member(self, info: tarfile.TarInfo) -> Member:
+        if info.issparse():
+            return Member(info, info.name, info.size, None, lambda: self._context.extractfile(info) or self._bytes)
+        offset = None if self.compressed else info.offset_data
+        return Member(info, info.name, info.size, offset, lambda: self._bytes)
+
+    def _skip_contents(self, info: tarfile.TarInfo) -> Damage | None:
+        """Moves to the next header."""
+        following, here = self._context.offset, self._bytes.tell()
+        if here > following:  # only a lying sparse map reads past its own contents
+            return Damage("corrupt_header", f"member {info.name!r} claims more bytes than it holds", info.name)
+        self._bytes.seek(following)
+        if self._bytes.tell() == following:
+            return None
+        stored = following - info.offset_data
+        present = self._bytes.tell() - info.offset_data
+        whole = info.size <= present if not info.issparse() else False
+        if self._bytes.corrupt:
+            return Damage("corrupt_compression", self._bytes.corrupt, None if whole else info.name)
+        message = f"archive ends after {present} of {stored} bytes of member {info.name!r}"
+        return Damage("truncated_shard", message, None if whole else info.name)
+
+    def _cut_header(self) -> Damage:
+        if self._bytes.corrupt:
+            return Damage("corrupt_compression", self._bytes.corrupt)
+        return Damage("truncated_shard", f"archive ends inside a header, at byte {self._bytes.tell()}")
+
+    def _resync(self) -> Damage:
+        """Skips to the next block that is a header by its magic and checksum, or to the end."""
+        start = self._bytes.give_back_header()
+        found, ended_in_zeros = self._bytes.skip_to(_is_header)
+        skipped = self._bytes.tell() - start
+        self._context.pax_headers = {}
+        if not found and self._members == 0:
+            self._zeros = 2  # said once: an end marker is not missed on top
+            return Damage(*self._bytes.not_a_tar())
+        self._count("resynced_headers")
+        self._count("resynced_bytes", skipped)
+        self._zeros = 2 if ended_in_zeros else 0
+        return Damage("corrupt_header", f"{skipped} bytes from byte {start} on are no tar; went on behind them")
+
+    def _ending(self) -> Iterator[Damage]:
+        if self._bytes.corrupt:
+            yield Damage("corrupt_compression", self._bytes.corrupt)
+        elif not self._zeros:
+            at = self._bytes.tell()
+            yield Damage("truncated_shard", f"archive ends at byte {at} without an end-of-archive marker")
+        elif self._bytes.cut:
+            self._count("cut_compression_trailer")
+        elif self._zeros == 1:
+            self._count("short_end_marker")
+        if self._zeros and not self._members:
+            self._count("empty_archives")
+
+    def _count(self, slug: str, n: int = 1) -> None:
+        self._counters[slug] = self._counters.get(slug, 0) + n
+
+
+class _Context(tarfile.TarFile):
+    """What `TarInfo.fromtarfile` wants around it. Does not read by itself and keeps no list of members."""
+
+    def next(self) -> None:
+        """Nothing: `TarStream` asks for headers."""
+        return None
+
+
+class _Forward:
+    """File-like over a stream: read, tell, seek forward, give back. Decompresses; remembers why it ended."""
+
+    def __init__(self, stream: Readable) -> None:
+        self.cut = False  # the compressed data breaks off
+        self.corrupt = ""  # why the compressed data is no such thing
+        self.header = bytearray()  # what the header being parsed took
+        self.header_cut = False  # the end came while it was parsed
+        self._ended = False
+        self._parsing = False
+        self._position = 0
+        self._back = b""
+        self._head = _read_fully(stream, 6)
+        source: Any = _Joined(self._head, stream)  # the three below ask for more than they use
+        self._source: Any = source
+        self.compressed = True
+        if self._head[:3] == b"\x1f\x8b\x08":
+            self._source = gzip.GzipFile(fileobj=source)
+        elif self._head[:3] == b"BZh":
+            self._source = bz2.BZ2File(source)
+        elif self._head[:6] == b"\xfd7zXZ\0":
+            self._source = lzma.LZMAFile(source)  # noqa: SIM115
+        else:
+            self.compressed = False
+
+    @property
+    def at_end(self) -> bool:
+        """Nothing is left, and a read has seen it."""
+        return self._ended and not self._back
+
+    def read(self, n: int = -1) -> bytes:
+        if self._parsing and len(self.header) + n > HEADER_BYTES:
+            raise BadHeader("header without an end")
+        data, self._back = self._back[:n], self._back[n:]
+        if len(data) < n and not self._ended:
+            data += self._draw(n - len(data))
+        self._position += len(data)
+        if self._parsing:
+            self.header += data
+            self.header_cut = len(data) < n
+            if n and not data and self.header:
+                raise CutHeader("archive ends inside a header")
+        return data
+
+    def _draw(self, n: int) -> bytes:
+        pieces = []
+        try:
+            while n and (piece := self._source.read(n)):
+                pieces.append(piece)
+                n -= len(piece)
+        except EOFError:
+            self.cut = True
+        except (OSError, zlib.error, lzma.LZMAError) as error:
+            self.corrupt = f"compressed data is damaged after {self._position} unpacked bytes: {error}"
+        self._ended = bool(n)
+        return b"".join(pieces)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, position: int) -> int:
+        """Forward only, stops at the end."""
+        if position < self._position:
+            raise tarfile.StreamError("cannot go back")
+        while self._position < position and self.read(min(position - self._position, PIECE_BYTES)):
+            pass
+        return self._position
+
+    @contextmanager
+    def parsing(self) -> Iterator[None]:
+        """One header: its bytes are kept, so that they can be given back, and bounded."""
+        self.header.clear()
+        self.header_cut = False
+        self._parsing = True
+        try:
+            yield
+        finally:
+            self._parsing = False
+
+    def give_back_header(self) -> int:
+        """Undoes what the last header took, but for one byte (so that it is not found again). Returns where it began."""
+        start = self._position - len(self.header)
+        self._back = bytes(self.header[1:]) + self._back
+        self._position = start + 1
+        return start
+
+    def skip_to(self, is_header: Callable[[bytes], bool]) -> tuple[bool, bool]:
+        """Stands on the next header afterwards, or at the end: (found one, the end is zero blocks)."""
+        window = b""
+        while piece := self.read(PIECE_BYTES):
+            window += piece
+            at = window.find(MAGIC)
+            while at != -1:
+                block = window[at - MAGIC_OFFSET : at - MAGIC_OFFSET + BLOCK] if at >= MAGIC_OFFSET else b""
+                if is_header(block):
+                    self._back = window[at - MAGIC_OFFSET :] + self._back
+                    self._position -= len(window) - (at - MAGIC_OFFSET)
+                    return True, False
+                at = window.find(MAGIC, at + 1)
+            window = window[1 - BLOCK :]
+        return False, len(window) >= BLOCK - 1 and not any(window)
+
+    def not_a_tar(self) -> tuple[str, str]:
+        """Reason and message for bytes in which no header was found."""
+        if self._head[:4] == b"\x28\xb5\x2f\xfd":
+            return "unsupported_compression", "zstd is not supported; expected tar, tar.gz, tar.bz2 or tar.xz"
+        return (
+            "not_a_tar",
+            f"no tar header in {self._position} bytes (they begin with {self._head!r}); expected tar, gz, bz2 or xz",
+        )
+
+
+class _Joined:
+    """A stream with its first bytes, which were looked at, put back."""
+
+    def __init__(self, head: bytes, stream: Readable) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, n: int = -1) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            if 0 <= n < len(head):
+                head, self._head = head[:n], head[n:]
+            return head
+        return self._stream.read(n)
+
+
+def _read_fully(stream: Readable, n: int) -> bytes:
+    data = b""
+    while len(data) < n and (piece := stream.read(n - len(data))):
+        data += piece
+    return data
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
