@@ -12,7 +12,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -238,9 +238,22 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
     if packets < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {packets}"
-    if any(pts is None for pts, _ in shown) or not time_base:
-        return _counted(stream, len(shown), missing, limits)
-    return _timed(shown, starts, time_base, missing)
+    # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, and wrong for H.264.
+    reordered = opened.format_name == "avi" and stream.codec_context.has_b_frames
+    if reordered or not time_base or any(pts is None for pts, _ in shown):
+        table = _counted(stream, len(shown), missing, limits)
+    else:
+        table = _timed(shown, starts, time_base, missing)
+    return replace(table, warnings=(*table.warnings, *_early_end(opened.container, table)))
+
+
+def _early_end(container: Any, table: PacketTable) -> tuple[str, ...]:
+    """A warning when the container is longer than its video: sound that goes on, or a file that was cut off."""
+    if not container.duration:
+        return ()
+    header_s = container.duration / 1e6
+    video_s = table.end_s - (container.start_time or 0) / 1e6
+    return (f"video_ends_early:{video_s:.2f}/{header_s:.2f}s",) if header_s - video_s > max(0.5, 0.1 * header_s) else ()
 
 
 def _check_frames(count: int, limits: DecodeConfig) -> None:
