@@ -1,0 +1,44 @@
+"""The golden LeanVAE: published-code outputs of a tiny network, and that network loaded here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import model
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+class Golden:
+    """`tensors` by name, `config`, `weights` by published key."""
+
+    def __init__(self, name: str) -> None:
+        self.tensors = load_file(FIXTURES / f"{name}.safetensors")
+        self.config: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())["config"]
+        self.weights = {key.removeprefix("weights/"): t for key, t in self.tensors.items() if key.startswith("weights/")}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def check(self, name: str, got: torch.Tensor) -> None:
+        """The tolerance the vectors were published with."""
+        want = self[name]
+        assert got.shape == want.shape, name
+        worst, allowed = (got - want).abs().max().item(), 1e-5 * max(1.0, want.abs().max().item())
+        assert worst <= allowed, f"{name}: off by {worst:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden("leanvae-tiny")
+
+
+@pytest.fixture(scope="session")
+def vae(golden: Golden) -> Any:
+    return model.from_state_dict("leanvae", golden.config, golden.weights)
