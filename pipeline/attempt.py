@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
 CLIPS_BEHIND = 32  # encoded and not yet written
+JOIN_S = 5.0  # for a thread to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +187,17 @@ class ShardAttempt:
         return self._result
 
     def abort(self) -> None:
-        """Stops the threads and deletes what was spooled or uploaded, unless a receipt may name it by now."""
+        """Stops the threads and deletes what was spooled or uploaded, unless a receipt may name it by now.
+
+        A thread that does not answer (a store that hangs) is left behind: what it may still write is an orphan, never a receipt's.
+        """
         self._stop.set()
         self._error = self._error or RuntimeError("aborted")
-        self._reading.join()
-        self._writing.join()
+        self._reader.close()  # also ends a read that waits for the store
+        self._reading.join(JOIN_S)
+        self._writing.join(JOIN_S)
+        if self._writing.is_alive():
+            return
         if not self._commit_begun:
             self._writer.abort()
         self._close()

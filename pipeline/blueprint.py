@@ -14,6 +14,7 @@ from pipeline.records import FORMAT_VERSION, ClipRules, stable_hash
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
+    from pipeline.encoder import Network
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
 PIXELS = 1
@@ -27,6 +28,7 @@ class Blueprint:
     rules: ClipRules
     spec: dict[str, Any]  # LatentSpec.to_dict()
     identity: dict[str, Any]  # of the network: weights, configuration, numerics
+    provenance: dict[str, Any]  # where the weights came from
     device: str
     compute_dtype: str
     chunk_frames: int  # job.engine.chunk_frames on the network's grid; 0: clips are encoded whole
@@ -40,7 +42,7 @@ class Blueprint:
             "format_version": FORMAT_VERSION,
             "lathe_version": version("lathe"),
             "spec": self.spec,
-            "encoder": self.identity,
+            "encoder": {**self.identity, "checkpoint": self.provenance},
             "fingerprint": self.fingerprint,
             "fingerprint_parts": self.fingerprint_parts,
             "posterior": self.fingerprint_parts["posterior"],
@@ -51,13 +53,12 @@ class Blueprint:
         }
 
 
-def draw(
-    job: EncodeJob, rules: ClipRules, spec: dict[str, Any], identity: dict[str, Any], device: str, compute_dtype: str
-) -> Blueprint:
+def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str) -> Blueprint:
     """Puts a blueprint together and takes its fingerprint: everything that can change a stored value, and nothing else."""
-    stride = int(spec["time_stride"])
+    spec = network.spec.to_dict()
+    stride = network.spec.time_stride
     parts = {
-        "encoder": identity,
+        "encoder": network.identity,
         "compute_dtype": compute_dtype,
         "storage_dtype": job.write.dtype,
         "posterior": "moments" if job.write.moments else "mean",
@@ -71,7 +72,8 @@ def draw(
         job=job,
         rules=rules,
         spec=spec,
-        identity=identity,
+        identity=network.identity,
+        provenance=network.provenance,
         device=device,
         compute_dtype=compute_dtype,
         chunk_frames=max(stride, job.engine.chunk_frames // stride * stride) if spec["chunking"] != "none" else 0,

@@ -142,7 +142,7 @@ def plan(
             "write.dtype": dtype,
         }
         result = plan_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
-        _show(result.to_dict(), result.lines(), as_json)
+        _show(result.to_dict(), "plan_lines", as_json)
 
     _guard(run, debug=debug)
 
@@ -154,8 +154,7 @@ def status(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = Fa
     def run() -> None:
         from pipeline import status as room
 
-        values = room.status(_store(output, endpoint_url))
-        _show(values, room.lines(values), as_json)
+        _show(room.status(_store(output, endpoint_url)), "status_lines", as_json)
 
     _guard(run, debug=debug)
 
@@ -167,8 +166,7 @@ def inspect(target: str, endpoint_url: StoreSettings = None, as_json: AsJson = F
     def run() -> None:
         from pipeline import inspect as room
 
-        values = room.inspect_path(target, _storage_config(endpoint_url))
-        _show(values, room.lines(values), as_json)
+        _show(room.inspect_path(target, _storage_config(endpoint_url)), "inspect_lines", as_json)
 
     _guard(run, debug=debug)
 
@@ -181,7 +179,7 @@ def verify(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = Fa
         from pipeline import verify as room
 
         report = room.verify_output(_store(output, endpoint_url))
-        _show(report.to_dict(), report.lines(), as_json)
+        _show(report.to_dict(), "verify_lines", as_json)
         if not report.ok:
             raise typer.Exit(1)
 
@@ -212,12 +210,15 @@ def models(as_json: AsJson = False) -> None:
     import model as networks
 
     rows = {name: networks.spec(name).to_dict() for name in networks.names()}
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
     lines = [
         f"{name:16} {spec['latent_channels']} channels, {spec['time_stride']}x{spec['space_stride']}x{spec['space_stride']}, "
         f"pixels in {list(spec['value_range'])}, chunking {spec['chunking']}"
         for name, spec in rows.items()
     ]
-    _show(rows, lines, as_json)
+    typer.echo("\n".join(lines))
 
 
 @app.command("convert-checkpoint")
@@ -256,8 +257,10 @@ def _store(output: str, endpoint_url: str | None) -> Any:
     return open_store(output, _storage_config(endpoint_url))
 
 
-def _show(values: Any, lines: list[str], as_json: bool) -> None:
-    typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(lines))
+def _show(values: dict[str, Any], wording: str, as_json: bool) -> None:
+    from pipeline import wording as room
+
+    typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(room, wording)(values)))
 
 
 def _guard(call: Callable[[], None], *, debug: bool) -> None:

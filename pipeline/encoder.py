@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import model
+from model.interface import LatentSpec
+from model.registry import FAMILIES
 from pipeline.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
     import torch
 
-    from model.interface import LatentSpec
     from pipeline.batching import Shape
     from pipeline.config import ModelConfig
     from pipeline.records import FrameChunk
+
+__all__ = ["Encoded", "Encoder", "LatentSpec", "Network", "cuda_available", "identify", "known_spec", "resolve_device"]
 
 # Pixel-frames per encode step: on CPU a step of this size runs its matrix products at full rate, more only adds latency;
 # a GPU wants far more rows before its matrix units are busy.
@@ -31,16 +34,18 @@ STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 
 
-def spec_of(name: str, config: dict[str, Any] | None = None) -> LatentSpec:
-    """The latent specification of a registered network, as plain data: loads no torch.
+def known_spec(config: ModelConfig) -> LatentSpec | None:
+    """The latent specification as far as name and configuration tell it (loads no torch); None if only the checkpoint can.
 
     Raises:
         ConfigError: unknown network; names those that are known.
     """
+    if config.name not in model.names() and config.name in FAMILIES and config.config is None:
+        return None
     try:
-        return model.spec(name, config)
+        return model.spec(config.name, config.config)
     except ValueError as error:
-        raise ConfigError(f"model.name: {error}") from None
+        raise ConfigError(f"model: {error}") from None
 
 
 def resolve_device(device: str, compute_dtype: str, *, cuda: bool) -> tuple[str, str]:
@@ -57,9 +62,22 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
-def identify(config: ModelConfig, *, moments: bool) -> dict[str, Any]:
-    """Identity of the network a job would use, found by loading it once on CPU: bad checkpoints are found before workers start."""
-    return Encoder(config, "cpu", "float32", moments=moments, threads=None).identity()
+def identify(config: ModelConfig, *, moments: bool) -> Network:
+    """The network a job would use, found by loading it once on CPU: bad checkpoints show before workers start.
+
+    Raises:
+        CheckpointError: no weights, unsafe weights, weights of another network.
+    """
+    return Encoder(config, "cpu", "float32", moments=moments, threads=None).network()
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Which network it is. `identity` goes into the fingerprint, `provenance` (where the file came from) only into metadata."""
+
+    spec: LatentSpec
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +120,19 @@ class Encoder:
         self._largest: dict[tuple[int, int, int], int] = {}  # batch sizes learnt from running out of memory
         self.spec: LatentSpec = self._vae.spec
 
-    def identity(self) -> dict[str, Any]:
-        """What the weights and the arithmetic are, JSON-ready, for fingerprint and file metadata."""
-        return {
+    def network(self) -> Network:
+        """What the weights and the arithmetic are, JSON-ready."""
+        vae = self._vae
+        identity = {
             "network": self.spec.network,
-            "config": self._vae.config,
-            "weights_sha256": self._vae.weights_sha256,
-            "untrained": self._vae.untrained,
-            "numerics": self._vae.numerics,
+            "config": dict(vae.config),
+            "weights_sha256": vae.weights_sha256,
+            "untrained": vae.untrained,
+            "numerics": vae.numerics,
         }
+        return Network(
+            self.spec, identity, vae.checkpoint.to_dict() if vae.checkpoint else {"untrained_seed": vae.seed}
+        )
 
     def largest_batch(self, shape: Shape) -> int:
         """Chunks of this shape per step."""

@@ -12,6 +12,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.wording import duration
+
 if TYPE_CHECKING:
     from pipeline.report import BuildReport
 
@@ -159,10 +161,3 @@ def display_for(kind: str) -> Display:
         kind = "rich" if sys.stderr.isatty() else "plain"
     displays: dict[str, type[Display]] = {"rich": Rich, "plain": Plain, "json": Json, "none": Silent}
     return displays[kind]()
-
-
-def duration(seconds: float) -> str:
-    """`3725` -> `1h02m`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

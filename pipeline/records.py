@@ -277,6 +277,11 @@ class ChannelStats:
     min: tuple[float, ...]
     max: tuple[float, ...]
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ChannelStats:
+        """Inverse of `asdict` after a trip through JSON, where tuples become lists."""
+        return cls(raw["n"], *(tuple(raw[name]) for name in ("mean", "m2", "min", "max")))
+
     def merge(self, other: ChannelStats) -> ChannelStats:
         """Statistics of both sets together."""
         if self.n == 0:
@@ -375,9 +380,7 @@ class Receipt:
                 "files": tuple(WrittenFile(**item) for item in raw["files"]),
                 "counts": Counts(**raw["counts"]),
                 "rejects": tuple(Reject(**item) for item in raw["rejects"]),
-                "stats": None
-                if stats is None
-                else ChannelStats(**{k: tuple(v) if isinstance(v, list) else v for k, v in stats.items()}),
+                "stats": None if stats is None else ChannelStats.from_dict(stats),
                 "timings": Timings(**raw["timings"]),
             }
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records import Counts, Timings
+from pipeline.wording import size
 
 if TYPE_CHECKING:
     from pipeline.attempt import ShardResult
@@ -67,7 +68,7 @@ class BuildReport:
         lines = [
             f"{self.shards_done} of {self.shards_total} shards encoded in {self.wall_s:.1f} s{before}",
             f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
-            f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {_bytes(self.num_bytes)}",
+            f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {size(self.num_bytes)}",
         ]
         if self.shards_done:
             lines.append(f"  time      {self._where()}")
@@ -91,11 +92,3 @@ class BuildReport:
         whole = max(self.wall_s * max(1, self.encoders), 1e-9)
         shares = ", ".join(f"{name} {seconds:.1f} s ({seconds / whole:.0%})" for name, seconds in parts.items())
         return f"{shares} of encoder time; write runs beside the others; decoders worked {timings.decode_cpu_s:.1f} s"
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"

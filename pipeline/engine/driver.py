@@ -27,7 +27,8 @@ from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-    from pipeline.records import Shard
+    from pipeline.encoder import LatentSpec
+    from pipeline.records import ClipRules, Shard
 
 HEARTBEAT_S = 30.0
 
@@ -42,8 +43,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     """
     display = display or Silent()
     begun = time.monotonic()
-    spec = encoder_room.spec_of(job.model.name, job.model.config)
-    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network)
+    if (known := encoder_room.known_spec(job.model)) is not None:
+        _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
     shards = resolve_inputs(job.inputs, job.storage)
     ledger = Ledger(store)
@@ -53,14 +54,14 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         device, dtype = encoder_room.resolve_device(
             job.model.device, job.model.compute_dtype, cuda=crew_maker.has_cuda()
         )
-        identity = encoder_room.identify(job.model, moments=job.write.moments)
-        blueprint = draw(job, rules, spec.to_dict(), identity, device, dtype)
+        network = encoder_room.identify(job.model, moments=job.write.moments)
+        blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
         todo, done_before = _subtract_done(shards, ledger, blueprint)
         report = BuildReport(
             output=job.output,
             fingerprint=blueprint.fingerprint,
-            network=spec.network,
-            untrained=bool(identity["untrained"]),
+            network=network.spec.network,
+            untrained=bool(network.identity["untrained"]),
             device=device,
             shards_total=len(todo) + done_before,
             shards_before=done_before,
@@ -76,6 +77,10 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     report.wall_s = time.monotonic() - begun
     _judge(report, job)
     return report
+
+
+def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
+    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network)
 
 
 def _judge(report: BuildReport, job: EncodeJob) -> None:

@@ -145,9 +145,9 @@ class EncoderActor:
             moments=job.write.moments,
             threads=self._threads,
         )
-        if encoder.identity() != self._blueprint.identity:
+        if encoder.network().identity != self._blueprint.identity:
             raise LatheError(
-                f"the encoder loaded {encoder.identity()}, the build was planned with {self._blueprint.identity}; "
+                f"the encoder loaded {encoder.network().identity}, the build was planned with {self._blueprint.identity}; "
                 "the checkpoint differs between machines"
             )
         self._loop = EncodeLoop(self._blueprint, encoder, lanes)

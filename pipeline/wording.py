@@ -1,0 +1,110 @@
+"""How plans, statuses, inspections and verifications read on a terminal. Enters: their JSON-ready dictionaries. Leaves: lines of text."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+
+def size(n: float) -> str:
+    """`1234567` -> `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`3725` -> `1h02m`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """A `CorpusPlan`."""
+    lines = [
+        f"{plan['samples']} samples: {plan['with_clips']} give {plan['clips']} clips, {plan['without_clips']} give none",
+        f"  video     {duration(plan['video_seconds'])} opened, {duration(plan['clip_seconds'])} in clips, {plan['frames']} frames",
+        f"  latents   about {size(plan['latent_bytes'])}",
+        "  buckets",
+    ]
+    for name, fill in sorted(plan["buckets"].items()):
+        lines.append(f"    {name:14} {fill['clips']} clips, {fill['frames']} frames, {size(fill['latent_bytes'])}")
+    if plan["dropped"]:
+        lines.append("  dropped")
+    for reason, item in sorted(plan["dropped"].items(), key=lambda pair: -pair[1]["count"]):
+        kind = "by the job's rules" if item["policy"] else "damaged"
+        lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
+    if plan["warnings"]:
+        lines.append("  decided   " + ", ".join(f"{name} {count}" for name, count in sorted(plan["warnings"].items())))
+    return lines
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """The dictionary of `pipeline.status`."""
+    lines = [
+        f"{status['output']}: {status['shards']} shards done, last commit {status['last_commit'] or 'never'}",
+        f"  samples   {status['samples']} in = {status['encoded']} encoded + {status['rejected']} rejected",
+        f"  clips     {status['clips']} written, {status['frames']} frames, {status['files']} files, {size(status['bytes'])}",
+    ]
+    if status["rejects"]:
+        lines.append("  rejects   " + ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items()))
+    for fingerprint, shards in status["fingerprints"].items():
+        lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {shards} shards")
+    progress = status["progress"]
+    if progress:
+        age = max(0.0, time.time() - progress["updated"])
+        state = "running" if progress["running"] else "not running"
+        lines.append(
+            f"  build     {state}, heard of {duration(age)} ago: {progress['shards_done']}/{progress['shards_total']} shards, "
+            f"{progress['frames_per_s']:.1f} frames/s"
+        )
+    return lines
+
+
+def verify_lines(report: dict[str, Any]) -> list[str]:
+    """The dictionary of a `VerifyReport`."""
+    verdict = "sound" if report["ok"] else f"{len(report['problems'])} problems"
+    lines = [
+        f"{report['root']}: {verdict}",
+        f"  checked   {report['shards']} shards, {report['files']} files, {report['rows']} rows, {report['frames']} frames, "
+        f"{size(report['bytes_read'])} read",
+    ]
+    if report["orphans"]:
+        lines.append(
+            f"  orphans   {report['orphans']} files no receipt names ({size(report['orphan_bytes'])}): harmless leftovers"
+        )
+    lines += [f"  note      {text}" for text in report["notices"]]
+    lines += [f"  problem   {p['file']}: found {p['found']}, expected {p['expected']}" for p in report["problems"]]
+    return lines
+
+
+def inspect_lines(found: dict[str, Any]) -> list[str]:
+    """The dictionary of `pipeline.inspect`, of a file or an output."""
+    if found["kind"] != "output":
+        return [
+            f"{found['uri']}: {found['kind']}",
+            *_tree({k: v for k, v in found.items() if k not in ("uri", "kind")}, 1),
+        ]
+    lines = [f"{found['uri']}: latent set {found['name']} ({found['uuid']}), made {found['created']}"]
+    for item in found["fingerprints"]:
+        lines.append(f"  fingerprint {item['fingerprint']}")
+        lines += _tree({k: v for k, v in item.items() if k != "fingerprint"}, 2)
+    return lines
+
+
+def _tree(value: Any, depth: int) -> list[str]:
+    """Nested dictionaries as indented lines; short lists stay on one line."""
+    pad = "  " * depth
+    lines = []
+    for name, item in value.items():
+        if isinstance(item, dict) and item and len(json.dumps(item, default=str)) > 100:
+            lines.append(f"{pad}{name}")
+            lines += _tree(item, depth + 1)
+        elif item not in (None, {}, [], ()):
+            text = item if isinstance(item, str) else json.dumps(item, default=str)
+            lines.append(f"{pad}{name:14} {text if len(text) <= 200 else text[:197] + '...'}")
+    return lines
