@@ -78,7 +78,8 @@ class FrameStream:
             return False
         _, pts, dts = self._table.starts[at]
         with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1):
-            self.opened.container.seek(pts, stream=self.opened.stream)
+            # By decode time: MPEG-TS searches on it, and where the index holds presentation times it lands earlier at worst.
+            self.opened.container.seek(dts, stream=self.opened.stream)
             self._begin()
             for packet in self._packets:
                 if packet.pts == pts and packet.dts == dts:

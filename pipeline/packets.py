@@ -218,7 +218,7 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
                 if packet.size == 0:
                     continue
                 packets += 1
-                _check_frames(len(shown), limits)
+                _check_frames(packets, limits)
                 if packet.is_discard or (stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1):
                     continue  # cut away by an edit list, or an invisible VP8 reference frame
                 pts = packet.pts

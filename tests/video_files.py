@@ -96,7 +96,9 @@ def write(
     sound: Any = output.add_stream("aac", rate=48000) if audio else None
     pictures = [picture(i, width, height) for i in range(frames)] if isinstance(frames, int) else frames
     for index, array in enumerate(pictures):
-        frame: Any = array if isinstance(array, av.VideoFrame) else av.VideoFrame.from_ndarray(array, format=source_format)
+        frame: Any = (
+            array if isinstance(array, av.VideoFrame) else av.VideoFrame.from_ndarray(array, format=source_format)
+        )
         frame.pts = pts[index] if pts is not None else index
         frame.time_base = time_base or 1 / Fraction(fps)
         for name, value in (tags or {}).items():
