@@ -1,0 +1,64 @@
+"""The image and the pins: what the Dockerfile copies exists, nothing runs as root, and every dependency has one exact version."""
+
+import re
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.deploy.manifests import DEPLOY, PROJECT, ROOT, job_of, pins
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+
+
+def test_everything_copied_exists_and_is_let_in():
+    let_in = {
+        line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    assert "*" in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    sources = [word for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert (f"{source}/**/*.py" if (ROOT / source).is_dir() else source) in let_in, source
+
+
+def test_it_ends_without_root():
+    users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert users == ["lathe"]
+    assert re.search(r"useradd .*--uid 1000 .*lathe", DOCKERFILE)
+    assert "RUN pip" not in DOCKERFILE.split("USER lathe")[1]
+
+
+def test_the_base_is_a_fixed_version_that_the_project_supports():
+    base = re.search(r"^FROM python:(\d+\.\d+\.\d+)-", DOCKERFILE, re.MULTILINE)[1]
+    assert base in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def test_every_dependency_is_pinned_once_within_its_range():
+    exact = pins()
+    wanted = [Requirement(text) for text in PROJECT["dependencies"]]
+    assert sorted(requirement.name for requirement in wanted) == sorted(exact)
+    for requirement in wanted:
+        assert Version(exact[requirement.name]) in requirement.specifier
+        # torch's builds share a version and differ in the local part; that part is chosen by the machine.
+        assert Version(exact[requirement.name]).local is None
+
+
+def test_torch_is_pinned_nowhere_else():
+    for path in (ROOT / "Makefile", DEPLOY / "Dockerfile", ROOT / "pyproject.toml", *DEPLOY.glob("*.yaml")):
+        assert not re.search(r"torch==\d", path.read_text()), path.name
+
+
+def test_commands_of_the_readme_are_ours(monkeypatch):
+    text = (DEPLOY / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = re.findall(
+        r"^\s*(?:ray job submit .*? -- \s*)?((?:lathe|python -m pipeline) encode .*)$", blocks, re.MULTILINE
+    )
+    assert (
+        len(commands)
+        == text.count("pipeline encode s3") + text.count("lathe encode s3") + text.count("lathe encode clips/")
+        == 3
+    )
+    for command in commands:
+        assert job_of(command, monkeypatch).model.checkpoint
