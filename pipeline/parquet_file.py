@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import BuildError
 from pipeline.index_file import METADATA_KEY, UNPLACED, IndexRow, index_row
+from pipeline.parquet_pages import StreamedPage, point_footer_at, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_VALUE_BYTES = 2**31 - 2**20
 """A Parquet page, hence a value, must stay below 2 GiB."""
+
+STREAM_BYTES = 16 * 1024 * 1024
+"""Tensors from here on bypass Arrow's page buffers, if they have a row group to themselves."""
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 
@@ -97,15 +101,21 @@ class _Sought:
 
 
 class ParquetFileBuilder:
-    """One file of one bucket. Holds one row group at a time; peak memory is twice the largest tensor above that
-    (Arrow's page buffers).
+    """One file of one bucket. Holds one row group at a time, and Arrow's page buffers of twice the largest tensor in
+    it.
+
+    A row that is a row group alone and has `stream_bytes` or more is streamed instead: its memory does not depend on
+    its length.
     """
 
     suffix = ".parquet"
 
-    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool) -> None:
+    def __init__(
+        self, path: Path, metadata: dict[str, Any], *, moments: bool, stream_bytes: int = STREAM_BYTES
+    ) -> None:
         self._path = path
         self._moments = moments
+        self._stream_bytes = stream_bytes
         schema = parquet_schema(moments=moments)
         tensors = [name for name in schema.names if name.endswith("_bytes")]
         self._schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
@@ -120,6 +130,7 @@ class ParquetFileBuilder:
             write_page_checksum=True,
             data_page_version="1.0",
         )
+        self._pages: list[StreamedPage] = []
         self._rows: list[tuple[IndexRow, dict[str, _Sought]]] = []
         self._groups: list[int] = []
         self._num_bytes = 0
@@ -132,9 +143,10 @@ class ParquetFileBuilder:
     def append(self, rows: Sequence[LatentRow]) -> None:
         """Writes `rows` as one row group, in the order given."""
         columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], _TEXT)}
-        columns |= _tensor_columns("vae_latent", [row.latent for row in rows])
+        streamed = len(rows) == 1 and rows[0].latent.num_bytes >= self._stream_bytes
+        columns |= self._tensor_columns("vae_latent", [row.latent for row in rows], streamed)
         if self._moments:
-            columns |= _tensor_columns("vae_logvar", [row.logvar for row in rows if row.logvar])
+            columns |= self._tensor_columns("vae_logvar", [row.logvar for row in rows if row.logvar], streamed)
         columns |= {name: pa.array([row.scalars[name] for row in rows], kind) for name, kind in SCALARS.items()}
         self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(rows))
         self._groups.append(len(rows))
@@ -143,8 +155,6 @@ class ParquetFileBuilder:
             self._rows.append(
                 (index_row(row, len(self._rows), UNPLACED, UNPLACED if row.logvar else None), _sought(row))
             )
-        # Page buffers of a long latent would otherwise stay for the life of the process.
-        pa.default_memory_pool().release_unused()
 
     def close(self) -> list[IndexRow]:
         """Finishes the file and finds every tensor in it.
@@ -154,6 +164,8 @@ class ParquetFileBuilder:
         """
         self._writer.close()
         self._sink.close()
+        if self._pages:
+            point_footer_at(self._path, self._pages)
         places = {name: self._find(name) for name in ("vae_latent", "vae_logvar")[: 2 if self._moments else 1]}
         logvars = places.get("vae_logvar", [None] * len(self._rows))
         return [
@@ -168,12 +180,33 @@ class ParquetFileBuilder:
             self._sink.close()
         self._path.unlink(missing_ok=True)
 
+    def _tensor_columns(self, name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
+        if streamed:
+            values = pa.array([b""], pa.binary())  # the stand-in
+            page = write_page(
+                self._sink.write,
+                tensors[0],
+                at=self._sink.tell(),
+                row_group=len(self._groups),
+                column=self._schema.get_field_index(
+                    f"{name}_bytes"
+                ),  # every field here is one Parquet column, lists too
+            )
+            self._pages.append(page)
+        else:
+            values = pa.chunked_array([_binary_of_one(tensor) for tensor in tensors], pa.binary())
+        return {
+            f"{name}_bytes": values,
+            f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(_INT)),
+            f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], _TEXT),
+        }
+
     def _find(self, name: str) -> list[int]:
         footer = pq.read_metadata(self._path)
         counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         if counts != self._groups:
             raise BuildError(f"{self._path.name} has row groups of {counts} rows, wrote {self._groups}", stage="write")
-        column = self._schema.get_field_index(f"{name}_bytes")  # every field here is one Parquet column, lists too
+        column = self._schema.get_field_index(f"{name}_bytes")
         places: list[int] = []
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for group, count in enumerate(counts):
@@ -193,14 +226,6 @@ class ParquetFileBuilder:
 def _leaves(schema: pa.Schema) -> list[str]:
     """Column paths as Parquet names them: a list column's leaf is `name.list.element`."""
     return [f"{item.name}.list.element" if pa.types.is_list(item.type) else item.name for item in schema]
-
-
-def _tensor_columns(name: str, tensors: list[Payload]) -> dict[str, Any]:
-    return {
-        f"{name}_bytes": pa.chunked_array([_binary_of_one(tensor) for tensor in tensors], pa.binary()),
-        f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(_INT)),
-        f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], _TEXT),
-    }
 
 
 def _binary_of_one(tensor: Payload) -> pa.Array:

@@ -14,7 +14,7 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 from pipeline.index_file import IndexRow, index_row
-from pipeline.payload import npy_header, safetensors_header
+from pipeline.payload import let_go, npy_header, safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,8 @@ class _Parts(io.RawIOBase):
         pieces, missing = [], size if size >= 0 else sum(len(part) for part in self._parts)
         while missing and self._parts:
             piece, rest = self._parts[0][:missing], self._parts[0][missing:]
-            pieces.append(piece)
+            pieces.append(bytes(piece))
+            let_go(piece.obj)
             missing -= len(piece)
             self._parts[0] = rest
             if not len(rest):
