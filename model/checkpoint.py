@@ -171,8 +171,14 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
         # the library reads HF_ENDPOINT once, at import; a running program may set it later
         return Path(hf_hub_download(repo, filename, revision=revision, endpoint=os.environ.get("HF_ENDPOINT") or None))
     except errors.LocalEntryNotFoundError as error:
+        refusal = error.__cause__
+        what = (
+            f"answered {refusal.response.status_code}"
+            if isinstance(refusal, errors.HfHubHTTPError)
+            else "could not be reached"
+        )
         raise RuntimeError(
-            f"{where} is not in the local cache and the hub could not be reached; check the network, HF_ENDPOINT and "
+            f"{where} is not in the local cache and the hub {what}; check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, or download the file and give its path"
         ) from error
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:

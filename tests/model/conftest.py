@@ -21,7 +21,9 @@ class Golden:
     def __init__(self, name: str) -> None:
         self.tensors = load_file(FIXTURES / f"{name}.safetensors")
         self.config: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())["config"]
-        self.weights = {key.removeprefix("weights/"): t for key, t in self.tensors.items() if key.startswith("weights/")}
+        self.weights = {
+            key.removeprefix("weights/"): t for key, t in self.tensors.items() if key.startswith("weights/")
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]

@@ -1,4 +1,7 @@
-"""Losslessness as properties: any chunking, any batch, any interleaving gives the same bits on a CPU; nothing is remembered but the state."""
+"""Losslessness as properties: any chunking, batch or interleaving gives the same bits on a CPU.
+
+Nothing is remembered but the state.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,260 @@
+"""Every layout loads to the same network; nothing in a file runs; strict keys; schemes and fetchers."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import model
+from model import checkpoint
+
+
+class RunsCode:
+    """Unpickling this touches a file: what a hostile checkpoint does, made harmless."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def official(golden, **options):
+    return {"args": argparse.Namespace(**golden.config, lr=5e-5, **options), "state_dict": golden.weights}
+
+
+def training(golden):
+    weights = {f"autoencoder.{key}": t for key, t in golden.weights.items()}
+    weights["gan_loss.discriminator.0.weight"] = torch.zeros(4)
+    weights["perceptual_model.net.slice1.0.weight"] = torch.zeros(4)
+    return {
+        "epoch": 3,
+        "global_step": 700_000,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": weights,
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.5, 0.9)}]}],
+        "lr_schedulers": [{"last_epoch": 3}],
+    }
+
+
+def save(tmp_path, content, name="weights.ckpt", **how) -> str:
+    path = tmp_path / name
+    torch.save(content, path, **how)
+    return str(path)
+
+
+def test_official_layout_brings_its_configuration(golden, tmp_path):
+    path = save(tmp_path, official(golden))
+    loaded = model.load("leanvae", path)
+    golden.check("out/A_z", loaded.encode(golden["in/A"])[0].mean)
+    golden.check("out/B_dec", loaded.decode(golden["out/B_z"])[0])
+    info = loaded.checkpoint
+    assert (info.uri, info.layout, info.num_bytes) == (path, "official", Path(path).stat().st_size)
+    assert info.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert json.loads(json.dumps(info.to_dict()))["layout"] == "official"
+
+
+def test_old_file_format_loads_too(golden, tmp_path):
+    path = save(tmp_path, official(golden), _use_new_zipfile_serialization=False)
+    golden.check("out/B_z", model.load("leanvae", path).encode(golden["in/B"])[0].mean)
+
+
+def test_training_layout_drops_prefix_and_losses_and_needs_a_configuration(golden, tmp_path):
+    path = save(tmp_path, training(golden))
+    with pytest.raises(ValueError, match="needs a configuration"):
+        model.load("leanvae", path)
+    loaded = model.load("leanvae", path, config=golden.config)
+    golden.check("out/A_z", loaded.encode(golden["in/A"])[0].mean)
+    assert loaded.checkpoint.layout == "training"
+
+
+def test_the_same_weights_hash_alike_in_every_container(golden, vae, tmp_path):
+    pt = {"format": "pt"}
+    save_file(golden.weights, tmp_path / "m.safetensors", metadata={**pt, "config": json.dumps(golden.config)})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file(golden.weights, folder / "model.safetensors", metadata=pt)
+    (folder / "config.json").write_text(json.dumps({**golden.config, "_class_name": "LeanVAE"}))
+    paths = {
+        save(tmp_path, official(golden), "official.ckpt"): None,
+        save(tmp_path, {"args": golden.config, "state_dict": golden.weights}, "dict-args.ckpt"): None,
+        save(tmp_path, training(golden), "training.ckpt"): golden.config,
+        save(tmp_path, golden.weights, "plain.pth"): golden.config,
+        str(tmp_path / "m.safetensors"): None,
+        f"file://{tmp_path}/m.safetensors": None,
+        str(folder / "model.safetensors"): None,
+        str(folder): None,
+    }
+    for path, config in paths.items():
+        assert model.load("leanvae", path, config=config).weights_sha256 == vae.weights_sha256, path
+
+
+def test_a_file_of_another_configuration_is_not_the_preset(golden, tmp_path):
+    path = save(tmp_path, official(golden))
+    with pytest.raises(ValueError, match=r"not leanvae-dim16.*latent_dim is 4, not 16.*family name"):
+        model.load("leanvae-dim16", path)
+    bare = save(tmp_path, golden.weights, "bare.pth")
+    with pytest.raises(ValueError, match=r"not those of leanvae-dim4: .*misshapen: .*expected \(4, 512\)"):
+        model.load("leanvae-dim4", bare)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(golden, tmp_path, zipped):
+    trap = tmp_path / "trap"
+    path = save(tmp_path, {**official(golden), "extra": RunsCode(trap)}, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"full unpickling.*(posix|nt|os)\.mkdir.*lathe convert-checkpoint .*--trust-pickle"
+    ):
+        model.load("leanvae", path)
+    with pytest.raises(ValueError, match="full unpickling"):
+        checkpoint.convert(path, tmp_path / "out.safetensors")
+    assert not trap.exists()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_options_of_other_classes_are_refused_by_name(golden, tmp_path):
+    path = save(tmp_path, official(golden, when=datetime.timedelta(1)))
+    with pytest.raises(ValueError, match=r"refers to datetime\.timedelta"):
+        model.load("leanvae", path)
+
+
+def test_convert_with_trust_makes_a_safe_copy(golden, vae, tmp_path):
+    trap = tmp_path / "trap"
+    path = save(tmp_path, {**official(golden, when=datetime.timedelta(1)), "extra": RunsCode(trap)})
+    out = tmp_path / "safe.safetensors"
+    info = checkpoint.convert(path, out, trust_pickle=True)
+    assert trap.is_dir()  # that is what trust means
+    assert info.layout == "official"
+    converted = model.load("leanvae", str(out))
+    assert converted.weights_sha256 == vae.weights_sha256
+    assert converted.config == vae.config
+    assert [item.name for item in tmp_path.iterdir() if "partial" in item.name] == []
+    with pytest.raises(ValueError, match=r"is a \.safetensors file"):
+        checkpoint.convert(path, tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
+@pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
+def test_damaged_files(golden, tmp_path, name, keep):
+    if name.endswith("ckpt"):
+        save(tmp_path, official(golden), name)
+    else:
+        save_file(golden.weights, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: keep if keep > 1 else int(keep * len(content))])
+    with pytest.raises(ValueError, match="not a readable"):
+        model.load("leanvae", str(tmp_path / name), config=golden.config)
+
+
+def test_a_text_file_is_not_a_checkpoint(golden, tmp_path):
+    (tmp_path / "w.ckpt").write_text("<!doctype html><title>404</title>")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        model.load("leanvae", str(tmp_path / "w.ckpt"), config=golden.config)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "holds a list; expected a dict"),
+        ({"state_dict": {}}, "holds no tensors"),
+        ({"step": 3, "model": {"a": torch.zeros(1)}}, "not tensors: step, model"),
+        ({"args": "x", "state_dict": {"a": torch.zeros(1)}}, "args must be a dict or argparse.Namespace, got str"),
+    ],
+)
+def test_unknown_layouts(tmp_path, content, words):
+    with pytest.raises(ValueError, match=words):
+        model.load("leanvae-dim4", save(tmp_path, content))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_bad_sidecar(golden, tmp_path, text):
+    save_file(golden.weights, tmp_path / "w.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"configuration in .*config\.json"):
+        model.load("leanvae", str(tmp_path / "w.safetensors"))
+
+
+def test_keys_are_strict_and_listed(golden):
+    renamed = {key.replace("encoder.", "enc."): t for key, t in golden.weights.items()}
+    moved = [key for key in golden.weights if key.startswith("encoder.")]
+    with pytest.raises(ValueError, match="not those of leanvae") as caught:
+        model.from_state_dict("leanvae", golden.config, renamed)
+    message = str(caught.value)
+    assert f"{len(moved)} missing: " in message
+    assert f"{len(moved)} extra: " in message
+    assert message.count("encoder.") == 10
+    assert message.count(f"and {len(moved) - 10} more") == 2
+
+    one_less = {key: t for key, t in golden.weights.items() if key != "std_layer.bias"}
+    with pytest.raises(ValueError, match=r"1 missing: std_layer\.bias"):
+        model.from_state_dict("leanvae", golden.config, one_less)
+    reshaped = {**golden.weights, "std_layer.bias": torch.zeros(5)}
+    with pytest.raises(ValueError, match=r"1 misshapen: std_layer.bias is \(5,\), expected \(4,\)"):
+        model.from_state_dict("leanvae", golden.config, reshaped)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_weights(golden, value):
+    weights = {key: t.clone() for key, t in golden.weights.items()}
+    weights["latent_bottleneck.phi"][0, 3] = value
+    with pytest.raises(ValueError, match=r"1 tensors with NaN or infinity: latent_bottleneck\.phi"):
+        model.from_state_dict("leanvae", golden.config, weights)
+
+
+def test_integer_weights(golden):
+    weights = {**golden.weights, "latent_bottleneck.phi": golden.weights["latent_bottleneck.phi"].to(torch.int8)}
+    with pytest.raises(ValueError, match=r"floating point.*latent_bottleneck.phi \(torch.int8\)"):
+        model.from_state_dict("leanvae", golden.config, weights)
+
+
+def test_the_network_does_not_share_memory_with_the_caller(golden):
+    weights = {key: t.clone() for key, t in golden.weights.items()}
+    loaded = model.from_state_dict("leanvae", golden.config, weights)
+    for tensor in weights.values():
+        tensor.zero_()
+    golden.check("out/B_z", loaded.encode(golden["in/B"])[0].mean)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing\.ckpt"):
+        model.load("leanvae-dim4", str(tmp_path / "missing.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors"):
+        model.load("leanvae-dim4", str(tmp_path))
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"holds 2 \*\.ckpt files"):
+        model.load("leanvae-dim4", str(tmp_path))
+
+
+def test_unknown_schemes_are_named():
+    with pytest.raises(ValueError, match=r"nobody handles ftp://; known: a local path, hf://"):
+        model.load("leanvae-dim4", "ftp://host/weights.ckpt")
+
+
+def test_a_registered_fetcher_serves_its_scheme(golden, vae, tmp_path, monkeypatch):
+    """A real installed distribution with an entry point, as the object-store side is."""
+    site = tmp_path / "site"
+    meta = site / "shelf_fetcher-1.0.dist-info"
+    meta.mkdir(parents=True)
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf-fetcher\nVersion: 1.0\n")
+    (meta / "entry_points.txt").write_text(f"[{checkpoint.FETCHERS}]\nshelf = shelf_fetcher:fetch\n")
+    stored = save(tmp_path, official(golden))
+    (site / "shelf_fetcher.py").write_text(
+        f"def fetch(uri):\n    assert uri == 'shelf://vae/weights.ckpt', uri\n    return {stored!r}\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    loaded = model.load("leanvae", "shelf://vae/weights.ckpt")
+    assert loaded.weights_sha256 == vae.weights_sha256
+    assert loaded.checkpoint.uri == "shelf://vae/weights.ckpt"
+    shutil.rmtree(meta)
+    with pytest.raises(ValueError, match="nobody handles shelf"):
+        model.load("leanvae", "shelf://vae/weights.ckpt")

@@ -1,0 +1,83 @@
+"""The folded, row-by-row layers against the formula they stand for, and the packed product against the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import tokens
+from model.leanvae_parameters import Stack
+
+CPU = torch.device("cpu")
+
+
+def layer_of(stack: Stack, *, residual: bool) -> tokens.NAFLayer:
+    conv, ffd = stack.dconv_layer[0]["ds_conv"], stack.ffd_layer[0]
+    return tokens.NAFLayer(conv, ffd, slot=0, residual=residual, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_layer_is_its_formula(residual):
+    torch.manual_seed(0)
+    stack = Stack(24, 1)
+    conv, (norm, widen, _, _, narrow) = stack.dconv_layer[0]["ds_conv"], stack.ffd_layer[0]
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+        padded = torch.randn(2, 5, 4, 6, 24)
+        x = padded[:, 2:]
+        ds = conv(F.pad(padded.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 0, 0))).permute(0, 2, 3, 4, 1)
+        y = x + ds if residual else ds
+        value, gate = widen(norm(y)).chunk(2, dim=-1)
+        branch = narrow(value * F.gelu(gate))
+        want = y + branch if residual else branch
+        got = torch.empty_like(x)
+        layer_of(stack, residual=residual)(padded, got)
+    assert (got - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1024, 512, 1376), (16, 24, 80), (1, 8, 16), (333, 352, 128)])
+def test_the_packed_product_is_the_plain_one(dtype, shape):
+    rows, inside, outside = shape
+    x, weight, bias = torch.randn(rows, inside), torch.randn(outside, inside) * inside**-0.5, torch.randn(outside)
+    projection = tokens.Projection(weight, bias, CPU, dtype)
+    want = F.linear(x.to(dtype).double(), weight.to(dtype).double(), bias.to(dtype).double())
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (projection(x).double() - want).abs().max() <= bound * want.abs().max()
+
+
+def test_which_backend_serves_which_arithmetic(monkeypatch):
+    def backend(dtype):
+        return tokens.Projection(torch.zeros(4, 4), None, CPU, dtype).backend
+
+    here = "onednn" if torch.backends.mkldnn.is_available() else "torch"
+    assert [backend(d) for d in (torch.float32, torch.bfloat16, torch.float16, torch.float64)] == [
+        here,
+        here,
+        "torch",
+        "torch",
+    ]
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert backend(torch.float32) == "torch"
+
+
+def test_layers_work_without_the_packed_product(golden, monkeypatch):
+    """As on a build of PyTorch without oneDNN: same vectors, still bit for bit under chunking."""
+    import model
+
+    monkeypatch.setattr("model.tokens._packs", lambda device, dtype: False)
+    plain = model.from_state_dict("leanvae", golden.config, golden.weights)
+    whole = plain.encode(golden["in/A"])[0].mean
+    golden.check("out/A_z", whole)
+    first, state = plain.encode(golden["in/A"][:, :, :5])
+    rest, _ = plain.encode(golden["in/A"][:, :, 5:], state)
+    assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), whole)
+
+
+def test_a_carry_with_a_layer_not_run_is_an_error():
+    carry = tokens.Carry(None, 2)
+    carry.keep(0, torch.zeros(1, 3, 2, 2, 4))
+    with pytest.raises(RuntimeError, match="1 of 2 layers left no state"):
+        carry.kept()
