@@ -47,6 +47,9 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
     shards = resolve_inputs(job.inputs, job.storage)
+    if job.output.startswith("s3://"):
+        store.preflight()  # says within seconds what is wrong, instead of after all retries
+    store.check_writable()
     ledger = Ledger(store)
     notices = list(ledger.prepare("lathe"))
     crew_maker = _Executor(job)

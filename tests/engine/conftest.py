@@ -1,0 +1,80 @@
+"""One small real Ray cluster for all tests that join one: `ray start --head` on loopback, with a job server."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RayCluster:
+    """Addresses of a running head, and the environment its clients need."""
+
+    def __init__(self, port: int, dashboard: int, environment: dict[str, str]) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.job_server = f"http://127.0.0.1:{dashboard}"
+        self.environment = environment
+
+    def lathe(self, *arguments, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=180, env=self.environment, **options
+        )
+
+    @staticmethod
+    def command(*arguments) -> list[str]:
+        return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory):
+    ray = str(Path(sys.executable).with_name("ray"))
+    folder = tmp_path_factory.mktemp("ray")
+    port, dashboard = _free_port(), _free_port()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    # Unix socket paths are short; pytest's folders may not be.
+    temporary = Path("/tmp") / f"lathe-ray-{os.getpid()}"
+    start = [
+        *(ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *("--num-cpus=4", "--num-gpus=0", "--object-store-memory=200000000", f"--temp-dir={temporary}"),
+        "--disable-usage-stats",
+    ]
+    with (folder / "ray.log").open("w") as log:
+        head = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        for wanted in (port, dashboard):
+            while True:
+                assert head.poll() is None, (folder / "ray.log").read_text()
+                assert time.monotonic() < deadline, "ray did not come up: " + (folder / "ray.log").read_text()
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", wanted)) == 0:
+                        break
+                time.sleep(0.2)
+        yield RayCluster(port, dashboard, environment)
+    finally:
+        head.terminate()
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            head.kill()
+        shutil.rmtree(temporary, ignore_errors=True)

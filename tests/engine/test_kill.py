@@ -1,0 +1,134 @@
+"""Kill -9 at every named point, run the same command again, and find the rows of one clean run: none lost, none twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pipeline
+from pipeline.config import StorageConfig
+from pipeline.storage import open_store
+from pipeline.verify import verify_output
+from tests.engine.test_inline import assert_same_rows
+from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
+
+OWNER_POINTS = ["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=2, samples=3)
+
+
+@pytest.fixture(scope="module")
+def clean_rows(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clean")
+    pipeline.encode(tiny_job(corpus, output))
+    return rows(output)
+
+
+def lathe(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def drill_flags(point, folder, times=1):
+    return ["--set", f"drill.point={point}", "--set", f"drill.marker_dir={folder}", "--set", f"drill.times={times}"]
+
+
+def assert_sound(output, clean_rows, samples=6):
+    assert_same_rows(clean_rows, rows(output))
+    books = receipts(output)
+    assert sum(receipt.counts.samples for receipt in books) == samples
+    report = verify_output(open_store(str(output), StorageConfig()))
+    assert report.ok, report.problems
+
+
+@pytest.mark.parametrize("point", OWNER_POINTS)
+def test_the_whole_process_dies_and_the_same_command_finishes(corpus, clean_rows, tmp_path, point):
+    output = tmp_path / "out"
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    died = lathe(*command, *drill_flags(point, tmp_path / "markers"))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    again = lathe(*command)
+    assert again.returncode == 0, again.stderr
+    assert_sound(output, clean_rows)
+    if point == "after_commit":
+        assert "1 were done before" in again.stdout
+
+
+def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):
+    output = tmp_path / "out"
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    run = lathe(*command, *drill_flags("in_decoder", tmp_path / "markers"))
+    assert run.returncode == 0, run.stderr
+    assert os.listdir(tmp_path / "markers") == ["in_decoder-0"]
+    assert_sound(output, clean_rows)
+
+
+def test_a_transient_failure_is_tried_again_within_the_run(corpus, clean_rows, tmp_path):
+    output = tmp_path / "out"
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    run = lathe(*command, *drill_flags("before_commit", tmp_path / "markers", 2), "--set", "drill.action=raise")
+    assert run.returncode == 0, run.stderr
+    assert "attempt 1 of 3 failed" in run.stderr
+    assert_sound(output, clean_rows)
+
+
+def test_failing_for_good_is_exit_code_1_names_the_shard_and_loses_nothing(corpus, clean_rows, tmp_path):
+    output = tmp_path / "out"
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    run = lathe(*command, *drill_flags("before_commit", tmp_path / "markers", 99), "--set", "drill.action=raise")
+    assert run.returncode == 1
+    assert "2 of 2 shards failed" in run.stderr
+    assert "000000" in run.stderr
+    assert rows(output) == {}
+    assert lathe(*command).returncode == 0
+    assert_sound(output, clean_rows)
+
+
+def test_two_runs_at_once_make_one_set_of_rows(corpus, clean_rows, tmp_path):
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "encode",
+        str(corpus),
+        str(output),
+        *tiny_flags("--executor", "inline"),
+    ]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        _, stderr = run.communicate(timeout=120)
+        assert run.returncode == 0, stderr
+    assert_sound(output, clean_rows)
+
+
+def test_the_first_signal_drains_the_second_stops(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", shards=6, samples=2)
+    output = tmp_path / "out"
+    flags = tiny_flags("--executor", "inline", "--set", "engine.credit=1")
+    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
+    run = subprocess.Popen(
+        [*command, *drill_flags("after_commit", tmp_path / "markers"), "--set", "drill.action=hang"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "markers").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    assert any("stopping" in line for line in run.stderr)  # reads until the line comes, or the process ends
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert "resumes" in stderr
+    finished = lathe(*command[3:])
+    assert finished.returncode == 0, finished.stderr
+    assert sum(receipt.counts.samples for receipt in receipts(output)) == 12

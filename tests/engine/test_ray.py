@@ -1,0 +1,145 @@
+"""The same stages on real Ray actors: equal rows, killed actors, a killed driver, a submitted job."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import pipeline
+from tests.engine.test_inline import assert_same_rows
+from tests.engine.test_kill import assert_sound, drill_flags
+from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=3, samples=3)
+
+
+@pytest.fixture(scope="module")
+def clean_rows(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clean")
+    pipeline.encode(tiny_job(corpus, output))
+    return rows(output)
+
+
+def joined(cluster):
+    return tiny_flags("--executor", "ray", "--address", cluster.address, "--set", "engine.decoder_cpus=0.5")
+
+
+def test_a_private_ray_gives_the_rows_of_the_inline_executor(corpus, clean_rows, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [sys.executable, "-m", "pipeline", "encode", corpus, tmp_path / "out", *tiny_flags()]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "9 in = 6 encoded + 3 rejected" in run.stdout
+    assert_sound(tmp_path / "out", clean_rows, samples=9)
+
+
+def test_several_encoders_share_the_shards(ray_cluster, corpus, clean_rows, tmp_path):
+    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), "--set", "engine.encoders=2")
+    assert run.returncode == 0, run.stderr
+    assert_sound(tmp_path / "out", clean_rows, samples=9)
+
+
+@pytest.mark.parametrize("point", ["mid_video", "after_commit", "in_decoder"])
+def test_a_killed_actor_costs_time_and_nothing_else(ray_cluster, corpus, clean_rows, tmp_path, point):
+    run = ray_cluster.lathe(
+        "encode", corpus, tmp_path / "out", *joined(ray_cluster), *drill_flags(point, tmp_path / "m")
+    )
+    assert run.returncode == 0, run.stderr
+    assert os.listdir(tmp_path / "m") == [f"{point}-0"]
+    if point != "in_decoder":
+        assert "encoder-1 lost" in run.stderr
+    assert_sound(tmp_path / "out", clean_rows, samples=9)
+
+
+def test_a_hanging_encoder_is_replaced(ray_cluster, corpus, clean_rows, tmp_path):
+    flags = [*drill_flags("mid_video", tmp_path / "m"), "--set", "drill.action=hang", "--set", "engine.hang_s=4"]
+    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), *flags)
+    assert run.returncode == 0, run.stderr
+    assert "no progress for 4 s" in run.stderr
+    assert_sound(tmp_path / "out", clean_rows, samples=9)
+
+
+def test_a_killed_driver_takes_its_actors_along_and_the_next_run_finishes(ray_cluster, clean_rows, corpus, tmp_path):
+    output = tmp_path / "out"
+    # The first commit hangs in its actor, so that there is a moment to kill the driver in.
+    hang = [*drill_flags("after_commit", tmp_path / "m"), "--set", "drill.action=hang", "--set", "engine.credit=1"]
+    command = ray_cluster.command("encode", corpus, output, *joined(ray_cluster))
+    driver = subprocess.Popen([*command, *hang], env=ray_cluster.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "m").exists():
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    actors = encoder_processes()
+    assert actors
+    driver.kill()
+    driver.wait()
+    assert len(receipts(output)) == 1
+    while any(actor.is_running() and actor.status() != psutil.STATUS_ZOMBIE for actor in actors):
+        assert time.monotonic() < deadline, "the encoder outlives its driver"
+        time.sleep(0.2)
+    again = ray_cluster.lathe("encode", corpus, output, *joined(ray_cluster))
+    assert again.returncode == 0, again.stderr
+    assert "1 were done before" in again.stdout
+    assert_sound(output, clean_rows, samples=9)
+
+
+def encoder_processes() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and "EncoderActor" in p.info["cmdline"][0]]
+
+
+def test_ray_job_submit_runs_the_working_folder(ray_cluster, corpus, clean_rows, tmp_path):
+    ray = str(Path(sys.executable).with_name("ray"))
+    submit = [ray, "job", "submit", "--address", ray_cluster.job_server, "--working-dir", str(ROOT), "--"]
+    entry = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "encode",
+        str(corpus),
+        str(tmp_path / "out"),
+        *tiny_flags("--set", "engine.decoder_cpus=0.5"),
+    ]
+    environment = {k: v for k, v in ray_cluster.environment.items() if k != "PYTHONPATH"}
+    run = subprocess.run([*submit, *entry], capture_output=True, text=True, timeout=240, env=environment)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "succeeded" in run.stdout
+    assert_sound(tmp_path / "out", clean_rows, samples=9)
+
+
+def test_an_address_where_no_ray_answers_is_exit_code_2(corpus, tmp_path, ray_cluster):
+    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *tiny_flags("--address", "127.0.0.1:1"))
+    assert run.returncode == 2
+    assert "engine.address" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows, tmp_path):
+    output = tmp_path / "out"
+    command = ray_cluster.command("encode", corpus, output, *joined(ray_cluster), "--set", "engine.credit=1")
+    driver = subprocess.Popen(command, env=ray_cluster.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (output / "receipts").exists():
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    _, stderr = driver.communicate(timeout=60)
+    if driver.returncode != 0:  # it was not done yet: drained, and says how to go on
+        assert driver.returncode == 1
+        assert "the same command resumes" in stderr
+    again = ray_cluster.lathe("encode", corpus, output, *joined(ray_cluster))
+    assert again.returncode == 0, again.stderr
+    assert_same_rows(clean_rows, rows(output))
