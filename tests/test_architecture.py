@@ -1,0 +1,342 @@
+"""The rules of the house, checked: who imports what, what stays light, how failures travel, sizes, names, what the documents say.
+
+Chains of imports are import-linter's (`[tool.importlinter]` in pyproject.toml, run here too); direct ones are read from the source below.
+"""
+
+import ast
+import inspect
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("model", "pipeline")
+CODE = (*PACKAGES, "tests", "benchmarks", "deploy")
+CEILING = 400  # lines of a file
+
+# Package -> files that may import it, anywhere in them. Everything else has to ask those rooms.
+DOORS = {
+    "ray": {"pipeline/engine/ray_actors.py", "pipeline/engine/ray_crew.py", "pipeline/engine/ray_session.py"},
+    "boto3": {"pipeline/storage/"},
+    "botocore": {"pipeline/storage/"},
+    "model": {"model/", "pipeline/encoder.py", "pipeline/cli.py"},
+    "torch": {"model/", "pipeline/encoder.py", "pipeline/latent_spool.py", "pipeline/blueprint.py"},
+    "av": {
+        *(
+            "pipeline/decode.py",
+            "pipeline/frame_stream.py",
+            "pipeline/packets.py",
+            "pipeline/planes.py",
+            "pipeline/colour_tags.py",
+        ),
+        *("pipeline/tonemap.py", "pipeline/sample_corpus.py", "pipeline/scenes.py", "pipeline/blueprint.py"),
+    },
+    "typer": {"pipeline/cli.py"},
+    "pipeline.engine": {"pipeline/engine/", "pipeline/cli.py", "pipeline/__init__.py"},
+    "pipeline.cli": {"pipeline/__main__.py"},
+}
+
+# Files that touch the environment, and why. Nowhere else may behaviour depend on it.
+ENVIRONMENT = {
+    "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
+    "pipeline/config.py": "RAY_ADDRESS, which `ray job submit` sets",
+    "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
+    "pipeline/lanes.py": "inherited by the decoder processes",
+    "pipeline/sample_corpus.py": "sets the log level of an encoder library that has no other switch",
+    "pipeline/storage/checkpoints.py": "where the cache folder is",
+}
+
+# Exceptions outside the tree: signals between two files of one room that never leave it.
+SIGNALS = {"pipeline/tar_stream.py": {"CutShort"}}
+
+
+def python_files(*folders):
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found
+    return found
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def allowed(path, rooms):
+    return any(name_of(path) == room or (room.endswith("/") and name_of(path).startswith(room)) for room in rooms)
+
+
+def imports_of(tree, *, at_import_time=False):
+    """Dotted names a module imports; with `at_import_time` without those inside functions or for type checkers only."""
+    pending, names = [tree], []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+        elif not (at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            pending += ast.iter_child_nodes(node)
+    return set(names)
+
+
+def within(name, package):
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_a_package_enters_by_its_door_only(package):
+    users = [
+        path
+        for path in python_files(*PACKAGES)
+        if any(within(name, package) for name in imports_of(ast.parse(path.read_text())))
+    ]
+    assert [name_of(path) for path in users if not allowed(path, DOORS[package])] == []
+    assert users, f"nobody imports {package}; remove its door"
+
+
+def test_chains_of_imports_keep_the_contracts():
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_product_does_not_import_its_tests():
+    """`model` and `pipeline` never import the tests, the benchmarks or the deployment."""
+    for path in python_files(*PACKAGES):
+        names = imports_of(ast.parse(path.read_text()))
+        assert not [name for name in names if name.split(".")[0] in ("tests", "benchmarks", "deploy")], name_of(path)
+
+
+HEAVY = (
+    "torch",
+    "ray",
+    "boto3",
+    "botocore",
+    "av",
+    "pyarrow",
+    "webdataset",
+    "huggingface_hub",
+    "numpy",
+    "pydantic",
+    "yaml",
+)
+
+
+def modules_after(statement):
+    """Top-level packages a fresh interpreter has loaded after `statement`."""
+    program = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    return set(child.stdout.split("\n")[-2].split())
+
+
+def test_the_command_line_loads_nothing_heavy():
+    assert not modules_after("import pipeline.cli") & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_by_itself_loads_neither_torch_nor_ray(package):
+    assert not modules_after(f"import {package}") & {"torch", "ray", "boto3", "av", "pyarrow"}
+
+
+LIGHT = (
+    *(
+        "config",
+        "errors",
+        "records",
+        "storage",
+        "corpus",
+        "reader",
+        "decode",
+        "clips",
+        "cutting",
+        "lanes",
+        "writer",
+        "receipts",
+    ),
+    *("status", "verify", "inspect", "progress", "report"),
+)
+
+
+def test_rooms_that_need_no_network_load_no_torch():
+    steps = "\n".join(
+        f"import pipeline.{room}; print('{room}', *({{'torch', 'ray'}} & set(sys.modules)))" for room in LIGHT
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{steps}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split("\n")[:-1] == list(LIGHT)
+
+
+def test_help_answers_at_once():
+    def run(*arguments):
+        begun = time.perf_counter()
+        child = subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, timeout=60
+        )
+        assert child.returncode == 0, child.stderr
+        return time.perf_counter() - begun
+
+    run("encode", "--help")  # the first one reads files from disk
+    assert min(run("encode", "--help") for _ in range(3)) < 1.0
+
+
+def test_a_wrong_setting_answers_nearly_as_fast():
+    def run():
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "pipeline", "encode", "clips/", "latents/", "--set", "clips.fps=fast"]
+        child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert child.returncode == 2
+        assert child.stderr.startswith("lathe: error: clips.fps:"), child.stderr
+        return time.perf_counter() - begun
+
+    assert statistics.median(run() for _ in range(3)) < 2.0
+
+
+def every_error():
+    found, pending = [], [errors.LatheError]
+    while pending:
+        kind = pending.pop()
+        if kind.__module__ == errors.__name__:
+            found.append(kind)
+        pending += kind.__subclasses__()
+    return found
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_an_error_survives_the_way_between_processes(kind):
+    where = {"uri": "s3://b/k", "shard": "000001.tar", "key": "clip-7", "stage": "decode"}
+    if issubclass(kind, errors.BadDataError):
+        error = kind("too_short", "got 3 frames, expected 17", frames_recovered=3, **where)
+    else:
+        error = kind("got a, expected b", **where)
+    error.report = {"shards": 2}  # rooms may hang their own facts on it
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert type(again) is kind
+    assert (str(again), again.args, again.exit_code) == (str(error), error.args, error.exit_code)
+    assert vars(again) == vars(error)
+    for value in (*where.values(), error.message):
+        assert value in str(again)
+
+
+def test_there_is_one_tree_of_errors_and_its_picture_is_true():
+    assert set(every_error()) == {
+        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__
+    }
+    for kind in every_error():
+        assert kind.__name__ in errors.__doc__
+
+
+def test_no_exception_is_defined_outside_the_tree():
+    outside = {}
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            bases = {base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)}
+            if bases & {"Exception", "BaseException", "ValueError", "RuntimeError", "OSError"}:
+                outside.setdefault(name_of(path), set()).add(node.name)
+    assert outside.pop("pipeline/errors.py") == {"LatheError"}
+    assert outside == SIGNALS
+
+
+def test_the_environment_is_read_in_few_places():
+    readers = set()
+    for path in python_files(*PACKAGES):
+        tree = ast.parse(path.read_text())
+        direct = {"os.environ", "os.getenv", "os.putenv", "os.environb"} & {
+            f"{node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        if direct or imports_of(tree) & {"os.environ", "os.getenv"}:
+            readers.add(name_of(path))
+    assert readers == set(ENVIRONMENT)
+
+
+def test_files_fit_in_the_head():
+    lines = {name_of(path): len(path.read_text().splitlines()) for path in python_files(*CODE)}
+    assert {name: count for name, count in lines.items() if count > CEILING} == {}
+
+
+def test_no_room_is_called_nothing_in_particular():
+    vague = {
+        "utils",
+        "util",
+        "helpers",
+        "helper",
+        "common",
+        "misc",
+        "manager",
+        "managers",
+        "base",
+        "core",
+        "stuff",
+        "v2",
+        "new",
+        "final",
+    }
+    for path in python_files(*CODE):
+        assert not vague & set(path.relative_to(ROOT).with_suffix("").parts), name_of(path)
+
+
+def test_every_file_says_what_it_is_for():
+    silent = [
+        name_of(path)
+        for path in python_files(*PACKAGES, "deploy", "benchmarks")
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+def test_only_public_names_cross_between_files():
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+                private = [alias.name for alias in node.names if re.match(r"_[^_]", alias.name)]
+                assert not private, f"{name_of(path)} takes {private} from {node.module}"
+
+
+def test_the_wheel_holds_every_package():
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in python_files(*PACKAGES)}
+    assert set(listed) == folders
+
+
+def test_the_architecture_page_names_every_file():
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text() if page.exists() else ""
+    missing = [
+        name_of(path)
+        for path in python_files(*PACKAGES)
+        if path.stem not in ("__init__", "__main__") and not re.search(rf"\b{path.stem}\b", text)
+    ]
+    assert missing == []
+
+
+def test_nothing_depends_on_somebodys_machine():
+    # Absolute paths of a person's or a build machine's folders. Paths inside the image (/home/lathe, /opt/lathe) are ours.
+    machine = re.compile(r"(?<![\w./~-])/(?:work|root|Users|home/(?!lathe\b)\w+|opt/(?!lathe\b)\w+|mnt|data)(?:/|\b)")
+    texts = [path for folder in (*CODE, "docs", ".ci") for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    texts += [path for path in sorted(ROOT.iterdir()) if path.is_file()]
+    found = []
+    for path in texts:
+        if path.suffix in (".safetensors", ".pyc", ".png", ".npz", ".npy", ".mp4", ".gif", ".jpg") or path == Path(
+            __file__
+        ):
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if machine.search(line):
+                found.append(f"{name_of(path)}:{number}: {line.strip()[:100]}")
+    assert found == []
