@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 POOL_CONNECTIONS = 32  # streams of two shards, eight threads each, and uploads beside them
-QUICK_S = 3.0  # a preflight's patience per try
+QUICK_S = 4.0  # a preflight's patience per try
 # What can go wrong while a body is received, after the request itself succeeded.
 BROKEN_BODY = (refusals.HTTPClientError, refusals.IncompleteReadError, StreamError, OSError)
 CLIENT_FAILURES = (refusals.BotoCoreError, StreamError)
@@ -39,7 +39,7 @@ class Connection:
         settings: dict[str, Any] = {
             "retries": {"mode": "standard", "total_max_attempts": 2 if quick else config.max_attempts},
             "connect_timeout": min(QUICK_S, config.connect_timeout_s) if quick else config.connect_timeout_s,
-            "read_timeout": min(QUICK_S * 3, config.read_timeout_s) if quick else config.read_timeout_s,
+            "read_timeout": min(QUICK_S, config.read_timeout_s) if quick else config.read_timeout_s,
             "max_pool_connections": POOL_CONNECTIONS,
         }
         # The endpoint may come from the job, AWS_ENDPOINT_URL or a profile: boto3 knows, so it is asked.

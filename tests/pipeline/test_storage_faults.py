@@ -1,0 +1,273 @@
+"""Broken connections, busy servers, careless servers: what the network does, done to a real server on real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.config import StorageConfig
+from pipeline.errors import AccessError, LatheError, SourceChanged, StorageUnavailable
+from pipeline.storage import open_store
+from tests.careless_store import CarelessStore
+from tests.faulty_proxy import Fault, FaultyProxy, always, first
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
+
+pytestmark = pytest.mark.s3
+KiB, MiB = 1024, 1024 * 1024
+
+
+@pytest.fixture
+def data(s3: S3Server) -> bytes:
+    data = os.urandom(2 * MiB + 12345)
+    open_store(s3.root, s3.config()).write("big", data)
+    return data
+
+
+def through(proxy: FaultyProxy, **fields: object) -> StorageConfig:
+    quick = {"part_bytes": 256 * KiB, "read_ahead_bytes": MiB, "max_attempts": 3, "read_timeout_s": 2.0}
+    return StorageConfig(**{"endpoint_url": proxy.endpoint, **quick, **fields})  # type: ignore[arg-type]
+
+
+def test_a_stream_resumes_every_broken_range_at_the_byte_reached(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, first(12, Fault("cut", after_bytes=100 * KiB))) as proxy:
+        store = open_store(s3.root, through(proxy))
+        info = store.stat("big")
+        with store.open_stream("big", size=info.size, etag=info.etag) as stream:
+            assert stream.read() == data
+        assert proxy.faults == 12
+        assert proxy.body_bytes == len(data), "no byte was fetched twice"
+
+
+def test_an_endless_trickle_of_breaks_is_survived_while_bytes_come(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, always(Fault("cut", after_bytes=200 * KiB))) as proxy:
+        store = open_store(s3.root, through(proxy))
+        assert store.read("big") == data
+        assert store.read_range("big", 1000, MiB) == data[1000 : 1000 + MiB]
+
+
+def test_a_stalled_body_is_given_up_and_resumed(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, first(1, Fault("stall", after_bytes=50 * KiB))) as proxy:
+        store = open_store(s3.root, through(proxy, read_timeout_s=0.5))
+        assert store.read("big") == data
+
+
+def test_a_server_that_sends_nothing_is_unavailable_not_empty(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, always(Fault("cut", after_bytes=0))) as proxy:
+        store = open_store(s3.root, through(proxy))
+        info = store.stat("big")
+        for act in (lambda: store.read("big"), lambda: store.read_range("big", 0, 10)):
+            with pytest.raises(StorageUnavailable, match="broke 3 times"):
+                act()
+        stream = store.open_stream("big", size=info.size, etag=info.etag)
+        with stream, pytest.raises(StorageUnavailable):
+            stream.read()
+        with pytest.raises(ValueError, match="closed"):
+            stream.read(1)  # never the bytes behind the gap
+
+
+@pytest.mark.parametrize(("code", "said"), [(500, b"InternalError"), (503, b"SlowDown"), (429, b"TooManyRequests")])
+def test_busy_answers_are_tried_again(s3: S3Server, code: int, said: bytes) -> None:
+    busy = Fault("status", code=code, body=b"<Error><Code>%s</Code></Error>" % said)
+    with FaultyProxy(s3.address, first(1, busy, "PUT")) as proxy:
+        store = open_store(s3.root, through(proxy, max_attempts=2))
+        store.write("w", b"1")
+        proxy.rule = first(1, busy, "GET")
+        assert store.read("w") == b"1"
+        proxy.rule = always(busy)
+        with pytest.raises(StorageUnavailable):
+            store.read("w")
+        assert proxy.faults == 4
+
+
+def test_an_outage_after_contact_is_not_a_wrong_address(s3: S3Server) -> None:
+    with FaultyProxy(s3.address, always(Fault("cut"), "NEVER")) as proxy:
+        store = open_store(s3.root, through(proxy, max_attempts=2, connect_timeout_s=0.5))
+        store.write("x", b"1")
+    with pytest.raises(StorageUnavailable):  # the listener is gone
+        store.read("x")
+
+
+def test_a_lost_answer_to_our_own_put_is_ours(s3: S3Server) -> None:
+    # The server stores, its answer gets lost, botocore repeats the request and is told 412.
+    with CutAnswer(s3.address) as cutter:
+        store = open_store(s3.root, through(cutter))
+        assert store.put_if_absent("receipt", b"mine")
+        assert cutter.cuts == 1
+        assert not store.put_if_absent("receipt", b"theirs")
+    assert open_store(s3.root, s3.config()).read("receipt") == b"mine"
+
+
+class CutAnswer(FaultyProxy):
+    """The first PUT reaches the server, its answer reaches nobody."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.cuts = 0
+        super().__init__(target, lambda *_: None)
+
+    def _serve(self, client) -> None:  # type: ignore[no-untyped-def]
+        if self.cuts == 0 and client.recv(3, 2) == b"PUT":  # MSG_PEEK
+            self.cuts += 1
+            super()._serve(Deaf(client))  # type: ignore[arg-type]
+            return
+        super()._serve(client)
+
+
+class Deaf:
+    """A client socket whose answers are thrown away, save the word to go on."""
+
+    def __init__(self, client) -> None:  # type: ignore[no-untyped-def]
+        self._client = client
+        self.recv = client.recv
+
+    def sendall(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 100"):
+            self._client.sendall(data)
+
+
+def test_a_failed_upload_leaves_no_object_and_no_parts(s3: S3Server, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(34 * MiB))
+
+    def third_part(method: str, target: str, before: int) -> Fault | None:
+        return Fault("status") if method == "PUT" and "partNumber=3" in target else None
+
+    with FaultyProxy(s3.address, third_part) as proxy:
+        store = open_store(s3.root, through(proxy, max_attempts=2))
+        with pytest.raises(StorageUnavailable):
+            store.upload(path, "up/large")
+        assert proxy.faults == 2
+    assert not open_store(s3.root, s3.config()).exists("up/large")
+    assert s3.client().list_multipart_uploads(Bucket=s3.bucket).get("Uploads", []) == []
+
+
+def test_a_multipart_upload_survives_a_busy_server(s3: S3Server, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(34 * MiB))
+    with FaultyProxy(s3.address, first(2, Fault("status"), "PUT")) as proxy:
+        info = open_store(s3.root, through(proxy)).upload(path, "up/large")
+    stored = open_store(s3.root, s3.config()).read("up/large")
+    assert info.size == len(stored)
+    assert hashlib.sha256(stored).digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_closing_a_stream_frees_a_reader_that_waits_on_a_dead_socket(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, always(Fault("stall", after_bytes=10))) as proxy:
+        store = open_store(s3.root, through(proxy, read_timeout_s=30))
+        info = store.stat("big")
+        stream = store.open_stream("big", size=info.size, etag=info.etag)
+        threading.Timer(0.3, stream.close).start()
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match="closed"):
+            stream.read()
+        assert time.perf_counter() - began < 5
+
+
+def test_read_ahead_keeps_within_its_window(s3: S3Server, data: bytes) -> None:
+    with FaultyProxy(s3.address, lambda *_: None) as proxy:
+        store = open_store(s3.root, through(proxy))  # four parts of 256 KiB
+        info = store.stat("big")
+        with store.open_stream("big", size=info.size, etag=info.etag) as stream:
+            stream.read(1)
+            time.sleep(1.0)
+            assert sum(method == "GET" for method, _ in proxy.requests) == 4
+            stream.read(256 * KiB)
+            time.sleep(0.5)
+            assert sum(method == "GET" for method, _ in proxy.requests) == 5
+
+
+# --- careless servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _credentials(s3_server: S3Server) -> None:
+    """They are in the environment while the real server runs; the careless one takes any."""
+
+
+def careless(server: CarelessStore, **fields: object) -> StorageConfig:
+    return StorageConfig(**{"endpoint_url": server.endpoint, "max_attempts": 3, **fields})  # type: ignore[arg-type]
+
+
+def test_ranges_answered_with_200_are_taken_by_their_content_range() -> None:
+    with CarelessStore(ranges="as_200") as server:
+        store = open_store("s3://bucket", careless(server, part_bytes=64 * KiB))
+        data = os.urandom(300 * KiB)
+        store.write("x", data)
+        info = store.stat("x")
+        assert store.read_range("x", 100, 50) == data[100:150]
+        with store.open_stream("x", size=info.size, etag=info.etag) as stream:
+            assert stream.read() == data
+
+
+def test_a_server_without_ranges_serves_small_objects_and_is_refused_beyond() -> None:
+    with CarelessStore(ranges="ignored") as server:
+        store = open_store("s3://bucket", careless(server, part_bytes=64 * KiB))
+        store.write("small", b"x" * 1000)
+        info = store.stat("small")
+        with store.open_stream("small", size=1000, etag=info.etag) as stream:
+            assert stream.read() == b"x" * 1000
+        with pytest.raises(AccessError, match="must support ranges"):
+            store.read_range("small", 10, 5)
+
+
+def test_a_server_that_ignores_if_match_is_seen_through() -> None:
+    with CarelessStore() as server:
+        store = open_store("s3://bucket", careless(server, part_bytes=64 * KiB))
+        store.write("x", b"a" * 200 * KiB)
+        listed = store.stat("x")
+        store.write("x", b"b" * 200 * KiB)
+        with pytest.raises(SourceChanged, match="replaced"):
+            store.read_range("x", 0, 10, etag=listed.etag)
+        with store.open_stream("x", size=listed.size, etag=listed.etag) as stream, pytest.raises(SourceChanged):
+            stream.read()
+
+
+def test_stores_without_conditional_writes_are_found_out() -> None:
+    with CarelessStore() as server:
+        store = open_store("s3://bucket", careless(server))
+        assert not store.conditional_writes()
+        assert server.objects == {}
+        puts = server.puts
+        assert not store.conditional_writes()
+        assert server.puts == puts, "asked once"
+    with CarelessStore(put_answers=(501,) * 9) as server:
+        assert not open_store("s3://bucket", careless(server)).conditional_writes()
+        assert server.objects == {}
+
+
+def test_a_conflict_is_no_verdict_and_is_tried_again() -> None:
+    with CarelessStore(put_answers=(409, 409)) as server:
+        assert open_store("s3://bucket", careless(server)).put_if_absent("x", b"mine")
+        assert server.puts == 3
+    with CarelessStore(put_answers=(409,) * 9) as server, pytest.raises(StorageUnavailable):
+        open_store("s3://bucket", careless(server)).put_if_absent("x", b"mine")
+
+
+def test_412_is_ours_if_the_bytes_are() -> None:
+    with CarelessStore(put_answers=(412,), store_first=True) as server:
+        assert open_store("s3://bucket", careless(server)).put_if_absent("x", b"mine")
+    with CarelessStore(put_answers=(412,)) as server:
+        store = open_store("s3://bucket", careless(server))
+        store.write("x", b"theirs")
+        assert not store.put_if_absent("x", b"mine")
+
+
+def test_every_status_becomes_an_error_of_the_house(s3: S3Server) -> None:
+    bodies = (b"", b"not xml", b"<Error><Code>Strange</Code><Message>secret AKIA</Message></Error>")
+    with FaultyProxy(s3.address, lambda *_: None) as proxy:
+        store = open_store(s3.root, through(proxy, max_attempts=1))
+        for code in (400, 401, 403, 404, 405, 409, 412, 416, 429, 500, 501, 502, 503, 504):
+            for body in bodies:
+                proxy.rule = always(Fault("status", code=code, body=body), "PUT")
+                with pytest.raises(LatheError) as caught:
+                    store.write("x", b"1")
+                assert "AKIA" not in str(caught.value)
+                transient = code in {409, 429, 500, 502, 503, 504}
+                assert isinstance(caught.value, StorageUnavailable) == transient, (code, body, caught.value)
