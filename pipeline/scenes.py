@@ -58,16 +58,20 @@ def discs(rng: np.random.Generator, height: int, width: int) -> Draw:
     colours = _palette(rng, 4)
     backdrop = _blend(np.clip(0.2 + y, 0, 1), colours[3] * 0.4, colours[3])
     speed, phase = rng.uniform(0.25, 0.7, (3, 2)), rng.uniform(0, 2, (3, 2))
-    high, wide = height / max(height, width), width / max(height, width)
+    longer = max(height, width)
+    high, wide = height / longer, width / longer
 
     def draw(seconds: float) -> np.ndarray:
-        rgb = backdrop
+        rgb = backdrop.copy()
         for n in range(3):
+            radius = 0.09 + 0.03 * n
             at = np.abs((speed[n] * seconds + phase[n]) % 2 - 1) * (high, wide)  # there and back
-            distance = np.hypot(y - at[0], x - at[1]) / (0.09 + 0.03 * n)
-            light = np.clip(1.25 - np.hypot(y - at[0] + 0.03, x - at[1] + 0.03) / (0.12 + 0.03 * n), 0.2, 1.2)
-            edge = np.clip((1 - distance) * 24, 0, 1)
-            rgb = _blend(edge, light[..., None] * colours[n], rgb)
+            top, left = (int(max(0, (place - radius) * longer)) for place in at)
+            box = slice(top, top + int(2 * radius * longer) + 2), slice(left, left + int(2 * radius * longer) + 2)
+            down, across = y[box] - np.float32(at[0]), x[box] - np.float32(at[1])
+            light = np.clip(1.25 - np.hypot(down + 0.03, across + 0.03) / (radius + 0.03), 0.2, 1.2)
+            edge = np.clip((1 - np.hypot(down, across) / radius) * 24, 0, 1)
+            rgb[box] = _blend(edge, light[..., None] * colours[n], rgb[box])
         return _picture(rgb)
 
     return draw
