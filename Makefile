@@ -38,7 +38,7 @@ fix: $(INSTALLED) ## format, and repair what the linter can repair
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED) ## measure encode, decode, write and end to end; prints ratios
-	$(BIN)/python -m benchmarks
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
