@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +176,10 @@ class ParquetFileBuilder:
 
     def discard(self) -> None:
         """Stops writing and deletes the file; safe at any time."""
-        if not self._sink.closed:
-            self._writer.close()
-            self._sink.close()
         self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # closing writes a footer, which fails on a full disk and matters to nobody any more
+            self._writer.close()
+        self._sink.close()
 
     def _tensor_columns(self, name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
         if streamed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.index_file import IndexRow, index_row
@@ -75,8 +76,9 @@ class TarFileBuilder:
 
     def discard(self) -> None:
         """Stops writing and deletes the file; safe at any time."""
-        self._file.close()
         self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # closing flushes, which fails on a full disk and matters to nobody any more
+            self._file.close()
 
     def _add_tensors(self, row: LatentRow) -> tuple[int, int | None]:
         if row.logvar is None and row.latent.dtype != "bfloat16":

@@ -8,12 +8,13 @@ back and hashed.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.drill import fire
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.index_file import write_index
 from pipeline.latent_row import bucket_name, latent_row
 from pipeline.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
@@ -22,7 +23,7 @@ from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
 from pipeline.tar_file import TarFileBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     import numpy as np
@@ -77,6 +78,11 @@ class _OpenBucket:
     path: Path = Path()
     seq: int = 0
 
+    @property
+    def index_path(self) -> Path:
+        """Beside the data file."""
+        return self.path.with_suffix(".idx.parquet")
+
 
 class ShardWriter:
     """Writes one shard attempt. Use as a context manager: leaving it without `finish`, or by an exception, removes
@@ -128,6 +134,7 @@ class ShardWriter:
             NonFiniteLatent: NaN, infinity or absurd values; names sample and clip.
             BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard,
                 or a latent that no Parquet value can hold (2 GiB).
+            StorageUnavailable: the spool folder or the output cannot be written.
         """
         if clip.dtype != self._config.dtype:
             raise BuildError(
@@ -169,6 +176,9 @@ class ShardWriter:
         for opened in self._open.values():
             if opened.builder is not None:
                 opened.builder.discard()
+            if opened.path.name:  # also where making the builder failed
+                opened.path.unlink(missing_ok=True)
+                opened.index_path.unlink(missing_ok=True)
         self._open.clear()
         while self._uploaded:
             self._store.delete(self._uploaded[-1])
@@ -204,12 +214,13 @@ class ShardWriter:
         opened = self._open[name]
         if not opened.waiting:
             return
-        if opened.builder is None:
-            kind = BUILDERS[self._config.format]
-            opened.seq, self._seq = self._seq, self._seq + 1
-            opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
-            opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
-        opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
+        with self._spooling():
+            if opened.builder is None:
+                kind = BUILDERS[self._config.format]
+                opened.seq, self._seq = self._seq, self._seq + 1
+                opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
+                opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
+            opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
         opened.waiting, opened.waiting_bytes = [], 0
         if opened.builder.num_bytes >= self._config.file_bytes:
             self._close_file(name)
@@ -218,24 +229,40 @@ class ShardWriter:
         opened = self._open[name]
         if opened.builder is None:
             return
-        rows = opened.builder.close()
-        stem = f"{self._fingerprint[:8]}/{name}/{self._stem(opened.seq)}"
-        key, index_key = f"data/{stem}{opened.builder.suffix}", f"index/{stem}.idx.parquet"
-        sha256, num_bytes = _read_back(opened.path, rows)
-        index_path = opened.path.with_suffix(".idx.parquet")
-        write_index(index_path, rows, self._index_metadata(key, sha256, num_bytes))
-        index_sha256, index_bytes = _read_back(index_path, [])
+        written = self._finish_file(name, opened, opened.builder)
         fire(self._drill, "before_upload")
-        for path, target in ((opened.path, key), (index_path, index_key)):
-            self._uploaded.append(target)  # before: an upload that fails half-way may have left something
-            self._store.upload(str(path), target)
+        for path, key in ((opened.path, written.key), (opened.index_path, written.index_key)):
+            self._uploaded.append(key)  # before: an upload that fails half-way may have left something
+            self._store.upload(str(path), key)
             path.unlink()
         fire(self._drill, "after_upload")
         opened.builder = None
+        self._files.append(written)
+
+    def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
+        """Closes, reads back and indexes a file; it and its index lie in the spool folder then."""
+        stem = f"{self._fingerprint[:8]}/{name}/{self._stem(opened.seq)}"
+        key, index_key = f"data/{stem}{builder.suffix}", f"index/{stem}.idx.parquet"
+        with self._spooling():
+            rows = builder.close()
+            sha256, num_bytes = _read_back(opened.path, rows)
+            write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
+            index_sha256, index_bytes = _read_back(opened.index_path, [])
         frames = sum(row.num_frames for row in rows)
-        self._files.append(
-            WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
-        )
+        return WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
+
+    @contextmanager
+    def _spooling(self) -> Iterator[None]:
+        """A local disk that fails or is full: another try, perhaps on another machine, may fare better."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageUnavailable(
+                f"spool folder {self._spool_dir} cannot be written: {error.strerror or error}; it needs room for a file of "
+                f"{self._config.file_bytes} bytes per bucket (write.file_bytes; TMPDIR moves it)",
+                shard=self._shard_id,
+                stage="write",
+            ) from error
 
     def _stem(self, seq: int) -> str:
         return f"{self._shard_id[:16]}-{self._attempt}-{seq:05d}"

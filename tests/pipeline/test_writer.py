@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DrillConfig, WriteConfig
-from pipeline.errors import BuildError, NonFiniteLatent, TransientError
+from pipeline.errors import BuildError, NonFiniteLatent, StorageUnavailable, TransientError
 from pipeline.index_file import read_index
 from pipeline.payload import SpanChecker, measure, payload_hash
 from pipeline.records import Bucket, LatentClip
 from pipeline.storage import Store
+from pipeline.storage.local import LocalStore
 from pipeline.writer import ShardWriter
 from tests.pipeline.latent_clips import (
     FINGERPRINT,
@@ -181,6 +184,22 @@ def test_statistics_are_those_of_the_stored_values(store: Store, spool: Path, dt
     np.testing.assert_array_equal(stats.max, stored.max(1))
 
 
+def test_every_finite_half_is_measured_exactly() -> None:
+    """All 63488 of them, subnormals and both zeros too."""
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    stats = measure(finite.reshape(4, -1, 8, 8), "float16", 1e9, key="k", clip=0)
+    channels = finite.reshape(4, -1).astype(np.float64)
+    assert (stats.min, stats.max) == (tuple(channels.min(1)), tuple(channels.max(1)))
+    np.testing.assert_allclose(stats.mean, channels.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(np.array(stats.m2) / stats.n, channels.var(1), rtol=1e-5)
+    for bits in (0x7C00, 0xFC00, 0x7C01, 0xFFFF):
+        bad = finite.reshape(4, -1, 8, 8).copy()
+        bad[1, 2, 3, 4] = np.uint16(bits).view(np.float16)
+        with pytest.raises(NonFiniteLatent, match=r"(nan|inf) in channel 1|from -?(nan|inf)"):
+            measure(bad, "float16", 1e9, key="k", clip=0)
+
+
 def test_statistics_far_from_zero_do_not_cancel() -> None:
     values = (np.random.default_rng(0).standard_normal((2, 300, 32, 32)) * 0.01 + 900).astype(np.float32)
     stats = measure(values, "float32", 1e4, key="k", clip=0)
@@ -281,6 +300,46 @@ def test_fire_drills_are_reached_and_cleaned_up(store: Store, spool: Path, tmp_p
             writer.finish()
     assert (tmp_path / "markers" / f"{point}-0").exists()
     assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("limit", [0, 3000, 100_000])
+def test_a_full_spool_disk_is_said_so_and_leaves_nothing(store: Store, spool: Path, format: str, limit: int) -> None:
+    """The kernel refuses to let a file grow past `limit`, as a full disk would: in a header, in the data, in the
+    footer.
+    """
+    clips = [latent_clip(n, bucket=Bucket(17, 256, 192)) for n in range(4)]  # 30 KiB each
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = shard_writer(store, spool, WriteConfig(format=format, row_group_bytes=64 * 1024))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StorageUnavailable, match=r"spool folder .* cannot be written"), writer:
+            write_all(writer, clips)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(store.list()) == []
+    assert list(spool.iterdir()) == []
+
+
+def write_all(writer: ShardWriter, clips: list[LatentClip]) -> None:
+    for clip in clips:
+        writer.add(clip)
+    writer.finish()
+
+
+@pytest.mark.parametrize("failing", ["data/", "index/"])
+def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, spool: Path, failing: str) -> None:
+    class Refusing(LocalStore):
+        def upload(self, local_path: Any, key: str) -> Any:
+            if key.startswith(failing):
+                raise StorageUnavailable("503")
+            return super().upload(local_path, key)
+
+    store = Refusing(str(tmp_path / "out"))
+    with pytest.raises(StorageUnavailable, match="503"), shard_writer(store, spool, WriteConfig()) as writer:
+        write_all(writer, [latent_clip(0)])
+    assert list(store.list()) == []
+    assert list(spool.iterdir()) == []
 
 
 @pytest.mark.parametrize("format", FORMATS)
