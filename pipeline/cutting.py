@@ -161,7 +161,7 @@ class _Roll:
 def _each_frame_once(cuts: Iterator[_Cut]) -> Iterator[int]:
     latest = -1
     for cut in cuts:
-        for index in cut.frames[cut.frames > latest].tolist():
+        for index in map(int, cut.frames):
             if index > latest:  # at a rate above the source's a frame stays on screen for several positions
                 yield index
                 latest = index

@@ -34,7 +34,7 @@ class FrameStream:
         """Opens `video` once more; see `OpenContainer` for what it raises."""
         self._video, self._limits, self._table = video, limits, table
         self._deinterlace = deinterlace
-        self._starts = np.array([start[0] for start in table.starts], dtype=np.int64)
+        self._starts_N3 = table.starts_N3
         self.decoded = 0
         self._restart()
 
@@ -73,10 +73,10 @@ class FrameStream:
             DamagedInput: `corrupt_stream`.
         """
         latest = index - (FILTER_REACH if self._deinterlace else 0)
-        at = int(np.searchsorted(self._starts, latest, side="right")) - 1
-        if at < 0 or self._starts[at] - self.position <= SEEK_FRAMES:
+        at = int(np.searchsorted(self._starts_N3[:, 0], latest, side="right")) - 1
+        if at < 0 or self._starts_N3[at, 0] - self.position <= SEEK_FRAMES:
             return False
-        _, pts, dts = self._table.starts[at]
+        _, pts, dts = self._starts_N3[at].tolist()
         with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1):
             # By decode time: MPEG-TS searches on it, and where the index holds presentation times it lands earlier at worst.
             self.opened.container.seek(dts, stream=self.opened.stream)
@@ -90,7 +90,7 @@ class FrameStream:
         # The demuxer cannot find a keyframe it has listed itself: decode everything from the beginning, and do not ask
         # again.
         self.close()
-        self._starts = self._starts[:0]
+        self._starts_N3 = self._starts_N3[:0]
         self._restart()
         return True
 

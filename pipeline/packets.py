@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -191,9 +192,44 @@ class PacketTable:
     ticks: np.ndarray | None
     times_s: np.ndarray
     end_s: float
-    starts: tuple[tuple[int, int, int], ...]
+    starts_N3: np.ndarray
     missing: str  # what the container lacks of its frames, in words; empty: nothing known
     warnings: tuple[str, ...]
+
+
+class _Packets:
+    """What is remembered of the packets: flat arrays, 16 bytes a frame, since a video may have millions."""
+
+    def __init__(self) -> None:
+        self.pts = array("q")
+        self.durations = array("q")
+        self.starts = array("q")  # pts, dts, pts, dts, …
+        self.count = 0  # hidden and discarded ones too
+        self.timeless = 0
+
+    def read(self, opened: OpenContainer, limits: DecodeConfig) -> None:
+        stream = opened.stream
+        time_base = float(stream.time_base or 0)
+        is_vp8 = stream.codec_context.name == "vp8"
+        is_start = _start_test(stream)
+        earliest, latest = None, 0
+        for packet in opened.container.demux(stream):
+            if packet.size == 0:
+                continue
+            self.count += 1
+            _check_frames(self.count, limits)
+            if packet.is_discard or (is_vp8 and not bytes(packet)[0] >> 4 & 1):
+                continue  # cut away by an edit list, or an invisible VP8 reference frame
+            pts = packet.pts
+            self.timeless += pts is None
+            self.pts.append(pts or 0)
+            self.durations.append(packet.duration or 0)
+            if pts is None:
+                continue
+            earliest, latest = (pts, pts) if earliest is None else (min(earliest, pts), max(latest, pts))
+            _check_duration((latest - earliest) * time_base, limits)
+            if packet.is_keyframe and packet.dts is not None and is_start(packet):
+                self.starts.extend((pts, packet.dts))
 
 
 def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
@@ -204,46 +240,27 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         PolicyReject: `too_many_frames`, `too_long`.
     """
     stream = opened.stream
-    time_base = float(stream.time_base or 0)
     promised = stream.frames if "mov" in opened.format_name else 0  # others guess it from rate and duration
     _check_frames(promised, limits)
-    is_start = _start_test(stream)
-    shown: list[tuple[int | None, int]] = []  # pts, duration
-    starts: list[tuple[int, int]] = []  # pts, dts
-    packets, missing = 0, ""
-    earliest = latest = None
+    packets, missing = _Packets(), ""
     try:
         with damage("corrupt_stream", "reading packets"):
-            for packet in opened.container.demux(stream):
-                if packet.size == 0:
-                    continue
-                packets += 1
-                _check_frames(packets, limits)
-                if packet.is_discard or (stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1):
-                    continue  # cut away by an edit list, or an invisible VP8 reference frame
-                pts = packet.pts
-                shown.append((pts, packet.duration or 0))
-                if pts is None:
-                    continue
-                earliest = pts if earliest is None else min(earliest, pts)
-                latest = pts if latest is None else max(latest, pts)
-                _check_duration((latest - earliest) * time_base, limits)
-                if packet.is_keyframe and packet.dts is not None and is_start(packet):
-                    starts.append((pts, packet.dts))
+            packets.read(opened, limits)
     except DamagedInput as error:
-        if not shown:
+        if not packets.pts:
             raise
-        missing = f"the container breaks after {packets} frames: {error.message}"
-    if not shown:
+        missing = f"the container breaks after {packets.count} frames: {error.message}"
+    if not packets.pts:
         raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
-    if packets < promised:
-        missing = f"the file lacks its end: its header promises {promised} frames, it holds {packets}"
-    # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, and wrong for H.264.
+    if packets.count < promised:
+        missing = f"the file lacks its end: its header promises {promised} frames, it holds {packets.count}"
+    # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, wrong for H.264.
     reordered = opened.format_name == "avi" and stream.codec_context.has_b_frames
-    if reordered or not time_base or any(pts is None for pts, _ in shown):
-        table = _counted(stream, len(shown), missing, limits)
+    if reordered or packets.timeless or not stream.time_base:
+        table = _counted(stream, len(packets.pts), missing)
     else:
-        table = _timed(shown, starts, time_base, missing)
+        table = _timed(packets, float(stream.time_base), missing)
+    _check_duration(table.end_s - float(table.times_s[0]), limits)  # the last frame's duration may be anything
     return replace(table, warnings=(*table.warnings, *_early_end(opened.container, table)))
 
 
@@ -272,26 +289,28 @@ def _check_duration(seconds: float, limits: DecodeConfig) -> None:
         )
 
 
-def _counted(stream: Any, count: int, missing: str, limits: DecodeConfig) -> PacketTable:
+def _counted(stream: Any, count: int, missing: str) -> PacketTable:
     # Raw streams and some AVI files carry no presentation times: frames in order of display, at the stream's rate.
     rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
-    _check_duration(count / rate, limits)
     times_s = np.arange(count, dtype=np.float64) / rate
-    return PacketTable(None, times_s, count / rate, (), missing, (f"no_timestamps:{rate:g}fps",))
+    no_starts = np.empty((0, 3), dtype=np.int64)
+    return PacketTable(None, times_s, count / rate, no_starts, missing, (f"no_timestamps:{rate:g}fps",))
 
 
-def _timed(shown: list[tuple[Any, int]], starts: list[tuple[int, int]], time_base: float, missing: str) -> PacketTable:
-    pts = np.array([item[0] for item in shown], dtype=np.int64)
+def _timed(packets: _Packets, time_base: float, missing: str) -> PacketTable:
+    pts = np.array(packets.pts, dtype=np.int64)
     ticks = np.unique(pts)
     warnings = (f"repeated_timestamps:{len(pts) - len(ticks)}",) if len(ticks) < len(pts) else ()
-    last_duration = max(duration for when, duration in shown if when == ticks[-1])
+    last_duration = int(np.array(packets.durations, dtype=np.int64)[pts == ticks[-1]].max())
     if last_duration <= 0:
         last_duration = int(np.median(np.diff(ticks))) if len(ticks) > 1 else max(1, round(0.04 / time_base))
+    starts_N2 = np.array(packets.starts, dtype=np.int64).reshape(-1, 2)
+    starts_N3 = np.column_stack([np.searchsorted(ticks, starts_N2[:, 0]), starts_N2])
     return PacketTable(
         ticks=ticks,
         times_s=ticks * time_base,
-        end_s=float((ticks[-1] + last_duration) * time_base),
-        starts=tuple(sorted((int(np.searchsorted(ticks, when)), when, dts) for when, dts in starts)),
+        end_s=(int(ticks[-1]) + last_duration) * time_base,
+        starts_N3=starts_N3[np.argsort(starts_N3[:, 0], kind="stable")],
         missing=missing,
         warnings=warnings,
     )

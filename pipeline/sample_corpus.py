@@ -141,7 +141,7 @@ def _sample(index: int, recipe: Recipe, seed: int) -> dict[str, Any]:
         failure = {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
         fields["json"] = _json({**described, **failure})
         return fields
-    data = _encode(recipe, seed * len(RECIPES) + index)
+    data = encode_recipe(recipe, seed * len(RECIPES) + index)
     fields["json"] = _json({**described, "status": "success", "height": recipe.height, "width": recipe.width})
     fields[recipe.ext] = data[: len(data) * 2 // 3] if recipe.damage == "cut_off" else data
     return fields
@@ -176,7 +176,7 @@ def _write_files(target: Path, samples: Iterator[dict[str, Any]]) -> list[str]:
     return names
 
 
-def _encode(recipe: Recipe, seed: int) -> bytes:
+def encode_recipe(recipe: Recipe, seed: int) -> bytes:
     """The encoded file. Bit-exact muxing leaves out dates and random identifiers."""
     if recipe.codec == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # errors only; the library has no other switch
