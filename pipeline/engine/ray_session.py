@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.config import ray_address_from_environment
 from pipeline.errors import AccessError
 
 MiB = 1024 * 1024
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
             **quiet,
         )
     else:
+        _check_reachable(str(address))
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -66,6 +69,20 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """A TCP knock at `[ray://]host:port`: Ray itself keeps trying for minutes. Other forms (`auto`) are Ray's to resolve."""
+    host, sep, port = address.removeprefix("ray://").rpartition(":")
+    if not sep or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise AccessError(
+            f"engine.address: nothing answers at {address!r} ({error}); "
+            "check the address, or leave it out to run on this machine"
+        ) from None
 
 
 def _prepare_environment(*, local: bool) -> None:
