@@ -88,6 +88,8 @@ def _tar(store: Store, key: str, size: int) -> dict[str, Any]:
             metadata = None if content is None else json.load(content)
     except tarfile.ReadError as error:
         raise InputError(f"{store.uri(key)} is no tar: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{store.uri(key)}: {METADATA_MEMBER} is not JSON: {error}") from None
     if not isinstance(metadata, dict):
         name = None if first is None else first.name
         raise InputError(

@@ -170,7 +170,11 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with tarfile.open(tmp_path / "foreign.tar", "w") as archive:
         archive.add(tmp_path / "other.json", "a.json")
+    (tmp_path / "__latentset__").write_bytes(b"{\xff")
+    with tarfile.open(tmp_path / "scratched.tar", "w") as archive:
+        archive.add(tmp_path / "__latentset__", "__latentset__")
     words = {
+        "scratched.tar": "__latentset__ is not JSON",
         "foreign.parquet": "not Lathe's: no 'latentset' metadata; its columns: a, b",
         "broken.parquet": "cannot be read as Parquet",
         "broken.tar": "is no tar",
