@@ -94,7 +94,7 @@ def write(
     for name, value in (tags or {}).items():
         setattr(stream.codec_context, name, value)
     sound: Any = output.add_stream("aac", rate=48000) if audio else None
-    pictures = [picture(i, width, height) for i in range(frames)] if isinstance(frames, int) else frames
+    pictures = (picture(i, width, height) for i in range(frames)) if isinstance(frames, int) else frames
     for index, array in enumerate(pictures):
         frame: Any = (
             array if isinstance(array, av.VideoFrame) else av.VideoFrame.from_ndarray(array, format=source_format)

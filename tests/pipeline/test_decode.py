@@ -1,48 +1,17 @@
-"""Decoding: every frame at its time, as shown, in planes; whatever the codec, container, tags and geometry."""
+"""Decoding: every frame at its time and as shown, in planes; whatever the codec, container and geometry."""
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 
-from pipeline.config import DecodeConfig, validate
 from pipeline.decode import Video, open_video
-from pipeline.errors import BadDataError, DamagedInput, PolicyReject
+from pipeline.errors import PolicyReject
 from pipeline.planes import Geometry
-from tests.video_files import SMALL, audio_only, encode, luma_of, textured
-
-FAST = {"preset": "ultrafast"}
-X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}
-LIMITS: DecodeConfig = validate(DecodeConfig, {})
-HDR = {"colorspace": 9, "color_trc": 16, "color_primaries": 9}
-
-
-def limits(**values: object) -> DecodeConfig:
-    return validate(DecodeConfig, values)
-
-
-def planes(video: Video, indices: list[int] | range, height: int = 0, width: int = 0) -> np.ndarray:
-    """Frames at `indices`, scaled without a crop to the given size (default: as shown)."""
-    height, width = height or video.info.height, width or video.info.width
-    geometry = Geometry(height, width, 0, 0, height, width)
-    out_T3HW = np.empty((len(indices), 3, height, width), np.uint8)
-    for row, shown in enumerate(video.frames(indices)):
-        shown.write(out_T3HW[row], geometry)
-    return out_T3HW
-
-
-def lumas(data: bytes, config: DecodeConfig = LIMITS) -> list[int]:
-    """Mean luma of each frame: with `numbered` pictures, which frame it is."""
-    video = open_video(data, config)
-    try:
-        return [round(frame[0].mean()) for frame in planes(video, range(video.info.num_frames))]
-    finally:
-        video.close()
-
+from tests.pipeline.decoded import FAST, LIMITS, X265, lumas, planes
+from tests.video_files import SMALL, encode, luma_of, textured
 
 CODECS = [
     ("libx264", "mp4", "yuv420p", FAST),
@@ -221,105 +190,6 @@ def test_a_picture_that_changes_shape_is_refused_and_one_that_only_shrinks_is_no
     assert caught.value.reason == "size_changed"
 
 
-# --- colour -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tag", "matrix", "warning"),
-    [
-        (1, "bt709", None),
-        (5, "bt601", None),
-        (6, "bt601", None),
-        (9, "bt2020nc", None),
-        (7, "bt709", "color_matrix:smpte240m~bt709"),
-        (2, "bt601", "untagged_color:bt601"),
-    ],
-)
-def test_matrix_is_named_from_the_tags(tag, matrix, warning):
-    info = open_video(encode(2, options=FAST, tags={"colorspace": tag}), LIMITS).info
-    assert info.color_matrix == matrix
-    assert (warning in info.warnings) if warning else not info.warnings
-
-
-def test_untagged_matrix_follows_height_or_the_job():
-    small, large = encode(1, options=FAST), encode(1, size=(720, 64), options=FAST)
-    assert open_video(small, LIMITS).info.color_matrix == "bt601"
-    assert open_video(large, LIMITS).info.color_matrix == "bt709"
-    forced = open_video(small, limits(untagged_matrix="bt709")).info
-    assert (forced.color_matrix, forced.warnings) == ("bt709", ("untagged_color:bt709",))
-
-
-def test_a_matrix_we_cannot_undo_is_refused():
-    with pytest.raises(PolicyReject, match="colour matrix 8") as caught:
-        open_video(encode(1, options=FAST, tags={"colorspace": 8}), LIMITS)
-    assert caught.value.reason == "color_matrix"
-
-
-@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
-@pytest.mark.parametrize("tagged", [True, False])
-def test_full_range_becomes_limited(pix_fmt, tagged):
-    # The stored luma is 220 of 255: in limited range 16 + 219 * 220 / 255 = 205.
-    frame = np.full((96, 64), 220, np.uint8)
-    frame[64:] = 200
-    source = av.VideoFrame.from_ndarray(frame, format="yuvj420p")
-    source.color_range = 2
-    tags = {"color_range": 2} if tagged or pix_fmt == "yuv420p" else {}
-    data = encode([source], pix_fmt=pix_fmt, options={"qp": "0"}, tags=tags)
-    video = open_video(data, LIMITS)
-    assert video.info.color_range == "full"
-    means = planes(video, [0])[0].mean((1, 2))
-    np.testing.assert_allclose(means, [16 + 219 * 220 / 255, *[128 + 72 * 224 / 255] * 2], atol=1)
-
-
-def test_rgb_sources_become_bt709():
-    rgb = np.zeros((64, 64, 3), np.uint8)
-    rgb[..., 0] = 255
-    data = encode([rgb], codec="rawvideo", container="mov", pix_fmt="rgb24", source_format="rgb24")
-    video = open_video(data, LIMITS)
-    assert video.info.color_matrix == "bt709"
-    expected = [16 + 219 * 0.2126, 128 - 224 * 0.2126 / 1.8556, 128 + 224 * 0.5]
-    np.testing.assert_allclose(planes(video, [0])[0].mean((1, 2)), expected, atol=1)
-
-
-def test_hdr_is_refused_or_tone_mapped():
-    data = encode(2, codec="libx265", pix_fmt="yuv420p10le", options=X265, tags=HDR)
-    with pytest.raises(PolicyReject, match="PQ video") as caught:
-        open_video(data, LIMITS)
-    assert caught.value.reason == "hdr"
-    video = open_video(data, limits(hdr="convert"))
-    assert (video.info.color_matrix, "tonemapped" in video.info.warnings) == ("bt709", True)
-    luma = planes(video, [0, 1])[:, 0].mean((1, 2))
-    assert 16 <= luma[0] < luma[1] < luma_of(1)  # PQ puts most codes into highlights, so SDR shadows are darker
-
-
-def test_interlaced_is_refused_kept_or_deinterlaced():
-    # A bar that moves 6 pixels a field: even lines show it earlier than odd ones, so its edges are combs.
-    comb = []
-    for index in range(6):
-        frame = np.full((96, 64), 128, np.uint8)
-        frame[:64] = 40
-        for field in (0, 1):
-            left = 6 * (2 * index + field)
-            frame[field:64:2, left : left + 16] = 200
-        comb.append(frame)
-    options = {"flags": "+ildct+ilme", "x264-params": "tff=1", "qp": "2"}
-    data = encode(comb, options=options)
-    with pytest.raises(PolicyReject) as caught:
-        open_video(data, limits(interlaced="reject"))
-    assert caught.value.reason == "interlaced"
-    kept = open_video(data, limits(interlaced="keep"))
-    flat = open_video(data, LIMITS)
-    assert "interlaced_kept" in kept.info.warnings
-    assert "deinterlaced" in flat.info.warnings
-    frames = planes(flat, range(6))
-    assert len(frames) == flat.info.num_frames == 6
-
-    def combed(luma_HW: np.ndarray) -> float:
-        return float(abs(np.diff(luma_HW[8:-8].astype(int), axis=0)).mean())
-
-    assert combed(planes(kept, range(6))[3, 0]) > 10 * combed(frames[3, 0])
-
-
 # --- seeking ----------------------------------------------------------------------------------------------------------
 
 
@@ -363,94 +233,3 @@ def test_reading_stops_after_the_last_wanted_frame():
     video = open_video(encode(120, options=FAST), LIMITS)
     planes(video, range(5))
     assert video.frames_decoded <= 6
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def reason_of(data: bytes, config: DecodeConfig = LIMITS) -> tuple[type[BadDataError], str]:
-    with pytest.raises(BadDataError) as caught:
-        lumas(data, config)
-    return type(caught.value), caught.value.reason
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"x" * 5000,
-        b"\0" * 5000,
-        json.dumps({"not": "a video"}).encode(),
-        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n",
-        b"ffconcat version 1.0\nfile '/etc/hostname'\n",
-    ],
-    ids=["empty", "garbage", "zeros", "json", "playlist", "concat"],
-)
-def test_what_is_no_video_is_undecodable(data):
-    assert reason_of(data) == (DamagedInput, "undecodable")
-
-
-def test_a_still_image_is_not_a_video():
-    png = encode(1, codec="png", container="image2pipe", pix_fmt="rgb24")
-    assert reason_of(png) == (DamagedInput, "undecodable")
-
-
-def test_sound_alone_has_no_video_stream():
-    assert reason_of(audio_only()) == (DamagedInput, "no_video_stream")
-    assert len(lumas(encode(4, options=FAST, audio=True))) == 4
-
-
-def test_an_unknown_codec_has_no_decoder():
-    data = encode(4, options=FAST)
-    assert data.count(b"avc1") == 2
-    assert reason_of(data.replace(b"avc1", b"zzz9")) == (DamagedInput, "no_decoder")
-
-
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ({"max_pixels": SMALL * SMALL - 1}, "too_many_pixels"),
-        ({"max_frames": 7}, "too_many_frames"),
-        ({"max_duration_s": 0.2}, "too_long"),
-        ({"max_video_bytes": 500}, "too_large"),
-    ],
-)
-@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "h264"])
-def test_limits_hold_before_decoding(values, reason, container):
-    assert reason_of(encode(8, options=FAST, container=container), limits(**values)) == (PolicyReject, reason)
-    assert len(lumas(encode(8, options=FAST, container=container))) == 8
-
-
-def test_a_missing_file_is_unreadable(tmp_path):
-    with pytest.raises(DamagedInput) as caught:
-        open_video(str(tmp_path / "gone.mp4"), LIMITS)
-    assert caught.value.reason == "unreadable"
-
-
-def test_a_file_cut_off_gives_its_frames_and_then_says_so():
-    data = encode(60, picture=textured, options=FAST, container_options={"movflags": "faststart"})
-    video = open_video(data[: len(data) * 2 // 3], LIMITS)
-    assert "60 frames" in video.incomplete
-    assert 30 < video.info.num_frames < 45
-    seen = []
-    with pytest.raises(DamagedInput) as caught:
-        seen.extend(shown.index for shown in video.frames(range(60)))
-    assert caught.value.reason == "corrupt_stream"
-    assert 30 < caught.value.frames_recovered < 45
-
-
-def test_without_its_index_a_cut_off_mp4_is_undecodable():
-    data = encode(30, picture=textured, options=FAST)
-    assert reason_of(data[: len(data) * 2 // 3]) == (DamagedInput, "undecodable")
-
-
-def test_a_stream_cut_off_in_other_containers_says_that_it_ends_early():
-    data = encode(60, picture=textured, options=FAST, container="matroska")
-    warnings = open_video(data[: len(data) * 2 // 3], LIMITS).info.warnings
-    assert any(warning.startswith("video_ends_early:1.") for warning in warnings)
-
-
-def test_close_twice():
-    video = open_video(encode(2, options=FAST), LIMITS)
-    video.close()
-    video.close()

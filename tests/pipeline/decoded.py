@@ -1,0 +1,37 @@
+"""What decoding gives, as arrays: the reading side of `tests.video_files`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.config import DecodeConfig, validate
+from pipeline.decode import Video, open_video
+from pipeline.planes import Geometry
+
+FAST = {"preset": "ultrafast"}
+X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}
+LIMITS: DecodeConfig = validate(DecodeConfig, {})
+HDR = {"colorspace": 9, "color_trc": 16, "color_primaries": 9}
+
+
+def limits(**values: object) -> DecodeConfig:
+    return validate(DecodeConfig, values)
+
+
+def planes(video: Video, indices: list[int] | range, height: int = 0, width: int = 0) -> np.ndarray:
+    """Frames at `indices`, scaled without a crop to the given size (default: as shown)."""
+    height, width = height or video.info.height, width or video.info.width
+    geometry = Geometry(height, width, 0, 0, height, width)
+    out_T3HW = np.empty((len(indices), 3, height, width), np.uint8)
+    for row, shown in enumerate(video.frames(indices)):
+        shown.write(out_T3HW[row], geometry)
+    return out_T3HW
+
+
+def lumas(data: bytes, config: DecodeConfig = LIMITS) -> list[int]:
+    """Mean luma of each frame: with `numbered` pictures, which frame it is."""
+    video = open_video(data, config)
+    try:
+        return [round(frame[0].mean()) for frame in planes(video, range(video.info.num_frames))]
+    finally:
+        video.close()

@@ -1,0 +1,101 @@
+"""Refusals: what is no video, what passes a limit, what is cut off; each with its reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import DecodeConfig
+from pipeline.decode import open_video
+from pipeline.errors import BadDataError, DamagedInput, PolicyReject
+from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
+from tests.video_files import SMALL, audio_only, encode, textured
+
+
+def reason_of(data: bytes, config: DecodeConfig = LIMITS) -> tuple[type[BadDataError], str]:
+    with pytest.raises(BadDataError) as caught:
+        lumas(data, config)
+    return type(caught.value), caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x" * 5000,
+        b"\0" * 5000,
+        json.dumps({"not": "a video"}).encode(),
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile '/etc/hostname'\n",
+    ],
+    ids=["empty", "garbage", "zeros", "json", "playlist", "concat"],
+)
+def test_what_is_no_video_is_undecodable(data):
+    assert reason_of(data) == (DamagedInput, "undecodable")
+
+
+def test_a_still_image_is_not_a_video():
+    png = encode(1, codec="png", container="image2pipe", pix_fmt="rgb24")
+    assert reason_of(png) == (DamagedInput, "undecodable")
+
+
+def test_sound_alone_has_no_video_stream():
+    assert reason_of(audio_only()) == (DamagedInput, "no_video_stream")
+    assert len(lumas(encode(4, options=FAST, audio=True))) == 4
+
+
+def test_an_unknown_codec_has_no_decoder():
+    data = encode(4, options=FAST)
+    assert data.count(b"avc1") == 2
+    assert reason_of(data.replace(b"avc1", b"zzz9")) == (DamagedInput, "no_decoder")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"max_pixels": SMALL * SMALL - 1}, "too_many_pixels"),
+        ({"max_frames": 7}, "too_many_frames"),
+        ({"max_duration_s": 0.2}, "too_long"),
+        ({"max_video_bytes": 500}, "too_large"),
+    ],
+)
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "h264"])
+def test_limits_hold_before_decoding(values, reason, container):
+    assert reason_of(encode(8, options=FAST, container=container), limits(**values)) == (PolicyReject, reason)
+    assert len(lumas(encode(8, options=FAST, container=container))) == 8
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    with pytest.raises(DamagedInput) as caught:
+        open_video(str(tmp_path / "gone.mp4"), LIMITS)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_file_cut_off_gives_its_frames_and_then_says_so():
+    data = encode(60, picture=textured, options=FAST, container_options={"movflags": "faststart"})
+    video = open_video(data[: len(data) * 2 // 3], LIMITS)
+    assert "60 frames" in video.incomplete
+    assert 30 < video.info.num_frames < 45
+    seen = []
+    with pytest.raises(DamagedInput) as caught:
+        seen.extend(shown.index for shown in video.frames(range(60)))
+    assert caught.value.reason == "corrupt_stream"
+    assert 30 < caught.value.frames_recovered < 45
+
+
+def test_without_its_index_a_cut_off_mp4_is_undecodable():
+    data = encode(30, picture=textured, options=FAST)
+    assert reason_of(data[: len(data) * 2 // 3]) == (DamagedInput, "undecodable")
+
+
+def test_a_stream_cut_off_in_other_containers_says_that_it_ends_early():
+    data = encode(60, picture=textured, options=FAST, container="matroska")
+    warnings = open_video(data[: len(data) * 2 // 3], LIMITS).info.warnings
+    assert any(warning.startswith("video_ends_early:1.") for warning in warnings)
+
+
+def test_close_twice():
+    video = open_video(encode(2, options=FAST), LIMITS)
+    video.close()
+    video.close()
