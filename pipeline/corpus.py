@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LIST_SUFFIXES = (".txt", ".list")
 WILDCARD = re.compile(r"[*?\[]")
-MOST_EXPANSIONS = 5_000_000
+MOST_EXPANSIONS = 1_000_000
 MOST_LISTS = 8  # list files within list files
 LOOK_UP_ONE_BY_ONE = 8  # names in one folder; more of them are looked up by one listing
 NAMED_IN_ERRORS = 5
@@ -83,7 +83,7 @@ class _Search:
             raise InputError("an input is empty; expected a path, a pattern, @list.txt or s3://bucket/prefix")
         if text.startswith("@") or (text.lower().endswith(LIST_SUFFIXES) and not WILDCARD.search(text)):
             return self._list_file(text.removeprefix("@"), depth)
-        return self._patterns(text, [text] if _exists_here(text) else _expand_braces(text))
+        return self._patterns(text, self._expand(text))
 
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)
@@ -101,7 +101,7 @@ class _Search:
         plain: list[str] = []  # looked up together: a list may have a hundred thousand lines
         for line in [*texts, None]:
             if line is not None and not line.startswith("@") and not line.lower().endswith(LIST_SUFFIXES):
-                plain += _expand_braces(_joined(base, line))
+                plain += self._expand(_joined(base, line))
                 continue
             found += self._patterns(f"@{text}", plain)
             plain = []
@@ -113,7 +113,7 @@ class _Search:
 
     def _patterns(self, origin: str, patterns: list[str]) -> list[SourceObject]:
         """Objects of names, folders and patterns without braces, in order. `origin` is what the user wrote."""
-        literal = [not WILDCARD.search(pattern) or _exists_here(pattern) for pattern in patterns]
+        literal = [not WILDCARD.search(pattern) or self._exists(pattern) for pattern in patterns]
         places = [self._split(pattern, wild=not plain) for pattern, plain in zip(patterns, literal, strict=True)]
         known = self._look_up([place for place, plain in zip(places, literal, strict=True) if plain])
         found: list[SourceObject] = []
@@ -135,6 +135,17 @@ class _Search:
             raise InputError(self._missing_message(origin, missing, len(patterns)))
         return found
 
+    def _expand(self, text: str) -> list[str]:
+        """Names without braces; a name that happens to hold some is itself."""
+        return _expand_braces(text) if "{" in text and not self._exists(text) else [text]
+
+    def _exists(self, text: str) -> bool:
+        """Whether there is an object of just this name, whatever pattern characters it holds."""
+        if "://" not in text:
+            return os.path.exists(local_path(text))
+        store, key = self._split(text)
+        return bool(key) and not key.endswith("/") and _stat(store, key) is not None
+
     def _look_up(self, places: list[tuple[Store, str]]) -> dict[tuple[str, str], ObjectInfo]:
         """Which names exist: few by asking for each, many of one folder by one listing of what they begin with."""
         wanted: dict[tuple[str, str], set[str]] = {}
@@ -155,7 +166,7 @@ class _Search:
 
     def _folder(self, store: Store, key: str, pattern: str) -> list[SourceObject]:
         """Everything below a folder or prefix; nothing if there is no such folder."""
-        if media_kind(key) and not _exists_here(pattern):
+        if media_kind(key) and not (store.root == "/" and os.path.isdir(f"/{key}")):
             return []  # a file that is not there; a thousand of them are not worth a thousand listings
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
         names: Counter[str] = Counter()
@@ -254,18 +265,15 @@ def _shared_folder(group: tuple[SourceObject, ...]) -> str:
     return os.path.commonpath(folders).rpartition("/")[2] or "files"
 
 
-def _exists_here(text: str) -> bool:
-    """A local path whose name happens to hold pattern characters."""
-    return "://" not in text and os.path.exists(local_path(text))
-
-
 def _expand_braces(text: str) -> list[str]:
     """`a{0..2}.tar` -> three names; nested and several braces multiply."""
+    spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", text)]
+    too_many = max(spans, default=0) > MOST_EXPANSIONS  # braceexpand builds a span in memory before its first name
     try:
-        names = list(islice(braceexpand(text), MOST_EXPANSIONS + 1))
+        names = [] if too_many else list(islice(braceexpand(text), MOST_EXPANSIONS + 1))
     except ValueError:  # a lone brace is part of a name
         return [text]
-    if len(names) > MOST_EXPANSIONS:
+    if too_many or len(names) > MOST_EXPANSIONS:
         raise InputError(f"{text}: more than {MOST_EXPANSIONS} names; use a folder, a glob or a list file")
     return names
 
@@ -302,7 +310,8 @@ def _suffix(key: str) -> str:
 
 
 def _tally(names: Counter[str]) -> str:
-    return ", ".join(f"{n} {suffix}" for suffix, n in names.most_common(NAMED_IN_ERRORS))
+    ordered = sorted(names.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {suffix}" for suffix, n in ordered[:NAMED_IN_ERRORS])
 
 
 def _pattern_regex(pattern: str) -> str:

@@ -6,6 +6,7 @@ keys are in the environment of this process and its children while the session r
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from contextlib import closing
@@ -116,6 +117,7 @@ def moto_server(s3_server: S3Server) -> Iterator[S3Server]:
     """moto: a mock of S3, but one whose `If-None-Match: *` is atomic. Takes any credentials, so Swift's in the environment do."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
     (port,) = free_ports(1)
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()

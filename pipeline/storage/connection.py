@@ -60,12 +60,19 @@ _connections: dict[tuple[Any, ...], Connection] = {}
 _connecting = threading.Lock()
 
 
-def connect(config: StorageConfig) -> Connection:
+def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
     """One client per process and configuration: clients are safe to share among threads, not to fork or pickle."""
-    key = (os.getpid(), config.endpoint_url, config.max_attempts, config.connect_timeout_s, config.read_timeout_s)
+    key = (
+        os.getpid(),
+        quick,
+        config.endpoint_url,
+        config.max_attempts,
+        config.connect_timeout_s,
+        config.read_timeout_s,
+    )
     with _connecting:
         if key not in _connections:
-            _connections[key] = Connection(config, quick=False)
+            _connections[key] = Connection(config, quick=quick)
         return _connections[key]
 
 

@@ -24,7 +24,6 @@ from pipeline.storage import ObjectInfo, Store, check_key
 from pipeline.storage.connection import (
     BROKEN_BODY,
     CLIENT_FAILURES,
-    Connection,
     changed,
     connect,
     explain_answer,
@@ -194,7 +193,7 @@ class S3Store(Store):
         """The client; what it raises inside becomes an error of the house."""
         where = f"s3://{self._bucket}/{self._prefix}{key}"
         try:
-            connection = Connection(self._config, quick=True) if quick else connect(self._config)
+            connection = connect(self._config, quick=quick)
         except (*CLIENT_FAILURES, ValueError) as error:  # ValueError: an endpoint that is no URL
             raise explain_setup(error, where) from error
         try:
