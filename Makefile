@@ -68,5 +68,6 @@ $(INSTALLED): pyproject.toml $(PINS)
 			|| { echo "== not on the configured index; asking PyTorch's own for the CPU build"; \
 			     $(BIN)/pip install --index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)+cpu'; }; \
 	fi
-	$(BIN)/pip install -c $(PINS) -e '.[dev]'
+	@echo "== everything else, pinned by $(PINS)"
+	$(BIN)/pip install --quiet -c $(PINS) -e '.[dev]'
 	@touch $@

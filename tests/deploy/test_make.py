@@ -1,0 +1,90 @@
+"""The Makefile, asked with `make -n` (nothing runs): what a newcomer's commands would do, by the command line that exists."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import typer
+
+from pipeline import cli
+from tests.deploy.manifests import ROOT, job_of, pins
+
+
+def make(*arguments):
+    """A make of its own, also when the suite is run by one."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+
+
+def dry(*arguments, **variables):
+    """Lines that make would run; -B: as on a fresh clone, where nothing is there yet."""
+    result = make("-n", "-B", *arguments, *(f"{name}={value}" for name, value in variables.items()))
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_demo_goes_all_the_way(monkeypatch, tmp_path):
+    lines = dry("demo", DEMO=tmp_path / "demo")
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/lathe ")]
+    assert [command[0] for command in commands] == ["sample", "encode", "verify", "inspect", "status"]
+    for name, *arguments in commands:
+        typer.main.get_command(cli.app).commands[name].make_context(name, list(arguments))
+    job = job_of(shlex.join(["lathe", *commands[1]]), monkeypatch)
+    # It shows the main road: Ray, and no weights to fetch.
+    assert (job.engine.executor, job.model.untrained) == ("ray", 0)
+    assert job.inputs == (str(tmp_path / "demo" / "corpus"),)
+    assert "The latents are in" in lines[-1]
+
+
+def test_setup_takes_torch_first_and_the_pinned_one():
+    text = "\n".join(dry("setup"))
+    torch, rest = text.index("pip install 'torch=="), text.index("-e '.[dev]'")
+    assert torch < rest
+    assert set(re.findall(r"'torch==([\d.]+)", text)) == {pins()["torch"]}
+    assert "-c deploy/constraints.txt" in text
+
+
+def test_setup_is_done_once_per_change(tmp_path):
+    stamp = tmp_path / "installed"
+    stamp.touch()
+    assert "pip" not in make("-n", "setup", f"INSTALLED={stamp}").stdout
+    os.utime(stamp, (0, 0))  # older than pyproject.toml
+    assert "pip install" in make("-n", "setup", f"INSTALLED={stamp}").stdout
+
+
+def test_an_old_python_is_named_and_nothing_is_made(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\ncase "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac\n')
+    old.chmod(0o755)
+    stamp = tmp_path / "installed"
+    result = make("setup", f"PYTHON={old}", f"INSTALLED={stamp}")
+    assert result.returncode != 0
+    assert "needs python3 >= 3.11, got Python 3.9.2" in result.stderr
+    assert not stamp.exists()
+
+
+def test_the_tests_come_after_all_four_checks():
+    lines = dry("test")
+    tools = ["ruff format --check .", "ruff check .", "mypy", "lint-imports", "python -m pytest"]
+    places = [next(i for i, line in enumerate(lines) if line == f".venv/bin/{tool}") for tool in tools]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("target", ["help", "setup", "demo", "test", "check", "fix", "bench", "clean"])
+def test_help_names_every_target(target):
+    listed = make("help").stdout
+    assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE)
+    assert dry(target)
+
+
+def test_ci_runs_what_a_person_runs():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail" in text
+    assert text.rstrip().endswith("make test")
