@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -34,6 +37,15 @@ class Golden:
         assert got.shape == want.shape, name
         worst, allowed = (got - want).abs().max().item(), 1e-5 * max(1.0, want.abs().max().item())
         assert worst <= allowed, f"{name}: off by {worst:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -41,18 +41,19 @@ def test_untrained_activations_are_of_order_one(full):
 
 def test_fast_and_plain_agree_and_chunks_are_exact(full):
     """33 x 34 tokens a row: more than one block of a product, and the last block a short one."""
-    video = pixels(1, 3, 9, 264, 272)
+    video = pixels(1, 3, 5, 264, 272)
     whole = full.encode(video)[0].mean
     plain = PlainLeanVAE(full.config, full.network.state_dict())(video)
     assert (whole - plain).abs().max() <= 1e-5 * plain.abs().max()
     first, state = full.encode(video[:, :, :1])
     rest, _ = full.encode(video[:, :, 1:], state)
     assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), whole)
-    both, _ = full.encode(torch.cat([pixels(1, 3, 9, 264, 272).flip(2), video]))
-    assert torch.equal(both.mean[1:], whole)
+    both, _ = full.encode(torch.cat([video.flip(2)[:, :, :1], video[:, :, :1]]))
+    assert torch.equal(both.mean[1:], whole[:, :, :1])
 
 
 def test_full_size_decode_is_exact_in_chunks(full):
+    torch.set_num_threads(2)
     latent = full.encode(pixels(1, 3, 9, 64, 72))[0].mean
     whole = full.decode(latent)[0]
     first, state = full.decode(latent[:, :, :2], last=False)

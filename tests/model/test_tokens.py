@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model
+from benchmarks.leanvae_plain import PlainLeanVAE
 from model import tokens
 from model.leanvae_parameters import Stack
 
@@ -65,8 +67,6 @@ def test_which_backend_serves_which_arithmetic(monkeypatch):
 
 def test_layers_work_without_the_packed_product(golden, monkeypatch):
     """As on a build of PyTorch without oneDNN: same vectors, still bit for bit under chunking."""
-    import model
-
     monkeypatch.setattr("model.tokens._packs", lambda device, dtype: False)
     plain = model.from_state_dict("leanvae", golden.config, golden.weights)
     whole = plain.encode(golden["in/A"])[0].mean
@@ -74,6 +74,35 @@ def test_layers_work_without_the_packed_product(golden, monkeypatch):
     first, state = plain.encode(golden["in/A"][:, :, :5])
     rest, _ = plain.encode(golden["in/A"][:, :, 5:], state)
     assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), whole)
+
+
+def test_the_path_of_other_devices_gives_the_same_vectors(golden, monkeypatch):
+    """Whole grids at once, as on a GPU, run here on the CPU: batches, chunks, images."""
+    for room in ("model.tokens", "model.leanvae_coder"):
+        monkeypatch.setattr(f"{room}.spans", lambda batch, rows, device: [(slice(0, batch), slice(0, rows))])
+        monkeypatch.setattr(f"{room}.blocks", lambda count, device: [slice(0, count)])
+    vae = model.from_state_dict("leanvae", golden.config, golden.weights)
+    posterior, _ = vae.encode(golden["in/A"], moments=True)
+    golden.check("out/A_z", posterior.mean)
+    golden.check("out/A_logvar_raw", posterior.logvar)
+    first, state = vae.encode(golden["in/B"][:, :, :5])
+    rest, _ = vae.encode(golden["in/B"][:, :, 5:], state)
+    golden.check("out/B_z", torch.cat([first.mean, rest.mean], dim=2))
+    golden.check("out/img_z", vae.encode(golden["in/img"].unsqueeze(2))[0].mean)
+    first, state = vae.decode(golden["out/B_z"][:, :, :1], last=False)
+    rest, _ = vae.decode(golden["out/B_z"][:, :, 1:], state)
+    golden.check("out/B_dec", torch.cat([first, rest], dim=2))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_other_depths_agree_with_the_plain_network(golden, layers):
+    depth = {"sep_num_layer": layers, "fusion_num_layer": layers, "ista_iter_num": layers, "ista_layer_num": layers}
+    vae = model.load("leanvae", config={**golden.config, **depth, "latent_dim": 3}, untrained=5)
+    want = PlainLeanVAE(vae.config, vae.network.state_dict())(golden["in/B"])
+    got = vae.encode(golden["in/B"])[0].mean
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    video, _ = vae.decode(got)
+    assert video.shape == golden["in/B"].shape
 
 
 def test_a_carry_with_a_layer_not_run_is_an_error():
