@@ -72,6 +72,7 @@ class ShardAttempt:
         self.shard = shard
         self.shard_id = shard.id(blueprint.fingerprint)
         self.name = secrets.token_hex(4)
+        self.etags = {source.uri: source.etag for source in shard.objects}
         self._blueprint = blueprint
         self._drill = job.drill
         self._started = time.monotonic()
@@ -352,9 +353,14 @@ class ShardAttempt:
         self._spool.cleanup()
 
 
-def clip_id(sample: Sample, plan: ClipPlan, fingerprint: str) -> str:
-    """Name of a latent, the same in every run: a readable piece of the key, the clip number, and a digest of what it is."""
-    digest = stable_hash([sample.uri, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8)
+def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
+    """Name of a latent, the same in every run: a readable piece of the key, the clip number, and a digest of what it is.
+
+    `etag` is of the object the sample came from: a replaced input gives new latents new names.
+    """
+    digest = stable_hash(
+        [sample.uri, etag, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8
+    )
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.key)[-64:].strip("_") or "clip"
     return f"{readable}-{plan.index:04d}-{digest}"
 

@@ -196,9 +196,12 @@ def sample(
     """Make a small varied corpus of real encoded videos, so that the first run needs nothing from outside."""
 
     def run() -> None:
+        from pipeline.errors import ConfigError
         from pipeline.sample_corpus import make_samples
 
-        summary = make_samples(folder, seed=seed, layout=layout)
+        if layout not in ("tar", "files"):
+            raise ConfigError(f"--layout: expected tar or files, got {layout!r}")
+        summary = make_samples(folder, seed=seed, layout="tar" if layout == "tar" else "files")
         typer.echo(str(summary))
 
     _guard(run, debug=debug)

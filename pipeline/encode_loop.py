@@ -258,7 +258,7 @@ class EncodeLoop:
         self.stats.clips += 1
         clip.attempt.clip_done(
             LatentClip(
-                id=clip_id(video.sample, plan, self._blueprint.fingerprint),
+                id=clip_id(video.sample, clip.attempt.etags[video.sample.uri], plan, self._blueprint.fingerprint),
                 sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
                 info=video.info,
                 plan=plan,

@@ -6,8 +6,9 @@ a temporary file (deleted with the folder, or when the array is gone).
 
 from __future__ import annotations
 
+import mmap
 import tempfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -55,14 +56,18 @@ class LatentSpool:
         """The whole latent `(C, T, h, w)`, C-contiguous."""
         if self._file is None:
             return np.ascontiguousarray(np.concatenate(self._pieces).swapaxes(0, 1))
-        self._file.flush()
         like = self._pieces[0]
         _, channels, height, width = like.shape
-        timed: Any = np.memmap(self._file, like.dtype, "r", shape=(self._frames, channels, height, width))
         with tempfile.TemporaryFile(dir=self._folder, prefix="latent-") as target:
             latent_CTHW = np.memmap(target, like.dtype, "w+", shape=(channels, self._frames, height, width))
-        for channel in range(channels):
-            latent_CTHW[channel] = timed[:, channel]
-        latent_CTHW.flush()
+        frame_bytes = channels * height * width * like.itemsize
+        step = max(1, MEMORY_BYTES // frame_bytes)
+        self._file.seek(0)
+        for start in range(0, self._frames, step):
+            block = np.frombuffer(self._file.read(step * frame_bytes), like.dtype).reshape(-1, channels, height, width)
+            latent_CTHW[:, start : start + len(block)] = block.swapaxes(0, 1)
+            # Written pages go to the file and out of this process, so that a long video costs no more memory than a short one.
+            latent_CTHW.flush()
+            latent_CTHW.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
         self._file.close()
         return latent_CTHW

@@ -34,6 +34,7 @@ class BuildReport:
     timings: Timings = field(default_factory=Timings)
     num_bytes: int = 0
     wall_s: float = 0.0
+    startup_s: float = 0.0  # of the wall time, until the first encoder was up
     encoders: int = 0
     notices: list[str] = field(default_factory=list)
 
@@ -44,8 +45,9 @@ class BuildReport:
 
     @property
     def frames_per_s(self) -> float:
-        """Pixel frames written per second of this run."""
-        return self.counts.frames / self.wall_s if self.wall_s else 0.0
+        """Pixel frames written per second of encoding, after the start-up."""
+        working_s = self.wall_s - self.startup_s
+        return self.counts.frames / working_s if working_s > 0 else 0.0
 
     def add(self, result: ShardResult) -> None:
         """Books a finished shard."""
@@ -64,9 +66,10 @@ class BuildReport:
     def lines(self) -> list[str]:
         """The summary a person reads at the end."""
         counts = self.counts
+        startup = f", {self.startup_s:.1f} s of it to start" if self.shards_done else ""
         before = f", {self.shards_before} were done before" if self.shards_before else ""
         lines = [
-            f"{self.shards_done} of {self.shards_total} shards encoded in {self.wall_s:.1f} s{before}",
+            f"{self.shards_done} of {self.shards_total} shards encoded in {self.wall_s:.1f} s{startup}{before}",
             f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
             f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {size(self.num_bytes)}",
         ]
@@ -89,6 +92,6 @@ class BuildReport:
             "encode": timings.encode_s,
             "write": timings.write_s,
         }
-        whole = max(self.wall_s * max(1, self.encoders), 1e-9)
+        whole = max((self.wall_s - self.startup_s) * max(1, self.encoders), 1e-9)
         shares = ", ".join(f"{name} {seconds:.1f} s ({seconds / whole:.0%})" for name, seconds in parts.items())
         return f"{shares} of encoder time; write runs beside the others; decoders worked {timings.decode_cpu_s:.1f} s"

@@ -13,12 +13,13 @@ from pipeline.encoder import known_spec
 from pipeline.errors import ConfigError
 from pipeline.plan import CorpusPlan, LatentSize, plan_corpus
 from pipeline.reader import ShardReader
+from pipeline.records import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config import EncodeJob
-    from pipeline.records import Reject, Sample, Shard
+    from pipeline.records import Reject, Shard
 
 ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -50,5 +51,5 @@ def _samples(shards: list[Shard], job: EncodeJob) -> Iterator[Sample | Reject]:
         with ShardReader(shard, job.storage, max_video_bytes=job.decode.max_video_bytes) as reader:
             for item in reader:
                 yield item
-                if hasattr(item, "video"):
+                if isinstance(item, Sample):
                     reader.release(item)

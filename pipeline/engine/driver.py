@@ -224,6 +224,7 @@ class _Build:
     def _handle(self, event: WorkerUp | ShardEnded | WorkerGone | Pulse) -> None:
         if isinstance(event, WorkerUp):
             self._workers.add(event.worker)
+            self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
             self._dispatcher.add_worker(event.worker)
         elif isinstance(event, Pulse):
             self._pulses[event.worker] = event.stats

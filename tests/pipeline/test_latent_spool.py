@@ -1,0 +1,37 @@
+"""Latents put together from pieces are the latents, small or spooled; bfloat16 bits are torch's."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import latent_spool
+from pipeline.latent_spool import LatentSpool, to_storage
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 3000, 0])
+@pytest.mark.parametrize("pieces", [[5], [1, 4, 4, 2], [3] * 20])
+def test_pieces_become_one_array(tmp_path, monkeypatch, memory_bytes, pieces):
+    monkeypatch.setattr(latent_spool, "MEMORY_BYTES", memory_bytes)
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(4, sum(pieces), 6, 5)).astype(np.float16)
+    spool = LatentSpool(tmp_path)
+    start = 0
+    for length in pieces:
+        spool.append(whole[:, start : start + length])
+        start += length
+    latent = spool.finish()
+    np.testing.assert_array_equal(latent, whole)
+    assert latent.flags.c_contiguous
+    assert list(tmp_path.iterdir()) == []  # nothing left under a name
+
+
+def test_bfloat16_bits_are_rounded_as_torch_rounds():
+    rng = np.random.default_rng(1)
+    values = np.concatenate(
+        [rng.normal(size=10_000) * 10.0 ** rng.integers(-30, 30, 10_000), [0.0, -0.0, 1.00390625, 3e38]]
+    )
+    values = values.astype(np.float32)
+    bits = to_storage(values, "bfloat16")
+    assert bits.dtype == np.uint16
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    np.testing.assert_array_equal(bits, expected)
