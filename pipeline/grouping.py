@@ -116,10 +116,11 @@ class Grouper:
     def cut_short(self, message: str, *, in_member: bool) -> Iterator[Sample | Reject]:
         """The archive ended early, inside a member of the current key or behind it: a reject with that key, or without one.
 
-        A key that has everything its predecessor had is taken as whole.
+        A key that has everything its predecessor had is taken as whole, the first of a shard if it has caption and metadata.
         """
         group = self.current
-        whole = group is not None and group.video is not None and group.fields >= self._last_fields
+        expected = self._last_fields or {"txt", "json"}
+        whole = group is not None and group.video is not None and group.fields >= expected
         if group is not None and (in_member or not whole):
             self.current = None
             del self._waiting[group.key]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BLOCK = tarfile.BLOCKSIZE
 PIECE_BYTES = 1024 * 1024
 HEADER_BYTES = 1024 * 1024  # most that one member's headers may take; names and attributes need far less
+CHAIN_BYTES = 16 * 1024  # a header longer than this is skipped as a whole when it turns out bad
 GLOBAL_HEADERS = 64  # most keywords a global header may set
 MAGIC = b"ustar"
 MAGIC_OFFSET = 257
@@ -182,8 +183,12 @@ class TarStream:
         found, ended_in_zeros = self._bytes.skip_to(_is_header)
         skipped = self._bytes.tell() - start
         self._context.pax_headers = {}
-        if not found and self._members == 0:
+        if not found and self._bytes.corrupt:
             self._zeros = 2  # said once: an end marker is not missed on top
+            message, self._bytes.corrupt = self._bytes.corrupt, ""
+            return Damage("corrupt_compression", message)
+        if not found and self._members == 0:
+            self._zeros = 2
             return Damage(*self._bytes.not_a_tar())
         self._count("resynced_headers")
         self._count("resynced_bytes", skipped)
@@ -298,10 +303,14 @@ class _Forward:
             self._parsing = False
 
     def give_back_header(self) -> int:
-        """Undoes what the last header took, but for one byte (so that it is not found again). Returns where it began."""
+        """Undoes what the last header took, but for one byte (so that it is not found again). Returns where it began.
+
+        A long chain of headers is not given back: a hostile one would be parsed again from each of its links.
+        """
         start = self._position - len(self.header)
-        self._back = bytes(self.header[1:]) + self._back
-        self._position = start + 1
+        if len(self.header) <= CHAIN_BYTES:
+            self._back = bytes(self.header[1:]) + self._back
+            self._position = start + 1
         return start
 
     def skip_to(self, is_header: Callable[[bytes], bool]) -> tuple[bool, bool]:
