@@ -64,6 +64,8 @@ def stack(states: Sequence[CausalState]) -> CausalState:
     if not states:
         raise ValueError("stack_states got no states; it needs at least one")
     first = states[0]
+    if len(states) == 1:
+        return first  # states are never written to, so sharing one is safe
     for other in states[1:]:
         if (other.owner, other.kind, other.grid) != (first.owner, first.kind, first.grid):
             raise ValueError(f"states cannot be stacked: got {other.describe()} next to {first.describe()}")
@@ -73,6 +75,8 @@ def stack(states: Sequence[CausalState]) -> CausalState:
 
 def split(state: CausalState) -> list[CausalState]:
     """States of batch one that own their memory, so that keeping one does not keep the whole batch alive."""
+    if state.batch == 1:
+        return [state]
     return [
         CausalState(state.owner, state.kind, state.grid, tuple(tensor[b : b + 1].clone() for tensor in state.tensors))
         for b in range(state.batch)

@@ -134,8 +134,9 @@ def test_a_state_can_be_used_twice(vae):
     assert all(torch.equal(a, b) for a, b in zip(state.tensors, before, strict=True))
 
 
-def test_split_states_own_their_memory(vae):
-    _, state = vae.encode(pixels(3, 3, 2, 16, 16))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_split_states_own_their_memory(vae, batch):
+    _, state = vae.encode(pixels(3, batch, 2, 16, 16))
     for part in vae.split_state(state):
         for tensor in part.tensors:
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
