@@ -25,7 +25,7 @@ from pipeline.clips import resolve_rules
 from pipeline.config import EncodeJob, build_job
 from pipeline.cutting import CutRequest
 from pipeline.encoder import Encoder, resolve_device
-from pipeline.lanes import LaneReady, ProcessLanes
+from pipeline.engine.lanes import LaneReady, ProcessLanes
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.sample_corpus import X264, Recipe, encode_recipe
 

@@ -152,7 +152,7 @@ def status(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = Fa
     """How far an output is: shards, clips, rejects, and whether a build is running."""
 
     def run() -> None:
-        from pipeline import status as room
+        from pipeline.audit import status as room
 
         _show(room.status(_store(output, endpoint_url)), "status_lines", as_json)
 
@@ -164,7 +164,7 @@ def inspect(target: str, endpoint_url: StoreSettings = None, as_json: AsJson = F
     """What is in a latent file or an output: network, fingerprint, buckets, counts, statistics."""
 
     def run() -> None:
-        from pipeline import inspect as room
+        from pipeline.audit import inspect as room
 
         _show(room.inspect_path(target, _storage_config(endpoint_url)), "inspect_lines", as_json)
 
@@ -176,7 +176,7 @@ def verify(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = Fa
     """Check hashes, counts, values and receipts of an output against its files. Exit code 1 if anything is wrong."""
 
     def run() -> None:
-        from pipeline import verify as room
+        from pipeline.audit import verify as room
 
         report = room.verify_output(_store(output, endpoint_url))
         _show(report.to_dict(), "verify_lines", as_json)

@@ -18,8 +18,8 @@ import numpy as np
 from pipeline import clips, drill
 from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.decode import Shown, Video, open_video
+from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.planes import Geometry
 from pipeline.records import ClipFailed, ClipPlan, ClipRules, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
 Result = TypeVar("Result")

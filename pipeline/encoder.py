@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pipeline.batching import Shape
     from pipeline.config import ModelConfig
+    from pipeline.engine.batching import Shape
     from pipeline.records import FrameChunk
 
 __all__ = ["Encoded", "Encoder", "LatentSpec", "Network", "cuda_available", "identify", "known_spec", "resolve_device"]

@@ -44,7 +44,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
-    """The dictionary of `pipeline.status`."""
+    """The dictionary of `pipeline.audit.status`."""
     lines = [
         f"{status['output']}: {status['shards']} shards done, last commit {status['last_commit'] or 'never'}",
         f"  samples   {status['samples']} in = {status['encoded']} encoded + {status['rejected']} rejected",
@@ -83,7 +83,7 @@ def verify_lines(report: dict[str, Any]) -> list[str]:
 
 
 def inspect_lines(found: dict[str, Any]) -> list[str]:
-    """The dictionary of `pipeline.inspect`, of a file or an output."""
+    """The dictionary of `pipeline.audit.inspect`, of a file or an output."""
     if found["kind"] != "output":
         return [
             f"{found['uri']}: {found['kind']}",

@@ -28,17 +28,8 @@ DOORS = {
     "boto3": {"pipeline/storage/"},
     "botocore": {"pipeline/storage/"},
     "model": {"model/", "pipeline/encoder.py", "pipeline/cli.py"},
-    "torch": {"model/", "pipeline/encoder.py", "pipeline/latent_spool.py", "pipeline/blueprint.py"},
-    "av": {
-        *(
-            "pipeline/decode.py",
-            "pipeline/frame_stream.py",
-            "pipeline/packets.py",
-            "pipeline/planes.py",
-            "pipeline/colour_tags.py",
-        ),
-        *("pipeline/tonemap.py", "pipeline/sample_corpus.py", "pipeline/scenes.py", "pipeline/blueprint.py"),
-    },
+    "torch": {"model/", "pipeline/encoder.py"},
+    "av": {"pipeline/decode/", "pipeline/sample_corpus.py", "pipeline/scenes.py", "pipeline/engine/blueprint.py"},
     "typer": {"pipeline/cli.py"},
     "pipeline.engine": {"pipeline/engine/", "pipeline/cli.py", "pipeline/__init__.py"},
     "pipeline.cli": {"pipeline/__main__.py"},
@@ -49,7 +40,7 @@ ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
     "pipeline/config.py": "RAY_ADDRESS, which `ray job submit` sets",
     "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
-    "pipeline/lanes.py": "inherited by the decoder processes",
+    "pipeline/engine/lanes.py": "inherited by the decoder processes",
     "pipeline/sample_corpus.py": "sets the log level of an encoder library that has no other switch",
     "pipeline/storage/checkpoints.py": "where the cache folder is",
 }
@@ -160,11 +151,11 @@ LIGHT = (
         "decode",
         "clips",
         "cutting",
-        "lanes",
+        "engine.lanes",
         "writer",
         "receipts",
     ),
-    *("status", "verify", "inspect", "progress", "report"),
+    *("audit.status", "audit.verify", "audit.inspect", "progress", "report"),
 )
 
 

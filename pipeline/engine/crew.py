@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.encode_loop import EncodeLoop, ShardFailure, describe_stats
 from pipeline.encoder import Encoder
-from pipeline.lanes import ProcessLanes
+from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.engine.lanes import ProcessLanes
 
 if TYPE_CHECKING:
-    from pipeline.attempt import ShardResult
-    from pipeline.blueprint import Blueprint
+    from pipeline.engine.attempt import ShardResult
+    from pipeline.engine.blueprint import Blueprint
     from pipeline.records import Shard
 
 MOST_DECODERS = 16  # per encoder, unless the job says otherwise

@@ -13,12 +13,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
-from pipeline.blueprint import Blueprint, draw
 from pipeline.clips import resolve_rules
 from pipeline.corpus import group_files, resolve_inputs
-from pipeline.encode_loop import ShardFailure
+from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.crew import Crew, InlineCrew, Pulse, ShardEnded, WorkerGone, WorkerUp
 from pipeline.engine.dispatch import Dispatcher, budget_exceeded
+from pipeline.engine.encode_loop import ShardFailure
 from pipeline.errors import FatalError, LatheError, RejectBudgetExceeded, ShardsFailed, SourceChanged
 from pipeline.progress import Display, Silent, Snapshot
 from pipeline.receipts import Ledger

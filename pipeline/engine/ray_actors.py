@@ -18,16 +18,16 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.encode_loop import EncodeLoop, ShardFailure, describe_stats
 from pipeline.encoder import Encoder
+from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.engine.lanes import LaneReady, LaneWorker
 from pipeline.errors import LatheError, WorkerLost
-from pipeline.lanes import LaneReady, LaneWorker
 
 if TYPE_CHECKING:
-    from pipeline.attempt import ShardResult
-    from pipeline.blueprint import Blueprint
     from pipeline.cutting import CutRequest
-    from pipeline.lanes import Answer
+    from pipeline.engine.attempt import ShardResult
+    from pipeline.engine.blueprint import Blueprint
+    from pipeline.engine.lanes import Answer
     from pipeline.records import Shard
 
 SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how many are used

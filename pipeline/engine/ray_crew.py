@@ -19,7 +19,7 @@ from pipeline.engine.ray_actors import EncoderActor
 from pipeline.errors import BuildError, FatalError, WorkerLost
 
 if TYPE_CHECKING:
-    from pipeline.blueprint import Blueprint
+    from pipeline.engine.blueprint import Blueprint
     from pipeline.engine.ray_session import Cluster
     from pipeline.records import Shard
 

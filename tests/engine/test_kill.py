@@ -9,9 +9,9 @@ import time
 import pytest
 
 import pipeline
+from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.storage import open_store
-from pipeline.verify import verify_output
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
 

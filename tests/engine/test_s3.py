@@ -8,10 +8,10 @@ import sys
 import pytest
 
 import pipeline
+from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.errors import AccessError
 from pipeline.storage import open_store
-from pipeline.verify import verify_output
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, rows, tiny_flags, tiny_job
 

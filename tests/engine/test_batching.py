@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batching import PATIENCE, Batcher, ClipRun, shape_of
+from pipeline.engine.batching import PATIENCE, Batcher, ClipRun, shape_of
 from pipeline.records import FrameChunk
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import BuildError
-from pipeline.payload import Payload, payload
 from pipeline.records import Bucket, LatentClip
+from pipeline.writer.payload import Payload, payload
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.drill import fire
 from pipeline.errors import BuildError, StorageUnavailable
-from pipeline.index_file import write_index
-from pipeline.latent_row import bucket_name, latent_row
-from pipeline.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
-from pipeline.payload import SpanChecker, measure
 from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
-from pipeline.tar_file import TarFileBuilder
+from pipeline.writer.index_file import write_index
+from pipeline.writer.latent_row import bucket_name, latent_row
+from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
+from pipeline.writer.payload import SpanChecker, measure
+from pipeline.writer.tar_file import TarFileBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.config import DrillConfig, WriteConfig
-    from pipeline.index_file import IndexRow
-    from pipeline.latent_row import LatentRow
     from pipeline.records import LatentClip
     from pipeline.storage import Store
+    from pipeline.writer.index_file import IndexRow
+    from pipeline.writer.latent_row import LatentRow
 
 READ_BACK_BYTES = 4 * 1024 * 1024
 OPEN_GROUPS = 4

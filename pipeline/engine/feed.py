@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.cutting import CutRequest
+from pipeline.engine.lanes import LaneReady
 from pipeline.errors import BadDataError, LatheError, PolicyReject
-from pipeline.lanes import LaneReady
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import DecodeConfig, DrillConfig
-    from pipeline.lanes import Answer, Lanes
+    from pipeline.engine.lanes import Answer, Lanes
     from pipeline.records import ClipRules
 
 PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way

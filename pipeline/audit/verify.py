@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.audit.ranged_file import RangedFile
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
-from pipeline.index_file import read_footer, read_index
-from pipeline.payload import STORAGE_TYPES, SpanChecker
-from pipeline.ranged_file import RangedFile
 from pipeline.receipts import NAME, PREFIX, SET_KEY, Ledger, imbalances
+from pipeline.writer.index_file import read_footer, read_index
+from pipeline.writer.payload import STORAGE_TYPES, SpanChecker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.index_file import IndexRow
     from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import ObjectInfo, Store
+    from pipeline.writer.index_file import IndexRow
 
 PIECE_BYTES = 8 * 1024 * 1024
 LISTED_IDS = 20  # doubled ids named one by one; the rest are counted

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.colour_tags import Colour, resolve
+from pipeline.decode.colour_tags import Colour, resolve
+from pipeline.decode.frame_stream import FrameStream
+from pipeline.decode.packets import OpenContainer, PacketTable, damage, measure, read_packets
+from pipeline.decode.planes import Geometry, Orientation, Scaler
 from pipeline.errors import DamagedInput, PolicyReject
-from pipeline.frame_stream import FrameStream
-from pipeline.packets import OpenContainer, PacketTable, damage, measure, read_packets
-from pipeline.planes import Geometry, Orientation, Scaler
 from pipeline.records import VideoInfo
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.feed import Feed, Restarted
-from pipeline.lanes import ProcessLanes
+from pipeline.engine.feed import Feed, Restarted
+from pipeline.engine.lanes import ProcessLanes
 from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
 from tests.tiny_corpus import video_bytes
 

@@ -175,10 +175,17 @@ class ProcessLanes:
         # A fresh interpreter rather than multiprocessing: nothing of the caller's main module is run again, no CUDA context,
         # no locks inherited from threads.
         ours, theirs = Pipe()
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
         child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.lanes", str(theirs.fileno()), str(self._memory_bytes), str(os.getpid())],
+            [
+                sys.executable,
+                "-m",
+                "pipeline.engine.lanes",
+                str(theirs.fileno()),
+                str(self._memory_bytes),
+                str(os.getpid()),
+            ],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
@@ -263,7 +270,7 @@ def _serve(descriptor: int, memory_bytes: int, parent_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    # Under `-m` this file is `__main__`; the classes it sends must be those of `pipeline.lanes`.
-    from pipeline import lanes
+    # Under `-m` this file is `__main__`; the classes it sends must be those of `pipeline.engine.lanes`.
+    from pipeline.engine import lanes
 
     lanes._serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

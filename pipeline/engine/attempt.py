@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import drill
-from pipeline.blueprint import environment
+from pipeline.engine.blueprint import environment
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings, stable_hash
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
-    from pipeline.blueprint import Blueprint
+    from pipeline.engine.blueprint import Blueprint
     from pipeline.records import ClipPlan, LatentClip, Shard
     from pipeline.storage import Store
 

@@ -9,8 +9,8 @@ import pytest
 from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
 from pipeline.cutting import CutRequest
+from pipeline.engine.lanes import LaneReady, ProcessLanes
 from pipeline.errors import DamagedInput, WorkerLost
-from pipeline.lanes import LaneReady, ProcessLanes
 from pipeline.records import FrameChunk, OpenedVideo, Sample, VideoEnded
 from tests.tiny_corpus import video_bytes
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from pipeline.packets import damage
-from pipeline.tonemap import to_sdr
+from pipeline.decode.packets import damage
+from pipeline.decode.tonemap import to_sdr
 
 # Accurate rounding removes swscale's bias of -0.2/255; bit-exact makes all CPUs agree. Together 0.05 ms at 256x256.
 BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT

@@ -11,14 +11,14 @@ import tarfile
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pipeline.audit.ranged_file import RangedFile
+from pipeline.audit.tally import describe_stats, tally
 from pipeline.errors import InputError
-from pipeline.index_file import read_footer, read_index
-from pipeline.ranged_file import RangedFile
 from pipeline.receipts import SET_KEY, Ledger
 from pipeline.records import Receipt
 from pipeline.storage import locate, open_store
-from pipeline.tally import describe_stats, tally
-from pipeline.tar_file import METADATA_MEMBER
+from pipeline.writer.index_file import read_footer, read_index
+from pipeline.writer.tar_file import METADATA_MEMBER
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig

@@ -14,7 +14,7 @@ from av.error import BlockingIOError as NeedsInput
 from av.error import EOFError as FilterEnded
 from av.filter import Graph
 
-from pipeline.packets import OpenContainer, PacketTable, damage
+from pipeline.decode.packets import OpenContainer, PacketTable, damage
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig

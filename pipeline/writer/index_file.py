@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.payload import Span
+from pipeline.writer.payload import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.latent_row import LatentRow
+    from pipeline.writer.latent_row import LatentRow
 
 METADATA_KEY = b"latentset"
 UNPLACED = -1

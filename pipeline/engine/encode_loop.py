@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import drill
-from pipeline.attempt import ShardAttempt, ShardResult, clip_id
-from pipeline.batching import Batcher, ClipRun
+from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
+from pipeline.engine.batching import Batcher, ClipRun
+from pipeline.engine.feed import Event, Feed, Restarted
+from pipeline.engine.latent_spool import LatentSpool, to_storage
 from pipeline.errors import FatalError
-from pipeline.feed import Event, Feed, Restarted
-from pipeline.latent_spool import LatentSpool, to_storage
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
-    from pipeline.blueprint import Blueprint
     from pipeline.encoder import Encoded, Encoder
-    from pipeline.lanes import Lanes
+    from pipeline.engine.blueprint import Blueprint
+    from pipeline.engine.lanes import Lanes
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole

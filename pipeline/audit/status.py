@@ -10,10 +10,10 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pipeline.audit.tally import by_frequency, tally
 from pipeline.errors import NotFound, OutputError
 from pipeline.receipts import Ledger
 from pipeline.records import Counts
-from pipeline.tally import by_frequency, tally
 
 if TYPE_CHECKING:
     from pipeline.storage import Store
