@@ -39,6 +39,7 @@ DOORS = {
 ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
     "pipeline/config.py": "RAY_ADDRESS, which `ray job submit` sets",
+    "pipeline/encoder.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
     "pipeline/engine/lanes.py": "inherited by the decoder processes",
     "pipeline/sample_corpus.py": "sets the log level of an encoder library that has no other switch",

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.config import DecodeConfig, validate
 from pipeline.decode import Video, open_video
-from pipeline.planes import Geometry
+from pipeline.decode.planes import Geometry
 
 FAST = {"preset": "ultrafast"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import Video, open_video
+from pipeline.decode.planes import Geometry
 from pipeline.errors import PolicyReject
-from pipeline.planes import Geometry
 from tests.pipeline.decoded import FAST, LIMITS, X265, lumas, planes
 from tests.video_files import SMALL, encode, luma_of, textured
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.decode import open_video
+from pipeline.decode.tonemap import REFERENCE_WHITE, pq_to_light
 from pipeline.errors import PolicyReject
-from pipeline.tonemap import REFERENCE_WHITE, pq_to_light
 from tests.pipeline.decoded import FAST, HDR, LIMITS, X265, limits, planes
 from tests.video_files import encode, luma_of
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import WriteConfig
-from pipeline.parquet_file import SCALARS, parquet_schema
 from pipeline.records import Bucket, LatentClip
+from pipeline.writer.parquet_file import SCALARS, parquet_schema
 from tests.pipeline.latent_clips import FINGERPRINT, METADATA, latent_clip, local_store, values_of, write_shard
 
 UNCLOSED_BY_WEBDATASET = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.audit.inspect import inspect_path
+from pipeline.audit.status import PROGRESS_KEY, status
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import InputError, NotFound, OutputError
-from pipeline.inspect import inspect_path
 from pipeline.receipts import Ledger
 from pipeline.records import Bucket, Receipt, Reject
-from pipeline.status import PROGRESS_KEY, status
 from pipeline.storage import Store, open_store
 from pipeline.storage.local import LocalStore
 from tests.conftest import S3Server

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.audit.verify import verify_output
 from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import BuildError, OutputError
 from pipeline.receipts import NAME, SET_KEY, Ledger, imbalances, orphans
 from pipeline.records import Bucket, Counts, Receipt, Reject
 from pipeline.storage import Store, open_store
 from pipeline.storage.local import LocalStore
-from pipeline.verify import verify_output
 from tests.conftest import S3Server
 from tests.pipeline.latent_clips import latent_clip, local_store, receipt_of, shard_of, shard_writer, write_shard
 

@@ -16,12 +16,12 @@ import pytest
 
 from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import BuildError, NonFiniteLatent, StorageUnavailable, TransientError
-from pipeline.index_file import read_index
-from pipeline.payload import SpanChecker, measure, payload_hash
 from pipeline.records import Bucket, LatentClip
 from pipeline.storage import Store
 from pipeline.storage.local import LocalStore
 from pipeline.writer import ShardWriter
+from pipeline.writer.index_file import read_index
+from pipeline.writer.payload import SpanChecker, measure, payload_hash
 from tests.pipeline.latent_clips import (
     FINGERPRINT,
     METADATA,

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import BuildError
-from pipeline.index_file import IndexRow
-from pipeline.latent_row import LatentRow, latent_row
-from pipeline.parquet_file import ParquetFileBuilder
-from pipeline.parquet_pages import decode_struct, encode_struct, point_footer_at
+from pipeline.writer.index_file import IndexRow
+from pipeline.writer.latent_row import LatentRow, latent_row
+from pipeline.writer.parquet_file import ParquetFileBuilder
+from pipeline.writer.parquet_pages import decode_struct, encode_struct, point_footer_at
 from tests.pipeline.latent_clips import FINGERPRINT, SPEC, WHOLE, latent_clip
 
 NEVER, ALWAYS = 10**12, 0
