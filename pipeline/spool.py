@@ -7,6 +7,7 @@ process lives; what a killed process left behind is deleted by the next one on t
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import tempfile
@@ -39,7 +40,9 @@ class Spool:
             ValueError: the spool is closed.
         """
         if size <= self._memory_bytes:
-            return b"".join(pieces)
+            held = io.BytesIO()
+            held.writelines(pieces)
+            return held.getvalue()  # shares its buffer: a join would hold every byte twice
         path = os.path.join(self._open(), uuid.uuid4().hex)
         try:
             with open(path, "xb") as file:

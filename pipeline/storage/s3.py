@@ -68,14 +68,13 @@ class S3Store(Store):
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """LIST pages of a thousand, in key order (UTF-8 bytes)."""
         folder = {} if recursive else {"Delimiter": "/"}
-        with self._answers("") as client:
-            pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix, **folder
-            )
-            turn = iter(pages)
+        pages: Iterator[dict[str, Any]] | None = None
         while True:
             with self._answers("") as client:
-                page = next(turn, None)
+                if pages is None:
+                    lister = client.get_paginator("list_objects_v2")
+                    pages = iter(lister.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **folder))
+                page = next(pages, None)
             if page is None:
                 return
             for found in page.get("Contents", ()):

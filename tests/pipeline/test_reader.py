@@ -96,6 +96,7 @@ def test_a_shard_of_video2dataset(tmp_path: Path) -> None:
     assert counters == {}
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
 def test_keys_and_fields_are_those_of_webdataset(tmp_path: Path) -> None:
     entries = [
         (name, name.encode())
@@ -436,6 +437,17 @@ def test_memory_is_flat_in_the_length_of_a_shard(tmp_path: Path) -> None:
     few, many = peak(5), peak(60)
     assert many < few + MiB
     assert many < 8 * MiB
+
+
+def test_a_large_video_is_held_once(tmp_path: Path) -> None:
+    shard = shard_of(pack(tmp_path / "x.tar", [("a.mp4", bytes(64 * MiB))]))
+    tracemalloc.start()
+    (sample,) = read_samples(shard, StorageConfig(), max_video_bytes=LIMIT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(sample, Sample)
+    assert len(sample.video) == 64 * MiB
+    assert peak < 80 * MiB
 
 
 # --- object storage -------------------------------------------------------------------------------------------------------

@@ -353,6 +353,42 @@ def test_an_unreachable_endpoint_fails_in_seconds(endpoint: str, monkeypatch: py
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_first_contact_that_is_refused_is_a_wrong_address(s3_server: S3Server) -> None:
+    (port,) = free_ports(1)
+    store = open_store("s3://bucket", StorageConfig(endpoint_url=f"http://127.0.0.1:{port}", max_attempts=1))
+    for act in (
+        lambda: list(store.list()),
+        lambda: store.read("x"),
+        lambda: store.write("x", b""),
+        store.conditional_writes,
+    ):
+        with pytest.raises(AccessError, match="cannot be reached"):
+            act()
+
+
+def test_clients_are_set_up_for_the_endpoint_they_speak_to(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.storage.connection import Connection
+    from pipeline.storage.s3 import UPLOADS
+    from pipeline.storage.stream import MOST_THREADS
+
+    assert UPLOADS.preferred_transfer_client == "classic"
+    for named in (True, False):
+        endpoint = s3_server.endpoint if named else None  # else from the environment
+        custom = Connection(StorageConfig(endpoint_url=endpoint, max_attempts=5), quick=False).client.meta.config
+        assert custom.retries == {"mode": "standard", "total_max_attempts": 5}
+        assert custom.s3["addressing_style"] == "path"
+        assert custom.request_checksum_calculation == custom.response_checksum_validation == "when_required"
+        assert custom.max_pool_connections >= 2 * MOST_THREADS
+        assert (custom.connect_timeout, custom.read_timeout) == (10.0, 60.0)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    amazon = Connection(StorageConfig(), quick=True).client.meta.config
+    assert amazon.retries["total_max_attempts"] == 2
+    assert amazon.request_checksum_calculation == "when_supported"
+    assert (amazon.s3 or {}).get("addressing_style") is None
+
+
 def test_a_silent_endpoint_fails_in_seconds_too(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
