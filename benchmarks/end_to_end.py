@@ -37,7 +37,7 @@ def make_shards(folder: Path, videos: int, per_shard: int = 4) -> None:
     for shard in range(videos // per_shard):
         with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
             for n in range(per_shard):
-                recipe = Recipe("clouds", "", "mp4", "libx264", 360, 640, 24, 17 * CLIPS_PER_VIDEO + 2, X264)
+                recipe = Recipe("clouds", "", "mp4", "libx264", 360, 640, 24, (17 * CLIPS_PER_VIDEO + 2) / 24, X264)
                 data = encode_recipe(recipe, shard * per_shard + n)
                 member = tarfile.TarInfo(f"{shard:03d}{n:03d}.mp4")
                 member.size = len(data)

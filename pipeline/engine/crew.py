@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.encoder import Encoder
 from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.lanes import ProcessLanes, niceness_beside
 
 if TYPE_CHECKING:
     from pipeline.engine.attempt import ShardResult
@@ -106,7 +106,11 @@ class InlineCrew:
         job = self._blueprint.job
         cores = os.cpu_count() or 1
         # Decoders first: they import and warm up while the network loads.
-        lanes = ProcessLanes(decoders_per_encoder(job.engine.decoders, cores, 1), job.decode.memory_bytes)
+        lanes = ProcessLanes(
+            decoders_per_encoder(job.engine.decoders, cores, 1),
+            job.decode.memory_bytes,
+            niceness_beside(self._blueprint.device),
+        )
         encoder = Encoder(
             job.model,
             self._blueprint.device,

@@ -115,6 +115,11 @@ class EncodeLoop:
         """Attempts that have not ended."""
         return len(self._attempts)
 
+    @property
+    def can_decode(self) -> bool:
+        """Whether at least one decoder is up."""
+        return self._feed.ready_lanes > 0
+
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
         with self._lock:

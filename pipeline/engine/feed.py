@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.cutting import CutRequest
 from pipeline.engine.lanes import LaneReady
-from pipeline.errors import BadDataError, LatheError, PolicyReject
+from pipeline.errors import BadDataError, BuildError, LatheError, PolicyReject
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pipeline.records import ClipRules
 
 PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way
+STILLBORN = (
+    6  # decoder processes that die on start-up, one after the other, before the build stops: it is not the videos
+)
 TRIES = 2  # decoder deaths a video may cause before it is rejected
 
 
@@ -95,6 +98,7 @@ class Feed:
         self._state = [_Lane() for _ in range(lanes.count)]
         self._again: deque[tuple[Any, Sample, int]] = deque()  # videos to try again: owner, sample, deaths
         self._tickets = 0
+        self._stillborn = 0  # lanes in a row that died before they were up
         self._lock = threading.Lock()
         self._held_bytes = 0  # handed out as events and not yet consumed
         self._cancelled: list[Any] = []
@@ -155,6 +159,7 @@ class Feed:
         for lane, ticket, answer in self._lanes.wait(wait_s):
             if isinstance(answer, LaneReady):
                 self._state[lane].ready = True
+                self._stillborn = 0
             elif ticket in (self._state[lane].ticket, -1):
                 events += self._answer(lane, answer)
         events += self._late()
@@ -248,6 +253,10 @@ class Feed:
     def _lost(self, index: int, reason: str, message: str) -> list[Event]:
         lane = self._state[index]
         owner, sample, deaths = lane.owner, lane.sample, lane.deaths + 1
+        if not lane.ready:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                raise BuildError(f"{STILLBORN} decoder processes in a row died before they were up; last: {message}")
         self._state[index] = _Lane(ticket=lane.ticket)
         self._lanes.restart(index)
         if sample is None:

@@ -71,8 +71,9 @@ class Lanes(Protocol):
 class LaneWorker:
     """What runs inside a decoder process, behind a pipe or a Ray actor: one open video, answers instead of exceptions."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, niceness: int) -> None:
         limit_address_space(memory_bytes)
+        os.nice(niceness)
         self._cutter: Cutter | None = None
 
     def open(self, request: CutRequest) -> Answer:
@@ -117,9 +118,10 @@ def limit_address_space(extra_bytes: int) -> None:
 class ProcessLanes:
     """Lanes as child processes of this one. A thread drains their pipes, so that a lane never waits for a busy owner."""
 
-    def __init__(self, count: int, memory_bytes: int) -> None:
+    def __init__(self, count: int, memory_bytes: int, niceness: int = 0) -> None:
         self.count = count
         self._memory_bytes = memory_bytes
+        self._niceness = niceness
         self._answers: queue.SimpleQueue[tuple[int, int, Answer]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
@@ -177,15 +179,9 @@ class ProcessLanes:
         ours, theirs = Pipe()
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        arguments = theirs.fileno(), self._memory_bytes, self._niceness, os.getpid()
         child = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pipeline.engine.lanes",
-                str(theirs.fileno()),
-                str(self._memory_bytes),
-                str(os.getpid()),
-            ],
+            [sys.executable, "-m", "pipeline.engine.lanes", *map(str, arguments)],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
@@ -255,11 +251,19 @@ def die_with_parent(parent_pid: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _serve(descriptor: int, memory_bytes: int, parent_pid: int) -> None:
+def niceness_beside(device: str) -> int:
+    """Decoders give way to a CPU encoder, whose threads all wait when one is pushed aside; beside a GPU they have the cores to themselves.
+
+    When frames run short the encoder sleeps, and a decoder then gets whole cores whatever its niceness.
+    """
+    return 10 if device == "cpu" else 0
+
+
+def _serve(descriptor: int, memory_bytes: int, niceness: int, parent_pid: int) -> None:
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's decision
     pipe = Connection(descriptor)
-    worker = LaneWorker(memory_bytes)
+    worker = LaneWorker(memory_bytes, niceness)
     _transmit(pipe, -1, LaneReady())
     while True:
         try:
@@ -273,4 +277,4 @@ if __name__ == "__main__":
     # Under `-m` this file is `__main__`; the classes it sends must be those of `pipeline.engine.lanes`.
     from pipeline.engine import lanes
 
-    lanes._serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    lanes._serve(*map(int, sys.argv[1:]))

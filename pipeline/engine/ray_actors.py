@@ -6,8 +6,11 @@ retried by Ray: the driver and the feed decide that, with a reason. Decoders bel
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
+import time
 import traceback
 from collections import deque
 from dataclasses import replace
@@ -20,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.encoder import Encoder
 from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
-from pipeline.engine.lanes import LaneReady, LaneWorker
-from pipeline.errors import LatheError, WorkerLost
+from pipeline.engine.lanes import LaneReady, LaneWorker, niceness_beside
+from pipeline.errors import BuildError, LatheError, WorkerLost
 
 if TYPE_CHECKING:
     from pipeline.cutting import CutRequest
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.engine.lanes import Answer
     from pipeline.records import Shard
 
+DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
 SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how many are used
 
 
@@ -37,8 +41,8 @@ SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how man
 class DecoderActor:
     """One lane. A crash or a hang in a codec ends this process and nothing else."""
 
-    def __init__(self, memory_bytes: int) -> None:
-        self._worker = LaneWorker(memory_bytes)
+    def __init__(self, memory_bytes: int, niceness: int) -> None:
+        self._worker = LaneWorker(memory_bytes, niceness)
 
     def node(self) -> str:
         """Where it runs."""
@@ -56,8 +60,9 @@ class DecoderActor:
 class RayLanes:
     """`Lanes` over decoder actors, on this node if it has room, else anywhere."""
 
-    def __init__(self, count: int, memory_bytes: int, cpus: float) -> None:
+    def __init__(self, count: int, memory_bytes: int, niceness: int, cpus: float) -> None:
         self.count = count
+        self._niceness = niceness
         self._memory_bytes = memory_bytes
         self._cpus = cpus
         self._home = ray.get_runtime_context().get_node_id()
@@ -105,7 +110,7 @@ class RayLanes:
     def _create(self, lane: int) -> None:
         near = NodeAffinitySchedulingStrategy(self._home, soft=True)
         options = {"num_cpus": self._cpus, "num_gpus": 0, "scheduling_strategy": near}
-        self._actors[lane] = DecoderActor.options(**options).remote(self._memory_bytes)  # type: ignore[attr-defined]
+        self._actors[lane] = DecoderActor.options(**options).remote(self._memory_bytes, self._niceness)  # type: ignore[attr-defined]
         self._nodes[lane] = None
         self._asked[lane].append((self._actors[lane].node.remote(), None))
 
@@ -137,7 +142,14 @@ class EncoderActor:
     def load(self) -> dict[str, Any]:
         """Loads the network and starts the decoders; slow, once."""
         job = self._blueprint.job
-        lanes = RayLanes(self._decoders, job.decode.memory_bytes, job.engine.decoder_cpus)
+        if self._blueprint.device == "cpu":
+            keep_freed_memory()
+        lanes = RayLanes(
+            self._decoders,
+            job.decode.memory_bytes,
+            niceness_beside(self._blueprint.device),
+            job.engine.decoder_cpus,
+        )
         encoder = Encoder(
             job.model,
             self._blueprint.device,
@@ -151,8 +163,19 @@ class EncoderActor:
                 "the checkpoint differs between machines"
             )
         self._loop = EncodeLoop(self._blueprint, encoder, lanes)
+        self._await_decoder()
         threading.Thread(target=self._drive, name="encode-loop", daemon=True).start()
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def _await_decoder(self) -> None:
+        deadline = time.monotonic() + DECODER_PLACEMENT_S
+        while self._loop is not None and not self._loop.can_decode:
+            if time.monotonic() > deadline:
+                raise BuildError(
+                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {self._blueprint.job.engine.decoder_cpus:g} "
+                    f"CPU of {ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
+                )
+            time.sleep(0.02)
 
     @ray.method(concurrency_group="shards")
     def run_shard(self, shard: Shard) -> ShardResult | ShardFailure:
@@ -187,6 +210,20 @@ class EncoderActor:
             with self._arrived:
                 self._broken = error
                 self._arrived.notify_all()
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what an encode step frees for the next one, in one arena; elsewhere does nothing.
+
+    The loop does not run in the main thread, and other threads' arenas give every large block back at once: measured, a step then
+    takes half a million page faults where it needs a hundred thousand, 5-10 % of its time and 140 MB more.
+    """
+    if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(arena_max, 1)
 
 
 def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:

@@ -9,6 +9,7 @@ from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
 from pipeline.engine.feed import Feed, Restarted
 from pipeline.engine.lanes import ProcessLanes
+from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
 from tests.tiny_corpus import video_bytes
 
@@ -122,6 +123,13 @@ def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
     assert (reject.reason, "1 s" in reject.message) == ("decode_timeout", True)
     assert kinds(events["o", "k1"])[-1] == "VideoEnded"
     assert time.monotonic() - begun > 2.0  # both tries had their time
+
+
+def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no interpreter starts under this
+    feed = run(Samples(("o", sample(0))))
+    with pytest.raises(BuildError, match="died before they were up"):
+        collect(feed, ended=1)
 
 
 def test_decoded_bytes_stay_within_the_budget_until_consumed(run):
