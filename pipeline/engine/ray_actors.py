@@ -171,9 +171,10 @@ class EncoderActor:
         deadline = time.monotonic() + DECODER_PLACEMENT_S
         while self._loop is not None and not self._loop.can_decode:
             if time.monotonic() > deadline:
+                asked = self._blueprint.job.engine.decoder_cpus
                 raise BuildError(
-                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {self._blueprint.job.engine.decoder_cpus:g} "
-                    f"CPU of {ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
+                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {asked:g} CPU of "
+                    f"{ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
                 )
             time.sleep(0.02)
 
