@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from pipeline.errors import OutputError
-from pipeline.scenes import SCENES
+from pipeline.sample_corpus.scenes import SCENES
 
 # Without macroblock tree: its vector code reads memory it never wrote, and the bytes differ from run to run.
 X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFound, SourceChanged
-from pipeline.grouping import (
+from pipeline.reader.grouping import (
     Group,
     Grouper,
     caption_of,
@@ -23,10 +23,10 @@ from pipeline.grouping import (
     video_rank,
     why_skipped,
 )
+from pipeline.reader.spool import Spool
+from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.records import Reject, Sample
-from pipeline.spool import Spool
 from pipeline.storage import locate, open_source, open_store, stat_uri
-from pipeline.tar_stream import CutShort, Damage, Member, TarStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
