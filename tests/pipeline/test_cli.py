@@ -1,0 +1,150 @@
+"""The command line: exit codes, one-line errors, and what each command prints about a real output."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.cli import app
+from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
+
+
+def lathe(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    corpus = make_corpus(folder / "corpus", shards=2)
+    pipeline.encode(tiny_job(corpus, folder / "out"))
+    return corpus, folder / "out"
+
+
+def test_a_job_file_alone_is_enough(built, tmp_path):
+    corpus, _ = built
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        json.dumps({"inputs": [str(corpus)], "output": str(tmp_path / "out"), "engine": {"executor": "inline"}})
+    )
+    result = lathe("encode", "--config", job, *tiny_flags())
+    assert "6 in = 4 encoded + 2 rejected" in result.stdout
+    assert "UNTRAINED" in result.stderr
+    assert "UNTRAINED" in result.stdout
+
+
+def test_progress_json_is_json_lines_with_a_report_at_the_end(built, tmp_path):
+    corpus, _ = built
+    flags = [flag if flag != "plain" else "json" for flag in tiny_flags("--executor", "inline")]
+    lines = lathe("encode", corpus, tmp_path / "out", *flags).stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {"notice", "progress", "report"} == {event["event"] for event in events}
+    report = events[-1]
+    assert (report["event"], report["ok"], report["counts"]["samples"], report["untrained"]) == (
+        "report",
+        True,
+        6,
+        True,
+    )
+    assert report["rejects"] == {"too_short": 2}
+
+
+def test_status_inspect_verify_tell_of_an_output(built):
+    _, output = built
+    assert "6 in = 4 encoded + 2 rejected" in lathe("status", output).stdout
+    status = json.loads(lathe("status", output, "--json").stdout)
+    assert (status["samples"], status["rejects"]) == (6, {"too_short": 2})
+    assert status["progress"]["running"] is False
+    told = lathe("inspect", output).stdout
+    assert "weights_sha256" in told
+    assert "v5x32x32" in told
+    data = next(output.glob("data/*/*/*.parquet"))
+    assert "untrained" in lathe("inspect", data).stdout
+    assert "sound" in lathe("verify", output).stdout
+
+
+def test_verify_of_a_damaged_output_is_exit_code_1(built, tmp_path):
+    import shutil
+
+    broken = tmp_path / "out"
+    shutil.copytree(built[1], broken)
+    data = next(broken.glob("data/*/*/*.parquet"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 3] ^= 1
+    data.write_bytes(content)
+    assert data.name in lathe("verify", broken, code=1).stdout
+
+
+def test_verify_of_what_is_no_output_fails(tmp_path):
+    assert "no latent set" in lathe("verify", tmp_path, code=1).stdout
+
+
+def test_plan_says_what_encode_will_do(built):
+    corpus, _ = built
+    told = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
+    assert "6 samples: 4 give" in told
+    assert "too_short" in told
+    plan = json.loads(lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile", "--json").stdout)
+    status = json.loads(lathe("status", built[1], "--json").stdout)
+    assert (plan["clips"], plan["frames"]) == (status["clips"], status["frames"])
+
+
+def test_models_lists_names_and_ranges():
+    assert "leanvae-dim16" in lathe("models").stdout
+    assert json.loads(lathe("models", "--json").stdout)["leanvae-dim4"]["value_range"] == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("encode", "only-one-path"), "INPUT... OUTPUT"),
+        (("encode", "nothing-here", "out"), "nothing-here"),
+        (("encode", "a", "b", "--model", "nonesuch"), "leanvae-dim16"),
+        (("encode", "a", "b", "--frames", "6"), "5 or 9"),
+        (("encode", "a", "b", "--size", "33x32"), "33"),
+        (("encode", "a", "b", "--clips", "zigzag"), "zigzag"),
+        (("encode", "a", "ftp://b"), "ftp"),
+        (("encode", "a", "b", "--config", "no.yaml"), "no.yaml"),
+        (("plan", "nothing-here"), "nothing-here"),
+        (("status", "nowhere"), "nowhere"),
+        (("inspect", "nowhere"), "nowhere"),
+        (("sample", "x", "--layout", "zip"), "zip"),
+        (("convert-checkpoint", "none.ckpt", "out.safetensors"), "none.ckpt"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = lathe(*arguments, code=2)
+    assert result.stderr.startswith("lathe: error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert text in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_flood_of_damage_is_exit_code_1_with_the_summary(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": b"junk" if n else video_bytes(9)} for n in range(4)})
+    result = lathe("encode", tmp_path / "a.tar", tmp_path / "out", *tiny_flags("--executor", "inline"), code=1)
+    assert "3 of 4 samples are damaged" in result.stderr
+    assert "undecodable 3" in result.stdout
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "encode",
+        str(tmp_path / "no.tar"),
+        str(tmp_path / "out"),
+        "--untrained",
+        "0",
+    ]
+    run = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0
+    assert "Traceback" in run.stderr
+    assert "InputError" in run.stderr
