@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import drill
 from pipeline.engine.blueprint import environment
+from pipeline.errors import LatheError, NotFound, SourceChanged
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings, stable_hash
@@ -150,8 +151,12 @@ class ShardAttempt:
         return clip in book.written or clip in book.failed
 
     def clip_done(self, latent: LatentClip) -> None:
-        """Hands a finished clip to the writer. Blocks while too many wait to be written."""
-        self._put_clip(latent)
+        """Hands a finished clip to the writer. Blocks while too many wait to be written.
+
+        Does nothing where the attempt has failed by now: `poll` says so, and other attempts of the same loop go on.
+        """
+        if not self._put_clip(latent):
+            return
         book = self._book(latent.sample)
         book.written.add(latent.plan.index)
         self._frames += latent.num_frames
@@ -199,9 +204,14 @@ class ShardAttempt:
         self._writing.join(JOIN_S)
         if self._writing.is_alive():
             return
-        if not self._commit_begun:
-            self._writer.abort()
-        self._close()
+        try:
+            if not self._commit_begun:
+                self._writer.abort()
+        except LatheError as error:
+            # The store that failed the attempt often refuses the clean-up too. What stays is an orphan: no receipt names it.
+            self._error.add_note(f"files of the attempt were left behind: {error}")
+        finally:
+            self._close()
 
     # --- the reading thread -------------------------------------------------------------------------------------------
 
@@ -214,6 +224,8 @@ class ShardAttempt:
                     return
             drill.fire(self._drill, "after_fetch")
             self._offer(None)
+        except NotFound as error:  # it was there when it was listed: no reason to stop the other shards
+            self._error = self._error or SourceChanged(f"{error.message}, but was listed", uri=error.uri)
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
             self._error = self._error or error
 
@@ -228,14 +240,14 @@ class ShardAttempt:
 
     # --- the writing thread -------------------------------------------------------------------------------------------
 
-    def _put_clip(self, latent: LatentClip | None) -> None:
+    def _put_clip(self, latent: LatentClip | None) -> bool:
         while self._error is None:
             try:
                 self._clips.put(latent, timeout=0.1)
             except queue.Full:
                 continue
-            return
-        raise self._error
+            return True
+        return False
 
     def _write(self) -> None:
         try:
