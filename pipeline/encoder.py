@@ -78,7 +78,7 @@ def identify(config: ModelConfig, *, moments: bool) -> Network:
     Raises:
         CheckpointError: no weights, unsafe weights, weights of another network.
     """
-    return Encoder(config, "cpu", "float32", moments=moments, threads=None).network()
+    return Encoder(config, "cpu", "float32", moments=moments).network()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,17 @@ class Encoded:
 
 
 class Encoder:
-    """A network on its device."""
+    """A network on its device. `threads`: arithmetic threads (None: torch's choice); `batch`: most chunks a step (None: by size)."""
 
     def __init__(
-        self, config: ModelConfig, device: str, compute_dtype: str, *, moments: bool, threads: int | None
+        self,
+        config: ModelConfig,
+        device: str,
+        compute_dtype: str,
+        *,
+        moments: bool = False,
+        threads: int | None = None,
+        batch: int | None = None,
     ) -> None:
         torch = _torch()
         if threads is not None:
@@ -126,6 +133,7 @@ class Encoder:
         self._torch = torch
         self._device = torch.device(device)
         self._moments = moments
+        self._batch = batch
         self._largest: dict[tuple[int, int, int], int] = {}  # batch sizes learnt from running out of memory
         self.spec: LatentSpec = self._vae.spec
 
@@ -147,8 +155,8 @@ class Encoder:
         """Chunks of this shape per step."""
         _, frames, height, width = shape
         pixels = STEP_PIXELS_CUDA if self._device.type == "cuda" else STEP_PIXELS_CPU
-        default = max(1, pixels // (frames * height * width))
-        return min(default, self._largest.get((frames, height, width), default))
+        most = self._batch or max(1, pixels // (frames * height * width))
+        return min(most, self._largest.get((frames, height, width), most))
 
     def encode(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> list[Encoded]:
         """One step: `chunks` are alike in shape, `states` (None for first chunks) belong to them in order."""

@@ -54,7 +54,14 @@ class Pulse:
     stats: dict[str, Any]
 
 
-CrewEvent = WorkerUp | ShardEnded | WorkerGone | Pulse
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know."""
+
+    text: str
+
+
+CrewEvent = WorkerUp | ShardEnded | WorkerGone | Pulse | Notice
 
 
 class Crew(Protocol):
@@ -117,6 +124,7 @@ class InlineCrew:
             self._blueprint.compute_dtype,
             moments=job.write.moments,
             threads=job.engine.threads,
+            batch=job.engine.batch,
         )
         self._loop = EncodeLoop(self._blueprint, encoder, lanes)
 

@@ -16,10 +16,10 @@ from pipeline import encoder as encoder_room
 from pipeline.clips import resolve_rules
 from pipeline.corpus import group_files, resolve_inputs
 from pipeline.engine.blueprint import Blueprint, draw
-from pipeline.engine.crew import Crew, InlineCrew, Pulse, ShardEnded, WorkerGone, WorkerUp
+from pipeline.engine.crew import Crew, CrewEvent, InlineCrew, Notice, Pulse, WorkerGone, WorkerUp
 from pipeline.engine.dispatch import Dispatcher, budget_exceeded
 from pipeline.engine.encode_loop import ShardFailure
-from pipeline.errors import FatalError, LatheError, RejectBudgetExceeded, ShardsFailed, SourceChanged
+from pipeline.errors import ConfigError, FatalError, LatheError, RejectBudgetExceeded, ShardsFailed, SourceChanged
 from pipeline.progress import Display, Silent, Snapshot
 from pipeline.receipts import Ledger
 from pipeline.report import BuildReport
@@ -54,9 +54,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     notices = list(ledger.prepare("lathe"))
     crew_maker = _Executor(job)
     with crew_maker:
-        device, dtype = encoder_room.resolve_device(
-            job.model.device, job.model.compute_dtype, cuda=crew_maker.has_cuda()
-        )
+        device, dtype = crew_maker.resolve_device()
+        notices += crew_maker.notices()
         network = encoder_room.identify(job.model, moments=job.write.moments)
         blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
         todo, done_before = _subtract_done(shards, ledger, blueprint)
@@ -151,9 +150,27 @@ class _Executor:
 
             ray_session.disconnect()
 
-    def has_cuda(self) -> bool:
-        """Whether encoders will find a GPU."""
-        return self._cluster.gpus >= 1 if self._cluster is not None else encoder_room.cuda_available()
+    def resolve_device(self) -> tuple[str, str]:
+        """Device and compute dtype of the encoders.
+
+        Raises:
+            ConfigError: CUDA was asked for, and no encoder can ever find it.
+        """
+        cluster, config = self._cluster, self._job.model
+        cuda = cluster.gpus >= 1 if cluster is not None else encoder_room.cuda_available()
+        device, dtype = encoder_room.resolve_device(config.device, config.compute_dtype, cuda=cuda)
+        # A joined cluster may grow GPU nodes when encoders ask for them; this machine will not.
+        if device.startswith("cuda") and not cuda and (cluster is None or cluster.local):
+            raise ConfigError(
+                f"model.device: {device} was asked for, and this machine has no CUDA device; use cpu or auto"
+            )
+        return device, dtype
+
+    def notices(self) -> list[str]:
+        """What to say about the cluster."""
+        if self._cluster is None or self._cluster.local or self._cluster.gpus or self._job.model.device != "auto":
+            return []
+        return ["the cluster has no GPU at the moment, so encoders run on CPU; --device cuda would wait for GPUs"]
 
     def crew(self, blueprint: Blueprint) -> Crew:
         """The workers, not started."""
@@ -221,11 +238,13 @@ class _Build:
             self._heartbeat(final=True)
         self._report.failed = {self._by_id[i].name: why for i, why in self._dispatcher.given_up.items()}
 
-    def _handle(self, event: WorkerUp | ShardEnded | WorkerGone | Pulse) -> None:
+    def _handle(self, event: CrewEvent) -> None:
         if isinstance(event, WorkerUp):
             self._workers.add(event.worker)
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
             self._dispatcher.add_worker(event.worker)
+        elif isinstance(event, Notice):
+            self._display.notice(event.text)
         elif isinstance(event, Pulse):
             self._pulses[event.worker] = event.stats
         elif isinstance(event, WorkerGone):

@@ -156,6 +156,7 @@ class EncoderActor:
             self._blueprint.compute_dtype,
             moments=job.write.moments,
             threads=self._threads,
+            batch=job.engine.batch,
         )
         if encoder.network().identity != self._blueprint.identity:
             raise LatheError(

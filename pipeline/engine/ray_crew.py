@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.engine import ray_session
-from pipeline.engine.crew import CrewEvent, Pulse, ShardEnded, WorkerGone, WorkerUp, decoders_per_encoder
+from pipeline.engine.crew import CrewEvent, Notice, Pulse, ShardEnded, WorkerGone, WorkerUp, decoders_per_encoder
 from pipeline.engine.ray_actors import EncoderActor
 from pipeline.errors import BuildError, FatalError, WorkerLost
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.records import Shard
 
 PULSE_S = 2.0
+PLACEMENT_S = 30.0  # before a person is told that encoders wait for resources
 LOAD_FAILURES = 3  # encoders in a row that do not come up before the build stops
 
 
@@ -36,6 +37,7 @@ class _Worker:
     pulse: Any = None  # ref of stats(), if one is on its way
     pulse_asked: float = 0.0
     alive_at: float = 0.0  # last sign of progress, this process's clock
+    created_at: float = field(default_factory=time.monotonic)
     progress_mark: float = 0.0  # the worker's own clock at its last progress
 
 
@@ -49,6 +51,7 @@ class RayCrew:
         self._created = 0
         self._wanted = 0
         self._load_failures = 0
+        self._told_waiting = False
         self.size = encoders_for(blueprint, cluster)
         engine = blueprint.job.engine
         cores = (os.cpu_count() or 1) if cluster.local else cluster.cpus
@@ -82,6 +85,7 @@ class RayCrew:
             if worker.name in self._workers:
                 events += self._settle(worker, ref)
         events += self._hung()
+        events += self._waiting()
         self.start(self._wanted)
         return events
 
@@ -147,6 +151,22 @@ class RayCrew:
         for worker in self._workers.values():
             if worker.loading is None and worker.pulse is None and now - worker.pulse_asked > PULSE_S:
                 worker.pulse, worker.pulse_asked = worker.actor.stats.remote(), now
+
+    def _waiting(self) -> list[CrewEvent]:
+        """Once: encoders that are not up yet, and what the cluster would need."""
+        now = time.monotonic()
+        late = [w for w in self._workers.values() if w.loading is not None and now - w.created_at > PLACEMENT_S]
+        if not late or self._told_waiting:
+            return []
+        self._told_waiting = True
+        gpus = 1 if self._blueprint.device.startswith("cuda") else 0
+        free = ray.available_resources()
+        return [
+            Notice(
+                f"{len(late)} encoders are not up after {PLACEMENT_S:.0f} s; each asks for {self._blueprint.job.engine.encoder_cpus:g} "
+                f"CPU and {gpus} GPU, free now are {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU; waiting on"
+            )
+        ]
 
     def _hung(self) -> list[CrewEvent]:
         limit = self._blueprint.job.engine.hang_s

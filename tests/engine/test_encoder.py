@@ -1,0 +1,150 @@
+"""Batches and out-of-memory change no latent: any mix of clips in a step, any halving, the same values."""
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+from pipeline.config import ModelConfig
+from pipeline.encoder import Encoder, known_spec, resolve_device
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.records import FrameChunk
+from tests.tiny_corpus import TINY_NETWORK, make_corpus, tiny_job
+
+CONFIG = ModelConfig(name="leanvae", config=TINY_NETWORK, untrained=0)
+
+
+def clip(seed, groups, frames=4):
+    """A clip of `groups` chunks, of 1 + frames and then `frames` frames."""
+    rng = np.random.default_rng(seed)
+    chunks = []
+    for n in range(groups):
+        length = frames + (n == 0)
+        planes = rng.integers(16, 235, (length, 3, 32, 40), np.uint8)
+        chunks.append(
+            FrameChunk(
+                seed,
+                planes,
+                tuple(map(float, range(length))),
+                "bt709" if seed % 2 else "bt601",
+                n == 0,
+                n == groups - 1,
+            )
+        )
+    return chunks
+
+
+def alone(encoder, chunks):
+    state, parts = None, []
+    for chunk in chunks:
+        (result,) = encoder.encode([chunk], [state])
+        state = result.state
+        parts.append(result.mean_Cthw)
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(CONFIG, "cpu", "float32", batch=4)
+
+
+def test_clips_in_one_batch_are_encoded_as_if_alone(encoder):
+    clips = [clip(seed, 3) for seed in range(4)]
+    expected = [alone(encoder, chunks) for chunks in clips]
+    states, parts = [None] * 4, [[] for _ in clips]
+    for n in range(3):
+        order = [(i + n) % 4 for i in range(4)]  # another place in the batch each time
+        for i, result in zip(
+            order, encoder.encode([clips[i][n] for i in order], [states[i] for i in order]), strict=True
+        ):
+            states[i] = result.state
+            parts[i].append(result.mean_Cthw)
+    for i in range(4):
+        np.testing.assert_array_equal(np.concatenate(parts[i], axis=1), expected[i])
+        assert states[i] is None  # a last chunk's state is not kept
+
+
+def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monkeypatch):
+    calm = Encoder(CONFIG, "cpu", "float32")
+    clips = [clip(seed, 2, frames=8) for seed in range(3)]
+    expected = [calm.encode([chunks[0]], [None])[0] for chunks in clips]
+    second = [
+        calm.encode([chunks[1]], [first.state])[0].mean_Cthw for chunks, first in zip(clips, expected, strict=True)
+    ]
+
+    tight = Encoder(CONFIG, "cpu", "float32", batch=8)
+    real, shapes = tight._step, []
+
+    def small_memory(chunks, states):
+        # No device here can run out on demand: this one holds five frames at a time.
+        if sum(chunk.planes_T3HW.shape[0] for chunk in chunks) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        shapes.append([chunk.planes_T3HW.shape[0] for chunk in chunks])
+        return real(chunks, states)
+
+    monkeypatch.setattr(tight, "_step", small_memory)
+    first = tight.encode([chunks[0] for chunks in clips], [None] * 3)
+    for mine, theirs in zip(first, expected, strict=True):
+        np.testing.assert_array_equal(mine.mean_Cthw, theirs.mean_Cthw)
+    assert shapes == [[5], [4]] * 3
+    later = tight.encode([chunks[1] for chunks in clips], [result.state for result in first])
+    for mine, theirs in zip(later, second, strict=True):
+        np.testing.assert_array_equal(mine.mean_Cthw, theirs)
+    assert tight.largest_batch((True, 9, 32, 40)) == 1  # remembered
+    assert tight.largest_batch((True, 5, 32, 40)) == 8
+
+
+def test_a_chunk_that_does_not_fit_at_all_is_said(monkeypatch):
+    encoder = Encoder(CONFIG, "cpu", "float32")
+
+    def no_memory(chunks, states):
+        raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    monkeypatch.setattr(encoder, "_step", no_memory)
+    with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit"):
+        encoder.encode(clip(0, 1), [None])
+
+
+def test_the_build_really_batches_and_the_default_looks_at_the_size(tmp_path):
+    job = tiny_job(
+        make_corpus(tmp_path / "in", shards=3),
+        tmp_path / "out",
+        "engine.batch=3",
+        "clips.select=whole",
+        "engine.credit=3",
+    )
+    seen = []
+    original = Encoder.encode
+
+    def counting(self, chunks, states):
+        seen.append(len(chunks))
+        return original(self, chunks, states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "encode", counting)
+        assert pipeline.encode(job).ok
+    assert max(seen) > 1
+    assert max(seen) <= 3
+    encoder = Encoder(CONFIG, "cpu", "float32")
+    assert encoder.largest_batch((True, 17, 256, 256)) == 1
+    assert encoder.largest_batch((True, 17, 64, 64)) == 16
+
+
+def test_names_checkpoints_and_devices_that_cannot_be():
+    with pytest.raises(ConfigError, match="leanvae-dim16"):
+        known_spec(ModelConfig(name="nonesuch", untrained=0))
+    assert known_spec(ModelConfig(name="leanvae", checkpoint="x.safetensors")) is None
+    with pytest.raises(CheckpointError, match="nowhere"):
+        Encoder(ModelConfig(checkpoint="nowhere.safetensors"), "cpu", "float32")
+    assert resolve_device("auto", "auto", cuda=True) == ("cuda", "bfloat16")
+    assert resolve_device("auto", "auto", cuda=False) == ("cpu", "float32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_cuda_where_there_is_none_is_refused(tmp_path, executor):
+    job = tiny_job(
+        make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "model.device=cuda", f"engine.executor={executor}"
+    )
+    with pytest.raises(ConfigError, match=r"model\.device"):
+        pipeline.encode(job)
