@@ -143,7 +143,8 @@ class ShardAttempt:
         """The decoder has said which clips will come."""
         book = self._book(sample)
         book.planned = planned
-        book.rejects = list(rejects)
+        # Opened again after a crash: what failed before stays failed, with its reason.
+        book.rejects = [*rejects, *(reject for reject in book.rejects if reject.clip is not None)]
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
         """Whether this clip has been settled already (its video was decoded again after a crash)."""

@@ -142,6 +142,8 @@ class EncodeLoop:
             self._account_wait(time.monotonic() - begun)
         for event in events:
             self._handle(event)
+        if events:  # also where all a shard gives is rejects
+            self.stats.last_progress = time.time()
         # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
         batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
         if batch:

@@ -1,12 +1,16 @@
 """A fault that belongs to one shard attempt stays there: it is tried again or given up, and the build goes on."""
 
+import os
+import signal
 import time
 
+import numpy as np
 import pytest
 
 import pipeline
 from pipeline.encoder import Encoder
 from pipeline.engine import driver
+from pipeline.engine.lanes import ProcessLanes
 from pipeline.errors import ShardsFailed, StorageUnavailable
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar
@@ -81,3 +85,33 @@ def test_a_source_that_vanishes_after_the_listing_fails_its_shard_only(shard, tm
     assert caught.value.exit_code == 1
     assert caught.value.report.shards_done == 1
     assert len(rows(tmp_path / "out")) == 60
+
+
+def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp_path, monkeypatch):
+    """Clip 0 comes out absurd, then the decoder is killed and the video starts again: the books still say what befell clip 0."""
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(200, 256, 256), "txt": b"x"}})
+    lanes = []
+    spawn, encode = ProcessLanes.__init__, Encoder.encode
+
+    def remember(self, *arguments):
+        lanes.append(self)
+        spawn(self, *arguments)
+
+    def absurd_then_dead(self, chunks, states):
+        results = encode(self, chunks, states)
+        for chunk, result in zip(chunks, results, strict=True):
+            if chunk.clip == 0:
+                result.mean_Cthw[:] = np.nan
+                for pid in lanes.pop().pids() if lanes else []:
+                    os.kill(pid, signal.SIGKILL)
+        return results
+
+    monkeypatch.setattr(ProcessLanes, "__init__", remember)
+    monkeypatch.setattr(Encoder, "encode", absurd_then_dead)
+    # 16 MiB of frames are a third of the video, so that the decoder is still at it.
+    overrides = ("clips.size=256x256", "engine.frame_bytes=16777216", "engine.decoders=1")
+    report = pipeline.encode(tiny_job(shard, tmp_path / "out", *overrides))
+    assert not lanes
+    assert (report.counts.clips_planned, report.counts.clips, report.counts.clips_rejected) == (40, 39, 1)
+    assert report.rejects == {"non_finite_latent": 1}
+    assert report.counts.damaged == 1
