@@ -180,8 +180,13 @@ class Feed:
             owners, self._cancelled = self._cancelled, []
         for owner in owners:
             self._again = deque(item for item in self._again if item[0] is not owner)
-            for lane in self._state:
-                if lane.sample is not None and lane.owner is owner:
+            for index, lane in enumerate(self._state):
+                if lane.sample is None or lane.owner is not owner:
+                    continue
+                if lane.asked:
+                    # Its process owes an answer and may be stuck for good: sending it another video could block this thread.
+                    self._restart(index)
+                else:
                     self._release(lane)
 
     def _assign(self) -> None:
@@ -257,8 +262,7 @@ class Feed:
             self._stillborn += 1
             if self._stillborn >= STILLBORN:
                 raise BuildError(f"{STILLBORN} decoder processes in a row died before they were up; last: {message}")
-        self._state[index] = _Lane(ticket=lane.ticket)
-        self._lanes.restart(index)
+        self._restart(index)
         if sample is None:
             return []
         if deaths < TRIES:
@@ -266,6 +270,10 @@ class Feed:
             return [Event(owner, sample, Restarted())]
         text = f"{message}, {deaths} times"
         return [Event(owner, sample, Reject(sample.key, "decode", reason, text, policy=False, uri=sample.uri))]
+
+    def _restart(self, index: int) -> None:
+        self._state[index] = _Lane(ticket=self._state[index].ticket)
+        self._lanes.restart(index)
 
     def _release(self, lane: _Lane) -> None:
         lane.owner = lane.sample = lane.opened = None

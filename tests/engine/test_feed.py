@@ -151,12 +151,15 @@ def test_decoded_bytes_stay_within_the_budget_until_consumed(run):
 def test_a_cancelled_owner_falls_silent(run):
     gone = [("gone", sample(n, frames=29)) for n in range(2)]
     stays = [("stays", sample(n)) for n in range(2, 4)]
-    feed = run(Samples(*gone, *stays), frame_bytes=2 * CHUNK)
+    source = Samples(*gone)
+    feed = run(source, frame_bytes=2 * CHUNK)
     events, deadline = [], time.monotonic() + 20.0
     while not any(isinstance(event.what, FrameChunk) for event in events):
         assert time.monotonic() < deadline
         events += feed.events(0.2)
+    source.items.clear()  # a decoder that is slow to come up has not taken its sample yet
     feed.cancel("gone")  # its lanes are stuck at the byte budget, in the middle of their videos
+    source.items += stays
     consumed = 0
     while sum(isinstance(event.what, VideoEnded) for event in events) < 2:
         assert time.monotonic() < deadline
@@ -166,3 +169,19 @@ def test_a_cancelled_owner_falls_silent(run):
         consumed = len(events)
         events += feed.events(0.2)
     assert [event.owner for event in events if isinstance(event.what, VideoEnded)] == ["stays", "stays"]
+
+
+def test_a_decoder_stuck_in_a_cancelled_video_does_not_stop_the_feed(run, tmp_path):
+    """The next video is larger than a pipe's buffer: sent to a process that never reads, it would block the feed for ever."""
+    large = video_bytes(40, 256, 256)
+    assert len(large) > 1 << 19
+    drill = DrillConfig(point="in_decoder", action="hang", marker_dir=str(tmp_path / "markers"))
+    source = Samples(("gone", sample(0, video=large)))
+    feed = run(source, drill=drill, lanes=1)
+    deadline = time.monotonic() + 20.0
+    while not (tmp_path / "markers").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    feed.cancel("gone")
+    source.items.append(("stays", sample(1, video=large)))
+    assert kinds(collect(feed, ended=1)["stays", "k1"])[-1] == "VideoEnded"
