@@ -72,13 +72,13 @@ def _torch() -> Any:
     return torch
 
 
-def identify(config: ModelConfig, *, moments: bool) -> Network:
+def identify(config: ModelConfig) -> Network:
     """The network a job would use, found by loading it once on CPU: bad checkpoints show before workers start.
 
     Raises:
         CheckpointError: no weights, unsafe weights, weights of another network.
     """
-    return Encoder(config, "cpu", "float32", moments=moments).network()
+    return Encoder(config, "cpu", "float32").network()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
@@ -52,11 +53,11 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     store.check_writable()
     ledger = Ledger(store)
     notices = list(ledger.prepare("lathe"))
-    crew_maker = _Executor(job)
-    with crew_maker:
+    # The network loads while Ray starts: both take seconds, and neither needs the other.
+    with ThreadPoolExecutor(1, "identify") as pool, _Executor(job, pool) as crew_maker:
         device, dtype = crew_maker.resolve_device()
         notices += crew_maker.notices()
-        network = encoder_room.identify(job.model, moments=job.write.moments)
+        network = crew_maker.network()
         blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
         todo, done_before = _subtract_done(shards, ledger, blueprint)
         report = BuildReport(
@@ -127,11 +128,12 @@ def _subtract_done(shards: list[Shard], ledger: Ledger, blueprint: Blueprint) ->
 
 
 class _Executor:
-    """Connects to Ray when the job wants it, and makes the crew."""
+    """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the crew."""
 
-    def __init__(self, job: EncodeJob) -> None:
+    def __init__(self, job: EncodeJob, pool: ThreadPoolExecutor) -> None:
         self._job = job
         self._cluster: Any = None
+        self._loading = pool.submit(encoder_room.identify, job.model)
 
     def __enter__(self) -> _Executor:
         if self._job.engine.executor == "ray":
@@ -149,6 +151,10 @@ class _Executor:
             from pipeline.engine import ray_session
 
             ray_session.disconnect()
+
+    def network(self) -> encoder_room.Network:
+        """What the job's model is; raises what its checkpoint deserves."""
+        return self._loading.result()
 
     def resolve_device(self) -> tuple[str, str]:
         """Device and compute dtype of the encoders.

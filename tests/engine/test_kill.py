@@ -1,6 +1,7 @@
 """Kill -9 at every named point, run the same command again, and find the rows of one clean run: none lost, none twice."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_the_whole_process_dies_and_the_same_command_finishes(corpus, clean_rows
     assert again.returncode == 0, again.stderr
     assert_sound(output, clean_rows)
     if point == "after_commit":
-        assert "1 were done before" in again.stdout
+        assert re.search(r"[12] were done before", again.stdout)  # the other shard may have come first
 
 
 def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):

@@ -85,7 +85,7 @@ def test_a_killed_driver_takes_its_actors_along_and_the_next_run_finishes(ray_cl
     actors = encoder_processes()
     assert actors
     driver.kill()
-    driver.wait()
+    driver.communicate()
     assert len(receipts(output)) == 1
     while any(actor.is_running() and actor.status() != psutil.STATUS_ZOMBIE for actor in actors):
         assert time.monotonic() < deadline, "the encoder outlives its driver"
