@@ -307,7 +307,7 @@ def build_job(flags: dict[str, Any], *, config_path: str | None = None, override
         path, sep, raw = text.partition("=")
         if not sep or not path:
             raise ConfigError(f"--set {text}: expected section.key=value")
-        _assign(values, path.strip(), yaml.safe_load(raw))
+        _assign(values, path.strip(), _parse_yaml(raw, f"--set {text}"))
     return validate(EncodeJob, values)
 
 
@@ -352,14 +352,26 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not UTF-8 text (byte {error.start})") from None
+    loaded = _parse_yaml(text, f"--config {path}")
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
-    return loaded
+    # A section whose lines are all commented out is an empty one; a key that is no text is no field.
+    sections = {name for name, field in EncodeJob.model_fields.items() if isinstance(field.default, Section)}
+    return {str(name): {} if value is None and name in sections else value for name, value in loaded.items()}
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply") from None
 
 
 def ray_address_from_environment() -> str | None:

@@ -47,6 +47,8 @@ def test_braces_in_inputs_keep_their_commas():
         ("clips=3", r"clips: .*got 3"),
         ("output.x=3", r"output.x: 'output' is not a section|output"),
         ("nothing", r"--set nothing: expected section.key=value"),
+        ("model.config=[", r"--set model.config=\[: not YAML"),
+        ("clips.fps=2024-99-99", r"--set clips.fps=2024-99-99: not YAML"),
     ],
 )
 def test_a_wrong_field_is_named(override, text):
@@ -61,11 +63,26 @@ def test_checkpoint_and_untrained_exclude_each_other():
         build_job({**FLAGS, "model.untrained": 0, "model.checkpoint": "w.ckpt"})
 
 
-@pytest.mark.parametrize(("content", "text"), [("[1, 2]", "mapping"), ("a: [", "not YAML"), (None, "cannot be read")])
+def test_an_empty_section_of_a_job_file_is_the_default(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("clips:\n  # fps: 8\nwrite:\n")
+    assert build_job({**FLAGS, "clips.fps": "4"}, config_path=str(path)).clips.fps == 4.0
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"[1, 2]", "mapping"),
+        (b"a: [", "not YAML"),
+        (None, "cannot be read"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"1: 2", "1: no such field"),
+    ],
+)
 def test_a_job_file_that_is_none(tmp_path, content, text):
     path = tmp_path / "job.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pytest.raises(ConfigError, match=text):
         build_job(FLAGS, config_path=str(path))
 
