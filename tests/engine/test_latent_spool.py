@@ -1,5 +1,7 @@
 """Latents put together from pieces are the latents, small or spooled; bfloat16 bits are torch's."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -35,3 +37,19 @@ def test_bfloat16_bits_are_rounded_as_torch_rounds():
     assert bits.dtype == np.uint16
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
     np.testing.assert_array_equal(bits, expected)
+
+
+def test_pieces_wait_outside_the_heap(tmp_path):
+    # Between the temporaries of encode steps they would keep freed memory from being used again: long videos then cost more.
+    spool = LatentSpool(tmp_path)
+    piece = np.ones((16, 4, 32, 32), np.float16)
+    spool.append(piece)
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            spool.append(piece)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < piece.nbytes
+    assert spool.finish().shape == (16, 65 * 4, 32, 32)
