@@ -20,7 +20,15 @@ from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.crew import Crew, CrewEvent, InlineCrew, Notice, Pulse, WorkerGone, WorkerUp
 from pipeline.engine.dispatch import Dispatcher, budget_exceeded
 from pipeline.engine.encode_loop import ShardFailure
-from pipeline.errors import ConfigError, FatalError, LatheError, RejectBudgetExceeded, ShardsFailed, SourceChanged
+from pipeline.errors import (
+    ConfigError,
+    FatalError,
+    InputError,
+    LatheError,
+    RejectBudgetExceeded,
+    ShardsFailed,
+    SourceChanged,
+)
 from pipeline.progress import Display, Silent, Snapshot
 from pipeline.receipts import Ledger
 from pipeline.report import BuildReport
@@ -47,7 +55,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     if (known := encoder_room.known_spec(job.model)) is not None:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
-    shards = resolve_inputs(job.inputs, job.storage)
+    shards = _without_own_output(resolve_inputs(job.inputs, job.storage), store)
     if job.output.startswith("s3://"):
         store.preflight()  # says within seconds what is wrong, instead of after all retries
     store.check_writable()
@@ -80,6 +88,19 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     report.wall_s = time.monotonic() - begun
     _judge(report, job)
     return report
+
+
+def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
+    """The output may lie inside a folder of inputs; its tars of latents are no inputs of the run that resumes it.
+
+    Raises:
+        InputError: the inputs are nothing but these.
+    """
+    ours = store.uri("data") + "/"
+    others = [shard for shard in shards if not all(source.uri.startswith(ours) for source in shard.objects)]
+    if shards and not others:
+        raise InputError(f"the inputs hold nothing but what was written to the output {store.root}; name the videos")
+    return others
 
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:

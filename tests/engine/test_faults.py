@@ -11,7 +11,7 @@ import pipeline
 from pipeline.encoder import Encoder
 from pipeline.engine import driver
 from pipeline.engine.lanes import ProcessLanes
-from pipeline.errors import ShardsFailed, StorageUnavailable
+from pipeline.errors import InputError, ShardsFailed, StorageUnavailable
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar
 
@@ -115,3 +115,12 @@ def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp
     assert (report.counts.clips_planned, report.counts.clips, report.counts.clips_rejected) == (40, 39, 1)
     assert report.rejects == {"non_finite_latent": 1}
     assert report.counts.damaged == 1
+
+
+def test_an_output_inside_its_input_is_not_encoded_when_the_run_is_repeated(shard, tmp_path):
+    job = tiny_job(tmp_path, tmp_path / "latents", "write.format=tar", "clips.select=head")
+    assert pipeline.encode(job).counts.samples == 12
+    again = pipeline.encode(job)
+    assert (again.shards_total, again.shards_before, again.counts.samples) == (1, 1, 0)
+    with pytest.raises(InputError, match="name the videos"):
+        pipeline.encode(tiny_job(tmp_path / "latents", tmp_path / "latents", "write.format=tar"))
