@@ -263,7 +263,10 @@ class _Build:
         finally:
             self._crew.close()
             self._heartbeat(final=True)
-        self._report.failed = {self._by_id[i].name: why for i, why in self._dispatcher.given_up.items()}
+        for shard_id, why in self._dispatcher.given_up.items():
+            shard = self._by_id[shard_id]  # names of shards in different folders may be the same
+            name = shard.name if shard.name not in self._report.failed else f"{shard.name} of {shard.objects[0].uri}"
+            self._report.failed[name] = why
 
     def _handle(self, event: CrewEvent) -> None:
         if isinstance(event, WorkerUp):

@@ -124,3 +124,14 @@ def test_an_output_inside_its_input_is_not_encoded_when_the_run_is_repeated(shar
     assert (again.shards_total, again.shards_before, again.counts.samples) == (1, 1, 0)
     with pytest.raises(InputError, match="name the videos"):
         pipeline.encode(tiny_job(tmp_path / "latents", tmp_path / "latents", "write.format=tar"))
+
+
+def test_shards_of_one_name_that_fail_are_all_reported(tmp_path):
+    tars = [tmp_path / folder / "x" / "0.tar" for folder in "ab"]
+    for n, path in enumerate(tars):
+        path.parent.mkdir(parents=True)
+        write_tar(path, {"a": {"mp4": video_bytes(9, seed=n), "txt": b"x"}})
+    drill = ("drill.point=before_commit", "drill.action=raise", "drill.times=99", f"drill.marker_dir={tmp_path / 'm'}")
+    with pytest.raises(ShardsFailed, match="2 of 2 shards failed") as caught:
+        pipeline.encode(tiny_job(tars, tmp_path / "out", *drill))
+    assert len(caught.value.report.failed) == 2
