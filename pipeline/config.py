@@ -180,8 +180,8 @@ class StorageConfig(Section):
     """Most bytes fetched ahead of the tar parser, per shard."""
     part_bytes: int = Field(8 * MiB, ge=64 * 1024)
     """Size of one ranged GET."""
-    spool_bytes: int = Field(256 * MiB, ge=MiB)
-    """A single video larger than this goes to a temporary file instead of memory."""
+    spool_bytes: int = Field(8 * MiB, ge=MiB)
+    """A single video larger than this goes to a temporary file instead of memory, where several of each shard wait."""
     max_attempts: int = Field(8, ge=1)
     """Tries per request before the shard attempt fails."""
     connect_timeout_s: float = Field(10.0, gt=0)
@@ -231,7 +231,7 @@ class EngineConfig(Section):
     batch: int | None = Field(None, ge=1)
     """Most chunks per encode step. Default: as many as make the step large enough for the device."""
     frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
-    """Most decoded bytes waiting in front of one encoder."""
+    """Most decoded bytes waiting in front of one encoder; a small encoder keeps less, a few of its steps."""
     attempts: int = Field(3, ge=1)
     """Times a shard is tried before it is given up."""
     credit: int = Field(2, ge=1, le=8)

@@ -101,6 +101,7 @@ class EncodeLoop:
             drill=job.drill,
             chunk_frames=blueprint.chunk_frames or WHOLE_CHUNK,
             frame_bytes=job.engine.frame_bytes,
+            largest_batch=encoder.largest_batch,
         )
         self._feed.start()
 

@@ -7,6 +7,7 @@ A decoder that dies or gives no answer within `decode.timeout_s` is replaced and
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import DecodeConfig, DrillConfig
+    from pipeline.engine.batching import Shape
     from pipeline.engine.lanes import Answer, Lanes
     from pipeline.records import ClipRules
 
+STEPS_AHEAD = (
+    8  # encode steps' worth of chunks waiting: more would not make the encoder faster, only the process larger
+)
 PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way
 STILLBORN = (
     6  # decoder processes that die on start-up, one after the other, before the build stops: it is not the videos
@@ -65,6 +70,7 @@ class _Lane:
     opened: OpenedVideo | None = None
     asked: int = 0  # answers outstanding
     chunk_bytes: int = 0  # largest answer to expect
+    enough_bytes: int = 0  # chunks like these that keep the encoder busy
     answered_at: float = 0.0
 
     @property
@@ -85,6 +91,7 @@ class Feed:
         drill: DrillConfig,
         chunk_frames: int,
         frame_bytes: int,
+        largest_batch: Callable[[Shape], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lanes = lanes
@@ -94,6 +101,7 @@ class Feed:
         self._drill = drill
         self._chunk_frames = chunk_frames
         self._frame_bytes = frame_bytes
+        self._largest_batch = largest_batch
         self._clock = clock
         self._state = [_Lane() for _ in range(lanes.count)]
         self._again: deque[tuple[Any, Sample, int]] = deque()  # videos to try again: owner, sample, deaths
@@ -211,10 +219,11 @@ class Feed:
         with self._lock:
             expected = self._held_bytes
         expected += sum(lane.asked * lane.chunk_bytes for lane in self._state)
+        most = min(self._frame_bytes, max(lane.enough_bytes for lane in self._state))
         # Lanes with the fewest outstanding answers first, so that a tight budget is shared.
         for index, lane in sorted(enumerate(self._state), key=lambda item: item[1].asked):
             while lane.opened is not None and lane.asked < PULLS_AHEAD:
-                if expected and expected + lane.chunk_bytes > self._frame_bytes:
+                if lane.chunk_bytes and expected and expected + lane.chunk_bytes > most:
                     return
                 if lane.asked == 0:
                     lane.answered_at = self._clock()
@@ -239,11 +248,17 @@ class Feed:
             raise TypeError(f"unexpected answer {answer!r}")
         event = Event(lane.owner, sample, answer)
         if isinstance(answer, OpenedVideo):
-            largest = max((plan.bucket.height * plan.bucket.width for plan in answer.clips), default=0)
-            lane.opened, lane.chunk_bytes = answer, largest * 3 * (self._chunk_frames + 1)
+            self._expect(lane, answer)
         elif isinstance(answer, VideoEnded):
             self._release(lane)
         return [event]
+
+    def _expect(self, lane: _Lane, opened: OpenedVideo) -> None:
+        sizes = [(plan.bucket.height, plan.bucket.width) for plan in opened.clips]
+        height, width = max(sizes, key=math.prod, default=(0, 0))
+        lane.opened, lane.chunk_bytes = opened, height * width * 3 * (self._chunk_frames + 1)
+        batch = self._largest_batch((False, self._chunk_frames, height, width)) if sizes else 0
+        lane.enough_bytes = lane.chunk_bytes * max(STEPS_AHEAD * batch, (PULLS_AHEAD + 1) * len(self._state))
 
     def _late(self) -> list[Event]:
         events = []
@@ -277,7 +292,7 @@ class Feed:
 
     def _release(self, lane: _Lane) -> None:
         lane.owner = lane.sample = lane.opened = None
-        lane.asked = lane.chunk_bytes = 0
+        lane.asked = lane.chunk_bytes = lane.enough_bytes = 0
         # Answers to pulls made beyond the end carry the old ticket and are dropped.
         self._tickets += 1
         lane.ticket = self._tickets

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.engine.feed import Feed, Restarted
+from pipeline.engine.feed import STEPS_AHEAD, Feed, Restarted
 from pipeline.engine.lanes import ProcessLanes
 from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
@@ -35,7 +35,7 @@ class Samples:
 def run(tmp_path):
     opened = []
 
-    def start(source, *, drill=None, lanes=2, frame_bytes=1 << 24, **limits):
+    def start(source, *, drill=None, lanes=2, frame_bytes=1 << 24, batch=1 << 10, **limits):
         workers = ProcessLanes(lanes, 4 << 30)
         feed = Feed(
             workers,
@@ -45,6 +45,7 @@ def run(tmp_path):
             drill=drill or DrillConfig(),
             chunk_frames=4,
             frame_bytes=frame_bytes,
+            largest_batch=lambda shape: batch,
         )
         opened.append((feed, workers))
         feed.start()
@@ -132,9 +133,10 @@ def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
         collect(feed, ended=1)
 
 
-def test_decoded_bytes_stay_within_the_budget_until_consumed(run):
-    source = Samples(*[("o", sample(n, frames=29)) for n in range(4)])
-    feed = run(source, frame_bytes=2 * CHUNK)
+@pytest.mark.parametrize(("budget", "chunks_at_most"), [({"frame_bytes": 2 * CHUNK}, 2), ({"batch": 1}, STEPS_AHEAD)])
+def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks_at_most):
+    source = Samples(*[("o", sample(n, frames=49)) for n in range(4)])
+    feed = run(source, **budget)
     held, most, deadline = 0, 0, time.monotonic() + 3.0
     chunks = []
     while time.monotonic() < deadline:
@@ -143,7 +145,7 @@ def test_decoded_bytes_stay_within_the_budget_until_consumed(run):
                 held += event.what.nbytes
                 chunks.append(event.what)
         most = max(most, held)
-    assert CHUNK <= most <= 2 * CHUNK  # nobody consumed: it stopped at the budget
+    assert chunks_at_most * CHUNK // 2 <= most <= chunks_at_most * CHUNK  # nobody consumed: it stopped at the budget
     feed.consumed(held)
     assert len(collect(feed, ended=4)) == 4  # and went on afterwards
 

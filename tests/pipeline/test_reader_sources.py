@@ -158,7 +158,7 @@ def test_memory_is_flat_in_the_length_of_a_shard(tmp_path: Path) -> None:
 def test_a_large_video_is_held_once(tmp_path: Path) -> None:
     shard = shard_of(pack(tmp_path / "x.tar", [("a.mp4", bytes(64 * MiB))]))
     tracemalloc.start()
-    (sample,) = read_samples(shard, StorageConfig(), max_video_bytes=LIMIT)
+    (sample,) = read_samples(shard, StorageConfig(spool_bytes=256 * MiB), max_video_bytes=LIMIT)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(sample, Sample)
