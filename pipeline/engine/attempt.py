@@ -184,6 +184,10 @@ class ShardAttempt:
         book.ended = True
         self._settle(sample)
 
+    def fail(self, error: Exception) -> None:
+        """Something outside the threads went wrong for this attempt alone: `poll` raises it."""
+        self._error = self._error or error
+
     def poll(self) -> ShardResult | None:
         """The result once committed; raises what ended the attempt."""
         if self._error is not None:

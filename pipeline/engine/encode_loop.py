@@ -18,7 +18,7 @@ from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
 from pipeline.engine.batching import Batcher, ClipRun
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
-from pipeline.errors import FatalError
+from pipeline.errors import FatalError, StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import open_store
 
@@ -231,9 +231,14 @@ class EncodeLoop:
         self.stats.batched += len(batch)
         self.stats.last_progress = time.time()
         for (run, chunk), encoded in zip(batch, results, strict=True):
-            run.token.attempt.encode_s += spent / len(batch)
+            attempt = run.token.attempt
+            attempt.encode_s += spent / len(batch)
             self._feed.consumed(chunk.nbytes)
-            self._store_chunk(run, chunk, encoded)
+            try:
+                self._store_chunk(run, chunk, encoded)
+            except OSError as error:
+                why = f"spool folder {attempt.spool_dir} cannot be written: {error.strerror or error}; TMPDIR moves it"
+                attempt.fail(StorageUnavailable(why, shard=attempt.shard_id, stage="encode"))
         drill.fire(self._blueprint.job.drill, "mid_video")
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:

@@ -1,5 +1,6 @@
 """A fault that belongs to one shard attempt stays there: it is tried again or given up, and the build goes on."""
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import pytest
 
 import pipeline
 from pipeline.encoder import Encoder
-from pipeline.engine import driver
+from pipeline.engine import driver, latent_spool
 from pipeline.engine.lanes import ProcessLanes
 from pipeline.errors import InputError, ShardsFailed, StorageUnavailable
 from pipeline.storage.local import LocalStore
@@ -135,3 +136,20 @@ def test_shards_of_one_name_that_fail_are_all_reported(tmp_path):
     with pytest.raises(ShardsFailed, match="2 of 2 shards failed") as caught:
         pipeline.encode(tiny_job(tars, tmp_path / "out", *drill))
     assert len(caught.value.report.failed) == 2
+
+
+def test_a_full_spool_disk_costs_an_attempt_not_the_build(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(60), "txt": b"x"}})
+    make, left = latent_spool.tempfile.TemporaryFile, [1]
+
+    def full_once(*arguments, **options):
+        if left.pop() if left else 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(latent_spool, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(latent_spool.tempfile, "TemporaryFile", full_once)
+    report = pipeline.encode(tiny_job(shard, tmp_path / "out", "clips.select=whole", "engine.chunk_frames=4"))
+    assert not left
+    assert report.ok
+    assert [row["num_frames"] for row in rows(tmp_path / "out").values()] == [57]
