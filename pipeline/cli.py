@@ -241,7 +241,7 @@ def convert_checkpoint(
 
         try:
             checkpoint.convert(source, target, trust_pickle=trust_pickle)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the hub
             raise CheckpointError(str(error)) from error
         typer.echo(target)
 

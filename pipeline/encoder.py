@@ -16,7 +16,7 @@ import numpy as np
 import model
 from model.interface import LatentSpec
 from model.registry import FAMILIES
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import AccessError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,6 +130,10 @@ class Encoder:
             )
         except (ValueError, FileNotFoundError) as error:
             raise CheckpointError(f"model: {error}") from error
+        except RuntimeError as error:
+            if not (config.checkpoint or "").startswith("hf://"):
+                raise
+            raise AccessError(f"model.checkpoint: {error}") from error
         self._torch = torch
         self._device = torch.device(device)
         self._moments = moments

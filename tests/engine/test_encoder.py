@@ -7,7 +7,7 @@ import torch
 import pipeline
 from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder, known_spec, resolve_device
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import AccessError, CheckpointError, ConfigError
 from pipeline.records import FrameChunk
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, tiny_job
 
@@ -148,3 +148,14 @@ def test_cuda_where_there_is_none_is_refused(tmp_path, executor):
     )
     with pytest.raises(ConfigError, match=r"model\.device"):
         pipeline.encode(job)
+
+
+def test_a_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = ModelConfig(name="leanvae", config=TINY_NETWORK, checkpoint="hf://owner/repo/file.ckpt")
+    with pytest.raises(AccessError, match=r"hf://owner/repo/file\.ckpt") as caught:
+        Encoder(config, "cpu", "float32")
+    assert caught.value.exit_code == 2
