@@ -21,6 +21,7 @@ from pipeline.engine.crew import Crew, CrewEvent, InlineCrew, Notice, Pulse, Wor
 from pipeline.engine.dispatch import Dispatcher, budget_exceeded
 from pipeline.engine.encode_loop import ShardFailure
 from pipeline.errors import (
+    BuildError,
     ConfigError,
     FatalError,
     InputError,
@@ -285,11 +286,18 @@ class _Build:
         elif isinstance(event.outcome, ShardFailure):
             error = event.outcome.error
             if isinstance(error, FatalError) and not isinstance(error, SourceChanged):
-                raise error
+                raise self._stopped_by(error)
             verdict = self._dispatcher.on_failed(event.worker, event.outcome.shard_id, error)
             self._tell(event.outcome.shard_id, verdict.reason)
         elif self._dispatcher.on_done(event.worker, event.outcome.shard_id, time.monotonic()):
             self._report.add(event.outcome)
+
+    def _stopped_by(self, error: FatalError) -> FatalError:
+        """With what was done so far. Access lost in the middle of a build is a build that failed, not a wrong command."""
+        self._report.wall_s = time.monotonic() - self._begun
+        stop = BuildError(f"{error}; once that is mended, the same command resumes") if error.exit_code == 2 else error
+        stop.report = self._report  # type: ignore[attr-defined]
+        return stop
 
     def _tell(self, shard_id: str, reason: str) -> None:
         self._display.notice(f"{self._by_id[shard_id].name}: {reason}")

@@ -12,7 +12,8 @@ import pipeline
 from pipeline.encoder import Encoder
 from pipeline.engine import driver, latent_spool
 from pipeline.engine.lanes import ProcessLanes
-from pipeline.errors import InputError, ShardsFailed, StorageUnavailable
+from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
+from pipeline.receipts import Ledger
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar
 
@@ -153,3 +154,23 @@ def test_a_full_spool_disk_costs_an_attempt_not_the_build(tmp_path, monkeypatch)
     assert not left
     assert report.ok
     assert [row["num_frames"] for row in rows(tmp_path / "out").values()] == [57]
+
+
+def test_access_lost_in_the_middle_is_a_failed_build_with_its_report(shard, tmp_path, monkeypatch):
+    small = write_tar(tmp_path / "b.tar", {"a": {"mp4": video_bytes(9), "txt": b"x"}})
+    commit = Ledger.commit
+
+    def refuse_the_second(self, receipt):
+        if receipt.shard.name.endswith("b.tar"):
+            return commit(self, receipt)
+        deadline = time.monotonic() + 20.0
+        while not self.done() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)  # until the driver has heard of it
+        raise AccessError("the store answered 403")
+
+    monkeypatch.setattr(Ledger, "commit", refuse_the_second)
+    with pytest.raises(BuildError, match=r"403.*resumes") as caught:
+        pipeline.encode(tiny_job([shard, small], tmp_path / "out"))
+    assert caught.value.exit_code == 1
+    assert caught.value.report.shards_done == 1
