@@ -27,6 +27,8 @@ from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Ti
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.engine.blueprint import Blueprint
     from pipeline.records import ClipPlan, LatentClip, Shard
     from pipeline.storage import Store
@@ -68,13 +70,15 @@ class _Book:
 class ShardAttempt:
     """See the module. Methods are called by one thread, the encode loop's; `next_sample` by the feed's."""
 
-    def __init__(self, shard: Shard, blueprint: Blueprint, store: Store) -> None:
+    def __init__(self, shard: Shard, blueprint: Blueprint, store: Store, wake: Callable[[], None]) -> None:
+        """Starts both threads. `wake` is called, from any thread, when `poll` may have something new to say."""
         job = blueprint.job
         self.shard = shard
         self.shard_id = shard.id(blueprint.fingerprint)
         self.name = secrets.token_hex(4)
         self.etags = {source.uri: source.etag for source in shard.objects}
         self._blueprint = blueprint
+        self._wake = wake
         self._drill = job.drill
         self._started = time.monotonic()
         self._ledger = Ledger(store)
@@ -128,6 +132,7 @@ class ShardAttempt:
             return None
         if sample is None:
             self._all_read = True
+            self._wake()
         else:
             self._book(sample)  # open from here on: `poll` must not commit while a decoder has it
         return sample
@@ -233,6 +238,8 @@ class ShardAttempt:
             self._error = self._error or SourceChanged(f"{error.message}, but was listed", uri=error.uri)
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
             self._error = self._error or error
+        finally:
+            self._wake()
 
     def _offer(self, sample: Sample | None) -> bool:
         while not self._stop.is_set():
@@ -270,6 +277,8 @@ class ShardAttempt:
                 self._write_s += time.monotonic() - begun
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
             self._error = self._error or error
+        finally:
+            self._wake()
 
     def _commit(self, begun: float) -> ShardResult:
         files, stats = self._writer.finish()

@@ -107,7 +107,7 @@ class EncodeLoop:
 
     def submit(self, shard: Shard) -> None:
         """Starts an attempt at `shard`; its fetch begins at once."""
-        attempt = ShardAttempt(shard, self._blueprint, self._store)
+        attempt = ShardAttempt(shard, self._blueprint, self._store, self._feed.wake)
         with self._lock:
             self._attempts.append(attempt)
 

@@ -110,7 +110,7 @@ class Feed:
         self._lock = threading.Lock()
         self._held_bytes = 0  # handed out as events and not yet consumed
         self._cancelled: list[Any] = []
-        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
@@ -144,9 +144,13 @@ class Feed:
         with self._lock:
             self._cancelled.append(owner)
 
+    def wake(self) -> None:
+        """Ends a wait in `events`, now or the next, from any thread: its caller has something else to look at."""
+        self._events.put(None)
+
     def events(self, wait_s: float) -> list[Event]:
         """What has happened since the last call, in order; waits up to `wait_s` for the first. Raises what the thread raised."""
-        items: list[Event | BaseException] = []
+        items: list[Event | BaseException | None] = []
         try:
             items.append(self._events.get(timeout=wait_s) if wait_s > 0 else self._events.get_nowait())
             while True:
@@ -178,7 +182,8 @@ class Feed:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                for event in self.pump(0.02):
+                # Nothing announces a sample that has been read: an idle feed looks more often.
+                for event in self.pump(0.02 if self.decoding else 0.005):
                     self._events.put(event)
         except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
             self._events.put(error)

@@ -1,5 +1,6 @@
 """The feed over real decoder processes: every sample accounted for, one retry after a death, budgets kept, cancelled owners silent."""
 
+import threading
 import time
 from collections import defaultdict
 
@@ -148,6 +149,14 @@ def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks
     assert chunks_at_most * CHUNK // 2 <= most <= chunks_at_most * CHUNK  # nobody consumed: it stopped at the budget
     feed.consumed(held)
     assert len(collect(feed, ended=4)) == 4  # and went on afterwards
+
+
+def test_wake_ends_a_wait_for_events(run):
+    feed = run(Samples())
+    threading.Timer(0.2, feed.wake).start()
+    begun = time.monotonic()
+    assert feed.events(10.0) == []
+    assert 0.1 < time.monotonic() - begun < 5.0
 
 
 def test_a_cancelled_owner_falls_silent(run):
