@@ -264,7 +264,7 @@ def _read_pickle(path: Path, *, trust: bool) -> Any:
             f"{path} needs full unpickling, which can run any code in it: it refers to {', '.join(needs)}. Ask for a .safetensors "
             f"copy, or, if you trust its source, convert it once: lathe convert-checkpoint {path} OUT.safetensors --trust-pickle"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({_first_line(error)}); download it again") from error
 
 

@@ -58,7 +58,7 @@ class ModelConfig(Section):
 
     name: str = "leanvae-dim16"
     """Registered network; `lathe models` lists them."""
-    checkpoint: str | None = None
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
     """Weights: a local path, `s3://bucket/key` or `hf://owner/repo/file`. Official .ckpt, training .ckpt or .safetensors."""
     untrained: int | None = Field(None, ge=0)
     """Seed for random weights instead of a checkpoint. The latents mean nothing; for trials only, and recorded as such."""
@@ -206,7 +206,7 @@ class WriteConfig(Section):
     file_bytes: int = Field(512 * MiB, ge=MiB)
     """A data file is closed when it passes this size."""
     max_abs: float = Field(1e4, gt=0)
-    """Latents beyond this magnitude are absurd and stop the build."""
+    """Latents beyond this magnitude are absurd: their clip is rejected as `non_finite_latent`."""
 
 
 class EngineConfig(Section):
@@ -243,7 +243,12 @@ class EngineConfig(Section):
 class DrillConfig(Section):
     """Fire drills: break on purpose at a named point, once per marker file, to see that nothing is lost or doubled."""
 
-    point: str | None = None
+    point: (
+        Literal[
+            "after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit", "in_decoder"
+        ]
+        | None
+    ) = None
     """after_fetch | mid_video | before_upload | after_upload | before_commit | after_commit | in_decoder; None: no drill."""
     action: Literal["kill", "hang", "raise"] = "kill"
     """SIGKILL to the process itself, sleep for ever, or raise a transient error."""

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import drill
 from pipeline.engine.blueprint import environment
@@ -106,6 +106,7 @@ class ShardAttempt:
         self._error: BaseException | None = None
         self._result: ShardResult | None = None
         self._stop = threading.Event()
+        self.read_at = 0.0  # when storage last gave a sample or a reject
         self._all_read = False
         self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
         self._counters: dict[str, int] = {}
@@ -228,6 +229,7 @@ class ShardAttempt:
     def _read(self) -> None:
         try:
             for item in self._reader:
+                self.read_at = time.time()
                 if isinstance(item, Reject):
                     self._shard_rejects.put(item)
                 elif not self._offer(item):
@@ -389,16 +391,3 @@ def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
     )
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.key)[-64:].strip("_") or "clip"
     return f"{readable}-{plan.index:04d}-{digest}"
-
-
-def describe(result: ShardResult) -> dict[str, Any]:
-    """JSON-ready line about a finished shard."""
-    return {
-        "shard": result.shard_id,
-        "won": result.won,
-        "samples": result.counts.samples,
-        "clips": result.counts.clips,
-        "rejects": result.rejects,
-        "bytes": result.num_bytes,
-        "seconds": result.timings.total_s,
-    }

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
@@ -30,6 +31,7 @@ from pipeline.errors import (
     ShardsFailed,
     SourceChanged,
 )
+from pipeline.groups import agreed_groups
 from pipeline.progress import Display, Silent, Snapshot
 from pipeline.receipts import Ledger
 from pipeline.report import BuildReport
@@ -38,7 +40,7 @@ from pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
-    from pipeline.records import ClipRules, Shard
+    from pipeline.records import ClipRules, Shard, SourceObject
 
 HEARTBEAT_S = 30.0
 
@@ -68,7 +70,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         notices += crew_maker.notices()
         network = crew_maker.network()
         blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
-        todo, done_before = _subtract_done(shards, ledger, blueprint)
+        todo, done_before = _subtract_done(shards, store, ledger, blueprint)
         report = BuildReport(
             output=job.output,
             fingerprint=blueprint.fingerprint,
@@ -126,27 +128,23 @@ def _judge(report: BuildReport, job: EncodeJob) -> None:
         raise error
 
 
-def _subtract_done(shards: list[Shard], ledger: Ledger, blueprint: Blueprint) -> tuple[list[Shard], int]:
-    """Shards without a receipt, and how many have one. Plain files are regrouped around those already encoded."""
+def _subtract_done(shards: list[Shard], store: Store, ledger: Ledger, blueprint: Blueprint) -> tuple[list[Shard], int]:
+    """Shards without a receipt, and how many have one. Plain files are grouped as the output has it written down."""
     fingerprint = blueprint.fingerprint
     done = ledger.done()
-    tars = [shard for shard in shards if shard.kind == "tar"]
-    groups = [shard for shard in shards if shard.kind == "files"]
-    todo = [shard for shard in tars if shard.id(fingerprint) not in done]
-    open_groups = [shard for shard in groups if shard.id(fingerprint) not in done]
-    finished = len(shards) - len(todo) - len(open_groups)
-    if open_groups and done:
-        # A file added to a folder shifts its group; what an earlier group holds must not be encoded again.
-        encoded = {
-            source
-            for receipt in ledger.all()
-            if receipt.fingerprint == fingerprint and receipt.shard.kind == "files"
-            for source in receipt.shard.objects
-        }
-        left = [source for shard in open_groups for source in shard.objects if source not in encoded]
-        if len(left) < sum(len(shard.objects) for shard in open_groups):
-            open_groups = group_files(left, blueprint.job.storage.files_per_shard)
-    return todo + open_groups, finished
+    listed = [source for shard in shards if shard.kind == "files" for source in shard.objects]
+    found = [shard for shard in shards if shard.kind == "tar"]
+    if listed:
+        per_shard = blueprint.job.storage.files_per_shard
+        groups = agreed_groups(store, fingerprint, listed, lambda fresh: group_files(fresh, per_shard))
+        found += [shard if shard.id(fingerprint) in done else _present(shard, set(listed)) for shard in groups]
+    todo = [shard for shard in found if shard.id(fingerprint) not in done]
+    return todo, len(found) - len(todo)
+
+
+def _present(shard: Shard, listed: set[SourceObject]) -> Shard:
+    """The shard without files that have gone since it was grouped."""
+    return replace(shard, objects=tuple(source for source in shard.objects if source in listed))
 
 
 class _Executor:

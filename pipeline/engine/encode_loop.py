@@ -150,6 +150,8 @@ class EncodeLoop:
         if batch:
             self._encode(batch)
         self.stats.lanes_ready = self._feed.ready_lanes
+        reads = [attempt.read_at for attempt in self._attempts]
+        self.stats.last_progress = max(self.stats.last_progress, *reads) if reads else self.stats.last_progress
         return self._ended()
 
     def close(self) -> None:

@@ -199,7 +199,11 @@ class ProcessLanes:
         while not self._closing:
             with self._lock:
                 lanes = {pipe: lane for lane, pipe in enumerate(self._pipes) if pipe not in lost and not pipe.closed}
-            for ready in wait([*lanes, self._alarm_out]):
+            try:
+                readable = wait([*lanes, self._alarm_out])
+            except (OSError, ValueError):
+                continue  # a pipe was closed under us by `restart`: look again at the lanes there are
+            for ready in readable:
                 if ready is self._alarm_out:
                     self._alarm_out.recv_bytes()
                     continue
