@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import re
 import secrets
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from pipeline.errors import LatheError, NotFound, SourceChanged
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings, stable_hash
+from pipeline.scratch import ScratchFolder
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class ShardAttempt:
         self._drill = job.drill
         self._started = time.monotonic()
         self._ledger = Ledger(store)
-        self._spool = tempfile.TemporaryDirectory(prefix="lathe-")
-        self.spool_dir = Path(self._spool.name)
+        self._scratch = ScratchFolder()
+        self.spool_dir = Path(self._scratch.path)
         self._writer = ShardWriter(
             store,
             str(self.spool_dir),
@@ -378,7 +378,7 @@ class ShardAttempt:
 
     def _close(self) -> None:
         self._reader.close()
-        self._spool.cleanup()
+        self._scratch.close()
 
 
 def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:

@@ -71,6 +71,17 @@ def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):
     assert_sound(output, clean_rows)
 
 
+def test_what_a_kill_leaves_in_the_temporary_folder_is_gone_after_the_next_run(corpus, tmp_path):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = ["encode", corpus, tmp_path / "out", *tiny_flags("--executor", "inline")]
+    lathe(*command, *drill_flags("before_upload", tmp_path / "markers"), env=environment)
+    assert any(temporary.iterdir())
+    assert lathe(*command, env=environment).returncode == 0
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_transient_failure_is_tried_again_within_the_run(corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
     command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
