@@ -301,12 +301,14 @@ class ChannelStats:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a shard attempt's time went, in seconds. The first four are waits or work of the owner's thread and do not overlap."""
+    """Where a shard attempt's time went, in seconds. The first three are of the encode loop's thread and do not overlap; writing and
+    decoding go on beside it.
+    """
 
     fetch_s: float = 0.0  # waiting for storage
     decode_wait_s: float = 0.0  # waiting for frames
     encode_s: float = 0.0  # in the network
-    write_s: float = 0.0  # building, hashing and storing files
+    write_s: float = 0.0  # building, hashing and storing files, in the attempt's own thread
     total_s: float = 0.0
     decode_cpu_s: float = 0.0  # spent inside decoders, overlaps the rest
 

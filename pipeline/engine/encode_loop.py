@@ -18,7 +18,7 @@ from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
 from pipeline.engine.batching import Batcher, ClipRun
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
-from pipeline.errors import FatalError, StorageUnavailable
+from pipeline.errors import StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import open_store
 
@@ -308,11 +308,6 @@ class EncodeLoop:
         for attempt in list(self._attempts):
             try:
                 result = attempt.poll()
-            except FatalError as error:
-                self._forget(attempt)
-                attempt.abort()
-                ended.append(ShardFailure(attempt.shard_id, error))
-                continue
             except Exception as error:  # noqa: BLE001 - not swallowed: it is the shard's outcome, and the driver counts it
                 self._forget(attempt)
                 attempt.abort()

@@ -70,19 +70,27 @@ class RayLanes:
         self._nodes: list[str | None] = [None] * count
         # Per lane, in order: (ref, ticket). Ticket None marks the question for the node, whose answer is LaneReady.
         self._asked: list[deque[tuple[Any, int | None]]] = [deque() for _ in range(count)]
+        self._unsent: list[tuple[int, int, Answer]] = []  # answers to videos that could not be sent
         for lane in range(count):
             self._create(lane)
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
         sample = request.sample
         if isinstance(sample.video, str) and self._nodes[lane] != self._home:
-            request = replace(request, sample=replace(sample, video=Path(sample.video).read_bytes()))
+            try:
+                request = replace(request, sample=replace(sample, video=Path(sample.video).read_bytes()))
+            except OSError as error:  # gone with its attempt, or a full disk: the lane's answer, not the encoder's end
+                self._unsent.append((lane, ticket, WorkerLost(f"video for another node: {error}", stage="decode")))
+                return
         self._asked[lane].append((self._actors[lane].open.remote(request), ticket))
 
     def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
         self._asked[lane].append((self._actors[lane].pull.remote(), ticket))
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            return unsent
         refs = [ref for asked in self._asked for ref, _ in asked]
         if not refs:
             threading.Event().wait(timeout_s)

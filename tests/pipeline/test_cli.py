@@ -148,3 +148,21 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
     assert run.returncode != 0
     assert "Traceback" in run.stderr
     assert "InputError" in run.stderr
+
+
+@pytest.mark.parametrize("kind", ["rich", "plain"])
+def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
+    import re
+
+    from pipeline.progress import Snapshot, display_for
+
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "160"}.items():
+        monkeypatch.setenv(name, value)  # a terminal, to rich
+
+    display = display_for(kind)
+    display.notice("mind the gap")
+    display.update(Snapshot(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
+    display.close(None)
+    shown = capsys.readouterr().err
+    for text in ("mind the gap", "4/10", "12.5 frames/s", "3 rejects", "1m30s"):
+        assert text in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
