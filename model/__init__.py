@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from model.interface import LatentSpec, VideoVAE
-from model.registry import PRESETS, complete, family_of, names, spec
+from model.registry import PRESETS, complete, family_of, names, resolve, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ def load(
         FileNotFoundError: no such checkpoint.
         RuntimeError: the hub refused or could not be reached.
     """
-    family = family_of(name)
+    name, family = resolve(name), family_of(name)
     if (checkpoint is None) == (untrained is None):
         raise ValueError(_what_to_give(name, both=checkpoint is not None))
     network = importlib.import_module(family.module)
@@ -75,7 +75,7 @@ def from_state_dict(
     Raises:
         ValueError: missing, extra or misshapen keys (the first ten are listed), non-finite weights, incomplete configuration.
     """
-    return _build(name, complete(name, config), state_dict, device, dtype)
+    return _build(resolve(name), complete(name, config), state_dict, device, dtype)
 
 
 def _build(
@@ -100,7 +100,12 @@ def _build(
 def _what_to_give(name: str, *, both: bool) -> str:
     if both:
         return f"{name}: got both a checkpoint and untrained; give one of them"
-    where = (
-        f"its published weights ({PRESETS[name].licence}) are {PRESETS[name].published}; " if name in PRESETS else ""
-    )
+    where = ""
+    if name in PRESETS:
+        preset = PRESETS[name]
+        where = (
+            f"its published weights ({preset.licence}) are {preset.published}; "
+            if preset.published
+            else f"its authors published none ({preset.source}); "
+        )
     return f"{name} needs weights: {where}give checkpoint=PATH_OR_URI, or untrained=SEED for a trial whose latents mean nothing"

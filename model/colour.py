@@ -6,17 +6,12 @@ Production frames come this way because scaling in YUV is several times cheaper 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from model.inputs import check_planes
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from model.interface import LatentSpec
-    from model.posterior import Posterior
 
 # (Kr, Kb) of the standards; bt2020nc is the non-constant-luminance form
 LUMA: dict[str, tuple[float, float]] = {
@@ -87,29 +82,3 @@ def rgb_to_yuv(
         u, v = (blue - y) / (2 * (1 - kb)), (red - y) / (2 * (1 - kr))
         planes.append(torch.stack([16 + 219 * y, 128 + 224 * u, 128 + 224 * v], dim=1))
     return torch.stack(planes).round().clamp(0, 255).to(torch.uint8)
-
-
-class PlanesDoor:
-    """Gives a network `encode_planes` out of its `spec` and `_encode`, which takes a video already known to be valid."""
-
-    spec: LatentSpec
-    input_dtype: torch.dtype
-    device: torch.device
-
-    def encode_planes(
-        self, planes_BT3HW: torch.Tensor, matrices: Sequence[str], state: Any = None, *, moments: bool = False
-    ) -> tuple[Posterior, Any]:
-        """`encode` for uint8 YUV 4:4:4 limited-range planes `(B, T, 3, H, W)` with one matrix name per video.
-
-        The planes may lie on another device than the network: bytes are moved, a quarter of what floats would be.
-
-        Raises:
-            ValueError: as `encode`, and for unknown matrices.
-        """
-        check_planes(planes_BT3HW, self.spec, first=state is None)
-        planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
-        video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
-        return self._encode(video, state, moments=moments)
-
-    def _encode(self, video_BCTHW: torch.Tensor, state: Any, *, moments: bool) -> tuple[Posterior, Any]:
-        raise NotImplementedError

@@ -29,28 +29,38 @@ class LatentSpec:
     time_stride: int = 4
     space_stride: int = 8
     value_range: tuple[float, float] = (-1.0, 1.0)
+    lead_frames: int = 1  # frames coded alone before the groups of `time_stride`: 1 (an image first) or 0
     causal: bool = True
-    chunking: str = "exact"  # "exact": bit for bit; "rounding": to float rounding; "none": whole clips only
-    scale: float | None = None
-    shift: float | None = None
+    chunking: str = (
+        "exact"  # of encoding. "exact": bit for bit; "rounding": to float rounding; "none": whole clips only
+    )
+    scale: float | tuple[float, ...] | None = None
+    shift: float | tuple[float, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channel_semantics: str = ""
 
+    @property
+    def frames_rule(self) -> str:
+        """Frame counts that fit, in words: `4n+1`."""
+        step = "" if self.time_stride == 1 else str(self.time_stride)
+        return f"{step}n" if not self.lead_frames or self.time_stride == 1 else f"{step}n+1"
+
     def latent_frames(self, num_frames: int) -> int:
-        """Latent frames of a video of `num_frames` frames (the first frame is coded alone).
+        """Latent frames of a whole video, or of its first chunk, of `num_frames` frames.
 
         Raises:
-            ValueError: if `num_frames` is not of the form `time_stride * n + 1`; names the counts near it that are.
+            ValueError: if `num_frames` does not fit `frames_rule`; names the counts near it that do.
         """
-        n, rest = divmod(num_frames - 1, self.time_stride)
-        if num_frames < 1 or rest:
-            lower = max(1, num_frames - rest)
-            near = str(lower) if num_frames < 1 else f"{lower} or {lower + self.time_stride}"
+        n, rest = divmod(num_frames - self.lead_frames, self.time_stride)
+        least = self.lead_frames or self.time_stride
+        if num_frames < least or rest:
+            lower = max(least, num_frames - rest)
+            near = str(lower) if num_frames < least else f"{lower} or {lower + self.time_stride}"
             raise ValueError(
-                f"{self.network} takes {self.time_stride}n+1 frames, got {num_frames}; counts near it that fit: {near}"
+                f"{self.network} takes {self.frames_rule} frames, got {num_frames}; counts near it that fit: {near}"
             )
-        return n + 1
+        return n + self.lead_frames
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in file metadata."""

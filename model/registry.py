@@ -8,93 +8,21 @@ A *preset* is a published network ("leanvae-dim16"). A *family* ("leanvae") is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.interface import LatentSpec
+from model.leanvae import facts as leanvae
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from model.family import Family, Preset
+    from model.interface import LatentSpec
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One architecture. `keys` are the configuration it reads; everything else in a published file (training, tiling) is ignored."""
+_ROOMS = (leanvae,)
 
-    name: str
-    module: str  # holds `build`, `random_weights` and `NUMERICS`
-    keys: tuple[str, ...]
-    describe: Callable[[str, Mapping[str, Any]], LatentSpec]
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # keys a published file may leave out
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """One published network."""
-
-    name: str
-    family: str
-    config: Mapping[str, Any]
-    published: str  # URI that `load` takes as checkpoint
-    licence: str
-    source: str  # where its authors describe it
-
-
-def _describe_leanvae(name: str, config: Mapping[str, Any]) -> LatentSpec:
-    for key, value in config.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: config key {key} must be a whole number of at least 1, got {value!r}")
-    if config["embedding_dim"] != config["l_dim"] + config["h_dim"]:
-        raise ValueError(
-            f"{name}: embedding_dim must be l_dim + h_dim, got {config['embedding_dim']} and "
-            f"{config['l_dim']} + {config['h_dim']}"
-        )
-    return LatentSpec(
-        network=name,
-        latent_channels=config["latent_dim"],
-        time_stride=4,
-        space_stride=8,
-        value_range=(-0.5, 0.5),
-        causal=True,
-        chunking="exact",
-        scale={4: 0.7744, 16: 1.0}.get(config["latent_dim"]),  # the authors' constants for the two published widths
-        channel_semantics="coefficients of a learned linear projection (compressed sensing); channels are not ordered",
-    )
-
-
-_LEANVAE_CONFIG = {
-    "embedding_dim": 512,
-    "l_dim": 128,
-    "h_dim": 384,
-    "sep_num_layer": 2,
-    "fusion_num_layer": 4,
-    "ista_iter_num": 2,
-    "ista_layer_num": 2,
-}
-
-FAMILIES: dict[str, Family] = {
-    "leanvae": Family(
-        name="leanvae",
-        module="model.leanvae",
-        keys=("latent_dim", *_LEANVAE_CONFIG),
-        describe=_describe_leanvae,
-    ),
-}
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name=f"leanvae-dim{dim}",
-            family="leanvae",
-            config={"latent_dim": dim, **_LEANVAE_CONFIG},
-            published=f"hf://Yumic/LeanVAE/LeanVAE-dim{dim}.ckpt",
-            licence="MIT",
-            source="https://github.com/westlake-repl/LeanVAE",
-        )
-        for dim in (4, 16)
-    )
-}
+FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in _ROOMS}
+PRESETS: dict[str, Preset] = {preset.name: preset for room in _ROOMS for preset in room.PRESETS}
+_ALIASES: dict[str, str] = {alias: preset.name for preset in PRESETS.values() for alias in preset.aliases}
 
 
 def names() -> tuple[str, ...]:
@@ -102,19 +30,24 @@ def names() -> tuple[str, ...]:
     return tuple(PRESETS)
 
 
-def family_of(name: str) -> Family:
-    """The architecture behind a preset or family name.
+def resolve(name: str) -> str:
+    """A preset's or family's own name, given it or one of its aliases.
 
     Raises:
         ValueError: unknown name; lists the known ones.
     """
-    if name in PRESETS:
-        return FAMILIES[PRESETS[name].family]
-    if name in FAMILIES:
-        return FAMILIES[name]
+    name = _ALIASES.get(name, name)
+    if name in PRESETS or name in FAMILIES:
+        return name
     raise ValueError(
         f"unknown network {name!r}; known: {', '.join(PRESETS)}; with an explicit configuration also: {', '.join(FAMILIES)}"
     )
+
+
+def family_of(name: str) -> Family:
+    """The architecture behind a preset or family name. Raises ValueError as `resolve`."""
+    name = resolve(name)
+    return FAMILIES[PRESETS[name].family if name in PRESETS else name]
 
 
 def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -123,12 +56,14 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         ValueError: unknown name, or keys that neither the preset nor any configuration gives.
     """
-    family = family_of(name)
+    name, family = resolve(name), family_of(name)
     merged: dict[str, Any] = dict(family.defaults)
     if name in PRESETS:
         merged.update(PRESETS[name].config)
     for config in configs:
         merged.update(config or {})
+    if family.keys is None:
+        return merged
     missing = [key for key in family.keys if key not in merged]
     if missing:
         presets = ", ".join(preset.name for preset in PRESETS.values() if preset.family == family.name)
@@ -145,4 +80,4 @@ def spec(name: str, config: Mapping[str, Any] | None = None) -> LatentSpec:
     Raises:
         ValueError: unknown name; configuration incomplete or impossible.
     """
-    return family_of(name).describe(name, complete(name, config))
+    return family_of(name).describe(resolve(name), complete(name, config))

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+ENDED = "ended"
+
+
 @dataclass(frozen=True, slots=True)
 class CausalState:
     """Memory of a running encode or decode. Treat as opaque; `tensors` all have the batch as first axis."""
@@ -23,6 +26,9 @@ class CausalState:
     kind: str  # "encode" | "decode"
     grid: tuple[int, int]  # latent height, width
     tensors: tuple[torch.Tensor, ...]
+    phase: str = (
+        ""  # where in the video, for networks whose memory has another shape at its start; `ENDED`: nothing may follow
+    )
 
     @property
     def batch(self) -> int:
@@ -36,7 +42,10 @@ class CausalState:
 
     def describe(self) -> str:
         """One phrase for messages."""
-        return f"{self.kind} state of {self.owner}, batch {self.batch}, latent grid {self.grid[0]}x{self.grid[1]}"
+        where = f", {self.phase}" if self.phase else ""
+        return (
+            f"{self.kind} state of {self.owner}, batch {self.batch}, latent grid {self.grid[0]}x{self.grid[1]}{where}"
+        )
 
 
 def check(state: object, *, owner: str, kind: str, batch: int, grid: tuple[int, int], device: torch.device) -> None:
@@ -48,6 +57,11 @@ def check(state: object, *, owner: str, kind: str, batch: int, grid: tuple[int, 
         raise ValueError(
             f"the state does not belong to this chunk: got {state.describe()}; expected {expected}. "
             "Pass the state returned for the previous chunk of the same videos, or None to start"
+        )
+    if state.phase == ENDED:
+        raise ValueError(
+            f"the state does not continue: that {kind} was the end of its video. Start the next video with state None; "
+            "while more chunks follow, decode with last=False"
         )
     if state.tensors[0].device != device:
         raise ValueError(
@@ -67,17 +81,23 @@ def stack(states: Sequence[CausalState]) -> CausalState:
     if len(states) == 1:
         return first  # states are never written to, so sharing one is safe
     for other in states[1:]:
-        if (other.owner, other.kind, other.grid) != (first.owner, first.kind, first.grid):
+        if (other.owner, other.kind, other.grid, other.phase) != (first.owner, first.kind, first.grid, first.phase):
             raise ValueError(f"states cannot be stacked: got {other.describe()} next to {first.describe()}")
     parts = zip(*(state.tensors for state in states), strict=True)
-    return CausalState(first.owner, first.kind, first.grid, tuple(torch.cat(part) for part in parts))
+    return CausalState(first.owner, first.kind, first.grid, tuple(torch.cat(part) for part in parts), first.phase)
 
 
 def split(state: CausalState) -> list[CausalState]:
     """States of batch one that own their memory, so that keeping one does not keep the whole batch alive."""
     if state.batch == 1:
         return [state]
+    owner, kind, grid, phase = state.owner, state.kind, state.grid, state.phase
     return [
-        CausalState(state.owner, state.kind, state.grid, tuple(tensor[b : b + 1].clone() for tensor in state.tensors))
+        CausalState(owner, kind, grid, tuple(tensor[b : b + 1].clone() for tensor in state.tensors), phase)
         for b in range(state.batch)
     ]
+
+
+def ended(owner: str, kind: str, batch: int, grid: tuple[int, int], device: torch.device) -> CausalState:
+    """The state after a video's end: it remembers nothing and refuses to be continued."""
+    return CausalState(owner, kind, grid, (torch.empty((batch, 0), device=device),), ENDED)

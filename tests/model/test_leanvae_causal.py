@@ -155,7 +155,7 @@ def test_long_chunks_are_stepped_through_with_the_same_bits(vae, monkeypatch):
     video = pixels(5, 2, 7, 16, 16)
     whole = vae.encode(video, moments=True)[0]
     decoded = vae.decode(whole.mean)[0]
-    monkeypatch.setattr("model.leanvae.STEP_TOKENS", 2 * 4 * 2)  # two rows of two videos at a time
+    monkeypatch.setattr("model.leanvae.vae.STEP_TOKENS", 2 * 4 * 2)  # two rows of two videos at a time
     stepped = vae.encode(video, moments=True)[0]
     assert torch.equal(stepped.mean, whole.mean)
     assert torch.equal(stepped.logvar, whole.logvar)

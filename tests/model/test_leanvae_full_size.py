@@ -10,7 +10,7 @@ import torch
 
 import model
 from benchmarks.leanvae_plain import PlainLeanVAE
-from model.leanvae_parameters import empty_network
+from model.leanvae.parameters import empty_network
 from model.registry import PRESETS
 
 

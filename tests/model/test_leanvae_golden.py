@@ -7,8 +7,8 @@ import torch
 
 import model
 from benchmarks.leanvae_plain import PlainLeanVAE
-from model import haar
-from model.tokens import Carry
+from model.leanvae import haar
+from model.leanvae.tokens import Carry
 
 CHUNKS_ENC = (5, 9, 13)
 CHUNKS_DEC = (2, 3, 4)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import model
 from benchmarks.leanvae_plain import PlainLeanVAE
-from model import tokens
-from model.leanvae_parameters import Stack
+from model.leanvae import tokens
+from model.leanvae.parameters import Stack
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_which_backend_serves_which_arithmetic(monkeypatch):
 
 def test_layers_work_without_the_packed_product(golden, monkeypatch):
     """As on a build of PyTorch without oneDNN: same vectors, still bit for bit under chunking."""
-    monkeypatch.setattr("model.tokens._packs", lambda device, dtype: False)
+    monkeypatch.setattr("model.leanvae.tokens._packs", lambda device, dtype: False)
     plain = model.from_state_dict("leanvae", golden.config, golden.weights)
     whole = plain.encode(golden["in/A"])[0].mean
     golden.check("out/A_z", whole)
@@ -78,7 +78,7 @@ def test_layers_work_without_the_packed_product(golden, monkeypatch):
 
 def test_the_path_of_other_devices_gives_the_same_vectors(golden, monkeypatch):
     """Whole grids at once, as on a GPU, run here on the CPU: batches, chunks, images."""
-    for room in ("model.tokens", "model.leanvae_coder"):
+    for room in ("model.leanvae.tokens", "model.leanvae.coder"):
         monkeypatch.setattr(f"{room}.spans", lambda batch, rows, device: [(slice(0, batch), slice(0, rows))])
         monkeypatch.setattr(f"{room}.blocks", lambda count, device: [slice(0, count)])
     vae = model.from_state_dict("leanvae", golden.config, golden.weights)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from model import haar
-from model.tokens import PAST, Carry, NAFLayer, Projection, blocks, run_stack, spans, wide_dtype
+from model.leanvae import haar
+from model.leanvae.tokens import PAST, Carry, NAFLayer, Projection, blocks, run_stack, spans, wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-    from model.leanvae_parameters import Network, Stack
+    from model.leanvae.parameters import Network, Stack
 
 FRAMES, PIXELS = 4, 8  # of one token
 

@@ -1,0 +1,4 @@
+"""LeanVAE: 4x8x8, causal, a Haar transform and linear patches around NAF layers, latents by compressed sensing.
+
+`facts` (plain data), `parameters` (published names), `coder` with `haar` and `tokens` (arithmetic), `vae` (the network ready to run).
+"""

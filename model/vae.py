@@ -1,0 +1,164 @@
+"""What every network's class shares: checks at the doors, provenance, states. Families add the arithmetic.
+
+Enters: videos (float, or uint8 YUV planes as decoders give them) or latents, with the state of the previous chunk. Leaves: posteriors or
+videos, and the next state. A family implements `_run_encoder` and `_run_decoder`; nothing keeps state between calls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model import inputs
+from model import state as causal
+from model.colour import yuv_to_video
+from model.posterior import Posterior
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.checkpoint import CheckpointInfo
+    from model.interface import LatentSpec
+    from model.state import CausalState
+
+Memory = tuple[torch.Tensor, ...]  # what a run leaves for the next one; the batch is the first axis of each
+
+
+class CausalVAE:
+    """A network ready to run; see `model.interface.VideoVAE` for the contract.
+
+    Attributes:
+        spec: LatentSpec. config: published configuration keys. numerics: version of this code's arithmetic.
+        weights_sha256: hash of the weights' values. checkpoint: CheckpointInfo or None. untrained: True for random weights of `seed`.
+        device, dtype: where, and in which arithmetic the large products run. input_dtype: of videos and latents, at least float32.
+    """
+
+    numerics: int
+
+    def __init__(
+        self,
+        spec: LatentSpec,
+        config: dict[str, Any],
+        weights_sha256: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpoint: CheckpointInfo | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.spec, self.config, self.weights_sha256 = spec, config, weights_sha256
+        self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
+        self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
+        self._owner = f"{spec.network} {weights_sha256[:12]} {str(dtype).removeprefix('torch.')}"
+        self._warned = False
+
+    def __repr__(self) -> str:
+        origin = f"untrained, seed {self.seed}" if self.untrained else f"weights {self.weights_sha256[:12]}"
+        return f"{type(self).__name__}({self.spec.network}, {origin}, {self.dtype} on {self.device})"
+
+    # ---- doors ------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, video_BCTHW: torch.Tensor, state: CausalState | None = None, *, moments: bool = False
+    ) -> tuple[Posterior, CausalState]:
+        """Floating video `B 3 T H W` in `spec.value_range` -> raw posterior `B d t h w` (float32, or float64), state.
+
+        Without `state` T is as `spec.frames_rule` says (one frame is an image), with it a multiple of `spec.time_stride`.
+        `moments=True` adds the log-variance; the mean is the same bits.
+
+        Raises:
+            ValueError: wrong rank, dtype, frame count or size; a state of another network, batch or size.
+        """
+        inputs.check_video(video_BCTHW, self.spec, first=state is None)
+        if state is None and not self._warned and (complaint := inputs.range_complaint(video_BCTHW, self.spec)):
+            self._warned = True
+            warnings.warn(complaint, stacklevel=2)
+        return self._encode(video_BCTHW, state, moments=moments)
+
+    def encode_planes(
+        self,
+        planes_BT3HW: torch.Tensor,
+        matrices: Sequence[str],
+        state: CausalState | None = None,
+        *,
+        moments: bool = False,
+    ) -> tuple[Posterior, CausalState]:
+        """`encode` for uint8 YUV 4:4:4 limited-range planes `(B, T, 3, H, W)` with one matrix name per video.
+
+        The planes may lie on another device than the network: bytes are moved, a quarter of what floats would be.
+
+        Raises:
+            ValueError: as `encode`, and for unknown matrices.
+        """
+        inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
+        planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
+        video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
+        return self._encode(video, state, moments=moments)
+
+    @torch.no_grad()
+    def decode(
+        self, latent_BCthw: torch.Tensor, state: CausalState | None = None, *, last: bool = True
+    ) -> tuple[torch.Tensor, CausalState]:
+        """Raw latents `B d t h w` -> video `B 3 T H W` (float32, or float64; not clamped), state.
+
+        A network that interpolates in time needs the next latent for the last frames of this one: with `last=False` it may hold frames
+        back and return them with the next chunk. Over a whole video the frames are those of one call.
+
+        Raises:
+            ValueError: wrong rank, dtype or channels; a state of another network, batch or size.
+        """
+        inputs.check_latent(latent_BCthw, self.spec)
+        grid = (latent_BCthw.shape[3], latent_BCthw.shape[4])
+        self._check_state(state, "decode", latent_BCthw.shape[0], grid)
+        return self._run_decoder(latent_BCthw, state, last=last)
+
+    def stack_states(self, states: Sequence[CausalState]) -> CausalState:
+        """Batches concatenated in order. Raises ValueError for none, or for states of different networks, sizes or phases."""
+        return causal.stack(states)
+
+    def split_state(self, state: CausalState) -> list[CausalState]:
+        """States of batch one that own their memory."""
+        return causal.split(state)
+
+    # ---- what a family gives ----------------------------------------------------------------------------------------
+
+    def _run_encoder(
+        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        """A valid video on any device and of any floating dtype -> mean, log-variance where asked for, state."""
+        raise NotImplementedError
+
+    def _run_decoder(
+        self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool
+    ) -> tuple[torch.Tensor, CausalState]:
+        """Valid latents on any device and of any floating dtype -> video, state."""
+        raise NotImplementedError
+
+    # ---- between ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode(
+        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+    ) -> tuple[Posterior, CausalState]:
+        """A video already known to be valid -> posterior, state."""
+        self._check_state(state, "encode", video_BCTHW.shape[0], self._grid_of(video_BCTHW))
+        mean, logvar, after = self._run_encoder(video_BCTHW, state, moments=moments)
+        return Posterior(mean, logvar), after
+
+    def _grid_of(self, video_BCTHW: torch.Tensor) -> tuple[int, int]:
+        return video_BCTHW.shape[3] // self.spec.space_stride, video_BCTHW.shape[4] // self.spec.space_stride
+
+    def _check_state(self, state: CausalState | None, kind: str, batch: int, grid: tuple[int, int]) -> None:
+        if state is not None:
+            causal.check(state, owner=self._owner, kind=kind, batch=batch, grid=grid, device=self.device)
+
+    def _remember(
+        self, kind: str, grid: tuple[int, int], memory: Sequence[torch.Tensor], phase: str = ""
+    ) -> CausalState:
+        """The state that carries `memory` to the next chunk."""
+        return causal.CausalState(self._owner, kind, grid, tuple(memory), phase)
+
+    def _ended(self, kind: str, batch: int, grid: tuple[int, int]) -> CausalState:
+        """The state of a video that cannot be continued."""
+        return causal.ended(self._owner, kind, batch, grid, self.device)
