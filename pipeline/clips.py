@@ -28,8 +28,10 @@ SAME_ASPECT = 1e-9
 # --- the job's rules --------------------------------------------------------------------------------------------------
 
 
-def resolve_rules(config: ClipConfig, time_stride: int, space_stride: int, network: str) -> ClipRules:
-    """The job's clip section against a network's strides.
+def resolve_rules(
+    config: ClipConfig, time_stride: int, space_stride: int, network: str, lead_frames: int = 1
+) -> ClipRules:
+    """The job's clip section against a network's strides; it codes `lead_frames` (1 or 0) alone before its groups in time.
 
     Raises:
         ConfigError: frame counts or sizes the network cannot take; names those near them that it can.
@@ -40,7 +42,7 @@ def resolve_rules(config: ClipConfig, time_stride: int, space_stride: int, netwo
     if config.buckets:
         buckets = [parse_bucket(text) for text in config.buckets]
         for bucket in buckets:
-            _check_frames("clips.buckets", bucket.frames, time_stride, network)
+            _check_frames("clips.buckets", bucket.frames, time_stride, lead_frames, network)
             _check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
         if whole:
             buckets = [Bucket(0, bucket.height, bucket.width) for bucket in buckets]
@@ -49,7 +51,7 @@ def resolve_rules(config: ClipConfig, time_stride: int, space_stride: int, netwo
         frame_counts = (0,) if whole else tuple(sorted(set(config.frames)))
         for frames in frame_counts:
             if not whole:
-                _check_frames("clips.frames", frames, time_stride, network)
+                _check_frames("clips.frames", frames, time_stride, lead_frames, network)
         if config.size[0].startswith("area:"):
             height, width = parse_size(config.size[0].removeprefix("area:"))
             area, buckets = height * width, []
@@ -71,14 +73,16 @@ def resolve_rules(config: ClipConfig, time_stride: int, space_stride: int, netwo
         min_fps_ratio=config.min_fps_ratio,
         time_stride=time_stride,
         space_stride=space_stride,
+        lead_frames=lead_frames,
     )
 
 
-def _check_frames(field: str, frames: int, stride: int, network: str) -> None:
-    rest = (frames - 1) % stride
-    if rest:
-        near = f"{frames - rest} or {frames - rest + stride}"
-        raise ConfigError(f"{field}: {network} takes {stride}n+1 frames, got {frames}; counts near it that fit: {near}")
+def _check_frames(field: str, frames: int, stride: int, lead: int, network: str) -> None:
+    rest = (frames - lead) % stride
+    if rest or frames < lead:
+        near = f"{frames - rest} or {frames - rest + stride}" if frames > rest else f"{stride}"
+        rule = f"{stride}n+{lead}" if lead else f"{stride}n"
+        raise ConfigError(f"{field}: {network} takes {rule} frames, got {frames}; counts near it that fit: {near}")
 
 
 def _check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
@@ -157,6 +161,7 @@ def plan(
     available = grid_length(len(times_s), end_s, rules.fps)
     offered = _offered(info, rules)
     shortest = min((bucket.frames for bucket in rules.buckets), default=min(rules.frame_counts))
+    shortest = shortest or rules.lead_frames or rules.time_stride  # 0: the whole video, whatever its length
     if available < shortest:
         return refused("too_short", f"{available} frames at the sampling rate, the shortest clip needs {shortest}")
     fitting = [bucket for bucket in offered if bucket.frames <= available]
@@ -175,9 +180,9 @@ def plan(
     return tuple(clips), ()
 
 
-def whole_frames(available: int, time_stride: int) -> int:
-    """The longest `time_stride * n + 1` that `available` grid positions hold."""
-    return (available - 1) // time_stride * time_stride + 1
+def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
+    """The longest `time_stride * n + lead_frames` that `available` grid positions hold."""
+    return (available - lead_frames) // time_stride * time_stride + lead_frames
 
 
 def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules) -> int:
@@ -185,7 +190,7 @@ def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules
     if not clips or rules.select in ("head", "uniform"):
         return 0
     last = clips[-1]
-    frames = last.bucket.frames or whole_frames(available - last.start, rules.time_stride)
+    frames = last.bucket.frames or whole_frames(available - last.start, rules.time_stride, rules.lead_frames)
     return available - last.start - frames
 
 

@@ -120,11 +120,11 @@ class _Cut:
 
 def _prepare(plan: ClipPlan, times_s: np.ndarray, available: int, request: CutRequest) -> _Cut:
     rules = request.rules
-    count = plan.bucket.frames or clips.whole_frames(available - plan.start, rules.time_stride)
+    count = plan.bucket.frames or clips.whole_frames(available - plan.start, rules.time_stride, rules.lead_frames)
     frames = clips.frames_on_screen(times_s, plan.start, plan.start + count, rules.fps)
     if request.chunk_frames:
         step = max(rules.time_stride, request.chunk_frames // rules.time_stride * rules.time_stride)
-        borders = (0, *range(min(count, 1 + step), count, step), count)
+        borders = (0, *range(min(count, rules.lead_frames + step), count, step), count)
     else:
         borders = (0, count)
     return _Cut(plan, frames, borders)

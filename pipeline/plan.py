@@ -30,10 +30,12 @@ class LatentSize:
     time_stride: int
     space_stride: int
     tensors: int = 1
+    lead_frames: int = 1
 
     def num_bytes(self, frames: int, height: int, width: int) -> int:
         """Bytes of the latents of a clip of that many pixels and frames; containers add a few per cent."""
-        cells = ((frames - 1) // self.time_stride + 1) * (height // self.space_stride) * (width // self.space_stride)
+        steps = (frames - self.lead_frames) // self.time_stride + self.lead_frames
+        cells = steps * (height // self.space_stride) * (width // self.space_stride)
         return cells * self.channels * self.bytes_per_element * self.tensors
 
 
@@ -135,7 +137,7 @@ class _Tally:
 
     def _add(self, clip: ClipPlan, opened: OpenedVideo) -> None:
         available = grid_length(opened.info.num_frames, opened.info.duration_s, self._rules.fps)
-        frames = clip.bucket.frames or whole_frames(available, self._rules.time_stride)
+        frames = clip.bucket.frames or whole_frames(available, self._rules.time_stride, self._rules.lead_frames)
         fill = self._buckets.setdefault(str(clip.bucket), BucketFill())
         fill.clips += 1
         fill.frames += frames

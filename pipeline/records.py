@@ -158,8 +158,9 @@ class ClipRules:
     multiple_of: int
     upscale: bool
     min_fps_ratio: float
-    time_stride: int  # frames must be time_stride * n + 1
+    time_stride: int  # frames must be time_stride * n + lead_frames
     space_stride: int
+    lead_frames: int = 1  # frames the network codes alone at the start: 1 or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class ClipPlan:
 
     index: int
     start: int
-    bucket: Bucket  # frames 0: to the end of the video, trimmed to the model's rule
+    bucket: Bucket  # frames 0: to the end of the video, trimmed to the network's rule
     fps: float  # of the sampling grid
     start_s: float
     scaled_height: int  # after scale-to-cover, before the crop
@@ -190,7 +191,7 @@ class OpenedVideo:
 class FrameChunk:
     """The next frames of a clip: uint8 YUV 4:4:4 planes, limited range, at bucket size.
 
-    The first chunk of a clip has 4n+1 frames, later ones 4n (n from the model's time stride).
+    The first chunk of a clip has 4n+1 frames, later ones 4n (4 and 1 are the network's time stride and lead frames).
     """
 
     clip: int

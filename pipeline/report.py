@@ -36,6 +36,7 @@ class BuildReport:
     wall_s: float = 0.0
     startup_s: float = 0.0  # of the wall time, until the first encoder was up
     encoders: int = 0
+    step_sizes: dict[str, int] = field(default_factory=dict)  # FxHxW of a chunk -> most chunks a step of the network held
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +57,8 @@ class BuildReport:
         self.counts += result.counts
         self.timings += result.timings
         self.num_bytes += result.num_bytes
+        for shape, chunks in result.step_sizes.items():
+            self.step_sizes[shape] = max(chunks, self.step_sizes.get(shape, 0))
         for reason, n in result.rejects.items():
             self.rejects[reason] = self.rejects.get(reason, 0) + n
 
@@ -75,6 +78,8 @@ class BuildReport:
         ]
         if self.shards_done:
             lines.append(f"  time      {self._where()}")
+        if self.step_sizes:
+            lines.append("  steps     " + ", ".join(f"{n} x {shape}" for shape, n in sorted(self.step_sizes.items())))
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
             lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))

@@ -35,13 +35,14 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         raise ConfigError(
             f"model.name: {job.model.name!r} is a family; a plan needs its configuration (model.config) or a registered network"
         )
-    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network)
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     latent = LatentSize(
         channels=spec.latent_channels,
         bytes_per_element=ELEMENT_BYTES[job.write.dtype],
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
         tensors=2 if job.write.moments else 1,
+        lead_frames=spec.lead_frames,
     )
     return plan_corpus(_samples(resolve_inputs(job.inputs, job.storage), job), rules, job.decode, latent)
 

@@ -27,8 +27,8 @@ DOORS = {
     "ray": {"pipeline/engine/ray_actors.py", "pipeline/engine/ray_crew.py", "pipeline/engine/ray_session.py"},
     "boto3": {"pipeline/storage/"},
     "botocore": {"pipeline/storage/"},
-    "model": {"model/", "pipeline/encoder.py", "pipeline/cli.py"},
-    "torch": {"model/", "pipeline/encoder.py"},
+    "model": {"model/", "pipeline/encoder/", "pipeline/cli.py"},
+    "torch": {"model/", "pipeline/encoder/"},
     "av": {
         "pipeline/decode/",
         "pipeline/sample_corpus/",
@@ -44,7 +44,7 @@ DOORS = {
 ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
     "pipeline/config.py": "RAY_ADDRESS, which `ray job submit` sets",
-    "pipeline/encoder.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
+    "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
     "pipeline/engine/lanes.py": "inherited by the decoder processes",
     "pipeline/sample_corpus/__init__.py": "sets the log level of an encoder library that has no other switch",

@@ -49,6 +49,7 @@ class ShardResult:
     num_bytes: int
     rejects: dict[str, int]  # by reason
     files: int
+    step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ class ClipRun:
     waiting: deque[FrameChunk] = field(default_factory=deque)
     state: Any = None
     arrived: int = 0  # arrival number of the chunk at the head of `waiting`
+    dropped: bool = False  # given up: what still comes out of the network for it is of no use
 
 
 def shape_of(chunk: FrameChunk) -> Shape:
@@ -59,6 +60,7 @@ class Batcher:
 
     def drop(self, run: ClipRun) -> None:
         """Forgets what waits of `run`."""
+        run.dropped = True
         self._runs.pop(id(run), None)
         self.nbytes -= sum(chunk.nbytes for chunk in run.waiting)
         run.waiting.clear()

@@ -107,7 +107,7 @@ def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
 
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
-    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network)
+    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
 
 
 def _judge(report: BuildReport, job: EncodeJob) -> None:

@@ -23,7 +23,7 @@ from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Re
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
-    from pipeline.encoder import Encoded, Encoder
+    from pipeline.encoder import Encoded, Encoder, Launched
     from pipeline.engine.blueprint import Blueprint
     from pipeline.engine.lanes import Lanes
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
@@ -92,6 +92,7 @@ class EncodeLoop:
         self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
+        self._flying: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # in the network
         self._lanes = lanes
         self._feed = Feed(
             lanes,
@@ -137,7 +138,7 @@ class EncodeLoop:
             FatalError: the build must stop (never for one bad input).
         """
         begun = time.monotonic()
-        ready = len(self._batcher) > 0
+        ready = len(self._batcher) > 0 or self._flying is not None
         events = self._feed.events(0.0 if ready else wait_s)
         if not ready:
             self._account_wait(time.monotonic() - begun)
@@ -148,7 +149,9 @@ class EncodeLoop:
         # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
         batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
         if batch:
-            self._encode(batch)
+            self._launch(batch)
+        if self._flying is not None and not (batch and self._encoder.overlaps):
+            self._land()
         self.stats.lanes_ready = self._feed.ready_lanes
         reads = [attempt.read_at for attempt in self._attempts]
         self.stats.last_progress = max(self.stats.last_progress, *reads) if reads else self.stats.last_progress
@@ -223,19 +226,38 @@ class EncodeLoop:
 
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _encode(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
+    def _launch(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
+        """Starts a step; what was flying lands while it runs. States go on at once, so the next step may hold the same clips."""
         begun = time.monotonic()
-        chunks = [chunk for _, chunk in batch]
-        results = self._encoder.encode(chunks, [run.state for run, _ in batch])
-        spent = time.monotonic() - begun
-        self.stats.encode_s += spent
+        launched = self._encoder.launch([chunk for _, chunk in batch], [run.state for run, _ in batch])
+        for (run, _), state in zip(batch, launched.states, strict=True):
+            run.state = state
+        self._charge(batch, time.monotonic() - begun)
         self.stats.steps += 1
         self.stats.batched += len(batch)
+        if self._flying is not None:
+            self._land()
+        self._flying = batch, launched
+
+    def _charge(self, batch: list[tuple[ClipRun, FrameChunk]], spent_s: float) -> None:
+        self.stats.encode_s += spent_s
+        for run, _ in batch:
+            run.token.attempt.encode_s += spent_s / len(batch)
+
+    def _land(self) -> None:
+        """Waits for the step that flies and stores its latents."""
+        if self._flying is None:
+            return
+        (batch, launched), self._flying = self._flying, None
+        begun = time.monotonic()
+        results = launched.results()
+        self._charge(batch, time.monotonic() - begun)
         self.stats.last_progress = time.time()
         for (run, chunk), encoded in zip(batch, results, strict=True):
             attempt = run.token.attempt
-            attempt.encode_s += spent / len(batch)
             self._feed.consumed(chunk.nbytes)
+            if run.dropped:
+                continue
             try:
                 self._store_chunk(run, chunk, encoded)
             except OSError as error:
@@ -245,7 +267,6 @@ class EncodeLoop:
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
         clip: _Clip = run.token
-        run.state = encoded.state
         bad = _first_absurd(encoded, self._blueprint.job.write.max_abs)
         if bad is not None:
             self._drop_run(clip.attempt, clip.video.sample, clip.plan.index)
@@ -315,7 +336,7 @@ class EncodeLoop:
                 continue
             if result is not None:
                 self._forget(attempt)
-                ended.append(result)
+                ended.append(replace(result, step_sizes=self._encoder.choices()))
                 self.stats.last_progress = time.time()
         return ended
 

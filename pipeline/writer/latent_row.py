@@ -66,11 +66,12 @@ def latent_row(clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, mome
 
 def _check_shape(clip: LatentClip, spec: dict[str, Any]) -> None:
     bucket = clip.plan.bucket
-    frames, rest = divmod(clip.num_frames - 1, spec["time_stride"])
+    lead = spec["lead_frames"]
+    groups, rest = divmod(clip.num_frames - lead, spec["time_stride"])
     stride = spec["space_stride"]
-    expected = (spec["latent_channels"], frames + 1, bucket.height // stride, bucket.width // stride)
-    if rest or clip.num_frames < 1 or (bucket.frames and bucket.frames != clip.num_frames):
-        wanted = f"{bucket.frames} frames" if bucket.frames else f"{spec['time_stride']}n+1 frames"
+    expected = (spec["latent_channels"], groups + lead, bucket.height // stride, bucket.width // stride)
+    if rest or groups + lead < 1 or (bucket.frames and bucket.frames != clip.num_frames):
+        wanted = f"{bucket.frames} frames" if bucket.frames else f"{spec['time_stride']}n+{lead} frames"
         raise BuildError(
             f"clip {clip.id} has {clip.num_frames} frames, expected {wanted}", key=clip.sample.key, stage="write"
         )

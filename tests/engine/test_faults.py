@@ -27,13 +27,13 @@ def shard(tmp_path):
 @pytest.fixture
 def busy_encoder(monkeypatch):
     """A network that takes time, so that what happens meanwhile is met in the middle of a batch."""
-    encode = Encoder.encode
+    launch = Encoder.launch
 
     def slow(self, chunks, states):
         time.sleep(0.05)
-        return encode(self, chunks, states)
+        return launch(self, chunks, states)
 
-    monkeypatch.setattr(Encoder, "encode", slow)
+    monkeypatch.setattr(Encoder, "launch", slow)
     monkeypatch.setattr(Encoder, "largest_batch", lambda self, shape: 1)
 
 
@@ -93,23 +93,23 @@ def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp
     """Clip 0 comes out absurd, then the decoder is killed and the video starts again: the books still say what befell clip 0."""
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(200, 256, 256), "txt": b"x"}})
     lanes = []
-    spawn, encode = ProcessLanes.__init__, Encoder.encode
+    spawn, launch = ProcessLanes.__init__, Encoder.launch
 
     def remember(self, *arguments):
         lanes.append(self)
         spawn(self, *arguments)
 
     def absurd_then_dead(self, chunks, states):
-        results = encode(self, chunks, states)
-        for chunk, result in zip(chunks, results, strict=True):
+        launched = launch(self, chunks, states)
+        for chunk, result in zip(chunks, launched.results(), strict=True):
             if chunk.clip == 0:
                 result.mean_Cthw[:] = np.nan
                 for pid in lanes.pop().pids() if lanes else []:
                     os.kill(pid, signal.SIGKILL)
-        return results
+        return launched
 
     monkeypatch.setattr(ProcessLanes, "__init__", remember)
-    monkeypatch.setattr(Encoder, "encode", absurd_then_dead)
+    monkeypatch.setattr(Encoder, "launch", absurd_then_dead)
     # 16 MiB of frames are a third of the video, so that the decoder is still at it.
     overrides = ("clips.size=256x256", "engine.frame_bytes=16777216", "engine.decoders=1")
     report = pipeline.encode(tiny_job(shard, tmp_path / "out", *overrides))

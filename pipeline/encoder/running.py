@@ -1,0 +1,200 @@
+"""A network at work: steps of chunks through it, with the states their clips carry.
+
+Enters: `FrameChunk`s of equal shape with the state each clip carries. Leaves: states at once, numpy latents when asked for. On CUDA a
+launched step runs while the next one is prepared. Out of memory halves the batch and then the chunk, which changes no value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.encoder.network import Network, load_torch, load_vae
+from pipeline.encoder.staging import CudaStaging, HostStaging
+from pipeline.encoder.step_budget import StepBudget
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model.interface import LatentSpec
+    from pipeline.config import ModelConfig
+    from pipeline.engine.batching import Shape
+    from pipeline.records import FrameChunk
+
+# Pixel-frames per encode step: on CPU a step of this size runs its matrix products at full rate, more only adds latency;
+# a GPU wants far more rows before its matrix units are busy.
+STEP_PIXELS_CPU = 17 * 256 * 256
+STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
+
+
+def identify(config: ModelConfig) -> Network:
+    """The network a job would use, found by loading it once on CPU: bad checkpoints show before workers start.
+
+    Raises:
+        CheckpointError: no weights, unsafe weights, weights of another network.
+    """
+    return Encoder(config, "cpu", "float32").network()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Result of one chunk: float32 `CTHW` on the latent grid, and what the clip's next chunk needs."""
+
+    mean_Cthw: np.ndarray
+    logvar_Cthw: np.ndarray | None
+    state: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step under way: `states` can go into the next step at once; `results` waits for the latents."""
+
+    states: list[Any]
+    results: Callable[[], list[Encoded]]
+
+
+class Encoder:
+    """A network on its device. `threads`: arithmetic threads (None: torch's choice); `batch`: most chunks a step (None: by size)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: str,
+        compute_dtype: str,
+        *,
+        moments: bool = False,
+        threads: int | None = None,
+        batch: int | None = None,
+    ) -> None:
+        torch = load_torch()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._vae = load_vae(config, device, compute_dtype)
+        self._torch = torch
+        self._device = torch.device(device)
+        self._moments = moments
+        self._cuda = self._device.type == "cuda"
+        self._staging = CudaStaging(self._device) if self._cuda else HostStaging()
+        self._budget = StepBudget(
+            STEP_PIXELS_CUDA if self._cuda else STEP_PIXELS_CPU, batch, self._free_bytes if self._cuda else None
+        )
+        self.spec: LatentSpec = self._vae.spec
+        self.overlaps = self._staging.overlaps  # whether a step runs on while the caller prepares the next
+
+    def network(self) -> Network:
+        """What the weights and the arithmetic are, JSON-ready."""
+        vae = self._vae
+        identity = {
+            "network": self.spec.network,
+            "config": dict(vae.config),
+            "weights_sha256": vae.weights_sha256,
+            "untrained": vae.untrained,
+            "numerics": vae.numerics,
+        }
+        return Network(
+            self.spec, identity, vae.checkpoint.to_dict() if vae.checkpoint else {"untrained_seed": vae.seed}
+        )
+
+    def largest_batch(self, shape: Shape) -> int:
+        """Chunks of this shape per step."""
+        return self._budget.chunks(*shape[1:])
+
+    def choices(self) -> dict[str, int]:
+        """Chunks a step by chunk shape, as chosen so far."""
+        return self._budget.choices()
+
+    def encode(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> list[Encoded]:
+        """`launch`, and wait for it."""
+        return self.launch(chunks, states).results()
+
+    def launch(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> Launched:
+        """One step: `chunks` are alike in shape, `states` (None for first chunks) belong to them in order.
+
+        Raises:
+            ConfigError: not even one group of frames fits into the device's memory.
+        """
+        frames, _, height, width = chunks[0].planes_T3HW.shape
+        if len(chunks) == 1 and self._budget.too_long(frames, height, width):
+            return self._launch_in_parts(chunks[0], states[0])
+        try:
+            return self._step(chunks, states)
+        except self._torch.OutOfMemoryError:
+            self._budget.ran_out(len(chunks), frames, height, width)
+            self._release_memory()
+        if len(chunks) == 1:
+            return self._launch_in_parts(chunks[0], states[0])
+        half = len(chunks) // 2
+        a, b = self.launch(chunks[:half], states[:half]), self.launch(chunks[half:], states[half:])
+        return Launched(a.states + b.states, lambda: a.results() + b.results())
+
+    def _launch_in_parts(self, chunk: FrameChunk, state: Any) -> Launched:
+        """One chunk that is too large, in two along time, on a group boundary: the same latents from less memory."""
+        spec, frames = self.spec, chunk.planes_T3HW.shape[0]
+        lead = spec.lead_frames if chunk.first else 0
+        groups = (frames - lead) // spec.time_stride
+        if spec.chunking == "none" or groups < (1 if lead else 2):
+            raise ConfigError(
+                f"clips.size: {chunk.planes_T3HW.shape[2]}x{chunk.planes_T3HW.shape[3]} does not fit into the device's memory even "
+                f"as {frames} frames alone; use a smaller size"
+                + (f" (or shorter clips: {spec.network} encodes clips whole)" if spec.chunking == "none" else "")
+            )
+        cut = lead + groups // 2 * spec.time_stride
+        planes, times = chunk.planes_T3HW, chunk.pts_s
+        kind = type(chunk)
+        head = kind(chunk.clip, planes[:cut], times[:cut], chunk.color_matrix, chunk.first, last=False)
+        tail = kind(chunk.clip, planes[cut:], times[cut:], chunk.color_matrix, first=False, last=chunk.last)
+        a = self.launch([head], [state])
+        b = self.launch([tail], a.states)
+        return Launched(b.states, lambda: [_joined(a.results()[0], b.results()[0])])
+
+    def _step(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> Launched:
+        before = self._watch_memory()
+        planes_BT3HW = self._staging.upload([chunk.planes_T3HW for chunk in chunks])
+        carried = None if states[0] is None else self._vae.stack_states(list(states))
+        matrices = [chunk.color_matrix for chunk in chunks]
+        with self._torch.inference_mode():
+            posterior, after = self._vae.encode_planes(planes_BT3HW, matrices, carried, moments=self._moments)
+            mean = self._staging.download(posterior.mean)
+            logvar = None if posterior.logvar is None else self._staging.download(posterior.logvar)
+        # A last chunk's state has no use; keeping it would hold device memory until the clip is written.
+        parts = self._vae.split_state(after)
+        kept = [None if chunk.last else parts[i] for i, chunk in enumerate(chunks)]
+        frames, _, height, width = chunks[0].planes_T3HW.shape
+        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before))
+
+        def results() -> list[Encoded]:
+            means, logvars = mean(), None if logvar is None else logvar()
+            return [Encoded(means[i], None if logvars is None else logvars[i], kept[i]) for i in range(len(chunks))]
+
+        return Launched(kept, results)
+
+    # ---- memory of the device ---------------------------------------------------------------------------------------
+
+    def _free_bytes(self) -> int:
+        """What the device has left for this process, counting what the allocator holds and does not use."""
+        cuda = self._torch.cuda
+        free, _ = cuda.mem_get_info(self._device)
+        return int(free + cuda.memory_reserved(self._device) - cuda.memory_allocated(self._device))
+
+    def _watch_memory(self) -> int:
+        if not self._cuda:
+            return 0
+        self._torch.cuda.reset_peak_memory_stats(self._device)
+        return int(self._torch.cuda.memory_allocated(self._device))
+
+    def _peak_since(self, before: int) -> int:
+        return int(self._torch.cuda.max_memory_allocated(self._device)) - before if self._cuda else 0
+
+    def _release_memory(self) -> None:
+        if self._cuda:
+            self._torch.cuda.empty_cache()
+
+
+def _joined(a: Encoded, b: Encoded) -> Encoded:
+    logvar = None
+    if a.logvar_Cthw is not None and b.logvar_Cthw is not None:
+        logvar = np.concatenate([a.logvar_Cthw, b.logvar_Cthw], axis=1)
+    return Encoded(np.concatenate([a.mean_Cthw, b.mean_Cthw], axis=1), logvar, b.state)

@@ -1,0 +1,101 @@
+"""The way of bytes to the device and back. On CUDA through pinned memory and a stream of their own, so that transfers hide behind work.
+
+Enters: uint8 planes of chunks alike in shape; latents on the device. Leaves: planes `B T 3 H W` on the device, ordered before the work
+that is launched next; a promise of numpy latents.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.encoder.network import load_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+SHAPES = 4  # shapes that keep their pinned buffers; pinning memory costs milliseconds
+BUFFERS = 2  # of a shape: one on its way to the device while the next is filled
+
+
+class HostStaging:
+    """For a CPU: nothing moves."""
+
+    overlaps = False
+
+    def __init__(self) -> None:
+        self._torch = load_torch()
+
+    def upload(self, planes: Sequence[np.ndarray]) -> torch.Tensor:
+        """`T 3 H W` arrays -> one tensor `B T 3 H W`."""
+        # Arrays out of Ray's object store are read-only, which torch warns about; stacking copies, and one chunk is cheap to copy.
+        alone = len(planes) == 1 and planes[0].flags.writeable
+        return self._torch.from_numpy(planes[0][None] if alone else np.stack(planes))
+
+    def download(self, latent_BCthw: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Float32 `B C t h w` when called."""
+        array: np.ndarray = latent_BCthw.float().numpy()
+        return lambda: array
+
+
+class CudaStaging:
+    """Two pinned buffers a shape and a copy stream: a batch travels while the one before it is in the network."""
+
+    overlaps = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._torch = load_torch()
+        self._device = device
+        self._copies = self._torch.cuda.Stream(device)
+        self._buffers: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, Any]]] = OrderedDict()
+
+    def upload(self, planes: Sequence[np.ndarray]) -> torch.Tensor:
+        """`T 3 H W` arrays -> one tensor `B T 3 H W` on the device; work launched on the current stream afterwards sees it whole."""
+        torch = self._torch
+        buffer, copied = self._free_buffer((len(planes), *planes[0].shape))
+        view = buffer.numpy()
+        for index, chunk in enumerate(planes):
+            view[index] = chunk
+        working = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):
+            on_device = buffer.to(self._device, non_blocking=True)
+            copied.record(self._copies)
+        working.wait_event(copied)
+        on_device.record_stream(working)  # its memory is the copy stream's; it must outlive the work
+        return on_device
+
+    def download(self, latent_BCthw: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Float32 `B C t h w` when called; calling waits for the work that makes it."""
+        torch = self._torch
+        pinned = torch.empty(latent_BCthw.shape, dtype=torch.float32, pin_memory=True)
+        pinned.copy_(latent_BCthw, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            array: np.ndarray = pinned.numpy()
+            return array
+
+        return wait
+
+    def _free_buffer(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, Any]:
+        """The pinned buffer of this shape that was used longest ago, once its last copy is done."""
+        torch = self._torch
+        if shape not in self._buffers:
+            self._buffers[shape] = [
+                (torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(BUFFERS)
+            ]
+        self._buffers.move_to_end(shape)
+        while len(self._buffers) > SHAPES:
+            _, old = self._buffers.popitem(last=False)
+            for _, copied in old:
+                copied.synchronize()  # never unpin what is still being read
+        pair = self._buffers[shape].pop(0)
+        self._buffers[shape].append(pair)
+        pair[1].synchronize()  # returns at once for a buffer never used
+        return pair
