@@ -74,6 +74,29 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: merged[key] for key in family.keys}
 
 
+def card(name: str) -> dict[str, Any]:
+    """All that is known of a preset, JSON-ready: its spec, configuration, licence, where its weights lie.
+
+    Raises:
+        ValueError: not a preset.
+    """
+    name = resolve(name)
+    if name not in PRESETS:
+        raise ValueError(f"{name} is a family, which has no fixed facts; presets: {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    return {
+        "family": preset.family,
+        "aliases": list(preset.aliases),
+        "frames": spec(name).frames_rule,
+        "spec": spec(name).to_dict(),
+        "config": dict(preset.config),
+        "published": preset.published,
+        "licence": preset.licence,
+        "source": preset.source,
+        "note": preset.note,
+    }
+
+
 def spec(name: str, config: Mapping[str, Any] | None = None) -> LatentSpec:
     """The `LatentSpec` of a preset, or of a family with its configuration.
 

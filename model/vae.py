@@ -57,6 +57,11 @@ class CausalVAE:
         origin = f"untrained, seed {self.seed}" if self.untrained else f"weights {self.weights_sha256[:12]}"
         return f"{type(self).__name__}({self.spec.network}, {origin}, {self.dtype} on {self.device})"
 
+    @property
+    def decode_chunking(self) -> str:
+        """As `spec.chunking`, for the other direction."""
+        return self.spec.chunking
+
     # ---- doors ------------------------------------------------------------------------------------------------------
 
     def encode(

@@ -38,6 +38,8 @@ Size = Annotated[
 ]
 Clips = Annotated[str | None, typer.Option(help="head, tile, slide:STRIDE, uniform:N or whole. [default: head]")]
 Model = Annotated[str | None, typer.Option(help="Network; `lathe models` lists them. [default: leanvae-dim16]")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")]
+Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
 
 
@@ -47,8 +49,8 @@ def encode(
         list[str] | None, typer.Argument(metavar="INPUT... OUTPUT", help="Shards or videos, then the output.")
     ] = None,
     model: Model = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")] = None,
-    untrained: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")] = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
     fps: Fps = None,
     frames: Frames = None,
     size: Size = None,
@@ -208,20 +210,64 @@ def sample(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the networks that can be named with --model."""
-    import model as networks
+def models(
+    name: Annotated[str | None, typer.Argument(help="One network, with everything known about it.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the networks that can be named with --model, or tell all about one."""
 
-    rows = {name: networks.spec(name).to_dict() for name in networks.names()}
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    lines = [
-        f"{name:16} {spec['latent_channels']} channels, {spec['time_stride']}x{spec['space_stride']}x{spec['space_stride']}, "
-        f"pixels in {list(spec['value_range'])}, chunking {spec['chunking']}"
-        for name, spec in rows.items()
-    ]
-    typer.echo("\n".join(lines))
+    def run() -> None:
+        from model import registry
+        from pipeline.errors import ConfigError
+
+        try:
+            cards = {own: registry.card(own) for own in ([registry.resolve(name)] if name else registry.names())}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        _show(cards, "model_lines" if name else "models_lines", as_json)
+
+    _guard(run, debug=debug)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Network; `lathe models` lists them.")],
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    compute_dtype: Annotated[
+        str | None, typer.Option("--compute-dtype", help="float32, bfloat16 or float16. [default: by device]")
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Frame size to try.")] = "64x64",
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure on your weights and machine that chunks, batches and interleaving change no latent. Exit code 1 if one does."""
+
+    def run() -> None:
+        from pipeline.config import build_job, parse_size
+        from pipeline.encoder.examination import check_network
+
+        flags = {
+            "inputs": ["."],
+            "output": ".",
+            "model.name": model,
+            "model.checkpoint": checkpoint,
+            "model.untrained": untrained,
+            "model.device": device,
+            "model.compute_dtype": compute_dtype,
+        }
+        height, width = parse_size(size)
+        job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
+        verdict = check_network(job.model, height=height, width=width)
+        _show(verdict, "check_lines", as_json)
+        if not verdict["ok"]:
+            raise typer.Exit(1)
+
+    _guard(run, debug=debug)
 
 
 @app.command("convert-checkpoint")

@@ -36,7 +36,9 @@ class BuildReport:
     wall_s: float = 0.0
     startup_s: float = 0.0  # of the wall time, until the first encoder was up
     encoders: int = 0
-    step_sizes: dict[str, int] = field(default_factory=dict)  # FxHxW of a chunk -> most chunks a step of the network held
+    step_sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # FxHxW of a chunk -> most chunks a step of the network held
     notices: list[str] = field(default_factory=list)
 
     @property

@@ -108,3 +108,80 @@ def _tree(value: Any, depth: int) -> list[str]:
             text = item if isinstance(item, str) else json.dumps(item, default=str)
             lines.append(f"{pad}{name:14} {text if len(text) <= 200 else text[:197] + '...'}")
     return lines
+
+
+def _normalisation(spec: dict[str, Any]) -> str:
+    """How latents are recommended to be normalised, in a few characters."""
+
+    def value(number: Any) -> str:
+        return f"{len(number)} values" if isinstance(number, (list, tuple)) else f"{number:g}"
+
+    if spec["mean"] is not None:
+        return "mean/std per channel"
+    if spec["scale"] is None:
+        return "none known"
+    return f"scale {value(spec['scale'])}" + (f", shift {value(spec['shift'])}" if spec["shift"] is not None else "")
+
+
+def models_lines(cards: dict[str, Any]) -> list[str]:
+    """Cards of the registry, a line each."""
+    rows = [("name", "channels", "stride", "frames", "pixels in", "normalisation", "chunks", "licence", "weights")]
+    for name, card in cards.items():
+        spec = card["spec"]
+        low, high = spec["value_range"]
+        rows.append(
+            (
+                name,
+                str(spec["latent_channels"]),
+                f"{spec['time_stride']}x{spec['space_stride']}x{spec['space_stride']}",
+                card["frames"],
+                f"[{low:g}, {high:g}]",
+                _normalisation(spec),
+                {"none": "whole clips"}.get(spec["chunking"], spec["chunking"]),
+                card["licence"],
+                card["published"] or "none published",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def model_lines(cards: dict[str, Any]) -> list[str]:
+    """One card, everything on it."""
+    ((name, card),) = cards.items()
+    spec = card["spec"]
+    also = f" (also {', '.join(card['aliases'])})" if card["aliases"] else ""
+    lines = [
+        f"{name}{also}: {spec['latent_channels']} channels, {spec['time_stride']}x{spec['space_stride']}x{spec['space_stride']}, "
+        f"{card['frames']} frames, pixels in {list(spec['value_range'])}",
+        f"  chunking  {spec['chunking']}",
+        f"  channels  {spec['channel_semantics'] or 'no meaning known'}",
+    ]
+    lines += [
+        f"  {key:9} {json.dumps(spec[key])}" for key in ("scale", "shift", "mean", "std") if spec[key] is not None
+    ]
+    lines += [
+        f"  config    {json.dumps(card['config'])}",
+        f"  weights   {card['published'] or 'none published that can be fetched'}",
+        f"  licence   {card['licence']}",
+        f"  source    {card['source']}",
+    ]
+    return lines + ([f"  note      {card['note']}"] if card["note"] else [])
+
+
+def check_lines(verdict: dict[str, Any]) -> list[str]:
+    """The dictionary of `check_network`."""
+    origin = "UNTRAINED random weights" if verdict["untrained"] else f"weights {verdict['weights_sha256'][:12]}"
+    claims = {"exact": "bit for bit", "rounding": "to rounding", "none": "whole clips only"}
+    lines = [
+        f"{verdict['network']}, {origin}, {verdict['compute_dtype']} on {verdict['device']}, frames {verdict['size']}: "
+        + ("lossless" if verdict["ok"] else "NOT LOSSLESS"),
+        "  claims    " + ", ".join(f"{way} {claims[claim]}" for way, claim in verdict["claim"].items()),
+        f"  {'':7} {'property':34} {'difference':>10} {'allowed':>10} {'of values to':>12}",
+    ]
+    for finding in verdict["findings"]:
+        lines.append(
+            f"  {finding['direction']:7} {finding['property']:34} {finding['difference']:10.2e} {finding['allowed']:10.2e} "
+            f"{finding['magnitude']:12.3g}  {'ok' if finding['ok'] else 'FAILED'}"
+        )
+    return lines

@@ -1,0 +1,47 @@
+"""`lathe check`: the losslessness of the user's own network, weights and machine, measured.
+
+Enters: the model section of a job and a frame size. Leaves: a JSON-ready verdict with one line per property.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.encoder.network import cuda_available, load_torch, load_vae, resolve_device
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import ModelConfig
+
+
+def check_network(config: ModelConfig, *, height: int = 64, width: int = 64) -> dict[str, Any]:
+    """Encodes and decodes a synthetic video in many ways and compares; see `model.losslessness`.
+
+    Raises:
+        ConfigError: a size the network cannot take, CUDA where there is none.
+        CheckpointError: no weights, unsafe weights, weights of another network.
+    """
+    cuda = config.device.startswith("cuda") or (config.device == "auto" and cuda_available())
+    device, dtype = resolve_device(config.device, config.compute_dtype, cuda=cuda)
+    vae = load_vae(config, device, dtype)
+    stride = vae.spec.space_stride
+    if height % stride or width % stride or height < 1 or width < 1:
+        raise ConfigError(
+            f"--size: {vae.spec.network} takes sides that are multiples of {stride}, got {height}x{width}"
+        )
+    from model.losslessness import examine
+
+    with load_torch().inference_mode():
+        findings = list(examine(vae, height=height, width=width))
+    return {
+        "network": vae.spec.network,
+        "weights_sha256": vae.weights_sha256,
+        "untrained": vae.untrained,
+        "device": device,
+        "compute_dtype": dtype,
+        "claim": {"encode": vae.spec.chunking, "decode": vae.decode_chunking},
+        "size": f"{height}x{width}",
+        "ok": all(finding.ok for finding in findings),
+        "findings": [{**asdict(finding), "ok": finding.ok} for finding in findings],
+    }
