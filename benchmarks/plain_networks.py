@@ -1,0 +1,33 @@
+"""The plain layer-by-layer networks by the name of their preset. Enters: published configuration and weights. Leaves: a module whose call
+takes a video `B 3 T H W` in the network's range to the posterior mean `B d t h w`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
+
+
+def build(name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The plain form of a preset's network."""
+    family = registry.family_of(name).name
+    if family == "leanvae":
+        from benchmarks.leanvae_plain import PlainLeanVAE
+
+        return PlainLeanVAE(config, weights)
+    if family == "wfvae":
+        from benchmarks.wfvae_plain import PlainWFVAE
+
+        return PlainWFVAE(config, weights)
+    if family == "ivvae":
+        from benchmarks.ivvae_plain import PlainIVVAE
+
+        return PlainIVVAE(config, weights)
+    raise SystemExit(f"{name}: no plain implementation of family {family}")
