@@ -248,7 +248,7 @@ def check(
     """Measure on your weights and machine that chunks, batches and interleaving change no latent. Exit code 1 if one does."""
 
     def run() -> None:
-        from pipeline.config import build_job, parse_size
+        from pipeline.config import build_job
         from pipeline.encoder.examination import check_network
 
         flags = {
@@ -260,9 +260,8 @@ def check(
             "model.device": device,
             "model.compute_dtype": compute_dtype,
         }
-        height, width = parse_size(size)
         job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
-        verdict = check_network(job.model, height=height, width=width)
+        verdict = check_network(job.model, size)
         _show(verdict, "check_lines", as_json)
         if not verdict["ok"]:
             raise typer.Exit(1)

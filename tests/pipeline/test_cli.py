@@ -94,11 +94,6 @@ def test_plan_says_what_encode_will_do(built):
     assert (plan["clips"], plan["frames"]) == (status["clips"], status["frames"])
 
 
-def test_models_lists_names_and_ranges():
-    assert "leanvae-dim16" in lathe("models").stdout
-    assert json.loads(lathe("models", "--json").stdout)["leanvae-dim4"]["value_range"] == [-0.5, 0.5]
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

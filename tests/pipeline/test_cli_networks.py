@@ -1,0 +1,94 @@
+"""`lathe models` and `lathe check`: what is known of a network, and whether it is lossless here."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from model import registry
+from pipeline.cli import app
+from tests.tiny_corpus import TINY_NETWORK
+
+TINY = ("--set", f"model.config={json.dumps(TINY_NETWORK)}")
+
+
+def lathe(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_every_network_has_a_line_with_what_a_user_must_know():
+    header, *lines = lathe("models").stdout.splitlines()
+    assert header.split()[:4] == ["name", "channels", "stride", "frames"]
+    assert [line.split()[0] for line in lines] == list(registry.names())
+    (lean,) = [line for line in lines if line.startswith("leanvae-dim4 ")]
+    for word in (
+        "4x8x8",
+        "4n+1",
+        "[-0.5, 0.5]",
+        "scale 0.7744",
+        "exact",
+        "MIT",
+        "hf://Yumic/LeanVAE/LeanVAE-dim4.ckpt",
+    ):
+        assert word in lean
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_all_about_one_network(name):
+    told = lathe("models", name).stdout
+    assert told.startswith(name)
+    card = json.loads(lathe("models", name, "--json").stdout)[name]
+    assert card["licence"]
+    assert card["source"].startswith("https://")
+    assert card["published"] is None or card["published"].startswith("hf://")
+    assert card["spec"]["network"] == name
+    assert card["source"] in told
+    for alias in card["aliases"]:
+        assert lathe("models", alias).stdout == told
+
+
+def test_unknown_names_and_families_are_told_apart():
+    assert "leanvae-dim16" in lathe("models", "nonesuch", code=2).stderr
+    assert "family" in lathe("models", "leanvae", code=2).stderr
+
+
+def test_check_measures_and_says_so():
+    result = lathe("check", "leanvae", *TINY, "--untrained", 0, "--size", "16x24", "--device", "cpu")
+    assert "UNTRAINED" in result.stdout
+    assert "lossless" in result.stdout.splitlines()[0]
+    assert result.stdout.count("  ok") == 19
+    verdict = json.loads(
+        lathe("check", "leanvae", *TINY, "--untrained", 0, "--size", "16x24", "--device", "cpu", "--json").stdout
+    )
+    assert verdict["ok"]
+    assert verdict["claim"] == {"encode": "exact", "decode": "exact"}
+    assert {finding["difference"] for finding in verdict["findings"]} == {0.0}
+
+
+def test_check_fails_where_a_network_is_not_lossless(monkeypatch):
+    from model.leanvae.vae import LeanVAE
+
+    split = LeanVAE.split_state
+    monkeypatch.setattr(LeanVAE, "split_state", lambda self, state: list(reversed(split(self, state))))
+    result = lathe("check", "leanvae", *TINY, "--untrained", 0, "--size", "16x24", "--device", "cpu", code=1)
+    assert "NOT LOSSLESS" in result.stdout
+    assert result.stdout.count("FAILED") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("leanvae-dim4",), "needs weights"),
+        (("nonesuch", "--untrained", 0), "unknown network"),
+        (("leanvae", *TINY, "--untrained", 0, "--size", "16x20"), "multiples of 8, got 16x20"),
+        (("leanvae", *TINY, "--untrained", 0, "--size", "big"), "big"),
+        (("leanvae", *TINY, "--untrained", 0, "--checkpoint", "x.ckpt"), "exclude"),
+        (("leanvae", "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt"),
+    ],
+)
+def test_wrong_commands_are_one_line_and_exit_code_2(arguments, words):
+    result = lathe("check", *arguments, code=2)
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
