@@ -175,6 +175,24 @@ def test_whole_has_no_length_of_its_own():
     assert [whole_frames(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 5, 5, 9]
 
 
+def test_networks_that_code_no_frame_alone():
+    """Frames in plain groups (`4n`), and frame by frame (`n`)."""
+    with pytest.raises(
+        ConfigError, match=r"clips\.frames: net takes 4n frames, got 17; counts near it that fit: 16 or 20"
+    ):
+        resolve_rules(validate(ClipConfig, {}), 4, 8, "net", lead_frames=0)
+    with pytest.raises(ConfigError, match="4n frames, got 2; counts near it that fit: 4"):
+        resolve_rules(validate(ClipConfig, {"frames": 2}), 4, 8, "net", lead_frames=0)
+    groups = resolve_rules(validate(ClipConfig, {"select": "whole"}), 4, 8, "net", lead_frames=0)
+    assert [whole_frames(n, 4, 0) for n in (4, 7, 8)] == [4, 4, 8]
+    (clip,), _ = planned(groups, frames=103)
+    assert uncovered_tail((clip,), 103, groups) == 3
+    none, (reject,) = planned(groups, frames=3)
+    assert (none, reject.reason) == ((), "too_short")
+    single = resolve_rules(validate(ClipConfig, {"frames": 6}), 1, 8, "net")
+    assert spans(planned(single, frames=100)[0]) == [(0, 6)]
+
+
 def test_start_time_and_rate_follow_the_grid():
     clips, _ = planned(rules_of(select="tile", fps=10.0), frames=100, fps=25.0)
     assert [(clip.start_s, clip.fps) for clip in clips] == [(0.0, 10.0), (1.7, 10.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -81,6 +82,13 @@ def test_first_chunk_has_one_frame_more(numbers, chunk_frames, lengths):
     assert [chunk.last for chunk in chunks] == [False] * (len(lengths) - 1) + [True]
     assert all(chunk.planes_T3HW.flags.c_contiguous and chunk.planes_T3HW.flags.owndata for chunk in chunks)
     assert frames_of(chunks) == [i % 16 for i in range(33)]
+
+
+def test_without_a_lone_first_frame_all_chunks_are_alike(numbers):
+    request = request_of(numbers, frames=17, chunk_frames=8)
+    rules = resolve_rules(validate(ClipConfig, {"size": "48x48", "frames": 16}), 4, 8, "net", lead_frames=0)
+    _, answers, _ = cut(dataclasses.replace(request, rules=rules))
+    assert [chunk.planes_T3HW.shape[0] for chunk in by_clip(answers)[0]] == [8, 8]
 
 
 def test_chunking_changes_no_pixel(texture):
