@@ -106,6 +106,6 @@ def _what_to_give(name: str, *, both: bool) -> str:
         where = (
             f"its published weights ({preset.licence}) are {preset.published}; "
             if preset.published
-            else f"its authors published none ({preset.source}); "
+            else f"none that can be fetched are published ({preset.note or preset.source}); "
         )
     return f"{name} needs weights: {where}give checkpoint=PATH_OR_URI, or untrained=SEED for a trial whose latents mean nothing"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from model.ivvae import facts as ivvae
 from model.leanvae import facts as leanvae
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from model.family import Family, Preset
     from model.interface import LatentSpec
 
-_ROOMS = (leanvae,)
+_ROOMS = (leanvae, ivvae)
 
 FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in _ROOMS}
 PRESETS: dict[str, Preset] = {preset.name: preset for room in _ROOMS for preset in room.PRESETS}

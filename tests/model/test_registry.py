@@ -16,7 +16,7 @@ def test_names_and_specs_load_no_torch():
     code = (
         "import sys, model; names = model.names(); specs = [model.spec(name).to_dict() for name in names]; "
         "heavy = {'torch', 'numpy', 'safetensors', 'huggingface_hub'} & set(sys.modules); "
-        "assert names == ('leanvae-dim4', 'leanvae-dim16') and not heavy, (names, heavy)"
+        "assert {'leanvae-dim4', 'leanvae-dim16', 'ivvae-z4'} <= set(names) and not heavy, (names, heavy)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -1,0 +1,102 @@
+"""IV-VAE against vectors made by the published code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import model
+from benchmarks.ivvae_plain import PlainIVVAE
+from model.losslessness import decode_in, encode_in
+from tests.model.conftest import Golden
+
+pytestmark = pytest.mark.filterwarnings("error")
+CLIPS = ("A", "B", "img")  # img: a batch of two single frames
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("ivvae-tiny")
+
+
+@pytest.fixture(scope="module")
+def vae(golden: Golden) -> Any:
+    return model.from_state_dict("ivvae", golden.config, golden.weights)
+
+
+def raw(golden: Golden, clip: str) -> torch.Tensor:
+    """The published decode undoes scale and shift first; ours takes the raw latent."""
+    return golden[f"out/{clip}_latent"] / golden.config["scale_factor"] + golden.config["shift_factor"]
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_mean_and_log_variance(golden, vae, clip):
+    posterior, _ = vae.encode(golden[f"in/{clip}"], moments=True)
+    golden.check(f"out/{clip}_mu", posterior.mean)
+    golden.check(f"out/{clip}_logvar", posterior.logvar)
+    assert torch.equal(vae.encode(golden[f"in/{clip}"])[0].mean, posterior.mean)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_recorded_constants_give_the_published_latent(golden, vae, clip):
+    mean = vae.encode(golden[f"in/{clip}"])[0].mean
+    golden.check(f"out/{clip}_latent", (mean - vae.spec.shift) * vae.spec.scale)
+
+
+@pytest.mark.parametrize("frames", [4, 8, 16])
+def test_encode_in_the_chunks_of_the_published_code(golden, vae, frames):
+    rows = golden["out/A_mu"].shape[2]
+    got = encode_in(vae, golden["in/A"], [*range(1, rows, frames // 4), rows], moments=True)
+    mean, logvar = got.chunk(2, dim=1)
+    golden.check(f"out/A_mu_chunk{frames}", mean)
+    golden.check(f"out/A_logvar_chunk{frames}", logvar)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_decode(golden, vae, clip):
+    golden.check(f"out/{clip}_dec", vae.decode(raw(golden, clip))[0])
+
+
+@pytest.mark.parametrize("latents", [1, 2, 4])
+def test_decode_in_the_chunks_of_the_published_code(golden, vae, latents):
+    rows = golden["out/A_mu"].shape[2]
+    got = decode_in(vae, raw(golden, "A"), [*range(1, rows, latents), rows])
+    golden.check("out/A_dec" if latents == 1 else f"out/A_dec_chunk{latents}", got)
+
+
+def test_float64_is_at_least_as_close(golden):
+    exact = model.from_state_dict("ivvae", golden.config, golden.weights, dtype="float64")
+    mean = exact.encode(golden["in/B"])[0].mean
+    assert mean.dtype == torch.float64
+    golden.check("out/B_mu", mean)
+    golden.check("out/B_dec", exact.decode(raw(golden, "B"))[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_stays_close_and_answers_in_float32(golden, dtype):
+    rough = model.from_state_dict("ivvae", golden.config, golden.weights, dtype=dtype)
+    bound = {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
+    mean, video = rough.encode(golden["in/A"])[0].mean, rough.decode(raw(golden, "A"))[0]
+    assert mean.dtype == video.dtype == torch.float32
+    for name, got in (("out/A_mu", mean), ("out/A_dec", video)):
+        error = ((got - golden[name]).abs().max() / golden[name].abs().max()).item()
+        assert 1e-6 < error < bound, (name, error)
+
+
+def test_a_sample_is_seeded(golden, vae):
+    posterior, _ = vae.encode(golden["in/B"], moments=True)
+    drawn = [posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert ((drawn[0] - posterior.mean) / (0.5 * posterior.logvar).exp()).std().sub(1).abs() < 0.2
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_the_plain_reference_of_the_benchmark_is_the_same_network(golden, clip):
+    plain = PlainIVVAE(golden.config, golden.weights)
+    mean, logvar = plain.encode(golden[f"in/{clip}"])
+    golden.check(f"out/{clip}_mu", mean)
+    golden.check(f"out/{clip}_logvar", logvar)
+    golden.check(f"out/{clip}_dec", plain.decode(raw(golden, clip)))
