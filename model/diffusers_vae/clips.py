@@ -1,0 +1,83 @@
+"""Whole clips through a module of diffusers, and the two classes that need to be asked differently.
+
+Enters: a video or latents in the module's dtype on its device. Leaves: parameters of the posterior, or a video. Nothing is carried over.
+
+Whether these networks could be taken in chunks was tried with tiny random ones (`tests/model/test_diffusers_chunking.py`):
+
+| class         | a prefix of the video gives the prefix of the latent | chunks with the state diffusers keeps           |
+|---------------|------------------------------------------------------|-------------------------------------------------|
+| HunyuanVideo  | no: group norms over all frames                      | keeps none                                      |
+| CogVideoX     | no: group norms over batches of 8 frames or more,    | exact between those batches, but where they lie |
+|               | the remainder of the length going into the first     | depends on the length, which a stream lacks     |
+| Cosmos        | to rounding: causal convolutions and attention       | keeps none; the attention needs every frame     |
+| LTXVideo      | to rounding: causal convolutions, norms by position  | keeps none                                      |
+| Mochi         | to rounding: causal convolutions and attention       | for its decoder, as another network (padding)   |
+| Allegro       | no: group norms and convolutions over both sides     | keeps none                                      |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from model.vae import Memory
+
+Moments = tuple[torch.Tensor, torch.Tensor | None]  # mean; log-variance, where the class gives a Gaussian
+
+
+def split_moments(parameters_BCthw: torch.Tensor) -> Moments:
+    """Mean and log-variance from the `2 d` channels of an encoder, the log-variance bounded as diffusers bounds it."""
+    mean, logvar = parameters_BCthw.chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)
+
+
+class WholeClips:
+    """Every frame of a clip in one pass. `because` says why there is no other way."""
+
+    def __init__(self, module: Any, because: str) -> None:
+        self.module = module
+        self.encodes_whole = self.decodes_whole = because
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: Memory | None) -> tuple[Moments, Memory]:
+        """Posterior of the clip; the memory is empty, and None is all it takes."""
+        posterior = self.module.encode(video_BCTHW).latent_dist
+        return (posterior.mode(), getattr(posterior, "logvar", None)), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
+        """The clip's video."""
+        return self.module.decode(latent_BCthw).sample, ()
+
+
+class AllegroClips(WholeClips):
+    """`AutoencoderKLAllegro` without its tiles, which diffusers has no switch for: the same layers, once over the whole clip."""
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: Memory | None) -> tuple[Moments, Memory]:
+        """Posterior of the clip; for a clip of one tile (24 frames of `sample_size`) what diffusers gives."""
+        parameters = self.module.encoder(video_BCTHW)
+        return split_moments(_each_frame(self.module.quant_conv, parameters)), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
+        """The clip's video."""
+        return self.module.decoder(_each_frame(self.module.post_quant_conv, latent_BCthw)), ()
+
+
+class LTXClips(WholeClips):
+    """`AutoencoderKLLTXVideo`, whose later decoders want a time step and draw noise: step 0 and always the same noise here."""
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
+        """The clip's video."""
+        device = latent_BCthw.device
+        step = latent_BCthw.new_zeros(latent_BCthw.shape[0]) if self.module.config.timestep_conditioning else None
+        # the decoder draws from torch's global generator; fork_rng gives that back as it was
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
+            torch.manual_seed(0)
+            return self.module.decode(latent_BCthw, step).sample, ()
+
+
+def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:
+    """A two-dimensional layer on every latent frame."""
+    B = latent_BCthw.shape[0]
+    frames = layer(latent_BCthw.permute(0, 2, 1, 3, 4).flatten(0, 1))
+    return frames.unflatten(0, (B, -1)).permute(0, 2, 1, 3, 4)

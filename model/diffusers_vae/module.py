@@ -1,0 +1,137 @@
+"""The library's own class, built from a configuration and filled with checked weights.
+
+Enters: a configuration as diffusers writes it, tensors by published key. Leaves: the module on its device, ready to run, with everything
+that would blend overlapping pieces switched off; or reproducible random weights for trials. diffusers is imported here, when asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from model.weights import check_finite, check_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# Each would cut clips or frames into overlapping pieces and blend the results: other latents than those of the network.
+BLENDING = ("use_tiling", "use_framewise_encoding", "use_framewise_decoding")
+
+
+def library() -> Any:
+    """The library itself. Raises ValueError where it is not installed."""
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise ValueError("VAEs of diffusers need the library: pip install 'lathe[diffusers]'") from error
+    return diffusers
+
+
+def published_class(config: Mapping[str, Any]) -> Any:
+    """The class a configuration names. Raises ValueError where the installed diffusers has none of that name."""
+    diffusers, name = library(), config["_class_name"]
+    if not hasattr(diffusers, name):
+        raise ValueError(f"diffusers {diffusers.__version__}, which is installed, has no {name}; install a newer one")
+    return getattr(diffusers, name)
+
+
+def empty_module(name: str, config: Mapping[str, Any]) -> Any:
+    """The network `name` without memory for its parameters (meta device); constant tables are real.
+
+    Raises:
+        ValueError: a configuration the class cannot be built from.
+    """
+    kind = published_class(config)
+    known = set(inspect.signature(kind.__init__).parameters)
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    if unknown := sorted(set(options) - known):
+        warnings.warn(
+            f"{name}: {kind.__name__} of diffusers {library().__version__} does not know the configuration's {', '.join(unknown)} and "
+            "ignores it; a newer diffusers may",
+            stacklevel=2,
+        )
+    try:
+        with torch.device("meta"), _RealTables():
+            module = kind(**{key: value for key, value in options.items() if key in known})
+    except (TypeError, ValueError, KeyError, IndexError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"{name}: {kind.__name__} cannot be built from this configuration: {error}") from error
+    for switch in BLENDING:
+        if hasattr(module, switch):
+            setattr(module, switch, False)
+    return module.requires_grad_(False).eval()
+
+
+def filled(
+    name: str, module: Any, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> Any:
+    """`module` with copies of these weights, on `device` in `dtype`.
+
+    Raises:
+        ValueError: keys or shapes that are not this configuration's, or non-finite weights.
+    """
+    check_keys(name, module.state_dict(), weights)
+    check_finite(name, weights)
+    module.load_state_dict({key: value.detach().clone() for key, value in weights.items()}, assign=True)
+    unfilled = [key for key, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if unfilled:
+        raise ValueError(
+            f"{name}: {type(module).__name__} of diffusers {library().__version__} keeps tensors that no checkpoint holds "
+            f"({', '.join(unfilled[:10])}), which this adapter does not know; use another version of diffusers"
+        )
+    # ModelMixin.to warns about layers to keep in float32; none of these classes has any
+    return torch.nn.Module.to(module, device=device, dtype=dtype)
+
+
+def full_config(module: Any) -> dict[str, Any]:
+    """Every option of the class as it is in force, and the library's version: what the arithmetic depends on beside the weights."""
+    options = {key: _plain(value) for key, value in module.config.items() if not key.startswith("_")}
+    return {
+        "_class_name": type(module).__name__,
+        "_diffusers_version": library().__version__,
+        **{key: options[key] for key in sorted(options)},
+    }
+
+
+def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+
+    Scaled so that activations stay of order one. Latents made with them mean nothing.
+    """
+    module = empty_module("diffusers", config)
+    return {key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in module.state_dict().items()}
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    draw = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())]))
+    noise = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32).reshape(shape).copy())
+    kind = key.rpartition(".")[2]
+    size = int(np.prod(shape))
+    if kind == "latents_std" or (kind in ("weight", "gamma") and size == shape[0]):  # deviations, and norms' gains
+        return 1 + 0.02 * noise
+    if kind == "weight":
+        return noise * (size // shape[0]) ** -0.5
+    return 0.02 * noise  # biases, means and mixing factors
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class _RealTables(TorchFunctionMode):
+    """Index tables made while a class is built are no parameters: no checkpoint holds them, so they must not be left without memory."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.arange:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)

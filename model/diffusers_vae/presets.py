@@ -1,0 +1,190 @@
+"""Published VAEs that diffusers runs: where they lie, under which licence, and what tells their configurations from others of the class.
+
+Plain data for `facts.py`. A `config.json` found beside weights must agree with the keys given here; the others are left to the class, whose
+defaults they are. `--model diffusers --checkpoint FOLDER_OR_URI` takes every other VAE of these classes with its own `config.json`.
+"""
+
+from __future__ import annotations
+
+from model.family import Preset
+
+# fmt: off
+WAN_21_MEAN = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+]
+WAN_21_STD = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+]
+WAN_22_MEAN = [
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+]
+WAN_22_STD = [
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+]
+MOCHI_MEAN = [
+    -0.06730895953510081, -0.038011381506090416, -0.07477820912866141, -0.05565264470995561,
+    0.012767231469026969, -0.04703542746246419, 0.043896967884726704, -0.09346305707025976,
+    -0.09918314763016893, -0.008729793427399178, -0.011931556316503654, -0.0321993391887285,
+]
+MOCHI_STD = [
+    0.9263795028493863, 0.9248894543193766, 0.9393059390890617, 0.959253732819592,
+    0.8244560132752793, 0.917259975397747, 0.9294154431013696, 1.3720942357788521,
+    0.881393668867029, 0.9168315692124348, 0.9185249279345552, 0.9274757570805041,
+]
+# fmt: on
+
+_FILE = "diffusion_pytorch_model.safetensors"
+_WIDE = {"block_out_channels": [128, 256, 512, 512]}
+_COGVIDEOX = {
+    "_class_name": "AutoencoderKLCogVideoX",
+    "latent_channels": 16,
+    "block_out_channels": [128, 256, 256, 512],
+}
+_FOUR_STAGES = {
+    **_WIDE,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+_IMAGE = {"_class_name": "AutoencoderKL", **_FOUR_STAGES, "up_block_types": ["UpDecoderBlock2D"] * 4}
+
+PRESETS = (
+    Preset(
+        name="wan-2.1",
+        family="diffusers",
+        config={"_class_name": "AutoencoderKLWan", "base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4]},
+        published=f"hf://Wan-AI/Wan2.1-T2V-14B-Diffusers/vae/{_FILE}",
+        licence="Apache-2.0",
+        source="https://github.com/Wan-Video/Wan2.1",
+    ),
+    Preset(
+        name="wan-2.2",
+        family="diffusers",
+        config={
+            "_class_name": "AutoencoderKLWan",
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_spatial": 16,
+            "latents_mean": WAN_22_MEAN,
+            "latents_std": WAN_22_STD,
+        },
+        published=f"hf://Wan-AI/Wan2.2-TI2V-5B-Diffusers/vae/{_FILE}",
+        licence="Apache-2.0",
+        source="https://github.com/Wan-Video/Wan2.2",
+        note="of the 5B model; the 14B models of Wan 2.2 use wan-2.1",
+    ),
+    Preset(
+        name="hunyuan-video",
+        family="diffusers",
+        config={"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": 16, **_WIDE, "scaling_factor": 0.476986},
+        published=f"hf://hunyuanvideo-community/HunyuanVideo/vae/{_FILE}",
+        licence="Tencent Hunyuan Community License",
+        source="https://github.com/Tencent-Hunyuan/HunyuanVideo",
+        note="clips go through whole; diffusers by default blends overlapping pieces of more than 16 frames, which gives other latents",
+    ),
+    Preset(
+        name="cogvideox",
+        family="diffusers",
+        config={**_COGVIDEOX, "scaling_factor": 1.15258426},
+        published=f"hf://zai-org/CogVideoX-2b/vae/{_FILE}",
+        licence="Apache-2.0",
+        source="https://github.com/zai-org/CogVideo",
+        aliases=("cogvideox-2b",),
+        note="of the 2B model; the 5B models scale by 0.7",
+    ),
+    Preset(
+        name="cogvideox-5b",
+        family="diffusers",
+        config={**_COGVIDEOX, "scaling_factor": 0.7},
+        published=f"hf://zai-org/CogVideoX-5b/vae/{_FILE}",
+        licence="CogVideoX License",
+        source="https://github.com/zai-org/CogVideo",
+    ),
+    Preset(
+        name="cosmos",
+        family="diffusers",
+        config={
+            "_class_name": "AutoencoderKLCosmos",
+            "latent_channels": 16,
+            "temporal_compression_ratio": 8,
+            "spatial_compression_ratio": 8,
+        },
+        published=f"hf://nvidia/Cosmos-1.0-Tokenizer-CV8x8x8/vae/{_FILE}",
+        licence="NVIDIA Open Model License",
+        source="https://github.com/NVIDIA/Cosmos",
+        aliases=("cosmos-cv8x8x8",),
+        note="one latent, no Gaussian: moments cannot be stored",
+    ),
+    Preset(
+        name="ltx-video",
+        family="diffusers",
+        config={
+            "_class_name": "AutoencoderKLLTXVideo",
+            "latent_channels": 128,
+            "decoder_block_out_channels": [128, 256, 512, 512],
+            "timestep_conditioning": False,
+        },
+        published=f"hf://Lightricks/LTX-Video/vae/{_FILE}",
+        licence="LTX-Video Open Weights License",
+        source="https://github.com/Lightricks/LTX-Video",
+        note="0.9.0; mean and std lie in its weights and are known once it is loaded",
+    ),
+    Preset(
+        name="allegro",
+        family="diffusers",
+        config={"_class_name": "AutoencoderKLAllegro", "latent_channels": 4, **_WIDE},
+        published=f"hf://rhymes-ai/Allegro/vae/{_FILE}",
+        licence="Apache-2.0",
+        source="https://github.com/rhymes-ai/Allegro",
+        note="clips go through whole; diffusers always blends tiles of 24x320x320, which gives other latents for any other size",
+    ),
+    Preset(
+        name="mochi",
+        family="diffusers",
+        config={"_class_name": "AutoencoderKLMochi", "latent_channels": 12, "temporal_expansions": [1, 2, 3]},
+        published=f"hf://genmo/mochi-1-preview/vae/{_FILE}",
+        licence="Apache-2.0",
+        source="https://github.com/genmoai/mochi",
+    ),
+    Preset(
+        name="svd",
+        family="diffusers",
+        config={"_class_name": "AutoencoderKLTemporalDecoder", **_FOUR_STAGES},
+        published=f"hf://stabilityai/stable-video-diffusion-img2vid-xt/vae/{_FILE}",
+        licence="Stability AI Community License",
+        source="https://github.com/Stability-AI/generative-models",
+        note="encodes frame by frame, decodes clips whole",
+    ),
+    Preset(
+        name="sd-vae-ft-mse",
+        family="diffusers",
+        config={**_IMAGE, "scaling_factor": 0.18215},
+        published=f"hf://stabilityai/sd-vae-ft-mse/{_FILE}",
+        licence="MIT",
+        source="https://huggingface.co/stabilityai/sd-vae-ft-mse",
+        aliases=("sd",),
+        note="an image VAE, frame by frame",
+    ),
+    Preset(
+        name="sdxl",
+        family="diffusers",
+        config={**_IMAGE, "scaling_factor": 0.13025},
+        published=f"hf://stabilityai/sdxl-vae/{_FILE}",
+        licence="MIT",
+        source="https://huggingface.co/stabilityai/sdxl-vae",
+        note="an image VAE, frame by frame; float16 overflows in it",
+    ),
+)

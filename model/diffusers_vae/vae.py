@@ -1,0 +1,164 @@
+"""VAEs of diffusers behind our doors: its classes, our checks, our states.
+
+Enters: a configuration and weights as published; videos `B 3 T H W` in [-1, 1] or latents. Leaves: raw posterior means (never a sample,
+never scaled), videos, and the state of the next chunk where the class can be taken in chunks without loss:
+
+| class                             | encode            | decode            | by                                            |
+|-----------------------------------|-------------------|-------------------|-----------------------------------------------|
+| Wan                               | any 4n+1, 4n, ... | any               | its own feature cache (`wan_stream.py`)       |
+| AutoencoderKL (SD, SDXL)          | any               | any               | frames that know nothing of each other        |
+| TemporalDecoder (SVD)             | any               | whole clips       | the same; its decoder mixes frames            |
+| HunyuanVideo, CogVideoX, Cosmos,  | whole clips       | whole clips       | why: `facts.WHOLE_CLIPS`, and `clips.py`      |
+| LTXVideo, Allegro, Mochi          |                   |                   |                                               |
+
+On a CPU videos of a batch go through one by one, so that batches change no bit either. What diffusers offers to save memory (tiles,
+framewise coding) blends overlapping pieces and stays off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.diffusers_vae.clips import AllegroClips, LTXClips, WholeClips
+from model.diffusers_vae.facts import DETERMINISTIC, WHOLE_CLIPS
+from model.diffusers_vae.frames import Frames, FramesToClip
+from model.diffusers_vae.module import empty_module, filled, full_config, library, random_weights
+from model.diffusers_vae.wan_stream import WanStream, open_stream
+from model.vae import CausalVAE
+from model.weights import hash_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.checkpoint import CheckpointInfo
+    from model.interface import LatentSpec
+    from model.state import CausalState
+    from model.vae import Memory
+
+__all__ = ["NUMERICS", "DiffusersVAE", "build", "random_weights"]
+
+NUMERICS = 1  # of this adapter; the library's own version is part of `config`
+
+Coder = WholeClips | Frames | WanStream
+
+
+class DiffusersVAE(CausalVAE):
+    """A VAE of diffusers ready to run; see `model.interface.VideoVAE` for the contract.
+
+    `config` holds every option in force and the version of diffusers. Where a direction takes whole clips only, a state or `last=False`
+    is a ValueError that says why; classes without a Gaussian refuse `moments=True`.
+    """
+
+    numerics = NUMERICS
+
+    def __init__(self, coder: Coder, *arguments: Any, **provenance: Any) -> None:
+        super().__init__(*arguments, **provenance)
+        self._coder = coder
+
+    @property
+    def decode_chunking(self) -> str:
+        """As `spec.chunking`, for the other direction."""
+        if self._coder.decodes_whole:
+            return "none"
+        return "exact" if self.device.type == "cpu" else "rounding"
+
+    def _check_state(self, state: CausalState | None, kind: str, batch: int, grid: tuple[int, int]) -> None:
+        because = self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole
+        if state is not None and because:
+            raise ValueError(self._takes_whole(kind, because))
+        super()._check_state(state, kind, batch, grid)
+
+    def _takes_whole(self, kind: str, because: str) -> str:
+        return f"{self.spec.network} {kind}s whole clips, because {because}; give every frame of a clip in one call, without a state"
+
+    def _run_encoder(
+        self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
+        if moments and self.config["_class_name"] in DETERMINISTIC:
+            raise ValueError(
+                f"{self.spec.network} gives one latent and no Gaussian, so it has no log-variance; encode with moments=False"
+            )
+        results = [self._coder.encode(*part) for part in self._parts(video_BCTHW, state)]
+        mean = self._joined([mean for (mean, _), _ in results])
+        logvar = self._joined([logvar for (_, logvar), _ in results if logvar is not None]) if moments else None
+        memories = [memory for _, memory in results]
+        return mean, logvar, self._after("encode", memories, self._grid_of(video_BCTHW), video_BCTHW.shape[0])
+
+    def _run_decoder(
+        self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool
+    ) -> tuple[torch.Tensor, CausalState]:
+        if not last and self._coder.decodes_whole:
+            raise ValueError(self._takes_whole("decode", self._coder.decodes_whole))
+        results = [self._coder.decode(*part) for part in self._parts(latent_BCthw, state)]
+        B, _, _, h, w = latent_BCthw.shape
+        video = self._joined([video for video, _ in results])
+        return video, self._after("decode", [memory for _, memory in results], (h, w), B)
+
+    def _parts(self, clips: torch.Tensor, state: CausalState | None) -> list[tuple[torch.Tensor, Memory | None]]:
+        """What goes through the module at once, with what it carries: on a CPU each video alone, elsewhere the batch."""
+        clips = clips.to(self.device, self.dtype)
+        memory = None if state is None else state.tensors
+        if self.device.type != "cpu":
+            return [(clips, memory)]
+        return [
+            (clips[b : b + 1].contiguous(), None if memory is None else tuple(tensor[b : b + 1] for tensor in memory))
+            for b in range(clips.shape[0])
+        ]
+
+    def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts).to(self.input_dtype).contiguous()
+
+    def _after(self, kind: str, memories: list[Memory], grid: tuple[int, int], batch: int) -> CausalState:
+        if self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole:
+            return self._ended(kind, batch, grid)
+        tensors = [torch.cat(parts) for parts in zip(*memories, strict=True)]
+        return self._remember(kind, grid, tensors or [torch.empty((batch, 0), device=self.device)])
+
+
+def build(
+    spec: LatentSpec,
+    config: dict[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    info: CheckpointInfo | None = None,
+    untrained: int | None = None,
+) -> DiffusersVAE:
+    """The VAE of these weights.
+
+    Raises:
+        ValueError: diffusers is missing or too old, a configuration its class cannot be built from, keys or shapes that are not this
+            configuration's, or non-finite weights.
+    """
+    module = empty_module(spec.network, config)
+    config = full_config(module)
+    module = filled(spec.network, module, weights, device, dtype)
+    coder = _coder(config["_class_name"], module, spec)
+    chunking = "none" if coder.encodes_whole else "exact" if device.type == "cpu" else "rounding"
+    spec = dataclasses.replace(spec, chunking=chunking)
+    if config["_class_name"] == "AutoencoderKLLTXVideo":  # its statistics are not in its configuration
+        mean, std = (tuple(weights[key].double().tolist()) for key in ("latents_mean", "latents_std"))
+        spec = dataclasses.replace(spec, mean=mean, std=std, scale=None if spec.scale == 1 else spec.scale)
+    return DiffusersVAE(coder, spec, config, hash_weights(weights), device, dtype, info, untrained)
+
+
+def _coder(kind: str, module: Any, spec: LatentSpec) -> Coder:
+    """The way through a class of this name."""
+    if kind == "AutoencoderKLWan":
+        stream = open_stream(module, spec.space_stride)
+        if isinstance(stream, WanStream):
+            return stream
+        because = f"diffusers {library().__version__} does not keep its cache as this adapter knows it"
+        warnings.warn(f"{spec.network} encodes and decodes whole clips only: {because} ({stream})", stacklevel=3)
+        return WholeClips(module, because)
+    if kind == "AutoencoderKLTemporalDecoder":
+        return FramesToClip(module)
+    if kind == "AutoencoderKL":
+        return Frames(module)
+    whole = {"AutoencoderKLAllegro": AllegroClips, "AutoencoderKLLTXVideo": LTXClips}.get(kind, WholeClips)
+    return whole(module, WHOLE_CLIPS[kind])

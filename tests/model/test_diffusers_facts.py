@@ -1,0 +1,148 @@
+"""What is said of diffusers' VAEs without diffusers, held against diffusers itself."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import diffusers
+import pytest
+import torch
+
+import model
+from model.diffusers_vae import facts
+from model.diffusers_vae.module import empty_module
+from tests.model.diffusers_networks import TINY, clip, tiny
+
+
+def plain(value):
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("kind", facts.DEFAULTS)
+def test_defaults_are_those_of_the_class(kind):
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    assert {key: plain(parameters[key].default) for key in facts.DEFAULTS[kind]} == facts.DEFAULTS[kind]
+
+
+def test_cosmos_statistics_are_per_channel_and_frame_unless_the_configuration_has_others():
+    assert len(inspect.signature(diffusers.AutoencoderKLCosmos.__init__).parameters["latents_mean"].default) == 16 * 16
+    assert "per channel and latent frame" in model.spec("cosmos").channel_semantics
+    assert model.spec("cosmos").mean is None
+    own = model.spec("diffusers", TINY["cosmos"])
+    assert (own.mean, own.std, own.channel_semantics) == ((0.0, 0.5, -0.5, 0.25), (1.0, 2.0, 0.5, 1.5), "")
+    none = model.spec("diffusers", {**TINY["cosmos"], "latents_mean": None, "latents_std": None})
+    assert (none.mean, none.channel_semantics) == (None, "")
+
+
+PUBLISHED = {
+    # channels, time, space, frames rule, causal, chunking, scale
+    "wan-2.1": (16, 4, 8, "4n+1", True, "exact", None),
+    "wan-2.2": (48, 4, 16, "4n+1", True, "exact", None),
+    "hunyuan-video": (16, 4, 8, "4n+1", False, "none", 0.476986),
+    "cogvideox": (16, 4, 8, "4n+1", False, "none", 1.15258426),
+    "cogvideox-5b": (16, 4, 8, "4n+1", False, "none", 0.7),
+    "cosmos": (16, 8, 8, "8n+1", True, "none", 1.0),
+    "ltx-video": (128, 8, 32, "8n+1", True, "none", 1.0),
+    "allegro": (4, 4, 8, "4n", False, "none", 0.13),
+    "mochi": (12, 6, 8, "6n+1", True, "none", None),
+    "svd": (4, 1, 8, "n", True, "exact", 0.18215),
+    "sd-vae-ft-mse": (4, 1, 8, "n", True, "exact", 0.18215),
+    "sdxl": (4, 1, 8, "n", True, "exact", 0.13025),
+}
+
+
+def test_specs_of_the_published_networks():
+    assert set(PUBLISHED) == {preset.name for preset in facts.PRESETS}
+    for name, known in PUBLISHED.items():
+        spec = model.spec(name)
+        got = (spec.latent_channels, spec.time_stride, spec.space_stride, spec.frames_rule)
+        assert (*got, spec.causal, spec.chunking, spec.scale) == known, name
+        assert spec.value_range == (-1.0, 1.0)
+        for constants in (spec.mean, spec.std):
+            assert (constants is not None) == (name in ("wan-2.1", "wan-2.2", "mochi"))
+            assert constants is None or len(constants) == spec.latent_channels
+    assert model.spec("wan-2.1").mean[:2] == (-0.7571, -0.7089)
+    assert model.spec("wan-2.2").std[-2:] == (0.7468, 0.7744)
+
+
+@pytest.mark.filterwarnings("error")  # a key the class does not know
+@pytest.mark.parametrize("preset", facts.PRESETS, ids=lambda preset: preset.name)
+def test_published_configurations_build_and_have_the_shapes_we_say(preset):
+    """At full size, on the meta device: nothing is computed."""
+    spec = model.spec(preset.name)
+    module = empty_module(preset.name, preset.config).to("meta")
+    video = torch.empty((1, 3, spec.lead_frames + 2 * spec.time_stride, 64, 64), device="meta")
+    frames = video.transpose(1, 2).flatten(0, 1) if spec.time_stride == 1 else video
+    if preset.name == "allegro":
+        parameters = module.encoder(frames)[:, : spec.latent_channels]
+    else:
+        parameters = module.encode(frames).latent_dist.mode()
+    if spec.time_stride == 1:
+        parameters = parameters.unflatten(0, (1, -1)).transpose(1, 2)
+    side = 64 // spec.space_stride
+    assert parameters.shape == (1, spec.latent_channels, spec.latent_frames(video.shape[2]), side, side)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_specs_of_tiny_configurations_have_the_shapes_of_the_class(name):
+    vae = tiny(name)
+    assert vae.spec.latent_frames(vae.spec.lead_frames + 2 * vae.spec.time_stride) == vae.spec.lead_frames + 2
+    video = clip(vae.spec, batch=2)
+    mean = vae.encode(video)[0].mean
+    side = video.shape[3] // vae.spec.space_stride
+    assert mean.shape == (2, vae.spec.latent_channels, vae.spec.lead_frames + 2, side, side)
+    assert vae.decode(mean)[0].shape == video.shape
+    said = model.spec("diffusers", TINY[name]).to_dict()
+    told = vae.spec.to_dict()
+    if name == "ltx-video":  # its statistics come with its weights
+        assert said["mean"] is None
+        assert len(told["mean"]) == len(told["std"]) == vae.spec.latent_channels
+        for key in ("mean", "std", "scale"):
+            said.pop(key), told.pop(key)
+    assert told == said
+
+
+def test_constants_are_those_of_the_configuration():
+    wan, sd = (model.spec("diffusers", TINY[name]) for name in ("wan-2.1", "sd"))
+    assert (wan.mean, wan.std, wan.scale) == ((0.0, 0.5, -0.5, 0.25), (1.0, 2.0, 0.5, 1.5), None)
+    assert (sd.scale, sd.shift, sd.mean) == (0.18215, 0.1, None)
+    scaled = {**TINY["wan-2.1"], "latents_mean": None, "latents_std": None}
+    assert model.spec("diffusers", scaled).mean is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("sd", {"_class_name": None}, r"names the class None.*expected one of AutoencoderKLWan, .*AutoencoderKL\. "),
+        ("sd", {"_class_name": "AutoencoderDC"}, "names the class 'AutoencoderDC'"),
+        ("sd", {"in_channels": 4}, "in_channels must be 3, for videos in RGB; got 4"),
+        ("sd", {"block_out_channels": 8}, "block_out_channels must be a list, got 8"),
+        ("sd", {"scaling_factor": "0.5"}, "scaling_factor must be a number, got '0.5'"),
+        ("sd", {"latent_channels": 0}, "latent_channels must be a whole number of at least 1, got 0"),
+        ("sd", {"latents_mean": [0.0] * 4}, "latents_mean and latents_std belong together"),
+        ("wan-2.1", {"latents_std": [1.0] * 5}, "latents_std must have one value for each of the 4 channels, got 5"),
+        ("wan-2.1", {"temperal_downsample": [True, True, True]}, "must be true for 2 of its first 3 stages"),
+        ("wan-2.2", {"in_channels": 3}, "in_channels must be 12, got 3"),
+        ("mochi", {"in_channels": 3}, "in_channels must be 15, got 3"),
+        ("cosmos", {"temporal_compression_ratio": 8.0}, "temporal_compression_ratio must be a whole number"),
+    ],
+)
+def test_impossible_configurations(name, change, words):
+    with pytest.raises(ValueError, match=words):
+        model.spec("diffusers", {**TINY[name], **change})
+
+
+def test_downsampling_of_later_ltx_networks():
+    later = {"spatio_temporal_scaling": [True] * 4, "downsample_type": ["spatial", "temporal", *["spatiotemporal"] * 2]}
+    spec = model.spec("diffusers", {**TINY["ltx-video"], **later})
+    assert (spec.time_stride, spec.space_stride) == (8, 32)
+
+
+def test_facts_load_neither_torch_nor_diffusers():
+    code = (
+        "import sys; from model.diffusers_vae import facts; import model; [model.spec(p.name) for p in facts.PRESETS]; "
+        "heavy = {'torch', 'numpy', 'diffusers', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
