@@ -1,7 +1,7 @@
-"""Convolutions of single frames, prepared once for speed: weights folded by the caller in float64, packed here for the library that runs them.
+"""Convolutions of frames and of clips, prepared once for speed: folded by the caller in float64, packed here for what runs them.
 
-Enters: a kernel `O I h w` (float64 welcome) and, per call, frames `N C H W` in channels-last memory. Leaves: frames `N C H W` in
-channels-last memory, in at least float32. Nothing is kept between calls.
+Enters: kernels `O I h w` or `O I t h w` (float64 welcome) and, per call, frames `N C H W` in channels-last memory or clips `B T H W C`
+with their past. Leaves: the same kind, in at least float32. Nothing is kept between calls.
 """
 
 from __future__ import annotations
@@ -50,6 +50,63 @@ class FrameConv:
         else:
             y_NCHW = F.conv2d(x_NCHW, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return y_NCHW.to(self.wide)
+
+
+class ClipConv:
+    """A convolution over frames that sees as many past frames as its kernel needs, never a future one.
+
+    Kernel `O I t h w`, no padding in time. At the start of a video the past is the first frame over and over, so a first frame alone
+    meets the kernel summed over time. Time and space have the same stride.
+    """
+
+    def __init__(
+        self,
+        weight_OIthw: torch.Tensor,
+        bias_O: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> None:
+        self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
+        self.taps = weight_OIthw.shape[2]
+        self.stride, self.padding, self.dilation = [stride] * 3, [0, padding, padding], [1] * 3
+        alone = weight_OIthw.detach().double().sum(2)
+        self.alone = FrameConv(alone, bias_O, device, dtype, stride=stride, padding=padding)
+        self.weight = weight_OIthw.detach().to(device, dtype).contiguous(memory_format=torch.channels_last_3d)
+        self.bias = None if bias_O is None else bias_O.detach().to(device, dtype).contiguous()
+        self.backend = "onednn" if packs(device, dtype) else "torch"
+        if self.backend == "onednn":
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, self.padding, self.stride, self.dilation, 1, None
+            )
+
+    def __call__(self, x_BTHWC: torch.Tensor, past_BTHWC: torch.Tensor | None) -> torch.Tensor:
+        """`(B, T, H, W, C)` after `past` frames (None: the start of a video) -> `(B, T', H', W', O)` in fresh memory."""
+        x_BTHWC = x_BTHWC.to(self.dtype)
+        if past_BTHWC is None and x_BTHWC.shape[1] == 1:
+            return frames_of(self.alone(x_BTHWC[:, 0].permute(0, 3, 1, 2)), 1)
+        if past_BTHWC is None:
+            past_BTHWC = x_BTHWC[:, :1].expand(-1, self.taps - 1, -1, -1, -1)
+        x_NCTHW = torch.cat([past_BTHWC, x_BTHWC], dim=1).permute(0, 4, 1, 2, 3)
+        if self.backend == "onednn":
+            y_NCTHW = torch.ops.mkldnn._convolution_pointwise(
+                x_NCTHW, self.weight, self.bias, self.padding, self.stride, self.dilation, 1, "none", [], ""
+            )
+        else:
+            y_NCTHW = F.conv3d(x_NCTHW, self.weight, self.bias, self.stride, self.padding)
+        return y_NCTHW.to(self.wide).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def as_frames(x_BTHWC: torch.Tensor) -> torch.Tensor:
+    """`(B, T, H, W, C)` -> `(B * T, C, H, W)` in channels-last memory; a view where x is contiguous."""
+    return x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def frames_of(x_NCHW: torch.Tensor, frames: int) -> torch.Tensor:
+    """`(B * T, C, H, W)` in channels-last memory -> `(B, T, H, W, C)`; the inverse of `as_frames`."""
+    return x_NCHW.permute(0, 2, 3, 1).unflatten(0, (-1, frames)).contiguous()
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from model.diffusers_vae import facts as diffusers_vae
 from model.ivvae import facts as ivvae
 from model.leanvae import facts as leanvae
+from model.wfvae import facts as wfvae
+from model.wfvae2 import facts as wfvae2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from model.family import Family, Preset
     from model.interface import LatentSpec
 
-_ROOMS = (leanvae, ivvae)
+_ROOMS = (leanvae, ivvae, wfvae, wfvae2, diffusers_vae)
 
 FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in _ROOMS}
 PRESETS: dict[str, Preset] = {preset.name: preset for room in _ROOMS for preset in room.PRESETS}

@@ -1,0 +1,212 @@
+"""WF-VAE's parameters under their published names, and reproducible random ones for trials.
+
+Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
+There is no forward pass here; `model.wfvae.encoder` and `model.wfvae.decoder` prepare these parameters for running.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.wfvae.facts import GROUPS, time_stride
+from model.wfvae.wavelets import PLANE_BANDS, VOLUME_BANDS, default_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+EPS = 1e-6
+
+
+class LayerNorm(nn.Module):
+    """Over the channels of a position; published one level down."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+
+
+def normaliser(kind: str, channels: int) -> nn.Module:
+    """`layernorm` or `groupnorm`."""
+    return LayerNorm(channels) if kind == "layernorm" else nn.GroupNorm(GROUPS, channels, eps=EPS)
+
+
+class Clip(nn.Module):
+    """A causal convolution over frames; published one level down."""
+
+    def __init__(self, inside: int, outside: int, kernel: int = 3, *, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inside, outside, kernel, bias=bias)
+
+
+class Inner(nn.Module):
+    """A resampling block: its convolution, of frames or over frames."""
+
+    def __init__(self, channels: int, *, causal: bool) -> None:
+        super().__init__()
+        self.conv = Clip(channels, channels) if causal else nn.Conv2d(channels, channels, 3)
+
+
+class Residual(nn.Module):
+    """A residual block of two convolutions, of frames or over frames."""
+
+    def __init__(self, inside: int, outside: int, norm: str, *, causal: bool = True) -> None:
+        super().__init__()
+        conv: Callable[..., nn.Module] = Clip if causal else nn.Conv2d
+        self.norm1, self.conv1 = normaliser(norm, inside), conv(inside, outside, 3)
+        self.norm2, self.conv2 = normaliser(norm, outside), conv(outside, outside, 3)
+        if inside != outside:
+            self.nin_shortcut = conv(inside, outside, 1)
+
+
+class Attention(nn.Module):
+    """Attention with one head."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.norm = normaliser(norm, channels)
+        for name in ("q", "k", "v", "proj_out"):
+            self.add_module(name, Clip(channels, channels, 1))
+
+
+class Analysis(nn.Module):
+    """Filters of a forward Haar transform: frozen convolutions (over frames) or buffers (of frames)."""
+
+    def __init__(self, *, volume: bool) -> None:
+        super().__init__()
+        if volume:
+            for name in VOLUME_BANDS:
+                self.add_module(f"{name}_conv", Clip(1, 1, 2, bias=False))
+        else:
+            for name in PLANE_BANDS:
+                self.register_buffer(name, torch.empty(1, 1, 2, 2))
+
+
+class Synthesis(nn.Module):
+    """Filters of an inverse Haar transform."""
+
+    def __init__(self, *, volume: bool) -> None:
+        super().__init__()
+        for name in VOLUME_BANDS if volume else PLANE_BANDS:
+            self.register_buffer(name, torch.empty((1, 1, 2, 2, 2) if volume else (1, 1, 2, 2)))
+
+
+def middle(channels: int, before: int, after: int, config: Mapping[str, Any]) -> nn.Sequential:
+    """Residual block, attention where configured, residual block; `before` and `after` are the widths at the ends."""
+    norm = config["norm_type"]
+    attention = [Attention(channels, norm)] if config["use_attention"] else []
+    return nn.Sequential(Residual(before, channels, norm), *attention, Residual(channels, after, norm))
+
+
+class Encoder(nn.Module):
+    """Parameters of the encoder."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        c, e = config["base_channels"], config["encoder_energy_flow_hidden_size"]
+        n, norm, fast = config["encoder_num_resblocks"], config["norm_type"], time_stride(config) == 8
+        self.down1 = nn.Sequential(
+            nn.Conv2d(24, c, 3), *(Residual(c, c, norm, causal=False) for _ in range(n)), Inner(c, causal=fast)
+        )
+        self.down2 = nn.Sequential(
+            nn.Conv2d(c + e, 2 * c, 3), *(Residual(2 * c, 2 * c, norm) for _ in range(n)), Inner(2 * c, causal=True)
+        )
+        self.connect_l1 = nn.Conv2d(24 if fast else 12, e, 3)
+        self.connect_l2 = nn.Conv2d(24, e, 3)
+        self.mid = middle(4 * c, 2 * c + e, 4 * c, config)
+        self.norm_out = normaliser(norm, 4 * c)
+        self.conv_out = Clip(4 * c, 2 * config["latent_dim"])
+        self.wavelet_transform_in = Analysis(volume=True)
+        self.wavelet_transform_l1 = Analysis(volume=fast)
+        self.wavelet_transform_l2 = Analysis(volume=True)
+
+
+class Decoder(nn.Module):
+    """Parameters of the decoder."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        c, e, m = config["base_channels"], config["decoder_energy_flow_hidden_size"], config["connect_res_layer_num"]
+        n, norm, fast = config["decoder_num_resblocks"], config["norm_type"], time_stride(config) == 8
+        self.conv_in = Clip(config["latent_dim"], 4 * c)
+        self.mid = middle(4 * c, 4 * c, 4 * c + e, config)
+        self.up2 = nn.Sequential(
+            *(Residual(4 * c, 4 * c, norm) for _ in range(n)),
+            Inner(4 * c, causal=True),
+            Residual(4 * c, 4 * c + e, norm),
+        )
+        self.up1 = nn.Sequential(
+            *(Residual((2 if index else 4) * c, 2 * c, norm) for index in range(n)),
+            Inner(2 * c, causal=fast),
+            Residual(2 * c, 2 * c, norm),
+        )
+        self.layer = nn.Sequential(Residual(2 * c, c, norm), Residual(c, c, norm))
+        self.connect_l1 = nn.Sequential(*(Residual(e, e, norm) for _ in range(m)), nn.Conv2d(e, 24 if fast else 12, 3))
+        self.connect_l2 = nn.Sequential(*(Residual(e, e, norm) for _ in range(m)), nn.Conv2d(e, 24, 3))
+        self.norm_out = normaliser(norm, c)
+        self.conv_out = nn.Conv2d(c, 24, 3)
+        self.inverse_wavelet_transform_out = Synthesis(volume=True)
+        self.inverse_wavelet_transform_l1 = Synthesis(volume=fast)
+        self.inverse_wavelet_transform_l2 = Synthesis(volume=True)
+
+
+class Network(nn.Module):
+    """All parameters; `state_dict()` has exactly the published keys."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+
+
+def empty_network(config: Mapping[str, Any]) -> Network:
+    """The network on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return Network(config)
+
+
+def is_filter(key: str) -> bool:
+    """Whether a published key names a Haar filter, which training never changes."""
+    return "wavelet_transform" in key
+
+
+def with_filters(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`weights` with the Haar filters at their defaults where the file holds none at all.
+
+    Averaged (EMA) weights are of what is trained, so they come without filters. A file that holds some must hold all.
+    """
+    if any(is_filter(key) for key in weights):
+        return dict(weights)
+    return {**weights, **{key: default_filter(key) for key in expected if is_filter(key)}}
+
+
+def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+
+    Scaled so that activations stay of order one; Haar filters are the real ones. Latents made with them mean nothing.
+    """
+    return random_tensors(empty_network(config), seed)
+
+
+def random_tensors(network: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """`random_weights` of any network built of these blocks."""
+    return {key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in network.state_dict().items()}
+
+
+def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    if is_filter(key):
+        return default_filter(key)
+    draw = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())]))
+    noise = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32).reshape(shape))
+    if key.endswith("bias"):
+        return 0.02 * noise
+    if len(shape) == 1:  # a norm
+        return 1 + 0.02 * noise
+    if ".conv2." in key or ".proj_out." in key:
+        noise = 0.5 * noise  # branches that are added to the residual stream
+    elif key.startswith("decoder.conv_out") or "decoder.connect" in key or "flow_conv" in key:
+        noise = 0.25 * noise  # so that videos come out within the value range, mostly
+    return noise * int(np.prod(shape[1:])) ** -0.5
