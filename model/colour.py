@@ -34,6 +34,33 @@ def _chroma_gains(matrix: str) -> tuple[float, float, float, float]:
     return 2 * (1 - kr), -2 * (1 - kb) * kb / kg, -2 * (1 - kr) * kr / kg, 2 * (1 - kb)
 
 
+def check_matrices(matrices: Sequence[str], batch: int) -> None:
+    """Raises ValueError unless `matrices` names one known colour matrix per video of the batch."""
+    if isinstance(matrices, str) or len(matrices) != batch:
+        raise ValueError(f"expected one colour matrix per video, {batch} in all; got {matrices!r}")
+    for matrix in matrices:
+        _chroma_gains(matrix)
+
+
+def rgb_map(matrices: Sequence[str], value_range: tuple[float, float]) -> torch.Tensor:
+    """The colour conversion of each video as one affine map, before the clamp: `(B, 3, 4)` float64.
+
+    Row: red, green, blue. Columns: factors of the code values Y, U, V, and the constant.
+    """
+    low, high = value_range
+    luma, chroma = (high - low) / 219, (high - low) / 224
+    maps = []
+    for matrix in matrices:
+        v_red, u_green, v_green, u_blue = _chroma_gains(matrix)
+        gains = torch.tensor(
+            [[luma, 0, v_red * chroma], [luma, u_green * chroma, v_green * chroma], [luma, u_blue * chroma, 0]],
+            dtype=torch.float64,
+        )
+        constant = low - gains @ torch.tensor([16.0, 128.0, 128.0], dtype=torch.float64)
+        maps.append(torch.cat([gains, constant[:, None]], dim=1))
+    return torch.stack(maps)
+
+
 def yuv_to_video(
     planes_BT3HW: torch.Tensor,
     matrices: Sequence[str],
@@ -50,8 +77,7 @@ def yuv_to_video(
     if planes_BT3HW.ndim != 5 or planes_BT3HW.shape[2] != 3 or planes_BT3HW.dtype != torch.uint8:
         raise ValueError(f"expected uint8 planes (B, T, 3, H, W), got {planes_BT3HW.dtype} {tuple(planes_BT3HW.shape)}")
     B, T, _, H, W = planes_BT3HW.shape
-    if isinstance(matrices, str) or len(matrices) != B:
-        raise ValueError(f"expected one colour matrix per video, {B} in all; got {matrices!r}")
+    check_matrices(matrices, B)
     low, high = value_range
     luma, chroma = (high - low) / 219, (high - low) / 224
     video = torch.empty((B, 3, T, H, W), dtype=dtype, device=planes_BT3HW.device)

@@ -1,7 +1,7 @@
 """LeanVAE's encoder and decoder prepared for running: everything next to something linear is folded into it.
 
-Enters: parameters, then videos or latents with the past rows of every layer. Leaves: posterior heads' outputs or videos, and the new
-past. No checks and no chunking here; `model.leanvae` does both.
+Enters: parameters, then pixels or latents with the past rows of every layer. Leaves: posterior heads' outputs or videos, and the new
+past. No checks and no chunking here; `model.leanvae.vae` does both.
 """
 
 from __future__ import annotations
@@ -11,41 +11,54 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from model.leanvae import haar
-from model.leanvae.tokens import PAST, Carry, NAFLayer, Projection, blocks, run_stack, spans, wide_dtype
+from model.leanvae.fused import FusedLayer
+from model.leanvae.pixels import FRAMES, first_frame, groups, unpatchify
+from model.leanvae.tokens import PAST, Carry, NAFLayer, Projection, block_of, blocks, run_stack, spans, wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
 
+    from model.kernels import Kernels
     from model.leanvae.parameters import Network, Stack
-
-FRAMES, PIXELS = 4, 8  # of one token
+    from model.leanvae.pixels import Pixels
 
 
 class Prepared:
-    """Shared by both directions: where and in which arithmetic, and the numbering of layers that carry state."""
+    """Shared by both directions: where and in which arithmetic, and the numbering of layers that carry state.
 
-    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype, self.wide = device, dtype, wide_dtype(dtype)
+    With `kernels` the layers run fused (`model.leanvae.fused`), without them plain.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: Mapping[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.device, self.dtype, self.wide, self.kernels = device, dtype, wide_dtype(dtype), kernels
         self.low, self.width = config["l_dim"], config["embedding_dim"]
+        self.patch = config["patch_size"][1]
+        self.side = 2 * self.patch  # pixels of a token
         self.slots = 0
 
     def layers(self, stack: Stack, *, residual: bool) -> list[NAFLayer]:
         """A stack's layers, each with the next free slot of the state."""
-        prepared = []
+        prepared: list[NAFLayer] = []
         for conv, ffd in zip(stack.dconv_layer, stack.ffd_layer, strict=True):
             ds_conv = cast("nn.Conv3d", cast("nn.ModuleDict", conv)["ds_conv"])
-            prepared.append(
-                NAFLayer(
-                    ds_conv,
-                    cast("nn.Sequential", ffd),
-                    slot=self.slots,
-                    residual=residual,
-                    device=self.device,
-                    dtype=self.dtype,
-                )
+            layer: tuple[Any, ...] = (
+                ds_conv,
+                cast("nn.Sequential", ffd),
+                self.slots,
+                residual,
+                self.device,
+                self.dtype,
             )
+            prepared.append(NAFLayer(*layer) if self.kernels is None else FusedLayer(*layer, self.kernels))
             self.slots += 1
         return prepared
 
@@ -57,8 +70,8 @@ class Prepared:
 class Encoder(Prepared):
     """Pixels -> posterior."""
 
-    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(network, config, device, dtype)
+    def __init__(self, network: Network, *arguments: Any) -> None:
+        super().__init__(network, *arguments)
         coder = network.encoder
         self.video_patch = self._patch(coder.video_low_proj, coder.video_high_proj, haar.video_signs())
         self.image_patch = self._patch(coder.image_low_proj, coder.image_high_proj, haar.image_signs())
@@ -75,24 +88,32 @@ class Encoder(Prepared):
         )
 
     def _patch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
-        kernel = haar.fold_patch(low[1].weight, high[1].weight, signs)
-        # in float32 at least: eight-bit pixels would lose their last bit in bfloat16
-        return self.project(kernel, torch.cat([low[1].bias, high[1].bias]), wide=True)
+        kernel = haar.fold_patch(low[1].weight, high[1].weight, signs, self.patch)
+        return Projection(kernel, torch.cat([low[1].bias, high[1].bias]), self.device, self.pixel_dtype)
+
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """Of pixels and of the product that reads them.
+
+        Eight-bit pixels would lose their last bit in bfloat16. The fused path keeps three bits more in float16, at the full rate of a GPU's
+        matrix units; elsewhere this product runs in float32 at least.
+        """
+        return torch.float16 if self.kernels is not None and self.wide != self.dtype else self.wide
 
     def __call__(
         self,
-        video_BCTHW: torch.Tensor,
+        pixels: Pixels,
         past: Sequence[torch.Tensor] | None,
         heads: Sequence[tuple[Projection, Projection]],
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         """One output `B t h w d` per pair of heads (token part, hidden part), and the new state's tensors."""
-        B, _, T, H, W = video_BCTHW.shape
-        rows, grid = -(-T // FRAMES), (H // PIXELS, W // PIXELS)
+        B, rows, (H, W) = pixels.batch, -(-pixels.frames // FRAMES), pixels.size
+        grid = (H // self.side, W // self.side)
         carry = Carry(past, self.slots)
-        like = video_BCTHW.new_empty(0, dtype=self.wide)
+        like = torch.empty(0, dtype=self.wide, device=self.device)
         low = carry.room(self.low_layers[0].slot, B, rows, grid, self.low, like)
         high = carry.room(self.high_layers[0].slot, B, rows, grid, self.width - self.low, like)
-        self._embed(video_BCTHW, low[:, PAST:], high[:, PAST:], image=past is None)
+        self._embed(pixels, low[:, PAST:], high[:, PAST:], image=past is None)
         fused = carry.room(self.fusion_layers[0].slot, B, rows, grid, self.width, like)
         run_stack(self.low_layers, low, carry, fused[:, PAST:, ..., : self.low])
         del low
@@ -105,43 +126,34 @@ class Encoder(Prepared):
         carry.keep(self.fusion_layers[-1].slot, fused)
         return self._read_out(fused, heads), carry.kept()
 
-    def _embed(self, video_BCTHW: torch.Tensor, low: torch.Tensor, high: torch.Tensor, *, image: bool) -> None:
+    def _embed(self, pixels: Pixels, low: torch.Tensor, high: torch.Tensor, *, image: bool) -> None:
         B, rows, (h, w) = low.shape[0], low.shape[1], low.shape[2:4]
         for videos, span in spans(B, rows, self.device):
-            for start, stop, patch in _groups(span, image):
+            for start, stop, depth in groups(span, image):
                 frames = slice(first_frame(start, image), first_frame(stop, image))
-                tokens = patchify(video_BCTHW[videos, :, frames], 1 if patch == "image" else FRAMES)
-                projection = self.image_patch if patch == "image" else self.video_patch
+                tokens = pixels.rows(videos, frames, depth, self.side)
+                projection = self.image_patch if depth == 1 else self.video_patch
                 embedded = torch.cat([projection(tokens[block]) for block in blocks(tokens.shape[0], self.device)])
                 embedded = embedded.view(-1, stop - start, h, w, self.width)
                 low[videos, start:stop].copy_(embedded[..., : self.low])
                 high[videos, start:stop].copy_(embedded[..., self.low :])
 
     def _read_out(self, padded: torch.Tensor, heads: Sequence[tuple[Projection, Projection]]) -> list[torch.Tensor]:
-        layer = self.fusion_layers[-1]
-        outputs: list[torch.Tensor | None] = [None] * len(heads)
         B, rows, (h, w) = padded.shape[0], padded.shape[1] - PAST, padded.shape[2:4]
-        for (videos, span), y in layer.convolved(padded):
-            y_NC = y.reshape(-1, self.width)
-            parts: list[list[torch.Tensor]] = [[] for _ in heads]
-            for block in blocks(y_NC.shape[0], self.device):
-                hidden = layer.hidden(y_NC[block]).to(self.wide)
-                for part, (of_token, of_hidden) in zip(parts, heads, strict=True):
-                    part.append(of_token(y_NC[block]).add_(of_hidden(hidden)))
-            for index, part in enumerate(parts):
-                value = torch.cat(part)
-                out = outputs[index]
-                if out is None:
-                    out = outputs[index] = value.new_empty((B, rows, h, w, value.shape[1]))
-                out[videos, span].copy_(value.view(y.shape[:-1] + value.shape[1:]))
-        return [out for out in outputs if out is not None]
+        outputs = [padded.new_empty((B, rows, h, w, of_token.width)) for of_token, _ in heads]
+        for where, block, y_NC, hidden in self.fusion_layers[-1].steps(padded):
+            hidden = hidden.to(self.wide)
+            for out, (of_token, of_hidden) in zip(outputs, heads, strict=True):
+                target = block_of(out[where], block)
+                target.copy_(of_token(y_NC).add_(of_hidden(hidden)).view(target.shape))
+        return outputs
 
 
 class Decoder(Prepared):
     """Latents -> pixels."""
 
-    def __init__(self, network: Network, config: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(network, config, device, dtype)
+    def __init__(self, network: Network, *arguments: Any) -> None:
+        super().__init__(network, *arguments)
         bottleneck, coder = network.latent_bottleneck, network.decoder
         phi = bottleneck.phi
         self.start = self.project(bottleneck.Q, wide=True)
@@ -157,8 +169,8 @@ class Decoder(Prepared):
         self.image_unpatch = self._unpatch(coder.image_low_proj, coder.image_high_proj, haar.image_signs())
 
     def _unpatch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
-        weight = haar.fold_unpatch(low[0].weight, high[0].weight, signs)
-        bias = haar.fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs).sum(1)
+        weight = haar.fold_unpatch(low[0].weight, high[0].weight, signs, self.patch)
+        bias = haar.fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs, self.patch).sum(1)
         return self.project(weight, bias, wide=True)
 
     def __call__(
@@ -208,44 +220,17 @@ class Decoder(Prepared):
     def _pixels(self, tokens: torch.Tensor, *, image: bool) -> torch.Tensor:
         B, rows, h, w, _ = tokens.shape
         frames = FRAMES * rows - (FRAMES - 1) * image
-        video = tokens.new_empty((B, 3, frames, PIXELS * h, PIXELS * w))
+        video = tokens.new_empty((B, 3, frames, self.side * h, self.side * w))
         for videos, span in spans(B, rows, self.device):
-            for start, stop, patch in _groups(span, image):
-                projection = self.image_unpatch if patch == "image" else self.video_unpatch
+            for start, stop, depth in groups(span, image):
+                projection = self.image_unpatch if depth == 1 else self.video_unpatch
                 flat = tokens[videos, start:stop].reshape(-1, self.width)
                 pixels = torch.cat([projection(flat[block]) for block in blocks(flat.shape[0], self.device)])
                 target = video[videos, :, first_frame(start, image) : first_frame(stop, image)]
-                unpatchify(pixels, 1 if patch == "image" else FRAMES, target)
+                unpatchify(pixels, depth, self.side, target)
         return video
 
 
 def soft_threshold(x: torch.Tensor, threshold: float) -> torch.Tensor:
     """`sign(x) * max(|x| - threshold, 0)`."""
     return x.sign() * (x.abs() - threshold).clamp_(min=0)
-
-
-def _groups(span: slice, image: bool) -> list[tuple[int, int, str]]:
-    """A span of rows cut into the image row (row 0 of a video's first chunk) and the others."""
-    if not image or span.start > 0:
-        return [(span.start, span.stop, "video")]
-    groups = [(0, 1, "image")]
-    return groups if span.stop == 1 else [*groups, (1, span.stop, "video")]
-
-
-def first_frame(row: int, image: bool) -> int:
-    """Frame at which a latent row begins; `image` says that row 0 is a single frame."""
-    return FRAMES * row - (FRAMES - 1) * image if row else 0
-
-
-def patchify(video_BCTHW: torch.Tensor, frames: int) -> torch.Tensor:
-    """Pixel blocks as rows `(B*t*h*w, 3*frames*8*8)`, block in C order (rgb, frame, row, column)."""
-    B, C, T, H, W = video_BCTHW.shape
-    cells = video_BCTHW.reshape(B, C, T // frames, frames, H // PIXELS, PIXELS, W // PIXELS, PIXELS)
-    return cells.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(-1, C * frames * PIXELS * PIXELS)
-
-
-def unpatchify(blocks_NP: torch.Tensor, frames: int, video_BCTHW: torch.Tensor) -> None:
-    """Inverse of `patchify`, into existing memory."""
-    B, C, T, H, W = video_BCTHW.shape
-    cells = blocks_NP.view(B, T // frames, H // PIXELS, W // PIXELS, C, frames, PIXELS, PIXELS)
-    video_BCTHW.copy_(cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, C, T, H, W))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from model.family import Family, Preset
@@ -10,9 +11,56 @@ from model.interface import LatentSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+WHOLE_NUMBERS = (
+    "latent_dim",
+    "embedding_dim",
+    "l_dim",
+    "h_dim",
+    "sep_num_layer",
+    "fusion_num_layer",
+    "ista_iter_num",
+    "ista_layer_num",
+)
+PATCH_FRAMES = 2  # coefficient frames of a patch; with the Haar transform 4 video frames
+SOURCE = "https://github.com/westlake-repl/LeanVAE"
+
+# Statistics of Wan's own latents, which the aligned networks imitate: a DiT trained on Wan latents takes (z - mean) / std.
+# Wan 2.1: defaults of `AutoencoderKLWan` in diffusers. Wan 2.2: `wan/modules/vae2_2.py` of https://github.com/Wan-Video/Wan2.2.
+WAN21_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+WAN21_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+WAN22_MEAN = (
+    *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
+    *(-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825),
+    *(-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502),
+    *(-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230),
+    *(-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748),
+    *(0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+)
+WAN22_STD = (
+    *(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013),
+    *(0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978),
+    *(0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659),
+    *(0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093),
+    *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
+    *(0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+)
+_STATISTICS = {"leanvae-wan21-dim16": (WAN21_MEAN, WAN21_STD), "leanvae-wan22-dim48": (WAN22_MEAN, WAN22_STD)}
+_SCALES = {4: 0.7744, 16: 1.0}  # the authors' constants for the two published widths
+
+_SENSED = "coefficients of a learned linear projection (compressed sensing); channels are not ordered"
+_ALIGNED = "latents that imitate those of {}: a diffusion transformer trained on them takes (z - mean) / std of these"
+_SEMANTICS = {"leanvae-wan21-dim16": _ALIGNED.format("Wan 2.1"), "leanvae-wan22-dim48": _ALIGNED.format("Wan 2.2")}
+
 
 def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
-    for key, value in config.items():
+    for key in WHOLE_NUMBERS:
+        value = config[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: config key {key} must be a whole number of at least 1, got {value!r}")
     if config["embedding_dim"] != config["l_dim"] + config["h_dim"]:
@@ -20,17 +68,45 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
             f"{name}: embedding_dim must be l_dim + h_dim, got {config['embedding_dim']} and "
             f"{config['l_dim']} + {config['h_dim']}"
         )
+    mean, std = _STATISTICS.get(name, (None, None))
+    if mean is not None and len(mean) != config["latent_dim"]:
+        raise ValueError(f"{name} has {len(mean)} latent channels, got latent_dim {config['latent_dim']}")
+    side, value_range = _patch_side(name, config["patch_size"]), _range(name, config["value_range"])
+    as_published = (side, value_range) == (4, (-0.5, 0.5)) and all(config[key] == _CONFIG[key] for key in _CONFIG)
     return LatentSpec(
         network=name,
         latent_channels=config["latent_dim"],
-        time_stride=4,
-        space_stride=8,
-        value_range=(-0.5, 0.5),
+        time_stride=2 * PATCH_FRAMES,
+        space_stride=2 * side,
+        value_range=value_range,
         causal=True,
         chunking="exact",
-        scale={4: 0.7744, 16: 1.0}.get(config["latent_dim"]),  # the authors' constants for the two published widths
-        channel_semantics="coefficients of a learned linear projection (compressed sensing); channels are not ordered",
+        scale=_SCALES.get(config["latent_dim"]) if as_published else None,
+        mean=mean,
+        std=std,
+        channel_semantics=_SEMANTICS.get(name, _SENSED),
     )
+
+
+def _patch_side(name: str, patch: Any) -> int:
+    """Side of a patch in wavelet coefficients, half of its side in pixels."""
+    sound = isinstance(patch, (list, tuple)) and len(patch) == 3 and all(type(side) is int for side in patch)
+    if not sound or patch[0] != PATCH_FRAMES or patch[1] != patch[2] or patch[1] < 1:
+        raise ValueError(
+            f"{name}: patch_size must be [{PATCH_FRAMES}, n, n] wavelet coefficients (4 frames of 2n x 2n pixels), got {patch!r}"
+        )
+    return int(patch[1])
+
+
+def _range(name: str, bounds: Any) -> tuple[float, float]:
+    sound = isinstance(bounds, (list, tuple)) and len(bounds) == 2
+    if (
+        not sound
+        or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in bounds)
+        or bounds[0] >= bounds[1]
+    ):
+        raise ValueError(f"{name}: value_range must be two numbers, black and white, got {bounds!r}")
+    return float(bounds[0]), float(bounds[1])
 
 
 _CONFIG = {
@@ -42,17 +118,61 @@ _CONFIG = {
     "ista_iter_num": 2,
     "ista_layer_num": 2,
 }
+# What the published files leave out because their code has it fixed. `value_range` is in no file at all.
+_FIXED = {"patch_size": [PATCH_FRAMES, 4, 4], "value_range": [-0.5, 0.5]}
 
-FAMILY = Family(name="leanvae", module="model.leanvae.vae", keys=("latent_dim", *_CONFIG), describe=_describe)
+FAMILY = Family(
+    name="leanvae",
+    module="model.leanvae.vae",
+    keys=("latent_dim", *_CONFIG, *_FIXED),
+    describe=_describe,
+    defaults=_FIXED,
+)
 
-PRESETS = tuple(
+_UNPUBLISHED = (
+    "no weights are published: load a checkpoint of your own training by this name, so that range and statistics fit. The raw latent is "
+    "stored; the authors' own code returns (z - mean) / std"
+)
+
+PRESETS = (
+    *(
+        Preset(
+            name=f"leanvae-dim{dim}",
+            family="leanvae",
+            config={"latent_dim": dim, **_CONFIG},
+            published=f"hf://Yumic/LeanVAE/LeanVAE-dim{dim}.ckpt",
+            licence="MIT",
+            source=SOURCE,
+        )
+        for dim in (4, 16)
+    ),
     Preset(
-        name=f"leanvae-dim{dim}",
+        name="leanvae-wan21-dim16",
         family="leanvae",
-        config={"latent_dim": dim, **_CONFIG},
-        published=f"hf://Yumic/LeanVAE/LeanVAE-dim{dim}.ckpt",
+        config={"latent_dim": 16, **_CONFIG, "ista_iter_num": 4, "value_range": [-1.0, 1.0]},
+        published=None,
         licence="MIT",
-        source="https://github.com/westlake-repl/LeanVAE",
-    )
-    for dim in (4, 16)
+        source=SOURCE,
+        note=f"aligned with Wan 2.1 latents (4x8x8, 16 channels); {_UNPUBLISHED}",
+    ),
+    Preset(
+        name="leanvae-wan22-dim48",
+        family="leanvae",
+        config={
+            "latent_dim": 48,
+            "embedding_dim": 768,
+            "l_dim": 192,
+            "h_dim": 576,
+            "sep_num_layer": 3,
+            "fusion_num_layer": 5,
+            "ista_iter_num": 5,
+            "ista_layer_num": 2,
+            "patch_size": [PATCH_FRAMES, 8, 8],
+            "value_range": [-1.0, 1.0],
+        },
+        published=None,
+        licence="MIT",
+        source=SOURCE,
+        note=f"aligned with Wan 2.2 TI2V-5B latents (4x16x16, 48 channels); {_UNPUBLISHED}",
+    ),
 )

@@ -41,7 +41,7 @@ def synthesise(coefficients: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     return out.reshape(B, bandsC // bands, T * frames, 2 * H, 2 * W)
 
 
-def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int = 4) -> torch.Tensor:
+def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
     """Haar then two patch projections -> one projection from pixels.
 
     `low` `(l, 3*pt*patch^2)` reads band 0, `high` `(h, (bands-1)*3*pt*patch^2)` the others. Returns float64
@@ -54,7 +54,7 @@ def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch
     return torch.cat(kernels)
 
 
-def fold_unpatch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int = 4) -> torch.Tensor:
+def fold_unpatch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
     """Two un-patch projections then the inverse Haar -> one projection to pixels, laid out as in `fold_patch`.
 
     `low` `(3*pt*patch^2, l)`, `high` `((bands-1)*3*pt*patch^2, h)`; a bias is folded by passing it as a column.

@@ -7,7 +7,7 @@ There is no forward pass here; `model.leanvae` prepares these parameters for run
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,14 +41,17 @@ class Stack(nn.Module):
 class Coder(nn.Module):
     """Parameters of the encoder or the decoder: patch projections and the three stacks."""
 
-    def __init__(self, config: Mapping[str, int], *, decoder: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], *, decoder: bool) -> None:
         super().__init__()
         low, high = config["l_dim"], config["h_dim"]
+        frames, rows, columns = config["patch_size"]
+        image = 3 * rows * columns  # coefficients of one band in a patch of frame 0
+        video = frames * image
         for name, inside, outside in (
-            ("video_low_proj", low, 96),
-            ("video_high_proj", high, 672),
-            ("image_low_proj", low, 48),
-            ("image_high_proj", high, 144),
+            ("video_low_proj", low, video),
+            ("video_high_proj", high, 7 * video),
+            ("image_low_proj", low, image),
+            ("image_high_proj", high, 3 * image),
         ):
             # a rearrangement without parameters stands before the encoder's projections and after the decoder's
             parts = (nn.Linear(inside, outside),) if decoder else (nn.Identity(), nn.Linear(outside, inside))
@@ -61,7 +64,7 @@ class Coder(nn.Module):
 class Bottleneck(nn.Module):
     """Parameters of the sensing matrix and the unrolled iterations."""
 
-    def __init__(self, config: Mapping[str, int]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, latent, steps = config["embedding_dim"], config["latent_dim"], config["ista_iter_num"]
         self.phi = nn.Parameter(torch.empty(latent, width))
@@ -75,7 +78,7 @@ class Bottleneck(nn.Module):
 class Network(nn.Module):
     """All parameters; `state_dict()` has exactly the published keys."""
 
-    def __init__(self, config: Mapping[str, int]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.latent_bottleneck = Bottleneck(config)
         self.encoder = Coder(config, decoder=False)
@@ -83,13 +86,13 @@ class Network(nn.Module):
         self.std_layer = nn.Linear(config["embedding_dim"], config["latent_dim"])
 
 
-def empty_network(config: Mapping[str, int]) -> Network:
+def empty_network(config: Mapping[str, Any]) -> Network:
     """The network on the meta device: names and shapes, no memory."""
     with torch.device("meta"):
         return Network(config)
 
 
-def random_weights(config: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
 
     Scaled so that activations stay of order one. Latents made with them mean nothing.

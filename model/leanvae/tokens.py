@@ -19,9 +19,12 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    Affine = tuple[torch.Tensor, torch.Tensor]  # weight, bias
+    Span = tuple[slice, slice]  # videos, rows
+    Step = tuple[Span, slice, torch.Tensor, torch.Tensor]  # where, which of its tokens, the tokens, their hidden layer
+
 PAST = 2  # rows of history a causal kernel of three needs
 BLOCK = 1024  # tokens of a product on a CPU; part of the numerics
-INNER_MULTIPLE = 16  # odd hidden widths (341, 1365) cost up to half the speed of a matrix product
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,10 +33,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Projection:
-    """`x W^T + b` on `(N, in)` tokens, in the dtype of the prepared weight.
+    """`x W^T + b` on `(N, in)` tokens, in the dtype of the prepared weight; also followed by GELU, or by a product with other tokens.
 
-    On a CPU the weight is packed once for oneDNN, which is 10-20 % faster here than repacking or the default BLAS; where this build of
-    PyTorch lacks the packed product, `F.linear` gives the same values to rounding. `backend` says which is in use.
+    On a CPU the weight is packed once for oneDNN, which is 10-20 % faster here than repacking or the default BLAS, and what follows the
+    product runs on its float32 sums before they are rounded. Where this build of PyTorch lacks the packed product, `F.linear` gives the
+    same values to rounding. `backend` says which is in use.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Projection:
     ) -> None:
         self.weight = weight.detach().to(device, dtype).contiguous()
         self.bias = None if bias is None else bias.detach().to(device, dtype).contiguous()
-        self.dtype = dtype
+        self.dtype, self.width = dtype, weight.shape[0]
         self.backend = "onednn" if _packs(device, dtype) else "torch"
         if self.backend == "onednn":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, BLOCK)
@@ -52,6 +56,25 @@ class Projection:
         if self.backend == "onednn":
             return torch.ops.mkldnn._linear_pointwise(x_NC, self.weight, self.bias, "none", [], "")
         return F.linear(x_NC, self.weight, self.bias)
+
+    def into(self, x_NC: torch.Tensor, out_NC: torch.Tensor) -> None:
+        """As calling it, into existing memory of the weight's dtype; for products without a bias."""
+        if self.backend == "onednn" or self.bias is not None:
+            out_NC.copy_(self(x_NC))
+        else:
+            torch.mm(x_NC, self.weight.T, out=out_NC)
+
+    def gelu(self, x_NC: torch.Tensor) -> torch.Tensor:
+        """`gelu(x W^T + b)`, the exact GELU; `x` in the weight's dtype."""
+        if self.backend == "onednn":
+            return torch.ops.mkldnn._linear_pointwise(x_NC, self.weight, self.bias, "gelu", [], "none")
+        return F.gelu(F.linear(x_NC, self.weight, self.bias))
+
+    def times(self, x_NC: torch.Tensor, factor_NC: torch.Tensor) -> torch.Tensor:
+        """`(x W^T + b) * factor`; both in the weight's dtype."""
+        if self.backend == "onednn":
+            return torch.ops.mkldnn._linear_pointwise.binary(x_NC, factor_NC, self.weight, self.bias, "mul")
+        return F.linear(x_NC, self.weight, self.bias).mul_(factor_NC)
 
 
 def _packs(device: torch.device, dtype: torch.dtype) -> bool:
@@ -71,7 +94,7 @@ def blocks(tokens: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, tokens))
 
 
-def spans(batch: int, rows: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+def spans(batch: int, rows: int, device: torch.device) -> Iterator[Span]:
     """(videos, rows) handled at a time: one row of one video on a CPU, everything elsewhere."""
     if device.type != "cpu":
         yield slice(0, batch), slice(0, rows)
@@ -88,11 +111,12 @@ class NAFLayer:
     part into the widening product. The hidden width is padded with zeros, which stay zero through `a * gelu(g)`.
     """
 
+    inner_multiple = 16  # odd hidden widths (341, 1365) cost up to half the speed of a matrix product
+
     def __init__(
         self,
         ds_conv: nn.Conv3d,
         ffd: nn.Sequential,
-        *,
         slot: int,
         residual: bool,
         device: torch.device,
@@ -112,21 +136,24 @@ class NAFLayer:
 
         weight = widen.weight.detach().double()
         inner = weight.shape[0] // 2
-        fill = -inner % INNER_MULTIPLE
+        fill = -inner % self.inner_multiple
         bias = weight @ norm.bias.detach().double()
         weight = weight * norm.weight.detach().double()
         value, gate = (F.pad(half, (0, 0, 0, fill)) for half in weight.split(inner))
         value_bias, gate_bias = (F.pad(half, (0, fill)) for half in bias.split(inner))
-        self.value = Projection(value, value_bias, device, dtype)
-        self.gate = Projection(gate, gate_bias, device, dtype)
+        self._prepare_widening((value, value_bias), (gate, gate_bias), dtype)
         self._narrow, self._fill = narrow.weight, fill
         self.narrow = Projection(self.narrow_weight(), None, device, dtype)
+
+    def _prepare_widening(self, value: Affine, gate: Affine, dtype: torch.dtype) -> None:
+        self.value = Projection(*value, self.device, dtype)
+        self.gate = Projection(*gate, self.device, dtype)
 
     def narrow_weight(self) -> torch.Tensor:
         """The narrowing product `(C, padded inner)` in float64, for folding into what follows it."""
         return F.pad(self._narrow.detach().double(), (0, self._fill))
 
-    def convolved(self, padded_BthwC: torch.Tensor) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
+    def convolved(self, padded_BthwC: torch.Tensor) -> Iterator[tuple[Span, torch.Tensor]]:
         """For each span: where it lies in (batch, row), and its convolved tokens `(b, r, h, w, C)` in fresh memory."""
         batch, rows = padded_BthwC.shape[0], padded_BthwC.shape[1] - PAST
         for videos, span in spans(batch, rows, self.device):
@@ -137,19 +164,30 @@ class NAFLayer:
     def hidden(self, y_NC: torch.Tensor) -> torch.Tensor:
         """`(N, C)` -> the gated hidden layer `(N, inner)`, before the narrowing product."""
         normed = F.layer_norm(y_NC, (self.channels,), eps=self.eps).to(self.value.dtype)
-        return self.value(normed).mul_(F.gelu(self.gate(normed)))
+        return self.value.times(normed, self.gate.gelu(normed))
 
-    def __call__(self, padded_BthwC: torch.Tensor, out_BthwC: torch.Tensor) -> None:
-        """Reads `rows + 2` rows, writes `rows` rows into `out_BthwC` (which may be a slice of the channels of something wider)."""
+    def steps(self, padded_BthwC: torch.Tensor) -> Iterator[Step]:
+        """The layer up to its narrowing product, one block of tokens after another: convolved tokens and hidden layer."""
         for where, y in self.convolved(padded_BthwC):
             y_NC = y.reshape(-1, self.channels)
             for block in blocks(y_NC.shape[0], self.device):
-                branch = self.narrow(self.hidden(y_NC[block]))
-                if self.residual:
-                    y_NC[block] += branch
-                else:
-                    y_NC[block] = branch
-            out_BthwC[where].copy_(y_NC.view(y.shape))
+                yield where, block, y_NC[block], self.hidden(y_NC[block])
+
+    def __call__(self, padded_BthwC: torch.Tensor, out_BthwC: torch.Tensor) -> None:
+        """Reads `rows + 2` rows, writes `rows` rows into `out_BthwC` (which may be a slice of the channels of something wider)."""
+        for where, block, y_NC, hidden in self.steps(padded_BthwC):
+            branch = self.narrow(hidden)
+            target = block_of(out_BthwC[where], block)
+            if self.residual:
+                torch.add(y_NC.view(target.shape), branch.view(target.shape), out=target)
+            else:
+                target.copy_(branch.view(target.shape))
+
+
+def block_of(span_brhwC: torch.Tensor, block: slice) -> torch.Tensor:
+    """A view of a block of a span's tokens: `(n, C)`, or the span as it is where the block is all of it (its rows may lie apart)."""
+    tokens = span_brhwC.shape[:-1].numel()
+    return span_brhwC if block == slice(0, tokens) else span_brhwC.view(tokens, -1)[block]
 
 
 class Carry:
