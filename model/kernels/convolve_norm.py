@@ -41,7 +41,8 @@ def fused(
     grid = (batch * rows * height, triton.cdiv(width, COLUMNS))
     block = triton.next_power_of_2(channels)
     _convolve_norm[grid](
-        *(padded_BthwC, taps_KC, bias_C, y, normed, rows, height, width, channels, eps),
+        *(padded_BthwC, taps_KC, bias_C, y, normed, rows, height, width, eps),
+        CHANNELS=channels,
         COLUMNS=COLUMNS,
         BLOCK=block,
         num_warps=8 if block >= 512 else 4,
@@ -59,8 +60,8 @@ def _convolve_norm(  # type: ignore[no-untyped-def]
     rows,
     height,
     width,
-    channels,
     eps,
+    CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -68,28 +69,28 @@ def _convolve_norm(  # type: ignore[no-untyped-def]
     i, row, video = line % height, line // height % rows, line // height // rows
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.arange(0, BLOCK)
-    used = channel < channels
+    used = channel < CHANNELS
 
     total = tl.zeros((COLUMNS, BLOCK), dtype=tl.float32)
-    for frame in tl.static_range(3):
-        for up in tl.static_range(3):
-            above = i + up - 1
-            first = ((video * (rows + 2) + row + frame) * height + above).to(tl.int64) * width
-            for across in tl.static_range(3):
-                beside = column + across - 1
-                there = (beside >= 0) & (beside < width) & (above >= 0) & (above < height)
-                source = padded_ptr + (first + beside)[:, None] * channels + channel[None, :]
-                x = tl.load(source, mask=there[:, None] & used[None, :], other=0.0).to(tl.float32)
-                tap = tl.load(taps_ptr + (frame * 9 + up * 3 + across) * channels + channel, mask=used, other=0.0)
-                total += x * tap[None, :]
+    for tap_line in range(9):  # not unrolled: more loads in flight would not fit into registers
+        frame, up = tap_line // 3, tap_line % 3
+        above = i + up - 1 + tl.zeros((COLUMNS,), tl.int32)
+        first = ((video * (rows + 2) + row + frame).to(tl.int64) * height + above) * width
+        for across in tl.static_range(3):
+            beside = column + across - 1
+            there = (above >= 0) & (above < height) & (beside >= 0) & (beside < width)
+            source = padded_ptr + (first + beside)[:, None] * CHANNELS + channel[None, :]
+            x = tl.load(source, mask=there[:, None] & used[None, :], other=0.0).to(tl.float32)
+            tap = tl.load(taps_ptr + (tap_line * 3 + across) * CHANNELS + channel, mask=used, other=0.0)
+            total += x * tap[None, :]
     total += tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]
 
-    mean = tl.sum(total, axis=1) / channels
+    mean = tl.sum(total, axis=1) / CHANNELS
     centred = tl.where(used[None, :], total - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / channels
+    variance = tl.sum(centred * centred, axis=1) / CHANNELS
     normed = centred * (1.0 / tl.sqrt(variance + eps))[:, None]
 
-    target = (line.to(tl.int64) * width + column)[:, None] * channels + channel[None, :]
+    target = (line.to(tl.int64) * width + column)[:, None] * CHANNELS + channel[None, :]
     inside = (column < width)[:, None] & used[None, :]
     tl.store(y_ptr + target, total.to(y_ptr.dtype.element_ty), mask=inside)
     tl.store(normed_ptr + target, normed.to(normed_ptr.dtype.element_ty), mask=inside)
