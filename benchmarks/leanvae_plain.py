@@ -1,6 +1,6 @@
 """LeanVAE encode written layer by layer in plain PyTorch: the yardstick that speed is measured against.
 
-Enters: published weights (`config`, `state_dict`) and a float video `BCTHW` in [-0.5, 0.5]. Leaves: the posterior mean `BCthw`.
+Enters: published weights (`config`, `state_dict`) and a float video `BCTHW` in the network's range. Leaves: the posterior mean `BCthw`.
 Nothing is folded or reordered: Haar filters as strided convolutions, patches by rearranging, `nn.Conv3d` on `BCTHW` with zero
 padding, `nn.LayerNorm`, `nn.Linear`, GELU; the residual stream goes back and forth between the two layouts where a layer needs it.
 """
@@ -8,7 +8,7 @@ padding, `nn.LayerNorm`, `nn.Linear`, GELU; the residual stream goes back and fo
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +54,17 @@ def haar_video() -> HaarConv:
 
 
 class Patchify(nn.Module):
-    """`B C T H W` coefficients -> channel-last tokens `B t h w (C pt 4 4)`."""
+    """`B C T H W` coefficients -> channel-last tokens `B t h w (C pt p p)`."""
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, frames: int, side: int) -> None:
         super().__init__()
-        self.frames = frames
+        self.frames, self.side = frames, side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, C, T, H, W = x.shape
-        x = x.view(B, C, T // self.frames, self.frames, H // 4, 4, W // 4, 4)
-        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, T // self.frames, H // 4, W // 4, C * self.frames * 16)
+        t, h, w = T // self.frames, H // self.side, W // self.side
+        x = x.view(B, C, t, self.frames, h, self.side, w, self.side)
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, t, h, w, C * self.frames * self.side**2)
 
 
 class DepthwiseConv(nn.Module):
@@ -116,14 +117,14 @@ class ResNAF(nn.Module):
 class Encoder(nn.Module):
     """Pixels -> features, channel-last."""
 
-    def __init__(self, low: int, high: int, sep: int, fusion: int) -> None:
+    def __init__(self, low: int, high: int, sep: int, fusion: int, patch: int) -> None:
         super().__init__()
-        width = low + high
+        width, image = low + high, 3 * patch**2
         self.haar_image, self.haar_video = haar_image(), haar_video()
-        self.video_low_proj = nn.Sequential(Patchify(2), nn.Linear(96, low))
-        self.video_high_proj = nn.Sequential(Patchify(2), nn.Linear(672, high))
-        self.image_low_proj = nn.Sequential(Patchify(1), nn.Linear(48, low))
-        self.image_high_proj = nn.Sequential(Patchify(1), nn.Linear(144, high))
+        self.video_low_proj = nn.Sequential(Patchify(2, patch), nn.Linear(2 * image, low))
+        self.video_high_proj = nn.Sequential(Patchify(2, patch), nn.Linear(14 * image, high))
+        self.image_low_proj = nn.Sequential(Patchify(1, patch), nn.Linear(image, low))
+        self.image_high_proj = nn.Sequential(Patchify(1, patch), nn.Linear(3 * image, high))
         self.low_layer = ResNAF(low, int(8 / 3 * low), sep)
         self.high_layer = ResNAF(high, int(8 / 3 * high), sep)
         self.fusion_layer = ResNAF(width, int(8 / 3 * width), fusion)
@@ -141,9 +142,11 @@ class Encoder(nn.Module):
 class PlainLeanVAE(nn.Module):
     """The encode half: encoder and `phi`."""
 
-    def __init__(self, config: Mapping[str, int], state_dict: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.encoder = Encoder(config["l_dim"], config["h_dim"], config["sep_num_layer"], config["fusion_num_layer"])
+        depths = config["sep_num_layer"], config["fusion_num_layer"]
+        patch = config.get("patch_size", (2, 4, 4))[1]
+        self.encoder = Encoder(config["l_dim"], config["h_dim"], *depths, patch)
         self.phi = nn.Parameter(state_dict["latent_bottleneck.phi"].clone(), requires_grad=False)
         weights = {
             key.removeprefix("encoder."): value for key, value in state_dict.items() if key.startswith("encoder.")
@@ -154,6 +157,6 @@ class PlainLeanVAE(nn.Module):
 
     @torch.inference_mode()
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B 3 T H W` in [-0.5, 0.5], T = 4n+1 -> posterior mean `B d n+1 H/8 W/8`."""
+        """`B 3 T H W`, T = 4n+1 -> posterior mean `B d n+1 h w`."""
         features = self.encoder(video_BCTHW)
         return F.linear(features, self.phi).permute(0, 4, 1, 2, 3).contiguous()

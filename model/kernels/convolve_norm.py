@@ -45,9 +45,14 @@ def fused(
         CHANNELS=channels,
         COLUMNS=COLUMNS,
         BLOCK=block,
-        num_warps=8 if block >= 512 else 4,
+        num_warps=warps(block),
     )
     return y, normed
+
+
+def warps(block: int) -> int:
+    """Of a program with `block` channels: so many that its sums and loads fit into registers."""
+    return 8 if block >= 512 else 4
 
 
 @triton.jit

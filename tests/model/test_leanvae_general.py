@@ -1,0 +1,198 @@
+"""The general family: other patches, widths, depths and ranges, and the presets aligned with Wan, against plain layer-by-layer networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model
+from benchmarks.leanvae_plain import PlainLeanVAE as PlainEncoder
+from benchmarks.leanvae_plain import ResNAF, feed_forward
+from model import registry
+from model.leanvae import facts, haar
+from model.leanvae.parameters import empty_network
+
+WIDE = {
+    "latent_dim": 6,
+    "embedding_dim": 40,
+    "l_dim": 16,
+    "h_dim": 24,
+    "sep_num_layer": 3,
+    "fusion_num_layer": 2,
+    "ista_iter_num": 3,
+    "ista_layer_num": 1,
+    "patch_size": [2, 8, 8],
+    "value_range": [-1.0, 1.0],
+}
+
+
+def part(weights, prefix):
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def residual_stack(weights, prefix, x_BthwC):
+    """x + ds(x), then x + ffd(x), as the encoder's yardstick writes it."""
+    own = part(weights, prefix)
+    channels, layers = x_BthwC.shape[-1], sum(key.endswith("ds_conv.bias") for key in own)
+    stack = ResNAF(channels, int(8 / 3 * channels), layers)
+    stack.load_state_dict(own)
+    return stack(x_BthwC)
+
+
+def bare_stack(weights, prefix, x_BthwC):
+    """ds(x), then ffd(x), without the sums: the bottleneck's layers."""
+    own, channels = part(weights, prefix), x_BthwC.shape[-1]
+    for layer in range(sum(key.endswith("ds_conv.bias") for key in own)):
+        taps, bias = (own[f"dconv_layer.{layer}.ds_conv.{name}"] for name in ("weight", "bias"))
+        padded = F.pad(x_BthwC.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
+        x_BthwC = F.conv3d(padded, taps, bias, groups=channels).permute(0, 2, 3, 4, 1)
+        ffd = feed_forward(channels, int(8 / 3 * channels))
+        ffd.load_state_dict(part(own, f"ffd_layer.{layer}."))
+        x_BthwC = ffd(x_BthwC)
+    return x_BthwC
+
+
+@torch.no_grad()
+def plain_decode(config, weights, latent_BCthw):
+    """Sections 7 and 8 of the published description, step by step."""
+    y = latent_BCthw.permute(0, 2, 3, 4, 1)
+    core = part(weights, "latent_bottleneck.")
+    r = y @ core["Q"].T
+    for k in range(config["ista_iter_num"]):
+        g = r - core[f"weights.{k}"] * ((r @ core["phi"].T - y) @ core["phi"])
+        u = F.softshrink(bare_stack(core, f"forward_l.{k}.", g), float(core[f"threshold.{k}"]))
+        r = g + bare_stack(core, f"backward_l.{k}.", u)
+    coder, low = part(weights, "decoder."), config["l_dim"]
+    x = residual_stack(coder, "fusion_layer.", r)
+    bands = residual_stack(coder, "low_layer.", x[..., :low]), residual_stack(coder, "high_layer.", x[..., low:])
+    frames = [unpatch(config, coder, "image", [band[:, :1] for band in bands], haar.image_signs())]
+    frames.append(unpatch(config, coder, "video", [band[:, 1:] for band in bands], haar.video_signs()))
+    return torch.cat(frames, dim=2)
+
+
+def unpatch(config, coder, kind, bands, signs):
+    side, depth, coefficients = config["patch_size"][1], signs.shape[1], []
+    for band, name in zip(bands, ("low", "high"), strict=True):
+        out = F.linear(band, *(coder[f"{kind}_{name}_proj.0.{which}"] for which in ("weight", "bias")))
+        B, t, h, w, _ = out.shape
+        cells = out.view(B, t, h, w, -1, depth, side, side).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        coefficients.append(cells.reshape(B, -1, t * depth, h * side, w * side))
+    return haar.synthesise(torch.cat(coefficients, dim=1), signs)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return model.load("leanvae", config=WIDE, untrained=3)
+
+
+def video_of(vae, *shape):
+    low, high = vae.spec.value_range
+    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+def close(got, want):
+    return (got - want).abs().max() <= 1e-5 * max(1.0, want.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"patch_size": [2, 4, 4]}, {"patch_size": [2, 1, 1], "value_range": [-0.5, 0.5]}, {"latent_dim": 40}],
+    ids=["4x16x16", "4x8x8", "4x2x2", "as wide as the features"],
+)
+def test_any_configuration_is_the_plain_network(change):
+    vae = model.load("leanvae", config={**WIDE, **change}, untrained=3)
+    weights = vae.network.state_dict()
+    side = vae.spec.space_stride
+    video = video_of(vae, 2, 3, 9, 3 * side, 2 * side)
+    latent = vae.encode(video)[0].mean
+    assert latent.shape == (2, vae.spec.latent_channels, 3, 3, 2)
+    assert close(latent, PlainEncoder(vae.config, weights)(video))
+    decoded = vae.decode(latent)[0]
+    assert decoded.shape == video.shape
+    assert close(decoded, plain_decode(vae.config, weights, latent))
+
+
+def test_the_plain_decoder_is_the_published_one(golden):
+    config = {**golden.config, "patch_size": [2, 4, 4]}
+    golden.check("out/A_dec", plain_decode(config, golden.weights, golden["out/A_z"]))
+
+
+def test_larger_patches_are_as_lossless(wide):
+    video = video_of(wide, 2, 3, 9, 32, 48)
+    whole = wide.encode(video)[0].mean
+    first, state = wide.encode(video[1:, :, :5])
+    rest, _ = wide.encode(video[1:, :, 5:], state)
+    assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), whole[1:])
+    one, state = wide.decode(whole[:, :, :1], last=False)
+    others, _ = wide.decode(whole[:, :, 1:], state)
+    assert torch.equal(torch.cat([one, others], dim=2), wide.decode(whole)[0])
+
+
+def test_what_does_not_fit_a_larger_patch_is_named(wide):
+    with pytest.raises(ValueError, match=r"multiples of 16, got height 24 .*16 or 32"):
+        wide.encode(torch.zeros(1, 3, 5, 24, 16))
+    with pytest.raises(ValueError, match=r"floating-point values in \[-1, 1\]"):
+        wide.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8))
+
+
+def test_black_and_white_are_the_ends_of_the_range(wide):
+    planes = torch.tensor([16, 235], dtype=torch.uint8).view(2, 1, 1, 1, 1).repeat(1, 5, 3, 16, 16)
+    planes[:, :, 1:] = 128
+    ends = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 3, 5, 16, 16)
+    assert close(wide.encode_planes(planes, ["bt709"] * 2)[0].mean, wide.encode(ends)[0].mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "channels", "mean", "std"),
+    [
+        ("leanvae-wan21-dim16", (4, 8), 16, facts.WAN21_MEAN, facts.WAN21_STD),
+        ("leanvae-wan22-dim48", (4, 16), 48, facts.WAN22_MEAN, facts.WAN22_STD),
+    ],
+)
+def test_presets_that_feed_wan(name, stride, channels, mean, std):
+    spec, preset = model.spec(name), registry.PRESETS[name]
+    assert (spec.time_stride, spec.space_stride, spec.latent_channels) == (*stride, channels)
+    assert (spec.value_range, spec.mean, spec.std, spec.scale) == ((-1.0, 1.0), mean, std, None)
+    assert len(spec.mean) == len(spec.std) == channels
+    assert min(spec.std) > 0
+    assert preset.published is None
+    assert "no weights are published" in preset.note
+    assert "(z - mean) / std" in spec.channel_semantics
+    network = empty_network(registry.complete(name))
+    assert network.latent_bottleneck.phi.shape == (channels, preset.config["embedding_dim"])
+    assert network.encoder.video_high_proj[1].weight.shape[1] == 7 * 3 * 2 * (stride[1] // 2) ** 2
+
+
+def test_statistics_belong_to_the_preset_and_scales_to_the_published_configuration():
+    preset = registry.PRESETS["leanvae-wan21-dim16"]
+    assert model.spec("leanvae", preset.config).mean is None
+    published = registry.PRESETS["leanvae-dim4"].config
+    assert model.spec("leanvae", published).scale == 0.7744
+    assert model.spec("leanvae", {**published, "value_range": [-1, 1]}).scale is None
+    with pytest.raises(ValueError, match="16 latent channels, got latent_dim 4"):
+        model.spec("leanvae-wan21-dim16", {"latent_dim": 4})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"patch_size": 8}, r"patch_size must be \[2, n, n\].*got 8"),
+        ({"patch_size": [1, 4, 4]}, "patch_size must be"),
+        ({"patch_size": [2, 4, 8]}, r"got \[2, 4, 8\]"),
+        ({"patch_size": [2, 0, 0]}, "patch_size must be"),
+        ({"patch_size": [2, 4.0, 4.0]}, "patch_size must be"),
+        ({"value_range": [0.5, -0.5]}, "value_range must be two numbers"),
+        ({"value_range": [0, float("inf")]}, "value_range must be two numbers"),
+        ({"value_range": "unit"}, "value_range must be two numbers"),
+    ],
+)
+def test_impossible_patches_and_ranges(change, words):
+    with pytest.raises(ValueError, match=words):
+        model.spec("leanvae", {**WIDE, **change})
+
+
+def test_a_published_file_needs_neither_patch_nor_range(golden):
+    assert {"patch_size", "value_range"}.isdisjoint(golden.config)
+    complete = registry.complete("leanvae", golden.config)
+    assert (complete["patch_size"], complete["value_range"]) == ([2, 4, 4], [-0.5, 0.5])
