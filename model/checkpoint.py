@@ -207,6 +207,11 @@ def _hub_config(uri: str) -> dict[str, Any] | None:
 def _weight_file(path: Path) -> Path:
     if not path.is_dir():
         return path
+    if any(path.glob("*.safetensors.index.json")):
+        raise ValueError(
+            f"{path} holds its weights in parts ({len(list(path.glob('*.safetensors')))} .safetensors files and an index); "
+            "save it as one file (of diffusers: save_pretrained with max_shard_size='100GB')"
+        )
     for pattern in ("*.safetensors", "*.ckpt", "*.pth", "*.pt"):
         files = sorted(path.glob(pattern))
         if len(files) == 1:

@@ -79,5 +79,5 @@ class LTXClips(WholeClips):
 def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:
     """A two-dimensional layer on every latent frame."""
     B = latent_BCthw.shape[0]
-    frames = layer(latent_BCthw.permute(0, 2, 1, 3, 4).flatten(0, 1))
+    frames = layer(latent_BCthw.contiguous().permute(0, 2, 1, 3, 4).flatten(0, 1))
     return frames.unflatten(0, (B, -1)).permute(0, 2, 1, 3, 4)

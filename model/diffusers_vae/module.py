@@ -66,7 +66,9 @@ def empty_module(name: str, config: Mapping[str, Any]) -> Any:
     for switch in BLENDING:
         if hasattr(module, switch):
             setattr(module, switch, False)
-    return module.requires_grad_(False).eval()
+    # Parameters go on requiring gradients, as after `from_pretrained`: otherwise torch multiplies some of them along another way, and the
+    # last bits are not the library's.
+    return module.eval()
 
 
 def filled(

@@ -2,7 +2,8 @@
 
 Enters: frames or latents in the module's dtype on its device, and the cache the previous chunk left. Leaves: parameters of the posterior,
 or a video, and the cache for the next chunk, with the batch in front. The steps are diffusers' own (one frame, then groups of four;
-latents one by one), so chunking changes no bit.
+latents one by one), so chunking changes no bit. Against the class itself the last 1x1x1 convolution may round otherwise, for it runs
+per step here and over the clip there; on a CPU that was seen below 16 latent pixels only.
 
 The cache is an inner matter of diffusers. A stream is therefore tried out before it is used, on noise, against the class's own `encode` and
 `decode`; `open_stream` says what differs, and its caller goes back to whole clips, loudly.

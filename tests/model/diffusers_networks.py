@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -63,8 +64,9 @@ CHUNKED = ("wan-2.1", "wan-2.2", "svd", "sd")
 WHOLE = tuple(name for name in TINY if name not in CHUNKED)
 
 
+@functools.cache
 def tiny(name: str, **options: Any) -> Any:
-    """The tiny network of that name with random weights."""
+    """The tiny network of that name with random weights, loaded once."""
     return model.load("diffusers", config=TINY[name], untrained=0, **options)
 
 

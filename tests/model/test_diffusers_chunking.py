@@ -1,0 +1,168 @@
+"""Which of diffusers' VAEs can be taken in chunks: the ones that say so lose no bit, the others say why, and the reasons are true."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from diffusers.models.autoencoders import autoencoder_kl_wan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import model
+from model.diffusers_vae import wan_stream
+from model.diffusers_vae.facts import WHOLE_CLIPS
+from model.losslessness import decode_in, encode_in, examine
+from tests.model.diffusers_networks import CHUNKED, TINY, WHOLE, clip, noise, tiny
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_promise_holds_to_the_bit(name):
+    """Chunks, batches, interleaving, states gathered and scattered, prefixes, images, both ways; or whole clips only."""
+    vae = tiny(name)
+    assert vae.spec.chunking == ("exact" if name in CHUNKED else "none")
+    assert vae.decode_chunking == ("exact" if name in ("wan-2.1", "wan-2.2", "sd") else "none")
+    side = 32 if vae.spec.space_stride <= 16 else 64
+    findings = list(examine(vae, height=side, width=side, groups=2 if name in WHOLE else 4 - vae.spec.lead_frames))
+    assert {finding.direction for finding in findings} == {"encode", "decode"}
+    assert [finding for finding in findings if finding.difference != 0.0] == []
+    if name in ("wan-2.1", "wan-2.2", "sd"):
+        assert sum("interleaved" in finding.property for finding in findings) == 2
+
+
+@given(st.sets(st.integers(1, 4)), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_wan_in_any_partition(cuts, bf16):
+    vae = tiny("wan-2.1", dtype=torch.bfloat16) if bf16 else tiny("wan-2.2")
+    ends = sorted({*cuts, 5})
+    video = noise(1, 3, 17, 32, 32)
+    whole = encode_in(vae, video, [5], moments=True)
+    assert torch.equal(encode_in(vae, video, ends, moments=True), whole)
+    latent = whole[:, : vae.spec.latent_channels]
+    assert torch.equal(decode_in(vae, latent, ends), decode_in(vae, latent, [5]))
+
+
+def test_wan_states_of_different_moments_go_into_one_batch():
+    """After its first step the cache of diffusers has other shapes than later; ours has not."""
+    vae = tiny("wan-2.1")
+    young, old = noise(1, 3, 9, 32, 32, seed=1), noise(1, 3, 17, 32, 32, seed=2)
+    _, after_image = vae.encode(young[:, :, :1])
+    _, after_more = vae.encode(old[:, :, :9])
+    both = torch.cat([young[:, :, 1:], old[:, :, 9:]])
+    mean = vae.encode(both, vae.stack_states([after_image, after_more]))[0].mean
+    assert torch.equal(mean[:1], vae.encode(young)[0].mean[:, :, 1:])
+    assert torch.equal(mean[1:], vae.encode(old)[0].mean[:, :, 3:])
+
+
+def test_wan_state_does_not_grow():
+    vae = tiny("wan-2.1")
+    sizes, state = [], None
+    for frames in (1, 4, 8, 4):
+        _, state = vae.encode(noise(1, 3, frames, 16, 16), state)
+        sizes.append(state.nbytes)
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "svd"])
+def test_whole_clips_say_so(name):
+    vae = tiny(name)
+    video = clip(vae.spec)
+    posterior, encoded = vae.encode(video)
+    decoded_from = posterior.mean
+    _, decoded = vae.decode(decoded_from)
+    if name != "svd":
+        because = WHOLE_CLIPS[TINY[name]["_class_name"]]
+        with pytest.raises(ValueError, match=f"encodes whole clips, because {because}; give every frame of a clip"):
+            vae.encode(video[:, :, : vae.spec.time_stride], encoded)
+    with pytest.raises(ValueError, match="decodes whole clips, because"):
+        vae.decode(decoded_from, decoded)
+    with pytest.raises(ValueError, match="decodes whole clips, because"):
+        vae.decode(decoded_from, last=False)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_a_prefix_of_the_video_gives(name):
+    """The latent of a prefix is a prefix of the latent exactly where the spec calls the network causal."""
+    vae = tiny(name)
+    video = clip(vae.spec, groups=3)
+    whole = vae.encode(video)[0].mean
+    prefix = vae.encode(video[:, :, : vae.spec.lead_frames + vae.spec.time_stride])[0].mean
+    difference = (prefix - whole[:, :, : prefix.shape[2]]).abs().max()
+    assert bool(difference < 1e-5) == vae.spec.causal
+    assert vae.spec.causal or difference > 1e-3
+
+
+def test_cogvideox_is_exact_only_between_batches_that_a_stream_cannot_know():
+    module = tiny("cogvideox")._coder.module
+    video = noise(1, 3, 17, 32, 32)
+    with torch.no_grad():
+        whole = module.encode(video).latent_dist.mode()
+        head, cache = module.encoder(video[:, :, :9])
+        tail, _ = module.encoder(video[:, :, 9:], conv_cache=cache)
+        assert torch.equal(torch.cat([head, tail], dim=2)[:, :4], whole)
+        # four frames less, and the first batch is of thirteen
+        shorter = module.encode(video[:, :, :13]).latent_dist.mode()
+    assert (shorter[:, :, :3] - whole[:, :, :3]).abs().max() > 1e-3
+
+
+def test_frames_of_image_networks_know_nothing_of_each_other():
+    vae = tiny("sd")
+    video = clip(vae.spec, groups=4)
+    assert torch.equal(vae.encode(video.flip(2))[0].mean.flip(2), vae.encode(video)[0].mean)
+
+
+# ---- another diffusers than the one this was written with -------------------------------------------------------------
+
+
+def refused(reason):
+    with pytest.warns(UserWarning, match=rf"encodes and decodes whole clips only: diffusers .* its cache .*{reason}"):
+        vae = tiny.__wrapped__("wan-2.1")
+    assert (vae.spec.chunking, vae.decode_chunking) == ("none", "none")
+    video = noise(1, 3, 9, 32, 32)
+    latent, state = vae.encode(video)
+    assert vae.decode(latent.mean)[0].shape == video.shape
+    with pytest.raises(ValueError, match="encodes whole clips, because diffusers"):
+        vae.encode(video[:, :, 1:], state)
+    return latent.mean
+
+
+def test_a_cache_that_is_not_there(monkeypatch):
+    monkeypatch.delattr(autoencoder_kl_wan, "patchify")
+    assert torch.equal(refused("patchify"), tiny("wan-2.1").encode(noise(1, 3, 9, 32, 32))[0].mean)
+
+
+def test_a_cache_that_means_something_else(monkeypatch):
+    real = wan_stream.WanStream._encode_step
+    monkeypatch.setattr(
+        wan_stream.WanStream, "_encode_step", lambda self, frames, places: real(self, frames, [*places])
+    )
+    refused("latents differ|cache")
+
+
+def test_a_cache_that_keeps_growing(monkeypatch):
+    real, steps = wan_stream.WanStream._encode_step, itertools.count(1)
+
+    def growing(self, frames, places):
+        out = real(self, frames, places)
+        places[0] = places[0][:, :, :1].expand(-1, -1, next(steps), -1, -1)
+        return out
+
+    monkeypatch.setattr(wan_stream.WanStream, "_encode_step", growing)
+    refused("the cache still changes its shapes in step 3")
+
+
+def test_wan_with_shortcuts_in_time_steps_like_the_class():
+    """`first_chunk` matters to the residual decoder of Wan 2.2 alone."""
+    vae = tiny("wan-2.2")
+    module = vae._coder.module
+    latent = noise(1, 4, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(vae.decode(latent)[0], module.decode(latent).sample)
+
+
+def test_loading_by_a_preset_name_keeps_the_name():
+    with pytest.raises(
+        ValueError, match=r"needs weights: its published weights \(Apache-2.0\) are hf://Wan-AI/Wan2.1-T2V"
+    ):
+        model.load("wan-2.1")
