@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from model.ivvae.parameters import ConvPair
 
 
+def filters_minimally(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products cost more here than the sums that save them, in an arithmetic that bears the sums."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
 class PairConv:
     """One published pair, prepared. Frames are bordered with a row of zeros above and below; columns are padded here."""
 
@@ -39,7 +44,7 @@ class PairConv:
         self.group, self.width = group, int(flat.shape[0])
         self.lead = conv(flat, before + here, bias=bias)
         self.before, self.behind = conv(before), conv(behind)
-        self.minimal = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        self.minimal = filters_minimally(device, dtype)
         if self.minimal:
             self.sum = conv(flat / 2, (before + here + behind) / 2, bias=bias)
             self.difference = conv(flat / 2, (before - here + behind) / 2)

@@ -54,6 +54,7 @@ class IVVAE(CausalVAE):
     def __init__(self, network: Network, *arguments: Any, **provenance: Any) -> None:
         super().__init__(*arguments, **provenance)
         self.network = network
+        self.stepwise = self.device.type == "cpu"  # one latent of one video at a time
 
     def _run_encoder(
         self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
@@ -109,14 +110,14 @@ class IVVAE(CausalVAE):
         return torch.cat(outputs, dim=time_axis + 1), memory
 
     def _video_steps(self, batch: int) -> Iterator[slice]:
-        step = 1 if self.device.type == "cpu" else batch
+        step = 1 if self.stepwise else batch
         return (slice(start, start + step) for start in range(0, batch, step))
 
     def _row_steps(self, rows: int, *, lead: bool) -> Sequence[slice]:
         """The clip's first latent is always alone; after it one at a time on a CPU, all at once elsewhere."""
         first = [slice(0, 1)] if lead else []
         start = len(first)
-        step = 1 if self.device.type == "cpu" else max(1, rows - start)
+        step = 1 if self.stepwise else max(1, rows - start)
         return [*first, *(slice(row, min(row + step, rows)) for row in range(start, rows, step))]
 
     @cached_property

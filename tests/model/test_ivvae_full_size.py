@@ -1,0 +1,179 @@
+"""The published sizes: parameter counts, files, refusals; and at full width sane activations, agreement with the plain network, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import model
+from benchmarks.ivvae_plain import PlainIVVAE
+from model import registry
+from model.ivvae.parameters import empty_network
+from model.registry import PRESETS, complete
+from tests.model.conftest import Golden
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("ivvae-tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "encoder", "decoder", "scale", "shift"),
+    [
+        ("ivvae-z4", 107_170_842, 44_894_648, 62_276_102, 1.3196, 0.1250),
+        ("ivvae-z8", 107_379_150, 45_084_272, 62_294_534, 1.0940, -0.0322),
+        ("ivvae-z16", 107_798_550, 45_465_824, 62_331_398, 0.9697, -0.1553),
+        ("ivvae-z16-dim96", 241_854_742, 101_698_784, 140_154_630, 0.7619, -0.0483),
+    ],
+)
+def test_published_sizes_and_constants(name, total, encoder, decoder, scale, shift):
+    network, spec = empty_network(complete(name)), model.spec(name)
+    count = {part: sum(p.numel() for p in module.parameters()) for part, module in network.named_children()}
+    assert (sum(count.values()), count["encoder"], count["decoder"]) == (total, encoder, decoder)
+    assert len(network.state_dict()) == 362
+    assert (spec.scale, spec.shift, spec.value_range, spec.chunking) == (scale, shift, (-1.0, 1.0), "exact")
+    assert "key-frame" in spec.channel_semantics
+
+
+def test_short_names_and_where_the_files_are():
+    assert {registry.resolve(f"ivvae-z{z}-dim64") for z in (4, 8, 16)} == {"ivvae-z4", "ivvae-z8", "ivvae-z16"}
+    assert all(PRESETS[name].published is None for name in PRESETS if name.startswith("ivvae"))
+    with pytest.raises(ValueError, match=r"ModelScope wpy1999/iv-vae, weights/ivvae_z8_dim64.pth.*checkpoint=PATH"):
+        model.load("ivvae-z8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
+        ({"z_dim": 5}, "z_dim must be even, half of it per branch, got 5"),
+        ({"dim": True}, "dim must be a whole number"),
+        ({"dim": 3, "dim_mult": [1, 1, 2, 2]}, "must be even, since upsampling halves it; got 3"),
+        ({"dim_mult": [1, 2, 4]}, r"dim_mult must be four whole numbers .*got \[1, 2, 4\]"),
+        ({"dim_mult": [1, 2, 4, 8]}, "of which the last two are equal"),
+        ({"num_res_blocks": 3}, "num_res_blocks must be 2, as in every published network; got 3"),
+        ({"attn_scales": [0.25]}, r"attn_scales must be \[\]"),
+        ({"temperal_downsample": [True, True, False]}, r"temperal_downsample must be \[False, True, True\]"),
+        ({"scale_factor": "1.3"}, "scale_factor must be a number or None, got '1.3'"),
+    ],
+)
+def test_impossible_configurations(golden, change, words):
+    with pytest.raises(ValueError, match=words):
+        model.spec("ivvae", {**golden.config, **change})
+
+
+def test_what_a_configuration_may_leave_out(golden):
+    spec = model.spec("ivvae", {"z_dim": 6, "dim": 4})
+    assert (spec.latent_channels, spec.scale, spec.shift) == (6, None, None)
+    with pytest.raises(ValueError, match="missing: dim"):
+        model.spec("ivvae", {"z_dim": 6})
+    assert model.spec("ivvae", {**golden.config, "dropout": 0.1}).latent_channels == 4  # only training reads it
+
+
+def test_other_widths_agree_with_the_plain_network():
+    """A width that changes in the first block needs a shortcut there; z of 6."""
+    vae = model.load("ivvae", config={"z_dim": 6, "dim": 2, "dim_mult": [2, 3, 4, 4]}, untrained=5)
+    video = torch.rand((1, 3, 9, 16, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = PlainIVVAE(vae.config, vae.network.state_dict())
+    mean, logvar = plain.encode(video)
+    posterior, _ = vae.encode(video, moments=True)
+    assert torch.allclose(posterior.mean, mean, atol=1e-5)
+    assert torch.allclose(posterior.logvar, logvar, atol=1e-5)
+    assert torch.allclose(vae.decode(mean)[0], plain.decode(mean), atol=1e-5)
+
+
+def test_checkpoints_as_published_and_as_safetensors(golden, tmp_path):
+    pth, copy = tmp_path / "ivvae_z4_dim4.pth", tmp_path / "copy.safetensors"
+    torch.save(golden.weights, pth)
+    save_file(golden.weights, copy)
+    loaded = [model.load("ivvae", str(path), config=golden.config) for path in (pth, copy)]
+    assert [vae.checkpoint.layout for vae in loaded] == ["tensors", "safetensors"]
+    assert loaded[0].weights_sha256 == loaded[1].weights_sha256
+    for vae in loaded:
+        golden.check("out/B_mu", vae.encode(golden["in/B"])[0].mean)
+
+
+def test_weights_of_another_size_are_refused(golden, tmp_path):
+    assert len(golden.weights) == 362
+    path = tmp_path / "ivvae_z4_dim4.pth"
+    torch.save(golden.weights, path)
+    with pytest.raises(
+        ValueError, match=r"not those of ivvae-z4: \d+ misshapen: encoder.conv1.conv_2d.weight is \(4, 3"
+    ):
+        model.load("ivvae-z4", str(path))
+    few = {key: value for key, value in golden.weights.items() if not key.startswith("encoder.head")}
+    with pytest.raises(ValueError, match=r"missing: encoder.head.0.gamma, .* and 5 more"):
+        model.from_state_dict("ivvae", golden.config, few)
+    with pytest.raises(ValueError, match=r"1 extra: encoder.more"):
+        model.from_state_dict("ivvae", golden.config, {**golden.weights, "encoder.more": torch.zeros(1)})
+
+
+def test_untrained_weights_are_reproducible(golden):
+    one, again, other = (model.load("ivvae", config=golden.config, untrained=seed) for seed in (3, 3, 4))
+    assert one.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    # the same on every machine and version: these weights are named in fingerprints
+    assert one.weights_sha256.startswith("a0987ee34cfa2a64")
+
+
+@pytest.fixture(scope="module")
+def full():
+    return model.load("ivvae-z4", untrained=0)
+
+
+def test_full_width_agrees_with_the_plain_network_and_is_sane(full):
+    torch.set_num_threads(2)
+    video = torch.rand((1, 3, 5, 32, 48), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    posterior, _ = full.encode(video, moments=True)
+    plain = PlainIVVAE(full.config, full.network.state_dict())
+    mean, logvar = plain.encode(video)
+    assert (posterior.mean - mean).abs().max() <= 1e-5 * mean.abs().max()
+    assert (posterior.logvar - logvar).abs().max() <= 1e-5 * logvar.abs().max()
+    decoded, reference = full.decode(mean)[0], plain.decode(mean)
+    assert (decoded - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
+    assert 0.2 < mean.std() < 2
+    assert 0.05 < decoded.std() < 0.5
+    first, state = full.encode(video[:, :, :1])
+    rest, _ = full.encode(video[:, :, 1:], state)
+    assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), posterior.mean)
+
+
+def test_full_width_in_bfloat16(full):
+    torch.set_num_threads(2)
+    video = torch.rand((1, 3, 5, 32, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    low = model.from_state_dict("ivvae-z4", None, full.network.state_dict(), dtype="bfloat16")
+    for got, want in (
+        (low.encode(video)[0].mean, mean := full.encode(video)[0].mean),
+        (low.decode(mean)[0], full.decode(mean)[0]),
+    ):
+        assert got.dtype == torch.float32
+        assert bool(got.isfinite().all())
+        assert 1e-4 < ((got - want).norm() / want.norm()).item() < 1.5e-2
+
+
+MEMORY = """
+import resource, torch, model
+torch.set_num_threads(1)
+vae = model.load("ivvae", config={"z_dim": 4, "dim": 16}, untrained=0)
+peaks, state = [], None
+for chunk in range(14):
+    video = torch.rand(1, 3, 4 + (chunk == 0), 48, 48) - 0.5
+    state = vae.encode(video, state)[1]
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+one = peaks[-1]
+vae.encode(torch.rand(1, 3, 57, 48, 48) - 0.5)
+print(peaks[3], one, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_video():
+    answer = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=120)
+    short, long, at_once = map(float, answer.stdout.split())
+    assert long - short < 6, f"{short:.0f} MB after 17 frames, {long:.0f} MB after 57"
+    assert at_once - long < 12, f"{long:.0f} MB in chunks of 4, {at_once:.0f} MB for 57 frames in one call"
