@@ -22,7 +22,8 @@ STRIPE_ROWS = 8  # at least: each stripe reads two rows more than it writes
 
 def stripes(height: int, width: int, device: torch.device) -> list[tuple[int, int]]:
     """Row ranges worked on at a time: a few thousand pixels on a CPU, everything elsewhere."""
-    step = max(STRIPE_ROWS, STRIPE_PIXELS // width) if device.type == "cpu" else height
+    # an even number of rows: some ways to convolve take two at a time
+    step = max(STRIPE_ROWS, STRIPE_PIXELS // width // 2 * 2) if device.type == "cpu" else height
     return [(start, min(start + step, height)) for start in range(0, height, step)]
 
 
