@@ -174,13 +174,12 @@ def is_filter(key: str) -> bool:
 
 
 def with_filters(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` with the Haar filters at their defaults where the file holds none at all.
+    """`weights` with those Haar filters at their defaults that the file lacks.
 
-    Averaged (EMA) weights are of what is trained, so they come without filters. A file that holds some must hold all.
+    They are the one exception to strict keys: averaged (EMA) weights are of what is trained, so they come without filters.
     """
-    if any(is_filter(key) for key in weights):
-        return dict(weights)
-    return {**weights, **{key: default_filter(key) for key in expected if is_filter(key)}}
+    absent = (key for key in expected if is_filter(key) and key not in weights)
+    return {**weights, **{key: default_filter(key) for key in absent}}
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
