@@ -11,7 +11,7 @@ Whether these networks could be taken in chunks was tried with tiny random ones 
 |               | the remainder of the length going into the first     | depends on the length, which a stream lacks     |
 | Cosmos        | to rounding: causal convolutions and attention       | keeps none; the attention needs every frame     |
 | LTXVideo      | to rounding: causal convolutions, norms by position  | keeps none                                      |
-| Mochi         | to rounding: causal convolutions and attention       | for its decoder, as another network (padding)   |
+| Mochi         | to rounding: causal convolutions and attention       | none to encode; the attention needs every frame |
 | Allegro       | no: group norms and convolutions over both sides     | keeps none                                      |
 """
 

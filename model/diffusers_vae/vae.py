@@ -115,7 +115,7 @@ class DiffusersVAE(CausalVAE):
     def _after(self, kind: str, memories: list[Memory], grid: tuple[int, int], batch: int) -> CausalState:
         if self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole:
             return self._ended(kind, batch, grid)
-        tensors = [torch.cat(parts) for parts in zip(*memories, strict=True)]
+        tensors = memories[0] if len(memories) == 1 else [torch.cat(parts) for parts in zip(*memories, strict=True)]
         return self._remember(kind, grid, tensors or [torch.empty((batch, 0), device=self.device)])
 
 
