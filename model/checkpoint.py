@@ -5,7 +5,8 @@ Enters: a local path, `hf://owner/repo/file[@revision]`, or a URI whose scheme h
 carries (if any), and what the file was (`CheckpointInfo`).
 
 Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
-network skipped), a plain mapping of tensors, and safetensors with the configuration in its metadata or in a `config.json` beside it.
+network skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, a plain mapping of
+tensors, and safetensors with the configuration in its metadata or in a `config.json` beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CheckpointInfo:
     uri: str
     sha256: str  # of the file
     num_bytes: int
-    layout: str  # "official" | "training" | "tensors" | "safetensors"
+    layout: str  # "official" | "training" | "averaged" | "generator" | "tensors" | "safetensors"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -77,10 +78,10 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
     if path.suffix == ".safetensors":
         weights, config = _read_safetensors(path)
         layout = "safetensors"
-        if config is None and want_config and uri.startswith("hf://"):
-            config = _hub_config(uri)
     else:
         weights, config, layout = _unwrap(_read_pickle(path, trust=trust_pickle), path)
+    if config is None and want_config and uri.startswith("hf://"):
+        config = _hub_config(uri)
     if config is None:
         config = _sidecar(path)
     return Checkpoint(weights, config, CheckpointInfo(uri, digest, path.stat().st_size, layout))
@@ -212,7 +213,11 @@ def _weight_file(path: Path) -> Path:
             f"{path} holds its weights in parts ({len(list(path.glob('*.safetensors')))} .safetensors files and an index); "
             "save it as one file (of diffusers: save_pretrained with max_shard_size='100GB')"
         )
-    for pattern in ("*.safetensors", "*.ckpt", "*.pth", "*.pt"):
+    patterns = ["*.safetensors", "*.ckpt", "*.pth", "*.pt"]
+    if (path / "config.json").is_file():
+        # a training folder: its authors load the checkpoint and not what was exported from an earlier one
+        patterns.sort(key="*.ckpt".__ne__)
+    for pattern in patterns:
         files = sorted(path.glob(pattern))
         if len(files) == 1:
             return files[0]
@@ -289,8 +294,13 @@ def _unwrap(raw: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """(tensors, configuration, layout) of an unpickled checkpoint."""
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict with state_dict, or a dict of tensors")
+    if raw.get("ema_state_dict"):
+        averaged = _tensors(raw["ema_state_dict"], path)
+        return {key.replace("module.", ""): t for key, t in averaged.items()}, _options(raw, path), "averaged"
     if "state_dict" not in raw:
         return _tensors(raw, path), None, "tensors"
+    if isinstance(raw["state_dict"], dict) and isinstance(raw["state_dict"].get("gen_model"), dict):
+        return _tensors(raw["state_dict"]["gen_model"], path), _options(raw, path), "generator"
     weights = _tensors(raw["state_dict"], path)
     if any(key.startswith(TRAINED_PREFIX) for key in weights):
         kept = {key.removeprefix(TRAINED_PREFIX): t for key, t in weights.items() if not key.startswith(TRAINING_ONLY)}
