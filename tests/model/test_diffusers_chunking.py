@@ -106,6 +106,23 @@ def test_cogvideox_is_exact_only_between_batches_that_a_stream_cannot_know():
     assert (shorter[:, :, :3] - whole[:, :, :3]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_a_batch_in_one_pass_as_other_devices_take_it(name):
+    """On a CPU videos go through one by one; elsewhere together, which is the same up to rounding, the carried memory too."""
+    vae, coder = tiny(name), tiny(name)._coder
+    video = clip(vae.spec, batch=2)
+    with torch.no_grad():
+        first = vae.spec.lead_frames + vae.spec.time_stride if name in CHUNKED else video.shape[2]
+        (mean, _), memory = coder.encode(video[:, :, :first], None)
+        if first < video.shape[2]:
+            (rest, _), _ = coder.encode(video[:, :, first:], memory or None)
+            mean = torch.cat([mean, rest], dim=2)
+        together, _ = coder.decode(mean, None)
+    alone = vae.encode(video)[0].mean
+    assert (mean - alone).abs().max() < 1e-5 * max(1, alone.abs().max())
+    assert (together - vae.decode(mean)[0]).abs().max() < 1e-4 * max(1, together.abs().max())
+
+
 def test_frames_of_image_networks_know_nothing_of_each_other():
     vae = tiny("sd")
     video = clip(vae.spec, groups=4)

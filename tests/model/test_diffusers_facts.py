@@ -65,6 +65,9 @@ def test_specs_of_the_published_networks():
             assert constants is None or len(constants) == spec.latent_channels
     assert model.spec("wan-2.1").mean[:2] == (-0.7571, -0.7089)
     assert model.spec("wan-2.2").std[-2:] == (0.7468, 0.7744)
+    # LeanVAE's variants for the same diffusion models carry the same statistics
+    for ours, theirs in (("leanvae-wan21-dim16", "wan-2.1"), ("leanvae-wan22-dim48", "wan-2.2")):
+        assert (model.spec(ours).mean, model.spec(ours).std) == (model.spec(theirs).mean, model.spec(theirs).std)
 
 
 @pytest.mark.filterwarnings("error")  # a key the class does not know
