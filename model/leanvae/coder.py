@@ -13,16 +13,30 @@ import torch
 from model.leanvae import haar
 from model.leanvae.fused import FusedLayer
 from model.leanvae.pixels import FRAMES, first_frame, groups, unpatchify
-from model.leanvae.tokens import PAST, Carry, NAFLayer, Projection, block_of, blocks, run_stack, spans, wide_dtype
+from model.leanvae.tokens import (
+    BLOCK,
+    PAST,
+    Carry,
+    NAFLayer,
+    Projection,
+    RowMemory,
+    blocks,
+    by_rows,
+    run_stack,
+    spans,
+    through,
+    wide_dtype,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
     from model.kernels import Kernels
     from model.leanvae.parameters import Network, Stack
     from model.leanvae.pixels import Pixels
+    from model.leanvae.tokens import Step
 
 
 class Prepared:
@@ -107,46 +121,82 @@ class Encoder(Prepared):
         heads: Sequence[tuple[Projection, Projection]],
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         """One output `B t h w d` per pair of heads (token part, hidden part), and the new state's tensors."""
-        B, rows, (H, W) = pixels.batch, -(-pixels.frames // FRAMES), pixels.size
-        grid = (H // self.side, W // self.side)
-        carry = Carry(past, self.slots)
-        like = torch.empty(0, dtype=self.wide, device=self.device)
-        low = carry.room(self.low_layers[0].slot, B, rows, grid, self.low, like)
-        high = carry.room(self.high_layers[0].slot, B, rows, grid, self.width - self.low, like)
-        self._embed(pixels, low[:, PAST:], high[:, PAST:], image=past is None)
-        fused = carry.room(self.fusion_layers[0].slot, B, rows, grid, self.width, like)
-        run_stack(self.low_layers, low, carry, fused[:, PAST:, ..., : self.low])
+        rows, (height, width) = -(-pixels.frames // FRAMES), pixels.size
+        shape = (pixels.batch, rows, height // self.side, width // self.side)
+        outputs = [torch.empty((*shape, of_token.width), dtype=self.wide, device=self.device) for of_token, _ in heads]
+        run = self._run_rows if by_rows(self.device) else self._run_grid
+        return outputs, run(pixels, past, heads, outputs)
+
+    def _run_rows(
+        self,
+        pixels: Pixels,
+        past: Sequence[torch.Tensor] | None,
+        heads: Sequence[tuple[Projection, Projection]],
+        outputs: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """One row of one video after another through all layers: little memory, and all of it stays in cache."""
+        B, rows, h, w = outputs[0].shape[:4]
+        memories = [RowMemory(past, self.slots, video) for video in range(B)]
+        for video, memory in enumerate(memories):
+            for row in range(rows):
+                embedded = self._embed(pixels, slice(video, video + 1), slice(row, row + 1), past is None)
+                x = embedded.view(h, w, self.width)
+                low = through(self.low_layers, x[..., : self.low].contiguous(), memory)
+                high = through(self.high_layers, x[..., self.low :].contiguous(), memory)
+                x = through(self.fusion_layers[:-1], torch.cat([low, high], dim=-1), memory)
+                last = self.fusion_layers[-1]
+                self._read(last.row_steps(memory.window(last.slot, x)), heads, [out[video, row] for out in outputs])
+        return tuple(torch.stack([memory.last(slot) for memory in memories]) for slot in range(self.slots))
+
+    def _run_grid(
+        self,
+        pixels: Pixels,
+        past: Sequence[torch.Tensor] | None,
+        heads: Sequence[tuple[Projection, Projection]],
+        outputs: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """All rows of all videos through one layer after another."""
+        B, rows, h, w = outputs[0].shape[:4]
+        carry, like = Carry(past, self.slots), outputs[0]
+        low = carry.room(self.low_layers[0].slot, B, rows, (h, w), self.low, like)
+        high = carry.room(self.high_layers[0].slot, B, rows, (h, w), self.width - self.low, like)
+        for start, stop, _ in groups(slice(0, rows), past is None):
+            embedded = self._embed(pixels, slice(0, B), slice(start, stop), past is None)
+            embedded = embedded.view(B, stop - start, h, w, self.width)
+            low[:, PAST + start : PAST + stop].copy_(embedded[..., : self.low])
+            high[:, PAST + start : PAST + stop].copy_(embedded[..., self.low :])
+        x = carry.room(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
+        run_stack(self.low_layers, low, carry, x[:, PAST:, ..., : self.low])
         del low
-        run_stack(self.high_layers, high, carry, fused[:, PAST:, ..., self.low :])
+        run_stack(self.high_layers, high, carry, x[:, PAST:, ..., self.low :])
         del high
+        last = self.fusion_layers[-1]
         if len(self.fusion_layers) > 1:
-            last = carry.room(self.fusion_layers[-1].slot, B, rows, grid, self.width, like)
-            run_stack(self.fusion_layers[:-1], fused, carry, last[:, PAST:])
-            fused = last
-        carry.keep(self.fusion_layers[-1].slot, fused)
-        return self._read_out(fused, heads), carry.kept()
+            following = carry.room(last.slot, B, rows, (h, w), self.width, like)
+            run_stack(self.fusion_layers[:-1], x, carry, following[:, PAST:])
+            x = following
+        carry.keep(last.slot, x)
+        self._read(last.steps(x), heads, outputs)
+        return carry.kept()
 
-    def _embed(self, pixels: Pixels, low: torch.Tensor, high: torch.Tensor, *, image: bool) -> None:
-        B, rows, (h, w) = low.shape[0], low.shape[1], low.shape[2:4]
-        for videos, span in spans(B, rows, self.device):
-            for start, stop, depth in groups(span, image):
-                frames = slice(first_frame(start, image), first_frame(stop, image))
-                tokens = pixels.rows(videos, frames, depth, self.side)
-                projection = self.image_patch if depth == 1 else self.video_patch
-                embedded = torch.cat([projection(tokens[block]) for block in blocks(tokens.shape[0], self.device)])
-                embedded = embedded.view(-1, stop - start, h, w, self.width)
-                low[videos, start:stop].copy_(embedded[..., : self.low])
-                high[videos, start:stop].copy_(embedded[..., self.low :])
+    def _embed(self, pixels: Pixels, videos: slice, span: slice, image: bool) -> torch.Tensor:
+        """Tokens `(n, C)` of rows that are all of one kind."""
+        ((_, _, depth),) = groups(span, image)
+        frames = slice(first_frame(span.start, image), first_frame(span.stop, image))
+        tokens = pixels.rows(videos, frames, depth, self.side)
+        projection = self.image_patch if depth == 1 else self.video_patch
+        if not by_rows(self.device) or tokens.shape[0] <= BLOCK:
+            return projection(tokens)
+        return torch.cat([projection(tokens[block]) for block in blocks(tokens.shape[0])])
 
-    def _read_out(self, padded: torch.Tensor, heads: Sequence[tuple[Projection, Projection]]) -> list[torch.Tensor]:
-        B, rows, (h, w) = padded.shape[0], padded.shape[1] - PAST, padded.shape[2:4]
-        outputs = [padded.new_empty((B, rows, h, w, of_token.width)) for of_token, _ in heads]
-        for where, block, y_NC, hidden in self.fusion_layers[-1].steps(padded):
+    def _read(
+        self, steps: Iterable[Step], heads: Sequence[tuple[Projection, Projection]], outputs: Sequence[torch.Tensor]
+    ) -> None:
+        """The heads on the last layer's tokens and hidden layer, into `outputs`."""
+        for block, y_NC, hidden in steps:
             hidden = hidden.to(self.wide)
             for out, (of_token, of_hidden) in zip(outputs, heads, strict=True):
-                target = block_of(out[where], block)
-                target.copy_(of_token(y_NC).add_(of_hidden(hidden)).view(target.shape))
-        return outputs
+                out.view(-1, of_token.width)[block] = of_token(y_NC).add_(of_hidden(hidden))
 
 
 class Decoder(Prepared):
@@ -225,7 +275,8 @@ class Decoder(Prepared):
             for start, stop, depth in groups(span, image):
                 projection = self.image_unpatch if depth == 1 else self.video_unpatch
                 flat = tokens[videos, start:stop].reshape(-1, self.width)
-                pixels = torch.cat([projection(flat[block]) for block in blocks(flat.shape[0], self.device)])
+                whole = [slice(0, flat.shape[0])] if not by_rows(self.device) else blocks(flat.shape[0])
+                pixels = torch.cat([projection(flat[block]) for block in whole])
                 target = video[videos, :, first_frame(start, image) : first_frame(stop, image)]
                 unpatchify(pixels, depth, self.side, target)
         return video

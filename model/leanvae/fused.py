@@ -50,9 +50,9 @@ class FusedLayer(NAFLayer):
     def steps(self, padded_BthwC: torch.Tensor) -> Iterator[Step]:
         """As `NAFLayer.steps`, in blocks of `BLOCK` tokens over the whole grid."""
         y, normed = self._convolved_and_normed(padded_BthwC)
-        y_NC, where = y.view(-1, self.channels), (slice(0, y.shape[0]), slice(0, y.shape[1]))
+        y_NC = y.view(-1, self.channels)
         for block, hidden in self._hidden_blocks(normed):
-            yield where, block, y_NC[block], hidden
+            yield block, y_NC[block], hidden
 
     def __call__(self, padded_BthwC: torch.Tensor, out_BthwC: torch.Tensor) -> None:
         """As `NAFLayer.__call__`."""

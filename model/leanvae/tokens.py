@@ -1,10 +1,10 @@
 """NAF layers on channel-last token grids, prepared for speed: folded weights, one latent row at a time on a CPU.
 
-Enters: a layer's published parameters. Leaves: callables on `B t h w C` grids whose first two rows are the past.
+Enters: a layer's published parameters. Leaves: callables on `B t h w C` grids whose first two rows are the past, or on single rows.
 
 On a CPU every product works on (a fixed slice of) one latent row of one video, and every convolution on three rows of one video. The
 shapes that reach the libraries then depend on the frame size alone, never on the chunk or the batch, so results are bit for bit the
-same under any partition and any batch. It is also the faster way: the wide hidden layer of a row stays in cache.
+same under any partition and any batch. It is also the faster way: what a layer leaves for the next one is still in cache.
 On other devices whole grids are handled at once, and chunked results equal whole ones to rounding.
 """
 
@@ -19,9 +19,10 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    Rows = Sequence[torch.Tensor | None]  # oldest, older, present: `(h, w, C)` each; None is zeros
     Affine = tuple[torch.Tensor, torch.Tensor]  # weight, bias
     Span = tuple[slice, slice]  # videos, rows
-    Step = tuple[Span, slice, torch.Tensor, torch.Tensor]  # where, which of its tokens, the tokens, their hidden layer
+    Step = tuple[slice, torch.Tensor, torch.Tensor]  # which tokens, they themselves, their hidden layer
 
 PAST = 2  # rows of history a causal kernel of three needs
 BLOCK = 1024  # tokens of a product on a CPU; part of the numerics
@@ -87,16 +88,24 @@ def _packs(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def blocks(tokens: int, device: torch.device) -> Iterator[slice]:
-    """Slices of a token axis that one product handles at a time."""
-    step = BLOCK if device.type == "cpu" else tokens
-    for start in range(0, tokens, step):
-        yield slice(start, min(start + step, tokens))
+def _adds_convolutions(device: torch.device, dtype: torch.dtype) -> bool:
+    return _packs(device, dtype) and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+
+
+def by_rows(device: torch.device) -> bool:
+    """Whether layers handle one row of one video at a time there, rather than whole grids."""
+    return device.type == "cpu"
+
+
+def blocks(tokens: int) -> Iterator[slice]:
+    """Slices of a row's tokens that one product handles at a time."""
+    for start in range(0, tokens, BLOCK):
+        yield slice(start, min(start + BLOCK, tokens))
 
 
 def spans(batch: int, rows: int, device: torch.device) -> Iterator[Span]:
-    """(videos, rows) handled at a time: one row of one video on a CPU, everything elsewhere."""
-    if device.type != "cpu":
+    """(videos, rows) handled at a time: one row of one video, or everything."""
+    if not by_rows(device):
         yield slice(0, batch), slice(0, rows)
         return
     for b in range(batch):
@@ -132,6 +141,9 @@ class NAFLayer:
             taps = taps.clone()
             taps[:, 0, 2, 1, 1] += 1
         self.taps = taps.to(device, wide).contiguous(memory_format=torch.channels_last_3d)
+        rows = (self.taps[:, :, row] for row in range(PAST + 1))
+        self._row_taps = tuple(row.contiguous(memory_format=torch.channels_last) for row in rows)
+        self._adds_in_place = _adds_convolutions(device, wide)
         self.taps_bias = None if ds_conv.bias is None else ds_conv.bias.detach().to(device, wide)
 
         weight = widen.weight.detach().double()
@@ -153,13 +165,33 @@ class NAFLayer:
         """The narrowing product `(C, padded inner)` in float64, for folding into what follows it."""
         return F.pad(self._narrow.detach().double(), (0, self._fill))
 
-    def convolved(self, padded_BthwC: torch.Tensor) -> Iterator[tuple[Span, torch.Tensor]]:
-        """For each span: where it lies in (batch, row), and its convolved tokens `(b, r, h, w, C)` in fresh memory."""
-        batch, rows = padded_BthwC.shape[0], padded_BthwC.shape[1] - PAST
-        for videos, span in spans(batch, rows, self.device):
-            window = padded_BthwC[videos, span.start : span.stop + PAST].permute(0, 4, 1, 2, 3)
-            y = F.conv3d(window, self.taps, self.taps_bias, padding=(0, 1, 1), groups=self.channels)
-            yield (videos, span), y.permute(0, 2, 3, 4, 1)
+    def convolved(self, padded_BthwC: torch.Tensor) -> torch.Tensor:
+        """The convolved tokens of a whole grid, `(B, rows, h, w, C)`, in fresh memory."""
+        x = padded_BthwC.permute(0, 4, 1, 2, 3)
+        y = F.conv3d(x, self.taps, self.taps_bias, padding=(0, 1, 1), groups=self.channels)
+        return y.permute(0, 2, 3, 4, 1).contiguous()
+
+    def convolved_row(self, rows: Rows) -> torch.Tensor:
+        """The convolved tokens of one row, `(h, w, C)`, in fresh memory.
+
+        Three two-dimensional convolutions that add up: a third faster here than one of three dimensions, and rows need not lie together.
+        """
+        oldest, older, present = (row if row is None else row.permute(2, 0, 1).unsqueeze(0) for row in rows)
+        earlier = (
+            (row, taps) for row, taps in zip((older, oldest), self._row_taps[1::-1], strict=True) if row is not None
+        )
+        if self._adds_in_place:
+            sides = [1, 1], [1, 1], [1, 1], self.channels
+            convolve = torch.ops.mkldnn._convolution_pointwise
+            y = convolve(present, self._row_taps[2], self.taps_bias, *sides, "none", [], "")
+            add = torch.ops.mkldnn._convolution_pointwise_.binary
+            for row, taps in earlier:
+                y = add(y, row, taps, None, *sides, "add", 1.0, None, [], None)
+        else:
+            y = F.conv2d(present, self._row_taps[2], self.taps_bias, padding=1, groups=self.channels)
+            for row, taps in earlier:
+                y += F.conv2d(row, taps, padding=1, groups=self.channels)
+        return y.squeeze(0).permute(1, 2, 0).contiguous()
 
     def hidden(self, y_NC: torch.Tensor) -> torch.Tensor:
         """`(N, C)` -> the gated hidden layer `(N, inner)`, before the narrowing product."""
@@ -167,27 +199,70 @@ class NAFLayer:
         return self.value.times(normed, self.gate.gelu(normed))
 
     def steps(self, padded_BthwC: torch.Tensor) -> Iterator[Step]:
-        """The layer up to its narrowing product, one block of tokens after another: convolved tokens and hidden layer."""
-        for where, y in self.convolved(padded_BthwC):
-            y_NC = y.reshape(-1, self.channels)
-            for block in blocks(y_NC.shape[0], self.device):
-                yield where, block, y_NC[block], self.hidden(y_NC[block])
+        """A whole grid up to the narrowing product, a block at a time: which tokens, they themselves, their hidden layer."""
+        y_NC = self.convolved(padded_BthwC).view(-1, self.channels)
+        yield slice(0, y_NC.shape[0]), y_NC, self.hidden(y_NC)
+
+    def row_steps(self, rows: Rows) -> Iterator[Step]:
+        """As `steps`, of one row."""
+        y_NC = self.convolved_row(rows).view(-1, self.channels)
+        for block in blocks(y_NC.shape[0]):
+            yield block, y_NC[block], self.hidden(y_NC[block])
+
+    def row(self, rows: Rows) -> torch.Tensor:
+        """One row through the layer, `(h, w, C)` in fresh memory."""
+        y_hwC = self.convolved_row(rows)
+        y_NC = y_hwC.view(-1, self.channels)
+        for block in blocks(y_NC.shape[0]):
+            branch = self.narrow(self.hidden(y_NC[block])).to(y_NC.dtype)
+            if self.residual:
+                y_NC[block] += branch
+            else:
+                y_NC[block] = branch
+        return y_hwC
 
     def __call__(self, padded_BthwC: torch.Tensor, out_BthwC: torch.Tensor) -> None:
         """Reads `rows + 2` rows, writes `rows` rows into `out_BthwC` (which may be a slice of the channels of something wider)."""
-        for where, block, y_NC, hidden in self.steps(padded_BthwC):
-            branch = self.narrow(hidden)
-            target = block_of(out_BthwC[where], block)
-            if self.residual:
-                torch.add(y_NC.view(target.shape), branch.view(target.shape), out=target)
-            else:
-                target.copy_(branch.view(target.shape))
+        if by_rows(self.device):
+            for padded_thwC, out_thwC in zip(padded_BthwC, out_BthwC, strict=True):
+                for row, out_hwC in enumerate(out_thwC):
+                    out_hwC.copy_(self.row(padded_thwC[row : row + PAST + 1].unbind()))
+            return
+        y = self.convolved(padded_BthwC)
+        branch = self.narrow(self.hidden(y.view(-1, self.channels))).view(y.shape)
+        if self.residual:
+            torch.add(y, branch, out=out_BthwC)
+        else:
+            out_BthwC.copy_(branch)
 
 
-def block_of(span_brhwC: torch.Tensor, block: slice) -> torch.Tensor:
-    """A view of a block of a span's tokens: `(n, C)`, or the span as it is where the block is all of it (its rows may lie apart)."""
-    tokens = span_brhwC.shape[:-1].numel()
-    return span_brhwC if block == slice(0, tokens) else span_brhwC.view(tokens, -1)[block]
+class RowMemory:
+    """What every layer remembers of one video that goes through row by row: its last two input rows, None before the start."""
+
+    def __init__(self, past: Sequence[torch.Tensor] | None, slots: int, video: int) -> None:
+        self._rows: list[list[torch.Tensor | None]] = [
+            [None] * PAST if past is None else list(past[slot][video].unbind()) for slot in range(slots)
+        ]
+
+    def window(self, slot: int, row_hwC: torch.Tensor) -> Rows:
+        """The rows a layer sees when `row_hwC` is the present; it will be remembered, so nobody may write to it."""
+        seen = [*self._rows[slot], row_hwC]
+        self._rows[slot] = seen[1:]
+        return seen
+
+    def last(self, slot: int) -> torch.Tensor:
+        """The last two rows, `(2, h, w, C)` in fresh memory."""
+        oldest, older = self._rows[slot]
+        if older is None:
+            raise RuntimeError(f"layer {slot} saw no row")
+        return torch.stack([torch.zeros_like(older) if oldest is None else oldest, older])
+
+
+def through(layers: Sequence[NAFLayer], row_hwC: torch.Tensor, memory: RowMemory) -> torch.Tensor:
+    """One row through layers in order."""
+    for layer in layers:
+        row_hwC = layer.row(memory.window(layer.slot, row_hwC))
+    return row_hwC
 
 
 class Carry:
