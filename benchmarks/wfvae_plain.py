@@ -44,12 +44,10 @@ def over_frames(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
 
 
 class PlainWFVAE(nn.Module):
-    """Both directions; `layernorm` and either interpolation, 4x8x8 and 8x8x8."""
+    """Both directions, every configuration the published class knows."""
 
     def __init__(self, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        if config["norm_type"] != "layernorm" or config["attention_type"] != "AttnBlock3DFix":
-            raise ValueError("the plain network is written for layernorm and AttnBlock3DFix, as published")
         self.config = dict(config)
         self.weights = Weights(state_dict)
 
@@ -71,6 +69,8 @@ class PlainWFVAE(nn.Module):
         return F.conv3d(x, weight, bias, stride=stride, padding=(0, padding, padding))
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if f"{name}.weight" in self.weights:
+            return F.group_norm(x, 32, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], eps=1e-6)
         weight, bias = self.weights[f"{name}.norm.weight"], self.weights[f"{name}.norm.bias"]
         normed = F.layer_norm(x.permute(0, 2, 3, 4, 1), weight.shape, weight, bias, eps=1e-6)
         return normed.permute(0, 4, 1, 2, 3).contiguous()
@@ -80,18 +80,26 @@ class PlainWFVAE(nn.Module):
         return self.causal_conv(name, x) if f"{name}.conv.weight" in self.weights else self.frame_conv(name, x)
 
     def residual(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x)))
-        h = self.conv(f"{name}.conv2", F.silu(self.norm(f"{name}.norm2", h)))
+        h = self.conv(f"{name}.conv1", F.silu(self.norm_of(name, 1, x)))
+        h = self.conv(f"{name}.conv2", F.silu(self.norm_of(name, 2, h)))
         return h + (self.conv(f"{name}.nin_shortcut", x) if self.has(f"{name}.nin_shortcut") else x)
+
+    def norm_of(self, name: str, number: int, x: torch.Tensor) -> torch.Tensor:
+        """The norm of a residual block; GroupNorm in a block of frames sees one frame at a time."""
+        if f"{name}.norm{number}.weight" in self.weights and f"{name}.conv1.weight" in self.weights:
+            return over_frames(lambda frames: self.norm(f"{name}.norm{number}", frames), x)
+        return self.norm(f"{name}.norm{number}", x)
 
     def attention(self, name: str, x: torch.Tensor) -> torch.Tensor:
         B, C, T, H, W = x.shape
         h = self.norm(f"{name}.norm", x)
-        q, k, v = (
-            self.causal_conv(f"{name}.{part}", h).transpose(1, 2).reshape(B * T, C, H * W) for part in ("q", "k", "v")
-        )
-        scores = torch.softmax(q.transpose(1, 2) @ k * C**-0.5, dim=2)
-        h = (v @ scores.transpose(1, 2)).view(B, T, C, H, W).transpose(1, 2).contiguous()
+        q, k, v = (self.causal_conv(f"{name}.{part}", h) for part in ("q", "k", "v"))
+        mixing = (
+            self.config["attention_type"] == "AttnBlock3D"
+        )  # its published form forgets to bring frames to the front
+        q, k, v = ((y if mixing else y.transpose(1, 2)).reshape(B * T, C, H * W) for y in (q, k, v))
+        h = v @ torch.softmax(q.transpose(1, 2) @ k * C**-0.5, dim=2).transpose(1, 2)
+        h = h.view(B, C, T, H, W) if mixing else h.view(B, T, C, H, W).transpose(1, 2).contiguous()
         return x + self.causal_conv(f"{name}.proj_out", h)
 
     def middle(self, name: str, x: torch.Tensor) -> torch.Tensor:

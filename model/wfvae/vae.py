@@ -164,7 +164,7 @@ class StreamedVAE(CausalVAE):
     def _why_whole(self) -> str:
         if self.config["norm_type"] == "groupnorm":
             return "norm_type 'groupnorm' takes its statistics over all frames of the clip"
-        return "attention_type 'AttnBlock3D' mixes the frames of the clip"
+        return "its attention, 'AttnBlock3D', mixes the frames of the clip"
 
 
 def _joined(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
