@@ -34,6 +34,7 @@ class LatentSpec:
     chunking: str = (
         "exact"  # of encoding. "exact": bit for bit; "rounding": to float rounding; "none": whole clips only
     )
+    moments: bool = True  # whether the encoder gives a Gaussian; without, one latent and no log-variance
     scale: float | tuple[float, ...] | None = None
     shift: float | tuple[float, ...] | None = None
     mean: tuple[float, ...] | None = None

@@ -132,6 +132,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
         latent_channels=channels,
         value_range=(-1.0, 1.0),
         chunking="none" if kind in WHOLE_CLIPS else "exact",
+        moments=kind not in DETERMINISTIC,
         **shape,
         **_constants(name, {**config, **values}, channels),
         channel_semantics=_PER_FRAME if _per_frame(config, channels) else "",

@@ -13,6 +13,7 @@ import pipeline
 from pipeline.clips import resolve_rules
 from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.cutting import CutRequest, Cutter
+from pipeline.errors import ConfigError
 from pipeline.records import FrameChunk, Sample
 from pipeline.writer.index_file import METADATA_KEY
 from tests.model.diffusers_networks import CHUNKED, TINY, tiny
@@ -71,3 +72,10 @@ def test_a_corpus_becomes_latents(name, corpus, tmp_path):
     written = json.loads(pq.read_schema(tmp_path / "out" / receipt.files[0].key).metadata[METADATA_KEY])["spec"]
     assert written == json.loads(json.dumps(vae.spec.to_dict()))
     assert (written["mean"] is None, written["scale"] is None) == (name not in PER_CHANNEL, name in PER_CHANNEL)
+
+
+def test_moments_of_a_network_without_any_are_refused_at_the_start(corpus, tmp_path):
+    flags = {"model.name": "diffusers", "model.config": TINY["cosmos"], "clips.frames": "9"}
+    with pytest.raises(ConfigError, match=r"write\.moments: .*no log-variance"):
+        pipeline.encode(tiny_job(corpus, tmp_path / "out", "write.moments=true", **flags))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
