@@ -22,26 +22,31 @@ class Winograd:
 
     def __init__(self, weight_OIthw: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         self.outside, self.inside, self.taps = weight_OIthw.shape[:3]
-        seen = torch.einsum("ia,octab,jb->ijotc", _POINTS, weight_OIthw.detach().double().cpu(), _POINTS)
         depth = self.taps * self.inside
+        flat = weight_OIthw.detach().double().cpu().transpose(1, 2).reshape(self.outside * depth, 9)
+        seen = torch.kron(_POINTS, _POINTS) @ flat.T
         self.rows_of_tiles = max(LEAST_TILES, STRIP_VALUES // depth)
         self.weights = [
-            torch.ops.mkldnn._reorder_linear_weight(matrix.float().contiguous(), None)
-            for matrix in seen.reshape(16, self.outside, depth)
+            torch.ops.mkldnn._reorder_linear_weight(matrix.float(), None)
+            for matrix in seen.view(16, self.outside, depth)
         ]
         # what is added at the point (1, 1) reaches all four pixels once
         self.bias = None if bias_O is None else bias_O.detach().float().cpu().contiguous()
 
-    def __call__(self, frames: list[torch.Tensor]) -> torch.Tensor:
-        """`T + taps - 1` frames `(H, W, C)` float32 -> `(T, H, W, O)` in fresh memory."""
+    def __call__(self, frames: list[torch.Tensor], *, bordered: bool = False) -> torch.Tensor:
+        """`T + taps - 1` frames `(H, W, C)` float32 -> `(T, H, W, O)` in fresh memory.
+
+        With `bordered` the frames bring the rows above and below themselves, `(H + 2, W, C)`; zeros are added at the sides alone.
+        """
         H, W, C = frames[0].shape
+        H -= 2 * bordered
         down, across = -(-H // 2), -(-W // 2)
         out = frames[0].new_empty((len(frames) - self.taps + 1, down, 2, across, 2, self.outside))
         step = min(down, max(1, self.rows_of_tiles // across))
         room = frames[0].new_zeros((len(frames), 2 * step + 2, 2 * across + 2, C))
         for start in range(0, down, step):
             stop = min(start + step, down)
-            self._fill(room, frames, 2 * start - 1, 2 * stop + 1)
+            self._fill(room, frames, 2 * start - 1 + bordered, 2 * stop + 1 + bordered)
             seen = _seen(room[:, : 2 * (stop - start) + 2], stop - start, across)
             for t in range(out.shape[0]):
                 self._strip(seen, t, out[t, start:stop])

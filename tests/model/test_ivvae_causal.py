@@ -40,7 +40,7 @@ def pixels(seed: int, batch: int, frames: int, height: int, width: int) -> torch
 
 def test_every_partition_gives_the_same_bits(vae):
     """All sixteen ways to cut five latents, both directions, a batch of two, with frames of several stripes."""
-    video = pixels(0, 2, 17, 24, 520)
+    video = pixels(0, 2, 9, 24, 520)
     assert len(stripes(24, 520, vae.device)) > 1
     whole = vae.encode(video)[0].mean
     alone = torch.cat([vae.encode(video[b : b + 1])[0].mean for b in (0, 1)])
@@ -51,7 +51,7 @@ def test_every_partition_gives_the_same_bits(vae):
         ends = [*inner, 5]
         assert torch.equal(encode_in(vae, small, ends), latent), ends
         assert torch.equal(decode_in(vae, latent, ends), frames), ends
-    assert torch.equal(encode_in(vae, video, [1, 4, 5]), whole)
+    assert torch.equal(encode_in(vae, video, [1, 2, 3]), whole)
 
 
 def test_a_latent_sees_its_own_group_and_what_was_before(vae):

@@ -128,8 +128,7 @@ def full():
 
 
 def test_full_width_agrees_with_the_plain_network_and_is_sane(full):
-    torch.set_num_threads(2)
-    video = torch.rand((1, 3, 5, 32, 48), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = torch.rand((1, 3, 5, 16, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
     posterior, _ = full.encode(video, moments=True)
     plain = PlainIVVAE(full.config, full.network.state_dict())
     mean, logvar = plain.encode(video)
@@ -145,8 +144,7 @@ def test_full_width_agrees_with_the_plain_network_and_is_sane(full):
 
 
 def test_full_width_in_bfloat16(full):
-    torch.set_num_threads(2)
-    video = torch.rand((1, 3, 5, 32, 32), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    video = torch.rand((1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
     low = model.from_state_dict("ivvae-z4", None, full.network.state_dict(), dtype="bfloat16")
     for got, want in (
         (low.encode(video)[0].mean, mean := full.encode(video)[0].mean),
@@ -162,12 +160,12 @@ import resource, torch, model
 torch.set_num_threads(1)
 vae = model.load("ivvae", config={"z_dim": 4, "dim": 16}, untrained=0)
 peaks, state = [], None
-for chunk in range(24):
+for chunk in range(20):
     video = torch.rand(1, 3, 4 + (chunk == 0), 48, 48) - 0.5
     state = vae.encode(video, state)[1]
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 one = peaks[-1]
-vae.encode(torch.rand(1, 3, 97, 48, 48) - 0.5)
+vae.encode(torch.rand(1, 3, 81, 48, 48) - 0.5)
 print(peaks[3], one, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -176,4 +174,4 @@ def test_memory_does_not_grow_with_the_video():
     answer = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=120)
     short, long, at_once = map(float, answer.stdout.split())
     assert long - short < 16, f"{short:.0f} MB after 17 frames, {long:.0f} MB after 57"
-    assert at_once - long < 24, f"{long:.0f} MB in chunks of 4, {at_once:.0f} MB for 97 frames in one call"
+    assert at_once - long < 24, f"{long:.0f} MB in chunks of 4, {at_once:.0f} MB for 81 frames in one call"
