@@ -63,7 +63,7 @@ class FloatPixels:
 
     def cut(self, frames: slice) -> FloatPixels:
         """The same videos, fewer frames, on the network's device."""
-        part = self._video[:, :, frames].to(self._device, self._dtype)
+        part = self._video[:, :, frames].to(self._device, self._dtype, non_blocking=True)
         return FloatPixels(part, self._device, self._dtype)
 
     def rows(self, videos: slice, frames: slice, depth: int, side: int) -> torch.Tensor:
@@ -100,7 +100,8 @@ class PlanePixels:
         self.batch, self.frames = planes_BT3HW.shape[0], planes_BT3HW.shape[1]
         self._map_B34: torch.Tensor | None = None
         if kernels is not None:
-            self._map_B34 = rgb_map(matrices, value_range).to(planes_BT3HW.device, torch.float32)
+            colours = rgb_map(matrices, value_range).float()
+            self._map_B34 = colours.to(planes_BT3HW.device, non_blocking=True)  # nothing here waits for the device
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,7 +19,9 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    Rows = Sequence[torch.Tensor | None]  # oldest, older, present: `(h, w, C)` each; None is zeros
+    Rows = tuple[
+        torch.Tensor | None, torch.Tensor | None, torch.Tensor
+    ]  # oldest, older, present: `(h, w, C)` each; None is zeros
     Affine = tuple[torch.Tensor, torch.Tensor]  # weight, bias
     Span = tuple[slice, slice]  # videos, rows
     Step = tuple[slice, torch.Tensor, torch.Tensor]  # which tokens, they themselves, their hidden layer
@@ -176,10 +178,10 @@ class NAFLayer:
 
         Three two-dimensional convolutions that add up: a third faster here than one of three dimensions, and rows need not lie together.
         """
-        oldest, older, present = (row if row is None else row.permute(2, 0, 1).unsqueeze(0) for row in rows)
-        earlier = (
-            (row, taps) for row, taps in zip((older, oldest), self._row_taps[1::-1], strict=True) if row is not None
-        )
+        oldest, older, present_hwC = rows
+        present = _as_image(present_hwC)
+        pairs = (older, self._row_taps[1]), (oldest, self._row_taps[0])
+        earlier = [(_as_image(row), taps) for row, taps in pairs if row is not None]
         if self._adds_in_place:
             sides = [1, 1], [1, 1], [1, 1], self.channels
             convolve = torch.ops.mkldnn._convolution_pointwise
@@ -226,7 +228,8 @@ class NAFLayer:
         if by_rows(self.device):
             for padded_thwC, out_thwC in zip(padded_BthwC, out_BthwC, strict=True):
                 for row, out_hwC in enumerate(out_thwC):
-                    out_hwC.copy_(self.row(padded_thwC[row : row + PAST + 1].unbind()))
+                    oldest, older, present = padded_thwC[row : row + PAST + 1].unbind()
+                    out_hwC.copy_(self.row((oldest, older, present)))
             return
         y = self.convolved(padded_BthwC)
         branch = self.narrow(self.hidden(y.view(-1, self.channels))).view(y.shape)
@@ -236,19 +239,24 @@ class NAFLayer:
             out_BthwC.copy_(branch)
 
 
+def _as_image(row_hwC: torch.Tensor) -> torch.Tensor:
+    """The row as a channels-last `(1, C, h, w)`, sharing memory."""
+    return row_hwC.permute(2, 0, 1).unsqueeze(0)
+
+
 class RowMemory:
     """What every layer remembers of one video that goes through row by row: its last two input rows, None before the start."""
 
     def __init__(self, past: Sequence[torch.Tensor] | None, slots: int, video: int) -> None:
-        self._rows: list[list[torch.Tensor | None]] = [
-            [None] * PAST if past is None else list(past[slot][video].unbind()) for slot in range(slots)
-        ]
+        self._rows: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * slots
+        if past is not None:
+            self._rows = [(tensor[video, 0], tensor[video, 1]) for tensor in past]
 
     def window(self, slot: int, row_hwC: torch.Tensor) -> Rows:
         """The rows a layer sees when `row_hwC` is the present; it will be remembered, so nobody may write to it."""
-        seen = [*self._rows[slot], row_hwC]
-        self._rows[slot] = seen[1:]
-        return seen
+        oldest, older = self._rows[slot]
+        self._rows[slot] = (older, row_hwC)
+        return oldest, older, row_hwC
 
     def last(self, slot: int) -> torch.Tensor:
         """The last two rows, `(2, h, w, C)` in fresh memory."""

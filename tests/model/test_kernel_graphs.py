@@ -1,0 +1,98 @@
+"""The store of recorded steps: when a shape is recorded, what is forgotten, that values never depend on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.kernels.graphs import CAPACITY, PATIENCE, StepGraphs
+
+
+class Recorder:
+    """Stands for CUDA: remembers example tensors as a graph's own memory, and replays the step on them."""
+
+    def __init__(self):
+        self.recorded, self.replayed = 0, 0
+
+    def __call__(self, step, tensors):
+        held = [tensor.clone() for tensor in tensors]
+        self.recorded += 1
+
+        def replay(now):
+            self.replayed += 1
+            for mine, given in zip(held, now, strict=True):
+                mine.copy_(given)
+            return tuple(result.clone() for result in step(*held))
+
+        return replay
+
+
+def double(x):
+    return (2 * x,)
+
+
+def test_a_shape_is_recorded_once_it_keeps_coming():
+    recorder = Recorder()
+    graphs = StepGraphs(recorder)
+    for time in range(PATIENCE + 3):
+        x = torch.full((2, 3), float(time))
+        (got,) = graphs.run("double", double, (x,))
+        assert torch.equal(got, 2 * x)
+    assert (recorder.recorded, recorder.replayed, len(graphs)) == (1, 3, 1)
+
+
+def test_names_shapes_and_types_are_told_apart():
+    recorder = Recorder()
+    graphs = StepGraphs(recorder)
+    calls = [
+        ("double", double, torch.ones(2)),
+        ("double", double, torch.ones(3)),
+        ("double", double, torch.ones(2, dtype=torch.float64)),
+        ("negate", lambda x: (-x,), torch.ones(2)),
+    ]
+    for _ in range(PATIENCE + 2):
+        for name, step, x in calls:
+            (got,) = graphs.run(name, step, (x,))
+            assert torch.equal(got, step(x)[0])
+            assert got.dtype == x.dtype
+    assert recorder.recorded == len(graphs) == 4
+
+
+def test_the_least_recently_used_goes_first():
+    recorder = Recorder()
+    graphs = StepGraphs(recorder)
+
+    def use(size):
+        graphs.run("double", double, (torch.ones(size),))
+
+    for size in range(1, CAPACITY + 1):
+        for _ in range(PATIENCE + 1):
+            use(size)
+    use(1)  # now 2 is the oldest
+    for _ in range(PATIENCE + 1):
+        use(CAPACITY + 1)
+    assert (recorder.recorded, len(graphs)) == (CAPACITY + 1, CAPACITY)
+    use(1)
+    assert recorder.recorded == CAPACITY + 1
+    use(2)  # was known well before: it is recorded again at once
+    assert recorder.recorded == CAPACITY + 2
+
+
+def test_what_a_step_returned_is_not_touched_by_the_next():
+    graphs = StepGraphs(Recorder())
+    results = [graphs.run("double", double, (torch.full((2,), float(n)),))[0] for n in range(PATIENCE + 3)]
+    assert [float(result[0]) for result in results] == [2.0 * n for n in range(PATIENCE + 3)]
+
+
+def test_out_of_memory_gives_back_what_graphs_hold():
+    graphs = StepGraphs(Recorder())
+    for _ in range(PATIENCE + 1):
+        graphs.run("double", double, (torch.ones(2),))
+    assert len(graphs) == 1
+
+    def too_large(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("large", too_large, (torch.ones(2),))
+    assert len(graphs) == 0
