@@ -75,7 +75,8 @@ def test_what_cannot_run_is_refused(monkeypatch):
 
 def test_plain_networks_load_no_triton():
     program = (
-        "import sys, model; vae = model.load('leanvae-dim4', untrained=0); assert vae.backend == 'plain'; "
+        "import sys, model; small = dict(embedding_dim=8, l_dim=4, h_dim=4); "
+        "vae = model.load('leanvae-dim4', config=small, untrained=0); assert vae.backend == 'plain'; "
         "assert 'plain' in repr(vae) and 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -89,8 +89,8 @@ def test_untrained_weights_are_reproducible_and_sane(golden):
 
 
 def test_plain_attributes(vae, golden):
-    assert vae.config == {key: golden.config[key] for key in registry.FAMILIES["leanvae"].keys}
-    assert (vae.numerics, vae.untrained, vae.seed, vae.checkpoint) == (1, False, None, None)
+    assert vae.config == registry.complete("leanvae", golden.config)
+    assert (vae.numerics, vae.untrained, vae.seed, vae.checkpoint) == (2, False, None, None)
     assert len(vae.weights_sha256) == 64
     assert vae.spec == model.spec("leanvae", golden.config)
     assert vae.weights_sha256[:12] in repr(vae)
