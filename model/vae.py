@@ -48,6 +48,7 @@ class CausalVAE:
         seed: int | None = None,
     ) -> None:
         self.spec, self.config, self.weights_sha256 = spec, config, weights_sha256
+        device = torch.empty(0, device=device).device  # "cuda" made definite: tensors that lie there say "cuda:0"
         self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
         self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
         self._owner = f"{spec.network} {weights_sha256[:12]} {str(dtype).removeprefix('torch.')}"

@@ -1,7 +1,8 @@
 """Steps of the same shapes recorded once as CUDA graphs and replayed: no launch overhead, however many kernels a step has.
 
 Enters: a step (a function of tensors that keeps nothing), and its tensors. Leaves: what the step returns, in fresh memory. A graph is an
-optimisation only: a shape seen for the first time runs as it is, and any number of shapes may take turns.
+optimisation only: a shape seen for the first time runs as it is, and any number of shapes may take turns (those that find no place run
+as they are).
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
 
 CAPACITY = 4  # graphs kept; each holds the memory of one step
 PATIENCE = 2  # times a shape runs as it is before it is recorded: rare shapes are never worth a graph, and kernels compile meanwhile
+IDLE = 64  # runs after which a graph nobody asked for may make room; recording takes as long as many steps
 SHAPES_COUNTED = 256
 
 
 class StepGraphs:
-    """A small store of recorded steps, least recently used out first. `record` makes one from a step and example tensors."""
+    """A small store of recorded steps; one that lies idle makes room. `record` makes one from a step and example tensors."""
 
     def __init__(self, record: Callable[[Step, Sequence[torch.Tensor]], Replay] | None = None) -> None:
         self._record = record or record_cuda
         self._graphs: OrderedDict[Hashable, Replay] = OrderedDict()
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._runs = 0
+        self._used: dict[Hashable, int] = {}  # the last run of each graph
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -37,11 +41,13 @@ class StepGraphs:
     def run(self, name: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Tensors:
         """`step(*tensors)`. Steps of one `name` and the same shapes must be the same function."""
         key = (name, tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors))
+        self._runs += 1
         try:
             replay = self._graphs.get(key) or self._recorded(key, step, tensors)
             if replay is None:
                 return step(*tensors)
             self._graphs.move_to_end(key)
+            self._used[key] = self._runs
             return replay(tensors)
         except torch.OutOfMemoryError:
             self.clear()  # what graphs hold may be what the caller's smaller step needs
@@ -50,6 +56,7 @@ class StepGraphs:
     def clear(self) -> None:
         """Forgets all graphs and gives their memory back."""
         self._graphs.clear()
+        self._used.clear()
 
     def _recorded(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Replay | None:
         times = self._seen[key] = self._seen.pop(key, 0) + 1
@@ -58,7 +65,10 @@ class StepGraphs:
         if times <= PATIENCE:
             return None
         if len(self._graphs) >= CAPACITY:
-            self._graphs.popitem(last=False)
+            oldest = next(iter(self._graphs))
+            if self._runs - self._used[oldest] <= IDLE:
+                return None
+            del self._graphs[oldest], self._used[oldest]
         self._graphs[key] = replay = self._record(step, tensors)
         return replay
 

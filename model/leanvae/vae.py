@@ -10,6 +10,7 @@ and `fused` beside it), the parameters in `model.leanvae.parameters`. Nothing of
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from model.leanvae.coder import Decoder, Encoder
 from model.leanvae.parameters import empty_network, random_weights
 from model.leanvae.pixels import FloatPixels, PlanePixels, first_frame
 from model.posterior import Posterior
-from model.vae import CausalVAE, Memory
+from model.vae import CausalVAE
 from model.weights import check_finite, check_keys, hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from model.leanvae.pixels import Pixels
     from model.leanvae.tokens import Projection
     from model.state import CausalState
+    from model.vae import Memory
 
 __all__ = ["NUMERICS", "LeanVAE", "build", "random_weights"]
 
@@ -119,6 +122,10 @@ class LeanVAE(CausalVAE):
         (mean, *rest), state = self._run_heads(pixels, state, heads, self._graphs)
         return mean, rest[0].clamp_(*LOGVAR_RANGE) if moments else None, state
 
+    def _here(self) -> AbstractContextManager[object]:
+        """Kernels run on the current CUDA device; this makes it the network's."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def _run_heads(
         self,
         pixels: Pixels,
@@ -134,7 +141,8 @@ class LeanVAE(CausalVAE):
         image, pieces = past is None, []
         for start, stop in self._steps(rows, pixels.batch, grid):
             frames = slice(first_frame(start, image), first_frame(stop, image))
-            piece, past = self._encode_step(pixels.cut(frames), past, heads, graphs)
+            with self._here():
+                piece, past = self._encode_step(pixels.cut(frames), past, heads, graphs)
             pieces.append(piece)
         outputs = [torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3).contiguous() for parts in zip(*pieces, strict=True)]
         return outputs, self._remember("encode", grid, past or ())
@@ -168,7 +176,8 @@ class LeanVAE(CausalVAE):
         pieces = []
         for start, stop in self._steps(rows, B, (h, w)):
             latent = latent_BCthw[:, :, start:stop].to(self.device, self.input_dtype)
-            piece, past = self._decoder(latent.permute(0, 2, 3, 4, 1).contiguous(), past)
+            with self._here():
+                piece, past = self._decoder(latent.permute(0, 2, 3, 4, 1).contiguous(), past)
             pieces.append(piece)
         video = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
         return video, self._remember("decode", (h, w), past or ())

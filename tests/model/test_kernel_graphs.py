@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.graphs import CAPACITY, PATIENCE, StepGraphs
+from model.kernels.graphs import CAPACITY, IDLE, PATIENCE, StepGraphs
 
 
 class Recorder:
@@ -58,24 +58,31 @@ def test_names_shapes_and_types_are_told_apart():
     assert recorder.recorded == len(graphs) == 4
 
 
-def test_the_least_recently_used_goes_first():
+def test_an_idle_graph_makes_room_and_a_busy_one_does_not():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
 
-    def use(size):
-        graphs.run("double", double, (torch.ones(size),))
+    def use(*sizes):
+        for size in sizes:
+            x = torch.ones(size)
+            assert torch.equal(graphs.run("double", double, (x,))[0], 2 * x)
 
-    for size in range(1, CAPACITY + 1):
-        for _ in range(PATIENCE + 1):
-            use(size)
-    use(1)  # now 2 is the oldest
-    for _ in range(PATIENCE + 1):
-        use(CAPACITY + 1)
+    known = range(1, CAPACITY + 1)
+    for size in known:
+        use(*[size] * (PATIENCE + 1))
+    # one shape too many, taking turns with the others: it finds no place, and nobody loses his
+    for _ in range(IDLE):
+        use(*known, CAPACITY + 1)
+    assert (recorder.recorded, len(graphs)) == (CAPACITY, CAPACITY)
+    # all but the first go on; the first lies idle and makes room
+    for _ in range(IDLE):
+        use(*known[1:], CAPACITY + 1)
     assert (recorder.recorded, len(graphs)) == (CAPACITY + 1, CAPACITY)
+    replayed = recorder.replayed
     use(1)
-    assert recorder.recorded == CAPACITY + 1
-    use(2)  # was known well before: it is recorded again at once
-    assert recorder.recorded == CAPACITY + 2
+    assert recorder.replayed == replayed
+    use(*known[1:], CAPACITY + 1)
+    assert recorder.replayed == replayed + CAPACITY
 
 
 def test_what_a_step_returned_is_not_touched_by_the_next():
