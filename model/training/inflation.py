@@ -1,0 +1,111 @@
+"""IV-VAE's beginning: an image VAE made into a video VAE that does to every frame what the image VAE did.
+
+Enters: kernels of an image VAE. Leaves: the kernels of the video VAE, with time in them. Source: supplement 2.2, equations 3 and 4; spec
+sections 2, 7 and 10.
+
+The image VAE is the same network without time (`image_keys` lists it): features of twice the width, one convolution `conv` where the video
+VAE has a pair, no `time_conv`. The pair divides its outputs: the first half becomes the 2-D branch, the second the 3-D branch with its
+kernel in the present frame. The picture's last convolution is given to both branches whole, since either may draw the frame.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.ivvae.parameters import empty_network
+from model.weights import check_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FLAT, DEEP = ".conv_2d.", ".conv_3d."
+LAST = "decoder.head.2"  # both branches draw a picture
+KEY_FRAME = (
+    0  # of the two that a temporal halving reads: the first, which is the group's key frame once two halvings are done
+)
+
+
+def inflate_centre(kernel_OIhw: torch.Tensor, frames: int = 3) -> torch.Tensor:
+    """A 2-D kernel `(O, I, kh, kw)` -> `(O, I, frames, kh, kw)`: the kernel in the middle, zeros around it (centre initialisation).
+
+    Raises:
+        ValueError: a kernel of another rank, or an even number of frames, which has no middle.
+    """
+    if kernel_OIhw.ndim != 4 or frames < 1 or frames % 2 == 0:
+        raise ValueError(
+            f"expected a kernel (O, I, kh, kw) and an odd number of frames, got {tuple(kernel_OIhw.shape)} and {frames}"
+        )
+    inflated = kernel_OIhw.new_zeros((*kernel_OIhw.shape[:2], frames, *kernel_OIhw.shape[2:]))
+    inflated[:, :, frames // 2] = kernel_OIhw
+    return inflated
+
+
+def halving_kernel(channels: int, size: tuple[int, int, int] = (2, 1, 1), frame: int = KEY_FRAME) -> torch.Tensor:
+    """Equation 3: `(c, c, *size)` that copies frame `frame` (-1: the last, for causal kernels) and drops the others."""
+    return _identity(channels, size, frame)
+
+
+def doubling_kernel(channels: int, size: tuple[int, int, int] = (1, 1, 1), frame: int = 0) -> torch.Tensor:
+    """Equation 4: `(2c, c, *size)` whose two halves, stacked as two frames, both repeat frame `frame`."""
+    return torch.cat([_identity(channels, size, frame)] * 2)
+
+
+def image_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The image VAE's parameters by name, on the meta device: names and shapes, no memory."""
+    expected: dict[str, torch.Tensor] = {}
+    for key, meta in empty_network(config).state_dict().items():
+        if FLAT in key:
+            outputs = meta.shape[0] if key.startswith(LAST) else 2 * meta.shape[0]
+            expected[key.replace(FLAT, ".conv.")] = meta.new_empty((outputs, *meta.shape[1:]))
+        elif DEEP not in key and ".time_conv." not in key:
+            expected[key] = meta
+    return expected
+
+
+def inflate(config: Mapping[str, Any], image_weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An image VAE's weights -> those of the IV-VAE of `config`, by published key.
+
+    The video VAE encodes a frame as the image VAE does; a static video gives that latent in every row; any video decodes to frames that
+    the image VAE draws from its latents, each repeated over its group.
+
+    Raises:
+        ValueError: weights that are not `image_keys(config)`; lists what is missing, extra or misshapen.
+    """
+    check_keys("the image VAE to inflate", image_keys(config), image_weights)
+    weights: dict[str, torch.Tensor] = {}
+    for key, meta in empty_network(config).state_dict().items():
+        if FLAT in key:
+            weights[key] = _half(image_weights[key.replace(FLAT, ".conv.")], key, 0)
+        elif DEEP in key:
+            flat = _half(image_weights[key.replace(DEEP, ".conv.")], key, 1)
+            weights[key] = flat if flat.ndim == 1 else inflate_centre(flat, meta.shape[2])
+        elif ".time_conv." in key:
+            weights[key] = _time(key, tuple(meta.shape))
+        else:
+            weights[key] = image_weights[key].clone()
+    return weights
+
+
+def _half(tensor: torch.Tensor, key: str, half: int) -> torch.Tensor:
+    """The outputs of one branch."""
+    return tensor.clone() if key.startswith(LAST) else tensor.chunk(2)[half].clone()
+
+
+def _time(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A kernel or bias that halves or doubles time."""
+    if len(shape) == 1:
+        return torch.zeros(shape)
+    outputs, channels, *size = shape
+    kernel = halving_kernel if outputs == channels else doubling_kernel
+    return kernel(channels, (size[0], size[1], size[2]))
+
+
+def _identity(channels: int, size: tuple[int, int, int], frame: int) -> torch.Tensor:
+    frames, height, width = size
+    if not -frames <= frame < frames:
+        raise ValueError(f"a kernel over {frames} frames has no frame {frame}")
+    kernel = torch.zeros((channels, channels, *size))
+    kernel[:, :, frame, (height - 1) // 2, (width - 1) // 2] = torch.eye(channels)
+    return kernel

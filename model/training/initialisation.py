@@ -1,0 +1,175 @@
+"""How a LeanVAE begins: every branch silent, so that it is a linear autoencoder; which one, chance or principal components decide.
+
+Enters: parameters under their published names, and a seed or a `LinearAutoencoder`. Leaves: the same parameters, filled in place.
+
+Residual NAF layers begin as the identity (depthwise kernels and narrowing products are zero, as in Fixup and ReZero), the bottleneck's
+unrolled steps as no correction (the last narrowing product of each backward stack is zero), and phi Q = 1, so that the gradient steps have
+nothing to correct either. All of these receive gradients at once, what lies before them from the second step on. Deep stacks of plain
+layers without norms on the residual stream train from here without warm-up trouble, and never fall below their linear start for long.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from model.leanvae import haar
+from model.leanvae.pixels import FRAMES
+from model.training.linear import COLOURS, principal
+
+if TYPE_CHECKING:
+    from model.leanvae.parameters import Coder, Network, Stack
+    from model.training.linear import BlockComponents, LinearAutoencoder
+
+STEP, THRESHOLD = 0.5, 0.01  # of the unrolled iterations, as ISTA-Net begins (Zhang & Ghanem 2018, section 3.3)
+LOGVAR = -10.0  # of every latent: a deviation of 0.7 % of the latents' own, invisible beside what compression loses
+RESIDUAL_FLOOR = 0.1  # weaker directions than this part of the strongest are not amplified further
+SHARE = (
+    0.5**0.5
+)  # a latent is the sum of a low and a high token channel, each weighted so that phi has orthonormal rows
+
+
+@torch.no_grad()
+def initialise(network: Network, seed: int) -> None:
+    """Fills every parameter; the same seed gives the same network. Patches are random projections."""
+    generator = torch.Generator().manual_seed(seed)
+    bottleneck = network.latent_bottleneck
+    for coder in (network.encoder, network.decoder):
+        for name in ("video_low_proj", "video_high_proj", "image_low_proj", "image_high_proj"):
+            projection = _projection(coder, name)
+            _normal(projection.weight, generator)
+            projection.bias.zero_()
+        for stack in (coder.low_layer, coder.high_layer, coder.fusion_layer):
+            _silent_residual(stack, generator)
+    _orthonormal(bottleneck.phi, generator)
+    bottleneck.Q.copy_(bottleneck.phi.T)
+    for step, threshold in zip(bottleneck.weights, bottleneck.threshold, strict=True):
+        step.fill_(STEP)
+        threshold.fill_(THRESHOLD)
+    for analysis, synthesis in zip(bottleneck.forward_l, bottleneck.backward_l, strict=True):
+        _passing(cast("Stack", analysis), generator)
+        _passing(cast("Stack", synthesis), generator)
+        _narrow(cast("Stack", synthesis), -1).zero_()
+    network.std_layer.weight.zero_()
+    network.std_layer.bias.fill_(LOGVAR)
+
+
+@torch.no_grad()
+def start_linear(network: Network, linear: LinearAutoencoder) -> None:
+    """Makes a freshly initialised network that autoencoder: the same latents, the same reconstructions, to rounding.
+
+    Channel k of the low and of the high tokens carry the two parts of latent k; further channels read the strongest directions of what the
+    latents leave over, and the decoder's further channels would draw those, were anything in them yet.
+
+    Raises:
+        ValueError: other latent channels or block size than the network's, or fewer low or high channels than latents.
+    """
+    low, high = network.encoder.low_layer, network.encoder.high_layer
+    widths = int(_conv(low, 0).weight.shape[0]), int(_conv(high, 0).weight.shape[0])
+    latents, side = int(network.latent_bottleneck.phi.shape[0]), _side(network)
+    if (linear.latent_channels, linear.side) != (latents, side):
+        raise ValueError(
+            f"the linear autoencoder has {linear.latent_channels} channels and blocks of side {linear.side}, the network {latents} "
+            f"and {side}; fit it with fit_linear(clips, {latents}, side={side})"
+        )
+    if min(widths) < latents:
+        raise ValueError(
+            f"a linear start needs l_dim and h_dim of at least latent_dim, got {widths[0]} and {widths[1]} for {latents} latents; "
+            "widen them, or start without it"
+        )
+    phi = network.latent_bottleneck.phi
+    phi.zero_()
+    for first in (0, widths[0]):
+        phi[:, first : first + latents] = SHARE * torch.eye(latents)
+    network.latent_bottleneck.Q.copy_(phi.T)
+    for blocks, kind, depth in ((linear.image, "image", 1), (linear.video, "video", FRAMES)):
+        _place(network, blocks, kind, depth, side)
+
+
+def _place(network: Network, blocks: BlockComponents, kind: str, depth: int, side: int) -> None:
+    """Writes the patch and un-patch projections of frame 0 or of the groups."""
+    signs = haar.image_signs() if depth == 1 else haar.video_signs()
+
+    def coefficients(rows_NP: torch.Tensor) -> torch.Tensor:
+        found = haar.analyse(rows_NP.reshape(-1, COLOURS, depth, side, side), signs)
+        return found.reshape(rows_NP.shape[0], -1)
+
+    bands = signs.shape[0]
+    mean = coefficients(blocks.mean[None])[0]
+    encode, decode = coefficients(blocks.encode) / bands, coefficients(blocks.decode.T).T
+    # what the latents leave over of the coefficients, and how it varies
+    transform = coefficients(torch.eye(blocks.mean.shape[0], dtype=torch.float64)).T
+    rest = torch.eye(encode.shape[1], dtype=torch.float64) - decode @ encode
+    leftover = rest @ (transform @ blocks.covariance @ transform.T) @ rest.T
+    split = encode.shape[1] // bands  # numbers in the low band
+    for name, part in ((f"{kind}_low_proj", slice(0, split)), (f"{kind}_high_proj", slice(split, None))):
+        patch, unpatch = _projection(network.encoder, name), _projection(network.decoder, name)
+        latents, room = encode.shape[0], patch.weight.shape[0] - encode.shape[0]
+        variances, directions = principal(leftover[part, part], room)
+        deviations = variances.sqrt()
+        found = directions.shape[1]
+        patch.weight[:latents] = encode[:, part] / SHARE
+        floor = torch.clamp_min(RESIDUAL_FLOOR * deviations[:1], 1e-6)
+        patch.weight[latents : latents + found] = (directions / deviations.maximum(floor)).T
+        patch.bias.copy_(-(patch.weight.double() @ mean[part]))
+        unpatch.weight[:, :latents] = decode[part] / SHARE
+        unpatch.weight[:, latents : latents + found] = directions * deviations
+        # channels that no direction is left for: faint, so that gradients reach them
+        unpatch.weight[:, latents + found :] *= 0.1 * deviations[:1].float()
+        unpatch.bias.copy_(mean[part])
+
+
+def _projection(coder: Coder, name: str) -> nn.Linear:
+    return next(module for module in getattr(coder, name) if isinstance(module, nn.Linear))
+
+
+def _side(network: Network) -> int:
+    """Pixels of a block, from the size of a frame's low band patch."""
+    coefficients = _projection(network.encoder, "image_low_proj").weight.shape[1] // COLOURS
+    return 2 * round(coefficients**0.5)
+
+
+def _conv(stack: Stack, index: int) -> nn.Conv3d:
+    return cast("Any", stack.dconv_layer[index])["ds_conv"]
+
+
+def _narrow(stack: Stack, index: int) -> torch.Tensor:
+    return cast("Any", stack.ffd_layer[index])[4].weight
+
+
+def _normal(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Outputs of the size of inputs."""
+    weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
+
+
+def _orthonormal(phi: torch.Tensor, generator: torch.Generator) -> None:
+    """Random orthonormal rows."""
+    drawn = torch.randn((phi.shape[1], phi.shape[0]), generator=generator, dtype=torch.float64)
+    phi.copy_(torch.linalg.qr(drawn).Q.T)
+
+
+def _layers(stack: Stack, generator: torch.Generator) -> None:
+    """Norms that only norm, widening and narrowing products that keep the size, convolutions of zero."""
+    for index, ffd in enumerate(stack.ffd_layer):
+        norm, widen = cast("Any", ffd)[0], cast("Any", ffd)[1].weight
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
+        _normal(widen, generator)
+        _normal(_narrow(stack, index), generator)
+        _conv(stack, index).weight.zero_()
+        cast("torch.Tensor", _conv(stack, index).bias).zero_()
+
+
+def _silent_residual(stack: Stack, generator: torch.Generator) -> None:
+    _layers(stack, generator)
+    for index in range(len(stack.ffd_layer)):
+        _narrow(stack, index).zero_()
+
+
+def _passing(stack: Stack, generator: torch.Generator) -> None:
+    """Layers without a residual: the convolution hands its input on."""
+    _layers(stack, generator)
+    for index in range(len(stack.ffd_layer)):
+        _conv(stack, index).weight[:, :, -1, 1, 1] = 1.0

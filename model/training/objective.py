@@ -1,0 +1,272 @@
+"""What training minimises: the terms of a recipe, weighted and summed, for the autoencoder and for the discriminator.
+
+Enters: an `ObjectiveRecipe`, then originals, reconstructions and posteriors. Leaves: a loss with gradients, and every term's unweighted
+value under its name, for the logs. Each term is a function of `model.training.losses` or `model.training.perceptual`.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.training import losses
+from model.training.discriminators import DISCRIMINATORS
+from model.training.perceptual import pyramid_distance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from model.posterior import Posterior
+    from model.training.objective_recipe import ObjectiveRecipe
+    from model.training.perceptual import LPIPS
+
+    Coefficients = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]  # of the encoder, of the decoder
+
+GROUP = 4  # frames that LPIPS looks at together with frame 0
+NOT_RECONSTRUCTION = ("kl", "wl")  # adaptive weights compare with the other terms alone (VQGAN equation 7)
+FOOLING = {"non_saturating": losses.non_saturating_generator, "hinge": losses.hinge_generator}
+
+
+class Objective:
+    """A recipe at work. It keeps the discriminator and the regulariser's running means, and nothing else between steps.
+
+    Attributes:
+        recipe: as given. network: the discriminator, or None. lecam: its regulariser, or None.
+    """
+
+    def __init__(
+        self,
+        recipe: ObjectiveRecipe,
+        value_range: tuple[float, float],
+        *,
+        lpips: LPIPS | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`value_range` is of the videos, `seed` of the discriminator.
+
+        Raises:
+            ValueError: the recipe asks for LPIPS and there is none.
+        """
+        if recipe.wants("lpips", "lpips_sum") and lpips is None:
+            raise ValueError(
+                "the recipe has a weight for LPIPS, whose weights were not given: load them with load_lpips(FILE), or leave the terms "
+                "lpips and lpips_sum out (pyramid needs no weights)"
+            )
+        self.recipe, self._lpips = recipe, lpips
+        low, high = value_range
+        self._gain, self._offset = 2.0 / (high - low), -(high + low) / (high - low)  # to [-1, 1]
+        self.network: nn.Module | None = None
+        self.lecam: losses.LeCam | None = None
+        if recipe.adversarial is not None:
+            adversarial = recipe.adversarial
+            self.network = DISCRIMINATORS[adversarial.discriminator](
+                adversarial.channels, adversarial.layers, seed=seed
+            )
+            self.lecam = losses.LeCam(adversarial.lecam_decay)
+
+    def to(self, device: torch.device | str) -> Objective:
+        """Moves what it keeps."""
+        for module in (self.network, self.lecam, self._lpips):
+            if module is not None:
+                module.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: discriminator and running means; empty without an adversarial term."""
+        if self.network is None or self.lecam is None:
+            return {}
+        return {"network": self.network.state_dict(), "lecam": self.lecam.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for the state of another recipe."""
+        expected = () if self.network is None else ("network", "lecam")
+        if tuple(state) != expected:
+            raise ValueError(
+                f"the objective's state holds {list(state)}, expected {list(expected)}; resume with the same recipe"
+            )
+        if self.network is not None and self.lecam is not None:
+            self.network.load_state_dict(state["network"])
+            self.lecam.load_state_dict(state["lecam"])
+
+    def adversarial_at(self, step: int) -> bool:
+        """Whether the adversarial term is on, so that the discriminator is to be trained too."""
+        return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
+
+    def generator(
+        self,
+        original_BCTHW: torch.Tensor,
+        reconstruction_BCTHW: torch.Tensor,
+        posterior: Posterior,
+        coefficients: Coefficients | None = None,
+        *,
+        step: int,
+        generator: torch.Generator,
+        last_layer: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The autoencoder's loss, and {term: unweighted value} with `gan`, `gan_weight` (as applied) and `loss` besides.
+
+        `coefficients` are the energy flow's of both directions, for `wl`; `step` decides whether the adversarial term is on;
+        `generator` draws the group that LPIPS looks at; `last_layer` is where gradients are compared, for an adaptive weight.
+
+        Raises:
+            ValueError: shapes that differ; a term whose inputs are missing.
+        """
+        _check_alike(original_BCTHW, reconstruction_BCTHW)
+        values = self._terms(original_BCTHW, reconstruction_BCTHW, posterior, coefficients, generator)
+        weights = self.recipe.terms
+        loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        if self.adversarial_at(step):
+            reconstruction = [weights[name] * value for name, value in values.items() if name not in NOT_RECONSTRUCTION]
+            values["gan"] = self._fooling(reconstruction_BCTHW)
+            values["gan_weight"] = self._gan_weight(reconstruction, values["gan"], last_layer)
+            loss = loss + values["gan_weight"] * values["gan"]
+        loss = loss * self._area_factor(original_BCTHW)
+        values["loss"] = loss
+        return loss, {name: value.detach() for name, value in values.items()}
+
+    def discriminator(
+        self,
+        original_BCTHW: torch.Tensor,
+        reconstruction_BCTHW: torch.Tensor,
+        *,
+        step: int,
+        network: nn.Module | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The discriminator's loss, and {`hinge`, `lecam`, `logits_real`, `logits_fake`, `discriminator_loss`: value}.
+
+        `network` stands in for the discriminator, for instance the same one wrapped for data-parallel training. The running means move.
+
+        Raises:
+            ValueError: shapes that differ, or the term is not on at this step.
+        """
+        _check_alike(original_BCTHW, reconstruction_BCTHW)
+        adversarial, lecam = self.recipe.adversarial, self.lecam
+        network = self.network if network is None else network
+        if adversarial is None or network is None or lecam is None or not self.adversarial_at(step):
+            start = "never" if adversarial is None else f"at step {adversarial.start}"
+            raise ValueError(f"the adversarial term starts {start}, got step {step}; ask adversarial_at(step) first")
+        real = network(self._as_taken(original_BCTHW.detach()))
+        fake = network(self._as_taken(reconstruction_BCTHW.detach()))
+        lecam.update(real, fake)
+        values = {
+            "hinge": losses.hinge_discriminator(real, fake),
+            "logits_real": real.mean(),
+            "logits_fake": fake.mean(),
+        }
+        loss = values["hinge"]
+        if adversarial.lecam:
+            values["lecam"] = lecam(real, fake)
+            loss = loss + adversarial.lecam * values["lecam"]
+        values["discriminator_loss"] = loss
+        return loss, {name: value.detach() for name, value in values.items()}
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def _terms(
+        self,
+        original: torch.Tensor,
+        reconstruction: torch.Tensor,
+        posterior: Posterior,
+        coefficients: Coefficients | None,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """Unweighted values of the terms that have a weight."""
+        recipe, found = self.recipe, dict[str, torch.Tensor]()
+        if recipe.wants("l1"):
+            found["l1"] = losses.pixel_l1(original, reconstruction)
+        if recipe.wants("haar_low", "haar_high"):
+            found["haar_low"], found["haar_high"] = losses.haar_l1(original, reconstruction)
+        if recipe.wants("frame_sum"):
+            found["frame_sum"] = losses.frame_sum(original, reconstruction)
+        if recipe.wants("lpips", "lpips_sum", "pyramid"):
+            frames = self._looked_at(original, reconstruction, generator)
+            if self._lpips is not None and recipe.wants("lpips", "lpips_sum"):
+                found["lpips"] = self._lpips(*(part * self._gain + self._offset for part in frames)).mean()
+                found["lpips_sum"] = found["lpips"] * original[0, :, 0].numel()
+            if recipe.wants("pyramid"):
+                found["pyramid"] = pyramid_distance(*frames).mean()
+        if recipe.wants("kl"):
+            found["kl"] = losses.kl_divergence(posterior)
+        if recipe.wants("wl"):
+            if coefficients is None:
+                raise ValueError("the term wl needs the energy-flow coefficients of both directions")
+            found["wl"] = losses.energy_flow(*coefficients)
+        return {name: value for name, value in found.items() if recipe.wants(name)}
+
+    def _looked_at(
+        self, original: torch.Tensor, reconstruction: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The frames `N 3 H W` that perceptual terms compare."""
+        if self.recipe.perceptual_frames == "all":
+            return _frames(original), _frames(reconstruction)
+        index = frames_looked_at(original.shape[0], original.shape[2], generator).to(original.device)
+        videos = torch.arange(original.shape[0], device=original.device)[:, None]
+        picked = [video.transpose(1, 2)[videos, index].flatten(0, 1) for video in (original, reconstruction)]
+        return picked[0], picked[1]
+
+    def _as_taken(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """A video as the discriminator takes it."""
+        return _frames(video_BCTHW) if getattr(self.network, "takes", "") == "frames" else video_BCTHW
+
+    def _fooling(self, reconstruction: torch.Tensor) -> torch.Tensor:
+        if self.recipe.adversarial is None or self.network is None:
+            raise RuntimeError("no adversarial term")
+        with frozen(self.network):
+            logits = self.network(self._as_taken(reconstruction))
+        return FOOLING[self.recipe.adversarial.generator](logits)
+
+    def _gan_weight(
+        self, reconstruction: Sequence[torch.Tensor], gan: torch.Tensor, last_layer: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.recipe.adversarial is None:
+            raise RuntimeError("no adversarial term")
+        weight = gan.new_tensor(self.recipe.adversarial.weight)
+        if not self.recipe.adversarial.adaptive:
+            return weight
+        if last_layer is None:
+            raise ValueError(
+                "an adaptive adversarial weight needs last_layer, the parameter where gradients are compared"
+            )
+        return weight * losses.adaptive_weight(torch.stack(list(reconstruction)).sum(), gan, last_layer)
+
+    def _area_factor(self, video: torch.Tensor) -> float:
+        area = self.recipe.reference_area
+        return 1.0 if area is None else area / (video.shape[3] * video.shape[4])
+
+
+def frames_looked_at(videos: int, frames: int, generator: torch.Generator) -> torch.Tensor:
+    """Frame 0 and one random group of four per video: indices `(videos, 5)`, or `(videos, 1)` for images (LeanVAE)."""
+    first = torch.zeros((videos, 1), dtype=torch.long)
+    if frames <= GROUP:
+        return first
+    group = torch.randint((frames - 1) // GROUP, (videos, 1), generator=generator, device=generator.device).cpu()
+    return torch.cat([first, 1 + GROUP * group + torch.arange(GROUP)], dim=1)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Gradients pass through `network` and leave none in its parameters."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _frames(video_BCTHW: torch.Tensor) -> torch.Tensor:
+    return video_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _check_alike(original: torch.Tensor, reconstruction: torch.Tensor) -> None:
+    if original.shape != reconstruction.shape or original.ndim != 5:
+        raise ValueError(
+            f"expected an original and a reconstruction (B, 3, T, H, W) alike, got {tuple(original.shape)} and "
+            f"{tuple(reconstruction.shape)}"
+        )

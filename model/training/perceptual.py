@@ -1,0 +1,148 @@
+"""Distances between pictures as eyes see them: LPIPS-VGG where its weights can be had, and one that needs no weights and is not LPIPS.
+
+Enters: pictures `N 3 H W` in [-1, 1] (LPIPS) or any scaling (pyramid); weight files. Leaves: one distance per picture.
+
+LPIPS (Zhang et al. 2018, section 3, "lin" version 0.1): features of VGG16 after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, normed
+along their channels, squared differences weighted per channel, averaged over the picture, summed over the five. No weights come with this
+package; whoever wants LPIPS names files, whoever has none must say so in the recipe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.weights import check_finite, check_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Outputs of each convolution, "pool" halving in between, as torchvision numbers `features`; a tap is taken before every pool.
+VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+TAPS = (3, 8, 15, 22, 29)  # layers of `features` whose outputs are compared
+TAP_CHANNELS = (64, 128, 256, 512, 512)
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's statistics for values in [-1, 1]
+NORM_EPSILON = 1e-10
+SMALLEST = 16  # a side that five levels leave something of
+# What the packages' full files hold besides: the classifier, and copies of the heads and of the input scaling.
+IGNORED = ("classifier.", "lins.", "scaling_layer.", "net.scaling_layer.")
+
+
+class LPIPS(nn.Module):
+    """LPIPS-VGG. Its parameters never learn; distances have gradients to both pictures."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for entry in VGG16:
+            if isinstance(entry, int):
+                layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU()]
+                channels = entry
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.heads = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in TAP_CHANNELS)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, original_NCHW: torch.Tensor, other_NCHW: torch.Tensor) -> torch.Tensor:
+        """Two sets of pictures `N 3 H W` in [-1, 1] -> distances `(N,)`.
+
+        Raises:
+            ValueError: shapes that differ, not three colours, or sides under 16 pixels.
+        """
+        _check_pictures(original_NCHW, other_NCHW, SMALLEST)
+        N = original_NCHW.shape[0]
+        x = (torch.cat([original_NCHW, other_NCHW]) - self.shift) / self.scale
+        distance = x.new_zeros(N)
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in TAPS:
+                # not a root of a sum: its gradient where every channel is zero would be NaN
+                normed = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + NORM_EPSILON)
+                squares = (normed[:N] - normed[N:]).square()
+                distance = distance + (squares * self.heads[TAPS.index(index)]).sum(1).mean((1, 2))
+        return distance
+
+
+def load_lpips(features: str, heads: str | None = None) -> LPIPS:
+    """LPIPS with the weights of files (paths, `hf://...`, or any scheme `model.checkpoint.read` takes).
+
+    Args:
+        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not needed and not read).
+        heads: the five linear layers in the names of the lpips package (`lin0.model.1.weight`, ...); None: they are in the first file too.
+
+    Raises:
+        FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
+        ValueError: a damaged file, keys or shapes that are not LPIPS-VGG's, non-finite values.
+    """
+    from model import checkpoint
+
+    found = dict(checkpoint.read(features, want_config=False).weights)
+    if heads is not None:
+        found |= checkpoint.read(heads, want_config=False).weights
+    return lpips_from_state_dict(found)
+
+
+def lpips_from_state_dict(weights: Mapping[str, torch.Tensor]) -> LPIPS:
+    """LPIPS from tensors under `features.*` (torchvision) and `lin0..4.model.1.weight` (lpips package).
+
+    Raises:
+        ValueError: keys or shapes that are not LPIPS-VGG's, non-finite values.
+    """
+    network = LPIPS()
+    wanted = {_published(key): value for key, value in network.state_dict().items()}
+    given = {key: value for key, value in weights.items() if not key.startswith(IGNORED)}
+    check_keys("LPIPS-VGG", wanted, given)
+    check_finite("LPIPS-VGG", given)
+    network.load_state_dict({key: given[_published(key)].float() for key in network.state_dict()})
+    return network.eval()
+
+
+def _published(key: str) -> str:
+    return f"lin{key.removeprefix('heads.')}.model.1.weight" if key.startswith("heads.") else key
+
+
+def pyramid_distance(original_NCHW: torch.Tensor, other_NCHW: torch.Tensor, levels: int = 3) -> torch.Tensor:
+    """Laplacian pyramid L1: how much details of every size differ. No weights, and *not* LPIPS: it knows sizes, not what eyes look for.
+
+    Lap1 of Bojanowski et al. 2018 (section 3.1): the weights 2^(2j) of its sums make every level's mean count alike. A band is a picture
+    minus its 2x2 means; the next level goes on with those means; the last one is compared whole.
+
+    Two sets of pictures `N 3 H W` of one scaling, whose sides divide by 2^levels -> `(N,)`: the mean over colours and pixels of each of
+    the `levels` bands' absolute difference, summed over bands and the last means.
+
+    Raises:
+        ValueError: shapes that differ or do not divide.
+    """
+    if levels < 1:
+        raise ValueError(f"a pyramid needs at least one level, got {levels}")
+    _check_pictures(original_NCHW, other_NCHW, 2**levels)
+    if original_NCHW.shape[2] % 2**levels or original_NCHW.shape[3] % 2**levels:
+        raise ValueError(
+            f"a pyramid of {levels} levels takes sides that are multiples of {2**levels}, got {tuple(original_NCHW.shape[2:])}"
+        )
+    rest = original_NCHW - other_NCHW  # every step is linear
+    distance = rest.new_zeros(rest.shape[0])
+    for _ in range(levels):
+        means = F.avg_pool2d(rest, 2)
+        distance = distance + (rest - F.interpolate(means, scale_factor=2)).abs().mean((1, 2, 3))
+        rest = means
+    return distance + rest.abs().mean((1, 2, 3))
+
+
+def _check_pictures(original: torch.Tensor, other: torch.Tensor, smallest: int) -> None:
+    if original.shape != other.shape or original.ndim != 4 or original.shape[1] != 3:
+        raise ValueError(
+            f"expected two sets of pictures (N, 3, H, W) alike, got {tuple(original.shape)}, {tuple(other.shape)}"
+        )
+    if min(original.shape[2:]) < smallest:
+        raise ValueError(f"pictures must have sides of at least {smallest}, got {tuple(original.shape[2:])}")

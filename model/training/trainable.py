@@ -1,0 +1,184 @@
+"""LeanVAE with gradients: the published network as its formulas say, channel-last, for training.
+
+Enters: a configuration in its published keys; clips `B 3 T H W` in `spec.value_range`, T = 4n+1 (one frame is an image). Leaves: the
+reconstruction, and the posterior it was drawn from. `state_dict()` has exactly the published keys, so that
+`model.from_state_dict("leanvae", config, network.state_dict())` is the same network made ready to encode. Source: spec sections 3 to 8.
+
+How the parameters begin is in `model.training.initialisation`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model import inputs
+from model.leanvae import haar
+from model.leanvae.parameters import Network
+from model.leanvae.pixels import FRAMES, patchify
+from model.leanvae.tokens import PAST
+from model.leanvae.vae import LOGVAR_RANGE
+from model.posterior import Posterior
+from model.registry import complete, spec
+from model.training.initialisation import initialise, start_linear
+from model.training.linear import LinearAutoencoder, assemble, fit_linear
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from model.leanvae.parameters import Stack
+
+__all__ = ["LinearAutoencoder", "TrainableLeanVAE", "fit_linear"]
+
+
+class TrainableLeanVAE(Network):
+    """LeanVAE's parameters with a forward pass that keeps what the backward pass needs.
+
+    Works under `torch.autocast` as the network does in 16-bit arithmetic: the products of NAF layers follow it, while pixels, the residual
+    stream, norms and latents stay float32. Images leave the video's patches a gradient of zero and not none, so that every parameter takes
+    part in every pass, as data-parallel training wants it (given that the loss has a use for the log-variance: KL, or a drawn latent).
+
+    Attributes:
+        config: the complete configuration. spec: LatentSpec. recompute: layers keep only their input and run twice (memory for time).
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        linear: LinearAutoencoder | None = None,
+        recompute: bool = False,
+    ) -> None:
+        """Initialised from `seed`; with `linear` it is that autoencoder until the first step.
+
+        Raises:
+            ValueError: an impossible configuration, or a linear autoencoder that does not fit it.
+        """
+        full = complete("leanvae", config)
+        described = spec("leanvae", full)  # refuses what cannot be, before memory is taken
+        super().__init__(full)
+        self.config, self.spec, self.recompute = full, described, recompute
+        self._side, self._patch = 2 * full["patch_size"][1], full["patch_size"][1]
+        initialise(self, seed)
+        if linear is not None:
+            start_linear(self, linear)
+
+    def forward(
+        self, video_BCTHW: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, Posterior]:
+        """A clip -> its reconstruction `B 3 T H W` (not clamped), and its posterior (mean and log-variance `B d t h w`).
+
+        The latent is drawn with `generator`, or is the mean where there is none.
+
+        Raises:
+            ValueError: wrong rank, dtype, frame count or size.
+        """
+        posterior = self.encode(video_BCTHW)
+        latent = posterior.mean if generator is None else posterior.sample(generator)
+        return self.decode(latent), posterior
+
+    def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
+        """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError as `forward`."""
+        inputs.check_video(video_BCTHW, self.spec, first=True)
+        coder, low = self.encoder, self.config["l_dim"]
+        image = self._embed(video_BCTHW[:, :, :1], coder.image_low_proj, coder.image_high_proj, 1)
+        video = self._embed(video_BCTHW[:, :, 1:], coder.video_low_proj, coder.video_high_proj, FRAMES)
+        tokens = torch.cat([image, video], dim=1)
+        parts = (
+            self._stack(coder.low_layer, tokens[..., :low], residual=True),
+            self._stack(coder.high_layer, tokens[..., low:], residual=True),
+        )
+        features = self._stack(coder.fusion_layer, torch.cat(parts, dim=-1), residual=True)
+        mean = exact_linear(features, self.latent_bottleneck.phi)
+        logvar = exact_linear(features, self.std_layer.weight, self.std_layer.bias).clamp(*LOGVAR_RANGE)
+        return Posterior(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
+
+    def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
+        """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for anything else."""
+        inputs.check_latent(latent_BCthw, self.spec)
+        coder, low = self.decoder, self.config["l_dim"]
+        recovered = self._recover(latent_BCthw.permute(0, 2, 3, 4, 1))
+        fused = self._stack(coder.fusion_layer, recovered, residual=True)
+        parts = (
+            self._stack(coder.low_layer, fused[..., :low], residual=True),
+            self._stack(coder.high_layer, fused[..., low:], residual=True),
+        )
+        tokens = torch.cat(parts, dim=-1)
+        image = self._pixels(tokens[:, :1], coder.image_low_proj, coder.image_high_proj, 1)
+        video = self._pixels(tokens[:, 1:], coder.video_low_proj, coder.video_high_proj, FRAMES)
+        return torch.cat([image, video], dim=2)
+
+    def last_layer(self) -> nn.Parameter:
+        """The last weight before the video's pixels, where adaptive weights compare gradients."""
+        return cast("nn.Parameter", cast("Any", self.decoder.video_high_proj)[0].weight)
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def _embed(self, video_BCTHW: torch.Tensor, low: Any, high: Any, depth: int) -> torch.Tensor:
+        """Haar transform and patch projections as one product from pixels: `B 3 T H W` -> `B t h w C` (spec 3, 4, 11.1)."""
+        B, _, T, H, W = video_BCTHW.shape
+        kernel = haar.fold_patch(low[1].weight, high[1].weight, _signs(depth), self._patch).to(low[1].weight.dtype)
+        rows = patchify(video_BCTHW, depth, self._side) if T else video_BCTHW.new_empty((0, kernel.shape[1]))
+        tokens = exact_linear(rows, kernel, torch.cat([low[1].bias, high[1].bias]))
+        return tokens.view(B, T // depth, H // self._side, W // self._side, kernel.shape[0])
+
+    def _pixels(self, tokens_BthwC: torch.Tensor, low: Any, high: Any, depth: int) -> torch.Tensor:
+        """Un-patch and inverse Haar as one product: `B t h w C` -> `B 3 T H W` (spec 8, 11.7)."""
+        low, high, signs = low[0], high[0], _signs(depth)
+        weight = haar.fold_unpatch(low.weight, high.weight, signs, self._patch).to(low.weight.dtype)
+        bias = haar.fold_unpatch(low.bias[:, None], high.bias[:, None], signs, self._patch).sum(1).to(low.bias.dtype)
+        return assemble(exact_linear(tokens_BthwC, weight, bias), depth, self._side)
+
+    def _recover(self, latent_BthwC: torch.Tensor) -> torch.Tensor:
+        """Unrolled iterations: `B t h w d` -> `B t h w C` (spec 7)."""
+        bottleneck = self.latent_bottleneck
+        recovered = exact_linear(latent_BthwC, bottleneck.Q)
+        for step, threshold, analysis, synthesis in zip(
+            bottleneck.weights, bottleneck.threshold, bottleneck.forward_l, bottleneck.backward_l, strict=True
+        ):
+            error = exact_linear(recovered, bottleneck.phi) - latent_BthwC
+            moved = recovered - step * exact_linear(error, bottleneck.phi.T)
+            inner = self._stack(cast("Stack", analysis), moved, residual=False)
+            sparse = inner.sign() * F.relu(inner.abs() - threshold)
+            recovered = moved + self._stack(cast("Stack", synthesis), sparse, residual=False)
+        return recovered
+
+    def _stack(self, stack: Stack, x_BthwC: torch.Tensor, *, residual: bool) -> torch.Tensor:
+        for conv, ffd in zip(stack.dconv_layer, stack.ffd_layer, strict=True):
+            layer = (cast("Any", conv)["ds_conv"], cast("nn.Sequential", ffd), residual)
+            if self.recompute and torch.is_grad_enabled():
+                x_BthwC = cast("torch.Tensor", checkpoint(naf_layer, x_BthwC, *layer, use_reentrant=False))
+            else:
+                x_BthwC = naf_layer(x_BthwC, *layer)
+        return x_BthwC
+
+
+def naf_layer(x_BthwC: torch.Tensor, ds_conv: nn.Conv3d, ffd: nn.Sequential, residual: bool) -> torch.Tensor:
+    """`x + ds(x)`, then `x + ffd(x)`; without the sums where `residual` is false (spec 5)."""
+    mixed = causal_depthwise(x_BthwC, ds_conv.weight, cast("torch.Tensor", ds_conv.bias))
+    x_BthwC = x_BthwC + mixed if residual else mixed
+    value, gate = ffd[1](ffd[0](x_BthwC)).chunk(2, dim=-1)
+    branch = ffd[4](value * F.gelu(gate))
+    return x_BthwC + branch if residual else branch
+
+
+def causal_depthwise(x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Depthwise 3x3x3 convolution, two zero rows in front in time; the channels stay last in memory."""
+    padded = F.pad(x_BthwC, (0, 0, 0, 0, 0, 0, PAST, 0)).permute(0, 4, 1, 2, 3)  # channels_last_3d without a copy
+    return F.conv3d(padded, weight, bias, padding=(0, 1, 1), groups=weight.shape[0]).permute(0, 2, 3, 4, 1)
+
+
+def exact_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A product that autocast leaves alone: eight-bit pixels and latents would lose bits in bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _signs(depth: int) -> torch.Tensor:
+    return haar.image_signs() if depth == 1 else haar.video_signs()
