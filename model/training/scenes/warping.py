@@ -1,0 +1,89 @@
+"""Showing a canvas from where the camera is. Enters: canvases and affine maps. Leaves: frames, float32 `(N, 3, H, W)`.
+
+Sampling is bilinear; canvases are painted finer than the frame (`DENSITY`) so that a shift of half a pixel does not soften what it
+moves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DENSITY = 1.5
+"""Canvas pixels per frame pixel where nothing is magnified."""
+
+
+def still(maps_N33: np.ndarray) -> bool:
+    """Whether nothing moves between the moments."""
+    return bool((maps_N33 == maps_N33[:1]).all())
+
+
+def sample(
+    canvas_CHW: torch.Tensor,
+    maps_N33: np.ndarray,
+    window: Sequence[int],
+    frame: Sequence[int],
+    *,
+    beyond: str = "zeros",
+    flow_N2HW: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The part `window` (top, bottom, left, right) of a frame of `frame` (height, width) pixels at N moments: `(N, C, h, w)`.
+
+    `maps_N33` take canvas points (canvas pixels about its centre) to frame points. `beyond` is what lies outside the canvas: zeros or
+    reflection. `flow_N2HW` moves the points looked at by so many frame pixels (x, y).
+    """
+    top, bottom, left, right = window
+    size = np.array(canvas_CHW.shape[:0:-1], np.float64)  # grid_sample counts from -1 to 1 over the canvas
+    back = torch.from_numpy((np.linalg.inv(maps_N33)[:, :2] * (2 / size)[:, None]).astype(np.float32))
+    y = torch.arange(top, bottom, dtype=torch.float32).add_(0.5 - frame[0] / 2)[:, None]
+    x = torch.arange(left, right, dtype=torch.float32).add_(0.5 - frame[1] / 2)[None, :]
+    if flow_N2HW is not None:
+        x = x + flow_N2HW[:, 0, top:bottom, left:right]
+        y = y + flow_N2HW[:, 1, top:bottom, left:right]
+    axes = [x * row[:, 0, None, None] + (y * row[:, 1, None, None] + row[:, 2, None, None]) for row in back.unbind(1)]
+    grid = torch.stack(axes, dim=-1)
+    count = grid.shape[0]
+    return F.grid_sample(
+        canvas_CHW.expand(count, -1, -1, -1), grid, mode="bilinear", padding_mode=beyond, align_corners=False
+    )
+
+
+def bounds(maps_N33: np.ndarray, canvas: Sequence[int], frame: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """The part of the frame (top, bottom, left, right) a canvas touches at any moment; None where it stays outside."""
+    half_y, half_x = canvas[0] / 2, canvas[1] / 2
+    corners = np.array([[-half_x, -half_y, 1], [half_x, -half_y, 1], [-half_x, half_y, 1], [half_x, half_y, 1]]).T
+    places = maps_N33[:, :2] @ corners
+    (left, top), (right, bottom) = places.min((0, 2)), places.max((0, 2))
+    top, bottom = max(math.floor(top + frame[0] / 2), 0), min(math.ceil(bottom + frame[0] / 2), frame[0])
+    left, right = max(math.floor(left + frame[1] / 2), 0), min(math.ceil(right + frame[1] / 2), frame[1])
+    return (top, bottom, left, right) if top < bottom and left < right else None
+
+
+def lay_over(
+    frames_N3HW: torch.Tensor,
+    canvas_4HW: torch.Tensor,
+    maps_N33: np.ndarray,
+    flow_N2HW: torch.Tensor | None = None,
+) -> None:
+    """Lays a canvas (RGB times opacity, opacity) over the frames, in place, where it is at each moment."""
+    frame = frames_N3HW.shape[-2:]
+    window = bounds(maps_N33, canvas_4HW.shape[-2:], frame)
+    if window is None:
+        return
+    top, bottom, left, right = window
+    once = flow_N2HW is None and still(maps_N33)
+    shown = sample(canvas_4HW, maps_N33[:1] if once else maps_N33, window, frame, flow_N2HW=flow_N2HW)
+    part = frames_N3HW[:, :, top:bottom, left:right]
+    part.mul_(1 - shown[:, 3:]).add_(shown[:, :3])
+
+
+def ripple(field_N2hw: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A coarse field of displacements enlarged to the frame: `(N, 2, h, w)` -> `(N, 2, H, W)`."""
+    return F.interpolate(field_N2hw, size=tuple(size), mode="bicubic", align_corners=False)
