@@ -70,6 +70,8 @@ class ClipConv:
 
     Kernel `O I t h w`, no padding in time. At the start of a video the past is the first frame over and over, so a first frame alone
     meets the kernel summed over time. Time and space have the same stride.
+
+    `steady` says how many frames most calls will bring. It changes the bits and the speed, never the meaning.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class ClipConv:
         *,
         stride: int = 1,
         padding: int = 0,
+        steady: int = 1,
     ) -> None:
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.taps = weight_OIthw.shape[2]
@@ -91,7 +94,7 @@ class ClipConv:
         self.bias = None if bias_O is None else bias_O.detach().to(device, dtype).contiguous()
         self.backend = backend(weight_OIthw, device, dtype, stride=stride, padding=(padding, padding))
         if self.backend == "winograd":
-            self.winograd = Winograd(weight_OIthw, bias_O)
+            self.winograd = Winograd(weight_OIthw, bias_O, paired=self.taps == 3 and steady % 2 == 0)
             del self.weight
         elif self.backend == "onednn":
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(

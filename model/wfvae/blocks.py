@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """Where and in which arithmetic blocks are prepared, and the numbering of the slots they remember in."""
+    """Where and in which arithmetic blocks are prepared, and the numbering of the slots they remember in.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    Attributes:
+        pace: frames that a steady step brings to the block prepared next; blocks are prepared in the order of the stream.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, pace: int) -> None:
         self.device, self.dtype, self.wide = device, dtype, torch.promote_types(dtype, torch.float32)
-        self.slots = 0
+        self.slots, self.pace = 0, pace
 
     def slot(self) -> int:
         """The next free slot."""
@@ -42,7 +46,8 @@ class Bench:
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False, stride: int = 1, padding: int = 1
     ) -> ClipConv:
         """A causal convolution in the network's arithmetic, or in at least float32."""
-        return ClipConv(weight, bias, self.device, self.wide if wide else self.dtype, stride=stride, padding=padding)
+        dtype = self.wide if wide else self.dtype
+        return ClipConv(weight, bias, self.device, dtype, stride=stride, padding=padding, steady=self.pace)
 
 
 class Norm:
@@ -151,6 +156,7 @@ class Shrink:
         if self.causal:
             conv = published.conv.conv
             self.slot, self.clip = bench.slot(), bench.clip_conv(conv.weight, conv.bias, stride=2, padding=0)
+            bench.pace //= 2
         else:
             self.frame = bench.frame_conv(published.conv.weight, published.conv.bias, stride=2)
 
@@ -194,6 +200,7 @@ class GrowClip:
     """
 
     def __init__(self, bench: Bench, published: Any, *, nearest: bool) -> None:
+        bench.pace *= 2
         self.nearest, self.slot, self.conv = nearest, bench.slot(), Causal(bench, published.conv)
 
     def __call__(self, x_BTHWC: torch.Tensor, memory: Memory) -> torch.Tensor:

@@ -121,11 +121,12 @@ def prepare_decoder(
     dtype: torch.dtype,
 ) -> Decoder:
     """WF-VAE's decoder. `weights` are the whole network's, by published key: the Haar filters are read from there."""
-    bench = Bench(device, dtype)
+    bench = Bench(device, dtype, pace=1)
     width, nearest = 4 * config["base_channels"], config["t_interpolation"] == "nearest"
     out, l1, l2 = (
         wavelets.filters_of(weights, f"decoder.inverse_wavelet_transform_{where}") for where in ("out", "l1", "l2")
     )
+    enter = Causal(bench, published.conv_in, wide=True)
     middle = prepare_middle(bench, published.mid, mixing=config["attention_type"] == "AttnBlock3D")
     levels = [
         Level(middle, width, Image(bench, published.connect_l2, l2)),
@@ -135,7 +136,7 @@ def prepare_decoder(
         *_rising(bench, published.up1, nearest=nearest),
         *(Residual(bench, block) for block in published.layer),
     ]
-    enter, screen = Causal(bench, published.conv_in, wide=True), Screen(bench, published.conv_out, out)
+    screen = Screen(bench, published.conv_out, out)
     return Decoder(bench, enter, levels, rest, Norm(bench, published.norm_out).activated, screen)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from model.wfvae import wavelets
 from model.wfvae.blocks import Attention, Bench, Norm, Residual, Shrink
 from model.wfvae.blocks import Frames as FrameBlock
+from model.wfvae.facts import time_stride
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ def prepare_encoder(
     dtype: torch.dtype,
 ) -> Encoder:
     """WF-VAE's encoder. `weights` are the whole network's, by published key: the Haar filters are read from there."""
-    bench = Bench(device, dtype)
+    bench = Bench(device, dtype, pace=time_stride(config) // 2)
     levels = [
         Band(bench, wavelets.filters_of(weights, f"encoder.wavelet_transform_{where}"), conv)
         for where, conv in (("in", published.down1[0]), ("l1", published.connect_l1), ("l2", published.connect_l2))

@@ -27,7 +27,7 @@ def prepare_encoder(
     dtype: torch.dtype,
 ) -> Encoder:
     """The encoder: at each level residual blocks and a downsampling, then the flow joins and one more block widens."""
-    bench = Bench(device, dtype)
+    bench = Bench(device, dtype, pace=2 ** list(config["layer_type"]).count("thw"))
     levels = [Band(bench, wavelets.filters_of(weights, "encoder.wavelet_transform_in"), published.conv_in)]
     stages: list[list[Any]] = [[]]
     for number, level in enumerate(published.down_blocks):
@@ -47,7 +47,7 @@ def prepare_decoder(
     dtype: torch.dtype,
 ) -> Decoder:
     """The decoder: at each level a block widens, the flow parts, then residual blocks, an upsampling and a narrowing block."""
-    bench, nearest = Bench(device, dtype), config["t_interpolation"] == "nearest"
+    bench, nearest = Bench(device, dtype, pace=1), config["t_interpolation"] == "nearest"
     enter = Causal(bench, published.conv_in, wide=True)
     before: list[Any] = prepare_middle(bench, published.mid, mixing="AttnBlock3D" in config["mid_layers_type"])
     levels = []

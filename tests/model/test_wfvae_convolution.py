@@ -49,7 +49,7 @@ def test_frames(dtype, inside, outside, kernel, stride, padding, backend):
 @pytest.mark.parametrize(("channels", "stride"), [(12, 1), (12, 2), (192, 1)])
 def test_clips_with_a_past_and_without(dtype, channels, stride):
     weight, bias, padding = draw(channels, channels, 3, 3, 3, scale=0.05), draw(channels), 2 - stride
-    conv = ClipConv(weight, bias, CPU, dtype, stride=stride, padding=padding)
+    conv = ClipConv(weight, bias, CPU, dtype, stride=stride, padding=padding, steady=2)
     frames = draw(1, 7, 9, 7, channels).to(dtype)
 
     def want(clip_BTHWC: torch.Tensor) -> torch.Tensor:
@@ -64,16 +64,23 @@ def test_clips_with_a_past_and_without(dtype, channels, stride):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 6), (40, 33)])
-@pytest.mark.parametrize("taps", [1, 3])
-def test_winograd_at_every_edge(monkeypatch, taps, height, width):
-    """Strips of a few rows, the last one shorter; frames with odd sides."""
+@pytest.mark.parametrize(("taps", "paired"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_winograd_at_every_edge(monkeypatch, taps, paired, frames, height, width):
+    """Strips of a few rows, the last one shorter; frames with odd sides; pairs of frames and a last one by itself."""
     monkeypatch.setattr("model.winograd.STRIP_VALUES", 1)
     monkeypatch.setattr("model.winograd.LEAST_TILES", 51)
     weight, bias = draw(5, 6, taps, 3, 3), draw(5)
-    frames = draw(taps + 1, height, width, 6).float()
-    got = Winograd(weight, bias)(list(frames))
-    want = F.conv3d(frames.double().permute(3, 0, 1, 2)[None], weight, bias, padding=(0, 1, 1))
+    x = draw(frames + taps - 1, height, width, 6).float()
+    got = Winograd(weight, bias, paired=paired)(list(x))
+    want = F.conv3d(x.double().permute(3, 0, 1, 2)[None], weight, bias, padding=(0, 1, 1))
     close(got, want[0].permute(1, 2, 3, 0), torch.float32)
     assert got.is_contiguous()
-    bare = Winograd(weight, None)(list(frames))
-    assert torch.allclose(bare + bias.float(), got, atol=1e-4)
+    without_bias = Winograd(weight, None, paired=paired)(list(x))
+    assert torch.allclose(without_bias + bias.float(), got, atol=1e-4)
+
+
+def test_steady_pairs_of_frames_are_transformed_in_time():
+    weight = draw(192, 192, 3, 3, 3)
+    paired = [ClipConv(weight, None, CPU, torch.float32, padding=1, steady=n).winograd.paired for n in (1, 2, 3, 4)]
+    assert paired == [False, True, False, True]
