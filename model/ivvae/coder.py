@@ -21,7 +21,7 @@ from model.ivvae.pair_conv import PairConv, PointPair
 from model.ivvae.resample import Down, Up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
@@ -40,8 +40,8 @@ class Prepared:
         self.slots += count
         return range(self.slots - count, self.slots)
 
-    def blocks(self, modules: Iterable[nn.Module], group: int, after: Callable[[int], int]) -> list[Block]:
-        """Prepared blocks in order; `after` says what a change of time makes of the group's length."""
+    def blocks(self, modules: Iterable[nn.Module], group: int, resampling: type[Down] | type[Up]) -> list[Block]:
+        """Prepared blocks in order, `group` frames to a latent at first; a change of time halves or doubles that."""
         prepared: list[Block] = []
         for module in modules:
             match module:
@@ -53,8 +53,9 @@ class Prepared:
                 case parameters.Attention():
                     prepared.append(Attention(module, self.device, self.dtype))
                 case parameters.Resample():
-                    resample = (Down if isinstance(self, Encoder) else Up)(module, self.device, self.dtype)
-                    group = after(group) if resample.time else group
+                    resample = resampling(module, self.device, self.dtype)
+                    if resample.time:
+                        group = group // 2 if resampling is Down else 2 * group
                     prepared.append(resample)
                 case _:
                     raise TypeError(f"no block is made from a {type(module).__name__}")
@@ -74,7 +75,7 @@ class Encoder(Prepared):
         # in float32 at least: eight-bit pixels would lose their last bit in bfloat16
         self.pixels, self.pixels_dtype = PairConv(coder.conv1, GROUP, device, wide), wide
         (self.pixels_slot,) = self.new_slots(1)
-        self.stages = self.blocks([*coder.downsamples, *coder.middle], GROUP, lambda group: group // 2)
+        self.stages = self.blocks([*coder.downsamples, *coder.middle], GROUP, Down)
         self.head = PosteriorHead(network, device, dtype)
 
     def __call__(
@@ -112,7 +113,7 @@ class Decoder(Prepared):
         coder, wide = network.decoder, torch.promote_types(dtype, torch.float32)
         self.mix = PointPair(network.conv2, device, wide)
         self.lift = FrameConv(coder.conv1.conv.weight, coder.conv1.conv.bias, device, wide, padding=1)
-        self.stages = self.blocks([*coder.middle, *coder.upsamples], 1, lambda group: 2 * group)
+        self.stages = self.blocks([*coder.middle, *coder.upsamples], 1, Up)
         self.head = PixelHead(network, device, dtype)
 
     def __call__(

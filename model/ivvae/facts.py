@@ -35,9 +35,10 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
             f"{name}: dim times each dim_mult after the first must be even, since upsampling halves it; got {odd[0]}"
         )
     for key, value in _FIXED.items():
-        if config[key] != value and config[key] != tuple(value if isinstance(value, list) else ()):
+        given = list(config[key]) if isinstance(config[key], tuple) else config[key]
+        if given != value:
             raise ValueError(
-                f"{name}: config key {key} must be {value!r}, as in every published network; got {config[key]!r}"
+                f"{name}: config key {key} must be {value!r}, as in every published network; got {given!r}"
             )
     for key in ("scale_factor", "shift_factor"):
         value = config[key]

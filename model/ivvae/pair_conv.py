@@ -12,6 +12,8 @@ Inside a group `out_j = W0 x_{j-1} + W1 x_j + W2 x_{j+1}`, without the last term
   `P = (W0 + W1 + W2) / 2`, `M = (W0 - W1 + W2) / 2`. The 2-D kernel rides along: `K x_j = K/2 s - K/2 d`, `K x_{j+1} = K/2 s + K/2 d`.
   A fifth fewer multiplications in groups of four, a seventh in groups of two, and as close to float64 as the other way. For float32
   and float64, where products are what costs; sums of frames rounded to 16 bits would lose a bit.
+
+In float32 on a CPU wide kernels are transformed in space, too (`model.convolution` decides).
 """
 
 from __future__ import annotations
