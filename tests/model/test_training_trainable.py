@@ -7,6 +7,7 @@ import torch
 
 import model
 from model.leanvae.parameters import empty_network
+from model.training.depthwise import causal_depthwise
 from model.training.linear import fit_linear
 from model.training.trainable import TrainableLeanVAE
 
@@ -232,3 +233,19 @@ def test_constant_clips_give_a_finite_start():
     with torch.no_grad():
         video, _ = TrainableLeanVAE(CONFIG, linear=linear)(torch.full((1, 3, 5, 16, 16), 0.25))
     assert (video - 0.25).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_the_fast_convolution_has_the_librarys_gradients(rows):
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, rows, 5, 6, 8), (8, 1, 3, 3, 3), (8,))
+    mine = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in mine]
+    padded = torch.nn.functional.pad(theirs[0].permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
+    want = torch.nn.functional.conv3d(padded, theirs[1], theirs[2], groups=8).permute(0, 2, 3, 4, 1)
+    got = causal_depthwise(*mine)
+    assert torch.allclose(got, want)
+    weight = torch.randn(want.shape, generator=draw, dtype=torch.float64)
+    (got * weight).sum().backward()
+    (want * weight).sum().backward()
+    assert all(torch.allclose(a.grad, b.grad) for a, b in zip(mine, theirs, strict=True))
