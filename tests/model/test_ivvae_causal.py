@@ -39,16 +39,16 @@ def pixels(seed: int, batch: int, frames: int, height: int, width: int) -> torch
 
 
 def test_every_partition_gives_the_same_bits(vae):
-    """All sixteen ways to cut five latents, both directions, a batch of two, with frames of several stripes."""
+    """All eight ways to cut four latents, both directions, a batch of two, with frames of several stripes."""
     video = pixels(0, 2, 9, 24, 520)
     assert len(stripes(24, 520, vae.device)) > 1
     whole = vae.encode(video)[0].mean
     alone = torch.cat([vae.encode(video[b : b + 1])[0].mean for b in (0, 1)])
     assert torch.equal(alone, whole)
-    small = pixels(1, 1, 17, 16, 16)
+    small = pixels(1, 1, 13, 16, 16)
     latent, frames = vae.encode(small)[0].mean, vae.decode(vae.encode(small)[0].mean)[0]
-    for inner in itertools.chain.from_iterable(itertools.combinations(range(1, 5), n) for n in range(5)):
-        ends = [*inner, 5]
+    for inner in itertools.chain.from_iterable(itertools.combinations(range(1, 4), n) for n in range(4)):
+        ends = [*inner, 4]
         assert torch.equal(encode_in(vae, small, ends), latent), ends
         assert torch.equal(decode_in(vae, latent, ends), frames), ends
     assert torch.equal(encode_in(vae, video, [1, 2, 3]), whole)
