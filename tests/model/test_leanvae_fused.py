@@ -13,6 +13,7 @@ from model import kernels
 from model.colour import yuv_to_video
 from model.kernels import Kernels, convolve_norm, geglu, planes_to_rows
 from model.kernels.graphs import PATIENCE, StepGraphs
+from model.leanvae import coder, tokens
 from tests.model.test_kernel_graphs import Recorder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -22,8 +23,8 @@ MATRICES = ["bt709", "bt601"]
 @pytest.fixture
 def references(monkeypatch):
     """Fused networks, made on a CPU of the kernels' references, and handled in whole grids as on a GPU."""
-    for room in ("model.leanvae.tokens", "model.leanvae.coder"):
-        monkeypatch.setattr(f"{room}.by_rows", lambda device: False)
+    for room in (tokens, coder):
+        monkeypatch.setattr(room, "by_rows", lambda device: False)
     own = Kernels(convolve_norm.reference, geglu.reference, planes_to_rows.reference)
     monkeypatch.setattr(kernels, "choose", lambda device, dtype, wish=None: wish or "fused")
     monkeypatch.setattr(kernels, "load", lambda backend: own if backend == "fused" else None)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import model
 from benchmarks.leanvae_plain import PlainLeanVAE
-from model.leanvae import tokens
+from model.leanvae import coder, tokens
 from model.leanvae.parameters import Stack
 
 CPU = torch.device("cpu")
@@ -78,8 +78,8 @@ def test_layers_work_without_the_packed_product(golden, monkeypatch):
 
 def test_the_path_of_other_devices_gives_the_same_vectors(golden, monkeypatch):
     """Whole grids at once, as on a GPU, run here on the CPU: batches, chunks, images."""
-    for room in ("model.leanvae.tokens", "model.leanvae.coder"):
-        monkeypatch.setattr(f"{room}.by_rows", lambda device: False)
+    for room in (tokens, coder):
+        monkeypatch.setattr(room, "by_rows", lambda device: False)
     vae = model.from_state_dict("leanvae", golden.config, golden.weights)
     posterior, _ = vae.encode(golden["in/A"], moments=True)
     golden.check("out/A_z", posterior.mean)
