@@ -24,7 +24,7 @@ class Finding:
     """One property of one direction: the largest absolute difference, the largest value it is measured against, what is allowed."""
 
     direction: str  # "encode" | "decode"
-    property: str
+    name: str
     difference: float
     magnitude: float
     allowed: float

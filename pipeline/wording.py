@@ -181,7 +181,7 @@ def check_lines(verdict: dict[str, Any]) -> list[str]:
     ]
     for finding in verdict["findings"]:
         lines.append(
-            f"  {finding['direction']:7} {finding['property']:34} {finding['difference']:10.2e} {finding['allowed']:10.2e} "
+            f"  {finding['direction']:7} {finding['name']:34} {finding['difference']:10.2e} {finding['allowed']:10.2e} "
             f"{finding['magnitude']:12.3g}  {'ok' if finding['ok'] else 'FAILED'}"
         )
     return lines

@@ -28,7 +28,7 @@ def test_every_promise_holds_to_the_bit(name):
     assert {finding.direction for finding in findings} == {"encode", "decode"}
     assert [finding for finding in findings if finding.difference != 0.0] == []
     if name in ("wan-2.1", "wan-2.2", "sd"):
-        assert sum("interleaved" in finding.property for finding in findings) == 2
+        assert sum("interleaved" in finding.name for finding in findings) == 2
 
 
 @given(st.sets(st.integers(1, 4)), st.booleans())

@@ -203,7 +203,7 @@ def test_the_examination_finds_what_is_so_and_what_is_not(name, monkeypatch):
         return posterior, after
 
     monkeypatch.setattr(vae, "encode", forgetful)
-    broken = {finding.property for finding in examine(vae, height=16, width=24, groups=3) if not finding.ok}
+    broken = {finding.name for finding in examine(vae, height=16, width=24, groups=3) if not finding.ok}
     assert {
         "one latent row at a time",
         "uneven chunks",
