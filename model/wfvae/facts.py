@@ -153,7 +153,12 @@ FAMILY = Family(name="wfvae", module="model.wfvae.vae", keys=tuple(_DEFAULTS), d
 _WIDTHS = {"s": 128, "m": 160, "l": 192}
 _ALIASES = {("s", 8): ("wfvae-s",), ("m", 8): ("wfvae-m",), ("l", 16): ("wfvae-l",)}
 _PUBLISHED = {("l", 16): "hf://chestnutlzj/WF-VAE-L-16Chn/diffusion_pytorch_model.safetensors"}
-_NOTES = {("s", 8): "the shape of Open-Sora Plan 1.3 (encoder energy flow of 64 channels)"}
+_NOTES = {
+    ("s", 8): (
+        "the shape of Open-Sora Plan 1.3 (encoder energy flow of 64 channels). Its weights: the family name `wfvae` with "
+        "hf://LanguageBind/Open-Sora-Plan-v1.3.0/vae/merged.ckpt, so that the config.json beside them decides what varied"
+    )
+}
 
 
 def _network(size: str, latent: int) -> dict[str, Any]:
@@ -194,6 +199,9 @@ PRESETS = (
         "wfvae-m-888-32ch",
         {**_network("m", 32), **BLOCKS_8X},
         published=None,
-        note="8x8x8, the shape of Open-Sora Plan 1.5; a file's own configuration brings its scale and shift",
+        note=(
+            "8x8x8, the shape of Open-Sora Plan 1.5 (weights: LanguageBind/Open-Sora-Plan-v1.5.0 on the Hugging Face hub); "
+            "a file's own configuration brings its scale and shift"
+        ),
     ),
 )

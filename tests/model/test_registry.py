@@ -30,7 +30,7 @@ def test_specs_of_the_published_networks():
         assert spec.latent_frames(17) == 5
 
 
-@pytest.mark.parametrize("name", ["leanvae-dim8", "wfvae", ""])
+@pytest.mark.parametrize("name", ["leanvae-dim8", "wf-vae", ""])
 def test_unknown_names_list_the_known(name):
     with pytest.raises(ValueError, match=r"unknown network .*leanvae-dim4, leanvae-dim16.*leanvae"):
         model.spec(name)
