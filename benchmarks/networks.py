@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the pipeline does; libgomp reads it when torch loads
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -292,7 +295,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--budget", type=float, default=400, help="leave out a case expected to take more seconds than this"
+        "--budget", type=float, default=150, help="leave out a case expected to take more seconds than this"
     )
     parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
