@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 STEP, THRESHOLD = 0.5, 0.01  # of the unrolled iterations, as ISTA-Net begins (Zhang & Ghanem 2018, section 3.3)
 LOGVAR = -10.0  # of every latent: a deviation of 0.7 % of the latents' own, invisible beside what compression loses
 RESIDUAL_FLOOR = 0.1  # weaker directions than this part of the strongest are not amplified further
-SHARE = (
-    0.5**0.5
-)  # a latent is the sum of a low and a high token channel, each weighted so that phi has orthonormal rows
+SHARE = 0.5**0.5  # a latent is the sum of a low and a high token channel, which share it alike
+# A token channel's size grows with this power of what it stands for in pixels. With 0 an error in a strong component costs many times one
+# in a weak one, with 1 the strongest is all that norms see; halfway the loss fell from the first steps on and went lowest (of 0, 1/2, 1).
+BALANCE = 0.5
 
 
 @torch.no_grad()
@@ -79,17 +80,23 @@ def start_linear(network: Network, linear: LinearAutoencoder) -> None:
             f"a linear start needs l_dim and h_dim of at least latent_dim, got {widths[0]} and {widths[1]} for {latents} latents; "
             "widen them, or start without it"
         )
-    phi = network.latent_bottleneck.phi
-    phi.zero_()
+    strengths = linear.video.decode.norm(dim=0)  # of a latent's block of pixels
+    weakest = float(strengths.min())
+    sizes = (strengths / weakest) ** BALANCE
+    bottleneck = network.latent_bottleneck
+    bottleneck.phi.zero_()
+    bottleneck.Q.zero_()
     for first in (0, widths[0]):
-        phi[:, first : first + latents] = SHARE * torch.eye(latents)
-    network.latent_bottleneck.Q.copy_(phi.T)
+        bottleneck.phi[:, first : first + latents] = torch.diag(SHARE / sizes)
+        bottleneck.Q[first : first + latents] = torch.diag(SHARE * sizes)
     for blocks, kind, depth in ((linear.image, "image", 1), (linear.video, "video", FRAMES)):
-        _place(network, blocks, kind, depth, side)
+        _place(network, blocks, sizes, weakest, kind, depth, side)
 
 
-def _place(network: Network, blocks: BlockComponents, kind: str, depth: int, side: int) -> None:
-    """Writes the patch and un-patch projections of frame 0 or of the groups."""
+def _place(
+    network: Network, blocks: BlockComponents, sizes: torch.Tensor, weakest: float, kind: str, depth: int, side: int
+) -> None:
+    """Writes the patch and un-patch projections of frame 0 or of the groups; `sizes` are of the latents' token channels."""
     signs = haar.image_signs() if depth == 1 else haar.video_signs()
 
     def coefficients(rows_NP: torch.Tensor) -> torch.Tensor:
@@ -110,12 +117,13 @@ def _place(network: Network, blocks: BlockComponents, kind: str, depth: int, sid
         variances, directions = principal(leftover[part, part], room)
         deviations = variances.sqrt()
         found = directions.shape[1]
-        patch.weight[:latents] = encode[:, part] / SHARE
         floor = torch.clamp_min(RESIDUAL_FLOOR * deviations[:1], 1e-6)
-        patch.weight[latents : latents + found] = (directions / deviations.maximum(floor)).T
+        other_sizes = (deviations.maximum(floor) / bands**0.5 / weakest) ** BALANCE
+        patch.weight[:latents] = encode[:, part] * sizes[:, None] / SHARE
+        patch.weight[latents : latents + found] = (directions / deviations.maximum(floor) * other_sizes).T
         patch.bias.copy_(-(patch.weight.double() @ mean[part]))
-        unpatch.weight[:, :latents] = decode[part] / SHARE
-        unpatch.weight[:, latents : latents + found] = directions * deviations
+        unpatch.weight[:, :latents] = decode[part] / sizes / SHARE
+        unpatch.weight[:, latents : latents + found] = directions * deviations / other_sizes
         # channels that no direction is left for: faint, so that gradients reach them
         unpatch.weight[:, latents + found :] *= 0.1 * deviations[:1].float()
         unpatch.bias.copy_(mean[part])
