@@ -31,6 +31,11 @@ def pixel_l1(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -
     return (original_BCTHW - reconstruction_BCTHW).abs().mean()
 
 
+def pixel_mse(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Mean of (x - y)^2, which PSNR measures. In none of the papers, whose L1 draws edges sharper and loses a little PSNR for it."""
+    return (original_BCTHW - reconstruction_BCTHW).square().mean()
+
+
 def haar_l1(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """L1 on Haar coefficients (LeanVAE): (low band, high bands), each the mean over frame 0's 2-D part plus that over the 3-D part.
 

@@ -178,6 +178,8 @@ class Objective:
         recipe, found = self.recipe, dict[str, torch.Tensor]()
         if recipe.wants("l1"):
             found["l1"] = losses.pixel_l1(original, reconstruction)
+        if recipe.wants("mse"):
+            found["mse"] = losses.pixel_mse(original, reconstruction)
         if recipe.wants("haar_low", "haar_high"):
             found["haar_low"], found["haar_high"] = losses.haar_l1(original, reconstruction)
         if recipe.wants("frame_sum"):

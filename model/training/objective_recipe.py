@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TERMS = {
     "l1": "mean |x - y| over pixels",
+    "mse": "mean (x - y)^2 over pixels; not of the papers",
     "haar_low": "L1 on low Haar bands",
     "haar_high": "L1 on high Haar bands",
     "frame_sum": "sum of |x - y| over a frame",

@@ -9,6 +9,7 @@ package; whoever wants LPIPS names files, whoever has none must say so in the re
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,10 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's sta
 NORM_EPSILON = 1e-10
 SMALLEST = 16  # a side that five levels leave something of
 # What the packages' full files hold besides: the classifier, and copies of the heads and of the input scaling.
-IGNORED = ("classifier.", "lins.", "scaling_layer.", "net.scaling_layer.")
+IGNORED = ("classifier.", "lins.", "scaling_layer.")
+SLICED = re.compile(
+    r"net\.slice\d\.(\d+\.(?:weight|bias))"
+)  # the lpips package's own name of `features.*`, same numbers
 
 
 class LPIPS(nn.Module):
@@ -77,8 +81,9 @@ def load_lpips(features: str, heads: str | None = None) -> LPIPS:
     """LPIPS with the weights of files (paths, `hf://...`, or any scheme `model.checkpoint.read` takes).
 
     Args:
-        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not needed and not read).
-        heads: the five linear layers in the names of the lpips package (`lin0.model.1.weight`, ...); None: they are in the first file too.
+        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not needed and not read), or the lpips package's
+            (`net.slice1.0.weight`, ...).
+        heads: the five linear layers in that package's names (`lin0.model.1.weight`, ...); None: they are in the first file too.
 
     Raises:
         FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
@@ -100,7 +105,7 @@ def lpips_from_state_dict(weights: Mapping[str, torch.Tensor]) -> LPIPS:
     """
     network = LPIPS()
     wanted = {_published(key): value for key, value in network.state_dict().items()}
-    given = {key: value for key, value in weights.items() if not key.startswith(IGNORED)}
+    given = {SLICED.sub(r"features.\1", key): value for key, value in weights.items() if not key.startswith(IGNORED)}
     check_keys("LPIPS-VGG", wanted, given)
     check_finite("LPIPS-VGG", given)
     network.load_state_dict({key: given[_published(key)].float() for key in network.state_dict()})

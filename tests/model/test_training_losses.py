@@ -19,9 +19,10 @@ def one_pixel(frames, *, at, value, side=2):
     return x, y
 
 
-def test_pixel_l1_is_a_mean():
+def test_pixel_terms_are_means():
     x, y = one_pixel(1, at=(0, 0, 0, 0, 0), value=3.0)
     assert losses.pixel_l1(x, y).item() == pytest.approx(3 / 12)
+    assert losses.pixel_mse(x, y).item() == pytest.approx(9 / 12)
 
 
 def test_haar_bands_of_one_pixel_in_frame_0():

@@ -223,7 +223,7 @@ def test_a_section_becomes_a_recipe():
 @pytest.mark.parametrize(
     ("section", "complaint"),
     [
-        ({"terms": {"l2": 1.0}}, "unknown term 'l2'; known: l1, haar_low"),
+        ({"terms": {"l2": 1.0}}, "unknown term 'l2'; known: l1, mse, haar_low"),
         ({"terms": {"l1": -1.0}}, "terms.l1 must be a number of at least 0"),
         ({"terms": {"l1": "much"}}, "terms.l1 must be a number"),
         ({"terms": {"l1": 0.0}}, "at least one term"),

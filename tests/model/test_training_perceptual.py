@@ -84,6 +84,17 @@ def test_lpips_comes_from_one_file_or_two(files, tmp_path):
         perceptual.load_lpips(str(tmp_path / "part.safetensors"), str(tmp_path / "heads.safetensors"))
 
 
+def test_lpips_reads_the_packages_own_state(files):
+    starts, whole = (0, 4, 9, 16, 23), {}
+    for key, value in files[0].items():
+        _, index, kind = key.split(".")
+        whole[f"net.slice{sum(start <= int(index) for start in starts)}.{index}.{kind}"] = value
+    whole |= files[1] | {f"lins.{key.removeprefix('lin')}": value for key, value in files[1].items()}
+    whole["scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
+    network = perceptual.lpips_from_state_dict(whole)
+    assert torch.equal(network.features[28].bias, files[0]["features.28.bias"])
+
+
 def test_lpips_refuses_files_that_do_not_match(files):
     features, heads = files
     with pytest.raises(ValueError, match="extra: surprise"):
