@@ -50,11 +50,11 @@ def random_materials(rng: np.random.Generator, palette: Palette, size: int, edge
     side = 96 if size < 300 else 192
     sheets = [fields.power_field(rng, (side, side), rng.uniform(0.6, 1.6)) for _ in range(2)]
     sheets.append(_detail(rng, side))
-    softness = edge * float(np.exp(abs(rng.normal(0, 0.45))))
+    softness = edge * float(np.exp(abs(rng.normal(0, 0.3))))
     return Materials(
         palette,
         tuple(sheets),
-        float(np.exp(rng.normal(-3.1, 0.7))),
+        float(np.exp(rng.normal(-2.9, 0.7))),
         softness,
         rng.uniform(0, 2 * np.pi),
         rng.uniform(0.3, 1),

@@ -59,14 +59,14 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def camera(rng: np.random.Generator, moments: np.ndarray, size: float) -> Course:
-    """A camera over a frame `size` pixels wide: at rest in three scenes of ten, else panning, zooming, rolling, held in a hand."""
+    """A camera over a frame `size` pixels wide: at rest in a third of the scenes, else panning, zooming, rolling, held in a hand."""
     course = resting(len(moments))
-    if rng.random() < 0.3:
+    if rng.random() < 0.35:
         return course
     shift, turn, growth = course.shift_N2, course.turn_N, course.growth_N
     if rng.random() < 0.7:
         heading = rng.integers(0, 2) * np.pi + rng.normal(0, 0.15) if rng.random() < 0.5 else rng.uniform(0, 2 * np.pi)
-        speed = size * _log_uniform(rng, 3e-4, 0.02)
+        speed = size * _log_uniform(rng, 3e-4, 0.016)
         shift = shift + _travel(rng, moments)[:, None] * speed * np.array([np.cos(heading), np.sin(heading)])
     if rng.random() < 0.4:
         growth = growth + np.clip(
@@ -87,7 +87,7 @@ def thing(rng: np.random.Generator, moments: np.ndarray, size: float) -> Course:
     if rng.random() < 0.15:
         return course
     heading = rng.uniform(0, 2 * np.pi)
-    speed = size * _log_uniform(rng, 5e-4, 0.04)
+    speed = size * _log_uniform(rng, 5e-4, 0.03)
     shift = _travel(rng, moments)[:, None] * speed * np.array([np.cos(heading), np.sin(heading)])
     turn, growth = course.turn_N, course.growth_N
     if rng.random() < 0.4:

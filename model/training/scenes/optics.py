@@ -41,7 +41,7 @@ def tone(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     gamma = float(np.exp(rng.normal(0, 0.25)))
     gain = float(np.exp(rng.normal(-0.08, 0.12)))
     if rng.random() < 0.2:
-        gamma, gain = gamma * rng.uniform(1.2, 2.2), gain * rng.uniform(0.6, 1.0)
+        gamma, gain = gamma * rng.uniform(1.2, 2.0), gain * rng.uniform(0.7, 1.0)
     lift = max(float(rng.normal(0, 0.03)), 0.0)
     frames_T3HW = frames_T3HW.clamp_(0, 1).pow_(gamma).mul_(gain * (1 - lift)).add_(lift)
     if rng.random() < 0.35:  # the S-curve of graded pictures
@@ -137,8 +137,8 @@ def develop(frames_T3HW: torch.Tensor, rng: np.random.Generator, *, moving: bool
     if moving and rng.random() < 0.25:
         frames_T3HW = exposure(frames_T3HW, rng)
     frames_T3HW = tone(frames_T3HW, rng)
-    if rng.random() < 0.25:
-        frames_T3HW = gaussian(frames_T3HW, float(np.exp(rng.uniform(np.log(0.4), np.log(2.0)))))
+    if rng.random() < 0.2:
+        frames_T3HW = gaussian(frames_T3HW, float(np.exp(rng.uniform(np.log(0.4), np.log(1.6)))))
     if moving and rng.random() < 0.45:
         frames_T3HW = grain(frames_T3HW, rng)
     if rng.random() < 0.5:

@@ -11,23 +11,23 @@ import numpy as np
 from model.training.scenes import fields, leaves, lettering, shapes
 from model.training.scenes.colours import AXES, Palette
 
-SHARPEST = 1.4
+SHARPEST = 1.2
 """Width in canvas pixels of the sharpest edge: about one pixel of the frame."""
 
 
 def ground(rng: np.random.Generator, made_of: leaves.Materials, height: int, width: int, size: float) -> np.ndarray:
     """The back of the scene `(3, height, width)`: sky, colour field, wall, or leaves on leaves. `size` is the largest thing's extent."""
     manner = rng.random()
-    if manner < 0.08:
+    if manner < 0.05:
         base = np.broadcast_to(made_of.palette.draw(rng)[:, None, None], (3, height, width)).copy()
-    elif manner < 0.35:
+    elif manner < 0.3:
         base = sky(rng, made_of.palette, height, width)
     else:
         base = colour_field(rng, made_of.palette, height, width)
-    if manner < 0.2:
+    if manner < 0.1:
         return base
     canvas = np.concatenate([base, np.ones((1, height, width), np.float32)])
-    if manner > 0.3:
+    if manner > 0.25:
         scatter(rng, canvas, made_of, int(rng.integers(4, 16)), 0.12 * size, 0.45 * size)
         scatter(rng, canvas, made_of, int(np.exp(rng.uniform(np.log(15), np.log(250)))), 2.5, 0.3 * size)
     else:

@@ -5,7 +5,10 @@ Discs, ellipses, polygons, rounded boxes, blobs and bent strokes: things, their 
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KINDS = ("disc", "ellipse", "polygon", "box", "blob", "stroke")
-_CHANCES = (0.1, 0.2, 0.25, 0.2, 0.15, 0.1)
+_CHANCES = {"disc": 0.1, "ellipse": 0.2, "polygon": 0.25, "box": 0.2, "blob": 0.15, "stroke": 0.1}
+KINDS = tuple(_CHANCES)
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,27 @@ class Shape:
     waves: np.ndarray
 
 
+@lru_cache(maxsize=64)
+def _odds(kinds: tuple[str, ...]) -> list[float]:
+    """Upper ends of each kind's share of [0, 1]."""
+    whole = sum(_CHANCES[kind] for kind in kinds)
+    return list(accumulate(_CHANCES[kind] / whole for kind in kinds))
+
+
 def random_shape(rng: np.random.Generator, radius: float, kinds: tuple[str, ...] = KINDS) -> Shape:
     """A shape of any kind among `kinds`, `radius` pixels large."""
-    chances = np.array([_CHANCES[KINDS.index(kind)] for kind in kinds])
-    kind = kinds[int(np.searchsorted(np.cumsum(chances / chances.sum()), rng.random()))]
-    aspect = {"disc": 1.0, "stroke": rng.uniform(0.02, 0.12)}.get(kind, rng.uniform(0.25, 1.0))
+    which, narrow, leaning, turn, roundness = rng.random(5).tolist()
+    kind = kinds[min(bisect(_odds(kinds), which), len(kinds) - 1)]
+    tilt, bend = rng.standard_normal(2).tolist()
+    aspect = 1.0 if kind == "disc" else 0.02 + 0.1 * narrow if kind == "stroke" else 0.25 + 0.75 * narrow
     if kind == "polygon":
-        sides = rng.integers(3, 8)
+        sides = int(rng.integers(3, 8))
         waves = (np.arange(sides) + rng.uniform(-0.3, 0.3, sides)) * (2 * np.pi / sides)
     else:
         waves = rng.normal(0, 0.12, (2, 4)) if kind == "blob" else np.zeros(0)
     # gravity: what stands and lies outnumbers what leans (Coppola et al. 1998)
-    angle = rng.integers(0, 4) * (np.pi / 2) + rng.normal(0, 0.04) if rng.random() < 0.45 else rng.uniform(0, 2 * np.pi)
-    return Shape(kind, radius, aspect, float(angle), float(rng.random()), float(rng.normal(0, 0.35)), waves)
+    angle = int(4 * turn) * (np.pi / 2) + 0.04 * tilt if leaning < 0.45 else 2 * np.pi * turn
+    return Shape(kind, radius, aspect, angle, roundness, 0.35 * bend, waves)
 
 
 def _disc(shape: Shape, y: np.ndarray, x: np.ndarray) -> np.ndarray:

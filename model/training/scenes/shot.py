@@ -63,7 +63,8 @@ def film(rng: np.random.Generator, frames: int, height: int, width: int, *, movi
     moments = (np.arange(frames)[:, None] + shutter * np.arange(_MOMENTS) / _MOMENTS).ravel()
     camera = motion.camera(rng, moments, size) if moving else motion.resting(len(moments))
     stage = Stage(frames, (height, width), size, camera, moments, colours.random_palette(rng), moving)
-    parts = [*_scenery(rng, stage), *_things(rng, stage), *_letters(rng, stage)]
+    made_of = leaves.random_materials(rng, stage.palette, stage.canvas[1], sets.SHARPEST)
+    parts = [*_scenery(rng, stage, made_of), *_things(rng, stage, made_of), *_letters(rng, stage)]
     speed = motion.fastest([part.maps_N33 for part in parts], _MOMENTS, DENSITY * min(height, width) / 3) * shutter
     blur = 1 if speed < 1 else 2 if speed < 3 else _MOMENTS
     step = _MOMENTS // blur
@@ -71,15 +72,10 @@ def film(rng: np.random.Generator, frames: int, height: int, width: int, *, movi
     return _render(rng, shown, stage, blur)
 
 
-def _materials(rng: np.random.Generator, stage: Stage) -> leaves.Materials:
-    return leaves.random_materials(rng, stage.palette, stage.canvas[1], sets.SHARPEST)
-
-
-def _scenery(rng: np.random.Generator, stage: Stage) -> list[Part]:
+def _scenery(rng: np.random.Generator, stage: Stage, made_of: leaves.Materials) -> list[Part]:
     """The ground, ridges and layers of leaves that fill the frame, from far to near."""
     height, width = stage.canvas
     size = stage.size * DENSITY
-    made_of = _materials(rng, stage)
     depth = rng.uniform(0.2, 1.0)
     parts = [Part(_defocused(rng, sets.ground(rng, made_of, height, width, size)), stage.place(None, depth))]
     for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.6, 0.2, 0.12, 0.08]))):
@@ -97,9 +93,8 @@ def _scenery(rng: np.random.Generator, stage: Stage) -> list[Part]:
     return parts
 
 
-def _things(rng: np.random.Generator, stage: Stage) -> list[Part]:
+def _things(rng: np.random.Generator, stage: Stage, made_of: leaves.Materials) -> list[Part]:
     """Things that go their own ways in front of the scenery."""
-    made_of = _materials(rng, stage)
     parts = []
     height, width = stage.frame
     count = min(int(rng.geometric(0.25)) - 1, 10)
@@ -129,7 +124,7 @@ def _letters(rng: np.random.Generator, stage: Stage) -> list[Part]:
 
 def _defocused(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """The canvas as it is, or out of focus."""
-    if rng.random() > 0.2:
+    if rng.random() > 0.12:
         return canvas
     sigma = float(np.exp(rng.uniform(np.log(0.8), np.log(5))))
     return optics.gaussian(torch.from_numpy(np.ascontiguousarray(canvas))[None], sigma)[0].numpy()

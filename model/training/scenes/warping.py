@@ -47,8 +47,10 @@ def sample(
     if flow_N2HW is not None:
         x = x + flow_N2HW[:, 0, top:bottom, left:right]
         y = y + flow_N2HW[:, 1, top:bottom, left:right]
-    axes = [x * row[:, 0, None, None] + (y * row[:, 1, None, None] + row[:, 2, None, None]) for row in back.unbind(1)]
-    grid = torch.stack(axes, dim=-1)
+    grid = torch.empty(len(back), bottom - top, right - left, 2)
+    for axis in range(2):
+        of_x, of_y, shift = back[:, axis, :, None, None].unbind(1)
+        torch.add(x * of_x, y * of_y + shift, out=grid[..., axis])
     count = grid.shape[0]
     return F.grid_sample(
         canvas_CHW.expand(count, -1, -1, -1), grid, mode="bilinear", padding_mode=beyond, align_corners=False
