@@ -1,12 +1,10 @@
-"""WF-VAE's own ways with time: what a decoder holds back, states at their ends, full widths in chunks, flat memory.
+"""WF-VAE's own ways with time: what a decoder holds back, states at their ends, full widths in chunks.
 
 That any chunks, batches and interleavings agree is tested for every network in `test_lossless.py`.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -164,23 +162,3 @@ def test_full_width_decode_in_chunks_and_in_bfloat16(wide):
         (rough.decode(posterior.mean)[0], whole),
     ):
         assert 1e-5 < (got - exact).abs().max() / exact.abs().max() < 3e-2
-
-
-MEMORY = """
-import resource, torch, model
-torch.set_num_threads(1)
-config = {**model.registry.PRESETS["wfvae-s-8ch"].config, "base_channels": 32, "decoder_energy_flow_hidden_size": 8}
-vae = model.load("wfvae", config=config, untrained=0)
-peaks, state = [], None
-for chunk in range(12):
-    video = torch.rand(1, 3, 4 + (chunk == 0), 64, 64) * 2 - 1
-    state = vae.encode(video, state)[1]
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-print(peaks[3], peaks[-1])
-"""
-
-
-def test_memory_of_a_chunked_encode_does_not_grow():
-    answer = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=200)
-    short, long = map(float, answer.stdout.split())
-    assert long - short < 8, f"{short:.0f} MB after 17 frames, {long:.0f} MB after 49"
