@@ -51,6 +51,7 @@ def load(
     network = importlib.import_module(family.module)
     if checkpoint is None:
         full = complete(name, config)
+        family.describe(name, full)  # what cannot be is said before anything is drawn
         weights = network.random_weights(full, untrained)
         return _build(name, full, weights, device, dtype, untrained=untrained)
 
@@ -59,6 +60,11 @@ def load(
     found = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
     if config is None and name in PRESETS and found.config is not None:
         checkpoints.check_same_config(name, PRESETS[name].config, found.config, checkpoint)
+    if config is None and found.config is None and name not in PRESETS:
+        raise ValueError(
+            f"{name} needs a configuration, and none came with {checkpoint} (no config.json beside it, none inside): give config=, or "
+            f"the name of a preset: {', '.join(own for own, preset in PRESETS.items() if preset.family == name)}"
+        )
     full = complete(name, found.config, config)
     return _build(name, full, found.weights, device, dtype, info=found.info)
 
@@ -90,11 +96,11 @@ def _build(
 
     from model.weights import as_dtype
 
-    family = family_of(name)
+    family, where = family_of(name), torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name}: device {device} was asked for, but torch sees no CUDA device here; use cpu")
     network = importlib.import_module(family.module)
-    return network.build(
-        family.describe(name, config), config, weights, torch.device(device), as_dtype(dtype), **provenance
-    )
+    return network.build(family.describe(name, config), config, weights, where, as_dtype(dtype), **provenance)
 
 
 def _what_to_give(name: str, *, both: bool) -> str:

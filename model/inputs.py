@@ -40,8 +40,15 @@ def check_sizes(height: int, width: int, spec: LatentSpec) -> None:
             )
 
 
+def _check_tensor(value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise ValueError(f"expected a torch tensor, got {kind}; torch.from_numpy makes one of an array")
+
+
 def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
     """Raises ValueError unless `video` is floating `(B, 3, T, H, W)` with counts and sizes the network takes."""
+    _check_tensor(video)
     if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] < 1:
         hint = " (an image is a video of one frame: video[:, :, None])" if video.ndim == 4 else ""
         raise ValueError(f"expected a video of shape (B, 3, T, H, W), got {tuple(video.shape)}{hint}")
@@ -57,6 +64,7 @@ def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
 
 def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
     """Raises ValueError unless `planes` is uint8 `(B, T, 3, H, W)` with counts and sizes the network takes."""
+    _check_tensor(planes)
     if planes.ndim != 5 or planes.shape[2] != 3 or planes.shape[0] < 1 or planes.dtype != torch.uint8:
         raise ValueError(
             f"expected uint8 YUV planes of shape (B, T, 3, H, W), got {planes.dtype} {tuple(planes.shape)}"
@@ -67,6 +75,7 @@ def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None
 
 def check_latent(latent: torch.Tensor, spec: LatentSpec) -> None:
     """Raises ValueError unless `latent` is floating `(B, latent_channels, t >= 1, h, w)`."""
+    _check_tensor(latent)
     if latent.ndim != 5 or latent.shape[1] != spec.latent_channels or 0 in latent.shape:
         raise ValueError(
             f"expected latents of shape (B, {spec.latent_channels}, t, h, w) for {spec.network}, got {tuple(latent.shape)}"

@@ -77,6 +77,12 @@ def stack(states: Sequence[CausalState]) -> CausalState:
     """
     if not states:
         raise ValueError("stack_states got no states; it needs at least one")
+    strange = [type(state).__name__ for state in states if not isinstance(state, CausalState)]
+    if strange:
+        raise ValueError(
+            f"stack_states takes states that encode or decode returned, got {', '.join(strange)}; videos at their start (None) "
+            "make a batch of their own"
+        )
     first = states[0]
     if len(states) == 1:
         return first  # states are never written to, so sharing one is safe

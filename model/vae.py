@@ -6,6 +6,7 @@ videos, and the next state. A family implements `_run_encoder` and `_run_decoder
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import torch
 
 from model import inputs
 from model import state as causal
+from model.arithmetic import own_arithmetic
 from model.colour import yuv_to_video
 from model.posterior import Posterior
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
@@ -32,6 +35,7 @@ class CausalVAE:
     Attributes:
         spec: LatentSpec. config: published configuration keys. numerics: version of this code's arithmetic.
         weights_sha256: hash of the weights' values. checkpoint: CheckpointInfo or None. untrained: True for random weights of `seed`.
+        float32_products: "ieee", or "tf32" for trials on CUDA; what is below float32 is not concerned.
         device, dtype: where, and in which arithmetic the large products run. input_dtype: of videos and latents, at least float32.
     """
 
@@ -51,7 +55,9 @@ class CausalVAE:
         device = torch.empty(0, device=device).device  # "cuda" made definite: tensors that lie there say "cuda:0"
         self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
         self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
-        self._owner = f"{spec.network} {weights_sha256[:12]} {str(dtype).removeprefix('torch.')}"
+        self.float32_products = "ieee"
+        settings = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()
+        self._owner = f"{spec.network} {weights_sha256[:12]}/{settings[:6]} {str(dtype).removeprefix('torch.')}"
         self._warned = False
 
     def __repr__(self) -> str:
@@ -102,7 +108,6 @@ class CausalVAE:
         video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
         return self._encode(video, state, moments=moments)
 
-    @torch.no_grad()
     def decode(
         self, latent_BCthw: torch.Tensor, state: CausalState | None = None, *, last: bool = True
     ) -> tuple[torch.Tensor, CausalState]:
@@ -117,7 +122,8 @@ class CausalVAE:
         inputs.check_latent(latent_BCthw, self.spec)
         grid = (latent_BCthw.shape[3], latent_BCthw.shape[4])
         self._check_state(state, "decode", latent_BCthw.shape[0], grid)
-        return self._run_decoder(latent_BCthw, state, last=last)
+        with self._arithmetic():
+            return self._run_decoder(latent_BCthw, state, last=last)
 
     def stack_states(self, states: Sequence[CausalState]) -> CausalState:
         """Batches concatenated in order. Raises ValueError for none, or for states of different networks, sizes or phases."""
@@ -143,14 +149,18 @@ class CausalVAE:
 
     # ---- between ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _encode(
         self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
     ) -> tuple[Posterior, CausalState]:
         """A video already known to be valid -> posterior, state."""
         self._check_state(state, "encode", video_BCTHW.shape[0], self._grid_of(video_BCTHW))
-        mean, logvar, after = self._run_encoder(video_BCTHW, state, moments=moments)
+        with self._arithmetic():
+            mean, logvar, after = self._run_encoder(video_BCTHW, state, moments=moments)
         return Posterior(mean, logvar), after
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        """Around everything that computes: the caller's autocast, tf32 switches and gradients stay outside."""
+        return own_arithmetic(self.device, self.float32_products)
 
     def _grid_of(self, video_BCTHW: torch.Tensor) -> tuple[int, int]:
         return video_BCTHW.shape[3] // self.spec.space_stride, video_BCTHW.shape[4] // self.spec.space_stride

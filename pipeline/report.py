@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pipeline.engine.attempt import ShardResult
 
 
+SHAPES_SHOWN = 6  # whole clips come in as many shapes as lengths
+
+
 @dataclass(slots=True)
 class BuildReport:
     """Result of `pipeline.encode`. Counts are of this run; shards that were done before are only counted as such."""
@@ -81,7 +84,9 @@ class BuildReport:
         if self.shards_done:
             lines.append(f"  time      {self._where()}")
         if self.step_sizes:
-            lines.append("  steps     " + ", ".join(f"{n} x {shape}" for shape, n in sorted(self.step_sizes.items())))
+            shapes = sorted(self.step_sizes.items(), key=lambda item: (-item[1], item[0]))
+            more = f" and {len(shapes) - SHAPES_SHOWN} more shapes" if len(shapes) > SHAPES_SHOWN else ""
+            lines.append("  steps     " + ", ".join(f"{n} x {shape}" for shape, n in shapes[:SHAPES_SHOWN]) + more)
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
             lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))

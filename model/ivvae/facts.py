@@ -18,6 +18,15 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+# (z_dim, dim) -> scale, shift of the published networks: constants of the authors' code, not in the files
+_CONSTANTS = {
+    (4, 64): (1.3196, 0.1250),
+    (8, 64): (1.0940, -0.0322),
+    (16, 64): (0.9697, -0.1553),
+    (16, 96): (0.7619, -0.0483),
+}
+
+
 def _check(name: str, config: Mapping[str, Any]) -> None:
     for key in ("z_dim", "dim"):
         if not _whole(config[key]):
@@ -49,6 +58,9 @@ def _check(name: str, config: Mapping[str, Any]) -> None:
 def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     _check(name, config)
     half = config["z_dim"] // 2
+    scale, shift = config["scale_factor"], config["shift_factor"]
+    if scale is None and shift is None:
+        scale, shift = _CONSTANTS.get((config["z_dim"], config["dim"]), (None, None))
     return LatentSpec(
         network=name,
         latent_channels=config["z_dim"],
@@ -57,8 +69,8 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
         value_range=(-1.0, 1.0),
         causal=True,
         chunking="exact",
-        scale=config["scale_factor"],
-        shift=config["shift_factor"],
+        scale=scale,
+        shift=shift,
         channel_semantics=f"channels 0..{half - 1}: key-frame (2-D) branch; {half}..{2 * half - 1}: motion (3-D) branch",
     )
 
@@ -72,11 +84,11 @@ FAMILY = Family(
 )
 
 
-def _preset(name: str, z: int, dim: int, scale: float, shift: float, aliases: tuple[str, ...] = ()) -> Preset:
+def _preset(name: str, z: int, dim: int, aliases: tuple[str, ...] = ()) -> Preset:
     return Preset(
         name=name,
         family="ivvae",
-        config={"z_dim": z, "dim": dim, "scale_factor": scale, "shift_factor": shift},
+        config={"z_dim": z, "dim": dim},
         published=None,  # ModelScope, which has no scheme here
         licence="see source",
         source="https://github.com/ali-vilab/iv-vae",
@@ -86,10 +98,9 @@ def _preset(name: str, z: int, dim: int, scale: float, shift: float, aliases: tu
     )
 
 
-# scale and shift are constants of the authors' code, not in the files
 PRESETS = (
-    _preset("ivvae-z4", 4, 64, 1.3196, 0.1250, ("ivvae-z4-dim64",)),
-    _preset("ivvae-z8", 8, 64, 1.0940, -0.0322, ("ivvae-z8-dim64",)),
-    _preset("ivvae-z16", 16, 64, 0.9697, -0.1553, ("ivvae-z16-dim64",)),
-    _preset("ivvae-z16-dim96", 16, 96, 0.7619, -0.0483),
+    _preset("ivvae-z4", 4, 64, ("ivvae-z4-dim64",)),
+    _preset("ivvae-z8", 8, 64, ("ivvae-z8-dim64",)),
+    _preset("ivvae-z16", 16, 64, ("ivvae-z16-dim64",)),
+    _preset("ivvae-z16-dim96", 16, 96),
 )

@@ -92,7 +92,8 @@ class LeanVAE(CausalVAE):
         planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
         dtype = self._encoder.pixel_dtype
         pixels = PlanePixels(planes_BT3HW, matrices, self.spec.value_range, dtype, self._kernels)
-        mean, logvar, after = self._posterior(pixels, state, moments=moments)
+        with self._arithmetic():
+            mean, logvar, after = self._posterior(pixels, state, moments=moments)
         return Posterior(mean, logvar), after
 
     def _run_encoder(
@@ -101,7 +102,6 @@ class LeanVAE(CausalVAE):
         pixels = FloatPixels(video_BCTHW, self.device, self._encoder.pixel_dtype)
         return self._posterior(pixels, state, moments=moments)
 
-    @torch.no_grad()
     def features(self, video_BCTHW: torch.Tensor, state: CausalState | None = None) -> tuple[torch.Tensor, CausalState]:
         """What the heads read: `B C t H/8 W/8`. Arguments as `encode`."""
         inputs.check_video(video_BCTHW, self.spec, first=state is None)
@@ -111,10 +111,10 @@ class LeanVAE(CausalVAE):
             encoder.project(encoder.fusion_layers[-1].narrow_weight(), wide=True),
         )
         pixels = FloatPixels(video_BCTHW, self.device, encoder.pixel_dtype)
-        (features,), state = self._run_heads(pixels, state, [heads], None)
+        with self._arithmetic():
+            (features,), state = self._run_heads(pixels, state, [heads], None)
         return features, state
 
-    @torch.no_grad()
     def _posterior(
         self, pixels: Pixels, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:

@@ -59,19 +59,19 @@ class StreamedVAE(CausalVAE):
         super().__init__(*arguments, **provenance)
         self.network: Any = network
 
-    @torch.no_grad()
     def coefficients(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The Haar bands `B C t h w` that the energy flow reads, of a whole video, from the finest level on (spec section 4)."""
         inputs.check_video(video_BCTHW, self.spec, first=True)
-        return self._encoder.coefficients(video_BCTHW.to(self.device, self.input_dtype))
+        with self._arithmetic():
+            return self._encoder.coefficients(video_BCTHW.to(self.device, self.input_dtype))
 
-    @torch.no_grad()
     def decoded_coefficients(self, latent_BCthw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The bands `B C t h w` that the decoder predicts, additions included, of a whole video, from the finest level on."""
         inputs.check_latent(latent_BCthw, self.spec)
         bands: list[torch.Tensor] = []
         latent = latent_BCthw.to(self.device, self.input_dtype).permute(0, 2, 3, 4, 1).contiguous()
-        self._decoder(latent, Memory(None, self._decoder.slots), bands)
+        with self._arithmetic():
+            self._decoder(latent, Memory(None, self._decoder.slots), bands)
         return tuple(found.permute(0, 4, 1, 2, 3).contiguous() for found in bands)
 
     # ---- directions -------------------------------------------------------------------------------------------------

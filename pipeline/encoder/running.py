@@ -123,7 +123,7 @@ class Encoder:
             return self._step(chunks, states)
         except self._torch.OutOfMemoryError:
             self._budget.ran_out(len(chunks), frames, height, width)
-            self._release_memory()
+        self._release_memory()  # out here the traceback is gone, and with it what it held
         if len(chunks) == 1:
             return self._launch_in_parts(chunks[0], states[0])
         half = len(chunks) // 2
@@ -138,8 +138,12 @@ class Encoder:
         if spec.chunking == "none" or groups < (1 if lead else 2):
             raise ConfigError(
                 f"clips.size: {chunk.planes_T3HW.shape[2]}x{chunk.planes_T3HW.shape[3]} does not fit into the device's memory even "
-                f"as {frames} frames alone; use a smaller size"
-                + (f" (or shorter clips: {spec.network} encodes clips whole)" if spec.chunking == "none" else "")
+                f"as {frames} frames alone; use a smaller size, "
+                + (
+                    f"or shorter clips: {spec.network} encodes clips whole"
+                    if spec.chunking == "none"
+                    else "or fewer engine.decoders: every clip under way keeps its causal state there"
+                )
             )
         cut = lead + groups // 2 * spec.time_stride
         planes, times = chunk.planes_T3HW, chunk.pts_s
@@ -163,7 +167,8 @@ class Encoder:
         parts = self._vae.split_state(after)
         kept = [None if chunk.last else parts[i] for i, chunk in enumerate(chunks)]
         frames, _, height, width = chunks[0].planes_T3HW.shape
-        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before))
+        # A later step holds the state three times more: as it comes in, stacked, and taken apart.
+        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before), 3 * after.nbytes)
 
         def results() -> list[Encoded]:
             means, logvars = mean(), None if logvar is None else logvar()

@@ -6,7 +6,7 @@ that is launched next; a promise of numpy latents.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-SHAPES = 4  # shapes that keep their pinned buffers; pinning memory costs milliseconds
-BUFFERS = 2  # of a shape: one on its way to the device while the next is filled
+BUFFERS = 2  # one on its way to the device while the next is filled
 
 
 class HostStaging:
@@ -43,7 +42,7 @@ class HostStaging:
 
 
 class CudaStaging:
-    """Two pinned buffers a shape and a copy stream: a batch travels while the one before it is in the network."""
+    """Two pinned buffers, as large as the largest batch, and a copy stream: a batch travels while the one before it is in the network."""
 
     overlaps = True
 
@@ -51,7 +50,9 @@ class CudaStaging:
         self._torch = load_torch()
         self._device = device
         self._copies = self._torch.cuda.Stream(device)
-        self._buffers: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, Any]]] = OrderedDict()
+        self._buffers = [
+            (self._torch.empty(0, dtype=self._torch.uint8), self._torch.cuda.Event()) for _ in range(BUFFERS)
+        ]
 
     def upload(self, planes: Sequence[np.ndarray]) -> torch.Tensor:
         """`T 3 H W` arrays -> one tensor `B T 3 H W` on the device; work launched on the current stream afterwards sees it whole."""
@@ -84,18 +85,11 @@ class CudaStaging:
         return wait
 
     def _free_buffer(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, Any]:
-        """The pinned buffer of this shape that was used longest ago, once its last copy is done."""
-        torch = self._torch
-        if shape not in self._buffers:
-            self._buffers[shape] = [
-                (torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(BUFFERS)
-            ]
-        self._buffers.move_to_end(shape)
-        while len(self._buffers) > SHAPES:
-            _, old = self._buffers.popitem(last=False)
-            for _, copied in old:
-                copied.synchronize()  # never unpin what is still being read
-        pair = self._buffers[shape].pop(0)
-        self._buffers[shape].append(pair)
-        pair[1].synchronize()  # returns at once for a buffer never used
-        return pair
+        """The buffer used longest ago, once its last copy is done, cut to this shape; it grows where it is too small."""
+        flat, copied = self._buffers.pop(0)
+        copied.synchronize()  # returns at once for an event never recorded
+        size = math.prod(shape)
+        if flat.numel() < size:
+            flat = self._torch.empty(size, dtype=self._torch.uint8, pin_memory=True)
+        self._buffers.append((flat, copied))
+        return flat[:size].view(shape), copied

@@ -27,18 +27,21 @@ class StepBudget:
     fixed: int | None = None
     free_bytes: Callable[[], int] | None = None
     # all in pixel frames of a step, by frame size
-    _fits: dict[tuple[int, int], int] = field(default_factory=dict)  # estimated from the largest step measured
-    _measured: dict[tuple[int, int], int] = field(default_factory=dict)  # that step
+    _measured: dict[tuple[int, int], int] = field(default_factory=dict)  # the largest step
     _caps: dict[tuple[int, int], int] = field(default_factory=dict)  # just below what once did not fit
+    _cost: dict[tuple[int, int], float] = field(default_factory=dict)  # bytes per pixel frame, of that step
     _ran: dict[tuple[int, int, int], int] = field(default_factory=dict)  # most chunks a step really held
 
     def chunks(self, frames: int, height: int, width: int) -> int:
         """Chunks of this shape a step may hold. On a device with a memory to ask, the first step is one chunk, which is measured."""
         pixels, size = frames * height * width, (height, width)
-        if self.free_bytes is not None and size not in self._fits:
-            return 1
         most = self.fixed or max(1, self.target // pixels)
-        room = min(self._fits.get(size, most * pixels), self._caps.get(size, most * pixels))
+        room = min(most * pixels, self._caps.get(size, most * pixels))
+        if self.free_bytes is not None:
+            if size not in self._cost:
+                return 1
+            # asked anew each time: clips under way keep their states there
+            room = min(room, int(SAFE_SHARE * self.free_bytes() / self._cost[size]))
         return max(1, min(most, room // pixels))
 
     def too_long(self, frames: int, height: int, width: int) -> bool:
@@ -46,14 +49,17 @@ class StepBudget:
         pixels = frames * height * width
         return pixels > self._caps.get((height, width), pixels)
 
-    def ran(self, chunks: int, frames: int, height: int, width: int, peak_bytes: int) -> None:
-        """A step went through and took `peak_bytes` (0: unknown). The largest step measured is the one that is believed."""
+    def ran(self, chunks: int, frames: int, height: int, width: int, peak_bytes: int, carried_bytes: int = 0) -> None:
+        """A step went through and took `peak_bytes` (0: unknown); one that continues clips takes `carried_bytes` more.
+
+        The largest step measured is the one that is believed.
+        """
         shape, size, pixels = (frames, height, width), (height, width), chunks * frames * height * width
         self._ran[shape] = max(chunks, self._ran.get(shape, 0))
         if self.free_bytes is None or not peak_bytes or pixels <= self._measured.get(size, 0):
             return
         self._measured[size] = pixels
-        self._fits[size] = max(pixels, int(SAFE_SHARE * self.free_bytes() * pixels / peak_bytes))
+        self._cost[size] = (peak_bytes + carried_bytes) / pixels
 
     def ran_out(self, chunks: int, frames: int, height: int, width: int) -> None:
         """A step did not fit: half the chunks next time, or a shorter chunk if it was one alone."""

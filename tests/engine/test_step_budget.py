@@ -28,6 +28,17 @@ def test_the_first_step_is_one_chunk_and_is_measured():
     assert budget.chunks(*CHUNK) == int(SAFE_SHARE * 20)
 
 
+def test_states_are_counted_and_what_clips_under_way_hold_is_seen():
+    free = [10_000]
+    budget = StepBudget(target=64 * PIXELS, free_bytes=lambda: free[0])
+    budget.ran(1, *CHUNK, peak_bytes=400, carried_bytes=600)
+    assert budget.chunks(*CHUNK) == int(SAFE_SHARE * 10)
+    free[0] = 4_000
+    assert budget.chunks(*CHUNK) == int(SAFE_SHARE * 4)
+    free[0] = 0
+    assert budget.chunks(*CHUNK) == 1
+
+
 def test_no_more_than_keeps_the_device_busy_or_than_the_job_allows():
     budget = StepBudget(target=4 * PIXELS, free_bytes=lambda: 10**9)
     budget.ran(1, *CHUNK, peak_bytes=10)
