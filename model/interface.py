@@ -5,7 +5,7 @@ Shape legend, used in all of `model/`: B batch, C channels, T frames, H W pixels
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class LatentSpec:
                 f"{self.network} takes {self.frames_rule} frames, got {num_frames}; counts near it that fit: {near}"
             )
         return n + self.lead_frames
+
+    def on_device(self, kind: str) -> LatentSpec:
+        """The spec as it holds on a device of this kind ("cpu", "cuda"): bit for bit is promised on a CPU only."""
+        return replace(self, chunking="rounding") if self.chunking == "exact" and kind != "cpu" else self
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in file metadata."""

@@ -14,6 +14,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from torch import nn
+
 SHOWN = 10
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -62,6 +64,19 @@ def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(
             f"{name}: {_listed('tensors with NaN or infinity', broken)}. The file is damaged or its training diverged; get another one"
         )
+
+
+def fill(network: nn.Module, name: str, weights: Mapping[str, torch.Tensor]) -> str:
+    """Puts weights into an empty network of the same keys and shapes, as their own copies -> their hash.
+
+    Raises:
+        ValueError: keys or shapes that are not the network's, or non-finite weights.
+    """
+    check_keys(name, network.state_dict(), weights)
+    check_finite(name, weights)
+    network.load_state_dict({key: value.detach().cpu().clone() for key, value in weights.items()}, assign=True)
+    network.requires_grad_(False).eval()
+    return hash_weights(weights)
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:

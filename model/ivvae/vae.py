@@ -10,7 +10,6 @@ This file checks, steps through chunks and hands the state on. The arithmetic is
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from model.ivvae.coder import Decoder, Encoder
 from model.ivvae.heads import GROUP
 from model.ivvae.parameters import empty_network, random_weights
 from model.vae import CausalVAE
-from model.weights import check_finite, check_keys, hash_weights
+from model.weights import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,10 +144,5 @@ def build(
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    check_keys(spec.network, network.state_dict(), weights)
-    check_finite(spec.network, weights)
-    network.load_state_dict({key: value.detach().cpu().clone() for key, value in weights.items()}, assign=True)
-    network.requires_grad_(False).eval()
-    if device.type != "cpu":
-        spec = dataclasses.replace(spec, chunking="rounding")
-    return IVVAE(network, spec, config, hash_weights(weights), device, dtype, info, untrained)
+    sha256 = fill(network, spec.network, weights)
+    return IVVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)

@@ -2,13 +2,13 @@
 
 Enters: a step (a function of tensors that keeps nothing), and its tensors. Leaves: what the step returns, in fresh memory. A graph is an
 optimisation only: a shape seen for the first time runs as it is, and any number of shapes may take turns (those that find no place run
-as they are).
+as they are, and those that could not be recorded for lack of memory: `StepGraphs.given_up`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,10 +23,15 @@ CAPACITY = 4  # graphs kept; each holds the memory of one step
 PATIENCE = 2  # times a shape runs as it is before it is recorded: rare shapes are never worth a graph, and kernels compile meanwhile
 IDLE = 64  # runs after which a graph nobody asked for may make room; recording takes as long as many steps
 SHAPES_COUNTED = 256
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class StepGraphs:
-    """A small store of recorded steps; one that lies idle makes room. `record` makes one from a step and example tensors."""
+    """A small store of recorded steps; one that lies idle makes room. `record` makes one from a step and example tensors.
+
+    Attributes:
+        given_up: keys of steps whose recording ran out of memory. They run as they are and are never recorded again.
+    """
 
     def __init__(self, record: Callable[[Step, Sequence[torch.Tensor]], Replay] | None = None) -> None:
         self._record = record or record_cuda
@@ -34,58 +39,104 @@ class StepGraphs:
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._runs = 0
         self._used: dict[Hashable, int] = {}  # the last run of each graph
+        self.given_up: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def run(self, name: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Tensors:
-        """`step(*tensors)`. Steps of one `name` and the same shapes must be the same function."""
-        key = (name, tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors))
+        """`step(*tensors)`. Steps of one `name` and the same shapes must be the same function.
+
+        Raises:
+            torch.OutOfMemoryError: the step does not fit, with no graph held.
+        """
+        key = (name, tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors), _float32_products())
         self._runs += 1
         try:
-            replay = self._graphs.get(key) or self._recorded(key, step, tensors)
-            if replay is None:
-                return step(*tensors)
-            self._graphs.move_to_end(key)
-            self._used[key] = self._runs
-            return replay(tensors)
+            return self._run(key, step, tensors)
         except torch.OutOfMemoryError:
-            self.clear()  # what graphs hold may be what the caller's smaller step needs
-            raise
+            if not self._graphs:
+                raise
+        self.clear()  # what graphs hold may be what the step needs; out here the traceback is gone, and with it what it held
+        return step(*tensors)
 
     def clear(self) -> None:
-        """Forgets all graphs and gives their memory back."""
+        """Forgets all graphs and gives their memory back; a shape must keep coming anew to be recorded again."""
         self._graphs.clear()
         self._used.clear()
+        self._seen.clear()
 
-    def _recorded(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Replay | None:
+    def _run(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Tensors:
+        replay = self._graphs.get(key)
+        if replay is None and self._has_place(key):
+            replay = self._recorded(key, step, tensors)
+        if replay is None:
+            return step(*tensors)
+        self._graphs.move_to_end(key)
+        self._used[key] = self._runs
+        return replay(tensors)
+
+    def _has_place(self, key: Hashable) -> bool:
+        """Counts the shape, and says whether it may be recorded now; an idle graph makes room."""
+        if key in self.given_up:
+            return False
         times = self._seen[key] = self._seen.pop(key, 0) + 1
         if len(self._seen) > SHAPES_COUNTED:
             self._seen.popitem(last=False)
         if times <= PATIENCE:
-            return None
+            return False
         if len(self._graphs) >= CAPACITY:
             oldest = next(iter(self._graphs))
             if self._runs - self._used[oldest] <= IDLE:
-                return None
+                return False
             del self._graphs[oldest], self._used[oldest]
-        self._graphs[key] = replay = self._record(step, tensors)
+        return True
+
+    def _recorded(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Replay | None:
+        """The new graph, or None where memory does not suffice for one."""
+        try:
+            replay = self._record(step, tensors)
+        except torch.OutOfMemoryError:
+            self.given_up.add(key)
+            return None
+        self._graphs[key] = replay
         return replay
+
+
+def _float32_products() -> tuple[str, str]:
+    """A graph keeps the arithmetic it was recorded under, so that is part of what it is looked up by."""
+    backends: Any = torch.backends  # what its stubs leave out
+    return backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
 
 
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def record_cuda(step: Step, tensors: Sequence[torch.Tensor]) -> Replay:
-    """One step as a CUDA graph with memory of its own; replaying copies the tensors in and the results out, on the current stream."""
+    """One step as a CUDA graph with memory of its own; replaying copies the tensors in and the results out, on the current stream.
+
+    Raises:
+        torch.OutOfMemoryError: beside what is held there is no room for the step once more; nothing of the attempt stays.
+    """
     held = [tensor.clone() for tensor in tensors]
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # libraries set up their workspaces here, which recording must not do
-        step(*held)
-    torch.cuda.current_stream().wait_stream(aside)
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(here)
+    try:
+        with torch.cuda.stream(aside):  # libraries set up their workspaces here, which recording must not do
+            step(*held)
+    finally:
+        here.wait_stream(aside)  # also after an error: what was queued aside still reads `held`
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate and copy meanwhile
-        results = step(*held)
+    try:
+        # torch leaves its capture stream current when it cannot end a recording: the outer context returns to this one.
+        # thread_local: other threads may allocate and copy meanwhile
+        with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = step(*held)
+    except (
+        torch.AcceleratorError
+    ) as error:  # the driver's own memory for the graph, which torch's allocator does not hand out
+        if getattr(error, "error_code", None) != CUDA_OUT_OF_MEMORY:
+            raise
+        raise torch.OutOfMemoryError(f"no memory to instantiate a CUDA graph: {error}") from error
 
     @torch.no_grad()
     def replay(now: Sequence[torch.Tensor]) -> Tensors:

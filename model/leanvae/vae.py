@@ -9,7 +9,6 @@ and `fused` beside it), the parameters in `model.leanvae.parameters`. Nothing of
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from model.leanvae.parameters import empty_network, random_weights
 from model.leanvae.pixels import FloatPixels, PlanePixels, first_frame
 from model.posterior import Posterior
 from model.vae import CausalVAE
-from model.weights import check_finite, check_keys, hash_weights
+from model.weights import fill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -212,10 +211,5 @@ def build(
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    check_keys(spec.network, network.state_dict(), weights)
-    check_finite(spec.network, weights)
-    network.load_state_dict({key: value.detach().cpu().clone() for key, value in weights.items()}, assign=True)
-    network.requires_grad_(False).eval()
-    if device.type != "cpu":
-        spec = dataclasses.replace(spec, chunking="rounding")
-    return LeanVAE(network, spec, config, hash_weights(weights), device, dtype, info, untrained)
+    sha256 = fill(network, spec.network, weights)
+    return LeanVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)

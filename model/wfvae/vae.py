@@ -10,7 +10,6 @@ whole batch and chunk, the first frame still by itself (kernels summed over time
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import torch
 
 from model import inputs
 from model.vae import CausalVAE
-from model.weights import check_finite, check_keys, hash_weights
+from model.weights import fill
 from model.wfvae.decoder import prepare_decoder
 from model.wfvae.encoder import prepare_encoder
 from model.wfvae.memory import Memory, owned
@@ -187,27 +186,6 @@ class WFVAE(StreamedVAE):
         return prepare_decoder(self.network.decoder, self.network.state_dict(), self.config, self.device, self.dtype)
 
 
-def fill(network: nn.Module, name: str, weights: Mapping[str, torch.Tensor]) -> str:
-    """Puts weights into an empty network, Haar filters at their defaults where the file has none -> their hash.
-
-    Raises:
-        ValueError: keys or shapes that are not this configuration's, or non-finite weights.
-    """
-    expected = network.state_dict()
-    weights = with_filters(expected, weights)
-    check_keys(name, expected, weights)
-    check_finite(name, weights)
-    network.load_state_dict({key: value.detach().cpu().clone() for key, value in weights.items()}, assign=True)
-    network.requires_grad_(False).eval()
-    return hash_weights(weights)
-
-
-def on_device(spec: LatentSpec, device: torch.device) -> LatentSpec:
-    """The spec as it holds on `device`."""
-    inexact = spec.chunking == "exact" and device.type != "cpu"
-    return dataclasses.replace(spec, chunking="rounding") if inexact else spec
-
-
 def build(
     spec: LatentSpec,
     config: dict[str, Any],
@@ -224,5 +202,5 @@ def build(
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    sha256 = fill(network, spec.network, weights)
-    return WFVAE(network, on_device(spec, device), config, sha256, device, dtype, info, untrained)
+    sha256 = fill(network, spec.network, with_filters(network.state_dict(), weights))
+    return WFVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.wfvae.vae import StreamedVAE, fill, on_device
+from model.weights import fill
+from model.wfvae.parameters import with_filters
+from model.wfvae.vae import StreamedVAE
 from model.wfvae2.coder import prepare_decoder, prepare_encoder
 from model.wfvae2.parameters import empty_network, random_weights
 
@@ -57,5 +59,5 @@ def build(
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    sha256 = fill(network, spec.network, weights)
-    return WFVAE2(network, on_device(spec, device), config, sha256, device, dtype, info, untrained)
+    sha256 = fill(network, spec.network, with_filters(network.state_dict(), weights))
+    return WFVAE2(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)
