@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline import clips
 from pipeline.cutting import CutRequest
 from pipeline.engine.lanes import LaneReady
 from pipeline.errors import BadDataError, BuildError, LatheError, PolicyReject
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig, DrillConfig
     from pipeline.engine.batching import Shape
     from pipeline.engine.lanes import Answer, Lanes
-    from pipeline.records import ClipRules
+    from pipeline.records import ClipPlan, ClipRules
 
 STEPS_AHEAD = (
     8  # encode steps' worth of chunks waiting: more would not make the encoder faster, only the process larger
@@ -259,11 +260,20 @@ class Feed:
         return [event]
 
     def _expect(self, lane: _Lane, opened: OpenedVideo) -> None:
-        sizes = [(plan.bucket.height, plan.bucket.width) for plan in opened.clips]
-        height, width = max(sizes, key=math.prod, default=(0, 0))
-        lane.opened, lane.chunk_bytes = opened, height * width * 3 * (self._chunk_frames + 1)
-        batch = self._largest_batch((False, self._chunk_frames, height, width)) if sizes else 0
+        shapes = [self._largest_chunk(plan, opened) for plan in opened.clips]
+        frames, height, width = max(shapes, key=math.prod, default=(0, 0, 0))
+        lane.opened, lane.chunk_bytes = opened, frames * height * width * 3
+        batch = self._largest_batch((False, frames, height, width)) if shapes else 0
         lane.enough_bytes = lane.chunk_bytes * max(STEPS_AHEAD * batch, (PULLS_AHEAD + 1) * len(self._state))
+
+    def _largest_chunk(self, plan: ClipPlan, opened: OpenedVideo) -> tuple[int, int, int]:
+        """Frames, height and width. No chunk is longer than its clip: `chunk_frames` may say any length (clips encoded whole)."""
+        rules, info, bucket = self._rules, opened.info, plan.bucket
+        frames = bucket.frames
+        if not frames:  # the whole video; its duration is rounded, so this is an estimate
+            available = clips.grid_length(info.num_frames, info.duration_s, rules.fps) - plan.start
+            frames = max(rules.time_stride, clips.whole_frames(available, rules.time_stride, rules.lead_frames))
+        return min(self._chunk_frames + 1, frames), bucket.height, bucket.width
 
     def _late(self) -> list[Event]:
         events = []

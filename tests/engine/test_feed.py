@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
+from pipeline.cutting import Cutter
 from pipeline.engine.feed import STEPS_AHEAD, Feed, Restarted
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.lanes import LaneReady, ProcessLanes
 from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
 from tests.tiny_corpus import video_bytes
@@ -149,6 +150,113 @@ def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks
     assert chunks_at_most * CHUNK // 2 <= most <= chunks_at_most * CHUNK  # nobody consumed: it stopped at the budget
     feed.consumed(held)
     assert len(collect(feed, ended=4)) == 4  # and went on afterwards
+
+
+class CuttersHere:
+    """Lanes that cut in this process and this thread: answers are there at the next `wait`."""
+
+    def __init__(self, count):
+        self.count = count
+        self.cutters = {}
+        self.pulls = [0] * count
+        self.answers = [(lane, 0, LaneReady()) for lane in range(count)]
+
+    def open(self, lane, ticket, request):
+        self.cutters[lane] = Cutter(request)
+        self.answers.append((lane, ticket, self.cutters[lane].open()))
+
+    def pull(self, lane, ticket):
+        self.pulls[lane] += 1
+        self.answers.append((lane, ticket, self.cutters[lane].next()))
+
+    def wait(self, timeout_s):
+        answers, self.answers = self.answers, []
+        return answers
+
+
+WHOLE = 1 << 20  # frames: what a network that encodes clips whole asks for
+
+
+def feed_here(lanes, source, clip_config, chunk_frames, *, lead=1, frame_bytes=1 << 24, largest_batch):
+    return Feed(
+        lanes,
+        source,
+        rules=resolve_rules(clip_config, 4, 8, "net", lead),
+        limits=DecodeConfig(),
+        drill=DrillConfig(),
+        chunk_frames=chunk_frames,
+        frame_bytes=frame_bytes,
+        largest_batch=largest_batch,
+    )
+
+
+@pytest.mark.parametrize("chunk_frames", [4, WHOLE])
+@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"select": "tile"},
+        {"select": "whole"},
+        {"select": "whole", "fps": 3.0},
+        {"select": "whole", "fps": 30.0, "min_fps_ratio": 0.0},
+    ],
+)
+def test_the_largest_chunk_expected_is_the_largest_that_comes(chunk_frames, lead, rules):
+    """Of a video of 25 frames, 8 a second."""
+    shapes, events = [], []
+    feed = feed_here(
+        CuttersHere(1),
+        Samples(("o", sample(0, frames=25))),
+        ClipConfig(frames=(8 + lead,), size=("32x32",), **rules),
+        chunk_frames,
+        lead=lead,
+        largest_batch=lambda shape: shapes.append(shape) or 1,
+    )
+    for _ in range(80):  # turns; the longest video takes 40
+        arrived = [event.what for event in feed.pump(1.0)]
+        feed.consumed(sum(what.nbytes for what in arrived if isinstance(what, FrameChunk)))
+        events += arrived
+    assert kinds(events)[-1] == "VideoEnded"
+    chunks = [what for what in events if isinstance(what, FrameChunk)]
+    ((first, frames, height, width),) = shapes
+    longest = max(len(chunk.pts_s) for chunk in chunks)
+    assert (first, height, width) == (False, 32, 32)
+    assert longest <= frames <= longest + (chunk_frames != WHOLE and lead == 0)  # one spare where no frame leads
+
+
+def test_a_video_of_less_than_a_group_is_counted_as_one():
+    shapes = []
+    feed = feed_here(
+        CuttersHere(1),
+        Samples(("o", sample(0, frames=3))),
+        ClipConfig(size=("32x32",), select="whole"),
+        WHOLE,
+        largest_batch=lambda shape: shapes.append(shape) or 1,
+    )
+    for _ in range(4):
+        feed.pump(1.0)
+    assert shapes == [(False, 4, 32, 32)]
+
+
+@pytest.mark.parametrize("rules", [{"frames": (17,), "select": "head"}, {"select": "whole"}])
+def test_clips_that_come_whole_fill_the_budget_from_all_lanes(rules):
+    clip_bytes = 17 * 3 * 32 * 32
+    lanes = CuttersHere(3)
+    feed = feed_here(
+        lanes,
+        Samples(*[("o", sample(n, frames=18)) for n in range(30)]),
+        ClipConfig(size=("32x32",), **rules),
+        WHOLE,
+        frame_bytes=10 * clip_bytes,
+        largest_batch=lambda shape: 4,
+    )
+    held, most_lanes = 0, 0
+    for _ in range(60):  # nobody consumes
+        before = list(lanes.pulls)
+        held += sum(event.what.nbytes for event in feed.pump(1.0) if isinstance(event.what, FrameChunk))
+        most_lanes = max(most_lanes, sum(now > then for now, then in zip(lanes.pulls, before, strict=True)))
+    assert most_lanes == 3
+    assert 9 * clip_bytes <= held <= 10 * clip_bytes  # the end of a video, too, is asked for as if it were a clip
 
 
 def test_wake_ends_a_wait_for_events(run):
