@@ -27,7 +27,7 @@ from pipeline.storage import open_store
 from pipeline.writer import ShardWriter
 from pipeline.writer.payload import let_go
 
-SPEC = {"network": "none", "latent_channels": 16, "time_stride": 4, "space_stride": 8}
+SPEC = {"network": "none", "latent_channels": 16, "time_stride": 4, "lead_frames": 1, "space_stride": 8}
 MiB = 1024 * 1024
 REPEATS = 3
 
