@@ -1,7 +1,9 @@
 """Every network alone: encode and decode speed, memory, share of the machine's own matrix-product rate, ratio to a plain implementation.
 
 Enters: names of networks, clip sizes, a device (random weights, random pixels; needs torch, and triton on CUDA). Leaves: one table, and the
-numbers as JSON with `--json`. What is compared is measured alternately in one run; numbers are medians.
+numbers as JSON with `--json`. What is compared is measured alternately in one run; numbers are medians. On CUDA they are those of the
+steady state, steps replayed as graphs where a network has them; the peak is that of getting there, recordings included.
+Ratios are per clip: what does not fit at the batch asked for runs at its own, halved until it does, which its row shows.
 
     python benchmarks/networks.py                       # CPU: the cases that fit into --budget seconds each
     python benchmarks/networks.py --device cuda         # GPU: all sizes, best batch
@@ -17,7 +19,9 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import registry
+from model.kernels.graphs import PATIENCE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 from benchmarks import plain_networks
@@ -64,9 +69,24 @@ class Row:
     peak_mb: float
     tflop_per_s: float | None
     of_matrix_rate: float | None
-    of_plain: float | None  # speed against the plain network (same device; `plain_dtype`)
-    plain_dtype: str | None
-    difference: float | None  # largest, relative to the largest latent of the plain network
+    of_plain: float | None = None  # speed per clip against the plain network (same device; `plain_dtype`)
+    plain_dtype: str | None = None
+    difference: float | None = None  # largest, relative to the largest latent of the plain network
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network warm for one video: its encode of `batch` clips, the latents (float32, CPU), the memory it took."""
+
+    run: Callable[[], torch.Tensor]
+    batch: int
+    latent: torch.Tensor
+    peak_mb: float
+
+
+def extra_calls(machine: Machine) -> int:
+    """Warm calls after the first two, until a step is replayed: `PATIENCE` runs as it is, one recording, one replay."""
+    return PATIENCE if machine.cuda else 0
 
 
 def parse_clip(clip: str) -> tuple[int, int, int]:
@@ -96,109 +116,152 @@ class Case:
         self.config = registry.complete(self.name)
         module = importlib.import_module(registry.family_of(self.name).module)
         self.weights = module.random_weights(self.config, 0)
-        self.vaes = {
-            dtype: model.from_state_dict(self.name, self.config, self.weights, machine.device, dtype)
-            for dtype in dtypes
-        }
+        self.dtypes, self.vaes = dtypes, dict[str, Any]()
         # on CUDA the bar is the plain network in bfloat16, eager; on a CPU the plain network in float32
         self.plain_dtype = "bfloat16" if machine.cuda else "float32"
         self.plain = plain_networks.build(self.name, self.config, self.weights)
         self.plain.to(machine.device, getattr(torch, self.plain_dtype))
 
+    def build(self, dtype: str) -> Any:
+        return model.from_state_dict(self.name, self.config, self.weights, self.machine.device, dtype)
+
+    def rebuild(self) -> None:
+        """On CUDA networks that have run nothing yet: no graph of another shape takes a place or memory."""
+        if self.machine.cuda or not self.vaes:
+            self.vaes.clear()
+            self.vaes = {dtype: self.build(dtype) for dtype in self.dtypes}
+
+    def prepare(self, what: str, video: torch.Tensor) -> Prepared:
+        """The network `what` warm for this video, or for as many of its clips as fit."""
+        batch = len(video)
+        while True:
+            try:
+                return self._encode(what, video[:batch])  # its own frame, gone once it failed
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+            torch.cuda.empty_cache()  # out here the traceback is gone, and with it what it held
+            print(f"{self.name} {what}: batch {batch} does not fit, {batch // 2} is tried")
+            batch //= 2
+
+    def _encode(self, what: str, video: torch.Tensor) -> Prepared:
+        def run() -> torch.Tensor:
+            return self.plain(video) if what == "plain" else self.vaes[what].encode(video)[0].mean
+
+        latent, peak_mb = self._warm(run)
+        return Prepared(run, len(video), latent.float().cpu(), peak_mb)
+
+    def _warm(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """The last result, and the peak after the first call (which compiles, and packs weights)."""
+        last = deque([run()], maxlen=1)
+
+        def settle() -> None:
+            for _ in range(1 + extra_calls(self.machine)):
+                last.append(run())
+
+        peak_mb = self.machine.peak_mb(settle)
+        return last.pop(), peak_mb
+
     def encode_rows(self, clip: str, batch: int, repeats: int) -> list[Row]:
-        machine, frames = self.machine, parse_clip(clip)[0]
-        video = noise(model.spec(self.name), batch, clip, machine.device)
-        plain_video = video.to(getattr(torch, self.plain_dtype))
-        runs: dict[str, Callable[[], torch.Tensor]] = {"plain": lambda: self.plain(plain_video)}
+        machine, video = self.machine, noise(model.spec(self.name), batch, clip, self.machine.device)
+        videos = dict.fromkeys(self.vaes, video)
+        videos["plain"] = video.to(getattr(torch, self.plain_dtype))  # comes last: it has the memory that graphs leave
+        ready: dict[str, Prepared] = {}
+        for what, given in videos.items():
+            try:
+                ready[what] = self.prepare(what, given)
+            except torch.OutOfMemoryError:
+                print(f"{self.name} {clip} {what}: encode left out, one clip does not fit into this device's memory")
         for dtype, vae in self.vaes.items():
-            runs[dtype] = lambda vae=vae: vae.encode(video)[0].mean
-        latents = {what: run().float().cpu() for what, run in runs.items()}  # warms up, too
-        seconds: dict[str, list[float]] = {what: [] for what in runs}
+            if given_up := getattr(getattr(vae, "_graphs", None), "given_up", ()):
+                print(f"{self.name} {clip} {dtype}: {len(given_up)} steps without a graph, for lack of memory")
+        seconds: dict[str, list[float]] = {what: [] for what in ready}
         for _ in range(repeats):
-            for what, run in runs.items():
-                seconds[what].append(machine.clock(run))
-        medians = {what: statistics.median(times) for what, times in seconds.items()}
-        flop = encode_flop(self.name, self.config, self.weights, clip) * batch
+            for what, prepared in ready.items():
+                if machine.cuda:
+                    prepared.run()  # takes the memory back that the one before it had
+                seconds[what].append(machine.clock(prepared.run))
+        per_clip = {what: statistics.median(times) / ready[what].batch for what, times in seconds.items()}
+        flop = encode_flop(self.name, self.config, self.weights, clip)
+        plain = ready.get("plain")
         rows = []
-        for what, median in medians.items():
-            dtype = self.plain_dtype if what == "plain" else what
-            difference = (latents[what] - latents["plain"]).abs().max() / latents["plain"].abs().max()
-            rows.append(
-                Row(
-                    network=self.name,
-                    clip=clip,
-                    direction="encode (plain)" if what == "plain" else "encode",
-                    dtype=dtype,
-                    batch=batch,
-                    seconds=median,
-                    frames_per_s=batch * frames / median,
-                    peak_mb=machine.peak_mb(runs[what]),
-                    tflop_per_s=flop / median / 1e12,
-                    of_matrix_rate=flop / median / machine.matrix_rate(getattr(torch, dtype)),
-                    of_plain=medians["plain"] / median,
-                    plain_dtype=self.plain_dtype,
-                    difference=float(difference),
-                )
-            )
+        for what, clip_s in sorted(per_clip.items(), key=lambda item: item[0] != "plain"):
+            mine, dtype = ready[what], self.plain_dtype if what == "plain" else what
+            direction = "encode (plain)" if what == "plain" else "encode"
+            row = self.row(clip, direction, dtype, mine.batch, mine.peak_mb, clip_s, flop)
+            if plain:
+                both = min(mine.batch, plain.batch)
+                wanted = plain.latent[:both]
+                difference = float((mine.latent[:both] - wanted).abs().max() / wanted.abs().max())
+                ratio = per_clip["plain"] / clip_s
+                row = replace(row, of_plain=ratio, plain_dtype=self.plain_dtype, difference=difference)
+            rows.append(row)
         return rows
 
     def decode_rows(self, clip: str, batch: int, repeats: int) -> list[Row]:
-        machine, (frames, height, width) = self.machine, parse_clip(clip)
+        frames, height, width = parse_clip(clip)
+        known = DECODE_GFLOP.get(self.name) if clip == "17x256x256" else None
         rows = []
         for dtype, vae in self.vaes.items():
             spec = vae.spec
-            shape = (
-                batch,
-                spec.latent_channels,
-                spec.latent_frames(frames),
-                height // spec.space_stride,
-                width // spec.space_stride,
-            )
-            latent = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(machine.device)
-
-            def run(vae: Any = vae, latent: torch.Tensor = latent) -> Any:
-                return vae.decode(latent)[0]
-
-            peak = machine.peak_mb(run)
-            median = statistics.median(machine.clock(run) for _ in range(repeats))
-            known = DECODE_GFLOP.get(self.name) if clip == "17x256x256" else None
-            flop = None if known is None else known * 1e9 * batch
-            rows.append(
-                Row(
-                    network=self.name,
-                    clip=clip,
-                    direction="decode",
-                    dtype=dtype,
-                    batch=batch,
-                    seconds=median,
-                    frames_per_s=batch * frames / median,
-                    peak_mb=peak,
-                    tflop_per_s=None if flop is None else flop / median / 1e12,
-                    of_matrix_rate=None if flop is None else flop / median / machine.matrix_rate(getattr(torch, dtype)),
-                    of_plain=None,
-                    plain_dtype=None,
-                    difference=None,
-                )
-            )
+            grid = (spec.latent_frames(frames), height // spec.space_stride, width // spec.space_stride)
+            latent = torch.randn((batch, spec.latent_channels, *grid), generator=torch.Generator().manual_seed(1))
+            run = partial(lambda vae, latent: vae.decode(latent)[0], vae, latent.to(self.machine.device))
+            peak_mb = self._warm(run)[1]
+            clip_s = statistics.median(self.machine.clock(run) for _ in range(repeats)) / batch
+            rows.append(self.row(clip, "decode", dtype, batch, peak_mb, clip_s, known and known * 1e9))
         return rows
+
+    def row(
+        self, clip: str, direction: str, dtype: str, batch: int, peak_mb: float, clip_s: float, flop: float | None
+    ) -> Row:
+        """`clip_s` and `flop` are one clip's."""
+        rate = None if flop is None else flop / clip_s
+        return Row(
+            network=self.name,
+            clip=clip,
+            direction=direction,
+            dtype=dtype,
+            batch=batch,
+            seconds=clip_s * batch,
+            frames_per_s=parse_clip(clip)[0] / clip_s,
+            peak_mb=peak_mb,
+            tflop_per_s=None if rate is None else rate / 1e12,
+            of_matrix_rate=None if rate is None else rate / self.machine.matrix_rate(getattr(torch, dtype)),
+        )
 
 
 def best_batch(case: Case, clip: str) -> int:
     """On CUDA: the batch with the most frames a second; 1 elsewhere."""
     if not case.machine.cuda:
         return 1
-    vae, best, fastest = next(iter(case.vaes.values())), 1, 0.0
+    best, fastest = 1, 0.0
     for batch in BATCHES:
         try:
-            video = noise(vae.spec, batch, clip, case.machine.device)
-            vae.encode(video)
-            rate = batch / min(case.machine.clock(lambda video=video: vae.encode(video)) for _ in range(2))
+            rate = steady_rate(case, clip, batch)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
             break
         if rate > fastest:
             best, fastest = batch, rate
     return best
+
+
+def steady_rate(case: Case, clip: str, batch: int) -> float:
+    """Clips a second of a network that has run nothing else, in the first of the dtypes."""
+    vae, machine = case.build(case.dtypes[0]), case.machine
+    video = noise(vae.spec, batch, clip, machine.device)
+    for _ in range(2 + extra_calls(machine)):
+        vae.encode(video)
+    return batch / min(machine.clock(lambda: vae.encode(video)) for _ in range(2))
+
+
+def exact_float32(machine: Machine) -> str:
+    """Float32 on CUDA means float32, for the plain networks as for Lathe's: torch's own default is tf32 in convolutions."""
+    if not machine.cuda:
+        return ""
+    backends: Any = torch.backends
+    backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "ieee"
+    return "; float32 convolutions and matrix products of all networks: ieee"
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
@@ -208,20 +271,23 @@ def measure(args: argparse.Namespace) -> list[Row]:
         case = Case(name, machine, tuple(args.dtypes.split(",")))
         for clip in args.sizes.split(","):
             flop = encode_flop(case.name, case.config, case.weights, clip)
-            expected_s = flop / machine.matrix_rate(torch.float32) * (len(case.vaes) + 1.5) * (args.repeats + 2)
+            expected_s = flop / machine.matrix_rate(torch.float32) * (len(case.dtypes) + 1.5) * (args.repeats + 2)
             if expected_s > args.budget:
                 print(f"{case.name} {clip}: encode left out, about {expected_s:.0f} s (--budget {args.budget})")
                 continue
             try:
+                case.rebuild()
                 batch = args.batch or best_batch(case, clip)
                 rows += show(case.encode_rows(clip, batch, args.repeats), machine)
-                decode_s = (
-                    DECODE_GFLOP.get(case.name, 1e4) * 1e9 / machine.matrix_rate(torch.float32) * (args.repeats + 1)
-                )
-                decode_s *= len(case.vaes) * flop / encode_flop(case.name, case.config, case.weights, "17x256x256")
+                if args.no_decode:
+                    continue
+                decode_flop = DECODE_GFLOP.get(case.name, 1e4) * 1e9 * flop
+                decode_flop /= encode_flop(case.name, case.config, case.weights, "17x256x256")
+                decode_s = decode_flop / machine.matrix_rate(torch.float32) * (args.repeats + 1) * len(case.dtypes)
                 if decode_s > args.budget:
                     print(f"{case.name} {clip}: decode left out, about {decode_s:.0f} s (--budget {args.budget})")
                     continue
+                case.rebuild()
                 rows += show(case.decode_rows(clip, max(1, batch // 4), args.repeats), machine)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -294,11 +360,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="clips a step; default: 1, on CUDA the fastest")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--budget", type=float, default=150, help="leave out a case expected to take more seconds than this"
-    )
+    parser.add_argument("--budget", type=float, default=150, help="leave out a case expected to take more seconds")
     parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-decode", action="store_true", help="encode only")
     parser.add_argument("--memory-size", default="128x128")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -314,9 +379,12 @@ def main() -> None:
         print(chunked_peak_mb(name, int(frames), size, args.device, args.threads, chunk=16))
         return
     machine = Machine(args.device, args.threads)
+    float32 = exact_float32(machine)
     rates = {dtype: machine.matrix_rate(getattr(torch, dtype)) / 1e12 for dtype in args.dtypes.split(",")}
     told = ", ".join(f"{dtype} {rate:.3f}" for dtype, rate in rates.items())
-    print(f"{machine.name}; torch {torch.__version__}; matrix products in TFLOP/s: {told}; medians of {args.repeats}")
+    print(
+        f"{machine.name}; torch {torch.__version__}; matrix products in TFLOP/s: {told}; medians of {args.repeats}{float32}"
+    )
     rows: list[Row] = []
     if not args.memory_only:
         print(HEADER)

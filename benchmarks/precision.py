@@ -1,5 +1,8 @@
 """What each arithmetic costs in exactness: float32, tf32 (CUDA), bfloat16, float16 against float64, for latents and for decoded pixels.
 
+The pipeline runs float32 as true float32 ("ieee", every network's default): the tf32 row shows what a user's
+`vae.float32_products = "tf32"` would cost.
+
 Enters: names of networks; random weights unless `--checkpoint` (one network) gives real ones. Leaves: a table of the latent's relative
 error (root mean square and largest) and the PSNR of the decoded video against the float64 round trip. For comparison: storing latents as
 float16 costs 2e-4 (root mean square), as bfloat16 1.7e-3.
@@ -32,7 +35,7 @@ NETWORKS = ("leanvae-dim16", "wfvae-s", "ivvae-z4")
 
 
 def arithmetics(cuda: bool) -> dict[str, tuple[str, str]]:
-    """Name -> (dtype of the network, precision of float32 matrix products)."""
+    """Name -> (dtype of the network, its `float32_products`)."""
     known = {"float32": ("float32", "ieee"), "bfloat16": ("bfloat16", "ieee"), "float16": ("float16", "ieee")}
     return {"tf32": ("float32", "tf32"), **known} if cuda else known
 
@@ -57,9 +60,8 @@ def report(name: str, args: argparse.Namespace, machine: Machine) -> list[dict[s
     del exact
     rows = []
     for arithmetic, (dtype, products) in arithmetics(machine.cuda).items():
-        torch.backends.cuda.matmul.fp32_precision = products
-        torch.backends.cudnn.conv.fp32_precision = products
         vae = model.load(name, device=machine.device, dtype=dtype, **how)
+        vae.float32_products = products
         got, again = round_trip(vae, video)
         error = got - latent
         rows.append(

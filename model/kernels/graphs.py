@@ -131,9 +131,8 @@ def record_cuda(step: Step, tensors: Sequence[torch.Tensor]) -> Replay:
         # thread_local: other threads may allocate and copy meanwhile
         with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = step(*held)
-    except (
-        torch.AcceleratorError
-    ) as error:  # the driver's own memory for the graph, which torch's allocator does not hand out
+    except torch.AcceleratorError as error:
+        # the driver's own memory for the graph is not of torch's allocator
         if getattr(error, "error_code", None) != CUDA_OUT_OF_MEMORY:
             raise
         raise torch.OutOfMemoryError(f"no memory to instantiate a CUDA graph: {error}") from error

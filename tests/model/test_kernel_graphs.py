@@ -103,3 +103,108 @@ def test_out_of_memory_gives_back_what_graphs_hold():
     with pytest.raises(torch.OutOfMemoryError):
         graphs.run("large", too_large, (torch.ones(2),))
     assert len(graphs) == 0
+
+
+def test_a_step_that_cannot_be_recorded_for_lack_of_memory_runs_as_it_is_for_good():
+    recorder, attempts = Recorder(), []
+
+    def record(step, tensors):
+        if len(tensors[0]) < 3:
+            return recorder(step, tensors)
+        attempts.append(len(tensors[0]))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs = StepGraphs(record)
+    for time in range(PATIENCE + 4):
+        for size in (2, 3):
+            x = torch.full((size,), float(time))
+            assert torch.equal(graphs.run("double", double, (x,))[0], 2 * x)
+    assert attempts == [3]
+    assert len(graphs.given_up) == 1
+    # the other shape keeps its graph
+    assert (recorder.recorded, recorder.replayed, len(graphs)) == (1, 4, 1)
+
+
+def test_other_failures_of_a_recording_are_raised():
+    def record(step, tensors):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = StepGraphs(record)
+    for _ in range(PATIENCE):
+        graphs.run("double", double, (torch.ones(2),))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graphs.run("double", double, (torch.ones(2),))
+    assert not graphs.given_up
+
+
+def test_a_step_that_fits_without_graphs_is_run_again_without_them():
+    recorder = Recorder()
+    graphs = StepGraphs(recorder)
+    calls = []
+
+    def fits_alone(x):
+        calls.append(len(graphs))
+        if len(graphs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (x + 1,)
+
+    for _ in range(PATIENCE + 1):
+        graphs.run("double", double, (torch.ones(2),))
+    (got,) = graphs.run("large", fits_alone, (torch.ones(2),))
+    assert torch.equal(got, torch.full((2,), 2.0))
+    assert calls == [1, 0]
+    # what was forgotten must keep coming to be recorded again
+    for _ in range(PATIENCE):
+        graphs.run("double", double, (torch.ones(2),))
+    assert (recorder.recorded, len(graphs)) == (1, 0)
+    graphs.run("double", double, (torch.ones(2),))
+    assert (recorder.recorded, len(graphs)) == (2, 1)
+
+
+def test_a_step_that_never_fits_is_tried_once_more_and_only_where_graphs_were_held():
+    graphs, tries = StepGraphs(Recorder()), []
+
+    def too_large(x):
+        tries.append(len(graphs))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("large", too_large, (torch.ones(2),))
+    assert tries == [0]
+    for _ in range(PATIENCE + 1):
+        graphs.run("double", double, (torch.ones(2),))
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("large", too_large, (torch.ones(2),))
+    assert tries == [0, 1, 0]
+
+
+def test_a_replay_without_memory_for_its_results_gives_way_to_the_step():
+    def record(step, tensors):
+        def replay(now):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return replay
+
+    graphs = StepGraphs(record)
+    for _ in range(PATIENCE + 1):
+        assert torch.equal(graphs.run("double", double, (torch.ones(2),))[0], torch.full((2,), 2.0))
+    assert len(graphs) == 0
+
+
+@pytest.fixture
+def convolutions():
+    """torch's switch for float32 convolutions, put back afterwards."""
+    switch = torch.backends.cudnn.conv
+    before = switch.fp32_precision
+    yield switch
+    switch.fp32_precision = before
+
+
+def test_a_graph_is_not_replayed_under_another_float32_arithmetic(convolutions):
+    recorder = Recorder()
+    graphs = StepGraphs(recorder)
+    for precision in ("ieee", "tf32"):
+        convolutions.fp32_precision = precision
+        for _ in range(PATIENCE + 1):
+            graphs.run("double", double, (torch.ones(2),))
+    assert (recorder.recorded, recorder.replayed) == (2, 2)
