@@ -95,10 +95,10 @@ class Encoder(Prepared):
         # the last narrowing product and the heads are both linear: head(y + narrow(h)) = head y + (head narrow) h
         narrow = self.fusion_layers[-1].narrow_weight()
         phi, std = network.latent_bottleneck.phi.double(), network.std_layer
-        self.mean_heads = self.project(phi, wide=True), self.project(phi @ narrow, wide=True)
+        self.mean_heads = self.project(phi, wide=True), self.project(phi @ narrow)
         self.logvar_heads = (
             self.project(std.weight, std.bias, wide=True),
-            self.project(std.weight.double() @ narrow, wide=True),
+            self.project(std.weight.double() @ narrow),
         )
 
     def _patch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
@@ -146,6 +146,8 @@ class Encoder(Prepared):
                 x = through(self.fusion_layers[:-1], torch.cat([low, high], dim=-1), memory)
                 last = self.fusion_layers[-1]
                 self._read(last.row_steps(memory.window(last.slot, x)), heads, [out[video, row] for out in outputs])
+        if B == 1:
+            return tuple(memories[0].last(slot).unsqueeze(0) for slot in range(self.slots))  # fresh memory already
         return tuple(torch.stack([memory.last(slot) for memory in memories]) for slot in range(self.slots))
 
     def _run_grid(
@@ -194,7 +196,6 @@ class Encoder(Prepared):
     ) -> None:
         """The heads on the last layer's tokens and hidden layer, into `outputs`."""
         for block, y_NC, hidden in steps:
-            hidden = hidden.to(self.wide)
             for out, (of_token, of_hidden) in zip(outputs, heads, strict=True):
                 out.view(-1, of_token.width)[block] = of_token(y_NC).add_(of_hidden(hidden))
 
