@@ -1,0 +1,128 @@
+"""Picture sheets: what went in above, what came out below, as one PNG that shows at a glance whether a network works.
+
+Enters: pairs of uint8 clips `3 T H W`, a line of text for each. Leaves: a PNG file, or the picture itself. Every clip is a block of some of
+its frames side by side, originals above their reconstructions; blocks fill rows from left to right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    Pair = tuple[torch.Tensor, torch.Tensor]
+
+GAP = 8  # pixels between blocks and around them
+SEAM = 2  # pixels between the pictures of a block
+LINE = 16  # height of a line of text
+PAPER, INK = (255, 255, 255), (32, 32, 32)
+
+
+def write_sheet(
+    path: str | Path,
+    columns: Sequence[Pair],
+    titles: Sequence[str] | None = None,
+    frames: int = 3,
+    *,
+    largest: int = 384,
+    width: int = 2400,
+) -> None:
+    """Draws `sheet` and writes it to `path` as PNG; the folder must be there."""
+    sheet(columns, titles, frames, largest=largest, width=width).save(path, format="PNG")
+
+
+def sheet(
+    columns: Sequence[Pair],
+    titles: Sequence[str] | None = None,
+    frames: int = 3,
+    *,
+    largest: int = 384,
+    width: int = 2400,
+) -> Image.Image:
+    """One picture of pairs (original, reconstruction).
+
+    Args:
+        columns: uint8 RGB clips `3 T H W`, the two of a pair alike in shape; pairs may differ.
+        titles: a line above each pair; cut short where it is longer than its block. None: no lines.
+        frames: how many of a clip's frames to show, spread from the first to the last; fewer where it has fewer.
+        largest: pictures with a longer side are shrunk to this many pixels; smaller ones are shown pixel for pixel.
+        width: pixels after which blocks go on in the next row; a single block may be wider.
+
+    Raises:
+        ValueError: no pairs, not one title a pair, clips of another shape or type, a count under one.
+    """
+    if not columns:
+        raise ValueError("a sheet needs at least one pair of clips, got none")
+    if titles is not None and len(titles) != len(columns):
+        raise ValueError(f"expected one title for each of {len(columns)} pairs, got {len(titles)}")
+    if frames < 1 or largest < 1:
+        raise ValueError(f"frames and largest must be at least 1, got {frames} and {largest}")
+    blocks = [
+        _block(pair, "" if titles is None else titles[i], titles is not None, frames, largest)
+        for i, pair in enumerate(columns)
+    ]
+    rows: list[list[Image.Image]] = [[]]
+    for block in blocks:
+        if rows[-1] and sum(one.width + GAP for one in [*rows[-1], block]) + GAP > width:
+            rows.append([])
+        rows[-1].append(block)
+    heights = [max(block.height for block in row) for row in rows]
+    whole = Image.new(
+        "RGB", (max(sum(b.width + GAP for b in row) for row in rows) + GAP, sum(heights) + GAP * (len(rows) + 1)), PAPER
+    )
+    top = GAP
+    for row, height in zip(rows, heights, strict=True):
+        left = GAP
+        for block in row:
+            whole.paste(block, (left, top))
+            left += block.width + GAP
+        top += height + GAP
+    return whole
+
+
+def shown_frames(total: int, frames: int) -> list[int]:
+    """Which frames of `total` a block shows: at most `frames`, evenly from the first to the last."""
+    if total == 1 or frames == 1:
+        return [0]
+    count = min(total, frames)
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+
+
+def _block(pair: Pair, title: str, titled: bool, frames: int, largest: int) -> Image.Image:
+    """Two rows of pictures under a line of text."""
+    original, other = pair
+    for clip in pair:
+        if clip.ndim != 4 or clip.shape[0] != 3 or clip.dtype != torch.uint8 or 0 in clip.shape:
+            raise ValueError(f"expected uint8 clips (3, T, H, W), got {clip.dtype} {tuple(clip.shape)}")
+    if original.shape != other.shape:
+        raise ValueError(f"original and reconstruction differ in shape: {tuple(original.shape)}, {tuple(other.shape)}")
+    _, total, height, width = original.shape
+    shrink = min(1.0, largest / max(height, width))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    shown = shown_frames(total, frames)
+    head = LINE if titled else 0
+    block = Image.new("RGB", (len(shown) * (size[0] + SEAM) - SEAM, head + 2 * size[1] + SEAM), PAPER)
+    if titled:
+        font = ImageFont.load_default()
+        ImageDraw.Draw(block).text((0, 1), _fitting(title, font, block.width), fill=INK, font=font)
+    for row, clip in enumerate(pair):
+        for column, t in enumerate(shown):
+            picture = Image.fromarray(clip[:, t].permute(1, 2, 0).contiguous().cpu().numpy())
+            if picture.size != size:
+                picture = picture.resize(size, Image.Resampling.LANCZOS)
+            block.paste(picture, (column * (size[0] + SEAM), head + row * (size[1] + SEAM)))
+    return block
+
+
+def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or its beginning with an ellipsis, within `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
