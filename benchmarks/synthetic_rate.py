@@ -52,7 +52,7 @@ def step_s(frames: int, height: int, width: int, repeats: int) -> float:
     video_BCTHW = (clip(0, 0, frames, height, width)[None].float() / 255) - 0.5
 
     def step(_: int) -> None:
-        reconstruction, _posterior = network(video_BCTHW)
+        reconstruction = network(video_BCTHW).video_BCTHW
         (reconstruction - video_BCTHW).abs().mean().backward()
 
     return statistics.median(cpu_s(step, repeats))

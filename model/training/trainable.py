@@ -24,7 +24,9 @@ from model.posterior import Posterior
 from model.registry import complete, spec
 from model.training.depthwise import causal_depthwise
 from model.training.initialisation import initialise, start_linear
+from model.training.latents import drawn
 from model.training.linear import LinearAutoencoder, assemble, fit_linear
+from model.training.reconstruction import Reconstruction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,19 +73,14 @@ class TrainableLeanVAE(Network):
         if linear is not None:
             start_linear(self, linear)
 
-    def forward(
-        self, video_BCTHW: torch.Tensor, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, Posterior]:
-        """A clip -> its reconstruction `B 3 T H W` (not clamped), and its posterior (mean and log-variance `B d t h w`).
-
-        The latent is drawn with `generator`, or is the mean where there is none.
+    def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
+        """A clip -> its `Reconstruction` (video not clamped). The latent is mean + deviation * noise, or the mean where there is no noise.
 
         Raises:
-            ValueError: wrong rank, dtype, frame count or size.
+            ValueError: wrong rank, dtype, frame count or size; noise that has not the latent's shape.
         """
         posterior = self.encode(video_BCTHW)
-        latent = posterior.mean if generator is None else posterior.sample(generator)
-        return self.decode(latent), posterior
+        return Reconstruction(self.decode(drawn(posterior, noise_BCthw)), posterior)
 
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError as `forward`."""

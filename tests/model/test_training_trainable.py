@@ -17,6 +17,15 @@ CONFIG = {
 }
 
 
+LATENT = (6, 3, 4, 6)  # of `moving_clips`
+
+
+def noise(seed, count=1, frames=3):
+    """What `TrainableLeanVAE` draws the latents of `count` clips with."""
+    shape = (count, LATENT[0], frames, *LATENT[2:])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def moving_clips(count=6, frames=9, height=32, width=48, seed=0):
     """Soft colours that drift, with a little noise: blocks with a few strong components and many weak ones."""
     draw = torch.Generator().manual_seed(seed)
@@ -54,9 +63,9 @@ def trained(clips, linear):
     """A few steps from the linear start, and the errors on the way."""
     network = TrainableLeanVAE(CONFIG, linear=linear)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    video, errors, draw = torch.cat(clips[:2]), [], torch.Generator().manual_seed(0)
-    for _ in range(8):
-        reconstruction, posterior = network(video, draw)
+    video, errors = torch.cat(clips[:2]), []
+    for step in range(8):
+        reconstruction, posterior, _ = network(video, noise(step, 2))
         loss = (reconstruction - video).abs().mean() + 1e-7 * posterior.logvar.square().sum()
         optimizer.zero_grad()
         loss.backward()
@@ -101,7 +110,7 @@ def test_it_begins_as_the_linear_autoencoder(clips, linear):
     video = clips[0]
     with torch.no_grad():
         latent = linear.encode(video)
-        reconstruction, posterior = network(video)
+        reconstruction, posterior, _ = network(video)
         assert (posterior.mean - latent).abs().max() < 1e-4
         assert (reconstruction - linear.decode(latent)).abs().max() < 1e-5
         assert posterior.logvar.unique().tolist() == [-10.0]
@@ -116,12 +125,12 @@ def test_training_improves_on_the_linear_start(trained):
 def test_every_parameter_has_a_gradient(trained, clips):
     network, _ = trained
     network.zero_grad()
-    reconstruction, posterior = network(clips[0], torch.Generator().manual_seed(0))
+    reconstruction, posterior, _ = network(clips[0], noise(0))
     (reconstruction.square().sum() + posterior.mean.square().sum()).backward()
     silent = [key for key, parameter in network.named_parameters() if not parameter.grad.abs().max() > 0]
     assert silent == []
     network.zero_grad()
-    network(clips[0][:, :, :1], torch.Generator())[0].sum().backward()
+    network(clips[0][:, :, :1], noise(0, frames=1))[0].sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())  # an image leaves zeros, not nothing
 
 
@@ -135,7 +144,7 @@ def test_gradients_are_those_of_the_formulas():
     directions = [torch.randn_like(parameter) for parameter in network.parameters()]
 
     def loss():
-        reconstruction, posterior = network(video)
+        reconstruction, posterior, _ = network(video)
         return (reconstruction - video).square().mean() + 1e-2 * (posterior.mean.square() + posterior.logvar).mean()
 
     loss().backward()
@@ -153,27 +162,27 @@ def test_recomputed_layers_give_the_same_gradients(clips):
     grads = []
     for recompute in (False, True):
         network = TrainableLeanVAE(CONFIG, seed=3, recompute=recompute)
-        network(clips[0], torch.Generator().manual_seed(0))[0].square().sum().backward()
+        network(clips[0], noise(0))[0].square().sum().backward()
         grads.append([parameter.grad for parameter in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_a_draw_needs_its_generator_and_repeats_with_it(trained, clips):
+def test_a_latent_is_its_mean_and_deviations_of_the_noise(trained, clips):
     network, _ = trained
     with torch.no_grad():
-        mean, first, again, other = (
-            network(clips[0], seed if seed is None else torch.Generator().manual_seed(seed))[0]
-            for seed in (None, 1, 1, 2)
-        )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, mean)
-    assert not torch.equal(first, other)
+        posterior = network.encode(clips[0])
+        latent = posterior.mean + (0.5 * posterior.logvar).exp() * noise(1)
+        assert torch.equal(network(clips[0], noise(1))[0], network.decode(latent))
+        assert torch.equal(network(clips[0])[0], network.decode(posterior.mean))
+        assert not torch.equal(latent, posterior.mean)
+    with pytest.raises(ValueError, match=r"latent's shape \(1, 6, 3, 4, 6\), got \(1, 6, 2, 4, 6\)"):
+        network(clips[0], noise(1, frames=2))
 
 
 def test_sixteen_bit_arithmetic_keeps_pixels_and_latents_exact(clips, linear):
     network = TrainableLeanVAE(CONFIG, linear=linear)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        reconstruction, posterior = network(clips[0])
+        reconstruction, posterior, _ = network(clips[0])
     assert reconstruction.dtype == posterior.mean.dtype == torch.float32
     assert (posterior.mean - linear.encode(clips[0])).abs().max() < 1e-4
 
@@ -231,7 +240,7 @@ def test_a_linear_start_that_does_not_fit_is_refused(linear):
 def test_constant_clips_give_a_finite_start():
     linear = fit_linear([torch.full((1, 3, 5, 32, 32), 0.25)], 6)
     with torch.no_grad():
-        video, _ = TrainableLeanVAE(CONFIG, linear=linear)(torch.full((1, 3, 5, 16, 16), 0.25))
+        video, *_ = TrainableLeanVAE(CONFIG, linear=linear)(torch.full((1, 3, 5, 16, 16), 0.25))
     assert (video - 0.25).abs().max() < 1e-4
 
 

@@ -1,0 +1,32 @@
+"""The latent that training decodes: drawn from its posterior with noise that the trainer gives.
+
+Enters: a posterior, and noise of its shape. Leaves: the latent, through which gradients reach mean and log-variance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.posterior import Posterior
+
+
+def drawn(posterior: Posterior, noise_BCthw: torch.Tensor | None) -> torch.Tensor:
+    """`B d t h w`: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4), or the mean where there is no noise.
+
+    Raises:
+        ValueError: noise of another shape; a posterior without log-variance.
+    """
+    mean, logvar = posterior.mean, posterior.logvar
+    if noise_BCthw is None:
+        return mean
+    if logvar is None:
+        raise ValueError("a latent is drawn from mean and log-variance, got a posterior without log-variance")
+    if noise_BCthw.shape != mean.shape:
+        raise ValueError(
+            f"expected noise of the latent's shape {tuple(mean.shape)}, got {tuple(noise_BCthw.shape)}; "
+            "one standard normal number per latent element"
+        )
+    return mean + (0.5 * logvar).exp() * noise_BCthw.to(mean)
