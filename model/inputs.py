@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from model.interface import near
+
 if TYPE_CHECKING:
     from model.interface import LatentSpec
-
-
-def _near(value: int, step: int) -> str:
-    lower = value // step * step
-    return f"{lower} or {lower + step}" if lower else str(step)
 
 
 def check_frames(num_frames: int, spec: LatentSpec, *, first: bool) -> int:
@@ -25,19 +22,9 @@ def check_frames(num_frames: int, spec: LatentSpec, *, first: bool) -> int:
     if num_frames < 1 or num_frames % spec.time_stride:
         raise ValueError(
             f"{spec.network} takes {spec.time_stride}n frames in every chunk after the first, got {num_frames}; "
-            f"counts near it that fit: {_near(num_frames, spec.time_stride)}"
+            f"counts near it that fit: {near(num_frames, spec.time_stride)}"
         )
     return num_frames // spec.time_stride
-
-
-def check_sizes(height: int, width: int, spec: LatentSpec) -> None:
-    """Raises ValueError unless both sides are multiples of the space stride."""
-    for side, value in (("height", height), ("width", width)):
-        if value < 1 or value % spec.space_stride:
-            raise ValueError(
-                f"{spec.network} takes sides that are multiples of {spec.space_stride}, got {side} {value} "
-                f"(of {height}x{width}); nearest that fit: {_near(value, spec.space_stride)}"
-            )
 
 
 def _check_tensor(value: object) -> None:
@@ -59,7 +46,7 @@ def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
             "scale the frames, or give uint8 YUV planes to encode_planes"
         )
     check_frames(video.shape[2], spec, first=first)
-    check_sizes(video.shape[3], video.shape[4], spec)
+    spec.check_size(video.shape[3], video.shape[4])
 
 
 def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
@@ -70,7 +57,7 @@ def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None
             f"expected uint8 YUV planes of shape (B, T, 3, H, W), got {planes.dtype} {tuple(planes.shape)}"
         )
     check_frames(planes.shape[1], spec, first=first)
-    check_sizes(planes.shape[3], planes.shape[4], spec)
+    spec.check_size(planes.shape[3], planes.shape[4])
 
 
 def check_latent(latent: torch.Tensor, spec: LatentSpec) -> None:

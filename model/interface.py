@@ -63,6 +63,15 @@ class LatentSpec:
             )
         return n + self.lead_frames
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless both sides are multiples of `space_stride`; names the sides near them that are."""
+        for side, value in (("height", height), ("width", width)):
+            if value < 1 or value % self.space_stride:
+                raise ValueError(
+                    f"{self.network} takes sides that are multiples of {self.space_stride}, got {side} {value} "
+                    f"(of {height}x{width}); nearest that fit: {near(value, self.space_stride)}"
+                )
+
     def on_device(self, kind: str) -> LatentSpec:
         """The spec as it holds on a device of this kind ("cpu", "cuda"): bit for bit is promised on a CPU only."""
         return replace(self, chunking="rounding") if self.chunking == "exact" and kind != "cpu" else self
@@ -70,6 +79,12 @@ class LatentSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as stored in file metadata."""
         return asdict(self)
+
+
+def near(value: int, step: int) -> str:
+    """The multiples of `step` around `value`, in words."""
+    lower = value // step * step
+    return f"{lower} or {lower + step}" if lower else str(step)
 
 
 class VideoVAE(Protocol):

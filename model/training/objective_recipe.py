@@ -6,11 +6,9 @@ those of the papers. `model.training.objective` puts it to work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any
-
-from model.training.discriminators import DISCRIMINATORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +26,7 @@ TERMS = {
     "wl": "L1 between both directions' energy-flow coefficients (WF-VAE)",
 }
 FRAMES = ("all", "group")
+DISCRIMINATORS = ("patch2d", "patch3d")  # built in `model.training.discriminators`
 GENERATORS = ("non_saturating", "hinge")
 
 
@@ -94,6 +93,11 @@ def objective_recipe(section: Mapping[str, Any]) -> ObjectiveRecipe:
     if not isinstance(given.get("terms", {}), dict):
         raise ValueError(f"objective.terms must map names to weights, got {given['terms']!r}")
     return ObjectiveRecipe(**given, adversarial=adversarial)
+
+
+def objective_section(recipe: ObjectiveRecipe) -> dict[str, Any]:
+    """A file's `objective` section that gives this recipe."""
+    return asdict(recipe)
 
 
 def _known(what: str, name: Any, names: Mapping[str, Any] | Sequence[str]) -> None:

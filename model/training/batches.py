@@ -1,0 +1,137 @@
+"""Which clips a step learns from: a timetable fixed by the recipe, and the micro-batches it lists, made ready in loader processes.
+
+Enters: a `Stage`, the run's seed, a `ClipSource`. Leaves: `MicroBatch`es in order, from any step on.
+
+A step has `stage.batches` micro-batches, numbered through the stage; number n belongs to step n // batches. Its group, its clips, their
+crops and flips follow from (seed, stage, n) alone. So how many processes share a step, how many loaders feed each and where a run was
+resumed change nothing in what is learned from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from model.training.recipe import Group, Stage
+    from model.training.source import Clip, ClipSource
+
+AHEAD = 3  # micro-batches that each loader process keeps ready
+# What the seed is drawn for; numbers of their own keep draws apart.
+GROUPS, CROPS = 1, 2
+
+
+class MicroBatch(NamedTuple):
+    """Clips of one group."""
+
+    number: int  # within the stage
+    keys: tuple[str, ...]
+    video_BCTHW: torch.Tensor  # uint8 RGB `B 3 T H W`
+
+
+class Timetable:
+    """The micro-batches of a stage: which group each is of, and which clip of the source is its first.
+
+    Clips are numbered through all stages, from `first_clip` on; none is used twice.
+    """
+
+    def __init__(self, stage: Stage, number: int, seed: int, first_clip: int) -> None:
+        """`number` is the stage's place in the recipe."""
+        self.stage = stage
+        count = stage.steps * stage.batches
+        weights = np.array([group.weight for group in stage.groups])
+        drawn = np.random.default_rng([seed, GROUPS, number]).random(count)
+        last = len(stage.groups) - 1
+        self._group = np.minimum(np.searchsorted(np.cumsum(weights / weights.sum()), drawn, side="right"), last)
+        sizes = np.array([group.batch for group in stage.groups])[self._group]
+        self._first = first_clip + np.cumsum(sizes) - sizes
+        self.next_clip = first_clip + int(sizes.sum())
+
+    def group(self, number: int) -> Group:
+        """Of a micro-batch."""
+        return self.stage.groups[int(self._group[number])]
+
+    def clips(self, number: int) -> range:
+        """Clips of a micro-batch, by their numbers in the source."""
+        first = int(self._first[number])
+        return range(first, first + self.group(number).batch)
+
+
+def timetables(stages: tuple[Stage, ...], seed: int) -> list[Timetable]:
+    """Of all stages of a recipe."""
+    tables: list[Timetable] = []
+    for number, stage in enumerate(stages):
+        tables.append(Timetable(stage, number, seed, tables[-1].next_clip if tables else 0))
+    return tables
+
+
+class MicroBatches(Dataset[MicroBatch]):
+    """Micro-batch n of a stage, whenever asked for."""
+
+    def __init__(self, source: ClipSource, table: Timetable, seed: int) -> None:
+        self._source, self._table, self._seed = source, table, seed
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        """Raises ValueError where the source does not keep its promise."""
+        group = self._table.group(number)
+        keys, videos = [], []
+        for index in self._table.clips(number):
+            clip = self._source.clip(index, group.frames, group.height, group.width)
+            _check(clip, group)
+            keys.append(clip.key)
+            videos.append(_piece(clip.video_CTHW, group, np.random.default_rng([self._seed, CROPS, index])))
+        return MicroBatch(number, tuple(keys), torch.stack(videos))
+
+
+class Numbers(Sampler[int]):
+    """The micro-batches of some steps that are one rank's: every `world`-th of each step's."""
+
+    def __init__(self, steps: range, per_step: int, rank: int, world: int) -> None:
+        self._steps, self._own = steps, range(rank, per_step, world)
+        self._per_step = per_step
+
+    def __iter__(self) -> Iterator[int]:
+        for step in self._steps:
+            for own in self._own:
+                yield step * self._per_step + own
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._own)
+
+
+def load(
+    batches: MicroBatches, *, steps: range, per_step: int, rank: int, world: int, loaders: int
+) -> Iterator[MicroBatch]:
+    """The micro-batches of these steps that are this rank's, in order; `loaders` processes make them (0: this one).
+
+    Every rank has as many of each step: `per_step` is a multiple of `world`.
+    """
+    numbers = Numbers(steps, per_step, rank, world)
+    # Loaders are started afresh, not forked: a fork copies locks that threads of arithmetic, Ray or CUDA hold.
+    processes = {"multiprocessing_context": "spawn", "prefetch_factor": AHEAD} if loaders else {}
+    loader = DataLoader(batches, sampler=numbers, batch_size=None, num_workers=loaders, **processes)  # type: ignore[arg-type]
+    return iter(loader)
+
+
+def _check(clip: Clip, group: Group) -> None:
+    video = clip.video_CTHW
+    colours, frames, height, width = video.shape if video.ndim == 4 else (0, 0, 0, 0)
+    fits = colours == 3 and frames == group.frames and height >= group.height and width >= group.width
+    if not fits or video.dtype != torch.uint8:
+        raise ValueError(
+            f"the source gave clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with sides of "
+            f"at least {group.height}x{group.width}"
+        )
+
+
+def _piece(video_CTHW: torch.Tensor, group: Group, draw: np.random.Generator) -> torch.Tensor:
+    """A random piece of the group's size, mirrored half of the time."""
+    top = int(draw.integers(video_CTHW.shape[2] - group.height + 1))
+    left = int(draw.integers(video_CTHW.shape[3] - group.width + 1))
+    piece = video_CTHW[:, :, top : top + group.height, left : left + group.width]
+    return piece.flip(3) if draw.random() < 0.5 else piece

@@ -1,0 +1,85 @@
+"""How parameters move: optimizers over groups of parameters, and a learning rate that is a function of the step alone.
+
+Enters: a network and an `OptimizerRecipe`. Leaves: `Optimizers`, stepped with a rate. Nothing is kept about the schedule: at a stage's step
+s the rate is `learning_rate(stage, s)`, resumed or not.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from model.training.recipe import OptimizerRecipe, Stage
+
+TOKEN_LAYERS = ".ffd_layer."  # whose matrices `muon` orthogonalises
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """At the stage's step `step` (from 0): linear warm-up, then half a cosine down to the final rate at the last step."""
+    if step < stage.warm_up:
+        return stage.learning_rate * (step + 1) / stage.warm_up
+    length = stage.steps - 1 - stage.warm_up
+    done = (step - stage.warm_up) / length if length > 0 else 1.0
+    fall = stage.learning_rate - stage.final_learning_rate
+    return stage.final_learning_rate + fall * 0.5 * (1.0 + cos(pi * done))
+
+
+class Optimizers:
+    """One or two of PyTorch's optimizers over all parameters of a network, stepped as one."""
+
+    def __init__(self, network: nn.Module, recipe: OptimizerRecipe) -> None:
+        """Raises ValueError where the recipe asks for `muon` and the network has no token layers."""
+        self._recipe, self._parameters = recipe, [p for p in network.parameters() if p.requires_grad]
+        matrices = _token_matrices(network) if recipe.name == "muon" else []
+        if recipe.name == "muon" and not matrices:
+            raise ValueError(f"{type(network).__name__} has no token layers for the optimizer muon; take adamw or adam")
+        own = {id(p) for p in matrices}
+        others = [p for p in self._parameters if id(p) not in own]
+        decayed = {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay}
+        plain = {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0}
+        groups = [group for group in (decayed, plain) if group["params"]]
+        kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
+        self._parts: list[tuple[torch.optim.Optimizer, float]] = [(kind(groups, lr=0.0, betas=recipe.betas), 1.0)]
+        if matrices:
+            # steps as long as AdamW's, so that one rate suits both (Liu et al. 2025, section 2.2)
+            muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._parts.append((muon, recipe.muon_factor))
+
+    def step(self, rate: float) -> None:
+        """Moves all parameters by their gradients and forgets those."""
+        for optimizer, factor in self._parts:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def forget(self) -> None:
+        """Gradients are gone."""
+        for optimizer, _ in self._parts:
+            optimizer.zero_grad(set_to_none=True)
+
+    def clip(self) -> torch.Tensor:
+        """Shortens the gradient to the recipe's length; leaves the length it had, not finite if any gradient is not."""
+        longest = float("inf") if self._recipe.clip is None else self._recipe.clip
+        return clip_grad_norm_(self._parameters, longest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"parts": [optimizer.state_dict() for optimizer, _ in self._parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for the state of other optimizers."""
+        for (optimizer, _), part in zip(self._parts, state["parts"], strict=True):
+            optimizer.load_state_dict(part)
+
+
+def _token_matrices(network: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in network.named_parameters() if TOKEN_LAYERS in f".{name}" and p.ndim == 2]

@@ -1,0 +1,218 @@
+"""A recipe: everything that decides what a training run does, as plain data. No torch.
+
+Enters: a recipe file (`model/training/recipes/NAME.yaml`, or one of your own), and values that override it. Leaves: a `TrainingRecipe`,
+known to be possible as far as plain data tell it. Two runs of the same recipe on the same clips are the same run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from model import registry
+from model.training.objective_recipe import ObjectiveRecipe, objective_recipe, objective_section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RECIPES = Path(__file__).with_name("recipes")
+# What may differ between a run and its continuation: it changes what is written down, not what is learned.
+ONLY_BOOKKEEPING = ("log_every", "sheet_every", "checkpoint_every", "keep_checkpoints", "compile", "recompute")
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+
+class Group(Part):
+    """Clips of one size; a micro-batch holds clips of one group. One frame: images."""
+
+    frames: int = Field(ge=1)
+    height: int = Field(ge=1)
+    """Pixels, as `width`; a random piece of this size is cut out of larger clips."""
+    width: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    """Clips of a micro-batch."""
+    weight: float = Field(1.0, gt=0)
+    """How often this group comes, beside the others' weights."""
+
+
+class OptimizerRecipe(Part):
+    """Which optimizer; learning rates are the stages'."""
+
+    name: Literal["adam", "adamw", "muon"] = "adamw"
+    """`muon`: orthogonalised momentum for the matrices of token layers (LeanVAE), AdamW for all else."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    """Of matrices and kernels; biases and gains have none."""
+    clip: float | None = Field(1.0, gt=0)
+    """Longest gradient, over all parameters; null: as it comes."""
+    muon_factor: float = Field(2.0, gt=0)
+    """The learning rate of orthogonalised matrices, relative to the others'."""
+
+
+class Start(Part):
+    """What the network begins as. Exactly one of these, or none: chance, from the seed."""
+
+    linear: int | None = Field(None, ge=1)
+    """Principal components of this many clips of the first stage's first group (LeanVAE)."""
+    image: str | None = None
+    """An image VAE's checkpoint, inflated in time (IV-VAE)."""
+    weights: str | None = None
+    """A checkpoint of this network."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Start:
+        given = [name for name in ("linear", "image", "weights") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a run starts from one thing, got {' and '.join(given)}")
+        return self
+
+
+def _parse_objective(value: Any) -> Any:
+    return value if isinstance(value, ObjectiveRecipe) else objective_recipe(value)
+
+
+class Stage(Part):
+    """A stretch of training with one objective and one set of groups."""
+
+    name: str = Field(min_length=1)
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float = Field(ge=0)
+    """Reached by a cosine at the stage's last step."""
+    warm_up: int = Field(0, ge=0)
+    """Steps from zero to `learning_rate`."""
+    discriminator_learning_rate: float | None = Field(None, gt=0)
+    """Constant; null: the autoencoder's."""
+    objective: Annotated[ObjectiveRecipe, BeforeValidator(_parse_objective), PlainSerializer(objective_section)]
+    """Terms and weights; an adversarial term's `start` counts from the stage's first step."""
+    groups: tuple[Group, ...] = Field(min_length=1)
+    batches: int = Field(1, ge=1)
+    """Micro-batches of a step, shared out among all processes: those a process has more than one of are accumulated."""
+
+    @model_validator(mode="after")
+    def _rates(self) -> Stage:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must not exceed learning_rate {self.learning_rate}, got {self.final_learning_rate}"
+            )
+        if self.warm_up > self.steps:
+            raise ValueError(f"warm_up must not exceed the stage's {self.steps} steps, got {self.warm_up}")
+        return self
+
+
+class TrainingRecipe(Part):
+    """The whole run."""
+
+    network: str
+    """Family or preset of `lathe models`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Published keys, over the preset's."""
+    seed: int = Field(0, ge=0)
+    """Of everything that is drawn: parameters, groups, crops, latents."""
+    start: Start = Start()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the large products; pixels, norms, latents and losses stay float32."""
+    compile: bool = False
+    """Through `torch.compile`."""
+    recompute: bool = False
+    """Layers keep only their inputs and run twice: less memory, a third more time."""
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    discriminator_optimizer: OptimizerRecipe = OptimizerRecipe()
+    ema: float | None = Field(None, ge=0, lt=1)
+    """Decay per step of the averaged weights, which are what a run publishes; null: the last weights are."""
+    log_every: int = Field(10, ge=1)
+    sheet_every: int = Field(1000, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingRecipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages need names of their own, got {', '.join(names)}")
+        spec = registry.spec(self.network, self.config)
+        for stage in self.stages:
+            for group in stage.groups:
+                spec.latent_frames(group.frames)
+                spec.check_size(group.height, group.width)
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON- and YAML-ready; `training_recipe` of it is this recipe again."""
+        return self.model_dump(mode="json")
+
+
+def training_recipe(section: Mapping[str, Any]) -> TrainingRecipe:
+    """A recipe from plain data. Raises ValueError with one line per failure: where, what was got, what was expected."""
+    try:
+        return TrainingRecipe(**section)
+    except ValidationError as error:
+        raise ValueError(f"recipe: {'; '.join(_explain(item) for item in error.errors())}") from None
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainingRecipe:
+    """One of the recipes here by name, or a file; `overrides` replace its values, mappings key by key.
+
+    Raises:
+        FileNotFoundError: neither a recipe here nor a file; names those that are.
+        ValueError: not YAML, or not a recipe.
+    """
+    path = recipe_path(name_or_path)
+    try:
+        section = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(section, dict):
+        raise ValueError(f"{path} must hold a mapping with {', '.join(TrainingRecipe.model_fields)}, got {section!r}")
+    return training_recipe(_merged(section, overrides or {}))
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """Where a recipe lies. Raises FileNotFoundError naming the recipes there are."""
+    for path in (RECIPES / f"{name_or_path}.yaml", Path(name_or_path)):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"no recipe {str(name_or_path)!r}: neither a file nor one of {known}")
+
+
+def differences(begun: TrainingRecipe, wanted: TrainingRecipe) -> list[str]:
+    """What keeps `wanted` from continuing a run of `begun`: `key: was A, is B` for each; bookkeeping may differ."""
+    old, new = begun.to_dict(), wanted.to_dict()
+    return [
+        f"{key}: was {old[key]!r}, is {new[key]!r}"
+        for key in new
+        if key not in ONLY_BOOKKEEPING and old[key] != new[key]
+    ]
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """Mappings key by key, all else replaced."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "no such key"
+    elif item["type"] == "missing":
+        message = "is required"
+    elif "got" not in message:
+        message = f"{message}, got {item['input']!r}"
+    return f"{place}: {message}" if place else message

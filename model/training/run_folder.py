@@ -1,0 +1,125 @@
+"""A run's folder: checkpoints that survive a kill at any moment, and the weights it publishes.
+
+    FOLDER/recipe.yaml          what is being run
+    FOLDER/metrics.jsonl        one line per logged step        (`model.training.journal`)
+    FOLDER/tensorboard/         the same for TensorBoard
+    FOLDER/sheets/              originals and reconstructions
+    FOLDER/checkpoints/         everything a continuation needs, the last few
+    FOLDER/weights/             config.json and model.safetensors, what `--checkpoint` takes
+
+Enters: a `TrainingRecipe`, states. Leaves: files that are whole or not there. One process of a run writes, all read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from model.training.recipe import TrainingRecipe, differences, training_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
+
+
+class RunFolder:
+    """Paths and whole files of a run."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints, self.sheets, self.weights = (
+            self.path / part for part in ("checkpoints", "sheets", "weights")
+        )
+        self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
+        self._recipe = self.path / "recipe.yaml"
+
+    def begin(self, recipe: TrainingRecipe) -> None:
+        """Makes the folder, or makes sure that it holds a run of this recipe.
+
+        Raises:
+            ValueError: it holds a run of another recipe, or something that is no run.
+        """
+        if self._recipe.exists():
+            begun = training_recipe(yaml.safe_load(self._recipe.read_text(encoding="utf-8")))
+            if changed := differences(begun, recipe):
+                raise ValueError(
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); a run continues with what it was begun with: "
+                    "restore that, or give a folder of its own (start: {weights: …} begins where another run ended)"
+                )
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} is not empty and holds no run; give an empty folder")
+        for folder in (self.checkpoints, self.sheets, self.weights):
+            folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+        _whole(self._recipe, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def save(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
+        """The state after `step` steps; all but the last `keep` are removed."""
+        _whole(self.checkpoints / f"step-{step:09d}.pt", lambda path: torch.save(dict(state), path))
+        for old in self._saved()[:-keep]:
+            old.unlink()
+
+    def last_step(self) -> int:
+        """Steps of the newest checkpoint; 0 where there is none."""
+        saved = self._saved()
+        return _step(saved[-1]) if saved else 0
+
+    def load(self, step: int, device: torch.device) -> dict[str, Any]:
+        """The state after `step` steps. Only plain data and tensors are read, whatever the file holds."""
+        path = self.checkpoints / f"step-{step:09d}.pt"
+        state = torch.load(path, map_location=device, weights_only=True)
+        return dict(state)
+
+    def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Weights in a layout that `--checkpoint FOLDER/weights` takes; `facts` (network, step, ...) beside them."""
+        text = json.dumps(config, indent=1)
+        _whole(self.weights / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        metadata = {key: str(value) for key, value in facts.items()}
+        _whole(self.weights / "model.safetensors", lambda path: save_file(tensors, path, metadata=metadata))
+
+    def keep_lines(self, last: int) -> None:
+        """Forgets logged steps after `last`, which will come again."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= last]
+        text = "".join(f"{line}\n" for line in kept)
+        _whole(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        for left in self.path.rglob("*.partial"):
+            left.unlink()
+
+    def _saved(self) -> list[Path]:
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else iter(())
+        return sorted((path for path in found if CHECKPOINT.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    match = CHECKPOINT.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is no checkpoint's name")
+    return int(match[1])
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Written aside, made durable and renamed: readers see the old file or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, path)
