@@ -124,8 +124,8 @@ def _check(clip: Clip, group: Group) -> None:
     fits = colours == 3 and frames == group.frames and height >= group.height and width >= group.width
     if not fits or video.dtype != torch.uint8:
         raise ValueError(
-            f"the source gave clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with sides of "
-            f"at least {group.height}x{group.width}"
+            f"the source gave clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with "
+            f"sides of at least {group.height}x{group.width}"
         )
 
 

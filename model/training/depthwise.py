@@ -5,7 +5,8 @@ before it, zeros before the first.
 
 PyTorch's own backward pass of a depthwise `conv3d` takes several times its forward pass on a CPU and was a fifth of a training step. Here
 the input's gradient is a forward convolution with the kernel turned round, and the kernel's gradient three 2-D ones, for which oneDNN has
-depthwise code. It stays float32 under autocast: a bfloat16 backward pass of the library takes ten times as long. Elsewhere the library does it.
+depthwise code. It stays float32 under autocast: the library's backward pass in bfloat16 takes ten times as long. Elsewhere the library
+does it.
 """
 
 from __future__ import annotations

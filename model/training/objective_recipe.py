@@ -6,12 +6,13 @@ those of the papers. `model.training.objective` puts it to work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - a recipe's validation reads these annotations
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 TERMS = {
     "l1": "mean |x - y| over pixels",
