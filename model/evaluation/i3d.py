@@ -1,0 +1,147 @@
+"""I3D, the network whose logits FVD compares: an Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017, figure 3).
+
+Enters: weights under the names of the published PyTorch port (`i3d_pretrained_400.pt`: `Conv3d_1a_7x7.conv3d.weight`,
+`Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`, ...); videos `N 3 T 224 224` in [-1, 1]. Leaves: 400 logits of Kinetics-400 per video.
+
+Convolutions and pools pad as TensorFlow's "same": as little as possible, the odd pixel behind. No weights come with this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.weights import check_finite, check_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEATURES = 400  # classes of Kinetics-400
+SIDE = 224
+WINDOW_FRAMES = 16  # what FVD's published numbers are of; at least 9, so that the last pool has its two steps
+# Widths of the branches: 1x1x1; 1x1x1 then 3x3x3; 1x1x1 then 3x3x3; pool then 1x1x1.
+MIXED = {
+    "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
+    "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
+    "Mixed_4b": (480, (192, 96, 208, 16, 48, 64)),
+    "Mixed_4c": (512, (160, 112, 224, 24, 64, 64)),
+    "Mixed_4d": (512, (128, 128, 256, 24, 64, 64)),
+    "Mixed_4e": (512, (112, 144, 288, 32, 64, 64)),
+    "Mixed_4f": (528, (256, 160, 320, 32, 128, 128)),
+    "Mixed_5b": (832, (256, 160, 320, 32, 128, 128)),
+    "Mixed_5c": (832, (384, 192, 384, 48, 128, 128)),
+}
+POOL_BEFORE = {  # kernel and stride
+    "Conv3d_2b_1x1": ((1, 3, 3), (1, 2, 2)),
+    "Mixed_3b": ((1, 3, 3), (1, 2, 2)),
+    "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
+    "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
+}
+NORM_EPSILON = 1e-3
+
+Triple = tuple[int, int, int]
+
+
+def pad_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
+    """Zeros around T, H and W so that a window of this stride starts at every `stride`-th place."""
+    padding: list[int] = []
+    for size, k, s in zip(x_NCTHW.shape[2:], kernel, stride, strict=True):
+        total = max(k - (size % s or s), 0)
+        padding = [total // 2, total - total // 2, *padding]  # F.pad begins with the last axis
+    return F.pad(x_NCTHW, padding)
+
+
+def pool_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
+    """Largest values; padding counts as zero, which is no more than any value behind a ReLU."""
+    return F.max_pool3d(pad_same(x_NCTHW, kernel, stride), kernel, stride)
+
+
+class Unit(nn.Module):
+    """Convolution, batch norm, ReLU; the logits have a bias instead of the other two."""
+
+    def __init__(self, width: int, out: int, side: int, stride: int = 1, *, last: bool = False) -> None:
+        super().__init__()
+        self.kernel, self.stride = (side,) * 3, (stride,) * 3
+        self.conv3d = nn.Conv3d(width, out, side, stride, bias=last)
+        self.bn = None if last else nn.BatchNorm3d(out, eps=NORM_EPSILON)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N C T H W` -> the same with other channels, T, H and W divided by the stride (rounded up)."""
+        x = self.conv3d(pad_same(x, self.kernel, self.stride))
+        return x if self.bn is None else F.relu(self.bn(x))
+
+
+class Mixed(nn.Module):
+    """An Inception block: four branches side by side."""
+
+    def __init__(self, width: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.b0 = Unit(width, widths[0], 1)
+        self.b1a, self.b1b = Unit(width, widths[1], 1), Unit(widths[1], widths[2], 3)
+        self.b2a, self.b2b = Unit(width, widths[3], 1), Unit(widths[3], widths[4], 3)
+        self.b3b = Unit(width, widths[5], 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N C T H W` -> `N C' T H W`."""
+        pooled = pool_same(x, (3, 3, 3), (1, 1, 1))
+        return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)], dim=1)
+
+
+class I3D(nn.Module):
+    """The network, for features only: it never learns, and dropout is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)
+        self.Conv3d_2b_1x1 = Unit(64, 64, 1)
+        self.Conv3d_2c_3x3 = Unit(64, 192, 3)
+        for name, (width, widths) in MIXED.items():
+            self.add_module(name, Mixed(width, widths))
+        self.logits = Unit(1024, FEATURES, 1, last=True)
+        self.requires_grad_(False)
+
+    def forward(self, video_NCTHW: torch.Tensor) -> torch.Tensor:
+        """`N 3 T 224 224` in [-1, 1], T >= 9 -> logits `(N, 400)`, averaged over time."""
+        x = video_NCTHW
+        for name, part in self.named_children():
+            if name == "logits":
+                x = F.avg_pool3d(x, (2, SIDE // 32, SIDE // 32), stride=1)
+            elif name in POOL_BEFORE:
+                x = pool_same(x, *POOL_BEFORE[name])
+            x = part(x)
+        return x.mean((2, 3, 4))
+
+
+def prepared(video_NCTHW: torch.Tensor) -> torch.Tensor:
+    """uint8 `N 3 T H W` -> floats in [-1, 1] at 224 x 224: every frame resized (bilinear) as a whole, as FVD's authors do."""
+    N, C, T, H, W = video_NCTHW.shape
+    frames = video_NCTHW.transpose(1, 2).reshape(N * T, C, H, W).float()
+    frames = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    return (frames / 127.5 - 1).view(N, T, C, SIDE, SIDE).transpose(1, 2)
+
+
+def load_i3d(uri: str) -> I3D:
+    """I3D with the weights of a file: safetensors, or a `.pt` of tensors only (path, `hf://...`, or any scheme checkpoints come by).
+
+    Raises:
+        FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
+        ValueError: a damaged file or a TorchScript archive (a program, which is not run), keys or shapes that are not I3D's.
+    """
+    from model import checkpoint
+
+    return i3d_from_state_dict(checkpoint.read(uri, want_config=False).weights)
+
+
+def i3d_from_state_dict(weights: Mapping[str, torch.Tensor]) -> I3D:
+    """I3D from tensors under their published names. Raises ValueError for other keys or shapes, or values that are not finite."""
+    network = I3D()
+    # batch counters say nothing about features, and older files have none
+    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    check_keys("I3D (Kinetics-400)", wanted, given)
+    check_finite("I3D (Kinetics-400)", given)
+    network.load_state_dict({key: value.float() for key, value in given.items()}, strict=False)
+    return network.eval()

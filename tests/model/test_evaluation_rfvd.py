@@ -1,0 +1,155 @@
+"""rFVD: the distance of Gaussians by hand, windows, and the I3D network under its published names on weights we write."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torchmetrics.image.fid import _compute_fid
+
+from model.evaluation.frechet import FeatureMoments, VideoDistance, WindowFeatures, frechet_distance
+from model.evaluation.i3d import I3D, load_i3d, pad_same, pool_same, prepared
+
+
+def spread(seed, rows=50, width=6):
+    return torch.randn((rows, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_distances_of_diagonal_gaussians_by_hand():
+    # one dimension: (m - m')^2 + (s - s')^2 with standard deviations s
+    mean, other = torch.tensor([1.0, 2.0]).double(), torch.tensor([4.0, 2.0]).double()
+    covariance, wider = torch.diag(torch.tensor([4.0, 9.0]).double()), torch.diag(torch.tensor([25.0, 9.0]).double())
+    assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(mean, covariance, other, covariance) == pytest.approx(9)
+    assert frechet_distance(mean, covariance, other, wider) == pytest.approx(9 + (2 - 5) ** 2)
+    flat = torch.diag(torch.tensor([0.0, 9.0]).double())  # singular
+    assert frechet_distance(mean, covariance, mean, flat) == pytest.approx(4)
+
+
+def test_distances_agree_with_torchmetrics():
+    found = []
+    for rows in (spread(0), spread(1) @ spread(2, 6, 6) + 3):
+        moments = FeatureMoments(6)
+        moments.add(rows[:7])
+        moments.add(rows[7:])
+        mean, covariance = moments.mean_and_covariance()
+        assert torch.allclose(mean, rows.mean(0))
+        assert torch.allclose(covariance, torch.cov(rows.T))
+        found += [mean, covariance]
+    assert frechet_distance(*found) == pytest.approx(_compute_fid(*found).item(), rel=1e-9)
+
+
+def test_one_row_has_no_covariance():
+    moments = FeatureMoments(6)
+    moments.add(spread(0, 1))
+    with pytest.raises(ValueError, match="at least two rows, got 1"):
+        moments.mean_and_covariance()
+
+
+def test_windows_are_of_sixteen_frames_and_a_rest_is_left_out():
+    seen = []
+
+    def network(window_NCTHW):
+        seen.append(window_NCTHW)
+        return window_NCTHW.mean((3, 4)).reshape(1, -1)[:, :400].repeat(1, 9)[:, :400]
+
+    video = torch.arange(37, dtype=torch.uint8)[None, :, None, None].expand(3, -1, 12, 20).contiguous()
+    features = WindowFeatures(network)
+    for start in range(0, 37, 5):
+        features.add(video[:, start : start + 5], video[:, start : start + 5] + 100)
+    assert [len(features.original), len(features.other), len(seen)] == [2, 2, 4]
+    assert seen[0].shape == (1, 3, 16, 224, 224)
+    starts = [(window[0, 0, 0, 0, 0].item() + 1) * 127.5 for window in seen]
+    assert starts == pytest.approx([0, 100, 16, 116], abs=1e-3)
+    distance = VideoDistance()
+    assert distance.summary() == {"rfvd": None, "windows": 0, "window_frames": 16}
+    distance.add(features)
+    found = distance.summary()
+    assert found["windows"] == 2
+    shift = torch.cat(features.other).double().mean(0) - torch.cat(features.original).double().mean(0)
+    assert found["rfvd"] == pytest.approx(shift.square().sum().item(), rel=1e-6)  # moved, not spread otherwise
+
+
+def test_frames_are_resized_whole_and_scaled():
+    video = torch.zeros((1, 3, 1, 10, 30), dtype=torch.uint8)
+    video[:, :, :, :, 15:] = 255
+    found = prepared(video)
+    assert found.shape == (1, 3, 1, 224, 224)
+    assert found[..., 0, 0].unique().item() == -1
+    assert found[..., 0, -1].unique().item() == 1
+    assert found[0, 0, 0, 0].mean() == pytest.approx(0, abs=1e-6)
+
+
+def test_same_padding_puts_the_odd_zero_behind():
+    line = torch.arange(1.0, 6.0).reshape(1, 1, 1, 1, 5)
+    assert pad_same(line, (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]
+    assert pad_same(line[..., :4], (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 0, 0]
+    assert pool_same(line, (1, 1, 2), (1, 1, 2)).flatten().tolist() == [2, 4, 5]
+
+
+def fresh_weights():
+    """Random weights under the published names, written from the shapes of the network."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for key, value in I3D().state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        drawn = torch.randn(value.shape, generator=generator)
+        fan = value[0].numel() if value.ndim > 1 else 1
+        weights[key] = drawn / fan**0.5 if value.ndim > 1 else 1 + 0.1 * drawn.abs()
+    return weights
+
+
+def test_the_network_reads_published_names_and_gives_400_logits(tmp_path):
+    weights = fresh_weights()
+    # names and shapes as in the published port's state_dict
+    for key, shape in {
+        "Conv3d_1a_7x7.conv3d.weight": (64, 3, 7, 7, 7),
+        "Conv3d_2c_3x3.bn.running_var": (192,),
+        "Mixed_3b.b1b.conv3d.weight": (128, 96, 3, 3, 3),
+        "Mixed_4f.b3b.bn.weight": (128,),
+        "Mixed_5c.b0.conv3d.weight": (384, 832, 1, 1, 1),
+        "logits.conv3d.weight": (400, 1024, 1, 1, 1),
+        "logits.conv3d.bias": (400,),
+    }.items():
+        assert weights[key].shape == shape
+    assert sum(value.numel() for value in weights.values()) == 12_697_264 + running_numbers(weights)
+    save_file(weights, tmp_path / "i3d.safetensors")
+    torch.save(weights, tmp_path / "i3d.pt")
+    network = load_i3d(str(tmp_path / "i3d.safetensors"))
+    video = prepared(torch.randint(0, 256, (1, 3, 9, 32, 32), dtype=torch.uint8))
+    with torch.inference_mode():
+        logits = network(video)
+        assert logits.shape == (1, 400)
+        assert logits.isfinite().all()
+        assert torch.equal(load_i3d(str(tmp_path / "i3d.pt"))(video), logits)
+        # the first unit by hand: same padding of 224 under a window of 7 with stride 2 is 2 before and 3 behind
+        unit = network.Conv3d_1a_7x7
+        plain = F.conv3d(F.pad(video, (2, 3, 2, 3, 3, 3)), weights["Conv3d_1a_7x7.conv3d.weight"], stride=2)
+        scale = weights["Conv3d_1a_7x7.bn.weight"] / (weights["Conv3d_1a_7x7.bn.running_var"] + 1e-3).sqrt()
+        moved = weights["Conv3d_1a_7x7.bn.bias"] - weights["Conv3d_1a_7x7.bn.running_mean"] * scale
+        by_hand = (plain * scale.view(1, -1, 1, 1, 1) + moved.view(1, -1, 1, 1, 1)).relu()
+        assert torch.allclose(unit(video), by_hand, atol=1e-4)
+
+
+def running_numbers(weights):
+    """Of batch norms: the means and variances, which are no parameters."""
+    return sum(value.numel() for key, value in weights.items() if "running_" in key)
+
+
+def test_files_that_are_not_i3d_are_refused(tmp_path):
+    weights = fresh_weights()
+    missing = {key: value for key, value in weights.items() if key != "Mixed_4b.b2a.conv3d.weight"}
+    save_file(missing, tmp_path / "missing.safetensors")
+    with pytest.raises(ValueError, match=r"Mixed_4b\.b2a\.conv3d\.weight"):
+        load_i3d(str(tmp_path / "missing.safetensors"))
+    wrong = {**weights, "logits.conv3d.bias": torch.zeros(600)}
+    save_file(wrong, tmp_path / "classes.safetensors")
+    with pytest.raises(ValueError, match=r"logits\.conv3d\.bias"):
+        load_i3d(str(tmp_path / "classes.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*TorchScript archive:UserWarning")
+def test_a_torchscript_program_is_not_run(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "i3d.pt"))
+    with pytest.raises(ValueError, match=r"i3d\.pt is not a readable checkpoint .*TorchScript"):
+        load_i3d(str(tmp_path / "i3d.pt"))
