@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -304,7 +304,14 @@ def build_job(flags: dict[str, Any], *, config_path: str | None = None, override
     Raises:
         ConfigError: names the field, the value got and what was expected.
     """
-    values: dict[str, Any] = _read_yaml(config_path) if config_path else {}
+    return build(EncodeJob, flags, config_path=config_path, overrides=overrides)
+
+
+def build(
+    kind: type[Section], flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()
+) -> Any:
+    """As `build_job`, for any kind of job."""
+    values: dict[str, Any] = _read_yaml(config_path, kind) if config_path else {}
     for path, value in flags.items():
         if value is not None and value != () and value != []:
             _assign(values, path, value)
@@ -313,7 +320,7 @@ def build_job(flags: dict[str, Any], *, config_path: str | None = None, override
         if not sep or not path:
             raise ConfigError(f"--set {text}: expected section.key=value")
         _assign(values, path.strip(), _parse_yaml(raw, f"--set {text}"))
-    return validate(EncodeJob, values)
+    return validate(kind, values)
 
 
 def validate(kind: type[Section], values: dict[str, Any]) -> Any:
@@ -336,7 +343,8 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         if item["type"] == "extra_forbidden":
             section: Any = kind
             for part in item["loc"][:-1]:
-                section = section.model_fields[part].annotation
+                annotation = section.model_fields[part].annotation
+                section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
             message = f"no such field; known here: {', '.join(sorted(section.model_fields))}"
         elif item["type"] == "missing":
             message = "is required"
@@ -355,7 +363,7 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str, kind: type[Section]) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -366,7 +374,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
     # A section whose lines are all commented out is an empty one; a key that is no text is no field.
-    sections = {name for name, field in EncodeJob.model_fields.items() if isinstance(field.default, Section)}
+    sections = {name for name, field in kind.model_fields.items() if isinstance(field.default, Section)}
     return {str(name): {} if value is None and name in sections else value for name, value in loaded.items()}
 
 

@@ -104,6 +104,8 @@ class Sample:
     video_ext: str
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    # First byte and size of the video in its object, where that holds it as it is (no compression, no holes).
+    span: tuple[int, int] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video

@@ -185,6 +185,7 @@ class ShardReader:
             )
             return
         size, pieces = contents
+        group.video_span = self._places.get(member.name)
         if size == 0:
             group.fault = ("empty_video", f"{field} has no bytes", False)
         elif size > self._max_video_bytes:
@@ -253,7 +254,8 @@ class ShardReader:
                 metadata = parse_metadata(data, self.counters) if (data := self._sidecar(source, "json")) else {}
                 caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
                 video = self._file(source)
-                yield Sample(key, index, source.uri, video, extension, caption or caption_of(metadata), metadata)
+                caption, span = caption or caption_of(metadata), (0, source.size)
+                yield Sample(key, index, source.uri, video, extension, caption, metadata, span)
 
     def _file(self, source: SourceObject) -> bytes | str:
         """A local file's own path, checked to be the one listed; a remote one's bytes, or a temporary copy."""

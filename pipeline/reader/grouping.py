@@ -34,6 +34,7 @@ class Group:
     video: bytes | str | None = None
     video_ext: str = ""
     video_rank: tuple[int, int] | None = None
+    video_span: tuple[int, int] | None = None  # where in the object its bytes lie, if they lie there as they are
     video_bytes: int = 0  # in memory or in a file: both are held
     caption: str | None = None
     metadata: dict[str, Any] | None = None
@@ -144,7 +145,8 @@ class Grouper:
             return Reject(group.key, "read", reason, message, policy=policy, uri=self._uri)
         metadata = group.metadata or {}
         caption = group.caption or caption_of(metadata)
-        return Sample(group.key, group.index, self._uri, group.video, group.video_ext, caption, metadata)
+        place = group.video_span
+        return Sample(group.key, group.index, self._uri, group.video, group.video_ext, caption, metadata, place)
 
     def _late_reject(self, key: str) -> Reject:
         message = (
