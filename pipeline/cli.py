@@ -269,6 +269,45 @@ def check(
     _guard(run, debug=debug)
 
 
+@app.command()
+def evaluate(
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="New folder for numbers, plots and pictures.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT...", help="Shards or videos.")] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
+    fps: Fps = None,
+    frames: Frames = None,
+    size: Size = None,
+    clips: Clips = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    compute_dtype: Annotated[
+        str | None, typer.Option("--compute-dtype", help="float32, bfloat16 or float16. [default: by device]")
+    ] = None,
+    lpips: Annotated[list[str] | None, typer.Option(metavar="FILE", help="LPIPS-VGG; twice: VGG16, heads.")] = None,
+    i3d: Annotated[str | None, typer.Option(metavar="FILE", help="I3D weights, for rFVD.")] = None,
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how well a network gives videos back: PSNR, SSIM and more per clip and bucket, with plots and a sheet of pictures."""
+
+    def run() -> None:
+        from pipeline.config import build_job
+        from pipeline.evaluation import evaluate as room
+        from pipeline.evaluation.table import evaluation_lines
+
+        flags = {"inputs": inputs, "output": output, "model.name": model, "model.checkpoint": checkpoint}
+        flags |= {"model.untrained": untrained, "model.device": device, "model.compute_dtype": compute_dtype}
+        flags |= {"clips.fps": fps, "clips.frames": frames, "clips.size": size, "clips.select": clips}
+        job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
+        found = room.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
+        typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(evaluation_lines(found)))
+
+    _guard(run, debug=debug)
+
+
 @app.command("convert-checkpoint")
 def convert_checkpoint(
     source: str,

@@ -27,7 +27,7 @@ DOORS = {
     "ray": {"pipeline/engine/ray_actors.py", "pipeline/engine/ray_crew.py", "pipeline/engine/ray_session.py"},
     "boto3": {"pipeline/storage/"},
     "botocore": {"pipeline/storage/"},
-    "model": {"model/", "pipeline/encoder/", "pipeline/cli.py"},
+    "model": {"model/", "pipeline/encoder/", "pipeline/evaluation/measuring.py", "pipeline/cli.py"},
     "torch": {"model/", "pipeline/encoder/"},
     "av": {
         "pipeline/decode/",
@@ -36,7 +36,7 @@ DOORS = {
         "pipeline/engine/blueprint.py",
     },
     "typer": {"pipeline/cli.py"},
-    "pipeline.engine": {"pipeline/engine/", "pipeline/cli.py", "pipeline/__init__.py"},
+    "pipeline.engine": {"pipeline/engine/", "pipeline/evaluation/", "pipeline/cli.py", "pipeline/__init__.py"},
     "pipeline.cli": {"pipeline/__main__.py"},
 }
 

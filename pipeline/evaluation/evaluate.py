@@ -1,0 +1,227 @@
+"""`lathe evaluate`: the order of things. A composition of corpus, reader, decoders, the network and its instruments.
+
+Enters: an `EncodeJob` whose output is the folder to write, files with weights for LPIPS and I3D. Leaves: a summary, and in the folder
+`summary.json`, `clips.parquet`, `rejects.jsonl`, `sheet.png`, `plots/`. Clips are read, cut and converted as `lathe encode` does it; each
+goes through the network chunk by chunk, so memory depends neither on the corpus nor on a clip's length.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.clips import resolve_rules
+from pipeline.corpus import resolve_inputs
+from pipeline.encoder.network import cuda_available, known_spec, resolve_device
+from pipeline.engine.feed import Restarted
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.config import EncodeJob
+    from pipeline.encoder import LatentSpec
+    from pipeline.evaluation.footage import Happening
+    from pipeline.evaluation.measuring import Bench, ClipResult, ClipRun, Findings
+    from pipeline.evaluation.rows import ClipRows
+    from pipeline.records import ClipPlan, ClipRules, Sample
+
+WHOLE_CHUNK = 1 << 20  # frames: more than any clip of a network that encodes clips whole
+EXTRA = ("torchmetrics", "matplotlib")
+SMALLEST_SIDE = 11  # pixels SSIM's window needs
+NEWS_S = 15.0
+
+
+def evaluate(
+    job: EncodeJob,
+    *,
+    lpips: Sequence[str] = (),
+    i3d: str | None = None,
+    news: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measures every clip of the corpus and writes the folder `job.output`. `news` gets a line now and then.
+
+    Raises:
+        UsageError: something about the command is wrong, also weights that do not match; nothing was measured.
+        InputError: no clip of the corpus can be used; says why.
+        NonFiniteLatent: the network gave NaN or infinity.
+    """
+    folder = _checked_folder(job.output)
+    _check_extra()
+    if (known := known_spec(job.model)) is not None:
+        _rules(job, known)  # frame counts and sizes it cannot take are found before anything is loaded
+    shards = resolve_inputs(job.inputs, job.storage)
+    cuda = job.model.device.startswith("cuda") or (job.model.device == "auto" and cuda_available())
+    device, dtype = resolve_device(job.model.device, job.model.compute_dtype, cuda=cuda)
+
+    from pipeline.evaluation.footage import Footage
+    from pipeline.evaluation.measuring import Bench, Findings
+    from pipeline.evaluation.rows import ClipRows
+
+    bench = Bench(job, device, dtype, lpips, i3d)
+    rules = _rules(job, bench.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    findings = Findings(job.write.dtype)
+    with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
+        ledger = _Ledger(bench, findings, rows)
+        with Footage(job, shards, rules, _chunk_frames(job, bench.spec), device) as footage:
+            told = time.monotonic()
+            for happening in footage:
+                ledger.take(happening)
+                if time.monotonic() - told > NEWS_S:
+                    told = time.monotonic()
+                    news(f"{findings.clips} clips so far, mean PSNR {findings.mean_psnr:.2f} dB")
+    if not findings.clips:
+        raise InputError(_why_nothing(rows, ledger.videos))
+    summary = {
+        "format_version": 1,
+        "lathe_version": version("lathe"),
+        "network": bench.facts(),
+        "inputs": list(job.inputs),
+        "clips": asdict(rules),
+        "lpips": list(lpips) or None,
+        "i3d": i3d,
+        "videos": ledger.videos,
+        **findings.summary(),
+        "rejected": {"total": rows.rejected, "reasons": rows.reasons},
+    }
+    return _write(summary, findings, folder)
+
+
+def _write(summary: dict[str, Any], findings: Findings, folder: Path) -> dict[str, Any]:
+    """Pictures and the summary, which comes last: where it is, everything is."""
+    from pipeline.evaluation.plots import write_plots
+
+    findings.write_sheet(folder / "sheet.png")
+    write_plots(summary, folder / "plots")
+    summary["folder"] = str(folder)
+    summary["files"] = ["summary.json", "clips.parquet", "rejects.jsonl", "sheet.png", "plots/"]
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    return summary
+
+
+def _checked_folder(output: str) -> Path:
+    if "://" in output:
+        raise OutputError(f"--output {output}: an evaluation is written to a local folder; name one")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--output {output}: is a file; name a folder that is new or empty")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"--output {output}: the folder is not empty; name a new one, so that nothing is mixed")
+    return folder
+
+
+def _check_extra() -> None:
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"evaluating needs {' and '.join(missing)}; install them: pip install 'lathe[training]'")
+
+
+def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
+    if min(sides, default=rules.multiple_of) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"clips.size: SSIM looks through a window of {SMALLEST_SIDE} pixels, got sides down to "
+            f"{min(sides, default=rules.multiple_of)}; use larger ones"
+        )
+    return rules
+
+
+def _chunk_frames(job: EncodeJob, spec: LatentSpec) -> int:
+    if spec.chunking == "none":
+        return WHOLE_CHUNK
+    return max(spec.time_stride, job.engine.chunk_frames // spec.time_stride * spec.time_stride)
+
+
+def _why_nothing(rows: ClipRows, videos: int) -> str:
+    if not rows.rejected:
+        return f"no clip to measure: {videos} videos in the inputs gave none"
+    reasons = [
+        f"{reason} {item['count']} ({', '.join(item['keys'])}: {item['message']})"
+        for reason, item in rows.reasons.items()
+    ]
+    return f"no clip to measure, everything was rejected: {'; '.join(reasons)}"
+
+
+@dataclass(slots=True)
+class _Video:
+    """A sample under way."""
+
+    sample: Sample | None
+    plans: dict[int, ClipPlan] = field(default_factory=dict)
+    run: ClipRun | None = None
+    results: list[tuple[ClipPlan, ClipResult]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    settled: set[int] = field(default_factory=set)  # clips measured or failed
+    opened: bool = False
+    ended: bool = False
+
+
+class _Ledger:
+    """Takes what happens to samples in any order and enters finished ones in the corpus's order."""
+
+    def __init__(self, bench: Bench, findings: Findings, rows: ClipRows) -> None:
+        self._bench, self._findings, self._rows = bench, findings, rows
+        self._videos: dict[int, _Video] = {}
+        self._next = 0
+        self.videos = 0  # entered, rejected ones too
+
+    def take(self, happening: Happening) -> None:
+        """One happening; enters every sample whose turn has come."""
+        video = self._videos.setdefault(happening.number, _Video(happening.sample))
+        what = happening.what
+        if isinstance(what, OpenedVideo):
+            video.plans = {plan.index: plan for plan in what.clips}
+            if not video.opened:  # a decoder that died opens it again
+                video.rejects += what.rejects
+            video.opened = True
+        elif isinstance(what, FrameChunk):
+            self._measure(happening.number, video, what)
+        elif isinstance(what, ClipFailed):
+            video.run = None
+            if what.clip not in video.settled:
+                video.settled.add(what.clip)
+                video.rejects.append(what.reject)
+        elif isinstance(what, Restarted):
+            video.run = None
+        elif isinstance(what, Reject):
+            video.rejects.append(what)
+            video.ended = True
+        elif isinstance(what, VideoEnded):
+            video.ended = True
+        while (first := self._videos.get(self._next)) is not None and first.ended:
+            self._enter(self._videos.pop(self._next))
+            self._next += 1
+
+    def _measure(self, number: int, video: _Video, chunk: FrameChunk) -> None:
+        from pipeline.evaluation.measuring import ClipRun
+
+        if chunk.clip in video.settled or video.sample is None:
+            return
+        plan = video.plans[chunk.clip]
+        if chunk.first:
+            video.run = ClipRun(self._bench, video.sample, plan)
+        if video.run is None:
+            raise RuntimeError(f"a chunk of {video.sample.key}, clip {chunk.clip}, came before the clip's first")
+        video.run.push(chunk)
+        if chunk.last:
+            video.settled.add(chunk.clip)
+            video.results.append((plan, video.run.result()))
+            self._findings.show(number, video.sample, plan, video.run)
+            video.run = None
+
+    def _enter(self, video: _Video) -> None:
+        self.videos += 1
+        for reject in video.rejects:
+            self._rows.reject(reject)
+        if video.sample is not None:
+            for plan, result in video.results:
+                self._rows.add(video.sample, plan, result)
+                self._findings.add(plan, result)

@@ -1,0 +1,172 @@
+"""A corpus as a stream of what happens to its samples: opened, chunk, clip failed, ended, rejected. As `lathe encode` sees it.
+
+Enters: shards and the job's rules. Leaves: `Happening`s; those of one sample in order, those of different samples interleaved. A
+thread reads samples ahead, the engine's feed drives decoder processes that may be killed. Memory: a few samples, `engine.frame_bytes` of
+frames.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.engine.feed import Feed, Restarted
+from pipeline.engine.lanes import ProcessLanes, niceness_beside
+from pipeline.reader import ShardReader
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from pipeline.config import EncodeJob
+    from pipeline.records import ClipRules, Shard
+
+READ_AHEAD = 4  # samples waiting for a decoder
+WAIT_S = 0.2
+MOST_DECODERS = 16  # as `lathe encode` for one encoder
+
+
+class Happening(NamedTuple):
+    """Something that happened to sample `number` of the corpus, counted as they are read; a `Reject` or `VideoEnded` is its last."""
+
+    number: int
+    sample: Sample | None  # None: the reader rejected it
+    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject
+
+
+class _Loan:
+    """An open shard: closed once it is read and no sample of it is in use."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self._users = 1  # whoever reads it
+        self._guard = threading.Lock()
+
+    def take(self) -> None:
+        with self._guard:
+            self._users += 1
+
+    def give_back(self, sample: Sample | None = None) -> None:
+        if sample is not None:
+            self.reader.release(sample)
+        with self._guard:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.reader.close()
+
+
+class _Ticket(NamedTuple):
+    """What the feed knows a sample by."""
+
+    number: int
+    loan: _Loan
+
+
+class Footage:
+    """Iterate once, inside `with`.
+
+    Raises while iterating:
+        StorageUnavailable, SourceChanged: as the reader.
+        BuildError: decoder processes that die on start-up.
+    """
+
+    def __init__(
+        self, job: EncodeJob, shards: Sequence[Shard], rules: ClipRules, chunk_frames: int, device: str
+    ) -> None:
+        """`chunk_frames`: most frames of a chunk behind the first. Processes start now, and warm up while a network loads."""
+        self._job, self._shards = job, shards
+        self._samples: queue.Queue[tuple[_Ticket, Sample]] = queue.Queue(READ_AHEAD)
+        self._refused: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+        self._read: int | None = None  # samples in all, once that is known
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._lanes = ProcessLanes(
+            job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1)),
+            job.decode.memory_bytes,
+            niceness_beside(device),
+        )
+        self._feed = Feed(
+            self._lanes,
+            self,
+            rules=rules,
+            limits=job.decode,
+            drill=job.drill,
+            chunk_frames=chunk_frames,
+            frame_bytes=job.engine.frame_bytes,
+            largest_batch=lambda shape: 1,
+        )
+        self._thread = threading.Thread(target=self._read_all, name="footage", daemon=True)
+
+    def __enter__(self) -> Footage:
+        self._thread.start()
+        self._feed.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._feed.close()
+        self._lanes.close()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Happening]:
+        ended = 0
+        while self._read is None or ended < self._read:
+            while not self._refused.empty():
+                ended += 1
+                yield self._refused.get()
+            for event in self._feed.events(WAIT_S):
+                yield Happening(event.owner.number, event.sample, event.what)
+                if isinstance(event.what, FrameChunk):
+                    self._feed.consumed(event.what.nbytes)
+                elif isinstance(event.what, VideoEnded | Reject):
+                    ended += 1
+                    event.owner.loan.give_back(event.sample)
+            if self._error is not None:
+                raise self._error
+
+    def next_sample(self) -> tuple[_Ticket, Sample] | None:
+        """For the feed."""
+        try:
+            return self._samples.get_nowait()
+        except queue.Empty:
+            return None
+
+    # ---- the reading thread -----------------------------------------------------------------------------------------
+
+    def _read_all(self) -> None:
+        count = 0
+        try:
+            for shard in self._shards:
+                reader = ShardReader(shard, self._job.storage, max_video_bytes=self._job.decode.max_video_bytes)
+                loan = _Loan(reader)
+                try:
+                    for item in reader:
+                        if self._stop.is_set():
+                            return
+                        self._hand_on(count, item, loan)
+                        count += 1
+                finally:
+                    loan.give_back()
+            self._read = count
+        except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
+            self._error = error
+        finally:
+            self._feed.wake()
+
+    def _hand_on(self, number: int, item: Sample | Reject, loan: _Loan) -> None:
+        if isinstance(item, Reject):
+            self._refused.put(Happening(number, None, item))
+            return
+        loan.take()
+        while not self._stop.is_set():
+            try:
+                self._samples.put((_Ticket(number, loan), item), timeout=WAIT_S)
+                return
+            except queue.Full:
+                continue

@@ -1,0 +1,206 @@
+"""The evaluation's door to `model/`: a network with its instruments, chunks of clips in, findings out. Foreign errors become ours here.
+
+Enters: the job, files with weights of LPIPS and I3D, `FrameChunk`s. Leaves: a `ClipResult` for each clip; sums over all as a JSON-ready
+summary and a sheet of pictures.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.evaluation.fidelity import ClipMeter
+from model.evaluation.frechet import VideoDistance, WindowFeatures
+from model.evaluation.i3d import load_i3d
+from model.evaluation.latents import LatentMoments
+from model.evaluation.pictures import Reel, Showcase
+from model.evaluation.roundtrip import RoundTrip
+from model.evaluation.tally import Tally
+from model.sheets import write_sheet
+from model.training.perceptual import load_lpips
+from pipeline.encoder.network import load_torch, load_vae
+from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from model.evaluation.fidelity import ClipQuality
+    from model.interface import LatentSpec
+    from pipeline.config import EncodeJob
+    from pipeline.records import ClipPlan, FrameChunk, Sample
+
+ELEMENT_BITS = {"float16": 16, "bfloat16": 16, "float32": 32}
+PIXEL_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class ClipResult:
+    """Everything measured on one clip."""
+
+    quality: ClipQuality
+    latents: LatentMoments
+    elements: int  # numbers in its latent
+    features: WindowFeatures | None
+
+
+class Bench:
+    """A network on its device with everything that measures it."""
+
+    def __init__(
+        self, job: EncodeJob, device: str, dtype: str, lpips: Sequence[str] = (), i3d: str | None = None
+    ) -> None:
+        """`lpips`: one file, or VGG16 and linear heads apart.
+
+        Raises:
+            ConfigError: CUDA where there is none, more than two LPIPS files.
+            CheckpointError: no weights, unsafe weights, weights of another network.
+            AccessError: a hub that refused or could not be reached.
+        """
+        if len(lpips) > 2:
+            raise ConfigError(f"--lpips: expected one file, or VGG16 and heads; got {len(lpips)}")
+        self._torch = load_torch()
+        if job.engine.threads is not None:
+            self._torch.set_num_threads(job.engine.threads)
+        self.vae = load_vae(job.model, device, dtype)
+        self.spec: LatentSpec = self.vae.spec
+        self.lpips = _loaded("--lpips", lpips[0], lambda: load_lpips(*lpips)).to(self.vae.device) if lpips else None
+        self.i3d = _loaded("--i3d", i3d, lambda: load_i3d(i3d)).to(self.vae.device) if i3d else None
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured, JSON-ready."""
+        vae = self.vae
+        return {
+            "network": self.spec.network,
+            "weights_sha256": vae.weights_sha256,
+            "untrained": vae.untrained,
+            "checkpoint": vae.checkpoint.to_dict() if vae.checkpoint else None,
+            "device": str(vae.device),
+            "compute_dtype": str(vae.dtype).removeprefix("torch."),
+            "latent": "posterior mean, float32, not rounded to a storage type",
+        }
+
+
+class ClipRun:
+    """One clip on its way through the bench."""
+
+    def __init__(self, bench: Bench, sample: Sample, plan: ClipPlan) -> None:
+        self._bench, self._sample, self._plan = bench, sample, plan
+        spec = bench.spec
+        self._trip = RoundTrip(bench.vae)
+        self._meter = ClipMeter(spec.lead_frames, spec.time_stride, bench.lpips)
+        self._features = WindowFeatures(bench.i3d) if bench.i3d is not None else None
+        self._latents, self._elements, self._reel = LatentMoments(), 0, Reel()
+
+    def push(self, chunk: FrameChunk) -> None:
+        """The next chunk of the clip.
+
+        Raises:
+            NonFiniteLatent: the network gave NaN or infinity.
+            ConfigError: a chunk that does not fit into the device's memory.
+        """
+        torch = self._bench._torch
+        planes = chunk.planes_T3HW if chunk.planes_T3HW.flags.writeable else chunk.planes_T3HW.copy()
+        try:
+            step = self._trip.push_planes(torch.from_numpy(planes), chunk.color_matrix, last=chunk.last)
+            self._latents.add(step.latent_Cthw)
+            self._elements += step.latent_Cthw.numel()
+            self._meter.add(step.original_CTHW, step.reconstruction_CTHW)
+            self._reel.add(step.original_CTHW, step.reconstruction_CTHW)
+            if self._features is not None:
+                self._features.add(step.original_CTHW, step.reconstruction_CTHW)
+        except FloatingPointError as error:
+            message = f"{self._bench.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
+            raise NonFiniteLatent(message, key=self._sample.key, uri=self._sample.uri) from None
+        except torch.OutOfMemoryError as error:
+            frames, _, height, width = planes.shape
+            raise ConfigError(
+                f"clips.size: {frames} frames of {height}x{width} do not fit into the memory of {self._bench.vae.device}; "
+                "use a smaller size, or a smaller engine.chunk_frames"
+            ) from error
+
+    def result(self) -> ClipResult:
+        """After the last chunk."""
+        return ClipResult(self._meter.result(), self._latents, self._elements, self._features)
+
+    def pictures(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A few frames of original and reconstruction, uint8 `3 T H W` on the CPU, of at most 384 pixels a side."""
+        return self._reel.frames()
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tally: Tally = field(default_factory=Tally)
+    pixels: int = 0
+    elements: int = 0
+
+
+class Findings:
+    """Sums over clips: `add` in the corpus's order, so that the same corpus gives the same numbers; `show` in any."""
+
+    def __init__(self, storage_dtype: str) -> None:
+        self._bits = ELEMENT_BITS[storage_dtype]
+        self._all = _Bucket()
+        self._buckets: dict[str, _Bucket] = defaultdict(_Bucket)
+        self._latents, self._distance, self._showcase = LatentMoments(), VideoDistance(), Showcase()
+
+    @property
+    def clips(self) -> int:
+        """How many so far."""
+        return self._all.tally.clips
+
+    @property
+    def mean_psnr(self) -> float:
+        """Of the clips so far, dB."""
+        found = self._all.tally.summary()["psnr"]
+        return float(found["mean"]) if found else 0.0
+
+    def show(self, number: int, sample: Sample, plan: ClipPlan, run: ClipRun) -> None:
+        """A finished clip of sample `number`, for the sheet: its pictures are kept or forgotten at once."""
+        psnr = run.result().quality.psnr
+        title = f"{psnr:.2f} dB  {sample.key}, clip {plan.index}"
+        self._showcase.offer(psnr, f"{sample.uri} {number} {plan.index}", title, run.pictures())
+
+    def add(self, plan: ClipPlan, result: ClipResult) -> None:
+        """One more clip."""
+        for bucket in (self._all, self._buckets[str(plan.bucket)]):
+            bucket.tally.add(result.quality)
+            bucket.pixels += result.quality.frames * plan.bucket.height * plan.bucket.width
+            bucket.elements += result.elements
+        self._latents.merge(result.latents)
+        if result.features is not None:
+            self._distance.add(result.features)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready; `rfvd` says how many windows it is of."""
+        return {
+            "overall": self._summary_of(self._all),
+            "buckets": {name: self._summary_of(self._buckets[name]) for name in sorted(self._buckets)},
+            "latents": self._latents.summary(),
+            "rfvd": self._distance.summary(),
+        }
+
+    def write_sheet(self, path: Path) -> None:
+        """The worst, the typical and the best clips as a PNG."""
+        chosen = self._showcase.chosen()
+        pairs = [(shown.original_CTHW, shown.other_CTHW) for _, shown in chosen]
+        write_sheet(path, pairs, titles=[f"{label}: {shown.title}" for label, shown in chosen])
+
+    def _summary_of(self, bucket: _Bucket) -> dict[str, Any]:
+        per_pixel = bucket.elements * self._bits / bucket.pixels
+        compression = {"bits_per_pixel": per_pixel, "compression_ratio": PIXEL_BITS / per_pixel}
+        return {**bucket.tally.summary(), **compression}
+
+
+def _loaded(flag: str, uri: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(f"{flag} {uri}: {error}") from error
+    except RuntimeError as error:
+        if not uri.startswith("hf://"):
+            raise
+        raise AccessError(f"{flag} {uri}: {error}") from error
