@@ -210,6 +210,34 @@ def sample(
 
 
 @app.command()
+def train(
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="Recipe, data, output.")],
+    output: Annotated[str | None, typer.Option(help="Folder of the run, instead of the job's.")] = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train a network, from videos or without any. Run the same command again to go on after a kill."""
+
+    def run() -> None:
+        from pipeline.training import run as room
+        from pipeline.training.job import build_train_job
+        from pipeline.training.telling import Telling
+
+        wanted = build_train_job({"output": output}, config_path=job, overrides=tuple(set_ or ()))
+        telling = Telling(wanted.progress)
+        prepared = room.prepare(wanted, telling)
+        if wanted.distributed:
+            from pipeline.engine import ray_training
+
+            weights = ray_training.train(prepared, telling)
+        else:
+            weights = room.learn(prepared, room.definite_device(wanted.device), telling.step)
+        telling.end(prepared, weights)
+
+    _guard(run, debug=debug)
+
+
+@app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="One network, with everything known about it.")] = None,
     as_json: AsJson = False,

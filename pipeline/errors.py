@@ -20,7 +20,8 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── SourceChanged             an input was replaced while it was read
         ├── NonFiniteLatent           the network produced NaN, infinity or absurd values
         ├── RejectBudgetExceeded      too many damaged inputs
-        └── ShardsFailed              shards that could not be finished after all attempts
+        ├── ShardsFailed              shards that could not be finished after all attempts
+        └── TrainingError             a training run that began and failed; its last checkpoint is good
 ```
 
 Exceptions cross process borders (Ray pickles them), so state lives in plain attributes and `__reduce__` rebuilds from it.
@@ -149,3 +150,7 @@ class RejectBudgetExceeded(BuildError):
 
 class ShardsFailed(BuildError):
     """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""
+
+
+class TrainingError(BuildError):
+    """A training run began and failed: a loss that is not finite, memory or a disk that ran out, processes that died too often."""

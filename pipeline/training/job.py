@@ -1,0 +1,191 @@
+"""Every knob of a training job. Enters: YAML, flags, `--set`. Leaves: one frozen `TrainJob`, and the recipe it means.
+
+How clips are decoded and fetched is said in the sections of an encoding job (`decode`, `storage`): one meaning for both. What is learned,
+from how many clips of which size, is the recipe's (`model.training.recipe`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from pipeline.config import DecodeConfig, Section, StorageConfig, build
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.training.recipe import TrainingRecipe
+
+MiB = 1024 * 1024
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_features(value: Any) -> Any:
+    return {"features": value} if isinstance(value, str) else value
+
+
+class RandomClipConfig(Section):
+    """How clips are drawn from a video: any moment, any place, scaled within bounds."""
+
+    fps: Annotated[float, Field(gt=0, le=1000)] | Literal["source"] = "source"
+    """Sampling rate by presentation time, or `source`: every frame as it is. Images are any frame."""
+    min_fps_ratio: float = Field(0.9, ge=0, le=1)
+    """Sources slower than this fraction of `fps` are not used (`fps_too_low`), instead of repeating their frames."""
+    scale: tuple[float, float] = (1.0, 2.0)
+    """Smallest and largest scaled frame, as a multiple of the frame that just covers the clip; a random piece is cut out of it."""
+    min_side: int = Field(1, ge=1)
+    """Videos whose shorter side has fewer pixels are not used (`too_small`)."""
+    upscale: bool = False
+    """Allow videos smaller than the clip to be enlarged. Otherwise they are not used (`too_small`)."""
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _fps(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "source":
+            try:
+                return float(value)
+            except ValueError:
+                raise ValueError(f"expected a number of frames per second or 'source', got {value!r}") from None
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not (1 <= value[0] <= value[1] and math.isfinite(value[1])):
+            raise ValueError(f"expected two rising factors of at least 1, such as [1, 2], got {list(value)}")
+        return value
+
+
+class SyntheticConfig(Section):
+    """Clips of `model.training.scenes`."""
+
+    seed: int = Field(0, ge=0)
+    """Another seed, other clips."""
+
+
+class DataConfig(Section):
+    """Where clips come from: made, or cut from videos."""
+
+    synthetic: SyntheticConfig | None = None
+    """Generated videos, without end; give `{seed: 0}`."""
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
+    """Tar shards or videos, as for `encode`: paths, globs, braces, folders, `s3://…` of the same, `@list.txt`. Tars uncompressed."""
+    clips: RandomClipConfig = RandomClipConfig()
+    seed: int = Field(0, ge=0)
+    """Of the order of videos, and of moments, scales and places."""
+    cache_bytes: int = Field(256 * MiB, ge=0)
+    """Most bytes of fetched videos that each loading process keeps."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.synthetic is None) == (self.inputs is None):
+            got = "neither" if self.inputs is None else "both"
+            raise ValueError(f"expected either synthetic: {{seed: 0}} or inputs: [shards, folders, …], got {got}")
+        if self.inputs is not None and not self.inputs:
+            raise ValueError("expected at least one input, got []")
+        return self
+
+
+class LPIPSConfig(Section):
+    """Weights of the perceptual distance; a plain string means `features`."""
+
+    features: str = Field(min_length=1)
+    """VGG16 of torchvision or of the lpips package: path, `s3://…` or `hf://owner/repo/file`."""
+    heads: str | None = None
+    """The package's five linear layers, where the first file does not hold them."""
+
+
+class TrainJob(Section):
+    """A whole training run."""
+
+    recipe: str | dict[str, Any]
+    """A recipe by name, its file, or the mapping itself."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Values over the recipe's; mappings key by key, all else replaced."""
+    data: DataConfig
+    output: str = Field(min_length=1)
+    """Folder of the run; with several machines, one that all of them see. The same job again goes on from there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA if there is one."""
+    workers: int = Field(1, ge=1)
+    """Training processes, each with a GPU where there are some. More than one run through Ray Train."""
+    ray: bool = False
+    """Through Ray Train with a single process too: it begins again by itself where that process dies."""
+    address: str | None = None
+    """Ray cluster to join. Without it `RAY_ADDRESS` if set, else a private local Ray."""
+    worker_cpus: float = Field(1.0, gt=0)
+    """CPUs a training process asks of a cluster; its loaders run there too."""
+    restarts: int = Field(3, ge=0)
+    """Times that Ray Train begins again from the last checkpoint after a process died."""
+    loaders: int = Field(1, ge=0)
+    """Processes that make clips, per training process; 0: the training process does."""
+    lpips: Annotated[LPIPSConfig | None, BeforeValidator(_as_features)] = None
+    """For recipes with a perceptual term."""
+    decode: DecodeConfig = DecodeConfig()
+    storage: StorageConfig = StorageConfig()
+    progress: Literal["auto", "plain", "json", "none"] = "auto"
+    """Lines on stderr, JSON lines on stdout, or nothing. `auto`: lines."""
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _recipe(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict)) or not value:
+            raise ValueError(f"expected a recipe's name, its file, or a mapping, got {value!r}")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _output(cls, value: str) -> str:
+        if "://" in value and not value.startswith("file://"):
+            raise ValueError(
+                f"expected a folder, local or on a file system that all machines see, got {value!r}; a run "
+                "appends to its files, copy it to an object store when it is done"
+            )
+        return value
+
+    @property
+    def distributed(self) -> bool:
+        """Whether Ray Train runs it."""
+        return self.ray or self.workers > 1
+
+
+def build_train_job(
+    flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()
+) -> TrainJob:
+    """As `pipeline.config.build_job`. Raises ConfigError naming the field, what was got, what was expected."""
+    job: TrainJob = build(TrainJob, flags, config_path=config_path, overrides=overrides)
+    return job
+
+
+def recipe_of(job: TrainJob) -> TrainingRecipe:
+    """The recipe a job means.
+
+    Raises:
+        ConfigError: no such recipe; a key or value it cannot have.
+    """
+    from model.training.recipe import load_recipe, training_recipe
+
+    try:
+        if isinstance(job.recipe, str):
+            return load_recipe(job.recipe, job.overrides)
+        return training_recipe(_over(job.recipe, job.overrides))
+    except (FileNotFoundError, ValueError) as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith("recipe") else f"recipe: {message}") from None
+    except OSError as error:
+        raise ConfigError(f"recipe: {job.recipe} cannot be read: {error.strerror}") from None
+
+
+def _over(recipe: Any, over: Mapping[str, Any]) -> dict[str, Any]:
+    """As `load_recipe` merges a file."""
+    merged = dict(recipe)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

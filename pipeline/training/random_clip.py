@@ -1,0 +1,102 @@
+"""One clip from anywhere in one video, as encoding would have seen it.
+
+Enters: an encoded video, a size, a random generator. Leaves: uint8 RGB of that size. Frames on screen, colours, orientation and scaling are
+those of the pipeline's decoder and of its door to the network; only the moment, the scale and the place are drawn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.colour import yuv_to_video
+from pipeline import clips
+from pipeline.decode import open_video
+from pipeline.decode.planes import Geometry
+from pipeline.errors import PolicyReject
+from pipeline.records import Bucket, ClipRules
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+    from pipeline.decode import Video
+    from pipeline.records import VideoInfo
+    from pipeline.training.job import RandomClipConfig
+
+
+def random_clip(
+    video: bytes | str, limits: DecodeConfig, config: RandomClipConfig, size: Bucket, draw: np.random.Generator
+) -> torch.Tensor:
+    """uint8 RGB `3 T H W` of `size`, black 0, white 255: the encoder's RGB, rounded to the nearest of 256 values.
+
+    Args:
+        video: encoded bytes, or a local path.
+        limits: of decoding; `timeout_s` and `memory_bytes` bind only decoders that can be killed, which this one is not.
+        config: what may be drawn.
+        size: of the clip.
+        draw: decides the first frame, the scale and the place, in this order.
+
+    Raises:
+        PolicyReject: `too_short`, `too_small`, `fps_too_low`, and those of `decode.open_video`.
+        DamagedInput: as `decode.open_video` and `Video.frames`.
+    """
+    opened = open_video(video, limits)
+    try:
+        fps = None if config.fps == "source" else float(config.fps)
+        _check(opened, config, fps, size)
+        room = clips.grid_length(len(opened.times_s), opened.end_s, fps) - size.frames
+        start = int(draw.integers(room + 1))
+        wanted = clips.frames_on_screen(opened.times_s, start, start + size.frames, fps)
+        geometry = _geometry(opened.info, config, size, draw)
+        planes_T3HW = _decode(opened, wanted, geometry)
+        matrix = opened.info.color_matrix
+    finally:
+        opened.close()
+    rgb_1CTHW = yuv_to_video(torch.from_numpy(planes_T3HW)[None], [matrix], value_range=(0.0, 255.0))
+    return rgb_1CTHW[0].round_().to(torch.uint8)
+
+
+def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Bucket) -> None:
+    """Whether the video has such a clip, by the rules clips are cut with for encoding."""
+    info = video.info
+    if min(info.height, info.width) < config.min_side:
+        raise PolicyReject("too_small", f"{info.height}x{info.width} pixels, data.clips.min_side is {config.min_side}")
+    rules = ClipRules(
+        select="head",
+        select_arg=0,
+        fps=fps,
+        frame_counts=(size.frames,),
+        buckets=(size,),
+        area=None,
+        multiple_of=1,
+        upscale=config.upscale,
+        min_fps_ratio=config.min_fps_ratio if size.frames > 1 else 0.0,
+        time_stride=1,
+        space_stride=1,
+        lead_frames=1,
+    )
+    _, rejects = clips.plan(info, video.times_s, video.end_s, rules)
+    if rejects:
+        raise PolicyReject(rejects[0].reason, rejects[0].message.replace("clips.", "data.clips."))
+
+
+def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.random.Generator) -> Geometry:
+    """Scaled to cover the clip, times a factor even on a logarithmic scale, not beyond the video's own size; then any place."""
+    cover = max(size.height / info.height, size.width / info.width)
+    smallest, largest = np.log(config.scale)
+    factor = min(float(np.exp(draw.uniform(smallest, largest))), max(1.0, 1 / cover))
+    height = max(size.height, round(info.height * cover * factor))
+    width = max(size.width, round(info.width * cover * factor))
+    top, left = int(draw.integers(height - size.height + 1)), int(draw.integers(width - size.width + 1))
+    return Geometry(height, width, top, left, size.height, size.width)
+
+
+def _decode(video: Video, wanted: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Planes `T 3 H W` of the frames `wanted`, which ascends and repeats where a frame stays on screen."""
+    planes_T3HW = np.empty((len(wanted), 3, geometry.height, geometry.width), np.uint8)
+    distinct, first, times = np.unique(wanted, return_index=True, return_counts=True)
+    for shown, row, repeats in zip(video.frames(distinct.tolist()), first, times, strict=True):
+        shown.write(planes_T3HW[row], geometry)
+        planes_T3HW[row + 1 : row + repeats] = planes_T3HW[row]
+    return planes_T3HW

@@ -1,0 +1,188 @@
+"""A training job in this process: what it means, whether it can be, and the run itself.
+
+Enters: a `TrainJob`. Leaves: the folder of weights, or an error of `pipeline.errors`. `prepare` finds what is wrong before anything starts;
+`learn` is also what each process of Ray Train does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.training.job import recipe_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from model.training.perceptual import LPIPS
+    from model.training.recipe import TrainingRecipe
+    from model.training.source import ClipSource
+    from pipeline.training.job import TrainJob
+    from pipeline.training.telling import Telling
+    from pipeline.training.unusable import Unusable
+
+    OnStep = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin, or go on. Pickles."""
+
+    job: TrainJob
+    recipe: TrainingRecipe
+    source: ClipSource
+    folder: Path
+    done: int  # steps of an earlier run that it goes on from
+    unusable: Unusable | None  # of a corpus
+
+
+def prepare(job: TrainJob, telling: Telling) -> Prepared:
+    """Everything that can be wrong before a network exists; makes the folder and indexes the corpus.
+
+    Raises:
+        ConfigError: recipe, folder or sizes that cannot be; says which.
+        InputError: inputs that match nothing, compressed tars, a corpus without a usable clip.
+        OutputError: a folder that cannot be written.
+    """
+    from model.training.run_folder import RunFolder
+
+    recipe = recipe_of(job)
+    files = RunFolder(job.output)
+    try:
+        files.begin(recipe)
+        done = files.last_step()
+    except ValueError as error:
+        raise ConfigError(f"output: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
+    telling.begin(recipe.steps)
+    if done:
+        telling.notice(f"{job.output} holds {done} of {recipe.steps} steps; going on from there")
+    else:
+        telling.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
+    source, unusable = _source(job, recipe, files.path, telling)
+    return Prepared(job, recipe, source, files.path.absolute(), done, unusable)
+
+
+def learn(prepared: Prepared, device: str, on_step: OnStep | None) -> Path:
+    """The run, or this process's part of it where a process group was begun. Leaves FOLDER/weights.
+
+    Raises:
+        ConfigError: a recipe that cannot be on this machine, or with so many processes.
+        CheckpointError: weights it begins with that are not there or do not fit.
+        TrainingError: it began and failed; the same command goes on from the last checkpoint.
+    """
+    from model.training.trainer import train
+
+    job = prepared.job
+    lpips = _lpips(job)
+    try:
+        return train(
+            prepared.recipe,
+            prepared.source,
+            prepared.folder,
+            device=device,
+            loaders=job.loaders,
+            lpips=lpips,
+            on_step=on_step,
+        )
+    except FloatingPointError as error:
+        raise TrainingError(str(error)) from error
+    except LatheError as error:
+        raise _without_traceback(error) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
+    except (ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(_last_words(error)) from error
+    except OSError as error:
+        raise TrainingError(f"{prepared.folder}: {error}; the same command goes on from the last checkpoint") from error
+    except RuntimeError as error:
+        if (known := _told(error)) is None:
+            raise
+        raise TrainingError(known) from error
+
+
+def definite_device(device: str) -> str:
+    """`auto` made definite for this process.
+
+    Raises:
+        ConfigError: CUDA asked for where there is none.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("device: cuda was asked for, but this process sees no CUDA device; use cpu or auto")
+    return "cuda" if there and device != "cpu" else "cpu"
+
+
+def _source(
+    job: TrainJob, recipe: TrainingRecipe, folder: Path, telling: Telling
+) -> tuple[ClipSource, Unusable | None]:
+    data = job.data
+    if data.synthetic is not None:
+        from model.training.source import SyntheticSource
+
+        return SyntheticSource(data.synthetic.seed), None
+    from pipeline.corpus import resolve_inputs
+    from pipeline.training.corpus_index import corpus_index
+    from pipeline.training.corpus_source import CorpusSource
+    from pipeline.training.unusable import Unusable
+
+    shards = resolve_inputs(data.inputs or (), job.storage)
+    place = folder / "corpus"
+    place.mkdir(exist_ok=True)
+    unusable = Unusable(place / "unusable.jsonl")
+    index = corpus_index(shards, place / "index.parquet", job.storage, job.decode, unusable, telling.notice)
+    source = CorpusSource(index, data, job.decode, job.storage, unusable)
+    groups = {(group.frames, group.height, group.width) for stage in recipe.stages for group in stage.groups}
+    source.check(sorted(groups))
+    telling.notice(f"{len(source)} videos")
+    return source, unusable
+
+
+def _lpips(job: TrainJob) -> LPIPS | None:
+    if job.lpips is None:
+        return None
+    from model.training.perceptual import load_lpips
+
+    try:
+        return load_lpips(job.lpips.features, job.lpips.heads)
+    except RuntimeError as error:  # the hub
+        raise AccessError(f"lpips: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(f"lpips: {error}") from error
+
+
+def _without_traceback(error: LatheError) -> LatheError:
+    """An error of a loading process comes as the text of its traceback; this is the error it was."""
+    if error.args and error.args[0] != error.message:
+        return error
+    error.message = _last_words(error)
+    error.args = (error.message, *error.args[1:])
+    return error
+
+
+def _last_words(error: Exception) -> str:
+    """What an error said, without the traceback that torch's loaders wrap around it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return text.strip().rpartition(f"{type(error).__name__}: ")[2]
+
+
+def _told(error: RuntimeError) -> str | None:
+    """Failures of torch's own that have a name for users; None for all others, which are bugs."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        first = str(error).partition("\n")[0]
+        return f"{first} Use smaller batches in the recipe (with more of them a step), or recompute: true"
+    if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
+        return (
+            f"{_last_words(error)}; a loading process died, of memory or of a video that breaks its decoder. The same command goes on from "
+            "the last checkpoint; data.cache_bytes and loaders say how much memory loading takes"
+        )
+    return None
