@@ -1,11 +1,14 @@
 """IV-VAE's beginning: an image VAE made into a video VAE that does to every frame what the image VAE did.
 
-Enters: kernels of an image VAE. Leaves: the kernels of the video VAE, with time in them. Source: supplement 2.2, equations 3 and 4; spec
-sections 2, 7 and 10.
+Enters: kernels of an image VAE, or of an IV-VAE that has learned on images. Leaves: the kernels of the video VAE, with time in them.
+Source: supplement 2.2, equations 3 and 4; spec sections 2, 7 and 10.
 
 The image VAE is the same network without time (`image_keys` lists it): features of twice the width, one convolution `conv` where the video
 VAE has a pair, no `time_conv`. The pair divides its outputs: the first half becomes the 2-D branch, the second the 3-D branch with its
 kernel in the present frame. The picture's last convolution is given to both branches whole, since either may draw the frame.
+
+No image VAE of this kind is published. One is had by training an IV-VAE on images: what it does to one frame is an image VAE
+(`image_part`), and `inflate` takes its weights as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model.ivvae.parameters import empty_network
+from model.registry import complete, spec
 from model.weights import check_keys
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ def doubling_kernel(channels: int, size: tuple[int, int, int] = (1, 1, 1), frame
 def image_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The image VAE's parameters by name, on the meta device: names and shapes, no memory."""
     expected: dict[str, torch.Tensor] = {}
-    for key, meta in empty_network(config).state_dict().items():
+    for key, meta in _video_keys(config).items():
         if FLAT in key:
             outputs = meta.shape[0] if key.startswith(LAST) else 2 * meta.shape[0]
             expected[key.replace(FLAT, ".conv.")] = meta.new_empty((outputs, *meta.shape[1:]))
@@ -67,15 +71,18 @@ def image_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def inflate(config: Mapping[str, Any], image_weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An image VAE's weights -> those of the IV-VAE of `config`, by published key.
 
-    The video VAE encodes a frame as the image VAE does; a static video gives that latent in every row; any video decodes to frames that
-    the image VAE draws from its latents, each repeated over its group.
+    `image_weights` are by the keys of `image_keys(config)`, or an IV-VAE's own, of which the image part is taken. The video VAE encodes a
+    frame as the image VAE does; a static video gives that latent in every row; any video decodes to frames that the image VAE draws from
+    its latents, each repeated over its group.
 
     Raises:
-        ValueError: weights that are not `image_keys(config)`; lists what is missing, extra or misshapen.
+        ValueError: weights that are neither; lists what is missing, extra or misshapen.
     """
+    if any(DEEP in key for key in image_weights):
+        image_weights = image_part(config, image_weights)
     check_keys("the image VAE to inflate", image_keys(config), image_weights)
     weights: dict[str, torch.Tensor] = {}
-    for key, meta in empty_network(config).state_dict().items():
+    for key, meta in _video_keys(config).items():
         if FLAT in key:
             weights[key] = _half(image_weights[key.replace(FLAT, ".conv.")], key, 0)
         elif DEEP in key:
@@ -86,6 +93,35 @@ def inflate(config: Mapping[str, Any], image_weights: Mapping[str, torch.Tensor]
         else:
             weights[key] = image_weights[key].clone()
     return weights
+
+
+def image_part(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an IV-VAE does to a clip of one frame, as an image VAE: published weights -> those of `image_keys(config)`.
+
+    A 3-D kernel that sees the one frame twice and nothing behind it (spec section 2) is the sum of its first two taps.
+
+    Raises:
+        ValueError: weights that are not an IV-VAE's of `config`; lists what is missing, extra or misshapen.
+    """
+    check_keys("the IV-VAE to take the image part of", _video_keys(config), weights)
+    found: dict[str, torch.Tensor] = {}
+    for key in image_keys(config):
+        if key in weights:
+            found[key] = weights[key].clone()
+            continue
+        flat, deep = (weights[key.replace(".conv.", branch)] for branch in (FLAT, DEEP))
+        if key.startswith(LAST):
+            found[key] = flat.clone()  # an image is the 2-D branch's
+        else:
+            found[key] = torch.cat([flat, deep[:, :, :2].sum(2) if deep.ndim == 5 else deep])
+    return found
+
+
+def _video_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The video VAE's parameters by name, on the meta device. Raises ValueError for an impossible configuration."""
+    full = complete("ivvae", config)
+    spec("ivvae", full)
+    return empty_network(full).state_dict()
 
 
 def _half(tensor: torch.Tensor, key: str, half: int) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""Networks that can be trained, by name of family or preset; those that cannot are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.training.linear import fit_linear
+from model.training.networks import FAMILIES, trainable
+from model.training.trainable import TrainableLeanVAE
+from model.training.trainable_ivvae import TrainableIVVAE
+from model.training.trainable_wfvae import TrainableWFVAE
+
+LEAN = {
+    **{"latent_dim": 4, "embedding_dim": 24, "l_dim": 8, "h_dim": 16, "sep_num_layer": 1, "fusion_num_layer": 1},
+    **{"ista_iter_num": 1, "ista_layer_num": 1},
+}
+WAVELET = {
+    **{"latent_dim": 4, "base_channels": 4, "encoder_energy_flow_hidden_size": 4, "decoder_energy_flow_hidden_size": 4},
+    **{"encoder_num_resblocks": 1, "decoder_num_resblocks": 1, "norm_type": "layernorm"},
+}
+NETWORKS = {
+    "leanvae": (LEAN, TrainableLeanVAE),
+    "leanvae-dim16": (LEAN, TrainableLeanVAE),
+    "wfvae": (WAVELET, TrainableWFVAE),
+    "wfvae-s": (WAVELET, TrainableWFVAE),
+    "ivvae": ({"z_dim": 4, "dim": 2}, TrainableIVVAE),
+    "ivvae-z4-dim64": ({"dim": 2}, TrainableIVVAE),  # an alias; the preset gives the rest
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_by_name_keeps_what_trainers_are_promised(name):
+    config, kind = NETWORKS[name]
+    network = trainable(name, config, seed=3, recompute=True)
+    assert type(network) is kind
+    assert network.recompute
+    assert config.items() <= network.config.items()
+    again = kind(network.config, seed=3).state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in network.state_dict().items())
+    video = torch.rand(1, 3, 5, 16, 16) - 0.5
+    latent = (1, network.spec.latent_channels, 2, 2, 2)
+    reconstruction, posterior, _ = network(video, torch.zeros(latent))
+    assert reconstruction.shape == video.shape
+    assert posterior.mean.shape == posterior.logvar.shape == latent
+    assert any(network.last_layer() is parameter for parameter in network.parameters())
+    (slope,) = torch.autograd.grad(reconstruction.square().sum(), network.last_layer())
+    assert slope.abs().max() > 0
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(ValueError, match=f"cannot be trained here; families that can: {', '.join(FAMILIES)}"):
+        trainable("wan-2.1", {})
+    with pytest.raises(ValueError, match="of family wfvae2, which cannot be trained"):
+        trainable("wfvae2", {})
+    with pytest.raises(ValueError, match="unknown network 'leanvea'"):
+        trainable("leanvea", {})
+    with pytest.raises(ValueError, match="base_channels must be a whole number"):
+        trainable("wfvae-s", {"base_channels": 1.5})
+
+
+def test_only_leanvae_begins_as_a_linear_autoencoder():
+    linear = fit_linear([torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5], 4)
+    video = torch.rand(1, 3, 5, 16, 16) - 0.5
+    with torch.no_grad():
+        mean = trainable("leanvae", LEAN, linear=linear).encode(video).mean
+    assert (mean - linear.encode(video)).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="only leanvae begins as a linear autoencoder, got ivvae-z4 of family ivvae"):
+        trainable("ivvae-z4", {"dim": 2}, linear=linear)
