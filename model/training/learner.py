@@ -6,6 +6,7 @@ Enters: micro-batches. Leaves: parameters that have moved, and every term's valu
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from model.training.recipe import TrainingRecipe
     from model.training.source import ClipSource
 
+# Norms' running means are of no consequence in training; sending them between two calls would spoil the first one's gradients.
+_NAME = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+NO_BUFFERS: dict[str, Any] = {_NAME: False}
 NOISE, LOOKED_AT = 3, 4  # what is drawn with the seed, beside groups and crops in `batches`
 
 
@@ -185,8 +193,7 @@ class Learner:
         if self._world == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        # Norms' running means are of no consequence in training; sending them between two calls would spoil the first one's gradients.
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=devices, **NO_BUFFERS)
 
     def _quiet(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Gradients stay in this process until the last micro-batch of a step."""

@@ -213,6 +213,6 @@ def _explain(item: Any) -> str:
         message = "no such key"
     elif item["type"] == "missing":
         message = "is required"
-    elif "got" not in message:
+    elif item["type"] != "value_error":
         message = f"{message}, got {item['input']!r}"
     return f"{place}: {message}" if place else message

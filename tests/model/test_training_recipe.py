@@ -1,0 +1,159 @@
+"""Recipes are refused for what is wrong with them; rates and timetables are the functions they are said to be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import cos, pi
+
+import pytest
+import torch
+import yaml
+
+from model.training.batches import MicroBatches, Numbers, timetables
+from model.training.optimisation import Optimizers, learning_rate
+from model.training.recipe import RECIPES, differences, load_recipe, training_recipe
+from model.training.source import Clip
+from tests.model.training_process import CONFIG, recipe
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_recipes_here_are_recipes(name):
+    found = load_recipe(name)
+    assert training_recipe(yaml.safe_load(yaml.safe_dump(found.to_dict()))) == found
+
+
+def test_overrides_go_key_by_key():
+    found = load_recipe("embedded", {"seed": 4, "config": {"latent_dim": 8}, "optimizer": {"name": "adamw"}})
+    plain = load_recipe("embedded")
+    assert (found.seed, found.config["latent_dim"], found.optimizer.name) == (4, 8, "adamw")
+    assert found.config["l_dim"] == plain.config["l_dim"]
+    assert found.optimizer.betas == plain.optimizer.betas
+    assert [change.split(":")[0] for change in differences(plain, found)] == ["config", "seed", "optimizer"]
+    assert differences(plain, load_recipe("embedded", {"log_every": 3, "checkpoint_every": 7})) == []
+
+
+def test_no_such_recipe():
+    with pytest.raises(FileNotFoundError, match=r"no recipe 'leenvae'.*embedded"):
+        load_recipe("leenvae")
+
+
+def broken(**changes):
+    return recipe().to_dict() | changes
+
+
+def broken_stage(**changes):
+    first, second = recipe().to_dict()["stages"]
+    return broken(stages=[first | changes, second])
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (broken(optimiser={}), "optimiser: no such key"),
+        (broken_stage(objective={"terms": {"l3": 1.0}}), "stages.0.objective: .*unknown term 'l3'"),
+        (broken_stage(objective={"weights": {}}), "unknown keys weights"),
+        (broken_stage(groups=[]), "stages.0.groups"),
+        (broken_stage(groups=[{"frames": 8, "height": 32, "width": 32, "batch": 1}]), "takes 4n.1 frames, got 8"),
+        (broken_stage(groups=[{"frames": 9, "height": 36, "width": 32, "batch": 1}]), "multiples of 8, got height 36"),
+        (broken_stage(name="adversarial"), "names of their own"),
+        (broken_stage(learning_rate=1e-9), "must not exceed learning_rate 1e-09"),
+        (broken_stage(warm_up=11), "must not exceed the stage's 10 steps, got 11"),
+        (broken(start={"linear": 4, "image": "x"}), "starts from one thing, got linear and image"),
+        (broken(network="leenvae"), "leenvae"),
+        (broken(config=CONFIG | {"latent_dim": 0}), "latent_dim must be a whole number of at least 1, got 0$"),
+        (broken(ema=1.5), "recipe: ema: Input should be less than 1, got 1.5"),
+        ({"network": "leanvae-dim4"}, "recipe: stages: is required"),
+    ],
+)
+def test_what_cannot_be_is_refused(section, message):
+    with pytest.raises(ValueError, match=message):
+        training_recipe(section)
+
+
+def test_rates():
+    stage = recipe().stages[0].model_copy(update={"steps": 13, "warm_up": 2, "learning_rate": 1.0})
+    rates = [learning_rate(stage, step) for step in range(13)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[7] == pytest.approx(1e-4 + 0.9999 * 0.5 * (1 + cos(pi / 2)))
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_timetable_uses_every_clip_once():
+    tables = timetables(recipe(steps=400).stages, seed=3)
+    clips, groups = [], Counter()
+    for table in tables:
+        for number in range(table.stage.steps * table.stage.batches):
+            clips += table.clips(number)
+            groups[table.group(number).frames] += 1
+    assert clips == list(range(len(clips)))
+    assert 0.68 < groups[5] / sum(groups.values()) < 0.82  # of 800, three in four; 4.6 deviations
+    again = timetables(recipe(steps=400).stages, seed=4)[0]
+    assert any(again.group(n) != tables[0].group(n) for n in range(400))
+
+
+def test_ranks_share_steps_out():
+    shares = [list(Numbers(range(5, 7), 4, rank, 2)) for rank in range(2)]
+    assert shares == [[20, 22, 24, 26], [21, 23, 25, 27]]
+    assert len(Numbers(range(5, 7), 4, 0, 2)) == 4
+
+
+class Ramp:
+    """Pixels that tell where they came from: column in red, row in green."""
+
+    def clip(self, index, frames, height, width):
+        columns, rows = torch.arange(width + 20), torch.arange(height + 10)
+        video = torch.stack(torch.broadcast_tensors(columns[None], rows[:, None], torch.full((1, 1), index)))
+        return Clip(str(index), video[:, None].expand(-1, frames, -1, -1).to(torch.uint8))
+
+
+def test_pieces_are_cut_and_mirrored():
+    table = timetables(recipe(steps=100).stages, seed=3)[0]
+    batches, corners, mirrored = MicroBatches(Ramp(), table, seed=3), set(), Counter()
+    for number in range(100):
+        batch = batches[number]
+        assert torch.equal(batch.video_BCTHW, batches[number].video_BCTHW)
+        assert batch.keys == tuple(map(str, table.clips(number)))
+        for video in batch.video_BCTHW:
+            red, green = video[0, 0, 0].int(), video[1, 0, :, 0].int()
+            steps = set(red.diff().tolist())
+            assert steps in ({1}, {-1})
+            assert set(green.diff().tolist()) == {1}
+            mirrored[steps.pop()] += 1
+            corners.add((int(red.min()), int(green[0])))
+    assert 0.3 < mirrored[-1] / mirrored.total() < 0.7
+    assert {left for left, _ in corners} == set(range(21))
+    assert {top for _, top in corners} == set(range(11))
+
+
+class Tokens(torch.nn.Module):
+    """A token layer's matrix, a projection and a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.ffd_layer = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False))
+        self.proj = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.proj(self.ffd_layer(x))
+
+
+def test_muon_moves_token_matrices_alike_in_all_directions():
+    torch.manual_seed(0)
+    network = Tokens()
+    optimizers = Optimizers(network, recipe().optimizer.model_copy(update={"clip": 0.5}))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    (network(torch.randn(32, 6)) * 100).square().mean().backward()
+    assert float(optimizers.clip()) > 0.5
+    assert torch.stack([p.grad.norm() for p in network.parameters()]).norm() == pytest.approx(0.5, rel=1e-4)
+    uneven = torch.linalg.svdvals(network.ffd_layer[0].weight.grad)[:2]
+    optimizers.step(1e-2)
+    moved = {name: value.detach() - before[name] for name, value in network.named_parameters()}
+    assert moved["proj.bias"].abs().tolist() == pytest.approx([1e-2, 1e-2], rel=1e-3)  # Adam's first step is the rate
+    even = torch.linalg.svdvals(moved["ffd_layer.0.weight"])[:2]  # its gradient has rank 2
+    assert even[1] / even[0] > 0.9 > 0.6 > uneven[1] / uneven[0]
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_muon_needs_token_layers():
+    with pytest.raises(ValueError, match="Linear has no token layers for the optimizer muon"):
+        Optimizers(torch.nn.Linear(3, 3), recipe().optimizer)

@@ -1,0 +1,193 @@
+"""A run that is killed and continued, or shared out among processes, is the run that was neither; a broken step is refused and named."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import model
+from model.training.run_folder import RunFolder
+from model.training.source import Clip, SyntheticSource
+from model.training.trainer import train
+from tests.model.training_process import CONFIG, recipe
+
+
+def lines(folder):
+    """Logged values by step, without how long they took."""
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "waited")} for line in found]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_from_the_start():
+    """Fixtures of the module are made before the folder's own rule holds; sums are split as threads are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe(), SyntheticSource(5), folder, loaders=0)
+    return folder
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(now, values):
+        if now == step:
+            raise Stopped
+
+    return on_step
+
+
+@pytest.mark.parametrize("step", [7, 13, 16])  # before the first checkpoint, after it, in the other stage
+def test_continues_where_it_was_stopped(whole, tmp_path, step):
+    with pytest.raises(Stopped):
+        train(recipe(checkpoint_every=4), SyntheticSource(5), tmp_path / "run", loaders=0, on_step=stop_at(step))
+    train(recipe(), SyntheticSource(5), tmp_path / "run", loaders=0)
+    assert lines(tmp_path / "run") == lines(whole)
+    same_state(RunFolder(tmp_path / "run").load(20, "cpu"), RunFolder(whole).load(20, "cpu"))
+
+
+def same_state(ours, theirs):
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        for key in ours:
+            same_state(ours[key], theirs[key])
+    elif isinstance(ours, (list, tuple)):
+        for one, other in zip(ours, theirs, strict=True):
+            same_state(one, other)
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+def start(folder, meeting="", rank=0, world=1, loaders=0):
+    """A training process, told to speak of every step."""
+    command = [sys.executable, "-m", "tests.model.training_process", str(folder), str(meeting)]
+    numbers = [str(number) for number in (rank, world, loaders)]
+    return subprocess.Popen([*command, *numbers], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+
+
+def test_survives_a_kill(whole, tmp_path):
+    """SIGKILL in the middle, with a loader process; then the same command again."""
+    with start(tmp_path / "run", loaders=1) as process:
+        for line in process.stdout:
+            if int(line) == 14:
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    with start(tmp_path / "run") as process:
+        assert [int(line) for line in process.stdout] == list(range(11, 21))
+    assert process.returncode == 0
+    assert lines(tmp_path / "run") == lines(whole)
+    same_state(RunFolder(tmp_path / "run").load(20, "cpu"), RunFolder(whole).load(20, "cpu"))
+
+
+def test_two_processes_are_one(whole, tmp_path):
+    """Half of each step's micro-batches each: gradients are sums in another order."""
+    with (
+        start(tmp_path / "run", tmp_path / "meeting", 0, 2) as first,
+        start(tmp_path / "run", tmp_path / "meeting", 1, 2) as second,
+    ):
+        assert [int(line) for line in first.stdout] == list(range(1, 21))
+        assert second.stdout.read() == ""
+    assert (first.returncode, second.returncode) == (0, 0)
+    for ours, theirs in zip(lines(tmp_path / "run"), lines(whole), strict=True):
+        assert ours.pop("stage") == theirs.pop("stage")
+        # rounding grows where two networks play against each other
+        assert ours == pytest.approx(theirs, rel=1e-3 if ours["step"] <= 10 else 5e-2, abs=1e-4)
+    ours, theirs = (RunFolder(folder).load(20, "cpu")["average"] for folder in (tmp_path / "run", whole))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-4)
+
+
+def test_publishes_what_encodes(whole):
+    """The weights are averaged ones, better than the start, and a checkpoint as any other."""
+    vae = model.load("leanvae", str(whole / "weights"))
+    source, network = SyntheticSource(5), RunFolder(whole).load(20, "cpu")["network"]
+    assert any(not torch.equal(network[key], value) for key, value in vae_weights(whole).items())
+    video = source.clip(0, 5, 32, 32).video_CTHW[None].float() / 255 - 0.5
+    decoded, _ = vae.decode(vae.encode(video)[0].mean)
+    assert (decoded - video).square().mean() < 0.25 * video.var()
+    assert (whole / "sheets" / "step-000000020.png").stat().st_size > 1000
+    assert list((whole / "tensorboard").iterdir())
+
+
+def vae_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "weights" / "model.safetensors")
+
+
+def test_loss_falls(whole):
+    """In the first stage, against the same clips' loss at the start is what counts: the mean over its steps' halves."""
+    psnr = [line["psnr"] for line in lines(whole)]
+    assert all(value > 10 for value in psnr)
+    assert [line["stage"] for line in lines(whole)] == ["reconstruction"] * 10 + ["adversarial"] * 10
+    assert "gan" not in lines(whole)[9]
+    assert {"gan", "gan_weight", "hinge", "lecam", "discriminator_gradient"} <= set(lines(whole)[10])
+
+
+def test_refuses_another_recipe(whole):
+    with pytest.raises(ValueError, match=r"another recipe \(config: was .*'latent_dim': 4.*is .*'latent_dim': 5"):
+        train(recipe(config=CONFIG | {"latent_dim": 5}), SyntheticSource(5), whole)
+    with pytest.raises(ValueError, match="seed: was 3, is 4"):
+        train(recipe(seed=4), SyntheticSource(5), whole)
+
+
+def test_refuses_a_folder_with_other_things(tmp_path):
+    (tmp_path / "holiday.mp4").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(recipe(), SyntheticSource(5), tmp_path)
+
+
+class Poisoned:
+    """A source that is fine until its clip 9, which is of the wrong kind."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def clip(self, index, frames, height, width):
+        video = torch.randint(0, 255, (3, frames, height, width), generator=torch.Generator().manual_seed(index))
+        return Clip(f"clip-{index}", self.bad(video) if index == 9 else video.to(torch.uint8))
+
+
+def test_a_broken_clip_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"clip clip-9 as torch.float32 .*expected uint8 \(3, "):
+        train(recipe(), Poisoned(lambda video: video.float()), tmp_path / "run", loaders=0)
+
+
+def test_stops_at_what_is_not_finite(tmp_path):
+    """A rate that makes parameters overflow; the step and the clips are named, the last checkpoint stays finite."""
+    stages = [dict(stage) for stage in recipe().to_dict()["stages"]]
+    stages[0] |= {"learning_rate": 1e30, "final_learning_rate": 1e30}
+    wild = recipe(stages=stages, checkpoint_every=1, optimizer={"name": "adamw"})
+    with pytest.raises(
+        FloatingPointError, match=r"step (\d+) is not finite \(.*loss.*clips: synthetic/5/\d+, synth"
+    ) as error:
+        train(wild, SyntheticSource(5), tmp_path / "run", loaders=0)
+    step = int(str(error.value).split()[1])
+    assert RunFolder(tmp_path / "run").last_step() == step - 1
+
+
+def test_processes_must_share_a_step(monkeypatch, tmp_path):
+    from model.training import trainer
+
+    monkeypatch.setattr(trainer.Ranks, "here", classmethod(lambda cls: cls(0, 3)))
+    with pytest.raises(ValueError, match="2 micro-batches a step, which 3 processes cannot share"):
+        train(recipe(), SyntheticSource(5), tmp_path / "run")
