@@ -80,9 +80,13 @@ class ClipMeter:
         self._errors += int(difference.abs().sum())
         self._light += int(original_TCHW.sum(dtype=torch.int64))
         self._values += difference.numel()
-        original, other = original_TCHW.float(), other_TCHW.float()
+        original, other = (
+            original_TCHW.double(),
+            other_TCHW.double(),
+        )  # sums of squares are exact, in whatever parts frames come
         decibels = peak_signal_noise_ratio(other, original, data_range=WHITE, reduction="none", dim=(1, 2, 3))
         self._psnr += decibels.clamp(max=MOST_DB).tolist()
+        original, other = original.float(), other.float()
         likeness = structural_similarity_index_measure(other, original, data_range=WHITE, reduction="none")
         assert isinstance(likeness, torch.Tensor)  # noqa: S101 - a pair only with return_full_image
         self._ssim += likeness.reshape(-1).tolist()  # torchmetrics drops the axis of a single frame
