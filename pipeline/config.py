@@ -53,11 +53,14 @@ def parse_bucket(text: str) -> Bucket:
     return Bucket(int(match[1]), int(match[2]), int(match[3]))
 
 
+EMBEDDED = "leanvae-mini-dim16"  # whose weights come with the package
+
+
 class ModelConfig(Section):
     """Which network, which weights, where it runs."""
 
     name: str = "leanvae-dim16"
-    """Registered network; `lathe models` lists them."""
+    """Registered network; `lathe models` lists them. With no weights and no configuration given, the one whose weights come with Lathe."""
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     """Weights: a local path, `s3://bucket/key` or `hf://owner/repo/file`. Official .ckpt, training .ckpt or .safetensors."""
     untrained: int | None = Field(None, ge=0)
@@ -68,6 +71,14 @@ class ModelConfig(Section):
     """`auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N`."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. Part of the fingerprint."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, values: Any) -> Any:
+        said = isinstance(values, dict) and any(
+            values.get(key) is not None for key in ("name", "checkpoint", "untrained", "config")
+        )
+        return values if said or not isinstance(values, dict) else {**values, "name": EMBEDDED}
 
     @field_validator("device")
     @classmethod
@@ -245,11 +256,18 @@ class DrillConfig(Section):
 
     point: (
         Literal[
-            "after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit", "in_decoder"
+            "after_fetch",
+            "mid_video",
+            "before_upload",
+            "after_upload",
+            "before_commit",
+            "after_commit",
+            "in_decoder",
+            "in_training",
         ]
         | None
     ) = None
-    """after_fetch | mid_video | before_upload | after_upload | before_commit | after_commit | in_decoder; None: no drill."""
+    """after_fetch | mid_video | before_upload | after_upload | before_commit | after_commit | in_decoder | in_training; None."""
     action: Literal["kill", "hang", "raise"] = "kill"
     """SIGKILL to the process itself, sleep for ever, or raise a transient error."""
     times: int = Field(1, ge=1)

@@ -8,6 +8,7 @@ What would fail again the same way (a recipe, a checkpoint, a loss that is not f
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 import uuid
@@ -103,7 +104,12 @@ def _fit(prepared: Prepared, telling: Telling, *, use_gpu: bool) -> Path:
     scratch = prepared.folder / "ray"
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"prepared": ray.put(prepared), "ear": ear, "device": "cuda" if use_gpu else "cpu"},
+        train_loop_config={
+            "prepared": ray.put(prepared),
+            "ear": ear,
+            "device": "cuda" if use_gpu else "cpu",
+            "here": os.getcwd(),
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.workers, use_gpu=use_gpu, resources_per_worker=_resources(job, use_gpu=use_gpu)
@@ -140,6 +146,8 @@ def _work(config: dict[str, Any]) -> None:
     if ray.get(ear.fatal.remote()) is not None:
         return
     prepared: Prepared = ray.get(config["prepared"])
+    if os.path.isdir(config["here"]):
+        os.chdir(config["here"])  # relative names mean what they mean where the command was given
 
     def say(step: int, values: Mapping[str, float]) -> None:
         ray.get(ear.say.remote(step, dict(values)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.config import DecodeConfig, Section, StorageConfig, build
+from pipeline.config import DecodeConfig, DrillConfig, Section, StorageConfig, build
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class TrainJob(Section):
     """For recipes with a perceptual term."""
     decode: DecodeConfig = DecodeConfig()
     storage: StorageConfig = StorageConfig()
+    drill: DrillConfig = DrillConfig()
+    """Point `in_training`: after a step was logged, in the process that writes the folder."""
     progress: Literal["auto", "plain", "json", "none"] = "auto"
     """Lines on stderr, JSON lines on stdout, or nothing. `auto`: lines."""
 

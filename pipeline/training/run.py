@@ -6,10 +6,13 @@ Enters: a `TrainJob`. Leaves: the folder of weights, or an error of `pipeline.er
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline import drill
 from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.storage import local_path
 from pipeline.training.job import recipe_of
 
 if TYPE_CHECKING:
@@ -46,10 +49,13 @@ def prepare(job: TrainJob, telling: Telling) -> Prepared:
         InputError: inputs that match nothing, compressed tars, a corpus without a usable clip.
         OutputError: a folder that cannot be written.
     """
+    from pipeline.encoder.network import load_torch
+
+    load_torch()  # before anything else does: its idle threads sleep, and leave the cores to the loaders
     from model.training.run_folder import RunFolder
 
     recipe = recipe_of(job)
-    files = RunFolder(job.output)
+    files = RunFolder(os.path.abspath(local_path(job.output)))
     try:
         files.begin(recipe)
         done = files.last_step()
@@ -63,10 +69,10 @@ def prepare(job: TrainJob, telling: Telling) -> Prepared:
     else:
         telling.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
     source, unusable = _source(job, recipe, files.path, telling)
-    return Prepared(job, recipe, source, files.path.absolute(), done, unusable)
+    return Prepared(job, recipe, source, files.path, done, unusable)
 
 
-def learn(prepared: Prepared, device: str, on_step: OnStep | None) -> Path:
+def learn(prepared: Prepared, device: str, on_step: OnStep) -> Path:
     """The run, or this process's part of it where a process group was begun. Leaves FOLDER/weights.
 
     Raises:
@@ -78,6 +84,11 @@ def learn(prepared: Prepared, device: str, on_step: OnStep | None) -> Path:
 
     job = prepared.job
     lpips = _lpips(job)
+
+    def told(step: int, values: Mapping[str, float]) -> None:
+        on_step(step, values)
+        drill.fire(job.drill, "in_training")
+
     try:
         return train(
             prepared.recipe,
@@ -86,17 +97,19 @@ def learn(prepared: Prepared, device: str, on_step: OnStep | None) -> Path:
             device=device,
             loaders=job.loaders,
             lpips=lpips,
-            on_step=on_step,
+            on_step=told,
         )
     except FloatingPointError as error:
         raise TrainingError(str(error)) from error
     except LatheError as error:
         raise _without_traceback(error) from error
-    except FileNotFoundError as error:
-        raise CheckpointError(str(error)) from error
     except (ValueError, ModuleNotFoundError) as error:
         raise ConfigError(_last_words(error)) from error
     except OSError as error:
+        if (
+            isinstance(error, FileNotFoundError) and error.errno is None
+        ):  # of `model.checkpoint`: what the run starts from
+            raise CheckpointError(f"start: {error}") from error
         raise TrainingError(f"{prepared.folder}: {error}; the same command goes on from the last checkpoint") from error
     except RuntimeError as error:
         if (known := _told(error)) is None:
@@ -110,9 +123,9 @@ def definite_device(device: str) -> str:
     Raises:
         ConfigError: CUDA asked for where there is none.
     """
-    import torch
+    from pipeline.encoder.network import cuda_available
 
-    there = torch.cuda.is_available()
+    there = cuda_available()
     if device == "cuda" and not there:
         raise ConfigError("device: cuda was asked for, but this process sees no CUDA device; use cpu or auto")
     return "cuda" if there and device != "cpu" else "cpu"

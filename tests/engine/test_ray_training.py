@@ -1,0 +1,33 @@
+"""A training run through Ray Train: two processes are one, and one that dies costs time and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.tiny_training import lines, train, write_job
+
+pytestmark = pytest.mark.ray
+
+
+def test_two_workers_one_of_them_killed_learn_what_one_process_learns(ray_cluster, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    data = {"synthetic": {"seed": 0}}
+    one = train(write_job(alone / "job.yaml", data=data))
+    assert one.returncode == 0, one.stderr
+    drill = {"point": "in_training", "marker_dir": str(tmp_path / "markers")}
+    job = write_job(
+        shared / "job.yaml", data=data, workers=2, worker_cpus=0.5, address=ray_cluster.address, drill=drill
+    )
+    two = train(job, environment=ray_cluster.environment)
+    assert two.returncode == 0, two.stderr
+    assert os.listdir(tmp_path / "markers") == ["in_training-0"], "the first worker died at step 6"
+    assert "lathe: step 12/12, loss " in two.stderr
+    assert f"weights: {shared / 'run' / 'weights'}" in two.stdout
+    assert [line["step"] for line in lines(shared / "run")] == [6, 12]
+    for here, there in zip(lines(alone / "run"), lines(shared / "run"), strict=True):
+        assert there == pytest.approx(here, rel=1e-3)
+    assert not (shared / "run" / "ray").exists(), "Ray Train's own notes are gone"

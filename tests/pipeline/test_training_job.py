@@ -1,0 +1,92 @@
+"""Training jobs: what is refused where it is said, which recipe is meant, what a flag wins over."""
+
+import pytest
+import yaml
+
+from pipeline.errors import ConfigError
+from pipeline.training.job import build_train_job, recipe_of
+from tests.tiny_training import RECIPE, write_job
+
+SYNTHETIC = {"recipe": "embedded", "data": {"synthetic": {"seed": 3}}, "output": "run"}
+
+
+def test_a_job_is_its_file_its_flags_and_its_overrides(tmp_path):
+    path = write_job(tmp_path / "job.yaml", data={"synthetic": {"seed": 3}}, workers=2, lpips="vgg.safetensors")
+    job = build_train_job({"output": "elsewhere"}, config_path=str(path), overrides=("workers=1", "data.seed=7"))
+    assert (job.output, job.workers, job.data.seed, job.data.synthetic.seed) == ("elsewhere", 1, 7, 3)
+    assert (job.lpips.features, job.lpips.heads) == ("vgg.safetensors", None)
+    assert not job.distributed
+    assert build_train_job({}, config_path=str(path)).distributed
+
+
+def test_an_input_may_stand_alone_and_a_rate_may_be_text():
+    job = build_train_job({**SYNTHETIC, "data": {"inputs": "a,{0..2}.tar", "clips": {"fps": "8"}}})
+    assert job.data.inputs == ("a,{0..2}.tar",)
+    assert job.data.clips.fps == 8.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loader": 2}, "loader: no such field; known here: address, data, decode"),
+        ({"data.clips": {"speed": 2}}, "data.clips.speed: no such field; known here: fps, min_fps_ratio"),
+        ({"data.synthetic": {"sed": 2}}, "data.synthetic.sed: no such field; known here: seed"),
+        ({"data": {}}, "data: expected either synthetic: {seed: 0} or inputs: [shards, folders, …], got neither"),
+        (
+            {"data.inputs": ["a.tar"]},
+            "data: expected either synthetic: {seed: 0} or inputs: [shards, folders, …], got both",
+        ),
+        ({"data": {"inputs": []}}, "data: expected at least one input, got []"),
+        (
+            {"data.clips": {"fps": "fast"}},
+            "data.clips.fps: expected a number of frames per second or 'source', got 'fast'",
+        ),
+        (
+            {"data.clips": {"scale": [2, 1]}},
+            "data.clips.scale: expected two rising factors of at least 1, such as [1, 2], got [2.0, 1.0]",
+        ),
+        ({"recipe": 3}, "recipe: expected a recipe's name, its file, or a mapping, got 3"),
+        (
+            {"output": "s3://bucket/run"},
+            "output: expected a folder, local or on a file system that all machines see, got 's3://bucket/run'",
+        ),
+        ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        ({"workers": 0}, "workers: Input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values, message):
+    flags = {"recipe": "embedded", "data.synthetic": {"seed": 3}, "output": "run", **values}
+    with pytest.raises(ConfigError) as caught:
+        build_train_job(flags)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_job_without_data_says_so():
+    with pytest.raises(ConfigError, match="data: is required"):
+        build_train_job({"recipe": "embedded", "output": "run"})
+
+
+def test_a_recipe_is_a_name_a_file_or_a_mapping_and_overrides_reach_into_all_three(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    over = {"seed": 5, "config": {"latent_dim": 8}}
+    for recipe in ("embedded", str(file), RECIPE):
+        found = recipe_of(build_train_job({**SYNTHETIC, "recipe": recipe, "overrides": over}))
+        assert (found.seed, found.config["latent_dim"]) == (5, 8)
+        assert found.config["embedding_dim"] == (160 if recipe == "embedded" else 32), (
+            "keys beside the overridden one stay"
+        )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("sonata", "recipe: no recipe 'sonata': neither a file nor one of embedded"),
+        ({**RECIPE, "sped": 1}, "recipe: sped: no such key"),
+        ({**RECIPE, "network": "leanvaa"}, "recipe: .*leanvaa"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_a_wrong_setting(recipe, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        recipe_of(build_train_job({**SYNTHETIC, "recipe": recipe}))
+    assert caught.value.exit_code == 2

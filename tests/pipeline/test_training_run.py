@@ -1,0 +1,203 @@
+"""`lathe train`, as a user runs it: to the end, through a kill, into every refusal."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from model.training.source import SyntheticSource
+from pipeline import cli
+from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
+from pipeline.training import run
+from pipeline.training.job import build_train_job
+from pipeline.training.telling import Telling
+from tests.tiny_corpus import make_corpus
+from tests.tiny_training import RECIPE, lines, train, write_job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """So small a network is slower on several, and much slower where they wait for busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=2, samples=3)
+
+
+def invoke(*arguments) -> tuple[int, str, str]:
+    found = CliRunner().invoke(cli.app, ["train", *map(str, arguments)])
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return found.exit_code, found.stdout, found.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """A run of twelve steps on the corpus, in this process: folder and what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    job = write_job(folder / "job.yaml", data={"inputs": [str(corpus)], "clips": {"scale": [1, 1.5]}})
+    return folder, invoke(job)
+
+
+def test_a_run_ends_with_weights_and_the_command_that_uses_them(finished, corpus):
+    folder, (code, out, err) = finished
+    assert code == 0, err
+    told = err.splitlines()
+    assert told[:3] == [
+        f"lathe: 12 steps of leanvae into {folder / 'run'}",
+        "lathe: reading 2 shards once, to know where their videos lie",
+        "lathe: 6 videos",
+    ]
+    assert told[3].startswith("lathe: step 6/12, loss ")
+    assert told[-1].startswith("lathe: step 12/12, loss ")
+    weights = folder / "run" / "weights"
+    assert f"videos of no use: too_short (2); see {folder / 'run' / 'corpus' / 'unusable.jsonl'}" in out
+    assert out.splitlines()[-1] == f"use them: lathe encode --model leanvae --checkpoint {weights} INPUT... OUTPUT"
+    arguments = [
+        "--model",
+        "leanvae",
+        "--checkpoint",
+        weights,
+        "--frames",
+        "5",
+        "--size",
+        "32x32",
+        "--executor",
+        "inline",
+    ]
+    found = CliRunner().invoke(cli.app, ["encode", *map(str, arguments), str(corpus), str(folder / "latents")])
+    assert found.exit_code == 0, found.stderr
+    assert "4 encoded" in found.stdout
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished, corpus, tmp_path):
+    folder, _ = finished
+    data = {"inputs": [str(corpus)], "clips": {"scale": [1, 1.5]}}
+    drill = {"point": "in_training", "marker_dir": str(tmp_path / "markers")}
+    job = write_job(tmp_path / "job.yaml", data=data, drill=drill, loaders=1, progress="json")
+    assert train(job).returncode == -9
+    assert [line["step"] for line in lines(tmp_path / "run")] == [6]
+    code, out, err = invoke(job, "--set", "loaders=0")  # who makes the clips changes none of them
+    assert code == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0] == {
+        "event": "notice",
+        "text": f"{tmp_path / 'run'} holds 4 of 12 steps; going on from there",
+    }
+    assert [event["step"] for event in events if event["event"] == "progress"] == [6, 12]
+    assert events[-1]["event"] == "report"
+    assert events[-1]["unusable"] == {"too_short": 2}
+    for here, there in zip(lines(folder / "run"), lines(tmp_path / "run"), strict=True):
+        assert there == pytest.approx(here)
+    before, after = (load_file(place / "run" / "weights" / "model.safetensors") for place in (folder, tmp_path))
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_allclose(before[key], after[key], rtol=0, atol=1e-6)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished):
+    folder, _ = finished
+    before = (folder / "run" / "metrics.jsonl").read_text()
+    code, out, err = invoke(folder / "job.yaml", "--set", "progress=plain")
+    assert code == 0, err
+    assert "holds 12 of 12 steps" in err
+    assert "weights:" in out
+    assert (folder / "run" / "metrics.jsonl").read_text() == before
+
+
+def job_of(tmp_path, **values):
+    job = {"recipe": RECIPE, "data": {"synthetic": {}}, "output": str(tmp_path / "run"), "device": "cpu", "loaders": 0}
+    return build_train_job({**job, **values})
+
+
+def prepared(tmp_path, **values) -> run.Prepared:
+    return run.prepare(job_of(tmp_path, **values), Telling("none"))
+
+
+def learned(tmp_path, source=None, **values) -> LatheError:
+    """The error a run ends with."""
+    made = prepared(tmp_path, **values)
+    made = run.Prepared(made.job, made.recipe, source or made.source, made.folder, 0, None)
+    with pytest.raises(LatheError) as caught:
+        run.learn(made, "cpu", lambda step, values: None)
+    return caught.value
+
+
+def test_a_folder_of_another_recipe_or_of_something_else_is_refused(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(ConfigError, match=r"output: .*run of another recipe.*seed: was 0, is 1"):
+        prepared(folder, overrides={"seed": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match=r"output: .* is not empty and holds no run"):
+        prepared(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output: .*cannot be a run's folder"):
+        prepared(tmp_path, output=str(tmp_path / "file" / "run"))
+
+
+def test_a_corpus_of_no_use_stops_before_anything_is_learned(corpus, tmp_path):
+    groups = {"stages": [{**RECIPE["stages"][0], "groups": [{"frames": 33, "height": 32, "width": 32, "batch": 1}]}]}
+    with pytest.raises(InputError, match=r"none of 6 videos gives a clip of 33 frames of 32x32: too_short \(6\)"):
+        prepared(tmp_path, data={"inputs": [str(corpus)]}, overrides=groups)
+
+
+class Spoiled(SyntheticSource):
+    """Fails on its fourth clip, in whatever process."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(0)
+        self.error = error
+
+    def clip(self, index, frames, height, width):
+        if index >= 4:
+            raise self.error
+        return super().clip(index, frames, height, width)
+
+
+def test_what_a_loading_process_raises_is_what_the_user_reads(tmp_path):
+    error = learned(tmp_path, Spoiled(InputError("data.inputs: none of 3 videos gives a clip")), loaders=1)
+    assert type(error) is InputError
+    assert str(error) == "data.inputs: none of 3 videos gives a clip"
+    error = learned(tmp_path, Spoiled(ValueError("the source gave a clip: of 3 frames")))
+    assert type(error) is ConfigError
+    assert str(error) == "the source gave a clip: of 3 frames"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_clips(tmp_path):
+    stage = {**RECIPE["stages"][0], "learning_rate": 1e30, "final_learning_rate": 1e30}
+    error = learned(tmp_path, overrides={"stages": [stage], "optimizer": {"clip": None}})
+    assert type(error) is TrainingError
+    assert error.exit_code == 1
+    assert "is not finite" in str(error)
+    assert "synthetic/0/" in str(error)
+
+
+def test_weights_that_are_not_there_or_not_those_are_named(tmp_path):
+    gone = learned(tmp_path / "a", overrides={"start": {"weights": str(tmp_path / "gone.safetensors")}})
+    assert gone.exit_code == 2
+    assert "gone.safetensors" in str(gone)
+    save_file({"features.0.weight": np.zeros((1,), np.float32)}, tmp_path / "vgg.safetensors")
+    other = learned(tmp_path / "b", lpips=str(tmp_path / "vgg.safetensors"))
+    assert str(other).startswith("lpips: ")
+    assert other.exit_code == 2
+
+
+def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
+    job = write_job(tmp_path / "job.yaml", data={"synthetic": {}}, speed=3)
+    code, _, err = invoke(job)
+    assert code == 2
+    assert err.startswith("lathe: error: speed: no such field; known here: ")
+    assert invoke(tmp_path / "none.yaml")[0] == 2
+    job.write_text(yaml.safe_dump({"recipe": "embedded", "output": "run"}))
+    assert "data: is required" in invoke(job)[2]

@@ -1,0 +1,291 @@
+"""Clips of a corpus: the pipeline's own pixels, drawn as a pure function of number and seed, from whatever of the corpus is of use."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.colour import yuv_to_video
+from pipeline.config import DecodeConfig, DrillConfig, StorageConfig, validate
+from pipeline.corpus import resolve_inputs
+from pipeline.cutting import CutRequest, Cutter
+from pipeline.errors import InputError, SourceChanged
+from pipeline.records import Bucket, ClipRules, Sample
+from pipeline.storage.s3 import S3Store
+from pipeline.training.corpus_index import corpus_index
+from pipeline.training.corpus_source import CorpusSource
+from pipeline.training.job import DataConfig
+from pipeline.training.unusable import Unusable
+from tests import video_files
+from tests.conftest import S3Server
+from tests.pipeline.decoded import FAST
+from tests.tiny_corpus import video_bytes, write_tar
+
+SHAKEN = bytes(range(256)) * 8
+
+
+def open_corpus(
+    run: Path, *inputs: object, storage: StorageConfig | None = None, told: list[str] | None = None, **data
+):
+    """The source a job over `inputs` would have, its index and its list in `run`."""
+    run.mkdir(exist_ok=True)
+    storage = storage or StorageConfig()
+    config = validate(DataConfig, {"inputs": [str(text) for text in inputs], **data})
+    unusable = Unusable(run / "unusable.jsonl")
+    shards = resolve_inputs(config.inputs, storage)
+    notice = (told if told is not None else []).append
+    index = corpus_index(shards, run / "index.parquet", storage, DecodeConfig(), unusable, notice)
+    return CorpusSource(index, config, DecodeConfig(), storage, unusable)
+
+
+def numbered(count: int, **settings) -> bytes:
+    return video_files.encode(count, options={**FAST, "qp": "4"}, **settings)
+
+
+def numbers(video_CTHW: torch.Tensor) -> list[int]:
+    """Which frames of a `numbered` video these are."""
+    luma = 16 + video_CTHW.float().mean((0, 2, 3)) * (219 / 255)
+    return [round((value - 24) / 13) for value in luma.tolist()]
+
+
+def encoders_pixels(data: bytes, size: Bucket) -> torch.Tensor:
+    """The clip at the video's head as encoding decodes, scales and colours it; black 0, white 255, not rounded."""
+    rules = ClipRules(
+        *("head", 0, None, (size.frames,), (size,), None),
+        **{"multiple_of": 1, "upscale": False, "min_fps_ratio": 0.9, "time_stride": 1, "space_stride": 1},
+    )
+    cutter = Cutter(CutRequest(Sample("k", 0, "k.mp4", data, "mp4"), rules, DecodeConfig(), 0, DrillConfig()))
+    cutter.open()
+    chunk = cutter.next()
+    cutter.close()
+    video = yuv_to_video(torch.from_numpy(chunk.planes_T3HW)[None], [chunk.color_matrix])
+    return (video[0] + 0.5) * 255
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rotation": 90},
+        {"hflip": True},
+        {"tags": {"color_range": 2, "colorspace": 1}, "pix_fmt": "yuvj420p"},
+        {"pix_fmt": "yuv420p10le", "tags": {"colorspace": 9}},
+        {"container": "matroska"},
+    ],
+    ids=["plain", "rotated", "mirrored", "full range", "10 bit", "matroska"],
+)
+def test_a_clip_has_the_pixels_that_encoding_gives_the_network(tmp_path, settings):
+    data = video_files.encode(5, size=(64, 64), picture=video_files.textured, options=FAST, **settings)
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
+    source = open_corpus(tmp_path / "run", shard, clips={"scale": [1, 1]})
+    for size in (Bucket(5, 32, 32), Bucket(5, 64, 64)):  # as long and as square as the video: nothing is left to chance
+        clip = source.clip(0, size.frames, size.height, size.width)
+        assert clip.video_CTHW.dtype == torch.uint8
+        assert (clip.video_CTHW - encoders_pixels(data, size)).abs().max() < 0.5001, "the nearest of 256 values"
+        assert clip.video_CTHW.float().std() > 10, "a picture, not nothing"
+
+
+def test_moments_are_drawn_on_the_sampling_grid(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": numbered(16, fps=8)}})
+    for fps, step in (("source", 1), (4, 2), (16, 0.5)):
+        settings = {"fps": fps, "min_fps_ratio": 0, "scale": [1, 1]}
+        source = open_corpus(tmp_path / "run", shard, clips=settings)
+        found = [numbers(source.clip(n, 4, 32, 32).video_CTHW) for n in range(12)]
+        starts = {clip[0] for clip in found}
+        assert len(starts) > 3
+        for clip in found:
+            offset = 0 if step >= 1 else next(k for k in (0, 1) if (clip[1] == clip[0]) == (k == 0))
+            assert clip == [clip[0] + int(step * (k + offset)) for k in range(4)]
+    images = {numbers(source.clip(n, 1, 32, 32).video_CTHW)[0] for n in range(24)}
+    assert len(images) > 6, "an image is any frame"
+
+
+def ramp(index: int, width: int, height: int) -> np.ndarray:
+    """Luma 40 + x, the same in every row and frame."""
+    picture = np.full((height * 3 // 2, width), 128, np.uint8)
+    picture[:height] = 40 + np.arange(width)
+    return picture
+
+
+def test_scales_and_places_are_drawn_within_their_bounds(tmp_path):
+    data = video_files.encode(1, size=(64, 128), picture=ramp, options={**FAST, "qp": "2"})
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
+
+    def slopes_and_places(scale, **clips):
+        source = open_corpus(tmp_path / "run", shard, clips={"scale": scale, **clips})
+        rows = [source.clip(n, 1, 32, 32).video_CTHW[0, 0].float().mean(0) * (219 / 255) for n in range(24)]
+        return [float(row[24] - row[8]) / 16 for row in rows], [float(row[16]) for row in rows]
+
+    covered, places = slopes_and_places([1, 1])
+    assert np.allclose(covered, 2, atol=0.15), "64 rows made 32: two columns of the ramp a pixel"
+    assert max(places) - min(places) > 30
+    assert min(places) > 24 + 32 - 4  # half a clip from the left border
+    native, _ = slopes_and_places([4, 4])
+    assert np.allclose(native, 1, atol=0.15), "not beyond the video's own size"
+    mixed, _ = slopes_and_places([1, 2])
+    assert min(mixed) > 0.85
+    assert max(mixed) < 2.15
+    assert max(mixed) - min(mixed) > 0.5
+
+
+def small_corpus(folder: Path) -> Path:
+    """Two tars and a plain file with six good videos of 6 frames, and three that are of no use."""
+    folder.mkdir()
+    good = [video_bytes(6, 48, 48, seed) for seed in range(6)]
+    write_tar(folder / "0.tar", {f"a{n}": {"mp4": good[n], "txt": b"x"} for n in range(3)})
+    bad = {
+        "short": {"mp4": video_bytes(3, 48, 48)},
+        "broken": {"mp4": SHAKEN},
+        "small": {"mp4": video_bytes(6, 16, 16)},
+    }
+    write_tar(folder / "1.tar", {**bad, **{f"b{n}": {"mp4": good[n]} for n in (3, 4)}, "none": {"txt": b"x"}})
+    (folder / "c.mp4").write_bytes(good[5])
+    return folder
+
+
+def keys(source: CorpusSource, count: int, frames: int = 5) -> list[str]:
+    return [source.clip(n, frames, 32, 32).key.rpartition("/")[2] for n in range(count)]
+
+
+def test_every_epoch_visits_every_video_in_an_order_of_its_own(tmp_path):
+    corpus = small_corpus(tmp_path / "corpus")
+    source = open_corpus(tmp_path / "run", corpus, clips={"upscale": True})
+    seen = [source.clip(n, 1, 16, 16).key.rpartition("/")[2] for n in range(16)]
+    everything = [
+        "a0",
+        "a1",
+        "a2",
+        "b3",
+        "b4",
+        "c.mp4",
+        "short",
+        "small",
+    ]  # one frame of 16 pixels: only one is of no use
+    assert len(source) == 9
+    for epoch in (source._order(0), source._order(1)):
+        assert sorted(epoch) == list(range(9))
+    assert set(seen) == set(everything)
+    assert list(source._order(0)) != list(source._order(1))
+    assert keys(open_corpus(tmp_path / "run", corpus, seed=1), 9) != keys(source, 9)
+
+
+def test_videos_of_no_use_are_said_once_and_the_next_takes_their_turn(tmp_path):
+    corpus = small_corpus(tmp_path / "corpus")
+    source = open_corpus(tmp_path / "run", corpus)
+    names = [source._index[n].name.rpartition("/")[2] for n in range(9)]
+    assert names == ["a0", "a1", "a2", "short", "broken", "small", "b3", "b4", "c.mp4"]
+    order = [names[n] for n in source._order(0)]
+    good = [name not in ("short", "broken", "small") for name in order]
+    expected = [next(order[(n + k) % 9] for k in range(9) if good[(n + k) % 9]) for n in range(9)]
+    assert keys(source, 9) == expected
+    assert keys(open_corpus(tmp_path / "other", corpus), 9) == expected, "whoever asks"
+    told = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
+    assert sorted((line["key"], line["reason"]) for line in told) == [
+        ("broken", "undecodable"),
+        ("none", "no_video"),
+        ("short", "too_short"),
+        ("small", "too_small"),
+    ]
+    assert keys(source, 18)[:9] == expected
+    assert len((tmp_path / "run" / "unusable.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_clip_depends_on_nothing_but_its_number(tmp_path):
+    corpus = small_corpus(tmp_path / "corpus")
+    source = open_corpus(tmp_path / "run", corpus)
+    clips = [source.clip(n, 5, 24, 32) for n in range(7)]
+    assert not torch.equal(clips[0].video_CTHW, clips[1].video_CTHW)
+    elsewhere = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own bytes
+    for n in (6, 2, 2, 0, 5):
+        again = elsewhere.clip(n, 5, 24, 32)
+        assert again.key == clips[n].key
+        assert torch.equal(again.video_CTHW, clips[n].video_CTHW)
+        assert tuple(again.video_CTHW.shape) == (3, 5, 24, 32)
+
+
+def test_a_corpus_without_a_usable_clip_says_why(tmp_path):
+    corpus = small_corpus(tmp_path / "corpus")
+    source = open_corpus(tmp_path / "run", corpus)
+    with pytest.raises(InputError) as caught:
+        source.check([(1, 32, 32), (7, 32, 32)])
+    message = str(caught.value)
+    assert message.startswith(
+        "data.inputs: none of 9 videos gives a clip of 7 frames of 32x32: too_short (8), undecodable (1)"
+    )
+    assert caught.value.exit_code == 2
+    write_tar(corpus / "empty.tar", {"x": {"txt": b"only words"}})
+    with pytest.raises(InputError, match=r"not a single video in 1 shards: no_video \(1\)"):
+        open_corpus(tmp_path / "words", corpus / "empty.tar")
+
+
+def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
+    corpus, told = small_corpus(tmp_path / "corpus"), []
+    first = open_corpus(tmp_path / "run", corpus, told=told)
+    assert told == ["reading 3 shards once, to know where their videos lie"]
+    again = open_corpus(tmp_path / "run", corpus, told=told)
+    assert len(told) == 1
+    places = [first._index[n] for n in range(9)]
+    assert places == [again._index[n] for n in range(9)]
+    for place, seed in zip((places[0], places[2], places[6], places[8]), (0, 2, 3, 5), strict=True):
+        assert Path(place.source.uri).read_bytes()[place.start :][: place.size] == video_bytes(6, 48, 48, seed)
+    write_tar(corpus / "0.tar", {"z": {"mp4": video_bytes(6, 48, 48, 9)}})
+    with pytest.raises(SourceChanged):
+        keys(again, 9)
+    changed = open_corpus(tmp_path / "run", corpus, told=told)
+    assert told[1:] == ["the corpus is not the one this run began with: it goes on with the new one", told[0]]
+    assert len(changed) == 7
+
+
+def test_a_compressed_tar_is_refused(tmp_path):
+    plain = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(6)}})
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(InputError, match=r"b\.tar\.gz holds 'a' compressed.*unpack it"):
+        open_corpus(tmp_path / "run", tmp_path / "b.tar.gz")
+
+
+@pytest.mark.s3
+def test_object_storage_is_read_one_video_at_a_time(tmp_path, moto: S3Server, monkeypatch):
+    corpus = small_corpus(tmp_path / "corpus")
+    for path in corpus.iterdir():
+        moto.client().upload_file(str(path), moto.bucket, path.name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", moto.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", moto.secret_key)
+    local = open_corpus(tmp_path / "near", corpus)
+    far = open_corpus(tmp_path / "far", moto.root, storage=moto.config())
+    asked, real = [], S3Store.read_range
+
+    def read_range(self, key, start, length, **options):
+        asked.append((key, start, length))
+        return real(self, key, start, length, **options)
+
+    monkeypatch.setattr(S3Store, "read_range", read_range)
+    for n in range(9):
+        assert torch.equal(far.clip(n, 5, 32, 32).video_CTHW, local.clip(n, 5, 32, 32).video_CTHW)
+    places = [far._index[n] for n in range(9)]
+    assert sorted(asked) == sorted((p.source.uri.rpartition("/")[2], p.start, p.size) for p in places), (
+        "each video once"
+    )
+    asked.clear()
+    smaller = open_corpus(tmp_path / "far", moto.root, storage=moto.config(), cache_bytes=places[0].size)
+    for n in (0, 1, 0):
+        smaller.clip(n, 5, 32, 32)
+    assert len(asked) >= 3, "what does not fit is fetched again"
+
+
+def test_a_list_is_whole_after_a_process_died_while_it_wrote(tmp_path):
+    path = tmp_path / "unusable.jsonl"
+    one, other = Unusable(path), Unusable(path)
+    one.add("a.tar", "k", "too_short", "3 frames")
+    other.add("a.tar", "k", "too_short", "3 frames")
+    with path.open("ab") as file:
+        file.write(b'{"uri": "a.tar", "ke')
+    other.add("a.tar", "l", "too_small", "8 pixels")
+    one.add("a.tar", "l", "too_small", "8 pixels")
+    assert Unusable(path).tally() == one.tally() == {"too_short": 1, "too_small": 1}
+    assert len(path.read_text().splitlines()) == 3
