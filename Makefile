@@ -16,13 +16,12 @@ help: ## this list
 
 setup: $(INSTALLED) ## virtual environment in .venv/ with everything to run, test and develop
 
-demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray, verified and shown
-	$(BIN)/lathe encode $(DEMO)/corpus $(DEMO)/latents --untrained 0 --frames 17 --size 128x128
+demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray, verified, decoded and shown
+	$(BIN)/lathe encode $(DEMO)/corpus $(DEMO)/latents --frames 17 --size 128x128
 	$(BIN)/lathe verify $(DEMO)/latents
 	$(BIN)/lathe inspect $(DEMO)/latents
 	$(BIN)/lathe status $(DEMO)/latents
-	@echo
-	@echo "The latents are in $(DEMO)/latents. They come from random weights: give --checkpoint for real ones."
+	$(BIN)/lathe preview $(DEMO)/latents --sheet $(DEMO)/preview.png
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
 	$(BIN)/python -m pytest

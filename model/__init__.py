@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from model.interface import LatentSpec, VideoVAE
-from model.registry import PRESETS, complete, family_of, names, resolve, spec
+from model.registry import PRESETS, complete, embedded, family_of, names, resolve, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,8 @@ def load(
 
     Args:
         name: one of `names()`, or a family name together with `config` (or a checkpoint that carries its configuration).
-        checkpoint: local path, `hf://owner/repo/file[@revision]`, or another URI scheme that a fetcher is registered for.
+        checkpoint: local path, `hf://owner/repo/file[@revision]`, or another URI scheme that a fetcher is registered for. A preset whose
+            weights come with this package needs none.
         config: published configuration keys; overrides what the checkpoint or the preset says.
         device: where it runs.
         dtype: arithmetic of the large products (`float32` unless told; also bfloat16, float16, float64). Latents are never
@@ -46,6 +47,8 @@ def load(
         RuntimeError: the hub refused or could not be reached.
     """
     name, family = resolve(name), family_of(name)
+    if checkpoint is None and untrained is None and config is None:
+        checkpoint = embedded(name)
     if (checkpoint is None) == (untrained is None):
         raise ValueError(_what_to_give(name, both=checkpoint is not None))
     network = importlib.import_module(family.module)

@@ -1,8 +1,8 @@
 """From a checkpoint URI to tensors in their published names. Nothing in a file is ever executed unless a person says so.
 
-Enters: a local path, `hf://owner/repo/file[@revision]`, or a URI whose scheme has a registered fetcher (entry-point group
-`lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Leaves: tensors by published key, the configuration the file
-carries (if any), and what the file was (`CheckpointInfo`).
+Enters: a local path, `hf://owner/repo/file[@revision]`, `embedded://NAME` (weights that come with this package), or a URI whose scheme has
+a registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Leaves: tensors by published
+key, the configuration the file carries (if any), and what the file was (`CheckpointInfo`).
 
 Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
 network skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, a plain mapping of
@@ -30,6 +30,7 @@ from model.weights import check_finite
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+EMBEDDED = Path(__file__).with_name("weights")
 FETCHERS = "lathe.checkpoint_fetchers"
 TRAINED_PREFIX = "autoencoder."
 TRAINING_ONLY = ("gan_loss.", "perceptual_model.")
@@ -87,13 +88,16 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
     return Checkpoint(weights, config, CheckpointInfo(uri, digest, path.stat().st_size, layout))
 
 
-def convert(path: str | Path, out: str | Path, *, trust_pickle: bool = False) -> CheckpointInfo:
+def convert(
+    path: str | Path, out: str | Path, *, trust_pickle: bool = False, dtype: torch.dtype | None = None
+) -> CheckpointInfo:
     """Writes a checkpoint's network as safetensors, with its configuration and origin in the metadata.
 
     Args:
         path: any checkpoint `read` takes.
         out: the new file; ends in `.safetensors`; replaced at once when complete.
         trust_pickle: allow full unpickling, which can run any code the file holds. Only for files whose source you trust.
+        dtype: floating weights are stored as; None: as they are.
 
     Returns:
         What was read (layout, hash of the source file).
@@ -104,16 +108,18 @@ def convert(path: str | Path, out: str | Path, *, trust_pickle: bool = False) ->
     if target.suffix != ".safetensors":
         raise ValueError(f"the converted checkpoint is a .safetensors file, got {str(out)!r}")
     found = read(str(path), trust_pickle=trust_pickle)
-    check_finite(str(path), found.weights)
+    weights = {
+        key: value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        for key, value in found.weights.items()
+    }
+    check_finite(str(path) if dtype is None else f"{path} as {dtype}", weights)
     metadata = {"format": "pt", "source_sha256": found.info.sha256, "source_layout": found.info.layout}
     if found.config is not None:
         plain = {key: value for key, value in found.config.items() if _is_json(value)}
         metadata["config"] = json.dumps(plain, sort_keys=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     # clones: files may hold views of one storage, which safetensors refuses
-    save_file(
-        {key: value.detach().clone().contiguous() for key, value in found.weights.items()}, partial, metadata=metadata
-    )
+    save_file({key: value.detach().clone().contiguous() for key, value in weights.items()}, partial, metadata=metadata)
     partial.replace(target)
     return found.info
 
@@ -147,14 +153,25 @@ def fetch(uri: str) -> Path:
         if not path.exists():
             raise FileNotFoundError(f"no checkpoint at {path}; expected a .ckpt, .pth, .pt or .safetensors file")
         return path
+    if scheme == "embedded":
+        return _embedded(uri[len("embedded://") :])
     if scheme == "hf":
         return _from_hub(*_hub_parts(uri))
     for entry in importlib.metadata.entry_points(group=FETCHERS, name=scheme):
         return Path(entry.load()(uri))
     others = sorted({entry.name for entry in importlib.metadata.entry_points(group=FETCHERS)})
     raise ValueError(
-        f"cannot fetch {uri}: nobody handles {scheme}://; known: a local path, hf://, {', '.join(f'{o}://' for o in others)}"
+        f"cannot fetch {uri}: nobody handles {scheme}://; known: a local path, hf://, embedded://, {', '.join(f'{o}://' for o in others)}"
     )
+
+
+def _embedded(name: str) -> Path:
+    known = sorted(path.parent.name for path in EMBEDDED.glob("*/model.safetensors"))
+    if name not in known:
+        raise FileNotFoundError(
+            f"no weights called {name!r} come with this package; expected one of {', '.join(known)}"
+        )
+    return EMBEDDED / name
 
 
 def _hub_parts(uri: str) -> tuple[str, str, str | None]:

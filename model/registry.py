@@ -78,6 +78,17 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: merged[key] for key in family.keys}
 
 
+def embedded(name: str) -> str | None:
+    """The checkpoint URI of a preset whose weights come with this package; None for any other network.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    preset = PRESETS.get(resolve(name))
+    published = "" if preset is None else preset.published or ""
+    return published if published.startswith("embedded://") else None
+
+
 def card(name: str) -> dict[str, Any]:
     """All that is known of a preset, JSON-ready: its spec, configuration, licence, where its weights lie.
 

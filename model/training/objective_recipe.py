@@ -6,7 +6,7 @@ those of the papers. `model.training.objective` puts it to work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - a recipe's validation reads these annotations
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING, Any

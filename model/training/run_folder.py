@@ -5,7 +5,7 @@
     FOLDER/tensorboard/         the same for TensorBoard
     FOLDER/sheets/              originals and reconstructions
     FOLDER/checkpoints/         everything a continuation needs, the last few
-    FOLDER/weights/             config.json and model.safetensors, what `--checkpoint` takes
+    FOLDER/weights/             config.json and model.safetensors, what `--checkpoint` takes, and run.json: how they came about
 
 Enters: a `TrainingRecipe`, states. Leaves: files that are whole or not there. One process of a run writes, all read.
 """
@@ -48,8 +48,7 @@ class RunFolder:
             ValueError: it holds a run of another recipe, or something that is no run.
         """
         if self._recipe.exists():
-            begun = training_recipe(yaml.safe_load(self._recipe.read_text(encoding="utf-8")))
-            if changed := differences(begun, recipe):
+            if changed := differences(self._begun(), recipe):
                 raise ValueError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); a run continues with what it was begun with: "
                     "restore that, or give a folder of its own (start: {weights: …} begins where another run ended)"
@@ -80,12 +79,24 @@ class RunFolder:
         return dict(state)
 
     def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Weights in a layout that `--checkpoint FOLDER/weights` takes; `facts` (network, step, ...) beside them."""
+        """Weights as `--checkpoint FOLDER/weights` takes them; beside them `facts` (network, step, ...), the recipe and the curve."""
         text = json.dumps(config, indent=1)
         _whole(self.weights / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         metadata = {key: str(value) for key, value in facts.items()}
         _whole(self.weights / "model.safetensors", lambda path: save_file(tensors, path, metadata=metadata))
+
+        text = json.dumps({**facts, "recipe": self._begun().to_dict(), "loss": self.curve()}, indent=1)
+        _whole(self.weights / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def curve(self, points: int = 100) -> list[dict[str, float]]:
+        """The logged values as at most so many means over stretches of steps; `step` is the last of each."""
+        lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        length = -(-len(lines) // points)
+        return [_mean(lines[start : start + length]) for start in range(0, len(lines), length or 1)]
+
+    def _begun(self) -> TrainingRecipe:
+        return training_recipe(yaml.safe_load(self._recipe.read_text(encoding="utf-8")))
 
     def keep_lines(self, last: int) -> None:
         """Forgets logged steps after `last`, which will come again."""
@@ -111,6 +122,14 @@ def _step(path: Path) -> int:
     if match is None:
         raise ValueError(f"{path.name} is no checkpoint's name")
     return int(match[1])
+
+
+def _mean(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every value that all lines have, to five digits."""
+    shared = [name for name, value in lines[0].items() if name != "step" and all(name in line for line in lines)]
+    numbers = [name for name in shared if isinstance(lines[0][name], float)]
+    means = {name: float(f"{sum(line[name] for line in lines) / len(lines):.5g}") for name in numbers}
+    return {"step": lines[-1]["step"], **means}
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:

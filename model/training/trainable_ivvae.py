@@ -76,7 +76,7 @@ class TrainableIVVAE(Network):
         coder = self.encoder
         h = exact(pair, _frames_first(video_BCTHW, coder.conv1), coder.conv1, GROUP)
         h = self._shrunk(h, [*coder.downsamples, *coder.middle])
-        h = exact(pyramid, F.silu(norm(h, coder.head[0])), cast("PyramidHead", coder.head[2]))
+        h = exact(pyramid, activated(h, coder.head[0]), cast("PyramidHead", coder.head[2]))
         moments = exact(point_pair, h, self.conv1).unflatten(
             2, (2, 2, -1)
         )  # of both branches, means before log-variances
@@ -90,7 +90,7 @@ class TrainableIVVAE(Network):
         h = exact(point_pair, _frames_first(latent_BCthw, self.conv2), self.conv2)
         h = exact(frame_conv, h, coder.conv1.conv)
         h = self._grown(h, [*coder.middle, *coder.upsamples])
-        both = exact(pair, F.silu(norm(h, coder.head[0])), cast("ConvPair", coder.head[2]), GROUP)
+        both = exact(pair, activated(h, coder.head[0]), cast("ConvPair", coder.head[2]), GROUP)
         return _shown(both).transpose(1, 2)
 
     def last_layer(self) -> nn.Parameter:
@@ -160,6 +160,11 @@ def point_pair(x_BTCHW: torch.Tensor, convs: ConvPair) -> torch.Tensor:
     return _per_frame(x_BTCHW, weight, torch.cat([_bias(convs.conv_2d), _bias(convs.conv_3d)]))
 
 
+def activated(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
+    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, half of all memory."""
+    return twice(True, lambda x: F.silu(norm(x, gain)), x_BTCHW)
+
+
 def norm(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
     """`Nrm` (section 2) in at least float32: each half's channels at a position brought to length sqrt(c), times gamma."""
     halves = wide(x_BTCHW).unflatten(2, (2, -1))
@@ -170,8 +175,8 @@ def norm(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
 def residual_3d(x_BTCHW: torch.Tensor, block: Residual3d, group: int) -> torch.Tensor:
     """`R3` (section 2)."""
     layers: Any = block.residual
-    h = pair(F.silu(norm(x_BTCHW, layers[0])), layers[2], group)
-    h = pair(F.silu(norm(h, layers[3])), layers[6], group)
+    h = pair(activated(x_BTCHW, layers[0]), layers[2], group)
+    h = pair(activated(h, layers[3]), layers[6], group)
     shortcut = getattr(block, "shortcut", None)
     return wide(x_BTCHW if shortcut is None else point_pair(x_BTCHW, shortcut)) + h
 
@@ -179,8 +184,8 @@ def residual_3d(x_BTCHW: torch.Tensor, block: Residual3d, group: int) -> torch.T
 def residual_2d(x_BTCHW: torch.Tensor, block: Residual2d) -> torch.Tensor:
     """`R2` (section 2)."""
     layers: Any = block.residual
-    h = frame_conv(F.silu(norm(x_BTCHW, layers[0])), layers[2].conv)
-    h = frame_conv(F.silu(norm(h, layers[3])), layers[6].conv)
+    h = frame_conv(activated(x_BTCHW, layers[0]), layers[2].conv)
+    h = frame_conv(activated(h, layers[3]), layers[6].conv)
     return wide(x_BTCHW) + h
 
 

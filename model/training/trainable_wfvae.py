@@ -100,7 +100,7 @@ class TrainableWFVAE(Network):
         h = self._blocks(h, list(coder.down2)[1:-1])
         h = shrink(h, cast("Inner", coder.down2[-1]))
         h = self._blocks(torch.cat([h, exact(frame_conv, bands3, coder.connect_l2)], dim=1), coder.mid)
-        mean, logvar = exact(causal_conv, F.silu(norm(h, coder.norm_out)), coder.conv_out).chunk(2, dim=1)
+        mean, logvar = exact(causal_conv, activated(h, coder.norm_out), coder.conv_out).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR_RANGE)), (bands2, bands3)
 
     def _decode(self, latent_BCthw: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -117,7 +117,7 @@ class TrainableWFVAE(Network):
         )
         h = self._grown(h[:, :width], coder.up1, count)
         h = self._blocks(h, coder.layer)
-        bands1 = exact(frame_conv, F.silu(norm(h, coder.norm_out)), coder.conv_out)
+        bands1 = exact(frame_conv, activated(h, coder.norm_out), coder.conv_out)
         bands1 = _add_low(bands1, synthesise(bands2, coder.inverse_wavelet_transform_l1))
         return synthesise(bands1, coder.inverse_wavelet_transform_out), (bands2, bands3)
 
@@ -159,6 +159,11 @@ def causal_conv(x_BCTHW: torch.Tensor, clip: Clip) -> torch.Tensor:
     return F.conv3d(_begun(x_BCTHW, 2), conv.weight, conv.bias, padding=(0, 1, 1))
 
 
+def activated(x_BCTHW: torch.Tensor, layer: nn.Module, *, frames: bool = False) -> torch.Tensor:
+    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, half of all memory."""
+    return twice(True, lambda x: F.silu(norm(x, layer, frames=frames)), x_BCTHW)
+
+
 def norm(x_BCTHW: torch.Tensor, layer: nn.Module, *, frames: bool = False) -> torch.Tensor:
     """`N` (section 2), in at least float32; group statistics are each frame's own in blocks of `frames`."""
     with torch.autocast(x_BCTHW.device.type, enabled=False):
@@ -171,8 +176,8 @@ def norm(x_BCTHW: torch.Tensor, layer: nn.Module, *, frames: bool = False) -> to
 def residual(x_BCTHW: torch.Tensor, block: Residual) -> torch.Tensor:
     """`R2` or `R3` (section 2)."""
     frames = isinstance(block.conv1, nn.Conv2d)
-    h = _conv(F.silu(norm(x_BCTHW, block.norm1, frames=frames)), block.conv1)
-    h = _conv(F.silu(norm(h, block.norm2, frames=frames)), block.conv2)
+    h = _conv(activated(x_BCTHW, block.norm1, frames=frames), block.conv1)
+    h = _conv(activated(h, block.norm2, frames=frames), block.conv2)
     shortcut = getattr(block, "nin_shortcut", None)
     return wide(x_BCTHW if shortcut is None else _conv(x_BCTHW, shortcut)) + h
 

@@ -83,6 +83,10 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         )
         if report.untrained:
             notices.append("UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones")
+        if str(network.provenance.get("uri", "")).startswith("embedded://"):
+            notices.append(
+                f"no --checkpoint: the weights that come with Lathe ({report.network}); they are for demos and tests, not for production"
+            )
         for text in notices:
             display.notice(text)
         if todo:

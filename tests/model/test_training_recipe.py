@@ -23,17 +23,17 @@ def test_recipes_here_are_recipes(name):
 
 
 def test_overrides_go_key_by_key():
-    found = load_recipe("embedded", {"seed": 4, "config": {"latent_dim": 8}, "optimizer": {"name": "adamw"}})
-    plain = load_recipe("embedded")
+    found = load_recipe("leanvae-mini", {"seed": 4, "config": {"latent_dim": 8}, "optimizer": {"name": "adamw"}})
+    plain = load_recipe("leanvae-mini")
     assert (found.seed, found.config["latent_dim"], found.optimizer.name) == (4, 8, "adamw")
     assert found.config["l_dim"] == plain.config["l_dim"]
     assert found.optimizer.betas == plain.optimizer.betas
     assert [change.split(":")[0] for change in differences(plain, found)] == ["config", "seed", "optimizer"]
-    assert differences(plain, load_recipe("embedded", {"log_every": 3, "checkpoint_every": 7})) == []
+    assert differences(plain, load_recipe("leanvae-mini", {"log_every": 3, "checkpoint_every": 7})) == []
 
 
 def test_no_such_recipe():
-    with pytest.raises(FileNotFoundError, match=r"no recipe 'leenvae'.*embedded"):
+    with pytest.raises(FileNotFoundError, match=r"no recipe 'leenvae'.*leanvae-mini"):
         load_recipe("leenvae")
 
 
