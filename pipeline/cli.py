@@ -40,6 +40,7 @@ Clips = Annotated[str | None, typer.Option(help="head, tile, slide:STRIDE, unifo
 Model = Annotated[str | None, typer.Option(help="Network; `lathe models` lists them. [default: leanvae-dim16]")]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")]
 Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
+ComputeDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: by device]")]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
 
 
@@ -264,9 +265,7 @@ def check(
     checkpoint: Checkpoint = None,
     untrained: Untrained = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    compute_dtype: Annotated[
-        str | None, typer.Option("--compute-dtype", help="float32, bfloat16 or float16. [default: by device]")
-    ] = None,
+    compute_dtype: ComputeDtype = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Frame size to try.")] = "64x64",
     config: Config = None,
     set_: Overrides = None,
@@ -309,9 +308,7 @@ def evaluate(
     size: Size = None,
     clips: Clips = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    compute_dtype: Annotated[
-        str | None, typer.Option("--compute-dtype", help="float32, bfloat16 or float16. [default: by device]")
-    ] = None,
+    compute_dtype: ComputeDtype = None,
     lpips: Annotated[list[str] | None, typer.Option(metavar="FILE", help="LPIPS-VGG; twice: VGG16, heads.")] = None,
     i3d: Annotated[str | None, typer.Option(metavar="FILE", help="I3D weights, for rFVD.")] = None,
     config: Config = None,
@@ -320,18 +317,14 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure how well a network gives videos back: PSNR, SSIM and more per clip and bucket, with plots and a sheet of pictures."""
+    flags: dict[str, Any] = {"inputs": inputs, "output": output, "model.name": model, "model.checkpoint": checkpoint}
+    flags |= {"model.untrained": untrained, "model.device": device, "model.compute_dtype": compute_dtype}
+    flags |= {"clips.fps": fps, "clips.frames": frames, "clips.size": size, "clips.select": clips}
 
     def run() -> None:
-        from pipeline.config import build_job
-        from pipeline.evaluation import evaluate as room
-        from pipeline.evaluation.table import evaluation_lines
+        from pipeline.evaluation.evaluate import command
 
-        flags = {"inputs": inputs, "output": output, "model.name": model, "model.checkpoint": checkpoint}
-        flags |= {"model.untrained": untrained, "model.device": device, "model.compute_dtype": compute_dtype}
-        flags |= {"clips.fps": fps, "clips.frames": frames, "clips.size": size, "clips.select": clips}
-        job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
-        found = room.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
-        typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(evaluation_lines(found)))
+        command(flags, config, tuple(set_ or ()), lpips or (), i3d, as_json, typer.echo)
 
     _guard(run, debug=debug)
 

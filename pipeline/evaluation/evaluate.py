@@ -10,32 +10,47 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clips import resolve_rules
+from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
-from pipeline.engine.feed import Restarted
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
-    from pipeline.evaluation.footage import Happening
-    from pipeline.evaluation.measuring import Bench, ClipResult, ClipRun, Findings
+    from pipeline.evaluation.measuring import Findings
     from pipeline.evaluation.rows import ClipRows
-    from pipeline.records import ClipPlan, ClipRules, Sample
+    from pipeline.records import ClipRules
 
 WHOLE_CHUNK = 1 << 20  # frames: more than any clip of a network that encodes clips whole
 EXTRA = ("torchmetrics", "matplotlib")
 SMALLEST_SIDE = 11  # pixels SSIM's window needs
 NEWS_S = 15.0
+
+
+def command(
+    flags: dict[str, Any],
+    config_path: str | None,
+    overrides: tuple[str, ...],
+    lpips: Sequence[str],
+    i3d: str | None,
+    as_json: bool,
+    say: Callable[..., None],
+) -> None:
+    """`evaluate` of flags as `build_job` takes them; says news with `err=True` and the summary at the end. Raises as `evaluate`."""
+    from pipeline.evaluation.table import evaluation_lines
+
+    job = build_job(flags, config_path=config_path, overrides=overrides)
+    summary = evaluate(job, lpips=lpips, i3d=i3d, news=lambda text: say(text, err=True))
+    say(json.dumps(summary, indent=1) if as_json else "\n".join(evaluation_lines(summary)))
 
 
 def evaluate(
@@ -63,22 +78,23 @@ def evaluate(
     from pipeline.evaluation.footage import Footage
     from pipeline.evaluation.measuring import Bench, Findings
     from pipeline.evaluation.rows import ClipRows
+    from pipeline.evaluation.samples import SamplesUnderWay
 
     bench = Bench(job, device, dtype, lpips, i3d)
     rules = _rules(job, bench.spec)
     folder.mkdir(parents=True, exist_ok=True)
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
-        ledger = _Ledger(bench, findings, rows)
+        samples = SamplesUnderWay(bench, findings, rows)
         with Footage(job, shards, rules, _chunk_frames(job, bench.spec), device) as footage:
             told = time.monotonic()
             for happening in footage:
-                ledger.take(happening)
+                samples.take(happening)
                 if time.monotonic() - told > NEWS_S:
                     told = time.monotonic()
                     news(f"{findings.clips} clips so far, mean PSNR {findings.mean_psnr:.2f} dB")
     if not findings.clips:
-        raise InputError(_why_nothing(rows, ledger.videos))
+        raise InputError(_why_nothing(rows, samples.videos))
     summary = {
         "format_version": 1,
         "lathe_version": version("lathe"),
@@ -87,7 +103,7 @@ def evaluate(
         "clips": asdict(rules),
         "lpips": list(lpips) or None,
         "i3d": i3d,
-        "videos": ledger.videos,
+        "videos": samples.videos,
         **findings.summary(),
         "rejected": {"total": rows.rejected, "reasons": rows.reasons},
     }
@@ -148,80 +164,3 @@ def _why_nothing(rows: ClipRows, videos: int) -> str:
         for reason, item in rows.reasons.items()
     ]
     return f"no clip to measure, everything was rejected: {'; '.join(reasons)}"
-
-
-@dataclass(slots=True)
-class _Video:
-    """A sample under way."""
-
-    sample: Sample | None
-    plans: dict[int, ClipPlan] = field(default_factory=dict)
-    run: ClipRun | None = None
-    results: list[tuple[ClipPlan, ClipResult]] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    settled: set[int] = field(default_factory=set)  # clips measured or failed
-    opened: bool = False
-    ended: bool = False
-
-
-class _Ledger:
-    """Takes what happens to samples in any order and enters finished ones in the corpus's order."""
-
-    def __init__(self, bench: Bench, findings: Findings, rows: ClipRows) -> None:
-        self._bench, self._findings, self._rows = bench, findings, rows
-        self._videos: dict[int, _Video] = {}
-        self._next = 0
-        self.videos = 0  # entered, rejected ones too
-
-    def take(self, happening: Happening) -> None:
-        """One happening; enters every sample whose turn has come."""
-        video = self._videos.setdefault(happening.number, _Video(happening.sample))
-        what = happening.what
-        if isinstance(what, OpenedVideo):
-            video.plans = {plan.index: plan for plan in what.clips}
-            if not video.opened:  # a decoder that died opens it again
-                video.rejects += what.rejects
-            video.opened = True
-        elif isinstance(what, FrameChunk):
-            self._measure(happening.number, video, what)
-        elif isinstance(what, ClipFailed):
-            video.run = None
-            if what.clip not in video.settled:
-                video.settled.add(what.clip)
-                video.rejects.append(what.reject)
-        elif isinstance(what, Restarted):
-            video.run = None
-        elif isinstance(what, Reject):
-            video.rejects.append(what)
-            video.ended = True
-        elif isinstance(what, VideoEnded):
-            video.ended = True
-        while (first := self._videos.get(self._next)) is not None and first.ended:
-            self._enter(self._videos.pop(self._next))
-            self._next += 1
-
-    def _measure(self, number: int, video: _Video, chunk: FrameChunk) -> None:
-        from pipeline.evaluation.measuring import ClipRun
-
-        if chunk.clip in video.settled or video.sample is None:
-            return
-        plan = video.plans[chunk.clip]
-        if chunk.first:
-            video.run = ClipRun(self._bench, video.sample, plan)
-        if video.run is None:
-            raise RuntimeError(f"a chunk of {video.sample.key}, clip {chunk.clip}, came before the clip's first")
-        video.run.push(chunk)
-        if chunk.last:
-            video.settled.add(chunk.clip)
-            video.results.append((plan, video.run.result()))
-            self._findings.show(number, video.sample, plan, video.run)
-            video.run = None
-
-    def _enter(self, video: _Video) -> None:
-        self.videos += 1
-        for reject in video.rejects:
-            self._rows.reject(reject)
-        if video.sample is not None:
-            for plan, result in video.results:
-                self._rows.add(video.sample, plan, result)
-                self._findings.add(plan, result)

@@ -40,10 +40,12 @@ class Happening(NamedTuple):
 class _Loan:
     """An open shard: closed once it is read and no sample of it is in use."""
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
+    def __init__(self, reader: ShardReader, opened: set[_Loan]) -> None:
+        """Stands among the `opened` until it is closed."""
+        self.reader, self._opened = reader, opened
         self._users = 1  # whoever reads it
         self._guard = threading.Lock()
+        opened.add(self)
 
     def take(self) -> None:
         with self._guard:
@@ -57,6 +59,7 @@ class _Loan:
             last = self._users == 0
         if last:
             self.reader.close()
+            self._opened.discard(self)
 
 
 class _Ticket(NamedTuple):
@@ -83,6 +86,7 @@ class Footage:
         self._refused: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._read: int | None = None  # samples in all, once that is known
         self._error: BaseException | None = None
+        self._loans: set[_Loan] = set()
         self._stop = threading.Event()
         self._lanes = ProcessLanes(
             job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1)),
@@ -112,6 +116,8 @@ class Footage:
         self._stop.set()
         self._feed.close()
         self._lanes.close()
+        for loan in list(self._loans):  # what was left early; also ends a read that waits for storage
+            loan.reader.close()
         self._thread.join()
 
     def __iter__(self) -> Iterator[Happening]:
@@ -144,7 +150,7 @@ class Footage:
         try:
             for shard in self._shards:
                 reader = ShardReader(shard, self._job.storage, max_video_bytes=self._job.decode.max_video_bytes)
-                loan = _Loan(reader)
+                loan = _Loan(reader, self._loans)
                 try:
                     for item in reader:
                         if self._stop.is_set():

@@ -1,0 +1,94 @@
+"""Samples under way: what happens to them in any order, clips measured as they come, finished samples entered in the corpus's order.
+
+Enters: `Happening`s. Leaves: rows, rejects and findings, the same ones in the same order however many decoders there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.engine.feed import Restarted
+from pipeline.evaluation.measuring import ClipRun
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.footage import Happening
+    from pipeline.evaluation.measuring import Bench, ClipResult, Findings
+    from pipeline.evaluation.rows import ClipRows
+    from pipeline.records import ClipPlan, Sample
+
+
+@dataclass(slots=True)
+class _Video:
+    """A sample under way."""
+
+    sample: Sample | None
+    plans: dict[int, ClipPlan] = field(default_factory=dict)
+    run: ClipRun | None = None
+    results: list[tuple[ClipPlan, ClipResult]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    settled: set[int] = field(default_factory=set)  # clips measured or failed
+    opened: bool = False
+    ended: bool = False
+
+
+class SamplesUnderWay:
+    """See the module. What is kept of a sample that waits for its turn: numbers, no pictures."""
+
+    def __init__(self, bench: Bench, findings: Findings, rows: ClipRows) -> None:
+        self._bench, self._findings, self._rows = bench, findings, rows
+        self._videos: dict[int, _Video] = {}
+        self._next = 0
+        self.videos = 0  # entered, rejected ones too
+
+    def take(self, happening: Happening) -> None:
+        """One happening; enters every sample whose turn has come."""
+        video = self._videos.setdefault(happening.number, _Video(happening.sample))
+        what = happening.what
+        if isinstance(what, OpenedVideo):
+            video.plans = {plan.index: plan for plan in what.clips}
+            if not video.opened:  # a decoder that died opens it again
+                video.rejects += what.rejects
+            video.opened = True
+        elif isinstance(what, FrameChunk):
+            self._measure(happening.number, video, what)
+        elif isinstance(what, ClipFailed):
+            video.run = None
+            if what.clip not in video.settled:
+                video.settled.add(what.clip)
+                video.rejects.append(what.reject)
+        elif isinstance(what, Restarted):
+            video.run = None
+        elif isinstance(what, Reject):
+            video.rejects.append(what)
+            video.ended = True
+        elif isinstance(what, VideoEnded):
+            video.ended = True
+        while (first := self._videos.get(self._next)) is not None and first.ended:
+            self._enter(self._videos.pop(self._next))
+            self._next += 1
+
+    def _measure(self, number: int, video: _Video, chunk: FrameChunk) -> None:
+        if chunk.clip in video.settled or video.sample is None:
+            return
+        plan = video.plans[chunk.clip]
+        if chunk.first:
+            video.run = ClipRun(self._bench, video.sample, plan)
+        if video.run is None:
+            raise RuntimeError(f"a chunk of {video.sample.key}, clip {chunk.clip}, came before the clip's first")
+        video.run.push(chunk)
+        if chunk.last:
+            video.settled.add(chunk.clip)
+            video.results.append((plan, video.run.result()))
+            self._findings.show(number, video.sample, plan, video.run)
+            video.run = None
+
+    def _enter(self, video: _Video) -> None:
+        self.videos += 1
+        for reject in video.rejects:
+            self._rows.reject(reject)
+        if video.sample is not None:
+            for plan, result in video.results:
+                self._rows.add(video.sample, plan, result)
+                self._findings.add(plan, result)

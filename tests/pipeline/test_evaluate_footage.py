@@ -1,0 +1,177 @@
+"""What feeds an evaluation: samples in order whatever the decoders do, shards closed when done with, sources that change."""
+
+import pytest
+import torch
+
+from pipeline.clips import resolve_rules
+from pipeline.config import build_job
+from pipeline.corpus import resolve_inputs
+from pipeline.engine.feed import Restarted
+from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
+from pipeline.evaluation.footage import Footage, Happening, _Loan
+from pipeline.evaluation.measuring import Bench, ClipRun, Findings
+from pipeline.evaluation.rows import ClipRows
+from pipeline.evaluation.samples import SamplesUnderWay
+from pipeline.records import (
+    Bucket,
+    ClipFailed,
+    ClipPlan,
+    FrameChunk,
+    OpenedVideo,
+    Reject,
+    Sample,
+    VideoEnded,
+    VideoInfo,
+)
+from tests.tiny_corpus import TINY_NETWORK, video_bytes, write_tar
+
+INFO = VideoInfo("h264", "yuv420p", 32, 32, 32, 32, 0, (1, 1), 8.0, 9, 1.0, "bt601", "limited", "00")
+
+
+def tiny_job(folder, **flags):
+    values = {"inputs": [str(folder)], "output": str(folder / "out"), "model.name": "leanvae", "model.untrained": 0}
+    values |= {"model.config": TINY_NETWORK, "clips.frames": "5", "clips.size": "32x32", "clips.select": "tile"}
+    return build_job({**values, "engine.decoders": 1, **flags})
+
+
+@pytest.fixture
+def bench(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Bench(tiny_job(tmp_path), "cpu", "float32")
+    torch.set_num_threads(before)
+
+
+def plan(index):
+    return ClipPlan(index, 5 * index, Bucket(5, 32, 32), 8.0, 5 * index / 8, 32, 32, 0, 0)
+
+
+def chunk(index, seed=0, frames=5, first=True, last=True):
+    generator = torch.Generator().manual_seed(seed)
+    planes = torch.randint(16, 236, (frames, 3, 32, 32), dtype=torch.uint8, generator=generator).numpy()
+    return FrameChunk(index, planes, tuple(map(float, range(frames))), "bt601", first, last)
+
+
+def sample(number):
+    return Sample(f"s{number}", number, "file:x.tar", b"", "mp4")
+
+
+def reject(key, clip=None):
+    return Reject(key, "decode", "broken", "it broke", policy=False, clip=clip)
+
+
+def entered(bench, tmp_path, happenings):
+    """Keys and clips of rows, keys and clips of rejects, after these happenings."""
+    findings = Findings("float16")
+    with ClipRows(tmp_path / "clips.parquet", tmp_path / "rejects.jsonl") as rows:
+        samples = SamplesUnderWay(bench, findings, rows)
+        added, rejected = [], []
+        add, refuse = rows.add, rows.reject
+        rows.add = lambda s, p, r: (added.append((s.key, p.index)), add(s, p, r))
+        rows.reject = lambda r: (rejected.append((r.key, r.clip)), refuse(r))
+        for happening in happenings:
+            samples.take(happening)
+    return added, rejected, samples, findings
+
+
+def opening(*indices, rejects=()):
+    return OpenedVideo(INFO, tuple(plan(i) for i in indices), tuple(rejects))
+
+
+def test_samples_are_entered_in_the_corpus_order(bench, tmp_path):
+    happenings = [
+        Happening(2, sample(2), opening(0)),
+        Happening(0, sample(0), opening(0, 1)),
+        Happening(2, sample(2), chunk(0)),
+        Happening(2, sample(2), VideoEnded(5, 0.0)),
+        Happening(0, sample(0), chunk(0)),
+        Happening(1, None, reject("s1")),
+        Happening(0, sample(0), chunk(1)),
+        Happening(0, sample(0), VideoEnded(10, 0.0)),
+    ]
+    added, rejected, samples, findings = entered(bench, tmp_path, happenings)
+    assert added == [("s0", 0), ("s0", 1), ("s2", 0)]
+    assert rejected == [("s1", None)]
+    assert (samples.videos, findings.clips) == (3, 3)
+
+
+def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(bench, tmp_path):
+    tail = reject("s0")
+    begin = [Happening(0, sample(0), opening(0, 1, 2, rejects=[tail])), Happening(0, sample(0), chunk(0, 1))]
+    half = Happening(0, sample(0), chunk(1, 2, frames=1, last=False))
+    rest = Happening(0, sample(0), chunk(1, 3, frames=4, first=False))
+    failed = Happening(0, sample(0), ClipFailed(2, reject("s0", 2)))
+    plain = [*begin, half, rest, failed, Happening(0, sample(0), VideoEnded(9, 0.0))]
+    died = [*begin, half, Happening(0, sample(0), Restarted()), *plain]
+    results = [entered(bench, tmp_path, happenings) for happenings in (plain, died)]
+    for added, rejected, _, _ in results:
+        assert added == [("s0", 0), ("s0", 1)]
+        assert rejected == [("s0", None), ("s0", 2)]
+    assert results[0][3].summary()["overall"] == results[1][3].summary()["overall"]
+
+
+def test_values_that_are_not_finite_name_the_clip(bench):
+    run = ClipRun(bench, sample(0), plan(3))
+    bench.vae.encode_planes = lambda planes, matrices, state: (
+        type("Posterior", (), {"mean": torch.full((1, 4, 2, 4, 4), torch.nan)})(),
+        None,
+    )
+    with pytest.raises(NonFiniteLatent, match=r"clip 3: the encoder gave latents that are not finite.*key=s0"):
+        run.push(chunk(0))
+
+
+def test_memory_that_does_not_suffice_names_the_setting(bench):
+    run = ClipRun(bench, sample(0), plan(0))
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("no more")
+
+    bench.vae.encode_planes = full
+    with pytest.raises(ConfigError, match=r"5 frames of 32x32 do not fit .* smaller engine\.chunk_frames"):
+        run.push(chunk(0))
+
+
+def test_a_shard_is_closed_by_its_last_user():
+    class Reader:
+        def __init__(self):
+            self.told = []
+
+        def release(self, sample):
+            self.told.append(sample.key)
+
+        def close(self):
+            self.told.append("closed")
+
+    reader = Reader()
+    opened = set()
+    loan = _Loan(reader, opened)
+    loan.take()
+    loan.take()
+    loan.give_back(sample(0))
+    loan.give_back()  # the one who reads
+    assert reader.told == ["s0"]
+    assert opened == {loan}
+    loan.give_back(sample(1))
+    assert reader.told == ["s0", "s1", "closed"]
+    assert opened == set()
+
+
+def test_a_shard_that_changes_while_it_is_read_stops_the_evaluation(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(9)}})
+    job = tiny_job(tmp_path)
+    shards = resolve_inputs(job.inputs, job.storage)
+    write_tar(path, {"b": {"mp4": video_bytes(9, seed=1)}, "c": {"txt": b"more"}})
+    rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
+    with Footage(job, shards, rules, 16, "cpu") as footage, pytest.raises(SourceChanged):
+        list(footage)
+
+
+def test_footage_may_be_left_early(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"k{i}": {"mp4": video_bytes(9)} for i in range(12)})
+    job = tiny_job(tmp_path)
+    rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
+    with Footage(job, resolve_inputs(job.inputs, job.storage), rules, 16, "cpu") as footage:
+        first = next(iter(footage))
+    assert isinstance(first.what, OpenedVideo)
+    assert not footage._thread.is_alive()
+    assert all(loan.reader._closed for loan in footage._loans)
