@@ -4,7 +4,8 @@ Enters: uint8 YUV planes as decoders give them (the way `lathe encode` goes), or
 frames of original and reconstruction in matching order. Latents are posterior means, float32, not rounded to a storage type.
 
 The original is what the network really saw: its own colour conversion, rounded to 8 bits. The reconstruction is clamped to the network's
-range and rounded to 8 bits, as whoever saves or shows it does. Both roundings together hide nothing below 55 dB.
+range and rounded to 8 bits, as whoever saves or shows it does. Both roundings together are noise at 56 dB: they cost
+0.02 dB at 32 dB and 0.1 dB at 40.
 """
 
 from __future__ import annotations
