@@ -37,7 +37,8 @@ DOORS = {
         "pipeline/encoder/",
         "pipeline/training/",
         "pipeline/evaluation/measuring.py",
-        "pipeline/cli.py",
+        "pipeline/preview/showing.py",
+        "pipeline/network_commands.py",
     },
     "torch": {"model/", "pipeline/encoder/", "pipeline/training/"},
     "av": {
@@ -46,8 +47,14 @@ DOORS = {
         "pipeline/sample_corpus/scenes.py",
         "pipeline/engine/blueprint.py",
     },
-    "typer": {"pipeline/cli.py"},
-    "pipeline.engine": {"pipeline/engine/", "pipeline/evaluation/", "pipeline/cli.py", "pipeline/__init__.py"},
+    "typer": {"pipeline/cli.py", "pipeline/network_commands.py", "pipeline/terminal.py"},
+    "pipeline.engine": {
+        "pipeline/engine/",
+        "pipeline/evaluation/",
+        "pipeline/cli.py",
+        "pipeline/network_commands.py",
+        "pipeline/__init__.py",
+    },
     "pipeline.cli": {"pipeline/__main__.py"},
 }
 

@@ -1,0 +1,203 @@
+"""Clips of an output as they lie there: which ones to look at first, their latents, what is written beside them.
+
+Enters: an output. Leaves: `StoredClip`s in a fixed order, the bytes of a latent (checked against their hash), a clip's own facts. Only
+receipts, side indexes, byte ranges of latents and a row's columns are read, never a whole data file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.audit.inspect import HEAD_BYTES, inspect_path
+from pipeline.audit.ranged_file import RangedFile
+from pipeline.errors import InputError
+from pipeline.receipts import Ledger
+from pipeline.writer.index_file import read_index
+from pipeline.writer.parquet_file import SCALARS
+from pipeline.writer.payload import payload_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pipeline.config import StorageConfig
+    from pipeline.records import Receipt, WrittenFile
+    from pipeline.storage import Store
+    from pipeline.writer.index_file import IndexRow
+
+MOST_RECEIPTS = 64  # read of an output, evenly spread: enough to choose from
+TAR_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """One row of an output: the shard it came from, the file it is in, its place there."""
+
+    receipt: Receipt
+    file: WrittenFile
+    row: IndexRow
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What an output offers to look at: receipts of one network, the newest, and how many others were left out."""
+
+    receipts: tuple[Receipt, ...]
+    other_networks: int
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Identity of the network: name, configuration, hash of the weights, version of the arithmetic."""
+        encoder: dict[str, Any] = self.receipts[0].fingerprint_parts["encoder"]
+        return encoder
+
+
+def choose(store: Store) -> Chosen:
+    """Receipts with clips, of the network that committed last; of a large output some, evenly spread over it.
+
+    Raises:
+        OutputError: no latent set, or one of another format version.
+        InputError: no shard is done yet, or none gave a clip.
+    """
+    ledger = Ledger(store)
+    ledger.latent_set()
+    shards = list(ledger.keys_by_shard().values())
+    if not shards:
+        raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
+    spread = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
+    found = [ledger.load_first(keys) for keys in (shards if len(shards) <= MOST_RECEIPTS else spread)]
+    filled = [receipt for receipt in found if receipt.files]
+    if not filled:
+        raise InputError(
+            f"{store.root} holds no clip: {len(found)} shards are done and none gave one; see `lathe status`"
+        )
+    newest = max(filled, key=lambda receipt: (receipt.created, receipt.attempt))
+    networks = {_network_key(receipt) for receipt in filled}
+    same = tuple(receipt for receipt in filled if _network_key(receipt) == _network_key(newest))
+    return Chosen(same, len(networks) - 1)
+
+
+def _network_key(receipt: Receipt) -> str:
+    return json.dumps(receipt.fingerprint_parts["encoder"], sort_keys=True)
+
+
+def in_turns(store: Store, receipts: Sequence[Receipt]) -> Iterator[StoredClip]:
+    """Every clip of `receipts` once, in an order that goes round buckets, within a bucket round files, within a file round videos.
+
+    The order depends on the output alone. Indexes are read when their turn comes.
+    """
+    by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
+    for receipt in sorted(receipts, key=lambda item: (item.shard.name, item.shard_id)):
+        for file in receipt.files:
+            by_bucket.setdefault(file.bucket, []).append(_of_file(store, receipt, file))
+    yield from _round(_round(files) for _, files in sorted(by_bucket.items()))
+
+
+def _round(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
+    """One of each in turn, until all are empty."""
+    waiting = list(queues)
+    while waiting:
+        still = []
+        for queue in waiting:
+            if (item := next(queue, None)) is not None:
+                yield item
+                still.append(queue)
+        waiting = still
+
+
+def _of_file(store: Store, receipt: Receipt, file: WrittenFile) -> Iterator[StoredClip]:
+    """The first clip of each video, in file order (which for a tar is the cheapest to read again), then the second ones, and so on."""
+    try:
+        rows, _ = read_index(store.read(file.index_key))
+    except ValueError as error:
+        raise InputError(
+            f"{store.uri(file.index_key)} cannot be read as a side index: {error}; see `lathe verify`"
+        ) from None
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append((seen[row.source_hash], row.row))
+        seen[row.source_hash] += 1
+    for _, position in sorted(turns):
+        yield StoredClip(receipt, file, rows[position])
+
+
+def file_metadata(store: Store, clip: StoredClip, storage: StorageConfig) -> dict[str, Any]:
+    """What the clip's data file says about itself: `spec`, `encoder` with where its weights came from, and more.
+
+    Raises:
+        InputError: missing, or not a file Lathe wrote.
+    """
+    metadata: dict[str, Any] = inspect_path(store.uri(clip.file.key), storage)["metadata"]
+    return metadata
+
+
+def latent_bytes(store: Store, clip: StoredClip) -> bytes:
+    """The stored mean, `shape` C t h w of `dtype`, little-endian in C order.
+
+    Raises:
+        InputError: not the bytes that were written.
+    """
+    row = clip.row
+    data = store.read_range(clip.file.key, row.latent_offset, row.latent_length)
+    if (found := payload_hash(data)) != row.latent_hash:
+        raise InputError(
+            f"{store.uri(clip.file.key)}: the latent of {row.id} is damaged, its bytes hash to {found}, not {row.latent_hash}; "
+            "`lathe verify` finds all that are"
+        )
+    return data
+
+
+def facts(store: Store, clip: StoredClip) -> dict[str, Any]:
+    """The clip's scalar columns by name (docs/formats.md), from the Parquet row or the tar's JSON member.
+
+    Raises:
+        InputError: the file is not the one its index describes.
+    """
+    size = store.stat(clip.file.key).size
+    read = _tar_facts if clip.file.key.endswith(".tar") else _parquet_facts
+    try:
+        found = read(RangedFile(store, clip.file.key, size), clip.row)
+    except (pa.ArrowException, tarfile.ReadError, ValueError) as error:
+        raise InputError(f"{store.uri(clip.file.key)} cannot be read: {error}; see `lathe verify`") from None
+    if found is None or found["id"] != clip.row.id:
+        raise InputError(
+            f"{store.uri(clip.file.key)} has no row {clip.row.id} where its index says; see `lathe verify`"
+        )
+    return found
+
+
+def _parquet_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
+    opened = pq.ParquetFile(pa.PythonFile(file, mode="r"))
+    position = row.row
+    for group in range(opened.num_row_groups):
+        count = opened.metadata.row_group(group).num_rows
+        if position < count:
+            values: dict[str, Any] = opened.read_row_group(group, ["id", *SCALARS]).slice(position, 1).to_pylist()[0]
+            return values
+        position -= count
+    return None
+
+
+def _tar_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
+    """The JSON member is the second behind the latent's; reading starts there."""
+    end = row.latent_offset + row.latent_length
+    if row.logvar_offset is not None and row.logvar_length is not None:
+        end = row.logvar_offset + row.logvar_length
+    buffered = io.BufferedReader(file, HEAD_BYTES)
+    buffered.seek(-(-end // TAR_BLOCK) * TAR_BLOCK)
+    with tarfile.open(fileobj=buffered, mode="r:") as archive:
+        for _ in range(2):
+            member = archive.next()
+            if member is not None and member.name == f"{row.id}.json":
+                content = archive.extractfile(member)
+                values: dict[str, Any] | None = None if content is None else json.load(content)
+                return values
+    return None
