@@ -6,10 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 
+from pipeline.training import run
+from pipeline.training.job import build_train_job
+from pipeline.training.telling import Telling
 from tests.tiny_corpus import TINY_NETWORK
 
 # Logged at steps 6 and 12, kept at 4, 8 and 12: a run that dies at a logged step has work to do again.
@@ -50,7 +56,25 @@ def train(job: Path, *arguments, environment: dict[str, str] | None = None) -> s
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
-def lines(run: Path) -> list[dict]:
-    """What a run told, without how long it took."""
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "waited")} for line in told]
+def learn_here(job: Path) -> None:
+    """The same in this process, silently."""
+    built = build_train_job({}, config_path=str(job))
+    with one_thread():
+        run.learn(run.prepare(built, Telling("none")), "cpu", lambda step, values: None)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So small a network is slower on several, and much slower where they wait for busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def lines(folder: Path) -> list[dict]:
+    """What the run in a folder told, as numbers, without how long it took."""
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("stage", "seconds", "waited")} for line in told]

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -18,16 +17,13 @@ from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.telling import Telling
 from tests.tiny_corpus import make_corpus
-from tests.tiny_training import RECIPE, lines, train, write_job
+from tests.tiny_training import RECIPE, lines, one_thread, train, write_job
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """So small a network is slower on several, and much slower where they wait for busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
