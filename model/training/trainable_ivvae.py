@@ -161,7 +161,7 @@ def point_pair(x_BTCHW: torch.Tensor, convs: ConvPair) -> torch.Tensor:
 
 
 def activated(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
-    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, half of all memory."""
+    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, much memory."""
     return twice(True, lambda x: F.silu(norm(x, gain)), x_BTCHW)
 
 

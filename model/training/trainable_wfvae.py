@@ -160,7 +160,7 @@ def causal_conv(x_BCTHW: torch.Tensor, clip: Clip) -> torch.Tensor:
 
 
 def activated(x_BCTHW: torch.Tensor, layer: nn.Module, *, frames: bool = False) -> torch.Tensor:
-    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, half of all memory."""
+    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, much memory."""
     return twice(True, lambda x: F.silu(norm(x, layer, frames=frames)), x_BCTHW)
 
 
