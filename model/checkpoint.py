@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.weights import check_finite
+from model.weights import as_dtype, check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
 
 
 def convert(
-    path: str | Path, out: str | Path, *, trust_pickle: bool = False, dtype: torch.dtype | None = None
+    path: str | Path, out: str | Path, *, trust_pickle: bool = False, dtype: torch.dtype | str | None = None
 ) -> CheckpointInfo:
     """Writes a checkpoint's network as safetensors, with its configuration and origin in the metadata.
 
@@ -97,7 +97,7 @@ def convert(
         path: any checkpoint `read` takes.
         out: the new file; ends in `.safetensors`; replaced at once when complete.
         trust_pickle: allow full unpickling, which can run any code the file holds. Only for files whose source you trust.
-        dtype: floating weights are stored as; None: as they are.
+        dtype: what floating weights are stored as; None: as they are.
 
     Returns:
         What was read (layout, hash of the source file).
@@ -108,11 +108,12 @@ def convert(
     if target.suffix != ".safetensors":
         raise ValueError(f"the converted checkpoint is a .safetensors file, got {str(out)!r}")
     found = read(str(path), trust_pickle=trust_pickle)
+    kind = None if dtype is None else as_dtype(dtype)
     weights = {
-        key: value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        key: value.to(kind) if kind is not None and value.is_floating_point() else value
         for key, value in found.weights.items()
     }
-    check_finite(str(path) if dtype is None else f"{path} as {dtype}", weights)
+    check_finite(str(path) if kind is None else f"{path} as {kind}", weights)
     metadata = {"format": "pt", "source_sha256": found.info.sha256, "source_layout": found.info.layout}
     if found.config is not None:
         plain = {key: value for key, value in found.config.items() if _is_json(value)}

@@ -178,6 +178,9 @@ def convert_checkpoint(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Unpickle SOURCE: runs whatever code it contains.")
     ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store floats as float32, bfloat16 or float16. [default: as they are]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors, which can be loaded without running code."""
@@ -187,7 +190,7 @@ def convert_checkpoint(
         from pipeline.errors import CheckpointError
 
         try:
-            checkpoint.convert(source, target, trust_pickle=trust_pickle)
+            checkpoint.convert(source, target, trust_pickle=trust_pickle, dtype=dtype)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the hub
             raise CheckpointError(str(error)) from error
         typer.echo(target)

@@ -142,6 +142,21 @@ def test_convert_with_trust_makes_a_safe_copy(golden, vae, tmp_path):
         checkpoint.convert(path, tmp_path / "out.pt")
 
 
+def test_convert_to_half_the_bytes(golden, vae, tmp_path):
+    path, out = save(tmp_path, official(golden)), tmp_path / "half.safetensors"
+    checkpoint.convert(path, out, dtype="float16")
+    found = checkpoint.read(str(out)).weights
+    assert {value.dtype for value in found.values()} == {torch.float16}
+    whole = {key: value.clone() for key, value in checkpoint.read(str(path)).weights.items()}  # of a mapped file
+    assert all(torch.equal(found[key], value.half()) for key, value in whole.items())
+    assert model.load("leanvae", str(out)).weights_sha256 != vae.weights_sha256
+    with pytest.raises(ValueError, match="dtype must be one of .*float16.*; got 'int8'"):
+        checkpoint.convert(path, out, dtype="int8")
+    huge = {**whole, next(iter(whole)): torch.full_like(next(iter(whole.values())), 1e6)}
+    with pytest.raises(ValueError, match=r"as torch.float16"):
+        checkpoint.convert(save(tmp_path, {"state_dict": huge}), out, dtype="float16")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
 @pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
 def test_damaged_files(golden, tmp_path, name, keep):
