@@ -52,13 +52,16 @@ BAR_GAIN_DB, BAR_MEAN_DB = (
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Quality of a network against principal components.")
     parser.add_argument("--videos", nargs="+", required=True, help="files, folders or shards; a row for each video")
-    parser.add_argument("--model", default="leanvae")
-    parser.add_argument("--checkpoint", help="weights; without them the network's own default")
+    parser.add_argument("--model", default="leanvae-mini-dim16", help="the default comes with its weights")
+    parser.add_argument("--checkpoint", help="weights; without them those that come with the package")
     parser.add_argument("--untrained", type=int, metavar="SEED", help="random weights, for trials")
     parser.add_argument("--fps", default="8")
     parser.add_argument("--size", default="256x256", help="HEIGHTxWIDTH")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--clips", default="tile")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as `lathe encode` takes"
+    )
     parser.add_argument("--fit-clips", type=int, default=300, help="synthetic clips of 17x128x128 for the components")
     parser.add_argument("--fit-seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -83,7 +86,7 @@ def chunks(args: argparse.Namespace, spec: Any) -> Iterator[tuple[str, FrameChun
     """Whole clips of every video with the video's key, as `lathe encode` cuts them."""
     flags = {"inputs": args.videos, "output": ".", "clips.fps": args.fps, "clips.size": args.size}
     flags |= {"clips.frames": str(args.frames), "clips.select": args.clips}
-    job = build_job(flags)
+    job = build_job(flags, overrides=tuple(args.set))
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     with Footage(job, resolve_inputs(job.inputs, job.storage), rules, args.frames, args.device) as footage:
         for happening in footage:

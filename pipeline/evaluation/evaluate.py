@@ -163,4 +163,4 @@ def _why_nothing(rows: ClipRows, videos: int) -> str:
         f"{reason} {item['count']} ({', '.join(item['keys'])}: {item['message']})"
         for reason, item in rows.reasons.items()
     ]
-    return f"no clip to measure, everything was rejected: {'; '.join(reasons)}"
+    return f"no clip to measure, everything was rejected (each in rejects.jsonl of the output): {'; '.join(reasons)}"

@@ -266,4 +266,5 @@ def test_a_corpus_without_a_clip_says_why(checkpoint, tmp_path):
     )
     assert code == 2
     assert "no clip to measure, everything was rejected" in text
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
     assert "too_short 1 (c: " in text
