@@ -45,13 +45,14 @@ def train(
 
         wanted = build_train_job({"output": output}, config_path=job, overrides=tuple(set_ or ()))
         telling = Telling(wanted.progress)
+        device = None if wanted.distributed else room.definite_device(wanted.device)
         prepared = room.prepare(wanted, telling)
-        if wanted.distributed:
+        if device is None:
             from pipeline.engine import ray_training
 
             weights = ray_training.train(prepared, telling)
         else:
-            weights = room.learn(prepared, room.definite_device(wanted.device), telling.step)
+            weights = room.learn(prepared, device, telling.step)
         telling.end(prepared, weights)
 
     guard(run, debug=debug)

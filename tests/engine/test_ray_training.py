@@ -10,6 +10,8 @@ from tests.tiny_training import learn_here, lines, train, write_job
 
 # A private Ray: Ray Train leaves an actor behind that delays the end of a shared one by half a minute.
 pytestmark = pytest.mark.ray
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+ENVIRONMENT["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 
 def test_two_workers_one_of_them_killed_learn_what_one_process_learns(tmp_path):
@@ -20,7 +22,7 @@ def test_two_workers_one_of_them_killed_learn_what_one_process_learns(tmp_path):
     learn_here(write_job(alone / "job.yaml", data=data))
     drill = {"point": "in_training", "marker_dir": str(tmp_path / "markers")}
     path = write_job(shared / "job.yaml", data=data, workers=2, worker_cpus=0.5, drill=drill)
-    two = train(path, environment={name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
+    two = train(path, environment=ENVIRONMENT)
     assert two.returncode == 0, two.stderr
     assert os.listdir(tmp_path / "markers") == ["in_training-0"], "the first worker died at step 6"
     assert "lathe: step 12/12, loss " in two.stderr

@@ -1,5 +1,7 @@
 """Training jobs: what is refused where it is said, which recipe is meant, what a flag wins over."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -7,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.job import build_train_job, recipe_of
 from tests.tiny_training import RECIPE, write_job
 
-SYNTHETIC = {"recipe": "embedded", "data": {"synthetic": {"seed": 3}}, "output": "run"}
+SYNTHETIC = {"recipe": "leanvae-mini", "data": {"synthetic": {"seed": 3}}, "output": "run"}
 
 
 def test_a_job_is_its_file_its_flags_and_its_overrides(tmp_path):
@@ -55,7 +57,7 @@ def test_an_input_may_stand_alone_and_a_rate_may_be_text():
     ],
 )
 def test_what_cannot_be_is_refused_by_name(values, message):
-    flags = {"recipe": "embedded", "data.synthetic": {"seed": 3}, "output": "run", **values}
+    flags = {"recipe": "leanvae-mini", "data.synthetic": {"seed": 3}, "output": "run", **values}
     with pytest.raises(ConfigError) as caught:
         build_train_job(flags)
     assert str(caught.value).startswith(message)
@@ -63,17 +65,17 @@ def test_what_cannot_be_is_refused_by_name(values, message):
 
 def test_a_job_without_data_says_so():
     with pytest.raises(ConfigError, match="data: is required"):
-        build_train_job({"recipe": "embedded", "output": "run"})
+        build_train_job({"recipe": "leanvae-mini", "output": "run"})
 
 
 def test_a_recipe_is_a_name_a_file_or_a_mapping_and_overrides_reach_into_all_three(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(RECIPE))
     over = {"seed": 5, "config": {"latent_dim": 8}}
-    for recipe in ("embedded", str(file), RECIPE):
+    for recipe in ("leanvae-mini", str(file), RECIPE):
         found = recipe_of(build_train_job({**SYNTHETIC, "recipe": recipe, "overrides": over}))
         assert (found.seed, found.config["latent_dim"]) == (5, 8)
-        assert found.config["embedding_dim"] == (160 if recipe == "embedded" else 32), (
+        assert found.config["embedding_dim"] == (160 if recipe == "leanvae-mini" else 32), (
             "keys beside the overridden one stay"
         )
 
@@ -81,7 +83,7 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping_and_overrides_reach_into_all_thr
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("sonata", "recipe: no recipe 'sonata': neither a file nor one of embedded"),
+        ("sonata", "recipe: no recipe 'sonata': neither a file nor one of ivvae"),
         ({**RECIPE, "sped": 1}, "recipe: sped: no such key"),
         ({**RECIPE, "network": "leanvaa"}, "recipe: .*leanvaa"),
     ],
@@ -90,3 +92,10 @@ def test_a_recipe_that_cannot_be_is_a_wrong_setting(recipe, message):
     with pytest.raises(ConfigError, match=message) as caught:
         recipe_of(build_train_job({**SYNTHETIC, "recipe": recipe}))
     assert caught.value.exit_code == 2
+
+
+def test_the_example_is_a_job():
+    example = Path(__file__).resolve().parents[2] / "docs" / "train.example.yaml"
+    job = build_train_job({}, config_path=str(example))
+    assert job.data.clips.scale == (1.0, 2.0)
+    assert recipe_of(job).seed == 1
