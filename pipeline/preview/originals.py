@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.clips import frames_on_screen
 from pipeline.config import DecodeConfig
 from pipeline.decode import open_video
+from pipeline.decode.packets import measure
 from pipeline.decode.planes import Geometry
 from pipeline.errors import AccessError, BadDataError, InputError, LatheError, SourceChanged, StorageUnavailable
 from pipeline.reader import ShardReader
@@ -51,19 +52,14 @@ class Originals:
         shard = Shard(clip.receipt.shard.kind, clip.receipt.shard.name, (source,))
         limits = _limits(clip)
         with ShardReader(shard, self._storage, max_video_bytes=limits.max_video_bytes) as reader:
-            sample = _sample(reader, facts, shard)
-            video = open_video(sample.video, limits)
+            video = open_video(_sample(reader, clip, facts, limits).video, limits)
             try:
-                if video.info.content_hash != clip.row.source_hash:
-                    raise SourceChanged(
-                        f"{_name(facts)} has changed: its bytes hash to {video.info.content_hash}, encoded was {clip.row.source_hash}"
-                    )
                 yield Frames(video, clip, facts)
             finally:
                 video.close()
 
     def _source(self, clip: StoredClip, uri: str) -> SourceObject:
-        """The object as it is now: copies and touched files are fine, the content's hash decides."""
+        """The object as it is now: a copied or touched file is fine, the hash of its contents decides."""
         if uri in self._gone:
             raise self._gone[uri]
         found = [source for source in clip.receipt.shard.objects if storable(source.uri) == uri]
@@ -78,25 +74,24 @@ class Originals:
 
 
 def _limits(clip: StoredClip) -> DecodeConfig:
-    """The policies the clip was decoded under; limits of size are not repeated, it has passed them."""
+    """The policies the clip was decoded under. Limits of size change no pixel and are not recorded; the usual ones hold."""
     return DecodeConfig(**clip.receipt.fingerprint_parts["policies"])
 
 
-def _sample(reader: ShardReader, facts: dict[str, Any], shard: Shard) -> Sample:
-    """The clip's video. A sample's number counts within a tar; of plain files the reader was given one alone."""
+def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits: DecodeConfig) -> Sample:
+    """The clip's video: of its key, and of the contents that were encoded. Where it lies in a tar may have changed, keys may repeat."""
+    name, others = f"{facts['source_key']} of {facts['source_uri']}", []
     for item in reader:
         if not isinstance(item, Sample):
             continue
-        if shard.kind == "files" or (item.index, storable(item.key)) == (facts["sample_index"], facts["source_key"]):
-            return item
+        if clip.receipt.shard.kind == "files" or storable(item.key) == facts["source_key"]:
+            if (found := measure(item.video, limits)) == clip.row.source_hash:
+                return item
+            others.append(found)
         reader.release(item)
-    raise InputError(
-        f"{_name(facts)} is no longer where it was: no sample of this key at position {facts['sample_index']}"
-    )
-
-
-def _name(facts: dict[str, Any]) -> str:
-    return f"{facts['source_key']} of {facts['source_uri']}"
+    if others:
+        raise SourceChanged(f"{name} has changed: it hashes to {others[0]}, encoded was {clip.row.source_hash}")
+    raise InputError(f"{name} is no longer there: nothing of that key can be read")
 
 
 class Frames:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 GROUPS_AT_ONCE = 4  # latent frames of a part, besides those coded alone at the start
 MOST_DB = 100.0  # what identical frames count as, as in `lathe evaluate`
+SHEET_PIXELS = 1600  # after which clips go on in the next row
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def save_sheet(path: Path, pictures: Sequence[Picture], titles: Sequence[str]) -
         OutputError: the file cannot be written.
     """
     try:
-        write_sheet(path, [(one.original_CTHW, one.decoded_CTHW) for one in pictures], titles)
+        write_sheet(path, [(one.original_CTHW, one.decoded_CTHW) for one in pictures], titles, width=SHEET_PIXELS)
     except OSError as error:
         raise OutputError(f"--sheet {path}: cannot be written: {error.strerror}; name another file") from error
 

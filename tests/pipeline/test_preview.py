@@ -1,0 +1,345 @@
+"""`lathe preview` on small outputs: every pixel of the sheet against one worked out apart, what is refused, sources that are gone."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import model
+import pipeline
+from model.colour import yuv_to_video
+from model.evaluation.fidelity import ClipMeter
+from pipeline.cli import app
+from pipeline.clips import resolve_rules
+from pipeline.config import DecodeConfig, DrillConfig, StorageConfig
+from pipeline.cutting import CutRequest, Cutter
+from pipeline.errors import CheckpointError, InputError, OutputError
+from pipeline.preview.preview import preview
+from pipeline.preview.showing import Screen, frame_psnr
+from pipeline.preview.stored import StoredClip, choose, facts, in_turns, latent_bytes
+from pipeline.records import FrameChunk, Sample
+from pipeline.storage import open_store
+from pipeline.writer.index_file import IndexRow
+from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes, write_tar
+
+GAP, LINE, SEAM = 8, 16, 2  # of a sheet: around blocks, the title, between pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for one another on a busy machine take most of such small tests' time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return model.load("leanvae", config=TINY_NETWORK, untrained=0)
+
+
+VIDEOS = {"a": video_bytes(13, seed=1), "b": video_bytes(9, 64, 128, seed=2), "c": video_bytes(9, seed=3)}
+
+
+@pytest.fixture(scope="module")
+def tar_job(tmp_path_factory):
+    """Two tars into tars: 13 frames square and 9 frames wide in the first, 9 frames square in the second; moments, bfloat16."""
+    folder = tmp_path_factory.mktemp("tars")
+    (folder / "corpus").mkdir()
+    first = {"0": {"mp4": b"not a video" * 9}, **{key: {"mp4": VIDEOS[key]} for key in "ab"}}
+    write_tar(folder / "corpus" / "000.tar", first)  # what is no video counts: numbers do not start with the first clip
+    write_tar(folder / "corpus" / "001.tar", {"c": {"mp4": VIDEOS["c"]}})
+    flags = {"clips.size": "32x32,32x64", "write.format": "tar", "write.dtype": "bfloat16", "write.moments": True}
+    job = tiny_job(folder / "corpus", folder / "out", **flags)
+    pipeline.encode(job)
+    return job
+
+
+@pytest.fixture(scope="module")
+def file_job(tmp_path_factory):
+    """Two plain files into Parquet, float32, sampled faster than their frames come, so that some stay for two positions."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "corpus").mkdir()
+    for key in "ac":
+        (folder / "corpus" / f"{key}.mp4").write_bytes(VIDEOS[key])
+    job = tiny_job(folder / "corpus", folder / "out", "clips.min_fps_ratio=0.5", **{"clips.fps": "10"})
+    pipeline.encode(job)
+    return job
+
+
+def seen(job, vae, key, number):
+    """Planes `T 3 H W` and matrix of clip `number` of a video, as a decoder process cuts them for the encoder."""
+    spec = vae.spec
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    cutter = Cutter(CutRequest(Sample(key, 0, key, VIDEOS[key], "mp4"), rules, DecodeConfig(), 0, DrillConfig()))
+    cutter.open()
+    while isinstance(chunk := cutter.next(), FrameChunk):
+        if chunk.clip == number:
+            cutter.close()
+            return torch.from_numpy(chunk.planes_T3HW), chunk.color_matrix
+    raise AssertionError(f"{key} has no clip {number}")
+
+
+def eight_bits(video, vae):
+    low, high = vae.spec.value_range
+    return ((video - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)[0]
+
+
+def stored(job):
+    """(key, clip number) -> the clip, where it lies."""
+    store = open_store(job.output, StorageConfig())
+    found = {}
+    for clip in in_turns(store, choose(store).receipts):
+        row = facts(store, clip)
+        found[row["source_key"], row["clip_index"]] = store, clip, row
+    return found
+
+
+def latent_of(store, clip):
+    data = np.frombuffer(latent_bytes(store, clip), {"float32": "<f4", "bfloat16": "<u2"}[clip.row.dtype])
+    if clip.row.dtype == "bfloat16":
+        data = (data.astype("<u4") << 16).view("<f4")
+    return torch.from_numpy(data.reshape(clip.row.shape).copy())
+
+
+def block(picture, left, row):
+    """Original and decoded frames of the sheet's block at `left`: uint8 `3 T H W` of the three shown."""
+    height, width = row["crop"][2:]
+    pixels = torch.from_numpy(np.asarray(picture).copy())
+    tops = GAP + LINE, GAP + LINE + height + SEAM
+    lefts = [left + i * (width + SEAM) for i in range(3)]
+    return [torch.stack([pixels[y : y + height, x : x + width].permute(2, 0, 1) for x in lefts], dim=1) for y in tops]
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_the_sheet_shows_what_the_encoder_saw_above_what_the_stored_latent_decodes_to(
+    container, request, vae, tmp_path
+):
+    job = request.getfixturevalue("tar_job" if container == "tar" else "file_job")
+    account = preview(job.output, StorageConfig(), sheet=str(tmp_path / "sheet.png"))
+    clips, picture, left = stored(job), Image.open(account["sheet"]), GAP
+    in_turn = {
+        "tar": ["a0", "b0", "c0", "a1"],
+        "parquet": ["a0", "c0", "a1", "c1", "a2"],
+    }  # buckets, then shards, then videos
+    assert [f"{row['key']}{row['clip']}" for row in account["clips"]] == in_turn[container]
+    assert len(clips) == len(in_turn[container])
+    for shown in account["clips"]:
+        store, clip, row = clips[shown["key"], shown["clip"]]
+        planes, matrix = seen(job, vae, shown["key"], shown["clip"])
+        latent = latent_of(store, clip)
+        if container == "parquet":  # float32 keeps what the encoder gave: the planes are the ones it got
+            assert torch.equal(vae.encode_planes(planes[None], [matrix])[0].mean[0], latent)
+        original = eight_bits(yuv_to_video(planes[None], [matrix], vae.spec.value_range), vae)
+        decoded = eight_bits(vae.decode(latent[None])[0], vae)
+        above, below = block(picture, left, row)
+        assert torch.equal(above, original[:, [0, 2, 4]])
+        assert torch.equal(below, decoded[:, [0, 2, 4]])
+        assert not torch.equal(above, below)
+        meter = ClipMeter(1, 4)
+        meter.add(original, decoded)
+        assert shown["psnr"] == pytest.approx(meter.result().psnr, abs=1e-5)  # float32 logarithms there
+        assert (shown["bucket"], shown["frames"]) == (f"v5x32x{row['crop'][3]}", 5)
+        left += 3 * (row["crop"][3] + SEAM) - SEAM + GAP
+    assert picture.size == (left, 2 * GAP + LINE + 2 * 32 + SEAM)
+    assert account["without_original"] == []
+    assert account["notices"] == ["UNTRAINED random weights (seed 0): the decoded pictures mean nothing"]
+
+
+def test_psnr_of_frames_worked_out_by_hand():
+    """A frame 10 too dark everywhere: 10 log10(255^2 / 100). One equal frame: 100 dB. One value of twelve wrong by 6: 255^2 / 3."""
+    original, other = torch.full((3, 3, 2, 2), 50, dtype=torch.uint8), torch.full((3, 3, 2, 2), 50, dtype=torch.uint8)
+    other[:, 0] = 40
+    other[1, 2, 1, 1] = 56
+    assert frame_psnr(original, other) == pytest.approx([28.130803608679106, 100.0, 43.35959106148165])
+
+
+def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(vae, file_job):
+    encoder = choose(open_store(file_job.output, StorageConfig())).encoder
+    screen = Screen({**encoder, "checkpoint": {"untrained_seed": 0}}, None, "cpu")
+    latent = torch.randn((4, 11, 4, 4), generator=torch.Generator().manual_seed(3))
+    receipt = file = None
+    row = IndexRow("x", 0, 0, 0, "", None, None, None, tuple(latent.shape), "float32", "vnx32x32", 41, "", None)
+    shown = screen.show(StoredClip(receipt, file, row), latent.numpy().tobytes(), None)
+    assert torch.equal(shown.decoded_CTHW, eight_bits(vae.decode(latent[None])[0], vae)[:, [0, 16, 40]])
+    assert (shown.psnr, int(shown.original_CTHW.min())) == (None, 255)
+
+
+@contextmanager
+def moved(path, other=None):
+    """The file is away, or has the bytes `other`, for as long as the context lasts."""
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    if other is not None:
+        path.write_bytes(other)
+    try:
+        yield
+    finally:
+        aside.replace(path)
+
+
+def source(job, name):
+    return Path(job.inputs[0]) / name
+
+
+def test_a_clip_whose_source_is_gone_is_told_and_the_next_one_shown(file_job, tmp_path):
+    with moved(source(file_job, "a.mp4")):
+        account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
+    assert [(row["key"], row["clip"]) for row in account["clips"]] == [("c", 0)]
+    assert account["clips"][0]["psnr"] > 0
+    (passed,) = account["without_original"]
+    assert (passed["key"], passed["bucket"]) == ("a", "v5x32x32")
+    assert passed["reason"] == f"{source(file_job, 'a.mp4')} does not exist"
+
+
+def test_a_source_with_other_contents_is_told(file_job, tmp_path):
+    with moved(source(file_job, "a.mp4"), VIDEOS["b"]):
+        account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
+    assert [row["key"] for row in account["clips"]] == ["c"]
+    assert account["without_original"][0]["reason"].startswith(
+        f"a of {source(file_job, 'a.mp4')} has changed: it hashes"
+    )
+
+
+def test_a_copied_source_is_the_same_source(file_job, tmp_path):
+    with moved(source(file_job, "a.mp4"), VIDEOS["a"]):  # another time, the same contents
+        account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
+    assert ([row["key"] for row in account["clips"]], account["without_original"]) == (["a"], [])
+
+
+def test_a_tar_that_was_packed_anew_gives_the_videos_it_still_has(tar_job, tmp_path):
+    again, sheet = tmp_path / "again.tar", str(tmp_path / "p.png")
+
+    def shown(contents):
+        write_tar(again, {key: {"mp4": video} for key, video in contents.items()})
+        with moved(source(tar_job, "000.tar"), again.read_bytes()):
+            account = preview(tar_job.output, StorageConfig(), sheet=sheet)
+        reasons = {f"{row['key']}{row['clip']}": row["reason"] for row in account["without_original"]}
+        return [f"{row['key']}{row['clip']}" for row in account["clips"]], reasons
+
+    assert shown({"b": VIDEOS["b"], "a": VIDEOS["a"]}) == (["a0", "b0", "c0", "a1"], {})
+    keys, reasons = shown({"a": VIDEOS["c"]})
+    assert keys == ["c0"]
+    where = source(tar_job, "000.tar")
+    assert reasons["a0"].startswith(f"a of {where} has changed: it hashes to ")
+    assert reasons["b0"] == f"b of {where} is no longer there: nothing of that key can be read"
+
+
+def test_without_any_source_decoded_pictures_stand_alone(tar_job, vae, tmp_path):
+    with moved(source(tar_job, "000.tar")), moved(source(tar_job, "001.tar")):
+        account = preview(tar_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=2)
+    assert [(row["key"], row["psnr"]) for row in account["clips"]] == [("a", None), ("b", None)]
+    assert any(text.startswith("NO ORIGINALS") for text in account["notices"])
+    store, clip, row = stored(tar_job)["a", 0]
+    above, below = block(Image.open(account["sheet"]), GAP, row)
+    assert above.unique().tolist() == [255]
+    assert torch.equal(below, eight_bits(vae.decode(latent_of(store, clip)[None])[0], vae)[:, [0, 2, 4]])
+
+
+def weights_of(path, seed):
+    network = model.load("leanvae", config=TINY_NETWORK, untrained=seed).network
+    save_file({key: value.detach().clone() for key, value in network.state_dict().items()}, path)
+    return str(path)
+
+
+def test_only_the_recorded_weights_are_used(file_job, tmp_path):
+    sheet = str(tmp_path / "p.png")
+    right, wrong = weights_of(tmp_path / "right.safetensors", 0), weights_of(tmp_path / "wrong.safetensors", 1)
+    account = preview(file_job.output, StorageConfig(), sheet=sheet, clips=1, checkpoint=right)
+    assert account["network"]["checkpoint"]["uri"] == right
+    assert account["notices"] == []  # a file with these values, wherever they are from
+    Path(sheet).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"the weights of .*wrong\.safetensors hash to \w{64}, the latents were made with"
+    ):
+        preview(file_job.output, StorageConfig(), sheet=sheet, clips=1, checkpoint=wrong)
+    encoder = choose(open_store(file_job.output, StorageConfig())).encoder | {"untrained": False}
+    recorded = {"uri": str(tmp_path / "moved.safetensors")}
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint at .*moved\.safetensors.*--checkpoint where they are now"
+    ):
+        Screen({**encoder, "checkpoint": recorded}, None, "cpu")
+    assert not Path(sheet).exists()
+
+
+def test_a_damaged_latent_is_not_shown(file_job, tmp_path):
+    output = shutil.copytree(file_job.output, tmp_path / "out")
+    _, clip, _ = stored(file_job)["a", 0]
+    with open(output / clip.file.key, "r+b") as file:
+        file.seek(clip.row.latent_offset)
+        first = file.read(1)
+        file.seek(clip.row.latent_offset)
+        file.write(bytes([first[0] ^ 1]))
+    with pytest.raises(InputError, match=f"the latent of {clip.row.id} is damaged"):
+        preview(str(output), StorageConfig())
+    assert not (output / "preview.png").exists()
+
+
+def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_job, tmp_path):
+    output = shutil.copytree(tar_job.output, tmp_path / "out")
+    done = stored(tar_job)["c", 0][1].receipt.shard_id
+    for path in (output / "receipts").iterdir():
+        if done not in path.name:
+            path.unlink()
+    account = preview(str(output), StorageConfig())
+    assert [row["key"] for row in account["clips"]] == ["c"]
+    assert account["sheet"] == str(output / "preview.png")
+    shutil.rmtree(output / "receipts")
+    with pytest.raises(InputError, match="has no finished shard yet"):
+        preview(str(output), StorageConfig())
+    with pytest.raises(OutputError, match="is no latent set"):
+        preview(str(tmp_path / "nothing"), StorageConfig())
+
+
+def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
+    result = CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "2", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "leanvae, UNTRAINED random weights, float32 on cpu"
+    assert [line.split()[:4] for line in lines[1:3]] == [
+        ["a,", "clip", "0", "v5x32x32"],
+        ["b,", "clip", "0", "v5x32x64"],
+    ]
+    assert all(line.endswith(" dB") for line in lines[1:3])
+    assert lines[3].startswith("UNTRAINED")
+    assert lines[-1] == str(Path(tar_job.output) / "preview.png")
+    with Image.open(lines[-1]) as picture:
+        assert picture.format == "PNG"
+    told = json.loads(CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "1", "--json"]).stdout)
+    assert [row["key"] for row in told["clips"]] == ["a"]
+    assert lines[1].endswith(f"{told['clips'][0]['psnr']:.2f} dB")
+
+
+@pytest.mark.parametrize(
+    ("sheet", "complaint"),
+    [
+        ("s3://bucket/p.png", "expected a local file"),
+        ("p.jpg", "ends in .png"),
+        ("nowhere/p.png", "folder does not exist"),
+    ],
+)
+def test_a_sheet_that_cannot_be_is_refused_first(sheet, complaint, tar_job):
+    result = CliRunner().invoke(app, ["preview", tar_job.output, "--sheet", sheet])
+    assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_an_output_in_a_bucket_leaves_the_sheet_here(container, request, s3, tmp_path, monkeypatch):
+    job = request.getfixturevalue("tar_job" if container == "tar" else "file_job")
+    bucket = open_store(f"{s3.root}/out", s3.config())
+    for path in Path(job.output).rglob("*"):
+        if path.is_file() and path.suffix != ".png":
+            bucket.upload(path, path.relative_to(job.output).as_posix())
+    monkeypatch.chdir(tmp_path)
+    account = preview(f"{s3.root}/out", s3.config(), clips=2)
+    assert account["sheet"] == str(tmp_path / "preview.png")
+    assert account["clips"] == preview(job.output, StorageConfig(), clips=2)["clips"]
