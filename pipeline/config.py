@@ -74,11 +74,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_said(cls, values: Any) -> Any:
-        said = isinstance(values, dict) and any(
-            values.get(key) is not None for key in ("name", "checkpoint", "untrained", "config")
-        )
-        return values if said or not isinstance(values, dict) else {**values, "name": EMBEDDED}
+    def _nothing_said(cls, values: dict[str, Any]) -> dict[str, Any]:
+        said = {name for name, value in values.items() if value is not None}
+        return values if said & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
 
     @field_validator("device")
     @classmethod
@@ -251,23 +249,15 @@ class EngineConfig(Section):
     """An encoder that reports no progress for this long is killed and its shards handed to another."""
 
 
+BuildPoint = Literal["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
+
+
 class DrillConfig(Section):
     """Fire drills: break on purpose at a named point, once per marker file, to see that nothing is lost or doubled."""
 
-    point: (
-        Literal[
-            "after_fetch",
-            "mid_video",
-            "before_upload",
-            "after_upload",
-            "before_commit",
-            "after_commit",
-            "in_decoder",
-            "in_training",
-        ]
-        | None
-    ) = None
-    """after_fetch | mid_video | before_upload | after_upload | before_commit | after_commit | in_decoder | in_training; None."""
+    point: DrillPoint | None = None
+    """Where; None: no drill."""
     action: Literal["kill", "hang", "raise"] = "kill"
     """SIGKILL to the process itself, sleep for ever, or raise a transient error."""
     times: int = Field(1, ge=1)
