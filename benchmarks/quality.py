@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.evaluation.footage import Footage
 from pipeline.records import FrameChunk, Reject
+from pipeline.sample_corpus import make_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +53,9 @@ BAR_GAIN_DB, BAR_MEAN_DB = (
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Quality of a network against principal components.")
-    parser.add_argument("--videos", nargs="+", required=True, help="files, folders or shards; a row for each video")
+    parser.add_argument(
+        "--videos", nargs="+", help="files, folders or shards; a row for each video. Without: Lathe's sample corpus"
+    )
     parser.add_argument("--model", default="leanvae-mini-dim16", help="the default comes with its weights")
     parser.add_argument("--checkpoint", help="weights; without them those that come with the package")
     parser.add_argument("--untrained", type=int, metavar="SEED", help="random weights, for trials")
@@ -135,6 +139,14 @@ def show(row: dict[str, Any]) -> None:
 
 def main() -> None:
     args = options()
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.videos:
+            make_samples(folder, seed=0, layout="files")
+            args.videos = [folder]
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
     machine = Machine(args.device, args.threads)
     vae = model.load(args.model, args.checkpoint, device=machine.device, untrained=args.untrained)
     spec = vae.spec
