@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[int, Mapping[str, float]], None]
 
+WRAPPED = "Caught "  # how torch's loaders begin the text of an error of theirs, before its traceback
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -171,17 +173,16 @@ def _lpips(job: TrainJob) -> LPIPS | None:
 
 def _without_traceback(error: LatheError) -> LatheError:
     """An error of a loading process comes as the text of its traceback; this is the error it was."""
-    if error.args and error.args[0] != error.message:
-        return error
-    error.message = _last_words(error)
-    error.args = (error.message, *error.args[1:])
+    if error.message.startswith(WRAPPED):
+        error.message = _last_words(error)
+        error.args = (error.message, *error.args[1:])
     return error
 
 
 def _last_words(error: Exception) -> str:
     """What an error said, without the traceback that torch's loaders wrap around it."""
     text = str(error)
-    if not text.startswith("Caught "):
+    if not text.startswith(WRAPPED):
         return text
     return text.strip().rpartition(f"{type(error).__name__}: ")[2]
 
@@ -193,7 +194,7 @@ def _told(error: RuntimeError) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         first = str(error).partition("\n")[0]
         return f"{first} Use smaller batches in the recipe (with more of them a step), or recompute: true"
-    if "DataLoader worker" in str(error) and isinstance(error, RuntimeError):
+    if str(error).startswith("DataLoader worker"):
         return (
             f"{_last_words(error)}; a loading process died, of memory or of a video that breaks its decoder. The same command goes on from "
             "the last checkpoint; data.cache_bytes and loaders say how much memory loading takes"

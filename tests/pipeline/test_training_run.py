@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -168,6 +170,21 @@ def test_what_a_loading_process_raises_is_what_the_user_reads(tmp_path):
     error = learned(tmp_path, Spoiled(ValueError("the source gave a clip: of 3 frames")))
     assert type(error) is ConfigError
     assert str(error) == "the source gave a clip: of 3 frames"
+
+
+class Deadly(SyntheticSource):
+    """Its first clip ends the loading process, as a decoder that crashes would."""
+
+    def clip(self, index, frames, height, width):
+        if torch.utils.data.get_worker_info() is not None:
+            os._exit(11)
+        return super().clip(index, frames, height, width)
+
+
+def test_a_loading_process_that_dies_ends_the_run_with_a_reason(tmp_path):
+    error = learned(tmp_path, Deadly(0), loaders=1)
+    assert type(error) is TrainingError
+    assert "a loading process died" in str(error)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_clips(tmp_path):

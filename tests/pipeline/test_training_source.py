@@ -20,6 +20,7 @@ from pipeline.records import Bucket, ClipRules, Sample
 from pipeline.storage.s3 import S3Store
 from pipeline.training.corpus_index import corpus_index
 from pipeline.training.corpus_source import CorpusSource
+from pipeline.training.fetching import Fetcher
 from pipeline.training.job import DataConfig
 from pipeline.training.unusable import Unusable
 from tests import video_files
@@ -27,6 +28,7 @@ from tests.conftest import S3Server
 from tests.pipeline.decoded import FAST
 from tests.tiny_corpus import video_bytes, write_tar
 
+MiB = 1024 * 1024
 SHAKEN = bytes(range(256)) * 8
 
 
@@ -272,10 +274,15 @@ def test_object_storage_is_read_one_video_at_a_time(tmp_path, moto: S3Server, mo
         "each video once"
     )
     asked.clear()
-    smaller = open_corpus(tmp_path / "far", moto.root, storage=moto.config(), cache_bytes=places[0].size)
     for n in (0, 1, 0):
-        smaller.clip(n, 5, 32, 32)
-    assert len(asked) >= 3, "what does not fit is fetched again"
+        far.clip(n, 5, 32, 32)
+    assert asked == [], "all are at hand"
+    a0, a1, a2 = places[:3]
+    fetcher = Fetcher(moto.config(), cache_bytes=max(a0.size + a1.size, a1.size + a2.size, a0.size + a2.size))
+    for place in (a0, a1, a0, a2, a0, a1):
+        with fetcher.video(place) as data:
+            assert data == (corpus / "0.tar").read_bytes()[place.start :][: place.size]
+    assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], "room for two: the oldest goes"
 
 
 def test_a_list_is_whole_after_a_process_died_while_it_wrote(tmp_path):
@@ -289,3 +296,27 @@ def test_a_list_is_whole_after_a_process_died_while_it_wrote(tmp_path):
     one.add("a.tar", "l", "too_small", "8 pixels")
     assert Unusable(path).tally() == one.tally() == {"too_short": 1, "too_small": 1}
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_broken_end_costs_only_the_clips_that_want_it(tmp_path):
+    options = {"options": {**FAST, "g": "8"}, "container_options": {"movflags": "faststart"}}
+    data = video_files.encode(40, picture=video_files.textured, **options)
+    whole = len(data) * 6 // 10
+    broken = data[:whole] + bytes(len(data) - whole)
+    shard = write_tar(tmp_path / "a.tar", {"broken": {"mp4": broken}, "whole": {"mp4": video_bytes(2)}})
+    source = open_corpus(tmp_path / "run", shard)
+    found = [source.clip(n, 2, 32, 32).key.rpartition("/")[2] for n in range(30)]
+    assert found == [
+        open_corpus(tmp_path / "other", shard).clip(n, 2, 32, 32).key.rpartition("/")[2] for n in range(30)
+    ]
+    assert 0 < found.count("broken") < 15
+    assert source._unusable.tally() == {"corrupt_stream": 1}
+
+
+def test_a_large_video_waits_in_a_file_of_its_own(tmp_path):
+    data = bytes(range(256)) * 5000
+    write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
+    source = open_corpus(tmp_path / "run", tmp_path / "a.tar", storage=StorageConfig(spool_bytes=MiB))
+    with source._fetcher.video(source._index[0]) as path:
+        assert Path(path).read_bytes() == data
+    assert not Path(path).exists()
