@@ -90,7 +90,7 @@ class Learner:
             self.device
         )
         self._objective = objective
-        if before is not None and make is not None and _make(objective) == make:
+        if before is not None and make is not None and _make(objective) == make and not self.stage.new_discriminator:
             objective.load_state_dict(before.state_dict())
             moments = cast("Optimizers", self._opponent).state_dict()
         else:

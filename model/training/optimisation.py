@@ -43,8 +43,8 @@ class Optimizers:
             raise ValueError(f"{type(network).__name__} has no token layers for the optimizer muon; take adamw or adam")
         own = {id(p) for p in matrices}
         others = [p for p in self._parameters if id(p) not in own]
-        decayed = {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay}
-        plain = {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0}
+        decayed = {"params": [p for p in others if _mixes(p)], "weight_decay": recipe.weight_decay}
+        plain = {"params": [p for p in others if not _mixes(p)], "weight_decay": 0.0}
         groups = [group for group in (decayed, plain) if group["params"]]
         kind = torch.optim.Adam if recipe.name == "adam" else torch.optim.AdamW
         self._parts: list[tuple[torch.optim.Optimizer, float]] = [(kind(groups, lr=0.0, betas=recipe.betas), 1.0)]
@@ -79,6 +79,11 @@ class Optimizers:
         """Raises ValueError for the state of other optimizers."""
         for (optimizer, _), part in zip(self._parts, state["parts"], strict=True):
             optimizer.load_state_dict(part)
+
+
+def _mixes(parameter: nn.Parameter) -> bool:
+    """Matrices and kernels; a gain has one number per output, whatever its shape (IV-VAE: `2c 1 1 1`)."""
+    return parameter.ndim > 1 and parameter.numel() > parameter.shape[0]
 
 
 def _token_matrices(network: nn.Module) -> list[nn.Parameter]:

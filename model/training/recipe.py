@@ -90,6 +90,8 @@ class Stage(Part):
     """Steps from zero to `learning_rate`."""
     discriminator_learning_rate: float | None = Field(None, gt=0)
     """Constant; null: the autoencoder's."""
+    new_discriminator: bool = False
+    """Forget what the last stage's learned. Otherwise one of the same make goes on learning."""
     objective: Annotated[ObjectiveRecipe, BeforeValidator(_parse_objective), PlainSerializer(objective_section)]
     """Terms and weights; an adversarial term's `start` counts from the stage's first step."""
     groups: tuple[Group, ...] = Field(min_length=1)

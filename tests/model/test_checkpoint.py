@@ -150,7 +150,7 @@ def test_convert_to_half_the_bytes(golden, vae, tmp_path):
     whole = {key: value.clone() for key, value in checkpoint.read(str(path)).weights.items()}  # of a mapped file
     assert all(torch.equal(found[key], value.half()) for key, value in whole.items())
     assert model.load("leanvae", str(out)).weights_sha256 != vae.weights_sha256
-    with pytest.raises(ValueError, match="dtype must be one of .*float16.*; got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .*float16.*; got 'int8'"):
         checkpoint.convert(path, out, dtype="int8")
     huge = {**whole, next(iter(whole)): torch.full_like(next(iter(whole.values())), 1e6)}
     with pytest.raises(ValueError, match=r"as torch.float16"):

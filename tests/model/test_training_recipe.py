@@ -154,6 +154,18 @@ def test_muon_moves_token_matrices_alike_in_all_directions():
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_gains_do_not_decay():
+    """Whatever their shape; kernels, depthwise ones too, do."""
+    network = torch.nn.Module()
+    shapes = {"gain": (4, 1, 1), "bias": (4,), "step": (), "kernel": (4, 1, 3, 3), "matrix": (4, 2)}
+    for name, shape in shapes.items():
+        network.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+        network.get_parameter(name).grad = torch.zeros(shape)
+    recipe_of = recipe().optimizer.model_copy(update={"name": "adamw", "weight_decay": 0.5})
+    Optimizers(network, recipe_of).step(0.1)
+    assert {name for name in shapes if float(network.get_parameter(name).detach().max()) < 1} == {"kernel", "matrix"}
+
+
 def test_muon_needs_token_layers():
     with pytest.raises(ValueError, match="Linear has no token layers for the optimizer muon"):
         Optimizers(torch.nn.Linear(3, 3), recipe().optimizer)

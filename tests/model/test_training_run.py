@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import model
+from model.training.learner import Learner
 from model.training.run_folder import RunFolder
 from model.training.source import Clip, SyntheticSource
 from model.training.trainer import train
@@ -141,6 +142,25 @@ def test_loss_falls(whole):
     assert [line["stage"] for line in lines(whole)] == ["reconstruction"] * 10 + ["adversarial"] * 10
     assert "gan" not in lines(whole)[9]
     assert {"gan", "gan_weight", "hinge", "lecam", "discriminator_gradient"} <= set(lines(whole)[10])
+
+
+@pytest.mark.parametrize(("change", "kept"), [({}, True), ({"new_discriminator": True}, False)])
+def test_a_discriminator_goes_on_or_not(change, kept):
+    """From stage to stage, with its optimizer's moments; one of another make never."""
+    second = recipe().to_dict()["stages"][1]
+    stages = [second, second | {"name": "again"} | change, second | {"name": "other"}]
+    stages[2]["objective"] = second["objective"] | {"adversarial": second["objective"]["adversarial"] | {"channels": 5}}
+    learner = Learner(recipe(stages=stages), SyntheticSource(5), torch.device("cpu"), None, first=False)
+    learner.distribute(1)
+    learner.enter(0)
+    first = learner.state_dict()
+    with torch.no_grad():
+        first["objective"]["network"]["layers.0.weight"].add_(1.0)
+    before = first["objective"]["network"]["layers.0.weight"].clone()
+    learner.enter(1)
+    assert torch.equal(learner.state_dict()["objective"]["network"]["layers.0.weight"], before) == kept
+    learner.enter(2)
+    assert learner.state_dict()["objective"]["network"]["layers.0.weight"].shape[0] == 5
 
 
 def test_refuses_another_recipe(whole):
