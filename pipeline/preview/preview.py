@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, OutputError
 from pipeline.preview.originals import UNAVAILABLE, Originals
-from pipeline.preview.stored import choose, facts, file_metadata, in_turns, latent_bytes
+from pipeline.preview.stored import choose, encoder_of, facts, in_turns, latent_bytes
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -67,11 +67,10 @@ def preview(
     store = open_store(output, storage)
     path = _sheet_path(sheet, store)
     chosen = choose(store)
-    first = next(in_turns(store, chosen.receipts))
 
     from pipeline.preview.showing import Screen, save_sheet
 
-    screen = Screen(file_metadata(store, first, storage)["encoder"], checkpoint, device)
+    screen = Screen(encoder_of(store, chosen.newest, storage), checkpoint, device)
     notices = list(screen.notices)
     if chosen.other_networks:
         notices.append(

@@ -47,16 +47,11 @@ class StoredClip:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What an output offers to look at: receipts of one network, the newest, and how many others were left out."""
+    """What an output offers to look at: receipts of one network, the newest of them, how many other networks were left out."""
 
     receipts: tuple[Receipt, ...]
+    newest: Receipt
     other_networks: int
-
-    @property
-    def encoder(self) -> dict[str, Any]:
-        """Identity of the network: name, configuration, hash of the weights, version of the arithmetic."""
-        encoder: dict[str, Any] = self.receipts[0].fingerprint_parts["encoder"]
-        return encoder
 
 
 def choose(store: Store) -> Chosen:
@@ -81,7 +76,7 @@ def choose(store: Store) -> Chosen:
     newest = max(filled, key=lambda receipt: (receipt.created, receipt.attempt))
     networks = {_network_key(receipt) for receipt in filled}
     same = tuple(receipt for receipt in filled if _network_key(receipt) == _network_key(newest))
-    return Chosen(same, len(networks) - 1)
+    return Chosen(same, newest, len(networks) - 1)
 
 
 def _network_key(receipt: Receipt) -> str:
@@ -129,14 +124,14 @@ def _of_file(store: Store, receipt: Receipt, file: WrittenFile) -> Iterator[Stor
         yield StoredClip(receipt, file, rows[position])
 
 
-def file_metadata(store: Store, clip: StoredClip, storage: StorageConfig) -> dict[str, Any]:
-    """What the clip's data file says about itself: `spec`, `encoder` with where its weights came from, and more.
+def encoder_of(store: Store, receipt: Receipt, storage: StorageConfig) -> dict[str, Any]:
+    """The network as a data file of `receipt` names it: name, configuration, hash of the weights, and where those came from.
 
     Raises:
         InputError: missing, or not a file Lathe wrote.
     """
-    metadata: dict[str, Any] = inspect_path(store.uri(clip.file.key), storage)["metadata"]
-    return metadata
+    encoder: dict[str, Any] = inspect_path(store.uri(receipt.files[0].key), storage)["metadata"]["encoder"]
+    return encoder
 
 
 def latent_bytes(store: Store, clip: StoredClip) -> bytes:

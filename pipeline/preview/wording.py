@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+PASSED_OVER = 8  # clips without a source named one by one; the rest are counted
+
 
 def preview_lines(account: dict[str, Any]) -> list[str]:
     """The dictionary of `pipeline.preview.preview`."""
@@ -11,7 +13,10 @@ def preview_lines(account: dict[str, Any]) -> list[str]:
     origin = "UNTRAINED random weights" if network["untrained"] else f"weights {network['weights_sha256'][:12]}"
     lines = [f"{network['network']}, {origin}, {network['compute_dtype']} on {network['device']}"]
     lines += [f"  {_name(row)}  {_quality(row['psnr'])}" for row in account["clips"]]
-    lines += [f"  {_name(row)}  passed over: {row['reason']}" for row in account["without_original"]]
+    passed = account["without_original"]
+    lines += [f"  {_name(row)}  passed over: {row['reason']}" for row in passed[:PASSED_OVER]]
+    if len(passed) > PASSED_OVER:
+        lines.append(f"  and {len(passed) - PASSED_OVER} more without a source")
     return [*lines, *account["notices"], account["sheet"]]
 
 

@@ -20,10 +20,12 @@ from pipeline.cli import app
 from pipeline.clips import resolve_rules
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig
 from pipeline.cutting import CutRequest, Cutter
-from pipeline.errors import CheckpointError, InputError, OutputError
+from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
+from pipeline.preview.originals import Originals
 from pipeline.preview.preview import preview
 from pipeline.preview.showing import Screen, frame_psnr
 from pipeline.preview.stored import StoredClip, choose, facts, in_turns, latent_bytes
+from pipeline.preview.wording import preview_lines
 from pipeline.records import FrameChunk, Sample
 from pipeline.storage import open_store
 from pipeline.writer.index_file import IndexRow
@@ -46,12 +48,12 @@ def vae():
     return model.load("leanvae", config=TINY_NETWORK, untrained=0)
 
 
-VIDEOS = {"a": video_bytes(13, seed=1), "b": video_bytes(9, 64, 128, seed=2), "c": video_bytes(9, seed=3)}
+VIDEOS = {"a": video_bytes(13, seed=1), "b": video_bytes(9, 64, 144, seed=2), "c": video_bytes(9, seed=3)}
 
 
 @pytest.fixture(scope="module")
 def tar_job(tmp_path_factory):
-    """Two tars into tars: 13 frames square and 9 frames wide in the first, 9 frames square in the second; moments, bfloat16."""
+    """Two tars into tars: 13 frames square and 9 wider than their bucket in one, 9 square in the other; moments, bfloat16."""
     folder = tmp_path_factory.mktemp("tars")
     (folder / "corpus").mkdir()
     first = {"0": {"mp4": b"not a video" * 9}, **{key: {"mp4": VIDEOS[key]} for key in "ab"}}
@@ -224,6 +226,16 @@ def test_a_clip_whose_source_is_gone_is_told_and_the_next_one_shown(file_job, tm
     assert passed["reason"] == f"{source(file_job, 'a.mp4')} does not exist"
 
 
+def test_a_source_that_is_gone_is_asked_for_once(file_job):
+    _, clip, row = stored(file_job)["a", 0]
+    originals = Originals(StorageConfig())
+    with moved(source(file_job, "a.mp4")):
+        with pytest.raises(NotFound), originals.open(clip, row):
+            pass
+    with pytest.raises(NotFound), originals.open(clip, row):  # though it is back
+        pass
+
+
 def test_a_source_with_other_contents_is_told(file_job, tmp_path):
     with moved(source(file_job, "a.mp4"), VIDEOS["b"]):
         account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
@@ -262,6 +274,10 @@ def test_without_any_source_decoded_pictures_stand_alone(tar_job, vae, tmp_path)
         account = preview(tar_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=2)
     assert [(row["key"], row["psnr"]) for row in account["clips"]] == [("a", None), ("b", None)]
     assert any(text.startswith("NO ORIGINALS") for text in account["notices"])
+    lines = preview_lines({**account, "without_original": account["without_original"] * 4})
+    assert sum(line.endswith("decoded only") for line in lines) == 2
+    assert sum("passed over" in line for line in lines) == 8
+    assert "  and 8 more without a source" in lines
     store, clip, row = stored(tar_job)["a", 0]
     above, below = block(Image.open(account["sheet"]), GAP, row)
     assert above.unique().tolist() == [255]
@@ -285,7 +301,8 @@ def test_only_the_recorded_weights_are_used(file_job, tmp_path):
         CheckpointError, match=r"the weights of .*wrong\.safetensors hash to \w{64}, the latents were made with"
     ):
         preview(file_job.output, StorageConfig(), sheet=sheet, clips=1, checkpoint=wrong)
-    encoder = choose(open_store(file_job.output, StorageConfig())).encoder | {"untrained": False}
+    newest = choose(open_store(file_job.output, StorageConfig())).newest
+    encoder = newest.fingerprint_parts["encoder"] | {"untrained": False}
     recorded = {"uri": str(tmp_path / "moved.safetensors")}
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at .*moved\.safetensors.*--checkpoint where they are now"
@@ -321,6 +338,18 @@ def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_
         preview(str(output), StorageConfig())
     with pytest.raises(OutputError, match="is no latent set"):
         preview(str(tmp_path / "nothing"), StorageConfig())
+
+
+def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
+    output = shutil.copytree(tar_job.output, tmp_path / "out")
+    other = stored(tar_job)["a", 0][1].receipt.shard_id
+    path = output / "receipts" / f"{other}.json"
+    receipt = json.loads(path.read_text())
+    receipt["fingerprint_parts"]["encoder"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(receipt | {"created": "2001-01-01T00:00:00+00:00"}))
+    account = preview(str(output), StorageConfig())
+    assert [row["key"] for row in account["clips"]] == ["c"]
+    assert "the output holds latents of 2 networks; shown are those of the newest" in account["notices"]
 
 
 def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
