@@ -28,7 +28,12 @@ Size = Annotated[
     str | None, typer.Option(metavar="HxW", help="Bucket size(s) HxW[,HxW…], or area:HxW. [default: 256x256]")
 ]
 Clips = Annotated[str | None, typer.Option(help="head, tile, slide:STRIDE, uniform:N or whole. [default: head]")]
-Model = Annotated[str | None, typer.Option(help="Network; `lathe models` lists them. [default: leanvae-dim16]")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Network; `lathe models` lists them. [default: leanvae-dim16; with no weights given, the one that has its own]"
+    ),
+]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")]
 Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
 ComputeDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: by device]")]

@@ -170,7 +170,7 @@ PRESETS = (
         },
         published=f"embedded://{MINI}",
         licence="Apache-2.0",
-        source="docs/training.md",
+        source=SOURCE,
         note="for demos, tests and gates, not for production: narrow, and it has never seen a real video, only synthetic ones",
     ),
     Preset(

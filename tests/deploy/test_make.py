@@ -8,7 +8,9 @@ import subprocess
 import pytest
 import typer
 
+from model import registry
 from pipeline import cli
+from pipeline.config import EMBEDDED
 from tests.deploy.manifests import ROOT, job_of, pins
 
 
@@ -30,14 +32,25 @@ def dry(*arguments, **variables):
 def test_the_demo_goes_all_the_way(monkeypatch, tmp_path):
     lines = dry("demo", DEMO=tmp_path / "demo")
     commands = [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/lathe ")]
-    assert [command[0] for command in commands] == ["sample", "encode", "verify", "inspect", "status"]
+    assert [command[0] for command in commands] == ["sample", "encode", "verify", "inspect", "status", "preview"]
     for name, *arguments in commands:
         typer.main.get_command(cli.app).commands[name].make_context(name, list(arguments))
     job = job_of(shlex.join(["lathe", *commands[1]]), monkeypatch)
-    # It shows the main road: Ray, and no weights to fetch.
-    assert (job.engine.executor, job.model.untrained) == ("ray", 0)
+    # It shows the main road: Ray, and no weights to fetch, for some come along.
+    assert (job.engine.executor, job.model.name, job.model.checkpoint, job.model.untrained) == (
+        "ray",
+        EMBEDDED,
+        None,
+        None,
+    )
+    assert registry.embedded(EMBEDDED) == f"embedded://{EMBEDDED}"
     assert job.inputs == (str(tmp_path / "demo" / "corpus"),)
-    assert "The latents are in" in lines[-1]
+    assert commands[-1] == [
+        "preview",
+        str(tmp_path / "demo" / "latents"),
+        "--sheet",
+        str(tmp_path / "demo" / "preview.png"),
+    ]
 
 
 def test_setup_takes_torch_first_and_the_pinned_one():
