@@ -166,7 +166,7 @@ def training_recipe(section: Mapping[str, Any]) -> TrainingRecipe:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainingRecipe:
-    """One of the recipes here by name, or a file; `overrides` replace its values, mappings key by key.
+    """One of the recipes here by name, or a file; `overrides` replace its values as `overridden` does.
 
     Raises:
         FileNotFoundError: neither a recipe here nor a file; names those that are.
@@ -179,7 +179,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(section, dict):
         raise ValueError(f"{path} must hold a mapping with {', '.join(TrainingRecipe.model_fields)}, got {section!r}")
-    return training_recipe(_merged(section, overrides or {}))
+    return training_recipe(overridden(section, overrides or {}))
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -201,11 +201,28 @@ def differences(begun: TrainingRecipe, wanted: TrainingRecipe) -> list[str]:
     ]
 
 
-def _merged(base: Any, over: Any) -> Any:
-    """Mappings key by key, all else replaced."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+def overridden(section: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data with other values: mappings key by key, stages by their name, all else replaced.
+
+    `{"stages": {"reconstruction": {"steps": 100}}}` changes that stage and leaves the others.
+
+    Raises:
+        ValueError: no stage of that name.
+    """
+    return {**section, **{key: _over(section.get(key), value) for key, value in over.items()}}
+
+
+def _over(base: Any, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if isinstance(base, dict):
+        return overridden(base, value)
+    if isinstance(base, list) and all(isinstance(part, dict) and "name" in part for part in base):
+        names = [part["name"] for part in base]
+        if unknown := [str(name) for name in value if name not in names]:
+            raise ValueError(f"no stage is called {', '.join(unknown)}; there are {', '.join(map(str, names))}")
+        return [_over(part, value.get(part["name"], {})) for part in base]
+    return value
 
 
 def _explain(item: Any) -> str:

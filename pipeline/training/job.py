@@ -15,8 +15,6 @@ from pipeline.config import DecodeConfig, DrillConfig, Section, StorageConfig, b
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from model.training.recipe import TrainingRecipe
 
 MiB = 1024 * 1024
@@ -107,7 +105,7 @@ class TrainJob(Section):
     recipe: str | dict[str, Any]
     """A recipe by name, its file, or the mapping itself."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Values over the recipe's; mappings key by key, all else replaced."""
+    """Values over the recipe's; mappings key by key, stages by their name (`stages: {reconstruction: {steps: 100}}`), all else replaced."""
     data: DataConfig
     output: str = Field(min_length=1)
     """Folder of the run; with several machines, one that all of them see. The same job again goes on from there."""
@@ -171,23 +169,14 @@ def recipe_of(job: TrainJob) -> TrainingRecipe:
     Raises:
         ConfigError: no such recipe; a key or value it cannot have.
     """
-    from model.training.recipe import load_recipe, training_recipe
+    from model.training.recipe import load_recipe, overridden, training_recipe
 
     try:
         if isinstance(job.recipe, str):
             return load_recipe(job.recipe, job.overrides)
-        return training_recipe(_over(job.recipe, job.overrides))
+        return training_recipe(overridden(job.recipe, job.overrides))
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         raise ConfigError(message if message.startswith("recipe") else f"recipe: {message}") from None
     except OSError as error:
         raise ConfigError(f"recipe: {job.recipe} cannot be read: {error.strerror}") from None
-
-
-def _over(recipe: Any, over: Mapping[str, Any]) -> dict[str, Any]:
-    """As `load_recipe` merges a file."""
-    merged = dict(recipe)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged

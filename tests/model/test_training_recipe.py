@@ -32,6 +32,16 @@ def test_overrides_go_key_by_key():
     assert differences(plain, load_recipe("leanvae-mini", {"log_every": 3, "checkpoint_every": 7})) == []
 
 
+def test_overrides_find_stages_by_name():
+    plain = load_recipe("leanvae").to_dict()
+    second = plain["stages"][1]["name"]
+    found = load_recipe("leanvae", {"stages": {second: {"steps": 7, "warm_up": 0}}}).to_dict()
+    assert found["stages"][1] == plain["stages"][1] | {"steps": 7, "warm_up": 0}
+    assert found["stages"][0] == plain["stages"][0]
+    with pytest.raises(ValueError, match=f"no stage is called third; there are .*{second}"):
+        load_recipe("leanvae", {"stages": {"third": {"steps": 7}}})
+
+
 def test_no_such_recipe():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'leenvae'.*leanvae-mini"):
         load_recipe("leenvae")
