@@ -23,11 +23,11 @@ TOKEN_LAYERS = ".ffd_layer."  # whose matrices `muon` orthogonalises
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """At the stage's step `step` (from 0): linear warm-up, then half a cosine down to the final rate at the last step."""
+    """At the stage's step `step` (from 0): linear warm-up, then half a cosine down to the final rate."""
     if step < stage.warm_up:
         return stage.learning_rate * (step + 1) / stage.warm_up
-    length = stage.steps - 1 - stage.warm_up
-    done = (step - stage.warm_up) / length if length > 0 else 1.0
+    length = (stage.decay_steps or stage.steps) - 1 - stage.warm_up
+    done = min(1.0, (step - stage.warm_up) / length) if length > 0 else 1.0
     fall = stage.learning_rate - stage.final_learning_rate
     return stage.final_learning_rate + fall * 0.5 * (1.0 + cos(pi * done))
 

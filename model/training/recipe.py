@@ -85,7 +85,9 @@ class Stage(Part):
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     final_learning_rate: float = Field(ge=0)
-    """Reached by a cosine at the stage's last step."""
+    """Reached by a cosine at the stage's last step, or where `decay_steps` says."""
+    decay_steps: int | None = Field(None, ge=1)
+    """Steps after which the final rate would be reached, where that is not the stage's length: earlier, and it stays; later, and it is not."""
     warm_up: int = Field(0, ge=0)
     """Steps from zero to `learning_rate`."""
     discriminator_learning_rate: float | None = Field(None, gt=0)
@@ -106,6 +108,8 @@ class Stage(Part):
             )
         if self.warm_up > self.steps:
             raise ValueError(f"warm_up must not exceed the stage's {self.steps} steps, got {self.warm_up}")
+        if self.decay_steps is not None and self.decay_steps <= self.warm_up:
+            raise ValueError(f"decay_steps must exceed warm_up {self.warm_up}, got {self.decay_steps}")
         return self
 
 

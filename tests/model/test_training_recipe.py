@@ -67,6 +67,7 @@ def broken_stage(**changes):
         (broken_stage(groups=[{"frames": 9, "height": 36, "width": 32, "batch": 1}]), "multiples of 8, got height 36"),
         (broken_stage(name="adversarial"), "names of their own"),
         (broken_stage(learning_rate=1e-9), "must not exceed learning_rate 1e-09"),
+        (broken_stage(decay_steps=2), "decay_steps must exceed warm_up 2, got 2"),
         (broken_stage(warm_up=11), "must not exceed the stage's 10 steps, got 11"),
         (broken(start={"linear": 4, "image": "x"}), "starts from one thing, got linear and image"),
         (broken(network="leenvae"), "leenvae"),
@@ -86,6 +87,11 @@ def test_rates():
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[7] == pytest.approx(1e-4 + 0.9999 * 0.5 * (1 + cos(pi / 2)))
     assert rates[-1] == pytest.approx(1e-4)
+    # decaying in fewer steps than there are, or in more
+    soon, late = (stage.model_copy(update={"decay_steps": steps}) for steps in (8, 23))
+    assert [learning_rate(soon, step) for step in (6, 7, 8, 12)][1:] == pytest.approx([1e-4] * 3)
+    assert learning_rate(soon, 6) > 1e-3
+    assert learning_rate(late, 12) == pytest.approx(1e-4 + 0.9999 * 0.5)
 
 
 def test_timetable_uses_every_clip_once():
