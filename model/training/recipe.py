@@ -87,7 +87,7 @@ class Stage(Part):
     final_learning_rate: float = Field(ge=0)
     """Reached by a cosine at the stage's last step, or where `decay_steps` says."""
     decay_steps: int | None = Field(None, ge=1)
-    """Steps after which the final rate would be reached, where that is not the stage's length: earlier, and it stays; later, and it is not."""
+    """Steps after which the final rate is reached, where that is not the stage's length: fewer, and it stays; more, and it never is."""
     warm_up: int = Field(0, ge=0)
     """Steps from zero to `learning_rate`."""
     discriminator_learning_rate: float | None = Field(None, gt=0)
