@@ -74,7 +74,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_said(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _nothing_said(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values  # what is no section is refused by the section's own check
         said = {name for name, value in values.items() if value is not None}
         return values if said & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
 

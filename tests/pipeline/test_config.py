@@ -40,6 +40,8 @@ def test_braces_in_inputs_keep_their_commas():
         ("clips.select=slide", r"clips.select: expected head, tile, whole, slide:STRIDE or uniform:N, got 'slide'"),
         ("clips.frames=0", r"clips.frames: expected frame counts of at least 1"),
         ("write.dtype=int8", r"write.dtype: .*float16.*got 'int8'"),
+        ("model=leanvae", r"model: .*dictionary.*got 'leanvae'"),
+        ("model=null", r"model: .*dictionary.*got None"),
         ("model.device=tpu", r"model.device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ("engine.batch=0", r"engine.batch: .*got 0"),
         ("reject_budget=2", r"reject_budget: .*got 2"),
