@@ -143,7 +143,7 @@ def evaluate(
 
         command(flags, config, tuple(set_ or ()), lpips or (), i3d, as_json, typer.echo)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again="an evaluation begins anew: name another --output, or empty this one")
 
 
 def preview(

@@ -61,8 +61,8 @@ def show(values: dict[str, Any], wording: str, as_json: bool) -> None:
     typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(room, wording)(values)))
 
 
-def guard(call: Callable[[], None], *, debug: bool) -> None:
-    """Runs a command; one of our own errors becomes one line and its exit code."""
+def guard(call: Callable[[], None], *, debug: bool, again: str = "the same command resumes") -> None:
+    """Runs a command; one of our own errors becomes one line and its exit code. `again`: what to do after an interruption."""
     from pipeline.errors import LatheError
 
     try:
@@ -72,7 +72,7 @@ def guard(call: Callable[[], None], *, debug: bool) -> None:
             raise
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted; the same command resumes", 130)
+        fail(f"interrupted; {again}", 130)
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None

@@ -82,7 +82,7 @@ def evaluate(
 
     bench = Bench(job, device, dtype, lpips, i3d)
     rules = _rules(job, bench.spec)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
         samples = SamplesUnderWay(bench, findings, rows)
@@ -133,6 +133,13 @@ def _checked_folder(output: str) -> Path:
     return folder
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output {folder}: cannot be made: {error.strerror}; name another folder") from error
+
+
 def _check_extra() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
@@ -142,10 +149,15 @@ def _check_extra() -> None:
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
-    if min(sides, default=rules.multiple_of) < SMALLEST_SIDE:
+    if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
+        enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride
         raise ConfigError(
-            f"clips.size: SSIM looks through a window of {SMALLEST_SIDE} pixels, got sides down to "
-            f"{min(sides, default=rules.multiple_of)}; use larger ones"
+            f"clips.multiple_of: SSIM looks through a window of {SMALLEST_SIDE} pixels, and of an area sides may come down to "
+            f"{rules.multiple_of}; set it to {enough}"
+        )
+    if min(sides, default=SMALLEST_SIDE) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"clips.size: SSIM looks through a window of {SMALLEST_SIDE} pixels, got sides down to {min(sides)}; use larger ones"
         )
     return rules
 

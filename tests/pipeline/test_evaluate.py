@@ -231,10 +231,11 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         ((corpus,), full, "the folder is not empty; name a new one"),
         ((corpus,), full / "a.txt", "is a file; name a folder"),
         ((corpus,), "s3://bucket/x", "a local folder"),
+        ((corpus, "--model", "leanvae", "--size", "48x48"), full / "a.txt" / "b", "cannot be made: Not a directory"),
         ((corpus, *ours, "--size", "50x48"), new, "sides that are multiples of 8, got 50x48"),
         ((corpus, *ours, "--frames", "16"), new, "takes 4n+1 frames, got 16"),
         ((corpus, *ours, "--size", "8x48"), new, "window of 11 pixels, got sides down to 8"),
-        ((corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:8x64"), new, "window of 11 pixels"),
+        ((corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:64x64"), new, "down to 8; set it to 16"),
         ((corpus / "nothing.tar", *ours), new, "nothing.tar"),
         ((corpus, "--model", "leanvae", "--lpips", other), new, f"--lpips {other}: the weights"),
         ((corpus, "--model", "leanvae", "--i3d", other), new, f"--i3d {other}: the weights"),
@@ -268,3 +269,13 @@ def test_a_corpus_without_a_clip_says_why(checkpoint, tmp_path):
     assert "no clip to measure, everything was rejected" in text
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
     assert "too_short 1 (c: " in text
+
+
+def test_an_interrupted_evaluation_does_not_promise_to_resume(corpus, checkpoint, tmp_path, monkeypatch):
+    def interrupt(job, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", interrupt)
+    code, text = refused(corpus, output=tmp_path / "out", checkpoint=checkpoint)
+    assert (code, text.count("\n")) == (130, 1)
+    assert "begins anew: name another --output" in text
