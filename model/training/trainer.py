@@ -10,6 +10,7 @@ is parameters, their averages, and the optimizers' moments, and a run that was k
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +85,8 @@ def train(
         FOLDER/weights, which `--checkpoint` takes.
 
     Raises:
-        ValueError: a recipe that cannot be, a folder with another run, processes that cannot share a step out, clips that do not fit.
+        ValueError: a recipe that cannot be, a folder with another run or one under way, a damaged checkpoint, processes that cannot share a
+            step out, clips that do not fit.
         FloatingPointError: a loss or gradient is not finite; names the step, the terms and the clips. The last checkpoint is good.
         ModuleNotFoundError: what training needs besides is not installed.
     """
@@ -93,19 +95,21 @@ def train(
     files = RunFolder(folder)
     if ranks.rank == 0:
         files.begin(recipe)
-        files.clean()
-    (done, *_) = ranks.all(files.last_step())
-    learner = Learner(recipe, source, torch.device(device), lpips, first=not done and ranks.rank == 0)
-    learner.distribute(ranks.world)
-    if done:
-        learner.load_state_dict(files.load(done, learner.device))
-    journal = Journal(files, done) if ranks.rank == 0 else None
-    run = _Run(recipe, source, files, learner, ranks, journal, loaders, on_step)
-    try:
-        run.go(done)
-    finally:
-        if journal is not None:
-            journal.close()
+    with files.held() if ranks.rank == 0 else nullcontext():
+        if ranks.rank == 0:
+            files.clean()
+        (done, *_) = ranks.all(files.last_step())
+        learner = Learner(recipe, source, torch.device(device), lpips, first=not done and ranks.rank == 0)
+        learner.distribute(ranks.world)
+        if done:
+            learner.load_state_dict(files.load(done, learner.device))
+        journal = Journal(files, done) if ranks.rank == 0 else None
+        run = _Run(recipe, source, files, learner, ranks, journal, loaders, on_step)
+        try:
+            run.go(done)
+        finally:
+            if journal is not None:
+                journal.close()
     ranks.all(None)  # nobody leaves before the weights are there
     return files.weights
 
@@ -192,9 +196,12 @@ class _Run:
             name for name, length in lengths.items() if not isfinite(length)
         ]
         clips = [key for own, _ in everyone for key in own]
+        slower = "lower the learning rate"
+        if self.files.last_step():  # the folder's recipe is fixed
+            slower = f"{slower} in a folder of its own that begins with start: {{weights: {self.files.weights}}}"
         raise FloatingPointError(
             f"step {step} is not finite ({', '.join(terms)}); its clips: {', '.join(clips)}. Nothing was learned from them; the last "
-            "checkpoint is good. Look at the clips, or lower the learning rate, and run again"
+            f"checkpoint is good, and goes the same way again. Look at the clips, or {slower}"
         )
 
     def _tell(self, step: int, stage: Stage, values: list[dict[str, Any]]) -> None:
@@ -226,11 +233,11 @@ class _Run:
         self.journal.sheet(step, pairs, titles)
 
     def _keep(self, step: int) -> None:
-        """A checkpoint, and the weights of now."""
+        """The weights of now, then a checkpoint: where there is one, nobody comes back to publish what it stands for."""
         if self.journal is None:
             return
         self.journal.flush()
-        self.files.save(step, self.learner.state_dict(), keep=self.recipe.keep_checkpoints)
         network = self.learner.network
         facts = {"network": self.recipe.network, "seed": self.recipe.seed, "steps": step}
         self.files.publish(network.config, self.learner.weights(), facts)
+        self.files.save(step, self.learner.state_dict(), keep=self.recipe.keep_checkpoints)

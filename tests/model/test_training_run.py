@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import model
+from model.training import run_folder
 from model.training.learner import Learner
 from model.training.run_folder import RunFolder
 from model.training.source import Clip, SyntheticSource
@@ -168,6 +170,68 @@ def test_refuses_another_recipe(whole):
         train(recipe(config=CONFIG | {"latent_dim": 5}), SyntheticSource(5), whole)
     with pytest.raises(ValueError, match="seed: was 3, is 4"):
         train(recipe(seed=4), SyntheticSource(5), whole)
+
+
+def test_what_was_never_learned_from_may_become_another_run(tmp_path):
+    """Whatever is left of a first attempt that failed or was killed at once."""
+    files = RunFolder(tmp_path)
+    (tmp_path / "recipe.yaml.partial").write_text("net")
+    files.begin(recipe())
+    files.begin(recipe(seed=4))
+    with files.held():
+        files.save(1, {}, keep=1)
+    with pytest.raises(ValueError, match="seed: was 4, is 3"):
+        files.begin(recipe())
+
+
+def test_one_run_to_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
+    files = RunFolder(tmp_path)
+    files.begin(recipe())
+    with files.held():
+        for wanted in (recipe(), recipe(seed=4)):
+            with pytest.raises(ValueError, match="a run that is under way in another process; wait for it"):
+                train(wanted, SyntheticSource(5), tmp_path, loaders=0)
+    with files.held():  # let go of
+        pass
+
+
+@pytest.mark.parametrize("part", ["publish", "save"])
+def test_weights_are_those_of_the_last_step_wherever_a_kill_falls(tmp_path, monkeypatch, part):
+    short = recipe(4, checkpoint_every=3, start={})
+
+    def killed(self, *arguments, **named):
+        if 4 in arguments or arguments[-1] == {"network": "leanvae", "seed": 3, "steps": 4}:
+            raise Stopped
+        return whole_part(self, *arguments, **named)
+
+    whole_part = getattr(RunFolder, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, part, killed)
+        with pytest.raises(Stopped):
+            train(short, SyntheticSource(5), tmp_path / "run", loaders=0)
+    train(short, SyntheticSource(5), tmp_path / "run", loaders=0)
+    assert json.loads((tmp_path / "run" / "weights" / "run.json").read_text())["steps"] == 4
+    newest = tmp_path / "run" / "checkpoints" / "step-000000004.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"000000004.pt is damaged: 5000 bytes .* remove it"):
+        train(short, SyntheticSource(5), tmp_path / "run", loaders=0)
+
+
+def test_a_full_disk_is_said(tmp_path):
+    """As torch and safetensors find it: a file that may not grow."""
+    files, before = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    files.begin(recipe())
+    files.metrics.touch()
+    tensors = {"a": torch.zeros(100_000)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"step-000000001.pt could not be written, on a disk with \d+ bytes free"):
+            files.save(1, tensors, keep=1)
+        with pytest.raises(OSError, match=r"model.safetensors could not be written"):
+            files.publish({}, tensors, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_refuses_a_folder_with_other_things(tmp_path):
