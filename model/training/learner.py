@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from model.training.batches import MicroBatch
     from model.training.perceptual import LPIPS
-    from model.training.recipe import TrainingRecipe
+    from model.training.recipe import Stage, TrainingRecipe
     from model.training.source import ClipSource
 
 # Norms' running means are of no consequence in training; sending them between two calls would spoil the first one's gradients.
@@ -62,6 +62,8 @@ class Learner:
         self.recipe, self.device, self.stage, self._number = recipe, device, recipe.stages[0], -1
         self.network = begin(recipe, source, first=first)
         self.spec, self._lpips = self.network.spec, lpips
+        for stage in recipe.stages:  # what only a later one lacks is missed now, and not after days
+            self._to_minimise(stage)
         self._module = cast("nn.Module", self.network).to(device).train()
         self._optimizers = Optimizers(self._module, recipe.optimizer)
         self._average: AveragedModel | None = None
@@ -86,9 +88,7 @@ class Learner:
         """Turns to a stage's objective. A discriminator of the same make as the last stage's goes on learning."""
         before, make = self._objective, _make(self._objective)
         self.stage, self._number = self.recipe.stages[number], number
-        objective = Objective(self.stage.objective, self.spec.value_range, lpips=self._lpips, seed=self.recipe.seed).to(
-            self.device
-        )
+        objective = self._to_minimise(self.stage).to(self.device)
         self._objective = objective
         if before is not None and make is not None and _make(objective) == make and not self.stage.new_discriminator:
             objective.load_state_dict(before.state_dict())
@@ -120,13 +120,13 @@ class Learner:
                 generator=self._draw(LOOKED_AT, batch.number),
                 last_layer=self.network.last_layer(),
             )
-            (loss * share).backward()
+            (loss * _spoiled(share, loss)).backward()
         if objective.adversarial_at(step) and self._judge is not None:
             with self._quiet(self._judge, last=last):
                 answer, more = objective.discriminator(
                     original, found.video_BCTHW.detach(), step=step, network=self._judge
                 )
-                (answer * share).backward()
+                (answer * _spoiled(share, answer)).backward()
             values |= more
         return values | {"psnr": _psnr(original, found.video_BCTHW.detach(), self.spec.value_range)}
 
@@ -189,6 +189,9 @@ class Learner:
             raise RuntimeError("enter a stage first")
         return self._objective
 
+    def _to_minimise(self, stage: Stage) -> Objective:
+        return Objective(stage.objective, self.spec.value_range, lpips=self._lpips, seed=self.recipe.seed)
+
     def _wrapped(self, module: nn.Module) -> nn.Module:
         if self._world == 1:
             return module
@@ -218,6 +221,11 @@ def _make(objective: Objective | None) -> tuple[Any, ...] | None:
     """What a discriminator must share with another to take over its parameters."""
     adversarial = None if objective is None else objective.recipe.adversarial
     return None if adversarial is None else (adversarial.discriminator, adversarial.channels, adversarial.layers)
+
+
+def _spoiled(share: float, loss: torch.Tensor) -> torch.Tensor:
+    """`share`, not finite where the loss is not: so neither is any gradient, in any process, not even where the loss's own are finite."""
+    return share + 0.0 * loss.detach()
 
 
 @torch.no_grad()

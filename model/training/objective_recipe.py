@@ -50,6 +50,11 @@ class AdversarialRecipe:
         _known("generator", self.generator, GENERATORS)
         for name in ("weight", "lecam"):
             _weight(f"adversarial.{name}", getattr(self, name))
+        _weight("adversarial.lecam_decay", self.lecam_decay)
+        if self.lecam_decay >= 1:
+            raise ValueError(f"adversarial.lecam_decay must lie in [0, 1), got {self.lecam_decay!r}")
+        if type(self.adaptive) is not bool:
+            raise ValueError(f"adversarial.adaptive must be true or false, got {self.adaptive!r}")
         for name, least in (("channels", 1), ("layers", 1), ("start", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -83,8 +88,8 @@ class ObjectiveRecipe:
 
 def objective_recipe(section: Mapping[str, Any]) -> ObjectiveRecipe:
     """The recipe of a file's `objective` section. Raises ValueError for unknown keys, names and impossible values."""
+    _keys("objective", section, ObjectiveRecipe)
     given = dict(section)
-    _keys("objective", given, ObjectiveRecipe)
     adversarial = given.pop("adversarial", None)
     if adversarial is not None:
         _keys("objective.adversarial", adversarial, AdversarialRecipe)
@@ -108,7 +113,8 @@ def _known(what: str, name: Any, names: Mapping[str, Any] | Sequence[str]) -> No
 
 def _weight(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        hint = " (YAML takes 1e-7 for text; write 1.0e-7)" if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}{hint}")
 
 
 def _keys(where: str, given: Any, kind: type) -> None:

@@ -16,7 +16,7 @@ from model import registry
 from model.training.objective_recipe import ObjectiveRecipe, objective_recipe, objective_section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 RECIPES = Path(__file__).with_name("recipes")
 # What may differ between a run and its continuation: it changes what is written down, not what is learned.
@@ -26,7 +26,9 @@ ONLY_BOOKKEEPING = ("log_every", "sheet_every", "checkpoint_every", "keep_checkp
 class Part(BaseModel):
     """A frozen part of a recipe that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Group(Part):
@@ -145,7 +147,12 @@ class TrainingRecipe(Part):
         if len(set(names)) < len(names):
             raise ValueError(f"stages need names of their own, got {', '.join(names)}")
         spec = registry.spec(self.network, self.config)
+        flows = registry.family_of(registry.resolve(self.network)).name == "wfvae"
         for stage in self.stages:
+            if stage.objective.wants("wl") and not flows:
+                raise ValueError(
+                    f"stage {stage.name!r} has the term wl, which compares a WF-VAE's energy flow; {self.network} has none"
+                )
             for group in stage.groups:
                 spec.latent_frames(group.frames)
                 spec.check_size(group.height, group.width)
@@ -163,10 +170,15 @@ class TrainingRecipe(Part):
 
 def training_recipe(section: Mapping[str, Any]) -> TrainingRecipe:
     """A recipe from plain data. Raises ValueError with one line per failure: where, what was got, what was expected."""
+    if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+        raise ValueError(f"recipe: expected a mapping with {', '.join(TrainingRecipe.model_fields)}, got {section!r}")
     try:
         return TrainingRecipe(**section)
     except ValidationError as error:
-        raise ValueError(f"recipe: {'; '.join(_explain(item) for item in error.errors())}") from None
+        found = error.errors()
+        # a part that is refused is missed in its list too, which says nothing new and repeats the whole list
+        inner = [item for item in found if item["type"] != "too_short" or _alone(item, found)]
+        raise ValueError(f"recipe: {'; '.join(_explain(item) for item in inner)}") from None
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainingRecipe:
@@ -227,6 +239,10 @@ def _over(base: Any, value: Any) -> Any:
             raise ValueError(f"no stage is called {', '.join(unknown)}; there are {', '.join(map(str, names))}")
         return [_over(part, value.get(part["name"], {})) for part in base]
     return value
+
+
+def _alone(item: Any, found: Sequence[Any]) -> bool:
+    return not any(other["loc"][: len(item["loc"])] == item["loc"] for other in found if other is not item)
 
 
 def _explain(item: Any) -> str:

@@ -67,6 +67,27 @@ def broken_stage(**changes):
         (broken_stage(groups=[{"frames": 9, "height": 36, "width": 32, "batch": 1}]), "multiples of 8, got height 36"),
         (broken_stage(name="adversarial"), "names of their own"),
         (broken_stage(learning_rate=1e-9), "must not exceed learning_rate 1e-09"),
+        (broken_stage(learning_rate=float("inf")), "learning_rate: Input should be a finite number, got inf$"),
+        (broken_stage(objective=None), "objective must be a mapping with terms, .*; got None$"),
+        (
+            broken_stage(objective={"terms": {"l1": 1, "wl": 1}}),
+            "term wl, which compares a WF-VAE's .*; leanvae has none$",
+        ),
+        (
+            broken_stage(objective={"terms": {"l1": 1}, "adversarial": {"weight": 1, "lecam_decay": 1}}),
+            r"lecam_decay must lie in \[0, 1\), got 1$",
+        ),
+        (
+            broken_stage(objective={"terms": {"l1": 1}, "adversarial": {"weight": 1, "adaptive": "yes"}}),
+            "adaptive must be true or false, got 'yes'$",
+        ),
+        (
+            broken_stage(objective={"terms": {"kl": "1e-7"}}),
+            r"terms.kl must be .*, got '1e-7' \(YAML .*write 1.0e-7\)$",
+        ),
+        (broken(stages=[]), "stages: Tuple should have at least 1 item"),
+        ({1: 2}, "expected a mapping with network, .*, got {1: 2}$"),
+        (None, "expected a mapping with network, .*, got None$"),
         (broken_stage(decay_steps=2), "decay_steps must exceed warm_up 2, got 2"),
         (broken_stage(warm_up=11), "must not exceed the stage's 10 steps, got 11"),
         (broken(start={"linear": 4, "image": "x"}), "starts from one thing, got linear and image"),

@@ -7,13 +7,15 @@ import resource
 import signal
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
 
 import pytest
 import torch
 
 import model
-from model.training import run_folder
+from model.training import losses, run_folder
+from model.training.batches import MicroBatches, timetables
 from model.training.learner import Learner
 from model.training.run_folder import RunFolder
 from model.training.source import Clip, SyntheticSource
@@ -163,6 +165,26 @@ def test_a_discriminator_goes_on_or_not(change, kept):
     assert torch.equal(learner.state_dict()["objective"]["network"]["layers.0.weight"], before) == kept
     learner.enter(2)
     assert learner.state_dict()["objective"]["network"]["layers.0.weight"].shape[0] == 5
+
+
+def test_what_a_later_stage_lacks_is_missed_at_once():
+    first, second = recipe().to_dict()["stages"]
+    late = recipe(stages=[first, second | {"objective": {"terms": {"lpips": 1.0}}}])
+    with pytest.raises(ValueError, match="weight for LPIPS, whose weights were not given"):
+        Learner(late, SyntheticSource(5), torch.device("cpu"), None, first=False)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_finite_gradient(monkeypatch):
+    """In no process: gradients are all that processes exchange. What overflows may have a gradient that does not."""
+    short = recipe(start={})
+    learner = Learner(short, SyntheticSource(5), torch.device("cpu"), None, first=True)
+    learner.distribute(1)
+    learner.enter(0)
+    batch = MicroBatches(SyntheticSource(5), timetables(short.stages, 5)[0], 5)[0]
+    monkeypatch.setattr(losses, "kl_divergence", lambda posterior: posterior.mean.mean().float() * 0 + float("inf"))
+    values = learner.accumulate(batch, 0, share=1.0, last=True)
+    assert torch.isinf(values["loss"])
+    assert not isfinite(learner.gradient_lengths(0)["gradient"])
 
 
 def test_refuses_another_recipe(whole):
