@@ -72,7 +72,7 @@ class Showcase:
         shown = Shown(score, name, title, *pair)
         _keep(self._worst, (score, name, shown), self._count)
         _keep(self._best, (-score, name, shown), self._count)
-        _keep(self._sample, (hashlib.blake2b(name.encode()).hexdigest(), name, shown), SAMPLE)
+        _keep(self._sample, (hashlib.blake2b(name.encode("utf-8", "surrogatepass")).hexdigest(), name, shown), SAMPLE)
 
     def chosen(self) -> list[tuple[str, Shown]]:
         """("worst" | "median" | "best", clip), each clip once, from the worst to the best; where there are few clips, fewer."""

@@ -73,7 +73,7 @@ class ClipRows:
                 "key": sample.key,
                 "clip": plan.index,
                 "bucket": str(plan.bucket),
-                "source": sample.uri,
+                "source": _storable(sample.uri),
                 "start_s": plan.start_s,
                 "frames": quality.frames,
                 "height": plan.bucket.height,
@@ -93,7 +93,8 @@ class ClipRows:
 
     def reject(self, reject: Reject) -> None:
         """One input, or one clip of it, that was not measured."""
-        self._rejects.write(json.dumps(asdict(reject)) + "\n")
+        told = {name: _storable(value) if isinstance(value, str) else value for name, value in asdict(reject).items()}
+        self._rejects.write(json.dumps(told) + "\n")
         self.rejected += 1
         reason = self.reasons.setdefault(
             reject.reason, {"count": 0, "policy": reject.policy, "keys": [], "message": reject.message}
@@ -110,3 +111,8 @@ class ClipRows:
             self._writer = pq.ParquetWriter(self._path, SCHEMA)
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
         self._rows = []
+
+
+def _storable(text: str) -> str:
+    """`text` as valid Unicode, spelled as in a latent's row: bytes of a file's name that are no UTF-8 become visible escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

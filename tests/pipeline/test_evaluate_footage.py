@@ -1,5 +1,9 @@
 """What feeds an evaluation: samples in order whatever the decoders do, shards closed when done with, sources that change."""
 
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -79,13 +83,15 @@ def opening(*indices, rejects=()):
 
 
 def test_samples_are_entered_in_the_corpus_order(bench, tmp_path):
+    """One of them from a file whose name is no UTF-8."""
+    misnamed = replace(sample(2), uri="/v/\udcff.mp4")
     happenings = [
-        Happening(2, sample(2), opening(0)),
+        Happening(2, misnamed, opening(0)),
         Happening(0, sample(0), opening(0, 1)),
-        Happening(2, sample(2), chunk(0)),
-        Happening(2, sample(2), VideoEnded(5, 0.0)),
+        Happening(2, misnamed, chunk(0)),
+        Happening(2, misnamed, VideoEnded(5, 0.0)),
         Happening(0, sample(0), chunk(0)),
-        Happening(1, None, reject("s1")),
+        Happening(1, None, replace(reject("s1"), uri="/v/\udcfe.mp4")),
         Happening(0, sample(0), chunk(1)),
         Happening(0, sample(0), VideoEnded(10, 0.0)),
     ]
@@ -93,6 +99,8 @@ def test_samples_are_entered_in_the_corpus_order(bench, tmp_path):
     assert added == [("s0", 0), ("s0", 1), ("s2", 0)]
     assert rejected == [("s1", None)]
     assert (samples.videos, findings.clips) == (3, 3)
+    assert pq.read_table(tmp_path / "clips.parquet")["source"].to_pylist()[-1] == r"/v/\udcff.mp4"
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["uri"] == r"/v/\udcfe.mp4"
 
 
 def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(bench, tmp_path):
