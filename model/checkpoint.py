@@ -101,12 +101,19 @@ def convert(
 
     Returns:
         What was read (layout, hash of the source file).
+
+    Raises:
+        OSError: `out` cannot be written.
+        As `read` does; ValueError also for weights that are not finite as `dtype`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(out)
     if target.suffix != ".safetensors":
         raise ValueError(f"the converted checkpoint is a .safetensors file, got {str(out)!r}")
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for {out}; make it, or name another file")
     found = read(str(path), trust_pickle=trust_pickle)
     kind = None if dtype is None else as_dtype(dtype)
     weights = {
@@ -120,8 +127,13 @@ def convert(
         metadata["config"] = json.dumps(plain, sort_keys=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     # clones: files may hold views of one storage, which safetensors refuses
-    save_file({key: value.detach().clone().contiguous() for key, value in weights.items()}, partial, metadata=metadata)
-    partial.replace(target)
+    copies = {key: value.detach().clone().contiguous() for key, value in weights.items()}
+    try:
+        save_file(copies, partial, metadata=metadata)
+        partial.replace(target)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{out} cannot be written ({error}); name another file") from error
     return found.info
 
 
