@@ -152,7 +152,7 @@ def test_convert_to_half_the_bytes(golden, vae, tmp_path):
     assert model.load("leanvae", str(out)).weights_sha256 != vae.weights_sha256
     with pytest.raises(ValueError, match=r"dtype must be one of .*float16.*; got 'int8'"):
         checkpoint.convert(path, out, dtype="int8")
-    with pytest.raises(FileNotFoundError, match="no folder for .*; make it, or name another"):
+    with pytest.raises(FileNotFoundError, match=r"no folder for .*; make it, or name another"):
         checkpoint.convert(path, tmp_path / "none" / "out.safetensors")
     (tmp_path / "taken.safetensors").mkdir()
     with pytest.raises(OSError, match=r"taken.safetensors cannot be written .*; name another file"):
