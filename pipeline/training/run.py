@@ -6,6 +6,7 @@ Enters: a `TrainJob`. Leaves: the folder of weights, or an error of `pipeline.er
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ def prepare(job: TrainJob, telling: Telling) -> Prepared:
         telling.notice(f"{job.output} holds {done} of {recipe.steps} steps; going on from there")
     else:
         telling.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
+    _remember_data(job, files.path, telling)
     source, unusable = _source(job, recipe, files.path, telling)
     return Prepared(job, recipe, source, files.path, done, unusable)
 
@@ -131,6 +133,23 @@ def definite_device(device: str) -> str:
     if device == "cuda" and not there:
         raise ConfigError("device: cuda was asked for, but this process sees no CUDA device; use cpu or auto")
     return "cuda" if there and device != "cpu" else "cpu"
+
+
+def _remember_data(job: TrainJob, folder: Path, telling: Telling) -> None:
+    """Keeps with the run where its clips come from, and says where that is not what it began with: what goes on is another run then."""
+    wanted = job.data.model_dump(mode="json", exclude={"cache_bytes"})
+    path = folder / "data.json"
+    if path.exists():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{key}: was {begun.get(key)!r}, is {value!r}" for key, value in wanted.items() if begun.get(key) != value
+        ]
+        if not changed:
+            return
+        telling.notice(f"data is not what this run began with ({'; '.join(changed)}): it goes on with the new one")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    partial.replace(path)
 
 
 def _source(

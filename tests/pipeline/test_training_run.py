@@ -110,6 +110,13 @@ def test_a_finished_run_has_nothing_left_to_do(finished):
     assert code == 0, err
     assert "holds 12 of 12 steps" in err
     assert "weights:" in out
+    assert "data is not" not in err
+    for seed in (1, 0):  # said; and what was said is what the next is compared with
+        _, _, err = invoke(folder / "job.yaml", "--set", f"data.seed={seed}", "--set", "data.cache_bytes=0")
+        assert (
+            f"data is not what this run began with (seed: was {1 - seed}, is {seed}): it goes on with the new one"
+            in err
+        )
     assert (folder / "run" / "metrics.jsonl").read_text() == before
 
 
