@@ -36,6 +36,7 @@ from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
+from pipeline.evaluation.evaluate import WHOLE_CHUNK
 from pipeline.evaluation.footage import Footage
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
@@ -92,7 +93,7 @@ def chunks(args: argparse.Namespace, spec: Any) -> Iterator[tuple[str, FrameChun
     flags |= {"clips.frames": str(args.frames), "clips.select": args.clips}
     job = build_job(flags, overrides=tuple(args.set))
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
-    with Footage(job, resolve_inputs(job.inputs, job.storage), rules, args.frames, args.device) as footage:
+    with Footage(job, resolve_inputs(job.inputs, job.storage), rules, WHOLE_CHUNK, args.device) as footage:
         for happening in footage:
             if isinstance(happening.what, FrameChunk):
                 yield happening.sample.key, happening.what
