@@ -81,12 +81,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             shards_before=done_before,
             notices=notices,
         )
-        if report.untrained:
-            notices.append("UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones")
-        if str(network.provenance.get("uri", "")).startswith("embedded://"):
-            notices.append(
-                f"no --checkpoint: the weights that come with Lathe ({report.network}); they are for demos and tests, not for production"
-            )
+        notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
         for text in notices:
             display.notice(text)
         if todo:
@@ -95,6 +90,18 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     report.wall_s = time.monotonic() - begun
     _judge(report, job)
     return report
+
+
+def _weights_notices(
+    checkpoint: str | None, name: str, identity: dict[str, Any], provenance: dict[str, Any]
+) -> list[str]:
+    """What is to be known of weights that are not somebody's training for production."""
+    if identity["untrained"]:
+        return ["UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones"]
+    if not str(provenance.get("uri", "")).startswith("embedded://"):
+        return []
+    asked = "no --checkpoint" if checkpoint is None else f"--checkpoint {checkpoint}"
+    return [f"{asked}: the weights that come with Lathe ({name}); they are for demos and tests, not for production"]
 
 
 def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline.engine.driver import _weights_notices
 from pipeline.errors import CheckpointError, ConfigError, InputError, OutputError, RejectBudgetExceeded
 from pipeline.records import Counts
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, rows, tiny_job, video_bytes, write_tar
@@ -212,3 +213,17 @@ def test_an_output_of_another_version_or_not_writable(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         pipeline.encode(tiny_job(corpus, tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "uri", "told"),
+    [
+        (None, "embedded://mini", "no --checkpoint: the weights that come with Lathe (mini); they are for demos"),
+        ("embedded://mini", "embedded://mini", "--checkpoint embedded://mini: the weights that come with Lathe (mini)"),
+        ("w.ckpt", "w.ckpt", None),
+    ],
+)
+def test_weights_that_come_with_lathe_are_told(checkpoint, uri, told):
+    found = _weights_notices(checkpoint, "mini", {"untrained": False}, {"uri": uri})
+    assert len(found) == (told is not None)
+    assert not found or found[0].startswith(told)
