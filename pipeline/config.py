@@ -75,9 +75,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _nothing_said(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values  # what is no section is refused by the section's own check
-        said = {name for name, value in values.items() if value is not None}
+        said = {name for name, value in values.items() if value is not None} if isinstance(values, dict) else {"name"}
         return values if said & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
 
     @field_validator("device")
