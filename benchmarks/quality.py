@@ -5,7 +5,7 @@ Enters: video files; a network and its weights. Leaves: a table per video of PSN
 in dB; means over videos; whether chunks give what whole clips give. Clips are cut, measured and rounded as `lathe evaluate` does it.
 
     python benchmarks/quality.py --videos hiker.mp4 nasa_13013.mp4
-    python benchmarks/quality.py --videos clips/ --model leanvae --checkpoint run/final --size 128x128 --json quality.json
+    python benchmarks/quality.py --videos clips/ --model leanvae --checkpoint run/weights --size 128x128 --json quality.json
 """
 
 from __future__ import annotations
