@@ -120,14 +120,14 @@ class RunFolder:
         return dict(state)
 
     def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Weights as `--checkpoint FOLDER/weights` takes them; beside them `facts` (network, step, ...), the recipe and the curve."""
+        """Weights as `--checkpoint FOLDER/weights` takes them; beside them `facts` (network, step, ...), recipe, data and curve."""
         text = json.dumps(config, indent=1)
         _whole(self.weights / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         metadata = {key: str(value) for key, value in facts.items()}
         _whole(self.weights / "model.safetensors", lambda path: save_file(tensors, path, metadata=metadata))
-
-        text = json.dumps({**facts, "recipe": self._begun().to_dict(), "loss": self.curve()}, indent=1)
+        told = {"recipe": self._begun().to_dict(), "data": self._data(), "loss": self.curve()}
+        text = json.dumps({**facts, **told}, indent=1)
         _whole(self.weights / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def curve(self, points: int = 100) -> list[dict[str, float]]:
@@ -135,6 +135,11 @@ class RunFolder:
         lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
         length = -(-len(lines) // points)
         return [_mean(lines[start : start + length]) for start in range(0, len(lines), length or 1)]
+
+    def _data(self) -> Any:
+        """What whoever began the run left in `data.json` about where its clips come from; None where nobody did."""
+        path = self.path / "data.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _put(self, recipe: TrainingRecipe) -> None:
         text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)

@@ -59,6 +59,9 @@ def test_a_run_ends_with_weights_and_the_command_that_uses_them(finished, corpus
     assert told[3].startswith("lathe: step 6/12, loss ")
     assert told[-1].startswith("lathe: step 12/12, loss ")
     weights = folder / "run" / "weights"
+    run = json.loads((weights / "run.json").read_text())
+    assert (run["steps"], run["data"]["inputs"], run["data"]["clips"]["scale"]) == (12, [str(corpus)], [1, 1.5])
+    assert run["recipe"]["network"] == "leanvae"
     assert f"videos of no use: too_short (2); see {folder / 'run' / 'corpus' / 'unusable.jsonl'}" in out
     assert out.splitlines()[-1] == f"use them: lathe encode --model leanvae --checkpoint {weights} INPUT... OUTPUT"
     arguments = [
