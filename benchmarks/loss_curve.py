@@ -13,6 +13,8 @@ from model.checkpoint import EMBEDDED
 
 SHIPPED = EMBEDDED / "leanvae-mini-dim16" / "run.json"
 
+SMOOTH = 6  # points to either side
+
 
 def draw(run: dict, path: Path) -> None:
     """`run`: as `model.training.run_folder` publishes it."""
@@ -24,7 +26,9 @@ def draw(run: dict, path: Path) -> None:
     curve = run["loss"]
     steps = [point["step"] for point in curve]
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
-    above.plot(steps, [point["psnr"] for point in curve], color="tab:blue")
+    psnr = [point["psnr"] for point in curve]
+    above.plot(steps, psnr, color="tab:blue", alpha=0.3)  # clips differ more than a network does between two points
+    above.plot(steps, [smooth(psnr, place) for place in range(len(psnr))], color="tab:blue")
     above.set_ylabel("PSNR of training clips, dB")
     below.plot(steps, [point["learning_rate"] for point in curve], color="tab:grey")
     below.set_ylabel("learning rate")
@@ -35,6 +39,12 @@ def draw(run: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def smooth(values: list[float], place: int) -> float:
+    """Mean of a value and its neighbours, fewer at the ends."""
+    around = values[max(0, place - SMOOTH) : place + SMOOTH + 1]
+    return sum(around) / len(around)
+
+
 def main() -> None:
     """Prints where the picture is, and how far the run came."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -43,9 +53,9 @@ def main() -> None:
     arguments = parser.parse_args()
     run = json.loads(arguments.run.read_text())
     draw(run, arguments.out)
-    first, last = run["loss"][0], run["loss"][-1]
-    rise = last["psnr"] - first["psnr"]
-    print(f"{last['step']} steps: {first['psnr']:.2f} dB -> {last['psnr']:.2f} dB ({rise:+.2f}); {arguments.out}")
+    psnr = [point["psnr"] for point in run["loss"]]
+    first, last = smooth(psnr, 0), smooth(psnr, len(psnr) - 1)
+    print(f"{run['steps']} steps: {first:.2f} dB -> {last:.2f} dB ({last - first:+.2f}); {arguments.out}")
 
 
 if __name__ == "__main__":
