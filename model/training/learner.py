@@ -63,7 +63,9 @@ class Learner:
         self.network = begin(recipe, source, first=first)
         self.spec, self._lpips = self.network.spec, lpips
         for stage in recipe.stages:  # what only a later one lacks is missed now, and not after days
-            self._to_minimise(stage)
+            objective = self._to_minimise(stage)
+            for group in stage.groups:
+                objective.check_clips(group.batch, group.frames, group.height, group.width)
         self._module = cast("nn.Module", self.network).to(device).train()
         self._optimizers = Optimizers(self._module, recipe.optimizer)
         self._average: AveragedModel | None = None

@@ -7,6 +7,7 @@ value under its name, for the logs. Each term is a function of `model.training.l
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,22 @@ class Objective:
     def adversarial_at(self, step: int) -> bool:
         """Whether the adversarial term is on, so that the discriminator is to be trained too."""
         return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
+
+    def check_clips(self, batch: int, frames: int, height: int, width: int) -> None:
+        """Raises ValueError where the discriminator cannot judge `batch` clips of this size. Nothing is computed."""
+        if self.recipe.adversarial is None or self.network is None:
+            return
+        judge, like = (
+            deepcopy(self.network).to("meta"),
+            self._as_taken(torch.empty((batch, 3, frames, height, width), device="meta")),
+        )
+        try:
+            judge(like)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"objective.adversarial: a {self.recipe.adversarial.discriminator} of {self.recipe.adversarial.layers} layers cannot judge "
+                f"{batch} clips of {frames}x{height}x{width} ({error}); give it fewer layers, or larger clips"
+            ) from error
 
     def generator(
         self,

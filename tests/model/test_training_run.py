@@ -173,6 +173,13 @@ def test_what_a_later_stage_lacks_is_missed_at_once():
         Learner(late, CLIPS, torch.device("cpu"), None, first=False)
 
 
+def test_a_discriminator_too_deep_for_its_clips_is_refused_at_once():
+    first, second = recipe().to_dict()["stages"]
+    second["objective"]["adversarial"] |= {"layers": 6}
+    with pytest.raises(ValueError, match=r"a patch2d of 6 layers cannot judge 2 clips of 5x32x32 \(.*fewer layers"):
+        Learner(recipe(stages=[first, second]), CLIPS, torch.device("cpu"), None, first=False)
+
+
 def test_a_loss_that_is_not_finite_leaves_no_finite_gradient(monkeypatch):
     """In no process: gradients are all that processes exchange. What overflows may have a gradient that does not."""
     short = recipe(start={})
