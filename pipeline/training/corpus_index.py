@@ -88,6 +88,7 @@ def corpus_index(
             return CorpusIndex(table.cast(SCHEMA).replace_schema_metadata(None))
         notice("the corpus is not the one this run began with: it goes on with the new one")
     notice(f"reading {len(shards)} shards once, to know where their videos lie")
+    unusable.forget()
     places = list(_places(shards, storage, limits, unusable))
     if not places:
         told = ", ".join(f"{reason} ({count})" for reason, count in unusable.tally().items())

@@ -37,6 +37,11 @@ class Unusable:
                 file.write(line.encode())
         self._known.add(said)
 
+    def forget(self) -> None:
+        """The corpus is another one: what was said of the last is gone."""
+        self.path.unlink(missing_ok=True)
+        self._known, self._read = set(), 0
+
     def tally(self) -> dict[str, int]:
         """How many samples there are of each reason."""
         if not self.path.exists():

@@ -239,9 +239,11 @@ def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
     write_tar(corpus / "0.tar", {"z": {"mp4": video_bytes(6, 48, 48, 9)}})
     with pytest.raises(SourceChanged):
         keys(again, 9)
+    Unusable(tmp_path / "run" / "unusable.jsonl").add("gone.tar", "y", "too_short", "of the corpus that was")
     changed = open_corpus(tmp_path / "run", corpus, told=told)
     assert told[1:] == ["the corpus is not the one this run began with: it goes on with the new one", told[0]]
     assert len(changed) == 7
+    assert Unusable(tmp_path / "run" / "unusable.jsonl").tally() == {"no_video": 1}  # of the new corpus alone
 
 
 def test_a_compressed_tar_is_refused(tmp_path):
