@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import Bucket
 
 MiB = 1024 * 1024
+EMBEDDED = "leanvae-mini-dim16"  # whose weights come with the package
 
 
 class Section(BaseModel):
@@ -37,6 +38,18 @@ def _as_inputs(value: Any) -> Any:
     return [value] if isinstance(value, str) else value  # commas belong to brace patterns here
 
 
+def _as_rate(value: Any) -> Any:
+    if isinstance(value, str) and value != "source":
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"expected a number of frames per second or 'source', got {value!r}") from None
+    return value
+
+
+Fps = Annotated[Annotated[float, Field(gt=0, le=1000)] | Literal["source"], BeforeValidator(_as_rate)]
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`"256x192"` -> (height 256, width 192)."""
     match = re.fullmatch(r"(\d+)x(\d+)", str(text).strip())
@@ -51,9 +64,6 @@ def parse_bucket(text: str) -> Bucket:
     if not match or not all(int(n) > 0 for n in match.groups()):
         raise ValueError(f"expected FRAMESxHEIGHTxWIDTH such as 17x256x256, got {text!r}")
     return Bucket(int(match[1]), int(match[2]), int(match[3]))
-
-
-EMBEDDED = "leanvae-mini-dim16"  # whose weights come with the package
 
 
 class ModelConfig(Section):
@@ -95,7 +105,7 @@ class ModelConfig(Section):
 class ClipConfig(Section):
     """How clips are cut from a video."""
 
-    fps: Annotated[float, Field(gt=0, le=1000)] | Literal["source"] = "source"
+    fps: Fps = "source"
     """Sampling rate by presentation time, or `source`: every frame as it is."""
     frames: Annotated[tuple[int, ...], BeforeValidator(_as_list)] = (17,)
     """Clip lengths on the sampling grid; must fit the network's rule (4n+1). The longest that fits a video is taken."""
@@ -112,16 +122,6 @@ class ClipConfig(Section):
     """Allow sources smaller than the bucket to be enlarged. Otherwise they are rejected as `too_small`."""
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
     """Reject (`fps_too_low`) a source slower than this fraction of the target rate, instead of repeating its frames."""
-
-    @field_validator("fps", mode="before")
-    @classmethod
-    def _fps(cls, value: Any) -> Any:
-        if isinstance(value, str) and value != "source":
-            try:
-                return float(value)
-            except ValueError:
-                raise ValueError(f"expected a number of frames per second or 'source', got {value!r}") from None
-        return value
 
     @field_validator("size")
     @classmethod

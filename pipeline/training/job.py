@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.config import DecodeConfig, DrillConfig, Section, StorageConfig, build
+from pipeline.config import DecodeConfig, DrillConfig, Fps, Section, StorageConfig, build
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _as_features(value: Any) -> Any:
 class RandomClipConfig(Section):
     """How clips are drawn from a video: any moment, any place, scaled within bounds."""
 
-    fps: Annotated[float, Field(gt=0, le=1000)] | Literal["source"] = "source"
+    fps: Fps = "source"
     """Sampling rate by presentation time, or `source`: every frame as it is. Images are any frame."""
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
     """Sources slower than this fraction of `fps` are not used (`fps_too_low`), instead of repeating their frames."""
@@ -41,16 +41,6 @@ class RandomClipConfig(Section):
     """Videos whose shorter side has fewer pixels are not used (`too_small`)."""
     upscale: bool = False
     """Allow videos smaller than the clip to be enlarged. Otherwise they are not used (`too_small`)."""
-
-    @field_validator("fps", mode="before")
-    @classmethod
-    def _fps(cls, value: Any) -> Any:
-        if isinstance(value, str) and value != "source":
-            try:
-                return float(value)
-            except ValueError:
-                raise ValueError(f"expected a number of frames per second or 'source', got {value!r}") from None
-        return value
 
     @field_validator("scale")
     @classmethod

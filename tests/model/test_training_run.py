@@ -138,13 +138,30 @@ def vae_weights(folder):
     return load_file(folder / "weights" / "model.safetensors")
 
 
-def test_loss_falls(whole):
-    """In the first stage, against the same clips' loss at the start is what counts: the mean over its steps' halves."""
-    psnr = [line["psnr"] for line in lines(whole)]
-    assert all(value > 10 for value in psnr)
+def test_logs_the_terms_of_each_stage(whole):
     assert [line["stage"] for line in lines(whole)] == ["reconstruction"] * 10 + ["adversarial"] * 10
     assert "gan" not in lines(whole)[9]
     assert {"gan", "gan_weight", "hinge", "lecam", "discriminator_gradient"} <= set(lines(whole)[10])
+
+
+class Always:
+    """One and the same clip, whatever its number."""
+
+    def clip(self, index, frames, height, width):
+        return CLIPS.clip(3, frames, height, width)
+
+
+def test_the_loss_falls(tmp_path):
+    """On a clip that is seen again and again, mirrored or not; from chance, and published averages are better than the start too."""
+    stage = recipe().to_dict()["stages"][0] | {"steps": 40, "learning_rate": 3e-3, "final_learning_rate": 3e-3}
+    stage |= {"groups": stage["groups"][:1], "batches": 1}
+    train(recipe(stages=[stage], start={}), Always(), tmp_path / "run", loaders=0)
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    assert max(losses[-5:]) < 0.7 * min(losses[:3])
+    vae = model.load("leanvae", str(tmp_path / "run" / "weights"))
+    video = CLIPS.clip(3, 5, 32, 32).video_CTHW[None].float() / 255 - 0.5
+    decoded, _ = vae.decode(vae.encode(video)[0].mean)
+    assert (decoded - video).abs().mean() < 0.7 * lines(tmp_path / "run")[0]["l1"]
 
 
 @pytest.mark.parametrize(("change", "kept"), [({}, True), ({"new_discriminator": True}, False)])
