@@ -92,3 +92,15 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
         if not (config.checkpoint or "").startswith("hf://"):
             raise
         raise AccessError(f"model.checkpoint: {error}") from error
+
+
+def told_of(vae: Any) -> dict[str, Any]:
+    """Which network with which weights runs where, JSON-ready, for whoever reports on it."""
+    return {
+        "network": vae.spec.network,
+        "weights_sha256": vae.weights_sha256,
+        "untrained": vae.untrained,
+        "checkpoint": vae.checkpoint.to_dict() if vae.checkpoint else None,
+        "device": str(vae.device),
+        "compute_dtype": str(vae.dtype).removeprefix("torch."),
+    }

@@ -19,7 +19,7 @@ from model.evaluation.roundtrip import RoundTrip
 from model.evaluation.tally import Tally
 from model.sheets import write_sheet
 from model.training.perceptual import load_lpips
-from pipeline.encoder.network import load_torch, load_vae
+from pipeline.encoder.network import load_torch, load_vae, told_of
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
 
 if TYPE_CHECKING:
@@ -72,16 +72,7 @@ class Bench:
 
     def facts(self) -> dict[str, Any]:
         """What was measured, JSON-ready."""
-        vae = self.vae
-        return {
-            "network": self.spec.network,
-            "weights_sha256": vae.weights_sha256,
-            "untrained": vae.untrained,
-            "checkpoint": vae.checkpoint.to_dict() if vae.checkpoint else None,
-            "device": str(vae.device),
-            "compute_dtype": str(vae.dtype).removeprefix("torch."),
-            "latent": "posterior mean, float32, not rounded to a storage type",
-        }
+        return {**told_of(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
 
 
 class ClipRun:

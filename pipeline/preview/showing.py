@@ -16,7 +16,7 @@ from model.evaluation.pictures import Reel
 from model.evaluation.roundtrip import eight_bits
 from model.sheets import write_sheet
 from pipeline.config import ModelConfig, validate
-from pipeline.encoder.network import cuda_available, load_torch, load_vae, resolve_device
+from pipeline.encoder.network import cuda_available, load_torch, load_vae, resolve_device, told_of
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteLatent, OutputError
 
 if TYPE_CHECKING:
@@ -76,15 +76,7 @@ class Screen:
 
     def facts(self) -> dict[str, Any]:
         """What decodes, JSON-ready."""
-        vae = self.vae
-        return {
-            "network": vae.spec.network,
-            "weights_sha256": vae.weights_sha256,
-            "untrained": vae.untrained,
-            "checkpoint": vae.checkpoint.to_dict() if vae.checkpoint else None,
-            "device": str(vae.device),
-            "compute_dtype": str(vae.dtype).removeprefix("torch."),
-        }
+        return told_of(self.vae)
 
     def show(self, clip: StoredClip, latent: bytes, original: Frames | None) -> Picture:
         """Decodes a clip, beside its original if there is one.
