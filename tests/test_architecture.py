@@ -61,7 +61,7 @@ DOORS = {
 # Files that touch the environment, and why. Nowhere else may behaviour depend on it.
 ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
-    "pipeline/config.py": "RAY_ADDRESS, which `ray job submit` sets",
+    "pipeline/config/merge.py": "RAY_ADDRESS, which `ray job submit` sets",
     "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
     "pipeline/engine/lanes.py": "inherited by the decoder processes",

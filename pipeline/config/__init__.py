@@ -1,0 +1,47 @@
+"""Every option of a job, declared once: flags, YAML and `--set` in, one frozen `EncodeJob` out. No torch, no Ray.
+
+`sections` declares and validates the options; `merge` combines their sources.
+"""
+
+from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
+from pipeline.config.sections import (
+    EMBEDDED,
+    BuildPoint,
+    ClipConfig,
+    DecodeConfig,
+    DrillConfig,
+    DrillPoint,
+    EncodeJob,
+    EngineConfig,
+    Fps,
+    MiB,
+    ModelConfig,
+    Section,
+    StorageConfig,
+    WriteConfig,
+    parse_bucket,
+    parse_size,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "BuildPoint",
+    "ClipConfig",
+    "DecodeConfig",
+    "DrillConfig",
+    "DrillPoint",
+    "EncodeJob",
+    "EngineConfig",
+    "Fps",
+    "MiB",
+    "ModelConfig",
+    "Section",
+    "StorageConfig",
+    "WriteConfig",
+    "build",
+    "build_job",
+    "parse_bucket",
+    "parse_size",
+    "ray_address_from_environment",
+    "validate",
+]

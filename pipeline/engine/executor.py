@@ -1,0 +1,84 @@
+"""The executor of a job: connects to Ray when the job wants it, resolves device and network, and makes the crew."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pipeline import encoder as encoder_room
+from pipeline.engine.crew import Crew, InlineCrew
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline.config import EncodeJob
+    from pipeline.engine.blueprint import Blueprint
+
+
+class Executor:
+    """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the crew."""
+
+    def __init__(self, job: EncodeJob, pool: ThreadPoolExecutor) -> None:
+        self._job = job
+        self._cluster: Any = None
+        self._loading = pool.submit(encoder_room.identify, job.model)
+
+    def __enter__(self) -> Executor:
+        if self._job.engine.executor == "ray":
+            from pipeline.engine import ray_session
+
+            self._cluster = ray_session.connect(
+                self._job.engine.address,
+                cpus=_local_cpus(self._job),
+                object_store_bytes=(self._job.engine.encoders or 1) * self._job.engine.frame_bytes * 5 // 4,
+            )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._cluster is not None:
+            from pipeline.engine import ray_session
+
+            ray_session.disconnect()
+
+    def network(self) -> encoder_room.Network:
+        """What the job's model is; raises what its checkpoint deserves."""
+        return self._loading.result()
+
+    def resolve_device(self) -> tuple[str, str]:
+        """Device and compute dtype of the encoders.
+
+        Raises:
+            ConfigError: CUDA was asked for, and no encoder can ever find it.
+        """
+        cluster, config = self._cluster, self._job.model
+        cuda = cluster.gpus >= 1 if cluster is not None else encoder_room.cuda_available()
+        device, dtype = encoder_room.resolve_device(config.device, config.compute_dtype, cuda=cuda)
+        # A joined cluster may grow GPU nodes when encoders ask for them; this machine will not.
+        if device.startswith("cuda") and not cuda and (cluster is None or cluster.local):
+            raise ConfigError(
+                f"model.device: {device} was asked for, and this machine has no CUDA device; use cpu or auto"
+            )
+        return device, dtype
+
+    def notices(self) -> list[str]:
+        """What to say about the cluster."""
+        if self._cluster is None or self._cluster.local or self._cluster.gpus or self._job.model.device != "auto":
+            return []
+        return ["the cluster has no GPU at the moment, so encoders run on CPU; --device cuda would wait for GPUs"]
+
+    def crew(self, blueprint: Blueprint) -> Crew:
+        """The workers, not started."""
+        if self._cluster is None:
+            return InlineCrew(blueprint)
+        from pipeline.engine.ray_crew import RayCrew
+
+        return RayCrew(blueprint, self._cluster)
+
+
+def _local_cpus(job: EncodeJob) -> float:
+    """Logical CPUs a private Ray needs so that every actor of the job is placed at once."""
+    cores = os.cpu_count() or 1
+    encoders = job.engine.encoders or 8
+    decoders = job.engine.decoders or cores
+    return encoders * job.engine.encoder_cpus + max(cores, encoders * decoders) * job.engine.decoder_cpus
