@@ -18,9 +18,11 @@ LatheError                    message + where (uri, shard, key, stage)
     │   └── AccessError               credentials refused, bucket missing or unreachable
     └── BuildError                exit code 1: the build started and failed
         ├── SourceChanged             an input was replaced while it was read
+        ├── SourceRefused             one input object that the store refuses to read; costs its shard, not the build
         ├── NonFiniteLatent           the network produced NaN, infinity or absurd values
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
+        ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run that began and failed; its last checkpoint is good
 ```
 
@@ -140,6 +142,10 @@ class SourceChanged(BuildError):
     """An input was replaced while it was being read (its ETag or size changed)."""
 
 
+class SourceRefused(BuildError):
+    """One input object cannot be read although its bucket or folder can: denied, archived, encrypted with another key."""
+
+
 class NonFiniteLatent(BuildError):
     """The network produced NaN, infinity or absurd values; nothing of it was written."""
 
@@ -150,6 +156,12 @@ class RejectBudgetExceeded(BuildError):
 
 class ShardsFailed(BuildError):
     """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""
+
+
+class Interrupted(BuildError):
+    """A signal ended the build; what is committed stays, and the same command resumes."""
+
+    exit_code = 130
 
 
 class TrainingError(BuildError):

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import InputError, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from pipeline.config import StorageConfig
@@ -49,10 +49,14 @@ class ObjectInfo:
 
 
 class ReadStream(Protocol):
-    """Bytes of one object in order, from its start to the size it was listed with. `wait_s`: seconds spent waiting."""
+    """Bytes of one object in order, from its start to the size it was listed with. `wait_s`: seconds spent waiting.
+
+    `received_bytes`: bytes that have arrived from the store, read ahead ones too. It grows while the store answers.
+    """
 
     size: int
     wait_s: float
+    received_bytes: int
 
     def read(self, n: int = -1) -> bytes:
         """The next `n` bytes, fewer only at the end.
@@ -131,8 +135,13 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def upload(self, local_path: str | os.PathLike[str], key: str) -> ObjectInfo:
-        """Copies a local file in, large ones in parts; a failure leaves nothing. Returns what the store then holds."""
+    def upload(
+        self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
+    ) -> ObjectInfo:
+        """Copies a local file in, large ones in parts; a failure leaves nothing. Returns what the store then holds.
+
+        `progress` is called with the number of bytes sent since its last call, possibly from other threads.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -162,6 +171,15 @@ class Store(ABC):
             OutputError: a local folder that cannot be made or written.
             AccessError: the bucket refuses.
         """
+
+    def probe(self) -> None:
+        """Asks once, with short timeouts and no retries, whether the store answers at all. For waiting out an outage.
+
+        Raises:
+            StorageUnavailable: it does not.
+            AccessError: it refuses.
+        """
+        self.preflight()
 
     @abstractmethod
     def preflight(self) -> None:

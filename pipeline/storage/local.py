@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -19,11 +18,12 @@ from pipeline.errors import AccessError, LatheError, NotFound, OutputError, Sour
 from pipeline.storage import ObjectInfo, Store, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 SCRATCH = ".lathe-tmp-"
 BUFFER_BYTES = 1024 * 1024
+UPLOAD_BYTES = 8 * 1024 * 1024
 # What link(2) answers on file systems without hard links (FAT, some FUSE and network mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -126,12 +126,18 @@ class LocalStore(Store):
             _flush_folder(path)
         return True
 
-    def upload(self, local_path: str | os.PathLike[str], key: str) -> ObjectInfo:
+    def upload(
+        self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
+    ) -> ObjectInfo:
         """Copies beside the place, flushes, renames."""
         path = self.uri(key)
         with self._scratch(path) as scratch:
-            shutil.copyfile(local_path, scratch)
-            with open(scratch, "rb") as file:
+            with open(local_path, "rb") as source, open(scratch, "xb") as file:
+                while block := source.read(UPLOAD_BYTES):
+                    file.write(block)
+                    if progress is not None:
+                        progress(len(block))
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, path)
             _flush_folder(path)
@@ -204,6 +210,11 @@ class LocalStream:
         if len(data) < wanted or self._position == self.size:
             _check_unchanged(self._file.fileno(), self._path, self._etag)
         return data
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have arrived."""
+        return self._position
 
     def tell(self) -> int:
         """Bytes read so far."""

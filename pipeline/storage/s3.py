@@ -34,7 +34,7 @@ from pipeline.storage.connection import (
 from pipeline.storage.stream import RangeStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.config import StorageConfig
 
@@ -137,11 +137,13 @@ class S3Store(Store):
             f"{self.uri(key)}: still contested after {self._config.max_attempts} tries", uri=self.uri(key)
         )
 
-    def upload(self, local_path: str | os.PathLike[str], key: str) -> ObjectInfo:
+    def upload(
+        self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
+    ) -> ObjectInfo:
         """PUT, or multipart from 16 MiB on; s3transfer aborts what it cannot finish."""
         size = os.stat(local_path).st_size
         with open(local_path, "rb") as file, self._answers(key) as client:
-            client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS)
+            client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS, Callback=progress)
         stored = self.stat(key)
         if stored.size != size:
             raise StorageUnavailable(f"{self.uri(key)}: stored {stored.size} bytes of {size}", uri=self.uri(key))

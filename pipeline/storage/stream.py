@@ -33,6 +33,7 @@ class RangeStream:
     def __init__(self, fetch: FetchRange, *, size: int, part_bytes: int, window_bytes: int) -> None:
         self.size = size
         self.wait_s = 0.0
+        self.received_bytes = 0
         self._fetch = fetch
         self._part_bytes = part_bytes
         self._most_parts = max(1, window_bytes // part_bytes)
@@ -98,7 +99,9 @@ class RangeStream:
         self._ask()
         began = time.perf_counter()
         try:
-            return self._wait(self._coming.popleft())
+            part = self._wait(self._coming.popleft())
+            self.received_bytes += len(part)
+            return part
         except BaseException:
             self.close()  # the bytes after a lost part must never be taken for the part
             raise
