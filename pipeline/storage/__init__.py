@@ -49,14 +49,15 @@ class ObjectInfo:
 
 
 class ReadStream(Protocol):
-    """Bytes of one object in order, from its start to the size it was listed with. `wait_s`: seconds spent waiting.
-
-    `received_bytes`: bytes that have arrived from the store, read ahead ones too. It grows while the store answers.
-    """
+    """Bytes of one object in order, from its start to the size it was listed with. `wait_s`: seconds spent waiting."""
 
     size: int
     wait_s: float
-    received_bytes: int
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have arrived from the store, read-ahead included. It grows as long as the store delivers."""
+        ...
 
     def read(self, n: int = -1) -> bytes:
         """The next `n` bytes, fewer only at the end.
