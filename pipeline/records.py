@@ -1,4 +1,4 @@
-"""What flows through the house: plain, frozen, picklable values that check themselves. No torch, no I/O.
+"""What flows through the pipeline: plain, frozen, picklable values that check themselves. No torch, no I/O.
 
     SourceObject ─in─ Shard → Sample → OpenedVideo + FrameChunk* → LatentClip → WrittenFile → Receipt
     any stage ─ Reject ─→ Receipt         (nothing leaves silently)
@@ -72,12 +72,26 @@ class SourceObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Which samples of sources that have a receipt are encoded again because they were rejected before.
+
+    `after`: attempts of the receipts that were known when the retry was planned; their rows are not written again.
+    """
+
+    samples: tuple[tuple[str, str], ...]  # (uri of the source, key of the sample), sorted
+    after: tuple[str, ...]  # sorted
+    damaged: int = 0  # of `samples`, those that were counted as damaged
+    clips_rejected: int = 0  # clips of `samples` that were counted as rejected
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work: one tar, or a group of plain video files (`kind="files"`)."""
+    """The unit of work: one tar, or a group of plain video files (`kind="files"`). With `retry`, some samples of them again."""
 
     kind: Literal["tar", "files"]
     name: str
     objects: tuple[SourceObject, ...]
+    retry: Retry | None = None
 
     def __post_init__(self) -> None:
         if not self.objects or (self.kind == "tar" and len(self.objects) != 1):
@@ -90,7 +104,25 @@ class Shard:
 
     def id(self, fingerprint: str) -> str:
         """32 hex digits: what this shard's contents are and what would be made of them. Changed either way, it is a new shard."""
-        return stable_hash({"objects": [asdict(source) for source in self.objects], "fingerprint": fingerprint})
+        parts = {"objects": [asdict(source) for source in self.objects], "fingerprint": fingerprint}
+        return stable_hash(parts if self.retry is None else {**parts, "retry": asdict(self.retry)})
+
+
+def retry_from_dict(raw: dict[str, Any]) -> Retry:
+    """Inverse of `asdict` after a trip through JSON."""
+    samples = tuple((uri, key) for uri, key in raw["samples"])
+    return Retry(samples, tuple(raw["after"]), raw["damaged"], raw["clips_rejected"])
+
+
+def shard_from_dict(raw: dict[str, Any]) -> Shard:
+    """Inverse of `asdict` after a trip through JSON. Raises KeyError or TypeError where `raw` is something else."""
+    retry = raw.get("retry")
+    return Shard(
+        raw["kind"],
+        raw["name"],
+        tuple(SourceObject(**source) for source in raw["objects"]),
+        retry and retry_from_dict(retry),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +130,7 @@ class Sample:
     """One key of a shard. `video` is the encoded file's bytes, or a local path when it was too large to hold (or never was remote)."""
 
     key: str
-    index: int  # position in the shard, counting every sample, rejected ones too
+    index: int  # position in the shard, counting every sample, rejected ones too; unique in an attempt
     uri: str  # the object it came from
     video: bytes | str
     video_ext: str
@@ -106,6 +138,8 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     # First byte and size of the video in its object, where that holds it as it is (no compression, no holes).
     span: tuple[int, int] | None = field(default=None, compare=False)
+    # Position in its object where that is not `index`: the same however plain files are grouped.
+    source_index: int | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -358,6 +392,29 @@ class Receipt:
     stats: ChannelStats | None
     timings: Timings
     notes: dict[str, Any] = field(default_factory=dict)  # device, host-independent environment, reader counters
+    # Options that reject inputs and are not part of the fingerprint, as they were: a later run may have others.
+    limits: dict[str, float] = field(default_factory=dict)
+    # By URI, the BLAKE2b-128 in hex of the object's bytes, where they were read as a whole.
+    digests: dict[str, str] = field(default_factory=dict)
+    # By URI, the shard of an older version of the object that has the same bytes. Nothing of such a receipt was encoded.
+    same_as: dict[str, str] = field(default_factory=dict)
+    recovered: int = 0  # of a retry: samples that have clips now and had none
+
+    def added(self) -> Counts:
+        """What this receipt adds to the counts of an output. A retry replaces what an earlier receipt says of the same samples."""
+        counts, retry = self.counts, self.shard.retry
+        if retry is None:
+            return counts
+        return Counts(
+            samples=0,
+            encoded=self.recovered,
+            rejected=-self.recovered,
+            clips_planned=counts.clips_planned - retry.clips_rejected,
+            clips=counts.clips,
+            clips_rejected=counts.clips_rejected - retry.clips_rejected,
+            frames=counts.frames,
+            damaged=counts.damaged - retry.damaged,
+        )
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
@@ -379,9 +436,7 @@ class Receipt:
         return cls(
             **{
                 **raw,
-                "shard": Shard(
-                    shard["kind"], shard["name"], tuple(SourceObject(**source) for source in shard["objects"])
-                ),
+                "shard": shard_from_dict(shard),
                 "files": tuple(WrittenFile(**item) for item in raw["files"]),
                 "counts": Counts(**raw["counts"]),
                 "rejects": tuple(Reject(**item) for item in raw["rejects"]),

@@ -192,7 +192,9 @@ class StorageConfig(Section):
     read_timeout_s: float = Field(60.0, gt=0)
     """Silence on an open connection."""
     files_per_shard: int = Field(64, ge=1)
-    """Plain video files per virtual shard."""
+    """Most plain video files per virtual shard."""
+    shard_bytes: int = Field(1024 * MiB, ge=1)
+    """Most bytes of plain video files per virtual shard; a larger file is a shard of its own."""
 
 
 class WriteConfig(Section):
@@ -243,7 +245,16 @@ class EngineConfig(Section):
     """An encoder that reports no progress for this long is killed and its shards handed to another."""
 
 
-BuildPoint = Literal["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+BuildPoint = Literal[
+    "after_fetch",
+    "mid_video",
+    "before_upload",
+    "after_upload",
+    "before_commit",
+    "before_read_back",
+    "in_clean_up",
+    "after_commit",
+]
 DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
 
 
@@ -280,10 +291,21 @@ class EncodeJob(Section):
     write: WriteConfig = WriteConfig()
     engine: EngineConfig = EngineConfig()
     drill: DrillConfig = DrillConfig()
+    retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
+    """Encode inputs of finished shards again that were rejected: `()` those that limits rejected which this job does not have,
+    else those with one of these reasons. None: leave them."""
     reject_budget: float = Field(0.05, ge=0, le=1)
     """Largest fraction of damaged samples before the build stops; a single damaged sample never stops it unless this is 0."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
+
+    def limits(self) -> dict[str, float]:
+        """Options that reject inputs and cannot change a latent: not in the fingerprint, but in each receipt."""
+        decode = ("max_pixels", "max_frames", "max_duration_s", "max_video_bytes", "timeout_s", "memory_bytes")
+        return {
+            **{f"decode.{name}": getattr(self.decode, name) for name in decode},
+            "write.max_abs": self.write.max_abs,
+        }
 
     @field_validator("inputs")
     @classmethod

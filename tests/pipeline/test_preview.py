@@ -189,7 +189,9 @@ def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(network):
     screen = Screen({**encoder, "numerics": vae.numerics - 1, "checkpoint": {"untrained_seed": 0}}, None, "cpu")
     assert "version" in screen.notices[1]  # of the arithmetic
     latent = torch.randn((vae.spec.latent_channels, 11, 4, 4), generator=torch.Generator().manual_seed(3))
-    row = IndexRow("x", 0, 0, 0, "", None, None, None, tuple(latent.shape), "float32", "vnx32x32", 41, "", None)
+    row = IndexRow(
+        "x", 0, 0, 0, "", None, None, None, tuple(latent.shape), "float32", "vnx32x32", 41, "u", "k", "", None
+    )
     shown = screen.show(StoredClip(None, None, row), latent.numpy().tobytes(), NumberedFrames())
     at_once = eight_bits(vae.decode(latent[None])[0], vae)
     assert torch.equal(shown.decoded_CTHW, at_once[:, [0, 16, 40]])
