@@ -164,6 +164,17 @@ class LocalStore(Store):
         with _translated(self.root), suppress(FileNotFoundError):
             os.scandir(self.root).close()
 
+    def probe(self) -> None:
+        """Asks the mount of the root, or of the nearest folder above that exists, for the folder's status."""
+        folder = self.root
+        with _translated(self.root):
+            while True:
+                try:
+                    os.stat(folder)
+                    return
+                except (FileNotFoundError, NotADirectoryError):
+                    folder = os.path.dirname(folder)
+
     @contextmanager
     def _scratch(self, path: str) -> Iterator[str]:
         """A free hidden name in the folder of `path`, gone afterwards."""
