@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # registers its join of worker threads; ours, registered later, runs before it
 import random
 import threading
 import time

@@ -133,6 +133,9 @@ def test_the_endpoint_may_come_from_the_environment(s3: S3Server) -> None:
 def test_importing_the_room_loads_no_client_library() -> None:
     code = (
         "import sys, pipeline.storage, pipeline.storage.local, pipeline.corpus, pipeline.reader\n"
+        "from pipeline.config import StorageConfig\n"
+        "pipeline.storage.mark_reached(StorageConfig())\n"
+        "pipeline.storage.open_store('/nowhere', StorageConfig()).probe()\n"
         "print([name for name in ('boto3', 'botocore', 'torch', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
