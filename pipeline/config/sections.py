@@ -185,8 +185,11 @@ class StorageConfig(Section):
     """Size of one ranged GET."""
     spool_bytes: int = Field(8 * MiB, ge=MiB)
     """A single video larger than this goes to a temporary file instead of memory, where several of each shard wait."""
-    max_attempts: int = Field(8, ge=1)
-    """Tries per request before the shard attempt fails."""
+    patience_s: float = Field(180.0, gt=0)
+    """How long one request is retried, with pauses that grow to 15 s, before the store counts as unavailable. For a download: how long no
+    byte may arrive."""
+    max_attempts: int | None = Field(None, ge=1)
+    """Most tries of one request, whatever the time. For a download: most tries in a row without a byte. Default: `patience_s` alone."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """TCP/TLS connect."""
     read_timeout_s: float = Field(60.0, gt=0)
