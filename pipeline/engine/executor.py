@@ -22,7 +22,7 @@ class Executor:
     def __init__(self, job: EncodeJob, pool: ThreadPoolExecutor) -> None:
         self._job = job
         self._cluster: Any = None
-        self._loading = pool.submit(encoder_room.identify, job.model)
+        self._loading = pool.submit(encoder_room.identify, job.model, moments=job.write.moments)
 
     def __enter__(self) -> Executor:
         return self
