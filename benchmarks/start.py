@@ -77,6 +77,7 @@ def half_covered(inputs: str, shards: Any) -> list[Any]:
                 samples=10,
                 clips=10,
                 damaged=0,
+                damaged_files=bytes(len(group)),
                 reasons="{}",
                 limits="{}",
             )

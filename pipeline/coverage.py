@@ -47,7 +47,8 @@ class Work:
     files: list[SourceObject] = field(default_factory=list)
     retries: list[Shard] = field(default_factory=list)
     finished: list[ReceiptSummary] = field(default_factory=list)
-    before: Counts = field(default_factory=Counts)  # of the finished receipts: samples, clips and damaged
+    # Samples and damaged samples of the inputs that are finished, and clips of all receipts that cover one of them.
+    before: Counts = field(default_factory=Counts)
     # Sources to do of which older versions with the same URI are finished: their bytes may be the same.
     touched: dict[SourceObject, list[ReceiptSummary]] = field(default_factory=dict)
     listed: dict[str, SourceObject] = field(default_factory=dict)  # by URI, what is finished
@@ -63,15 +64,11 @@ class Work:
         return [*self.tars, *group_files(self.files, config), *self.retries]
 
 
-def _same_as(item: ReceiptSummary, source: bytes) -> str:
-    shard_id: str = json.loads(item.same_as or "[]")[item.source_ids().index(source)]
-    return shard_id
-
-
 def without_unchanged(work: Work, unchanged: dict[SourceObject, ReceiptSummary]) -> Work:
     """`work` where these touched sources count as finished: by the receipt of an older version with the same bytes."""
     finished = {item.shard_id: item for item in work.finished}
     for source, older in unchanged.items():
+        work.before += _file_counts(older, uri_id(source.uri))
         if older.shard_id not in finished:
             finished[older.shard_id] = older
             work.before += _counts(older)
@@ -90,23 +87,23 @@ def find_work(shards: Iterable[Shard], summaries: list[ReceiptSummary], fingerpr
     """Compares listed sources with the receipts of this fingerprint; reads nothing."""
     ours = [item for item in summaries if item.fingerprint == fingerprint]
     hidden = hidden_parts(ours)
-    covering: dict[bytes, ReceiptSummary] = {}
+    covering: dict[bytes, tuple[ReceiptSummary, int]] = {}  # by source, with its position in the receipt
     by_uri: dict[bytes, list[ReceiptSummary]] = defaultdict(list)
     by_shard = {item.shard_id: item for item in ours}
     for item in sorted((item for item in ours if item.retry is None), key=lambda item: item.precedence):
-        for covered, name in zip(item.source_ids(), item.uri_ids(), strict=True):
-            covering.setdefault(covered, item)
+        for position, (covered, name) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
+            covering.setdefault(covered, (item, position))
             if item.same_as is None:
                 by_uri[name].append(item)
     work, retries = Work(), _retries_of(ours)
     finished: dict[str, ReceiptSummary] = {}
     listed: set[bytes] = set()
+    samples = damaged = 0
     for shard in shards:
         for source in shard.objects:
             identity, uri = source_id(source), uri_id(source.uri)
             listed.add(identity)
-            found = covering.get(identity)
-            if found is None:
+            if identity not in covering:
                 if uri in by_uri:
                     work.touched[source] = by_uri[uri]
                 if shard.kind == "tar":
@@ -114,13 +111,18 @@ def find_work(shards: Iterable[Shard], summaries: list[ReceiptSummary], fingerpr
                 else:
                     work.files.append(source)
                 continue
-            holder = None if found.same_as is None else by_shard.get(_same_as(found, identity))
-            for part in (found, holder, *retries.get(identity, ())):
-                if part is not None:
-                    finished[part.shard_id] = part
+            found, position = covering[identity]
+            parts = [found, *retries.get(identity, ())]
+            if found.same_as is not None and (older := by_shard.get(json.loads(found.same_as)[position])) is not None:
+                parts.append(older)
+                work.before += _file_counts(older, uri)
+            elif found.damaged_files:
+                samples, damaged = samples + 1, damaged + found.damaged_files[position]
+            finished.update((part.shard_id, part) for part in parts)
             work.listed[source.uri] = source
     work.finished = list(finished.values())
-    work.before = sum((_counts(item) for item in work.finished if not _superseded(item, hidden)), Counts())
+    work.before += Counts(samples=samples, damaged=damaged)
+    work.before += sum((_counts(item) for item in work.finished if not _superseded(item, hidden)), Counts())
     work.notices += _format_notice(work.finished, job.write.format)
     work.notices += _other_settings_notice(work, summaries, fingerprint, listed)
     return work
@@ -135,7 +137,17 @@ def _retries_of(summaries: list[ReceiptSummary]) -> dict[bytes, list[ReceiptSumm
 
 
 def _counts(item: ReceiptSummary) -> Counts:
+    """Of a group of plain files only its clips: it may hold files that are not inputs of this run."""
+    if item.damaged_files:
+        return Counts(clips=item.clips)
     return Counts(samples=item.samples, clips=item.clips, damaged=item.damaged)
+
+
+def _file_counts(item: ReceiptSummary, uri: bytes) -> Counts:
+    """Of one file of a group; nothing for a tar, which is counted whole."""
+    if not item.damaged_files:
+        return Counts()
+    return Counts(samples=1, damaged=item.damaged_files[item.uri_ids().index(uri)])
 
 
 def _superseded(item: ReceiptSummary, hidden: dict[str, Hidden]) -> bool:

@@ -53,6 +53,7 @@ class ReceiptSummary:
     samples: int  # these three as `Receipt.added`
     clips: int
     damaged: int
+    damaged_files: bytes  # of a group of plain files, 1 or 0 for each object
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
 
@@ -121,9 +122,17 @@ def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
         samples=added.samples,
         clips=added.clips,
         damaged=added.damaged,
+        damaged_files=_damaged_files(receipt),
         reasons=json.dumps(Counter(reject.reason for reject in receipt.rejects)),
         limits=json.dumps(receipt.limits, sort_keys=True),
     )
+
+
+def _damaged_files(receipt: Receipt) -> bytes:
+    if receipt.shard.kind == "tar" or receipt.shard.retry is not None:
+        return b""
+    damaged = {reject.uri for reject in receipt.rejects if not reject.policy}
+    return bytes(source.uri in damaged for source in receipt.shard.objects)
 
 
 class Summaries:
