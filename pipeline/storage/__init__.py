@@ -1,8 +1,8 @@
-"""The only door to the street: one contract for a local folder and for `s3://bucket/prefix`.
+"""All access to files and object stores: one interface for a local folder and for `s3://bucket/prefix`.
 
-Enters: a root URI and the job's storage section. Leaves: a `Store` (keys relative to the root, bytes, ordered read
-streams) and errors of `pipeline.errors`, never of a client library. Stores pickle; what they hold open is rebuilt in the
-process that uses it. boto3 is imported when the first `s3://` root is opened.
+Takes a root URI and the job's storage section, gives a `Store` (keys relative to the root, bytes, ordered read streams) and errors of
+`pipeline.errors`, never those of a client library. Stores pickle; what they hold open is made again in the process that uses it.
+boto3 is imported when the first `s3://` root is opened.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class ReadStream(Protocol):
 class Store(ABC):
     """Objects under a root. Keys are relative, `/`-separated, and data: one that would leave the root is a ValueError.
 
-    Every method raises `StorageUnavailable` for what may pass, `AccessError` for what a person must fix, `NotFound` for
-    a missing object.
+    Every method raises `StorageUnavailable` for what may pass (on S3 after `patience_s` of retries), `AccessError` for what a person
+    must fix, `NotFound` for a missing object.
     """
 
     root: str
@@ -143,7 +143,8 @@ class Store(ABC):
     ) -> ObjectInfo:
         """Copies a local file in, large ones in parts; a failure leaves nothing. Returns what the store then holds.
 
-        `progress` is called with the number of bytes sent since its last call, possibly from other threads.
+        `progress` is called with the number of bytes sent since its last call, possibly from other threads. Bytes that are sent again count
+        again.
         """
 
     @abstractmethod

@@ -323,7 +323,7 @@ def _flush_folder(path: str) -> None:
 
 @contextmanager
 def _translated(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turns the operating system's errors into the house's."""
+    """Turns errors of the operating system into those of `pipeline.errors`."""
     try:
         yield
     except FileNotFoundError as error:

@@ -63,8 +63,9 @@ def is_busy(answer: dict[str, Any]) -> bool:
 
 
 def say_answer(answer: dict[str, Any]) -> str:
-    """`answered SlowDown (503)`."""
-    return f"answered {_code(answer) or 'unknown'} ({_status(answer)})"
+    """`answered SlowDown (503)`, or `answered 503` where the answer has no code of its own."""
+    code, status = _code(answer), _status(answer)
+    return f"answered {status}" if not code or code == str(status) else f"answered {code} ({status})"
 
 
 def kind(error: BaseException) -> str:

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 MiB = 1024 * 1024
-BLOCK_BYTES = 64 * 1024  # each is a sign of life: at 20 kB/s one arrives every 3 s
+# Each block is a sign of life, and a connection that stalls loses at most one: at 20 kB/s one arrives every 3 s. Costs 0.3 s CPU a GB
+# over blocks of 1 MiB (measured on loopback: 2.1 s to 1.8 s).
+BLOCK_BYTES = 64 * 1024
 PROBE = ".lathe-probe-"
 # "auto" would pick the CRT client on some machines, which sends custom endpoints' transfers to AWS itself.
 UPLOADS = TransferConfig(
@@ -156,13 +158,27 @@ class S3Store(Store):
             with open(local_path, "rb") as file, self._answers(key) as client:
                 client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS, Callback=sent)
         except StorageUnavailable as error:
-            # The answer to "complete" may be lost: the upload is gone because the object is there.
-            if server_code(error.__cause__) != "NoSuchUpload" or not self.exists(key):
+            # The answer to "complete" may be lost: then the upload is gone because the object is there.
+            if server_code(error.__cause__) != "NoSuchUpload" or not self._holds(key, local_path, size):
                 raise
         stored = self.stat(key)
         if stored.size != size:
             raise StorageUnavailable(f"{self.uri(key)}: stored {stored.size} bytes of {size}", uri=self.uri(key))
         return stored
+
+    def _holds(self, key: str, local_path: str | os.PathLike[str], size: int) -> bool:
+        """Whether the object has the bytes of the file. An older object may have the same size, so the bytes are compared."""
+        try:
+            info = self.stat(key)
+        except NotFound:
+            return False
+        if info.size != size:
+            return False
+        with open(local_path, "rb") as file, self.open_stream(key, size=size, etag=info.etag) as stream:
+            while block := file.read(MiB):
+                if stream.read(len(block)) != block:
+                    return False
+        return True
 
     def delete(self, key: str) -> None:
         """One DELETE; S3 answers the same for a missing key."""

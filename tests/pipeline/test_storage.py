@@ -167,6 +167,7 @@ def test_streams_give_the_bytes_in_order(store: Store, step: int) -> None:
             assert stream.tell() == len(got)
         assert stream.read(10) == b""
         assert stream.wait_s > 0
+        assert stream.received_bytes == len(data)
     assert bytes(got) == data
 
 
