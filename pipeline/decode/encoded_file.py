@@ -1,13 +1,15 @@
 """The encoded video as a file object for libav, which remembers an I/O error. Part of the decode package.
 
-Takes encoded bytes or a local path. libav turns an OSError of its file into "invalid data" or into an early end of the stream; the caller
-asks `check` after every libav call, so that a failing disk or mount is never taken for a damaged video.
+Takes encoded bytes or a local path. libav turns an OSError of its file into "invalid data" or into an early end of the stream, and PyAV
+prints some; so a failed read is an end of file here, and the caller asks `check` after every libav call. A failing disk or mount is then
+never taken for a damaged video.
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import os
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
@@ -40,24 +42,26 @@ class DiskFile:
             raise storage_error(error, path) from None
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; empty at the end."""
+        """The next bytes, at most `size`; empty at the end and after a failure, which `check` raises."""
         try:
             data = self._raw.read(size)
-            if data is None:  # what FileIO makes of EAGAIN
-                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         except OSError as error:
             self.failure = self.failure or error
-            raise
+            return b""
+        if data is None:  # what FileIO makes of EAGAIN
+            self.failure = self.failure or BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return b""
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves; returns the new position."""
+        """Moves; returns the new position, or -1 after a failure, which `check` raises. An impossible offset is an OSError."""
         try:
             return self._raw.seek(offset, whence)
         except OSError as error:
-            if error.errno not in BAD_OFFSET:
-                self.failure = self.failure or error
-            raise
+            if error.errno in BAD_OFFSET:
+                raise
+            self.failure = self.failure or error
+            return -1
 
     def tell(self) -> int:
         """The position."""

@@ -13,7 +13,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +97,10 @@ def measure(video: bytes | str, limits: DecodeConfig) -> str:
         _check_size(os.stat(video).st_size, limits)
     except OSError as error:
         raise storage_error(error, video) from None
-    file = open_encoded(video)
-    try:
+    with closing(open_encoded(video)) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    except OSError as error:
-        raise storage_error(error, video) from None
-    finally:
-        file.close()
+        file.check()
     return digest.hexdigest()
 
 
