@@ -239,6 +239,11 @@ class Sick(io.FileIO):
         os.unlink(marker)
         raise OSError(errno.ESTALE, "Stale file handle")
 
+    def readinto(self, buffer):
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
 def sick_open(path, mode="r", *arguments, **options):
     if str(path).endswith("sick.mp4") and os.path.exists(marker):
         return Sick(path) if options.get("buffering") == 0 else io.BufferedReader(Sick(path))
