@@ -4,7 +4,7 @@ Takes cut requests. Gives frames through Ray's object store. Actors are not rest
 one died. Ray does not tell a crash from a kill (both are "connection error code 2"), so each actor keeps a `CrashReport` on its machine.
 
 A video in a temporary file does not exist on another node. A decoder there fetches it itself if it lies uncompressed in an object of an
-object store; any other is sent in pieces of `PIECE_BYTES`, one at a time for each lane.
+object store that its machine may read; any other is sent in pieces of `PIECE_BYTES`, one at a time for each lane.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.engine.arrival import Arrival
 from pipeline.engine.crash_report import CrashReport, take_report
 from pipeline.engine.exit_status import lost_by, lost_by_report
 from pipeline.engine.lanes import LaneReady, LaneWorker
-from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
+from pipeline.errors import AccessError, LatheError, StorageUnavailable, WorkerLost
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
@@ -94,6 +94,7 @@ class _Asked:
     kind: Literal["place", "answer", "fetch", "piece", "report"]
     ticket: int = -1
     request: CutRequest | None = None  # to open once the video has arrived
+    path: str = ""  # of the video on this node
     file: BinaryIO | None = None  # the video, behind the pieces that were sent
     lost: WorkerLost | None = None  # what is said without a report
     deadline: float = 0.0
@@ -124,15 +125,10 @@ class RayLanes:
             return
         there = replace(request, sample=replace(sample, video=b""))
         if sample.uri.startswith("s3://") and sample.span is not None and request.etag is not None:
-            asked = _Asked(None, "fetch", ticket, there)
+            asked = _Asked(None, "fetch", ticket, there, sample.video)
             self._ask(lane, "fetch", (there.sample, request.etag, self._storage), asked)
-            return
-        try:
-            file = open(sample.video, "rb")  # noqa: SIM115 - closed when all is sent, or by `_clear`
-        except OSError as error:
-            self._failed.append((lane, ticket, _unsent(sample, error)))
-            return
-        self._send_piece(lane, _Asked(None, "piece", ticket, there, file), first=True)
+        else:
+            self._send(lane, ticket, there, sample.video)
 
     def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
         self._ask(lane, "pull", (), _Asked(None, "answer", ticket))
@@ -189,6 +185,14 @@ class RayLanes:
             return
         self._asked[lane].append(asked)
 
+    def _send(self, lane: int, ticket: int, request: CutRequest, path: str) -> None:
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - closed when all is sent, or by `_clear`
+        except OSError as error:
+            self._failed.append((lane, ticket, _unsent(path, request.sample, error)))
+            return
+        self._send_piece(lane, _Asked(None, "piece", ticket, request, path, file), first=True)
+
     def _send_piece(self, lane: int, asked: _Asked, *, first: bool = False) -> None:
         """The next piece; after the last one, `open`."""
         if asked.file is None or asked.request is None:
@@ -197,7 +201,7 @@ class RayLanes:
             piece = asked.file.read(PIECE_BYTES)
         except OSError as error:
             asked.file.close()
-            self._failed.append((lane, asked.ticket, _unsent(asked.request.sample, error)))
+            self._failed.append((lane, asked.ticket, _unsent(asked.path, asked.request.sample, error)))
             return
         if piece:
             self._ask(lane, "append", (piece, first), asked)
@@ -219,6 +223,11 @@ class RayLanes:
         if asked.kind == "place":
             self._places[lane] = answer
             return [(lane, -1, LaneReady())]
+        if asked.kind == "fetch" and isinstance(answer, AccessError) and asked.request is not None:
+            self._send(
+                lane, asked.ticket, asked.request, asked.path
+            )  # that machine has no way to the store, this one had
+            return []
         if asked.kind == "answer" or isinstance(answer, LatheError):
             if asked.file is not None:
                 asked.file.close()
@@ -267,8 +276,8 @@ def _reported(asked: _Asked) -> WorkerLost:
     return found or asked.lost or WorkerLost("decoder actor lost", stage="decode")
 
 
-def _unsent(sample: Sample, error: OSError) -> StorageUnavailable:
-    message = f"{sample.video!s} cannot be sent to a decoder on another node: {error.strerror or error}"
+def _unsent(path: str, sample: Sample, error: OSError) -> StorageUnavailable:
+    message = f"{path} cannot be sent to a decoder on another node: {error.strerror or error}"
     return StorageUnavailable(message, uri=sample.uri, key=sample.key, stage="decode")
 
 

@@ -4,6 +4,7 @@ Prints a JSON object: case -> what came of it. `FOLDER` holds `video.mp4`; the t
 """
 
 import json
+import os
 import sys
 import tarfile
 import time
@@ -84,7 +85,8 @@ class Full:
 
 
 def main(address, folder, uri):
-    ray.init(address=address, log_to_driver=False)
+    credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": credentials})
     ray_lanes.PIECE_BYTES = 1000
     storage = StorageConfig(part_bytes=64 * 1024)
     case, path = Case(storage), folder / "video.mp4"
@@ -110,6 +112,8 @@ def main(address, folder, uri):
     actor, case.lanes._actors[0] = case.lanes._actors[0], Full()
     told["store full"] = case.cut(at_home)
     case.lanes._actors[0] = actor
+    case.lanes._storage = StorageConfig(endpoint_url="http://127.0.0.1:1", max_attempts=1)
+    told["no way to the store"] = case.cut(replace(in_tar, video=str(path)), etag, elsewhere=True)
     case.lanes.close()
     case.lanes.close()
     case.lanes.restart(0)  # the feed's thread may come late: no new actor
