@@ -22,6 +22,7 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── NonFiniteLatent           the network produced NaN, infinity or absurd values
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
+        ├── NothingEncoded            every input was rejected; there is not one clip
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run that began and failed; its last checkpoint is good
 ```
@@ -164,6 +165,10 @@ class RejectBudgetExceeded(BuildError):
 
 class ShardsFailed(BuildError):
     """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""
+
+
+class NothingEncoded(BuildError):
+    """Every shard has a receipt and none holds a clip."""
 
 
 class Interrupted(BuildError):

@@ -8,7 +8,6 @@ never copied, its own path is handed out. Names inside archives are only ever ke
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFound, SourceChanged
@@ -242,8 +241,9 @@ class ShardReader:
     # --- plain files --------------------------------------------------------------------------------------------------
 
     def _read_files(self) -> Iterator[Sample | Reject]:
-        keys = _file_keys([source.uri for source in self._shard.objects])
-        for index, (source, key) in enumerate(zip(self._shard.objects, keys, strict=True)):
+        for index, source in enumerate(self._shard.objects):
+            # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
+            key = _printable(os.path.splitext(source.uri.rpartition("/")[2])[0])
             extension = source.uri.rpartition(".")[2].lower()
             if source.size == 0:
                 yield Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
@@ -255,7 +255,7 @@ class ShardReader:
                 caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
                 video = self._file(source)
                 caption, span = caption or caption_of(metadata), (0, source.size)
-                yield Sample(key, index, source.uri, video, extension, caption, metadata, span)
+                yield Sample(key, index, source.uri, video, extension, caption, metadata, span, source_index=0)
 
     def _file(self, source: SourceObject) -> bytes | str:
         """A local file's own path, checked to be the one listed; a remote one's bytes, or a temporary copy."""
@@ -306,14 +306,3 @@ def _why_no_file(member: Member) -> str | None:
 def _printable(key: str) -> str:
     r"""Bytes of a name that are no UTF-8, which tarfile smuggles through as surrogates, are spelled `\xff`."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _file_keys(uris: list[str]) -> list[str]:
-    """File names without extension; where two would be the same, with folders below the common one and extension."""
-    stems = [os.path.splitext(uri.rpartition("/")[2])[0] for uri in uris]
-    often = Counter(stems)
-    common = os.path.commonpath([os.path.dirname(uri) for uri in uris])
-    return [
-        _printable(uri[len(common) :].lstrip("/") if often[stem] > 1 else stem)
-        for uri, stem in zip(uris, stems, strict=True)
-    ]
