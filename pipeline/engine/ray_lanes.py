@@ -4,7 +4,7 @@ Takes cut requests. Gives frames through Ray's object store. Actors are not rest
 one died. Ray does not tell a crash from a kill (both are "connection error code 2"), so each actor keeps a `CrashReport` on its machine.
 
 A video in a temporary file does not exist on another node. A decoder there fetches it itself if it lies uncompressed in an object of an
-object store that its machine may read; any other is sent in pieces of `PIECE_BYTES`, one at a time for each lane.
+object store; where that fails, and any other, it is sent in pieces of `PIECE_BYTES`, one at a time for each lane.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.engine.arrival import Arrival
 from pipeline.engine.crash_report import CrashReport, take_report
 from pipeline.engine.exit_status import lost_by, lost_by_report
 from pipeline.engine.lanes import LaneReady, LaneWorker
-from pipeline.errors import AccessError, LatheError, StorageUnavailable, WorkerLost
+from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
@@ -223,10 +223,9 @@ class RayLanes:
         if asked.kind == "place":
             self._places[lane] = answer
             return [(lane, -1, LaneReady())]
-        if asked.kind == "fetch" and isinstance(answer, AccessError) and asked.request is not None:
-            self._send(
-                lane, asked.ticket, asked.request, asked.path
-            )  # that machine has no way to the store, this one had
+        if asked.kind == "fetch" and isinstance(answer, LatheError) and asked.request is not None:
+            # That machine may have no credentials, no route, or meet an outage; this one has a copy of what was listed.
+            self._send(lane, asked.ticket, asked.request, asked.path)
             return []
         if asked.kind == "answer" or isinstance(answer, LatheError):
             if asked.file is not None:

@@ -103,7 +103,7 @@ def main(address, folder, uri):
         "sent": case.cut(at_home, elsewhere=True),
         "sent, no file": case.cut(replace(at_home, video="/not here"), elsewhere=True),
         "fetched": case.cut(in_tar, etag, elsewhere=True),
-        "fetched, replaced": case.cut(in_tar, "another", elsewhere=True),
+        "fetched, replaced": case.cut(replace(in_tar, video=str(path)), "another", elsewhere=True),
         "crash": case.dies(folder, at_home, "crash"),
         "kill": case.dies(folder, at_home, "kill"),
         "crash elsewhere": case.dies(folder, at_home, "crash", elsewhere=True),
