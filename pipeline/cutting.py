@@ -27,13 +27,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """What a decoder is asked: a sample, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk."""
+    """What a decoder is asked: a sample, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
+    object that the sample came from, where known.
+    """
 
     sample: Sample
     rules: ClipRules
     limits: DecodeConfig
     chunk_frames: int
     drill: DrillConfig
+    etag: str | None = None
 
 
 class Cutter:
@@ -53,6 +56,7 @@ class Cutter:
         Raises:
             DamagedInput: see `decode.open_video`.
             PolicyReject: see `decode.open_video`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file below cannot be read, here and in `next`.
         """
         return self._timed(self._open)
 

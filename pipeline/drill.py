@@ -35,6 +35,8 @@ def fire(drill: DrillConfig, point: str) -> None:
 def _act(action: str, point: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if action == "hang":
         while True:
             time.sleep(3600)

@@ -81,7 +81,15 @@ class StorageUnavailable(TransientError):
 
 
 class WorkerLost(TransientError):
-    """A decoder or encoder process died, hung past its limit or was preempted."""
+    """A decoder or encoder process died, hung past its limit or was preempted.
+
+    `blame`: its own work ended it (a crash, a limit, an exit with an error), so that the input it held is suspect. False for
+    what comes from outside: SIGKILL, SIGTERM, the kernel's or Ray's memory monitor, a node that is preempted or gone.
+    """
+
+    def __init__(self, message: str, *, blame: bool = False, **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.blame = blame
 
 
 class BadDataError(LatheError):

@@ -266,8 +266,8 @@ class DrillConfig(Section):
 
     point: DrillPoint | None = None
     """Where; None: no drill."""
-    action: Literal["kill", "hang", "raise"] = "kill"
-    """SIGKILL to the process itself, sleep for ever, or raise a transient error."""
+    action: Literal["kill", "crash", "hang", "raise"] = "kill"
+    """SIGKILL to the process itself, a segmentation fault, sleep for ever, or raise a transient error."""
     times: int = Field(1, ge=1)
     """How often, over all processes that share the marker folder."""
     marker_dir: str | None = None

@@ -3,8 +3,8 @@
     packets (times, no decoding) -> first frame (rotation, tags, interlacing) -> Video.frames(indices) -> planes
 
 A frame is named by its index among the shown frames. What is on screen at index i is the last decoded frame not after
-its time, as a player shows it. Single-threaded: parallelism is over videos. Nothing but `BadDataError` leaves this
-room.
+its time, as a player shows it. Single-threaded: parallelism is over videos. Raises `BadDataError`, or the storage's error
+where the file itself cannot be read, and nothing else.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
     """Opens a video, lists its times and decodes its first frame (rotation and interlacing are told nowhere else).
 
     Raises:
-        DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `no_frames`, `corrupt_stream`, `decoder_memory`,
-            `unreadable`.
+        DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `no_frames`, `corrupt_stream`, `decoder_memory`.
         PolicyReject: `too_large`, `too_many_pixels`, `too_many_frames`, `too_long`, `hdr`, `interlaced`,
             `color_matrix`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     content_hash = measure(video, limits)
     opened = OpenContainer(video, limits)
@@ -170,6 +170,7 @@ class Video:
             DamagedInput: `corrupt_stream` where the stream breaks, `ended_early` where it holds fewer frames than its
                 packets say.
             PolicyReject: `size_changed`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         current: Shown | None = None
         coming, self._pending = self._pending, None

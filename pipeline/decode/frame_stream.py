@@ -1,4 +1,4 @@
-"""Decoded frames of one stream in order of display, each with its index in the packet table. Part of the decode room.
+"""Decoded frames of one stream in order of display, each with its index in the packet table. Part of the decode package.
 
 Enters: a video and its `PacketTable`. Leaves: (index, libav frame), one after the other, with jumps ahead where a
 keyframe allows them exactly. Optionally deinterlaced.
@@ -54,10 +54,13 @@ class FrameStream:
 
         Raises:
             DamagedInput: `corrupt_stream`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         while not self._ready:
-            with damage("corrupt_stream", f"decoding after frame {self.position}", self.position + 1):
+            doing, file = f"decoding after frame {self.position}", self.opened.file
+            with damage("corrupt_stream", doing, self.position + 1, file=file):
                 packet = next(self._packets, None)
+                file.check()  # a packet that a failed read cut short must not become a frame
                 if packet is None:
                     return None
                 self._decode(packet)
@@ -71,13 +74,14 @@ class FrameStream:
 
         Raises:
             DamagedInput: `corrupt_stream`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         latest = index - (FILTER_REACH if self._deinterlace else 0)
         at = int(np.searchsorted(self._starts_N3[:, 0], latest, side="right")) - 1
         if at < 0 or self._starts_N3[at, 0] - self.position <= SEEK_FRAMES:
             return False
         _, pts, dts = self._starts_N3[at].tolist()
-        with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1):
+        with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1, file=self.opened.file):
             # By decode time: MPEG-TS searches on it, and where the index holds presentation times it lands earlier at worst.
             self.opened.container.seek(dts, stream=self.opened.stream)
             self._begin()

@@ -1,31 +1,33 @@
-"""Opens a container and lists its packets, without decoding a frame. Part of the decode room.
+"""Opens a container and lists its packets, without decoding a frame. Part of the decode package.
 
-Enters: encoded bytes or a local path, the job's limits. Leaves: an open container, its video stream, a `PacketTable`.
+Takes encoded bytes or a local path, and the job's limits. Gives an open container, its video stream, a `PacketTable`.
 
 Only self-contained formats are probed and no protocol may be opened, so a playlist in the disguise of a video cannot
-reach another file or the network. Every error libav can raise here becomes a `BadDataError`.
+reach another file or the network. Every error libav can raise here becomes a `BadDataError`, unless the file below it
+failed: that is an error of the storage.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.error
 import numpy as np
 from av.stream import Disposition
 
+from pipeline.decode.encoded_file import open_encoded, storage_error
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
+    from pipeline.decode.encoded_file import EncodedFile
 
 # Containers and raw streams that hold video and name no other file: no hls, dash, concat, image sequences, subtitles.
 FORMATS = (
@@ -44,14 +46,19 @@ LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, 
 
 
 @contextmanager
-def damage(reason: str, doing: str, frames_recovered: int = 0) -> Iterator[None]:
-    """Turns whatever libav raises inside into `DamagedInput(reason)`.
+def damage(reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | None = None) -> Iterator[None]:
+    """Turns whatever libav raises inside into `DamagedInput(reason)`. `file` is what libav reads from inside, if it reads.
 
     Raises:
         DamagedInput: `no_decoder`, `decoder_memory` or `reason`.
+        StorageUnavailable, SourceChanged, SourceRefused: a read of `file` failed, whether or not libav noticed.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            if file is not None:
+                file.check()
     except av.error.DecoderNotFoundError as error:
         raise DamagedInput(
             "no_decoder", f"no decoder for this codec while {doing}: {_text(error)}", stage="decode"
@@ -78,8 +85,8 @@ def measure(video: bytes | str, limits: DecodeConfig) -> str:
     """Checks the size and returns the BLAKE2b-128 of the encoded bytes, in hex.
 
     Raises:
-        DamagedInput: `unreadable`.
         PolicyReject: `too_large`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(video, bytes):
@@ -87,12 +94,13 @@ def measure(video: bytes | str, limits: DecodeConfig) -> str:
         digest.update(video)
         return digest.hexdigest()
     try:
-        _check_size(Path(video).stat().st_size, limits)
-        with Path(video).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        _check_size(os.stat(video).st_size, limits)
     except OSError as error:
-        raise DamagedInput("unreadable", f"cannot read the file: {error.strerror}", stage="decode") from None
+        raise storage_error(error, video) from None
+    with closing(open_encoded(video)) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.check()
     return digest.hexdigest()
 
 
@@ -114,19 +122,17 @@ class OpenContainer:
         """Opens `video` and picks its stream: libav's best one that is not cover art.
 
         Raises:
-            DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `unreadable`.
+            DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`.
             PolicyReject: `too_many_pixels`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        self._file: BinaryIO
-        try:
-            self._file = io.BytesIO(video) if isinstance(video, bytes) else Path(video).open("rb")  # noqa: SIM115
-        except OSError as error:
-            raise DamagedInput("unreadable", f"cannot read the file: {error.strerror}", stage="decode") from None
+        self.file = open_encoded(video)
         self.container: Any = None
         try:
-            with damage("undecodable", "opening the container (expected a video file: mp4, mkv, webm, avi, ts, …)"):
+            expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
+            with damage("undecodable", f"opening the container ({expected})", file=self.file):
                 self.container = av.open(
-                    self._file,
+                    self.file,
                     mode="r",
                     # Reaches the codec contexts that libav opens to find out about its streams.
                     options={"max_pixels": str(limits.max_pixels)},
@@ -177,7 +183,7 @@ class OpenContainer:
         """Closes container and file; safe to call twice."""
         if self.container is not None:
             self.container.close()
-        self._file.close()
+        self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +244,14 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     Raises:
         DamagedInput: `no_frames`; `corrupt_stream` when the container breaks before its first packet.
         PolicyReject: `too_many_frames`, `too_long`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
     promised = stream.frames if "mov" in opened.format_name else 0  # others guess it from rate and duration
     _check_frames(promised, limits)
     packets, missing = _Packets(), ""
     try:
-        with damage("corrupt_stream", "reading packets"):
+        with damage("corrupt_stream", "reading packets", file=opened.file):
             packets.read(opened, limits)
     except DamagedInput as error:
         if not packets.pts:

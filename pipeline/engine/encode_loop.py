@@ -18,7 +18,7 @@ from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
 from pipeline.engine.batching import Batcher, ClipRun
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
-from pipeline.errors import StorageUnavailable
+from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import open_store
 
@@ -93,7 +93,6 @@ class EncodeLoop:
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
         self._flying: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # in the network
-        self._lanes = lanes
         self._feed = Feed(
             lanes,
             self,
@@ -103,6 +102,7 @@ class EncodeLoop:
             chunk_frames=blueprint.chunk_frames or WHOLE_CHUNK,
             frame_bytes=job.engine.frame_bytes,
             largest_batch=encoder.largest_batch,
+            etag_of=lambda attempt, sample: attempt.etags[sample.uri],
         )
         self._feed.start()
 
@@ -159,11 +159,10 @@ class EncodeLoop:
 
     def close(self) -> None:
         """Aborts what is in flight and ends threads and decoders."""
-        self._feed.close()
+        self._feed.close()  # and the lanes
         for attempt in self._attempts:
             attempt.abort()
         self._attempts.clear()
-        self._lanes.close()
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -194,6 +193,10 @@ class EncodeLoop:
             self._drop_video(attempt, sample)
             self.stats.samples += 1
             attempt.sample_rejected(sample, what)
+        elif isinstance(
+            what, LatheError
+        ):  # storage below a decoder, or decoders that outside kills keep ending: not the video's fault
+            attempt.fail(what)
 
     def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
         video = self._videos[attempt, sample.index]

@@ -1,8 +1,13 @@
-"""Keeps the decoders of one encoder busy, in a thread of its own: samples in, events out, by pull and within a byte budget.
+"""Thread that feeds one encoder's decoder processes. Takes samples from a `Source`, emits `Event`s, each with the owner of its sample.
 
-Enters: samples from whoever owns them (a `Source`), answers from `Lanes`. Leaves: events, each with the owner of its sample.
-A decoder that dies or gives no answer within `decode.timeout_s` is replaced and its video tried once more from the start
-(`Restarted`); a second failure rejects what is left of it. Decoding is deterministic, so the owner drops what it already has.
+Decoded bytes in flight never exceed `frame_bytes`. A decoder that dies or gives no answer within `decode.timeout_s` is replaced and its
+video starts again (`Restarted`); decoding is deterministic, so the owner drops what it already has. How often depends on who ended it:
+
+- its own work (a crash, a limit, an exit, the time limit): after `TRIES` of these the rest of the video is rejected;
+- something outside (SIGKILL, a memory monitor, a node that is gone): never rejected; after `OUTSIDE_KILLS` of these the owner gets the
+  `WorkerLost`, and the shard is tried again as a whole. The kernel's memory killer looks the same whether the video is at fault or not.
+
+An error of the storage below a decoder goes to the owner as it is.
 """
 
 from __future__ import annotations
@@ -13,13 +18,23 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from os.path import join
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import clips
 from pipeline.cutting import CutRequest
 from pipeline.engine.lanes import LaneReady
-from pipeline.errors import BadDataError, BuildError, LatheError, PolicyReject
+from pipeline.engine.start_ups import StartUps
+from pipeline.errors import (
+    BadDataError,
+    LatheError,
+    PolicyReject,
+    SourceChanged,
+    StorageUnavailable,
+    WorkerLost,
+)
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +48,10 @@ STEPS_AHEAD = (
     8  # encode steps' worth of chunks waiting: more would not make the encoder faster, only the process larger
 )
 PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way
-STILLBORN = (
-    6  # decoder processes that die on start-up, one after the other, before the build stops: it is not the videos
-)
-TRIES = 2  # decoder deaths a video may cause before it is rejected
+JOIN_S = 5.0  # for the thread to end
+TRIES = 2  # decoders a video may bring down before the rest of it is rejected
+OUTSIDE_KILLS = 5  # decoders killed from outside on one video before its owner is told to try again as a whole
+KILL_PAUSE_S = 1.0  # before a video is decoded again after its second kill from outside; doubled each time
 
 
 class Source(Protocol):
@@ -47,13 +62,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a sample. `what` is an `OpenedVideo`, `FrameChunk`, `ClipFailed`, `VideoEnded`, `Restarted` or a
-    `Reject` of the whole rest of the video.
+    """Something that happened to a sample. The last one of a sample is `VideoEnded`, a `Reject` of all that is left of it, or a
+    `LatheError` that is not the video's fault (`StorageUnavailable`, `SourceChanged`, `WorkerLost`, …): the owner fails as a whole.
     """
 
     owner: Any
     sample: Sample
-    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject
+    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject | LatheError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +76,23 @@ class Restarted:
     """The video starts again from its first frame after its decoder died: unfinished clips are void, finished ones stand."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A sample to decode and the decoders it has lost so far."""
+
+    owner: Any
+    sample: Sample
+    deaths: int = 0  # by its own work
+    kills: int = 0  # from outside
+    not_before: float = 0.0
+
+
 @dataclass(slots=True)
 class _Lane:
     ready: bool = False  # its process is up
-    owner: Any = None
-    sample: Sample | None = None  # None: idle
+    restart_at: float | None = None  # its process died on start-up, and the next one starts then
+    job: _Job | None = None  # None: idle
     ticket: int = 0
-    deaths: int = 0
     opened: OpenedVideo | None = None
     asked: int = 0  # answers outstanding
     chunk_bytes: int = 0  # largest answer to expect
@@ -76,7 +101,7 @@ class _Lane:
 
     @property
     def idle(self) -> bool:
-        return self.ready and self.sample is None
+        return self.ready and self.job is None
 
 
 class Feed:
@@ -93,8 +118,10 @@ class Feed:
         chunk_frames: int,
         frame_bytes: int,
         largest_batch: Callable[[Shape], int],
+        etag_of: Callable[[Any, Sample], str | None] = lambda owner, sample: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves."""
         self._lanes = lanes
         self._source = source
         self._rules = rules
@@ -103,11 +130,12 @@ class Feed:
         self._chunk_frames = chunk_frames
         self._frame_bytes = frame_bytes
         self._largest_batch = largest_batch
+        self._etag_of = etag_of
         self._clock = clock
         self._state = [_Lane() for _ in range(lanes.count)]
-        self._again: deque[tuple[Any, Sample, int]] = deque()  # videos to try again: owner, sample, deaths
+        self._again: deque[_Job] = deque()
         self._tickets = 0
-        self._stillborn = 0  # lanes in a row that died before they were up
+        self._start_ups = StartUps(lanes.count)
         self._lock = threading.Lock()
         self._held_bytes = 0  # handed out as events and not yet consumed
         self._cancelled: list[Any] = []
@@ -120,10 +148,11 @@ class Feed:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; the lanes stay the caller's."""
+        """Ends the lanes, then the thread: it may be sending a video to a process that does not read."""
         self._stop.set()
+        self._lanes.close()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(JOIN_S)
 
     @property
     def decoding(self) -> bool:
@@ -166,13 +195,14 @@ class Feed:
     def pump(self, wait_s: float) -> list[Event]:
         """One turn: hands out samples, asks for chunks, collects answers for up to `wait_s`. The thread calls it again and again."""
         self._forget_cancelled()
+        self._start_again()
         self._assign()
         self._ask()
         events = []
         for lane, ticket, answer in self._lanes.wait(wait_s):
             if isinstance(answer, LaneReady):
                 self._state[lane].ready = True
-                self._stillborn = 0
+                self._start_ups.up(lane)
             elif ticket in (self._state[lane].ticket, -1):
                 events += self._answer(lane, answer)
         events += self._late()
@@ -193,9 +223,9 @@ class Feed:
         with self._lock:
             owners, self._cancelled = self._cancelled, []
         for owner in owners:
-            self._again = deque(item for item in self._again if item[0] is not owner)
+            self._again = deque(job for job in self._again if job.owner is not owner)
             for index, lane in enumerate(self._state):
-                if lane.sample is None or lane.owner is not owner:
+                if lane.job is None or lane.job.owner is not owner:
                     continue
                 if lane.asked:
                     # Its process owes an answer and may be stuck for good: sending it another video could block this thread.
@@ -203,22 +233,34 @@ class Feed:
                 else:
                     self._release(lane)
 
+    def _start_again(self) -> None:
+        now = self._clock()
+        for index, lane in enumerate(self._state):
+            if lane.restart_at is not None and lane.restart_at <= now:
+                self._restart(index)
+
     def _assign(self) -> None:
         for index, lane in enumerate(self._state):
             if not lane.idle:
                 continue
-            if self._again:
-                owner, sample, deaths = self._again.popleft()
-            elif (item := self._source.next_sample()) is not None:
-                (owner, sample), deaths = item, 0
-            else:
+            job = self._next_job()
+            if job is None:
                 return
             self._tickets += 1
-            lane.owner, lane.sample, lane.deaths, lane.ticket = owner, sample, deaths, self._tickets
+            lane.job, lane.ticket = job, self._tickets
             lane.opened, lane.asked, lane.answered_at = None, 1, self._clock()
-            self._lanes.open(
-                index, lane.ticket, CutRequest(sample, self._rules, self._limits, self._chunk_frames, self._drill)
-            )
+            sample, etag = job.sample, self._etag_of(job.owner, job.sample)
+            request = CutRequest(sample, self._rules, self._limits, self._chunk_frames, self._drill, etag)
+            self._lanes.open(index, lane.ticket, request)
+
+    def _next_job(self) -> _Job | None:
+        now = self._clock()
+        for job in self._again:
+            if job.not_before <= now:
+                self._again.remove(job)
+                return job
+        item = self._source.next_sample()
+        return _Job(*item) if item is not None else None
 
     def _ask(self) -> None:
         # One chunk is always allowed, else nothing would move.
@@ -239,20 +281,21 @@ class Feed:
 
     def _answer(self, index: int, answer: Answer) -> list[Event]:
         lane = self._state[index]
-        sample = lane.sample
-        if isinstance(answer, LatheError) and not isinstance(answer, BadDataError):
-            return self._lost(index, "decoder_crashed", answer.message)
-        if sample is None:
+        if isinstance(answer, WorkerLost):
+            return self._lost(index, "decoder_crashed", answer)
+        if lane.job is None:
             return []
+        owner, sample = lane.job.owner, lane.job.sample
         lane.asked -= 1
         lane.answered_at = self._clock()
-        if isinstance(answer, BadDataError):
-            event = Event(lane.owner, sample, _reject(sample, answer))
+        if isinstance(answer, LatheError):
             self._release(lane)
-            return [event]
-        if isinstance(answer, LatheError | LaneReady):
+            if isinstance(answer, BadDataError):
+                return [Event(owner, sample, _reject(sample, answer))]
+            return [Event(owner, sample, _of_a_copy(answer, sample))]
+        if isinstance(answer, LaneReady):
             raise TypeError(f"unexpected answer {answer!r}")
-        event = Event(lane.owner, sample, answer)
+        event = Event(owner, sample, answer)
         if isinstance(answer, OpenedVideo):
             self._expect(lane, answer)
         elif isinstance(answer, VideoEnded):
@@ -277,36 +320,46 @@ class Feed:
 
     def _late(self) -> list[Event]:
         events = []
-        now = self._clock()
+        now, limit = self._clock(), self._limits.timeout_s
         for index, lane in enumerate(self._state):
-            if lane.sample is not None and lane.asked and now - lane.answered_at > self._limits.timeout_s:
-                events += self._lost(
-                    index, "decode_timeout", f"no answer from the decoder in {self._limits.timeout_s:g} s"
-                )
+            if lane.job is None or not lane.asked:
+                continue
+            if self._lanes.receiving(index):
+                lane.answered_at = now
+            elif now - lane.answered_at > limit:
+                lost = WorkerLost(f"no answer from the decoder in {limit:g} s", blame=True, stage="decode")
+                events += self._lost(index, "decode_timeout", lost)
         return events
 
-    def _lost(self, index: int, reason: str, message: str) -> list[Event]:
+    def _lost(self, index: int, reason: str, error: WorkerLost) -> list[Event]:
+        """Replaces a lane's process. `reason` is for the reject that a video gets that brought down too many."""
         lane = self._state[index]
-        owner, sample, deaths = lane.owner, lane.sample, lane.deaths + 1
-        if not lane.ready:
-            self._stillborn += 1
-            if self._stillborn >= STILLBORN:
-                raise BuildError(f"{STILLBORN} decoder processes in a row died before they were up; last: {message}")
-        self._restart(index)
-        if sample is None:
+        job = lane.job
+        if lane.ready:
+            self._restart(index)
+        else:
+            pause = self._start_ups.died(index, error, others_up=self.ready_lanes > 0, now=self._clock())
+            self._state[index] = _Lane(ticket=lane.ticket, restart_at=self._clock() + pause)
+        if job is None:
             return []
-        if deaths < TRIES:
-            self._again.append((owner, sample, deaths))
-            return [Event(owner, sample, Restarted())]
-        text = f"{message}, {deaths} times"
-        return [Event(owner, sample, Reject(sample.key, "decode", reason, text, policy=False, uri=sample.uri))]
+        owner, sample = job.owner, job.sample
+        deaths, kills = job.deaths + error.blame, job.kills + (not error.blame)
+        if deaths >= TRIES:
+            text = f"{error.message}, {deaths} times"
+            return [Event(owner, sample, Reject(sample.key, "decode", reason, text, policy=False, uri=sample.uri))]
+        if kills >= OUTSIDE_KILLS:
+            text = f"{kills} decoders were lost on {sample.key}, none by a crash; the last: {error.message}"
+            return [Event(owner, sample, WorkerLost(text, uri=sample.uri, key=sample.key, stage="decode"))]
+        pause = 0.0 if error.blame or kills < 2 else KILL_PAUSE_S * 2 ** (kills - 2)
+        self._again.append(_Job(owner, sample, deaths, kills, self._clock() + pause))
+        return [Event(owner, sample, Restarted())]
 
     def _restart(self, index: int) -> None:
         self._state[index] = _Lane(ticket=self._state[index].ticket)
         self._lanes.restart(index)
 
     def _release(self, lane: _Lane) -> None:
-        lane.owner = lane.sample = lane.opened = None
+        lane.job = lane.opened = None
         lane.asked = lane.chunk_bytes = lane.enough_bytes = 0
         # Answers to pulls made beyond the end carry the old ticket and are dropped.
         self._tickets += 1
@@ -322,4 +375,13 @@ def _reject(sample: Sample, error: BadDataError) -> Reject:
         policy=isinstance(error, PolicyReject),
         uri=sample.uri,
         frames_recovered=error.frames_recovered,
+    )
+
+
+def _of_a_copy(error: LatheError, sample: Sample) -> LatheError:
+    """Where a temporary copy of a video is gone, its source is as it was: the next attempt makes another copy."""
+    if not isinstance(error, SourceChanged) or sample.video == join(*locate(sample.uri)):
+        return error
+    return StorageUnavailable(
+        f"the temporary copy of {sample.key} is gone: {error.message}", uri=sample.uri, stage="decode"
     )

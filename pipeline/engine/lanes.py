@@ -1,8 +1,8 @@
-"""Decoder processes that may be killed, one video at a time each, answering only what was asked for.
+"""Decoder processes that may be killed: one video at a time each, one answer for each question.
 
-Enters: `CutRequest`s and pulls. Leaves: answers tagged with lane and ticket. A lane that dies or is killed is replaced; an answer of
-an earlier ticket is dropped by the feed. `Lanes` is the contract; `ProcessLanes` runs children of this process over pipes (no Ray);
-the engine has a second implementation on Ray actors. Both wrap the same `Cutter`.
+Takes `CutRequest`s and pulls. Gives answers tagged with lane and ticket. A lane that dies is reported and replaced on request; the feed
+drops answers of an earlier ticket. `Lanes` is the contract; `ProcessLanes` runs children of this process over pipes (no Ray);
+`ray_lanes` has a second implementation on Ray actors. Both wrap the same `LaneWorker`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -25,13 +26,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.cutting import CutRequest, Cutter
+from pipeline.engine.exit_status import lost_by
 from pipeline.errors import DamagedInput, LatheError, WorkerLost
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, VideoEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MiB = 1024 * 1024
+REAP_S = 5.0  # for a process whose pipe has ended to end too
+JOIN_S = 5.0  # for the drain thread to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,14 @@ class Lanes(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:
-        """Answers that have arrived, `(lane, ticket, answer)`; waits up to `timeout_s` for the first. `WorkerLost`: the lane died."""
+        """Answers that have arrived, `(lane, ticket, answer)`; waits up to `timeout_s` for the first.
+
+        `WorkerLost` with ticket -1: the lane died; its `blame` says whether of what it did.
+        """
+        ...
+
+    def receiving(self, lane: int) -> bool:
+        """Whether the opened video is still on its way to the lane, so that the lane cannot have begun to decode it."""
         ...
 
     def restart(self, lane: int) -> None:
@@ -64,7 +74,7 @@ class Lanes(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends all processes."""
+        """Ends all processes, whatever they do; later calls do nothing. Other threads may still be inside the methods above."""
         ...
 
 
@@ -103,6 +113,10 @@ class LaneWorker:
             return DamagedInput(
                 "decoder_memory", "decoding needs more memory than decode.memory_bytes allows", stage="decode"
             )
+        except Exception as error:  # noqa: BLE001 - a fault of ours that this video brings out; the traceback travels along
+            lost = WorkerLost(f"decoder failed with {type(error).__name__}: {error}", blame=True, stage="decode")
+            lost.add_note(traceback.format_exc())
+            return lost
 
 
 def limit_address_space(extra_bytes: int) -> None:
@@ -122,11 +136,15 @@ class ProcessLanes:
         self.count = count
         self._memory_bytes = memory_bytes
         self._niceness = niceness
-        self._answers: queue.SimpleQueue[tuple[int, int, Answer]] = queue.SimpleQueue()
+        # Each answer with the process it is of: `wait` drops those of a process that was replaced meanwhile.
+        self._answers: queue.SimpleQueue[tuple[Connection, int, int, Answer] | Exception] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
         self._children: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
+        # Killed and replaced. Only the drain thread closes their pipes: it may be reading one, and the descriptor would be reused.
+        self._retired: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._dying: list[subprocess.Popen[bytes]] = []  # retired, killed and not yet reaped
         # The drain thread sleeps in `wait`; a byte on this pipe makes it look at a changed set of lanes.
         self._alarm_out, self._alarm_in = Pipe(duplex=False)
         for _ in range(count):
@@ -143,31 +161,48 @@ class ProcessLanes:
         self._send(lane, ("pull", ticket, None))
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
-        answers = []
+        items = []
         try:
-            answers.append(self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait())
+            items.append(self._answers.get(timeout=timeout_s) if timeout_s > 0 else self._answers.get_nowait())
             while True:
-                answers.append(self._answers.get_nowait())
+                items.append(self._answers.get_nowait())
         except queue.Empty:
-            return answers
+            pass
+        answers = []
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            pipe, lane, ticket, answer = item
+            if pipe is self._pipes[lane]:
+                answers.append((lane, ticket, answer))
+        return answers
+
+    def receiving(self, lane: int) -> bool:
+        """Never: `open` returns when the video is in the pipe."""
+        return False
 
     def restart(self, lane: int) -> None:  # noqa: D102
         with self._lock:
+            if self._closing:
+                return
             child, pipe = self._children[lane], self._pipes[lane]
             self._children[lane], self._pipes[lane] = self._spawn()
+            self._retired.append((child, pipe))
         child.kill()
-        child.wait()
-        pipe.close()
         self._alarm_in.send_bytes(b"!")
 
     def close(self) -> None:  # noqa: D102
-        self._closing = True
-        self._alarm_in.send_bytes(b"!")
-        self._thread.join()
-        for child, pipe in zip(self._children, self._pipes, strict=True):
+        with self._lock:
+            self._closing = True
+            children = [*self._children, *(child for child, _ in self._retired)]
+        for child in children:
             child.kill()
-            child.wait()
-            pipe.close()
+        self._alarm_in.send_bytes(b"!")
+        self._thread.join(JOIN_S)
+        for child in [*children, *self._dying]:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # see `_drain_once`
+                child.wait(REAP_S)
+        # The pipes close with this object: another thread may still be sending on one, and ends by the broken pipe.
 
     def pids(self) -> list[int]:
         """Process ids, by lane."""
@@ -185,43 +220,59 @@ class ProcessLanes:
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is the owner's decision, also before the child can say so
         )
         theirs.close()
         return child, ours
 
     def _send(self, lane: int, message: tuple[str, int, Any]) -> None:
-        # A broken pipe is no news: the drain thread sees the same end of file and reports WorkerLost for this lane.
+        # A broken pipe needs no answer here: the drain thread sees the same end of file and reports WorkerLost for this lane.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipes[lane].send(message)
 
     def _drain(self) -> None:
-        lost: set[Connection] = set()
-        while not self._closing:
-            with self._lock:
-                lanes = {pipe: lane for lane, pipe in enumerate(self._pipes) if pipe not in lost and not pipe.closed}
+        try:
+            lost: set[Connection] = set()
+            while not self._closing:
+                self._drain_once(lost)
+        except Exception as error:  # noqa: BLE001 - raised by `wait`: without this thread no answer would ever come
+            self._answers.put(error)
+
+    def _drain_once(self, lost: set[Connection]) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+            lanes = {pipe: lane for lane, pipe in enumerate(self._pipes) if pipe not in lost}
+        for child, pipe in retired:
+            lost.discard(pipe)
+            pipe.close()
+            self._dying.append(child)
+        # Not waited for: a process that hangs in a read of a dead mount survives SIGKILL until the mount answers.
+        self._dying = [child for child in self._dying if child.poll() is None]
+        for ready in wait([*lanes, self._alarm_out]):
+            if ready is self._alarm_out:
+                self._alarm_out.recv_bytes()
+                continue
+            assert isinstance(ready, Connection)  # noqa: S101 - the alarm was handled above
+            lane = lanes[ready]
             try:
-                readable = wait([*lanes, self._alarm_out])
-            except (OSError, ValueError):
-                continue  # a pipe was closed under us by `restart`: look again at the lanes there are
-            for ready in readable:
-                if ready is self._alarm_out:
-                    self._alarm_out.recv_bytes()
-                    continue
-                pipe = ready
-                assert isinstance(pipe, Connection)  # noqa: S101 - the others were handled above
-                try:
-                    ticket, answer = _receive(pipe)
-                except (EOFError, OSError):
-                    lost.add(pipe)
-                    with self._lock:
-                        current = self._pipes[lanes[pipe]] is pipe
-                        code = self._children[lanes[pipe]].poll() if current else None
-                    if current and not self._closing:
-                        self._answers.put(
-                            (lanes[pipe], -1, WorkerLost(f"decoder process ended (exit code {code})", stage="decode"))
-                        )
-                    continue
-                self._answers.put((lanes[pipe], ticket, answer))
+                self._answers.put((ready, lane, *_receive(ready)))
+            except Exception as error:  # noqa: BLE001 - the end of the process, or bytes of a decoder that went astray
+                lost.add(ready)
+                with self._lock:
+                    current = self._children[lane] if self._pipes[lane] is ready else None
+                if current is not None and not self._closing:
+                    self._answers.put((ready, lane, -1, _end_of(current, error)))
+
+
+def _end_of(child: subprocess.Popen[bytes], error: Exception) -> WorkerLost:
+    """Why nothing more comes from `child`, whose pipe gave `error`."""
+    if isinstance(error, EOFError | OSError):
+        try:
+            return lost_by(child.wait(REAP_S))
+        except subprocess.TimeoutExpired:
+            return WorkerLost("decoder process closed its pipe and went on", blame=True, stage="decode")
+    message = f"decoder process sent an answer that cannot be read ({type(error).__name__}: {error})"
+    return WorkerLost(message, blame=True, stage="decode")
 
 
 def _transmit(pipe: Connection, ticket: int, answer: Answer) -> None:
@@ -268,13 +319,12 @@ def _serve(descriptor: int, memory_bytes: int, niceness: int, parent_pid: int) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's decision
     pipe = Connection(descriptor)
     worker = LaneWorker(memory_bytes, niceness)
-    _transmit(pipe, -1, LaneReady())
-    while True:
-        try:
+    # OSError: the owner closed the pipe or died in the middle of a message. It needs no answer, and the user no traceback.
+    with contextlib.suppress(EOFError, OSError):
+        _transmit(pipe, -1, LaneReady())
+        while True:
             verb, ticket, request = pipe.recv()
-        except EOFError:
-            return
-        _transmit(pipe, ticket, worker.open(request) if verb == "open" else worker.pull())
+            _transmit(pipe, ticket, worker.open(request) if verb == "open" else worker.pull())
 
 
 if __name__ == "__main__":

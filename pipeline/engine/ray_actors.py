@@ -1,7 +1,7 @@
-"""The stages in Ray's clothes: an encoder actor owns an encode loop, a decoder actor owns a lane worker. No logic of their own.
+"""The encoder as a Ray actor: it owns an encode loop and adds no logic of its own.
 
-Enters: a blueprint, shards, cut requests. Leaves: shard outcomes, frames through Ray's object store. Actors are not restarted and not
-retried by Ray: the driver and the feed decide that, with a reason. Decoders belong to their encoder and die with it.
+Takes a blueprint and shards. Gives shard outcomes. The actor is neither restarted nor retried by Ray: the driver decides that, with a
+reason. Decoders (`ray_lanes`) belong to their encoder and die with it.
 """
 
 from __future__ import annotations
@@ -12,125 +12,23 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.encoder import Encoder
 from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
-from pipeline.engine.lanes import LaneReady, LaneWorker, niceness_beside
-from pipeline.errors import BuildError, LatheError, WorkerLost
+from pipeline.engine.lanes import niceness_beside
+from pipeline.engine.ray_lanes import RayLanes
+from pipeline.errors import BuildError, LatheError
 
 if TYPE_CHECKING:
-    from pipeline.cutting import CutRequest
     from pipeline.engine.attempt import ShardResult
     from pipeline.engine.blueprint import Blueprint
-    from pipeline.engine.lanes import Answer
     from pipeline.records import Shard
 
 DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
 SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how many are used
-
-
-@ray.remote(max_restarts=0, max_task_retries=0)
-class DecoderActor:
-    """One lane. A crash or a hang in a codec ends this process and nothing else."""
-
-    def __init__(self, memory_bytes: int, niceness: int) -> None:
-        self._worker = LaneWorker(memory_bytes, niceness)
-
-    def node(self) -> str:
-        """Where it runs."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def open(self, request: CutRequest) -> Answer:
-        """See `LaneWorker.open`."""
-        return self._worker.open(request)
-
-    def pull(self) -> Answer:
-        """See `LaneWorker.pull`."""
-        return self._worker.pull()
-
-
-class RayLanes:
-    """`Lanes` over decoder actors, on this node if it has room, else anywhere."""
-
-    def __init__(self, count: int, memory_bytes: int, niceness: int, cpus: float) -> None:
-        self.count = count
-        self._niceness = niceness
-        self._memory_bytes = memory_bytes
-        self._cpus = cpus
-        self._home = ray.get_runtime_context().get_node_id()
-        self._actors: list[Any] = [None] * count
-        self._nodes: list[str | None] = [None] * count
-        # Per lane, in order: (ref, ticket). Ticket None marks the question for the node, whose answer is LaneReady.
-        self._asked: list[deque[tuple[Any, int | None]]] = [deque() for _ in range(count)]
-        self._unsent: list[tuple[int, int, Answer]] = []  # answers to videos that could not be sent
-        for lane in range(count):
-            self._create(lane)
-
-    def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
-        sample = request.sample
-        if isinstance(sample.video, str) and self._nodes[lane] != self._home:
-            try:
-                request = replace(request, sample=replace(sample, video=Path(sample.video).read_bytes()))
-            except OSError as error:  # gone with its attempt, or a full disk: the lane's answer, not the encoder's end
-                self._unsent.append((lane, ticket, WorkerLost(f"video for another node: {error}", stage="decode")))
-                return
-        self._asked[lane].append((self._actors[lane].open.remote(request), ticket))
-
-    def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
-        self._asked[lane].append((self._actors[lane].pull.remote(), ticket))
-
-    def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
-        if self._unsent:
-            unsent, self._unsent = self._unsent, []
-            return unsent
-        refs = [ref for asked in self._asked for ref, _ in asked]
-        if not refs:
-            threading.Event().wait(timeout_s)
-            return []
-        ray.wait(refs, num_returns=1, timeout=timeout_s)
-        done = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-        answers: list[tuple[int, int, Answer]] = []
-        for lane, asked in enumerate(self._asked):
-            while asked and asked[0][0] in done:
-                ref, ticket = asked.popleft()
-                answers.append((lane, *self._take(lane, ref, ticket)))
-                if isinstance(answers[-1][2], WorkerLost):
-                    asked.clear()
-        return answers
-
-    def restart(self, lane: int) -> None:  # noqa: D102
-        ray.kill(self._actors[lane], no_restart=True)
-        self._asked[lane].clear()
-        self._create(lane)
-
-    def close(self) -> None:  # noqa: D102
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
-
-    def _create(self, lane: int) -> None:
-        near = NodeAffinitySchedulingStrategy(self._home, soft=True)
-        options = {"num_cpus": self._cpus, "num_gpus": 0, "scheduling_strategy": near}
-        self._actors[lane] = DecoderActor.options(**options).remote(self._memory_bytes, self._niceness)  # type: ignore[attr-defined]
-        self._nodes[lane] = None
-        self._asked[lane].append((self._actors[lane].node.remote(), None))
-
-    def _take(self, lane: int, ref: Any, ticket: int | None) -> tuple[int, Answer]:
-        try:
-            answer = ray.get(ref)
-        except RayError as error:
-            return -1, WorkerLost(f"decoder actor lost ({type(error).__name__})", stage="decode")
-        if ticket is None:
-            self._nodes[lane] = answer
-            return -1, LaneReady()
-        return ticket, answer
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": 2})
@@ -157,6 +55,7 @@ class EncoderActor:
             job.decode.memory_bytes,
             niceness_beside(self._blueprint.device),
             job.engine.decoder_cpus,
+            job.storage,
         )
         encoder = Encoder(
             job.model,

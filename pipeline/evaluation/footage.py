@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.engine.feed import Feed, Restarted
 from pipeline.engine.lanes import ProcessLanes, niceness_beside
+from pipeline.errors import LatheError
 from pipeline.reader import ShardReader
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
@@ -73,7 +74,8 @@ class Footage:
     """Iterate once, inside `with`.
 
     Raises while iterating:
-        StorageUnavailable, SourceChanged: as the reader.
+        StorageUnavailable, SourceChanged, SourceRefused: as the reader, or met by a decoder.
+        WorkerLost: decoders that are killed from outside again and again.
         BuildError: decoder processes that die on start-up.
     """
 
@@ -88,13 +90,13 @@ class Footage:
         self._error: BaseException | None = None
         self._loans: set[_Loan] = set()
         self._stop = threading.Event()
-        self._lanes = ProcessLanes(
+        lanes = ProcessLanes(
             job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1)),
             job.decode.memory_bytes,
             niceness_beside(device),
         )
         self._feed = Feed(
-            self._lanes,
+            lanes,
             self,
             rules=rules,
             limits=job.decode,
@@ -115,7 +117,6 @@ class Footage:
     ) -> None:
         self._stop.set()
         self._feed.close()
-        self._lanes.close()
         for loan in list(self._loans):  # what was left early; also ends a read that waits for storage
             loan.reader.close()
         self._thread.join()
@@ -127,6 +128,10 @@ class Footage:
                 ended += 1
                 yield self._refused.get()
             for event in self._feed.events(WAIT_S):
+                if isinstance(
+                    event.what, LatheError
+                ):  # not the video's fault: its numbers would be missing from the result
+                    raise event.what
                 yield Happening(event.owner.number, event.sample, event.what)
                 if isinstance(event.what, FrameChunk):
                     self._feed.consumed(event.what.nbytes)

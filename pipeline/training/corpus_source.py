@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ORDER, DRAWS = 0, 1  # what a generator is for, beside seed and number
 TRIES = 1000  # videos in a row that may be of no use before a clip is given up
 # Reasons that may lie in the part of the video that was wanted; all others hold for every clip of that size.
-PASSING = ("corrupt_stream", "ended_early", "size_changed", "truncated_shard", "unreadable")
+PASSING = ("corrupt_stream", "ended_early", "size_changed", "truncated_shard")
 NAMED = 3  # videos an error names
 
 

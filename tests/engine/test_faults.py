@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline.audit.verify import verify_output
+from pipeline.config import StorageConfig
 from pipeline.encoder import Encoder
-from pipeline.engine import driver, latent_spool
+from pipeline.engine import driver, feed, latent_spool
 from pipeline.engine.lanes import ProcessLanes
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
 from pipeline.receipts import Ledger
+from pipeline.storage import open_store
 from pipeline.storage.local import LocalStore
-from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar
+from tests.tiny_corpus import receipts, rows, tiny_job, video_bytes, write_tar
 
 
 @pytest.fixture
@@ -174,3 +177,94 @@ def test_access_lost_in_the_middle_is_a_failed_build_with_its_report(shard, tmp_
         pipeline.encode(tiny_job([shard, small], tmp_path / "out"))
     assert caught.value.exit_code == 1
     assert caught.value.report.shards_done == 1
+
+
+def test_decoders_killed_twice_in_the_middle_of_one_video_lose_no_clip(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(300, 256, 256), "txt": b"x"}})
+    lanes, killed = [], []
+    spawn, launch = ProcessLanes.__init__, Encoder.launch
+
+    def remember(self, *arguments):
+        lanes.append(self)
+        spawn(self, *arguments)
+
+    def kill_then_launch(self, batch, states):
+        # 16 MiB are 17 clips of 60: what is decoded ahead ends before the next kill, and before the end of the video.
+        if len(killed) < 2 and batch[0].clip >= (3, 30)[len(killed)]:
+            killed.append(lanes[0].pids()[0])
+            os.kill(killed[-1], signal.SIGKILL)
+        return launch(self, batch, states)
+
+    monkeypatch.setattr(ProcessLanes, "__init__", remember)
+    monkeypatch.setattr(Encoder, "launch", kill_then_launch)
+    overrides = ("clips.size=256x256", "engine.frame_bytes=16777216", "engine.decoders=1")
+    report = pipeline.encode(tiny_job(shard, tmp_path / "out", *overrides))
+    assert len(set(killed)) == 2
+    assert report.ok
+    assert (report.counts.clips, report.counts.clips_rejected, report.rejects) == (60, 0, {})
+    assert len(rows(tmp_path / "out")) == 60
+    verified = verify_output(open_store(str(tmp_path / "out"), StorageConfig()))
+    assert verified.ok, verified.problems
+
+
+def test_a_video_that_crashes_its_decoder_twice_is_rejected_with_the_signal_named(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(29), "txt": b"x"}})
+    drill = ("drill.point=in_decoder", "drill.action=crash", "drill.times=2", f"drill.marker_dir={tmp_path / 'm'}")
+    with pytest.raises(BuildError, match="decoder_crashed 1"):  # it was the only video
+        pipeline.encode(tiny_job(shard, tmp_path / "out", *drill))
+    (receipt,) = receipts(tmp_path / "out")
+    (reject,) = receipt.rejects
+    assert reject.message == "decoder process ended: segmentation fault (SIGSEGV), 2 times"
+
+
+def test_a_video_that_always_gets_its_decoder_killed_is_no_reject_and_its_shard_fails(tmp_path, monkeypatch):
+    """As the kernel's memory killer would do: nothing tells whether the video is at fault."""
+    monkeypatch.setattr(feed, "KILL_PAUSE_S", 0.01)
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(29), "txt": b"x"}})
+    drill = ("drill.point=in_decoder", "drill.times=99", f"drill.marker_dir={tmp_path / 'm'}", "engine.attempts=1")
+    with pytest.raises(ShardsFailed, match=r"5 decoders were lost on a, none by a crash; .*SIGKILL") as caught:
+        pipeline.encode(tiny_job(shard, tmp_path / "out", *drill))
+    assert caught.value.exit_code == 1
+    assert receipts(tmp_path / "out") == []
+
+
+SICK_MOUNT = """
+import builtins, errno, io, os
+marker, healthy_open = os.environ["SICK_MOUNT"], io.open
+
+class Sick(io.FileIO):
+    def read(self, size=-1):
+        if self.tell() < 1000 or not os.path.exists(marker):
+            return super().read(size)
+        os.unlink(marker)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def readinto(self, buffer):
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+def sick_open(path, mode="r", *arguments, **options):
+    if str(path).endswith("sick.mp4") and os.path.exists(marker):
+        return Sick(path) if options.get("buffering") == 0 else io.BufferedReader(Sick(path))
+    return healthy_open(path, mode, *arguments, **options)
+
+io.open = builtins.open = sick_open
+"""
+
+
+def test_a_mount_that_hiccups_under_a_decoder_costs_an_attempt_not_the_video(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    for name in ("sick", "well"):
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(video_bytes(29, 128, 128))
+    hiccup = tmp_path / "hiccup"
+    hiccup.touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SICK_MOUNT)
+    monkeypatch.setenv("SICK_MOUNT", str(hiccup))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))  # of the decoder processes
+    report = pipeline.encode(tiny_job(tmp_path / "videos", tmp_path / "out"))
+    assert not hiccup.exists()
+    assert report.ok
+    assert report.rejects == {}
+    assert len(rows(tmp_path / "out")) == report.counts.clips == 10

@@ -1,5 +1,7 @@
 """The feed over real decoder processes: every sample accounted for, one retry after a death, budgets kept, cancelled owners silent."""
 
+import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -107,15 +109,25 @@ def test_a_decoder_killed_once_is_a_restart_and_the_frames_are_the_same(run, tmp
             assert (a.planes_T3HW == b.planes_T3HW).all()
 
 
-def test_a_decoder_killed_twice_rejects_the_video_and_spares_the_next(run, tmp_path):
-    drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path), times=2)
+def test_a_decoder_that_crashes_twice_rejects_the_video_and_spares_the_next(run, tmp_path):
+    drill = DrillConfig(point="in_decoder", action="crash", marker_dir=str(tmp_path), times=2)
     events = collect(run(Samples(("o", sample(0)), ("o", sample(1))), drill=drill, lanes=1), ended=2)
     reject = events["o", "k0"][-1]
     assert isinstance(reject, Reject)
     assert (reject.reason, reject.policy) == ("decoder_crashed", False)
-    assert "2 times" in reject.message
+    assert reject.message == "decoder process ended: segmentation fault (SIGSEGV), 2 times"
     assert sum(isinstance(what, Restarted) for what in events["o", "k0"]) == 1
     assert kinds(events["o", "k1"])[-1] == "VideoEnded"
+
+
+def test_a_decoder_killed_from_outside_twice_loses_nothing(run, tmp_path):
+    calm = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
+    drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path), times=2)
+    history = collect(run(Samples(("o", sample(0))), drill=drill, lanes=1), ended=1)["o", "k0"]
+    assert len(os.listdir(tmp_path)) == 2
+    restarts = [n for n, kind in enumerate(kinds(history)) if kind == "Restarted"]
+    assert len(restarts) == 2
+    assert kinds(history[restarts[-1] + 1 :]) == kinds(calm)
 
 
 def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
@@ -131,7 +143,9 @@ def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
 def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no interpreter starts under this
     feed = run(Samples(("o", sample(0))))
-    with pytest.raises(BuildError, match="died before they were up"):
+    with pytest.raises(
+        BuildError, match=r"6 decoder processes in a row died before they were up; the last: .* exit code 1$"
+    ):
         collect(feed, ended=1)
 
 
@@ -172,6 +186,9 @@ class CuttersHere:
     def wait(self, timeout_s):
         answers, self.answers = self.answers, []
         return answers
+
+    def receiving(self, lane):
+        return False
 
 
 WHOLE = 1 << 20  # frames: what a network that encodes clips whole asks for
@@ -304,3 +321,31 @@ def test_a_decoder_stuck_in_a_cancelled_video_does_not_stop_the_feed(run, tmp_pa
     feed.cancel("gone")
     source.items.append(("stays", sample(1, video=large)))
     assert kinds(collect(feed, ended=1)["stays", "k1"])[-1] == "VideoEnded"
+
+
+def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run):
+    source = Samples()
+    feed = run(source, lanes=1)
+    deadline = time.monotonic() + 20.0
+    while not feed.ready_lanes:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(feed._lanes.pids()[0], signal.SIGSTOP)
+    source.items.append(("o", sample(0, video=bytes(1 << 22))))
+    while source.items:
+        time.sleep(0.02)
+    closing = threading.Thread(target=feed.close, daemon=True)
+    closing.start()
+    closing.join(20.0)
+    assert not closing.is_alive()
+    assert not feed._thread.is_alive()
+
+
+def test_decoders_killed_while_they_start_are_started_again(run):
+    feed = run(Samples(("o", sample(0))), lanes=2)
+    killed = set()
+    while len(killed) < 8:  # more than may end by themselves
+        for pid in set(feed._lanes.pids()) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    assert kinds(collect(feed, ended=1)["o", "k0"])[-1] == "VideoEnded"

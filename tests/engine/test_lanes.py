@@ -2,6 +2,10 @@
 
 import os
 import signal
+import struct
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -40,6 +44,7 @@ def collect(lanes, count, timeout_s=20.0):
 
 
 def test_a_video_is_answered_by_pull_in_order(lanes):
+    assert all(os.getpgid(pid) != os.getpgid(0) for pid in lanes.pids())  # Ctrl-C in a terminal does not reach them
     lanes.open(1, 7, request())
     for _ in range(4):
         lanes.pull(1, 7)
@@ -61,11 +66,16 @@ def test_garbage_is_an_answer_and_the_lane_lives_on(lanes):
     assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
 
 
-def test_a_killed_lane_says_so_and_is_replaced(lanes):
+def test_a_lane_that_was_killed_or_crashed_says_so_and_is_replaced(lanes):
     os.kill(lanes.pids()[0], signal.SIGKILL)
     ((lane, _, answer),) = collect(lanes, 1)
     assert lane == 0
     assert isinstance(answer, WorkerLost)
+    assert (answer.blame, answer.message) == (False, "decoder process was killed from outside by signal 9 (SIGKILL)")
+    os.kill(lanes.pids()[1], signal.SIGSEGV)
+    ((lane, _, crash),) = collect(lanes, 1)
+    assert lane == 1
+    assert (crash.blame, crash.message) == (True, "decoder process ended: segmentation fault (SIGSEGV)")
     before = lanes.pids()
     lanes.restart(0)
     assert collect(lanes, 1) == [(0, -1, LaneReady())]
@@ -81,3 +91,105 @@ def test_close_ends_the_processes(lanes):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_an_answer_of_a_process_that_was_replaced_is_dropped(lanes):
+    lanes.open(0, 1, request())
+    os.kill(lanes.pids()[0], signal.SIGKILL)
+    time.sleep(0.3)  # until the drain thread has reported the loss
+    lanes.restart(0)
+    assert collect(lanes, 1) == [(0, -1, LaneReady())]
+
+
+def talking(monkeypatch, code):
+    """Lanes whose processes run `code`, with `descriptor` as their end of the pipe."""
+    popen = subprocess.Popen
+
+    def spawn(arguments, **options):
+        script = f"import os, struct, sys, time; descriptor = int(sys.argv[1]); {code}"
+        return popen([sys.executable, "-c", script, arguments[3]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", spawn)
+    return ProcessLanes(1, 4 << 30)
+
+
+@pytest.mark.parametrize(
+    ("code", "blame", "told"),
+    [
+        (
+            "os.write(descriptor, struct.pack('!i', 7) + b'garbage'); time.sleep(60)",
+            True,
+            "cannot be read (UnpicklingError",
+        ),
+        ("os.write(descriptor, struct.pack('!i', 4) + b'N.')", True, "exit code 0"),
+        ("os.write(descriptor, struct.pack('!i', 2) + b'N.'); time.sleep(60)", True, "cannot be read (TypeError"),
+        ("sys.exit(7)", True, "exit code 7"),
+        ("os.kill(os.getpid(), 15)", False, "SIGTERM"),
+    ],
+)
+def test_whatever_a_decoder_sends_or_how_it_ends_its_lane_is_lost_and_the_thread_goes_on(
+    monkeypatch, code, blame, told
+):
+    lanes = talking(monkeypatch, code)
+    for _ in range(2):
+        ((lane, ticket, answer),) = collect(lanes, 1)
+        assert (lane, ticket, type(answer), answer.blame) == (0, -1, WorkerLost, blame)
+        assert told in answer.message
+        lanes.restart(0)
+    lanes.close()
+
+
+def test_a_process_that_closes_its_pipe_and_goes_on_is_lost(monkeypatch):
+    monkeypatch.setattr("pipeline.engine.lanes.REAP_S", 0.2)
+    lanes = talking(monkeypatch, "os.close(descriptor); time.sleep(60)")
+    ((_, _, answer),) = collect(lanes, 1)
+    assert (answer.blame, answer.message) == (True, "decoder process closed its pipe and went on")
+    lanes.close()
+
+
+@pytest.mark.parametrize("message", [b"", struct.pack("!i", 1000) + b"half a message"])
+def test_a_decoder_whose_owner_is_gone_ends_silently(lanes, capfd, message):
+    child, pipe = lanes._spawn()
+    if message:
+        pipe.recv()
+        os.write(pipe.fileno(), message)
+    pipe.close()
+    assert child.wait(30) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_restarts_under_load_lose_no_answer_and_leave_no_process(lanes):
+    """The drain thread is in the middle of large answers when their lane is replaced."""
+    large = request(video_bytes(29, 256, 256))
+    large = CutRequest(
+        large.sample,
+        resolve_rules(ClipConfig(frames=(29,), size=("256x256",)), 4, 8, "n"),
+        *[DecodeConfig(), 0, DrillConfig()],
+    )
+    pids = set(lanes.pids())
+    for ticket in range(4):
+        lanes.open(0, ticket, large)
+        lanes.pull(0, ticket)
+        if ticket % 2:
+            collect(lanes, 1)
+        lanes.restart(0)
+        pids |= set(lanes.pids())
+        assert collect(lanes, 1) == [(0, -1, LaneReady())]
+    lanes.open(0, 99, large)
+    lanes.pull(0, 99)
+    assert [type(answer) for _, _, answer in collect(lanes, 2)] == [OpenedVideo, FrameChunk]
+    lanes.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_close_ends_a_send_to_a_process_that_does_not_read(lanes):
+    os.kill(lanes.pids()[0], signal.SIGSTOP)
+    sending = threading.Thread(target=lanes.open, args=(0, 1, request(bytes(1 << 22))), daemon=True)
+    sending.start()
+    sending.join(0.2)
+    assert sending.is_alive()
+    lanes.close()
+    sending.join(20)
+    assert not sending.is_alive()

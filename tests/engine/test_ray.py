@@ -13,7 +13,7 @@ import pytest
 import pipeline
 from tests.engine.test_inline import assert_same_rows
 from tests.engine.test_kill import assert_sound, drill_flags
-from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
+from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job, video_bytes, write_tar
 
 pytestmark = pytest.mark.ray
 
@@ -143,3 +143,33 @@ def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows
     again = ray_cluster.lathe("encode", corpus, output, *joined(ray_cluster))
     assert again.returncode == 0, again.stderr
     assert_same_rows(clean_rows, rows(output))
+
+
+@pytest.fixture(scope="module")
+def one_video(tmp_path_factory):
+    """A shard of one video of six clips, so that every drill is met on it."""
+    return write_tar(tmp_path_factory.mktemp("one") / "a.tar", {"a": {"mp4": video_bytes(31), "txt": b"x"}})
+
+
+def test_a_decoder_actor_killed_twice_on_one_video_loses_no_clip(ray_cluster, one_video, tmp_path):
+    flags = [*joined(ray_cluster), *drill_flags("in_decoder", tmp_path / "m", times=2)]
+    run = ray_cluster.lathe("encode", one_video, tmp_path / "out", *flags)
+    assert run.returncode == 0, run.stderr
+    assert sorted(os.listdir(tmp_path / "m")) == ["in_decoder-0", "in_decoder-1"]
+    pipeline.encode(tiny_job(one_video, tmp_path / "clean"))
+    assert len(rows(tmp_path / "out")) == 6
+    assert_sound(tmp_path / "out", rows(tmp_path / "clean"), samples=1)
+
+
+def test_a_video_that_crashes_its_decoder_actor_twice_is_rejected_with_the_signal_named(
+    ray_cluster, one_video, tmp_path
+):
+    flags = [*joined(ray_cluster), *drill_flags("in_decoder", tmp_path / "m", times=2), "--set", "drill.action=crash"]
+    run = ray_cluster.lathe("encode", one_video, tmp_path / "out", *flags)
+    assert run.returncode == 1, run.stderr  # it was the only video
+    (receipt,) = receipts(tmp_path / "out")
+    (reject,) = receipt.rejects
+    assert (reject.reason, reject.message) == (
+        "decoder_crashed",
+        "decoder process ended: segmentation fault (SIGSEGV), 2 times",
+    )

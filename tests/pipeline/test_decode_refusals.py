@@ -66,12 +66,6 @@ def test_limits_hold_before_decoding(values, reason, container):
     assert len(lumas(encode(8, options=FAST, container=container))) == 8
 
 
-def test_a_missing_file_is_unreadable(tmp_path):
-    with pytest.raises(DamagedInput) as caught:
-        open_video(str(tmp_path / "gone.mp4"), LIMITS)
-    assert caught.value.reason == "unreadable"
-
-
 def test_a_file_cut_off_gives_its_frames_and_then_says_so():
     data = encode(60, picture=textured, options=FAST, container_options={"movflags": "faststart"})
     video = open_video(data[: len(data) * 2 // 3], LIMITS)

@@ -1,0 +1,60 @@
+"""How a decoder process ended, in words, and whether its own work ended it.
+
+Takes the exit status of a child process, or what `faulthandler` wrote in a process that crashed. Gives a `WorkerLost`.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from pipeline.errors import WorkerLost
+
+# What a process brings upon itself: crashes of native code, and the limit on CPU time. All other signals come from outside,
+# SIGKILL too: the kernel's memory killer, a memory monitor, an operator. Our own kills at `decode.timeout_s` never get here.
+OWN_SIGNALS = {
+    signal.SIGSEGV: "segmentation fault",
+    signal.SIGABRT: "aborted",
+    signal.SIGBUS: "bus error",
+    signal.SIGFPE: "arithmetic error",
+    signal.SIGILL: "illegal instruction",
+    signal.SIGXCPU: "CPU time limit exceeded",
+}
+# First line of faulthandler's report -> signal.
+CRASH_REPORTS = {
+    "Segmentation fault": signal.SIGSEGV,
+    "Aborted": signal.SIGABRT,
+    "Bus error": signal.SIGBUS,
+    "Floating-point exception": signal.SIGFPE,
+    "Floating point exception": signal.SIGFPE,
+    "Illegal instruction": signal.SIGILL,
+}
+CRASH_PREFIX = "Fatal Python error: "
+
+
+def lost_by(code: int) -> WorkerLost:
+    """The end of a child process. `code` as `subprocess.Popen.returncode`: negative for a signal."""
+    if code >= 0:
+        return WorkerLost(f"decoder process ended with exit code {code}", blame=True, stage="decode")
+    return _lost_by_signal(-code)
+
+
+def lost_by_report(report: str) -> WorkerLost | None:
+    """The crash that `faulthandler` reported in a process; None where the report is empty: the process did not crash."""
+    first = report.partition("\n")[0]
+    if not first.startswith(CRASH_PREFIX):
+        return None
+    cause = first.removeprefix(CRASH_PREFIX)
+    if cause in CRASH_REPORTS:
+        return _lost_by_signal(CRASH_REPORTS[cause])
+    return WorkerLost(f"decoder process crashed: {cause[:200]}", blame=True, stage="decode")
+
+
+def _lost_by_signal(number: int) -> WorkerLost:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "unnamed"
+    if number in OWN_SIGNALS:
+        text = f"decoder process ended: {OWN_SIGNALS[signal.Signals(number)]} ({name})"
+        return WorkerLost(text, blame=True, stage="decode")
+    return WorkerLost(f"decoder process was killed from outside by signal {number} ({name})", stage="decode")

@@ -1,0 +1,111 @@
+"""Decoder actors: why one died, and how a video gets to one on another node. One process runs all cases; the tests look at what it told."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.config import StorageConfig
+from pipeline.engine import ray_lanes
+from pipeline.errors import WorkerLost
+from pipeline.storage import open_store
+from tests.tiny_corpus import video_bytes, write_tar
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+
+@pytest.fixture(scope="module")
+def told(ray_cluster, s3_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lanes")
+    video = video_bytes(29, 256, 256)
+    assert len(video) > 4 * 64 * 1024  # more parts than are read at once
+    (folder / "video.mp4").write_bytes(video)
+    root = s3_server.with_fresh_bucket().root
+    tar = write_tar(folder / "a.tar", {"x": {"txt": b"something before it"}, "a": {"mp4": video}})
+    open_store(root, StorageConfig()).upload(tar, "a.tar")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.engine.ray_lanes_process",
+        ray_cluster.address,
+        str(folder),
+        f"{root}/a.tar",
+    ]
+    environment = {**ray_cluster.environment, **s3_server.environment()}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_video_sent_or_fetched_to_another_node_gives_the_same_pixels(told):
+    assert told["at home"]["end"] == told["sent"]["end"] == told["fetched"]["end"] == "VideoEnded"
+    assert told["at home"]["pixels"] == told["sent"]["pixels"] == told["fetched"]["pixels"] > 0
+    assert [told[case]["receiving"] for case in ("at home", "sent", "fetched")] == [False, True, True]
+
+
+@pytest.mark.parametrize("trouble", ["no way to the store", "fetched, replaced"])
+def test_a_video_that_another_machine_cannot_fetch_is_sent_from_the_copy_here(told, trouble):
+    assert told[trouble] == told["fetched"]
+
+
+def test_a_video_that_cannot_get_to_another_node_is_an_error_of_the_storage(told):
+    assert told["sent, no file"]["end"] == "StorageUnavailable"
+    assert "/not here cannot be sent to a decoder on another node" in told["sent, no file"]["message"]
+
+
+@pytest.mark.parametrize("where", ["", " elsewhere"])
+def test_a_crash_of_an_actor_is_told_from_a_kill(told, where):
+    crash, kill = told[f"crash{where}"], told[f"kill{where}"]
+    assert (crash["end"], crash["blame"]) == (kill["end"], not kill["blame"]) == ("WorkerLost", True)
+    assert crash["message"] == "decoder process ended: segmentation fault (SIGSEGV)"
+    assert "killed from outside" in kill["message"]
+
+
+def test_what_the_object_store_does_not_take_is_the_lanes_answer(told):
+    assert (told["store full"]["end"], told["store full"]["blame"]) == ("WorkerLost", False)
+    assert "ObjectStoreFullError" in told["store full"]["message"]
+
+
+def test_a_closed_set_of_lanes_starts_no_actor(told):
+    assert told["after close"] == [0]
+
+
+def test_what_ray_knows_of_a_loss_decides_who_is_to_blame():
+    from ray import exceptions
+
+    def died(text, **more):
+        error = exceptions.ActorDiedError()
+        error.error_msg = text
+        for name, value in more.items():
+            setattr(error, name, value)
+        return error
+
+    cases = [
+        (
+            died("Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits with an exit code 3."),
+            True,
+            "exit code 3",
+        ),
+        (died("Worker exits with an exit code 1. The process receives a SIGTERM."), False, "SIGTERM"),
+        (died("The actor is dead because its node has died."), False, "its node has died"),
+        (died("The node was terminated", _preempted=True), False, "preempted"),
+        (died("creation task, ImportError: av", _actor_init_failed=True), True, "could not start"),
+        (exceptions.ActorUnavailableError("connection reset", None), False, "ActorUnavailableError"),
+        (exceptions.OutOfMemoryError("Memory on the node was ...\n" * 40), False, "memory monitor"),
+        (exceptions.NodeDiedError("gone"), False, "NodeDiedError"),
+        (exceptions.LocalRayletDiedError(), False, "raylet died"),
+        (exceptions.WorkerCrashedError(), False, "WorkerCrashedError"),
+        (exceptions.RayTaskError("pull", "trace", ValueError("a fault of ours")), True, "ValueError"),
+        (
+            exceptions.RayTaskError("pull", "trace", exceptions.ObjectStoreFullError("full")),
+            False,
+            "ObjectStoreFullError",
+        ),
+    ]
+    for error, blame, told in cases:
+        lost = ray_lanes._lost(error)
+        assert (type(lost), lost.blame) == (WorkerLost, blame), lost
+        assert told in lost.message
+        assert "\n" not in lost.message
+        assert len(lost.message) < 300
