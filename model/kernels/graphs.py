@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from model.out_of_memory import is_out_of_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
@@ -23,7 +25,6 @@ CAPACITY = 4  # graphs kept; each holds the memory of one step
 PATIENCE = 2  # times a shape runs as it is before it is recorded: rare shapes are never worth a graph, and kernels compile meanwhile
 IDLE = 64  # runs after which a graph nobody asked for may make room; recording takes as long as many steps
 SHAPES_COUNTED = 256
-CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class StepGraphs:
@@ -48,14 +49,14 @@ class StepGraphs:
         """`step(*tensors)`. Steps of one `name` and the same shapes must be the same function.
 
         Raises:
-            torch.OutOfMemoryError: the step does not fit, with no graph held.
+            RuntimeError: the step does not fit, with no graph held (`model.out_of_memory`).
         """
         key = (name, tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors), _float32_products())
         self._runs += 1
         try:
             return self._run(key, step, tensors)
-        except torch.OutOfMemoryError:
-            if not self._graphs:
+        except (RuntimeError, MemoryError) as error:
+            if not self._graphs or not is_out_of_memory(error):
                 raise
         self.clear()  # what graphs hold may be what the step needs; out here the traceback is gone, and with it what it held
         return step(*tensors)
@@ -96,7 +97,9 @@ class StepGraphs:
         """The new graph, or None where memory does not suffice for one."""
         try:
             replay = self._record(step, tensors)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self.given_up.add(key)
             return None
         self._graphs[key] = replay
@@ -115,7 +118,7 @@ def record_cuda(step: Step, tensors: Sequence[torch.Tensor]) -> Replay:
     """One step as a CUDA graph with memory of its own; replaying copies the tensors in and the results out, on the current stream.
 
     Raises:
-        torch.OutOfMemoryError: beside what is held there is no room for the step once more; nothing of the attempt stays.
+        RuntimeError: beside what is held there is no memory for the step once more, or for the graph; nothing of the attempt stays.
     """
     held = [tensor.clone() for tensor in tensors]
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -126,16 +129,10 @@ def record_cuda(step: Step, tensors: Sequence[torch.Tensor]) -> Replay:
     finally:
         here.wait_stream(aside)  # also after an error: what was queued aside still reads `held`
     graph = torch.cuda.CUDAGraph()
-    try:
-        # torch leaves its capture stream current when it cannot end a recording: the outer context returns to this one.
-        # thread_local: other threads may allocate and copy meanwhile
-        with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = step(*held)
-    except torch.AcceleratorError as error:
-        # the driver's own memory for the graph is not of torch's allocator
-        if getattr(error, "error_code", None) != CUDA_OUT_OF_MEMORY:
-            raise
-        raise torch.OutOfMemoryError(f"no memory to instantiate a CUDA graph: {error}") from error
+    # torch leaves its capture stream current when it cannot end a recording: the outer context returns to this one.
+    # thread_local: other threads may allocate and copy meanwhile
+    with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        results = step(*held)
 
     @torch.no_grad()
     def replay(now: Sequence[torch.Tensor]) -> Tensors:

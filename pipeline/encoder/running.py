@@ -63,6 +63,9 @@ class Encoder:
         torch = load_torch()
         if threads is not None:
             torch.set_num_threads(threads)
+        from model.out_of_memory import is_out_of_memory  # loads torch, which `load_torch` prepares for
+
+        self._is_out_of_memory = is_out_of_memory
         self._vae = load_vae(config, device, compute_dtype)
         self._torch = torch
         self._device = torch.device(device)
@@ -102,7 +105,9 @@ class Encoder:
             return self._launch_in_parts(chunks[0], states[0])
         try:
             return self._step(chunks, states)
-        except self._torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not self._is_out_of_memory(error):
+                raise
             self._budget.ran_out(len(chunks), frames, height, width)
         self._release_memory()  # out here the traceback is gone, and with it what it held
         if len(chunks) == 1:

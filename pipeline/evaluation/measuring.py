@@ -17,6 +17,7 @@ from model.evaluation.latents import LatentMoments
 from model.evaluation.pictures import Reel, Showcase
 from model.evaluation.roundtrip import RoundTrip
 from model.evaluation.tally import Tally
+from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from model.training.perceptual import load_lpips
 from pipeline.encoder.network import load_torch, load_vae, told_of
@@ -106,7 +107,9 @@ class ClipRun:
         except FloatingPointError as error:
             message = f"{self._bench.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
             raise NonFiniteLatent(message, key=self._sample.key, uri=self._sample.uri) from None
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             frames, _, height, width = planes.shape
             raise ConfigError(
                 f"clips.size: {frames} frames of {height}x{width} do not fit into the memory of {self._bench.vae.device}; "

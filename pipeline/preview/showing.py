@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from model.colour import yuv_to_video
 from model.evaluation.pictures import Reel
 from model.evaluation.roundtrip import eight_bits
+from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from pipeline.config import ModelConfig, validate
 from pipeline.encoder.network import cuda_available, load_torch, load_vae, resolve_device, told_of
@@ -97,7 +98,9 @@ class Screen:
                     original_CTHW = self._rgb(original, decoded_CTHW.shape[1])
                     decibels += frame_psnr(original_CTHW, decoded_CTHW)
                 reel.add(original_CTHW, decoded_CTHW)
-        except self._torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"--device: clip {clip.row.id} ({clip.row.bucket}) does not fit into the memory of {self.vae.device}; use cpu"
             ) from error

@@ -208,11 +208,10 @@ def _last_words(error: Exception) -> str:
 
 def _told(error: RuntimeError) -> str | None:
     """Failures of torch's own that have a name for users; None for all others, which are bugs."""
-    import torch
+    from model.out_of_memory import is_out_of_memory
 
-    if isinstance(error, torch.OutOfMemoryError):
-        first = str(error).partition("\n")[0]
-        return f"{first} Use smaller batches in the recipe (with more of them a step), or recompute: true"
+    if is_out_of_memory(error):
+        return "training ran out of memory; use smaller batches in the recipe (with more of them a step), or recompute: true"
     if str(error).startswith("DataLoader worker"):
         return (
             f"{_last_words(error)}; a loading process died, of memory or of a video that breaks its decoder. The same command goes on from "

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import model
 from model import checkpoint
+from model.weights import check_finite
 
 
 class RunsCode:
@@ -279,3 +280,20 @@ def test_a_registered_fetcher_serves_its_scheme(golden, vae, tmp_path, monkeypat
     shutil.rmtree(meta)
     with pytest.raises(ValueError, match="nobody handles shelf"):
         model.load("leanvae", "shelf://vae/weights.ckpt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_one_value_that_is_not_finite_is_found(value, dtype):
+    good = {
+        "a": torch.randn(3, 50).to(dtype),
+        "empty": torch.empty(0, 4, dtype=dtype),
+        "one": torch.tensor(2.0).to(dtype),
+    }
+    check_finite("net", good)
+    for key, place in (("a", (0, 0)), ("a", (1, 27)), ("a", (2, 49)), ("one", ())):
+        broken = good[key].clone()
+        broken[place] = value
+        with pytest.raises(ValueError, match=f"1 tensors with NaN or infinity: {key}"):
+            check_finite("net", {**good, key: broken})
+    check_finite("net", {"largest": torch.full((2,), torch.finfo(dtype).max, dtype=dtype)})

@@ -128,11 +128,14 @@ def test_values_that_are_not_finite_name_the_clip(bench):
         run.push(chunk(0))
 
 
-def test_memory_that_does_not_suffice_names_the_setting(bench):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no more"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")], ids=str
+)
+def test_memory_that_does_not_suffice_names_the_setting(bench, error):
     run = ClipRun(bench, sample(0), plan(0))
 
     def full(*arguments):
-        raise torch.OutOfMemoryError("no more")
+        raise error
 
     bench.vae.encode_planes = full
     with pytest.raises(ConfigError, match=r"5 frames of 32x32 do not fit .* smaller engine\.chunk_frames"):

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
 from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.telling import Telling
+from tests.model.test_out_of_memory import TEXTS
 from tests.tiny_corpus import make_corpus
 from tests.tiny_training import RECIPE, lines, one_thread, train, write_job
 
@@ -224,3 +225,10 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
     assert invoke(tmp_path / "none.yaml")[0] == 2
     job.write_text(yaml.safe_dump({"recipe": "embedded", "output": "run"}))
     assert "data: is required" in invoke(job)[2]
+
+
+@pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
+def test_memory_that_runs_out_is_told_without_the_librarys_numbers(text):
+    told = run._told(RuntimeError(text))
+    assert told.startswith("training ran out of memory; use smaller batches")
+    assert run._told(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
