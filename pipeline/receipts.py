@@ -129,11 +129,16 @@ class Ledger:
         return winner
 
     def read(self, shard_id: str) -> Receipt | None:
-        """The receipt that counts for a shard; None if it is not done.
+        """The receipt that counts for a shard; None if it is not done. One GET, or a LIST without conditional writes.
 
         Raises:
             OutputError: a receipt that cannot be read.
         """
+        if self._store.conditional_writes():
+            try:
+                return self.load(f"{PREFIX}{shard_id}.json")
+            except NotFound:
+                return None
         keys = [info.key for info in self._store.list(f"{PREFIX}{shard_id}") if NAME.fullmatch(info.key)]
         return self.load_first(keys) if keys else None
 

@@ -243,7 +243,16 @@ class EngineConfig(Section):
     """An encoder that reports no progress for this long is killed and its shards handed to another."""
 
 
-BuildPoint = Literal["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+BuildPoint = Literal[
+    "after_fetch",
+    "mid_video",
+    "before_upload",
+    "in_upload",
+    "after_upload",
+    "before_commit",
+    "after_commit",
+    "in_cleanup",  # an attempt that lost or failed has deleted one of its objects
+]
 DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
 
 

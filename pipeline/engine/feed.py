@@ -93,6 +93,7 @@ class Feed:
         chunk_frames: int,
         frame_bytes: int,
         largest_batch: Callable[[Shape], int],
+        paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no further chunk for now
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lanes = lanes
@@ -103,6 +104,7 @@ class Feed:
         self._chunk_frames = chunk_frames
         self._frame_bytes = frame_bytes
         self._largest_batch = largest_batch
+        self._paused = paused
         self._clock = clock
         self._state = [_Lane() for _ in range(lanes.count)]
         self._again: deque[tuple[Any, Sample, int]] = deque()  # videos to try again: owner, sample, deaths
@@ -228,7 +230,7 @@ class Feed:
         most = min(self._frame_bytes, max(lane.enough_bytes for lane in self._state))
         # Lanes with the fewest outstanding answers first, so that a tight budget is shared.
         for index, lane in sorted(enumerate(self._state), key=lambda item: item[1].asked):
-            while lane.opened is not None and lane.asked < PULLS_AHEAD:
+            while lane.opened is not None and lane.asked < PULLS_AHEAD and not self._paused(lane.owner):
                 if lane.chunk_bytes and expected and expected + lane.chunk_bytes > most:
                     return
                 if lane.asked == 0:

@@ -50,12 +50,12 @@ def test_a_store_that_refuses_upload_and_clean_up_costs_an_attempt_not_the_build
     upload, delete = LocalStore.upload, LocalStore.delete
     left = {"upload": 1, "delete": 1}
 
-    def failing_upload(self, path, key):
+    def failing_upload(self, path, key, **options):
         left["upload"] -= 1
         if left["upload"] >= 0:
-            upload(self, path, key)
+            upload(self, path, key, **options)
             raise StorageUnavailable("the answer was lost")
-        return upload(self, path, key)
+        return upload(self, path, key, **options)
 
     def failing_delete(self, key):
         if key.startswith("data/"):

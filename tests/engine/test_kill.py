@@ -16,7 +16,15 @@ from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
 
-OWNER_POINTS = ["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+OWNER_POINTS = [
+    "after_fetch",
+    "mid_video",
+    "before_upload",
+    "in_upload",
+    "after_upload",
+    "before_commit",
+    "after_commit",
+]
 
 
 @pytest.fixture(scope="module")

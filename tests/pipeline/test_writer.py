@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DrillConfig, WriteConfig
-from pipeline.errors import BuildError, NonFiniteLatent, StorageUnavailable, TransientError
+from pipeline.errors import BuildError, DamagedInput, StorageUnavailable, TransientError
 from pipeline.records import Bucket, LatentClip
 from pipeline.storage import Store
 from pipeline.storage.local import LocalStore
@@ -196,7 +197,7 @@ def test_every_finite_half_is_measured_exactly() -> None:
     for bits in (0x7C00, 0xFC00, 0x7C01, 0xFFFF):
         bad = finite.reshape(4, -1, 8, 8).copy()
         bad[1, 2, 3, 4] = np.uint16(bits).view(np.float16)
-        with pytest.raises(NonFiniteLatent, match=r"(nan|inf) in channel 1|from -?(nan|inf)"):
+        with pytest.raises(DamagedInput, match=r"(nan|inf) in channel 1|from -?(nan|inf)"):
             measure(bad, "float16", 1e9, key="k", clip=0)
 
 
@@ -208,22 +209,39 @@ def test_statistics_far_from_zero_do_not_cancel() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 20_000.0])
-def test_absurd_values_stop_the_build_and_leave_nothing(store: Store, spool: Path, dtype: str, bad: float) -> None:
+def test_absurd_values_cost_their_clip_only(store: Store, spool: Path, dtype: str, bad: float) -> None:
     values = latent_values(1)
     values[2, 3, 4, 5] = bad
-    writer = shard_writer(store, spool, WriteConfig(dtype=dtype))
-    with writer:
+    with shard_writer(store, spool, WriteConfig(dtype=dtype)) as writer:
         writer.add(latent_clip(0, dtype=dtype))
-        with pytest.raises(NonFiniteLatent, match=r"clip 3 has values .* in channel 2") as caught:
+        with pytest.raises(DamagedInput, match=r"latent of clip 3 has values .* in channel 2") as caught:
             writer.add(latent_clip(1, dtype=dtype, clip=3, array=bits_of(values, dtype)))
-    assert caught.value.key == "dir/video00001"
-    assert list(store.list()) == []
+        writer.add(latent_clip(2, dtype=dtype))
+        files, stats = writer.finish()
+    assert (caught.value.key, caught.value.reason) == ("dir/video00001", "non_finite_latent")
+    assert [item.rows for item in files] == [2]
+    assert np.abs(stats.max).max() < 1e4
+
+
+def test_what_float16_cannot_hold_is_absurd_whatever_the_limit(store: Store, spool: Path) -> None:
+    values = latent_values(1)
+    values[1, 0, 0, 0] = 70_000.0
+    with np.errstate(over="ignore"):
+        stored = bits_of(values, "float16")
+    with shard_writer(store, spool, WriteConfig(max_abs=1e9)) as writer:
+        with pytest.raises(DamagedInput, match=r"to inf in channel 1.*within ±65504.*float16 holds no more than 65504"):
+            writer.add(latent_clip(1, array=stored))
+        writer.add(latent_clip(1))  # the id is free: nothing of the refused clip was kept
+        assert [item.rows for item in writer.finish()[0]] == [1]
 
 
 def test_bad_log_variance_is_refused_too(store: Store, spool: Path) -> None:
     clip = latent_clip(0, moments=True)
     clip.logvar_CTHW[0, 0, 0, 0] = np.nan
-    with shard_writer(store, spool, WriteConfig(moments=True)) as writer, pytest.raises(NonFiniteLatent):
+    with (
+        shard_writer(store, spool, WriteConfig(moments=True)) as writer,
+        pytest.raises(DamagedInput, match="log-variance of clip 0"),
+    ):
         writer.add(clip)
 
 
@@ -264,7 +282,9 @@ def test_an_empty_shard_has_no_files(store: Store, spool: Path) -> None:
 def add_all(writer: ShardWriter, clips: list[LatentClip], store: Store) -> None:
     for clip in clips:
         writer.add(clip)
-    assert len(list(store.list("data/"))) == 1  # the rolled one is up already
+    while not list(store.list("index/")):  # the rolled one goes up meanwhile
+        writer.check_uploads()
+        time.sleep(0.01)
     writer.add(clips[0])
 
 
@@ -291,7 +311,7 @@ def test_abort_after_finish_takes_the_files_back(store: Store, spool: Path) -> N
     assert list(store.list()) == []
 
 
-@pytest.mark.parametrize("point", ["before_upload", "after_upload"])
+@pytest.mark.parametrize("point", ["before_upload", "in_upload", "after_upload"])
 def test_fire_drills_are_reached_and_cleaned_up(store: Store, spool: Path, tmp_path: Path, point: str) -> None:
     drill = DrillConfig(point=point, action="raise", marker_dir=str(tmp_path / "markers"))
     with shard_writer(store, spool, WriteConfig(), drill=drill) as writer:
@@ -330,10 +350,10 @@ def write_all(writer: ShardWriter, clips: list[LatentClip]) -> None:
 @pytest.mark.parametrize("failing", ["data/", "index/"])
 def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, spool: Path, failing: str) -> None:
     class Refusing(LocalStore):
-        def upload(self, local_path: Any, key: str) -> Any:
+        def upload(self, local_path: Any, key: str, *, progress: Any = None) -> Any:
             if key.startswith(failing):
                 raise StorageUnavailable("503")
-            return super().upload(local_path, key)
+            return super().upload(local_path, key, progress=progress)
 
     store = Refusing(str(tmp_path / "out"))
     with pytest.raises(StorageUnavailable, match="503"), shard_writer(store, spool, WriteConfig()) as writer:
