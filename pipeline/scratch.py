@@ -29,7 +29,7 @@ def local_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = os.fspath(folder) if folder is not None else os.environ.get("TMPDIR") or tempfile.tempdir or "/tmp"
+        where = os.fspath(folder) if folder is not None else tempfile.tempdir or "of this machine"
         reason = error.strerror or str(error)
         raise StorageUnavailable(
             f"temporary folder {where} cannot be written: {reason}; free space there, or set TMPDIR to another folder"

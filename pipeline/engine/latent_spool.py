@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from pipeline.scratch import local_disk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MEMORY_BYTES = 16 * 1024 * 1024
@@ -45,9 +47,20 @@ class LatentSpool:
         self._frames = 0
         self._file: IO[bytes] | None = None
 
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            with local_disk(self._folder):
+                yield
+        except BaseException:
+            if self._file is not None:
+                with suppress(OSError):  # closing flushes
+                    self._file.close()
+            raise
+
     def append(self, piece_Cthw: np.ndarray) -> None:
         """Adds the next latent frames."""
-        with local_disk(self._folder):
+        with self._on_disk():
             self._append(piece_Cthw)
 
     def _append(self, piece_Cthw: np.ndarray) -> None:
@@ -92,7 +105,7 @@ class LatentSpool:
         if self._file is None:
             whole = like if not self._blocks else np.frombuffer(b"".join(self._held()), like.dtype)
             return np.ascontiguousarray(whole.reshape(-1, channels, height, width).swapaxes(0, 1))
-        with local_disk(self._folder):
+        with self._on_disk():
             return self._map(self._file, like)
 
     def _map(self, file: IO[bytes], like: np.ndarray) -> np.ndarray:
