@@ -69,6 +69,7 @@ class ShardAttempt:
 
     Raises:
         StorageUnavailable: the scratch folder cannot be made.
+        RuntimeError: the machine starts no further thread.
     """
 
     def __init__(
@@ -131,8 +132,14 @@ class ShardAttempt:
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake
         )
         self._reading = threading.Thread(target=self._read, name=f"read-{self.name}", daemon=True)
-        self._reading.start()
         self._ending: threading.Thread | None = None
+        try:
+            self._writing.start()
+            self._reading.start()
+        except RuntimeError:
+            self._writing.stop()
+            self._close()
+            raise
 
     # --- called by the feed -------------------------------------------------------------------------------------------
 

@@ -69,6 +69,13 @@ class ClipWriting:
         self._stop = threading.Event()
         self.write_s = 0.0  # seconds of work, waiting for uploads included
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begins.
+
+        Raises:
+            RuntimeError: the machine starts no further thread.
+        """
         self._thread.start()
 
     def put(self, clip: LatentClip) -> None:
