@@ -1,14 +1,16 @@
 """Video VAEs with explicit causal state. Knows nothing of the pipeline, of Ray or of storage.
 
-Public names: `load`, `from_state_dict`, `names`, `spec` and the types of `model.interface`.
-Importing this package loads no torch; `load` and `from_state_dict` do.
+Public names: `load`, `from_state_dict`, `identify`, `names`, `spec` and the types of `model.interface`.
+Importing this package loads no torch; `load`, `from_state_dict` and `identify` do.
 """
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from model.identity import Identity
 from model.interface import LatentSpec, VideoVAE
 from model.registry import PRESETS, complete, embedded, family_of, names, resolve, spec
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["LatentSpec", "VideoVAE", "from_state_dict", "load", "names", "spec"]
+    from model.weights import CheckedWeights, WeightsSha256
+
+__all__ = ["Identity", "LatentSpec", "VideoVAE", "from_state_dict", "identify", "load", "names", "spec"]
 
 
 def load(
@@ -46,30 +50,25 @@ def load(
         FileNotFoundError: no such checkpoint.
         RuntimeError: the hub refused or could not be reached.
     """
-    name, family = resolve(name), family_of(name)
-    if checkpoint is None and untrained is None and config is None:
-        checkpoint = embedded(name)
-    if (checkpoint is None) == (untrained is None):
-        raise ValueError(_what_to_give(name, both=checkpoint is not None))
-    network = importlib.import_module(family.module)
-    if checkpoint is None:
-        full = complete(name, config)
-        family.describe(name, full)  # what cannot be is said before anything is drawn
-        weights = network.random_weights(full, untrained)
-        return _build(name, full, weights, device, dtype, untrained=untrained)
+    found = _found(name, checkpoint, config, untrained)
+    return _build(found.name, found.config, found.weights, device, dtype, **found.provenance)
 
-    from model import checkpoint as checkpoints
 
-    found = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
-    if config is None and name in PRESETS and found.config is not None:
-        checkpoints.check_same_config(name, PRESETS[name].config, found.config, checkpoint)
-    if config is None and found.config is None and name not in PRESETS:
-        raise ValueError(
-            f"{name} needs a configuration, and none came with {checkpoint} (no config.json beside it, none inside): give config=, or "
-            f"the name of a preset: {', '.join(own for own, preset in PRESETS.items() if preset.family == name)}"
-        )
-    full = complete(name, found.config, config)
-    return _build(name, full, found.weights, device, dtype, info=found.info)
+def identify(
+    name: str, checkpoint: str | None = None, config: Mapping[str, Any] | None = None, *, untrained: int | None = None
+) -> Identity:
+    """The identity of the network that `load` would give with these arguments on a CPU, without building it.
+
+    Reads every tensor once and checks what `load` checks: keys, shapes, finite values, configuration. Loads torch, and diffusers for its
+    networks.
+
+    Raises:
+        As `load` does.
+    """
+    found = _found(name, checkpoint, config, untrained)
+    checked, sha256 = _checked(found.name, found.config, found.weights)
+    numerics = importlib.import_module(family_of(found.name).module).NUMERICS
+    return Identity(checked.spec, checked.config, sha256, numerics, **found.provenance)
 
 
 def from_state_dict(
@@ -87,6 +86,52 @@ def from_state_dict(
     return _build(resolve(name), complete(name, config), state_dict, device, dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Arguments of `load`, resolved and read: weights not yet compared with the network."""
+
+    name: str
+    config: dict[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    provenance: dict[str, Any]  # checkpoint or seed
+
+
+def _found(name: str, checkpoint: str | None, config: Mapping[str, Any] | None, untrained: int | None) -> _Found:
+    name, family = resolve(name), family_of(name)
+    if checkpoint is None and untrained is None and config is None:
+        checkpoint = embedded(name)
+    if (checkpoint is None) == (untrained is None):
+        raise ValueError(_what_to_give(name, both=checkpoint is not None))
+    network = importlib.import_module(family.module)
+    if checkpoint is None:
+        full = complete(name, config)
+        family.describe(name, full)  # an impossible configuration is an error before any weights are drawn
+        return _Found(name, full, network.random_weights(full, untrained), {"seed": untrained})
+
+    from model import checkpoint as checkpoints
+
+    found = checkpoints.read(checkpoint, want_config=config is None and name not in PRESETS)
+    if config is None and name in PRESETS and found.config is not None:
+        checkpoints.check_same_config(name, PRESETS[name].config, found.config, checkpoint)
+    if config is None and found.config is None and name not in PRESETS:
+        raise ValueError(
+            f"{name} needs a configuration, and none came with {checkpoint} (no config.json beside it, none inside): give config=, or "
+            f"the name of a preset: {', '.join(own for own, preset in PRESETS.items() if preset.family == name)}"
+        )
+    return _Found(name, complete(name, found.config, config), found.weights, {"checkpoint": found.info})
+
+
+def _checked(
+    name: str, config: dict[str, Any], weights: Mapping[str, torch.Tensor]
+) -> tuple[CheckedWeights, WeightsSha256]:
+    """Weights that are this network's, and their hashes."""
+    from model.weights import hash_weights
+
+    family = family_of(name)
+    checked = importlib.import_module(family.module).check(family.describe(name, config), config, weights)
+    return checked, hash_weights(checked.weights, family.latent_part(checked.config))
+
+
 def _build(
     name: str,
     config: dict[str, Any],
@@ -99,11 +144,11 @@ def _build(
 
     from model.weights import as_dtype
 
-    family, where = family_of(name), torch.device(device)
+    where, kind = torch.device(device), as_dtype(dtype)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name}: device {device} was asked for, but torch sees no CUDA device here; use cpu")
-    network = importlib.import_module(family.module)
-    return network.build(family.describe(name, config), config, weights, where, as_dtype(dtype), **provenance)
+    checked, sha256 = _checked(name, config, weights)
+    return importlib.import_module(family_of(name).module).build(checked, sha256, where, kind, **provenance)
 
 
 def _what_to_give(name: str, *, both: bool) -> str:

@@ -1,6 +1,6 @@
 """What a family of networks declares about itself: plain facts, no torch.
 
-Enters: the `facts` file of each family. Leaves: `Family` and `Preset`, which the registry lists and `load` follows.
+Enters: the `facts` file of each family. Leaves: `Family`, `LatentPart` and `Preset`, which the registry lists and `load` follows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentPart:
+    """Which published tensors and configuration keys decide a latent. The others serve the decoder, or nothing that is computed here.
+
+    `mean`, `logvar` and the keys of `shared` are beginnings of tensor names; `shared` is looked up first, then `logvar`, then `mean`.
+    """
+
+    mean: tuple[str, ...]  # tensors that reach the posterior mean
+    logvar: tuple[str, ...] = ()  # tensors that reach the log-variance and not the mean
+    # Tensors that hold the last layer of both -> how many rows (of the first axis) are the mean's; the log-variance's follow.
+    shared: Mapping[str, int] = field(default_factory=dict)
+    other_keys: frozenset[str] = frozenset()  # configuration keys that change no latent; every other key counts
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One architecture. `keys` are the configuration it reads; everything else in a published file (training, tiling) is ignored.
 
@@ -22,9 +36,12 @@ class Family:
     """
 
     name: str
-    module: str  # holds `build`, `random_weights` and `NUMERICS`
+    module: str  # holds `check`, `build`, `random_weights` and `NUMERICS`
     keys: tuple[str, ...] | None
     describe: Callable[[str, Mapping[str, Any]], LatentSpec]  # raises ValueError for impossible configurations
+    latent_part: Callable[
+        [Mapping[str, Any]], LatentPart
+    ]  # of a complete configuration; `tests/model/test_identity.py` holds it to the network
     defaults: Mapping[str, Any] = field(default_factory=dict)  # keys a published file may leave out
 
 

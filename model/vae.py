@@ -16,6 +16,7 @@ from model import inputs
 from model import state as causal
 from model.arithmetic import own_arithmetic
 from model.colour import yuv_to_video
+from model.identity import Identity
 from model.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
     from model.state import CausalState
+    from model.weights import WeightsSha256
 
 Memory = tuple[torch.Tensor, ...]  # what a run leaves for the next one; the batch is the first axis of each
 
@@ -34,7 +36,8 @@ class CausalVAE:
 
     Attributes:
         spec: LatentSpec. config: published configuration keys. numerics: version of this code's arithmetic.
-        weights_sha256: hash of the weights' values. checkpoint: CheckpointInfo or None. untrained: True for random weights of `seed`.
+        sha256: hashes of the weights' values. weights_sha256: that of all tensors.
+        checkpoint: CheckpointInfo or None. untrained: True for random weights of `seed`.
         float32_products: "ieee", or "tf32" for trials on CUDA; what is below float32 is not concerned.
         device, dtype: where, and in which arithmetic the large products run. input_dtype: of videos and latents, at least float32.
     """
@@ -45,24 +48,28 @@ class CausalVAE:
         self,
         spec: LatentSpec,
         config: dict[str, Any],
-        weights_sha256: str,
+        sha256: WeightsSha256,
         device: torch.device,
         dtype: torch.dtype,
         checkpoint: CheckpointInfo | None = None,
         seed: int | None = None,
     ) -> None:
-        self.spec, self.config, self.weights_sha256 = spec, config, weights_sha256
+        self.spec, self.config, self.sha256, self.weights_sha256 = spec, config, sha256, sha256.all
         device = torch.empty(0, device=device).device  # "cuda" made definite: tensors that lie there say "cuda:0"
         self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
         self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
         self.float32_products = "ieee"
         settings = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()
-        self._owner = f"{spec.network} {weights_sha256[:12]}/{settings[:6]} {str(dtype).removeprefix('torch.')}"
+        self._owner = f"{spec.network} {self.weights_sha256[:12]}/{settings[:6]} {str(dtype).removeprefix('torch.')}"
         self._warned = False
 
     def __repr__(self) -> str:
         origin = f"untrained, seed {self.seed}" if self.untrained else f"weights {self.weights_sha256[:12]}"
         return f"{type(self).__name__}({self.spec.network}, {origin}, {self.dtype} on {self.device})"
+
+    def identity(self) -> Identity:
+        """Which network and weights this is: what `model.identify` gives for the same checkpoint, with `spec` as on this device."""
+        return Identity(self.spec, self.config, self.sha256, self.numerics, self.checkpoint, self.seed)
 
     @property
     def decode_chunking(self) -> str:

@@ -39,7 +39,7 @@ NAMED_IN_ERRORS = 5
 
 
 def resolve_inputs(inputs: Iterable[str], config: StorageConfig) -> list[Shard]:
-    """Every object that `inputs` name, as shards: tars in the order named, then plain videos in groups of `files_per_shard`.
+    """Every object that `inputs` name, as shards: tars in the order named, then plain videos in groups.
 
     Raises:
         InputError: an input matches nothing, a named object is missing, a list cannot be read.
@@ -52,14 +52,24 @@ def resolve_inputs(inputs: Iterable[str], config: StorageConfig) -> list[Shard]:
             found.setdefault(source.uri, source)
     tars = [_tar(source) for source in found.values() if media_kind(source.uri) == "tar"]
     videos = [source for source in found.values() if media_kind(source.uri) == "video"]
-    return tars + group_files(videos, config.files_per_shard)
+    return tars + group_files(videos, config)
 
 
-def group_files(objects: Iterable[SourceObject], files_per_shard: int) -> list[Shard]:
-    """Plain videos, sorted by URI, as virtual shards of consecutive files, named after the folder they share."""
-    ordered = sorted(objects, key=lambda source: source.uri)
-    groups = [tuple(ordered[at : at + files_per_shard]) for at in range(0, len(ordered), files_per_shard)]
-    return [Shard("files", f"{_shared_folder(group)}/videos-{n:05d}", group) for n, group in enumerate(groups)]
+def group_files(objects: Iterable[SourceObject], config: StorageConfig) -> list[Shard]:
+    """Plain videos, sorted by URI, as virtual shards of consecutive files, named after the folder they share.
+
+    A group ends at `files_per_shard` files or before it would pass `shard_bytes`; a larger file is a group of its own.
+    """
+    groups: list[list[SourceObject]] = []
+    group_bytes = 0
+    for source in sorted(objects, key=lambda source: source.uri):
+        full = groups and (len(groups[-1]) >= config.files_per_shard or group_bytes + source.size > config.shard_bytes)
+        if not groups or full:
+            groups.append([])
+            group_bytes = 0
+        groups[-1].append(source)
+        group_bytes += source.size
+    return [Shard("files", f"{_shared_folder(group)}/videos-{n:05d}", tuple(group)) for n, group in enumerate(groups)]
 
 
 def media_kind(name: str) -> Literal["tar", "video"] | None:
@@ -260,7 +270,7 @@ def _tar(source: SourceObject) -> Shard:
     return Shard("tar", "/".join(source.uri.split("/")[-2:]), (source,))
 
 
-def _shared_folder(group: tuple[SourceObject, ...]) -> str:
+def _shared_folder(group: list[SourceObject]) -> str:
     folders = [os.path.dirname(source.uri) for source in group]
     return os.path.commonpath(folders).rpartition("/")[2] or "files"
 

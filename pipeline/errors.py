@@ -22,6 +22,7 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── NonFiniteLatent           a network gave NaN or infinity to an evaluation or preview; a build rejects the clip
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
+        ├── NothingEncoded            every input was rejected; there is not one clip
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run that began and failed; its last checkpoint is good
 ```
@@ -156,6 +157,10 @@ class RejectBudgetExceeded(BuildError):
 
 class ShardsFailed(BuildError):
     """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""
+
+
+class NothingEncoded(BuildError):
+    """Every shard has a receipt and none holds a clip."""
 
 
 class Interrupted(BuildError):

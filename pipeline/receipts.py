@@ -1,9 +1,8 @@
-"""The ledger of an output: which shards are done, and which files that means. Readers trust receipts and nothing else.
+"""Receipts of an output: which shards are done, and which files that means. Readers trust receipts and nothing else.
 
-Enters: a `Receipt` whose files are uploaded. Leaves: the receipt that counts for its shard: ours if it was first, else
-the one that was.
-`latentset.json` says what the folder is; `receipts/` holds one object a shard, so one LIST tells everything that is
-done.
+In: a `Receipt` whose files are uploaded. Out: the receipt that counts for its shard: ours if it was first, else the other one.
+`latentset.json` says what the folder is; `receipts/` holds one object a shard, so one LIST tells which shards are done.
+An object of zero bytes, or one that is not complete JSON, is not a receipt, whoever left it there.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import json
 import re
 import uuid
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline import drill
+from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
 from pipeline.records import FORMAT_VERSION, Receipt
 
@@ -43,8 +44,10 @@ class LatentSet:
 class Ledger:
     """The receipts of one output. Holds no state, so any number may work on one output at a time."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, failures: DrillConfig | None = None) -> None:
+        """`failures`: where to fail on purpose, for rehearsals."""
         self._store = store
+        self._drill = failures or DrillConfig()
 
     def prepare(self, name: str) -> list[str]:
         """Makes the output a latent set if it is none yet. Returns lines for the user, usually none.
@@ -56,7 +59,7 @@ class Ledger:
         if not self._store.conditional_writes():
             notices.append(
                 f"{self._store.root}: the store has no conditional writes; receipts are named by attempt, "
-                "the earliest counts. Results are the same, but two runs at once may leave files for gc"
+                "the earliest counts. Results are the same, but two runs at once may do the same work twice"
             )
         if not self._store.exists(SET_KEY):
             made = {
@@ -96,9 +99,13 @@ class Ledger:
             )
         return LatentSet(str(raw.get("name")), str(raw.get("uuid")), str(raw.get("created")))
 
+    def listed(self) -> Iterator[ObjectInfo]:
+        """Objects named like receipts that hold at least one byte, in key order, by one LIST."""
+        return (info for info in self._store.list(PREFIX) if info.size and NAME.fullmatch(info.key))
+
     def done(self) -> set[str]:
-        """Ids of all shards that have a receipt, by one LIST and no reads."""
-        return {match["shard"] for info in self._store.list(PREFIX) if (match := NAME.fullmatch(info.key))}
+        """Ids of all shards that have a receipt, by one LIST and no reads. A receipt that was cut off counts here."""
+        return {shard_of_key(info.key) for info in self.listed()}
 
     def commit(self, receipt: Receipt) -> Receipt:
         """Makes `receipt` the shard's, unless it has one. Returns the one that counts: if its `attempt` is another,
@@ -113,12 +120,16 @@ class Ledger:
             return self._commit_by_name(receipt)
         key = f"{PREFIX}{receipt.shard_id}.json"
         self._store.put_if_absent(key, receipt.to_json())
+        drill.fire(self._drill, "before_read_back")
         # Read back whatever the answer was: some stores know If-None-Match but do not settle a race with it.
-        return self.load(key)
+        # What stands there may be cut off (a writer killed on a mount without hard links). It is neither trusted nor overwritten:
+        # two attempts that both replaced it could each take the other's receipt away.
+        return self.load(key) or self._commit_by_name(receipt)
 
     def _commit_by_name(self, receipt: Receipt) -> Receipt:
         ours = f"{PREFIX}{receipt.shard_id}--{receipt.attempt}.json"
         self._store.write(ours, receipt.to_json())
+        drill.fire(self._drill, "before_read_back")
         winner = self.read(receipt.shard_id)
         if winner is None:
             raise BuildError(
@@ -128,29 +139,41 @@ class Ledger:
             self._store.delete(ours)  # before the caller deletes the files it names
         return winner
 
-    def read(self, shard_id: str) -> Receipt | None:
-        """The receipt that counts for a shard; None if it is not done. One GET, or a LIST without conditional writes.
+    def find(self, shard_id: str) -> Receipt | None:
+        """As `read`, cheaper where the shard is not done: one HEAD on stores with conditional writes.
 
         Raises:
-            OutputError: a receipt that cannot be read.
+            OutputError: a receipt of another format version, or of another shard.
         """
-        if self._store.conditional_writes():
-            try:
-                return self.load(f"{PREFIX}{shard_id}.json")
-            except NotFound:
-                return None
+        # A LIST of a local folder costs time for every receipt in it.
+        if self._store.conditional_writes() and not self._store.exists(f"{PREFIX}{shard_id}.json"):
+            return None
+        return self.read(shard_id)
+
+    def read(self, shard_id: str) -> Receipt | None:
+        """The receipt that counts for a shard; None if it is not done.
+
+        Raises:
+            OutputError: a receipt of another format version, or of another shard.
+        """
         keys = [info.key for info in self._store.list(f"{PREFIX}{shard_id}") if NAME.fullmatch(info.key)]
-        return self.load_first(keys) if keys else None
+        return self.load_first(keys)
 
     def all(self, workers: int = 8) -> Iterator[Receipt]:
-        """Every receipt that counts, by shard id; read ahead by `workers` threads.
+        """The receipt of every finished shard, by shard id; read ahead by `workers` threads.
+
+        Sources of one receipt may count in another: see `pipeline.overlaps`.
 
         Raises:
-            OutputError: a receipt that cannot be read.
+            OutputError: a receipt of another format version, or of another shard.
         """
+        return (receipt for receipt in self.read_all(self.keys_by_shard().values(), workers) if receipt is not None)
+
+    def read_all(self, keys_of_shards: Iterable[list[str]], workers: int = 8) -> Iterator[Receipt | None]:
+        """`load_first` of each shard's keys, in order, read ahead by `workers` threads."""
         with ThreadPoolExecutor(workers, thread_name_prefix="receipts") as pool:
-            pending: deque[Any] = deque()
-            for keys in self.keys_by_shard().values():
+            pending: deque[Future[Receipt | None]] = deque()
+            for keys in keys_of_shards:
                 pending.append(pool.submit(self.load_first, keys))
                 if len(pending) > 4 * workers:
                     yield pending.popleft().result()
@@ -158,27 +181,35 @@ class Ledger:
                 yield pending.popleft().result()
 
     def keys_by_shard(self) -> dict[str, list[str]]:
-        """Receipt keys of every shard, by shard id. More than one only where the store has no conditional writes."""
+        """Keys of receipt objects of every shard, by shard id, cut-off ones included. Several where the store has no conditional
+        writes, or where the first was cut off.
+        """
         found: dict[str, list[str]] = {}
         for info in self._store.list(PREFIX):
-            if match := NAME.fullmatch(info.key):
-                found.setdefault(match["shard"], []).append(info.key)
+            if NAME.fullmatch(info.key):
+                found.setdefault(shard_of_key(info.key), []).append(info.key)
         return found
 
-    def load_first(self, keys: Iterable[str]) -> Receipt:
-        """Of several receipts of one shard, the one that counts: the lowest (created, attempt), the same for every
-        reader.
-        """
-        return min((self.load(key) for key in keys), key=lambda receipt: (receipt.created, receipt.attempt))
+    def load_first(self, keys: Iterable[str]) -> Receipt | None:
+        """Of several receipts of one shard, the one that counts: the lowest (created, attempt), the same for every reader.
 
-    def load(self, key: str) -> Receipt:
-        """One receipt object.
+        None if none of them is a receipt.
+        """
+        found = [receipt for key in keys if (receipt := self.load(key)) is not None]
+        return min(found, key=precedence, default=None)
+
+    def load(self, key: str) -> Receipt | None:
+        """One receipt object; None if it is empty or cut off, so that its shard counts as not done.
 
         Raises:
-            OutputError: damaged, of another format version, or of another shard than its name says.
+            OutputError: of another format version, or of another shard than its name says.
         """
         try:
             receipt = Receipt.from_json(self._store.read(key))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        except NotFound:  # listed, and since then deleted by an attempt that came second
+            return None
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{key} cannot be read as a receipt: {error}", uri=self._store.uri(key)) from None
         match = NAME.fullmatch(key)
@@ -188,6 +219,19 @@ class Ledger:
                 uri=self._store.uri(key),
             )
         return receipt
+
+
+def shard_of_key(key: str) -> str:
+    """Shard id in the key of a receipt. Raises ValueError for another key."""
+    match = NAME.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key} is not the key of a receipt")
+    return match["shard"]
+
+
+def precedence(receipt: Receipt) -> tuple[str, str]:
+    """Sorts receipts: where several speak of one thing, the lowest counts, for every reader."""
+    return receipt.created, receipt.attempt
 
 
 def imbalances(receipt: Receipt) -> list[str]:

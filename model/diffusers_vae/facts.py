@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from model.diffusers_vae.presets import MOCHI_MEAN, MOCHI_STD, PRESETS, WAN_21_MEAN, WAN_21_STD
-from model.family import Family
+from model.family import Family, LatentPart
 from model.interface import LatentSpec
 
 if TYPE_CHECKING:
@@ -274,5 +274,46 @@ def _list(name: str, values: Mapping[str, Any], key: str) -> list[Any]:
     return list(value)
 
 
+# ---- what reaches the latent ----------------------------------------------------------------------------------------
+
+# Sizes of tiles, constants for diffusion and the decoder's output. `force_upcast` concerns pipelines of diffusers.
+_OTHER_KEYS = (
+    *("scaling_factor", "shift_factor", "latents_mean", "latents_std", "invert_scale_latents"),
+    *("out_channels", "force_upcast", "sample_size", "sample_height", "sample_width"),
+)
+_DECODER_KEYS = {
+    "AutoencoderKLWan": ("decoder_base_dim", "scale_factor_temporal", "scale_factor_spatial"),
+    "AutoencoderKLHunyuanVideo": ("up_block_types",),
+    "AutoencoderKLCogVideoX": ("up_block_types", "use_post_quant_conv"),
+    "AutoencoderKLCosmos": ("decode_block_out_channels",),
+    "AutoencoderKLLTXVideo": (
+        *("decoder_block_out_channels", "decoder_layers_per_block", "decoder_spatio_temporal_scaling"),
+        *("decoder_inject_noise", "decoder_causal", "upsample_residual", "upsample_factor", "timestep_conditioning"),
+        *("spatial_compression_ratio", "temporal_compression_ratio"),
+    ),
+    "AutoencoderKLAllegro": ("up_block_types", "temporal_upsample_blocks", "temporal_compression_ratio"),
+    "AutoencoderKLMochi": ("decoder_block_out_channels",),
+    "AutoencoderKLTemporalDecoder": (),
+    "AutoencoderKL": ("up_block_types", "use_post_quant_conv"),
+}
+
+
+def _latent_part(config: Mapping[str, Any]) -> LatentPart:
+    kind = config["_class_name"]
+    channels = config.get("z_dim", config.get("latent_channels"))
+    if kind in DETERMINISTIC:
+        shared = {}
+    elif kind == "AutoencoderKLMochi":
+        shared = {"encoder.proj_out.": channels}
+    elif kind == "AutoencoderKLLTXVideo" or not config.get("use_quant_conv", True):
+        shared = {"encoder.conv_out.": channels}  # CogVideoX names the convolution one level down
+    else:
+        shared = {"quant_conv.": channels}
+    other_keys = frozenset((*_OTHER_KEYS, *_DECODER_KEYS[kind]))
+    return LatentPart(mean=("encoder.", "quant_conv."), shared=shared, other_keys=other_keys)
+
+
 # diffusers judges the configuration itself: every key is kept
-FAMILY = Family(name="diffusers", module="model.diffusers_vae.vae", keys=None, describe=_describe)
+FAMILY = Family(
+    name="diffusers", module="model.diffusers_vae.vae", keys=None, describe=_describe, latent_part=_latent_part
+)

@@ -71,23 +71,27 @@ def empty_module(name: str, config: Mapping[str, Any]) -> Any:
     return module.eval()
 
 
-def filled(
-    name: str, module: Any, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> Any:
-    """`module` with copies of these weights, on `device` in `dtype`.
+def check_weights(name: str, module: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compares weights with an empty module.
 
     Raises:
-        ValueError: keys or shapes that are not this configuration's, or non-finite weights.
+        ValueError: keys or shapes that are not this configuration's, non-finite weights, or a module with tensors that no checkpoint holds.
     """
-    check_keys(name, module.state_dict(), weights)
+    expected = module.state_dict()
+    check_keys(name, expected, weights)
     check_finite(name, weights)
-    module.load_state_dict({key: value.detach().clone() for key, value in weights.items()}, assign=True)
-    unfilled = [key for key, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    everything = (*module.named_parameters(), *module.named_buffers())
+    unfilled = [key for key, tensor in everything if tensor.is_meta and key not in expected]
     if unfilled:
         raise ValueError(
             f"{name}: {type(module).__name__} of diffusers {library().__version__} keeps tensors that no checkpoint holds "
             f"({', '.join(unfilled[:10])}), which this adapter does not know; use another version of diffusers"
         )
+
+
+def filled(module: Any, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
+    """`module` itself with copies of checked weights, on `device` in `dtype`."""
+    module.load_state_dict({key: value.detach().clone() for key, value in weights.items()}, assign=True)
     # ModelMixin.to warns about layers to keep in float32; none of these classes has any
     return torch.nn.Module.to(module, device=device, dtype=dtype)
 

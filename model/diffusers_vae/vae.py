@@ -26,20 +26,20 @@ import torch
 from model.diffusers_vae.clips import AllegroClips, LTXClips, WholeClips
 from model.diffusers_vae.facts import DETERMINISTIC, WHOLE_CLIPS
 from model.diffusers_vae.frames import Frames, FramesToClip
-from model.diffusers_vae.module import empty_module, filled, full_config, library, random_weights
+from model.diffusers_vae.module import check_weights, empty_module, filled, full_config, library, random_weights
 from model.diffusers_vae.wan_stream import WanStream, open_stream
 from model.vae import CausalVAE
-from model.weights import hash_weights
+from model.weights import CheckedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
     from model.state import CausalState
     from model.vae import Memory
+    from model.weights import WeightsSha256
 
-__all__ = ["NUMERICS", "DiffusersVAE", "build", "random_weights"]
+__all__ = ["NUMERICS", "DiffusersVAE", "build", "check", "random_weights"]
 
 NUMERICS = 1  # of this adapter; the library's own version is part of `config`
 
@@ -119,17 +119,8 @@ class DiffusersVAE(CausalVAE):
         return self._remember(kind, grid, tensors or [torch.empty((batch, 0), device=self.device)])
 
 
-def build(
-    spec: LatentSpec,
-    config: dict[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    info: CheckpointInfo | None = None,
-    untrained: int | None = None,
-) -> DiffusersVAE:
-    """The VAE of these weights.
+def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
+    """Weights compared with their network, which is not built; the configuration as it is in force, and what it says of chunks.
 
     Raises:
         ValueError: diffusers is missing or too old, a configuration its class cannot be built from, keys or shapes that are not this
@@ -137,14 +128,23 @@ def build(
     """
     module = empty_module(spec.network, config)
     config = full_config(module)
-    module = filled(spec.network, module, weights, device, dtype)
+    check_weights(spec.network, module, weights)
     coder = _coder(config["_class_name"], module, spec)
-    chunking = "none" if coder.encodes_whole else "exact" if device.type == "cpu" else "rounding"
-    spec = dataclasses.replace(spec, chunking=chunking)
+    spec = dataclasses.replace(spec, chunking="none" if coder.encodes_whole else "exact")
     if config["_class_name"] == "AutoencoderKLLTXVideo":  # its statistics are not in its configuration
         mean, std = (tuple(weights[key].double().tolist()) for key in ("latents_mean", "latents_std"))
         spec = dataclasses.replace(spec, mean=mean, std=std, scale=None if spec.scale == 1 else spec.scale)
-    return DiffusersVAE(coder, spec, config, hash_weights(weights), device, dtype, info, untrained)
+    return CheckedWeights(spec, config, weights, coder)
+
+
+def build(
+    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
+) -> DiffusersVAE:
+    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    coder: Coder = checked.empty
+    coder.module = filled(coder.module, checked.weights, device, dtype)
+    spec = checked.spec.on_device(device.type)
+    return DiffusersVAE(coder, spec, checked.config, sha256, device, dtype, **provenance)
 
 
 def _coder(kind: str, module: Any, spec: LatentSpec) -> Coder:

@@ -175,7 +175,7 @@ def open_stream(module: Any, space_stride: int) -> WanStream | str:
 def narrow_twin(config: Mapping[str, Any]) -> Any:
     """The same layers with few channels and random weights."""
     narrow = {**config, "base_dim": WIDTH, "decoder_base_dim": WIDTH}
-    return filled("wan", empty_module("wan", narrow), random_weights(narrow, 0), torch.device("cpu"), torch.float32)
+    return filled(empty_module("wan", narrow), random_weights(narrow, 0), torch.device("cpu"), torch.float32)
 
 
 def _compare_with_class(stream: WanStream, video: torch.Tensor, latent: torch.Tensor) -> None:

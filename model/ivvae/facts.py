@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model.family import Family, Preset
+from model.family import Family, LatentPart, Preset
 from model.interface import LatentSpec
 
 if TYPE_CHECKING:
@@ -75,11 +75,22 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     )
 
 
+def _latent_part(config: Mapping[str, Any]) -> LatentPart:
+    """The top-level pair gives each branch's mean, then its log-variance. The head before it mixes all channels."""
+    rows = config["z_dim"] // 2
+    return LatentPart(
+        mean=("encoder.",),
+        shared={"conv1.conv_2d.": rows, "conv1.conv_3d.": rows},
+        other_keys=frozenset({"scale_factor", "shift_factor"}),
+    )
+
+
 FAMILY = Family(
     name="ivvae",
     module="model.ivvae.vae",
     keys=("z_dim", "dim", "dim_mult", *_FIXED, "scale_factor", "shift_factor"),
     describe=_describe,
+    latent_part=_latent_part,
     defaults={"dim_mult": [1, 2, 4, 4], **_FIXED, "scale_factor": None, "shift_factor": None},
 )
 

@@ -20,17 +20,18 @@ from model.ivvae.coder import Decoder, Encoder
 from model.ivvae.heads import GROUP
 from model.ivvae.parameters import empty_network, random_weights
 from model.vae import CausalVAE
-from model.weights import fill
+from model.weights import check_weights, fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
     from model.ivvae.parameters import Network
     from model.state import CausalState
+    from model.weights import CheckedWeights, WeightsSha256
 
-__all__ = ["IVVAE", "NUMERICS", "build", "random_weights"]
+
+__all__ = ["IVVAE", "NUMERICS", "build", "check", "random_weights"]
 
 NUMERICS = 1  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
 
@@ -128,21 +129,18 @@ class IVVAE(CausalVAE):
         return Decoder(self.network, self.device, self.dtype)
 
 
-def build(
-    spec: LatentSpec,
-    config: dict[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    info: CheckpointInfo | None = None,
-    untrained: int | None = None,
-) -> IVVAE:
-    """The VAE of these weights.
+def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
+    """Weights compared with their network, which is not built.
 
     Raises:
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
-    network = empty_network(config)
-    sha256 = fill(network, spec.network, weights)
-    return IVVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)
+    return check_weights(empty_network(config), spec, config, weights)
+
+
+def build(
+    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
+) -> IVVAE:
+    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    spec = checked.spec.on_device(device.type)
+    return IVVAE(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

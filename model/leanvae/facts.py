@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from model.family import Family, Preset
+from model.family import Family, LatentPart, Preset
 from model.interface import LatentSpec
 
 if TYPE_CHECKING:
@@ -135,11 +135,23 @@ _CONFIG = {
 # What the published files leave out because their code has it fixed. `value_range` is in no file at all.
 _FIXED = {"patch_size": [PATCH_FRAMES, 4, 4], "value_range": [-0.5, 0.5]}
 
+
+def _latent_part(config: Mapping[str, Any]) -> LatentPart:
+    """The decoder alone iterates: the encoder's latent is one product with `phi`."""
+    del config
+    return LatentPart(
+        mean=("encoder.", "latent_bottleneck.phi"),
+        logvar=("std_layer.",),
+        other_keys=frozenset({"ista_iter_num", "ista_layer_num"}),
+    )
+
+
 FAMILY = Family(
     name="leanvae",
     module="model.leanvae.vae",
     keys=("latent_dim", *_CONFIG, *_FIXED),
     describe=_describe,
+    latent_part=_latent_part,
     defaults=_FIXED,
 )
 

@@ -22,21 +22,22 @@ from model.leanvae.parameters import empty_network, random_weights
 from model.leanvae.pixels import FloatPixels, PlanePixels, first_frame
 from model.posterior import Posterior
 from model.vae import CausalVAE
-from model.weights import fill
+from model.weights import check_weights, fill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
     from model.leanvae.parameters import Network
     from model.leanvae.pixels import Pixels
     from model.leanvae.tokens import Projection
     from model.state import CausalState
     from model.vae import Memory
+    from model.weights import CheckedWeights, WeightsSha256
 
-__all__ = ["NUMERICS", "LeanVAE", "build", "random_weights"]
+
+__all__ = ["NUMERICS", "LeanVAE", "build", "check", "random_weights"]
 
 NUMERICS = 2  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
 
@@ -75,7 +76,7 @@ class LeanVAE(CausalVAE):
         Raises:
             ValueError: an unknown backend, or one that cannot run here.
         """
-        provenance = (self.spec, self.config, self.weights_sha256, self.device, self.dtype, self.checkpoint, self.seed)
+        provenance = (self.spec, self.config, self.sha256, self.device, self.dtype, self.checkpoint, self.seed)
         return LeanVAE(self.network, *provenance, backend=backend)
 
     def encode_planes(
@@ -195,21 +196,18 @@ class LeanVAE(CausalVAE):
         return Decoder(self.network, self.config, self.device, self.dtype, self._kernels)
 
 
-def build(
-    spec: LatentSpec,
-    config: dict[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    info: CheckpointInfo | None = None,
-    untrained: int | None = None,
-) -> LeanVAE:
-    """The VAE of these weights.
+def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
+    """Weights compared with their network, which is not built.
 
     Raises:
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
-    network = empty_network(config)
-    sha256 = fill(network, spec.network, weights)
-    return LeanVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)
+    return check_weights(empty_network(config), spec, config, weights)
+
+
+def build(
+    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
+) -> LeanVAE:
+    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    spec = checked.spec.on_device(device.type)
+    return LeanVAE(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

@@ -1,13 +1,14 @@
 """Whether a set of tensors is what a network needs, and which set it is.
 
-Enters: tensors by published key, from wherever they came. Leaves: the same tensors after strict checks, and a hash of their values
-that does not depend on the container (a .ckpt and its .safetensors copy hash alike).
+Enters: tensors by published key, from wherever they came. Leaves: the same tensors after strict checks, and hashes of their values (all of
+them, and those that reach the latent) that do not depend on the container (a .ckpt and its .safetensors copy hash alike).
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch import nn
+
+    from model.family import LatentPart
+    from model.interface import LatentSpec
 
 SHOWN = 10
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -66,24 +70,79 @@ def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def fill(network: nn.Module, name: str, weights: Mapping[str, torch.Tensor]) -> str:
-    """Puts weights into an empty network of the same keys and shapes, as their own copies -> their hash.
+@dataclass(frozen=True, slots=True)
+class WeightsSha256:
+    """Hex SHA-256 of a set of weights: of all tensors, of those that reach the posterior mean, and of these and the log-variance's."""
+
+    all: str
+    mean: str
+    moments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedWeights:
+    """Weights that passed every check against their network, which is not filled yet.
+
+    `empty`: what the family's `build` fills; holds names and shapes on the meta device. `config` and `spec` are complete.
+    """
+
+    spec: LatentSpec
+    config: dict[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    empty: Any
+
+
+def check_weights(
+    empty: nn.Module, spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]
+) -> CheckedWeights:
+    """Compares weights with the empty network of the same configuration.
 
     Raises:
         ValueError: keys or shapes that are not the network's, or non-finite weights.
     """
-    check_keys(name, network.state_dict(), weights)
-    check_finite(name, weights)
-    network.load_state_dict({key: value.detach().cpu().clone() for key, value in weights.items()}, assign=True)
-    network.requires_grad_(False).eval()
-    return hash_weights(weights)
+    check_keys(spec.network, empty.state_dict(), weights)
+    check_finite(spec.network, weights)
+    return CheckedWeights(spec, config, weights, empty)
 
 
-def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 over keys in order, with dtype, shape and little-endian bytes of each tensor."""
-    digest = hashlib.sha256()
+def fill(checked: CheckedWeights) -> Any:
+    """The checked network with its own copies of the weights, on the CPU in their dtypes, for inference."""
+    network = checked.empty
+    network.load_state_dict({key: value.detach().cpu().clone() for key, value in checked.weights.items()}, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def hash_weights(weights: Mapping[str, torch.Tensor], part: LatentPart) -> WeightsSha256:
+    """Hashes of the values, independent of the container: dtype, shape and little-endian bytes of each tensor, by key in order."""
+    everything, mean, moments = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()
-        digest.update(f"{key}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        everything.update(_header(key, tensor))
+        everything.update(_bytes(tensor))
+        of_mean, of_logvar = _latent_rows(key, tensor, part)
+        for role, rows, digests in (("mean", of_mean, (mean, moments)), ("logvar", of_logvar, (moments,))):
+            if rows is None:
+                continue
+            # the values are hashed once for both
+            values = hashlib.sha256(_bytes(rows)).digest()
+            for digest in digests:
+                digest.update(_header(f"{role}\0{key}", rows) + values)
+    return WeightsSha256(everything.hexdigest(), mean.hexdigest(), moments.hexdigest())
+
+
+def _latent_rows(key: str, tensor: torch.Tensor, part: LatentPart) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The rows of a tensor that reach the mean, and those that reach only the log-variance; None: no row does."""
+    for beginning, count in part.shared.items():
+        if key.startswith(beginning):
+            return tensor[:count], tensor[count:]
+    if key.startswith(part.logvar):
+        return None, tensor
+    return (tensor if key.startswith(part.mean) else None), None
+
+
+def _header(key: str, tensor: torch.Tensor) -> bytes:
+    return f"{key}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model.family import Family, Preset
+from model.family import Family, LatentPart, Preset
 from model.interface import LatentSpec
 
 if TYPE_CHECKING:
@@ -148,7 +148,34 @@ _DEFAULTS = {
     **BLOCKS_4X,
 }
 
-FAMILY = Family(name="wfvae", module="model.wfvae.vae", keys=tuple(_DEFAULTS), describe=_describe, defaults=_DEFAULTS)
+_DECODER_KEYS = (
+    "decoder_num_resblocks",
+    "decoder_energy_flow_hidden_size",
+    "connect_res_layer_num",
+    "t_interpolation",
+    *(key for keys in _LEVEL_KEYS.values() for key in keys if "_upsample_" in key),
+)
+
+
+def latent_part(config: Mapping[str, Any], other_keys: tuple[str, ...]) -> LatentPart:
+    """Of both versions: the encoder, whose last convolution gives the means of all channels, then the log-variances."""
+    return LatentPart(
+        mean=("encoder.",), shared={"encoder.conv_out.": config["latent_dim"]}, other_keys=frozenset(other_keys)
+    )
+
+
+def _latent_part(config: Mapping[str, Any]) -> LatentPart:
+    return latent_part(config, (*_DECODER_KEYS, "scale", "shift"))
+
+
+FAMILY = Family(
+    name="wfvae",
+    module="model.wfvae.vae",
+    keys=tuple(_DEFAULTS),
+    describe=_describe,
+    latent_part=_latent_part,
+    defaults=_DEFAULTS,
+)
 
 _WIDTHS = {"s": 128, "m": 160, "l": 192}
 _ALIASES = {("s", 8): ("wfvae-s",), ("m", 8): ("wfvae-m",), ("l", 16): ("wfvae-l",)}

@@ -18,7 +18,7 @@ import torch
 
 from model import inputs
 from model.vae import CausalVAE
-from model.weights import fill
+from model.weights import check_weights, fill
 from model.wfvae.decoder import prepare_decoder
 from model.wfvae.encoder import prepare_encoder
 from model.wfvae.memory import Memory, owned
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
     from model.state import CausalState
+    from model.weights import CheckedWeights, WeightsSha256
     from model.wfvae.decoder import Decoder
     from model.wfvae.encoder import Encoder
 
-__all__ = ["NUMERICS", "WFVAE", "StreamedVAE", "build", "random_weights"]
+
+__all__ = ["NUMERICS", "WFVAE", "StreamedVAE", "build", "check", "random_weights"]
 
 NUMERICS = 1  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
 
@@ -186,21 +187,19 @@ class WFVAE(StreamedVAE):
         return prepare_decoder(self.network.decoder, self.network.state_dict(), self.config, self.device, self.dtype)
 
 
-def build(
-    spec: LatentSpec,
-    config: dict[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    info: CheckpointInfo | None = None,
-    untrained: int | None = None,
-) -> WFVAE:
-    """The VAE of these weights.
+def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
+    """Weights compared with their network, which is not built.
 
     Raises:
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    sha256 = fill(network, spec.network, with_filters(network.state_dict(), weights))
-    return WFVAE(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)
+    return check_weights(network, spec, config, with_filters(network.state_dict(), weights))
+
+
+def build(
+    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
+) -> WFVAE:
+    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    spec = checked.spec.on_device(device.type)
+    return WFVAE(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

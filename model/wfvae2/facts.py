@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model.family import Family, Preset
+from model.family import Family, LatentPart, Preset
 from model.interface import LatentSpec
-from model.wfvae.facts import GROUPS, check_choices, check_counts
+from model.wfvae.facts import GROUPS, check_choices, check_counts, latent_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,6 +104,20 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     )
 
 
-FAMILY = Family(name="wfvae2", module="model.wfvae2.vae", keys=tuple(_DEFAULTS), describe=_describe, defaults=_DEFAULTS)
+_DECODER_KEYS = ("decoder_base_channels", "decoder_num_resblocks", "decoder_energy_flow_size", "t_interpolation")
+
+
+def _latent_part(config: Mapping[str, Any]) -> LatentPart:
+    return latent_part(config, _DECODER_KEYS)
+
+
+FAMILY = Family(
+    name="wfvae2",
+    module="model.wfvae2.vae",
+    keys=tuple(_DEFAULTS),
+    describe=_describe,
+    latent_part=_latent_part,
+    defaults=_DEFAULTS,
+)
 
 PRESETS: tuple[Preset, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.weights import fill
+from model.weights import check_weights, fill
 from model.wfvae.parameters import with_filters
 from model.wfvae.vae import StreamedVAE
 from model.wfvae2.coder import prepare_decoder, prepare_encoder
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from model.checkpoint import CheckpointInfo
     from model.interface import LatentSpec
+    from model.weights import CheckedWeights, WeightsSha256
     from model.wfvae.decoder import Decoder
     from model.wfvae.encoder import Encoder
 
-__all__ = ["NUMERICS", "WFVAE2", "build", "random_weights"]
+
+__all__ = ["NUMERICS", "WFVAE2", "build", "check", "random_weights"]
 
 NUMERICS = 1  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
 
@@ -43,21 +44,19 @@ class WFVAE2(StreamedVAE):
         return prepare_decoder(self.network.decoder, self.network.state_dict(), self.config, self.device, self.dtype)
 
 
-def build(
-    spec: LatentSpec,
-    config: dict[str, Any],
-    weights: Mapping[str, torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    info: CheckpointInfo | None = None,
-    untrained: int | None = None,
-) -> WFVAE2:
-    """The VAE of these weights.
+def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
+    """Weights compared with their network, which is not built.
 
     Raises:
         ValueError: keys or shapes that are not this configuration's, or non-finite weights.
     """
     network = empty_network(config)
-    sha256 = fill(network, spec.network, with_filters(network.state_dict(), weights))
-    return WFVAE2(network, spec.on_device(device.type), config, sha256, device, dtype, info, untrained)
+    return check_weights(network, spec, config, with_filters(network.state_dict(), weights))
+
+
+def build(
+    checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
+) -> WFVAE2:
+    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    spec = checked.spec.on_device(device.type)
+    return WFVAE2(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

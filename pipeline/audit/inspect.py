@@ -50,7 +50,7 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
     ledger = Ledger(store)
     latent_set = ledger.latent_set()
     found = []
-    for item in tally(ledger.all(workers)).values():
+    for item in tally(store, workers).values():
         metadata = _file_metadata(store, item.sample_file) if item.sample_file else {}
         described = {name: metadata.get(name) for name in ("spec", "latent", "normalisation", "container", "versions")}
         found.append({**item.to_dict(), **described})

@@ -31,7 +31,7 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
     """
     ledger = Ledger(store)
     latent_set = ledger.latent_set()
-    tallies = tally(ledger.all(workers))
+    tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
     reasons: dict[str, int] = {}
     for item in tallies.values():

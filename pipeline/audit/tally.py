@@ -1,6 +1,6 @@
-"""Receipts added up: what an output holds, by fingerprint and bucket.
+"""Sums over the receipts of an output, by fingerprint and bucket.
 
-Enters: receipts. Leaves: `Tally`s, JSON-ready. `status`, `inspect` and `verify` all count this way.
+In: the store of an output. Out: `Tally`s, JSON-ready. `status` and `inspect` count this way.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.counted import counted_receipts, shares
 from pipeline.records import ChannelStats, Counts, Timings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from pipeline.records import Receipt
+    from pipeline.counted import Share
+    from pipeline.overlaps import CountedReceipt
+    from pipeline.storage import Store
 
 
 @dataclass(slots=True)
@@ -46,27 +47,29 @@ class Tally:
     last_commit: str | None = None
     sample_file: str | None = None  # key of some data file: where the metadata can be read
 
-    def add(self, receipt: Receipt) -> None:
-        """Counts one shard."""
-        self.shards += 1
-        self.counts += receipt.counts
+    def add(self, part: CountedReceipt, counts: Counts, shares: list[Share]) -> None:
+        """Counts what counts of one shard. Statistics of a receipt that is partly hidden are left out: they cannot be split."""
+        receipt = part.receipt
+        self.shards += receipt.shard.retry is None and not receipt.same_as
+        self.counts += counts
         self.timings += receipt.timings
         self.first_commit = min(self.first_commit or receipt.created, receipt.created)
         self.last_commit = max(self.last_commit or receipt.created, receipt.created)
-        if receipt.stats is not None:
+        if receipt.stats is not None and part.whole:
             self.stats = receipt.stats if self.stats is None else self.stats.merge(receipt.stats)
         for reject in receipt.rejects:
-            self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
-        for item in receipt.files:
-            self.sample_file = self.sample_file or item.key
+            if part.stands(reject):
+                self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
+        for share in shares:
+            self.sample_file = self.sample_file or share.file.key
             self.files += 1
-            self.bytes += item.num_bytes
-            self.index_bytes += item.index_bytes
-            bucket = self.buckets.setdefault(item.bucket, BucketTally())
+            self.bytes += share.num_bytes
+            self.index_bytes += share.file.index_bytes
+            bucket = self.buckets.setdefault(share.file.bucket, BucketTally())
             bucket.files += 1
-            bucket.clips += item.rows
-            bucket.frames += item.frames
-            bucket.bytes += item.num_bytes
+            bucket.clips += share.rows
+            bucket.frames += share.frames
+            bucket.bytes += share.num_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; rejects most frequent first, buckets by name."""
@@ -87,13 +90,19 @@ class Tally:
         }
 
 
-def tally(receipts: Iterable[Receipt]) -> dict[str, Tally]:
-    """One `Tally` for each fingerprint, in the order they are met."""
+def tally(store: Store, workers: int = 8) -> dict[str, Tally]:
+    """One `Tally` for each fingerprint of an output, in the order they are met. Each source and sample counts once.
+
+    Raises:
+        OutputError: a receipt of another format version, or of another shard.
+    """
     found: dict[str, Tally] = {}
-    for receipt in receipts:
+    for part in counted_receipts(store, workers):
+        receipt = part.receipt
         if receipt.fingerprint not in found:
             found[receipt.fingerprint] = Tally(receipt.fingerprint, receipt.fingerprint_parts)
-        found[receipt.fingerprint].add(receipt)
+        if not part.superseded:
+            found[receipt.fingerprint].add(part, *shares(store, part))
     return found
 
 

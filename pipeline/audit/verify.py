@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.audit.ranged_file import RangedFile
+from pipeline.counted import shown
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
+from pipeline.overlaps import CountedReceipt, Hidden, counted, hidden_parts
 from pipeline.receipts import NAME, PREFIX, SET_KEY, Ledger, imbalances
+from pipeline.summaries import Summaries
 from pipeline.writer.index_file import read_footer, read_index
 from pipeline.writer.payload import STORAGE_TYPES, SpanChecker
 
@@ -70,10 +73,13 @@ class VerifyReport:
 
 @dataclass(slots=True)
 class _Checked:
-    """What checking one shard found."""
+    """What checking one shard found. `rows` and `frames` are those that count."""
 
-    receipt: Receipt | None
+    part: CountedReceipt | None
     problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    rows: int = 0
+    frames: int = 0
     ids: list[tuple[str, np.ndarray]] = field(default_factory=list)  # (index key, uint64 hash of each id)
     bytes_read: int = 0
 
@@ -99,14 +105,16 @@ def verify_output(store: Store, *, deep: bool = True, workers: int = 4) -> Verif
     ids: list[tuple[str, np.ndarray]] = []
     for checked in _check_shards(store, ledger, report, workers):
         report.problems += checked.problems
+        report.notices += checked.notices
         report.bytes_read += checked.bytes_read
         ids += checked.ids
-        if checked.receipt is not None:
+        if checked.part is not None:
             report.shards += 1
-            named |= {key for item in checked.receipt.files for key in (item.key, item.index_key)}
-            report.files += len(checked.receipt.files)
-            report.rows += sum(item.rows for item in checked.receipt.files)
-            report.frames += sum(item.frames for item in checked.receipt.files)
+            files = checked.part.receipt.files
+            named |= {key for item in files for key in (item.key, item.index_key)}
+            report.files += len(files)
+            report.rows += checked.rows
+            report.frames += checked.frames
     report.problems += _doubled_ids(store, ids)
     _count_orphans(report, [info for info in stored if info.key not in named])
     return report
@@ -125,36 +133,54 @@ def _count_orphans(report: VerifyReport, orphans: list[ObjectInfo]) -> None:
         )
 
 
+def _hidden(store: Store) -> dict[str, Hidden]:
+    """What does not count because an earlier receipt has it. Empty where a receipt is of another format: it is reported by itself."""
+    try:
+        return hidden_parts(Summaries(store).all())
+    except OutputError:
+        return {}
+
+
 def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: int) -> Iterator[_Checked]:
+    hidden = _hidden(store)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
         for shard_id, keys in ledger.keys_by_shard().items():
             if len(keys) > 1:
-                report.notices.append(f"shard {shard_id} has {len(keys)} receipts; the earliest counts")
-            pending.append(pool.submit(_check_shard, store, ledger, keys, report.deep))
+                report.notices.append(
+                    f"shard {shard_id} has {len(keys)} receipts; the earliest that is complete counts"
+                )
+            pending.append(pool.submit(_check_shard, store, ledger, keys, hidden, report.deep))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _check_shard(store: Store, ledger: Ledger, keys: list[str], deep: bool) -> _Checked:
+def _check_shard(store: Store, ledger: Ledger, keys: list[str], hidden: dict[str, Hidden], deep: bool) -> _Checked:
     try:
         receipt = ledger.load_first(keys)
     except OutputError as error:
         return _Checked(None, [Problem(keys[0], error.message, "a receipt of this format")])
-    checked = _Checked(receipt)
+    if receipt is None:
+        found = "an empty or cut-off receipt: its shard counts as not done"
+        return _Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
+    part = counted(receipt, hidden)
+    checked = _Checked(part)
+    if not part.whole:
+        what = f"{len(part.hidden_uris) or len(part.hidden_samples)} inputs"
+        checked.notices.append(f"{keys[0]}: {what} count in an earlier receipt; their rows here are equal and hidden")
     checked.problems += [Problem(keys[0], text, "books that balance") for text in imbalances(receipt)]
     if (expected := receipt.shard.id(receipt.fingerprint)) != receipt.shard_id:
         checked.problems.append(
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
         )
     for item in receipt.files:
-        _check_file(store, item, receipt, deep, checked)
+        _check_file(store, item, part, deep, checked)
     return checked
 
 
-def _check_file(store: Store, item: WrittenFile, receipt: Receipt, deep: bool, checked: _Checked) -> None:
+def _check_file(store: Store, item: WrittenFile, part: CountedReceipt, deep: bool, checked: _Checked) -> None:
     infos: dict[str, ObjectInfo] = {}
     for key, size in ((item.key, item.num_bytes), (item.index_key, item.index_bytes)):
         try:
@@ -164,16 +190,16 @@ def _check_file(store: Store, item: WrittenFile, receipt: Receipt, deep: bool, c
             continue
         if infos[key].size != size:
             checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
-    rows = _check_index(store, item, checked) if item.index_key in infos else []
+    rows = _check_index(store, item, part, checked) if item.index_key in infos else []
     if item.key not in infos:
         return
     if deep:
         _check_bytes(store, item, infos[item.key], rows, checked)
     if item.key.endswith(".parquet"):
-        _check_footer(store, item, infos[item.key], receipt, checked)
+        _check_footer(store, item, infos[item.key], part.receipt, checked)
 
 
-def _check_index(store: Store, item: WrittenFile, checked: _Checked) -> list[IndexRow]:
+def _check_index(store: Store, item: WrittenFile, part: CountedReceipt, checked: _Checked) -> list[IndexRow]:
     data = store.read(item.index_key)
     checked.bytes_read += len(data)
     if (found := hashlib.sha256(data).hexdigest()) != item.index_sha256:
@@ -197,7 +223,10 @@ def _check_index(store: Store, item: WrittenFile, checked: _Checked) -> list[Ind
         if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
             where = f"{item.index_key}#{row.id}"
             checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its place and shape"))
-    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in rows], np.uint64)))
+    visible = shown(part, rows)
+    checked.rows += len(visible)
+    checked.frames += sum(row.num_frames for row in visible)
+    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in visible], np.uint64)))
     return rows
 
 

@@ -185,14 +185,19 @@ class StorageConfig(Section):
     """Size of one ranged GET."""
     spool_bytes: int = Field(8 * MiB, ge=MiB)
     """A single video larger than this goes to a temporary file instead of memory, where several of each shard wait."""
-    max_attempts: int = Field(8, ge=1)
-    """Tries per request before the shard attempt fails."""
+    patience_s: float = Field(180.0, gt=0)
+    """How long one request is retried, with pauses that grow to 15 s, before the store counts as unavailable. For a download: how long no
+    byte may arrive."""
+    max_attempts: int | None = Field(None, ge=1)
+    """Most tries of one request, whatever the time. For a download: most tries in a row without a byte. Default: `patience_s` alone."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """TCP/TLS connect."""
     read_timeout_s: float = Field(60.0, gt=0)
     """Silence on an open connection."""
     files_per_shard: int = Field(64, ge=1)
-    """Plain video files per virtual shard."""
+    """Most plain video files per virtual shard."""
+    shard_bytes: int = Field(1024 * MiB, ge=1)
+    """Most bytes of plain video files per virtual shard; a larger file is a shard of its own."""
 
 
 class WriteConfig(Section):
@@ -250,8 +255,9 @@ BuildPoint = Literal[
     "in_upload",
     "after_upload",
     "before_commit",
+    "before_read_back",
+    "in_clean_up",  # an attempt that lost or failed has deleted one of its objects
     "after_commit",
-    "in_cleanup",  # an attempt that lost or failed has deleted one of its objects
 ]
 DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
 
@@ -289,10 +295,21 @@ class EncodeJob(Section):
     write: WriteConfig = WriteConfig()
     engine: EngineConfig = EngineConfig()
     drill: DrillConfig = DrillConfig()
+    retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
+    """Encode inputs of finished shards again that were rejected: `()` those that limits rejected which this job does not have,
+    else those with one of these reasons. None: leave them."""
     reject_budget: float = Field(0.05, ge=0, le=1)
     """Largest fraction of damaged samples before the build stops; a single damaged sample never stops it unless this is 0."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
+
+    def limits(self) -> dict[str, float]:
+        """Options that reject inputs and cannot change a latent: not in the fingerprint, but in each receipt."""
+        decode = ("max_pixels", "max_frames", "max_duration_s", "max_video_bytes", "timeout_s", "memory_bytes")
+        return {
+            **{f"decode.{name}": getattr(self.decode, name) for name in decode},
+            "write.max_abs": self.write.max_abs,
+        }
 
     @field_validator("inputs")
     @classmethod

@@ -5,8 +5,8 @@ to the device and back), `examination` (`lathe check`). Foreign errors become ou
 """
 
 from model.interface import LatentSpec
-from pipeline.encoder.network import Network, cuda_available, known_spec, resolve_device
-from pipeline.encoder.running import Encoded, Encoder, Launched, identify
+from pipeline.encoder.network import Network, cuda_available, identify, known_spec, resolve_device
+from pipeline.encoder.running import Encoded, Encoder, Launched
 
 __all__ = [
     "Encoded",

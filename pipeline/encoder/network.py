@@ -6,6 +6,7 @@ Enters: the model section of a job. Leaves: a `LatentSpec` without torch where t
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,53 @@ from model.registry import FAMILIES
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Which network it is. `identity` goes into the fingerprint, `provenance` (where the file came from) only into metadata."""
+    """Which network it is.
+
+    `identity`: what can change a latent; goes into the fingerprint. `provenance`: the file the weights came from, and hash and
+    configuration of the whole network, which decoding needs; goes into metadata only.
+    """
 
     spec: LatentSpec
     identity: dict[str, Any]
     provenance: dict[str, Any]
+
+
+def identify(config: ModelConfig, *, moments: bool = False) -> Network:
+    """The network of a job, found by reading its checkpoint once; no network is built. Bad checkpoints show before workers start.
+
+    Args:
+        config: the model section of the job.
+        moments: whether the log-variance is stored too, so that its tensors count.
+
+    Raises:
+        CheckpointError: no weights, unsafe weights, weights of another network.
+        AccessError: a hub that refused or could not be reached.
+    """
+    load_torch()
+    with _foreign_errors(config):
+        found = model.identify(config.name, config.checkpoint, config.config, untrained=config.untrained)
+    return network_of(found, moments=moments)
+
+
+def network_of(found: model.Identity, *, moments: bool) -> Network:
+    """The record of a network, of which the log-variance counts only with `moments`."""
+    identity = {
+        "network": found.spec.network,
+        "config": found.latent_config,
+        "latent_weights_sha256": found.latent_sha256(moments=moments),
+        "untrained": found.seed is not None,
+        "numerics": found.numerics,
+    }
+    origin = found.checkpoint.to_dict() if found.checkpoint else {"untrained_seed": found.seed}
+    return Network(found.spec, identity, {**origin, "weights_sha256": found.sha256.all, "config": dict(found.config)})
 
 
 def known_spec(config: ModelConfig) -> LatentSpec | None:
@@ -77,7 +114,7 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
         raise ConfigError(
             f"model.device: {device} was asked for, but this process sees no CUDA device; use cpu or auto"
         )
-    try:
+    with _foreign_errors(config):
         return model.load(
             config.name,
             config.checkpoint,
@@ -86,6 +123,13 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
             dtype=getattr(torch, compute_dtype),
             untrained=config.untrained,
         )
+
+
+@contextmanager
+def _foreign_errors(config: ModelConfig) -> Iterator[None]:
+    """Errors of `model` while weights are read, as ours."""
+    try:
+        yield
     except (ValueError, FileNotFoundError) as error:
         raise CheckpointError(f"model: {error}") from error
     except RuntimeError as error:

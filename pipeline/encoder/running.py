@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.encoder.network import Network, load_torch, load_vae
+from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
 from pipeline.errors import ConfigError
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 # a GPU wants far more rows before its matrix units are busy.
 STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
-
-
-def identify(config: ModelConfig) -> Network:
-    """The network a job would use, found by loading it once on CPU: bad checkpoints show before workers start.
-
-    Raises:
-        CheckpointError: no weights, unsafe weights, weights of another network.
-    """
-    return Encoder(config, "cpu", "float32").network()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +76,8 @@ class Encoder:
         self.overlaps = self._staging.overlaps  # whether a step runs on while the caller prepares the next
 
     def network(self) -> Network:
-        """What the weights and the arithmetic are, JSON-ready."""
-        vae = self._vae
-        identity = {
-            "network": self.spec.network,
-            "config": dict(vae.config),
-            "weights_sha256": vae.weights_sha256,
-            "untrained": vae.untrained,
-            "numerics": vae.numerics,
-        }
-        return Network(
-            self.spec, identity, vae.checkpoint.to_dict() if vae.checkpoint else {"untrained_seed": vae.seed}
-        )
+        """What the weights and the arithmetic are, as `identify` found it."""
+        return network_of(self._vae.identity(), moments=self._moments)
 
     def largest_batch(self, shape: Shape) -> int:
         """Chunks of this shape per step."""

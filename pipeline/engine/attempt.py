@@ -90,7 +90,7 @@ class ShardAttempt:
         self._drill = job.drill
         self._progress = progress or ProgressCounter()
         self._started = time.monotonic()
-        self._ledger = Ledger(store)
+        self._ledger = Ledger(store, job.drill)
         self.encode_s = 0.0
         self.decode_wait_s = 0.0
         self.fetch_wait_s = 0.0
@@ -258,7 +258,7 @@ class ShardAttempt:
     def _read(self) -> None:
         try:
             # A second build, or the try before this one, may have committed since the shard was handed out.
-            if (receipt := self._ledger.read(self.shard_id)) is not None:
+            if (receipt := self._ledger.find(self.shard_id)) is not None:
                 self._end_with(receipt)
             else:
                 self._read_source()

@@ -6,14 +6,16 @@ found before anything is started; then the executor works; then the books are ch
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
 from pipeline.clips import resolve_rules
-from pipeline.corpus import group_files, resolve_inputs
+from pipeline.corpus import resolve_inputs
+from pipeline.coverage import REASONS_SHOWN, Work, find_work, retry_work, without_unchanged
 from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.build import Build
 from pipeline.engine.dispatch import budget_exceeded
@@ -22,19 +24,22 @@ from pipeline.errors import (
     ConfigError,
     InputError,
     LatheError,
+    NothingEncoded,
     RejectBudgetExceeded,
     ShardsFailed,
 )
-from pipeline.groups import agreed_groups
 from pipeline.progress import Display, Silent
 from pipeline.receipts import Ledger
 from pipeline.report import BuildReport
 from pipeline.storage import Store, open_store
+from pipeline.summaries import Summaries
+from pipeline.unchanged import find_unchanged, record_unchanged
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
-    from pipeline.records import ClipRules, Shard, SourceObject
+    from pipeline.records import ClipRules, Counts, Shard
+    from pipeline.summaries import ReceiptSummary
 
 
 def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
@@ -43,7 +48,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     Raises:
         UsageError: something about the job is wrong; nothing was started.
         ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
-        RejectBudgetExceeded: too many damaged inputs; likewise.
+        RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones; likewise.
+        NothingEncoded: not one clip was encoded, now or earlier; likewise.
     """
     display = display or Silent()
     begun = time.monotonic()
@@ -54,34 +60,52 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     if job.output.startswith("s3://"):
         store.preflight()  # says within seconds what is wrong, instead of after all retries
     store.check_writable()
-    ledger = Ledger(store)
-    notices = list(ledger.prepare("lathe"))
-    # The network loads while Ray starts: both take seconds, and neither needs the other.
-    with ThreadPoolExecutor(1, "identify") as pool, Executor(job, pool) as crew_maker:
-        device, dtype = crew_maker.resolve_device()
-        notices += crew_maker.notices()
-        network = crew_maker.network()
+    notices = list(Ledger(store).prepare("lathe"))
+    with ThreadPoolExecutor(1, "identify") as pool, Executor(job, pool) as executor:
+        summaries = Summaries(store)
+        receipts = summaries.all()
+        if not receipts:  # all is to do: Ray starts while the weights are read
+            executor.connect()
+        device, dtype = executor.resolve_device()
+        network = executor.network()
         blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
-        todo, done_before = _subtract_done(shards, store, ledger, blueprint)
+        work = _work(job, shards, receipts, blueprint, store)
+        notices += work.notices
+        todo = work.todo(job.storage)
         report = BuildReport(
             output=job.output,
             fingerprint=blueprint.fingerprint,
             network=network.spec.network,
             untrained=bool(network.identity["untrained"]),
             device=device,
-            shards_total=len(todo) + done_before,
-            shards_before=done_before,
+            shards_total=len(todo) + work.shards_finished,
+            shards_before=work.shards_finished,
             notices=notices,
         )
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
+        if todo:
+            executor.connect()
+            notices += executor.notices()
         for text in notices:
             display.notice(text)
+        summaries.save()
         if todo:
-            build = Build(todo, blueprint, crew_maker, store, display, report, begun)
-            build.run()
+            Build(todo, blueprint, executor, store, display, report, begun).run()
     report.wall_s = time.monotonic() - begun
-    _judge(report, job)
+    _judge(report, job, work)
     return report
+
+
+def _work(
+    job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], blueprint: Blueprint, store: Store
+) -> Work:
+    """What is to do, after inputs that were only touched are found and rejects to retry are looked up."""
+    work = find_work(shards, receipts, blueprint.fingerprint, job)
+    if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
+        record_unchanged(store, unchanged, blueprint)
+        work = without_unchanged(work, unchanged)
+    retry_work(store, work, job)
+    return work
 
 
 def _weights_notices(
@@ -117,38 +141,32 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
 
 
-def _judge(report: BuildReport, job: EncodeJob) -> None:
-    """Raises what the finished build deserves, with the report attached."""
+def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
+    """Raises what the finished build deserves, with the report attached. What earlier runs committed is judged with it."""
     error: LatheError | None = None
-    over = budget_exceeded(report.counts, job.reject_budget, final=True)
+    whole = work.before + report.counts
+    over = budget_exceeded(whole, job.reject_budget, final=True)
     if report.failed:
         name, why = sorted(report.failed.items())[0]
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
-    elif over is not None:
-        error = RejectBudgetExceeded(over)
     elif not report.ok:
         left = report.shards_total - report.shards_before - report.shards_done
         error = ShardsFailed(f"stopped with {left} shards to do; the same command resumes")
+    elif over is not None:
+        error = RejectBudgetExceeded(over + (" (earlier runs included)" if work.before.samples else ""))
+    elif whole.clips == 0:
+        error = NothingEncoded(_nothing_encoded(whole, report, work))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _subtract_done(shards: list[Shard], store: Store, ledger: Ledger, blueprint: Blueprint) -> tuple[list[Shard], int]:
-    """Shards without a receipt, and how many have one. Plain files are grouped as the output has it written down."""
-    fingerprint = blueprint.fingerprint
-    done = ledger.done()
-    listed = [source for shard in shards if shard.kind == "files" for source in shard.objects]
-    found = [shard for shard in shards if shard.kind == "tar"]
-    if listed:
-        per_shard = blueprint.job.storage.files_per_shard
-        groups = agreed_groups(store, fingerprint, listed, lambda fresh: group_files(fresh, per_shard))
-        found += [shard if shard.id(fingerprint) in done else _present(shard, set(listed)) for shard in groups]
-    todo = [shard for shard in found if shard.id(fingerprint) not in done]
-    return todo, len(found) - len(todo)
-
-
-def _present(shard: Shard, listed: set[SourceObject]) -> Shard:
-    """The shard without files that have gone since it was grouped."""
-    return replace(shard, objects=tuple(source for source in shard.objects if source in listed))
+def _nothing_encoded(whole: Counts, report: BuildReport, work: Work) -> str:
+    reasons = Counter(report.rejects)
+    for item in work.finished:
+        reasons.update(json.loads(item.reasons))
+    shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
+    return (
+        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
+    )

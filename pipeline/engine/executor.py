@@ -22,10 +22,14 @@ class Executor:
     def __init__(self, job: EncodeJob, pool: ThreadPoolExecutor) -> None:
         self._job = job
         self._cluster: Any = None
-        self._loading = pool.submit(encoder_room.identify, job.model)
+        self._loading = pool.submit(encoder_room.identify, job.model, moments=job.write.moments)
 
     def __enter__(self) -> Executor:
-        if self._job.engine.executor == "ray":
+        return self
+
+    def connect(self) -> None:
+        """Starts a private Ray or joins the job's cluster; does nothing the second time, or for the inline executor."""
+        if self._job.engine.executor == "ray" and self._cluster is None:
             from pipeline.engine import ray_session
 
             self._cluster = ray_session.connect(
@@ -33,13 +37,21 @@ class Executor:
                 cpus=_local_cpus(self._job),
                 object_store_bytes=(self._job.engine.encoders or 1) * self._job.engine.frame_bytes * 5 // 4,
             )
-        return self
 
     def __exit__(self, *exc: object) -> None:
         if self._cluster is not None:
             from pipeline.engine import ray_session
 
             ray_session.disconnect()
+
+    @property
+    def _joins(self) -> bool:
+        """Whether encoders run on a cluster that exists already."""
+        if self._job.engine.executor != "ray":
+            return False
+        from pipeline.engine import ray_session
+
+        return ray_session.joins(self._job.engine.address)
 
     def network(self) -> encoder_room.Network:
         """What the job's model is; raises what its checkpoint deserves."""
@@ -51,11 +63,14 @@ class Executor:
         Raises:
             ConfigError: CUDA was asked for, and no encoder can ever find it.
         """
-        cluster, config = self._cluster, self._job.model
+        config = self._job.model
+        if config.device == "auto" and self._joins:
+            self.connect()  # what `auto` means is known to the cluster only
+        cluster = self._cluster
         cuda = cluster.gpus >= 1 if cluster is not None else encoder_room.cuda_available()
         device, dtype = encoder_room.resolve_device(config.device, config.compute_dtype, cuda=cuda)
         # A joined cluster may grow GPU nodes when encoders ask for them; this machine will not.
-        if device.startswith("cuda") and not cuda and (cluster is None or cluster.local):
+        if device.startswith("cuda") and not cuda and not self._joins:
             raise ConfigError(
                 f"model.device: {device} was asked for, and this machine has no CUDA device; use cpu or auto"
             )

@@ -36,7 +36,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
         AccessError: no cluster answers at the address.
     """
     address = address or ray_address_from_environment()
-    local = address is None or address == "local"
+    local = not joins(address)
     _prepare_environment(local=local)
     import ray
 
@@ -62,6 +62,11 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
     resources = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node.get("Alive"))
     return Cluster(local, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
+
+
+def joins(address: str | None) -> bool:
+    """Whether a job with this `engine.address` joins a cluster; else it starts a private Ray."""
+    return (address or ray_address_from_environment() or "local") != "local"
 
 
 def disconnect() -> None:

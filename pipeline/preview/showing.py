@@ -49,13 +49,14 @@ class Screen:
 
         Raises:
             ConfigError: CUDA asked for where there is none, a network this version does not know.
-            CheckpointError: weights missing, unsafe, or not those the latents were made with.
+            CheckpointError: weights missing, unsafe, or of another encoder than the one that made the latents.
             AccessError: a hub or bucket that refused or could not be reached.
         """
         self._torch = load_torch()
         source = _source(encoder, checkpoint)
         config = validate(
-            ModelConfig, {"name": encoder["network"], "config": encoder["config"], "device": device, **source}
+            ModelConfig,
+            {"name": encoder["network"], "config": encoder["checkpoint"]["config"], "device": device, **source},
         )
         cuda = device.startswith("cuda") or (device == "auto" and cuda_available())
         where, dtype = resolve_device(device, "auto", cuda=cuda)
@@ -67,10 +68,12 @@ class Screen:
             raise CheckpointError(
                 f"{error.message}; so the latents name their weights: say with --checkpoint where they are now"
             ) from error
-        if self.vae.weights_sha256 != encoder["weights_sha256"]:
+        ours = self.vae.identity().sha256
+        if encoder["latent_weights_sha256"] not in (ours.mean, ours.moments):
             raise CheckpointError(
-                f"the weights of {checkpoint or source} hash to {self.vae.weights_sha256}, the latents were made with "
-                f"{encoder['weights_sha256']}: decoding one with the other shows nothing; --checkpoint names the right ones"
+                f"the weights of {checkpoint or source} are not those the latents were made with: their encoder hashes to "
+                f"{ours.mean} ({ours.moments} with the log-variance), recorded is {encoder['latent_weights_sha256']}; "
+                "name the right ones with --checkpoint"
             )
         self.notices = _notices(encoder, self.vae)
 
@@ -161,6 +164,11 @@ def _notices(encoder: dict[str, Any], vae: Any) -> list[str]:
     found = []
     if vae.untrained:
         found.append(f"UNTRAINED random weights (seed {vae.seed}): the decoded pictures mean nothing")
+    if vae.weights_sha256 != encoder["checkpoint"]["weights_sha256"]:
+        found.append(
+            f"these weights have the encoder that made the latents and another decoder (all weights: {vae.weights_sha256[:12]}, "
+            f"recorded: {encoder['checkpoint']['weights_sha256'][:12]}): the pictures are those of this decoder"
+        )
     if vae.numerics != encoder["numerics"]:
         found.append(
             f"the latents were made with version {encoder['numerics']} of this network's arithmetic, this is version {vae.numerics}"

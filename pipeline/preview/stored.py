@@ -18,8 +18,11 @@ import pyarrow.parquet as pq
 
 from pipeline.audit.inspect import HEAD_BYTES, inspect_path
 from pipeline.audit.ranged_file import RangedFile
+from pipeline.counted import shown
 from pipeline.errors import InputError
+from pipeline.overlaps import CountedReceipt, counted, hidden_parts
 from pipeline.receipts import Ledger
+from pipeline.summaries import Summaries
 from pipeline.writer.index_file import read_index
 from pipeline.writer.parquet_file import SCALARS
 from pipeline.writer.payload import payload_hash
@@ -49,7 +52,7 @@ class StoredClip:
 class Chosen:
     """What an output offers to look at: receipts of one network, the newest of them, how many other networks were left out."""
 
-    receipts: tuple[Receipt, ...]
+    receipts: tuple[CountedReceipt, ...]
     newest: Receipt
     other_networks: int
 
@@ -67,15 +70,19 @@ def choose(store: Store) -> Chosen:
     if not shards:
         raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
     spread = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
-    found = [ledger.load_first(keys) for keys in (shards if len(shards) <= MOST_RECEIPTS else spread)]
-    filled = [receipt for receipt in found if receipt.files]
+    hidden = hidden_parts(Summaries(store).all())
+    read = ledger.read_all(shards if len(shards) <= MOST_RECEIPTS else spread)
+    found = [counted(receipt, hidden) for receipt in read if receipt is not None]
+    filled = [part.receipt for part in found if part.receipt.files and not part.superseded]
     if not filled:
         raise InputError(
             f"{store.root} holds no clip: {len(found)} shards are done and none gave one; see `lathe status`"
         )
     newest = max(filled, key=lambda receipt: (receipt.created, receipt.attempt))
     networks = {_network_key(receipt) for receipt in filled}
-    same = tuple(receipt for receipt in filled if _network_key(receipt) == _network_key(newest))
+    same = tuple(
+        part for part in found if part.receipt in filled and _network_key(part.receipt) == _network_key(newest)
+    )
     return Chosen(same, newest, len(networks) - 1)
 
 
@@ -83,15 +90,15 @@ def _network_key(receipt: Receipt) -> str:
     return json.dumps(receipt.fingerprint_parts["encoder"], sort_keys=True)
 
 
-def in_turns(store: Store, receipts: Sequence[Receipt]) -> Iterator[StoredClip]:
+def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[StoredClip]:
     """Every clip of `receipts` once, in an order that goes round buckets, within a bucket round files, within a file round videos.
 
     The order depends on the output alone. Indexes are read when their turn comes.
     """
     by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
-    for receipt in sorted(receipts, key=lambda item: (item.shard.name, item.shard_id)):
-        for file in receipt.files:
-            by_bucket.setdefault(file.bucket, []).append(_of_file(store, receipt, file))
+    for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
+        for file in part.receipt.files:
+            by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file))
     yield from _round(_round(files) for _, files in sorted(by_bucket.items()))
 
 
@@ -107,7 +114,7 @@ def _round(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
         waiting = still
 
 
-def _of_file(store: Store, receipt: Receipt, file: WrittenFile) -> Iterator[StoredClip]:
+def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[StoredClip]:
     """The first clip of each video, in file order (which for a tar is the cheapest to read again), then the second ones, and so on."""
     try:
         rows, _ = read_index(store.read(file.index_key))
@@ -117,11 +124,11 @@ def _of_file(store: Store, receipt: Receipt, file: WrittenFile) -> Iterator[Stor
         ) from None
     seen: Counter[str] = Counter()
     turns = []
-    for row in rows:
+    for row in shown(part, rows):
         turns.append((seen[row.source_hash], row.row))
         seen[row.source_hash] += 1
     for _, position in sorted(turns):
-        yield StoredClip(receipt, file, rows[position])
+        yield StoredClip(part.receipt, file, rows[position])
 
 
 def encoder_of(store: Store, receipt: Receipt, storage: StorageConfig) -> dict[str, Any]:

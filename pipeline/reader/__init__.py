@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound, SourceChanged
@@ -264,10 +263,9 @@ class ShardReader:
     # --- plain files --------------------------------------------------------------------------------------------------
 
     def _read_files(self) -> Iterator[Sample | Reject]:
-        keys = _file_keys([source.uri for source in self._shard.objects])
-        for index, (source, key) in enumerate(zip(self._shard.objects, keys, strict=True)):
+        for index, source in enumerate(self._shard.objects):
             try:
-                item = self._read_file(index, source, key)
+                item = self._read_file(index, source)
             except (AccessError, NotFound, SourceChanged) as error:
                 if self._unread is None:
                     raise
@@ -275,7 +273,10 @@ class ShardReader:
             else:
                 yield item
 
-    def _read_file(self, index: int, source: SourceObject, key: str) -> Sample | Reject:
+    def _read_file(self, index: int, source: SourceObject) -> Sample | Reject:
+        # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
+        key = _printable(os.path.splitext(source.uri.rpartition("/")[2])[0])
+        extension = source.uri.rpartition(".")[2].lower()
         if source.size == 0:
             return Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
         if source.size > self._max_video_bytes:
@@ -285,7 +286,7 @@ class ShardReader:
         caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
         video = self._file(source)
         caption, span = caption or caption_of(metadata), (0, source.size)
-        return Sample(key, index, source.uri, video, source.uri.rpartition(".")[2].lower(), caption, metadata, span)
+        return Sample(key, index, source.uri, video, extension, caption, metadata, span, source_index=0)
 
     def _file(self, source: SourceObject) -> bytes | str:
         """A local file's own path, checked to be readable and the one listed; a remote one's bytes, or a temporary copy."""
@@ -340,14 +341,3 @@ def _why_no_file(member: Member) -> str | None:
 def _printable(key: str) -> str:
     r"""Bytes of a name that are no UTF-8, which tarfile smuggles through as surrogates, are spelled `\xff`."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _file_keys(uris: list[str]) -> list[str]:
-    """File names without extension; where two would be the same, with folders below the common one and extension."""
-    stems = [os.path.splitext(uri.rpartition("/")[2])[0] for uri in uris]
-    often = Counter(stems)
-    common = os.path.commonpath([os.path.dirname(uri) for uri in uris])
-    return [
-        _printable(uri[len(common) :].lstrip("/") if often[stem] > 1 else stem)
-        for uri, stem in zip(uris, stems, strict=True)
-    ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError, NotFound
+from pipeline.storage.patience import mark_reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ __all__ = [
     "Store",
     "check_key",
     "locate",
+    "mark_reached",
     "open_source",
     "open_store",
     "read_uri",
@@ -64,7 +66,7 @@ class ReadStream(Protocol):
 
         Raises:
             SourceChanged: the object is no longer the one that was listed.
-            StorageUnavailable: the store failed `max_attempts` times in a row without a byte of progress.
+            StorageUnavailable: no byte arrived for `patience_s`, or in `max_attempts` tries.
         """
         ...
 
@@ -173,14 +175,14 @@ class Store(ABC):
             AccessError: the bucket refuses.
         """
 
+    @abstractmethod
     def probe(self) -> None:
-        """Asks once, with short timeouts and no retries, whether the store answers at all. For waiting out an outage.
+        """Asks once, with short timeouts and no retries, whether the store answers. For waiting out an outage.
 
         Raises:
-            StorageUnavailable: it does not.
+            StorageUnavailable: nothing answers, or the store throttles or fails.
             AccessError: it refuses.
         """
-        self.preflight()
 
     @abstractmethod
     def preflight(self) -> None:

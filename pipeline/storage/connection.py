@@ -1,7 +1,8 @@
-"""Client and excuses: how boto3 is set up, and what its errors mean in the house.
+"""boto3 clients, one per process and configuration, with Lathe's own retries.
 
-Enters: the storage section; exceptions of botocore. Leaves: one shared client per process; `pipeline.errors` that say
-retry, missing, or what a person must fix. Credentials stay in boto3's own chain and appear in no message.
+botocore's retry modes end after seconds and share a quota among all threads of a client: after about a hundred retries nothing is retried
+until something succeeds. Here botocore tries once, and a handler of its `needs-retry` event decides and waits: it sees every request of the
+client, those of paginators and of s3transfer's threads included. Credentials stay in boto3's own chain and appear in no message.
 """
 
 from __future__ import annotations
@@ -9,55 +10,118 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as refusals
 from botocore.config import Config
-from urllib3.exceptions import HTTPError as StreamError
 
-from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, StorageUnavailable
+from pipeline.storage.patience import Patience, is_reached, mark_reached
+from pipeline.storage.refusals import is_busy, kind, say_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.config import StorageConfig
 
 POOL_CONNECTIONS = 32  # streams of two shards, eight threads each, and uploads beside them
-QUICK_S = 4.0  # a preflight's patience per try
-# What can go wrong while a body is received, after the request itself succeeded.
-BROKEN_BODY = (refusals.HTTPClientError, refusals.IncompleteReadError, StreamError, OSError)
-CLIENT_FAILURES = (refusals.BotoCoreError, StreamError)
-BUSY_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
-DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
+QUICK_S = 4.0  # timeouts of a preflight or probe
+FIRST_CONTACT_S = 10.0  # how long an endpoint that never answered is tried: a wrong address should be told soon
+CLEANUP_S = 10.0  # how long the parts of a failed upload are tried to be removed; its error waits for that
+PATIENCE = "lathe-patience"  # key in botocore's request context
 
 
 class Connection:
-    """A client, and whether its server ever answered: before, a refused connection is a wrong address, after, an outage."""
+    """A client for one configuration. `quick`: timeouts of a few seconds."""
 
     def __init__(self, config: StorageConfig, *, quick: bool) -> None:
-        self.answered = False
+        self._config = config
+        self._using = threading.local()
         settings: dict[str, Any] = {
-            "retries": {"mode": "standard", "total_max_attempts": 2 if quick else config.max_attempts},
+            "retries": {"mode": "standard", "total_max_attempts": 1},
             "connect_timeout": min(QUICK_S, config.connect_timeout_s) if quick else config.connect_timeout_s,
             "read_timeout": min(QUICK_S, config.read_timeout_s) if quick else config.read_timeout_s,
             "max_pool_connections": POOL_CONNECTIONS,
         }
         # The endpoint may come from the job, AWS_ENDPOINT_URL or a profile: boto3 knows, so it is asked.
-        session = boto3.session.Session()
-        self.client = session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
+        self._session = boto3.session.Session()
+        self.client = self._session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
         if not re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(self.client.meta.endpoint_url).hostname or ""):
             settings["s3"] = {"addressing_style": "path"}
             settings["request_checksum_calculation"] = settings["response_checksum_validation"] = "when_required"
-            self.client = session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
+            self.client = self._session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
+        self.client.meta.events.register("before-call.s3", self._begin)
+        # First: botocore's own handler sits on the same event and would decide before.
+        self.client.meta.events.register_first("needs-retry.s3", self._decide)
 
     @property
     def host(self) -> str:
         """Host and port of the endpoint; a URL may hold a password, this does not."""
         return urlsplit(self.client.meta.endpoint_url).netloc.rpartition("@")[2]
 
+    @property
+    def reached(self) -> bool:
+        """Whether the endpoint has ever answered: before, a refused connection is a wrong address, after, an outage."""
+        return is_reached(self._config)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a new client may find other credentials than this one holds."""
+        credentials = self._session.get_credentials()
+        return credentials is not None and credentials.method not in {"env", "explicit"}
+
+    @contextmanager
+    def using(self, patience: Patience) -> Iterator[Any]:
+        """The client. Requests of this thread share `patience`; requests of other threads get one each."""
+        self._using.patience = patience
+        try:
+            yield self.client
+        finally:
+            self._using.patience = None
+
+    def _begin(self, context: dict[str, Any], **_: object) -> None:
+        """Event `before-call`, once per request: patience counts from here."""
+        context[PATIENCE] = getattr(self._using, "patience", None) or patience_of(self._config)
+
+    def _decide(
+        self,
+        response: tuple[Any, dict[str, Any]] | None,
+        operation: Any,
+        caught_exception: Exception | None,
+        request_dict: dict[str, Any],
+        **_: object,
+    ) -> int | None:
+        """Event `needs-retry`, after every try: 0 sends the request again, None leaves the outcome as it is."""
+        patience: Patience = request_dict["context"][PATIENCE]
+        cleanup = CLEANUP_S if operation.name == "AbortMultipartUpload" else None
+        if response is not None:
+            mark_reached(self._config)
+            # A lost upload must be begun anew, which the caller does.
+            if not is_busy(response[1]) or response[1].get("Error", {}).get("Code") == "NoSuchUpload":
+                return None
+            patience.again(say_answer(response[1]), within_s=cleanup)
+            return 0
+        if not isinstance(caught_exception, (refusals.ConnectionError, refusals.HTTPClientError)):
+            return None
+        unreached = isinstance(caught_exception, refusals.ConnectionError) and not self.reached
+        patience.again(
+            "did not answer",
+            kind(caught_exception),
+            within_s=FIRST_CONTACT_S if unreached else cleanup,
+            cause=caught_exception,
+        )
+        return 0
+
 
 _connections: dict[tuple[Any, ...], Connection] = {}
 _connecting = threading.Lock()
+
+
+def patience_of(config: StorageConfig, cancelled: threading.Event | None = None) -> Patience:
+    """The patience of one request or download."""
+    return Patience(config.patience_s, config.max_attempts, cancelled)
 
 
 def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
@@ -67,6 +131,7 @@ def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
         quick,
         config.endpoint_url,
         config.max_attempts,
+        config.patience_s,
         config.connect_timeout_s,
         config.read_timeout_s,
     )
@@ -76,86 +141,9 @@ def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
         return _connections[key]
 
 
-def http_status(error: BaseException) -> int:
-    """HTTP status of a ClientError, else 0."""
-    response = getattr(error, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def changed(where: str, detail: str) -> SourceChanged:
-    """The object under `where` is not the one that was listed."""
-    return SourceChanged(
-        f"{where} was replaced while it was read: {detail}; run the build again to take the new one", uri=where
-    )
-
-
-def explain_answer(error: Any, where: str, bucket: str) -> LatheError:
-    """The server said no. Only its code and status are repeated, never its text, which may quote a key id."""
-    status, code = http_status(error), str(error.response.get("Error", {}).get("Code", "unknown"))
-    said = f"{where}: the store answered {code} ({status})"
-    if code in {"NoSuchBucket", "InvalidBucketName"}:
-        return AccessError(
-            f"bucket {bucket!r} does not exist ({code}); check its name, the endpoint and the region", uri=where
-        )
-    if status == 404:
-        return NotFound(f"{where} does not exist", uri=where)
-    if status == 412:
-        return changed(where, "its ETag is no longer the one listed")
-    if code in {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"} or status in {
-        408,
-        409,
-        429,
-    }:
-        return StorageUnavailable(said, uri=where)
-    if status >= 500 and status != 501:
-        return StorageUnavailable(said, uri=where)
-    if status in {401, 403} or code in {
-        "ExpiredToken",
-        "InvalidToken",
-        "TokenRefreshRequired",
-        "AuthorizationHeaderMalformed",
-    }:
-        return AccessError(
-            f"{said}: bucket {bucket!r} refuses these credentials; check the access key, its rights to list, get and "
-            "put, and the clock",
-            uri=where,
-        )
-    return AccessError(f"{said}; check the endpoint, the region and what the store supports", uri=where)
-
-
-def explain_setup(error: Exception, where: str) -> AccessError:
-    """No client could be made: an endpoint that is no URL, a profile that is not there."""
-    return AccessError(
-        f"no S3 client for {where}: {unsecret(error)}; check endpoint_url and the AWS profile", uri=where
-    )
-
-
-def explain_failure(error: Exception, where: str, connection: Connection) -> LatheError:
-    """No answer came."""
-    if isinstance(error, (refusals.NoCredentialsError, refusals.PartialCredentialsError)):
-        return AccessError(
-            f"no credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the "
-            "machine a role",
-            uri=where,
-        )
-    if isinstance(error, (refusals.ParamValidationError, refusals.InvalidEndpointConfigurationError)):
-        return AccessError(f"{where}: not a valid bucket or key: {unsecret(error)}", uri=where)
-    unreached = isinstance(error, refusals.ConnectionError)  # refused, unresolvable, TLS, connect timeout
-    if unreached and not connection.answered:
-        return AccessError(
-            f"{connection.host} cannot be reached for {where} ({type(error).__name__}); check endpoint_url or "
-            "AWS_ENDPOINT_URL, DNS and the network",
-            uri=where,
-        )
-    if unreached or isinstance(error, (refusals.HTTPClientError, refusals.IncompleteReadError, StreamError)):
-        return StorageUnavailable(f"{where}: {connection.host} did not answer ({type(error).__name__})", uri=where)
-    if isinstance(error, (refusals.CredentialRetrievalError, refusals.MetadataRetrievalError)) and connection.answered:
-        return StorageUnavailable(f"{where}: credentials could not be refreshed ({type(error).__name__})", uri=where)
-    return AccessError(
-        f"{where}: the S3 client gave up ({type(error).__name__}); check the AWS profile and credentials", uri=where
-    )
-
-
-def unsecret(error: Exception) -> str:
-    """One line of a client error without the user part of any URL in it."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))[:200]
+def forget(connection: Connection) -> None:
+    """Drops a client from the shared ones: the next `connect` makes another, which reads the credentials anew."""
+    with _connecting:
+        for key, known in list(_connections.items()):
+            if known is connection:
+                del _connections[key]

@@ -1,8 +1,7 @@
-"""A folder as an object store: whole objects appear at once, or not at all.
+"""`Store` on a local folder.
 
-Enters: a root path, keys, bytes. Leaves: what `pipeline.storage.Store` promises. New objects are written beside their
-place under a hidden name, flushed to disk, then renamed (or linked, where the name must be free); hidden leftovers of
-killed writers are never listed.
+New objects are written beside their place under a hidden name, flushed to disk, then renamed (or linked, where the name must be free).
+Hidden leftovers of killed writers are never listed.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ BUFFER_BYTES = 1024 * 1024
 UPLOAD_BYTES = 8 * 1024 * 1024
 # What link(2) answers on file systems without hard links (FAT, some FUSE and network mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Failures of a mount that pass: a network file system that lost its server, a disk that is busy.
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
+}  # fmt: skip
 
 
 class LocalStore(Store):
@@ -110,7 +114,10 @@ class LocalStore(Store):
             _flush_folder(path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Links a finished file to its name, which fails if the name is taken: atomic, also between machines on NFS."""
+        """Links a finished file to its name, which fails if the name is taken: atomic, also between machines on NFS.
+
+        Without hard links, a kill at the wrong moment leaves an empty object; see `_claim_and_replace`.
+        """
         path = self.uri(key)
         with self._scratch(path) as scratch:
             _write_flushed(scratch, data)
@@ -120,7 +127,7 @@ class LocalStore(Store):
                 except OSError as error:
                     if error.errno not in NO_LINKS:
                         raise
-                    _write_flushed(path, data)  # O_EXCL: as exclusive, but a kill in the middle leaves a short file
+                    _claim_and_replace(scratch, path)
             except FileExistsError:
                 return self.read(key) == data
             _flush_folder(path)
@@ -163,6 +170,17 @@ class LocalStore(Store):
         """Lists the folder if it is there."""
         with _translated(self.root), suppress(FileNotFoundError):
             os.scandir(self.root).close()
+
+    def probe(self) -> None:
+        """Asks the mount of the root, or of the nearest folder above that exists, for the folder's status."""
+        folder = self.root
+        with _translated(self.root):
+            while True:
+                try:
+                    os.stat(folder)
+                    return
+                except (FileNotFoundError, NotADirectoryError):
+                    folder = os.path.dirname(folder)
 
     @contextmanager
     def _scratch(self, path: str) -> Iterator[str]:
@@ -268,6 +286,29 @@ def _write_flushed(path: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _claim_and_replace(scratch: str, path: str) -> None:
+    """Gives `scratch` the name `path` if that is free, where links are not supported.
+
+    Creating an empty file is the exclusive step, a rename then puts the whole contents in its place. A kill between the two leaves a file
+    of zero bytes, never a part: readers take an empty receipt for none.
+
+    Raises:
+        FileExistsError: the name is taken, or our claim was removed and another process holds it.
+    """
+    while True:
+        claim = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            if not os.path.samestat(os.fstat(claim), os.stat(path)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            os.replace(scratch, path)
+            return
+        except FileNotFoundError:  # the claim was removed as an empty receipt
+            if not os.path.exists(scratch):
+                raise
+        finally:
+            os.close(claim)
+
+
 def _flush_folder(path: str) -> None:
     """Makes a rename or link survive a power cut."""
     descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
@@ -294,7 +335,7 @@ def _translated(path: str, *, writing: bool = False) -> Iterator[None]:
 
 def _explained(error: OSError, path: str, writing: bool) -> LatheError:
     reason = error.strerror or str(error)
-    if error.errno in {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO}:
+    if error.errno in PASSING:
         return StorageUnavailable(f"{path}: {reason}", uri=path)
     if writing:
         return OutputError(

@@ -1,19 +1,16 @@
-"""S3 and everything that speaks its language.
+"""`Store` on S3 and servers with its API.
 
-Enters: `s3://bucket/prefix`, keys, bytes, the storage section. Leaves: what `pipeline.storage.Store` promises.
-Requests are retried by botocore; what it does not retry, a body that breaks off, is resumed here at the byte reached,
-pinned to the ETag, so that a replaced object is noticed and never mixed in.
+Takes `s3://bucket/prefix` and the storage section. Requests are retried by `connection.Connection`. A body that breaks off is
+resumed here at the byte reached, pinned to the ETag, so that a replaced object is noticed and never mixed in.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import re
 import threading
-import time
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from boto3.s3.transfer import TransferConfig
@@ -21,15 +18,20 @@ from botocore.exceptions import ClientError
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
 from pipeline.storage import ObjectInfo, Store, check_key
-from pipeline.storage.connection import (
+from pipeline.storage.connection import connect, forget, patience_of
+from pipeline.storage.patience import OutOfPatience, Patience
+from pipeline.storage.refusals import (
     BROKEN_BODY,
     CLIENT_FAILURES,
+    EXPIRED_CODES,
     changed,
-    connect,
     explain_answer,
     explain_failure,
+    explain_given_up,
     explain_setup,
     http_status,
+    kind,
+    server_code,
 )
 from pipeline.storage.stream import RangeStream
 
@@ -39,8 +41,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 MiB = 1024 * 1024
-BLOCK_BYTES = MiB
-PATIENCE_S = 5.0  # longest pause between tries of a broken body
+BLOCK_BYTES = 64 * 1024  # each is a sign of life: at 20 kB/s one arrives every 3 s
 PROBE = ".lathe-probe-"
 # "auto" would pick the CRT client on some machines, which sends custom endpoints' transfers to AWS itself.
 UPLOADS = TransferConfig(
@@ -83,9 +84,19 @@ class S3Store(Store):
 
     def stat(self, key: str) -> ObjectInfo:
         """One HEAD."""
-        with self._answers(key) as client:
-            head = client.head_object(**self._object(key))
+        try:
+            with self._answers(key) as client:
+                head = client.head_object(**self._object(key))
+        except AccessError as error:
+            if http_status(error.__cause__) == 403:
+                self._ask_why(key)
+            raise
         return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"].timestamp())
+
+    def _ask_why(self, key: str) -> None:
+        """A HEAD is refused without a reason, the answer has no body. A GET of one byte is refused with one."""
+        with self._answers(key) as client:
+            client.get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
 
     def read(self, key: str) -> bytes:
         """The whole object, resumed where it breaks."""
@@ -99,8 +110,8 @@ class S3Store(Store):
         """Ranged GETs of `part_bytes`, read ahead within `read_ahead_bytes`, each pinned to `etag`."""
         check_key(key)
 
-        def fetch(start: int, length: int, cancelled: threading.Event) -> bytearray:
-            data = _Download(self, key, start, start + length, etag, cancelled).run()
+        def fetch(start: int, length: int, cancelled: threading.Event, received: Callable[[int], None]) -> bytearray:
+            data = _Download(self, key, start, start + length, etag, cancelled, received).run()
             if len(data) != length:
                 raise SourceChanged(
                     f"{self.uri(key)} ends at byte {start + len(data)}, was listed with {size}", uri=self.uri(key)
@@ -117,33 +128,37 @@ class S3Store(Store):
             client.put_object(**self._object(key), Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """PUT with `If-None-Match: *`. 412 may be the echo of our own repeated request, so the object is read back."""
-        for attempt in range(1, self._config.max_attempts + 1):
+        """PUT with `If-None-Match: *`. 412 may answer our own repeated request, so the object is read back."""
+        patience = patience_of(self._config)
+        while True:
             try:
-                with self._answers(key) as client:
+                with self._answers(key, patience=patience) as client:
                     client.put_object(**self._object(key), Body=data, IfNoneMatch="*")
+                return True
             except SourceChanged:  # 412
                 try:
                     return self.read(key) == data
                 except NotFound:  # deleted between the two requests
-                    _pause(attempt, None)
-            except StorageUnavailable as error:
-                if error.__cause__ is None or http_status(error.__cause__) != 409:
-                    raise
-                _pause(attempt, None)  # 409: another conditional write of this key is under way
-            else:
-                return True
-        raise StorageUnavailable(
-            f"{self.uri(key)}: still contested after {self._config.max_attempts} tries", uri=self.uri(key)
-        )
+                    with self._answers(key):
+                        patience.again("refused to create the object, which was not there")
 
     def upload(
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
     ) -> ObjectInfo:
         """PUT, or multipart from 16 MiB on; s3transfer aborts what it cannot finish."""
         size = os.stat(local_path).st_size
-        with open(local_path, "rb") as file, self._answers(key) as client:
-            client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS, Callback=progress)
+
+        def sent(n: int) -> None:
+            if progress is not None and n > 0:  # s3transfer takes back what it reported when it sends a part again
+                progress(n)
+
+        try:
+            with open(local_path, "rb") as file, self._answers(key) as client:
+                client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS, Callback=sent)
+        except StorageUnavailable as error:
+            # The answer to "complete" may be lost: the upload is gone because the object is there.
+            if server_code(error.__cause__) != "NoSuchUpload" or not self.exists(key):
+                raise
         stored = self.stat(key)
         if stored.size != size:
             raise StorageUnavailable(f"{self.uri(key)}: stored {stored.size} bytes of {size}", uri=self.uri(key))
@@ -165,7 +180,7 @@ class S3Store(Store):
             try:
                 self._conditional = not self.put_if_absent(key, b"second")
             except AccessError as error:
-                if error.__cause__ is None or http_status(error.__cause__) not in {400, 501}:
+                if http_status(error.__cause__) not in {400, 501}:
                     raise
                 self._conditional = False  # the server does not know the header
             finally:
@@ -181,34 +196,53 @@ class S3Store(Store):
     def preflight(self) -> None:
         """Lists one key with short timeouts and two tries."""
         try:
-            with self._answers("", quick=True) as client:
-                client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            self._list_one(tries=2)
         except StorageUnavailable as error:
             raise AccessError(f"{error.message}; nothing was started", uri=self.root) from error
+
+    def probe(self) -> None:
+        """Lists one key with short timeouts and one try."""
+        self._list_one(tries=1, outage=True)
+
+    def _list_one(self, *, tries: int, outage: bool = False) -> None:
+        patience = Patience(self._config.patience_s, tries)
+        with self._answers("", quick=True, patience=patience, outage=outage) as client:
+            client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
     @contextmanager
-    def _answers(self, key: str, *, quick: bool = False) -> Iterator[Any]:
-        """The client; what it raises inside becomes an error of the house."""
+    def _answers(
+        self, key: str, *, quick: bool = False, patience: Patience | None = None, outage: bool = False
+    ) -> Iterator[Any]:
+        """The client. What it raises inside becomes an error of `pipeline.errors`; `key` is empty for the bucket itself.
+
+        `outage`: an unreachable endpoint is one, even if it never answered in this process.
+        """
         where = f"s3://{self._bucket}/{self._prefix}{key}"
         try:
             connection = connect(self._config, quick=quick)
-        except (*CLIENT_FAILURES, ValueError) as error:  # ValueError: an endpoint that is no URL
+        except (*CLIENT_FAILURES, ValueError) as error:  # ValueError: an endpoint that is not a URL
             raise explain_setup(error, where) from error
         try:
-            yield connection.client
+            with connection.using(patience or patience_of(self._config)) as client:
+                yield client
         except ClientError as error:
-            connection.answered = True
-            raise explain_answer(error, where, self._bucket) from error
+            if server_code(error) in EXPIRED_CODES:
+                forget(connection)
+            raise explain_answer(error, where, self._bucket, connection, key=key) from error
+        except OutOfPatience as error:
+            raise explain_given_up(error, where, connection, outage=outage) from error.__cause__
         except CLIENT_FAILURES as error:
             raise explain_failure(error, where, connection) from error
-        connection.answered = True
 
 
 class _Download:
-    """Bytes `[start, stop)` of one object (`stop` None: to its end). A broken body goes on at the byte reached."""
+    """Bytes `[start, stop)` of one object (`stop` None: to its end). A broken body is resumed at the byte reached.
+
+    `received` is called with the size of each block that arrives.
+    """
 
     def __init__(
         self,
@@ -218,6 +252,7 @@ class _Download:
         stop: int | None = None,
         etag: str | None = None,
         cancelled: threading.Event | None = None,
+        received: Callable[[int], None] | None = None,
     ) -> None:
         self.store = store
         self.key = key
@@ -225,36 +260,31 @@ class _Download:
         self.stop = stop
         self.etag = etag
         self.cancelled = cancelled
+        self.received = received
         self.data = bytearray()
+        self.patience = patience_of(store._config, cancelled)
 
     def run(self) -> bytearray:
         """All of it, shorter only where the object ends.
 
         Raises:
-            StorageUnavailable: `max_attempts` bodies in a row broke off without a byte.
+            StorageUnavailable: no byte came for `patience_s`, or in `max_attempts` tries.
             ValueError: cancelled.
         """
-        barren = 0
-        while self.stop is None or len(self.data) < self.stop - self.start:
-            reached = len(self.data)
-            body = self._request()
-            if body is None:
-                break
-            try:
-                self._drain(body)
-            except BROKEN_BODY as error:
-                barren = 0 if len(self.data) > reached else barren + 1
-                if barren >= self.store._config.max_attempts:
-                    where = self.store.uri(self.key)
-                    raise StorageUnavailable(
-                        f"{where}: connection broke {barren} times at byte {self.start + reached}", uri=where
-                    ) from error
-                _pause(barren, self.cancelled)
-            finally:
-                body.close()
+        with self.store._answers(self.key, patience=self.patience) as client:
+            while self.stop is None or len(self.data) < self.stop - self.start:
+                try:
+                    body = self._request(client)
+                    if body is None:
+                        break
+                    with closing(body):
+                        self._drain(body)
+                except BROKEN_BODY as error:
+                    reached = self.start + len(self.data)
+                    self.patience.again(f"broke the connection at byte {reached}", kind(error), cause=error)
         return self.data
 
-    def _request(self) -> Any:
+    def _request(self, client: Any) -> Any:
         """The body from the byte reached on; None where nothing is left. The first answer fixes `stop` and `etag`."""
         reached = self.start + len(self.data)
         ask = self.store._object(self.key)
@@ -263,10 +293,9 @@ class _Download:
         if reached or self.stop is not None:
             ask["Range"] = f"bytes={reached}-{'' if self.stop is None else self.stop - 1}"
         try:
-            with self.store._answers(self.key) as client:
-                answer = client.get_object(**ask)
-        except AccessError as error:
-            if error.__cause__ is not None and http_status(error.__cause__) == 416:
+            answer = client.get_object(**ask)
+        except ClientError as error:
+            if http_status(error) == 416:
                 return None
             raise
         total = self._check_range(answer, reached)
@@ -303,12 +332,6 @@ class _Download:
             if self.cancelled is not None and self.cancelled.is_set():
                 raise ValueError("download was cancelled")
             self.data += block
-
-
-def _pause(tries: int, cancelled: threading.Event | None) -> None:
-    """Exponential back-off with jitter, cut short by cancellation."""
-    seconds = min(PATIENCE_S, 0.1 * 2**tries) * random.uniform(0.5, 1.0) if tries else 0.0
-    if cancelled is None:
-        time.sleep(seconds)
-    elif cancelled.wait(seconds):
-        raise ValueError("download was cancelled")
+            self.patience.progress()
+            if self.received is not None:
+                self.received(len(block))

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 MOST_THREADS = 8
@@ -22,8 +23,13 @@ LOOK_UP_S = 0.5  # how often a waiting reader looks whether the stream was close
 class FetchRange(Protocol):
     """What a stream draws from."""
 
-    def __call__(self, start: int, length: int, cancelled: threading.Event) -> bytes | bytearray:
-        """Bytes `[start, start + length)`, complete or an error; gives up with ValueError once `cancelled` is set."""
+    def __call__(
+        self, start: int, length: int, cancelled: threading.Event, received: Callable[[int], None]
+    ) -> bytes | bytearray:
+        """Bytes `[start, start + length)`, complete or an error; gives up with ValueError once `cancelled` is set.
+
+        Calls `received` with the size of each block that arrives.
+        """
         ...
 
 
@@ -33,7 +39,8 @@ class RangeStream:
     def __init__(self, fetch: FetchRange, *, size: int, part_bytes: int, window_bytes: int) -> None:
         self.size = size
         self.wait_s = 0.0
-        self.received_bytes = 0
+        self._received_bytes = 0
+        self._counting = threading.Lock()
         self._fetch = fetch
         self._part_bytes = part_bytes
         self._most_parts = max(1, window_bytes // part_bytes)
@@ -60,6 +67,11 @@ class RangeStream:
             wanted -= len(pieces[-1])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have arrived from the store, read-ahead included."""
+        return self._received_bytes
+
     def tell(self) -> int:
         """Bytes read so far."""
         return self._position
@@ -78,6 +90,10 @@ class RangeStream:
     ) -> None:
         self.close()
 
+    def _received(self, n: int) -> None:
+        with self._counting:
+            self._received_bytes += n
+
     def _take(self, n: int) -> bytes:
         data = bytes(self._part[:n])
         self._part = self._part[n:]
@@ -88,7 +104,7 @@ class RangeStream:
         """Keeps as many parts coming as the window has room for."""
         while len(self._coming) < self._most_parts and self._asked < self.size:
             length = min(self._part_bytes, self.size - self._asked)
-            self._coming.append(self._pool.submit(self._fetch, self._asked, length, self._cancelled))
+            self._coming.append(self._pool.submit(self._fetch, self._asked, length, self._cancelled, self._received))
             self._asked += length
 
     def _next_part(self) -> bytes | bytearray:
@@ -99,9 +115,7 @@ class RangeStream:
         self._ask()
         began = time.perf_counter()
         try:
-            part = self._wait(self._coming.popleft())
-            self.received_bytes += len(part)
-            return part
+            return self._wait(self._coming.popleft())
         except BaseException:
             self.close()  # the bytes after a lost part must never be taken for the part
             raise

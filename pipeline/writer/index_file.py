@@ -42,6 +42,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("dtype", pa.string(), nullable=False),
         pa.field("bucket", pa.string(), nullable=False),
         pa.field("num_frames", pa.int64(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("source_key", pa.string(), nullable=False),
         pa.field("source_hash", pa.string(), nullable=False),
         pa.field("caption", pa.string()),
     ]
@@ -64,6 +66,8 @@ class IndexRow:
     dtype: str
     bucket: str
     num_frames: int
+    source_uri: str
+    source_key: str
     source_hash: str
     caption: str | None
 
@@ -90,6 +94,8 @@ def index_row(row: LatentRow, position: int, latent_offset: int, logvar_offset: 
         dtype=row.latent.dtype,
         bucket=row.scalars["bucket"],
         num_frames=row.num_frames,
+        source_uri=row.scalars["source_uri"],
+        source_key=row.scalars["source_key"],
         source_hash=row.scalars["source_hash"],
         caption=row.scalars["caption"],
     )

@@ -102,7 +102,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "source_uri": storable(sample.uri),
         "source_key": storable(sample.key),
         "source_hash": info.content_hash,
-        "sample_index": sample.index,
+        "sample_index": sample.index if sample.source_index is None else sample.source_index,
         "clip_index": plan.index,
         "clip_start_sec": plan.start_s,
         "clip_end_sec": clip.end_s,

@@ -50,7 +50,7 @@ class UploadQueue:
     Args:
         store: the output.
         most_bytes: bytes of finished files on the local disk beyond which `put` waits. One file is always taken.
-        drill: fire drills `before_upload`, `in_upload`, `after_upload`, `in_cleanup`.
+        drill: fire drills `before_upload`, `in_upload`, `after_upload`, `in_clean_up`.
         progress: called with the number of bytes sent, from any thread.
     """
 
@@ -123,7 +123,7 @@ class UploadQueue:
         while self._keys:
             self._store.delete(self._keys[-1])
             self._keys.pop()  # after the delete: a failed one can be tried again
-            fire(self._drill, "in_cleanup")
+            fire(self._drill, "in_clean_up")
 
     @property
     def _ended(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 import pipeline
 from pipeline.engine.driver import _weights_notices
-from pipeline.errors import CheckpointError, ConfigError, InputError, OutputError, RejectBudgetExceeded
+from pipeline.errors import CheckpointError, ConfigError, InputError, NothingEncoded, OutputError, RejectBudgetExceeded
 from pipeline.records import Counts
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, rows, tiny_job, video_bytes, write_tar
 
@@ -176,8 +176,10 @@ def test_too_much_damage_stops_the_build_and_keeps_what_is_done(tmp_path):
 
 def test_absurd_latents_are_rejected_not_written(tmp_path):
     write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(9)}})
-    report = pipeline.encode(tiny_job(tmp_path / "a.tar", tmp_path / "out", "write.max_abs=1e-6"))
-    assert report.rejects == {"non_finite_latent": 1}
+    with pytest.raises(NothingEncoded, match=r"1 samples in, 0 clips out \(non_finite_latent 1\)") as caught:
+        pipeline.encode(tiny_job(tmp_path / "a.tar", tmp_path / "out", "write.max_abs=1e-6"))
+    assert caught.value.report.rejects == {"non_finite_latent": 1}
+    assert caught.value.exit_code == 1
     assert rows(tmp_path / "out") == {}
 
 

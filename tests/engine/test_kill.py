@@ -88,7 +88,7 @@ def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tm
         "sys.argv = ['lathe', *command, *drill]\n"
         "main()\n"
     )
-    drill = drill_flags("in_cleanup", tmp_path / "markers")
+    drill = drill_flags("in_clean_up", tmp_path / "markers")
     arguments = [sys.executable, "-c", script, *drill, *map(str, command)]
     died = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert died.returncode == -signal.SIGKILL, died.stderr

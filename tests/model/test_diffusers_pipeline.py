@@ -65,11 +65,14 @@ def test_a_corpus_becomes_latents(name, corpus, tmp_path):
         assert want.std() > 0.01
     (receipt,) = receipts(tmp_path / "out")
     encoder = receipt.fingerprint_parts["encoder"]
-    assert encoder["config"] == json.loads(json.dumps(vae.config))
-    assert encoder["weights_sha256"] == vae.weights_sha256
+    assert encoder["config"] == json.loads(json.dumps(vae.identity().latent_config))
+    assert encoder["latent_weights_sha256"] == vae.sha256.mean
     assert (vae.spec.chunking == "exact") == (name in CHUNKED)
     # constants too, also those of LTX, which are known only once its weights are
-    written = json.loads(pq.read_schema(tmp_path / "out" / receipt.files[0].key).metadata[METADATA_KEY])["spec"]
+    metadata = json.loads(pq.read_schema(tmp_path / "out" / receipt.files[0].key).metadata[METADATA_KEY])
+    assert metadata["encoder"]["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
+    assert metadata["encoder"]["checkpoint"]["weights_sha256"] == vae.weights_sha256
+    written = metadata["spec"]
     assert written == json.loads(json.dumps(vae.spec.to_dict()))
     assert (written["mean"] is None, written["scale"] is None) == (name not in PER_CHANNEL, name in PER_CHANNEL)
 

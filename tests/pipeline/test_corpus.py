@@ -231,9 +231,9 @@ def test_thousands_of_local_shards_resolve_in_a_moment(tmp_path: Path) -> None:
 
 def test_regrouping_what_is_left_keeps_order_and_files() -> None:
     files = [SourceObject(f"/v/{n}.mp4", 1, str(n)) for n in "cab"]
-    groups = group_files(files, 2)
+    groups = group_files(files, StorageConfig(files_per_shard=2))
     assert [[source.uri for source in shard.objects] for shard in groups] == [["/v/a.mp4", "/v/b.mp4"], ["/v/c.mp4"]]
-    assert group_files([], 2) == []
+    assert group_files([], StorageConfig()) == []
 
 
 def test_kinds_are_told_by_name_alone() -> None:

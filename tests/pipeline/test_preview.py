@@ -20,6 +20,7 @@ from pipeline.cli import app
 from pipeline.clips import resolve_rules
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig
 from pipeline.cutting import CutRequest, Cutter
+from pipeline.encoder.network import network_of
 from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
 from pipeline.preview.originals import Originals
 from pipeline.preview.preview import preview
@@ -185,11 +186,14 @@ def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(network):
     """Also where the decoder holds frames back: originals wait for them."""
     fixture = Path(__file__).parents[1] / "fixtures" / f"{network}-tiny.json"
     vae = model.load(network, config=json.loads(fixture.read_text())["config"], untrained=0)
-    encoder = {"network": network, "config": dict(vae.config), "weights_sha256": vae.weights_sha256, "untrained": True}
-    screen = Screen({**encoder, "numerics": vae.numerics - 1, "checkpoint": {"untrained_seed": 0}}, None, "cpu")
+    found = network_of(vae.identity(), moments=False)
+    encoder = {**found.identity, "numerics": vae.numerics - 1, "checkpoint": found.provenance}
+    screen = Screen(encoder, None, "cpu")
     assert "version" in screen.notices[1]  # of the arithmetic
     latent = torch.randn((vae.spec.latent_channels, 11, 4, 4), generator=torch.Generator().manual_seed(3))
-    row = IndexRow("x", 0, 0, 0, "", None, None, None, tuple(latent.shape), "float32", "vnx32x32", 41, "", None)
+    row = IndexRow(
+        "x", 0, 0, 0, "", None, None, None, tuple(latent.shape), "float32", "vnx32x32", 41, "u", "k", "", None
+    )
     shown = screen.show(StoredClip(None, None, row), latent.numpy().tobytes(), NumberedFrames())
     at_once = eight_bits(vae.decode(latent[None])[0], vae)
     assert torch.equal(shown.decoded_CTHW, at_once[:, [0, 16, 40]])
@@ -298,12 +302,12 @@ def test_only_the_recorded_weights_are_used(file_job, tmp_path):
     assert account["notices"] == []  # a file with these values, wherever they are from
     Path(sheet).unlink()
     with pytest.raises(
-        CheckpointError, match=r"the weights of .*wrong\.safetensors hash to \w{64}, the latents were made with"
+        CheckpointError, match=r"the weights of .*wrong\.safetensors are not those the latents were made with: .*\w{64}"
     ):
         preview(file_job.output, StorageConfig(), sheet=sheet, clips=1, checkpoint=wrong)
     newest = choose(open_store(file_job.output, StorageConfig())).newest
     encoder = newest.fingerprint_parts["encoder"] | {"untrained": False}
-    recorded = {"uri": str(tmp_path / "moved.safetensors")}
+    recorded = {"uri": str(tmp_path / "moved.safetensors"), "config": TINY_NETWORK}
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at .*moved\.safetensors.*--checkpoint where they are now"
     ):
@@ -345,7 +349,7 @@ def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
     other = stored(tar_job)["a", 0][1].receipt.shard_id
     path = output / "receipts" / f"{other}.json"
     receipt = json.loads(path.read_text())
-    receipt["fingerprint_parts"]["encoder"]["weights_sha256"] = "0" * 64
+    receipt["fingerprint_parts"]["encoder"]["latent_weights_sha256"] = "0" * 64
     path.write_text(json.dumps(receipt | {"created": "2001-01-01T00:00:00+00:00"}))
     account = preview(str(output), StorageConfig())
     assert [row["key"] for row in account["clips"]] == ["c"]

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,13 +106,17 @@ def test_plain_files_are_handed_out_by_path_and_never_deleted(tmp_path: Path) ->
     assert (tmp_path / "c.mp4").exists()
 
 
-def test_plain_files_of_one_name_get_keys_of_their_own(tmp_path: Path) -> None:
+def test_the_key_of_a_plain_file_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     for name in ("a/x.mp4", "b/x.mp4", "b/x.webm", "b/y.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"v")
     (shard,) = resolve_inputs([str(tmp_path)], StorageConfig())
-    keys = [item.key for item in read_samples(shard, StorageConfig(), max_video_bytes=LIMIT)]
-    assert keys == ["a/x.mp4", "b/x.mp4", "b/x.webm", "y"]
+    samples = list(read_samples(shard, StorageConfig(), max_video_bytes=LIMIT))
+    assert [item.key for item in samples] == ["x", "x", "x", "y"]
+    assert len({item.uri for item in samples}) == 4
+    for source, item in zip(shard.objects, samples, strict=True):
+        (alone,) = read_samples(replace(shard, objects=(source,)), StorageConfig(), max_video_bytes=LIMIT)
+        assert (alone.key, alone.uri, alone.source_index) == (item.key, item.uri, item.source_index)
 
 
 def test_a_file_replaced_after_listing_stops_the_reader(tmp_path: Path) -> None:

@@ -289,12 +289,26 @@ def test_books_that_do_not_balance_are_not_committed(store: Store, spool: Path) 
     assert Ledger(store).commit(nothing) == nothing  # a shard of which nothing could be used is done, too
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 1}', b'{"format_version": 7}', b"\xff"])
-def test_a_damaged_receipt_is_named(store: Store, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"[]", b'{"format_version": 1}', b'{"format_version": 7}'])
+def test_json_that_is_not_a_receipt_of_this_format_is_named(store: Store, content: bytes) -> None:
     key = f"receipts/{shard_of().id('f')}.json"
     store.write(key, content)
     with pytest.raises(OutputError, match=key):
         list(Ledger(store).all())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"\0\0\0"])
+def test_a_cut_off_receipt_is_no_receipt(store: Store, spool: Path, content: bytes) -> None:
+    receipt = write_shard(store, spool, WriteConfig(), [latent_clip(0)])
+    ledger, key = Ledger(store), f"receipts/{receipt.shard_id}.json"
+    store.write(key, content)
+    assert ledger.read(receipt.shard_id) is None
+    assert list(ledger.all()) == []
+    (problem,) = verify_output(store).problems[1:]  # the first: no latentset.json
+    assert "cut-off" in problem.found
+    assert ledger.commit(receipt) == receipt
+    assert list(ledger.all()) == [receipt]
+    assert store.read(key) == content
 
 
 def test_a_receipt_under_another_shards_name_is_refused(store: Store, spool: Path) -> None:
@@ -378,9 +392,9 @@ def test_done_is_one_list_and_no_reads(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "receipts"
     folder.mkdir(parents=True)
     for n in range(20_000):
-        (folder / f"{n:032x}.json").touch()
+        (folder / f"{n:032x}.json").write_bytes(b"{" if n else b"")  # the first is empty: no receipt
     store = Counting(str(tmp_path / "out"))
     begun = time.perf_counter()
-    assert len(Ledger(store).done()) == 20_000
+    assert len(Ledger(store).done()) == 19_999
     assert time.perf_counter() - begun < 5  # measured: about 0.2 s
     assert (store.lists, store.reads) == (1, 0)

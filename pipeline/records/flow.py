@@ -1,6 +1,6 @@
-"""What flows through the house: plain, frozen, picklable values that check themselves. No torch, no I/O.
+"""Inputs and frames: what flows from a listed object to a latent clip. Plain, frozen, picklable values that check themselves.
 
-    SourceObject ─in─ Shard → Sample → OpenedVideo + FrameChunk* → LatentClip → WrittenFile → Receipt
+    SourceObject ─in─ Shard → Sample → OpenedVideo + FrameChunk* → LatentClip
     any stage ─ Reject ─→ Receipt         (nothing leaves silently)
 
 Legend: T frames, H W pixels, C channels, t h w latent grid.
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
-
-FORMAT_VERSION = 1
 
 # What counts as a video by its name: plain files in a corpus, fields in a shard. A sample with several keeps the earliest listed here.
 VIDEO_EXTENSIONS = (
@@ -72,12 +70,26 @@ class SourceObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Which samples of sources that have a receipt are encoded again because they were rejected before.
+
+    `after`: attempts of the receipts that were known when the retry was planned; their rows are not written again.
+    """
+
+    samples: tuple[tuple[str, str], ...]  # (uri of the source, key of the sample), sorted
+    after: tuple[str, ...]  # sorted
+    damaged: int = 0  # of `samples`, those that were counted as damaged
+    clips_rejected: int = 0  # clips of `samples` that were counted as rejected
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work: one tar, or a group of plain video files (`kind="files"`)."""
+    """The unit of work: one tar, or a group of plain video files (`kind="files"`). With `retry`, some samples of them again."""
 
     kind: Literal["tar", "files"]
     name: str
     objects: tuple[SourceObject, ...]
+    retry: Retry | None = None
 
     def __post_init__(self) -> None:
         if not self.objects or (self.kind == "tar" and len(self.objects) != 1):
@@ -90,7 +102,25 @@ class Shard:
 
     def id(self, fingerprint: str) -> str:
         """32 hex digits: what this shard's contents are and what would be made of them. Changed either way, it is a new shard."""
-        return stable_hash({"objects": [asdict(source) for source in self.objects], "fingerprint": fingerprint})
+        parts = {"objects": [asdict(source) for source in self.objects], "fingerprint": fingerprint}
+        return stable_hash(parts if self.retry is None else {**parts, "retry": asdict(self.retry)})
+
+
+def retry_from_dict(raw: dict[str, Any]) -> Retry:
+    """Inverse of `asdict` after a trip through JSON."""
+    samples = tuple((uri, key) for uri, key in raw["samples"])
+    return Retry(samples, tuple(raw["after"]), raw["damaged"], raw["clips_rejected"])
+
+
+def shard_from_dict(raw: dict[str, Any]) -> Shard:
+    """Inverse of `asdict` after a trip through JSON. Raises KeyError or TypeError where `raw` is something else."""
+    retry = raw.get("retry")
+    return Shard(
+        raw["kind"],
+        raw["name"],
+        tuple(SourceObject(**source) for source in raw["objects"]),
+        retry and retry_from_dict(retry),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +128,7 @@ class Sample:
     """One key of a shard. `video` is the encoded file's bytes, or a local path when it was too large to hold (or never was remote)."""
 
     key: str
-    index: int  # position in the shard, counting every sample, rejected ones too
+    index: int  # position in the shard, counting every sample, rejected ones too; unique in an attempt
     uri: str  # the object it came from
     video: bytes | str
     video_ext: str
@@ -106,6 +136,8 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     # First byte and size of the video in its object, where that holds it as it is (no compression, no holes).
     span: tuple[int, int] | None = field(default=None, compare=False)
+    # Position in its object where that is not `index`: the same however plain files are grouped.
+    source_index: int | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -253,139 +285,3 @@ class LatentClip:
     latent_CTHW: np.ndarray
     logvar_CTHW: np.ndarray | None
     dtype: str  # float16 | bfloat16 | float32
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenFile:
-    """A data file and its side index, under attempt-unique keys relative to the output."""
-
-    key: str
-    index_key: str
-    bucket: str
-    num_bytes: int
-    index_bytes: int
-    rows: int
-    sha256: str
-    index_sha256: str
-    frames: int = 0  # pixel frames over all rows: what the bucket alone does not tell where clips are whole videos
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelStats:
-    """Per-channel running statistics of stored latents, mergeable (Chan et al.). Lists have one entry a channel."""
-
-    n: int
-    mean: tuple[float, ...]
-    m2: tuple[float, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> ChannelStats:
-        """Inverse of `asdict` after a trip through JSON, where tuples become lists."""
-        return cls(raw["n"], *(tuple(raw[name]) for name in ("mean", "m2", "min", "max")))
-
-    def merge(self, other: ChannelStats) -> ChannelStats:
-        """Statistics of both sets together."""
-        if self.n == 0:
-            return other
-        if other.n == 0:
-            return self
-        n = self.n + other.n
-        delta = [b - a for a, b in zip(self.mean, other.mean, strict=True)]
-        return ChannelStats(
-            n=n,
-            mean=tuple(a + d * other.n / n for a, d in zip(self.mean, delta, strict=True)),
-            m2=tuple(a + b + d * d * self.n * other.n / n for a, b, d in zip(self.m2, other.m2, delta, strict=True)),
-            min=tuple(map(min, self.min, other.min)),
-            max=tuple(map(max, self.max, other.max)),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where a shard attempt's time went, in seconds. The first three are of the encode loop's thread and do not overlap; writing and
-    decoding go on beside it.
-    """
-
-    fetch_s: float = 0.0  # waiting for storage
-    decode_wait_s: float = 0.0  # waiting for frames
-    encode_s: float = 0.0  # in the network
-    write_s: float = 0.0  # building, hashing and storing files, in the attempt's own thread
-    total_s: float = 0.0
-    decode_cpu_s: float = 0.0  # spent inside decoders, overlaps the rest
-
-    def __add__(self, other: Timings) -> Timings:
-        return Timings(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What went in and what came out. `samples = encoded + rejected`, `clips_planned = clips + clips_rejected`."""
-
-    samples: int = 0
-    encoded: int = 0  # samples with at least one clip written
-    rejected: int = 0
-    clips_planned: int = 0
-    clips: int = 0
-    clips_rejected: int = 0
-    frames: int = 0  # pixel frames in written clips
-    damaged: int = 0  # rejects that are not policy; what the reject budget looks at
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-    def check(self) -> None:
-        """Raises ValueError if the books do not balance."""
-        if self.samples != self.encoded + self.rejected or self.clips_planned != self.clips + self.clips_rejected:
-            raise ValueError(f"counts do not reconcile: {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The object that says a shard is done and names its files: the only truth readers trust."""
-
-    format_version: int
-    shard_id: str
-    shard: Shard
-    fingerprint: str
-    fingerprint_parts: dict[str, Any]
-    attempt: str
-    created: str  # UTC, ISO 8601
-    files: tuple[WrittenFile, ...]
-    counts: Counts
-    rejects: tuple[Reject, ...]
-    stats: ChannelStats | None
-    timings: Timings
-    notes: dict[str, Any] = field(default_factory=dict)  # device, host-independent environment, reader counters
-
-    def to_json(self) -> bytes:
-        """Canonical JSON bytes."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Receipt:
-        """Inverse of `to_json`.
-
-        Raises:
-            ValueError: not a receipt, or of another format version.
-        """
-        raw = json.loads(data)
-        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-            got = raw.get("format_version") if isinstance(raw, dict) else type(raw).__name__
-            raise ValueError(f"receipt has format version {got!r}, this Lathe reads {FORMAT_VERSION}")
-        shard = raw["shard"]
-        stats = raw["stats"]
-        return cls(
-            **{
-                **raw,
-                "shard": Shard(
-                    shard["kind"], shard["name"], tuple(SourceObject(**source) for source in shard["objects"])
-                ),
-                "files": tuple(WrittenFile(**item) for item in raw["files"]),
-                "counts": Counts(**raw["counts"]),
-                "rejects": tuple(Reject(**item) for item in raw["rejects"]),
-                "stats": None if stats is None else ChannelStats.from_dict(stats),
-                "timings": Timings(**raw["timings"]),
-            }
-        )

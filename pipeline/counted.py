@@ -1,0 +1,93 @@
+"""Receipts as readers must see them: each with the part of it that counts, and the counts and bytes of that part.
+
+In: the store of an output. Out: `CountedReceipt`s, `Share`s. Where a source was encoded under two receipts, only rows of the earlier one
+are shown; side indexes are read for receipts that are partly hidden, and for no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.overlaps import CountedReceipt, counted, hidden_parts
+from pipeline.receipts import Ledger
+from pipeline.records import Counts
+from pipeline.summaries import Summaries
+from pipeline.writer.index_file import read_index
+from pipeline.writer.latent_row import storable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.records import WrittenFile
+    from pipeline.storage import Store
+    from pipeline.writer.index_file import IndexRow
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What counts of one data file."""
+
+    file: WrittenFile
+    rows: int
+    frames: int
+    num_bytes: int  # of the whole file where all rows count, else of the tensors of those that do
+
+
+def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
+    """Every receipt with the part of it that counts, by shard id; receipts of which nothing counts included.
+
+    Raises:
+        OutputError: a receipt of another format version, or of another shard.
+    """
+    hidden = hidden_parts(Summaries(store, workers).all())
+    return (counted(receipt, hidden) for receipt in Ledger(store).all(workers))
+
+
+def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
+    """Those rows of this receipt's files that count."""
+    if part.whole:
+        return rows
+    uris = set(map(storable, part.hidden_uris))  # as rows spell them
+    samples = {(storable(uri), storable(key)) for uri, key in part.hidden_samples}
+    return [row for row in rows if row.source_uri not in uris and (row.source_uri, row.source_key) not in samples]
+
+
+def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
+    """What the counted part of a receipt adds to the counts of the output, and its share of each data file."""
+    receipt = part.receipt
+    if part.whole:
+        return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
+    if part.superseded:
+        return Counts(), []
+    found, lost = [], []
+    for item in receipt.files:
+        rows, _ = read_index(store.read(item.index_key))
+        seen = shown(part, rows)
+        ids = {row.id for row in seen}
+        lost += [row for row in rows if row.id not in ids]
+        num_bytes = sum(span.length for row in seen for span in row.spans())
+        found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes))
+    return receipt.added() + _negative(_hidden_counts(part, lost)), found
+
+
+def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:
+    """Counts of the hidden sources of a group of plain files, of which each gave one sample, or of hidden samples of a retry."""
+    rejects = [item for item in part.receipt.rejects if not part.counts(str(item.uri), str(item.key))]
+    encoded = len({(row.source_uri, row.source_key) for row in rows})
+    samples = len(part.hidden_uris)
+    clips_rejected = sum(reject.clip is not None for reject in rejects)
+    return Counts(
+        samples=samples,
+        encoded=encoded,
+        rejected=samples - encoded,
+        clips_planned=len(rows) + clips_rejected,
+        clips=len(rows),
+        clips_rejected=clips_rejected,
+        frames=sum(row.num_frames for row in rows),
+        damaged=len({(reject.uri, reject.key) for reject in rejects if not reject.policy}),
+    )
+
+
+def _negative(counts: Counts) -> Counts:
+    return Counts(**{name: -getattr(counts, name) for name in counts.__slots__})

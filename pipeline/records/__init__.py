@@ -1,0 +1,53 @@
+"""What flows between the stages: plain, frozen, picklable values. No torch, no I/O.
+
+`flow`: from a listed object to a latent clip. `receipt`: files, counts and the receipt of a shard.
+"""
+
+from pipeline.records.flow import (
+    VIDEO_EXTENSIONS,
+    Bucket,
+    ClipFailed,
+    ClipPlan,
+    ClipRules,
+    FrameChunk,
+    LatentClip,
+    OpenedVideo,
+    Reject,
+    Retry,
+    Sample,
+    Shard,
+    SourceObject,
+    VideoEnded,
+    VideoInfo,
+    retry_from_dict,
+    shard_from_dict,
+    stable_hash,
+)
+from pipeline.records.receipt import FORMAT_VERSION, ChannelStats, Counts, Receipt, Timings, WrittenFile
+
+__all__ = [
+    "FORMAT_VERSION",
+    "VIDEO_EXTENSIONS",
+    "Bucket",
+    "ChannelStats",
+    "ClipFailed",
+    "ClipPlan",
+    "ClipRules",
+    "Counts",
+    "FrameChunk",
+    "LatentClip",
+    "OpenedVideo",
+    "Receipt",
+    "Reject",
+    "Retry",
+    "Sample",
+    "Shard",
+    "SourceObject",
+    "Timings",
+    "VideoEnded",
+    "VideoInfo",
+    "WrittenFile",
+    "retry_from_dict",
+    "shard_from_dict",
+    "stable_hash",
+]

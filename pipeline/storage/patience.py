@@ -1,0 +1,100 @@
+"""How long a request is retried, and which endpoints are known to work.
+
+`Patience` waits between the tries of one request or download. `mark_reached` records for this process that an endpoint has answered.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread  # noqa: F401  # registers its join of worker threads; ours, registered later, runs before it
+import random
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageConfig
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 15.0
+_reached: set[str | None] = set()
+# Set when the interpreter begins to exit. The worker threads of s3transfer are joined then: without this event an
+# upload to a store that is away would keep a finished process alive for the rest of its patience.
+_exiting = threading.Event()
+threading._register_atexit(_exiting.set)  # type: ignore[attr-defined]  # atexit itself runs after the join
+
+
+def mark_reached(config: StorageConfig) -> None:
+    """Records that the endpoint of `config` has answered, here or in the process that started this one.
+
+    From then on a refused connection or an unknown host is an outage (`StorageUnavailable` after `patience_s`) and not a
+    wrong address (`AccessError` within seconds).
+    """
+    _reached.add(config.endpoint_url)
+
+
+def is_reached(config: StorageConfig) -> bool:
+    """Whether the endpoint of `config` is known to work."""
+    return config.endpoint_url in _reached
+
+
+class OutOfPatience(Exception):
+    """The tries are used up. Internal to this package: stores turn it into an error of `pipeline.errors`."""
+
+    def __init__(self, what: str, detail: str, tries: int, seconds: float) -> None:
+        super().__init__(what)
+        self.what = what
+        self.detail = detail
+        self.tries = tries
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        count = "1 try" if self.tries == 1 else f"{self.tries} tries"
+        return f"{self.what} for {self.seconds:.{0 if self.seconds >= 10 else 1}f} s ({count}{', ' * bool(self.detail)}{self.detail})"
+
+
+class Patience:
+    """Pauses between tries: 0.1 s doubling to 15 s, with jitter, until `seconds` have passed without progress.
+
+    `most`: most tries, whatever the time. `cancelled` ends a pause at once. One thread at a time uses it.
+    """
+
+    def __init__(self, seconds: float, most: int | None = None, cancelled: threading.Event | None = None) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._cancelled = cancelled
+        self.progress()
+
+    def progress(self) -> None:
+        """Something arrived: time and tries count from here."""
+        self._began = time.monotonic()
+        self._tries = 0
+
+    def again(
+        self, what: str, detail: str = "", *, within_s: float | None = None, cause: BaseException | None = None
+    ) -> None:
+        """Pauses before the next try. `what` says what the store did ("did not answer"), `detail` the error's kind.
+
+        `within_s` shortens the patience for this failure; `cause` becomes the cause of OutOfPatience.
+
+        Raises:
+            OutOfPatience: time or tries are used up, or the process is exiting.
+            ValueError: cancelled.
+        """
+        self._tries += 1
+        passed = time.monotonic() - self._began
+        left = (self._seconds if within_s is None else min(within_s, self._seconds)) - passed
+        if left <= 0 or (self._most is not None and self._tries >= self._most) or _exiting.is_set():
+            raise OutOfPatience(what, detail, self._tries, passed) from cause
+        # 2**8 * 0.1 s is past the longest pause. The last pause ends with the patience, so the last try is made then.
+        pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._tries - 1, 8)) * random.uniform(0.5, 1.0)
+        self._wait(min(pause, left))
+
+    def _wait(self, seconds: float) -> None:
+        """Ends early when cancelled or when the process exits; two events, so one of them is polled."""
+        if self._cancelled is None:
+            _exiting.wait(seconds)
+            return
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not _exiting.is_set():
+            if self._cancelled.wait(min(left, 0.5)):
+                raise ValueError("download was cancelled")

@@ -1,0 +1,237 @@
+"""Whole builds over plain files: subsets, two at once, touched files, rejects that are retried, verdicts that stay."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+import pipeline
+from pipeline.audit.status import status
+from pipeline.audit.verify import verify_output
+from pipeline.config import StorageConfig
+from pipeline.errors import NothingEncoded, RejectBudgetExceeded
+from pipeline.storage import open_store
+from tests.engine.test_inline import assert_same_rows
+from tests.tiny_corpus import receipts, rows, tiny_flags, tiny_job, video_bytes, write_tar
+
+FRAMES = {"a": 9, "b": 29, "c": 13, "d": 17}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("videos")
+    for n, (name, frames) in enumerate(FRAMES.items()):
+        (made / f"{name}.mp4").write_bytes(video_bytes(frames, seed=n))
+    return made
+
+
+@pytest.fixture(scope="module")
+def clean(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clean")
+    pipeline.encode(tiny_job(folder, output))
+    return rows(output)
+
+
+def assert_sound(output, clean):
+    assert_same_rows(clean, rows(output))
+    report = verify_output(open_store(str(output), StorageConfig()))
+    assert report.ok, report.problems
+    assert report.rows == len(clean)
+
+
+def lathe(*arguments, **options):
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_a_run_over_one_file_between_two_runs_over_all_doubles_no_row(folder, clean, tmp_path):
+    output = tmp_path / "out"
+    drill = ["--set", "drill.point=before_commit", "--set", f"drill.marker_dir={tmp_path / 'm'}"]
+    command = ["encode", folder, output, *tiny_flags("--executor", "inline")]
+    assert lathe(*command, *drill).returncode == -9
+    pipeline.encode(tiny_job([folder / "b.mp4"], output))
+    report = pipeline.encode(tiny_job(folder, output))
+    assert (report.counts.samples, report.ok) == (3, True)
+    assert_sound(output, clean)
+
+
+def test_rows_do_not_depend_on_how_files_are_grouped(folder, clean, tmp_path):
+    pipeline.encode(tiny_job(folder, tmp_path / "out", "storage.files_per_shard=3"))
+    assert_sound(tmp_path / "out", clean)
+    again = pipeline.encode(tiny_job(folder, tmp_path / "out", "storage.files_per_shard=1"))
+    assert (again.shards_done, again.shards_before) == (0, 2)
+
+
+def two_at_once(folder, output, environment=None):
+    """Two builds with other listings and groups that begin together."""
+    flags = tiny_flags("--executor", "inline")
+    listings = [[folder], [folder / f"{name}.mp4" for name in "bcd"]]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "encode", *map(str, listing), str(output), *flags, *size],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for listing, size in zip(listings, (["--set", "storage.files_per_shard=3"], []), strict=True)
+    ]
+    for run in runs:
+        _, stderr = run.communicate(timeout=120)
+        assert run.returncode == 0, stderr
+
+
+def test_two_builds_at_once_with_other_groups_count_each_file_once(folder, clean, tmp_path):
+    two_at_once(folder, tmp_path / "out")
+    report = verify_output(open_store(str(tmp_path / "out"), StorageConfig()))
+    assert (report.ok, report.rows) == (True, len(clean)), report.problems
+    found = status(open_store(str(tmp_path / "out"), StorageConfig()))
+    assert (found["samples"], found["encoded"], found["clips"]) == (4, 4, len(clean))
+    assert pipeline.encode(tiny_job(folder, tmp_path / "out")).counts.samples == 0
+
+
+@pytest.mark.s3
+def test_two_builds_at_once_on_a_store_that_does_not_settle_races(folder, clean, s3):
+    two_at_once(folder, s3.root + "/out", dict(os.environ))
+    report = verify_output(open_store(s3.root + "/out", StorageConfig()))
+    assert (report.ok, report.rows) == (True, len(clean)), report.problems
+
+
+def test_a_touched_file_gives_no_second_row(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").write_bytes(video_bytes(9, seed=ord(name)))
+    tar = write_tar(tmp_path / "t.tar", {"x": {"mp4": video_bytes(9, seed=9), "txt": b"x"}})
+    output = tmp_path / "out"
+    pipeline.encode(tiny_job(tmp_path, output))
+    before = rows(output)
+    for path in (tmp_path / "a.mp4", tar):
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 5_000_000_000))
+    report = pipeline.encode(tiny_job(tmp_path, output))
+    assert report.counts.samples == 0
+    assert any("2 inputs have a new modification time" in text for text in report.notices)
+    assert rows(output) == before
+    assert verify_output(open_store(str(output), StorageConfig())).ok
+
+
+@pytest.mark.parametrize("content", [b"", b'{"attempt": "x", "cou'])
+def test_a_receipt_that_was_cut_off_is_written_again(folder, clean, tmp_path, content):
+    output = tmp_path / "out"
+    pipeline.encode(tiny_job(folder, output))
+    (key,) = (path for path in (output / "receipts").iterdir())
+    key.write_bytes(content)
+    report = verify_output(open_store(str(output), StorageConfig()))
+    assert "run the build again" in report.problems[0].expected
+    assert pipeline.encode(tiny_job(folder, output)).counts.samples == 4
+    assert_sound(output, clean)
+    assert pipeline.encode(tiny_job(folder, output)).counts.samples == 0
+
+
+def test_a_build_over_its_budget_is_not_green_when_run_again(tmp_path):
+    for n in range(4):
+        (tmp_path / f"{n}.mp4").write_bytes(video_bytes(9) if n == 0 else b"not a video")
+    job = tiny_job(tmp_path, tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(RejectBudgetExceeded, match="3 of 4 samples are damaged"):
+            pipeline.encode(job)
+    assert pipeline.encode(tiny_job(tmp_path, tmp_path / "out", "reject_budget=0.9")).ok
+    for n in (2, 3):
+        (tmp_path / f"{n}.mp4").write_bytes(video_bytes(9, seed=n))
+    assert pipeline.encode(job).ok  # one damaged file is left, of four
+
+
+def test_a_build_that_encoded_nothing_fails_also_when_run_again(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"a": {"txt": b"no video"}, "b": {"mp4": video_bytes(3), "txt": b"x"}})
+    for _ in range(2):
+        with pytest.raises(NothingEncoded, match="2 samples in, 0 clips out"):
+            pipeline.encode(tiny_job(shard, tmp_path / "out"))
+
+
+def test_raised_limits_are_said_and_retried_by_flag(folder, clean, tmp_path):
+    tar = write_tar(
+        tmp_path / "t.tar",
+        {f"{n}": {"mp4": video_bytes(9 + 8 * n, seed=n), "txt": b"x"} for n in range(4)},
+    )
+    output, inputs = tmp_path / "out", [folder, tar]
+    assert pipeline.encode(tiny_job(inputs, output, "decode.max_frames=16")).rejects == {"too_many_frames": 5}
+    told = pipeline.encode(tiny_job(inputs, output))
+    assert told.counts.samples == 0
+    assert any("5 inputs of finished shards were rejected by limits" in text for text in told.notices)
+    run = lathe("encode", *inputs, output, *tiny_flags("--executor", "inline"), "--retry-rejects")
+    assert run.returncode == 0, run.stderr
+    assert "5 inputs of finished shards are encoded again" in run.stderr
+    found = rows(output)
+    assert_same_rows(clean, {name: row for name, row in found.items() if not row["source_uri"].endswith(".tar")})
+    pipeline.encode(tiny_job(inputs, tmp_path / "at-once"))
+    assert_same_rows(rows(tmp_path / "at-once"), found)
+    whole = status(open_store(str(output), StorageConfig()))
+    once = status(open_store(str(tmp_path / "at-once"), StorageConfig()))
+    assert {
+        name: whole[name] for name in ("samples", "encoded", "rejected", "clips", "frames", "rejects", "shards")
+    } == {name: once[name] for name in ("samples", "encoded", "rejected", "clips", "frames", "rejects", "shards")}
+    assert verify_output(open_store(str(output), StorageConfig())).ok
+    assert pipeline.encode(tiny_job(inputs, output)).notices == told.notices[1:]  # only the notice of untrained weights
+
+
+def test_clips_that_a_limit_took_are_retried_and_the_others_stay(tmp_path):
+    """`write.max_abs` rejects single clips: a retry encodes these and no clip that is there."""
+    shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(29), "txt": b"x"}})
+    pipeline.encode(tiny_job(shard, tmp_path / "all"))
+    every = rows(tmp_path / "all")
+    sizes = sorted(largest(row) for row in every.values())
+    limit = (sizes[0] + sizes[-1]) / 2
+    first = pipeline.encode(tiny_job(shard, tmp_path / "out", f"write.max_abs={limit}", "reject_budget=1"))
+    assert 0 < first.counts.clips < len(every)
+    before = rows(tmp_path / "out")
+    retried = pipeline.encode(tiny_job(shard, tmp_path / "out", retry_rejects=""))
+    assert retried.counts.clips == len(every) - len(before)
+    assert_same_rows(every, rows(tmp_path / "out"))
+    found = status(open_store(str(tmp_path / "out"), StorageConfig()))
+    assert (found["samples"], found["encoded"], found["clips_planned"], found["clips_rejected"]) == (
+        1,
+        1,
+        len(every),
+        0,
+    )
+    assert found["rejects"] == {}
+
+
+def largest(row) -> float:
+    import numpy as np
+
+    return float(np.abs(np.frombuffer(row["vae_latent_bytes"], "<f4")).max())
+
+
+def test_long_groups_end_after_their_seconds_of_video(folder, clean, tmp_path):
+    """Four videos of 1 to 3.6 s: with 2 s a shard, an attempt commits what it has and the rest becomes another shard."""
+    report = pipeline.encode(tiny_job(folder, tmp_path / "out", "engine.shard_video_s=2", "engine.decoders=1"))
+    assert report.ok
+    assert len(receipts(tmp_path / "out")) > 1
+    assert_sound(tmp_path / "out", clean)
+    names = Counter(source.uri for receipt in receipts(tmp_path / "out") for source in receipt.shard.objects)
+    assert set(names.values()) == {1}
+
+
+def test_resuming_a_finished_build_starts_no_ray_and_builds_no_network(folder, tmp_path):
+    flags = tiny_flags("--executor", "ray")
+    pipeline.encode(tiny_job(folder, tmp_path / "out"))
+    program = (
+        "import sys, json; from pipeline.cli import app; import typer\n"
+        "import pipeline.encoder.running as running\n"
+        "running.load_vae = None\n"
+        "code = app(sys.argv[1:], standalone_mode=False)\n"
+        "print(json.dumps(['ray' in sys.modules, code]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = subprocess.run(
+        [sys.executable, "-c", program, "encode", str(folder), str(tmp_path / "out"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == [False, None]
+    assert "0 of 1 shards encoded" in run.stdout

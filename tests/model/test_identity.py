@@ -1,0 +1,316 @@
+"""What the identity of a network covers: the tensors and configuration keys that reach the latent, every one of them and no others."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import model
+from model import registry
+from model.weights import hash_weights
+from tests.model.conftest import FIXTURES
+from tests.model.diffusers_networks import TINY, noise
+
+OWN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "leanvae": ("leanvae", "leanvae-tiny", {}),
+    "leanvae of other patches": ("leanvae", "leanvae-tiny", {"patch_size": [2, 8, 8], "value_range": [-1.0, 1.0]}),
+    "wfvae": ("wfvae", "wfvae-tiny", {}),
+    "wfvae 8x8x8": ("wfvae", "wfvae888-tiny", {}),
+    "wfvae mixing": ("wfvae", "wfvae-tiny", {"attention_type": "AttnBlock3D"}),
+    "wfvae2": ("wfvae2", "wfvae2-tiny", {}),
+    "ivvae": ("ivvae", "ivvae-tiny", {}),
+}
+DIFFUSERS: dict[str, dict[str, Any]] = {
+    **TINY,
+    "sd without quant_conv": {**TINY["sd"], "use_quant_conv": False, "use_post_quant_conv": False},
+}
+pytestmark = pytest.mark.filterwarnings("error")
+NETWORKS = (*OWN, *DIFFUSERS)
+everywhere = pytest.mark.parametrize("name", NETWORKS)
+
+
+def config_of(name: str) -> tuple[str, dict[str, Any]]:
+    if name in DIFFUSERS:
+        return "diffusers", DIFFUSERS[name]
+    family, fixture, changes = OWN[name]
+    return family, json.loads((FIXTURES / f"{fixture}.json").read_text())["config"] | changes
+
+
+@cache
+def network(name: str) -> Any:
+    family, config = config_of(name)
+    return model.load(family, config=config, untrained=0)
+
+
+def module_of(vae: Any) -> Any:
+    """Its parameters by published key."""
+    return vae.network if hasattr(vae, "network") else vae._coder.module
+
+
+def video(spec: Any) -> torch.Tensor:
+    low, high = spec.value_range
+    frames = spec.lead_frames + (2 if spec.time_stride < 4 else 1) * spec.time_stride
+    unit = noise(1, 3, frames, spec.space_stride, 2 * spec.space_stride) / 2 + 0.5  # two pixels to attend to each other
+    return low + (high - low) * unit
+
+
+def encoded(vae: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    posterior, _ = vae.encode(video(vae.spec), moments=vae.spec.moments)
+    return posterior.mean, posterior.logvar
+
+
+class Changed:
+    """The network of that name with other values in some tensors -> its latents. Changed in place, which is quicker than building it."""
+
+    def __init__(self, name: str) -> None:
+        self.vae, self.family = network(name), config_of(name)[0]
+        self.module = module_of(self.vae)
+        self.weights = {key: tensor.clone() for key, tensor in self.module.state_dict().items()}
+
+    def encoded(self, changes: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        state, vae = self.module.state_dict(), self.vae
+        try:
+            for key, tensor in changes.items():
+                state[key].copy_(tensor)
+            if self.family != "diffusers":  # these prepare their parameters once, when they first run
+                vae = type(vae)(vae.network, vae.spec, vae.config, vae.sha256, vae.device, vae.dtype)
+            return encoded(vae)
+        finally:
+            for key in changes:
+                state[key].copy_(self.weights[key])
+
+    def sha256(self, changes: dict[str, torch.Tensor]) -> Any:
+        part = registry.family_of(self.family).latent_part(self.vae.config)
+        return hash_weights({**self.weights, **changes}, part)
+
+
+def noisy(tensor: torch.Tensor, rows: Any = ...) -> torch.Tensor:
+    """Other values in `rows`."""
+    changed = tensor.clone()
+    seed = torch.Generator().manual_seed(1)
+    changed[rows] += 0.5 * torch.rand(tensor[rows].shape, generator=seed) + 0.1
+    return changed
+
+
+def single_changes(name: str, weights: dict[str, torch.Tensor]) -> list[tuple[str, str, torch.Tensor]]:
+    """(role, key, changed tensor): a tensor at a time, by the declaration; rows of either head apart."""
+    vae, (family, _) = network(name), config_of(name)
+    part = registry.family_of(family).latent_part(vae.config)
+    found = []
+    for key, tensor in weights.items():
+        rows = next((count for beginning, count in part.shared.items() if key.startswith(beginning)), None)
+        if rows is not None:
+            found += [("mean", key, noisy(tensor, slice(rows))), ("logvar", key, noisy(tensor, slice(rows, None)))]
+        elif key.startswith(part.logvar):
+            found.append(("logvar", key, noisy(tensor)))
+        else:
+            found.append(("mean" if key.startswith(part.mean) else "other", key, noisy(tensor)))
+    return found
+
+
+@everywhere
+def test_every_tensor_that_counts_changes_latent_and_identity(name):
+    one = Changed(name)
+    mean, logvar = one.encoded({})
+    before = one.sha256({})
+    roles = []
+    for role, key, changed in single_changes(name, one.weights):
+        if role == "other":
+            continue
+        roles.append(role)
+        after = one.sha256({key: changed})
+        assert after.all != before.all, key
+        assert after.moments != before.moments, key
+        other_mean, other_logvar = one.encoded({key: changed})
+        if role == "mean":
+            assert after.mean != before.mean, key
+            assert not torch.equal(other_mean, mean), f"{key} counts and changes nothing"
+        else:
+            assert after.mean == before.mean, key
+            assert torch.equal(other_mean, mean), key
+            assert logvar is not None
+            assert not torch.equal(other_logvar, logvar), f"{key} counts for the log-variance and does not change it"
+    assert ("logvar" in roles) == network(name).spec.moments
+    assert "mean" in roles
+
+
+@everywhere
+def test_every_tensor_that_does_not_count_changes_neither(name):
+    one = Changed(name)
+    mean, logvar = one.encoded({})
+    before = one.sha256({})
+    others = {key: changed for role, key, changed in single_changes(name, one.weights) if role == "other"}
+    assert others
+    assert any(key.startswith("decoder.") for key in others)
+    for key, changed in others.items():
+        after = one.sha256({key: changed})
+        assert (after.mean, after.moments) == (before.mean, before.moments), key
+        assert after.all != before.all, key
+    other_mean, other_logvar = one.encoded(others)
+    assert torch.equal(other_mean, mean)
+    assert logvar is None or torch.equal(other_logvar, logvar)
+
+
+# Another value of each configuration key that is declared not to count.
+OTHER_VALUES: dict[str, Any] = {
+    **{"ista_iter_num": 3, "ista_layer_num": 3},
+    **{"decoder_num_resblocks": 4, "connect_res_layer_num": 2, "scale": 0.5, "shift": 0.25},
+    **{"decoder_energy_flow_hidden_size": 24, "decoder_energy_flow_size": 24, "decoder_base_channels": [16, 24, 40]},
+    **{"t_interpolation": "nearest", "scale_factor": 0.5, "shift_factor": 0.25},
+    **{"scaling_factor": 0.5, "force_upcast": False, "invert_scale_latents": True},
+    **{"sample_size": 64, "sample_height": 96, "sample_width": 96},
+    **{"decoder_base_dim": 24, "scale_factor_temporal": 8, "scale_factor_spatial": 32},
+    **{"use_post_quant_conv": None, "decode_block_out_channels": [16, 16, 16, 16]},
+    **{"decoder_layers_per_block": [2, 1, 1, 1, 1], "decoder_spatio_temporal_scaling": [True, True, False, False]},
+    **{"decoder_inject_noise": [True] * 5, "decoder_causal": True, "upsample_residual": [True] * 4},
+    **{"upsample_factor": [2] * 4, "timestep_conditioning": True, "spatial_compression_ratio": 64},
+    **{"temporal_compression_ratio": 16, "temporal_upsample_blocks": [False, False, True, False]},
+    **{"out_channels": None, "decoder_block_out_channels": None, "up_block_types": None},
+}
+PAIRED = ("latents_mean", "latents_std")
+# One legal value: names of the decoder's blocks, which the encoder's decide in WF-VAE and of which these classes know one kind.
+FIXED = {
+    *(key for key in registry.FAMILIES["wfvae"].keys or () if "_upsample_" in key),
+    *(f"{name} up_block_types" for name in ("hunyuan-video", "cogvideox", "allegro")),
+    *(f"{name} use_post_quant_conv" for name in ("cogvideox",)),  # diffusers builds it for the wrong number of channels
+}
+
+
+def other_configs(name: str) -> dict[str, dict[str, Any]]:
+    """Changes of the configuration by the keys they concern: one key at a time."""
+    vae, found = network(name), dict[str, dict[str, Any]]()
+    others = registry.family_of(config_of(name)[0]).latent_part(vae.config).other_keys
+    for key in sorted(others & vae.config.keys() - FIXED - set(PAIRED)):
+        if f"{name} {key}" in FIXED:
+            continue
+        value = OTHER_VALUES[key]
+        if key == "decoder_block_out_channels":
+            value = [2 * width for width in vae.config[key]]
+        if key == "out_channels":
+            value = 2 * vae.config[key]
+        if key == "use_post_quant_conv":
+            value = not vae.config[key]
+        if key == "up_block_types":
+            value = ["AttnUpDecoderBlock2D", *vae.config[key][1:]]
+        found[key] = {key: value}
+    if others & vae.config.keys() & set(PAIRED):
+        channels = vae.spec.latent_channels
+        found["latents_mean, latents_std"] = {"latents_mean": [0.75] * channels, "latents_std": [3.0] * channels}
+    return found
+
+
+@everywhere
+def test_configuration_of_the_decoder_and_constants_change_no_latent_and_no_identity(name):
+    vae, (family, config) = network(name), config_of(name)
+    mean, logvar = encoded(vae)
+    changes = other_configs(name)
+    assert changes
+    for key, change in changes.items():
+        if all(vae.config[changed] == value for changed, value in change.items()):
+            raise AssertionError(f"{key}: give another value to try")
+        other = model.load(family, config={**config, **change}, untrained=0)
+        assert other.config != vae.config, key
+        assert other.identity().latent_config == vae.identity().latent_config, key
+        for moments in (False, True):
+            same = other.identity().latent_sha256(moments=moments) == vae.identity().latent_sha256(moments=moments)
+            assert same, key
+        other_mean, other_logvar = encoded(other)
+        assert torch.equal(other_mean, mean), key
+        assert logvar is None or torch.equal(other_logvar, logvar), key
+
+
+def test_every_other_configuration_key_counts():
+    for name in NETWORKS:
+        identity = network(name).identity()
+        others = registry.family_of(config_of(name)[0]).latent_part(identity.config).other_keys
+        assert set(identity.latent_config) == set(identity.config) - others
+    assert {"patch_size", "value_range", "fusion_num_layer"} <= set(network("leanvae").identity().latent_config)
+    assert {"norm_type", "attention_type"} <= set(network("wfvae").identity().latent_config)
+    assert {"_class_name", "_diffusers_version", "base_dim"} <= set(network("wan-2.1").identity().latent_config)
+
+
+# ---- without a network ----------------------------------------------------------------------------------------------
+
+
+def saved(name: str, folder: Any, weights: dict[str, torch.Tensor]) -> str:
+    config = {key: value for key, value in network(name).config.items() if key != "_diffusers_version"}
+    path = folder / "w.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, path, {"config": json.dumps(config)})
+    return str(path)
+
+
+@everywhere
+def test_a_checkpoint_that_is_read_has_the_identity_of_the_network_that_is_loaded(name, tmp_path):
+    family, config = config_of(name)
+    path = saved(name, tmp_path, {key: tensor.clone() for key, tensor in module_of(network(name)).state_dict().items()})
+    loaded = model.load(family, path)
+    assert model.identify(family, path) == loaded.identity()
+    assert loaded.identity().checkpoint.uri == path
+    assert loaded.sha256 == network(name).sha256
+    assert model.identify(family, config=config, untrained=0) == network(name).identity()
+
+
+def test_a_preset_is_identified_by_name_alone():
+    assert model.identify("leanvae-mini-dim16") == model.load("leanvae-mini-dim16").identity()
+
+
+@pytest.mark.parametrize("name", ["leanvae", "wfvae", "ivvae", "sd"])
+def test_identifying_refuses_what_loading_refuses(name, tmp_path):
+    family = config_of(name)[0]
+    weights = {key: tensor.clone() for key, tensor in module_of(network(name)).state_dict().items()}
+    key = next(key for key in weights if key.startswith("decoder."))
+    for broken, words in (
+        ({k: v for k, v in weights.items() if k != key}, f"1 missing: {key}"),
+        ({**weights, "stray": torch.zeros(1)}, "1 extra: stray"),
+        ({**weights, key: torch.zeros(9, 9, 9)}, f"1 misshapen: {key}"),
+        ({**weights, key: torch.full_like(weights[key], torch.nan)}, "NaN or infinity"),
+    ):
+        path = saved(name, tmp_path, broken)
+        with pytest.raises(ValueError, match=words) as loading:
+            model.load(family, path)
+        with pytest.raises(ValueError, match=words) as identifying:
+            model.identify(family, path)
+        assert str(identifying.value) == str(loading.value)
+    with pytest.raises(ValueError, match="give checkpoint=PATH_OR_URI"):
+        model.identify("wfvae-s")
+    with pytest.raises(FileNotFoundError):
+        model.identify("wfvae-s", str(tmp_path / "nothing.safetensors"))
+
+
+def test_the_dtype_of_the_file_counts(tmp_path):
+    weights = {key: tensor.clone() for key, tensor in network("leanvae").network.state_dict().items()}
+    half = {key: tensor.half() if key.startswith("encoder.") else tensor for key, tensor in weights.items()}
+    decoder = {key: tensor.half() if key.startswith("decoder.") else tensor for key, tensor in weights.items()}
+    whole = network("leanvae").identity()
+    assert model.identify("leanvae", saved("leanvae", tmp_path, half)).sha256.mean != whole.sha256.mean
+    halved = model.identify("leanvae", saved("leanvae", tmp_path, decoder)).sha256
+    assert (halved.mean, halved.moments) == (whole.sha256.mean, whole.sha256.moments)
+    assert halved.all != whole.sha256.all
+
+
+def test_haar_filters_left_out_of_a_file_change_nothing(tmp_path):
+    weights = {key: tensor.clone() for key, tensor in network("wfvae").network.state_dict().items()}
+    trained = {key: tensor for key, tensor in weights.items() if "wavelet_transform" not in key}
+    assert len(trained) < len(weights)
+    assert model.identify("wfvae", saved("wfvae", tmp_path, trained)).sha256 == network("wfvae").sha256
+
+
+def test_identifying_prepares_no_network(tmp_path, monkeypatch):
+    from model.leanvae import vae
+
+    path = saved("leanvae", tmp_path, dict(network("leanvae").network.state_dict()))
+    monkeypatch.delattr(vae, "build")
+    assert model.identify("leanvae", path).sha256 == network("leanvae").sha256
+
+
+def test_the_hashes_stay_as_they_are():
+    """They are in the fingerprints of every output: another value would encode everything again."""
+    identity = network("leanvae").identity()
+    assert identity.sha256.all.startswith("032bc21491bd2317")
+    assert identity.latent_sha256(moments=False).startswith("096e51c36e6f3298")
+    assert identity.latent_sha256(moments=True).startswith("1defddb1bac4dede")

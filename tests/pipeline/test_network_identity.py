@@ -1,0 +1,132 @@
+"""What of a network decides which outputs are done: the encoder and no more; what of it is recorded: everything."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import save_file
+
+import model
+import pipeline
+from pipeline.config import ModelConfig, StorageConfig
+from pipeline.encoder import Encoder, identify
+from pipeline.engine.blueprint import draw
+from pipeline.errors import CheckpointError
+from pipeline.preview.preview import preview
+from pipeline.writer.index_file import METADATA_KEY
+from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, tiny_job
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=1, samples=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes a checkpoint whose tensors of these beginnings are changed -> its path."""
+    weights = model.load("leanvae", config=TINY_NETWORK, untrained=0).network.state_dict()
+
+    def write(name, *beginnings):
+        path = tmp_path / f"{name}.safetensors"
+        changed = {
+            key: t + 0.01 if beginnings and key.startswith(beginnings) else t.clone() for key, t in weights.items()
+        }
+        save_file(changed, path, {"config": json.dumps(TINY_NETWORK)})
+        return str(path)
+
+    return write
+
+
+def job_of(corpus, output, checkpoint, **flags):
+    return tiny_job(corpus, output, **{"model.checkpoint": checkpoint, "model.untrained": None, **flags})
+
+
+def metadata_of(output, receipt):
+    return json.loads(pq.read_schema(output / receipt.files[0].key).metadata[METADATA_KEY])["encoder"]
+
+
+def test_another_decoder_finds_everything_done_and_another_encoder_nothing(corpus, checkpoint, tmp_path):
+    output = tmp_path / "out"
+    first = pipeline.encode(job_of(corpus, output, checkpoint("one")))
+    tuned = pipeline.encode(
+        job_of(corpus, output, checkpoint("tuned", "decoder.", "latent_bottleneck.Q", "std_layer."))
+    )
+    assert tuned.fingerprint == first.fingerprint
+    assert (tuned.shards_before, tuned.shards_done) == (1, 0)
+    assert len(receipts(output)) == 1
+    other = pipeline.encode(job_of(corpus, output, checkpoint("other", "encoder.fusion_layer.")))
+    assert other.fingerprint != first.fingerprint
+    assert (other.shards_before, other.shards_done) == (0, 1)
+
+
+def test_the_log_variance_head_counts_where_moments_are_stored(corpus, checkpoint, tmp_path):
+    output, moments = tmp_path / "out", "write.moments=true"
+    fingerprints = [
+        pipeline.encode(
+            tiny_job(corpus, output, moments, **{"model.checkpoint": path, "model.untrained": None})
+        ).fingerprint
+        for path in (checkpoint("one"), checkpoint("tuned", "decoder."), checkpoint("head", "std_layer."))
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_data_files_name_the_encoder_and_the_whole_network(corpus, checkpoint, tmp_path):
+    path, output = checkpoint("one"), tmp_path / "out"
+    pipeline.encode(job_of(corpus, output, path))
+    (receipt,) = receipts(output)
+    told = metadata_of(output, receipt)
+    vae = model.load("leanvae", path)
+    assert told["latent_weights_sha256"] == vae.sha256.mean
+    assert "ista_iter_num" not in told["config"]
+    assert told["checkpoint"]["weights_sha256"] == vae.sha256.all
+    assert told["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
+    assert told["checkpoint"]["uri"] == path
+    assert "weights_sha256" not in receipt.fingerprint_parts["encoder"]
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_an_encoder_has_the_identity_the_driver_read_without_one(checkpoint, moments, monkeypatch):
+    config = ModelConfig(name="leanvae", checkpoint=checkpoint("one"))
+    network = Encoder(config, "cpu", "float32", moments=moments).network()
+    monkeypatch.setattr("model.leanvae.vae.LeanVAE.__init__", None)  # no network is built from here on
+    assert identify(config, moments=moments) == network
+    assert (identify(config, moments=not moments).identity == network.identity) is False
+
+
+def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp_path):
+    from pipeline.engine.driver import _rules
+
+    job = job_of(corpus, tmp_path / "out", checkpoint("one"))
+    one, tuned = (
+        identify(ModelConfig(name="leanvae", checkpoint=checkpoint(name, *changed)))
+        for name, changed in (("one", ()), ("tuned", ("decoder.",)))
+    )
+    assert one.provenance["weights_sha256"] != tuned.provenance["weights_sha256"]
+    prints = {draw(job, _rules(job, found.spec), found, "cpu", "float32").fingerprint for found in (one, tuned)}
+    assert len(prints) == 1
+
+
+def test_what_cannot_be_read_is_refused_as_when_loading(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"nothing")
+    for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors"):
+        with pytest.raises(CheckpointError, match="model: "):
+            identify(ModelConfig(name="wfvae-s", checkpoint=str(path)))
+
+
+@pytest.mark.parametrize("moments", ["write.moments=true", "write.moments=false"])
+def test_a_preview_shows_another_decoder_and_says_so_but_no_other_encoder(corpus, checkpoint, tmp_path, moments):
+    output, one, tuned = tmp_path / "out", checkpoint("one"), checkpoint("tuned", "decoder.")
+    pipeline.encode(tiny_job(corpus, output, moments, **{"model.checkpoint": one, "model.untrained": None}))
+    same = preview(str(output), StorageConfig(), clips=1)
+    other = preview(str(output), StorageConfig(), clips=1, checkpoint=tuned)
+    assert same["notices"] == []
+    (notice,) = other["notices"]
+    assert "another decoder" in notice
+    assert other["network"]["weights_sha256"] == model.load("leanvae", tuned).sha256.all
+    assert other["clips"][0]["psnr"] != same["clips"][0]["psnr"]
+    wrong = checkpoint("wrong", "encoder.")
+    with pytest.raises(CheckpointError, match=r"wrong\.safetensors are not those the latents were made with"):
+        preview(str(output), StorageConfig(), clips=1, checkpoint=wrong)

@@ -1,0 +1,117 @@
+"""Create-only writes on a file system without hard links: one winner, and never a part under the final name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import StorageConfig
+from pipeline.storage import local as local_store
+from pipeline.storage import open_store
+
+# What FAT and some FUSE mounts answer; the rest of the file system is real.
+NO_LINKS = (
+    "import errno, os, signal, sys\n"
+    "def refuse(*_): raise OSError(errno.EPERM, 'Operation not permitted')\n"
+    "os.link = refuse\n"
+    "from pipeline.config import StorageConfig\n"
+    "from pipeline.storage import open_store\n"
+    "store = open_store(sys.argv[1], StorageConfig())\n"
+)
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_race_of_processes_has_one_winner_without_links(tmp_path: Path) -> None:
+    code = NO_LINKS + (
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "won = [store.put_if_absent(f'{n}', (sys.argv[2] * 100000).encode()) for n in range(30)]\n"
+        "print(''.join('1' if w else '0' for w in won))"
+    )
+    names = "abcd"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    won = [racer.communicate()[0].strip() for racer in racers]
+    store = open_store(str(tmp_path), StorageConfig())
+    for n in range(30):
+        winners = [name for name, flags in zip(names, won, strict=True) if flags[n] == "1"]
+        assert len(winners) == 1
+        assert store.read(f"{n}") == winners[0].encode() * 100000
+
+
+@pytest.mark.parametrize(("call", "left"), [("replace", b""), ("samestat", b""), ("fsync", None)])
+def test_a_kill_leaves_an_empty_object_or_none_but_never_a_part(tmp_path: Path, call: str, left: bytes | None) -> None:
+    where = "os.path" if call == "samestat" else "os"
+    code = NO_LINKS + (
+        f"{where}.{call} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nstore.put_if_absent('x', b'whole' * 10000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    store = open_store(str(tmp_path), StorageConfig())
+    assert (store.read("x") if store.exists("x") else None) == left
+    assert [info.size for info in store.list()] == ([] if left is None else [0])
+
+
+def test_a_later_put_loses_unless_its_bytes_are_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", _refuse)
+    store = open_store(str(tmp_path), StorageConfig())
+    assert store.put_if_absent("x", b"mine")
+    assert not store.put_if_absent("x", b"theirs")
+    assert store.put_if_absent("x", b"mine")
+    (tmp_path / "y").touch()  # the claim of a process that was killed
+    assert not store.put_if_absent("y", b"mine")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["x", "y"]
+
+
+def test_a_claim_that_was_removed_and_taken_by_another_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Between our claim and our rename, another process takes the empty file for a dead claim and commits in its place.
+    monkeypatch.setattr(os, "link", _refuse)
+    store = open_store(str(tmp_path), StorageConfig())
+    real = os.path.samestat
+
+    def taken(*stats: os.stat_result) -> bool:
+        (tmp_path / "other").write_bytes(b"theirs")
+        os.replace(tmp_path / "other", tmp_path / "x")
+        return real(stats[0], os.stat(tmp_path / "x"))
+
+    monkeypatch.setattr(local_store.os.path, "samestat", taken)
+    assert not store.put_if_absent("x", b"mine")
+    assert store.read("x") == b"theirs"
+
+
+def test_a_claim_that_was_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", _refuse)
+    store = open_store(str(tmp_path), StorageConfig())
+    real, removed = os.fstat, []
+
+    def remove(descriptor: int) -> os.stat_result:
+        if not removed:
+            removed.append(True)
+            (tmp_path / "x").unlink()
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fstat", remove)
+    assert store.put_if_absent("x", b"mine")
+    assert store.read("x") == b"mine"
