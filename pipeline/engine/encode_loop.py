@@ -19,7 +19,7 @@ from pipeline.engine.latent_spool import LatentSpool, to_storage
 from pipeline.engine.progress_counter import ProgressCounter
 from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
-from pipeline.storage import open_store
+from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoded, Encoder, Launched
@@ -92,6 +92,7 @@ class EncodeLoop:
         self.stats = LoopStats()
         self._blueprint = blueprint
         self._encoder = encoder
+        mark_reached(job.storage)  # by the driver: to be unreachable from here on is an outage, not a wrong address
         self._store = open_store(job.output, job.storage)
         self._attempts: list[ShardAttempt] = []
         self._ending: list[tuple[ShardAttempt, Exception]] = []  # failed, and cleaning up
