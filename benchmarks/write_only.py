@@ -60,7 +60,7 @@ def write(folder: Path, config: WriteConfig, clips: list[LatentClip]) -> tuple[f
         shard_id="0" * 32,
         attempt="bench",
         fingerprint="0" * 32,
-        metadata={"spec": SPEC},
+        metadata={"spec": SPEC, "encoder": {}, "fingerprint_parts": {}, "versions": {}},
         drill=DrillConfig(),
     )
     begun = time.perf_counter()

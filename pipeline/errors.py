@@ -19,7 +19,7 @@ LatheError                    message + where (uri, shard, key, stage)
     └── BuildError                exit code 1: the build started and failed
         ├── SourceChanged             an input was replaced while it was read
         ├── SourceRefused             one input object that the store refuses to read; costs its shard, not the build
-        ├── NonFiniteLatent           the network produced NaN, infinity or absurd values
+        ├── NonFiniteLatent           a network gave NaN or infinity to an evaluation or preview; a build rejects the clip
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
         ├── NothingEncoded            every input was rejected; there is not one clip
@@ -156,7 +156,7 @@ class SourceRefused(BuildError):
 
 
 class NonFiniteLatent(BuildError):
-    """The network produced NaN, infinity or absurd values; nothing of it was written."""
+    """A network gave NaN or infinity while it was evaluated or shown. In a build it costs the clip: a reject `non_finite_latent`."""
 
 
 class RejectBudgetExceeded(BuildError):

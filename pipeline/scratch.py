@@ -1,7 +1,7 @@
-"""A temporary folder that does not outlive its process: locked while it is used, deleted when closed, and if its process was killed, by
+"""Temporary folder that does not outlive its process: locked while it is used, deleted when closed, and if its process was killed, by
 the next one on the machine.
 
-Enters: nothing. Leaves: the path of an empty folder.
+Enters: nothing. Leaves: the path of an empty folder, below `TMPDIR`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,54 @@ import os
 import shutil
 import tempfile
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pipeline.errors import StorageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PREFIX = "lathe-scratch-"
 LOCK = ".lock"
 
 
+@contextmanager
+def local_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Turns an `OSError` of local temporary files into `StorageUnavailable`: another try, perhaps elsewhere, may succeed."""
+    try:
+        yield
+    except OSError as error:
+        where = os.fspath(folder) if folder is not None else tempfile.tempdir or "of this machine"
+        reason = error.strerror or str(error)
+        raise StorageUnavailable(
+            f"temporary folder {where} cannot be written: {reason}; free space there, or set TMPDIR to another folder"
+        ) from error
+
+
 class ScratchFolder:
-    """Made at once; `close` deletes it with all that is in it. `path` is absolute."""
+    """Made at once; `close` deletes it with all that is in it. `path` is absolute.
+
+    Raises:
+        StorageUnavailable: it cannot be made; names the folder above it and the reason.
+    """
 
     def __init__(self) -> None:
+        with local_disk():
+            self._make()
+
+    def _make(self) -> None:
         _sweep()
         # Locked before it gets the name that sweepers look for.
         made = tempfile.mkdtemp(prefix=f".{PREFIX}")
-        self._lock = os.open(os.path.join(made, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = os.path.join(os.path.dirname(made), PREFIX + uuid.uuid4().hex)
-        os.rename(made, self.path)
+        try:
+            self._lock = os.open(os.path.join(made, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.path = os.path.join(os.path.dirname(made), PREFIX + uuid.uuid4().hex)
+            os.rename(made, self.path)
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
         self._closed = False
 
     def close(self) -> None:
@@ -39,18 +70,21 @@ class ScratchFolder:
 
 
 def _sweep() -> None:
-    """Deletes folders of this user whose process is gone: their lock is free."""
-    for entry in os.scandir(tempfile.gettempdir()):
-        if not entry.name.startswith(PREFIX) or entry.is_symlink() or not entry.is_dir():
-            continue
-        with suppress(FileNotFoundError):  # somebody else was first
-            if entry.stat().st_uid != os.getuid():
-                continue
-            lock = os.open(os.path.join(entry.path, LOCK), os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry.path, ignore_errors=True)
-            except BlockingIOError:  # its process lives
-                continue
-            finally:
-                os.close(lock)
+    """Deletes folders of this user whose process is gone: their lock is free. Passes over what it may not read."""
+    # Sweeping is a courtesy to the disk: a temporary folder that cannot be listed (mode 1733) can still be used.
+    with suppress(OSError):
+        for entry in os.scandir(tempfile.gettempdir()):
+            if entry.name.startswith(PREFIX):
+                with suppress(OSError):  # another process was first, or the folder may not be read
+                    _sweep_one(entry)
+
+
+def _sweep_one(entry: os.DirEntry[str]) -> None:
+    if entry.is_symlink() or not entry.is_dir() or entry.stat().st_uid != os.getuid():
+        return
+    lock = os.open(os.path.join(entry.path, LOCK), os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process lives
+        shutil.rmtree(entry.path, ignore_errors=True)
+    finally:
+        os.close(lock)

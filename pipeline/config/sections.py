@@ -252,10 +252,11 @@ BuildPoint = Literal[
     "after_fetch",
     "mid_video",
     "before_upload",
+    "in_upload",
     "after_upload",
     "before_commit",
     "before_read_back",
-    "in_clean_up",
+    "in_clean_up",  # an attempt that lost or failed has deleted one of its objects
     "after_commit",
 ]
 DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]

@@ -1,8 +1,8 @@
-"""One attempt at one shard, from fetch to receipt: its reader, its books, its writer.
+"""One attempt at one shard, from fetch to receipt.
 
-Enters: a shard. Leaves: a committed receipt (or somebody else's, if they were first), or the exception that ended the attempt.
-Two threads besides the caller's: one reads samples ahead, within bounds; one writes clips, then checks, uploads and commits, so that
-neither the network nor the disk is waited for by the encoder. The books make `samples in = encoded + rejected` true by construction.
+Enters: a shard. Leaves: a committed receipt (or another attempt's, if that was first), or the exception that ended it.
+Threads besides the caller's: one reads samples ahead, within bounds; one writes clips and commits (`ClipWriting`), and
+uploads run beside it. The encode loop waits for none of them. Counts are kept by `ShardAccounts`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import drill
 from pipeline.engine.blueprint import environment
-from pipeline.errors import LatheError, NotFound, SourceChanged
+from pipeline.engine.clip_writing import ClipWriting
+from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.sample_account import ShardAccounts
+from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings, stable_hash
@@ -30,11 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.engine.blueprint import Blueprint
-    from pipeline.records import ClipPlan, LatentClip, Shard
+    from pipeline.records import ChannelStats, ClipPlan, LatentClip, Shard, SourceObject, WrittenFile
     from pipeline.storage import Store
 
 SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
-CLIPS_BEHIND = 32  # encoded and not yet written
 JOIN_S = 5.0  # for a thread to stop
 
 
@@ -42,91 +44,108 @@ JOIN_S = 5.0  # for a thread to stop
 class ShardResult:
     """What the driver hears of a finished shard: small, whatever the shard's size."""
 
-    shard_id: str
-    won: bool  # False: another attempt committed first, ours was deleted
+    shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
+    won: bool  # False: another build committed first, what we had was deleted
     counts: Counts
     timings: Timings
     num_bytes: int
     rejects: dict[str, int]  # by reason
     files: int
     step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
-
-
-@dataclass(slots=True)
-class _Book:
-    """One sample's account."""
-
-    sample: Sample
-    planned: int = 0
-    written: set[int] = field(default_factory=set)
-    failed: set[int] = field(default_factory=set)
-    rejects: list[Reject] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def closed(self) -> bool:
-        return self.ended and len(self.written) + len(self.failed) >= self.planned
+    # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what went wrong without harm, one line each
 
 
 class ShardAttempt:
-    """See the module. Methods are called by one thread, the encode loop's; `next_sample` by the feed's."""
+    """See the module. Methods are called by one thread, the encode loop's; `next_sample` and `backlogged` by the feed's.
 
-    def __init__(self, shard: Shard, blueprint: Blueprint, store: Store, wake: Callable[[], None]) -> None:
-        """Starts both threads. `wake` is called, from any thread, when `poll` may have something new to say."""
+    Args:
+        shard: what to encode.
+        blueprint: how.
+        store: the output.
+        wake: called, from any thread, when `poll` may have something new to say.
+        progress: counts what moves: bytes fetched, written, read back and uploaded, and the commit.
+
+    Raises:
+        StorageUnavailable: the scratch folder cannot be made.
+        RuntimeError: the machine starts no further thread.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        blueprint: Blueprint,
+        store: Store,
+        wake: Callable[[], None],
+        progress: ProgressCounter | None = None,
+    ) -> None:
         job = blueprint.job
         self.shard = shard
         self.shard_id = shard.id(blueprint.fingerprint)
-        self.name = secrets.token_hex(4)
+        self.name = f"{blueprint.build}{secrets.token_hex(4)}"
         self.etags = {source.uri: source.etag for source in shard.objects}
         self._blueprint = blueprint
         self._wake = wake
         self._drill = job.drill
+        self._progress = progress or ProgressCounter()
         self._started = time.monotonic()
-        self._ledger = Ledger(store)
+        self._ledger = Ledger(store, job.drill)
+        self.encode_s = 0.0
+        self.decode_wait_s = 0.0
+        self.fetch_wait_s = 0.0
+        self.decode_cpu_s = 0.0
+        self._accounts = ShardAccounts()
+        self._error: BaseException | None = None
+        self._result: ShardResult | None = None
+        self._stop = threading.Event()
+        self._all_read = False
+        self._finishing = False
+        self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
+        self._unread: dict[SourceObject, Exception] = {}
+        self._counters: dict[str, int] = {}
+        self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
+        self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
         self._scratch = ScratchFolder()
         self.spool_dir = Path(self._scratch.path)
         self._writer = ShardWriter(
             store,
-            str(self.spool_dir),
+            self.spool_dir,
             job.write,
             shard_id=self.shard_id,
             attempt=self.name,
             fingerprint=blueprint.fingerprint,
             metadata=blueprint.file_metadata(),
             drill=job.drill,
+            progress=self._progress.add,
         )
-        self._books: dict[int, _Book] = {}
-        self._counts = Counts()
-        self._rejects: list[Reject] = []
-        self._frames = 0
-        self.encode_s = 0.0
-        self.decode_wait_s = 0.0
-        self.fetch_wait_s = 0.0
-        self.decode_cpu_s = 0.0
-        self._write_s = 0.0
-        self._error: BaseException | None = None
-        self._result: ShardResult | None = None
-        self._stop = threading.Event()
-        self.read_at = 0.0  # when storage last gave a sample or a reject
-        self._all_read = False
-        self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
-        self._counters: dict[str, int] = {}
-        self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
-        self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
-        self._clips: queue.Queue[LatentClip | None] = queue.Queue(CLIPS_BEHIND)
         self._reader = ShardReader(
-            shard, job.storage, max_video_bytes=job.decode.max_video_bytes, counters=self._counters
+            shard,
+            job.storage,
+            max_video_bytes=job.decode.max_video_bytes,
+            counters=self._counters,
+            unread=self._unread.__setitem__,
+        )
+        self._received = lambda: self._reader.received_bytes
+        self._progress.watch(self._received)
+        self._writing = ClipWriting(
+            self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake
         )
         self._reading = threading.Thread(target=self._read, name=f"read-{self.name}", daemon=True)
-        self._writing = threading.Thread(target=self._write, name=f"write-{self.name}", daemon=True)
-        self._reading.start()
-        self._writing.start()
+        self._ending: threading.Thread | None = None
+        try:
+            self._writing.start()
+            self._reading.start()
+        except RuntimeError:
+            self._writing.stop()
+            self._close()
+            raise
 
     # --- called by the feed -------------------------------------------------------------------------------------------
 
     def next_sample(self) -> Sample | None:
-        """A sample to decode, or None if there is none right now (still being fetched, or all given out)."""
-        if self._stop.is_set():
+        """A sample to decode, or None if there is none right now: still being fetched, `backlogged`, or all given out."""
+        if self._stop.is_set() or self.backlogged:
             return None
         try:
             sample = self._samples.get_nowait()
@@ -136,8 +155,13 @@ class ShardAttempt:
             self._all_read = True
             self._wake()
         else:
-            self._book(sample)  # open from here on: `poll` must not commit while a decoder has it
+            self._accounts.open(sample)  # open from here on: `poll` must not commit while a decoder has it
         return sample
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether no further frame should be decoded for now: writing or the store is slower than the network."""
+        return self._writing.backlogged
 
     @property
     def waiting_for_fetch(self) -> bool:
@@ -148,101 +172,127 @@ class ShardAttempt:
 
     def opened(self, sample: Sample, planned: int, rejects: tuple[Reject, ...]) -> None:
         """The decoder has said which clips will come."""
-        book = self._book(sample)
-        book.planned = planned
-        # Opened again after a crash: what failed before stays failed, with its reason.
-        book.rejects = [*rejects, *(reject for reject in book.rejects if reject.clip is not None)]
+        self._accounts.opened(sample, planned, rejects)
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
-        """Whether this clip has been settled already (its video was decoded again after a crash)."""
-        book = self._book(sample)
-        return clip in book.written or clip in book.failed
+        """Whether this clip needs no more frames (its video was decoded again after a crash)."""
+        return self._accounts.has_clip(sample, clip)
 
     def clip_done(self, latent: LatentClip) -> None:
-        """Hands a finished clip to the writer. Blocks while too many wait to be written.
-
-        Does nothing where the attempt has failed by now: `poll` says so, and other attempts of the same loop go on.
-        """
-        if not self._put_clip(latent):
-            return
-        book = self._book(latent.sample)
-        book.written.add(latent.plan.index)
-        self._frames += latent.num_frames
-        self._settle(latent.sample)
+        """Hands a finished clip to the writing thread. Never waits: `backlogged` says when there is too much."""
+        self._accounts.handed_over(latent.sample, latent.plan.index)
+        self._writing.put(latent)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
         """A promised clip that will not come."""
-        book = self._book(sample)
-        if clip not in book.failed:
-            book.failed.add(clip)
-            book.rejects.append(reject)
-        self._settle(sample)
+        self._accounts.failed(sample, clip, reject)
 
     def sample_ended(self, sample: Sample) -> None:
         """All chunks of the sample have arrived (its last clips may still be in the network)."""
-        self._book(sample).ended = True
-        self._settle(sample)
+        self._reader.release(sample)
+        self._accounts.ended(sample)
 
     def sample_rejected(self, sample: Sample, reject: Reject) -> None:
         """What is left of the sample will not come: every unsettled clip fails with it."""
-        book = self._book(sample)
-        book.rejects.append(reject)
-        book.failed.update(set(range(book.planned)) - book.written)
-        book.ended = True
-        self._settle(sample)
+        self._reader.release(sample)
+        self._accounts.rejected(sample, reject)
 
-    def fail(self, error: Exception) -> None:
-        """Something outside the threads went wrong for this attempt alone: `poll` raises it."""
+    def fail(self, error: BaseException) -> None:
+        """Ends the attempt, from any thread: `poll` raises `error`, or what came before it."""
         self._error = self._error or error
 
     def poll(self) -> ShardResult | None:
         """The result once committed; raises what ended the attempt."""
         if self._error is not None:
             raise self._error
-        if self._all_read and not self._books and not self._stop.is_set():
-            self._put_clip(None)  # nothing is open any more: write out and commit
-            self._stop.set()
+        for outcome in self._writing.outcomes():
+            if outcome.reject is None:
+                self._accounts.written(outcome.sample, outcome.clip, outcome.num_frames)
+            else:
+                self._accounts.failed(outcome.sample, outcome.clip, outcome.reject)
+        if self._all_read and self._accounts.all_closed and not self._finishing:
+            self._finishing = True
+            self._writing.finish()  # nothing is open any more: write out and commit
         return self._result
 
     def abort(self) -> None:
-        """Stops the threads and deletes what was spooled or uploaded, unless a receipt may name it by now.
-
-        A thread that does not answer (a store that hangs) is left behind: what it may still write is an orphan, never a receipt's.
-        """
-        self._stop.set()
-        self._error = self._error or RuntimeError("aborted")
-        self._reader.close()  # also ends a read that waits for the store
-        self._reading.join(JOIN_S)
-        self._writing.join(JOIN_S)
-        if self._writing.is_alive():
+        """Begins to stop the threads and to delete what was spooled or uploaded; does not wait, see `ended`."""
+        if self._ending is not None:
             return
+        self.fail(RuntimeError("aborted"))
+        self._stop.set()
+        self._writing.stop()
+        self._ending = threading.Thread(target=self._clean_up, name=f"end-{self.name}", daemon=True)
+        self._ending.start()
+
+    def ended(self, wait_s: float = 0.0) -> bool:
+        """Whether `abort` is through, waiting up to `wait_s` for it."""
+        if self._ending is None:
+            return False
+        self._ending.join(wait_s)
+        return not self._ending.is_alive()
+
+    def _clean_up(self) -> None:
+        """A thread that does not answer (a store that hangs) is left behind: what it may still write no receipt names."""
         try:
-            if not self._commit_begun:
+            self._reader.close()  # also ends a read that waits for the store
+            self._reading.join(JOIN_S)
+            written = self._writing.join(JOIN_S)
+            self._close()
+            if written and not self._commit_begun:
                 self._writer.abort()
         except LatheError as error:
             # The store that failed the attempt often refuses the clean-up too. What stays is an orphan: no receipt names it.
-            self._error.add_note(f"files of the attempt were left behind: {error}")
+            if self._error is not None:
+                self._error.add_note(f"files of the attempt were left behind: {error}")
         finally:
-            self._close()
+            self._wake()
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._scratch.close()
+        self._progress.unwatch(self._received)
 
     # --- the reading thread -------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
         try:
+            # A second build, or the try before this one, may have committed since the shard was handed out.
+            if (receipt := self._ledger.find(self.shard_id)) is not None:
+                self._end_with(receipt)
+            else:
+                self._read_source()
+        except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
+            self.fail(error)
+        finally:
+            self._wake()
+
+    def _end_with(self, receipt: Receipt) -> None:
+        self._stop.set()
+        self._writing.stop()
+        self._writing.join(JOIN_S)
+        self._close()
+        timings = Timings(total_s=round(time.monotonic() - self._started, 4))
+        # Of this build: an earlier try whose commit reached the store, and whose answer was lost.
+        self._result = self._result_of(receipt, receipt.attempt.startswith(self._blueprint.build), timings)
+
+    def _read_source(self) -> None:
+        try:
             for item in self._reader:
-                self.read_at = time.time()
                 if isinstance(item, Reject):
+                    self._progress.add()
                     self._shard_rejects.put(item)
                 elif not self._offer(item):
                     return
-            drill.fire(self._drill, "after_fetch")
-            self._offer(None)
+            if len(self._unread) == len(self.shard.objects):
+                raise next(iter(self._unread.values()))
         except NotFound as error:  # it was there when it was listed: no reason to stop the other shards
-            self._error = self._error or SourceChanged(f"{error.message}, but was listed", uri=error.uri)
-        except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
-            self._error = self._error or error
-        finally:
-            self._wake()
+            raise SourceChanged(f"{error.message}, but was listed", uri=error.uri) from error
+        except AccessError as error:
+            others = f" (so are {len(self._unread) - 1} more of its shard)" if len(self._unread) > 1 else ""
+            raise SourceRefused(f"{error.message}{others}", uri=error.uri) from error
+        drill.fire(self._drill, "after_fetch")
+        self._offer(None)
 
     def _offer(self, sample: Sample | None) -> bool:
         while not self._stop.is_set():
@@ -255,52 +305,51 @@ class ShardAttempt:
 
     # --- the writing thread -------------------------------------------------------------------------------------------
 
-    def _put_clip(self, latent: LatentClip | None) -> bool:
-        while self._error is None:
+    def _commit(self, files: tuple[WrittenFile, ...], stats: ChannelStats | None) -> None:
+        rejects = []
+        while not self._shard_rejects.empty():
+            rejects.append(self._shard_rejects.get())
+        receipt = self._receipt(files, stats, *self._accounts.totals(rejects))
+        drill.fire(self._drill, "before_commit")
+        self._commit_begun = True
+        winner = self._ledger.commit(receipt)
+        self._progress.add()
+        drill.fire(self._drill, "after_commit")
+        notes: tuple[str, ...] = ()
+        won = winner.attempt == self.name
+        if not won:
             try:
-                self._clips.put(latent, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+                self._writer.abort()
+            except LatheError as error:  # the shard is done whatever becomes of our files; no receipt names them
+                notes = (f"another attempt was first, and our files could not be deleted: {error}",)
+        result = self._result_of(winner, won, receipt.timings)
+        self._close()
+        self._result = replace(result, refused=self._refused(), notes=notes)
 
-    def _write(self) -> None:
-        try:
-            while self._error is None:
-                try:
-                    latent = self._clips.get(timeout=0.1)
-                except queue.Empty:
-                    continue
-                begun = time.monotonic()
-                if latent is None:
-                    self._result = self._commit(begun)
-                    self._close()
-                    return
-                self._writer.add(latent)
-                self._write_s += time.monotonic() - begun
-        except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
-            self._error = self._error or error
-        finally:
-            self._wake()
-
-    def _commit(self, begun: float) -> ShardResult:
-        files, stats = self._writer.finish()
-        now = time.monotonic()
-        self._write_s += now - begun
-        counts, rejects = self._final_counts()
+    def _receipt(
+        self,
+        files: tuple[WrittenFile, ...],
+        stats: ChannelStats | None,
+        counts: Counts,
+        rejects: tuple[Reject, ...],
+    ) -> Receipt:
         timings = Timings(
             fetch_s=round(self.fetch_wait_s, 4),
             decode_wait_s=round(self.decode_wait_s, 4),
             encode_s=round(self.encode_s, 4),
-            write_s=round(self._write_s, 4),
-            total_s=round(now - self._started, 4),
+            write_s=round(self._writing.write_s, 4),
+            total_s=round(time.monotonic() - self._started, 4),
             decode_cpu_s=round(self.decode_cpu_s, 4),
         )
-        receipt = Receipt(
+        # A receipt covers what was read. Files that were refused or replaced stay work to do for the next run.
+        covered = tuple(source for source in self.shard.objects if source not in self._unread)
+        shard = replace(self.shard, objects=covered)
+        fingerprint = self._blueprint.fingerprint
+        return Receipt(
             format_version=FORMAT_VERSION,
-            shard_id=self.shard_id,
-            shard=self.shard,
-            fingerprint=self._blueprint.fingerprint,
+            shard_id=shard.id(fingerprint),
+            shard=shard,
+            fingerprint=fingerprint,
             fingerprint_parts=self._blueprint.fingerprint_parts,
             attempt=self.name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -315,71 +364,16 @@ class ShardAttempt:
                 "spec": self._blueprint.spec,
             },
         )
-        drill.fire(self._drill, "before_commit")
-        self._commit_begun = True
-        winner = self._ledger.commit(receipt)
-        drill.fire(self._drill, "after_commit")
-        won = winner.attempt == self.name
-        if not won:
-            self._writer.abort()
+
+    def _result_of(self, receipt: Receipt, won: bool, timings: Timings) -> ShardResult:
         reasons: dict[str, int] = {}
-        for reject in winner.rejects:
+        for reject in receipt.rejects:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
-        return ShardResult(
-            self.shard_id,
-            won,
-            winner.counts,
-            timings,
-            sum(item.num_bytes + item.index_bytes for item in winner.files),
-            reasons,
-            len(winner.files),
-        )
+        num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
+        return ShardResult(self.shard_id, won, receipt.counts, timings, num_bytes, reasons, len(receipt.files))
 
-    # --- the books ----------------------------------------------------------------------------------------------------
-
-    def _book(self, sample: Sample) -> _Book:
-        if sample.index not in self._books:
-            self._books[sample.index] = _Book(sample)
-        return self._books[sample.index]
-
-    def _settle(self, sample: Sample) -> None:
-        book = self._books[sample.index]
-        if not book.closed:
-            return
-        if not book.written and not book.rejects:
-            message = "the clip rules cut nothing from it"
-            book.rejects.append(Reject(sample.key, "clips", "no_clips", message, policy=True, uri=sample.uri))
-        self._rejects += book.rejects
-        self._counts += Counts(
-            samples=1,
-            encoded=int(bool(book.written)),
-            rejected=int(not book.written),
-            clips_planned=book.planned,
-            clips=len(book.written),
-            clips_rejected=len(book.failed),
-            damaged=int(any(not reject.policy for reject in book.rejects)),
-        )
-        del self._books[sample.index]
-        self._reader.release(book.sample)
-
-    def _final_counts(self) -> tuple[Counts, tuple[Reject, ...]]:
-        counts = self._counts + Counts(frames=self._frames)
-        rejects = list(self._rejects)
-        while not self._shard_rejects.empty():
-            reject = self._shard_rejects.get()
-            rejects.append(reject)
-            # Damage without a key (a truncated tar) is not a sample, but it counts against the budget.
-            is_sample = int(reject.key is not None)
-            counts += Counts(samples=is_sample, rejected=is_sample, damaged=int(not reject.policy))
-        counts.check()
-        rejects.sort(
-            key=lambda reject: (reject.key or "", reject.clip if reject.clip is not None else -1, reject.reason)
-        )
-        return counts, tuple(rejects)
-
-    def _close(self) -> None:
-        self._reader.close()
-        self._scratch.close()
+    def _refused(self) -> tuple[str, ...]:
+        return tuple(f"{source.uri}: {getattr(error, 'message', error)}" for source, error in self._unread.items())
 
 
 def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:

@@ -6,11 +6,13 @@ Enters: a validated `EncodeJob` and the identity of the network. Leaves: a pickl
 from __future__ import annotations
 
 import platform
+import secrets
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records import FORMAT_VERSION, ClipRules, stable_hash
+from pipeline.records import ClipRules, stable_hash
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
@@ -34,22 +36,15 @@ class Blueprint:
     chunk_frames: int  # job.engine.chunk_frames on the network's grid; 0: clips are encoded whole
     fingerprint_parts: dict[str, Any]
     fingerprint: str
+    build: str  # random; names of this build's attempts start with it
 
     def file_metadata(self) -> dict[str, Any]:
-        """What makes a data file self-describing."""
-        normalisation = {name: self.spec[name] for name in ("scale", "shift", "mean", "std")}
+        """What a data file says of the build that made it. The writer adds what it knows: format, bucket, dtype, constants."""
         return {
-            "format_version": FORMAT_VERSION,
-            "lathe_version": version("lathe"),
             "spec": self.spec,
             "encoder": {**self.identity, "checkpoint": self.provenance},
-            "fingerprint": self.fingerprint,
             "fingerprint_parts": self.fingerprint_parts,
-            "posterior": self.fingerprint_parts["posterior"],
-            "dtype": self.job.write.dtype,
-            "layout": "CTHW, C order, little-endian",
-            # Recorded for whoever trains on these latents; what is stored is raw.
-            "normalisation": {**normalisation, "applied": False},
+            "versions": versions(),
         }
 
 
@@ -79,6 +74,7 @@ def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, comput
         chunk_frames=max(stride, job.engine.chunk_frames // stride * stride) if spec["chunking"] != "none" else 0,
         fingerprint_parts=parts,
         fingerprint=stable_hash(parts),
+        build=secrets.token_hex(4),
     )
 
 
@@ -87,6 +83,13 @@ def _decoder_version() -> dict[str, str]:
 
     libraries = {name: ".".join(map(str, number)) for name, number in av.library_versions.items()}
     return {"av": av.__version__, **{name: libraries[name] for name in ("libavcodec", "libavformat", "libswscale")}}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Lathe and the libraries that a stored value or a file's layout depends on, as installed in this process."""
+    packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
+    return {**packages, "python": platform.python_version(), **_decoder_version()}
 
 
 def environment(device: str) -> dict[str, str]:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pipeline import drill
 from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
 from pipeline.engine.batching import Batcher, ClipRun
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
+from pipeline.engine.progress_counter import ProgressCounter
 from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
-from pipeline.storage import open_store
+from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoded, Encoder, Launched
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
+CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _Clip:
 
 @dataclass(slots=True)
 class LoopStats:
-    """Live numbers for progress; written by the loop, read by anyone."""
+    """Live numbers of a loop; written by its thread, read by any. `progress` grows whenever anything moved for any attempt."""
 
     frames: int = 0
     clips: int = 0
@@ -76,7 +76,12 @@ class LoopStats:
     decode_wait_s: float = 0.0
     fetch_wait_s: float = 0.0
     lanes_ready: int = 0
-    last_progress: float = field(default_factory=time.time)
+    counter: ProgressCounter = field(default_factory=ProgressCounter)
+
+    @property
+    def progress(self) -> int:
+        """Bytes fetched, written, read back and uploaded, events of the feed, steps, commits: all added up, now."""
+        return self.counter.value
 
 
 class EncodeLoop:
@@ -87,8 +92,11 @@ class EncodeLoop:
         self.stats = LoopStats()
         self._blueprint = blueprint
         self._encoder = encoder
+        mark_reached(job.storage)  # by the driver: to be unreachable from here on is an outage, not a wrong address
         self._store = open_store(job.output, job.storage)
         self._attempts: list[ShardAttempt] = []
+        self._ending: list[tuple[ShardAttempt, Exception]] = []  # failed, and cleaning up
+        self._unstarted: list[ShardFailure] = []
         self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
@@ -103,19 +111,26 @@ class EncodeLoop:
             frame_bytes=job.engine.frame_bytes,
             largest_batch=encoder.largest_batch,
             etag_of=lambda attempt, sample: attempt.etags[sample.uri],
+            paused=lambda attempt: attempt.backlogged,
         )
         self._feed.start()
 
     def submit(self, shard: Shard) -> None:
-        """Starts an attempt at `shard`; its fetch begins at once."""
-        attempt = ShardAttempt(shard, self._blueprint, self._store, self._feed.wake)
+        """Starts an attempt at `shard`; its fetch begins at once. One that cannot start is a failure of the next `step`."""
+        try:
+            attempt = ShardAttempt(shard, self._blueprint, self._store, self._feed.wake, self.stats.counter)
+        except (LatheError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            with self._lock:
+                self._unstarted.append(ShardFailure(shard.id(self._blueprint.fingerprint), error))
+            self._feed.wake()
+            return
         with self._lock:
             self._attempts.append(attempt)
 
     @property
     def shards_in_flight(self) -> int:
-        """Attempts that have not ended."""
-        return len(self._attempts)
+        """Shards whose outcome `step` has not returned yet."""
+        return len(self._attempts) + len(self._ending) + len(self._unstarted)
 
     @property
     def can_decode(self) -> bool:
@@ -144,8 +159,7 @@ class EncodeLoop:
             self._account_wait(time.monotonic() - begun)
         for event in events:
             self._handle(event)
-        if events:  # also where all a shard gives is rejects
-            self.stats.last_progress = time.time()
+        self.stats.counter.add(len(events))
         # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
         batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
         if batch:
@@ -153,16 +167,18 @@ class EncodeLoop:
         if self._flying is not None and not (batch and self._encoder.overlaps):
             self._land()
         self.stats.lanes_ready = self._feed.ready_lanes
-        reads = [attempt.read_at for attempt in self._attempts]
-        self.stats.last_progress = max(self.stats.last_progress, *reads) if reads else self.stats.last_progress
         return self._ended()
 
     def close(self) -> None:
-        """Aborts what is in flight and ends threads and decoders."""
+        """Aborts what is in flight and ends threads and decoders. Waits at most `CLOSE_S` for clean-ups."""
         self._feed.close()  # and the lanes
         for attempt in self._attempts:
             attempt.abort()
+        deadline = time.monotonic() + CLOSE_S
+        for attempt in [*self._attempts, *(attempt for attempt, _ in self._ending)]:
+            attempt.ended(max(0.0, deadline - time.monotonic()))
         self._attempts.clear()
+        self._ending.clear()
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -255,7 +271,7 @@ class EncodeLoop:
         begun = time.monotonic()
         results = launched.results()
         self._charge(batch, time.monotonic() - begun)
-        self.stats.last_progress = time.time()
+        self.stats.counter.add()
         for (run, chunk), encoded in zip(batch, results, strict=True):
             attempt = run.token.attempt
             self._feed.consumed(chunk.nbytes)
@@ -263,24 +279,12 @@ class EncodeLoop:
                 continue
             try:
                 self._store_chunk(run, chunk, encoded)
-            except OSError as error:
-                why = f"spool folder {attempt.spool_dir} cannot be written: {error.strerror or error}; TMPDIR moves it"
-                attempt.fail(StorageUnavailable(why, shard=attempt.shard_id, stage="encode"))
+            except StorageUnavailable as error:  # the local disk
+                attempt.fail(error)
         drill.fire(self._blueprint.job.drill, "mid_video")
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
         clip: _Clip = run.token
-        bad = _first_absurd(encoded, self._blueprint.job.write.max_abs)
-        if bad is not None:
-            self._drop_run(clip.attempt, clip.video.sample, clip.plan.index)
-            message = f"the network gave {bad}; check weights and compute dtype ({self._blueprint.compute_dtype})"
-            sample = clip.video.sample
-            reject = Reject(
-                sample.key, "encode", "non_finite_latent", message, policy=False, uri=sample.uri, clip=clip.plan.index
-            )
-            clip.attempt.clip_failed(sample, clip.plan.index, reject)
-            self._close_if_done(clip.attempt, clip.video)
-            return
         dtype = self._blueprint.job.write.dtype
         clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
         if clip.logvar is not None and encoded.logvar_Cthw is not None:
@@ -329,18 +333,24 @@ class EncodeLoop:
 
     def _ended(self) -> list[ShardResult | ShardFailure]:
         ended: list[ShardResult | ShardFailure] = []
+        with self._lock:
+            unstarted, self._unstarted = self._unstarted, []
+        ended += unstarted
         for attempt in list(self._attempts):
             try:
                 result = attempt.poll()
             except Exception as error:  # noqa: BLE001 - not swallowed: it is the shard's outcome, and the driver counts it
                 self._forget(attempt)
                 attempt.abort()
-                ended.append(ShardFailure(attempt.shard_id, error))
+                self._ending.append((attempt, error))
                 continue
             if result is not None:
                 self._forget(attempt)
                 ended.append(replace(result, step_sizes=self._encoder.choices()))
-                self.stats.last_progress = time.time()
+        # Reported once its files are deleted, or could not be: deleting asks the store, and the loop waits for no store.
+        over = [item for item in self._ending if item[0].ended()]
+        self._ending = [item for item in self._ending if item not in over]
+        ended += [ShardFailure(attempt.shard_id, error) for attempt, error in over]
         return ended
 
     def _forget(self, attempt: ShardAttempt) -> None:
@@ -351,16 +361,7 @@ class EncodeLoop:
             self._drop_video(owner, self._videos[owner, index].sample)
 
 
-def _first_absurd(encoded: Encoded, max_abs: float) -> str | None:
-    for name, values in (("mean", encoded.mean_Cthw), ("log-variance", encoded.logvar_Cthw)):
-        if values is None:
-            continue
-        largest = float(np.abs(values).max())
-        if not largest <= max_abs:  # also true for NaN
-            return f"a {name} of magnitude {largest:g} (limit {max_abs:g})"
-    return None
-
-
 def describe_stats(stats: LoopStats) -> dict[str, Any]:
-    """JSON-ready copy."""
-    return {name: getattr(stats, name) for name in LoopStats.__slots__}
+    """JSON-ready copy, `progress` included."""
+    values = {item.name: getattr(stats, item.name) for item in fields(stats) if item.name != "counter"}
+    return {**values, "progress": stats.progress}

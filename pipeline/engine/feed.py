@@ -119,6 +119,7 @@ class Feed:
         frame_bytes: int,
         largest_batch: Callable[[Shape], int],
         etag_of: Callable[[Any, Sample], str | None] = lambda owner, sample: None,
+        paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no further chunk for now
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves."""
@@ -131,6 +132,7 @@ class Feed:
         self._frame_bytes = frame_bytes
         self._largest_batch = largest_batch
         self._etag_of = etag_of
+        self._paused = paused
         self._clock = clock
         self._state = [_Lane() for _ in range(lanes.count)]
         self._again: deque[_Job] = deque()
@@ -270,7 +272,7 @@ class Feed:
         most = min(self._frame_bytes, max(lane.enough_bytes for lane in self._state))
         # Lanes with the fewest outstanding answers first, so that a tight budget is shared.
         for index, lane in sorted(enumerate(self._state), key=lambda item: item[1].asked):
-            while lane.opened is not None and lane.asked < PULLS_AHEAD:
+            while lane.opened is not None and lane.asked < PULLS_AHEAD and not self._is_paused(lane):
                 if lane.chunk_bytes and expected and expected + lane.chunk_bytes > most:
                     return
                 if lane.asked == 0:
@@ -278,6 +280,9 @@ class Feed:
                 lane.asked += 1
                 expected += lane.chunk_bytes
                 self._lanes.pull(index, lane.ticket)
+
+    def _is_paused(self, lane: _Lane) -> bool:
+        return lane.job is not None and self._paused(lane.job.owner)
 
     def _answer(self, index: int, answer: Answer) -> list[Event]:
         lane = self._state[index]

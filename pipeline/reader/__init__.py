@@ -8,9 +8,10 @@ never copied, its own path is handed out. Names inside archives are only ever ke
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
-from pipeline.errors import NotFound, SourceChanged
+from pipeline.errors import AccessError, NotFound, SourceChanged
 from pipeline.reader.grouping import (
     Group,
     Grouper,
@@ -25,10 +26,10 @@ from pipeline.reader.grouping import (
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.records import Reject, Sample
-from pipeline.storage import locate, open_source, open_store, stat_uri
+from pipeline.storage import locate, open_source, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from pipeline.config import StorageConfig
@@ -55,21 +56,35 @@ class ShardReader:
 
     `counters` fills while reading: a slug to how often (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
 
+    `unread(source, error)` is called for a plain file that cannot be read although others can: refused, vanished or
+    replaced since it was listed. Reading goes on with the next file. Without it, and for tars, the error is raised.
+
     Raises while iterating:
-        StorageUnavailable: the store failed after all tries; the shard may be read again.
+        StorageUnavailable: the store failed after all tries, or the temporary folder; the shard may be read again.
         SourceChanged: an object is not the one that was listed.
+        NotFound: an object is gone.
+        AccessError: an object is refused.
     """
 
     def __init__(
-        self, shard: Shard, config: StorageConfig, *, max_video_bytes: int, counters: dict[str, int] | None = None
+        self,
+        shard: Shard,
+        config: StorageConfig,
+        *,
+        max_video_bytes: int,
+        counters: dict[str, int] | None = None,
+        unread: Callable[[SourceObject, Exception], None] | None = None,
     ) -> None:
         self.counters: dict[str, int] = {} if counters is None else counters
         self._shard = shard
         self._config = config
         self._max_video_bytes = max_video_bytes
         self._spool = Spool(config.spool_bytes)
+        self._unread = unread
         self._stream: ReadStream | None = None
         self._waited_s = 0.0
+        self._received_bytes = 0  # by streams that are done, by ranges and side files
+        self._guard = threading.Lock()  # of `_stream` and `_received_bytes`
         self._closed = False
         self._places: dict[
             str, tuple[int, int]
@@ -79,6 +94,12 @@ class ShardReader:
     def wait_s(self) -> float:
         """Seconds spent waiting for storage so far."""
         return self._waited_s + (self._stream.wait_s if self._stream is not None else 0.0)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have arrived from storage so far, from any thread. It never shrinks."""
+        with self._guard:
+            return self._received_bytes + (self._stream.received_bytes if self._stream is not None else 0)
 
     def __iter__(self) -> Iterator[Sample | Reject]:
         items = self._read_tar() if self._shard.kind == "tar" else self._read_files()
@@ -234,6 +255,7 @@ class ShardReader:
         for at in range(0, size, self._config.part_bytes):
             length = min(self._config.part_bytes, size - at)
             data = store.read_range(key, start + at, length, etag=source.etag)
+            self._received(len(data))
             if len(data) < length:
                 raise CutShort(f"bytes {start + at} to {start + at + length} are not there")
             yield data
@@ -242,31 +264,36 @@ class ShardReader:
 
     def _read_files(self) -> Iterator[Sample | Reject]:
         for index, source in enumerate(self._shard.objects):
-            # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
-            key = _printable(os.path.splitext(source.uri.rpartition("/")[2])[0])
-            extension = source.uri.rpartition(".")[2].lower()
-            if source.size == 0:
-                yield Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
-            elif source.size > self._max_video_bytes:
-                message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
-                yield Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
+            try:
+                item = self._read_file(index, source)
+            except (AccessError, NotFound, SourceChanged) as error:
+                if self._unread is None:
+                    raise
+                self._unread(source, error)
             else:
-                metadata = parse_metadata(data, self.counters) if (data := self._sidecar(source, "json")) else {}
-                caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
-                video = self._file(source)
-                caption, span = caption or caption_of(metadata), (0, source.size)
-                yield Sample(key, index, source.uri, video, extension, caption, metadata, span, source_index=0)
+                yield item
+
+    def _read_file(self, index: int, source: SourceObject) -> Sample | Reject:
+        # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
+        key = _printable(os.path.splitext(source.uri.rpartition("/")[2])[0])
+        extension = source.uri.rpartition(".")[2].lower()
+        if source.size == 0:
+            return Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
+        if source.size > self._max_video_bytes:
+            message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
+            return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
+        metadata = parse_metadata(data, self.counters) if (data := self._sidecar(source, "json")) else {}
+        caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
+        video = self._file(source)
+        caption, span = caption or caption_of(metadata), (0, source.size)
+        return Sample(key, index, source.uri, video, extension, caption, metadata, span, source_index=0)
 
     def _file(self, source: SourceObject) -> bytes | str:
-        """A local file's own path, checked to be the one listed; a remote one's bytes, or a temporary copy."""
-        if not source.uri.startswith("s3://"):
-            found = stat_uri(source.uri, self._config)
-            if found.etag != source.etag:
-                raise SourceChanged(
-                    f"{source.uri} was replaced: listed as {source.etag}, now {found.etag}", uri=source.uri
-                )
-            return os.path.join(*locate(source.uri))
+        """A local file's own path, checked to be readable and the one listed; a remote one's bytes, or a temporary copy."""
         with self._open(source) as stream:
+            if not source.uri.startswith("s3://"):
+                self._received(1)  # its bytes are read by the decoder
+                return os.path.join(*locate(source.uri))
             return self._spool.hold(iter(lambda: stream.read(MiB), b""), source.size)
 
     def _sidecar(self, source: SourceObject, extension: str) -> bytes | None:
@@ -278,16 +305,24 @@ class ShardReader:
             )
         except NotFound:
             return None
+        self._received(len(data))
         if len(data) > TEXT_BYTES:
             count(self.counters, "oversized_texts")
             return None
         return data
 
     def _open(self, source: SourceObject) -> ReadStream:
-        if self._stream is not None:
-            self._waited_s += self._stream.wait_s
-        self._stream = open_source(source, self._config)
-        return self._stream
+        stream = open_source(source, self._config)
+        with self._guard:
+            if self._stream is not None:
+                self._waited_s += self._stream.wait_s
+                self._received_bytes += self._stream.received_bytes
+            self._stream = stream
+        return stream
+
+    def _received(self, num_bytes: int) -> None:
+        with self._guard:
+            self._received_bytes += num_bytes
 
 
 def _address(name: str) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pipeline.scratch import ScratchFolder
+from pipeline.scratch import ScratchFolder, local_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +33,7 @@ class Spool:
 
         Raises:
             ValueError: the spool is closed.
+            StorageUnavailable: the temporary folder cannot be made, or the file not be written.
         """
         if size <= self._memory_bytes:
             held = io.BytesIO()
@@ -40,8 +41,9 @@ class Spool:
             return held.getvalue()  # shares its buffer: a join would hold every byte twice
         path = os.path.join(self._open(), uuid.uuid4().hex)
         try:
-            with open(path, "xb") as file:
-                file.writelines(pieces)
+            with local_disk(os.path.dirname(path)), open(path, "xb") as file:
+                for piece in pieces:
+                    file.write(piece)
         except BaseException:
             self.drop(path)
             raise

@@ -1,9 +1,8 @@
-"""A shard attempt's latents become checked data files with side indexes, under keys no other attempt uses.
+"""Writer of one shard attempt: latents become checked data files with side indexes, under keys no other attempt uses.
 
-Enters: `LatentClip`s in any order. Leaves: `WrittenFile`s that are uploaded but that no reader sees until a receipt
-names them, and
-per-channel statistics. Nothing non-finite, misshapen or doubled gets past `add`; nothing is uploaded before it was read
-back and hashed.
+Enters: `LatentClip`s in any order. Leaves: uploaded `WrittenFile`s, which no reader sees until a receipt names them,
+and per-channel statistics. `add` refuses latents that are non-finite, misshapen or doubled. A finished file is read
+back and hashed, then uploaded by other threads while the next one is built.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from pipeline.drill import fire
 from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
 from pipeline.writer.index_file import write_index
@@ -21,9 +19,10 @@ from pipeline.writer.latent_row import bucket_name, latent_row
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
 from pipeline.writer.payload import SpanChecker, measure
 from pipeline.writer.tar_file import TarFileBuilder
+from pipeline.writer.upload_queue import FinishedFile, UploadQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     import numpy as np
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.writer.latent_row import LatentRow
 
 READ_BACK_BYTES = 4 * 1024 * 1024
+FINISHED_FILES = 2
+"""Times `write.file_bytes` that may lie finished on the local disk, uploaded or waiting for it."""
 OPEN_GROUPS = 4
 """Row groups' worth of latents held over all open buckets; beyond it the fullest bucket is written early."""
 
@@ -90,7 +91,8 @@ class ShardWriter:
 
     Args:
         store: the output.
-        spool_dir: local folder for unfinished files; needs room for one file per open bucket.
+        spool_dir: local folder for unfinished files; needs space for one file per open bucket, and for
+            `FINISHED_FILES` finished ones.
         config: format, dtype, sizes, limits.
         shard_id: 32 hex digits, names the receipt and, shortened, the files.
         attempt: unique to this attempt, so that two attempts never share a key.
@@ -111,30 +113,37 @@ class ShardWriter:
         fingerprint: str,
         metadata: dict[str, Any],
         drill: DrillConfig,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
-        if "spec" not in metadata:
-            raise ValueError(f"metadata must hold the network's spec, got {sorted(metadata)}")
-        self._store, self._config, self._drill = store, config, drill
+        if missing := {"spec", "fingerprint_parts", "encoder", "versions"} - metadata.keys():
+            raise ValueError(f"metadata lacks {sorted(missing)}, got {sorted(metadata)}")
+        self._config = config
+        self._progress = progress or (lambda num_bytes: None)
+        self._uploads = UploadQueue(
+            store, most_bytes=FINISHED_FILES * config.file_bytes, drill=drill, progress=self._progress
+        )
         self._spool_dir = Path(spool_dir)
-        self._spool_dir.mkdir(parents=True, exist_ok=True)
         self._shard_id, self._attempt, self._fingerprint = shard_id, attempt, fingerprint
         self._metadata = metadata
         self._open: dict[str, _OpenBucket] = {}
         self._ids: set[str] = set()
         self._files: list[WrittenFile] = []
-        self._uploaded: list[str] = []
         self._stats = ChannelStats(n=0, mean=(), m2=(), min=(), max=())
         self._seq = 0
         self._finished = False
+        with self._spooling():
+            self._spool_dir.mkdir(parents=True, exist_ok=True)
 
     def add(self, clip: LatentClip) -> None:
         """Checks a clip and takes it over: its arrays must not change any more, the encoded video is let go.
 
         Raises:
-            NonFiniteLatent: NaN, infinity or absurd values; names sample and clip.
+            DamagedInput: `non_finite_latent`, values that are NaN, infinite or beyond `max_abs`; names clip, channel
+                and magnitude. Nothing of the clip is kept, and the writer goes on.
             BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard,
                 or a latent that no Parquet value can hold (2 GiB).
             StorageUnavailable: the spool folder or the output cannot be written.
+            LatheError: what ended an upload.
         """
         if clip.dtype != self._config.dtype:
             raise BuildError(
@@ -152,26 +161,38 @@ class ShardWriter:
                 stage="write",
             )
         row = latent_row(clip, self._fingerprint, self._metadata["spec"], moments=self._config.moments)
-        stats = self._measure(clip, clip.latent_CTHW)
+        stats = self._measure(clip, clip.latent_CTHW, "latent")
         if clip.logvar_CTHW is not None:
-            self._measure(clip, clip.logvar_CTHW)  # checked only: statistics are of latents
+            self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
         self._stats = self._stats.merge(stats)
         self._ids.add(clip.id)
         self._take(bucket_name(clip.plan.bucket), row)
 
     def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
-        """Closes, checks and uploads what is open. Files in the order they were closed; no clips give no files and no
-        statistics.
+        """Closes and checks what is open, and waits until everything is uploaded. Files in the order they were closed;
+        no clips give no files and no statistics.
         """
         for name in sorted(self._open):
             self._write_group(name)
             self._close_file(name)
+        self._uploads.finish()
         self._finished = True
         return tuple(self._files), self._stats if self._stats.n else None
+
+    def check_uploads(self) -> None:
+        """Raises what ended an upload, if one failed. `add` and `finish` do so too."""
+        self._uploads.check()
+
+    def stop(self) -> None:
+        """Makes an `add` or `finish` that waits for uploads in another thread raise. `abort` is still due."""
+        self._uploads.stop()
 
     def abort(self) -> None:
         """Deletes every spooled and uploaded file of this attempt; also after `finish`, when another attempt's receipt
         came first.
+
+        Raises:
+            LatheError: the store refuses to delete; can be called again.
         """
         for opened in self._open.values():
             if opened.builder is not None:
@@ -180,9 +201,7 @@ class ShardWriter:
                 opened.path.unlink(missing_ok=True)
                 opened.index_path.unlink(missing_ok=True)
         self._open.clear()
-        while self._uploaded:
-            self._store.delete(self._uploaded[-1])
-            self._uploaded.pop()  # after the delete: a failed one can be tried again
+        self._uploads.abort()
         self._files.clear()
         self._finished = True
 
@@ -195,9 +214,9 @@ class ShardWriter:
         if kind is not None or not self._finished:
             self.abort()
 
-    def _measure(self, clip: LatentClip, array_CTHW: np.ndarray) -> ChannelStats:
+    def _measure(self, clip: LatentClip, array_CTHW: np.ndarray, name: str) -> ChannelStats:
         limit = self._config.max_abs
-        return measure(array_CTHW, clip.dtype, limit, key=clip.sample.key, clip=clip.plan.index)
+        return measure(array_CTHW, clip.dtype, limit, name=name, key=clip.sample.key, clip=clip.plan.index)
 
     def _take(self, name: str, row: LatentRow) -> None:
         opened = self._open.setdefault(name, _OpenBucket())
@@ -221,6 +240,7 @@ class ShardWriter:
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
                 opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
+        self._progress(opened.waiting_bytes)
         opened.waiting, opened.waiting_bytes = [], 0
         if opened.builder.num_bytes >= self._config.file_bytes:
             self._close_file(name)
@@ -230,13 +250,8 @@ class ShardWriter:
         if opened.builder is None:
             return
         written = self._finish_file(name, opened, opened.builder)
-        fire(self._drill, "before_upload")
-        for path, key in ((opened.path, written.key), (opened.index_path, written.index_key)):
-            self._uploaded.append(key)  # before: an upload that fails half-way may have left something
-            self._store.upload(str(path), key)
-            path.unlink()
-        fire(self._drill, "after_upload")
         opened.builder = None
+        self._uploads.put(FinishedFile(opened.path, opened.index_path, written))
         self._files.append(written)
 
     def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
@@ -245,9 +260,9 @@ class ShardWriter:
         key, index_key = f"data/{stem}{builder.suffix}", f"index/{stem}.idx.parquet"
         with self._spooling():
             rows = builder.close()
-            sha256, num_bytes = _read_back(opened.path, rows)
+            sha256, num_bytes = _read_back(opened.path, rows, self._progress)
             write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
-            index_sha256, index_bytes = _read_back(opened.index_path, [])
+            index_sha256, index_bytes = _read_back(opened.index_path, [], self._progress)
         frames = sum(row.num_frames for row in rows)
         return WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
 
@@ -258,8 +273,8 @@ class ShardWriter:
             yield
         except OSError as error:
             raise StorageUnavailable(
-                f"spool folder {self._spool_dir} cannot be written: {error.strerror or error}; it needs room for a file of "
-                f"{self._config.file_bytes} bytes per bucket (write.file_bytes; TMPDIR moves it)",
+                f"spool folder {self._spool_dir} cannot be written: {error.strerror or error}; it needs space for a file of "
+                f"{self._config.file_bytes} bytes per bucket and {FINISHED_FILES} more (write.file_bytes; TMPDIR moves it)",
                 shard=self._shard_id,
                 stage="write",
             ) from error
@@ -268,7 +283,7 @@ class ShardWriter:
         return f"{self._shard_id[:16]}-{self._attempt}-{seq:05d}"
 
     def _file_metadata(self, bucket: str) -> dict[str, Any]:
-        """What a reader who has only the file needs to know. Nothing of the attempt: equal rows give equal files."""
+        """Metadata of a data file, as docs/formats.md lists it. Nothing of the attempt: equal rows give equal files."""
         spec = self._metadata["spec"]
         recommended = {name: spec.get(name) for name in ("scale", "shift", "mean", "std")}
         return {
@@ -298,7 +313,7 @@ class ShardWriter:
         }
 
 
-def _read_back(path: Path, rows: list[IndexRow]) -> tuple[str, int]:
+def _read_back(path: Path, rows: list[IndexRow], progress: Callable[[int], None]) -> tuple[str, int]:
     """SHA-256 and size of the file as it lies on disk, after comparing every tensor in it with what was handed over.
 
     Raises:
@@ -308,6 +323,7 @@ def _read_back(path: Path, rows: list[IndexRow]) -> tuple[str, int]:
     with path.open("rb") as file:
         while piece := file.read(READ_BACK_BYTES):
             checker.feed(piece)
+            progress(len(piece))
     sha256 = checker.finish()
     for problem in checker.problems:
         raise BuildError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import NonFiniteLatent
+from pipeline.errors import DamagedInput
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
@@ -102,11 +102,14 @@ def let_go(array: object) -> None:
         array.madvise(mmap.MADV_DONTNEED)
 
 
-def measure(array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, clip: int) -> ChannelStats:
+def measure(
+    array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, clip: int, name: str = "latent"
+) -> ChannelStats:
     """Per-channel statistics of the real values, in bounded memory; refuses what must never reach disk.
 
     Raises:
-        NonFiniteLatent: a NaN, an infinity or a magnitude above `max_abs`; names key, clip and channel.
+        DamagedInput: `non_finite_latent`, a NaN, an infinity (in float16 also what 65504 does not reach) or a
+            magnitude above `max_abs`; says which tensor (`name`), clip, channel and magnitude.
     """
     channels, frames, height, width = array_CTHW.shape
     step = min(frames, max(1, BLOCK_ELEMENTS // (channels * height * width)))
@@ -117,7 +120,7 @@ def measure(array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, cli
         values_CN, spare_CN = work_CN[:, :, : block_CN.shape[1]]
         _to_float32(block_CN, dtype, values_CN)
         limit = min(max_abs, _LARGEST_HALF) if dtype == "float16" else max_abs
-        _refuse_absurd(values_CN, limit, block_CN, dtype, key, clip)
+        _refuse_absurd(values_CN, limit, block_CN, dtype, f"{name} of clip {clip}", key)
         stats = stats.merge(_block_stats(values_CN, spare_CN))
         let_go(array_CTHW)
     return stats
@@ -144,19 +147,21 @@ def _to_float32(stored: np.ndarray, dtype: str, out: np.ndarray) -> None:
         out *= np.float32(2.0**112)
 
 
-def _refuse_absurd(values_CN: np.ndarray, limit: float, stored: np.ndarray, dtype: str, key: str, clip: int) -> None:
+def _refuse_absurd(values_CN: np.ndarray, limit: float, stored: np.ndarray, dtype: str, what: str, key: str) -> None:
     low, high = values_CN.min(axis=1), values_CN.max(axis=1)
     good = (low >= -limit) & (high <= limit)  # NaN survives min and max, and compares as false
     if good.all():
         return
     channel = int(np.flatnonzero(~good)[0])
     exact = stored[channel].astype(np.float32) if dtype == "float16" else values_CN[channel]
-    raise NonFiniteLatent(
-        f"clip {clip} has values from {exact.min():g} to {exact.max():g} in channel {channel}; "
-        f"expected finite values within ±{limit:g}. Nothing of its shard was written; "
-        "try a wider compute dtype (model.compute_dtype float32)",
+    holds = f", and float16 holds no more than {_LARGEST_HALF:g} (write.dtype)" if dtype == "float16" else ""
+    raise DamagedInput(
+        "non_finite_latent",
+        f"{what} has values from {exact.min():g} to {exact.max():g} in channel {channel}; "
+        f"expected finite values within ±{limit:g} (write.max_abs){holds}. The clip was not written; "
+        "check the weights, or try a wider compute dtype (model.compute_dtype float32)",
         key=key,
-        stage="write",
+        stage="encode",
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.engine import driver, feed, latent_spool
 from pipeline.engine.lanes import ProcessLanes
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
 from pipeline.receipts import Ledger
+from pipeline.report import BuildReport
 from pipeline.storage import open_store
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import receipts, rows, tiny_job, video_bytes, write_tar
@@ -53,12 +54,12 @@ def test_a_store_that_refuses_upload_and_clean_up_costs_an_attempt_not_the_build
     upload, delete = LocalStore.upload, LocalStore.delete
     left = {"upload": 1, "delete": 1}
 
-    def failing_upload(self, path, key):
+    def failing_upload(self, path, key, **options):
         left["upload"] -= 1
         if left["upload"] >= 0:
-            upload(self, path, key)
+            upload(self, path, key, **options)
             raise StorageUnavailable("the answer was lost")
-        return upload(self, path, key)
+        return upload(self, path, key, **options)
 
     def failing_delete(self, key):
         if key.startswith("data/"):
@@ -120,6 +121,53 @@ def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp
     assert (report.counts.clips_planned, report.counts.clips, report.counts.clips_rejected) == (40, 39, 1)
     assert report.rejects == {"non_finite_latent": 1}
     assert report.counts.damaged == 1
+
+
+@pytest.mark.parametrize("memory_bytes", [100, 1 << 24])
+def test_a_whole_video_with_latents_that_do_not_fit_costs_itself(tmp_path, monkeypatch, memory_bytes):
+    """Mapped from a file or in memory; 1e6 is infinite in float16."""
+    shard = write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": video_bytes(9 + 20 * (n > 0), seed=n)} for n in range(3)})
+    launch = Encoder.launch
+
+    def overflow(self, chunks, states):
+        launched = launch(self, chunks, states)
+        for chunk, result in zip(chunks, launched.results(), strict=True):
+            if len(chunk.pts_s) == 9:  # video 0, in one chunk
+                result.mean_Cthw[1, 0, 0, 0] = 1e6
+        return launched
+
+    monkeypatch.setattr(latent_spool, "MEMORY_BYTES", memory_bytes)
+    monkeypatch.setattr(Encoder, "launch", overflow)
+    job = tiny_job(shard, tmp_path / "out", "clips.select=whole", "write.dtype=float16", "write.max_abs=1e9")
+    report = pipeline.encode(job)
+    assert report.rejects == {"non_finite_latent": 1}
+    (receipt,) = receipts(tmp_path / "out")
+    assert (receipt.rejects[0].key, receipt.rejects[0].clip) == ("0", 0)
+    assert "to inf in channel 1" in receipt.rejects[0].message
+    assert sorted(row["source_key"] for row in rows(tmp_path / "out").values()) == ["1", "2"]
+
+
+def test_files_refused_after_the_listing_cost_themselves_and_are_tried_again(tmp_path, monkeypatch):
+    for n in range(4):
+        (tmp_path / f"{n}.mp4").write_bytes(video_bytes(9, seed=n))
+    listed, results = driver.resolve_inputs, []
+
+    def list_then_break(*arguments):
+        shards = listed(*arguments)
+        if not results:
+            (tmp_path / "1.mp4").unlink()
+            (tmp_path / "1.mp4").symlink_to("1.mp4")  # ELOOP: refused, also to root
+            (tmp_path / "2.mp4").unlink()
+        return shards
+
+    add = BuildReport.add
+    monkeypatch.setattr(BuildReport, "add", lambda self, result: (results.append(result), add(self, result)))
+    monkeypatch.setattr(driver, "resolve_inputs", list_then_break)
+    pipeline.encode(tiny_job(tmp_path, tmp_path / "out"))
+    assert [text.split(": ")[0] for text in results[0].refused] == [str(tmp_path / f"{n}.mp4") for n in (1, 2)]
+    assert sorted(row["source_key"] for row in rows(tmp_path / "out").values()) == ["0", "3"]
+    report = verify_output(open_store(str(tmp_path / "out"), StorageConfig()))
+    assert report.ok, report.problems
 
 
 def test_an_output_inside_its_input_is_not_encoded_when_the_run_is_repeated(shard, tmp_path):

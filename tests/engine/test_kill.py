@@ -16,7 +16,15 @@ from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
 
-OWNER_POINTS = ["after_fetch", "mid_video", "before_upload", "after_upload", "before_commit", "after_commit"]
+OWNER_POINTS = [
+    "after_fetch",
+    "mid_video",
+    "before_upload",
+    "in_upload",
+    "after_upload",
+    "before_commit",
+    "after_commit",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,32 @@ def test_the_whole_process_dies_and_the_same_command_finishes(corpus, clean_rows
     assert_sound(output, clean_rows)
     if point == "after_commit":
         assert re.search(r"[12] were done before", again.stdout)  # the other shard may have come first
+
+
+def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tmp_path):
+    """Just before its first commit, another run of the same command finishes; the first one then loses and is killed."""
+    output = tmp_path / "out"
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    script = (
+        "import subprocess, sys, threading\n"
+        "from pipeline.cli import main\n"
+        "from pipeline.receipts import Ledger\n"
+        "commit, one, drill, command = Ledger.commit, threading.Lock(), sys.argv[1:7], sys.argv[7:]\n"
+        "def late(self, receipt):\n"
+        "    with one:\n"
+        "        if not self.done():\n"
+        "            subprocess.run([sys.executable, '-m', 'pipeline', *command], check=True)\n"
+        "    return commit(self, receipt)\n"
+        "Ledger.commit = late\n"
+        "sys.argv = ['lathe', *command, *drill]\n"
+        "main()\n"
+    )
+    drill = drill_flags("in_clean_up", tmp_path / "markers")
+    arguments = [sys.executable, "-c", script, *drill, *map(str, command)]
+    died = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert lathe(*command).returncode == 0
+    assert_sound(output, clean_rows)
 
 
 def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):

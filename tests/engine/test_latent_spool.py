@@ -1,6 +1,7 @@
 """Latents put together from pieces are the latents, small or spooled; bfloat16 bits are torch's."""
 
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -37,6 +38,19 @@ def test_bfloat16_bits_are_rounded_as_torch_rounds():
     assert bits.dtype == np.uint16
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
     np.testing.assert_array_equal(bits, expected)
+
+
+def test_no_nan_and_no_infinity_becomes_a_number_when_stored():
+    """CUDA writes NaN as 0x7FFFFFFF: rounded like a number, it overflows to zero."""
+    bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001, 0xFF800001, 0x7F800000, 0xFF800000], np.uint32)
+    for dtype in ("bfloat16", "float16", "float32"):
+        stored = to_storage(bits.view(np.float32), dtype)
+        values = (stored.astype("<u4") << 16).view("<f4") if dtype == "bfloat16" else stored
+        assert np.isnan(values).tolist() == [True] * 5 + [False] * 2
+        assert np.isinf(values[5:]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isinf(to_storage(np.float32([70_000.0]), "float16")).all()
 
 
 def test_pieces_wait_outside_the_heap(tmp_path):

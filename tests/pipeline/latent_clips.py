@@ -31,7 +31,12 @@ from pipeline.writer import ShardWriter
 SPEC = LatentSpec("tiny", latent_channels=4, value_range=(-0.5, 0.5), scale=0.5, shift=0.1)
 FINGERPRINT = "f0e1d2c3" + "0" * 24
 PARTS = {"weights": "sha256:00", "fps": 8.0}
-METADATA = {"spec": SPEC.to_dict(), "fingerprint_parts": PARTS, "versions": {"lathe": "test"}}
+METADATA = {
+    "spec": SPEC.to_dict(),
+    "encoder": {"network": "tiny", "checkpoint": {"uri": "untrained"}},
+    "fingerprint_parts": PARTS,
+    "versions": {"lathe": "test"},
+}
 SMALL = Bucket(17, 64, 48)
 WHOLE = Bucket(0, 64, 48)
 

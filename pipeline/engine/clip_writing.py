@@ -1,0 +1,150 @@
+"""Thread that writes the clips of one shard attempt, beside the encode loop.
+
+Enters: finished `LatentClip`s, by `put`, which never waits. Leaves: one `ClipOutcome` a clip, and, after `finish`, a call
+of `finished` with the uploaded files. The thread builds and hashes files; `ShardWriter` uploads them in threads of its own.
+Memory: `backlogged` says when the clips that wait exceed `BACKLOG_BYTES`. The caller then asks for no more frames, so
+that at most the latents of the frames already decoded (`engine.frame_bytes`) come on top; the writer holds a few row groups.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BadDataError, PolicyReject
+from pipeline.records import Reject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.records import ChannelStats, LatentClip, Sample, WrittenFile
+    from pipeline.writer import ShardWriter
+
+BACKLOG_BYTES = 256 * 1024 * 1024  # latents encoded and not yet written; about a second of a fast GPU's
+CLIP_BYTES = 8 * 1024  # what a clip holds besides its tensors: sample, plan, caption, metadata
+LOOK_S = 0.1  # how often the thread looks whether it should stop
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOutcome:
+    """What became of a clip: written if `reject` is None."""
+
+    sample: Sample
+    clip: int
+    num_frames: int
+    reject: Reject | None
+
+
+class ClipWriting:
+    """See the module. `put`, `finish`, `outcomes` and `backlogged` are for the encode loop, `stop` and `join` for any thread.
+
+    Args:
+        writer: used by this thread alone until it has ended.
+        name: of the thread.
+        finished: called in the thread with the files and their statistics; may take long (it commits).
+        failed: called in the thread with what ended it.
+        wake: called in the thread when there is an outcome, a result or a failure to look at.
+    """
+
+    def __init__(
+        self,
+        writer: ShardWriter,
+        name: str,
+        *,
+        finished: Callable[[tuple[WrittenFile, ...], ChannelStats | None], None],
+        failed: Callable[[BaseException], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._finished = finished
+        self._failed = failed
+        self._wake = wake
+        self._clips: queue.SimpleQueue[LatentClip | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[ClipOutcome] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._waiting_bytes = 0
+        self._stop = threading.Event()
+        self.write_s = 0.0  # seconds of work, waiting for uploads included
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begins.
+
+        Raises:
+            RuntimeError: the machine starts no further thread.
+        """
+        self._thread.start()
+
+    def put(self, clip: LatentClip) -> None:
+        """Takes a clip over. Its outcome follows, unless the thread ends before."""
+        with self._guard:
+            self._waiting_bytes += _size(clip)
+        self._clips.put(clip)
+
+    def finish(self) -> None:
+        """No clip follows: the thread finishes the files and calls `finished`."""
+        self._clips.put(None)
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether more than `BACKLOG_BYTES` wait to be written."""
+        return self._waiting_bytes > BACKLOG_BYTES
+
+    def outcomes(self) -> Iterator[ClipOutcome]:
+        """What became of clips since the last call."""
+        while not self._outcomes.empty():
+            yield self._outcomes.get()
+
+    def stop(self) -> None:
+        """Ends the thread at its next look, also where it waits for uploads. Does not wait."""
+        self._stop.set()
+        self._writer.stop()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended within `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    clip = self._clips.get(timeout=LOOK_S)
+                except queue.Empty:
+                    self._writer.check_uploads()
+                    continue
+                begun = time.monotonic()
+                if clip is None:
+                    files, stats = self._writer.finish()
+                    self.write_s += time.monotonic() - begun
+                    self._finished(files, stats)
+                    return
+                outcome = self._write(clip)
+                self.write_s += time.monotonic() - begun
+                with self._guard:
+                    self._waiting_bytes -= _size(clip)
+                self._outcomes.put(outcome)
+                self._wake()
+        except BaseException as error:  # noqa: BLE001 - raised in the encode loop by `ShardAttempt.poll`
+            if not self._stop.is_set():  # stopped on purpose: uploads that were waited for say so
+                self._failed(error)
+        finally:
+            self._wake()
+
+    def _write(self, clip: LatentClip) -> ClipOutcome:
+        sample, number = clip.sample, clip.plan.index
+        try:
+            self._writer.add(clip)
+        except BadDataError as error:
+            stage, policy = error.stage or "encode", isinstance(error, PolicyReject)
+            reject = Reject(sample.key, stage, error.reason, error.message, policy=policy, uri=sample.uri, clip=number)
+            return ClipOutcome(sample, number, clip.num_frames, reject)
+        return ClipOutcome(sample, number, clip.num_frames, None)
+
+
+def _size(clip: LatentClip) -> int:
+    logvar_bytes = 0 if clip.logvar_CTHW is None else clip.logvar_CTHW.nbytes
+    return CLIP_BYTES + clip.latent_CTHW.nbytes + logvar_bytes

@@ -1,0 +1,141 @@
+"""Counts of one shard attempt: what became of every sample and every clip.
+
+Enters: what decoders, network and writer report of samples. Leaves: `Counts` and rejects in which
+`samples = encoded + rejected` and `clips_planned = clips + clips_rejected` hold by construction. No threads, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pipeline.records import Counts, Reject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.records import Sample
+
+
+@dataclass(slots=True)
+class SampleAccount:
+    """One sample's clips, by number: handed to the writer, written, failed."""
+
+    sample: Sample
+    planned: int = 0
+    handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
+    written: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    rejects: list[Reject] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will be heard of the sample."""
+        return self.ended and len(self.written) + len(self.failed) >= self.planned
+
+
+class ShardAccounts:
+    """Open samples of an attempt, and the sums over closed ones. Used by one thread, but `open` may come from another."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, SampleAccount] = {}
+        self._counts = Counts()
+        self._rejects: list[Reject] = []
+
+    @property
+    def all_closed(self) -> bool:
+        """Whether no sample is open."""
+        return not self._open
+
+    def open(self, sample: Sample) -> SampleAccount:
+        """The sample's account, made if there is none."""
+        if sample.index not in self._open:
+            self._open[sample.index] = SampleAccount(sample)
+        return self._open[sample.index]
+
+    def opened(self, sample: Sample, planned: int, rejects: Iterable[Reject]) -> None:
+        """The decoder has said how many clips will come, and which were refused."""
+        account = self.open(sample)
+        account.planned = planned
+        # Opened again after a crash: what failed before stays failed, with its reason.
+        account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
+
+    def has_clip(self, sample: Sample, clip: int) -> bool:
+        """Whether the clip needs no more frames: it is with the writer, written, or failed."""
+        account = self.open(sample)
+        return clip in account.handed_over or clip in account.written or clip in account.failed
+
+    def handed_over(self, sample: Sample, clip: int) -> None:
+        """The clip is with the writer."""
+        self.open(sample).handed_over.add(clip)
+
+    def written(self, sample: Sample, clip: int, num_frames: int) -> None:
+        """The writer has taken the clip."""
+        account = self.open(sample)
+        account.handed_over.discard(clip)
+        account.written.add(clip)
+        self._counts += Counts(frames=num_frames)
+        self._settle(account)
+
+    def failed(self, sample: Sample, clip: int, reject: Reject) -> None:
+        """A promised clip that will not be written."""
+        account = self.open(sample)
+        account.handed_over.discard(clip)
+        if clip not in account.failed:
+            account.failed.add(clip)
+            account.rejects.append(reject)
+        self._settle(account)
+
+    def ended(self, sample: Sample) -> None:
+        """All chunks of the sample have arrived; its last clips may still be in the network or with the writer."""
+        account = self.open(sample)
+        account.ended = True
+        self._settle(account)
+
+    def rejected(self, sample: Sample, reject: Reject) -> None:
+        """What is left of the sample will not come: every clip that is not with the writer yet fails with it."""
+        account = self.open(sample)
+        account.rejects.append(reject)
+        account.failed |= set(range(account.planned)) - account.written - account.handed_over
+        account.ended = True
+        self._settle(account)
+
+    def totals(self, without_sample: Iterable[Reject]) -> tuple[Counts, tuple[Reject, ...]]:
+        """Counts and rejects of the shard, once `all_closed`; `without_sample` are the reader's.
+
+        Raises:
+            ValueError: the counts do not add up.
+        """
+        counts, rejects = self._counts, list(self._rejects)
+        for reject in without_sample:
+            rejects.append(reject)
+            # Damage without a key (a truncated tar) is not a sample, but it counts against the budget.
+            is_sample = int(reject.key is not None)
+            counts += Counts(samples=is_sample, rejected=is_sample, damaged=int(not reject.policy))
+        counts.check()
+        rejects.sort(
+            key=lambda reject: (reject.key or "", reject.clip if reject.clip is not None else -1, reject.reason)
+        )
+        return counts, tuple(rejects)
+
+    def _settle(self, account: SampleAccount) -> None:
+        if account.ended:  # clips may wait long to be written; the encoded video should not wait with them
+            account.sample = replace(account.sample, video=b"")
+        if not account.closed:
+            return
+        sample = account.sample
+        if not account.written and not account.rejects:
+            message = "the clip rules cut nothing from it"
+            account.rejects.append(Reject(sample.key, "clips", "no_clips", message, policy=True, uri=sample.uri))
+        self._rejects += account.rejects
+        self._counts += Counts(
+            samples=1,
+            encoded=int(bool(account.written)),
+            rejected=int(not account.written),
+            clips_planned=account.planned,
+            clips=len(account.written),
+            clips_rejected=len(account.failed),
+            damaged=int(any(not reject.policy for reject in account.rejects)),
+        )
+        del self._open[sample.index]

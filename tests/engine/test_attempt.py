@@ -1,0 +1,350 @@
+"""One shard attempt: what it waits for, what counts as progress, how it ends."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.engine import clip_writing
+from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
+from pipeline.receipts import Ledger
+from pipeline.records import Bucket, Reject
+from pipeline.storage.local import LocalStore
+from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, read_all, shards_of, start, until
+from tests.tiny_corpus import receipts, rows, write_tar
+
+BIG = {"bucket": Bucket(5, 256, 256)}  # 32 KiB a latent
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": b"video" * 1000} for n in range(3)})
+
+
+@pytest.fixture
+def blueprint(corpus, tmp_path):
+    return blueprint_of(corpus, tmp_path / "out")
+
+
+@pytest.fixture
+def shard(blueprint):
+    return shards_of(blueprint)[0]
+
+
+def commit_elsewhere(shard, blueprint):
+    """Another build's attempt, from start to receipt."""
+    other = blueprint_of(blueprint.job.inputs[0], blueprint.job.output)
+    attempt = start(shard, other)
+    encode(attempt, read_all(attempt, 3))
+    return until(attempt.poll)
+
+
+def no_threads_of(attempt):
+    return not [thread for thread in threading.enumerate() if attempt.name in thread.name or thread.name == "upload"]
+
+
+# --- progress -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_upload_is_progress_byte_by_byte(shard, blueprint):
+    store, progress = HeldStore(blueprint.job.output), ProgressCounter()
+    attempt = start(shard, blueprint, store, progress)
+    encode(attempt, read_all(attempt, 3))
+    until(store.begun.is_set, attempt)
+    seen = []
+    for _ in range(5):
+        store.step()
+        assert attempt.poll() is None
+        seen.append(progress.value)
+    assert seen == sorted(set(seen))
+    store.go_on.set()
+    until(attempt.poll)
+    assert progress.value > seen[-1]
+
+
+def test_fetching_counts_what_arrives_before_a_sample_is_complete(shard, blueprint):
+    progress = ProgressCounter()
+    attempt = start(shard, blueprint, progress=progress)
+    samples = read_all(attempt, 3)
+    assert progress.value >= sum(len(sample.video) for sample in samples)
+    before = progress.value
+    attempt.abort()
+    assert attempt.ended(60)
+    assert progress.value >= before  # an attempt that is gone takes nothing back
+
+
+def test_plain_files_that_decoders_read_count_too(tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").write_bytes(b"v")
+    progress = ProgressCounter()
+    blueprint = blueprint_of(tmp_path, tmp_path / "out")
+    attempt = start(shards_of(blueprint)[0], blueprint, progress=progress)
+    read_all(attempt, 3)
+    assert progress.value >= 3
+    attempt.abort()
+    assert attempt.ended(60)
+
+
+def test_progress_never_shrinks_and_is_safe_between_threads():
+    progress, kept = ProgressCounter(), [0]
+    progress.watch(lambda: kept[0])
+
+    def count():
+        for _ in range(2000):
+            progress.add()
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    seen = []
+    while any(thread.is_alive() for thread in threads):
+        kept[0] += 1
+        seen.append(progress.value)
+    for thread in threads:
+        thread.join()
+    assert seen == sorted(seen)
+    assert progress.value == 8000 + kept[0]
+
+
+# --- waiting --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, monkeypatch):
+    """Clips are taken, however many; instead, no further sample is given out while more than the bound wait."""
+    monkeypatch.setattr(clip_writing, "BACKLOG_BYTES", 4 * clip_writing.CLIP_BYTES)
+    small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
+    blueprint = blueprint_of(corpus, tmp_path / "out", *small_files)
+    store = HeldStore(blueprint.job.output)
+    attempt = start(shards_of(blueprint)[0], blueprint, store)
+    sample = until(attempt.next_sample, attempt)
+    attempt.opened(sample, 400, ())
+    for clip in range(400):  # 8 files' worth; returns at once although nothing is uploaded
+        attempt.clip_done(latent_for(sample, clip, array=np.zeros((4, 2, 32, 32), np.float32), **BIG))
+    attempt.sample_ended(sample)
+    until(store.begun.is_set, attempt)
+    assert attempt.backlogged
+    assert attempt.next_sample() is None
+    store.go_on.set()
+    until(lambda: not attempt.backlogged, attempt)
+    encode(attempt, read_all(attempt, 2))
+    result = until(attempt.poll)
+    assert (result.counts.clips, result.files) == (402, len(receipts(tmp_path / "out")[0].files))
+
+
+def test_encoded_videos_do_not_wait_with_their_latents(shard, blueprint):
+    store = HeldStore(blueprint.job.output)
+    attempt = start(shard, blueprint, store)
+    samples = read_all(attempt, 3)
+    attempt.opened(samples[0], 2, ())
+    attempt.clip_done(latent_for(samples[0]))
+    attempt.sample_ended(samples[0])  # one clip is still in the network
+    assert attempt._accounts.open(samples[0]).sample.video == b""
+    store.go_on.set()
+    attempt.abort()
+    assert attempt.ended(60)
+
+
+# --- failures -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, blueprint, tmp_path, monkeypatch):
+    def refuse(self, local_path, key, **options):
+        raise StorageUnavailable("503")
+
+    small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
+    blueprint = blueprint_of(blueprint.job.inputs[0], tmp_path / "out", *small_files)
+    monkeypatch.setattr(LocalStore, "upload", refuse)
+    attempt = start(shard, blueprint)
+    sample = until(attempt.next_sample, attempt)
+    attempt.opened(sample, 500, ())
+    for clip in range(70):
+        attempt.clip_done(latent_for(sample, clip, array=np.zeros((4, 2, 32, 32), np.float32), **BIG))
+    with pytest.raises(StorageUnavailable, match="503"):
+        until(lambda: False, attempt)
+    attempt.abort()
+    assert attempt.ended(60)
+    assert no_threads_of(attempt)
+    assert not os.path.exists(attempt.spool_dir)
+
+
+def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard, blueprint, monkeypatch):
+    monkeypatch.setattr("pipeline.engine.attempt.JOIN_S", 0.2)
+    monkeypatch.setattr("pipeline.writer.upload_queue.STOP_S", 0.2)
+    store = HeldStore(blueprint.job.output)
+    attempt = start(shard, blueprint, store)
+    encode(attempt, read_all(attempt, 3))
+    until(store.begun.is_set, attempt)
+    attempt.abort()
+    assert attempt.ended(60)
+    assert not os.path.exists(attempt.spool_dir)
+    store.go_on.set()
+    until(lambda: no_threads_of(attempt))
+    assert list(store.list()) == []
+
+
+def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, blueprint):
+    for moment in range(4):
+        attempt = start(shard, blueprint)
+        if moment:
+            samples = read_all(attempt, 3)
+            encode(attempt, samples[:moment])
+        attempt.abort()
+        assert attempt.ended(60)
+        assert no_threads_of(attempt)
+        assert not os.path.exists(attempt.spool_dir)
+        assert list(LocalStore(blueprint.job.output).list()) == []
+
+
+# --- receipts -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_has_a_receipt_is_not_read(shard, blueprint, corpus):
+    assert commit_elsewhere(shard, blueprint).won
+    corpus.unlink()  # reading would fail
+    attempt = start(shard, blueprint)
+    result = until(attempt.poll)
+    assert (result.won, result.shard_id) == (False, shard.id(blueprint.fingerprint))
+    assert (result.counts.clips, result.files) == (3, 1)
+    assert no_threads_of(attempt)
+    assert not os.path.exists(attempt.spool_dir)
+
+
+def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(shard, blueprint, monkeypatch):
+    load, left = Ledger.load, [1]
+
+    def lose_the_answer(self, key):
+        receipt = load(self, key)
+        if left.pop() if left else 0:
+            raise StorageUnavailable("connection reset")
+        return receipt
+
+    monkeypatch.setattr(Ledger, "load", lose_the_answer)
+    first = start(shard, blueprint)
+    encode(first, read_all(first, 3))
+    with pytest.raises(StorageUnavailable, match="reset"):
+        until(lambda: False, first)
+    first.abort()
+    assert first.ended(60)
+    again = start(shard, blueprint)
+    result = until(again.poll)
+    assert (result.won, result.counts.clips) == (True, 3)
+    assert len(rows(blueprint.job.output)) == 3  # the files of the first try are there
+
+
+def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, blueprint, monkeypatch):
+    attempt = start(shard, blueprint)
+    samples = read_all(attempt, 3)
+    commit_elsewhere(shard, blueprint)
+
+    def refuse(self, key):
+        raise StorageUnavailable("no delete today")
+
+    monkeypatch.setattr(LocalStore, "delete", refuse)
+    encode(attempt, samples)
+    result = until(attempt.poll)
+    assert not result.won
+    assert "no delete today" in result.notes[0]
+    assert no_threads_of(attempt)
+
+
+def test_a_loser_deletes_its_files(shard, blueprint):
+    attempt = start(shard, blueprint)
+    samples = read_all(attempt, 3)
+    commit_elsewhere(shard, blueprint)
+    encode(attempt, samples)
+    result = until(attempt.poll)
+    assert (result.won, result.notes) == (False, ())
+    assert not [info for info in LocalStore(blueprint.job.output).list() if attempt.name in info.key]
+
+
+# --- absurd latents -------------------------------------------------------------------------------------------------------
+
+
+def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, blueprint, tmp_path):
+    attempt = start(shard, blueprint)
+    samples = read_all(attempt, 3)
+    encode(attempt, samples[1:])
+    attempt.opened(samples[0], 2, ())
+    values = np.full((4, 2, 4, 4), 3.0, np.float32)
+    values[2, 0, 0, 0] = -3e5
+    attempt.clip_done(latent_for(samples[0], 0, array=values))
+    attempt.clip_done(latent_for(samples[0], 1))
+    attempt.sample_ended(samples[0])  # before the writer has looked at either
+    result = until(attempt.poll)
+    (receipt,) = receipts(tmp_path / "out")
+    assert (result.counts.clips_planned, result.counts.clips, result.counts.clips_rejected) == (4, 3, 1)
+    assert (result.counts.samples, result.counts.encoded, result.counts.damaged) == (3, 3, 1)
+    (reject,) = receipt.rejects
+    assert (reject.stage, reject.reason, reject.clip, reject.policy) == ("encode", "non_finite_latent", 0, False)
+    assert "-300000 to 3 in channel 2" in reject.message
+    assert len(rows(tmp_path / "out")) == 3
+
+
+def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard, blueprint, tmp_path):
+    """The video is decoded again and rejected in the end: what was handed over counts by what the writer says of it."""
+    attempt = start(shard, blueprint)
+    samples = read_all(attempt, 3)
+    encode(attempt, samples[1:])
+    attempt.opened(samples[0], 3, ())
+    attempt.clip_done(latent_for(samples[0], 0))
+    attempt.opened(samples[0], 3, ())
+    assert attempt.has_clip(samples[0], 0)
+    attempt.sample_rejected(samples[0], Reject("0", "decode", "decoder_crashed", "twice", policy=False))
+    result = until(attempt.poll)
+    assert (result.counts.clips_planned, result.counts.clips, result.counts.clips_rejected) == (5, 3, 2)
+    assert len(rows(tmp_path / "out")) == 3
+
+
+# --- sources that cannot be read ------------------------------------------------------------------------------------------
+
+
+def break_one(path, how):
+    path.unlink()
+    if how == "refused":  # ELOOP: root may read any mode
+        path.symlink_to(path)
+    elif how == "replaced":
+        path.write_bytes(b"another")
+
+
+@pytest.mark.parametrize("how", ["refused", "gone", "replaced"])
+def test_one_file_that_cannot_be_read_costs_itself(tmp_path, how):
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").write_bytes(b"video")
+    blueprint = blueprint_of(tmp_path, tmp_path / "out")
+    (shard,) = shards_of(blueprint)
+    break_one(tmp_path / "1.mp4", how)
+    attempt = start(shard, blueprint)
+    samples = read_all(attempt, 2)
+    assert [sample.key for sample in samples] == ["0", "2"]
+    encode(attempt, samples)
+    result = until(attempt.poll)
+    assert result.shard_id == shard.id(blueprint.fingerprint)
+    assert len(result.refused) == 1
+    assert result.refused[0].startswith(f"{tmp_path / '1.mp4'}: ")
+    (receipt,) = receipts(tmp_path / "out")
+    assert [source.uri for source in receipt.shard.objects] == [str(tmp_path / f"{n}.mp4") for n in (0, 2)]
+    assert receipt.shard_id == receipt.shard.id(blueprint.fingerprint) != result.shard_id
+    assert (receipt.counts.samples, receipt.rejects) == (2, ())
+
+
+@pytest.mark.parametrize(("how", "error"), [("refused", SourceRefused), ("gone", SourceChanged)])
+def test_nothing_to_read_at_all_is_the_shards_error(tmp_path, corpus, how, error):
+    (tmp_path / "videos").mkdir()
+    for n in range(3):
+        (tmp_path / "videos" / f"{n}.mp4").write_bytes(b"video")
+    blueprint = blueprint_of([tmp_path / "videos", corpus], tmp_path / "out")
+    shards = shards_of(blueprint)
+    assert {shard.kind for shard in shards} == {"tar", "files"}
+    for shard in shards:
+        for source in shard.objects:
+            break_one(Path(source.uri), how)
+        attempt = start(shard, blueprint)
+        with pytest.raises(error) as caught:
+            until(lambda: False, attempt)
+        assert caught.value.uri in {source.uri for source in shard.objects}
+        attempt.abort()
+        assert attempt.ended(60)
+        assert no_threads_of(attempt)

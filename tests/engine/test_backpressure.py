@@ -1,0 +1,81 @@
+"""A store slower than the encoder holds back the decoding of its own attempt, and nothing else."""
+
+import time
+
+import pipeline
+from pipeline.clips import resolve_rules
+from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
+from pipeline.engine import clip_writing
+from pipeline.engine.feed import Feed
+from pipeline.engine.lanes import ProcessLanes
+from pipeline.records import FrameChunk, Sample, VideoEnded
+from pipeline.storage.local import LocalStore
+from tests.tiny_corpus import make_corpus, receipts, rows, tiny_job, video_bytes
+
+RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
+
+
+class Source:
+    def __init__(self, *items):
+        self.items = list(items)
+
+    def next_sample(self):
+        return self.items.pop(0) if self.items else None
+
+
+def test_no_chunk_is_asked_for_a_paused_owner_and_the_others_go_on():
+    paused = {"slow"}
+    videos = [(owner, Sample(owner, 0, "u", video_bytes(29), "mp4")) for owner in ("slow", "fast")]
+    lanes = ProcessLanes(2, 4 << 30)
+    feed = Feed(
+        lanes,
+        Source(*videos),
+        rules=RULES,
+        limits=DecodeConfig(),
+        drill=DrillConfig(),
+        chunk_frames=4,
+        frame_bytes=1 << 24,
+        largest_batch=lambda shape: 1 << 10,
+        paused=lambda owner: owner in paused,
+    )
+    feed.start()
+    seen = {"slow": [], "fast": []}
+
+    def until_ended(owner):
+        deadline = time.monotonic() + 60
+        while not any(isinstance(what, VideoEnded) for what in seen[owner]):
+            assert time.monotonic() < deadline
+            for event in feed.events(0.1):
+                seen[event.owner].append(event.what)
+                if isinstance(event.what, FrameChunk):
+                    feed.consumed(event.what.nbytes)
+
+    try:
+        until_ended("fast")
+        assert not [what for what in seen["slow"] if isinstance(what, FrameChunk)]
+        paused.clear()
+        until_ended("slow")
+    finally:
+        feed.close()
+        lanes.close()
+    chunks = {owner: [what for what in history if isinstance(what, FrameChunk)] for owner, history in seen.items()}
+    assert len(chunks["slow"]) == len(chunks["fast"]) == 5
+
+
+def test_a_build_into_a_store_that_is_always_too_slow_has_the_rows_of_a_quick_one(tmp_path, monkeypatch):
+    """One clip may wait: every attempt is held back all the time, and everything is written in the end."""
+    corpus = make_corpus(tmp_path / "in", shards=2, samples=3)
+    pipeline.encode(tiny_job(corpus, tmp_path / "quick"))
+    upload = LocalStore.upload
+
+    def slow(self, *arguments, **options):
+        time.sleep(0.2)
+        return upload(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalStore, "upload", slow)
+    monkeypatch.setattr(clip_writing, "BACKLOG_BYTES", 1)
+    pipeline.encode(tiny_job(corpus, tmp_path / "slow"))
+    assert rows(tmp_path / "slow") == rows(tmp_path / "quick")
+    assert {receipt.counts for receipt in receipts(tmp_path / "slow")} == {
+        receipt.counts for receipt in receipts(tmp_path / "quick")
+    }

@@ -1,0 +1,118 @@
+"""Temporary folders and files when the disk, the folder or its other contents are not as they should be."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.engine import latent_spool
+from pipeline.engine.latent_spool import LatentSpool
+from pipeline.errors import StorageUnavailable
+from pipeline.reader.spool import Spool
+from pipeline.scratch import PREFIX, ScratchFolder
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow past `num_bytes`, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def unusable(tmp_path: Path, kind: str) -> str:
+    """A folder name under which no folder can be made, whoever asks."""
+    (tmp_path / "file").write_bytes(b"")
+    return {"missing": str(tmp_path / "missing"), "a file": str(tmp_path / "file"), "read-only": "/proc"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "read-only"])
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = unusable(tmp_path, kind)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    for make in (ScratchFolder, lambda: Spool(10).hold([b"x" * 20], 20)):
+        with pytest.raises(StorageUnavailable) as caught:
+            make()
+        assert f"temporary folder {folder} cannot be written: " in str(caught.value)
+        assert "TMPDIR" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_sweeping_passes_over_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{PREFIX}file").write_bytes(b"")
+    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / f"{PREFIX}link")
+    (tmp_path / f"{PREFIX}unlocked").mkdir()
+    (tmp_path / f"{PREFIX}odd" / ".lock").mkdir(parents=True)
+    (tmp_path / f"{PREFIX}loop").mkdir()
+    (tmp_path / f"{PREFIX}loop" / ".lock").symlink_to(".lock")
+    before = set(os.listdir(tmp_path))
+    folder = ScratchFolder()
+    assert os.path.isdir(folder.path)
+    folder.close()
+    assert set(os.listdir(tmp_path)) == before
+
+
+def test_a_video_that_fills_the_disk_is_storage_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spool = Spool(memory_bytes=10)
+    with largest_file(5000), pytest.raises(StorageUnavailable, match=r"cannot be written: File too large"):
+        spool.hold([b"x" * 3000] * 3, 9000)
+    assert not any(files for _, _, files in os.walk(tmp_path) if ".lock" not in files)
+    path = spool.hold([b"x" * 3000] * 3, 9000)  # there is space again
+    assert os.path.getsize(path) == 9000
+    spool.close()
+
+
+def test_what_the_store_raises_while_a_video_is_spooled_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def pieces() -> Iterator[bytes]:
+        yield b"x" * 20
+        raise StorageUnavailable("connection reset")
+
+    with pytest.raises(StorageUnavailable, match=r"^connection reset"):
+        Spool(memory_bytes=10).hold(pieces(), 40)
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 7000])
+def test_latents_that_fill_the_disk_are_said_so_and_kill_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """While pieces are appended, and when the whole is mapped: a write to a map beyond a full disk would be SIGBUS."""
+    monkeypatch.setattr(latent_spool, "MEMORY_BYTES", 100)
+    piece = np.ones((4, 2, 16, 16), np.float16)  # 4 KiB
+    spool = LatentSpool(tmp_path)
+    with largest_file(limit), pytest.raises(StorageUnavailable, match=rf"{tmp_path}.*TMPDIR"):
+        fill(spool, piece)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fill(spool: LatentSpool, piece: np.ndarray) -> None:
+    for _ in range(2):
+        spool.append(piece)
+    spool.finish()
+
+
+def test_a_map_of_latents_is_reserved_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_spool, "MEMORY_BYTES", 100)
+    spool = LatentSpool(tmp_path)
+    for _ in range(2):
+        spool.append(np.ones((4, 2, 16, 16), np.float16))
+    with largest_file(4000), pytest.raises(StorageUnavailable, match="File too large"):
+        spool.finish()
