@@ -243,7 +243,7 @@ def _retry_shards(
     base: Receipt, retries: list[Receipt], replaced: list[Reject], work: Work, job: EncodeJob
 ) -> list[Shard]:
     """Shards that encode the samples of `replaced` again: all rejects of these samples that stand now."""
-    after = tuple(sorted({base.attempt, *(receipt.attempt for receipt in retries)}))
+    after = tuple(sorted({base.shard_id, *(receipt.shard_id for receipt in retries)}))
     uris = sorted({str(reject.uri) for reject in replaced})
     # Listed now: an object that was touched has another etag than in the receipt, and the same bytes.
     objects = [work.listed[uri] for uri in uris if uri in work.listed]

@@ -86,7 +86,7 @@ def hidden_parts(summaries: Iterable[ReceiptSummary]) -> dict[str, Hidden]:
         source_of = dict(zip(item.uri_ids(), item.source_ids(), strict=True))
         for sample in retry.samples:
             before = retries[item.fingerprint, source_of[uri_id(sample[0])]][sample]
-            if {other.attempt for other in before} <= set(retry.after):
+            if {other.shard_id for other in before} <= set(retry.after):
                 before.append(item)
             else:
                 samples[item.shard_id].add(sample)

@@ -242,6 +242,8 @@ class EngineConfig(Section):
     """Most decoded bytes waiting in front of one encoder; a small encoder keeps less, a few of its steps."""
     attempts: int = Field(3, ge=1)
     """Times a shard is tried before it is given up."""
+    shard_video_s: float = Field(1800.0, gt=0)
+    """Seconds of video after which a group of plain files ends, so that a kill costs no more; what is left becomes another shard."""
     credit: int = Field(2, ge=1, le=8)
     """Shards handed to an encoder at a time; the next one is fetched while the current one finishes."""
     hang_s: float = Field(600.0, gt=0)

@@ -8,7 +8,6 @@ uploads run beside it. The encode loop waits for none of them. Counts are kept b
 from __future__ import annotations
 
 import queue
-import re
 import secrets
 import threading
 import time
@@ -22,10 +21,11 @@ from pipeline.engine.blueprint import environment
 from pipeline.engine.clip_writing import ClipWriting
 from pipeline.engine.progress_counter import ProgressCounter
 from pipeline.engine.sample_account import ShardAccounts
+from pipeline.engine.shard_scope import ShardScope
 from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
-from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings, stable_hash
+from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings
 from pipeline.scratch import ScratchFolder
 from pipeline.writer import ShardWriter
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.engine.blueprint import Blueprint
-    from pipeline.records import ChannelStats, ClipPlan, LatentClip, Shard, SourceObject, WrittenFile
+    from pipeline.records import ChannelStats, LatentClip, OpenedVideo, Shard, SourceObject, WrittenFile
     from pipeline.storage import Store
 
 SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
@@ -55,6 +55,7 @@ class ShardResult:
     # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
     refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what went wrong without harm, one line each
+    left: tuple[SourceObject, ...] = ()  # plain files behind the end of a group that became too long: another shard
 
 
 class ShardAttempt:
@@ -90,6 +91,7 @@ class ShardAttempt:
         self._drill = job.drill
         self._progress = progress or ProgressCounter()
         self._started = time.monotonic()
+        self._store = store
         self._ledger = Ledger(store, job.drill)
         self.encode_s = 0.0
         self.decode_wait_s = 0.0
@@ -102,7 +104,7 @@ class ShardAttempt:
         self._all_read = False
         self._finishing = False
         self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
-        self._unread: dict[SourceObject, Exception] = {}
+        self._scope = ShardScope(shard, blueprint.fingerprint, job.engine.shard_video_s)
         self._counters: dict[str, int] = {}
         self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
         self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
@@ -124,7 +126,7 @@ class ShardAttempt:
             job.storage,
             max_video_bytes=job.decode.max_video_bytes,
             counters=self._counters,
-            unread=self._unread.__setitem__,
+            unread=self._scope.cannot_read,
         )
         self._received = lambda: self._reader.received_bytes
         self._progress.watch(self._received)
@@ -148,14 +150,14 @@ class ShardAttempt:
         if self._stop.is_set() or self.backlogged:
             return None
         try:
-            sample = self._samples.get_nowait()
+            sample = None if self._scope.enough else self._samples.get_nowait()
         except queue.Empty:
             return None
-        if sample is None:
+        if sample is None or not self._scope.begin(sample.uri):
             self._all_read = True
             self._wake()
-        else:
-            self._accounts.open(sample)  # open from here on: `poll` must not commit while a decoder has it
+            return None
+        self._accounts.open(sample)  # open from here on: `poll` must not commit while a decoder has it
         return sample
 
     @property
@@ -170,9 +172,11 @@ class ShardAttempt:
 
     # --- called by the encode loop ------------------------------------------------------------------------------------
 
-    def opened(self, sample: Sample, planned: int, rejects: tuple[Reject, ...]) -> None:
-        """The decoder has said which clips will come."""
-        self._accounts.opened(sample, planned, rejects)
+    def opened(self, sample: Sample, opened: OpenedVideo) -> None:
+        """The decoder has said which clips will come. Those that an earlier receipt holds are not encoded again."""
+        self._scope.opened(sample, opened)
+        earlier = self._scope.earlier_clips(sample, opened)
+        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
         """Whether this clip needs no more frames (its video was decoded again after a crash)."""
@@ -261,6 +265,7 @@ class ShardAttempt:
             if (receipt := self._ledger.find(self.shard_id)) is not None:
                 self._end_with(receipt)
             else:
+                self._scope.load_earlier(self._ledger, self._store)
                 self._read_source()
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
             self.fail(error)
@@ -279,23 +284,28 @@ class ShardAttempt:
     def _read_source(self) -> None:
         try:
             for item in self._reader:
-                if isinstance(item, Reject):
-                    self._progress.add()
+                self._progress.add()
+                if not self._scope.wants(item):
+                    if isinstance(item, Sample):
+                        self._reader.release(item)
+                elif isinstance(item, Sample):
+                    if not self._offer(item):
+                        return
+                elif self._scope.begin(item.uri):
                     self._shard_rejects.put(item)
-                elif not self._offer(item):
-                    return
-            if len(self._unread) == len(self.shard.objects):
-                raise next(iter(self._unread.values()))
+            if (error := self._scope.first_error()) is not None:
+                raise error
         except NotFound as error:  # it was there when it was listed: no reason to stop the other shards
             raise SourceChanged(f"{error.message}, but was listed", uri=error.uri) from error
         except AccessError as error:
-            others = f" (so are {len(self._unread) - 1} more of its shard)" if len(self._unread) > 1 else ""
+            more = len(self._scope.refused) - 1
+            others = f" (so are {more} more of its shard)" if more > 0 else ""
             raise SourceRefused(f"{error.message}{others}", uri=error.uri) from error
         drill.fire(self._drill, "after_fetch")
         self._offer(None)
 
     def _offer(self, sample: Sample | None) -> bool:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._scope.enough:
             try:
                 self._samples.put(sample, timeout=0.1)
             except queue.Full:
@@ -319,12 +329,13 @@ class ShardAttempt:
         won = winner.attempt == self.name
         if not won:
             try:
+                drill.fire(self._drill, "in_clean_up")
                 self._writer.abort()
             except LatheError as error:  # the shard is done whatever becomes of our files; no receipt names them
                 notes = (f"another attempt was first, and our files could not be deleted: {error}",)
         result = self._result_of(winner, won, receipt.timings)
         self._close()
-        self._result = replace(result, refused=self._refused(), notes=notes)
+        self._result = replace(result, refused=self._scope.refused, left=self._scope.left(), notes=notes)
 
     def _receipt(
         self,
@@ -342,8 +353,8 @@ class ShardAttempt:
             decode_cpu_s=round(self.decode_cpu_s, 4),
         )
         # A receipt covers what was read. Files that were refused or replaced stay work to do for the next run.
-        covered = tuple(source for source in self.shard.objects if source not in self._unread)
-        shard = replace(self.shard, objects=covered)
+        shard = replace(self.shard, objects=self._scope.covered())
+        digests = {**self._scope.digests, **self._reader.digests}
         fingerprint = self._blueprint.fingerprint
         return Receipt(
             format_version=FORMAT_VERSION,
@@ -363,6 +374,9 @@ class ShardAttempt:
                 "reader": dict(self._counters),
                 "spec": self._blueprint.spec,
             },
+            limits=self._blueprint.job.limits(),
+            digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
+            recovered=sum(map(self._scope.is_recovered, self._accounts.encoded)) if shard.retry is not None else 0,
         )
 
     def _result_of(self, receipt: Receipt, won: bool, timings: Timings) -> ShardResult:
@@ -371,18 +385,3 @@ class ShardAttempt:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
         num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
         return ShardResult(self.shard_id, won, receipt.counts, timings, num_bytes, reasons, len(receipt.files))
-
-    def _refused(self) -> tuple[str, ...]:
-        return tuple(f"{source.uri}: {getattr(error, 'message', error)}" for source, error in self._unread.items())
-
-
-def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
-    """Name of a latent, the same in every run: a readable piece of the key, the clip number, and a digest of what it is.
-
-    `etag` is of the object the sample came from: a replaced input gives new latents new names.
-    """
-    digest = stable_hash(
-        [sample.uri, etag, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8
-    )
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.key)[-64:].strip("_") or "clip"
-    return f"{readable}-{plan.index:04d}-{digest}"

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import drill
-from pipeline.engine.attempt import ShardAttempt, ShardResult, clip_id
+from pipeline.engine.attempt import ShardAttempt, ShardResult
 from pipeline.engine.batching import Batcher, ClipRun
+from pipeline.engine.clip_id import clip_id
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
 from pipeline.engine.progress_counter import ProgressCounter
@@ -192,7 +193,7 @@ class EncodeLoop:
             self._chunk(attempt, sample, what)
         elif isinstance(what, OpenedVideo):
             self._videos[attempt, sample.index] = _Video(sample, what.info, {plan.index: plan for plan in what.clips})
-            attempt.opened(sample, len(what.clips), what.rejects)
+            attempt.opened(sample, what)
         elif isinstance(what, ClipFailed):
             self._drop_run(attempt, sample, what.clip)
             attempt.clip_failed(sample, what.clip, what.reject)

@@ -23,6 +23,7 @@ class SampleAccount:
 
     sample: Sample
     planned: int = 0
+    earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
     handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
     written: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
@@ -32,7 +33,7 @@ class SampleAccount:
     @property
     def closed(self) -> bool:
         """Whether nothing more will be heard of the sample."""
-        return self.ended and len(self.written) + len(self.failed) >= self.planned
+        return self.ended and len(self.earlier) + len(self.written) + len(self.failed) >= self.planned
 
 
 class ShardAccounts:
@@ -42,6 +43,7 @@ class ShardAccounts:
         self._open: dict[int, SampleAccount] = {}
         self._counts = Counts()
         self._rejects: list[Reject] = []
+        self.encoded: list[Sample] = []  # closed samples with clips, their videos let go
 
     @property
     def all_closed(self) -> bool:
@@ -54,17 +56,19 @@ class ShardAccounts:
             self._open[sample.index] = SampleAccount(sample)
         return self._open[sample.index]
 
-    def opened(self, sample: Sample, planned: int, rejects: Iterable[Reject]) -> None:
-        """The decoder has said how many clips will come, and which were refused."""
+    def opened(
+        self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
+    ) -> None:
+        """The decoder has said how many clips will come, and which were refused. `earlier` clips are in another receipt."""
         account = self.open(sample)
-        account.planned = planned
+        account.planned, account.earlier = planned, set(earlier)
         # Opened again after a crash: what failed before stays failed, with its reason.
         account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
-        """Whether the clip needs no more frames: it is with the writer, written, or failed."""
+        """Whether the clip needs no more frames: it is with the writer, written, failed, or in an earlier receipt."""
         account = self.open(sample)
-        return clip in account.handed_over or clip in account.written or clip in account.failed
+        return any(clip in clips for clips in (account.handed_over, account.written, account.failed, account.earlier))
 
     def handed_over(self, sample: Sample, clip: int) -> None:
         """The clip is with the writer."""
@@ -97,7 +101,7 @@ class ShardAccounts:
         """What is left of the sample will not come: every clip that is not with the writer yet fails with it."""
         account = self.open(sample)
         account.rejects.append(reject)
-        account.failed |= set(range(account.planned)) - account.written - account.handed_over
+        account.failed |= set(range(account.planned)) - account.written - account.handed_over - account.earlier
         account.ended = True
         self._settle(account)
 
@@ -125,17 +129,20 @@ class ShardAccounts:
         if not account.closed:
             return
         sample = account.sample
-        if not account.written and not account.rejects:
+        kept = bool(account.written or account.earlier)
+        if not kept and not account.rejects:
             message = "the clip rules cut nothing from it"
             account.rejects.append(Reject(sample.key, "clips", "no_clips", message, policy=True, uri=sample.uri))
         self._rejects += account.rejects
         self._counts += Counts(
             samples=1,
-            encoded=int(bool(account.written)),
-            rejected=int(not account.written),
-            clips_planned=account.planned,
+            encoded=int(kept),
+            rejected=int(not kept),
+            clips_planned=account.planned - len(account.earlier),
             clips=len(account.written),
             clips_rejected=len(account.failed),
             damaged=int(any(not reject.policy for reject in account.rejects)),
         )
+        if account.written:
+            self.encoded.append(sample)
         del self._open[sample.index]

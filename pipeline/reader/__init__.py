@@ -23,6 +23,7 @@ from pipeline.reader.grouping import (
     video_rank,
     why_skipped,
 )
+from pipeline.reader.hashed_stream import HashedStream
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.records import Reject, Sample
@@ -81,6 +82,7 @@ class ShardReader:
         self._max_video_bytes = max_video_bytes
         self._spool = Spool(config.spool_bytes)
         self._unread = unread
+        self.digests: dict[str, str] = {}  # of a tar, once it is read: BLAKE2b-128 in hex of the object's bytes, by URI
         self._stream: ReadStream | None = None
         self._waited_s = 0.0
         self._received_bytes = 0  # by streams that are done, by ranges and side files
@@ -139,12 +141,13 @@ class ShardReader:
     def _read_tar(self) -> Iterator[Sample | Reject]:
         (source,) = self._shard.objects
         grouper = Grouper(source.uri, self.counters)
-        with self._open(source) as stream:
+        with HashedStream(self._open(source)) as stream:
             for item in TarStream(stream, self.counters):
                 if isinstance(item, Damage):
                     yield from self._damage(item, grouper, source)
                 else:
                     yield from self._member(item, grouper, source)
+            self.digests[source.uri] = stream.finish()
         yield from grouper.drain()
 
     def _damage(self, damage: Damage, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:

@@ -73,7 +73,7 @@ class SourceObject:
 class Retry:
     """Which samples of sources that have a receipt are encoded again because they were rejected before.
 
-    `after`: attempts of the receipts that were known when the retry was planned; their rows are not written again.
+    `after`: shards of the receipts that were known when the retry was planned; their rows are not written again.
     """
 
     samples: tuple[tuple[str, str], ...]  # (uri of the source, key of the sample), sorted
