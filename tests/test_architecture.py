@@ -27,6 +27,7 @@ DOORS = {
     "ray": {
         "pipeline/engine/ray_actors.py",
         "pipeline/engine/ray_crew.py",
+        "pipeline/engine/ray_losses.py",
         "pipeline/engine/ray_session.py",
         "pipeline/engine/ray_training.py",
     },

@@ -50,6 +50,8 @@ class ShardResult:
     rejects: dict[str, int]  # by reason
     files: int
     step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
+    notes: tuple[str, ...] = ()  # lines for the user
+    refused: tuple[str, ...] = ()  # inputs of a shard of files that could not be read; the others are committed
 
 
 @dataclass(slots=True)

@@ -76,7 +76,7 @@ class LoopStats:
     decode_wait_s: float = 0.0
     fetch_wait_s: float = 0.0
     lanes_ready: int = 0
-    last_progress: float = field(default_factory=time.time)
+    progress: int = 0  # grows whenever anything moved; who watches it keeps the time with a clock of its own
 
 
 class EncodeLoop:
@@ -90,6 +90,7 @@ class EncodeLoop:
         self._store = open_store(job.output, job.storage)
         self._attempts: list[ShardAttempt] = []
         self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
+        self._reads: set[float] = set()  # when each attempt last read something
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
         self._flying: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # in the network
@@ -145,7 +146,7 @@ class EncodeLoop:
         for event in events:
             self._handle(event)
         if events:  # also where all a shard gives is rejects
-            self.stats.last_progress = time.time()
+            self.stats.progress += 1
         # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
         batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
         if batch:
@@ -153,9 +154,13 @@ class EncodeLoop:
         if self._flying is not None and not (batch and self._encoder.overlaps):
             self._land()
         self.stats.lanes_ready = self._feed.ready_lanes
-        reads = [attempt.read_at for attempt in self._attempts]
-        self.stats.last_progress = max(self.stats.last_progress, *reads) if reads else self.stats.last_progress
+        self.stats.progress += self._reads_since_last_step()
         return self._ended()
+
+    def _reads_since_last_step(self) -> int:
+        reads = {attempt.read_at for attempt in self._attempts}
+        new, self._reads = len(reads - self._reads), reads
+        return new
 
     def close(self) -> None:
         """Aborts what is in flight and ends threads and decoders."""
@@ -252,7 +257,7 @@ class EncodeLoop:
         begun = time.monotonic()
         results = launched.results()
         self._charge(batch, time.monotonic() - begun)
-        self.stats.last_progress = time.time()
+        self.stats.progress += 1
         for (run, chunk), encoded in zip(batch, results, strict=True):
             attempt = run.token.attempt
             self._feed.consumed(chunk.nbytes)
@@ -337,7 +342,7 @@ class EncodeLoop:
             if result is not None:
                 self._forget(attempt)
                 ended.append(replace(result, step_sizes=self._encoder.choices()))
-                self.stats.last_progress = time.time()
+                self.stats.progress += 1
         return ended
 
     def _forget(self, attempt: ShardAttempt) -> None:

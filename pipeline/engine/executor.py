@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import encoder as encoder_room
 from pipeline.engine.crew import Crew, InlineCrew
 from pipeline.errors import ConfigError
+from pipeline.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ class Executor:
             from pipeline.engine import ray_session
 
             ray_session.disconnect()
+            if self._cluster.local:
+                ScratchFolder().close()  # deletes those of actors that were killed; all are gone by now
 
     def network(self) -> encoder_room.Network:
         """What the job's model is; raises what its checkpoint deserves."""
