@@ -90,8 +90,12 @@ def encode(
         "engine.address": address,
         "progress": progress,
     }
-    with signals.handled():  # before anything that takes time
-        guard(lambda: _encode(flags, config, tuple(set_ or ())), debug=debug)
+
+    def run() -> None:
+        with signals.handled():  # before anything that takes time
+            _encode(flags, config, tuple(set_ or ()))
+
+    guard(run, debug=debug)
 
 
 def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:

@@ -7,12 +7,13 @@ except what a display needs for its own pace.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from pipeline.wording import duration
 
@@ -65,10 +66,21 @@ class Display(Protocol):
         ...
 
 
-def say(text: str) -> None:
-    """A line on stderr. A terminal that was closed (SIGHUP) must not end a build that drains: its result is in the output."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Text on stderr or another stream. A terminal that was closed (SIGHUP) must not end a build that drains: its result is in the output.
+
+    Raises:
+        BrokenPipeError: the reader of stdout has gone.
+    """
+    stream = stream or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and stream is not sys.stderr:
+            raise
+        # What is buffered would fail again when Python ends, and change the exit code.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Silent:
@@ -129,7 +141,7 @@ class Plain:
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
         if report is not None:
-            print("\n".join(report.lines()), flush=True)  # noqa: T201
+            say("\n".join(report.lines()), sys.stdout)
 
 
 class Json:
@@ -188,9 +200,10 @@ class Rich:
         )
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
-        self._progress.stop()
+        with suppress(OSError):  # as in `say`
+            self._progress.stop()
         if report is not None:
-            print("\n".join(report.lines()), flush=True)  # noqa: T201
+            say("\n".join(report.lines()), sys.stdout)
 
 
 def display_for(kind: str) -> Display:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,8 +85,9 @@ def guard(call: Callable[[], None], *, debug: bool, again: str = "the same comma
 
 def stopped(message: str) -> None:
     """One line on stderr, and the end of a command that a signal stopped."""
-    with suppress(OSError):  # the terminal may be what is gone
-        typer.echo(f"lathe: {message}", err=True)
+    from pipeline.progress import say
+
+    say(f"lathe: {message}")
     raise typer.Exit(EXIT_CODE)
 
 

@@ -158,10 +158,10 @@ class Build:
         now, outcome = time.monotonic(), event.outcome
         if not isinstance(outcome, ShardFailure):
             self._watch.succeeded()
-            copies = self._dispatcher.copies(outcome.shard_id)
             if self._dispatcher.on_done(event.worker, outcome.shard_id, now):
-                # The loser of two copies of this build may answer before the winner.
-                self._report.add(outcome, ours=outcome.won or copies > 1)
+                # An attempt may lose to another of this build: to a copy that answers later, or to one that put the receipt and was
+                # cut off before it could say so.
+                self._report.add(outcome, ours=outcome.won or self._dispatcher.times_given(outcome.shard_id) > 1)
                 for text in outcome.notes:
                     self._tell(outcome.shard_id, text)
             return

@@ -35,6 +35,7 @@ Cause = Literal["unexplained", "node", "preempted"]
 class _Progress:
     shard: Shard
     shard_id: str
+    given: int = 0
     failures: int = 0
     excused: int = 0
     suspect: bool = False  # until it is done: it may be what kills workers
@@ -98,9 +99,9 @@ class Dispatcher:
         """Shards neither done nor given up."""
         return self._open
 
-    def copies(self, shard_id: str) -> int:
-        """On how many workers the shard runs."""
-        return len(self._shards[shard_id].running)
+    def times_given(self, shard_id: str) -> int:
+        """How often the shard was handed out, as a copy or again."""
+        return self._shards[shard_id].given
 
     def workers_wanted(self, most: int) -> int:
         """Workers this build can keep busy."""
@@ -293,6 +294,7 @@ class Dispatcher:
         self._workers[worker].add(shard_id)
         self._place(worker)
         self._shards[shard_id].running[worker] = now
+        self._shards[shard_id].given += 1
         self._running.add(shard_id)
         heapq.heappush(self._started, (now, shard_id, worker))
         return Assignment(worker, self._shards[shard_id].shard, reason)

@@ -41,7 +41,7 @@ class _Probe:
     """One round of questions. `down` is set before `done`."""
 
     done: bool = False
-    down: tuple[str, StorageUnavailable] | None = None  # the root that does not answer
+    down: tuple[str, LatheError] | None = None  # the root that does not answer
 
 
 class OutageWatch:
@@ -107,7 +107,7 @@ class OutageWatch:
 
     # --- what the probes said -----------------------------------------------------------------------------------------
 
-    def _is_down(self, root: str, error: StorageUnavailable, now: float) -> list[str]:
+    def _is_down(self, root: str, error: LatheError, now: float) -> list[str]:
         new = self._begin(now)
         self._silent = True
         self._last = error.message
@@ -172,7 +172,10 @@ class OutageWatch:
                 except StorageUnavailable as error:
                     probe.down = store.root, error
                     return
-                except LatheError:  # it refuses, so it answers; what it refuses is the attempts' business
-                    continue
+                except LatheError as error:
+                    if store is self._output:  # it could be listed when the build began
+                        probe.down = store.root, error
+                        return
+                    # The root of an input may never have been listable. It refuses, so it answers.
         finally:
             probe.done = True
