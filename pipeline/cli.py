@@ -1,6 +1,7 @@
 """The command line: parse, call, exit code. Rooms are imported when a command runs, so that `--help` is instant.
 
-Exit codes: 0 done; 1 the build failed; 2 the command or configuration is wrong, nothing was started; 130 interrupted.
+Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
+SIGTERM or SIGHUP: what ran was finished, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import network_commands
+from pipeline import network_commands, signals
 from pipeline.terminal import (
     AsJson,
     Checkpoint,
@@ -68,8 +69,6 @@ def encode(
     debug: Debug = False,
 ) -> None:
     """Encode a corpus of videos into latent shards. Run the same command again to resume."""
-    from pipeline.config import build_job
-
     *inputs, output = paths if paths and len(paths) > 1 else [*(paths or []), None]
     if paths and len(paths) == 1 and config is None:
         fail("encode takes INPUT... OUTPUT, got only one path; add the output folder or s3://bucket/prefix", 2)
@@ -91,19 +90,24 @@ def encode(
         "engine.address": address,
         "progress": progress,
     }
-    guard(lambda: _encode(build_job(flags, config_path=config, overrides=tuple(set_ or ()))), debug=debug)
+
+    def run() -> None:
+        with signals.handled():  # before anything that takes time
+            _encode(flags, config, tuple(set_ or ()))
+
+    guard(run, debug=debug)
 
 
-def _encode(job: Any) -> None:
+def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+    from pipeline.config import build_job
     from pipeline.engine import driver
-    from pipeline.errors import LatheError
     from pipeline.progress import display_for
 
-    display = display_for(job.progress)
+    display = display_for((job := build_job(flags, config_path=config, overrides=overrides)).progress)
     report = None
     try:
         report = driver.encode(job, display)
-    except LatheError as error:
+    except BaseException as error:  # a KeyboardInterrupt too has a report
         report = getattr(error, "report", None)
         raise
     finally:

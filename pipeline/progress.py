@@ -7,10 +7,13 @@ except what a display needs for its own pace.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from pipeline.wording import duration
 
@@ -63,6 +66,23 @@ class Display(Protocol):
         ...
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Text on stderr or another stream. A terminal that was closed (SIGHUP) must not end a build that drains: its result is in the output.
+
+    Raises:
+        BrokenPipeError: the reader of stdout has gone.
+    """
+    stream = stream or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and stream is not sys.stderr:
+            raise
+        # What is buffered would fail again when Python ends, and change the exit code.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
 class Silent:
     """Shows nothing: the library's default."""
 
@@ -76,6 +96,35 @@ class Silent:
         pass
 
 
+class Repeats:
+    """Shows what happened to shards: a reason that comes again is counted and told once in a while ("… and 11 more shards")."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._more: dict[
+            str, tuple[int, str, float]
+        ] = {}  # kind of reason -> shards not shown, last reason, since when
+
+    def notice(self, shard: str, reason: str) -> None:
+        """Shown at once if no reason of its kind is being counted."""
+        # Reasons that differ in numbers, paths and ids only are of one kind.
+        kind = re.sub(r"\S*[\d/]\S*", "…", reason)
+        if kind in self._more:
+            count, _, since = self._more[kind]
+            self._more[kind] = count + 1, reason, since
+        else:
+            self._more[kind] = 0, reason, time.monotonic()
+            self._display.notice(f"{shard}: {reason}")
+
+    def flush(self, older_than_s: float = 0.0) -> None:
+        """Tells what was counted for at least so long; the next one of its kind is shown again."""
+        for kind, (count, reason, since) in list(self._more.items()):
+            if time.monotonic() - since >= older_than_s:
+                del self._more[kind]
+                if count:
+                    self._display.notice(f"… and {count} more shards: {reason}")
+
+
 class Plain:
     """A line every ten seconds, on stderr."""
 
@@ -83,7 +132,7 @@ class Plain:
         self._next = 0.0
 
     def notice(self, text: str) -> None:  # noqa: D102
-        print(f"lathe: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        say(f"lathe: {text}")
 
     def update(self, snapshot: Snapshot) -> None:  # noqa: D102
         if time.monotonic() >= self._next:
@@ -92,7 +141,7 @@ class Plain:
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
         if report is not None:
-            print("\n".join(report.lines()), flush=True)  # noqa: T201
+            say("\n".join(report.lines()), sys.stdout)
 
 
 class Json:
@@ -137,7 +186,8 @@ class Rich:
         self._progress.start()
 
     def notice(self, text: str) -> None:  # noqa: D102
-        self._console.print(text, markup=False, highlight=False)
+        with suppress(OSError):  # as in `say`
+            self._console.print(text, markup=False, highlight=False)
 
     def update(self, snapshot: Snapshot) -> None:  # noqa: D102
         eta = f" · {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
@@ -150,9 +200,10 @@ class Rich:
         )
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
-        self._progress.stop()
+        with suppress(OSError):  # as in `say`
+            self._progress.stop()
         if report is not None:
-            print("\n".join(report.lines()), flush=True)  # noqa: T201
+            say("\n".join(report.lines()), sys.stdout)
 
 
 def display_for(kind: str) -> Display:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.engine.attempt import ShardResult
 
 
+FAILURES_SHOWN = 10
 SHAPES_SHOWN = 6  # whole clips come in as many shapes as lengths
 
 
@@ -30,8 +31,9 @@ class BuildReport:
     shards_total: int
     shards_before: int  # done by earlier runs
     shards_done: int = 0  # committed by this run
-    shards_elsewhere: int = 0  # of those, committed by somebody else while we worked on them
+    shards_elsewhere: int = 0  # committed by another build while this one worked on them
     failed: dict[str, str] = field(default_factory=dict)  # shard name -> why it was given up
+    refused: list[str] = field(default_factory=list)  # inputs of committed shards that could not be read, each with why
     counts: Counts = field(default_factory=Counts)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
     timings: Timings = field(default_factory=Timings)
@@ -46,8 +48,13 @@ class BuildReport:
 
     @property
     def ok(self) -> bool:
-        """Every shard has a receipt."""
-        return not self.failed and self.shards_before + self.shards_done == self.shards_total
+        """Every shard has a receipt, and no input of one was refused."""
+        return not self.failed and not self.refused and self.shards_left == 0
+
+    @property
+    def shards_left(self) -> int:
+        """Shards without a receipt, those that were given up among them."""
+        return self.shards_total - self.shards_before - self.shards_done - self.shards_elsewhere
 
     @property
     def frames_per_s(self) -> float:
@@ -55,12 +62,15 @@ class BuildReport:
         working_s = self.wall_s - self.startup_s
         return self.counts.frames / working_s if working_s > 0 else 0.0
 
-    def add(self, result: ShardResult) -> None:
-        """Books a finished shard."""
-        self.shards_done += 1
-        self.shards_elsewhere += not result.won
-        self.counts += result.counts
+    def add(self, result: ShardResult, *, ours: bool) -> None:
+        """Counts a finished shard: what it holds if this build committed it, else only that another build did."""
         self.timings += result.timings
+        if not ours:
+            self.shards_elsewhere += 1
+            return
+        self.shards_done += 1
+        self.counts += result.counts
+        self.refused += result.refused
         self.num_bytes += result.num_bytes
         for shape, chunks in result.step_sizes.items():
             self.step_sizes[shape] = max(chunks, self.step_sizes.get(shape, 0))
@@ -81,6 +91,9 @@ class BuildReport:
             f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
             f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {size(self.num_bytes)}",
         ]
+        if self.shards_elsewhere:
+            total = self.shards_total
+            lines.append(f"  {self.shards_elsewhere} of {total} shards were committed by another build meanwhile")
         if self.shards_done:
             lines.append(f"  time      {self._where()}")
         if self.step_sizes:
@@ -90,10 +103,17 @@ class BuildReport:
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
             lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))
-        lines += [f"  failed    {name}: {why}" for name, why in sorted(self.failed.items())]
+        lines += self._failures()
         if self.untrained:
             lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")
         lines.append(f"  output    {self.output}  ({self.network}, fingerprint {self.fingerprint[:8]})")
+        return lines
+
+    def _failures(self) -> list[str]:
+        failures = [*(f"{name}: {why}" for name, why in sorted(self.failed.items())), *self.refused]
+        lines = [f"  failed    {text}" for text in failures[:FAILURES_SHOWN]]
+        if len(failures) > FAILURES_SHOWN:
+            lines.append(f"  failed    … and {len(failures) - FAILURES_SHOWN} more")
         return lines
 
     def _where(self) -> str:

@@ -1,6 +1,7 @@
 """How every command talks: its options, its answers, its errors. Rooms are imported when a command runs, so that `--help` is instant.
 
-Exit codes: 0 done; 1 the build failed; 2 the command or configuration is wrong, nothing was started; 130 interrupted.
+Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
+SIGTERM or SIGHUP.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.signals import EXIT_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,19 +66,29 @@ def show(values: dict[str, Any], wording: str, as_json: bool) -> None:
 
 def guard(call: Callable[[], None], *, debug: bool, again: str = "the same command resumes") -> None:
     """Runs a command; one of our own errors becomes one line and its exit code. `again`: what to do after an interruption."""
-    from pipeline.errors import LatheError
+    from pipeline.errors import Interrupted, LatheError
 
     try:
         call()
+    except Interrupted as error:
+        stopped(str(error))
     except LatheError as error:
         if debug:
             raise
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail(f"interrupted; {again}", 130)
+        stopped(f"stopped; {again}")
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None
+
+
+def stopped(message: str) -> None:
+    """One line on stderr, and the end of a command that a signal stopped."""
+    from pipeline.progress import say
+
+    say(f"lathe: {message}")
+    raise typer.Exit(EXIT_CODE)
 
 
 def fail(message: str, code: int) -> None:

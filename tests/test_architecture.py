@@ -28,6 +28,7 @@ DOORS = {
         "pipeline/engine/ray_actors.py",
         "pipeline/engine/ray_crew.py",
         "pipeline/engine/ray_lanes.py",
+        "pipeline/engine/ray_losses.py",
         "pipeline/engine/ray_session.py",
         "pipeline/engine/ray_training.py",
     },

@@ -1,12 +1,13 @@
 """How far a build has come, from its output alone: usable from any machine while it runs, and after it died.
 
-Enters: a store. Leaves: a JSON-ready dict of receipts added up, and the running build's own last word (`progress.json`)
-if there is one.
+Enters: a store. Leaves: a JSON-ready dict of receipts added up, and the running build's own last word
+(`progress/{build}.json`) if there is one.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from pipeline.records import Counts
 if TYPE_CHECKING:
     from pipeline.storage import Store
 
-PROGRESS_KEY = "progress.json"
-"""Written by the engine now and then; a heartbeat, never a truth."""
+PROGRESS_PREFIX = "progress/"
+"""One object a running build, see `engine.heartbeat`; never a truth."""
+MISSED = 3  # intervals without news before a build counts as dead
 
 
 def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
@@ -53,12 +55,15 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
 
 
 def _heartbeat(store: Store) -> dict[str, Any] | None:
-    try:
-        data = store.read(PROGRESS_KEY)
-    except NotFound:
-        return None
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise OutputError(f"{PROGRESS_KEY} is not JSON: {error}", uri=store.uri(PROGRESS_KEY)) from None
-    return found if isinstance(found, dict) else {"value": found}
+    """The build started last of those that live: whose object was renewed within three of its intervals."""
+    live = []
+    for info in store.list(PROGRESS_PREFIX):
+        try:
+            found = json.loads(store.read(info.key))
+            if time.time() - found["updated"] < MISSED * found["every_s"]:
+                live.append(found)
+        except NotFound:  # it ended meanwhile
+            continue
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{info.key} is not a heartbeat: {error}", uri=store.uri(info.key)) from None
+    return max(live, key=lambda found: found["started"], default=None)

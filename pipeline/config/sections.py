@@ -248,6 +248,8 @@ class EngineConfig(Section):
     """Shards handed to an encoder at a time; the next one is fetched while the current one finishes."""
     hang_s: float = Field(600.0, gt=0)
     """An encoder that reports no progress for this long is killed and its shards handed to another."""
+    outage_s: float = Field(3600.0, ge=0)
+    """How long a build waits for storage that does not answer or fails for every shard. Then it ends; the same command resumes."""
 
 
 BuildPoint = Literal[
@@ -312,6 +314,15 @@ class EncodeJob(Section):
             **{f"decode.{name}": getattr(self.decode, name) for name in decode},
             "write.max_abs": self.write.max_abs,
         }
+
+    @model_validator(mode="after")
+    def _one_gpu_an_actor(self) -> EncodeJob:
+        if self.engine.executor == "ray" and self.model.device.startswith("cuda:"):
+            raise ValueError(
+                f"model.device: {self.model.device} cannot be chosen under Ray, which gives each encoder one GPU under the name cuda; use "
+                f"--device cuda and set CUDA_VISIBLE_DEVICES={self.model.device[5:]} before Ray starts, or --executor inline"
+            )
+        return self
 
     @field_validator("inputs")
     @classmethod

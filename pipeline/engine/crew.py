@@ -17,8 +17,10 @@ from pipeline.engine.lanes import ProcessLanes, niceness_beside
 if TYPE_CHECKING:
     from pipeline.engine.attempt import ShardResult
     from pipeline.engine.blueprint import Blueprint
+    from pipeline.engine.dispatch import Cause
     from pipeline.records import Shard
 
+IDLE_S = 0.05  # a poll with nothing in flight; short, so that signals and answers of probes are seen soon
 MOST_DECODERS = 16  # per encoder, unless the job says otherwise
 
 
@@ -39,11 +41,11 @@ class ShardEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A worker died or was killed, with all it held."""
+    """A worker died or was killed, with all it held. `cause` says who is to blame, see `dispatch`."""
 
     worker: str
     error: Exception
-    preempted: bool
+    cause: Cause = "unexplained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,9 @@ class InlineCrew:
         if not self._announced:
             self._announced = True
             return [WorkerUp(self._NAME)]
+        if not loop.shards_in_flight:  # a build that waits for its store
+            time.sleep(min(timeout_s, IDLE_S))
+            return []
         deadline = time.monotonic() + timeout_s
         events: list[CrewEvent] = []
         while not events and time.monotonic() < deadline and loop.shards_in_flight:

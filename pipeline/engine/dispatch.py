@@ -1,19 +1,22 @@
-"""Who gets which shard: pure decisions on plain values, each with its reason. No Ray, no clock, no I/O.
+"""Decides which worker gets which shard. Plain values in, plain values out: no Ray, no clock, no I/O.
 
-Enters: the shards to do and what happened to workers. Leaves: assignments, retries, speculative copies, a verdict per shard.
-Shards go out longest first; each worker holds up to `credit` of them; when none is left to hand out, the slowest running ones are
-copied to idle workers (safe: the receipt fence lets only one copy win). A shard is given up after `attempts` failures of its own;
-losing a preempted worker is nobody's fault and is not counted.
+In: the shards to do, and what happened to workers and attempts, each with the time it happened. Out: assignments, and a `Verdict` with
+its reason for every failure. Shards go out longest first; a worker holds up to `credit` of them; when none is left to hand out, the
+slowest running ones are copied to idle workers (safe: the first receipt wins).
+
+Blame: a shard is given up after `attempts` failures of its own. A worker that dies without an explanation makes *suspects* of the shards
+it held. A suspect runs alone on a worker, and only the shard that was alone when its worker died gets the failure counted. A preempted
+worker counts for no shard, a node that died for no shard up to `EXCUSED` times each. Every call costs at most O(log shards).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import FatalError, SourceChanged, TransientError
+from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,13 +25,20 @@ if TYPE_CHECKING:
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
 MIN_EVIDENCE = 100  # samples seen before the reject budget may stop a running build
+EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
+
+Cause = Literal["unexplained", "node", "preempted"]
 
 
 @dataclass(slots=True)
 class _Progress:
     shard: Shard
     shard_id: str
+    given: int = 0
     failures: int = 0
+    excused: int = 0
+    suspect: bool = False  # until it is done: it may be what kills workers
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
     done: bool = False
 
@@ -51,60 +61,89 @@ class Verdict:
 
 
 class Dispatcher:
-    """The state of a build's shards."""
+    """The state of a build's shards. `now` is any clock that only grows, in seconds."""
 
     def __init__(self, shards: Iterable[tuple[str, Shard]], *, credit: int, attempts: int) -> None:
         ordered = sorted(shards, key=lambda item: (-item[1].num_bytes, item[1].name))
         self._shards = {shard_id: _Progress(shard, shard_id) for shard_id, shard in ordered}
         self._pending = deque(self._shards)
+        self._suspects: deque[str] = deque()  # each waits for a worker of its own
+        self._delayed: list[tuple[float, str]] = []  # heap: not before, shard
+        self._parked: set[str] = set()  # their failure is being looked into
         self._workers: dict[str, set[str]] = {}
+        # Workers that take shards, by how many they hold; a dict keeps the order in which they came to hold that many.
+        self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
+        self._closed: set[str] = (
+            set()
+        )  # workers that get nothing more until they hold nothing: with a suspect, or kept for one
+        self._kept: set[str] = set()  # of those, the ones kept for a suspect that waits
         self._credit = credit
         self._attempts = attempts
-        self._durations: list[float] = []
-        # Kept as counts: a build may have 100,000 shards, and these are asked for on every event.
+        self._durations = RunningMedian()
+        self._started: list[tuple[float, str, str]] = []  # heap of (start, shard, worker); entries may be out of date
         self._running: set[str] = set()
         self._open = len(self._shards)
         self.open_bytes = sum(progress.shard.num_bytes for progress in self._shards.values())
         self.given_up: dict[str, str] = {}
         self.draining = False
+        self.paused = False  # nothing is handed out for the time being
 
     @property
     def finished(self) -> bool:
-        """Nothing left to hand out and nothing running (or, draining, nothing running)."""
-        return not self._running and (self.draining or not self._pending)
+        """Nothing runs, and nothing is left to hand out (or, draining, need not be)."""
+        waiting = self._pending or self._suspects or self._delayed or self._parked
+        return not self._running and (self.draining or not waiting)
 
     @property
     def open_shards(self) -> int:
         """Shards neither done nor given up."""
         return self._open
 
+    def times_given(self, shard_id: str) -> int:
+        """How often the shard was handed out, as a copy or again."""
+        return self._shards[shard_id].given
+
     def workers_wanted(self, most: int) -> int:
         """Workers this build can keep busy."""
         return min(most, self._open)
 
+    def add_shard(self, shard_id: str, shard: Shard) -> None:
+        """One more shard to do: what an attempt left of a group of files."""
+        if shard_id not in self._shards:
+            self._shards[shard_id] = _Progress(shard, shard_id)
+            self._pending.append(shard_id)
+            self._open += 1
+            self.open_bytes += shard.num_bytes
+
     def add_worker(self, worker: str) -> None:
         """A worker is ready for shards."""
-        self._workers.setdefault(worker, set())
+        if worker not in self._workers:
+            self._workers[worker] = set()
+            self._place(worker)
 
     def assignments(self, now: float) -> list[Assignment]:
         """What to hand out now; taken as done. Workers with the least to do are served first."""
-        given = []
-        while self._pending and not self.draining:
-            worker = self._least_busy()
+        if self.draining or self.paused:
+            return []
+        while self._delayed and self._delayed[0][0] <= now:
+            self._requeue(self._shards[heapq.heappop(self._delayed)[1]])
+        given = self._give_suspects(now)
+        while self._pending:
+            if self._shards[self._pending[0]].done:
+                self._pending.popleft()
+                continue
+            worker = self._least_busy(0)
             if worker is None:
                 break
-            shard_id = self._pending.popleft()
-            given.append(self._give(worker, shard_id, now, "next longest shard"))
-        if not self._pending and not self.draining:
-            given += self._speculate(now)
-        return given
+            given.append(self._give(worker, self._pending.popleft(), now, "next longest shard"))
+        return given if self._pending else given + self._speculate(now)
 
     def on_done(self, worker: str, shard_id: str, now: float) -> bool:
         """A shard is committed. False if it was known already (the slower of two copies)."""
         progress = self._shards[shard_id]
         started = self._stop_running(progress, worker)
         if started is not None:
-            self._durations.append(now - started)
+            self._durations.add(now - started)
         if progress.done:
             return False
         progress.done = True
@@ -114,10 +153,63 @@ class Dispatcher:
             self._close(progress)
         return True
 
-    def on_failed(self, worker: str, shard_id: str, error: BaseException) -> Verdict:
-        """An attempt ended in `error`."""
+    def on_failed(self, worker: str, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """An attempt ended in `error`, which counts."""
         progress = self._shards[shard_id]
         self._stop_running(progress, worker)
+        return self._count(progress, error, now)
+
+    def park(self, worker: str, shard_id: str) -> float | None:
+        """An attempt failed and it is not known yet whose fault it is: `judge` or `release` must follow.
+
+        Returns when the attempt started; None where nothing need follow: the shard is done, given up or still runs elsewhere.
+        """
+        progress = self._shards[shard_id]
+        started = self._stop_running(progress, worker)
+        if started is None or progress.done or progress.running or shard_id in self.given_up:
+            return None
+        self._parked.add(shard_id)
+        return started
+
+    def judge(self, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """The failure of a parked shard counts."""
+        self._parked.discard(shard_id)
+        return self._count(self._shards[shard_id], error, now)
+
+    def release(self, shard_id: str) -> None:
+        """The failure of a parked shard was not its own: it is handed out again, first of all."""
+        self._parked.discard(shard_id)
+        self._requeue(self._shards[shard_id], first=True)
+
+    def on_lost(
+        self, worker: str, error: BaseException, now: float, *, cause: Cause = "unexplained"
+    ) -> list[tuple[str, Verdict]]:
+        """A worker is gone. Returns what becomes of the shards it held that are not done."""
+        held = sorted(self._workers.get(worker, ()))
+        verdicts = []
+        for shard_id in held:
+            progress = self._shards[shard_id]
+            self._stop_running(progress, worker)
+            if progress.done or shard_id in self.given_up:
+                continue
+            verdicts.append((shard_id, self._lost(progress, error, now, cause, alone=len(held) == 1)))
+        self._forget(worker)
+        return verdicts
+
+    # --- what a failure means -----------------------------------------------------------------------------------------
+
+    def _lost(self, progress: _Progress, error: BaseException, now: float, cause: Cause, *, alone: bool) -> Verdict:
+        progress.excused += cause == "node"
+        if cause == "preempted" or (cause == "node" and progress.excused <= EXCUSED):
+            self._requeue(progress, first=True)
+            return Verdict(True, "its node was preempted" if cause == "preempted" else "its node died; not counted")
+        progress.suspect = True
+        if alone:
+            return self._count(progress, error, now)
+        self._requeue(progress)
+        return Verdict(True, f"{error}; it was not alone there, so it is tried again alone and nothing is counted")
+
+    def _count(self, progress: _Progress, error: BaseException, now: float) -> Verdict:
         if progress.done:
             return Verdict(False, "another copy is committed")
         progress.failures += 1
@@ -125,59 +217,25 @@ class Dispatcher:
             return Verdict(False, "another copy is still running")
         if isinstance(error, SourceChanged):
             return self._give_up(progress, f"{error}; run again to encode what is there now")
-        if isinstance(error, FatalError) and not isinstance(error, TransientError):
+        if isinstance(error, FatalError):
             return self._give_up(progress, str(error))
         if progress.failures >= self._attempts:
             return self._give_up(progress, f"failed {progress.failures} times, last: {type(error).__name__}: {error}")
-        self._pending.append(shard_id)
+        pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 4 ** (progress.failures - 1))
+        if isinstance(error, StorageUnavailable):
+            heapq.heappush(self._delayed, (now + pause_s, progress.shard_id))
+        else:
+            self._requeue(progress)
         return Verdict(True, f"attempt {progress.failures} of {self._attempts} failed: {type(error).__name__}: {error}")
 
-    def on_lost(self, worker: str, error: BaseException, *, preempted: bool) -> list[tuple[str, Verdict]]:
-        """A worker is gone; everything it held goes back."""
-        verdicts = []
-        for shard_id in sorted(self._workers.pop(worker, set())):
-            if preempted:
-                progress = self._shards[shard_id]
-                self._stop_running(progress, worker)
-                if not progress.done and not progress.running:
-                    self._pending.appendleft(shard_id)
-                    verdicts.append((shard_id, Verdict(True, "its node was preempted")))
-            else:
-                verdicts.append((shard_id, self.on_failed(worker, shard_id, error)))
-        return verdicts
-
-    def _least_busy(self) -> str | None:
-        # A worker's second shard only waits in its hands: as long as somebody has none, they come first.
-        free = [(len(held), worker) for worker, held in self._workers.items() if len(held) < self._credit]
-        return min(free)[1] if free else None
-
-    def _give(self, worker: str, shard_id: str, now: float, reason: str) -> Assignment:
-        self._workers[worker].add(shard_id)
-        self._shards[shard_id].running[worker] = now
-        self._running.add(shard_id)
-        return Assignment(worker, self._shards[shard_id].shard, reason)
-
-    def _speculate(self, now: float) -> list[Assignment]:
-        if not self._durations:
-            return []
-        limit = SPECULATE_AGE * median(self._durations)
-        idle = [worker for worker, held in self._workers.items() if not held]
-        if not idle:
-            return []
-        alone = [self._shards[i] for i in sorted(self._running) if len(self._shards[i].running) == 1]
-        started = [(min(progress.running.values()), progress) for progress in alone]
-        slow = sorted((item for item in started if now - item[0] > limit), key=lambda item: item[0])
-        return [
-            self._give(worker, progress.shard_id, now, f"copy of a shard that runs for {now - begun:.0f} s")
-            for worker, (begun, progress) in zip(idle, slow, strict=False)
-        ]
-
-    def _stop_running(self, progress: _Progress, worker: str) -> float | None:
-        started = progress.running.pop(worker, None)
-        self._workers.get(worker, set()).discard(progress.shard_id)
-        if not progress.running:
-            self._running.discard(progress.shard_id)
-        return started
+    def _requeue(self, progress: _Progress, *, first: bool = False) -> None:
+        if progress.done or progress.running:
+            return
+        queue = self._suspects if progress.suspect else self._pending
+        if first:
+            queue.appendleft(progress.shard_id)
+        else:
+            queue.append(progress.shard_id)
 
     def _close(self, progress: _Progress) -> None:
         self._open -= 1
@@ -188,11 +246,118 @@ class Dispatcher:
         self.given_up[progress.shard_id] = reason
         return Verdict(False, reason)
 
+    # --- who is free --------------------------------------------------------------------------------------------------
+
+    def _least_busy(self, from_load: int, *, full_too: bool = False) -> str | None:
+        # A worker's second shard only waits in its hands: as long as another worker has none, that one comes first.
+        for load in range(from_load, self._credit + full_too):
+            if self._by_load[load]:
+                return next(iter(self._by_load[load]))
+        return None
+
+    def _place(self, worker: str) -> None:
+        """Puts a worker where it belongs after what it holds has changed."""
+        held = self._workers.get(worker)
+        for bucket in self._by_load:
+            bucket.pop(worker, None)
+        if held is None:
+            return
+        if not held and worker in self._closed:
+            self._open_again(worker)
+        if worker not in self._closed:
+            self._by_load[len(held)][worker] = None
+
+    def _open_again(self, worker: str) -> None:
+        self._closed.discard(worker)
+        self._kept.discard(worker)
+
+    def _forget(self, worker: str) -> None:
+        self._workers.pop(worker, None)
+        self._place(worker)
+        if worker in self._closed:
+            self._open_again(worker)
+
+    def _give_suspects(self, now: float) -> list[Assignment]:
+        given = []
+        while self._suspects:
+            if self._shards[self._suspects[0]].done:
+                self._suspects.popleft()
+                continue
+            if not self._by_load[0]:
+                break
+            worker = next(iter(self._by_load[0]))
+            given.append(self._give(worker, self._suspects.popleft(), now, "alone: a worker died that held it"))
+            self._shut(worker)
+        # No worker is empty: as many as suspects wait get nothing more until they are.
+        while len(self._kept) < len(self._suspects) and (least := self._least_busy(1, full_too=True)) is not None:
+            self._kept.add(least)
+            self._shut(least)
+        return given
+
+    def _shut(self, worker: str) -> None:
+        self._closed.add(worker)
+        self._place(worker)
+
+    def _give(self, worker: str, shard_id: str, now: float, reason: str) -> Assignment:
+        self._workers[worker].add(shard_id)
+        self._place(worker)
+        self._shards[shard_id].running[worker] = now
+        self._shards[shard_id].given += 1
+        self._running.add(shard_id)
+        heapq.heappush(self._started, (now, shard_id, worker))
+        return Assignment(worker, self._shards[shard_id].shard, reason)
+
+    def _speculate(self, now: float) -> list[Assignment]:
+        given: list[Assignment] = []
+        while self._by_load[0] and self._durations.value is not None and self._started:
+            begun, shard_id, worker = self._started[0]
+            if now - begun <= SPECULATE_AGE * self._durations.value:
+                break
+            heapq.heappop(self._started)
+            progress = self._shards[shard_id]
+            alone = progress.running == {worker: begun} and not progress.done
+            if alone and not progress.suspect:  # a suspect must not take a second worker along
+                idle = next(iter(self._by_load[0]))
+                given.append(self._give(idle, shard_id, now, f"copy of a shard that runs for {now - begun:.0f} s"))
+        return given
+
+    def _stop_running(self, progress: _Progress, worker: str) -> float | None:
+        started = progress.running.pop(worker, None)
+        if worker in self._workers:
+            self._workers[worker].discard(progress.shard_id)
+            self._place(worker)
+        if not progress.running:
+            self._running.discard(progress.shard_id)
+        for other, begun in progress.running.items():  # may be copied again
+            heapq.heappush(self._started, (begun, progress.shard_id, other))
+        return started
+
+
+class RunningMedian:
+    """Median of all values added so far, O(log n) each: the lower half in one heap, the upper half in another."""
+
+    def __init__(self) -> None:
+        self._lower: list[float] = []  # negated
+        self._upper: list[float] = []
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        heapq.heappush(self._upper, -heapq.heappushpop(self._lower, -value))
+        if len(self._upper) > len(self._lower):
+            heapq.heappush(self._lower, -heapq.heappop(self._upper))
+
+    @property
+    def value(self) -> float | None:
+        """The median; None before the first value."""
+        if not self._lower:
+            return None
+        return -self._lower[0] if len(self._lower) > len(self._upper) else (self._upper[0] - self._lower[0]) / 2
+
 
 def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:
     """Why the build must stop for too much damaged input, or None.
 
-    One damaged sample alone is never a flood (unless the budget is 0). While the build runs, a verdict needs `MIN_EVIDENCE` samples.
+    One damaged sample alone never exceeds it (unless the budget is 0). While the build runs, a verdict needs `MIN_EVIDENCE` samples.
     """
     tolerated = budget * counts.samples if final else budget * max(counts.samples, MIN_EVIDENCE)
     if counts.damaged <= max(tolerated, 1 if budget > 0 else 0):

@@ -153,6 +153,11 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
     elif not report.ok:
         left = report.shards_total - report.shards_before - report.shards_done
         error = ShardsFailed(f"stopped with {left} shards to do; the same command resumes")
+    elif report.refused:
+        more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
+        error = ShardsFailed(
+            f"{len(report.refused)} inputs could not be read, the rest is committed; {report.refused[0]}{more}"
+        )
     elif over is not None:
         error = RejectBudgetExceeded(over + (" (earlier runs included)" if work.before.samples else ""))
     elif whole.clips == 0:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import encoder as encoder_room
 from pipeline.engine.crew import Crew, InlineCrew
 from pipeline.errors import ConfigError
+from pipeline.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ class Executor:
             from pipeline.engine import ray_session
 
             ray_session.disconnect()
+            if self._cluster.local:
+                ScratchFolder().close()  # deletes those of actors that were killed; all are gone by now
 
     @property
     def _joins(self) -> bool:

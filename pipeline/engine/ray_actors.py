@@ -20,7 +20,7 @@ from pipeline.encoder import Encoder
 from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
 from pipeline.engine.lanes import niceness_beside
 from pipeline.engine.ray_lanes import RayLanes
-from pipeline.errors import BuildError, LatheError
+from pipeline.errors import LatheError, WorkerLost
 
 if TYPE_CHECKING:
     from pipeline.engine.attempt import ShardResult
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from pipeline.records import Shard
 
 DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
-SHARDS_AT_ONCE = 8  # threads for run_shard; the driver's credit decides how many are used
+SHARDS_AT_ONCE = (
+    16  # threads for run_shard; the driver's credit decides how many are used, repeated calls need some more
+)
+OUTCOMES_KEPT = 64  # answers that may be asked for again
+SHUTDOWN_S = 4.0  # for the step in flight to end
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": 2})
@@ -41,8 +45,16 @@ class EncoderActor:
         self._threads = threads
         self._loop: EncodeLoop | None = None
         self._arrived = threading.Condition()
-        self._outcomes: dict[str, ShardResult | ShardFailure] = {}
+        self._tickets: dict[str, int] = {}  # shard id -> the assignment it runs for
+        self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
         self._broken: BaseException | None = None
+        self._stopping = threading.Event()
+        self._driving: threading.Thread | None = None
+
+    @ray.method(concurrency_group="control")
+    def where(self) -> str:
+        """The node it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="control")
     def load(self) -> dict[str, Any]:
@@ -72,7 +84,8 @@ class EncoderActor:
             )
         self._loop = EncodeLoop(self._blueprint, encoder, lanes)
         self._await_decoder()
-        threading.Thread(target=self._drive, name="encode-loop", daemon=True).start()
+        self._driving = threading.Thread(target=self._drive, name="encode-loop", daemon=True)
+        self._driving.start()
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
     def _await_decoder(self) -> None:
@@ -80,24 +93,38 @@ class EncoderActor:
         while self._loop is not None and not self._loop.can_decode:
             if time.monotonic() > deadline:
                 asked = self._blueprint.job.engine.decoder_cpus
-                raise BuildError(
+                raise WorkerLost(  # here; encoders on other nodes may have decoders
                     f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {asked:g} CPU of "
                     f"{ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
                 )
             time.sleep(0.02)
 
     @ray.method(concurrency_group="shards")
-    def run_shard(self, shard: Shard) -> ShardResult | ShardFailure:
-        """From fetch to receipt."""
+    def run_shard(self, shard: Shard, ticket: int) -> ShardResult | ShardFailure:
+        """From fetch to receipt. Asked again with the same `ticket` (the connection was lost), it answers for the same attempt."""
         if self._loop is None:
             raise RuntimeError("load() first")
-        self._loop.submit(shard)
         shard_id = shard.id(self._blueprint.fingerprint)
         with self._arrived:
-            self._arrived.wait_for(lambda: shard_id in self._outcomes or self._broken is not None)
-            if self._broken is not None:
+            new = ticket not in self._outcomes and self._tickets.get(shard_id) != ticket
+            if new:
+                self._tickets[shard_id] = ticket
+        if new:
+            self._loop.submit(shard)
+        with self._arrived:
+            self._arrived.wait_for(lambda: ticket in self._outcomes or self._broken is not None)
+            if ticket not in self._outcomes and self._broken is not None:
                 raise self._broken
-            return portable(self._outcomes.pop(shard_id))
+            return portable(self._outcomes[ticket])
+
+    @ray.method(concurrency_group="control")
+    def shutdown(self) -> None:
+        """Ends the loop, its attempts with their temporary files, and the decoders. The driver kills the process afterwards."""
+        self._stopping.set()
+        if self._driving is not None:
+            self._driving.join(SHUTDOWN_S)
+        if self._loop is not None and (self._driving is None or not self._driving.is_alive()):
+            self._loop.close()
 
     @ray.method(concurrency_group="control")
     def stats(self) -> dict[str, Any]:
@@ -109,16 +136,22 @@ class EncoderActor:
         if loop is None:
             raise RuntimeError("load() first")
         try:
-            while True:
+            while not self._stopping.is_set():
                 outcomes = loop.step()
                 if outcomes:
                     with self._arrived:
-                        self._outcomes.update({outcome.shard_id: outcome for outcome in outcomes})
+                        self._keep(outcomes)
                         self._arrived.notify_all()
         except BaseException as error:  # noqa: BLE001 - raised by every waiting run_shard
             with self._arrived:
                 self._broken = error
                 self._arrived.notify_all()
+
+    def _keep(self, outcomes: list[ShardResult | ShardFailure]) -> None:
+        for outcome in outcomes:
+            self._outcomes[self._tickets.pop(outcome.shard_id)] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,8 @@
-"""Starting a private Ray or joining a cluster, and leaving it again. The one place that touches Ray's environment.
+"""Starts a private Ray or joins a cluster, and leaves it again. The only file that touches Ray's environment.
 
-Enters: the job's address, sizes. Leaves: a connected Ray and what it offers. Rule: an explicit address, else `RAY_ADDRESS` (which
-`ray job submit` sets), else a private local Ray; never a stray cluster that happens to run on the machine.
+In: the job's address, sizes. Out: a connected Ray and what it offers. Rule: an explicit address, else `RAY_ADDRESS` (which
+`ray job submit` sets), else a private local Ray; never a stray cluster that happens to run on the machine. A private Ray keeps its
+sessions in a `RayFolder`, which is deleted with it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import signals
 from pipeline.config import ray_address_from_environment
-from pipeline.errors import AccessError
+from pipeline.engine.ray_folder import RayFolder
+from pipeline.errors import AccessError, BuildError
+from pipeline.wording import size
 
 MiB = 1024 * 1024
 CONNECT_S = 5.0
@@ -34,33 +39,39 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
 
     Raises:
         AccessError: no cluster answers at the address.
+        BuildError: a private Ray does not start.
+        KeyboardInterrupt: a signal came meanwhile.
     """
     address = address or ray_address_from_environment()
     local = not joins(address)
     _prepare_environment(local=local)
-    import ray
-
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if local:
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(cpus + 0.5)),
-            include_dashboard=False,
-            object_store_memory=max(object_store_bytes, 80 * MiB),
-            **quiet,
-        )
+        options |= {
+            "address": "local",
+            "num_cpus": max(1, round(cpus + 0.5)),
+            "include_dashboard": False,
+            "object_store_memory": max(object_store_bytes, 80 * MiB),
+        }
+        _start_private(options)
     else:
         _check_reachable(str(address))
         try:
-            ray.init(address=address, **quiet)
+            _connections.append(_Connection({"address": address, **options}, None))
         except (ConnectionError, ValueError, RuntimeError) as error:
-            text = " ".join(str(error).split())[:200]
             raise AccessError(
-                f"engine.address: no Ray cluster answers at {address!r} ({text}); "
+                f"engine.address: no Ray cluster answers at {address!r} ({_line(error)}); "
                 "check the address, or leave it out to run on this machine"
             ) from error
-    resources = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node.get("Alive"))
+    try:
+        signals.check()
+        import ray
+
+        resources = ray.cluster_resources()
+        nodes = sum(1 for node in ray.nodes() if node.get("Alive"))
+    except BaseException:
+        disconnect()
+        raise
     return Cluster(local, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
 
 
@@ -70,14 +81,79 @@ def joins(address: str | None) -> bool:
 
 
 def disconnect() -> None:
-    """Leaves the cluster; a private one ends."""
-    import ray
+    """Leaves the cluster; a private one ends, with its processes and its folder. A second call does nothing."""
+    while _connections:
+        _connections.pop().close()
 
-    ray.shutdown()
+
+class _Connection:
+    """Ray, initialised and shut down by a thread that lives as long as it is used.
+
+    Not the main thread: there `ray.init` replaces the handler of SIGTERM. And the thread must live on: the kernel ends Ray's processes when
+    the thread that started them ends (PR_SET_PDEATHSIG), which is also why a killed driver leaves none.
+    """
+
+    def __init__(self, options: dict[str, Any], folder: RayFolder | None) -> None:
+        """Raises what `ray.init` raises."""
+        self._options = options
+        self._folder = folder
+        self._error: Exception | None = None
+        self._up = threading.Event()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._own, name="ray", daemon=True)
+        with signals.deferred():  # half a Ray cannot be shut down cleanly; the second signal does not wait
+            self._thread.start()
+            self._up.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def close(self) -> None:
+        self._leave.set()
+        self._thread.join()
+        if self._folder is not None:
+            self._folder.close()
+
+    def _own(self) -> None:
+        import ray
+
+        try:
+            ray.init(**self._options)
+        except Exception as error:  # noqa: BLE001 - raised in the constructor; Ray raises bare Exceptions
+            self._error = error
+        self._up.set()
+        if self._error is None:
+            self._leave.wait()
+        ray.shutdown()
+
+
+_connections: list[_Connection] = []  # of this process: at most one, as Ray has it
+
+
+def _start_private(options: dict[str, Any]) -> None:
+    """Two tries: a busy machine may need more time than Ray gives itself."""
+    for last in (False, True):
+        folder = RayFolder()
+        try:
+            _connections.append(_Connection({**options, "_temp_dir": folder.path}, folder))
+        except Exception as error:
+            where = f"{folder.path} with {size(folder.free_bytes)} free"
+            folder.close()  # its processes have ended with the thread that started them
+            if last or signals.requested():
+                raise BuildError(
+                    f"a private Ray did not start on this machine ({_line(error)}); its temporary folder was {where}; free space there "
+                    "or point TMPDIR elsewhere, run when the machine is less busy, or use --executor inline"
+                ) from error
+        else:
+            return
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _check_reachable(address: str) -> None:
-    """A TCP knock at `[ray://]host:port`: Ray itself keeps trying for minutes. Other forms (`auto`) are Ray's to resolve."""
+    """A TCP connection to `[ray://]host:port`: Ray itself keeps trying for minutes. Other forms (`auto`) are Ray's to resolve."""
     host, sep, port = address.removeprefix("ray://").rpartition(":")
     if not sep or not port.isdecimal():
         return

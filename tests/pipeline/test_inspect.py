@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.audit.inspect import inspect_path
-from pipeline.audit.status import PROGRESS_KEY, status
+from pipeline.audit.status import PROGRESS_PREFIX, status
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.receipts import Ledger
@@ -200,7 +201,8 @@ def test_status_adds_receipts_up(store: Store, tmp_path: Path) -> None:
     empty = status(store)
     assert (empty["shards"], empty["samples"], empty["last_commit"], empty["progress"]) == (0, 0, None, None)
     receipts = build(store, tmp_path)
-    store.write(PROGRESS_KEY, b'{"shards_total": 7}')
+    alive = {"shards_total": 7, "updated": time.time(), "every_s": 30, "started": 1}
+    store.write(f"{PROGRESS_PREFIX}build.json", json.dumps(alive).encode())
     found = status(store)
     expected = {
         "shards": 2,
@@ -215,7 +217,7 @@ def test_status_adds_receipts_up(store: Store, tmp_path: Path) -> None:
     assert {name: found[name] for name in expected} == expected
     assert found["rejects"] == {"too_short": 2, "undecodable": 1}
     assert found["last_commit"] == max(receipt.created for receipt in receipts)
-    assert found["progress"] == {"shards_total": 7}
+    assert found["progress"] == alive
     json.dumps(found)
 
 
@@ -226,6 +228,6 @@ def test_status_of_no_output(store: Store) -> None:
 
 def test_a_damaged_heartbeat_is_named(store: Store, tmp_path: Path) -> None:
     Ledger(store).prepare("films")
-    store.write(PROGRESS_KEY, b"{half")
-    with pytest.raises(OutputError, match=r"progress\.json is not JSON"):
+    store.write(f"{PROGRESS_PREFIX}build.json", b"{half")
+    with pytest.raises(OutputError, match=r"progress/build\.json is not a heartbeat"):
         status(store)

@@ -1,0 +1,117 @@
+"""Heartbeats of builds: one object a build, never waited for, never left behind by an orderly end, never mistaken for another build's."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from pipeline.audit.status import status
+from pipeline.config import StorageConfig
+from pipeline.engine import heartbeat
+from pipeline.engine.heartbeat import Heartbeat
+from pipeline.errors import StorageUnavailable
+from pipeline.receipts import Ledger
+from pipeline.storage import open_store
+from pipeline.storage.local import LocalStore
+
+NUMBERS = {"shards_done": 1, "shards_total": 3, "frames_per_s": 2.0}
+
+
+@pytest.fixture
+def store(tmp_path):
+    found = open_store(str(tmp_path / "out"), StorageConfig())
+    Ledger(found).prepare("lathe")
+    return found
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def keys(store):
+    return [info.key for info in store.list("progress/")]
+
+
+def test_two_builds_write_two_objects_and_each_removes_its_own(store):
+    builds = [Heartbeat(store, "f" * 32) for _ in range(2)]
+    for number, build in enumerate(builds):
+        build.offer({**NUMBERS, "shards_done": number})
+        until(lambda build=build: build.key in keys(store))
+    assert status(store)["progress"]["pid"] == os.getpid()
+    builds[1].close()
+    assert keys(store) == [builds[0].key]
+    assert status(store)["progress"]["shards_done"] == 0
+    builds[0].close()
+    assert keys(store) == []
+    assert status(store)["progress"] is None
+
+
+def test_the_latest_numbers_win(store):
+    build = Heartbeat(store, "f" * 32, every_s=0.01)
+    for number in range(200):
+        build.offer({**NUMBERS, "shards_done": number})
+    until(lambda: keys(store) and json.loads(store.read(build.key))["shards_done"] == 199)
+    build.close()
+
+
+class Hanging(LocalStore):
+    """A store that does not answer writes until it is let go."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def write(self, key, data):
+        self.asked.set()
+        self.go.wait(60)
+        super().write(key, data)
+
+
+def test_a_store_that_hangs_is_never_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "CLOSE_S", 0.2)
+    slow = Hanging(str(tmp_path))
+    build = Heartbeat(slow, "f" * 32)
+    for _ in range(1000):
+        build.offer(NUMBERS)
+    assert slow.asked.wait(60)
+    build.offer(NUMBERS)
+    assert build.failure() is None
+    build.close()  # gives up waiting
+    assert not slow.go.is_set()
+    slow.go.set()
+
+
+def test_a_store_that_refuses_is_told_once(tmp_path, monkeypatch):
+    store = LocalStore(str(tmp_path))
+
+    def refuse(key, data):
+        raise StorageUnavailable("503")
+
+    monkeypatch.setattr(store, "write", refuse)
+    build = Heartbeat(store, "f" * 32, every_s=0.01)
+    told = []
+    for _ in range(50):
+        build.offer(NUMBERS)
+        time.sleep(0.01)
+        told += [text for text in [build.failure()] if text]
+    build.close()
+    assert len(told) == 1
+    assert "503" in told[0]
+
+
+def test_what_a_killed_build_left_is_not_shown_and_goes_after_a_day(store):
+    facts = {"build": "old", "started": 1.0, "every_s": 30.0, "running": True, **NUMBERS}
+    for name, age in (("yesterday", 25 * 3600), ("today", 3600)):
+        store.write(f"progress/{name}.json", json.dumps({**facts, "updated": time.time() - age}).encode())
+        os.utime(store.uri(f"progress/{name}.json"), (time.time() - age,) * 2)
+    assert status(store)["progress"] is None
+    build = Heartbeat(store, "f" * 32)
+    build.offer(NUMBERS)
+    until(lambda: "progress/yesterday.json" not in keys(store))
+    build.close()
+    assert keys(store) == ["progress/today.json"]

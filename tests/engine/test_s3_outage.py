@@ -1,0 +1,64 @@
+"""A real S3 server that goes away in the middle of a real build, and comes back."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline.config import StorageConfig
+from pipeline.storage import open_store
+from tests.faulty_proxy import FaultyProxy
+from tests.tiny_corpus import make_corpus, receipts, tiny_flags
+
+pytestmark = pytest.mark.s3
+
+AWAY_S = 8.0
+
+
+class LeavingProxy(FaultyProxy):
+    """Closes its port when the first receipt has passed, and opens it again after `AWAY_S`."""
+
+    def __init__(self, target):
+        super().__init__(target, lambda *_: None)
+        self.port = self._listener.getsockname()[1]
+        self.returned = threading.Event()
+        threading.Thread(target=self._leave, daemon=True).start()
+
+    def _leave(self):
+        while not any(method == "PUT" and "/receipts/" in target for method, target in self.requests):
+            time.sleep(0.02)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        time.sleep(AWAY_S)
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.returned.set()
+        self._accept()
+
+
+def test_a_store_that_is_away_for_seconds_costs_nothing_but_them(s3, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", shards=6, samples=3)
+    store = open_store(s3.root + "/in", StorageConfig())
+    for path in sorted(corpus.iterdir()):
+        store.upload(path, path.name)
+    with LeavingProxy(s3.address) as proxy:
+        command = [sys.executable, "-m", "pipeline", "encode", s3.root + "/in/*.tar", s3.root + "/out"]
+        # A patience shorter than the outage: it is the build that waits.
+        flags = tiny_flags("--executor", "inline", "--set", "storage.max_attempts=2", "--set", "engine.attempts=1")
+        run = subprocess.run(
+            [*command, *flags],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint},
+        )
+        assert proxy.returned.is_set()
+    assert run.returncode == 0, run.stderr
+    assert "6 of 6 shards encoded" in run.stdout
+    assert run.stderr.count("has not answered since") == 1, run.stderr
+    assert run.stderr.count("answers again") == 1, run.stderr
+    assert "attempt 1 of" not in run.stderr
+    assert len(receipts(s3.root + "/out")) == 6

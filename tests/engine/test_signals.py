@@ -1,0 +1,195 @@
+"""One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line that says so, nothing left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import signals
+from tests.engine.test_kill import drill_flags
+from tests.tiny_corpus import make_corpus, receipts, tiny_flags
+
+PRIVATE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=4, samples=2)
+
+
+@pytest.fixture
+def temporary():
+    """A TMPDIR of the command's own, short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def start(corpus, output, temporary, *flags, **options):
+    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *tiny_flags(*flags)]
+    environment = {**PRIVATE, "TMPDIR": str(temporary)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def wait_for(condition, run):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def catches(run, number):
+    """Whether the process has a handler for the signal."""
+    mask = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{run.pid}/status").read_text())
+    return bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
+def left_behind(temporary):
+    """Processes that were started with this TMPDIR, and what lies in it."""
+    processes = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR") == str(temporary) and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(" ".join(process.cmdline())[:100])
+        except psutil.Error:
+            continue
+    return processes, sorted(path.name for path in temporary.iterdir())
+
+
+def assert_nothing_left(temporary):
+    deadline = time.monotonic() + 20
+    while left_behind(temporary) != ([], []) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left_behind(temporary) == ([], [])
+
+
+def assert_stopped(run, temporary):
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 130, stderr
+    assert re.search(r"^lathe: stopped.*; the same command resumes$", stderr, re.M), stderr
+    assert "Traceback" not in stderr
+    assert_nothing_left(temporary)
+    return stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_starts(corpus, tmp_path, temporary, number):
+    run = start(corpus, tmp_path / "out", temporary, "--executor", "inline")
+    wait_for(lambda: catches(run, signal.SIGHUP), run)
+    run.send_signal(number)
+    assert_stopped(run, temporary)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_encodes_drains(corpus, tmp_path, temporary, number):
+    output = tmp_path / "out"
+    flags = ("--executor", "inline", "--set", "engine.credit=1")
+    run = start(corpus, output, temporary, *flags)
+    wait_for(lambda: (output / "receipts").exists(), run)
+    run.send_signal(number)
+    stderr = assert_stopped(run, temporary)
+    done = len(receipts(output))
+    assert 0 < done < 4
+    assert f"stopped: {4 - done} shards to do" in stderr
+    again = start(corpus, output, temporary, *flags)
+    assert again.communicate(timeout=120)[1].count("error") == 0
+    assert again.returncode == 0
+    assert len(receipts(output)) == 4
+
+
+def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
+    flags = ("--executor", "inline", *drill_flags("before_upload", tmp_path / "m"), "--set", "drill.action=hang")
+    run = start(corpus, tmp_path / "out", temporary, *flags)
+    wait_for(lambda: (tmp_path / "m").exists(), run)
+    run.send_signal(signal.SIGTERM)
+    assert any("stopping" in line for line in run.stderr)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert re.search(r"stopped: [34] shards to do", stderr)  # one may have been done before the second came
+
+
+@pytest.mark.parametrize("progress", ["plain", "rich"])
+def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary, progress):
+    """SIGHUP comes with a terminal that can no longer be written to."""
+    master, slave = os.openpty()
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output)]
+    flags = tiny_flags("--executor", "inline", "--set", "engine.credit=1", "--progress", progress)
+    run = subprocess.Popen(
+        [*command, *flags], stdout=slave, stderr=slave, stdin=slave, env={**PRIVATE, "TMPDIR": str(temporary)}
+    )
+    os.close(slave)
+    wait_for(lambda: (output / "receipts").exists(), run)
+    os.close(master)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(60) == 130
+    assert_nothing_left(temporary)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_private_ray_starts(corpus, tmp_path, temporary, number):
+    run = start(corpus, tmp_path / "out", temporary)
+    wait_for(lambda: list(temporary.glob("lathe-ray-*/session_*")), run)
+    run.send_signal(number)
+    assert_stopped(run, temporary)
+
+
+@pytest.mark.ray
+def test_a_build_on_a_private_ray_that_fails_leaves_nothing_behind(corpus, tmp_path, temporary):
+    drill = drill_flags("before_commit", tmp_path / "m", 99)
+    run = start(
+        corpus, tmp_path / "out", temporary, *drill, "--set", "drill.action=raise", "--set", "engine.attempts=1"
+    )
+    _, stderr = run.communicate(timeout=180)
+    assert run.returncode == 1, stderr
+    assert "4 of 4 shards failed" in stderr
+    assert_nothing_left(temporary)
+
+
+@pytest.mark.ray
+def test_a_drained_build_on_a_private_ray_leaves_nothing_behind(corpus, tmp_path, temporary):
+    output = tmp_path / "out"
+    run = start(corpus, output, temporary, "--set", "engine.credit=1")
+    wait_for(lambda: (output / "receipts").exists(), run)
+    run.send_signal(signal.SIGINT)
+    assert_stopped(run, temporary)
+
+
+def test_a_library_call_installs_no_handlers():
+    before = [signal.getsignal(number) for number in signals.STOPPING]
+    with signals.deferred():
+        assert [signal.getsignal(number) for number in signals.STOPPING] == before
+    other = []
+    thread = threading.Thread(target=lambda: other.append(signals.handled().__enter__()))
+    thread.start()
+    thread.join()
+    assert other == [None]
+    assert [signal.getsignal(number) for number in signals.STOPPING] == before
+
+
+def test_handlers_are_put_back_and_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with signals.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert signals.requested()
+            with pytest.raises(KeyboardInterrupt):
+                signals.check()
+        assert not signals.requested()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
