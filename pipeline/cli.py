@@ -12,11 +12,13 @@ import typer
 
 from pipeline import network_commands, signals
 from pipeline.terminal import (
+    RETRY_REJECTS,
     AsJson,
     Checkpoint,
     Clips,
     Config,
     Debug,
+    EncodeCommand,
     Fps,
     Frames,
     Model,
@@ -41,7 +43,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=EncodeCommand)
 def encode(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="INPUT... OUTPUT", help="Shards or videos, then the output.")
@@ -64,6 +66,15 @@ def encode(
         str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else a private Ray]")
     ] = None,
     progress: Annotated[str | None, typer.Option(help="auto, rich, plain, json or none. [default: auto]")] = None,
+    retry_rejects: Annotated[
+        str | None,
+        typer.Option(
+            RETRY_REJECTS,
+            metavar="[REASON…]",
+            help="Encode rejected inputs of finished shards again: those that limits rejected which this run does not have, "
+            "or those with these reasons.",
+        ),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -89,6 +100,7 @@ def encode(
         "engine.executor": executor,
         "engine.address": address,
         "progress": progress,
+        "retry_rejects": retry_rejects,
     }
 
     def run() -> None:

@@ -7,10 +7,13 @@ SIGTERM or SIGHUP.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from pipeline.signals import EXIT_CODE
 
@@ -41,6 +44,31 @@ Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or
 Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
 ComputeDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: by device]")]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
+
+
+RETRY_REJECTS = "--retry-rejects"
+
+
+class EncodeCommand(typer.core.TyperCommand):
+    """Command whose option `--retry-rejects` takes any number of reasons, or none: typer has no option with an optional value.
+
+    Words behind the option are reasons, unless they are options or name something that exists (inputs and output of a build whose
+    rejects are retried do).
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Joins the option and its reasons to one argument."""
+        return super().parse_args(ctx, _with_joined_reasons(args))
+
+
+def _with_joined_reasons(args: list[str]) -> list[str]:
+    if RETRY_REJECTS not in args:
+        return args
+    at = args.index(RETRY_REJECTS)
+    end = at + 1
+    while end < len(args) and re.fullmatch(r"[a-z0-9_]+(,[a-z0-9_]+)*", args[end]) and not os.path.exists(args[end]):
+        end += 1
+    return [*args[:at], f"{RETRY_REJECTS}={','.join(args[at + 1 : end])}", *args[end:]]
 
 
 def storage_config(endpoint_url: str | None) -> Any:

@@ -11,7 +11,7 @@ from pipeline.clips import resolve_rules
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.attempt import ShardAttempt
 from pipeline.engine.blueprint import draw
-from pipeline.records import Bucket
+from pipeline.records import Bucket, OpenedVideo
 from pipeline.storage.local import LocalStore
 from tests.pipeline.latent_clips import SPEC, latent_clip
 from tests.tiny_corpus import tiny_job
@@ -81,10 +81,16 @@ def latent_for(sample, clip=0, *, bucket=BUCKET, **options):
     return replace(made, sample=sample)
 
 
+def opened(sample, clips):
+    """What a decoder answers for a video of so many clips."""
+    made = latent_for(sample)
+    return OpenedVideo(made.info, tuple(replace(made.plan, index=n) for n in range(clips)), ())
+
+
 def encode(attempt, samples, clips=1):
     """Gives the attempt a latent for every sample, as the encode loop would."""
     for sample in samples:
-        attempt.opened(sample, clips, ())
+        attempt.opened(sample, opened(sample, clips))
         for clip in range(clips):
             attempt.clip_done(latent_for(sample, clip))
         attempt.sample_ended(sample)

@@ -13,7 +13,7 @@ from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.receipts import Ledger
 from pipeline.records import Bucket, Reject
 from pipeline.storage.local import LocalStore
-from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, read_all, shards_of, start, until
+from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, opened, read_all, shards_of, start, until
 from tests.tiny_corpus import receipts, rows, write_tar
 
 BIG = {"bucket": Bucket(5, 256, 256)}  # 32 KiB a latent
@@ -120,7 +120,7 @@ def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, mo
     store = HeldStore(blueprint.job.output)
     attempt = start(shards_of(blueprint)[0], blueprint, store)
     sample = until(attempt.next_sample, attempt)
-    attempt.opened(sample, 400, ())
+    attempt.opened(sample, opened(sample, 400))
     for clip in range(400):  # 8 files' worth; returns at once although nothing is uploaded
         attempt.clip_done(latent_for(sample, clip, array=np.zeros((4, 2, 32, 32), np.float32), **BIG))
     attempt.sample_ended(sample)
@@ -138,7 +138,7 @@ def test_encoded_videos_do_not_wait_with_their_latents(shard, blueprint):
     store = HeldStore(blueprint.job.output)
     attempt = start(shard, blueprint, store)
     samples = read_all(attempt, 3)
-    attempt.opened(samples[0], 2, ())
+    attempt.opened(samples[0], opened(samples[0], 2))
     attempt.clip_done(latent_for(samples[0]))
     attempt.sample_ended(samples[0])  # one clip is still in the network
     assert attempt._accounts.open(samples[0]).sample.video == b""
@@ -159,7 +159,7 @@ def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, blueprint,
     monkeypatch.setattr(LocalStore, "upload", refuse)
     attempt = start(shard, blueprint)
     sample = until(attempt.next_sample, attempt)
-    attempt.opened(sample, 500, ())
+    attempt.opened(sample, opened(sample, 500))
     for clip in range(70):
         attempt.clip_done(latent_for(sample, clip, array=np.zeros((4, 2, 32, 32), np.float32), **BIG))
     with pytest.raises(StorageUnavailable, match="503"):
@@ -267,7 +267,7 @@ def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, bl
     attempt = start(shard, blueprint)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
-    attempt.opened(samples[0], 2, ())
+    attempt.opened(samples[0], opened(samples[0], 2))
     values = np.full((4, 2, 4, 4), 3.0, np.float32)
     values[2, 0, 0, 0] = -3e5
     attempt.clip_done(latent_for(samples[0], 0, array=values))
@@ -288,9 +288,9 @@ def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard,
     attempt = start(shard, blueprint)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
-    attempt.opened(samples[0], 3, ())
+    attempt.opened(samples[0], opened(samples[0], 3))
     attempt.clip_done(latent_for(samples[0], 0))
-    attempt.opened(samples[0], 3, ())
+    attempt.opened(samples[0], opened(samples[0], 3))
     assert attempt.has_clip(samples[0], 0)
     attempt.sample_rejected(samples[0], Reject("0", "decode", "decoder_crashed", "twice", policy=False))
     result = until(attempt.poll)

@@ -393,10 +393,8 @@ def test_a_sheet_that_cannot_be_is_refused_first(sheet, complaint, tar_job):
 def test_an_output_in_a_bucket_leaves_the_sheet_here(container, request, s3, tmp_path, monkeypatch):
     job = request.getfixturevalue("tar_job" if container == "tar" else "file_job")
     bucket = open_store(f"{s3.root}/out", s3.config())
-    for path in Path(job.output).rglob("*"):
-        if path.is_file() and path.suffix != ".png":
-            bucket.upload(path, path.relative_to(job.output).as_posix())
+    for path in (path for path in Path(job.output).rglob("*") if path.is_file() and path.suffix != ".png"):
+        bucket.upload(path, path.relative_to(job.output).as_posix())
     monkeypatch.chdir(tmp_path)
-    account = preview(f"{s3.root}/out", s3.config(), clips=2)
-    assert account["sheet"] == str(tmp_path / "preview.png")
-    assert account["clips"] == preview(job.output, StorageConfig(), clips=2)["clips"]
+    there, here = preview(f"{s3.root}/out", s3.config(), clips=2), preview(job.output, StorageConfig(), clips=2)
+    assert (there["sheet"], there["clips"]) == (str(tmp_path / "preview.png"), here["clips"])
