@@ -150,9 +150,6 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
         name, why = sorted(report.failed.items())[0]
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
-    elif not report.ok:
-        left = report.shards_total - report.shards_before - report.shards_done
-        error = ShardsFailed(f"stopped with {left} shards to do; the same command resumes")
     elif report.refused:
         more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
         error = ShardsFailed(

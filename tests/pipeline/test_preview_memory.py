@@ -15,7 +15,7 @@ from pipeline.writer.index_file import IndexRow
 from tests.model.test_out_of_memory import OTHERS, TEXTS
 from tests.tiny_corpus import TINY_NETWORK
 
-ROW = IndexRow("x", 0, 0, 0, "", None, None, None, (4, 2, 4, 4), "float32", "5x32x32", 5, "", None)
+ROW = IndexRow("x", 0, 0, 0, "", None, None, None, (4, 2, 4, 4), "float32", "5x32x32", 5, "u", "k", "", None)
 
 
 @pytest.fixture(scope="module")
