@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline import cli
+from pipeline.config import build_job
 
 if TYPE_CHECKING:
     import pytest
@@ -42,7 +43,11 @@ def job_of(command: str, monkeypatch: pytest.MonkeyPatch) -> EncodeJob:
     program = ["lathe"] if words[0] == "lathe" else ["python", "-m", "pipeline"]
     assert words[: len(program)] == program, command
     jobs: list[EncodeJob] = []
-    monkeypatch.setattr(cli, "_encode", jobs.append)
+    monkeypatch.setattr(
+        cli,
+        "_encode",
+        lambda flags, config, overrides: jobs.append(build_job(flags, config_path=config, overrides=overrides)),
+    )
     result = CliRunner().invoke(cli.app, words[len(program) :])
     assert result.exit_code == 0, f"{command}\n{result.output}"
     (job,) = jobs
