@@ -5,18 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-import pipeline
 from pipeline.engine import ray_crew
-from pipeline.progress import Silent
+from pipeline.engine.ray_losses import LoadFailures
 from tests.engine.test_signals import PRIVATE
-from tests.tiny_corpus import make_corpus, receipts, tiny_flags, tiny_job
+from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
 pytestmark = pytest.mark.ray
 
@@ -61,13 +60,19 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     wait_for(lambda: len(encoders(run.pid)) == 2, alive)
     first = encoders(run.pid)[0]
     seen.add(first.pid)
+    held = []
+
+    def others():
+        if not held and (output / "receipts").exists():
+            first.suspend()  # so that the build is not over before three have failed
+            held.append(True)
+        return [process for process in encoders(run.pid) if process.pid not in seen]
+
     for _ in range(3):
-        wait_for(lambda: [p for p in encoders(run.pid) if p.pid not in seen], alive)
-        (victim, *_) = [p for p in encoders(run.pid) if p.pid not in seen]
+        wait_for(others, alive)
+        victim = others()[0]
         seen.add(victim.pid)
         victim.kill()
-        if (output / "receipts").exists():
-            first.suspend()
     first.resume()
     stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 0, stderr
@@ -77,41 +82,19 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     assert max(len(line) for line in stderr.splitlines() if line.startswith("lathe:")) < 400
 
 
-def test_an_encoder_that_hangs_while_it_loads_is_replaced(ray_cluster, corpus, tmp_path, monkeypatch):
-    for name, value in ray_cluster.environment.items():
-        if name.startswith("RAY_"):
-            monkeypatch.setenv(name, value)
-    before = {process.pid for process in encoders()}
-    usual = ray_crew.LOAD_S
-
-    def hang():
-        wait_for(lambda: [p for p in encoders() if p.pid not in before])
-        (stopped, *_) = [p for p in encoders() if p.pid not in before]
-        stopped.suspend()
-        ray_crew.LOAD_S = 0.5
-        wait_for(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)
-        ray_crew.LOAD_S = usual
-
-    helper = threading.Thread(target=hang)
-    helper.start()
-    job = tiny_job(
-        corpus,
-        tmp_path / "out",
-        **{"engine.executor": "ray", "engine.address": ray_cluster.address, "engine.decoder_cpus": 0.5},
-    )
-    told = []
-    report = pipeline.encode(job, _Told(told))
-    helper.join()
-    assert report.shards_done == SHARDS
-    assert [text for text in told if "did not come up: its network was not loaded after" in text]
-
-
-class _Told(Silent):
-    def __init__(self, lines):
-        self._lines = lines
-
-    def notice(self, text):
-        self._lines.append(text)
+def test_an_encoder_that_hangs_while_it_loads_is_replaced_one_without_a_node_is_not(monkeypatch):
+    killed = []
+    monkeypatch.setattr(ray_crew.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    crew = object.__new__(ray_crew.RayCrew)
+    crew._blueprint = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
+    crew._failures, crew._up, crew._attended = LoadFailures(10), 1, ray_crew.LOAD_S + 1
+    loading = ray_crew._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
+    waiting = ray_crew._Worker("encoder-2", "actor 2", 0.0)
+    crew._workers = {worker.name: worker for worker in (loading, waiting)}
+    (event,) = crew._stuck()
+    assert "encoder-1 did not come up: its network was not loaded after 900 s" in str(event.error)
+    assert killed == ["actor 1"]
+    assert list(crew._workers) == ["encoder-2"]
 
 
 def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus, tmp_path):
