@@ -40,7 +40,7 @@ UNAVAILABLE_S = 60.0  # Ray may lose the connection to an actor that lives
 AGAIN_S = 1.0  # before a call to an unavailable actor is repeated
 CLOSE_S = 5.0  # for encoders to end their attempts and decoders by themselves
 ANSWERS_A_POLL = 1000
-LONGEST_TURN_S = 5.0  # the attended clock advances no more than this between two polls
+LONGEST_TURN_S = 2.0  # the attended clock advances no more than this between two polls
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class RayCrew:
 
     def poll(self, timeout_s: float) -> list[CrewEvent]:  # noqa: D102
         now = time.monotonic()
-        self._attended += min(now - self._polled_at, LONGEST_TURN_S)
+        self._attended += min(now - self._polled_at, LONGEST_TURN_S, self._blueprint.job.engine.hang_s / 4)
         self._polled_at = now
         self._ask_pulses(now)
         while self._again and self._again[0][0] <= now:
@@ -216,7 +216,8 @@ class RayCrew:
         if worker.up:
             self._up -= 1
             return [WorkerGone(worker.name, WorkerLost(f"{worker.name} lost: {why}"), cause)]
-        told = self._failures.failed(worker.node, error, why, encoders_up=self._up, now=time.monotonic())
+        others = self._up + sum(not other.up and not self._has_no_room(other) for other in self._workers.values())
+        told = self._failures.failed(worker.node, error, why, others=others, now=time.monotonic())
         return [WorkerGone(worker.name, WorkerLost(f"{worker.name} did not come up: {why}{told}"), cause)]
 
     # --- the watch ----------------------------------------------------------------------------------------------------
@@ -247,6 +248,9 @@ class RayCrew:
         ]
         return [event for worker, why in stuck for event in self._gone(worker, WorkerLost(why))]
 
+    def _has_no_room(self, worker: _Worker) -> bool:
+        return worker.node is None and self._attended - worker.created_at > PLACEMENT_S
+
     def _replace(self, now: float) -> list[CrewEvent]:
         if now >= self._failures.create_at:
             self.start(self._wanted)
@@ -254,7 +258,7 @@ class RayCrew:
 
     def _waiting(self) -> list[CrewEvent]:
         """Once: encoders that have no node yet, and what the cluster would need."""
-        late = [w for w in self._workers.values() if w.node is None and self._attended - w.created_at > PLACEMENT_S]
+        late = [worker for worker in self._workers.values() if self._has_no_room(worker)]
         if not late or self._told_waiting:
             return []
         self._told_waiting = True

@@ -66,22 +66,22 @@ class LoadFailures:
         self._row = 0
         self._storage_since = None
 
-    def failed(self, node: str | None, error: Exception, why: str, *, encoders_up: int, now: float) -> str:
-        """An encoder did not come up. Returns what to add to the line that says so.
+    def failed(self, node: str | None, error: Exception, why: str, *, others: int, now: float) -> str:
+        """An encoder did not come up; `others` are up or may still come up. Returns what to add to the line that says so.
 
         Raises:
-            BuildError: none is up, and `LOAD_FAILURES` in a row failed, or storage did for longer than `engine.outage_s`.
+            BuildError: there are no others, and `LOAD_FAILURES` in a row failed, or storage did for longer than `engine.outage_s`.
         """
         if isinstance(error, StorageUnavailable):  # the weights cannot be fetched: no node's fault
             self._storage_since = now if self._storage_since is None else self._storage_since
-            if encoders_up == 0 and now - self._storage_since > self._outage_s:
+            if others == 0 and now - self._storage_since > self._outage_s:
                 raise BuildError(f"no encoder comes up for {self._outage_s:g} s (engine.outage_s): {why}")
             pause = min(LONGEST_PAUSE_S, max(1.0, (now - self._storage_since) / 2))
         else:
             self._row += 1
             if node is not None:
                 self._nodes.setdefault(node, []).append(now)
-            if encoders_up == 0 and self._row >= LOAD_FAILURES:
+            if others == 0 and self._row >= LOAD_FAILURES:
                 raise BuildError(f"no encoder is up, and {self._row} in a row did not come up; last: {why}")
             pause = min(LONGEST_PAUSE_S, 4.0 ** (self._row - 1))
         self.create_at = now + pause

@@ -58,21 +58,21 @@ def test_a_loss_is_one_line_without_rays_hints(error, says, cause):
 def test_failures_to_come_up_stop_a_build_only_when_no_encoder_is_up():
     failures = LoadFailures(3600)
     for n in range(50):
-        failures.failed("a", WorkerLost("x"), "x", encoders_up=1, now=float(n))
+        failures.failed("a", WorkerLost("x"), "x", others=1, now=float(n))
     with pytest.raises(BuildError, match=r"no encoder is up.*last: x"):
-        failures.failed("a", WorkerLost("x"), "x", encoders_up=0, now=51.0)
+        failures.failed("a", WorkerLost("x"), "x", others=0, now=51.0)
     failures = LoadFailures(3600)
     for n in range(LOAD_FAILURES - 1):
-        failures.failed("a", WorkerLost("x"), "x", encoders_up=0, now=float(n))
+        failures.failed("a", WorkerLost("x"), "x", others=0, now=float(n))
     failures.succeeded()
-    failures.failed("a", WorkerLost("x"), "x", encoders_up=0, now=9.0)
+    failures.failed("a", WorkerLost("x"), "x", others=0, now=9.0)
 
 
 def test_pauses_between_encoders_grow():
     failures = LoadFailures(3600)
     pauses = []
     for _ in range(6):
-        failures.failed("a", WorkerLost("x"), "x", encoders_up=1, now=100.0)
+        failures.failed("a", WorkerLost("x"), "x", others=1, now=100.0)
         pauses.append(failures.create_at - 100.0)
     assert pauses == sorted(pauses)
     assert pauses[0] <= 1
@@ -82,17 +82,17 @@ def test_pauses_between_encoders_grow():
 def test_weights_that_cannot_be_fetched_are_waited_for_as_long_as_any_outage():
     failures = LoadFailures(100)
     for n in range(10):
-        failures.failed("a", StorageUnavailable("away"), "away", encoders_up=0, now=float(n * 10))
+        failures.failed("a", StorageUnavailable("away"), "away", others=0, now=float(n * 10))
     assert failures.excluded(lambda: {"a", "b"}, 100.0) is None  # no node's fault
     with pytest.raises(BuildError, match=r"engine\.outage_s"):
-        failures.failed("a", StorageUnavailable("away"), "away", encoders_up=0, now=101.0)
+        failures.failed("a", StorageUnavailable("away"), "away", others=0, now=101.0)
 
 
 def test_a_node_where_encoders_failed_twice_is_left_out_for_a_while_unless_it_is_the_only_one():
     failures = LoadFailures(3600)
-    failures.failed("sick", WorkerLost("x"), "x", encoders_up=1, now=0.0)
+    failures.failed("sick", WorkerLost("x"), "x", others=1, now=0.0)
     assert failures.excluded(lambda: {"sick", "well"}, 1.0) is None
-    failures.failed("sick", WorkerLost("x"), "x", encoders_up=1, now=1.0)
+    failures.failed("sick", WorkerLost("x"), "x", others=1, now=1.0)
     assert failures.excluded(lambda: {"sick", "well"}, 2.0) == ["sick"]
     assert failures.excluded(lambda: {"sick", "well"}, 3.0) == ["sick"]
     assert len(failures.notices()) == 1

@@ -109,3 +109,10 @@ def test_every_knob_is_documented_where_it_is_declared():
         if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
     ]
     assert undocumented == []
+
+
+def test_a_numbered_gpu_under_ray_is_refused_with_what_to_do_instead():
+    flags = {"inputs": ["in"], "output": "out", "model.device": "cuda:1"}
+    with pytest.raises(ConfigError, match=r"--device cuda and set CUDA_VISIBLE_DEVICES=1"):
+        build_job(flags)
+    assert build_job({**flags, "engine.executor": "inline"}).model.device == "cuda:1"

@@ -1,0 +1,165 @@
+"""Encoders that do not come up, hang while they load, or belong to a driver that was itself stopped; nodes that die."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from pipeline.engine import ray_crew
+from pipeline.engine.ray_losses import LoadFailures
+from tests.engine.test_signals import PRIVATE
+from tests.tiny_corpus import make_corpus, receipts, tiny_flags
+
+pytestmark = pytest.mark.ray
+
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), shards=SHARDS, samples=2)
+
+
+def encoders(below: int | None = None) -> list[psutil.Process]:
+    """Encoder actors, all or those of one driver."""
+    found = psutil.Process(below).children(recursive=True) if below else psutil.process_iter()
+    actors = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if (process.cmdline() or [""])[0].startswith("ray::EncoderActor"):
+                actors.append(process)
+    return sorted(actors, key=lambda process: process.create_time())
+
+
+def wait_for(condition, alive=lambda: True):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus, tmp_path):
+    """The first encoder stands still while the second is killed three times as it appears."""
+    output = tmp_path / "out"
+    flags = tiny_flags("--set", "engine.encoders=2", "--set", "engine.credit=1", "--set", "engine.decoders=1")
+    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PRIVATE)
+    seen = set()
+
+    def alive():
+        return run.poll() is None
+
+    wait_for(lambda: len(encoders(run.pid)) == 2, alive)
+    first = encoders(run.pid)[0]
+    seen.add(first.pid)
+    held = []
+
+    def others():
+        if not held and (output / "receipts").exists():
+            first.suspend()  # so that the build is not over before three have failed
+            held.append(True)
+        return [process for process in encoders(run.pid) if process.pid not in seen]
+
+    for _ in range(3):
+        wait_for(others, alive)
+        victim = others()[0]
+        seen.add(victim.pid)
+        victim.kill()
+    first.resume()
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stderr
+    assert stderr.count("did not come up") == 3
+    assert "encoder-1 lost" not in stderr
+    assert f"{SHARDS} of {SHARDS} shards encoded" in stdout
+    assert max(len(line) for line in stderr.splitlines() if line.startswith("lathe:")) < 400
+
+
+def test_an_encoder_that_hangs_while_it_loads_is_replaced_one_without_a_node_is_not(monkeypatch):
+    killed = []
+    monkeypatch.setattr(ray_crew.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    crew = object.__new__(ray_crew.RayCrew)
+    crew._blueprint = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
+    crew._failures, crew._up, crew._attended = LoadFailures(10), 1, ray_crew.LOAD_S + 1
+    loading = ray_crew._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
+    waiting = ray_crew._Worker("encoder-2", "actor 2", 0.0)
+    crew._workers = {worker.name: worker for worker in (loading, waiting)}
+    (event,) = crew._stuck()
+    assert "encoder-1 did not come up: its network was not loaded after 900 s" in str(event.error)
+    assert killed == ["actor 1"]
+    assert list(crew._workers) == ["encoder-2"]
+
+
+def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus, tmp_path):
+    """As when a laptop sleeps: driver and encoder stand still for longer than hang_s, and go on."""
+    output = tmp_path / "out"
+    flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
+    command = ray_cluster.command(
+        "encode", corpus, output, *flags, "--set", "engine.hang_s=4", "--set", "engine.credit=1"
+    )
+    before = {process.pid for process in encoders()}
+    run = subprocess.Popen(
+        command, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for((output / "receipts").exists, lambda: run.poll() is None)
+    mine = [process for process in encoders() if process.pid not in before]
+    for process in mine:
+        process.suspend()
+    time.sleep(1)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    run.send_signal(signal.SIGCONT)
+    for process in mine:
+        process.resume()
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 0, stderr
+    assert "lost" not in stderr
+    assert len(receipts(output)) == SHARDS
+
+
+def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path):
+    """A second node joins, takes an encoder of its own kind of resource, and its raylet is killed."""
+    output = tmp_path / "out"
+    ray = str(Path(sys.executable).with_name("ray"))
+    join = [
+        ray,
+        "start",
+        f"--address={ray_cluster.address}",
+        "--num-cpus=8",
+        "--num-gpus=0",
+        "--block",
+        "--disable-usage-stats",
+    ]
+    environment = {**ray_cluster.environment}
+    node = subprocess.Popen(
+        join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        # More CPUs than the head has: the encoder must go to the new node.
+        flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
+        more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
+        command = ray_cluster.command("encode", corpus, output, *flags, *more)
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for((output / "receipts").exists, lambda: run.poll() is None)
+        raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
+        raylet.kill()
+        node.wait(30)
+        node = subprocess.Popen(
+            join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        _, stderr = run.communicate(timeout=180)
+        assert run.returncode == 0, stderr
+        assert "attempt 1 of" not in stderr
+        assert "may or may not" not in stderr
+        assert len(receipts(output)) == SHARDS
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait(30)
