@@ -16,7 +16,7 @@ from pathlib import Path
 
 PREFIX = "lathe-crash-"
 REPORT_BYTES = 4096  # the cause is in the first line
-KEPT_S = 3600.0  # a report that was not asked for: its encoder is gone too
+KEPT_S = 300.0  # a report that was not asked for: its encoder is gone too
 
 
 class CrashReport:
