@@ -99,11 +99,13 @@ class ShardScope:
 
     def cannot_read(self, source: SourceObject, error: Exception) -> None:
         """The store refuses this object, or has another one by now. The receipt does not cover it: the next run tries it."""
-        self._unread[source] = error
+        with self._guard:
+            if not self._enough:  # else it is left like the others behind the end
+                self._unread[source] = error
 
     def first_error(self) -> Exception | None:
-        """Why nothing of the shard could be read; None if something could."""
-        if len(self._unread) < len(self.shard.objects):
+        """Why the attempt fails because of unread objects: none could be read, or it is a retry, whose samples are settled together."""
+        if not self._unread or (self.shard.retry is None and len(self._unread) < len(self.shard.objects)):
             return None
         return next(iter(self._unread.values()))
 

@@ -58,7 +58,7 @@ def test_commands_of_the_readme_are_ours(monkeypatch):
     assert (
         len(commands)
         == text.count("pipeline encode s3") + text.count("lathe encode s3") + text.count("lathe encode clips/")
-        == 3
+        == 4
     )
     for command in commands:
         assert job_of(command, monkeypatch).model.checkpoint

@@ -23,6 +23,7 @@ OWNER_POINTS = [
     "in_upload",
     "after_upload",
     "before_commit",
+    "before_read_back",
     "after_commit",
 ]
 

@@ -1,0 +1,83 @@
+"""What of a shard an attempt covers: whole groups, groups that end early, files that cannot be read, retries."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.engine.shard_scope import ShardScope
+from pipeline.errors import AccessError
+from pipeline.records import OpenedVideo, Reject, Retry, Sample, Shard, SourceObject
+
+FILES = tuple(SourceObject(f"/v/{name}.mp4", 10, "e") for name in "abcd")
+
+
+def scope_of(video_s=1800.0, retry=None, kind="files", objects=FILES):
+    return ShardScope(Shard(kind, "s", objects, retry), "f" * 32, video_s)
+
+
+def sample_of(name, uri=None):
+    return Sample(name, 0, uri or f"/v/{name}.mp4", b"", "mp4")
+
+
+def opened(seconds):
+    return OpenedVideo(SimpleNamespace(duration_s=seconds, content_hash="h"), (), ())
+
+
+def names(sources):
+    return "".join(source.uri[3] for source in sources)
+
+
+def test_a_group_that_ends_early_covers_what_began_and_leaves_the_rest():
+    scope = scope_of(video_s=10.0)
+    assert scope.begin("/v/a.mp4")
+    scope.opened(sample_of("a"), opened(6.0))
+    assert scope.begin("/v/b.mp4")
+    scope.opened(sample_of("b"), opened(6.0))
+    assert scope.enough
+    assert not scope.begin("/v/c.mp4")
+    assert scope.begin("/v/b.mp4")  # decoded again after its decoder died
+    scope.cannot_read(FILES[3], AccessError("denied"))  # read ahead of the end: left, not refused
+    assert (names(scope.covered()), names(scope.left()), scope.refused) == ("ab", "cd", ())
+
+
+def test_a_refused_file_is_neither_covered_nor_left():
+    scope = scope_of()
+    for name in "abd":
+        assert scope.begin(f"/v/{name}.mp4")
+    scope.cannot_read(FILES[2], AccessError("denied"))
+    assert (names(scope.covered()), scope.left()) == ("abd", ())
+    assert scope.refused == ("/v/c.mp4: denied",)
+    assert scope.first_error() is None
+
+
+def test_a_shard_of_which_nothing_can_be_read_fails():
+    scope = scope_of(objects=FILES[:1])
+    scope.cannot_read(FILES[0], AccessError("denied"))
+    assert str(scope.first_error()) == "denied"
+
+
+def test_a_retry_with_an_unreadable_file_fails_as_a_whole():
+    """Its receipt replaces the rejects of all its samples, so it must have looked at each of them."""
+    scope = scope_of(retry=Retry((("/v/a.mp4", "a"), ("/v/b.mp4", "b")), ("x" * 32,)))
+    scope.cannot_read(FILES[1], AccessError("denied"))
+    assert str(scope.first_error()) == "denied"
+
+
+@pytest.mark.parametrize("kind", ["tar", "files"])
+def test_long_videos_end_only_groups_of_plain_files(kind):
+    scope = scope_of(video_s=1.0, kind=kind, objects=FILES[:1])
+    scope.begin("/v/a.mp4")
+    scope.opened(sample_of("a"), opened(100.0))
+    assert scope.enough == (kind == "files")
+    assert scope.covered() == FILES[:1]
+
+
+def test_a_retry_takes_its_samples_and_no_others():
+    retry = Retry((("/v/a.mp4", "x"),), ("x" * 32,))
+    scope = scope_of(retry=retry, kind="tar", objects=FILES[:1])
+    assert scope.wants(sample_of("x", "/v/a.mp4"))
+    assert not scope.wants(sample_of("y", "/v/a.mp4"))
+    assert not scope.wants(Reject(None, "read", "truncated_shard", "cut", policy=False, uri="/v/a.mp4"))
+    assert scope.is_recovered(sample_of("x", "/v/a.mp4"))
