@@ -2,8 +2,9 @@
 
     python benchmarks/start.py [--files 1000000] [--folders 1000] [--json FILE]
 
-Makes `--files` names of files of one byte in `--folders` folders, lists them and finds the work twice, each in a fresh process: for the first run
-(no receipt), and for a run that resumes with half of the sources covered by receipts of other groups. The same with a tenth of the
+Makes `--files` names of files of one byte in `--folders` folders, lists them and finds the work twice, each in a fresh process: for the
+first run (no receipt), and for a run that resumes with half of the sources covered by receipts of other groups. The same with a tenth
+of the
 files gives the ratio that tells whether time is linear: per file, the larger corpus should cost about as much as the smaller one.
 The bar for one million files: 60 s and 2 GB.
 """
@@ -80,7 +81,7 @@ def half_covered(inputs: str, shards: Any) -> list[Any]:
                 samples=10,
                 clips=10,
                 damaged=0,
-                damaged_files=bytes(len(group)),
+                marks=bytes(len(group)),
                 reasons="{}",
                 limits="{}",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.overlaps import CountedReceipt, counted, hidden_parts
+from pipeline.overlaps import CountedReceipt, Overlaps
 from pipeline.receipts import Ledger
 from pipeline.records import Counts
 from pipeline.summaries import Summaries
@@ -40,8 +40,8 @@ def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]
     Raises:
         OutputError: a receipt of another format version, or of another shard.
     """
-    hidden = hidden_parts(Summaries(store, workers).all())
-    return (counted(receipt, hidden) for receipt in Ledger(store).all(workers))
+    overlaps = Overlaps(Summaries(store, workers).all())
+    return (overlaps.counted(receipt) for receipt in Ledger(store).all(workers))
 
 
 def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
@@ -72,20 +72,30 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:
-    """Counts of the hidden sources of a group of plain files, of which each gave one sample, or of hidden samples of a retry."""
-    rejects = [item for item in part.receipt.rejects if not part.counts(str(item.uri), str(item.key))]
-    encoded = len({(row.source_uri, row.source_key) for row in rows})
-    samples = len(part.hidden_uris)
-    clips_rejected = sum(reject.clip is not None for reject in rejects)
+    """What hidden sources of a group of plain files, each of one sample, or hidden samples of a retry contributed to `Receipt.added`."""
+    receipt, retry = part.receipt, part.receipt.shard.retry
+    rejects = [item for item in receipt.rejects if not part.counts(str(item.uri), str(item.key))]
+    damaged = len({(reject.uri, reject.key) for reject in rejects if not reject.policy})
+    clips_rejected = sum(reject.clips for reject in rejects)
+    if retry is None:
+        samples = len(part.hidden_uris)
+        encoded = len({row.source_uri for row in rows})
+        rejected = samples - encoded
+    else:
+        before = [sample for sample in retry.samples if not part.counts(sample.uri, sample.key)]
+        damaged -= sum(sample.damaged for sample in before)
+        clips_rejected -= sum(sample.clips_rejected for sample in before)
+        samples, encoded = 0, sum(not part.counts(*sample) for sample in receipt.recovered)
+        rejected = -encoded
     return Counts(
         samples=samples,
         encoded=encoded,
-        rejected=samples - encoded,
+        rejected=rejected,
         clips_planned=len(rows) + clips_rejected,
         clips=len(rows),
         clips_rejected=clips_rejected,
         frames=sum(row.num_frames for row in rows),
-        damaged=len({(reject.uri, reject.key) for reject in rejects if not reject.policy}),
+        damaged=damaged,
     )
 
 

@@ -250,6 +250,9 @@ def imbalances(receipt: Receipt) -> list[str]:
         found.append(f"{counts.encoded} samples encoded, but only {counts.clips} clips")
     if len(receipt.rejects) < counts.rejected:
         found.append(f"{counts.rejected} samples rejected, but only {len(receipt.rejects)} rejects give a reason")
+    shard = receipt.shard
+    if shard.kind == "files" and shard.retry is None and not receipt.same_as and counts.samples != len(shard.objects):
+        found.append(f"{len(shard.objects)} plain files, but {counts.samples} samples")
     keys = [key for item in files for key in (item.key, item.index_key)]
     if len(set(keys)) != len(keys):
         found.append("a file is named twice")

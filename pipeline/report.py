@@ -36,6 +36,9 @@ class BuildReport:
     refused: list[str] = field(default_factory=list)  # inputs of committed shards that could not be read, each with why
     counts: Counts = field(default_factory=Counts)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    # What the inputs of this run gave: shards of other builds count here too, and a retry only with what it adds.
+    judged: Counts = field(default_factory=Counts)
+    judged_rejects: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     num_bytes: int = 0
     wall_s: float = 0.0
@@ -65,12 +68,15 @@ class BuildReport:
     def add(self, result: ShardResult, *, ours: bool) -> None:
         """Counts a finished shard: what it holds if this build committed it, else only that another build did."""
         self.timings += result.timings
+        self.refused += result.refused
+        self.judged += result.added
+        for reason, n in result.rejects.items():
+            self.judged_rejects[reason] = self.judged_rejects.get(reason, 0) + n
         if not ours:
             self.shards_elsewhere += 1
             return
         self.shards_done += 1
         self.counts += result.counts
-        self.refused += result.refused
         self.num_bytes += result.num_bytes
         for shape, chunks in result.step_sizes.items():
             self.step_sizes[shape] = max(chunks, self.step_sizes.get(shape, 0))

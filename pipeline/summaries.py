@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from pipeline.storage import ObjectInfo, Store
 
 PREFIX = "summaries/"
+NAME = re.compile(r"summaries/[0-9a-f]{16}\.parquet")
 WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
 ID_BYTES = 16
 URI_BYTES = 8
+DAMAGED, EMPTY = 1, 2
 UNKNOWN_CONTENT = bytes(ID_BYTES)
 
 
@@ -53,7 +56,7 @@ class ReceiptSummary:
     samples: int  # these three as `Receipt.added`
     clips: int
     damaged: int
-    damaged_files: bytes  # of a group of plain files, 1 or 0 for each object
+    marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
 
@@ -74,8 +77,12 @@ class ReceiptSummary:
         """`uri_id` of each object."""
         return [self.uris[at : at + URI_BYTES] for at in range(0, len(self.uris), URI_BYTES)]
 
+    def positions(self) -> dict[bytes, int]:
+        """Positions of the objects, by `uri_id`."""
+        return {uri: position for position, uri in enumerate(self.uri_ids())}
+
     def retried(self) -> Retry | None:
-        """The samples that were encoded again, if this is the receipt of a retry."""
+        """The retry, if this is the receipt of one."""
         if self.retry is None:
             return None
         return retry_from_dict(json.loads(self.retry))
@@ -122,17 +129,17 @@ def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
         samples=added.samples,
         clips=added.clips,
         damaged=added.damaged,
-        damaged_files=_damaged_files(receipt),
+        marks=_marks(receipt),
         reasons=json.dumps(Counter(reject.reason for reject in receipt.rejects)),
         limits=json.dumps(receipt.limits, sort_keys=True),
     )
 
 
-def _damaged_files(receipt: Receipt) -> bytes:
-    if receipt.shard.kind == "tar" or receipt.shard.retry is not None:
+def _marks(receipt: Receipt) -> bytes:
+    if receipt.shard.kind == "tar":
         return b""
-    damaged = {reject.uri for reject in receipt.rejects if not reject.policy}
-    return bytes(source.uri in damaged for source in receipt.shard.objects)
+    damaged, empty = {reject.uri for reject in receipt.rejects if not reject.policy}, set(receipt.empty)
+    return bytes(DAMAGED * (source.uri in damaged) + EMPTY * (source.uri in empty) for source in receipt.shard.objects)
 
 
 class Summaries:
@@ -173,7 +180,7 @@ class Summaries:
                 self._store.delete(old)
 
     def _cached(self) -> list[ReceiptSummary]:
-        self._cached_objects = [info.key for info in self._store.list(PREFIX)]
+        self._cached_objects = [info.key for info in self._store.list(PREFIX) if NAME.fullmatch(info.key)]
         found: list[ReceiptSummary] = []
         for key in self._cached_objects:
             with suppress(NotFound):  # another run has just replaced it

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.audit.ranged_file import RangedFile
 from pipeline.counted import shown
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
-from pipeline.overlaps import CountedReceipt, Hidden, counted, hidden_parts
+from pipeline.overlaps import CountedReceipt, Overlaps
 from pipeline.receipts import NAME, PREFIX, SET_KEY, Ledger, imbalances
 from pipeline.summaries import Summaries
 from pipeline.writer.index_file import read_footer, read_index
@@ -133,16 +133,16 @@ def _count_orphans(report: VerifyReport, orphans: list[ObjectInfo]) -> None:
         )
 
 
-def _hidden(store: Store) -> dict[str, Hidden]:
-    """What does not count because an earlier receipt has it. Empty where a receipt is of another format: it is reported by itself."""
+def _overlaps(store: Store) -> Overlaps:
+    """Which receipt counts for what. Of nothing where a receipt is of another format: it is reported by itself."""
     try:
-        return hidden_parts(Summaries(store).all())
+        return Overlaps(Summaries(store).all())
     except OutputError:
-        return {}
+        return Overlaps([])
 
 
 def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: int) -> Iterator[_Checked]:
-    hidden = _hidden(store)
+    overlaps = _overlaps(store)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
         for shard_id, keys in ledger.keys_by_shard().items():
@@ -150,14 +150,14 @@ def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: i
                 report.notices.append(
                     f"shard {shard_id} has {len(keys)} receipts; the earliest that is complete counts"
                 )
-            pending.append(pool.submit(_check_shard, store, ledger, keys, hidden, report.deep))
+            pending.append(pool.submit(_check_shard, store, ledger, keys, overlaps, report.deep))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _check_shard(store: Store, ledger: Ledger, keys: list[str], hidden: dict[str, Hidden], deep: bool) -> _Checked:
+def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overlaps, deep: bool) -> _Checked:
     try:
         receipt = ledger.load_first(keys)
     except OutputError as error:
@@ -165,11 +165,11 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], hidden: dict[str
     if receipt is None:
         found = "an empty or cut-off receipt: its shard counts as not done"
         return _Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
-    part = counted(receipt, hidden)
+    part = overlaps.counted(receipt)
     checked = _Checked(part)
     if not part.whole:
         what = f"{len(part.hidden_uris) or len(part.hidden_samples)} inputs"
-        checked.notices.append(f"{keys[0]}: {what} count in an earlier receipt; their rows here are equal and hidden")
+        checked.notices.append(f"{keys[0]}: {what} count in another receipt; their rows here are hidden")
     checked.problems += [Problem(keys[0], text, "books that balance") for text in imbalances(receipt)]
     if (expected := receipt.shard.id(receipt.fingerprint)) != receipt.shard_id:
         checked.problems.append(

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.engine.blueprint import Blueprint
-    from pipeline.records import ChannelStats, LatentClip, OpenedVideo, Shard, SourceObject, WrittenFile
+    from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Shard, SourceObject, WrittenFile
     from pipeline.storage import Store
 
 SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
@@ -47,6 +48,7 @@ class ShardResult:
     shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
     won: bool  # False: another build committed first, what we had was deleted
     counts: Counts
+    added: Counts  # see `Receipt.added`
     timings: Timings
     num_bytes: int
     rejects: dict[str, int]  # by reason
@@ -85,7 +87,8 @@ class ShardAttempt:
         self.shard = shard
         self.shard_id = shard.id(blueprint.fingerprint)
         self.name = f"{blueprint.build}{secrets.token_hex(4)}"
-        self.etags = {source.uri: source.etag for source in shard.objects}
+        self._scope = ShardScope(shard, blueprint.fingerprint, job.engine.shard_video_s)
+        self.etags = self._scope.fetched_etags
         self._blueprint = blueprint
         self._wake = wake
         self._drill = job.drill
@@ -104,7 +107,6 @@ class ShardAttempt:
         self._all_read = False
         self._finishing = False
         self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
-        self._scope = ShardScope(shard, blueprint.fingerprint, job.engine.shard_video_s)
         self._counters: dict[str, int] = {}
         self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
         self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
@@ -122,7 +124,7 @@ class ShardAttempt:
             progress=self._progress.add,
         )
         self._reader = ShardReader(
-            shard,
+            self._scope.fetched(),
             job.storage,
             max_video_bytes=job.decode.max_video_bytes,
             counters=self._counters,
@@ -177,6 +179,10 @@ class ShardAttempt:
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
         self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
+
+    def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
+        """Id of the latent of a clip."""
+        return self._scope.clip_id(sample, plan)
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
         """Whether this clip needs no more frames (its video was decoded again after a crash)."""
@@ -291,8 +297,8 @@ class ShardAttempt:
                 elif isinstance(item, Sample):
                     if not self._offer(item):
                         return
-                elif self._scope.begin(item.uri):
-                    self._shard_rejects.put(item)
+                else:
+                    self._scope.begin(item.uri, partial(self._shard_rejects.put, item))
             if (error := self._scope.first_error()) is not None:
                 raise error
         except NotFound as error:  # it was there when it was listed: no reason to stop the other shards
@@ -376,7 +382,8 @@ class ShardAttempt:
             },
             limits=self._blueprint.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
-            recovered=sum(map(self._scope.is_recovered, self._accounts.encoded)) if shard.retry is not None else 0,
+            empty=self._scope.empty(self._accounts.encoded),
+            recovered=self._scope.recovered(self._accounts.encoded),
         )
 
     def _result_of(self, receipt: Receipt, won: bool, timings: Timings) -> ShardResult:
@@ -384,4 +391,6 @@ class ShardAttempt:
         for reject in receipt.rejects:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
         num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
-        return ShardResult(self.shard_id, won, receipt.counts, timings, num_bytes, reasons, len(receipt.files))
+        return ShardResult(
+            self.shard_id, won, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
+        )

@@ -202,7 +202,7 @@ class Build:
         self._repeats.notice(self._by_id[shard_id].name, reason)
 
     def _stop_on_flood(self) -> None:
-        over = budget_exceeded(self._report.counts, self._job.reject_budget, final=False)
+        over = budget_exceeded(self._report.judged, self._job.reject_budget, final=False)
         if over is not None:
             raise RejectBudgetExceeded(over)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import encoder as encoder_room
 from pipeline.clips import resolve_rules
 from pipeline.corpus import resolve_inputs
-from pipeline.coverage import REASONS_SHOWN, Work, find_work, retry_work, without_unchanged
+from pipeline.coverage import Work, find_work, without_unchanged
 from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.build import Build
 from pipeline.engine.dispatch import budget_exceeded
@@ -31,6 +31,7 @@ from pipeline.errors import (
 from pipeline.progress import Display, Silent
 from pipeline.receipts import Ledger
 from pipeline.report import BuildReport
+from pipeline.retries import REASONS_SHOWN, retry_work
 from pipeline.storage import Store, open_store
 from pipeline.summaries import Summaries
 from pipeline.unchanged import find_unchanged, record_unchanged
@@ -78,8 +79,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             network=network.spec.network,
             untrained=bool(network.identity["untrained"]),
             device=device,
-            shards_total=len(todo) + work.shards_finished,
-            shards_before=work.shards_finished,
+            shards_total=len(todo) + len(work.finished),
+            shards_before=len(work.finished),
             notices=notices,
         )
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
@@ -144,7 +145,8 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
 def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
     """Raises what the finished build deserves, with the report attached. What earlier runs committed is judged with it."""
     error: LatheError | None = None
-    whole = work.before + report.counts
+    before = work.before()
+    whole = before + report.judged
     over = budget_exceeded(whole, job.reject_budget, final=True)
     if report.failed:
         name, why = sorted(report.failed.items())[0]
@@ -156,7 +158,7 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
             f"{len(report.refused)} inputs could not be read, the rest is committed; {report.refused[0]}{more}"
         )
     elif over is not None:
-        error = RejectBudgetExceeded(over + (" (earlier runs included)" if work.before.samples else ""))
+        error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
     elif whole.clips == 0:
         error = NothingEncoded(_nothing_encoded(whole, report, work))
     if error is not None:
@@ -165,8 +167,8 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
 
 
 def _nothing_encoded(whole: Counts, report: BuildReport, work: Work) -> str:
-    reasons = Counter(report.rejects)
-    for item in work.finished:
+    reasons = Counter(report.judged_rejects)
+    for item in work.finished_receipts():
         reasons.update(json.loads(item.reasons))
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     return (

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline import drill
 from pipeline.engine.attempt import ShardAttempt, ShardResult
 from pipeline.engine.batching import Batcher, ClipRun
-from pipeline.engine.clip_id import clip_id
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
 from pipeline.engine.progress_counter import ProgressCounter
@@ -302,7 +301,7 @@ class EncodeLoop:
         self.stats.clips += 1
         clip.attempt.clip_done(
             LatentClip(
-                id=clip_id(video.sample, clip.attempt.etags[video.sample.uri], plan, self._blueprint.fingerprint),
+                id=clip.attempt.clip_id(video.sample, plan),
                 sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
                 info=video.info,
                 plan=plan,

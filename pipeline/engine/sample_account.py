@@ -100,8 +100,9 @@ class ShardAccounts:
     def rejected(self, sample: Sample, reject: Reject) -> None:
         """What is left of the sample will not come: every clip that is not with the writer yet fails with it."""
         account = self.open(sample)
-        account.rejects.append(reject)
-        account.failed |= set(range(account.planned)) - account.written - account.handed_over - account.earlier
+        lost = set(range(account.planned)) - account.written - account.handed_over - account.earlier - account.failed
+        account.rejects.append(replace(reject, clips_lost=len(lost)))
+        account.failed |= lost
         account.ended = True
         self._settle(account)
 

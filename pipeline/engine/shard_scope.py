@@ -7,15 +7,22 @@ that an earlier receipt has. Used by the reading thread and by the feed's; no I/
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.counted import shown
 from pipeline.engine.clip_id import clip_id
+from pipeline.overlaps import Overlaps
+from pipeline.storage import ObjectInfo
+from pipeline.summaries import summarise
 from pipeline.writer.index_file import read_index
 from pipeline.writer.latent_row import storable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from pipeline.receipts import Ledger
-    from pipeline.records import OpenedVideo, Reject, Sample, Shard, SourceObject
+    from pipeline.records import ClipPlan, OpenedVideo, Reject, Sample, Shard, SourceObject
     from pipeline.storage import Store
 
 
@@ -32,8 +39,10 @@ class ShardScope:
         self.shard = shard
         self.digests: dict[str, str] = {}  # by URI: BLAKE2b-128 in hex of the object's bytes
         self._fingerprint = fingerprint
-        self._etags = {source.uri: source.etag for source in shard.objects}
-        self._wanted = None if shard.retry is None else set(shard.retry.samples)
+        self._etags = {source.uri: source.etag for source in shard.objects}  # that ids are made of
+        self.fetched_etags = {**self._etags, **dict(shard.retry.etags if shard.retry is not None else ())}
+        retried = () if shard.retry is None else shard.retry.samples
+        self._wanted = None if shard.retry is None else {(sample.uri, sample.key) for sample in retried}
         self._earlier_ids: set[str] = set()
         self._earlier_samples: set[tuple[str, str]] = set()  # as rows spell them
         self._unread: dict[SourceObject, Exception] = {}
@@ -42,19 +51,28 @@ class ShardScope:
         self._begun: set[str] = set()  # URIs of objects that were handed out or rejected
         self._enough = False
 
+    def fetched(self) -> Shard:
+        """The shard to read: of a retry, objects may have other etags by now than those that ids are made of."""
+        objects = tuple(replace(source, etag=self.fetched_etags[source.uri]) for source in self.shard.objects)
+        return replace(self.shard, objects=objects)
+
     # --- retries ------------------------------------------------------------------------------------------------------
 
     def load_earlier(self, ledger: Ledger, store: Store) -> None:
-        """Of a retry: reads which clips of its samples the earlier receipts hold. Else does nothing."""
+        """Of a retry: reads which clips of its samples count in the earlier receipts. Else does nothing."""
         retry = self.shard.retry
-        wanted = {(storable(uri), storable(key)) for uri, key in retry.samples} if retry is not None else set()
-        for shard_id in () if retry is None else retry.after:
-            receipt = ledger.read(shard_id)
-            for item in () if receipt is None else receipt.files:
-                rows = read_index(store.read(item.index_key))[0]
-                found = [row for row in rows if (row.source_uri, row.source_key) in wanted]
-                self._earlier_ids.update(row.id for row in found)
-                self._earlier_samples.update((row.source_uri, row.source_key) for row in found)
+        if retry is None:
+            return
+        wanted = {(storable(sample.uri), storable(sample.key)) for sample in retry.samples}
+        found = [receipt for shard in (retry.base, *retry.after) if (receipt := ledger.read(shard)) is not None]
+        info = ObjectInfo("", 0, "", 0.0)
+        overlaps = Overlaps(summarise(receipt, info) for receipt in found)
+        for part in map(overlaps.counted, found):
+            for item in part.receipt.files:
+                for row in shown(part, read_index(store.read(item.index_key))[0]):
+                    if (row.source_uri, row.source_key) in wanted:
+                        self._earlier_ids.add(row.id)
+                        self._earlier_samples.add((row.source_uri, row.source_key))
 
     def wants(self, item: Sample | Reject) -> bool:
         """Whether a sample or reject of the reader belongs to the attempt: in a retry, only those of its samples."""
@@ -64,25 +82,44 @@ class ShardScope:
         """Numbers of the clips that an earlier receipt holds."""
         if not self._earlier_ids:
             return set()
-        etag = self._etags[sample.uri]
-        return {
-            plan.index for plan in opened.clips if clip_id(sample, etag, plan, self._fingerprint) in self._earlier_ids
-        }
+        return {plan.index for plan in opened.clips if self.clip_id(sample, plan) in self._earlier_ids}
 
-    def is_recovered(self, sample: Sample) -> bool:
-        """Whether this is a sample of a retry of which no earlier receipt holds a clip."""
-        return self._wanted is not None and (storable(sample.uri), storable(sample.key)) not in self._earlier_samples
+    def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
+        """Id of a latent, see `clip_id`."""
+        return clip_id(sample, self._etags[sample.uri], plan, self._fingerprint)
+
+    def recovered(self, encoded: Iterable[Sample]) -> tuple[tuple[str, str], ...]:
+        """Of a retry: encoded samples of which no earlier receipt holds a clip."""
+        if self._wanted is None:
+            return ()
+        names = {(sample.uri, sample.key) for sample in encoded}
+        return tuple(
+            sorted(name for name in names if (storable(name[0]), storable(name[1])) not in self._earlier_samples)
+        )
+
+    def empty(self, encoded: Iterable[Sample]) -> tuple[str, ...]:
+        """URIs of covered plain files that gave no clip, now or in an earlier receipt."""
+        if self.shard.kind == "tar":
+            return ()
+        full = {sample.uri for sample in encoded}
+        earlier = {uri for uri, _ in self._earlier_samples}
+        uris = (source.uri for source in self.covered())
+        return tuple(uri for uri in uris if uri not in full and storable(uri) not in earlier)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
-    def begin(self, uri: str | None) -> bool:
-        """A sample of this object is handed out, or rejected by the reader. False: the group ended before it, it is left."""
+    def begin(self, uri: str | None, then: Callable[[], None] = lambda: None) -> bool:
+        """A sample of this object is handed out, or rejected by the reader. False: the group ended before it, it is left.
+
+        `then` runs if not, before the group can end: what it does is done when the receipt is made.
+        """
         with self._guard:
-            if uri is None or uri in self._begun:
-                return True
-            if not self._enough:
+            if self._enough and uri is not None and uri not in self._begun:
+                return False
+            if uri is not None:
                 self._begun.add(uri)
-            return not self._enough
+            then()
+            return True
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:
         """A decoder has opened a video: its length, and for a plain file its hash."""
@@ -101,7 +138,10 @@ class ShardScope:
         """The store refuses this object, or has another one by now. The receipt does not cover it: the next run tries it."""
         with self._guard:
             if not self._enough:  # else it is left like the others behind the end
-                self._unread[source] = error
+                self._unread[self._listed(source)] = error
+
+    def _listed(self, fetched: SourceObject) -> SourceObject:
+        return next(source for source in self.shard.objects if source.uri == fetched.uri)
 
     def first_error(self) -> Exception | None:
         """Why the attempt fails because of unread objects: none could be read, or it is a retry, whose samples are settled together."""

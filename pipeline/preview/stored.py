@@ -20,8 +20,8 @@ from pipeline.audit.inspect import HEAD_BYTES, inspect_path
 from pipeline.audit.ranged_file import RangedFile
 from pipeline.counted import shown
 from pipeline.errors import InputError
-from pipeline.overlaps import CountedReceipt, counted, hidden_parts
-from pipeline.receipts import Ledger
+from pipeline.overlaps import CountedReceipt, Overlaps
+from pipeline.receipts import Ledger, precedence
 from pipeline.summaries import Summaries
 from pipeline.writer.index_file import read_index
 from pipeline.writer.parquet_file import SCALARS
@@ -66,23 +66,22 @@ def choose(store: Store) -> Chosen:
     """
     ledger = Ledger(store)
     ledger.latent_set()
-    shards = list(ledger.keys_by_shard().values())
-    if not shards:
+    summaries = Summaries(store).all()
+    if not summaries:
         raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
-    spread = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
-    hidden = hidden_parts(Summaries(store).all())
-    read = ledger.read_all(shards if len(shards) <= MOST_RECEIPTS else spread)
-    found = [counted(receipt, hidden) for receipt in read if receipt is not None]
-    filled = [part.receipt for part in found if part.receipt.files and not part.superseded]
+    overlaps = Overlaps(summaries)
+    keys = sorted(item.key for item in summaries if item.clips)
+    spread = [keys[i * len(keys) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)] if keys else []
+    read = ledger.read_all([key] for key in (keys if len(keys) <= MOST_RECEIPTS else spread))
+    found = [overlaps.counted(receipt) for receipt in read if receipt is not None]
+    filled = [part for part in found if part.receipt.files and not part.superseded]
     if not filled:
         raise InputError(
-            f"{store.root} holds no clip: {len(found)} shards are done and none gave one; see `lathe status`"
+            f"{store.root} holds no clip: {len(summaries)} shards are done and none gave one; see `lathe status`"
         )
-    newest = max(filled, key=lambda receipt: (receipt.created, receipt.attempt))
-    networks = {_network_key(receipt) for receipt in filled}
-    same = tuple(
-        part for part in found if part.receipt in filled and _network_key(part.receipt) == _network_key(newest)
-    )
+    newest = max((part.receipt for part in filled), key=precedence)
+    networks = {_network_key(part.receipt) for part in filled}
+    same = tuple(part for part in filled if _network_key(part.receipt) == _network_key(newest))
     return Chosen(same, newest, len(networks) - 1)
 
 

@@ -70,16 +70,27 @@ class SourceObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """Which samples of sources that have a receipt are encoded again because they were rejected before.
+class RetriedSample:
+    """A sample that is encoded again, and what earlier receipts counted of it that no longer counts."""
 
-    `after`: shards of the receipts that were known when the retry was planned; their rows are not written again.
+    uri: str
+    key: str
+    damaged: bool
+    clips_rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Samples of a finished shard that are encoded again because they were rejected.
+
+    A retry completes one receipt, its base: it counts only beside that, and ids are made with the etags that the base knew.
     """
 
-    samples: tuple[tuple[str, str], ...]  # (uri of the source, key of the sample), sorted
-    after: tuple[str, ...]  # sorted
-    damaged: int = 0  # of `samples`, those that were counted as damaged
-    clips_rejected: int = 0  # clips of `samples` that were counted as rejected
+    base: str  # shard id
+    base_attempt: str
+    samples: tuple[RetriedSample, ...]  # sorted
+    after: tuple[str, ...]  # shards of the earlier retries of this base that were known, sorted
+    etags: tuple[tuple[str, str], ...] = ()  # (uri, etag) of objects that have another etag by now, and the same bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +119,9 @@ class Shard:
 
 def retry_from_dict(raw: dict[str, Any]) -> Retry:
     """Inverse of `asdict` after a trip through JSON."""
-    samples = tuple((uri, key) for uri, key in raw["samples"])
-    return Retry(samples, tuple(raw["after"]), raw["damaged"], raw["clips_rejected"])
+    samples = tuple(RetriedSample(**sample) for sample in raw["samples"])
+    etags = tuple((uri, etag) for uri, etag in raw["etags"])
+    return Retry(raw["base"], raw["base_attempt"], samples, tuple(raw["after"]), etags)
 
 
 def shard_from_dict(raw: dict[str, Any]) -> Shard:
@@ -156,6 +168,12 @@ class Reject:
     uri: str | None = None
     clip: int | None = None
     frames_recovered: int = 0
+    clips_lost: int = 0  # clips that failed with the sample and have no reject of their own
+
+    @property
+    def clips(self) -> int:
+        """Clips that this reject stands for."""
+        return self.clips_lost + (self.clip is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,8 @@ class Receipt:
     digests: dict[str, str] = field(default_factory=dict)
     # By URI, the shard of an older version of the object that has the same bytes. Nothing of such a receipt was encoded.
     same_as: dict[str, str] = field(default_factory=dict)
-    recovered: int = 0  # of a retry: samples that have clips now and had none
+    empty: tuple[str, ...] = ()  # URIs of plain files that gave no clip
+    recovered: tuple[tuple[str, str], ...] = ()  # of a retry: (uri, key) of samples that have clips now and had none
 
     def added(self) -> Counts:
         """What this receipt adds to the counts of an output. A retry replaces what an earlier receipt says of the same samples."""
@@ -129,13 +130,13 @@ class Receipt:
             return counts
         return Counts(
             samples=0,
-            encoded=self.recovered,
-            rejected=-self.recovered,
-            clips_planned=counts.clips_planned - retry.clips_rejected,
+            encoded=len(self.recovered),
+            rejected=-len(self.recovered),
+            clips_planned=counts.clips_planned - sum(sample.clips_rejected for sample in retry.samples),
             clips=counts.clips,
-            clips_rejected=counts.clips_rejected - retry.clips_rejected,
+            clips_rejected=counts.clips_rejected - sum(sample.clips_rejected for sample in retry.samples),
             frames=counts.frames,
-            damaged=counts.damaged - retry.damaged,
+            damaged=counts.damaged - sum(sample.damaged for sample in retry.samples),
         )
 
     def to_json(self) -> bytes:
@@ -164,5 +165,7 @@ class Receipt:
                 "rejects": tuple(Reject(**item) for item in raw["rejects"]),
                 "stats": None if stats is None else ChannelStats.from_dict(stats),
                 "timings": Timings(**raw["timings"]),
+                "empty": tuple(raw.get("empty", ())),
+                "recovered": tuple((uri, key) for uri, key in raw.get("recovered", ())),
             }
         )

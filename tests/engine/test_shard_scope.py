@@ -8,13 +8,17 @@ import pytest
 
 from pipeline.engine.shard_scope import ShardScope
 from pipeline.errors import AccessError
-from pipeline.records import OpenedVideo, Reject, Retry, Sample, Shard, SourceObject
+from pipeline.records import OpenedVideo, Reject, RetriedSample, Retry, Sample, Shard, SourceObject
 
 FILES = tuple(SourceObject(f"/v/{name}.mp4", 10, "e") for name in "abcd")
 
 
 def scope_of(video_s=1800.0, retry=None, kind="files", objects=FILES):
     return ShardScope(Shard(kind, "s", objects, retry), "f" * 32, video_s)
+
+
+def retry_of(*samples):
+    return Retry("x" * 32, "attempt", tuple(RetriedSample(uri, key, False, 0) for uri, key in samples), ())
 
 
 def sample_of(name, uri=None):
@@ -60,7 +64,7 @@ def test_a_shard_of_which_nothing_can_be_read_fails():
 
 def test_a_retry_with_an_unreadable_file_fails_as_a_whole():
     """Its receipt replaces the rejects of all its samples, so it must have looked at each of them."""
-    scope = scope_of(retry=Retry((("/v/a.mp4", "a"), ("/v/b.mp4", "b")), ("x" * 32,)))
+    scope = scope_of(retry=retry_of(("/v/a.mp4", "a"), ("/v/b.mp4", "b")))
     scope.cannot_read(FILES[1], AccessError("denied"))
     assert str(scope.first_error()) == "denied"
 
@@ -75,9 +79,9 @@ def test_long_videos_end_only_groups_of_plain_files(kind):
 
 
 def test_a_retry_takes_its_samples_and_no_others():
-    retry = Retry((("/v/a.mp4", "x"),), ("x" * 32,))
+    retry = retry_of(("/v/a.mp4", "x"))
     scope = scope_of(retry=retry, kind="tar", objects=FILES[:1])
     assert scope.wants(sample_of("x", "/v/a.mp4"))
     assert not scope.wants(sample_of("y", "/v/a.mp4"))
     assert not scope.wants(Reject(None, "read", "truncated_shard", "cut", policy=False, uri="/v/a.mp4"))
-    assert scope.is_recovered(sample_of("x", "/v/a.mp4"))
+    assert scope.recovered([sample_of("x", "/v/a.mp4")]) == (("/v/a.mp4", "x"),)

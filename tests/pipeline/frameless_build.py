@@ -14,9 +14,10 @@ from types import SimpleNamespace
 from pipeline.config import EncodeJob, build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.counted import counted_receipts, shares, shown
-from pipeline.coverage import find_work, retry_work, without_unchanged
+from pipeline.coverage import find_work, without_unchanged
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, ChannelStats, Counts, Receipt, Reject, SourceObject, Timings, WrittenFile
+from pipeline.retries import retry_work
 from pipeline.storage.local import LocalStore
 from pipeline.summaries import Summaries
 from pipeline.unchanged import find_unchanged, record_unchanged
@@ -89,7 +90,8 @@ def commit(store: LocalStore, job: EncodeJob, shard, spool: Path, rejected: dict
         timings=Timings(),
         limits=job.limits(),
         digests=digests,
-        recovered=len(rows) if shard.retry is not None else 0,
+        empty=tuple(source.uri for source in shard.objects if Path(source.uri).stem in rejected),
+        recovered=tuple((row.source_uri, row.source_key) for row in rows) if shard.retry is not None else (),
     )
     return Ledger(store).commit(made)
 

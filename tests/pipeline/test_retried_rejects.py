@@ -29,7 +29,7 @@ def test_a_raised_limit_is_said_and_retried_on_request(world):
     assert "too_many_frames 1" in notice
     retry = world.run("abcd", retry_rejects="")
     (shard,) = retry.todo
-    assert [Path(uri).stem for uri, _ in shard.retry.samples] == ["b"]
+    assert [Path(sample.uri).stem for sample in shard.retry.samples] == ["b"]
     retry.finish()
     assert Counter(row.source_key for row in visible(world.store)) == Counter("abd")
     assert totals(world.store) == Counts(4, 3, 1, 3, 3, 0, 15)
