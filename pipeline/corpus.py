@@ -272,6 +272,8 @@ def _tar(source: SourceObject) -> Shard:
 
 def _shared_folder(group: list[SourceObject]) -> str:
     folders = [os.path.dirname(source.uri) for source in group]
+    if len({"://" in folder for folder in folders}) > 1:  # local ones and a bucket's
+        return "files"
     return os.path.commonpath(folders).rpartition("/")[2] or "files"
 
 

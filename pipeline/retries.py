@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.corpus import group_files
+from pipeline.errors import ConfigError
 from pipeline.receipts import Ledger
 from pipeline.records import RetriedSample, Retry, Shard
 
@@ -37,8 +38,13 @@ REASONS_SHOWN = 4
 
 
 def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
-    """Adds shards for the rejects that `job.retry_rejects` names; without it, says how many inputs it would encode again."""
+    """Adds shards for the rejects that `job.retry_rejects` names; without it, says how many inputs it would encode again.
+
+    Raises:
+        ConfigError: it names a reason that no finished input was rejected for.
+    """
     limits, wanted = job.limits(), job.retry_rejects
+    _check_reasons(work, wanted or ())
     found: Counter[str] = Counter()
     suspects = [
         (work.overlaps.by_shard[shard], sources)
@@ -60,6 +66,15 @@ def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
             replaced = [reject for reject, _ in stands if (reject.uri, reject.key) in samples]
             work.retries += _shards(receipts, replaced, sources, job)
     _tell(work, found, job, wanted)
+
+
+def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
+    known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
+    unknown = sorted(set(wanted) - known)
+    if unknown and known:
+        raise ConfigError(
+            f"retry_rejects: no finished input was rejected as {', '.join(unknown)}; found are {', '.join(sorted(known))}"
+        )
 
 
 def _with_retries(work: Work, shard: str) -> list[ReceiptSummary]:

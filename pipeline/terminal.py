@@ -7,7 +7,6 @@ SIGTERM or SIGHUP.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,8 +51,7 @@ RETRY_REJECTS = "--retry-rejects"
 class EncodeCommand(typer.core.TyperCommand):
     """Command whose option `--retry-rejects` takes any number of reasons, or none: typer has no option with an optional value.
 
-    Words behind the option are reasons, unless they are options or name something that exists (inputs and output of a build whose
-    rejects are retried do).
+    All words behind the option, up to the next option, are reasons: inputs and output stand before it.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -66,7 +64,12 @@ def _with_joined_reasons(args: list[str]) -> list[str]:
         return args
     at = args.index(RETRY_REJECTS)
     end = at + 1
-    while end < len(args) and re.fullmatch(r"[a-z0-9_]+(,[a-z0-9_]+)*", args[end]) and not os.path.exists(args[end]):
+    while end < len(args) and not args[end].startswith("-"):
+        if not re.fullmatch(r"[a-z0-9_]+(,[a-z0-9_]+)*", args[end]):
+            fail(
+                f"{RETRY_REJECTS}: {args[end]!r} is not a reason such as too_long; inputs and output stand before the option",
+                2,
+            )
         end += 1
     return [*args[:at], f"{RETRY_REJECTS}={','.join(args[at + 1 : end])}", *args[end:]]
 

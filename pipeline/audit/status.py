@@ -66,4 +66,4 @@ def _heartbeat(store: Store) -> dict[str, Any] | None:
             continue
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{info.key} is not a heartbeat: {error}", uri=store.uri(info.key)) from None
-    return max(live, key=lambda found: found["started"], default=None)
+    return max(live, key=lambda found: str(found.get("started")), default=None)

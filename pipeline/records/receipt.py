@@ -165,7 +165,11 @@ class Receipt:
                 "rejects": tuple(Reject(**item) for item in raw["rejects"]),
                 "stats": None if stats is None else ChannelStats.from_dict(stats),
                 "timings": Timings(**raw["timings"]),
-                "empty": tuple(raw.get("empty", ())),
-                "recovered": tuple((uri, key) for uri, key in raw.get("recovered", ())),
+                "digests": dict(raw["digests"]),
+                "same_as": {
+                    source["uri"]: raw["same_as"][source["uri"]] for source in shard["objects"] if raw["same_as"]
+                },
+                "empty": tuple(raw["empty"]),
+                "recovered": tuple((uri, key) for uri, key in raw["recovered"]),
             }
         )
