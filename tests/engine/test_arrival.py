@@ -77,5 +77,5 @@ def test_a_temporary_folder_that_cannot_be_written_is_an_error_of_the_storage(ar
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    with pytest.raises(StorageUnavailable, match="No space left on device; TMPDIR moves it"):
+    with pytest.raises(StorageUnavailable, match="No space left on device; free space there, or set TMPDIR"):
         arrival.fetch(*source, (0, 2 * MiB), CONFIG) if way == "fetch" else arrival.append(b"x", first=True)

@@ -45,8 +45,8 @@ class Case:
 
 
 SURVIVED = [
-    *(Case("away", moment, lasts_s=3.0) for moment in ("fetch", "upload", "commit")),
-    *(Case("throttle", moment, {"times": 12}) for moment in ("fetch", "upload", "commit")),
+    *(Case("away", moment, lasts_s=4.0) for moment in ("fetch", "commit")),
+    *(Case("throttle", moment, {"times": 12}) for moment in ("fetch", "upload")),
     *(Case("throttle", moment, {"code": "InternalError", "status": 500, "times": 3}) for moment in ("read_back",)),
     *(Case("lose_answer", moment, {"methods": "PUT", "times": 2}) for moment in ("upload", "commit")),
     Case("cut", "fetch", {"after_bytes": 700, "methods": "GET", "times": 3}),
@@ -98,8 +98,8 @@ def clean(bucket):
 def impatient(proxy):
     return [
         f"storage.endpoint_url={proxy.endpoint}",
-        "storage.patience_s=1",
-        "storage.read_timeout_s=1",
+        "storage.patience_s=2",
+        "storage.read_timeout_s=4",
         "engine.credit=1",
     ]
 

@@ -161,7 +161,9 @@ def test_files_refused_after_the_listing_cost_themselves_and_are_tried_again(tmp
         return shards
 
     add = BuildReport.add
-    monkeypatch.setattr(BuildReport, "add", lambda self, result: (results.append(result), add(self, result)))
+    monkeypatch.setattr(
+        BuildReport, "add", lambda self, result, ours: (results.append(result), add(self, result, ours=ours))
+    )
     monkeypatch.setattr(driver, "resolve_inputs", list_then_break)
     pipeline.encode(tiny_job(tmp_path, tmp_path / "out"))
     assert [text.split(": ")[0] for text in results[0].refused] == [str(tmp_path / f"{n}.mp4") for n in (1, 2)]

@@ -81,6 +81,7 @@ def test_the_context_of_every_network_call_is_the_guarded_one(programs_own):
     one.__exit__(None, None, None)  # the first to begin is the first to end, as in two threads
     assert now() == ("ieee", "ieee", False)
     other.__exit__(None, None, None)
+    torch.set_grad_enabled(True)  # gradients are a thread's own, and here both calls were one thread's
     assert now() == programs_own
 
 

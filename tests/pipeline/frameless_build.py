@@ -16,7 +16,17 @@ from pipeline.corpus import resolve_inputs
 from pipeline.counted import counted_receipts, shares, shown
 from pipeline.coverage import find_work, without_unchanged
 from pipeline.receipts import Ledger
-from pipeline.records import FORMAT_VERSION, ChannelStats, Counts, Receipt, Reject, SourceObject, Timings, WrittenFile
+from pipeline.records import (
+    FORMAT_VERSION,
+    ChannelStats,
+    Counts,
+    Receipt,
+    Reject,
+    Shard,
+    SourceObject,
+    Timings,
+    WrittenFile,
+)
 from pipeline.retries import retry_work
 from pipeline.storage.local import LocalStore
 from pipeline.summaries import Summaries
@@ -24,6 +34,7 @@ from pipeline.unchanged import find_unchanged, record_unchanged
 from pipeline.writer.index_file import IndexRow, read_index, write_index
 
 FINGERPRINT = "f" * 32
+DAMAGE = ("decoder_crashed", "undecodable", "decode_timeout")
 STATS = ChannelStats(1, (0.0,), (0.0,), (0.0,), (0.0,))
 ticks = itertools.count()
 
@@ -55,7 +66,9 @@ def row_id(uri: str, etag: str) -> str:
     return hashlib.blake2b(f"{uri}{etag}".encode(), digest_size=8).hexdigest()
 
 
-def commit(store: LocalStore, job: EncodeJob, shard, spool: Path, rejected: dict[str, str] | None = None) -> Receipt:
+def commit(
+    store: LocalStore, job: EncodeJob, shard: Shard, spool: Path, rejected: dict[str, str] | None, created: str | None
+) -> Receipt:
     """An attempt at a shard of plain files: a row a file, or the reject that `rejected` (stem -> reason) says; then the receipt."""
     attempt = f"{next(ticks):08x}"
     rejected = rejected or {}
@@ -64,7 +77,8 @@ def commit(store: LocalStore, job: EncodeJob, shard, spool: Path, rejected: dict
         stem = Path(source.uri).stem
         digests[source.uri] = hashlib.blake2b(Path(source.uri).read_bytes(), digest_size=16).hexdigest()
         if stem in rejected:
-            rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=True, uri=source.uri))
+            policy = rejected[stem] not in DAMAGE
+            rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=policy, uri=source.uri))
             continue
         name = row_id(source.uri, source.etag)
         text = (source.uri, stem, digests[source.uri])
@@ -82,9 +96,18 @@ def commit(store: LocalStore, job: EncodeJob, shard, spool: Path, rejected: dict
         fingerprint=FINGERPRINT,
         fingerprint_parts={},
         attempt=attempt,
-        created=attempt,
+        created=created or attempt,
         files=files,
-        counts=Counts(len(shard.objects), len(rows), len(rejects), len(rows), len(rows), 0, 5 * len(rows)),
+        counts=Counts(
+            len(shard.objects),
+            len(rows),
+            len(rejects),
+            len(rows),
+            len(rows),
+            0,
+            5 * len(rows),
+            sum(not reject.policy for reject in rejects),
+        ),
         rejects=tuple(rejects),
         stats=STATS if rows else None,
         timings=Timings(),
@@ -96,9 +119,11 @@ def commit(store: LocalStore, job: EncodeJob, shard, spool: Path, rejected: dict
     return Ledger(store).commit(made)
 
 
-def _is_there(source: SourceObject) -> bool:
+def _is_there(source: SourceObject, shard: Shard) -> bool:
+    """Whether the object is the one that is to be read: of a retry, it may have been touched since the base was made."""
     path = Path(source.uri)
-    return path.exists() and f"{path.stat().st_mtime_ns}-{path.stat().st_size}" == source.etag
+    etag = dict(shard.retry.etags if shard.retry is not None else ()).get(source.uri, source.etag)
+    return path.exists() and f"{path.stat().st_mtime_ns}-{path.stat().st_size}" == etag
 
 
 class Run:
@@ -115,18 +140,18 @@ class Run:
         self.todo = self.work.todo(job.storage)
         self.committed: list[Receipt] = []
 
-    def step(self, rejected: dict[str, str] | None = None) -> bool:
+    def step(self, rejected: dict[str, str] | None = None, created: str | None = None) -> bool:
         """One shard; False if there was none left."""
         if not self.todo:
             return False
         shard = self.todo.pop(0)
         found = Ledger(self.store).read(shard.id(FINGERPRINT))
-        if found is None and all(_is_there(source) for source in shard.objects):
-            self.committed.append(commit(self.store, self.job, shard, self.spool, rejected))
+        if found is None and all(_is_there(source, shard) for source in shard.objects):
+            self.committed.append(commit(self.store, self.job, shard, self.spool, rejected, created))
         return True
 
-    def finish(self, rejected: dict[str, str] | None = None) -> Run:
-        while self.step(rejected):
+    def finish(self, rejected: dict[str, str] | None = None, created: str | None = None) -> Run:
+        while self.step(rejected, created):
             pass
         return self
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.config import StorageConfig
 from pipeline.corpus import resolve_inputs
@@ -134,72 +130,3 @@ def test_settings_that_changed_are_said(world):
     work = find_work(resolve_inputs([str(world.folder)], job.storage), Summaries(world.store).all(), "e" * 32, job)
     assert any("encoded before with other settings" in text for text in work.notices)
     assert len(work.files) == 6
-
-
-# --- any interleaving -------------------------------------------------------------------------------------------------
-
-NAMES = "abcd"
-starts = st.tuples(st.just("start"), st.sets(st.sampled_from(NAMES), min_size=2), st.integers(1, 3))
-steps = st.tuples(st.just("step"), st.integers(0, 3))
-actions = st.one_of(
-    starts,
-    *[steps] * 4,
-    st.tuples(st.just("kill"), st.integers(0, 3)),
-    st.tuples(st.just("remove"), st.sampled_from(NAMES)),
-    st.tuples(st.just("restore"), st.sampled_from(NAMES)),
-    st.tuples(st.just("touch"), st.sampled_from(NAMES)),
-    st.tuples(st.just("cut"), st.integers(0, 3)),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([LocalStore, NoConditions, Careless]),
-    st.lists(starts, min_size=2, max_size=2),
-    st.lists(actions, max_size=20),
-)
-def test_whatever_happened_one_clean_run_later_each_input_has_its_row_once(kind, first, script):
-    root = Path(tempfile.mkdtemp())
-    try:
-        folder, away, spool = root / "in", root / "away", root / "spool"
-        for path in (folder, away, spool):
-            path.mkdir()
-        for name in NAMES:
-            (folder / f"{name}.mp4").write_bytes(name.encode() * 10)
-        store = kind(str(root / "out"))
-        _play([*first, *script], store, folder, away, spool)
-        for path in away.iterdir():
-            path.rename(folder / path.name)
-        final = Run(store, [str(folder)], spool, job_for(root / "out"))
-        final.finish()
-        assert Counter(row.source_key for row in visible(store)) == Counter(NAMES)
-        assert totals(store) == Counts(4, 4, 0, 4, 4, 0, 20)
-        assert Run(store, [str(folder)], spool, job_for(root / "out")).todo == []
-    finally:
-        shutil.rmtree(root)
-
-
-def _play(script, store, folder: Path, away: Path, spool: Path) -> None:
-    runs: list[Run] = []
-    for action, *values in script:
-        if action == "start":
-            names, per_shard = values
-            paths = [str(folder / f"{name}.mp4") for name in sorted(names) if (folder / f"{name}.mp4").exists()]
-            if paths:
-                runs.append(Run(store, paths, spool, job_for(folder, f"storage.files_per_shard={per_shard}")))
-        elif action in ("step", "kill", "cut") and runs:
-            run = runs[values[0] % len(runs)]
-            if action == "step":
-                run.step()
-            elif action == "kill":
-                runs.remove(run)
-            elif run.todo:  # its writer is killed while it writes the receipt, on a mount that shows half objects
-                store.write(f"receipts/{run.todo[0].id(FINGERPRINT)}.json", b'{"half')
-        elif action in ("remove", "restore", "touch"):
-            here, there = folder / f"{values[0]}.mp4", away / f"{values[0]}.mp4"
-            if action == "remove" and here.exists():
-                here.rename(there)
-            elif action == "restore" and there.exists():
-                there.rename(here)
-            elif action == "touch" and here.exists():
-                touch(here)

@@ -6,12 +6,17 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import ConfigError
 from pipeline.records import Counts
 from pipeline.storage.local import LocalStore
 from pipeline.summaries import PREFIX as SUMMARIES
 from pipeline.summaries import Summaries
 from tests.pipeline.frameless_build import (
+    ticks,
     totals,
+    touch,
     visible,
 )
 
@@ -48,7 +53,7 @@ def test_named_reasons_are_retried_whatever_the_limits(world):
     assert world.run("abc").work.notices == []
     first = world.run("abc", retry_rejects="decoder_crashed").finish({"b": "undecodable"})
     assert len(first.committed) == 1
-    assert totals(world.store) == Counts(3, 1, 2, 1, 1, 0, 5)
+    assert totals(world.store) == Counts(3, 1, 2, 1, 1, 0, 5, damaged=1)
     # The second retry of one sample knows of the first, and replaces its reject.
     assert world.run("abc", retry_rejects="decoder_crashed").todo == []
     world.run("abc", retry_rejects="undecodable,too_short").finish()
@@ -63,6 +68,100 @@ def test_two_retries_at_once_count_once(world):
     one.finish()
     other.finish()
     assert Counter(row.source_key for row in visible(world.store)) == Counter("abc")
+
+
+def keys_of(world):
+    return Counter(row.source_key for row in visible(world.store))
+
+
+def test_a_touched_file_whose_reject_was_retried_stays_done(world):
+    world.run("abc").finish({"b": "decode_timeout"})
+    world.run("abc", retry_rejects="decode_timeout").finish()
+    touch(world.folder / "b.mp4")
+    again = world.run("abc")
+    assert again.todo == []
+    assert again.work.before() == Counts(samples=3, clips=3)
+    assert keys_of(world) == Counter("abc")
+    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+
+
+def test_the_reject_of_a_touched_file_is_retried_under_the_ids_of_its_base(world):
+    world.run("abc").finish({"b": "decode_timeout"})
+    touch(world.folder / "b.mp4")
+    retry = world.run("abc", retry_rejects="decode_timeout")
+    (shard,) = retry.todo
+    assert shard.retry.etags[0][1] != shard.objects[0].etag
+    retry.finish()
+    touch(world.folder / "b.mp4")
+    assert world.run("abc").todo == []
+    assert keys_of(world) == Counter("abc")
+    assert totals(world.store).samples == 3
+
+
+def test_a_retry_does_not_count_once_its_base_is_lost_and_made_again(world):
+    world.run("abc").finish({"b": "decode_timeout"})
+    (base,) = [info.key for info in world.store.list("receipts/")]
+    world.run("abc", retry_rejects="decode_timeout").finish()
+    world.store.write(base, b'{"half')
+    world.run("abc").finish()
+    assert keys_of(world) == Counter("abc")
+    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+
+
+def test_a_retry_does_not_count_beside_an_earlier_receipt_that_arrives_late(world):
+    """The receipt of another build has an earlier time and waited long for its store."""
+    late = world.run("abc", "storage.files_per_shard=2")
+    stamp = next(ticks)
+    world.run("abc").finish({"b": "decode_timeout"})
+    world.run("abc", retry_rejects="decode_timeout").finish()
+    late.finish(created=f"{stamp:08x}")
+    assert keys_of(world) == Counter("abc")
+    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+
+
+def test_a_sample_that_a_hidden_retry_encoded_can_be_retried_again(world):
+    world.run("ab").finish({"b": "decode_timeout", "a": "decoder_crashed"})
+    outer = world.run("ab", retry_rejects="decode_timeout,decoder_crashed")
+    world.run("ab", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
+    outer.finish()  # encodes both; of b the first retry counts, which rejected it again
+    assert keys_of(world) == Counter("a")
+    world.run("ab", retry_rejects="decode_timeout").finish()
+    assert keys_of(world) == Counter("ab")
+    assert totals(world.store) == Counts(2, 2, 0, 2, 2, 0, 10)
+
+
+def test_a_file_that_only_resembles_a_lost_one_is_encoded(world):
+    """`same_as` names a receipt that is gone by now: it covers nothing."""
+    world.run("ab", "storage.files_per_shard=1").finish()
+    touch(world.folder / "a.mp4")
+    assert world.run("ab").todo == []
+    for info in list(world.store.list("receipts/")):
+        if b"index/" in world.store.read(info.key):
+            world.store.write(info.key, b"")
+    world.run("ab").finish()
+    assert keys_of(world) == Counter("ab")
+
+
+def test_a_rejected_file_that_is_mended_leaves_no_reject_behind(world):
+    world.run("abc").finish({"b": "undecodable"})
+    path = world.folder / "b.mp4"
+    path.write_bytes(b"mended....")
+    touch(path)
+    world.run("abc").finish()
+    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+    assert world.run("abc").work.before() == Counts(samples=3, clips=3)
+    with pytest.raises(ConfigError, match="no finished input was rejected as too_shrt; found are undecodable"):
+        world.run("abc", retry_rejects="too_shrt")
+    assert world.run("abc", retry_rejects="undecodable").todo == []
+
+
+def test_damage_that_a_retry_healed_does_not_count_against_the_budget(world):
+    world.run("abcdef").finish({"a": "decode_timeout", "b": "decode_timeout"})
+    assert world.run("abcdef").work.before().damaged == 2
+    world.run("abcdef", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
+    assert world.run("abcdef").work.before() == Counts(samples=6, clips=5, damaged=1)
+    assert world.run("ac").work.before().damaged == 0
+    assert world.run("b").work.before().damaged == 1
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------
