@@ -1,7 +1,6 @@
 """A real S3 server that goes away in the middle of a real build, and comes back."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,20 +22,17 @@ class LeavingProxy(FaultyProxy):
     """Closes its port when the first receipt has passed, and opens it again after `AWAY_S`."""
 
     def __init__(self, target):
-        super().__init__(target, lambda *_: None)
-        self.port = self._listener.getsockname()[1]
+        super().__init__(target)
         self.returned = threading.Event()
-        threading.Thread(target=self._leave, daemon=True).start()
+        threading.Thread(target=self._go_away, daemon=True).start()
 
-    def _leave(self):
+    def _go_away(self):
         while not any(method == "PUT" and "/receipts/" in target for method, target in self.requests):
             time.sleep(0.02)
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.turn_on("away")
         time.sleep(AWAY_S)
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.turn_off("away")
         self.returned.set()
-        self._accept()
 
 
 def test_a_store_that_is_away_for_seconds_costs_nothing_but_them(s3, tmp_path):
