@@ -46,7 +46,8 @@ class ShardResult:
     """What the driver hears of a finished shard: small, whatever the shard's size."""
 
     shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
-    won: bool  # False: another build committed first, what we had was deleted
+    won: bool  # False: another attempt committed first, what we had was deleted
+    ours: bool  # an attempt of this build committed it
     counts: Counts
     added: Counts  # see `Receipt.added`
     timings: Timings
@@ -284,7 +285,7 @@ class ShardAttempt:
         self._writing.join(JOIN_S)
         self._close()
         timings = Timings(total_s=round(time.monotonic() - self._started, 4))
-        # Of this build: an earlier try whose commit reached the store, and whose answer was lost.
+        # Won: an earlier try of this build, whose commit reached the store, and whose answer was lost.
         self._result = self._result_of(receipt, receipt.attempt.startswith(self._blueprint.build), timings)
 
     def _read_source(self) -> None:
@@ -390,7 +391,8 @@ class ShardAttempt:
         reasons: dict[str, int] = {}
         for reject in receipt.rejects:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+        ours = receipt.attempt.startswith(self._blueprint.build)
         num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
         return ShardResult(
-            self.shard_id, won, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
+            self.shard_id, won, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
         )
