@@ -102,11 +102,17 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._crew.assign(assignment.worker, assignment.shard)
-            for event in self._crew.poll(POLL_S):
+            for event in self._events():
                 self._handle(event)
             self._look_at_stores()
             self._stop_on_flood()
             self._show()
+
+    def _events(self) -> list[CrewEvent]:
+        try:
+            return self._crew.poll(POLL_S)
+        except FatalError as error:
+            raise (_as_build_error(error) if self._report.startup_s else error) from error.__cause__
 
     def _end(self) -> None:
         try:

@@ -58,7 +58,7 @@ class ScriptedCrew:
         error = self._outcome(shard, self.runs[shard.name])
         shard_id = shard.id("f" * 32)
         counts = Counts(samples=1, encoded=1, clips=1, frames=5)
-        done = ShardResult(shard_id, True, True, counts, counts, Timings(), 10, {}, 1)
+        done = ShardResult(shard_id, True, counts, counts, Timings(), 10, {}, 1)
         self._events.append(ShardEnded(worker, done if error is None else ShardFailure(shard_id, error)))
 
     def poll(self, timeout_s):
