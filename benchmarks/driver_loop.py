@@ -59,7 +59,7 @@ class InstantCrew:
         while self._running and len(events) < self._batch:
             self._clock, worker, shard_id = heapq.heappop(self._running)
             counts = Counts(samples=10, encoded=10, clips=20, frames=340)
-            events.append(ShardEnded(worker, ShardResult(shard_id, True, counts, Timings(), 1, {}, 1)))
+            events.append(ShardEnded(worker, ShardResult(shard_id, True, counts, counts, Timings(), 1, {}, 1)))
         self._polls += 1
         if self._polls % self._pulse_every == 0:
             events.append(Pulse(f"encoder-{self._polls % self.size}", {"frames": self._polls, "clips": 1}))

@@ -101,28 +101,30 @@ class Repeats:
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._more: dict[
-            str, tuple[int, str, float]
-        ] = {}  # kind of reason -> shards not shown, last reason, since when
+        # kind of reason -> the shard shown, others with the last reason of each, since when
+        self._more: dict[str, tuple[str, dict[str, str], float]] = {}
 
     def notice(self, shard: str, reason: str) -> None:
         """Shown at once if no reason of its kind is being counted."""
         # Reasons that differ in numbers, paths and ids only are of one kind.
         kind = re.sub(r"\S*[\d/]\S*", "…", reason)
         if kind in self._more:
-            count, _, since = self._more[kind]
-            self._more[kind] = count + 1, reason, since
+            shown, others, _ = self._more[kind]
+            if shard != shown:
+                others.pop(shard, None)
+                others[shard] = reason
         else:
-            self._more[kind] = 0, reason, time.monotonic()
+            self._more[kind] = shard, {}, time.monotonic()
             self._display.notice(f"{shard}: {reason}")
 
     def flush(self, older_than_s: float = 0.0) -> None:
         """Tells what was counted for at least so long; the next one of its kind is shown again."""
-        for kind, (count, reason, since) in list(self._more.items()):
+        for kind, (_, others, since) in list(self._more.items()):
             if time.monotonic() - since >= older_than_s:
                 del self._more[kind]
-                if count:
-                    self._display.notice(f"… and {count} more shards: {reason}")
+                if others:
+                    more = f"{len(others)} more shards" if len(others) > 1 else "1 more shard"
+                    self._display.notice(f"… and {more}: {others[next(reversed(others))]}")
 
 
 class Plain:
@@ -163,7 +165,7 @@ class Json:
             self._emit("report", report.to_dict())
 
     def _emit(self, event: str, values: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **values}), flush=True)  # noqa: T201
+        say(json.dumps({"event": event, **values}), sys.stdout)
 
 
 class Rich:

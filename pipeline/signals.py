@@ -2,8 +2,9 @@
 
 Rule: outside `deferred()` the first signal raises KeyboardInterrupt in the main thread (nothing runs yet that must be drained). Inside
 `deferred()` it only sets a flag, which the owner of the block reads with `requested()`. The second signal raises KeyboardInterrupt
-anywhere; the third ends the process at once with exit code 130. The handler itself neither prints nor takes a lock. Only commands
-install it (`handled()`); a program that uses Lathe as a library keeps its own handlers.
+anywhere; the third ends the process at once with exit code 130. Signals within `BURST_S` count as one: a closed terminal sends SIGHUP
+twice (shell and kernel), systemd sends SIGTERM and SIGHUP. The handler itself neither prints nor takes a lock. Only commands install it
+(`handled()`); a program that uses Lathe as a library keeps its own handlers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
 
 EXIT_CODE = 130
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BURST_S = 1.0
 
 
 class _State:
-    received = 0
+    received = 0  # bursts of signals
+    burst_at = 0.0  # time.monotonic() of the first signal of the last burst
     deferring = 0
 
 
@@ -67,7 +71,22 @@ def deferred() -> Iterator[None]:
         _State.deferring -= 1
 
 
+def reinstall() -> None:
+    """Installs the handlers that Python knows once more: native code (`ray.init`, `ray.shutdown`) replaces them without Python's
+    knowledge. Outside the main thread it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in STOPPING:
+        if (handler := signal.getsignal(number)) is not None:
+            signal.signal(number, handler)
+
+
 def _on_signal(number: int, frame: object) -> None:
+    now = time.monotonic()
+    if _State.received and now - _State.burst_at < BURST_S:
+        return
+    _State.burst_at = now
     _State.received += 1
     if _State.received > 2:
         os._exit(EXIT_CODE)

@@ -46,7 +46,7 @@ class ShardResult:
     """What the driver hears of a finished shard: small, whatever the shard's size."""
 
     shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
-    won: bool  # False: another build committed first, what we had was deleted
+    ours: bool  # an attempt of this build committed it, perhaps another than the one that answers
     counts: Counts
     added: Counts  # see `Receipt.added`
     timings: Timings
@@ -284,8 +284,7 @@ class ShardAttempt:
         self._writing.join(JOIN_S)
         self._close()
         timings = Timings(total_s=round(time.monotonic() - self._started, 4))
-        # Of this build: an earlier try whose commit reached the store, and whose answer was lost.
-        self._result = self._result_of(receipt, receipt.attempt.startswith(self._blueprint.build), timings)
+        self._result = self._result_of(receipt, timings)
 
     def _read_source(self) -> None:
         try:
@@ -332,14 +331,13 @@ class ShardAttempt:
         self._progress.add()
         drill.fire(self._drill, "after_commit")
         notes: tuple[str, ...] = ()
-        won = winner.attempt == self.name
-        if not won:
+        if winner.attempt != self.name:
             try:
                 drill.fire(self._drill, "in_clean_up")
                 self._writer.abort()
             except LatheError as error:  # the shard is done whatever becomes of our files; no receipt names them
                 notes = (f"another attempt was first, and our files could not be deleted: {error}",)
-        result = self._result_of(winner, won, receipt.timings)
+        result = self._result_of(winner, receipt.timings)
         self._close()
         self._result = replace(result, refused=self._scope.refused, left=self._scope.left(), notes=notes)
 
@@ -386,11 +384,12 @@ class ShardAttempt:
             recovered=self._scope.recovered(self._accounts.encoded),
         )
 
-    def _result_of(self, receipt: Receipt, won: bool, timings: Timings) -> ShardResult:
+    def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:
         reasons: dict[str, int] = {}
         for reject in receipt.rejects:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+        ours = receipt.attempt.startswith(self._blueprint.build)
         num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
         return ShardResult(
-            self.shard_id, won, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
+            self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
         )

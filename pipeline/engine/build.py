@@ -68,6 +68,7 @@ class Build:
         self._pulses: dict[str, tuple[int, int]] = {}  # worker -> frames, clips; their sums are kept beside them
         self._frames = self._clips = 0
         self._workers: set[str] = set()
+        self._disk_error: StorageUnavailable | None = None  # the last
         self._show_at = 0.0
 
     def run(self) -> None:
@@ -101,11 +102,17 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._crew.assign(assignment.worker, assignment.shard)
-            for event in self._crew.poll(POLL_S):
+            for event in self._events():
                 self._handle(event)
             self._look_at_stores()
             self._stop_on_flood()
             self._show()
+
+    def _events(self) -> list[CrewEvent]:
+        try:
+            return self._crew.poll(POLL_S)
+        except FatalError as error:
+            raise (_as_build_error(error) if self._report.startup_s else error) from error.__cause__
 
     def _end(self) -> None:
         try:
@@ -160,9 +167,7 @@ class Build:
         if not isinstance(outcome, ShardFailure):
             self._watch.succeeded()
             if self._dispatcher.on_done(event.worker, outcome.shard_id, now):
-                # An attempt may lose to another of this build: to a copy that answers later, or to one that put the receipt and was
-                # cut off before it could say so.
-                self._report.add(outcome, ours=outcome.won or self._dispatcher.times_given(outcome.shard_id) > 1)
+                self._report.add(outcome, ours=outcome.ours)
                 for text in outcome.notes:
                     self._tell(outcome.shard_id, text)
                 if outcome.left:
@@ -171,6 +176,11 @@ class Build:
         error = outcome.error
         if isinstance(error, FatalError) and not isinstance(error, (SourceChanged, SourceRefused)):
             raise _as_build_error(error)
+        if isinstance(error, StorageUnavailable) and error.uri is None:  # a temporary file of the worker
+            self._disk_error = error
+            verdict = self._dispatcher.on_disk_failed(event.worker, outcome.shard_id, error, now)
+            self._tell(outcome.shard_id, verdict.reason)
+            return
         if isinstance(error, StorageUnavailable):
             started = self._dispatcher.park(event.worker, outcome.shard_id)
             if started is not None:
@@ -188,8 +198,9 @@ class Build:
 
     def _look_at_stores(self) -> None:
         now = time.monotonic()
-        rulings, told = self._watch.poll(now)
+        rulings, told = self._watch.poll(now, fresh=lambda: self._dispatcher.fresh)
         self._dispatcher.paused = self._watch.paused
+        self._dispatcher.canaries_only = self._watch.doubtful
         for text in told:
             self._display.notice(text)
         for ruling in rulings:
@@ -197,6 +208,12 @@ class Build:
                 self._tell(ruling.shard_id, self._dispatcher.judge(ruling.shard_id, ruling.error, now).reason)
             else:
                 self._dispatcher.release(ruling.shard_id)
+        since = self._dispatcher.disks_failing_since
+        if since is not None and now - since > self._job.engine.outage_s:
+            raise BuildError(
+                f"the temporary folder of every encoder has failed for longer than engine.outage_s={self._job.engine.outage_s:g}: "
+                f"{self._disk_error}; once that is mended, the same command resumes"
+            )
 
     def _tell(self, shard_id: str, reason: str) -> None:
         self._repeats.notice(self._by_id[shard_id].name, reason)

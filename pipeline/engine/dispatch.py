@@ -6,7 +6,8 @@ slowest running ones are copied to idle workers (safe: the first receipt wins).
 
 Blame: a shard is given up after `attempts` failures of its own. A worker that dies without an explanation makes *suspects* of the shards
 it held. A suspect runs alone on a worker, and only the shard that was alone when its worker died gets the failure counted. A preempted
-worker counts for no shard, a node that died for no shard up to `EXCUSED` times each. Every call costs at most O(log shards).
+worker counts for no shard, a node that died for no shard up to `EXCUSED` times each. Shards whose storage failed wait behind those that
+have not failed. Every call costs at most O(log shards), or O(shards that run) while `canaries_only`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.engine.running_median import RunningMedian
+from pipeline.engine.worker_disks import WorkerDisks
 from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
 MIN_EVIDENCE = 100  # samples seen before the reject budget may stop a running build
 EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
+CANARIES = 2  # shards at once that are tried while it is not known whether the store or single objects fail
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
 
 Cause = Literal["unexplained", "node", "preempted"]
@@ -35,12 +39,12 @@ Cause = Literal["unexplained", "node", "preempted"]
 class _Progress:
     shard: Shard
     shard_id: str
-    given: int = 0
     failures: int = 0
     excused: int = 0
     suspect: bool = False  # until it is done: it may be what kills workers
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
     done: bool = False
+    storage_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Dispatcher:
         ordered = sorted(shards, key=lambda item: (-item[1].num_bytes, item[1].name))
         self._shards = {shard_id: _Progress(shard, shard_id) for shard_id, shard in ordered}
         self._pending = deque(self._shards)
+        self._again: deque[str] = deque()  # storage failed; handed out when nothing else is left
+        self._disks = WorkerDisks()
         self._suspects: deque[str] = deque()  # each waits for a worker of its own
         self._delayed: list[tuple[float, str]] = []  # heap: not before, shard
         self._parked: set[str] = set()  # their failure is being looked into
@@ -87,11 +93,12 @@ class Dispatcher:
         self.given_up: dict[str, str] = {}
         self.draining = False
         self.paused = False  # nothing is handed out for the time being
+        self.canaries_only = False  # only a few shards, which have not failed
 
     @property
     def finished(self) -> bool:
         """Nothing runs, and nothing is left to hand out (or, draining, need not be)."""
-        waiting = self._pending or self._suspects or self._delayed or self._parked
+        waiting = self._pending or self._again or self._suspects or self._delayed or self._parked
         return not self._running and (self.draining or not waiting)
 
     @property
@@ -99,9 +106,17 @@ class Dispatcher:
         """Shards neither done nor given up."""
         return self._open
 
-    def times_given(self, shard_id: str) -> int:
-        """How often the shard was handed out, as a copy or again."""
-        return self._shards[shard_id].given
+    @property
+    def fresh(self) -> bool:
+        """Whether a shard waits or runs whose storage has not failed."""
+        self._drop_done(self._pending)
+        return bool(self._pending or self._fresh_running())
+
+    @property
+    def disks_failing_since(self) -> float | None:
+        """Since when the temporary folder of every worker fails; None if one works, or still runs a shard."""
+        all_fail = self._workers and not self._running and self._disks.failing(self._workers)
+        return self._disks.since if all_fail else None
 
     def workers_wanted(self, most: int) -> int:
         """Workers this build can keep busy."""
@@ -127,21 +142,21 @@ class Dispatcher:
             return []
         while self._delayed and self._delayed[0][0] <= now:
             self._requeue(self._shards[heapq.heappop(self._delayed)[1]])
+        for rested in self._disks.rested(now):
+            self._place(rested)
+        if self.canaries_only:
+            return self._give_canaries(now)
         given = self._give_suspects(now)
-        while self._pending:
-            if self._shards[self._pending[0]].done:
-                self._pending.popleft()
-                continue
-            worker = self._least_busy(0)
-            if worker is None:
-                break
-            given.append(self._give(worker, self._pending.popleft(), now, "next longest shard"))
-        return given if self._pending else given + self._speculate(now)
+        for queue in (self._pending, self._again):
+            while self._drop_done(queue) and (worker := self._least_busy(0)) is not None:
+                given.append(self._give(worker, queue.popleft(), now, "next longest shard"))
+        return given if self._pending or self._again else given + self._speculate(now)
 
     def on_done(self, worker: str, shard_id: str, now: float) -> bool:
         """A shard is committed. False if it was known already (the slower of two copies)."""
         progress = self._shards[shard_id]
         started = self._stop_running(progress, worker)
+        self._disks.succeeded(worker)
         if started is not None:
             self._durations.add(now - started)
         if progress.done:
@@ -168,6 +183,7 @@ class Dispatcher:
         started = self._stop_running(progress, worker)
         if started is None or progress.done or progress.running or shard_id in self.given_up:
             return None
+        progress.storage_failed = True
         self._parked.add(shard_id)
         return started
 
@@ -177,9 +193,22 @@ class Dispatcher:
         return self._count(self._shards[shard_id], error, now)
 
     def release(self, shard_id: str) -> None:
-        """The failure of a parked shard was not its own: it is handed out again, first of all."""
+        """The failure of a parked shard was not its own: it is handed out again, after those that have not failed."""
         self._parked.discard(shard_id)
-        self._requeue(self._shards[shard_id], first=True)
+        self._requeue(self._shards[shard_id])
+
+    def on_disk_failed(self, worker: str, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """An attempt ended because the worker's temporary folder failed. The worker rests; see `WorkerDisks` for what counts."""
+        progress = self._shards[shard_id]
+        counts = self._disks.failed(worker, shard_id, now, workers=len(self._workers))
+        self._stop_running(progress, worker)
+        progress.storage_failed = True
+        if counts:
+            return self._count(progress, error, now)
+        if progress.done or progress.running or shard_id in self.given_up:
+            return Verdict(False, "another copy is committed or runs")
+        self._requeue(progress)
+        return Verdict(True, f"{error}; not counted, the shard is tried again and the worker rests")
 
     def on_lost(
         self, worker: str, error: BaseException, now: float, *, cause: Cause = "unexplained"
@@ -231,7 +260,8 @@ class Dispatcher:
     def _requeue(self, progress: _Progress, *, first: bool = False) -> None:
         if progress.done or progress.running:
             return
-        queue = self._suspects if progress.suspect else self._pending
+        retried = self._again if progress.storage_failed else self._pending
+        queue = self._suspects if progress.suspect else retried
         if first:
             queue.appendleft(progress.shard_id)
         else:
@@ -264,7 +294,7 @@ class Dispatcher:
             return
         if not held and worker in self._closed:
             self._open_again(worker)
-        if worker not in self._closed:
+        if worker not in self._closed and not self._disks.rests(worker):
             self._by_load[len(held)][worker] = None
 
     def _open_again(self, worker: str) -> None:
@@ -272,10 +302,31 @@ class Dispatcher:
         self._kept.discard(worker)
 
     def _forget(self, worker: str) -> None:
+        self._disks.forget(worker)
         self._workers.pop(worker, None)
         self._place(worker)
         if worker in self._closed:
             self._open_again(worker)
+
+    def _drop_done(self, queue: deque[str]) -> bool:
+        """Drops shards at both ends that need not be handed out any more. Whether any is left."""
+        while queue and self._shards[queue[0]].done:
+            queue.popleft()
+        while queue and self._shards[queue[-1]].done:
+            queue.pop()
+        return bool(queue)
+
+    def _fresh_running(self) -> int:
+        return sum(not self._shards[shard_id].storage_failed for shard_id in self._running)
+
+    def _give_canaries(self, now: float) -> list[Assignment]:
+        """The smallest, which answer first."""
+        given: list[Assignment] = []
+        while self._drop_done(self._pending) and self._fresh_running() < CANARIES:
+            if (worker := self._least_busy(0)) is None:
+                break
+            given.append(self._give(worker, self._pending.pop(), now, "canary: other shards' storage fails"))
+        return given
 
     def _give_suspects(self, now: float) -> list[Assignment]:
         given = []
@@ -302,7 +353,6 @@ class Dispatcher:
         self._workers[worker].add(shard_id)
         self._place(worker)
         self._shards[shard_id].running[worker] = now
-        self._shards[shard_id].given += 1
         self._running.add(shard_id)
         heapq.heappush(self._started, (now, shard_id, worker))
         return Assignment(worker, self._shards[shard_id].shard, reason)
@@ -331,27 +381,6 @@ class Dispatcher:
         for other, begun in progress.running.items():  # may be copied again
             heapq.heappush(self._started, (begun, progress.shard_id, other))
         return started
-
-
-class RunningMedian:
-    """Median of all values added so far, O(log n) each: the lower half in one heap, the upper half in another."""
-
-    def __init__(self) -> None:
-        self._lower: list[float] = []  # negated
-        self._upper: list[float] = []
-
-    def add(self, value: float) -> None:
-        """One more value."""
-        heapq.heappush(self._upper, -heapq.heappushpop(self._lower, -value))
-        if len(self._upper) > len(self._lower):
-            heapq.heappush(self._lower, -heapq.heappop(self._upper))
-
-    @property
-    def value(self) -> float | None:
-        """The median; None before the first value."""
-        if not self._lower:
-            return None
-        return -self._lower[0] if len(self._lower) > len(self._upper) else (self._upper[0] - self._lower[0]) / 2
 
 
 def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
@@ -62,7 +61,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         store.preflight()  # says within seconds what is wrong, instead of after all retries
     store.check_writable()
     notices = list(Ledger(store).prepare("lathe"))
-    with ThreadPoolExecutor(1, "identify") as pool, Executor(job, pool) as executor:
+    with Executor(job) as executor:
         summaries = Summaries(store)
         receipts = summaries.all()
         if not receipts:  # all is to do: Ray starts while the weights are read

@@ -134,7 +134,9 @@ class EncodeLoop:
 
     @property
     def can_decode(self) -> bool:
-        """Whether at least one decoder is up."""
+        """Whether at least one decoder is up. Raises what ended the feed."""
+        if self._feed.failure is not None:
+            raise self._feed.failure
         return self._feed.ready_lanes > 0
 
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:

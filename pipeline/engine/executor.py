@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
 from pipeline.engine.crew import Crew, InlineCrew
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageUnavailable
 from pipeline.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from pipeline.config import EncodeJob
     from pipeline.engine.blueprint import Blueprint
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 class Executor:
     """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the crew."""
 
-    def __init__(self, job: EncodeJob, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, job: EncodeJob) -> None:
         self._job = job
         self._cluster: Any = None
-        self._loading = pool.submit(encoder_room.identify, job.model, moments=job.write.moments)
+        self._network: Future[encoder_room.Network] = Future()
+        # A daemon: a signal must end the process although the store that holds the checkpoint does not answer.
+        threading.Thread(target=self._identify, name="identify", daemon=True).start()
 
     def __enter__(self) -> Executor:
         return self
@@ -45,7 +48,9 @@ class Executor:
 
             ray_session.disconnect()
             if self._cluster.local:
-                ScratchFolder().close()  # deletes those of actors that were killed; all are gone by now
+                # Deletes those of actors that were killed; all are gone by now. A full disk must not replace the build's own result.
+                with suppress(StorageUnavailable):
+                    ScratchFolder().close()
 
     @property
     def _joins(self) -> bool:
@@ -58,7 +63,13 @@ class Executor:
 
     def network(self) -> encoder_room.Network:
         """What the job's model is; raises what its checkpoint deserves."""
-        return self._loading.result()
+        return self._network.result()
+
+    def _identify(self) -> None:
+        try:
+            self._network.set_result(encoder_room.identify(self._job.model, moments=self._job.write.moments))
+        except BaseException as error:  # noqa: BLE001 - raised by network()
+            self._network.set_exception(error)
 
     def resolve_device(self) -> tuple[str, str]:
         """Device and compute dtype of the encoders.

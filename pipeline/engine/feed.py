@@ -143,6 +143,7 @@ class Feed:
         self._cancelled: list[Any] = []
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self.failure: BaseException | None = None  # what ended the thread
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
     def start(self) -> None:
@@ -219,6 +220,7 @@ class Feed:
                 for event in self.pump(0.02 if self.decoding else 0.005):
                     self._events.put(event)
         except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
+            self.failure = error
             self._events.put(error)
 
     def _forget_cancelled(self) -> None:

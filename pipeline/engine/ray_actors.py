@@ -31,11 +31,12 @@ DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
 SHARDS_AT_ONCE = (
     16  # threads for run_shard; the driver's credit decides how many are used, repeated calls need some more
 )
+CONTROL_CALLS = 8  # a repeated `load` waits for the first, and must not keep `stats` and `shutdown` waiting
 OUTCOMES_KEPT = 64  # answers that may be asked for again
 SHUTDOWN_S = 4.0  # for the step in flight to end
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": 2})
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": CONTROL_CALLS})
 class EncoderActor:
     """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
 
@@ -48,6 +49,8 @@ class EncoderActor:
         self._tickets: dict[str, int] = {}  # shard id -> the assignment it runs for
         self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
         self._broken: BaseException | None = None
+        self._loading = threading.Lock()
+        self._loaded: dict[str, Any] | Exception | None = None
         self._stopping = threading.Event()
         self._driving: threading.Thread | None = None
 
@@ -58,7 +61,18 @@ class EncoderActor:
 
     @ray.method(concurrency_group="control")
     def load(self) -> dict[str, Any]:
-        """Loads the network and starts the decoders; slow, once."""
+        """Loads the network and starts the decoders; slow, once. Asked again (the connection was lost), it gives the first answer."""
+        with self._loading:
+            if self._loaded is None:
+                try:
+                    self._loaded = self._load()
+                except Exception as error:  # noqa: BLE001 - raised below, and to those who ask again
+                    self._loaded = error
+            if isinstance(self._loaded, Exception):
+                raise self._loaded
+            return self._loaded
+
+    def _load(self) -> dict[str, Any]:
         job = self._blueprint.job
         if self._blueprint.device == "cpu":
             keep_freed_memory()

@@ -166,7 +166,8 @@ class RayCrew:
             value = answer.result()
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, FatalError):
+            # While others work, what one encoder misses (a device, the hub, its decoders) is its own loss. `_gone` judges those that load.
+            if isinstance(cause, FatalError) and worker.up and self._up == 1:
                 raise cause from error
             return self._gone(worker, cause)
         except ActorUnavailableError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError
 
-from pipeline.errors import BuildError, LatheError, StorageUnavailable
+from pipeline.errors import BuildError, FatalError, LatheError, StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,7 @@ class LoadFailures:
     def __init__(self, outage_s: float) -> None:
         self._outage_s = outage_s
         self._row = 0
+        self._ever_up = False
         self._storage_since: float | None = None
         self._nodes: dict[str, list[float]] = {}  # node -> when encoders failed there
         self._left_out: set[str] = set()
@@ -63,6 +64,7 @@ class LoadFailures:
 
     def succeeded(self) -> None:
         """An encoder came up."""
+        self._ever_up = True
         self._row = 0
         self._storage_since = None
 
@@ -70,8 +72,11 @@ class LoadFailures:
         """An encoder did not come up; `others` are up or may still come up. Returns what to add to the line that says so.
 
         Raises:
+            FatalError: there are no others, none was ever up, and `error` is one: the job may be wrong, and another try changes nothing.
             BuildError: there are no others, and `LOAD_FAILURES` in a row failed, or storage did for longer than `engine.outage_s`.
         """
+        if isinstance(error, FatalError) and others == 0 and not self._ever_up:
+            raise error
         if isinstance(error, StorageUnavailable):  # the weights cannot be fetched: no node's fault
             self._storage_since = now if self._storage_since is None else self._storage_since
             if others == 0 and now - self._storage_since > self._outage_s:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.wording import size
 
 MiB = 1024 * 1024
 CONNECT_S = 5.0
+REINSTALL_S = 0.05  # between looks at the signal handlers while Ray starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +91,28 @@ def disconnect() -> None:
 class _Connection:
     """Ray, initialised and shut down by a thread that lives as long as it is used.
 
-    Not the main thread: there `ray.init` replaces the handler of SIGTERM. And the thread must live on: the kernel ends Ray's processes when
-    the thread that started them ends (PR_SET_PDEATHSIG), which is also why a killed driver leaves none.
+    Not the main thread: a signal there could interrupt `ray.init` half way. And the thread must live on: the kernel ends Ray's processes
+    when the thread that started them ends (PR_SET_PDEATHSIG), which is also why a killed driver leaves none. `ray.init` installs a native
+    handler of SIGTERM, in any thread, that aborts the process; the main thread puts ours back, also while it waits.
     """
 
     def __init__(self, options: dict[str, Any], folder: RayFolder | None) -> None:
         """Raises what `ray.init` raises."""
         self._options = options
         self._folder = folder
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._up = threading.Event()
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._own, name="ray", daemon=True)
         with signals.deferred():  # half a Ray cannot be shut down cleanly; the second signal does not wait
             self._thread.start()
-            self._up.wait()
+            try:
+                while not self._up.wait(REINSTALL_S):
+                    signals.reinstall()
+            except BaseException:
+                self._leave.set()  # shut down as soon as it is up
+                raise
+            signals.reinstall()
         if self._error is not None:
             self._thread.join()
             raise self._error
@@ -111,20 +120,23 @@ class _Connection:
     def close(self) -> None:
         self._leave.set()
         self._thread.join()
+        signals.reinstall()  # `ray.shutdown` leaves the default action of SIGTERM
         if self._folder is not None:
             self._folder.close()
 
     def _own(self) -> None:
-        import ray
-
         try:
+            import ray
+
             ray.init(**self._options)
-        except Exception as error:  # noqa: BLE001 - raised in the constructor; Ray raises bare Exceptions
+        except BaseException as error:  # noqa: BLE001 - raised in the constructor; Ray raises bare Exceptions
             self._error = error
-        self._up.set()
+        finally:
+            self._up.set()
         if self._error is None:
             self._leave.wait()
-        ray.shutdown()
+        if (ray := sys.modules.get("ray")) is not None:
+            ray.shutdown()
 
 
 _connections: list[_Connection] = []  # of this process: at most one, as Ray has it
@@ -144,6 +156,9 @@ def _start_private(options: dict[str, Any]) -> None:
                     f"a private Ray did not start on this machine ({_line(error)}); its temporary folder was {where}; free space there "
                     "or point TMPDIR elsewhere, run when the machine is less busy, or use --executor inline"
                 ) from error
+        except BaseException:
+            folder.close()
+            raise
         else:
             return
 

@@ -202,11 +202,11 @@ def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, blueprint):
 
 
 def test_a_shard_that_has_a_receipt_is_not_read(shard, blueprint, corpus):
-    assert commit_elsewhere(shard, blueprint).won
+    assert commit_elsewhere(shard, blueprint).ours
     corpus.unlink()  # reading would fail
     attempt = start(shard, blueprint)
     result = until(attempt.poll)
-    assert (result.won, result.shard_id) == (False, shard.id(blueprint.fingerprint))
+    assert (result.ours, result.shard_id) == (False, shard.id(blueprint.fingerprint))
     assert (result.counts.clips, result.files) == (3, 1)
     assert no_threads_of(attempt)
     assert not os.path.exists(attempt.spool_dir)
@@ -230,7 +230,7 @@ def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(
     assert first.ended(60)
     again = start(shard, blueprint)
     result = until(again.poll)
-    assert (result.won, result.counts.clips) == (True, 3)
+    assert (result.ours, result.counts.clips) == (True, 3)
     assert len(rows(blueprint.job.output)) == 3  # the files of the first try are there
 
 
@@ -245,9 +245,18 @@ def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, bluep
     monkeypatch.setattr(LocalStore, "delete", refuse)
     encode(attempt, samples)
     result = until(attempt.poll)
-    assert not result.won
+    assert not result.ours
     assert "no delete today" in result.notes[0]
     assert no_threads_of(attempt)
+
+
+def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, blueprint):
+    slow, fast = start(shard, blueprint), start(shard, blueprint)
+    samples = read_all(slow, 3)
+    encode(fast, read_all(fast, 3))
+    until(fast.poll)
+    encode(slow, samples)
+    assert until(slow.poll).ours
 
 
 def test_a_loser_deletes_its_files(shard, blueprint):
@@ -256,7 +265,7 @@ def test_a_loser_deletes_its_files(shard, blueprint):
     commit_elsewhere(shard, blueprint)
     encode(attempt, samples)
     result = until(attempt.poll)
-    assert (result.won, result.notes) == (False, ())
+    assert (result.ours, result.notes) == (False, ())
     assert not [info for info in LocalStore(blueprint.job.output).list() if attempt.name in info.key]
 
 

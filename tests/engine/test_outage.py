@@ -11,17 +11,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.engine import outage
-from pipeline.engine.attempt import ShardResult
-from pipeline.engine.blueprint import Blueprint
-from pipeline.engine.build import Build
-from pipeline.engine.crew import ShardEnded, WorkerUp
-from pipeline.engine.encode_loop import ShardFailure
+from pipeline.engine.crew import ShardEnded
 from pipeline.errors import BuildError, RejectBudgetExceeded, StorageUnavailable, WorkerLost
-from pipeline.progress import Silent
-from pipeline.records import Counts, Shard, SourceObject, Timings
-from pipeline.report import BuildReport
-from pipeline.storage.local import LocalStore
-from tests.tiny_corpus import tiny_job
+from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build, unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -29,85 +21,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(outage, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr("pipeline.engine.dispatch.PAUSE_S", 0.02)
-
-
-class Told(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def notice(self, text):
-        self.lines.append(text)
-
-
-class ProbedStore(LocalStore):
-    """Answers probes unless it is down."""
-
-    def __init__(self, root):
-        super().__init__(root)
-        self.down = False
-        self.probes = 0
-        self.thread_names = set()
-
-    def probe(self):
-        self.probes += 1
-        self.thread_names.add(threading.current_thread().name)
-        if self.down:
-            raise StorageUnavailable("host:9000 did not answer (ConnectionRefused)", uri=self.root)
-
-
-class ScriptedCrew:
-    """Workers whose attempts end as `outcome(shard, how often it ran)` says: None for success, else an error."""
-
-    def __init__(self, outcome, workers=2):
-        self.size = workers
-        self._outcome = outcome
-        self._events = []
-        self.runs = {}
-        self.closed = False
-
-    def start(self, wanted):
-        self._events += [WorkerUp(f"w{n}") for n in range(wanted)]
-
-    def assign(self, worker, shard):
-        self.runs[shard.name] = self.runs.get(shard.name, 0) + 1
-        error = self._outcome(shard, self.runs[shard.name])
-        shard_id = shard.id("f" * 32)
-        counts = Counts(samples=1, encoded=1, clips=1, frames=5)
-        done = ShardResult(shard_id, True, counts, counts, Timings(), 10, {}, 1)
-        self._events.append(ShardEnded(worker, done if error is None else ShardFailure(shard_id, error)))
-
-    def poll(self, timeout_s):
-        if not self._events:
-            time.sleep(0.005)
-        events, self._events = self._events, []
-        return events
-
-    def close(self):
-        self.closed = True
-
-
-class ScriptedExecutor:
-    def __init__(self, crew):
-        self._crew = crew
-
-    def crew(self, blueprint):
-        return self._crew
-
-
-def make_build(tmp_path, store, crew, *overrides, shards=6):
-    job = tiny_job(tmp_path, tmp_path / "out", *overrides)
-    blueprint = object.__new__(Blueprint)
-    object.__setattr__(blueprint, "job", job)
-    object.__setattr__(blueprint, "fingerprint", "f" * 32)
-    uri = str(tmp_path / "in")
-    todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
-    report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)
-    told = Told()
-    return Build(todo, blueprint, ScriptedExecutor(crew), store, told, report, time.monotonic()), report, told.lines
-
-
-def unavailable(shard):
-    return StorageUnavailable("host:9000 did not answer (ConnectionRefused)", uri=shard.objects[0].uri)
 
 
 def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
@@ -149,26 +62,12 @@ def test_one_sick_object_costs_its_own_shard_only(tmp_path):
 
 def test_a_store_that_answers_probes_and_fails_every_shard_is_an_outage_too(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
-    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if sum(crew.runs.values()) < 60 else None)
-    build, report, told = make_build(tmp_path, store, crew)
+    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if store.probes < 8 else None)
+    build, report, told = make_build(tmp_path, store, crew, "engine.attempts=2", shards=100)
     build.run()
     assert report.ok
+    assert max(crew.runs.values()) == 2  # no shard was tried again before one had succeeded
     assert len([line for line in told if "in a row failed" in line]) == 1
-
-
-def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):
-    store = ProbedStore(str(tmp_path / "out"))
-
-    def outcome(shard, run):
-        full = f"spool folder {tmp_path}/lathe-scratch-{shard.name}{run} cannot be written: No space left on device; TMPDIR moves it"
-        return StorageUnavailable(full, shard=shard.name) if sum(crew.runs.values()) < 200 else None
-
-    crew = ScriptedCrew(outcome)
-    build, report, told = make_build(tmp_path, store, crew, shards=12)
-    build.run()
-    assert report.ok
-    assert len([line for line in told if "No space left" in line]) <= 3
-    assert len(told) <= 6
 
 
 def test_a_failure_that_began_before_the_end_of_the_outage_does_not_count(tmp_path):
@@ -177,7 +76,7 @@ def test_a_failure_that_began_before_the_end_of_the_outage_does_not_count(tmp_pa
 
     def settle(now):
         for _ in range(1000):
-            rulings, _ = watch.poll(now)
+            rulings, _ = watch.poll(now, fresh=lambda: True)
             if rulings or watch._probe is None:
                 return rulings
             time.sleep(0.002)
@@ -186,18 +85,18 @@ def test_a_failure_that_began_before_the_end_of_the_outage_does_not_count(tmp_pa
     error = StorageUnavailable("away")
     store.down = True
     watch.failed("a", error, 0.0, 10.0)
-    watch.poll(10.0)
+    watch.poll(10.0, fresh=lambda: True)
     settle(10.0)
     assert watch.paused
     store.down = False
-    watch.poll(11.0)
+    watch.poll(11.0, fresh=lambda: True)
     assert [(r.shard_id, r.counts) for r in settle(11.0)] == [("a", False)]
     assert not watch.paused
     watch.failed("b", error, 9.0, 12.0)  # its attempt saw the outage
-    watch.poll(12.0)
+    watch.poll(12.0, fresh=lambda: True)
     assert [(r.shard_id, r.counts) for r in settle(12.0)] == [("b", False)]
     watch.failed("c", error, 12.5, 13.0)
-    watch.poll(13.0)
+    watch.poll(13.0, fresh=lambda: True)
     assert [(r.shard_id, r.counts) for r in settle(13.0)] == [("c", True)]
 
 
@@ -267,7 +166,7 @@ class Rewriting(ScriptedCrew):
 
 def test_shards_of_another_build_are_not_claimed(tmp_path):
     seen = []
-    crew = Rewriting(won=lambda outcome: seen.append(outcome) or len(seen) > 4)
+    crew = Rewriting(ours=lambda outcome: seen.append(outcome) or len(seen) > 4)
     build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
     build.run()
     assert report.ok
@@ -282,3 +181,84 @@ def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
     assert told == ["s0: a note"]
     assert not report.ok
     assert "  failed    x.mp4: 403" in report.lines()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("sick", [3, 6])
+def test_unreadable_shards_are_named_and_the_others_are_encoded(tmp_path, workers, largest, sick):
+    """The store answers probes. Shards are handed out by size, so the unreadable ones come first or last."""
+    names = {f"s{n}" for n in (range(15 - sick, 15) if largest else range(sick))}
+    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if shard.name in names else None, workers)
+    store = ProbedStore(str(tmp_path / "out"))
+    build, report, _ = make_build(tmp_path, store, crew, "engine.outage_s=60", shards=15)
+    build.run()
+    assert set(report.failed) == names
+    assert report.shards_done == 15 - sick
+    assert max(crew.runs.values()) <= 4
+
+
+def test_a_success_that_arrives_while_the_build_pauses_ends_the_doubt(tmp_path):
+    store = ProbedStore(str(tmp_path / "out"))
+    watch = outage.OutageWatch(store, lambda root: store, 100.0)
+
+    def settle(now):
+        for _ in range(1000):
+            rulings, _ = watch.poll(now, fresh=lambda: True)
+            if rulings or (watch._probe is None and not watch._parked):
+                return rulings
+            time.sleep(0.002)
+        raise AssertionError("no answer of the probe")
+
+    for n in range(outage.MANY):
+        watch.failed(f"s{n}", StorageUnavailable("no", uri="x"), 0.0, 1.0)
+    settle(1.0)
+    assert (watch.doubtful, watch.paused) == (True, False)
+    watch.failed("canary", StorageUnavailable("no", uri="x"), 1.0, 2.0)
+    settle(2.0)
+    assert (watch.doubtful, watch.paused) == (True, True)
+    watch.succeeded()
+    assert (watch.doubtful, watch.paused) == (False, False)
+    rulings, _ = watch.poll(2.0, fresh=lambda: True)
+    assert {(ruling.shard_id, ruling.counts) for ruling in rulings} == {
+        *((f"s{n}", True) for n in range(outage.MANY)),
+        ("canary", True),
+    }
+
+
+def test_a_store_that_is_away_after_all_costs_no_shard_that_failed_in_doubt(tmp_path):
+    store = ProbedStore(str(tmp_path / "out"))
+
+    def outcome(shard, run):
+        runs = sum(crew.runs.values())
+        if runs == 8:  # until then it answers probes
+            store.down = True
+            threading.Timer(0.3, lambda: setattr(store, "down", False)).start()
+        return unavailable(shard) if runs <= 8 or store.down else None
+
+    crew = ScriptedCrew(outcome)
+    build, report, told = make_build(tmp_path, store, crew, "engine.attempts=1", shards=20)
+    build.run()
+    assert report.ok
+    assert [line for line in told if "answers again" in line]
+
+
+def test_a_probe_that_is_never_answered_is_an_outage(tmp_path, monkeypatch):
+    monkeypatch.setattr(outage, "PROBE_S", 0.05)
+    store = ProbedStore(str(tmp_path / "out"))
+    monkeypatch.setattr(store, "probe", threading.Event().wait)
+    crew = ScriptedCrew(lambda shard, run: unavailable(shard))
+    build, report, told = make_build(tmp_path, store, crew, "engine.outage_s=0.3")
+    with pytest.raises(BuildError, match=r"engine.outage_s=0.3: a probe of .* has not been answered"):
+        build.run()
+    assert not report.failed
+    assert len([line for line in told if "has not answered since" in line]) == 1
+    assert len([thread for thread in threading.enumerate() if thread.name == "probe"]) <= 2
+
+
+def test_one_shard_that_fails_again_is_not_told_as_more_shards(tmp_path):
+    crew = ScriptedCrew(lambda shard, run: WorkerLost("decoder lost") if shard.name == "s1" else None)
+    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
+    build.run()
+    assert set(report.failed) == {"s1"}
+    assert not [line for line in told if "more shard" in line]

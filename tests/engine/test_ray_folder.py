@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import ray_folder, ray_session
+from pipeline.engine.executor import Executor
 from pipeline.engine.ray_folder import BELOW, SOCKET_PATH, RayFolder
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, StorageUnavailable
 
 
 @pytest.fixture
@@ -84,3 +85,41 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_one_line(monkeypatch)
     assert tries[-1] in str(caught.value)
     assert "free" in str(caught.value)
     assert caught.value.exit_code == 1
+
+
+def test_a_second_signal_while_ray_starts_leaves_no_folder(tmp_path, tmpdir_is, monkeypatch):
+    tmpdir_is(tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_session, "_Connection", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ray_session._start_private({})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), ImportError("libstdc++ is too old"), ConnectionError("no")])
+def test_whatever_ends_the_start_of_ray_is_raised(monkeypatch, ending):
+    def end(**_):
+        raise ending
+
+    monkeypatch.setattr("ray.init", end)
+    with pytest.raises(type(ending)):
+        ray_session._Connection({}, None)
+
+
+def test_a_full_disk_at_the_end_does_not_replace_the_result_of_a_build(monkeypatch):
+    def full():
+        raise StorageUnavailable("temporary folder /tmp cannot be written: No space left on device")
+
+    left = []
+    monkeypatch.setattr(ray_session, "disconnect", lambda: left.append(True))
+    monkeypatch.setattr("pipeline.engine.executor.ScratchFolder", full)
+    executor = object.__new__(Executor)
+    executor._cluster = ray_session.Cluster(True, 1.0, 0.0, 1)
+    with pytest.raises(BuildError, match="of the build"), executor:
+        raise BuildError("of the build")
+    with executor:
+        pass
+    assert left == [True, True]

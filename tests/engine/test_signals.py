@@ -1,8 +1,10 @@
 """One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line that says so, nothing left behind."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ import pytest
 
 from pipeline import signals
 from tests.engine.test_kill import drill_flags
-from tests.tiny_corpus import make_corpus, receipts, tiny_flags
+from tests.tiny_corpus import make_corpus, receipts, tiny_flags, video_bytes, write_tar
 
 PRIVATE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
@@ -73,8 +75,8 @@ def assert_nothing_left(temporary):
     assert left_behind(temporary) == ([], [])
 
 
-def assert_stopped(run, temporary):
-    _, stderr = run.communicate(timeout=120)
+def assert_stopped(run, temporary, within_s=120):
+    _, stderr = run.communicate(timeout=within_s)
     assert run.returncode == 130, stderr
     assert re.search(r"^lathe: stopped.*; the same command resumes$", stderr, re.M), stderr
     assert "Traceback" not in stderr
@@ -113,15 +115,16 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     wait_for(lambda: (tmp_path / "m").exists(), run)
     run.send_signal(signal.SIGTERM)
     assert any("stopping" in line for line in run.stderr)
+    time.sleep(signals.BURST_S + 0.1)
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
     assert re.search(r"stopped: [34] shards to do", stderr)  # one may have been done before the second came
 
 
-@pytest.mark.parametrize("progress", ["plain", "rich"])
+@pytest.mark.parametrize("progress", ["plain", "rich", "json"])
 def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary, progress):
-    """SIGHUP comes with a terminal that can no longer be written to."""
+    """SIGHUP comes more than once, with a terminal that can no longer be written to."""
     master, slave = os.openpty()
     output = tmp_path / "out"
     command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output)]
@@ -132,8 +135,11 @@ def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary,
     os.close(slave)
     wait_for(lambda: (output / "receipts").exists(), run)
     os.close(master)
-    run.send_signal(signal.SIGHUP)
+    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # from the shell, the kernel, systemd
+        run.send_signal(number)
+        time.sleep(0.01)
     assert run.wait(60) == 130
+    assert receipts(output)
     assert_nothing_left(temporary)
 
 
@@ -193,3 +199,63 @@ def test_handlers_are_put_back_and_nohup_is_respected():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_burst_of_signals_is_one_request_and_later_ones_are_more():
+    with signals.handled(), signals.deferred():
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.requested()
+        time.sleep(signals.BURST_S)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.ray
+def test_a_signal_while_a_private_ray_encodes_drains(tmp_path, temporary):
+    """The shard that runs takes seconds: a handler of Ray that aborts the process would show meanwhile."""
+    (tmp_path / "in").mkdir()
+    videos = {f"{n:03d}": {"mp4": video_bytes(40, seed=n)} for n in range(40)}
+    write_tar(tmp_path / "in" / "a.tar", videos)
+    write_tar(tmp_path / "in" / "b.tar", dict(list(videos.items())[:1]))
+    write_tar(tmp_path / "in" / "c.tar", dict(list(videos.items())[:2]))
+    flags = ("--set", "engine.credit=1", "--set", "engine.encoders=1", "--set", "engine.decoders=1")
+    run = start(tmp_path / "in", tmp_path / "out", temporary, *flags, "--progress", "json")
+    assert any(json.loads(line).get("frames") for line in run.stdout)
+    run.send_signal(signal.SIGTERM)
+    assert_stopped(run, temporary)
+    assert [receipt.counts.encoded for receipt in receipts(tmp_path / "out")] == [40]
+
+
+def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_path, temporary):
+    """The store takes the request and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "encode",
+            str(corpus),
+            str(tmp_path / "out"),
+            "--executor",
+            "inline",
+        ]
+        flags = ["--model", "leanvae-dim16", "--checkpoint", "s3://b/w.ckpt"]
+        environment = {
+            **PRIVATE,
+            "TMPDIR": str(temporary),
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+        }
+        run = subprocess.Popen(
+            [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        silent.settimeout(100)
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)
+            time.sleep(0.5)
+            run.send_signal(signal.SIGINT)
+            assert_stopped(run, temporary, within_s=30)
