@@ -12,6 +12,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
+from pipeline.decode.read_mark import READING
 from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -37,14 +38,16 @@ class DiskFile:
         self.name = path
         self.failure: OSError | None = None
         try:
-            self._raw = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
+            with READING:
+                self._raw = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise storage_error(error, path) from None
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at most `size`; empty at the end and after a failure, which `check` raises."""
         try:
-            data = self._raw.read(size)
+            with READING:
+                data = self._raw.read(size)
         except OSError as error:
             self.failure = self.failure or error
             return b""
@@ -56,7 +59,8 @@ class DiskFile:
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves; returns the new position, or -1 after a failure, which `check` raises. An impossible offset is an OSError."""
         try:
-            return self._raw.seek(offset, whence)
+            with READING:
+                return self._raw.seek(offset, whence)
         except OSError as error:
             if error.errno in BAD_OFFSET:
                 raise
@@ -69,7 +73,8 @@ class DiskFile:
 
     def close(self) -> None:
         """Closes the file; safe to call twice."""
-        self._raw.close()
+        with READING:
+            self._raw.close()
 
     def check(self) -> None:
         """Raises what the first failed read or seek means, if there was one.

@@ -23,6 +23,7 @@ import numpy as np
 from av.stream import Disposition
 
 from pipeline.decode.encoded_file import open_encoded, storage_error
+from pipeline.decode.read_mark import READING
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
@@ -94,9 +95,11 @@ def measure(video: bytes | str, limits: DecodeConfig) -> str:
         digest.update(video)
         return digest.hexdigest()
     try:
-        _check_size(os.stat(video).st_size, limits)
+        with READING:
+            size = os.stat(video).st_size
     except OSError as error:
         raise storage_error(error, video) from None
+    _check_size(size, limits)
     with closing(open_encoded(video)) as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -14,13 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.decode import read_mark
+
 PREFIX = "lathe-crash-"
 REPORT_BYTES = 4096  # the cause is in the first line
 KEPT_S = 300.0  # a report that was not asked for: its encoder is gone too
 
 
 class CrashReport:
-    """Switches reporting on for this process, until it ends. `path`: where the report will be."""
+    """Switches reporting on for this process, until it ends. `path`: where the report will be; `mark_path`: of its `read_mark`."""
 
     def __init__(self) -> None:
         _sweep()
@@ -28,6 +30,10 @@ class CrashReport:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the process ends: see `_sweep`
         self._file = os.fdopen(descriptor, "wb")
         faulthandler.enable(self._file, all_threads=False)
+        self.mark_path = f"{self.path}-mark"  # swept like the report
+        self.mark = os.open(self.mark_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self.mark, fcntl.LOCK_EX)
+        read_mark.prepare(self.mark)
 
 
 def take_report(path: str) -> str:
@@ -36,6 +42,7 @@ def take_report(path: str) -> str:
         with open(path, "rb") as file:
             report = file.read(REPORT_BYTES)
         os.unlink(path)
+        os.unlink(f"{path}-mark")
     except OSError:
         return ""
     return report.decode(errors="replace")

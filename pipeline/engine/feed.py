@@ -7,7 +7,8 @@ video starts again (`Restarted`); decoding is deterministic, so the owner drops 
 - something outside (SIGKILL, a memory monitor, a node that is gone): never rejected; after `OUTSIDE_KILLS` of these the owner gets the
   `WorkerLost`, and the shard is tried again as a whole. The kernel's memory killer looks the same whether the video is at fault or not.
 
-An error of the storage below a decoder goes to the owner as it is.
+An error of the storage below a decoder goes to the owner as it is. So does the time limit, as `StorageUnavailable`, where the decoder
+spent most of it inside reads of its file: the mount hangs, not the codec.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import clips
 from pipeline.cutting import CutRequest
+from pipeline.engine.lane_state import Job, LaneState
 from pipeline.engine.lanes import LaneReady
 from pipeline.engine.start_ups import StartUps
 from pipeline.errors import (
@@ -76,34 +78,6 @@ class Restarted:
     """The video starts again from its first frame after its decoder died: unfinished clips are void, finished ones stand."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A sample to decode and the decoders it has lost so far."""
-
-    owner: Any
-    sample: Sample
-    deaths: int = 0  # by its own work
-    kills: int = 0  # from outside
-    not_before: float = 0.0
-
-
-@dataclass(slots=True)
-class _Lane:
-    ready: bool = False  # its process is up
-    restart_at: float | None = None  # its process died on start-up, and the next one starts then
-    job: _Job | None = None  # None: idle
-    ticket: int = 0
-    opened: OpenedVideo | None = None
-    asked: int = 0  # answers outstanding
-    chunk_bytes: int = 0  # largest answer to expect
-    enough_bytes: int = 0  # chunks like these that keep the encoder busy
-    answered_at: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and self.job is None
-
-
 class Feed:
     """Drives `lanes`. `start` runs it in a thread; `events` takes what happened; `consumed` gives budget back."""
 
@@ -134,8 +108,9 @@ class Feed:
         self._etag_of = etag_of
         self._paused = paused
         self._clock = clock
-        self._state = [_Lane() for _ in range(lanes.count)]
-        self._again: deque[_Job] = deque()
+        self._looked_at = clock()
+        self._state = [LaneState(started_at=self._looked_at) for _ in range(lanes.count)]
+        self._again: deque[Job] = deque()
         self._tickets = 0
         self._start_ups = StartUps(lanes.count)
         self._lock = threading.Lock()
@@ -204,7 +179,7 @@ class Feed:
         events = []
         for lane, ticket, answer in self._lanes.wait(wait_s):
             if isinstance(answer, LaneReady):
-                self._state[lane].ready = True
+                self._state[lane].ready, self._state[lane].restart_at = True, None
                 self._start_ups.up(lane)
             elif ticket in (self._state[lane].ticket, -1):
                 events += self._answer(lane, answer)
@@ -232,7 +207,7 @@ class Feed:
                 if lane.job is None or lane.job.owner is not owner:
                     continue
                 if lane.asked:
-                    # Its process owes an answer and may be stuck for good: sending it another video could block this thread.
+                    # Its process owes an answer and may be stuck for good.
                     self._restart(index)
                 else:
                     self._release(lane)
@@ -252,19 +227,20 @@ class Feed:
                 return
             self._tickets += 1
             lane.job, lane.ticket = job, self._tickets
-            lane.opened, lane.asked, lane.answered_at = None, 1, self._clock()
+            lane.opened, lane.asked = None, 1
+            lane.heard(self._clock())
             sample, etag = job.sample, self._etag_of(job.owner, job.sample)
             request = CutRequest(sample, self._rules, self._limits, self._chunk_frames, self._drill, etag)
             self._lanes.open(index, lane.ticket, request)
 
-    def _next_job(self) -> _Job | None:
+    def _next_job(self) -> Job | None:
         now = self._clock()
         for job in self._again:
             if job.not_before <= now:
                 self._again.remove(job)
                 return job
         item = self._source.next_sample()
-        return _Job(*item) if item is not None else None
+        return Job(*item) if item is not None else None
 
     def _ask(self) -> None:
         # One chunk is always allowed, else nothing would move.
@@ -278,12 +254,12 @@ class Feed:
                 if lane.chunk_bytes and expected and expected + lane.chunk_bytes > most:
                     return
                 if lane.asked == 0:
-                    lane.answered_at = self._clock()
+                    lane.heard(self._clock())
                 lane.asked += 1
                 expected += lane.chunk_bytes
                 self._lanes.pull(index, lane.ticket)
 
-    def _is_paused(self, lane: _Lane) -> bool:
+    def _is_paused(self, lane: LaneState) -> bool:
         return lane.job is not None and self._paused(lane.job.owner)
 
     def _answer(self, index: int, answer: Answer) -> list[Event]:
@@ -294,7 +270,7 @@ class Feed:
             return []
         owner, sample = lane.job.owner, lane.job.sample
         lane.asked -= 1
-        lane.answered_at = self._clock()
+        lane.heard(self._clock())
         if isinstance(answer, LatheError):
             self._release(lane)
             if isinstance(answer, BadDataError):
@@ -309,7 +285,7 @@ class Feed:
             self._release(lane)
         return [event]
 
-    def _expect(self, lane: _Lane, opened: OpenedVideo) -> None:
+    def _expect(self, lane: LaneState, opened: OpenedVideo) -> None:
         shapes = [self._largest_chunk(plan, opened) for plan in opened.clips]
         frames, height, width = max(shapes, key=math.prod, default=(0, 0, 0))
         lane.opened, lane.chunk_bytes = opened, frames * height * width * 3
@@ -328,15 +304,33 @@ class Feed:
     def _late(self) -> list[Event]:
         events = []
         now, limit = self._clock(), self._limits.timeout_s
+        since_last_look, self._looked_at = now - self._looked_at, now
         for index, lane in enumerate(self._state):
+            if not lane.ready and lane.restart_at is None and now - lane.started_at > self._lanes.start_limit_s:
+                text = f"decoder process was not up {self._lanes.start_limit_s:g} s after its start"
+                events += self._lost(index, "", WorkerLost(text, blame=True, stage="decode"))
             if lane.job is None or not lane.asked:
                 continue
             if self._lanes.receiving(index):
-                lane.answered_at = now
-            elif now - lane.answered_at > limit:
+                lane.heard(now)
+                continue
+            if self._lanes.reading(index):
+                lane.read_s += since_last_look
+            if now - lane.answered_at <= limit:
+                continue
+            if lane.read_s > limit / 2:
+                events += self._cannot_read(index, lane.job)
+            else:
                 lost = WorkerLost(f"no answer from the decoder in {limit:g} s", blame=True, stage="decode")
                 events += self._lost(index, "decode_timeout", lost)
         return events
+
+    def _cannot_read(self, index: int, job: Job) -> list[Event]:
+        """The process may stay in its read for as long as the mount hangs; another one takes the lane."""
+        spent, sample = self._state[index].read_s, job.sample
+        self._restart(index)
+        text = f"a decoder waited {spent:.0f} s of {self._limits.timeout_s:g} s (decode.timeout_s) for reads of {sample.key}"
+        return [Event(job.owner, sample, StorageUnavailable(text, uri=sample.uri, key=sample.key, stage="decode"))]
 
     def _lost(self, index: int, reason: str, error: WorkerLost) -> list[Event]:
         """Replaces a lane's process. `reason` is for the reject that a video gets that brought down too many."""
@@ -346,7 +340,7 @@ class Feed:
             self._restart(index)
         else:
             pause = self._start_ups.died(index, error, others_up=self.ready_lanes > 0, now=self._clock())
-            self._state[index] = _Lane(ticket=lane.ticket, restart_at=self._clock() + pause)
+            self._state[index] = LaneState(ticket=lane.ticket, restart_at=self._clock() + pause)
         if job is None:
             return []
         owner, sample = job.owner, job.sample
@@ -358,14 +352,14 @@ class Feed:
             text = f"{kills} decoders were lost on {sample.key}, none by a crash; the last: {error.message}"
             return [Event(owner, sample, WorkerLost(text, uri=sample.uri, key=sample.key, stage="decode"))]
         pause = 0.0 if error.blame or kills < 2 else KILL_PAUSE_S * 2 ** (kills - 2)
-        self._again.append(_Job(owner, sample, deaths, kills, self._clock() + pause))
+        self._again.append(Job(owner, sample, deaths, kills, self._clock() + pause))
         return [Event(owner, sample, Restarted())]
 
     def _restart(self, index: int) -> None:
-        self._state[index] = _Lane(ticket=self._state[index].ticket)
+        self._state[index] = LaneState(ticket=self._state[index].ticket, started_at=self._clock())
         self._lanes.restart(index)
 
-    def _release(self, lane: _Lane) -> None:
+    def _release(self, lane: LaneState) -> None:
         lane.job = lane.opened = None
         lane.asked = lane.chunk_bytes = lane.enough_bytes = 0
         # Answers to pulls made beyond the end carry the old ticket and are dropped.

@@ -15,6 +15,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from dataclasses import dataclass
@@ -26,13 +27,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.cutting import CutRequest, Cutter
+from pipeline.decode import read_mark
 from pipeline.engine.exit_status import lost_by
+from pipeline.engine.lane_sender import LaneSender
 from pipeline.errors import DamagedInput, LatheError, WorkerLost
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, VideoEnded
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
+START_S = 120.0  # for a process to be up: the interpreter and libav load from a slow disk, but not for ever
 REAP_S = 5.0  # for a process whose pipe has ended to end too
 JOIN_S = 5.0  # for the drain thread to end
 
@@ -49,6 +54,7 @@ class Lanes(Protocol):
     """A set of decoder processes. Calls return at once; answers come from `wait`, in order per lane."""
 
     count: int
+    start_limit_s: float  # for a process to be up; inf where it may have to wait for a place to run
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:
         """Starts a video; the answer is `OpenedVideo` or a `LatheError`. Whatever the lane did before is forgotten."""
@@ -69,8 +75,12 @@ class Lanes(Protocol):
         """Whether the opened video is still on its way to the lane, so that the lane cannot have begun to decode it."""
         ...
 
+    def reading(self, lane: int) -> bool:
+        """Whether the lane's process is inside a read of its video's file right now; False where that cannot be known."""
+        ...
+
     def restart(self, lane: int) -> None:
-        """Kills the lane's process, whatever it does, and starts another; `LaneReady` follows."""
+        """Kills the lane's process, whatever it does, and starts another; `LaneReady` or `WorkerLost` follows."""
         ...
 
     def close(self) -> None:
@@ -129,6 +139,16 @@ def limit_address_space(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A decoder process and what its owner holds of it."""
+
+    process: subprocess.Popen[bytes]
+    pipe: Connection  # read and closed by the drain thread alone
+    sender: LaneSender
+    mark: mmap.mmap  # see `read_mark`
+
+
 class ProcessLanes:
     """Lanes as child processes of this one. A thread drains their pipes, so that a lane never waits for a busy owner."""
 
@@ -136,21 +156,19 @@ class ProcessLanes:
         self.count = count
         self._memory_bytes = memory_bytes
         self._niceness = niceness
+        self.start_limit_s = START_S
         # Each answer with the process it is of: `wait` drops those of a process that was replaced meanwhile.
-        self._answers: queue.SimpleQueue[tuple[Connection, int, int, Answer] | Exception] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Child | None, int, int, Answer] | Exception] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._pipes: list[Connection] = []
+        self._children: list[_Child | None] = [None] * count  # None: the last start failed
         # Killed and replaced. Only the drain thread closes their pipes: it may be reading one, and the descriptor would be reused.
-        self._retired: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._retired: list[_Child] = []
         self._dying: list[subprocess.Popen[bytes]] = []  # retired, killed and not yet reaped
         # The drain thread sleeps in `wait`; a byte on this pipe makes it look at a changed set of lanes.
         self._alarm_out, self._alarm_in = Pipe(duplex=False)
-        for _ in range(count):
-            child, pipe = self._spawn()
-            self._children.append(child)
-            self._pipes.append(pipe)
+        for lane in range(count):
+            self._start(lane)
         self._thread = threading.Thread(target=self._drain, name="lanes", daemon=True)
         self._thread.start()
 
@@ -172,63 +190,88 @@ class ProcessLanes:
         for item in items:
             if isinstance(item, Exception):
                 raise item
-            pipe, lane, ticket, answer = item
-            if pipe is self._pipes[lane]:
+            child, lane, ticket, answer = item
+            if child is self._children[lane]:
                 answers.append((lane, ticket, answer))
         return answers
 
     def receiving(self, lane: int) -> bool:
-        """Never: `open` returns when the video is in the pipe."""
+        """Never: a process that takes no video within the time limit is as stuck as one that gives no answer."""
         return False
+
+    def reading(self, lane: int) -> bool:  # noqa: D102
+        child = self._children[lane]
+        return child is not None and child.mark[0] != 0
 
     def restart(self, lane: int) -> None:  # noqa: D102
         with self._lock:
             if self._closing:
                 return
-            child, pipe = self._children[lane], self._pipes[lane]
-            self._children[lane], self._pipes[lane] = self._spawn()
-            self._retired.append((child, pipe))
-        child.kill()
+            if (child := self._children[lane]) is not None:
+                self._retired.append(child)
+                child.process.kill()
+                child.sender.end()
+            self._start(lane)
         self._alarm_in.send_bytes(b"!")
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
             self._closing = True
-            children = [*self._children, *(child for child, _ in self._retired)]
+            children = [child for child in [*self._children, *self._retired] if child is not None]
         for child in children:
-            child.kill()
+            child.process.kill()
+            child.sender.end()
         self._alarm_in.send_bytes(b"!")
         self._thread.join(JOIN_S)
-        for child in [*children, *self._dying]:
+        for process in [*(child.process for child in children), *self._dying]:
             with contextlib.suppress(subprocess.TimeoutExpired):  # see `_drain_once`
-                child.wait(REAP_S)
-        # The pipes close with this object: another thread may still be sending on one, and ends by the broken pipe.
+                process.wait(REAP_S)
+        # The pipes close with this object: the drain thread may still be reading one.
 
     def pids(self) -> list[int]:
-        """Process ids, by lane."""
-        return [child.pid for child in self._children]
+        """Process ids of lanes that have a process, by lane."""
+        return [child.process.pid for child in self._children if child is not None]
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _start(self, lane: int) -> None:
+        """A new process for the lane. One that cannot be started, for want of processes, descriptors or memory, is lost at once."""
+        self._children[lane] = None
+        try:
+            self._children[lane] = self._spawn()
+        except (OSError, RuntimeError) as error:  # RuntimeError: no further thread
+            text = f"decoder process cannot be started: {getattr(error, 'strerror', None) or error}"
+            self._answers.put((None, lane, -1, WorkerLost(text, stage="decode")))
+
+    def _spawn(self) -> _Child:
         # A fresh interpreter rather than multiprocessing: nothing of the caller's main module is run again, no CUDA context,
         # no locks inherited from threads.
-        ours, theirs = Pipe()
+        with contextlib.ExitStack() as undo, tempfile.TemporaryFile(prefix="lathe-") as shared:
+            read_mark.prepare(shared.fileno())
+            mark = read_mark.look(shared.fileno())
+            ours, theirs = Pipe()
+            undo.callback(ours.close)
+            with theirs:
+                sender = LaneSender(ours, self._answers.put)
+                undo.callback(sender.end)
+                process = self._popen(theirs.fileno(), shared.fileno())
+            undo.pop_all()
+        return _Child(process, ours, sender, mark)
+
+    def _popen(self, pipe: int, shared: int) -> subprocess.Popen[bytes]:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
-        arguments = theirs.fileno(), self._memory_bytes, self._niceness, os.getpid()
-        child = subprocess.Popen(
+        arguments = pipe, self._memory_bytes, self._niceness, os.getpid(), shared
+        return subprocess.Popen(
             [sys.executable, "-m", "pipeline.engine.lanes", *map(str, arguments)],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[pipe, shared],
             env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is the owner's decision, also before the child can say so
         )
-        theirs.close()
-        return child, ours
 
     def _send(self, lane: int, message: tuple[str, int, Any]) -> None:
-        # A broken pipe needs no answer here: the drain thread sees the same end of file and reports WorkerLost for this lane.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._pipes[lane].send(message)
+        child = self._children[lane]
+        if child is not None:  # else its `WorkerLost` is on its way
+            child.sender.send(message)
 
     def _drain(self) -> None:
         try:
@@ -241,27 +284,25 @@ class ProcessLanes:
     def _drain_once(self, lost: set[Connection]) -> None:
         with self._lock:
             retired, self._retired = self._retired, []
-            lanes = {pipe: lane for lane, pipe in enumerate(self._pipes) if pipe not in lost}
-        for child, pipe in retired:
-            lost.discard(pipe)
-            pipe.close()
-            self._dying.append(child)
+            children = {child.pipe: (lane, child) for lane, child in enumerate(self._children) if child is not None}
+        for child in retired:
+            lost.discard(child.pipe)
+            child.pipe.close()
+            self._dying.append(child.process)
         # Not waited for: a process that hangs in a read of a dead mount survives SIGKILL until the mount answers.
-        self._dying = [child for child in self._dying if child.poll() is None]
-        for ready in wait([*lanes, self._alarm_out]):
+        self._dying = [process for process in self._dying if process.poll() is None]
+        for ready in wait([*(pipe for pipe in children if pipe not in lost), self._alarm_out]):
             if ready is self._alarm_out:
                 self._alarm_out.recv_bytes()
                 continue
             assert isinstance(ready, Connection)  # noqa: S101 - the alarm was handled above
-            lane = lanes[ready]
+            lane, child = children[ready]
             try:
-                self._answers.put((ready, lane, *_receive(ready)))
+                self._answers.put((child, lane, *_receive(ready)))
             except Exception as error:  # noqa: BLE001 - the end of the process, or bytes of a decoder that went astray
                 lost.add(ready)
-                with self._lock:
-                    current = self._children[lane] if self._pipes[lane] is ready else None
-                if current is not None and not self._closing:
-                    self._answers.put((ready, lane, -1, _end_of(current, error)))
+                if self._children[lane] is child and not self._closing:
+                    self._answers.put((child, lane, -1, _end_of(child.process, error)))
 
 
 def _end_of(child: subprocess.Popen[bytes], error: Exception) -> WorkerLost:
@@ -314,8 +355,9 @@ def niceness_beside(device: str) -> int:
     return 10 if device == "cpu" else 0
 
 
-def _serve(descriptor: int, memory_bytes: int, niceness: int, parent_pid: int) -> None:
+def _serve(descriptor: int, memory_bytes: int, niceness: int, parent_pid: int, shared: int) -> None:
     die_with_parent(parent_pid)
+    read_mark.share(shared)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's decision
     pipe = Connection(descriptor)
     worker = LaneWorker(memory_bytes, niceness)

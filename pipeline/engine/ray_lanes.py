@@ -9,6 +9,8 @@ object store; where that fails, and any other, it is sent in pieces of `PIECE_BY
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import threading
 import time
@@ -20,6 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.decode import read_mark
 from pipeline.engine.arrival import Arrival
 from pipeline.engine.crash_report import CrashReport, take_report
 from pipeline.engine.exit_status import lost_by, lost_by_report
@@ -27,6 +30,8 @@ from pipeline.engine.lanes import LaneReady, LaneWorker
 from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
 
 if TYPE_CHECKING:
+    import mmap
+
     from pipeline.config import StorageConfig
     from pipeline.cutting import CutRequest
     from pipeline.engine.lanes import Answer
@@ -42,12 +47,13 @@ class DecoderActor:
 
     def __init__(self, memory_bytes: int, niceness: int) -> None:
         self._report = CrashReport()
+        read_mark.share(self._report.mark)
         self._worker = LaneWorker(memory_bytes, niceness)
         self._arrival = Arrival()
 
-    def place(self) -> tuple[str, str]:
-        """The node it runs on, and the path of its crash report there."""
-        return str(ray.get_runtime_context().get_node_id()), self._report.path
+    def place(self) -> tuple[str, str, str]:
+        """The node it runs on, and the paths of its crash report and of its read mark there."""
+        return str(ray.get_runtime_context().get_node_id()), self._report.path, self._report.mark_path
 
     def fetch(self, sample: Sample, etag: str, storage: StorageConfig) -> LatheError | None:
         """Gets the video of `sample`, whose `span` is known, from the object it came from."""
@@ -58,6 +64,8 @@ class DecoderActor:
             self._arrival.fetch(sample.uri, etag, sample.span, storage)
         except LatheError as error:
             return error
+        except (MemoryError, RuntimeError) as error:  # RuntimeError: no further thread
+            return _exhausted(error)
         return None
 
     def append(self, piece: bytes, first: bool) -> LatheError | None:
@@ -68,6 +76,8 @@ class DecoderActor:
             self._arrival.append(piece, first)
         except LatheError as error:
             return error
+        except (MemoryError, RuntimeError) as error:
+            return _exhausted(error)
         return None
 
     def open(self, request: CutRequest, arrived: bool) -> Answer:
@@ -105,6 +115,7 @@ class RayLanes:
 
     def __init__(self, count: int, memory_bytes: int, niceness: int, cpus: float, storage: StorageConfig) -> None:
         self.count = count
+        self.start_limit_s = math.inf  # an actor may wait long for a node
         self._niceness = niceness
         self._memory_bytes = memory_bytes
         self._cpus = cpus
@@ -113,6 +124,7 @@ class RayLanes:
         self._closed = False
         self._actors: list[Any] = [None] * count
         self._places: list[tuple[str, str] | None] = [None] * count
+        self._marks: list[mmap.mmap | None] = [None] * count  # of actors on this node, see `read_mark`
         self._asked: list[deque[_Asked]] = [deque() for _ in range(count)]
         self._failed: list[tuple[int, int, Answer]] = []  # questions that could not be sent
         for lane in range(count):
@@ -135,6 +147,11 @@ class RayLanes:
 
     def receiving(self, lane: int) -> bool:  # noqa: D102
         return bool(self._asked[lane]) and self._asked[lane][0].kind in ("fetch", "piece")
+
+    def reading(self, lane: int) -> bool:
+        """Known of actors on this node. Those on others read copies on their own disks, or files that all nodes mount."""
+        mark = self._marks[lane]
+        return mark is not None and mark[0] != 0
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, Answer]]:  # noqa: D102
         if self._failed:
@@ -170,7 +187,7 @@ class RayLanes:
 
     def _create(self, lane: int) -> None:
         near = NodeAffinitySchedulingStrategy(self._home, soft=True)
-        self._places[lane] = None
+        self._places[lane] = self._marks[lane] = None
         options = {"num_cpus": self._cpus, "num_gpus": 0, "scheduling_strategy": near}
         self._actors[lane] = DecoderActor.options(**options).remote(self._memory_bytes, self._niceness)  # type: ignore[attr-defined]
         self._ask(lane, "place", (), _Asked(None, "place"))
@@ -221,7 +238,9 @@ class RayLanes:
             self._clear(lane)
             return self._inquire(lane, error)
         if asked.kind == "place":
-            self._places[lane] = answer
+            node, report, mark = answer
+            self._places[lane] = node, report
+            self._marks[lane] = _look(mark) if node == self._home else None
             return [(lane, -1, LaneReady())]
         if asked.kind == "fetch" and isinstance(answer, LatheError) and asked.request is not None:
             # That machine may have no credentials, no route, or meet an outage; this one has a copy of what was listed.
@@ -266,6 +285,23 @@ class RayLanes:
             take_report(place[1])
 
 
+def _look(path: str) -> mmap.mmap | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # the actor may have died since, and another of this user swept its file away
+        return None
+    try:
+        return read_mark.look(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exhausted(error: Exception) -> WorkerLost:
+    """The decoder's machine is short of memory or threads, whatever the video; another process takes the lane."""
+    why = str(error) or "no memory"
+    return WorkerLost(f"a decoder could not take in a video: {why}", stage="decode")
+
+
 def _reported(asked: _Asked) -> WorkerLost:
     ready, _ = ray.wait([asked.ref], timeout=0)
     try:
@@ -284,7 +320,7 @@ def _lost(error: RayError) -> WorkerLost:
     """What Ray itself knows of the loss of an actor or of an answer."""
     told = " ".join(str(error).split())
     if isinstance(error, RayTaskError):  # a fault of ours that the video brings out, unless Ray's own
-        blame = not isinstance(error.cause, RayError)
+        blame = not isinstance(error.cause, RayError | MemoryError)
         return WorkerLost(
             f"decoder failed with {' '.join(repr(error.cause).split())[:200]}", blame=blame, stage="decode"
         )

@@ -25,6 +25,9 @@ BUFFER_BYTES = 1024 * 1024
 UPLOAD_BYTES = 8 * 1024 * 1024
 # What link(2) answers on file systems without hard links (FAT, some FUSE and network mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# What a link that leads to nothing answers (also one that leads to itself), and a file that was deleted since it was seen.
+DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+CREATE_TRIES = 100  # for a name that is taken when it is linked and free when it is read
 # Failures of a mount that pass: a network file system that lost its server, a disk that is busy.
 PASSING = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN,
@@ -46,7 +49,7 @@ class LocalStore(Store):
         return os.path.join(self.root, check_key(key))
 
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
-        """Files in key order. Links are followed, save to a folder above; dangling ones are passed over."""
+        """Files in key order. Links are followed, save to a folder above; those that lead to nothing or to themselves are passed over."""
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder)
@@ -61,7 +64,7 @@ class LocalStore(Store):
                 here = os.stat(path)
                 # A folder sorts as its keys do: "a-b" < "a/b" < "a0".
                 named = sorted(
-                    ((f"{entry.name}/" if entry.is_dir() else entry.name, entry) for entry in os.scandir(path)),
+                    ((f"{entry.name}/" if _is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
                     key=_by_name,
                 )
             except (FileNotFoundError, NotADirectoryError):
@@ -121,17 +124,19 @@ class LocalStore(Store):
         path = self.uri(key)
         with self._scratch(path) as scratch:
             _write_flushed(scratch, data)
-            try:
+            for _ in range(CREATE_TRIES):
                 try:
-                    os.link(scratch, path)
-                except OSError as error:
-                    if error.errno not in NO_LINKS:
-                        raise
-                    _claim_and_replace(scratch, path)
-            except FileExistsError:
-                return self.read(key) == data
-            _flush_folder(path)
-        return True
+                    _name_exclusively(scratch, path)
+                except FileExistsError:
+                    try:
+                        return self.read(key) == data
+                    except NotFound:  # deleted between the two
+                        continue
+                _flush_folder(path)
+                return True
+        raise StorageUnavailable(
+            f"{path} could not be created: {CREATE_TRIES} times the name was taken and no file was there", uri=path
+        )
 
     def upload(
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
@@ -259,11 +264,24 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with _translated(entry.path):
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            if error.errno not in DANGLING:
+                raise
+            return False
+
+
 def _info_of_entry(key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
-    try:
-        return _info(key, entry.stat()) if entry.is_file() else None
-    except FileNotFoundError:  # a dangling link, or deleted since it was seen
-        return None
+    with _translated(entry.path):
+        try:
+            return _info(key, entry.stat()) if entry.is_file() else None
+        except OSError as error:
+            if error.errno not in DANGLING:
+                raise
+            return None
 
 
 def _etag(found: os.stat_result) -> str:
@@ -284,6 +302,16 @@ def _write_flushed(path: str, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _name_exclusively(scratch: str, path: str) -> None:
+    """Gives `scratch` the name `path`, whole at once. Raises FileExistsError if the name is taken."""
+    try:
+        os.link(scratch, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _claim_and_replace(scratch, path)
 
 
 def _claim_and_replace(scratch: str, path: str) -> None:

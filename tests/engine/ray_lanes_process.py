@@ -73,6 +73,21 @@ class Case:
         self.up()
         return told
 
+    def in_a_read(self, sample, folder):
+        """Before, while the decoder hangs in a FIFO that nobody writes to, and of its successor."""
+        os.mkfifo(folder / "hung.mp4")
+        told = [self.lanes.reading(0)]
+        self.ticket += 1
+        hung = replace(sample, video=str(folder / "hung.mp4"))
+        self.lanes.open(0, self.ticket, CutRequest(hung, RULES, DecodeConfig(), 4, DrillConfig()))
+        deadline = time.monotonic() + 60
+        while not self.lanes.reading(0) and time.monotonic() < deadline:
+            self.lanes.wait(0.05)
+        told.append(self.lanes.reading(0))
+        self.lanes.restart(0)
+        self.up()
+        return [*told, self.lanes.reading(0)]
+
 
 class Full:
     """An actor whose arguments find no room in the object store."""
@@ -114,6 +129,7 @@ def main(address, folder, uri):
     case.lanes._actors[0] = actor
     case.lanes._storage = StorageConfig(endpoint_url="http://127.0.0.1:1", max_attempts=1)
     told["no way to the store"] = case.cut(replace(in_tar, video=str(path)), etag, elsewhere=True)
+    told["in a read"] = case.in_a_read(at_home, folder)
     case.lanes.close()
     case.lanes.close()
     case.lanes.restart(0)  # the feed's thread may come late: no new actor

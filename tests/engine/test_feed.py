@@ -187,6 +187,11 @@ class CuttersHere:
         answers, self.answers = self.answers, []
         return answers
 
+    start_limit_s = float("inf")
+
+    def reading(self, lane):
+        return False
+
     def receiving(self, lane):
         return False
 

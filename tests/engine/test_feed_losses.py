@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.engine.feed import OUTSIDE_KILLS, Feed, Restarted
 from pipeline.engine.lanes import LaneReady
-from pipeline.errors import LatheError, SourceChanged, SourceRefused, StorageUnavailable, WorkerLost
+from pipeline.errors import BuildError, LatheError, SourceChanged, SourceRefused, StorageUnavailable, WorkerLost
 from pipeline.records import Reject, Sample, VideoEnded
 from tests.engine.test_feed import RULES, Samples
 
@@ -18,6 +18,7 @@ class Scripted:
         self.script = script
         self.restarts = 0
         self.arriving = set()
+        self.in_a_read = set()
         self.answers = [(lane, -1, LaneReady()) for lane in range(count)]
 
     def open(self, lane, ticket, request):
@@ -32,6 +33,11 @@ class Scripted:
     def restart(self, lane):
         self.restarts += 1
         self.answers.append((lane, -1, LaneReady()))
+
+    start_limit_s = float("inf")
+
+    def reading(self, lane):
+        return lane in self.in_a_read
 
     def receiving(self, lane):
         return lane in self.arriving
@@ -129,3 +135,38 @@ def test_the_time_limit_does_not_run_while_a_video_is_on_its_way():
     assert turns(1000) == []
     lanes.arriving.clear()
     assert [type(event.what) for event in turns(130)] == [Restarted]
+
+
+def test_a_decoder_that_hangs_in_a_read_is_the_storages_and_one_that_hangs_in_the_codec_the_videos():
+    _, lanes, turns = scripted({"next": [END]}, keys=("k", "next"))
+    lanes.in_a_read.add(0)
+    (event, ended) = turns(130)
+    assert (type(event.what), event.sample.key, ended.sample.key) == (StorageUnavailable, "k", "next")
+    assert "decode.timeout_s" in event.what.message
+    assert lanes.restarts == 1
+    _, lanes, turns = scripted({})
+    assert [type(event.what) for event in turns(260)] == [Restarted, Reject]
+
+
+@pytest.mark.parametrize(("turns_in_a_read", "meaning"), [(20, Restarted), (100, StorageUnavailable)])
+def test_where_a_decoder_spent_its_time_decides_and_not_where_it_is_at_the_limit(turns_in_a_read, meaning):
+    _, lanes, turns = scripted({})
+    assert turns(120 - turns_in_a_read) == []
+    lanes.in_a_read.add(0)
+    assert turns(turns_in_a_read - 1) == []
+    if meaning is StorageUnavailable:
+        lanes.in_a_read.clear()  # between two slow reads
+    assert [type(event.what) for event in turns(5)] == [meaning]
+
+
+def test_a_decoder_that_hangs_before_it_is_up_is_replaced_and_the_build_stops_when_none_comes_up():
+    feed, lanes, turns = scripted({})
+    lanes.start_limit_s, lanes.answers = 120.0, []
+    assert turns(119) == []
+    assert lanes.restarts == 0
+    assert turns(5) == []
+    assert lanes.restarts == 1
+    lanes.restart = lambda lane: None
+    feed._restart(0)
+    with pytest.raises(BuildError, match=r"not up 120 s after its start"):
+        turns(1000)

@@ -1,5 +1,6 @@
 """Decoder processes are real, and really die."""
 
+import errno
 import os
 import signal
 import struct
@@ -149,12 +150,13 @@ def test_a_process_that_closes_its_pipe_and_goes_on_is_lost(monkeypatch):
 
 @pytest.mark.parametrize("message", [b"", struct.pack("!i", 1000) + b"half a message"])
 def test_a_decoder_whose_owner_is_gone_ends_silently(lanes, capfd, message):
-    child, pipe = lanes._spawn()
+    child = lanes._spawn()
     if message:
-        pipe.recv()
-        os.write(pipe.fileno(), message)
-    pipe.close()
-    assert child.wait(30) == 0
+        child.pipe.recv()
+        os.write(child.pipe.fileno(), message)
+    child.sender.end()
+    child.pipe.close()
+    assert child.process.wait(30) == 0
     assert capfd.readouterr() == ("", "")
 
 
@@ -185,11 +187,64 @@ def test_restarts_under_load_lose_no_answer_and_leave_no_process(lanes):
 
 
 def test_close_ends_a_send_to_a_process_that_does_not_read(lanes):
+    def senders():
+        return [thread for thread in threading.enumerate() if thread.name == "lane-sender" and thread not in before]
+
+    before = set(threading.enumerate())
+    lanes.restart(0)
+    assert collect(lanes, 1) == [(0, -1, LaneReady())]
+    (sending,) = senders()
     os.kill(lanes.pids()[0], signal.SIGSTOP)
-    sending = threading.Thread(target=lanes.open, args=(0, 1, request(bytes(1 << 22))), daemon=True)
-    sending.start()
+    lanes.open(0, 1, request(bytes(1 << 22)))
     sending.join(0.2)
     assert sending.is_alive()
     lanes.close()
     sending.join(20)
     assert not sending.is_alive()
+
+
+def test_a_stopped_process_holds_up_neither_the_sender_nor_the_other_lane(lanes):
+    os.kill(lanes.pids()[0], signal.SIGSTOP)
+    lanes.open(0, 1, request(os.urandom(8 << 20)))  # more than a pipe takes
+    lanes.open(1, 2, request())
+    assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
+    lanes.restart(0)
+    assert collect(lanes, 1) == [(0, -1, LaneReady())]
+    lanes.open(0, 3, request())
+    assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.ENOMEM])
+def test_a_process_that_cannot_be_started_is_lost_without_blame_and_started_again(lanes, monkeypatch, number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    before = threading.active_count()
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", fail)
+        lanes.restart(0)
+        lanes.open(0, 1, request())
+        ((lane, ticket, answer),) = collect(lanes, 1)
+    assert (lane, ticket, answer.blame) == (0, -1, False)
+    assert answer.message == f"decoder process cannot be started: {os.strerror(number)}"
+    assert not lanes.reading(0)
+    lanes.restart(0)
+    assert collect(lanes, 1) == [(0, -1, LaneReady())]
+    lanes.open(0, 2, request())
+    assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
+    assert threading.active_count() <= before
+
+
+def test_a_process_says_whether_it_is_inside_a_read_of_its_file(lanes, tmp_path):
+    """A FIFO nobody writes to hangs the decoder as a dead mount does, in `open`."""
+    os.mkfifo(tmp_path / "hung.mp4")
+    assert not lanes.reading(0)
+    lanes.open(0, 1, request(str(tmp_path / "hung.mp4")))
+    deadline = time.monotonic() + 20
+    while not lanes.reading(0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not lanes.reading(1)
+    lanes.restart(0)
+    assert not lanes.reading(0)
+    assert collect(lanes, 1) == [(0, -1, LaneReady())]

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.engine import ray_lanes
 from pipeline.errors import WorkerLost
+from pipeline.records import Sample
 from pipeline.storage import open_store
 from tests.tiny_corpus import video_bytes, write_tar
 
@@ -109,3 +111,23 @@ def test_what_ray_knows_of_a_loss_decides_who_is_to_blame():
         assert told in lost.message
         assert "\n" not in lost.message
         assert len(lost.message) < 300
+
+
+def test_a_decoder_on_this_node_says_whether_it_is_inside_a_read_of_its_file(told):
+    assert told["in a read"] == [False, True, False]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_decoders_machine_without_memory_or_threads_is_not_the_videos_fault(monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    actor = ray_lanes.DecoderActor.__ray_metadata__.modified_class.__new__(
+        ray_lanes.DecoderActor.__ray_metadata__.modified_class
+    )
+    actor._worker = SimpleNamespace(close=lambda: None)
+    actor._arrival = SimpleNamespace(fetch=fail, append=fail)
+    sample = Sample("k", 0, "s3://b/k.tar", b"", "mp4", span=(0, 1))
+    for lost in (actor.fetch(sample, "etag", StorageConfig()), actor.append(b"piece", True)):
+        assert isinstance(lost, WorkerLost)
+        assert not lost.blame

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import StorageConfig
+from pipeline.errors import AccessError, StorageUnavailable
 from pipeline.storage import local as local_store
 from pipeline.storage import open_store
 
@@ -115,3 +116,57 @@ def test_a_claim_that_was_removed_is_made_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "fstat", remove)
     assert store.put_if_absent("x", b"mine")
     assert store.read("x") == b"mine"
+
+
+def test_an_object_deleted_between_the_lost_link_and_its_reading_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path), StorageConfig())
+    store.write("r.json", b"theirs")
+    read = type(store).read
+
+    def deleted_first(self: object, key: str) -> bytes:
+        (tmp_path / key).unlink(missing_ok=True)
+        return read(store, key)
+
+    monkeypatch.setattr(type(store), "read", deleted_first)
+    assert store.put_if_absent("r.json", b"ours")
+    assert (tmp_path / "r.json").read_bytes() == b"ours"
+
+
+def test_a_name_that_is_taken_by_a_link_to_nothing_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    (tmp_path / "r.json").symlink_to("nowhere")
+    with pytest.raises(StorageUnavailable, match="the name was taken"):
+        open_store(str(tmp_path), StorageConfig()).put_if_absent("r.json", b"ours")
+
+
+@pytest.mark.parametrize("target", ["self", "other", "nowhere", "a.mp4/below", "x" * 300])
+def test_links_that_lead_to_nothing_or_to_themselves_are_passed_over(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    (tmp_path / "self").symlink_to(target)
+    (tmp_path / "other").symlink_to("self")
+    assert [item.key for item in open_store(str(tmp_path), StorageConfig()).list()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("asked", ["is_dir", "is_file", "stat"])
+@pytest.mark.parametrize(
+    ("number", "meaning"), [(errno.ESTALE, StorageUnavailable), (errno.EACCES, AccessError), (errno.EPERM, AccessError)]
+)
+def test_a_failing_stat_of_a_listed_file_is_an_error_of_the_storage_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, number: int, meaning: type[Exception]
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path = entry.name, entry.path
+            self.is_dir, self.is_file, self.stat = entry.is_dir, entry.is_file, entry.stat
+            setattr(self, asked, self.fail)
+
+        def fail(self) -> None:
+            raise OSError(number, os.strerror(number), self.path)
+
+    monkeypatch.setattr(local_store.os, "scandir", lambda path: [Entry(entry) for entry in scandir(path)])
+    with pytest.raises(meaning, match=r"a\.mp4"):
+        list(open_store(str(tmp_path), StorageConfig()).list())
