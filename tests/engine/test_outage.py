@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 
 from pipeline.engine import outage
-from pipeline.engine.attempt import ShardResult
 from pipeline.engine.blueprint import Blueprint
 from pipeline.engine.build import Build
 from pipeline.engine.crew import ShardEnded, WorkerUp
 from pipeline.engine.encode_loop import ShardFailure
+from pipeline.engine.shard_result import ShardResult
 from pipeline.errors import BuildError, RejectBudgetExceeded, StorageUnavailable, WorkerLost
 from pipeline.progress import Silent
 from pipeline.records import Counts, Shard, SourceObject, Timings
