@@ -15,16 +15,22 @@ from tests.tiny_corpus import receipts, tiny_job, video_bytes
 FAULT = """
 import os, sys
 if "pipeline.engine.lanes" in " ".join(sys.orig_argv):
-    import errno
+    import errno, time
     import pipeline.decode.encoded_file as encoded_file
-    marker, once = os.environ["BAD_FILE_MARKER"], os.environ["BAD_FILE_ONCE"] == "1"
-    def read(self, size=-1, whole=encoded_file.DiskFile.read):
-        if self.name.endswith("bad.mp4") and not (once and os.path.exists(marker)):
-            open(marker, "w").close()
-            self.failure = self.failure or OSError(errno.EIO, os.strerror(errno.EIO))
-            return b""
-        return whole(self, size)
-    encoded_file.DiskFile.read = read
+    marker, mode = os.environ["BAD_FILE_MARKER"], os.environ["BAD_FILE_MODE"]
+    class Bad:
+        def __init__(self, raw):
+            self.seek, self.tell, self.close = raw.seek, raw.tell, raw.close
+        def read(self, size=-1):
+            time.sleep(3600 if mode == "hangs once" else 0)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def open_bad(path, *arguments, **options):
+        raw = open(path, *arguments, **options)
+        if not path.endswith("bad.mp4") or (mode != "always" and os.path.exists(marker)):
+            return raw
+        open(marker, "w").close()
+        return Bad(raw)
+    encoded_file.open = open_bad
 """
 
 
@@ -36,12 +42,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def break_reads(folder, monkeypatch, *, once):
+def break_reads(folder, monkeypatch, mode):
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(FAULT)
     monkeypatch.setenv("PYTHONPATH", str(folder / "site"))
     monkeypatch.setenv("BAD_FILE_MARKER", str(folder / "failed"))
-    monkeypatch.setenv("BAD_FILE_ONCE", str(int(once)))
+    monkeypatch.setenv("BAD_FILE_MODE", mode)
 
 
 def covered(output):
@@ -49,7 +55,7 @@ def covered(output):
 
 
 def test_a_file_that_always_fails_below_the_decoder_costs_itself(folder, monkeypatch):
-    break_reads(folder, monkeypatch, once=False)
+    break_reads(folder, monkeypatch, "always")
     with pytest.raises(ShardsFailed) as caught:
         pipeline.encode(tiny_job(folder / "in", folder / "out", "engine.outage_s=1", "engine.attempts=2"))
     assert covered(folder / "out") == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
@@ -58,10 +64,14 @@ def test_a_file_that_always_fails_below_the_decoder_costs_itself(folder, monkeyp
     assert "bad.mp4" in str(caught.value.report.failed)
 
 
-def test_a_file_that_fails_once_below_the_decoder_is_encoded_in_the_same_run(folder, monkeypatch):
-    break_reads(folder, monkeypatch, once=True)
-    report = pipeline.encode(tiny_job(folder / "in", folder / "out"))
+@pytest.mark.parametrize("mode", ["once", "hangs once"])
+def test_a_file_whose_reading_fails_or_hangs_once_is_encoded_in_the_same_run_and_never_rejected(
+    folder, monkeypatch, mode
+):
+    break_reads(folder, monkeypatch, mode)
+    report = pipeline.encode(tiny_job(folder / "in", folder / "out", "decode.timeout_s=4"))
     assert report.ok
+    assert report.rejects == {}
     assert (report.counts.encoded, report.shards_done, report.shards_total) == (6, 2, 2)
     assert covered(folder / "out") == ["a.mp4", "b.mp4", "bad.mp4", "c.mp4", "d.mp4", "e.mp4"]
 
