@@ -3,10 +3,12 @@
 The decoders are real processes; a `sitecustomize` on their path makes reads of one file fail with EIO, always or once.
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 import pipeline
-from pipeline.errors import ShardsFailed
+from pipeline.errors import ShardsFailed, StorageUnavailable
 from pipeline.storage import open_store
 from tests.engine.attempts import blueprint_of, encode, read_all, shards_of, start, until
 from tests.faulty_proxy import FaultyProxy
@@ -77,7 +79,7 @@ def test_a_file_whose_reading_fails_or_hangs_once_is_encoded_in_the_same_run_and
 
 
 @pytest.mark.s3
-def test_an_object_that_always_answers_500_is_set_aside_and_a_store_that_is_away_fails_the_attempt(s3, tmp_path):
+def test_an_object_that_always_answers_503_is_set_aside(s3, tmp_path):
     store = open_store(s3.root, s3.config())
     for n in range(3):
         store.write(f"videos/{n}.mp4", b"video")
@@ -91,3 +93,19 @@ def test_an_object_that_always_answers_500_is_set_aside_and_a_store_that_is_away
             result = until(attempt.poll)
     assert [source.uri[-5:] for source in result.aside] == ["1.mp4"]
     assert covered(tmp_path / "out") == ["0.mp4", "2.mp4"]
+
+
+def test_a_file_is_not_set_aside_while_its_store_does_not_answer(folder, monkeypatch):
+    """Each further file would take all the patience of the storage layer."""
+    error = StorageUnavailable("no answer")
+
+    def fail():
+        raise error
+
+    blueprint = blueprint_of(folder / "in", folder / "out")
+    (shard,) = shards_of(blueprint)
+    attempt = start(shard, blueprint)
+    monkeypatch.setattr("pipeline.engine.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
+    assert not attempt._go_on_without(shard.objects[0], error)
+    attempt.abort()
+    assert attempt.ended(60)
