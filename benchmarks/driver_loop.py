@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.config import EncodeJob
-from pipeline.engine.attempt import ShardResult
 from pipeline.engine.build import Build
 from pipeline.engine.crew import CrewEvent, Pulse, ShardEnded, WorkerUp
+from pipeline.engine.shard_result import ShardResult
 from pipeline.progress import Silent
 from pipeline.records import Counts, Shard, SourceObject, Timings
 from pipeline.report import BuildReport

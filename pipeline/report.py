@@ -12,7 +12,7 @@ from pipeline.records import Counts, Timings
 from pipeline.wording import size
 
 if TYPE_CHECKING:
-    from pipeline.engine.attempt import ShardResult
+    from pipeline.engine.shard_result import ShardResult
 
 
 FAILURES_SHOWN = 10

@@ -11,7 +11,7 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,14 @@ from pipeline.engine.blueprint import environment
 from pipeline.engine.clip_writing import ClipWriting
 from pipeline.engine.progress_counter import ProgressCounter
 from pipeline.engine.sample_account import ShardAccounts
+from pipeline.engine.shard_result import ShardResult
 from pipeline.engine.shard_scope import ShardScope
-from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused
+from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.reader import ShardReader
 from pipeline.receipts import Ledger
 from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings
 from pipeline.scratch import ScratchFolder
+from pipeline.storage import locate, open_store
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -39,25 +41,6 @@ if TYPE_CHECKING:
 
 SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
 JOIN_S = 5.0  # for a thread to stop
-
-
-@dataclass(frozen=True, slots=True)
-class ShardResult:
-    """What the driver hears of a finished shard: small, whatever the shard's size."""
-
-    shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
-    ours: bool  # an attempt of this build committed it, perhaps another than the one that answers
-    counts: Counts
-    added: Counts  # see `Receipt.added`
-    timings: Timings
-    num_bytes: int
-    rejects: dict[str, int]  # by reason
-    files: int
-    step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
-    # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
-    refused: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what went wrong without harm, one line each
-    left: tuple[SourceObject, ...] = ()  # plain files behind the end of a group that became too long: another shard
 
 
 class ShardAttempt:
@@ -128,7 +111,7 @@ class ShardAttempt:
             job.storage,
             max_video_bytes=job.decode.max_video_bytes,
             counters=self._counters,
-            unread=self._scope.cannot_read,
+            unread=self._go_on_without,
         )
         self._received = lambda: self._reader.received_bytes
         self._progress.watch(self._received)
@@ -206,6 +189,15 @@ class ShardAttempt:
         """What is left of the sample will not come: every unsettled clip fails with it."""
         self._reader.release(sample)
         self._accounts.rejected(sample, reject)
+
+    def sample_failed(self, sample: Sample, error: LatheError) -> None:
+        """Goes on without a plain file whose reading failed before any clip of it was with the writer; fails for anything else."""
+        storage = isinstance(error, StorageUnavailable | SourceRefused | SourceChanged)
+        if storage and not self._accounts.begun(sample) and self._scope.set_aside(sample.uri, error):
+            self._accounts.forget(sample)
+            self._reader.release(sample)
+        else:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Ends the attempt, from any thread: `poll` raises `error`, or what came before it."""
@@ -309,6 +301,17 @@ class ShardAttempt:
         drill.fire(self._drill, "after_fetch")
         self._offer(None)
 
+    def _go_on_without(self, source: SourceObject, error: Exception) -> bool:
+        """Whether the reader goes on after a plain file that it could not read."""
+        if not isinstance(error, StorageUnavailable):
+            self._scope.cannot_read(source, error)
+            return True
+        try:
+            open_store(locate(source.uri)[0], self._blueprint.job.storage).probe()
+        except LatheError:  # the store is away, and each further file would take all its patience
+            return False
+        return self._scope.set_aside(source.uri, error)
+
     def _offer(self, sample: Sample | None) -> bool:
         while not self._stop.is_set() and not self._scope.enough:
             try:
@@ -339,7 +342,9 @@ class ShardAttempt:
                 notes = (f"another attempt was first, and our files could not be deleted: {error}",)
         result = self._result_of(winner, receipt.timings)
         self._close()
-        self._result = replace(result, refused=self._scope.refused, left=self._scope.left(), notes=notes)
+        self._result = replace(
+            result, refused=self._scope.refused, left=self._scope.left(), aside=self._scope.aside(), notes=notes
+        )
 
     def _receipt(
         self,
@@ -389,7 +394,5 @@ class ShardAttempt:
         for reject in receipt.rejects:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
         ours = receipt.attempt.startswith(self._blueprint.build)
-        num_bytes = sum(item.num_bytes + item.index_bytes for item in receipt.files)
-        return ShardResult(
-            self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, len(receipt.files)
-        )
+        num_bytes, files = sum(item.num_bytes + item.index_bytes for item in receipt.files), len(receipt.files)
+        return ShardResult(self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files)

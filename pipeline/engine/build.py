@@ -170,8 +170,8 @@ class Build:
                 self._report.add(outcome, ours=outcome.ours)
                 for text in outcome.notes:
                     self._tell(outcome.shard_id, text)
-                if outcome.left:
-                    self._add_left(self._by_id[outcome.shard_id], outcome.left)
+                for objects in ((outcome.left,) if outcome.left else ()) + tuple((source,) for source in outcome.aside):
+                    self._add_left(self._by_id[outcome.shard_id], objects)
             return
         error = outcome.error
         if isinstance(error, FatalError) and not isinstance(error, (SourceChanged, SourceRefused)):
@@ -189,7 +189,7 @@ class Build:
         self._tell(outcome.shard_id, self._dispatcher.on_failed(event.worker, outcome.shard_id, error, now).reason)
 
     def _add_left(self, shard: Shard, left: tuple[SourceObject, ...]) -> None:
-        """Files that an attempt left because its group had become too long are a shard of their own."""
+        """A further shard: files that an attempt left because its group had become too long, or one whose reading failed."""
         rest = replace(shard, objects=left)
         shard_id = rest.id(self._fingerprint)
         self._by_id[shard_id] = rest

@@ -15,9 +15,9 @@ from pipeline.engine.encode_loop import EncodeLoop, ShardFailure, describe_stats
 from pipeline.engine.lanes import ProcessLanes, niceness_beside
 
 if TYPE_CHECKING:
-    from pipeline.engine.attempt import ShardResult
     from pipeline.engine.blueprint import Blueprint
     from pipeline.engine.dispatch import Cause
+    from pipeline.engine.shard_result import ShardResult
     from pipeline.records import Shard
 
 IDLE_S = 0.05  # a poll with nothing in flight; short, so that signals and answers of probes are seen soon

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import drill
-from pipeline.engine.attempt import ShardAttempt, ShardResult
+from pipeline.engine.attempt import ShardAttempt
 from pipeline.engine.batching import Batcher, ClipRun
 from pipeline.engine.feed import Event, Feed, Restarted
 from pipeline.engine.latent_spool import LatentSpool, to_storage
 from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.shard_result import ShardResult
 from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import mark_reached, open_store
@@ -211,10 +212,9 @@ class EncodeLoop:
             self._drop_video(attempt, sample)
             self.stats.samples += 1
             attempt.sample_rejected(sample, what)
-        elif isinstance(
-            what, LatheError
-        ):  # storage below a decoder, or decoders that outside kills keep ending: not the video's fault
-            attempt.fail(what)
+        elif isinstance(what, LatheError):  # storage below a decoder, or decoders that outside kills keep ending
+            self._drop_video(attempt, sample)
+            attempt.sample_failed(sample, what)
 
     def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
         video = self._videos[attempt, sample.index]

@@ -23,8 +23,8 @@ from pipeline.engine.ray_lanes import RayLanes
 from pipeline.errors import LatheError, WorkerLost
 
 if TYPE_CHECKING:
-    from pipeline.engine.attempt import ShardResult
     from pipeline.engine.blueprint import Blueprint
+    from pipeline.engine.shard_result import ShardResult
     from pipeline.records import Shard
 
 DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes

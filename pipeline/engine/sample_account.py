@@ -106,6 +106,15 @@ class ShardAccounts:
         account.ended = True
         self._settle(account)
 
+    def begun(self, sample: Sample) -> bool:
+        """Whether a clip of the sample is with the writer or written."""
+        account = self.open(sample)
+        return bool(account.handed_over or account.written)
+
+    def forget(self, sample: Sample) -> None:
+        """Drops an open sample of which nothing has begun, as if it had never been read."""
+        del self._open[sample.index]
+
     def totals(self, without_sample: Iterable[Reject]) -> tuple[Counts, tuple[Reject, ...]]:
         """Counts and rejects of the shard, once `all_closed`; `without_sample` are the reader's.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.counted import shown
 from pipeline.engine.clip_id import clip_id
+from pipeline.errors import StorageUnavailable
 from pipeline.overlaps import Overlaps
 from pipeline.storage import ObjectInfo
 from pipeline.summaries import summarise
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.receipts import Ledger
     from pipeline.records import ClipPlan, OpenedVideo, Reject, Sample, Shard, SourceObject
     from pipeline.storage import Store
+
+ASIDE_AT_MOST = 8  # objects of a group whose reading failed, before it is the store that fails
 
 
 class ShardScope:
@@ -46,6 +49,7 @@ class ShardScope:
         self._earlier_ids: set[str] = set()
         self._earlier_samples: set[tuple[str, str]] = set()  # as rows spell them
         self._unread: dict[SourceObject, Exception] = {}
+        self._failed_reads: dict[SourceObject, Exception] = {}
         self._video_s_left = video_s if shard.kind == "files" and shard.retry is None else float("inf")
         self._guard = threading.Lock()
         self._begun: set[str] = set()  # URIs of objects that were handed out or rejected
@@ -140,14 +144,44 @@ class ShardScope:
             if not self._enough:  # else it is left like the others behind the end
                 self._unread[self._listed(source)] = error
 
+    def set_aside(self, uri: str, error: Exception) -> bool:
+        """Goes on without an object whose reading failed; False where the attempt must fail with `error`.
+
+        A store that fails for a while fails for all; one object that always fails must not cost the others of its group. It becomes a
+        shard of its own, where its failures count against it alone. One that was refused or replaced is left for the next run.
+        """
+        with self._guard:
+            sources = [source for source in self.shard.objects if source.uri == uri]
+            others = [
+                source
+                for source in self.shard.objects
+                if source.uri != uri
+                and source not in self._unread
+                and source not in self._failed_reads
+                and (not self._enough or source.uri in self._begun)
+            ]
+            if len(self._failed_reads) >= ASIDE_AT_MOST:
+                return False
+            if self.shard.kind != "files" or self.shard.retry is not None or not sources or not others:
+                return False
+            if not self._enough or uri in self._begun:  # else it is left like the others behind the end
+                found = self._failed_reads if isinstance(error, StorageUnavailable) else self._unread
+                found[sources[0]] = error
+            return True
+
+    def aside(self) -> tuple[SourceObject, ...]:
+        """Objects whose reading failed for now: each is a shard of its own."""
+        return tuple(self._failed_reads)
+
     def _listed(self, fetched: SourceObject) -> SourceObject:
         return next(source for source in self.shard.objects if source.uri == fetched.uri)
 
     def first_error(self) -> Exception | None:
         """Why the attempt fails because of unread objects: none could be read, or it is a retry, whose samples are settled together."""
-        if not self._unread or (self.shard.retry is None and len(self._unread) < len(self.shard.objects)):
+        errors = [*self._failed_reads.values(), *self._unread.values()]
+        if not errors or (self.shard.retry is None and len(errors) < len(self.shard.objects)):
             return None
-        return next(iter(self._unread.values()))
+        return errors[0]
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -156,13 +190,12 @@ class ShardScope:
 
     def covered(self) -> tuple[SourceObject, ...]:
         """Objects that the receipt covers."""
-        left = {*self._unread, *self.left()}
+        left = {*self._unread, *self._failed_reads, *self.left()}
         return tuple(source for source in self.shard.objects if source not in left)
 
     def left(self) -> tuple[SourceObject, ...]:
         """Objects behind the end of the group: another shard's."""
         if not self._enough:
             return ()
-        return tuple(
-            source for source in self.shard.objects if source.uri not in self._begun and source not in self._unread
-        )
+        read = {*self._unread, *self._failed_reads}
+        return tuple(source for source in self.shard.objects if source.uri not in self._begun and source not in read)

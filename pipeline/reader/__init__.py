@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AccessError, NotFound, SourceChanged
+from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
 from pipeline.reader.grouping import (
     Group,
     Grouper,
@@ -57,8 +57,9 @@ class ShardReader:
 
     `counters` fills while reading: a slug to how often (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
 
-    `unread(source, error)` is called for a plain file that cannot be read although others can: refused, vanished or
-    replaced since it was listed. Reading goes on with the next file. Without it, and for tars, the error is raised.
+    `unread(source, error)` is called for a plain file that cannot be read although others may: refused, vanished or
+    replaced since it was listed, or the store failed for all its patience. If it returns True, reading goes on with the
+    next file. Else, without it, and for tars, the error is raised.
 
     Raises while iterating:
         StorageUnavailable: the store failed after all tries, or the temporary folder; the shard may be read again.
@@ -74,7 +75,7 @@ class ShardReader:
         *,
         max_video_bytes: int,
         counters: dict[str, int] | None = None,
-        unread: Callable[[SourceObject, Exception], None] | None = None,
+        unread: Callable[[SourceObject, Exception], bool] | None = None,
     ) -> None:
         self.counters: dict[str, int] = {} if counters is None else counters
         self._shard = shard
@@ -269,10 +270,9 @@ class ShardReader:
         for index, source in enumerate(self._shard.objects):
             try:
                 item = self._read_file(index, source)
-            except (AccessError, NotFound, SourceChanged) as error:
-                if self._unread is None:
+            except (AccessError, NotFound, SourceChanged, StorageUnavailable) as error:
+                if self._unread is None or not self._unread(source, error):
                     raise
-                self._unread(source, error)
             else:
                 yield item
 

@@ -75,6 +75,7 @@ class Case:
 
     def in_a_read(self, sample, folder):
         """Before, while the decoder hangs in a FIFO that nobody writes to, and of its successor."""
+        self.lanes._home = self.home
         os.mkfifo(folder / "hung.mp4")
         told = [self.lanes.reading(0)]
         self.ticket += 1

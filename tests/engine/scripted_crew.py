@@ -3,11 +3,11 @@
 import threading
 import time
 
-from pipeline.engine.attempt import ShardResult
 from pipeline.engine.blueprint import Blueprint
 from pipeline.engine.build import Build
 from pipeline.engine.crew import ShardEnded, WorkerUp
 from pipeline.engine.encode_loop import ShardFailure
+from pipeline.engine.shard_result import ShardResult
 from pipeline.errors import StorageUnavailable
 from pipeline.progress import Silent
 from pipeline.records import Counts, Shard, SourceObject, Timings

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.engine.shard_scope import ShardScope
-from pipeline.errors import AccessError
+from pipeline.errors import AccessError, SourceRefused, StorageUnavailable
 from pipeline.records import OpenedVideo, Reject, RetriedSample, Retry, Sample, Shard, SourceObject
 
 FILES = tuple(SourceObject(f"/v/{name}.mp4", 10, "e") for name in "abcd")
@@ -85,3 +85,36 @@ def test_a_retry_takes_its_samples_and_no_others():
     assert not scope.wants(sample_of("y", "/v/a.mp4"))
     assert not scope.wants(Reject(None, "read", "truncated_shard", "cut", policy=False, uri="/v/a.mp4"))
     assert scope.recovered([sample_of("x", "/v/a.mp4")]) == (("/v/a.mp4", "x"),)
+
+
+def test_an_object_that_fails_is_set_aside_while_another_is_left_to_go_on_with():
+    scope = scope_of()
+    assert scope.set_aside("/v/b.mp4", StorageUnavailable("EIO"))
+    assert scope.set_aside("/v/c.mp4", SourceRefused("EACCES"))
+    assert (names(scope.covered()), names(scope.aside()), scope.refused) == ("ad", "b", ("/v/c.mp4: EACCES",))
+    assert scope.set_aside("/v/a.mp4", StorageUnavailable("EIO"))
+    assert not scope.set_aside("/v/d.mp4", StorageUnavailable("EIO"))
+    assert scope.first_error() is None
+    scope.cannot_read(FILES[3], AccessError("denied"))
+    assert scope.first_error().message == "EIO"
+
+
+def test_of_a_retry_of_a_tar_and_of_one_file_nothing_is_set_aside():
+    error = StorageUnavailable("EIO")
+    assert not scope_of(retry=retry_of(("/v/a.mp4", "a"))).set_aside("/v/a.mp4", error)
+    assert not scope_of(kind="tar", objects=FILES[:1]).set_aside("/v/a.mp4", error)
+    assert not scope_of(objects=FILES[:1]).set_aside("/v/a.mp4", error)
+
+
+def test_the_only_object_before_the_end_of_a_group_is_not_set_aside():
+    scope = scope_of(video_s=1.0)
+    scope.begin("/v/a.mp4")
+    scope.opened(sample_of("a"), opened(6.0))
+    assert scope.enough
+    assert not scope.set_aside("/v/a.mp4", StorageUnavailable("EIO"))
+
+
+def test_many_objects_that_fail_are_a_store_that_fails():
+    files = tuple(SourceObject(f"/v/{n}.mp4", 10, "e") for n in range(20))
+    scope = scope_of(objects=files)
+    assert [scope.set_aside(source.uri, StorageUnavailable("EIO")) for source in files] == [True] * 8 + [False] * 12

@@ -1,0 +1,30 @@
+"""Outcome of a finished shard, as the driver hears of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.records import Counts, SourceObject, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What the driver hears of a finished shard: small, whatever the shard's size."""
+
+    shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
+    ours: bool  # an attempt of this build committed it, perhaps another than the one that answers
+    counts: Counts
+    added: Counts  # see `Receipt.added`
+    timings: Timings
+    num_bytes: int
+    rejects: dict[str, int]  # by reason
+    files: int
+    step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
+    # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what went wrong without harm, one line each
+    left: tuple[SourceObject, ...] = ()  # plain files behind the end of a group that became too long: another shard
+    # Plain files whose reading failed while others went on: each becomes a shard of its own.
+    aside: tuple[SourceObject, ...] = ()
