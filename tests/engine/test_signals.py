@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import signals
+from pipeline import progress, signals
 from tests.engine.test_kill import drill_flags
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags, video_bytes, write_tar
 
@@ -259,3 +259,14 @@ def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_p
             time.sleep(0.5)
             run.send_signal(signal.SIGINT)
             assert_stopped(run, temporary, within_s=30)
+
+
+@pytest.mark.parametrize("display", [progress.Json, progress.Plain])
+def test_a_display_survives_a_terminal_that_is_gone(monkeypatch, display):
+    master, slave = os.openpty()
+    os.close(master)
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        display().notice("stopping")
+        display().notice("stopped")
