@@ -91,7 +91,7 @@ def _read_yaml(path: str, kind: type[Section]) -> dict[str, Any]:
     loaded = _parse_yaml(text, f"--config {path}")
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
-    # A section whose lines are all commented out is an empty one; a key that is no text is no field.
+    # A section whose lines are all commented out is empty; keys that are not text become unknown fields.
     sections = {name for name, field in kind.model_fields.items() if isinstance(field.default, Section)}
     return {str(name): {} if value is None and name in sections else value for name, value in loaded.items()}
 
@@ -99,7 +99,7 @@ def _read_yaml(path: str, kind: type[Section]) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import TracebackType
 
-_mark: mmap.mmap | bytearray = bytearray(1)  # nobody looks at this one
+_mark: mmap.mmap | bytearray = bytearray(1)  # not shared with another process
 
 
 def prepare(descriptor: int) -> None:
