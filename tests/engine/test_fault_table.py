@@ -151,6 +151,5 @@ def test_under_ray_an_outage_costs_time_and_no_shard(bucket, clean, ray_cluster)
             ray_cluster.environment = before
     assert trigger.fired
     assert run.returncode == 0, run.stderr
-    assert "has not answered since" in run.stderr
     assert "3 of 3 shards encoded" in run.stdout
     assert_sound(output, clean)

@@ -165,7 +165,8 @@ def test_files_refused_after_the_listing_cost_themselves_and_are_tried_again(tmp
         BuildReport, "add", lambda self, result, ours: (results.append(result), add(self, result, ours=ours))
     )
     monkeypatch.setattr(driver, "resolve_inputs", list_then_break)
-    pipeline.encode(tiny_job(tmp_path, tmp_path / "out"))
+    with pytest.raises(ShardsFailed, match="2 inputs could not be read, the rest is committed"):
+        pipeline.encode(tiny_job(tmp_path, tmp_path / "out"))
     assert [text.split(": ")[0] for text in results[0].refused] == [str(tmp_path / f"{n}.mp4") for n in (1, 2)]
     assert sorted(row["source_key"] for row in rows(tmp_path / "out").values()) == ["0", "3"]
     report = verify_output(open_store(str(tmp_path / "out"), StorageConfig()))

@@ -87,6 +87,7 @@ def test_a_killed_driver_takes_its_actors_along_and_the_next_run_finishes(ray_cl
     driver.kill()
     driver.communicate()
     assert len(receipts(output)) == 1
+    deadline = time.monotonic() + 60
     while any(actor.is_running() and actor.status() != psutil.STATUS_ZOMBIE for actor in actors):
         assert time.monotonic() < deadline, "the encoder outlives its driver"
         time.sleep(0.2)
