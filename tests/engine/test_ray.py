@@ -77,7 +77,7 @@ def test_a_killed_driver_takes_its_actors_along_and_the_next_run_finishes(ray_cl
     hang = [*drill_flags("after_commit", tmp_path / "m"), "--set", "drill.action=hang", "--set", "engine.credit=1"]
     command = ray_cluster.command("encode", corpus, output, *joined(ray_cluster))
     driver = subprocess.Popen([*command, *hang], env=ray_cluster.environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not (tmp_path / "m").exists():
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < deadline
