@@ -114,7 +114,12 @@ def test_ray_job_submit_runs_the_working_folder(ray_cluster, corpus, clean_rows,
         *tiny_flags("--set", "engine.decoder_cpus=0.5"),
     ]
     environment = {k: v for k, v in ray_cluster.environment.items() if k != "PYTHONPATH"}
-    run = subprocess.run([*submit, *entry], capture_output=True, text=True, timeout=240, env=environment)
+    deadline = time.monotonic() + 120
+    while True:  # a head that has just come up has no agent for jobs yet
+        run = subprocess.run([*submit, *entry], capture_output=True, text=True, timeout=240, env=environment)
+        if "No available agent" not in run.stderr + run.stdout or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert "succeeded" in run.stdout
     assert_sound(tmp_path / "out", clean_rows, samples=9)
