@@ -147,7 +147,7 @@ class ShardAttempt:
 
     @property
     def backlogged(self) -> bool:
-        """Whether no further frame should be decoded for now: writing or the store is slower than the network."""
+        """Whether decoding should pause: writing or the store is slower than the network."""
         return self._writing.backlogged
 
     @property
