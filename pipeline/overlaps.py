@@ -4,7 +4,7 @@
    with other listings or groupings may both have encoded it; their rows are equal, because ids and latents are functions of source and
    fingerprint, and readers leave out those of the later receipt. An object with the same URI and the same bytes under another etag is
    the same source here, where both receipts know the hash of its bytes.
-2. A plain file of which no clip was encoded does not count once a later receipt has another version of it.
+2. A plain file of which no clip was encoded, in a retry neither, does not count once a later receipt has another version of it.
 3. A retry completes one receipt, its base. It counts for a sample while the base counts for the sample's source; of two retries of a
    sample that did not know of each other, the first one counts.
 """
@@ -83,10 +83,10 @@ class Overlaps:
         bases = [item for item in ordered if item.retry is None and item.same_as is None]
         for item in bases:
             self._own(item)
-        self._drop_replaced(bases)
         for item in ordered:
             if item.retry is not None:
                 self._place_retry(item)
+        self._drop_replaced(bases)
 
     def owner(self, item: ReceiptSummary, position: int) -> ReceiptSummary:
         """The receipt that counts for an object of `item`."""
@@ -125,8 +125,13 @@ class Overlaps:
                     if item.marks and item.marks[position] & EMPTY:
                         empty.append((item, uri, source))
         for item, uri, source in empty:
-            if last[item.fingerprint, uri] != source:
-                self._hidden[item.shard_id].sources.add(source)
+            tries = [(retry, retry.positions()[uri]) for retry in self.retries[item.shard_id] if uri in retry.uri_ids()]
+            recovered = any(not retry.marks[position] & EMPTY for retry, position in tries)
+            if last[item.fingerprint, uri] == source or recovered:
+                continue
+            self._hidden[item.shard_id].sources.add(source)
+            for retry, _ in tries:
+                self._hidden[retry.shard_id].samples |= {one for one in _samples(retry) if uri_id(one[0]) == uri}
 
     def _place_retry(self, item: ReceiptSummary) -> None:
         retry = item.retried()

@@ -155,6 +155,19 @@ def test_a_rejected_file_that_is_mended_leaves_no_reject_behind(world):
     assert world.run("abc", retry_rejects="undecodable").todo == []
 
 
+@pytest.mark.parametrize("recovered", [True, False])
+def test_a_file_that_was_retried_and_then_replaced_counts_by_its_rows(world, recovered):
+    world.run("ab").finish({"b": "decode_timeout"})
+    world.run("ab", retry_rejects="decode_timeout").finish({} if recovered else {"b": "decode_timeout"})
+    path = world.folder / "b.mp4"
+    path.write_bytes(b"replaced..")
+    touch(path)
+    world.run("ab").finish()
+    assert keys_of(world) == Counter("abb" if recovered else "ab")
+    rows = 3 if recovered else 2
+    assert totals(world.store) == Counts(rows, rows, 0, rows, rows, 0, 5 * rows)
+
+
 def test_damage_that_a_retry_healed_does_not_count_against_the_budget(world):
     world.run("abcdef").finish({"a": "decode_timeout", "b": "decode_timeout"})
     assert world.run("abcdef").work.before().damaged == 2
