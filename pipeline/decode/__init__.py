@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode.colour_tags import Colour, resolve
+from pipeline.decode.container import OpenContainer, damage, measure
 from pipeline.decode.frame_stream import FrameStream
-from pipeline.decode.packets import OpenContainer, PacketTable, damage, measure, read_packets
+from pipeline.decode.packets import PacketTable, read_packets
 from pipeline.decode.planes import Geometry, Orientation, Scaler
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import VideoInfo

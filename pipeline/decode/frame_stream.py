@@ -14,7 +14,8 @@ from av.error import BlockingIOError as NeedsInput
 from av.error import EOFError as FilterEnded
 from av.filter import Graph
 
-from pipeline.decode.packets import OpenContainer, PacketTable, damage
+from pipeline.decode.container import OpenContainer, damage
+from pipeline.decode.packets import PacketTable
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig

@@ -1,192 +1,27 @@
-"""Opens a container and lists its packets, without decoding a frame. Part of the decode package.
+"""When each frame is shown, from the packets of an open container; no frame is decoded. Part of the decode package.
 
-Takes encoded bytes or a local path, and the job's limits. Gives an open container, its video stream, a `PacketTable`.
-
-Only self-contained formats are probed and no protocol may be opened, so a playlist in the disguise of a video cannot
-reach another file or the network. Every error libav can raise here becomes a `BadDataError`, unless the file below it
-failed: that is an error of the storage.
+Takes an `OpenContainer` and the job's limits. Gives a `PacketTable`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from array import array
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import av
-import av.error
 import numpy as np
-from av.stream import Disposition
 
-from pipeline.decode.encoded_file import open_encoded, storage_error
-from pipeline.decode.read_mark import READING
+from pipeline.decode.container import OpenContainer, damage
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
-    from pipeline.decode.encoded_file import EncodedFile
 
-# Containers and raw streams that hold video and name no other file: no hls, dash, concat, image sequences, subtitles.
-FORMATS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,apng,h264,hevc,vvc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,"
-    "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
-)
-IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
 INTRA_ONLY = {"mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo"}
 EXACT_KEYFRAMES = {"vp8", "vp9", "av1"} | INTRA_ONLY
 IDR_SLICE = 5  # H.264 NAL unit type
 HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
-
-# What PyAV raises on broken input besides its own tree: ValueError and arithmetic from headers, OSError from the file
-# below.
-LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, OSError, RuntimeError)
-
-
-@contextmanager
-def damage(reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | None = None) -> Iterator[None]:
-    """Turns whatever libav raises inside into `DamagedInput(reason)`. `file` is what libav reads from inside, if it reads.
-
-    Raises:
-        DamagedInput: `no_decoder`, `decoder_memory` or `reason`.
-        StorageUnavailable, SourceChanged, SourceRefused: a read of `file` failed, whether or not libav noticed.
-    """
-    try:
-        try:
-            yield
-        finally:
-            if file is not None:
-                file.check()
-    except av.error.DecoderNotFoundError as error:
-        raise DamagedInput(
-            "no_decoder", f"no decoder for this codec while {doing}: {_text(error)}", stage="decode"
-        ) from None
-    except MemoryError:
-        raise DamagedInput(
-            "decoder_memory",
-            f"out of memory while {doing}; decode.memory_bytes limits a decoder",
-            frames_recovered=frames_recovered,
-            stage="decode",
-        ) from None
-    except LIBAV_ERRORS as error:
-        raise DamagedInput(
-            reason, f"libav failed while {doing}: {_text(error)}", frames_recovered=frames_recovered, stage="decode"
-        ) from None
-
-
-def _text(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
-
-
-def measure(video: bytes | str, limits: DecodeConfig) -> str:
-    """Checks the size and returns the BLAKE2b-128 of the encoded bytes, in hex.
-
-    Raises:
-        PolicyReject: `too_large`.
-        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(video, bytes):
-        _check_size(len(video), limits)
-        digest.update(video)
-        return digest.hexdigest()
-    try:
-        with READING:
-            size = os.stat(video).st_size
-    except OSError as error:
-        raise storage_error(error, video) from None
-    _check_size(size, limits)
-    with closing(open_encoded(video)) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-        file.check()
-    return digest.hexdigest()
-
-
-def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
-    if num_bytes > limits.max_video_bytes:
-        raise PolicyReject(
-            "too_large",
-            f"encoded file has {num_bytes} bytes, decode.max_video_bytes is {limits.max_video_bytes}",
-            stage="decode",
-        )
-
-
-class OpenContainer:
-    """An open container with its one video stream, single-threaded. `close` releases the container and the file below
-    it.
-    """
-
-    def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
-        """Opens `video` and picks its stream: libav's best one that is not cover art.
-
-        Raises:
-            DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`.
-            PolicyReject: `too_many_pixels`.
-            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
-        """
-        self.file = open_encoded(video)
-        self.container: Any = None
-        try:
-            expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
-            with damage("undecodable", f"opening the container ({expected})", file=self.file):
-                self.container = av.open(
-                    self.file,
-                    mode="r",
-                    # Reaches the codec contexts that libav opens to find out about its streams.
-                    options={"max_pixels": str(limits.max_pixels)},
-                    container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-                    metadata_errors="replace",
-                    buffer_size=IO_BYTES,
-                )
-            self.stream = self._pick()
-            with damage("undecodable", "reading the stream's header"):
-                self._prepare(limits)
-        except BaseException:
-            self.close()
-            raise
-
-    def _pick(self) -> Any:
-        with damage("undecodable", "listing the streams"):
-            streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-            best = self.container.streams.best("video")
-            kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "nothing"
-        if not streams:
-            raise DamagedInput("no_video_stream", f"expected a video stream, found {kinds}", stage="decode")
-        stream = best if best in streams else streams[0]
-        if stream.codec_context is None:
-            raise DamagedInput("no_decoder", "the video stream's codec is unknown to this libav", stage="decode")
-        return stream
-
-    def _prepare(self, limits: DecodeConfig) -> None:
-        context = self.stream.codec_context
-        pixels = max(context.width * context.height, context.coded_width * context.coded_height)
-        if pixels > limits.max_pixels:
-            raise PolicyReject(
-                "too_many_pixels",
-                f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}",
-                stage="decode",
-            )
-        # Parallelism is over videos. Threads inside one decoder are slower per core and have hung beside PyTorch
-        # (PyAV#1962).
-        self.stream.thread_type = "NONE"
-        context.thread_count = 1
-        context.options = {"max_pixels": str(limits.max_pixels)}
-
-    @property
-    def format_name(self) -> str:
-        """Name of the container format, as libav gives it."""
-        return str(self.container.format.name)
-
-    def close(self) -> None:
-        """Closes container and file; safe to call twice."""
-        if self.container is not None:
-            self.container.close()
-        self.file.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from pipeline.decode.packets import damage
+from pipeline.decode.container import damage
 from pipeline.decode.tonemap import to_sdr
 
 # Accurate rounding removes swscale's bias of -0.2/255; bit-exact makes all CPUs agree. Together 0.05 ms at 256x256.

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.clips import frames_on_screen
 from pipeline.config import DecodeConfig
 from pipeline.decode import open_video
-from pipeline.decode.packets import measure
+from pipeline.decode.container import measure
 from pipeline.decode.planes import Geometry
 from pipeline.errors import AccessError, BadDataError, InputError, LatheError, SourceChanged, StorageUnavailable
 from pipeline.reader import ShardReader

@@ -119,7 +119,7 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
-    assert re.search(r"stopped: [34] shards to do", stderr)  # one may have been done before the second came
+    assert re.search(r"stopped: [1-4] shards to do", stderr)  # the one that hangs, and those not begun
 
 
 @pytest.mark.parametrize("progress", ["plain", "rich", "json"])
