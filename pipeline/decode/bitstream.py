@@ -64,9 +64,13 @@ def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
     extradata = stream.codec_context.extradata or b""
     if codec == "hevc":
         length_size = nal_length_size(codec, extradata)
+        if length_size:  # a container that has a place for parameters of its own
+            return None
         return lambda packet: _hevc_shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]), length_size)
     if codec == "h264":
         pairs = FieldPairs(extradata)
+        if pairs.impossible:
+            return None
         return lambda packet: pairs.shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]))
     return None
 

@@ -71,6 +71,12 @@ class FieldPairs:
         ):
             self._remember(unit)
 
+    @property
+    def impossible(self) -> bool:
+        """Whether the container says beforehand that each packet holds a picture, and that none has fields."""
+        known = self._sequences.values()
+        return bool(self._length_size and known) and all(sequence.frames_only for sequence in known)
+
     def shows_none(self, data: bytes) -> bool:
         """Whether the packet that begins with `data` completes the picture of the packet before it, or holds no picture at all."""
         end = 0
