@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 CONTAINERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
 EMPTY_EDIT = -1
@@ -159,40 +160,59 @@ def without_block_times(mkv: bytes, positions: Sequence[int]) -> bytes:
 
 
 def with_pixel_crop(mkv: bytes, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> bytes:
-    """The track says that so many pixels of each side are not shown. The bytes come from the Void element that libav leaves at the head."""
+    """The track says that so many pixels of each side are not shown. What its header grows, the Void element before it shrinks."""
     crops = {0x54CC: left, 0x54BB: top, 0x54DD: right, 0x54AA: bottom}
     extra = b"".join(struct.pack(">HBH", kind, 0x82, value) for kind, value in crops.items() if value)
-    return _inserted(mkv, extra)
-
-
-def _inserted(mkv: bytes, extra: bytes) -> bytes:
-    """`extra` at the end of the first Video element. Sizes of its parents grow and the segment's is unknown afterwards, so offsets of the
-    index are wrong by as much: it is voided.
-    """
-    parents = _path(mkv, 0, [b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae", b"\xe0"])
+    segment = _child(mkv, 0, 0x18538067)
+    void = _child(mkv, segment.start, 0xEC)
+    tracks = _child(mkv, segment.start, 0x1654AE6B)
+    entry = _child(mkv, tracks.start, 0xAE)
+    video = _child(mkv, entry.start, 0xE0)
     made = bytearray(mkv)
-    end = parents[-1][0] + parents[-1][2] + parents[-1][1]
-    made[end:end] = extra
-    for at, size, length in parents:
-        new = size + len(extra)
-        if new >= (1 << 7 * length) - 1:
-            raise ValueError("the element's size does not fit its bytes")
-        made[at : at + length] = (new | 1 << 7 * length).to_bytes(length, "big")
-    seek_head = bytes(made).find(b"\x11\x4d\x9b\x74")
-    if 0 <= seek_head < 200:  # positions in it are those of before: as a Void element nobody reads them
-        size, length = _element_size(made, seek_head + 4)
-        whole = 4 + length + size
-        made[seek_head : seek_head + whole] = b"\xec" + (whole - 9 | 1 << 56).to_bytes(8, "big") + bytes(whole - 9)
+    made[video.start + video.size : video.start + video.size] = extra
+    for element in (video, entry, tracks):
+        _set_size(made, element, element.size + len(extra))
+    _set_size(made, void, void.size - len(extra))
+    del made[void.start : void.start + len(extra)]
+    _move_seek_entries(made, segment.start, void.start - segment.start, tracks.start - segment.start, -len(extra))
     return bytes(made)
 
 
-def _path(data: bytes, start: int, path: list[bytes]) -> list[tuple[int, int, int]]:
-    """(offset of the size, size, its length) of each element along `path`."""
-    found = []
-    at = start
-    for identifier in path:
-        at = data.index(identifier, at) + len(identifier)
-        size, length = _element_size(data, at)
-        found.append((at, size, length))
-        at += length
-    return found
+class Element(NamedTuple):
+    """An element of Matroska: where its size lies, how long that is, where its contents start and how many bytes they are."""
+
+    size_at: int
+    length: int
+    start: int
+    size: int
+
+
+def _child(data: bytes, at: int, identifier: int) -> Element:
+    """The first element called `identifier` among those that follow each other from `at` on."""
+    while at < len(data):
+        width = 9 - data[at].bit_length()
+        size, length = _element_size(data, at + width)
+        if int.from_bytes(data[at : at + width], "big") == identifier:
+            return Element(at + width, length, at + width + length, size)
+        at += width + length + size
+    raise ValueError(f"no element {identifier:#x}")
+
+
+def _set_size(data: bytearray, element: Element, size: int) -> None:
+    if size >= (1 << 7 * element.length) - 1:
+        raise ValueError(f"a size of {size} does not fit {element.length} bytes")
+    data[element.size_at : element.size_at + element.length] = (size | 1 << 7 * element.length).to_bytes(
+        element.length, "big"
+    )
+
+
+def _move_seek_entries(data: bytearray, segment: int, after: int, before: int, change: int) -> None:
+    """Positions in the seek head between `after` and `before` (from the segment's start) become others."""
+    head = _child(bytes(data), segment, 0x114D9B74)
+    at = head.start
+    while (at := data.find(b"\x53\xac", at, head.start + head.size)) >= 0:
+        size = data[at + 2] & 0x7F
+        position = int.from_bytes(data[at + 3 : at + 3 + size], "big")
+        if after < position <= before:
+            data[at + 3 : at + 3 + size] = (position + change).to_bytes(size, "big")
+        at += 3

@@ -13,7 +13,9 @@ WRAP = 1 << 33
 CLUSTERS = {"cluster_time_limit": "1000", "write_crc32": "0"}
 
 
-def segment(first: int, last: int, container: str = "mpegts", codec: str = "libx264", starts_s: float = 0, **settings) -> bytes:
+def segment(
+    first: int, last: int, container: str = "mpegts", codec: str = "libx264", starts_s: float = 0, **settings
+) -> bytes:
     """Frames `first` to `last` at 24 fps with a key frame every 24, from `starts_s` on the clock."""
     data = encode(range(first, last), container, codec, **settings)
     return remux(data, container, shifted(starts_s)) if starts_s else data
@@ -56,7 +58,9 @@ def cut_inside_group() -> bytes:
 
 def recorder() -> bytes:
     """A capture that starts inside a group, with MPEG-2 and B-frames: 0-71, of which 24-71 can be decoded."""
-    data = encode(range(72), "mpegts", "mpeg2video", options={"g": "24", "bf": "2", "b": "1500k", "sc_threshold": "1000000000"})
+    data = encode(
+        range(72), "mpegts", "mpeg2video", options={"g": "24", "bf": "2", "b": "1500k", "sc_threshold": "1000000000"}
+    )
     return remux(data, "mpegts", cut(5))
 
 

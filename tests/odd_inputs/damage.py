@@ -80,7 +80,11 @@ def overwritten(kind: Kind, near: int = 30, seed: int = 3) -> bytes:
     for size in (60, 40, 20, 12):  # transport packets put headers in between
         piece = contents[start : start + size]
         if (at := data.find(piece)) >= 0:
-            return data[:at] + bytes(value ^ (seed * 37 + n) % 255 + 1 for n, value in enumerate(piece)) + data[at + len(piece) :]
+            return (
+                data[:at]
+                + bytes(value ^ (seed * 37 + n) % 255 + 1 for n, value in enumerate(piece))
+                + data[at + len(piece) :]
+            )
     raise ValueError("the packet is nowhere in the file in one piece")
 
 

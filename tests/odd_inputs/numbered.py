@@ -15,10 +15,19 @@ import numpy as np
 from tests import video_files
 
 WIDTH, HEIGHT = 96, 64
-CORNERS = ((220, 20, 20), (20, 200, 20), (20, 20, 220), (220, 220, 20))  # top left, top right, bottom left, bottom right
+CORNERS = (
+    (220, 20, 20),
+    (20, 200, 20),
+    (20, 20, 220),
+    (220, 220, 20),
+)  # top left, top right, bottom left, bottom right
 X264 = {"preset": "ultrafast", "g": "24", "keyint_min": "24", "sc_threshold": "0", "crf": "16"}
 X264_B = {**X264, "bf": "2", "x264-params": "b-adapt=0:no-scenecut=1", "preset": "veryfast"}
-X265 = {"preset": "ultrafast", "crf": "16", "x265-params": "log-level=none:pools=none:frame-threads=1:keyint=24:min-keyint=24:scenecut=0"}
+X265 = {
+    "preset": "ultrafast",
+    "crf": "16",
+    "x265-params": "log-level=none:pools=none:frame-threads=1:keyint=24:min-keyint=24:scenecut=0",
+}
 MPEG = {"g": "24", "b": "1500k", "sc_threshold": "1000000000"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "24", "b": "800k"}
 VP8 = {**VP9, "lag-in-frames": "0"}
@@ -77,7 +86,14 @@ def encode(
     if options is None:
         options = DEFAULTS.get(codec, {})
     return video_files.encode(
-        pictures, size=size, container=container, codec=codec, options=options, fps=fps, source_format="rgb24", **settings
+        pictures,
+        size=size,
+        container=container,
+        codec=codec,
+        options=options,
+        fps=fps,
+        source_format="rgb24",
+        **settings,
     )
 
 
@@ -112,7 +128,9 @@ def _frames(packet: av.Packet) -> list[av.VideoFrame]:
 
 def number_in(frame: av.VideoFrame) -> int:
     """The number of a libav frame."""
-    return number_of(np.moveaxis(frame.to_ndarray(format="yuv444p"), 0, 0) if frame.format.name == "yuv444p" else _planes(frame))
+    return number_of(
+        np.moveaxis(frame.to_ndarray(format="yuv444p"), 0, 0) if frame.format.name == "yuv444p" else _planes(frame)
+    )
 
 
 def _planes(frame: av.VideoFrame) -> np.ndarray:

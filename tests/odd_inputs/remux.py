@@ -19,7 +19,9 @@ def packets_of(data: bytes) -> tuple[Any, list[av.Packet]]:
     return container, [packet for packet in container.demux(container.streams.video[0]) if packet.size]
 
 
-def remux(data: bytes, container: str, edit: Edit = list, options: dict[str, str] | None = None, **attributes: Any) -> bytes:
+def remux(
+    data: bytes, container: str, edit: Edit = list, options: dict[str, str] | None = None, **attributes: Any
+) -> bytes:
     """The same packets after `edit`, in another container. `attributes` are set on the new stream."""
     source, packets = packets_of(data)
     buffer = io.BytesIO()

@@ -12,10 +12,20 @@ from tests.odd_inputs.numbered import X264, X264_B, X265, encode
 from tests.odd_inputs.remux import filtered, packets_of, remux, replaced
 from tests.odd_inputs.untimed import OPEN_GOP
 
-OPEN_GOP_264 = {"preset": "veryfast", "g": "24", "bf": "2", "crf": "16", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}
+OPEN_GOP_264 = {
+    "preset": "veryfast",
+    "g": "24",
+    "bf": "2",
+    "crf": "16",
+    "x264-params": "open-gop=1:b-adapt=0:scenecut=0",
+}
 REFRESH = {"preset": "veryfast", "g": "24", "crf": "16", "bf": "0", "x264-params": "intra-refresh=1:scenecut=0"}
 FIELDS = {**X264, "flags": "+ildct+ilme"}
-VP9_SHOW_FRAME, VP9_SHOW_EXISTING, VP8_SHOW_FRAME = 0x02, 0x88, 0x10  # bits of the first byte of a frame; 0x88 shows slot 0
+VP9_SHOW_FRAME, VP9_SHOW_EXISTING, VP8_SHOW_FRAME = (
+    0x02,
+    0x88,
+    0x10,
+)  # bits of the first byte of a frame; 0x88 shows slot 0
 
 
 def b_frames(container: str = "matroska", count: int = 144) -> bytes:
@@ -74,7 +84,7 @@ def hidden_vp9(container: str = "matroska") -> bytes:
             shows.pts, shows.dts, shows.is_keyframe = packet.pts + 1, packet.dts + 1, False
             yield shows
 
-    return remux(encode(range(72), container, "libvpx-vp9"), container, edit)
+    return remux(encode(range(72), container, "libvpx-vp9"), container, edit, {"fflags": "-autobsf"})
 
 
 def hidden_vp8(container: str = "webm") -> bytes:
