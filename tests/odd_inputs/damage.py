@@ -33,7 +33,6 @@ KINDS = {
     "vp9-mkv": Kind("libvpx-vp9", "matroska"),
     "vp8-webm": Kind("libvpx", "webm"),
     "av1-mp4": Kind("libsvtav1", "mp4"),
-    "av1-mkv": Kind("libsvtav1", "matroska"),
     "mpeg2-ts": Kind("mpeg2video", "mpegts"),
     "mpeg4-avi": Kind("mpeg4", "avi"),
     "mpeg4-mp4": Kind("mpeg4", "mp4"),

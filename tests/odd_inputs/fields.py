@@ -1,5 +1,5 @@
-"""Interlaced H.264 whose fields are pictures of their own, as cameras record it. libav encodes none, so the stream is written here: uncompressed
-macroblocks (I_PCM) in field pictures.
+"""Interlaced H.264 whose fields are pictures of their own, as cameras record it. libav encodes none, so the stream is written here:
+uncompressed macroblocks (I_PCM) in field pictures.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def corner_colours(rgb_HW3: np.ndarray) -> list[tuple[int, ...]]:
     side = rgb_HW3.shape[0] // 5
     inner = max(1, side // 4)
     squares = [rgb_HW3[rows, columns][inner:-inner, inner:-inner] for rows, columns in _corners(side)]
-    return [tuple(int(round(c)) for c in square.mean((0, 1))) for square in squares]
+    return [tuple(round(float(c)) for c in square.mean((0, 1))) for square in squares]
 
 
 def encode(
@@ -111,8 +112,6 @@ DEFAULTS = {
 
 def decode_with_libav(data: bytes) -> list[av.VideoFrame]:
     """Every frame of the first video stream as libav gives it: all packets in file order, default settings."""
-    import io
-
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
@@ -128,10 +127,4 @@ def _frames(packet: av.Packet) -> list[av.VideoFrame]:
 
 def number_in(frame: av.VideoFrame) -> int:
     """The number of a libav frame."""
-    return number_of(
-        np.moveaxis(frame.to_ndarray(format="yuv444p"), 0, 0) if frame.format.name == "yuv444p" else _planes(frame)
-    )
-
-
-def _planes(frame: av.VideoFrame) -> np.ndarray:
-    return frame.reformat(format="yuv444p").to_ndarray()
+    return number_of(frame.reformat(format="yuv444p").to_ndarray())

@@ -1,4 +1,4 @@
-"""Videos whose frames depend on each other in uncommon ways: open groups, intra refresh, hidden frames, fields. Each function returns bytes."""
+"""Videos whose frames depend on each other in uncommon ways: open groups, intra refresh, hidden frames. Functions return bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import av
 
 from tests.odd_inputs import boxes
 from tests.odd_inputs.numbered import X264, X264_B, X265, encode
-from tests.odd_inputs.remux import filtered, packets_of, remux, replaced
+from tests.odd_inputs.remux import filtered, packets_of, remux, replaced, shifted
 from tests.odd_inputs.untimed import OPEN_GOP
 
 OPEN_GOP_264 = {
@@ -123,12 +123,12 @@ def frozen(container: str = "mp4") -> bytes:
 
 def size_changes(container: str = "mpegts", size: tuple[int, int] = (128, 192)) -> bytes:
     """The second half has another size: 0-47, then 100-147."""
-    return encode(range(48), container) + encode(range(100, 148), container, size=size)
+    return encode(range(48), container) + remux(encode(range(100, 148), container, size=size), container, shifted(2))
 
 
 def one_frame(container: str = "mp4", codec: str = "libx264") -> bytes:
     """A video of a single frame, number 7."""
-    return encode([7], container, codec)
+    return encode([7], container, codec, pix_fmt="rgb8" if codec == "gif" else "yuv420p")
 
 
 def with_last_duration(delta: int, edit_ms: int = 25_000) -> bytes:

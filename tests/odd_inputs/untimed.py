@@ -13,10 +13,8 @@ from tests.odd_inputs.numbered import MPEG, X264, X264_B, X265, encode
 from tests.odd_inputs.remux import remux
 
 MILLISECONDS = Fraction(1, 1000)
-OPEN_GOP = {
-    **X265,
-    "x265-params": "log-level=none:pools=none:frame-threads=1:keyint=22:scenecut=0:open-gop=1:bframes=4:b-adapt=0:b-pyramid=0:rc-lookahead=30",
-}
+_OPEN = "keyint=22:scenecut=0:open-gop=1:bframes=4:b-adapt=0:b-pyramid=0:rc-lookahead=30"
+OPEN_GOP = {**X265, "x265-params": f"log-level=none:pools=none:frame-threads=1:{_OPEN}"}
 
 
 def irregular_times(count: int, seed: int = 7) -> list[int]:
