@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode.colour_tags import Colour, resolve
+from pipeline.decode.colour_tags import Colour, made_of_rgb, resolve
 from pipeline.decode.container import OpenContainer, damage, measure
+from pipeline.decode.cropping import Cropper
 from pipeline.decode.frame_stream import FrameStream
+from pipeline.decode.orientation import Orientation
 from pipeline.decode.packets import PacketTable, read_packets
-from pipeline.decode.planes import Geometry, Orientation, Scaler
+from pipeline.decode.planes import Geometry, Scaler
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import VideoInfo
 
@@ -45,6 +47,7 @@ class Shown:
 
         Raises:
             DamagedInput: `corrupt_stream`.
+            PolicyReject: `pixel_format`.
         """
         self.scaler.write(self.frame, geometry, out_3HW)
 
@@ -114,24 +117,26 @@ class Video:
     ) -> None:
         """Takes over `stream`, which has just given `first` at `index` of `table`; see `open_video`."""
         context = stream.opened.stream.codec_context
-        orientation = Orientation.of(first)
+        with damage("undecodable", "reading the first frame's orientation"):
+            orientation = Orientation.of(first)
         colour = resolve(
             _first_tag(first.colorspace, context.colorspace),
             _first_tag(first.color_range, context.color_range, unknown=0),
             _first_tag(first.color_trc, context.color_trc),
             first.height,
-            bool(first.format.is_rgb),
+            made_of_rgb(first.format),
             limits.untagged_matrix,
         )
         decisions = _apply_policies(colour, interlaced, limits)
         self._stream, self._table = stream, table
         self._offset = index  # listed frames before the first that can be decoded are not shown
         self._coded = first.width, first.height
-        self._scaler = Scaler(orientation, colour.transfer)
+        shown_size, cropper, cropped = _crop(stream.opened, first)
+        self._scaler = Scaler(orientation, colour.transfer, cropper)
         self._pending: Shown | None = Shown(0, first, self._scaler)
         self.times_s = table.times_s[index:] - table.times_s[index]
         self.end_s = table.end_s - float(table.times_s[index])
-        width, height, aspect = _display_size(stream.opened.stream, first, orientation)
+        width, height, aspect = _display_size(stream.opened.stream, shown_size, orientation)
         if orientation.mirrored:
             decisions.append("mirrored")
         self.info = VideoInfo(
@@ -149,7 +154,7 @@ class Video:
             color_matrix=colour.matrix if colour.transfer == "sdr" else "bt709",
             color_range=colour.range,
             content_hash=content_hash,
-            warnings=(*table.warnings, *colour.warnings, *decisions),
+            warnings=(*stream.opened.warnings, *table.warnings, *cropped, *colour.warnings, *decisions),
         )
 
     @property
@@ -237,14 +242,25 @@ def _apply_policies(colour: Colour, interlaced: bool, limits: DecodeConfig) -> l
     return decisions
 
 
-def _display_size(stream: Any, frame: Any, orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
-    """Width and height as shown, and the sample aspect ratio that was applied."""
+def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper | None, tuple[str, ...]]:
+    """Width and height that the container leaves of `frame`, what cuts it, and the warning."""
+    margins = opened.margins()
+    if margins is None:
+        return (frame.width, frame.height), None, ()
+    window = margins.window(frame)
+    if window is None:
+        return (frame.width, frame.height), None, (f"bad_crop:{margins}",)
+    return (window.width, window.height), Cropper(margins, frame), (f"cropped:{window}",)
+
+
+def _display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
+    """Width and height as shown of a stored picture of `size`, and the sample aspect ratio that was applied."""
     with damage("undecodable", "reading the sample aspect ratio"):
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
     if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
         numerator = denominator = 1
-    width, height = max(1, round(frame.width * numerator / denominator)), frame.height
+    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
     if orientation.transpose:
         width, height = height, width
     return width, height, (numerator, denominator)
