@@ -77,7 +77,7 @@ class Scaler:
             out_3HW[:] = to_sdr(target_3HW, 16, self._transfer)
 
     def _reformat(self, frame: Any, width: int, height: int, pixel_format: str) -> Any:
-        # The same matrix on both sides: swscale must not convert between matrices. From RGB it makes YUV by it: BT.709, or what `to_sdr` undoes.
+        # The same matrix on both sides: swscale converts between none. From RGB it makes YUV by it, BT.709 or what `to_sdr` undoes.
         hdr_rgb = self._transfer != "sdr" and rgb_matrix(frame.format)
         matrix = Colorspace.BT2020 if hdr_rgb else Colorspace.ITU709
         try:
