@@ -20,23 +20,24 @@ from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.decode import Shown, Video, open_video
 from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.records import ClipFailed, ClipPlan, ClipRules, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.records import ClipFailed, ClipPlan, ClipRules, EncodedVideo, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """What a decoder is asked: a sample, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
+    """What a decoder is asked: a video, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
     object that the sample came from, where known.
     """
 
-    sample: Sample
+    sample: EncodedVideo
     rules: ClipRules
     limits: DecodeConfig
     chunk_frames: int
     drill: DrillConfig
     etag: str | None = None
+    headers_only: bool = False  # a decoder process closes the video once it is open; nothing is cut
 
 
 class Cutter:
@@ -206,7 +207,7 @@ def _first_frame(later: tuple[ClipPlan, ...], times_s: np.ndarray, fps: float | 
     return int(clips.frames_on_screen(times_s, later[0].start, later[0].start + 1, fps)[0])
 
 
-def _fail(lost: tuple[ClipPlan, ...], error: BadDataError, done: int, sample: Sample) -> Iterator[ClipFailed]:
+def _fail(lost: tuple[ClipPlan, ...], error: BadDataError, done: int, sample: EncodedVideo) -> Iterator[ClipFailed]:
     for plan in lost:
         reject = Reject(
             sample.key,
