@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.decode import Video, open_video
 from pipeline.decode.container import OpenContainer
 from pipeline.decode.cropping import Cropper, Margins
+from pipeline.decode.matroska_crop import impossible_crops
 from pipeline.errors import BadDataError
 from tests.pipeline.cropped_files import with_box, with_clap, with_pixel_crop
 from tests.pipeline.decoded import FAST, LIMITS, planes
@@ -23,6 +24,7 @@ HEIGHT, WIDTH = 120, 160
 LEFT, TOP = 20, 10  # of the picture in its padding
 INNER = 80, 96  # height, width
 PADDING = 30
+VIDEO_CROPS = {b"\x54\xcc", b"\x54\xdd", b"\x54\xbb", b"\x54\xaa"}
 CORNERS = [[60, 100], [150, 210]]
 
 
@@ -154,10 +156,37 @@ def test_two_threads_read_the_same_cropping():
     assert set(found) == {Margins(20, 44, 10, 30)}
 
 
+@pytest.mark.parametrize("margins", [{"left": 200, "right": 10}, {"top": 60, "bottom": 60}, {"left": 65535}], ids=str)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_margins_that_leave_nothing_by_the_header_are_ignored_with_a_warning(margins, as_file, tmp_path):
+    # libav 8.1 opens no such file.
+    data = with_pixel_crop(encode(2, size=(HEIGHT, WIDTH), options=FAST, container="matroska"), **margins)
+    (tmp_path / "a.mkv").write_bytes(data)
+    video = open_video(str(tmp_path / "a.mkv") if as_file else data, LIMITS)
+    assert (video.info.width, video.info.height) == (WIDTH, HEIGHT)
+    assert "bad_crop:impossible" in video.info.warnings
+    assert planes(video, range(2)).shape == (2, 3, HEIGHT, WIDTH)
+    video.close()
+
+
+MKV = with_pixel_crop(encode(2, size=(HEIGHT, WIDTH), options=FAST, container="matroska"), left=200)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 700), st.binary(max_size=24), st.integers(0, len(MKV)))
+def test_a_hostile_header_has_patches_of_its_own_bytes_or_none(position, noise, length):
+    header = (MKV[:position] + noise + MKV[position + len(noise) :])[:length]
+    for start, patch in impossible_crops(header):
+        assert 0 <= start < start + len(patch) <= len(header)
+        assert header[start : start + 2] in VIDEO_CROPS
+        assert patch[0] == 0xEC
+        assert patch[1] == 0x80 + len(patch) - 2
+
+
 MP4 = encode(2, size=(HEIGHT, WIDTH), options=FAST)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=48))
 def test_a_hostile_aperture_gives_a_video_or_a_reject(body):
     box = (len(body) + 8).to_bytes(4, "big") + b"clap" + body
