@@ -20,7 +20,7 @@ EXACT_KEYFRAMES = {"vp8", "vp9", "av1"} | INTRA_ONLY
 IDR_SLICE, SEI = 5, 6  # H.264 NAL unit types
 RECOVERY_POINT = 6  # SEI payload type
 HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
-HEVC_PARAMETERS = 32  # the first type that is no slice
+HEVC_NO_PICTURE = range(32, 41)  # parameters, delimiters, ends, filler, messages
 HEVC_NO_LEADING = (18, 20)  # those that no picture follows which is shown before them
 
 
@@ -64,9 +64,13 @@ def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
     extradata = stream.codec_context.extradata or b""
     if codec == "hevc":
         length_size = nal_length_size(codec, extradata)
+        if length_size:  # a container that has a place for parameters of its own
+            return None
         return lambda packet: _hevc_shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]), length_size)
     if codec == "h264":
         pairs = FieldPairs(extradata)
+        if pairs.impossible:
+            return None
         return lambda packet: pairs.shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]))
     return None
 
@@ -110,9 +114,10 @@ def _hevc_point(data: bytes, length_size: int) -> Point:
 
 
 def _hevc_shows_none(data: bytes, length_size: int) -> bool:
-    if len(data) >= FieldPairs.LOOK_BYTES:
-        return False
-    return not any(data[unit.start] >> 1 & 0x3F < HEVC_PARAMETERS for unit in nal_units(data, length_size))
+    units = list(nal_units(data, length_size))
+    if len(data) >= FieldPairs.LOOK_BYTES or not units or units[-1].end != len(data):
+        return False  # not seen to its end, or damaged: it may hold a picture
+    return all(data[unit.start] >> 1 & 0x3F in HEVC_NO_PICTURE for unit in units)
 
 
 def _vp9_shows(data: bytes) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 SLICES = (1, 5)  # NAL unit types: a slice, of an IDR picture or another
-PARTITIONS = (2, 3, 4)
+NO_PICTURE = (6, 7, 8, 9, 10, 11, 12, 13, 15)  # messages, parameters, delimiters, ends, filler
 SPS, PPS = 7, 8
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # with chroma format and scaling lists
 
@@ -71,17 +71,24 @@ class FieldPairs:
         ):
             self._remember(unit)
 
+    @property
+    def impossible(self) -> bool:
+        """Whether the container says beforehand that each packet holds a picture, and that none has fields."""
+        known = self._sequences.values()
+        return bool(self._length_size and known) and all(sequence.frames_only for sequence in known)
+
     def shows_none(self, data: bytes) -> bool:
         """Whether the packet that begins with `data` completes the picture of the packet before it, or holds no picture at all."""
+        end = 0
         for span in nal_units(data, self._length_size):
-            kind = data[span.start] & 0x1F
+            kind, end = data[span.start] & 0x1F, span.end
             if kind in (SPS, PPS):
                 self._remember(data[span.start : span.end])
             elif kind in SLICES:
                 return self._pair(self._slice(data[span.start : span.end][:64]))
-            elif kind in PARTITIONS:
+            elif kind not in NO_PICTURE:
                 return False
-        return len(data) < self.LOOK_BYTES
+        return end == len(data) < self.LOOK_BYTES  # a packet that is damaged may have held one
 
     def _pair(self, field: tuple[int, bool] | None) -> bool:
         waiting, self._field = self._field, field

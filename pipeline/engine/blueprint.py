@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.encoder import Network
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
-PIXELS = 1
+PIXELS = 2
 
 
 @dataclass(frozen=True, slots=True)
