@@ -194,6 +194,7 @@ STRUCTURE = [
     _video("h264-fields", "h264", _of(fields.fields_as_packets, "h264"), range(48), 25),
     _video("mp4-frozen", "mp4", _of(structure.frozen), range(41), times_s=STILL_S),
     _video("mkv-frozen", "mkv", _of(structure.frozen, "matroska"), range(41), times_s=STILL_S),
+    _video("avi-frozen", "avi", _of(structure.frozen, "avi", "mpeg4"), range(41), times_s=STILL_S),
     _video("ts-larger-later", "ts", _of(structure.size_changes), TWO),
     _video("mp4-last-too-long", "mp4", _of(structure.with_last_duration, 535_000), range(25), 1, end_s=25.0),
     _video("mp4-last-too-long-hours", "mp4", _of(structure.with_last_duration, 40_000_000), range(25), 1, end_s=25.0),

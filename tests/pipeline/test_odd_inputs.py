@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.decode import open_video
+from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
-from tests.odd_inputs.cutting import RULES, cut, read_through, rules
+from tests.odd_inputs import structure
+from tests.odd_inputs.cutting import LIMITS, RULES, cut, read_through, rules
+from tests.odd_inputs.damage import GROUP
 from tests.odd_inputs.numbered import CORNERS, corner_colours, number_of
 from tests.odd_inputs.table import ALL, DAMAGED, REFUSED, VIDEOS, Odd, made
 
@@ -99,6 +103,20 @@ def test_any_clip_rule_gives_the_same_pixels_for_the_same_frame(odd):
         assert odd.may_refuse
     else:
         assert compared or odd.may_refuse or len(odd.numbers) < 5
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize("make", [structure.b_frames, structure.b_frames_hevc])
+def test_two_far_frames_cost_about_a_group_of_pictures_each(make, container):
+    video = open_video(make(container), LIMITS)
+    try:
+        geometry, planes = Geometry(64, 96, 0, 0, 64, 96), np.empty((2, 3, 64, 96), np.uint8)
+        for out, shown in zip(planes, video.frames([0, 140]), strict=True):
+            shown.write(out, geometry)
+        assert [number_of(frame) for frame in planes] == [0, 140]
+        assert video.frames_decoded <= 2 * GROUP
+    finally:
+        video.close()
 
 
 def test_names_are_unique():
