@@ -50,8 +50,8 @@ def edited(kind: Kind, edit: Edit) -> bytes:
 
 
 def one_packet(kind: Kind, position: int = 30) -> bytes:
-    """One packet is noise. Of MPEG-2 its picture header stays: without one it is a part of the picture before."""
-    return edited(kind, harming(position, keep=8 if kind.codec == "mpeg2video" else 0))
+    """One packet is noise."""
+    return edited(kind, harming(position))
 
 
 def one_in_every_group(kind: Kind) -> bytes:

@@ -243,8 +243,10 @@ VIDEOS: list[Odd] = [*CLOCKS, *UNTIMED, *STRUCTURE, *SHAPES]
 
 GROUP_1 = frozenset(range(24, 48))
 LAST_GROUP = frozenset(range(72, 96))
-# Damage inside a picture that libav's decoders notice. Those of HEVC, VP8 and VP9 do not, and H.264's not always: nobody can tell.
-NOTICED = ("h264-b-mkv", "h264-b-ts", "av1-mp4", "mpeg2-ts", "mpeg4-avi")
+# Noise for a whole packet: libav's mpegvideo parser adds it to the picture before, and such an AV1 file cannot be opened.
+NOISE_UNNOTICED = ("mpeg2-ts", "av1-mp4")
+# Noise inside a picture: decoders of HEVC, VP8 and VP9 never notice it, that of H.264 does not always. These do.
+NOISE_INSIDE_NOTICED = ("h264-b-mkv", "h264-b-ts", "av1-mp4", "mpeg2-ts", "mpeg4-avi")
 
 
 def _damaged(name: str, function: Callable[..., bytes], lost: frozenset[int], *arguments: Any, **settings: Any) -> Odd:
@@ -262,8 +264,8 @@ def _damaged(name: str, function: Callable[..., bytes], lost: frozenset[int], *a
 
 
 DAMAGED: list[Odd] = [
-    *(_damaged(name, damage.one_packet, GROUP_1) for name in damage.KINDS if name != "av1-mp4"),
-    *(_damaged(name, damage.overwritten, GROUP_1) for name in NOTICED),
+    *(_damaged(name, damage.one_packet, GROUP_1) for name in damage.KINDS if name not in NOISE_UNNOTICED),
+    *(_damaged(name, damage.overwritten, GROUP_1) for name in NOISE_INSIDE_NOTICED),
     *(_damaged(name, damage.tail_of_packet, GROUP_1) for name in ("h264-mp4", "mpeg2-ts", "mpeg4-mp4")),
     *(
         _damaged(name, damage.one_packet, frozenset(range(24)), 0, may_refuse=True)
