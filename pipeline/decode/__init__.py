@@ -233,12 +233,15 @@ class Video:
         damaged = self._stream.damaged.why(index + self._offset)
         if damaged is not None:
             return self._show_damaged(index, damaged)
-        if self._current is None or index - self._current.index > LOST_FRAMES:
+        if self._current is None or index - self._current.index > (0 if self._stream.gives_each else LOST_FRAMES):
             raise self._lost(index)
         return self._current
 
     def _show_damaged(self, index: int, why: str) -> Shown:
-        shown = self._current or self._coming
+        shown = self._current
+        # The frame before, but not of an earlier group: a jump to this one would not have it, and all ways must show the same.
+        if shown is None or shown.index + self._offset < self._stream.damaged.group_of(index + self._offset):
+            shown = self._coming or shown
         if self._keep_damaged and shown is not None:
             return replace(shown, damaged=why)
         raise DamagedInput("corrupt_stream", why, frames_recovered=index, stage="decode")
