@@ -22,6 +22,7 @@ from pipeline.decode.frame_stream import FrameStream
 from pipeline.decode.orientation import Orientation
 from pipeline.decode.packets import PacketTable, read_packets
 from pipeline.decode.planes import Geometry, Scaler
+from pipeline.decode.refusals import explained, naming_errors, only_named_errors, refuse_encrypted, refuse_still
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import VideoInfo
 
@@ -46,22 +47,35 @@ class Shown:
         """Fills `out_3HW` (uint8) with the frame's limited-range Y, U, V planes.
 
         Raises:
-            DamagedInput: `corrupt_stream`.
+            DamagedInput: `corrupt_stream`, `decoder_fault`, `decoder_memory`.
             PolicyReject: `pixel_format`.
         """
-        self.scaler.write(self.frame, geometry, out_3HW)
+        with only_named_errors("scaling a frame"):
+            self.scaler.write(self.frame, geometry, out_3HW)
 
 
 def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
     """Opens a video, lists its times and decodes its first frame (rotation and interlacing are told nowhere else).
 
     Raises:
-        DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `no_frames`, `corrupt_stream`, `decoder_memory`.
-        PolicyReject: `too_large`, `too_many_pixels`, `too_many_frames`, `too_long`, `hdr`, `interlaced`,
-            `color_matrix`.
+        DamagedInput: `undecodable`, `not_a_video`, `no_decoder`, `truncated`, `corrupt_stream`, `decoder_memory`, `decoder_fault`.
+        PolicyReject: `encrypted`, `still_image`, `no_video_stream`, `no_frames`, `unsupported_format`, `too_large`, `too_many_pixels`,
+            `too_many_frames`, `too_long`, `hdr`, `interlaced`, `color_matrix`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     content_hash = measure(video, limits)
+    with explained(video):
+        refuse_encrypted(video)
+        opened = _open(video, limits, content_hash)
+        try:
+            refuse_still(video, opened.info.num_frames)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+
+def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
     opened = OpenContainer(video, limits)
     try:
         table = read_packets(opened, limits)
@@ -89,10 +103,10 @@ def _first(stream: FrameStream) -> tuple[int, Any]:
             first = stream.next()
     except DamagedInput as error:
         if error.reason == "corrupt_stream":
-            raise DamagedInput("undecodable", f"first frame: {error.message}", stage="decode") from None
+            raise DamagedInput("undecodable", f"no frame can be decoded: {error.message}", stage="decode") from None
         raise
     if first is None:
-        raise DamagedInput("no_frames", "no packet of the video stream gives a frame", stage="decode")
+        raise DamagedInput("undecodable", "no packet of the video stream gives a frame", stage="decode")
     return first
 
 
@@ -167,6 +181,7 @@ class Video:
         """What the container lacks of its frames, in words; empty when nothing is known to be missing."""
         return self._table.missing
 
+    @naming_errors("decoding frames")
     def frames(self, wanted: Iterable[int]) -> Iterator[Shown]:
         """What is on screen at each index of `wanted`, which ascends. Reads the stream once, so it may be called once.
 
@@ -174,7 +189,7 @@ class Video:
 
         Raises:
             DamagedInput: `corrupt_stream` where the stream breaks, `ended_early` where it holds fewer frames than its
-                packets say.
+                packets say; `decoder_fault`, `decoder_memory`.
             PolicyReject: `size_changed`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
