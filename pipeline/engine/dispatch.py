@@ -384,15 +384,20 @@ class Dispatcher:
 
 
 def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:
-    """Why the build must stop for too much damaged input, or None.
+    """Why the build must stop for too much damaged input, or None. See ADR 2.
 
-    One damaged sample alone never exceeds it (unless the budget is 0). While the build runs, a verdict needs `MIN_EVIDENCE` samples.
+    One damaged input alone never exceeds it (unless the budget is 0), and nothing exceeds 1. While the build runs, a verdict needs
+    `MIN_EVIDENCE` inputs.
     """
-    tolerated = budget * counts.samples if final else budget * max(counts.samples, MIN_EVIDENCE)
-    if counts.damaged <= max(tolerated, 1 if budget > 0 else 0):
+    inputs = max(
+        counts.samples + counts.damaged_regions, counts.damaged
+    )  # `damaged_regions` is 0 in receipts of older versions
+    tolerated = budget * (inputs if final else max(inputs, MIN_EVIDENCE))
+    if budget == 1 or counts.damaged <= max(tolerated, 1 if budget > 0 else 0):
         return None
-    share = counts.damaged / max(1, counts.samples)
+    what, regions = "samples" if inputs == counts.samples else "inputs", counts.damaged_regions
+    apart = f" ({regions} of them parts of tars that belong to no sample)" if regions else ""
     return (
-        f"{counts.damaged} of {counts.samples} samples are damaged ({share:.1%}), more than reject_budget={budget:.1%}; "
-        "see the rejects by reason, mend the input or raise reject_budget"
+        f"{counts.damaged} of {inputs} {what}{apart} are damaged ({counts.damaged / inputs:.1%}), more than "
+        f"reject_budget={budget:.1%}; see the rejects by reason, mend the input or raise reject_budget (1: never stop)"
     )
