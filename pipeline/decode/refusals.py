@@ -5,17 +5,12 @@ Nothing but the errors named here leaves `explained`, so that one video never en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 from pipeline.decode.encryption import why_encrypted
 from pipeline.decode.lookalikes import lookalike
 from pipeline.errors import BadDataError, DamagedInput, LatheError, PolicyReject
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # Reasons that say no more than that libav could not make sense of the bytes.
 VAGUE = ("undecodable", "no_decoder", "no_frames", "no_video_stream", "corrupt_stream")
@@ -41,7 +36,7 @@ def explained(video: bytes | str) -> Iterator[None]:
 
 @contextmanager
 def only_named_errors(doing: str) -> Iterator[None]:
-    """Any error that is not of Lathe's tree, from PyAV or from our own arithmetic on hostile numbers, becomes damage of this video.
+    """Any error outside of Lathe's tree, of PyAV or of our own arithmetic on hostile numbers, becomes damage of this video. Also a decorator.
 
     Raises:
         DamagedInput: `decoder_fault`, `decoder_memory`.
@@ -57,20 +52,6 @@ def only_named_errors(doing: str) -> Iterator[None]:
         text = " ".join(str(error).split())[:200]
         message = f"unexpected {type(error).__name__} while {doing}: {text}; please report it with this video"
         raise DamagedInput("decoder_fault", message, stage="decode") from error
-
-
-def naming_errors(doing: str) -> Callable[[Callable[P, Iterator[T]]], Callable[P, Iterator[T]]]:
-    """`only_named_errors` around all that a generator does, as a decorator."""
-
-    def decorate(generator: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-        @wraps(generator)
-        def wrapped(*arguments: P.args, **options: P.kwargs) -> Iterator[T]:
-            with only_named_errors(doing):
-                yield from generator(*arguments, **options)
-
-        return wrapped
-
-    return decorate
 
 
 def refuse_encrypted(video: bytes | str) -> None:

@@ -334,9 +334,8 @@ def _transmit(pipe: Connection, ticket: int, answer: Answer) -> None:
     # Planes travel as raw bytes behind their header: one copy less on either side than pickling them.
     if isinstance(answer, FrameChunk):
         planes = answer.planes_T3HW
-        pipe.send(
-            (ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, answer.first, answer.last))
-        )
+        flags = answer.first, answer.last, answer.damaged
+        pipe.send((ticket, ("chunk", answer.clip, planes.shape, answer.pts_s, answer.color_matrix, *flags)))
         pipe.send_bytes(np.ascontiguousarray(planes).data.cast("B"))
     else:
         pipe.send((ticket, answer))
@@ -345,10 +344,10 @@ def _transmit(pipe: Connection, ticket: int, answer: Answer) -> None:
 def _receive(pipe: Connection) -> tuple[int, Answer]:
     ticket, answer = pipe.recv()
     if isinstance(answer, tuple):
-        _, clip, shape, pts_s, matrix, first, last = answer
+        _, clip, shape, pts_s, matrix, *flags = answer
         planes_T3HW = np.empty(shape, np.uint8)
         pipe.recv_bytes_into(planes_T3HW.data.cast("B"))
-        answer = FrameChunk(clip, planes_T3HW, pts_s, matrix, first, last)
+        answer = FrameChunk(clip, planes_T3HW, pts_s, matrix, *flags)
     return ticket, answer
 
 

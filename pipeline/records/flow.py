@@ -271,6 +271,7 @@ class FrameChunk:
     color_matrix: str
     first: bool
     last: bool
+    damaged: int = 0  # frames that the decoder concealed or repeated, with `decode.damage` "warn"
 
     def __post_init__(self) -> None:
         planes = self.planes_T3HW
