@@ -36,7 +36,7 @@ def explained(video: bytes | str) -> Iterator[None]:
 
 @contextmanager
 def only_named_errors(doing: str) -> Iterator[None]:
-    """Any error outside of Lathe's tree, of PyAV or of our own arithmetic on hostile numbers, becomes damage of this video. Also a decorator.
+    """Any error outside of Lathe's tree, of PyAV or of our arithmetic on hostile numbers, becomes damage of this video. Also a decorator.
 
     Raises:
         DamagedInput: `decoder_fault`, `decoder_memory`.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline.config import DecodeConfig
 from pipeline.decode import open_video
+from pipeline.decode.frame_stream import FrameStream
+from pipeline.decode.planes import Geometry, Scaler
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
 from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
 from tests.video_files import SMALL, encode, textured
@@ -64,6 +67,28 @@ def test_a_stream_cut_off_in_other_containers_says_that_it_ends_early():
     data = encode(60, picture=textured, options=FAST, container="matroska")
     warnings = open_video(data[: len(data) * 2 // 3], LIMITS).info.warnings
     assert any(warning.startswith("video_ends_early:1.") for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("31 is not a valid Type"), ZeroDivisionError("division by zero"), KeyError("x"), MemoryError()]
+)
+def test_only_named_errors_leave_the_decoder(monkeypatch, error):
+    def failing(*arguments, **options):
+        raise error
+
+    reason = "decoder_memory" if isinstance(error, MemoryError) else "decoder_fault"
+    video = open_video(encode(4, options=FAST), LIMITS)
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStream, "next", failing)
+        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(video.frames([0, 3]))):
+            with pytest.raises(DamagedInput) as caught:
+                call()
+            assert caught.value.reason == reason
+    shown = next(open_video(encode(4, options=FAST), LIMITS).frames([0]))
+    monkeypatch.setattr(Scaler, "write", failing)
+    with pytest.raises(DamagedInput) as caught:
+        shown.write(np.empty((3, 32, 32), np.uint8), Geometry(32, 32, 0, 0, 32, 32))
+    assert caught.value.reason == reason
 
 
 def test_close_twice():
