@@ -24,10 +24,9 @@ from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.records import Counts, Shard
+    from pipeline.records import Shard
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
-MIN_EVIDENCE = 100  # samples seen before the reject budget may stop a running build
 EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
 CANARIES = 2  # shards at once that are tried while it is not known whether the store or single objects fail
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
@@ -381,23 +380,3 @@ class Dispatcher:
         for other, begun in progress.running.items():  # may be copied again
             heapq.heappush(self._started, (begun, progress.shard_id, other))
         return started
-
-
-def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:
-    """Why the build must stop for too much damaged input, or None. See ADR 2.
-
-    One damaged input alone never exceeds it (unless the budget is 0), and nothing exceeds 1. While the build runs, a verdict needs
-    `MIN_EVIDENCE` inputs.
-    """
-    inputs = max(
-        counts.samples + counts.damaged_regions, counts.damaged
-    )  # `damaged_regions` is 0 in receipts of older versions
-    tolerated = budget * (inputs if final else max(inputs, MIN_EVIDENCE))
-    if budget == 1 or counts.damaged <= max(tolerated, 1 if budget > 0 else 0):
-        return None
-    what, regions = "samples" if inputs == counts.samples else "inputs", counts.damaged_regions
-    apart = f" ({regions} of them parts of tars that belong to no sample)" if regions else ""
-    return (
-        f"{counts.damaged} of {inputs} {what}{apart} are damaged ({counts.damaged / inputs:.1%}), more than "
-        f"reject_budget={budget:.1%}; see the rejects by reason, mend the input or raise reject_budget (1: never stop)"
-    )
