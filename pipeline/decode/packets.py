@@ -130,8 +130,9 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     """Reads all packets of the stream; decodes none.
 
     Raises:
-        DamagedInput: `no_frames`; `corrupt_stream` when the container breaks before its first packet.
-        PolicyReject: `too_many_frames`, `too_long`.
+        DamagedInput: `truncated` when no frame of those promised is there;
+            `corrupt_stream` when the container breaks before its first packet.
+        PolicyReject: `no_frames`, `too_many_frames`, `too_long`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
@@ -146,7 +147,10 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
             raise
         missing = f"the container breaks after {len(packets)} frames: {error.message}"
     if not any(packets.shown):
-        raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
+        if promised:
+            message = f"the file lacks its end: its header promises {promised} frames, it holds none"
+            raise DamagedInput("truncated", message, stage="decode")
+        raise PolicyReject("no_frames", "the video stream holds no frames (a header alone?)", stage="decode")
     if len(packets) < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
     table = _Tabled(opened, packets, missing).table()
