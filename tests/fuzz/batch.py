@@ -49,7 +49,7 @@ def seeds() -> list[Odd]:
 def known_reasons() -> set[str]:
     """Reasons that `docs/rejects.md` explains."""
     document = ROOT / "docs" / "rejects.md"
-    return set(re.findall(r"`([a-z][a-z0-9_]*)`", document.read_text())) if document.exists() else set()
+    return set(re.findall(r"^\| `([a-z0-9_]+)` \|", document.read_text(), re.MULTILINE)) if document.exists() else set()
 
 
 @dataclass

@@ -315,7 +315,7 @@ REFUSED: list[Odd] = [
         _refused(f"still-{codec}", "mp4", _of(shapes.still, codec), "still_image")
         for codec in ("mjpeg", "png", "libwebp")
     ),
-    _refused("still-gif", "gif", _of(structure.one_frame, "gif", "gif"), "still_image", policy=True),
+    _refused("gif-one-frame", "gif", _of(structure.one_frame, "gif", "gif"), "still_image", policy=True),
     _refused("web-page", "mp4", shapes.web_page, "not_a_video", policy=False),
     _refused("lfs-pointer", "mp4", shapes.pointer_file, "not_a_video", policy=False),
     _refused("zip", "mp4", shapes.archive, "not_a_video", policy=False),
