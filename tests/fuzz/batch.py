@@ -141,7 +141,7 @@ def _faults(batch: Batch) -> Iterator[str]:
     known, done = known_reasons(), receipts(batch.output)
     accounted = {str(row["source_key"]) for row in rows(batch.output).values()}
     if len([receipt for receipt in done if receipt.shard.kind == "tar"]) != batch.tars:
-        yield f"{len(done)} receipts, {batch.tars} tars"
+        yield f"{len(done)} receipts, expected those of {batch.tars} tars and of the plain files"
     for receipt in done:
         try:
             receipt.counts.check()
