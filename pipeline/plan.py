@@ -74,6 +74,7 @@ class CorpusPlan:
     buckets: dict[str, BucketFill]
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
+    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

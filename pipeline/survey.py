@@ -5,10 +5,11 @@ Enters: an `EncodeJob` (its output is not touched). Leaves: a `CorpusPlan`. Noth
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.clips import resolve_rules
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.errors import ConfigError
 from pipeline.plan import CorpusPlan, LatentSize, plan_corpus
@@ -44,7 +45,12 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         tensors=2 if job.write.moments else 1,
         lead_frames=spec.lead_frames,
     )
-    return plan_corpus(_samples(resolve_inputs(job.inputs, job.storage), job), rules, job.decode, latent)
+    passed_over = PassedOver()
+    shards = resolve_inputs(job.inputs, job.storage, passed_over)
+    if job.strict:
+        passed_over.refuse()
+    plan = plan_corpus(_samples(shards, job), rules, job.decode, latent)
+    return replace(plan, passed_over=passed_over.to_dict())
 
 
 def _samples(shards: list[Shard], job: EncodeJob) -> Iterator[Sample | Reject]:

@@ -40,6 +40,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
     if plan["warnings"]:
         lines.append("  decided   " + ", ".join(f"{name} {count}" for name, count in sorted(plan["warnings"].items())))
+    if plan["passed_over"]:
+        lines.append(f"  {plan['passed_over']['line']}")
     return lines
 
 

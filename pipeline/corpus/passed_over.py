@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.corpus.kinds import OTHER_SUFFIX, UNKNOWN
 from pipeline.errors import InputError
 
-SHOWN = 8  # kinds in the line
+REASONS_SHOWN = 16
+KINDS_SHOWN = 5  # of one reason
 MOST_KINDS = 500
 MOST_REMEMBERED = 200_000  # URIs that are counted once although several inputs list them
 LONGEST_EXAMPLE = 100
@@ -61,10 +62,13 @@ class PassedOver:
         """`passed over 3 of 120 files: 2 .jpg (images are not encoded; e.g. /d/a.jpg), …`; empty if there is nothing to say."""
         if not self.count:
             return ""
-        kinds = self.kinds()
-        parts = [f"{kind.count} {_plural(kind)} ({kind.why}; e.g. {kind.example})" for kind in kinds[:SHOWN]]
-        if rest := kinds[SHOWN:]:
-            parts.append(f"{sum(kind.count for kind in rest)} of {len(rest)} other kinds")
+        by_reason: dict[str, list[Kind]] = {}
+        for kind in self.kinds():
+            by_reason.setdefault(kind.why, []).append(kind)
+        groups = sorted(by_reason.values(), key=lambda group: (not _is_entry(group[0]), -_total(group)))
+        parts = [f"{_named(group)} ({group[0].why}; e.g. {group[0].example})" for group in groups[:REASONS_SHOWN]]
+        if rest := groups[REASONS_SHOWN:]:
+            parts.append(f"{sum(map(_total, rest))} for {len(rest)} other reasons")
         return f"passed over {self.count} of {self.count + self.taken} files: {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,5 +94,17 @@ def shown(uri: str) -> str:
     return text if len(text) <= LONGEST_EXAMPLE else f"{text[:half]}…{text[-half:]}"
 
 
-def _plural(kind: Kind) -> str:
-    return f"{kind.what}s" if kind.count > 1 and kind.what.isalpha() and kind.what != "hidden" else kind.what
+def _is_entry(kind: Kind) -> bool:
+    """A link, fifo, folder …: rather an input that is lost than one that is no input. Named first."""
+    return kind.what.isalpha() and kind.what != "hidden"
+
+
+def _total(group: list[Kind]) -> int:
+    return sum(kind.count for kind in group)
+
+
+def _named(group: list[Kind]) -> str:
+    names = [f"{kind.count} {kind.what}{'s' * (kind.count > 1 and _is_entry(kind))}" for kind in group[:KINDS_SHOWN]]
+    if rest := group[KINDS_SHOWN:]:
+        names.append(f"{_total(rest)} of {len(rest)} other suffixes")
+    return ", ".join(names)

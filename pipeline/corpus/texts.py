@@ -22,8 +22,8 @@ class _Stem:
 class TextsAlone:
     """Takes keys in order, gives texts without a video as soon as that is certain.
 
-    Keys that begin with `stem.` follow each other in a listing, those of `stem.more.` within them. So what is open is a chain of stems, each
-    of which begins with the one before. Nothing else is held of a million files.
+    Keys that begin with `stem.` follow each other in a listing, those of `stem.more.` within them.
+    So what is open is a chain of stems, each of which begins with the one before, however many files there are.
     """
 
     def __init__(self) -> None:
