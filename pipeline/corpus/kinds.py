@@ -63,7 +63,8 @@ def is_text(name: str) -> bool:
 
 def is_hidden(relative: str) -> bool:
     """Hidden files, AppleDouble `._x` and `__MACOSX`; `relative` is the path below the folder that was named."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in relative.split("/"))
+    parts = [part for part in relative.split("/") if part not in {".", ".."}]  # in a bucket these are names like others
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def suffix(name: str) -> str:
