@@ -19,6 +19,7 @@ from pipeline.corpus.grouping import group_files, tar_shard
 from pipeline.corpus.kinds import TAR_SUFFIXES, is_text, media_kind
 from pipeline.corpus.passed_over import PassedOver
 from pipeline.corpus.search import Search
+from pipeline.corpus.texts import CAPTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,4 +54,4 @@ def resolve_inputs(inputs: Iterable[str], config: StorageConfig, passed_over: Pa
 def _without_texts(inputs: list[str]) -> list[str]:
     """Without captions and json of videos that are named too: a shell names both for `folder/*`."""
     stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text) == "video"}
-    return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0] in stems)]
+    return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0].removesuffix(CAPTION) in stems)]

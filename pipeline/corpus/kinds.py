@@ -46,6 +46,7 @@ PACKED_TARS = {
     ".tar.part": "unfinished downloads",
     ".tbz": "repack as .tar or .tar.gz, or rename to .tbz2",
 }
+PACKED_ENDS = tuple(PACKED_TARS)
 
 
 def media_kind(name: str) -> Literal["tar", "video"] | None:
@@ -70,7 +71,7 @@ def is_hidden(relative: str) -> bool:
 def suffix(name: str) -> str:
     """Lower-case suffix as it is counted: `.jpg`, `.tar.zst`; in words where there is none or an odd one."""
     lower = name.rpartition("/")[2].lower()
-    packed = next((end for end in PACKED_TARS if lower.endswith(end)), None)
+    packed = next((end for end in PACKED_TARS if lower.endswith(end)), None) if lower.endswith(PACKED_ENDS) else None
     if packed is not None:
         return packed
     stem, dot, end = lower.rpartition(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.kinds import NO_SUFFIX, UNKNOWN, is_hidden, is_text, media_kind, reason, suffix
+from pipeline.corpus.kinds import NO_SUFFIX, OTHER_SUFFIX, UNKNOWN, is_hidden, is_text, media_kind, reason, suffix
 from pipeline.corpus.texts import TextsAlone
 from pipeline.records import SourceObject
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.storage import ObjectInfo, Store, Unlisted
 
 NAMED = 5  # suffixes, reasons
+MOST_SUFFIXES = 500  # that are told apart: files may be numbered by their suffix
 HIDDEN = "names that begin with a dot, and __MACOSX"
 
 
@@ -39,9 +40,12 @@ def list_folder(
     def pass_over(key: str, what: str, why: str) -> None:
         passed_over.add(store.uri(key), what, why)
 
+    def count(what: str) -> None:
+        besides[what if what in besides or len(besides) < MOST_SUFFIXES else OTHER_SUFFIX] += 1
+
     def unlisted(entry: Unlisted) -> None:
         if matches(entry.key):
-            besides[entry.what] += 1
+            count(entry.what)
             pass_over(entry.key, entry.what, entry.why)
 
     def alone(keys: Iterator[str]) -> None:
@@ -53,16 +57,18 @@ def list_folder(
         if not matches(key):
             continue
         if is_hidden(key[len(below) :]):
-            besides["hidden"] += 1
+            count("hidden")
             pass_over(key, "hidden", HIDDEN)
             continue
-        alone(texts.take(key))
-        if media_kind(key):
+        kind, text = media_kind(key), is_text(key)
+        alone(texts.take(key, video=kind == "video", text=text))
+        if kind:
             found.append(source_of(store, info))
             continue
-        besides[suffix(key)] += 1
-        if not is_text(key) and not _is_folder_marker(store, info):
-            pass_over(key, suffix(key), reason(suffix(key)))
+        end = suffix(key)
+        count(end)
+        if not text and not (info.size == 0 and end == NO_SUFFIX and "://" in store.root):  # a marker of a folder
+            pass_over(key, end, reason(end))
     alone(texts.rest())
     return found, besides
 
@@ -82,8 +88,3 @@ def why_not(suffixes: Iterable[str]) -> str:
     """Reasons why files of these suffixes are not encoded, in brackets; empty where it is only that they are not known."""
     reasons = dict.fromkeys(why for name in suffixes if (why := reason(name)) != UNKNOWN)
     return f" ({'; '.join(list(reasons)[:NAMED])})" if reasons else ""
-
-
-def _is_folder_marker(store: Store, info: ObjectInfo) -> bool:
-    """An empty object that some tools put where a folder would be: `vids/`, or `vids` beside `vids/a.mp4`."""
-    return "://" in store.root and info.size == 0 and suffix(info.key) == NO_SUFFIX

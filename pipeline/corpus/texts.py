@@ -6,15 +6,17 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.kinds import is_text, media_kind
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+CAPTION = ".caption"
 
 
 @dataclass(slots=True)
 class _Stem:
     name: str  # the key without its suffix
+    begins: str  # what keys of it begin with
     has_video: bool = False
     texts: list[str] = field(default_factory=list)
 
@@ -29,20 +31,29 @@ class TextsAlone:
     def __init__(self) -> None:
         self._open: list[_Stem] = []
 
-    def take(self, key: str) -> Iterator[str]:
+    def take(self, key: str, *, video: bool, text: bool) -> Iterator[str]:
         """The next key. Gives texts of stems that end before it."""
-        while self._open and not key.startswith(f"{self._open[-1].name}."):
+        while self._open and not key.startswith(self._open[-1].begins):
             yield from self._close()
-        video, text = media_kind(key) == "video", is_text(key)
         if not video and not text:
             return
         name = os.path.splitext(key)[0]
-        if not self._open or self._open[-1].name != name:
-            self._open.append(_Stem(name))
+        if text and name.lower().endswith(CAPTION) and not (self._open and self._open[-1].name == name):
+            name = name[: -len(CAPTION)]  # `a.caption.txt` beside `a.mp4`
+        stem = self._stem(name)
         if video:
-            self._open[-1].has_video = True
+            stem.has_video = True
         else:
-            self._open[-1].texts.append(key)
+            stem.texts.append(key)
+
+    def _stem(self, name: str) -> _Stem:
+        at = len(self._open)
+        while at and len(self._open[at - 1].name) > len(name):
+            at -= 1
+        if not at or self._open[at - 1].name != name:
+            self._open.insert(at, _Stem(name, f"{name}."))
+            return self._open[at]
+        return self._open[at - 1]
 
     def rest(self) -> Iterator[str]:
         """After the last key."""

@@ -50,7 +50,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     """Encodes what is not encoded yet. Running it again resumes; running it twice at once is safe.
 
     Raises:
-        UsageError: something about the job is wrong; nothing was started.
+        UsageError: something about the job is wrong; nothing was started. With `strict`, also that inputs hold more than tars and videos.
         ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones; likewise.
         NothingEncoded: not one clip was encoded, now or earlier; likewise.

@@ -111,7 +111,19 @@ def test_a_pattern_passes_over_only_what_it_matches(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_of_videos_with_captions(tmp_path: Path) -> None:
-    for name in ("a.mp4", "a.txt", "a.json", "a b.c.mp4", "a b.c.txt", "a-1.mp4", "a-1.json", "UP.MP4", "UP.TXT"):
+    for name in (
+        "a.mp4",
+        "a.txt",
+        "a.json",
+        "a b.c.mp4",
+        "a b.c.txt",
+        "a-1.mp4",
+        "a-1.json",
+        "UP.MP4",
+        "UP.TXT",
+        "a.caption.txt",
+        "a.caption",
+    ):
         (tmp_path / name).touch()
     assert look(str(tmp_path)).line() == ""
     assert look(str(tmp_path)).to_dict() == {}
@@ -123,7 +135,7 @@ def test_texts_are_matched_while_little_is_held() -> None:
     keys = sorted(f"d/{n:04d}{part}" for n in range(500) for part in (".mp4", ".txt", ".v.mp4", ".v.json", ".w.txt"))
     texts, found, held = TextsAlone(), [], 0
     for key in keys:
-        found += texts.take(key)
+        found += texts.take(key, video=key.endswith("mp4"), text=not key.endswith("mp4"))
         held = max(held, len(texts._open))
     found += texts.rest()
     assert found == [f"d/{n:04d}.w.txt" for n in range(500)]
