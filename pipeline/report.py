@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records import Counts, Timings
-from pipeline.wording import size
+from pipeline.wording import EXPLAINED, size
 
 if TYPE_CHECKING:
     from pipeline.engine.shard_result import ShardResult
@@ -109,7 +109,7 @@ class BuildReport:
             lines.append("  steps     " + ", ".join(f"{n} x {shape}" for shape, n in shapes[:SHAPES_SHOWN]) + more)
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
-            lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))
+            lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
         if self.passed_over:
             lines.append(f"  {self.passed_over['line']}")
         lines += self._failures()

@@ -3,8 +3,8 @@
 Enters: a video and its `PacketTable`. Leaves: (index, libav frame), one after the other, with jumps ahead where a
 keyframe allows them exactly, and which frames are damaged. Optionally deinterlaced.
 
-Each packet gets the index of its frame in place of its time before it is decoded, so that a frame says which packet it
-came from, whatever the clock of the container does.
+Each packet gets its place in the stream as its time before it is decoded, so that a frame says which packet it came
+from, whatever the clock of the container does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decode.clock import MOST_REORDERED
 from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
-NO_FRAME = 1 << 40  # stands for the time of a packet that shows no frame
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
 STRICT = {"hevc", "vvc", "mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
 # Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
@@ -49,12 +49,14 @@ class FrameStream:
         self._deinterlace, self._lenient = deinterlace, lenient
         self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
         exact = table.points.exact
-        self._point_of = dict(
+        self._exact_at = dict(
             zip(table.points.packets[exact].tolist(), table.points.frames[exact].tolist(), strict=True)
         )
+        self._closed = set(table.points.packets[table.points.closed].tolist())
         self._seekable = table.seekable
         self.decoded = 0
-        self.position = -1
+        self.position = self._counter = -1
+        self._hidden = set(np.flatnonzero(table.frames_N == HIDDEN).tolist())
         self._restart()
 
     def _restart(self) -> None:
@@ -68,37 +70,84 @@ class FrameStream:
         self._packets = self.opened.container.demux(self.opened.stream)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
+        self._floor = int(self._table.points.frames[0]) if self._exact_at.get(0) is not None else 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
-        self._ready: deque[Any] = deque()
+        self._known: deque[tuple[int, Any]] = deque()  # index and frame, ready to be handed out
+        self._held: deque[tuple[int, Any]] = deque()  # packet and frame, in order of display
+        self._inside: set[int] = set()  # packets whose frames have not come out
+        self._floor = 0  # frames before it are not expected: they depend on what lies before the beginning
         self._filter = Deinterlacer(self.opened.stream) if self._deinterlace else None
-        self._expected: int | None = None  # the frame that comes next if none is lost
+        self._refused = False  # the decoder has refused a packet, and may have lost frames with it
 
     def next(self) -> tuple[int, Any] | None:
         """Index and frame; None at the end.
+
+        A frame is handed out when all packets before its own have given theirs, or will not: then it is known which frame it is, and
+        whether it is built on damage.
 
         Raises:
             DamagedInput: `corrupt_stream` where the container breaks, `decoder_memory`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        while True:
-            while not self._ready:
-                packet = self._read()
-                if packet is None:
-                    return None
-                self._decode(packet)
-            frame = self._ready.popleft()
-            index = self._index(frame)
-            if index is None:
-                continue
-            if self._gives_each and not self._table.counted and self._expected is not None and index > self._expected:
-                self.damaged.lost(self._expected)
-            self._expected = index + 1
-            if frame.is_corrupt:
-                self.damaged.flagged(index)
-            self.position = index
-            return index, frame
+        while not self._known:
+            packet = self._read()
+            if packet is None:
+                self._give_up(len(self._table.frames_N))
+                self._settle()
+                break
+            for frame in self._decode(packet):
+                self._take(frame)
+            if packet.size == 0 and packet.dts is None:  # the decoder has been emptied
+                self._give_up(len(self._table.frames_N))
+            if len(self._held) > MOST_REORDERED:
+                self._give_up(self._held[0][0])
+            self._settle()
+        if not self._known:
+            return None
+        index, frame = self._known.popleft()
+        self.position = index
+        return index, frame
+
+    def _take(self, frame: Any) -> None:
+        """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
+        place = self._place(frame)
+        if place in self._hidden:
+            return
+        if place in self._exact_at:
+            self._give_up(place)
+        self._inside.discard(place)
+        if frame.is_corrupt:
+            self.damaged.concealed(place)
+        self._held.append((place, frame))
+
+    def _give_up(self, place: int) -> None:
+        """Packets before `place` whose frames have not come will not give them."""
+        lost = {other for other in self._inside if other < place}
+        self._inside -= lost
+        if lost and (self._gives_each or self._refused):
+            self.damaged.lost(min(lost))
+
+    def _settle(self) -> None:
+        """Names the frames in hand that nothing is missing before: in the order they came, whatever order their times are in."""
+        earliest = min(self._inside, default=len(self._table.frames_N))
+        settled = []
+        while self._held and self._held[0][0] < earliest:
+            settled.append(self._held.popleft())
+        if self._table.counted:
+            for place, frame in settled:
+                self._counter = self._exact_at.get(place, self._counter + 1)
+                self._known.append((self._counter, frame))
+            return
+        # Some muxers write decode times as times of display: these are the same times, in another order.
+        indices = sorted(int(self._table.frames_N[place]) for place, _ in settled)
+        self._known.extend((index, frame) for index, (_, frame) in zip(indices, settled, strict=True))
+
+    @property
+    def gives_each(self) -> bool:
+        """Whether each packet gives a frame if nothing is damaged; other codecs may say "the same again" by giving none."""
+        return self._gives_each and not self._table.counted
 
     def jump(self, index: int) -> bool:
         """Moves to the last exact point not after frame `index`, if that skips enough; says whether it did.
@@ -120,13 +169,16 @@ class FrameStream:
             first = self._skip(int(points.packets[at]))
         if first is not None:
             self._begin()
-            self._expected = int(points.frames[at])
-            self._decode(first)
+            self._floor = int(points.frames[at])
+            self._counter = self._floor - 1
+            for frame in self._decode(first):
+                self._take(frame)
         return True
 
     def close(self) -> None:
         """Releases libav's memory; safe to call twice."""
-        self._ready.clear()
+        self._held.clear()
+        self._known.clear()
         self._filter = None
         self.opened.close()
 
@@ -171,45 +223,47 @@ class FrameStream:
             self._next_packet += 1
         return packet
 
-    def _decode(self, packet: Any) -> None:
-        flush = packet.size == 0 and packet.dts is None
-        if packet.size == 0 and not flush:
-            return  # AVI's way to say "the same picture again"
-        place = self._next_packet - 1
+    def _decode(self, packet: Any) -> list[Any]:
+        """What comes out when `packet` goes in."""
+        if packet.size == 0 and packet.dts is not None:
+            return []  # AVI's way to say "the same picture again"
+        flush, place = packet.size == 0, self._next_packet - 1
+        frames: list[Any] = []
         if not flush:
-            self._stamp(packet, place)
+            if place in self._closed and (self.damaged.first is not None or self._limits.damage == "warn"):
+                frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
+            packet.pts, packet.dts = place, None
+            if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
+                self._inside.add(place)
         try:
-            frames = packet.decode()
+            frames += packet.decode()
         except MemoryError:
             with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
                 raise
         except LIBAV_ERRORS as error:
-            self.damaged.undecodable(place, self.position, error)
-            return
+            self.damaged.undecodable(place, error)
+            self._inside.discard(place)
+            self._refused = True
         self.decoded += len(frames)
         if self._filter is None:
-            self._ready.extend(frames)
-            return
-        for frame in frames:
-            self._ready.extend(self._filter.push(frame))
-        if flush:
-            self._ready.extend(self._filter.push(None))
+            return frames
+        filtered = [ready for frame in frames for ready in self._filter.push(frame)]
+        return filtered + self._filter.push(None) if flush else filtered
 
-    def _stamp(self, packet: Any, place: int) -> None:
-        if self._table.counted:
-            packet.pts = place
-        else:
-            frame = int(self._table.frames_N[place]) if place < len(self._table.frames_N) else HIDDEN
-            packet.pts = NO_FRAME if frame == HIDDEN else frame
-        packet.dts = None
+    def _renew(self) -> list[Any]:
+        """What the decoder still holds; afterwards it knows of no earlier packet."""
+        context = self.opened.stream.codec_context
+        try:
+            frames = context.decode(None)
+        except LIBAV_ERRORS:
+            frames = []
+        context.flush_buffers()
+        return list(frames)
 
-    def _index(self, frame: Any) -> int | None:
-        """Which frame it is; None for one that is not to be shown."""
+    def _place(self, frame: Any) -> int:
+        """The packet that a frame came from; a decoder that does not say gives them in the order of their packets."""
         if frame.pts is None:
-            return self.position + 1
-        stamp = int(frame.pts)
-        if self._filter is not None:
-            stamp = self._filter.stamp(frame)
-        if self._table.counted:
-            return self._point_of.get(stamp, self.position + 1)
-        return None if stamp >= NO_FRAME else stamp
+            place = min(self._inside, default=self._next_packet - 1)
+        else:
+            place = self._filter.stamp(frame) if self._filter is not None else int(frame.pts)
+        return min(max(place, 0), len(self._table.frames_N) - 1)

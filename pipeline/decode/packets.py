@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode.bitstream import INTRA_ONLY, Point, hidden_test, point_test
-from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, usual_gap
+from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap
 from pipeline.decode.container import OpenContainer, damage
 from pipeline.errors import DamagedInput, PolicyReject
 
@@ -62,6 +62,7 @@ class Points:
     packets: np.ndarray  # place in the stream, counted in packets
     frames: np.ndarray  # the first frame that is good from here on
     exact: np.ndarray  # bool: decoding may begin here
+    closed: np.ndarray  # bool: besides, no packet before it shows a later frame, and none after it an earlier one
     pts: np.ndarray
     dts: np.ndarray
     pos: np.ndarray
@@ -81,6 +82,7 @@ class PacketTable:
     times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
     points: Points
+    joins: tuple[int, ...]  # packets where the clock breaks: something else was recorded before them
     seekable: bool  # whether a time leads to one place
     missing: str  # what the container lacks of its frames, in words; empty: nothing known
     warnings: tuple[str, ...]
@@ -103,7 +105,7 @@ class _Packets:
         """Reads to the end. Raises as libav does."""
         stream = opened.stream
         is_hidden, point_of = hidden_test(stream), point_test(stream)
-        fields = stream.codec_context.codec.canonical_name == "h264"  # a second field lasts as well
+        fields = stream.codec_context.codec.canonical_name == "h264"
         for packet in opened.container.demux(stream):
             if packet.size == 0:
                 continue
@@ -112,7 +114,7 @@ class _Packets:
             # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
             hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
             if hidden and fields and self.durations:
-                self.durations[-1] += packet.duration or 0
+                self.durations[-1] = 0  # it was that of a field
             self.pts.append(NO_TIME if pts is None else pts)
             self.dts.append(NO_TIME if dts is None else dts)
             self.durations.append(packet.duration or 0)
@@ -128,8 +130,9 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     """Reads all packets of the stream; decodes none.
 
     Raises:
-        DamagedInput: `no_frames`; `corrupt_stream` when the container breaks before its first packet.
-        PolicyReject: `too_many_frames`, `too_long`.
+        DamagedInput: `truncated` when no frame of those promised is there;
+            `corrupt_stream` when the container breaks before its first packet.
+        PolicyReject: `no_frames`, `too_many_frames`, `too_long`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
@@ -144,7 +147,10 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
             raise
         missing = f"the container breaks after {len(packets)} frames: {error.message}"
     if not any(packets.shown):
-        raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
+        if promised:
+            message = f"the file lacks its end: its header promises {promised} frames, it holds none"
+            raise DamagedInput("truncated", message, stage="decode")
+        raise PolicyReject("no_frames", "the video stream holds no frames (a header alone?)", stage="decode")
     if len(packets) < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
     table = _Tabled(opened, packets, missing).table()
@@ -177,7 +183,7 @@ class _Tabled:
             return self._counted()
         if timeless:
             self._place_timeless(reordered, timeless)
-        return self._timed(reordered)
+        return self._timed()
 
     def _place_timeless(self, reordered: bool, timeless: int) -> None:
         """Frames without a time are put between their neighbours; with reordering nobody knows where, and they are not shown."""
@@ -203,7 +209,7 @@ class _Tabled:
         rate = float(own or stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
         return rate if 0 < rate <= 1000 else 25.0
 
-    def _timed(self, reordered: bool) -> PacketTable:
+    def _timed(self) -> PacketTable:
         pts, dts = self._pts[self._shown], self._dts[self._shown]
         mpeg = self._format in MPEG_FORMATS
         order = Order(
@@ -217,23 +223,24 @@ class _Tabled:
             return self._counted()
         shown_ticks, breaks = continued
         if breaks:
-            self._warnings.append(f"clock_restarts:{breaks}")
+            self._warnings.append(f"clock_restarts:{len(breaks)}")
         ticks = np.unique(shown_ticks)
+        end = int(ticks[-1]) + self._last_duration(ticks, shown_ticks, breaks)
+        frames, times = np.searchsorted(ticks, shown_ticks), ticks.astype(np.float64)
+        in_order = bool((np.diff(shown_ticks) >= 0).all())
         if len(ticks) < len(shown_ticks):
             self._warnings.append(f"repeated_timestamps:{len(shown_ticks) - len(ticks)}")
+            if in_order:  # all are shown, one after the other until the next time; else nobody knows which comes first
+                frames, times = np.arange(len(shown_ticks)), spread(shown_ticks, end)
         frames_N = np.full(len(self._pts), HIDDEN, np.int64)
-        frames_N[self._shown] = np.searchsorted(ticks, shown_ticks)
-        last = self._last_duration(ticks, shown_ticks, breaks)
-        # Times in decode order of a stream whose frames are decoded in another order: some muxers write decode times twice.
-        in_decode_order = (
-            reordered and order.reorders and len(ticks) == len(shown_ticks) and bool((np.diff(shown_ticks) > 0).all())
-        )
+        frames_N[self._shown] = frames
         return self._finish(
             frames_N,
-            ticks * self._time_base,
-            (int(ticks[-1]) + last) * self._time_base,
-            counted=in_decode_order,
+            times * self._time_base,
+            end * self._time_base,
+            counted=False,
             seekable=not breaks,
+            joins=tuple(np.flatnonzero(self._shown)[breaks].tolist()) if mpeg else (),
         )
 
     def _is_point(self) -> np.ndarray:
@@ -245,7 +252,7 @@ class _Tabled:
         is_point[believed] = True
         return is_point
 
-    def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: int) -> int:
+    def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: list[int]) -> int:
         """Ticks that the last frame stays. The packet's own word counts as far as the header's end allows."""
         last = int(self._durations[self._shown][shown_ticks == ticks[-1]].max())
         gap = usual_gap(ticks) if len(ticks) > 1 else max(1, round(0.04 / self._time_base))
@@ -267,7 +274,14 @@ class _Tabled:
         return 0
 
     def _finish(
-        self, frames_N: np.ndarray, times_s: np.ndarray, end_s: float, *, counted: bool, seekable: bool
+        self,
+        frames_N: np.ndarray,
+        times_s: np.ndarray,
+        end_s: float,
+        *,
+        counted: bool,
+        seekable: bool,
+        joins: tuple[int, ...] = (),
     ) -> PacketTable:
         if seekable:
             self._warnings += _early_end(self._opened.container, end_s)
@@ -278,6 +292,7 @@ class _Tabled:
             times_s=times_s,
             end_s=end_s,
             points=self._tabled_points(frames_N, counted),
+            joins=joins if self._codec in REORDERING else (),
             seekable=seekable,
             missing=self._missing,
             warnings=tuple(self._warnings),
@@ -294,7 +309,10 @@ class _Tabled:
         # Ascending, so that they can be searched.
         keep = frames > np.maximum.accumulate(np.concatenate([[HIDDEN], frames]))[:-1]
         packets = self._points[keep]
-        return Points(packets, frames[keep], exact[keep], self._pts[packets], self._dts[packets], self._pos[keep])
+        closed = self._kinds[keep] == Point.CLOSED
+        return Points(
+            packets, frames[keep], exact[keep], closed, self._pts[packets], self._dts[packets], self._pos[keep]
+        )
 
 
 def _early_end(container: Any, end_s: float) -> tuple[str, ...]:

@@ -152,7 +152,8 @@ UNTIMED = [
         optional=frozenset((*range(3, 10), *range(27, 34))),
     ),
     _video("ts-timeless-mpeg2", "ts", _of(untimed.timeless_transport, 5, 30, codec="mpeg2video"), range(72)),
-    _video("ps-mpeg2", "mpg", _of(untimed.program_stream), range(72)),
+    # libav's parser gives the frames of a pack the times of others: one is skipped, one comes twice.
+    _video("ps-mpeg2", "mpg", _of(untimed.program_stream), range(72), times_s=None),
     _video("ps-few-times", "mpg", _of(untimed.program_stream, "libx264", X264_B), range(72)),
     *(
         _video(f"{codec}-raw-{round(fps)}", suffix, _of(untimed.elementary, codec, container, fps), range(48), fps)
@@ -190,14 +191,15 @@ STRUCTURE = [
     _video("ts-interlaced-mpeg2", "ts", _of(structure.interlaced, "mpegts", "mpeg2video"), range(48), 25),
     _video("ts-fields", "ts", _of(fields.fields_as_packets), range(48), 25, end_s=48 / 25),
     _video("mkv-fields", "mkv", _of(fields.fields_as_packets, "matroska"), range(48), 25, end_s=48 / 25),
+    _video("mp4-fields", "mp4", _of(fields.fields_as_packets, "mp4"), range(48), 25, end_s=48 / 25),
     _video("h264-fields", "h264", _of(fields.fields_as_packets, "h264"), range(48), 25),
     _video("mp4-frozen", "mp4", _of(structure.frozen), range(41), times_s=STILL_S),
     _video("mkv-frozen", "mkv", _of(structure.frozen, "matroska"), range(41), times_s=STILL_S),
+    _video("avi-frozen", "avi", _of(structure.frozen, "avi", "mpeg4"), range(41), times_s=STILL_S),
     _video("ts-larger-later", "ts", _of(structure.size_changes), TWO),
     _video("mp4-last-too-long", "mp4", _of(structure.with_last_duration, 535_000), range(25), 1, end_s=25.0),
     _video("mp4-last-too-long-hours", "mp4", _of(structure.with_last_duration, 40_000_000), range(25), 1, end_s=25.0),
     _video("mp4-one-frame", "mp4", _of(structure.one_frame), [7]),
-    _video("gif-one-frame", "gif", _of(structure.one_frame, "gif", "gif"), [7]),
 ]
 
 PALETTES = (
@@ -241,7 +243,10 @@ VIDEOS: list[Odd] = [*CLOCKS, *UNTIMED, *STRUCTURE, *SHAPES]
 
 GROUP_1 = frozenset(range(24, 48))
 LAST_GROUP = frozenset(range(72, 96))
-CODED_ANEW = ("h264-mkv", "h264-b-ts", "hevc-mkv", "mpeg2-ts", "mpeg4-avi")
+# Noise for a whole packet: libav's mpegvideo parser adds it to the picture before, and such an AV1 file cannot be opened.
+NOISE_UNNOTICED = ("mpeg2-ts", "av1-mp4")
+# Noise inside a picture: decoders of HEVC, VP8 and VP9 never notice it, that of H.264 does not always. These do.
+NOISE_INSIDE_NOTICED = ("h264-b-mkv", "h264-b-ts", "av1-mp4", "mpeg2-ts", "mpeg4-avi")
 
 
 def _damaged(name: str, function: Callable[..., bytes], lost: frozenset[int], *arguments: Any, **settings: Any) -> Odd:
@@ -259,9 +264,9 @@ def _damaged(name: str, function: Callable[..., bytes], lost: frozenset[int], *a
 
 
 DAMAGED: list[Odd] = [
-    *(_damaged(name, damage.one_packet, GROUP_1) for name in damage.KINDS),
-    *(_damaged(name, damage.overwritten, GROUP_1) for name in CODED_ANEW),
-    *(_damaged(name, damage.tail_of_packet, GROUP_1) for name in ("h264-mp4", "hevc-ts", "mpeg2-ts", "mpeg4-mp4")),
+    *(_damaged(name, damage.one_packet, GROUP_1) for name in damage.KINDS if name not in NOISE_UNNOTICED),
+    *(_damaged(name, damage.overwritten, GROUP_1) for name in NOISE_INSIDE_NOTICED),
+    *(_damaged(name, damage.tail_of_packet, GROUP_1) for name in ("h264-mp4", "mpeg2-ts", "mpeg4-mp4")),
     *(
         _damaged(name, damage.one_packet, frozenset(range(24)), 0, may_refuse=True)
         for name in ("h264-mkv", "hevc-mkv", "mpeg2-ts")
@@ -310,10 +315,11 @@ REFUSED: list[Odd] = [
         _refused(f"still-{codec}", "mp4", _of(shapes.still, codec), "still_image")
         for codec in ("mjpeg", "png", "libwebp")
     ),
-    _refused("web-page", "mp4", shapes.web_page, "undecodable", policy=False),
-    _refused("lfs-pointer", "mp4", shapes.pointer_file, "undecodable", policy=False),
-    _refused("zip", "mp4", shapes.archive, "undecodable", policy=False),
-    _refused("no-bytes", "mp4", bytes, "undecodable", "empty_video", policy=False),
+    _refused("gif-one-frame", "gif", _of(structure.one_frame, "gif", "gif"), "still_image", policy=True),
+    _refused("web-page", "mp4", shapes.web_page, "not_a_video", policy=False),
+    _refused("lfs-pointer", "mp4", shapes.pointer_file, "not_a_video", policy=False),
+    _refused("zip", "mp4", shapes.archive, "not_a_video", policy=False),
+    _refused("no-bytes", "mp4", bytes, "not_a_video", "empty_video", policy=False),
     _refused(
         "mp4-cut-before-index", "mp4", _of(damage.cut_short, damage.KINDS["h264-mp4"]), "undecodable", policy=False
     ),
