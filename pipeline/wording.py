@@ -43,6 +43,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     lines += [f"  note      {text}" for text in plan["notices"]]
     if plan["warnings"]:
         lines.append("  decided   " + ", ".join(f"{name} {count}" for name, count in sorted(plan["warnings"].items())))
+    if plan["passed_over"]:
+        lines.append(f"  {plan['passed_over']['line']}")
     return lines
 
 
