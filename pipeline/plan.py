@@ -8,6 +8,7 @@ other frame is. Damage inside a stream therefore stays unseen until the build.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from pipeline.clips import grid_length, whole_frames
 from pipeline.config import DecodeConfig, DrillConfig, validate
 from pipeline.cutting import CutRequest, Cutter
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
+from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample, warning_kinds
 
 EXAMPLES = 5  # keys named for each reason
 
@@ -61,7 +62,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """The answer. `samples = with_clips + without_clips`; `warnings` counts videos by kind of decision taken on the way."""
+    """The answer. `samples = with_clips + without_clips`; `warnings` as in receipts, see `Receipt.warnings`."""
 
     samples: int
     with_clips: int
@@ -81,9 +82,16 @@ class CorpusPlan:
 
 
 def plan_corpus(
-    items: Iterable[Sample | Reject], rules: ClipRules, limits: DecodeConfig, latent: LatentSize
+    items: Iterable[Sample | Reject],
+    rules: ClipRules,
+    limits: DecodeConfig,
+    latent: LatentSize,
+    counters: dict[str, int] | None = None,
 ) -> CorpusPlan:
-    """Goes through `items` once and holds one video at a time. Bad data is counted; other errors pass through."""
+    """Goes through `items` once and holds one video at a time. Bad data is counted; other errors pass through.
+
+    `counters` are the reader's, read at the end: they are warnings too.
+    """
     tally = _Tally(rules, latent)
     for item in items:
         if isinstance(item, Reject):
@@ -101,8 +109,9 @@ def plan_corpus(
             continue
         finally:
             cutter.close()
-        tally.take(opened)
+        tally.take(item, opened)
         tally.settle(is_sample=True, clips=len(opened.clips))
+    tally.warn(counters or {})
     return tally.result()
 
 
@@ -113,7 +122,7 @@ class _Tally:
         self._video_seconds = 0.0
         self._buckets: dict[str, BucketFill] = {}
         self._dropped: dict[str, Dropped] = {}
-        self._warnings: dict[str, int] = {}
+        self._warnings: Counter[str] = Counter()
 
     def settle(self, *, is_sample: bool, clips: int) -> None:
         self._samples += is_sample
@@ -125,11 +134,13 @@ class _Tally:
         if len(dropped.keys) < EXAMPLES:
             dropped.keys.append(reject.key or reject.uri or "?")
 
-    def take(self, opened: OpenedVideo) -> None:
+    def warn(self, counters: dict[str, int]) -> None:
+        self._warnings.update(counters)
+
+    def take(self, sample: Sample, opened: OpenedVideo) -> None:
         self._video_seconds += opened.info.duration_s
-        for warning in opened.info.warnings:
-            kind = warning.partition(":")[0]
-            self._warnings[kind] = self._warnings.get(kind, 0) + 1
+        if opened.clips:
+            self._warnings.update(warning_kinds(sample, opened.info.warnings))
         for reject in opened.rejects:
             self.refuse(reject)
         for clip in opened.clips:

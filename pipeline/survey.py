@@ -44,12 +44,14 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         tensors=2 if job.write.moments else 1,
         lead_frames=spec.lead_frames,
     )
-    return plan_corpus(_samples(resolve_inputs(job.inputs, job.storage), job), rules, job.decode, latent)
+    counters: dict[str, int] = {}
+    items = _samples(resolve_inputs(job.inputs, job.storage), job, counters)
+    return plan_corpus(items, rules, job.decode, latent, counters)
 
 
-def _samples(shards: list[Shard], job: EncodeJob) -> Iterator[Sample | Reject]:
+def _samples(shards: list[Shard], job: EncodeJob, counters: dict[str, int]) -> Iterator[Sample | Reject]:
     for shard in shards:
-        with ShardReader(shard, job.storage, max_video_bytes=job.decode.max_video_bytes) as reader:
+        with ShardReader(shard, job.storage, max_video_bytes=job.decode.max_video_bytes, counters=counters) as reader:
             for item in reader:
                 yield item
                 if isinstance(item, Sample):

@@ -161,7 +161,7 @@ class ShardAttempt:
         """The decoder has said which clips will come. Those that an earlier receipt holds are not encoded again."""
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
-        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
+        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier, opened.info.warnings)
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of the latent of a clip."""
@@ -386,6 +386,7 @@ class ShardAttempt:
             limits=self._blueprint.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
+            warnings=self._accounts.warnings_with(self._counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
         )
 
@@ -395,4 +396,6 @@ class ShardAttempt:
             reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
         ours = receipt.attempt.startswith(self._blueprint.build)
         num_bytes, files = sum(item.num_bytes + item.index_bytes for item in receipt.files), len(receipt.files)
-        return ShardResult(self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files)
+        return ShardResult(
+            self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files, receipt.warnings
+        )

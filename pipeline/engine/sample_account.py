@@ -6,10 +6,11 @@ Enters: what decoders, network and writer report of samples. Leaves: `Counts` an
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.records import Counts, Reject
+from pipeline.records import Counts, Reject, warning_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ class SampleAccount:
 
     sample: Sample
     planned: int = 0
+    warnings: tuple[str, ...] = ()  # of the video
     earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
     handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
     written: set[int] = field(default_factory=set)
@@ -43,6 +45,7 @@ class ShardAccounts:
         self._open: dict[int, SampleAccount] = {}
         self._counts = Counts()
         self._rejects: list[Reject] = []
+        self._warnings: Counter[str] = Counter()  # encoded samples by kind of warning, and those without a caption
         self.encoded: list[Sample] = []  # closed samples with clips, their videos let go
 
     @property
@@ -57,10 +60,16 @@ class ShardAccounts:
         return self._open[sample.index]
 
     def opened(
-        self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
+        self,
+        sample: Sample,
+        planned: int,
+        rejects: Iterable[Reject],
+        earlier: set[int] | frozenset[int] = frozenset(),
+        warnings: tuple[str, ...] = (),
     ) -> None:
         """The decoder has said how many clips will come, and which were refused. `earlier` clips are in another receipt."""
         account = self.open(sample)
+        account.warnings = warnings
         account.planned, account.earlier = planned, set(earlier)
         # Opened again after a crash: what failed before stays failed, with its reason.
         account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
@@ -133,6 +142,10 @@ class ShardAccounts:
         )
         return counts, tuple(rejects)
 
+    def warnings_with(self, counters: dict[str, int]) -> dict[str, int]:
+        """`Receipt.warnings`; `counters` are the reader's, for the whole shard (none in a retry, which reads it again)."""
+        return dict(sorted((self._warnings + Counter(counters)).items()))
+
     def _settle(self, account: SampleAccount) -> None:
         if account.ended:  # clips may wait long to be written; the encoded video should not wait with them
             account.sample = replace(account.sample, video=b"")
@@ -155,4 +168,6 @@ class ShardAccounts:
         )
         if account.written:
             self.encoded.append(sample)
+            if not account.earlier:
+                self._warnings.update(warning_kinds(sample, account.warnings))
         del self._open[sample.index]

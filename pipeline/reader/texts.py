@@ -36,7 +36,7 @@ class Metadata:
     """A json. `values` is empty where it was refused; `caption` is what a refused one said too."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    caption: Caption = Caption()  # noqa: RUF009 - frozen
+    caption: Caption = Caption()
     warnings: tuple[str, ...] = ()
 
 

@@ -23,6 +23,7 @@ from pipeline.records.flow import (
     retry_from_dict,
     shard_from_dict,
     stable_hash,
+    warning_kinds,
 )
 from pipeline.records.receipt import FORMAT_VERSION, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
@@ -52,4 +53,5 @@ __all__ = [
     "retry_from_dict",
     "shard_from_dict",
     "stable_hash",
+    "warning_kinds",
 ]
