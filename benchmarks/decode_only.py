@@ -57,7 +57,7 @@ def decode_raw(data: bytes) -> int:
 def cut(data: bytes, job: dict[str, object]) -> int:
     rules = resolve_rules(validate(ClipConfig, {"size": "256x256", **job}), 4, 8, "benchmark")
     sample = Sample("key", 0, "memory", data, "mp4")
-    cutter = Cutter(CutRequest(sample, rules, validate(DecodeConfig, {}), 16, validate(DrillConfig, {})))
+    cutter = Cutter(CutRequest(sample.encoded_video, rules, validate(DecodeConfig, {}), 16, validate(DrillConfig, {})))
     cutter.open()
     frames = 0
     while not isinstance(answer := cutter.next(), VideoEnded):

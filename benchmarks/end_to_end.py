@@ -68,7 +68,7 @@ def decode_only(job: EncodeJob, corpus: list[Sample], processes: int) -> tuple[f
     while waiting or running:
         while waiting and idle:
             lane = idle.pop()
-            request = CutRequest(waiting.pop(), rules, job.decode, job.engine.chunk_frames, job.drill)
+            request = CutRequest(waiting.pop().encoded_video, rules, job.decode, job.engine.chunk_frames, job.drill)
             lanes.open(lane, len(waiting), request)
             for _ in range(CLIPS_PER_VIDEO + 1):
                 lanes.pull(lane, 0)

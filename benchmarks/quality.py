@@ -36,8 +36,8 @@ from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
+from pipeline.engine.footage import Footage
 from pipeline.evaluation.evaluate import WHOLE_CHUNK
-from pipeline.evaluation.footage import Footage
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
 

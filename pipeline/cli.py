@@ -144,7 +144,7 @@ def plan(
 
     def run() -> None:
         from pipeline.config import build_job
-        from pipeline.survey import plan_job
+        from pipeline.engine.survey import plan_job
 
         flags = {
             "inputs": inputs,
@@ -156,10 +156,11 @@ def plan(
             "clips.select": clips,
             "write.dtype": dtype,
         }
-        result = plan_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
+        with signals.handled():  # SIGTERM too ends decoders and deletes temporary files
+            result = plan_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
         show(result.to_dict(), "plan_lines", as_json)
 
-    guard(run, debug=debug)
+    guard(run, debug=debug, again="nothing was written; the same command starts over")
 
 
 @app.command()

@@ -20,23 +20,24 @@ from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.decode import Shown, Video, open_video
 from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.records import ClipFailed, ClipPlan, ClipRules, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.records import ClipFailed, ClipPlan, ClipRules, EncodedVideo, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """What a decoder is asked: a sample, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
+    """What a decoder is asked: a video, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
     object that the sample came from, where known.
     """
 
-    sample: Sample
+    sample: EncodedVideo
     rules: ClipRules
     limits: DecodeConfig
     chunk_frames: int
     drill: DrillConfig
     etag: str | None = None
+    headers_only: bool = False  # a decoder process closes the video once it is open; nothing is cut
 
 
 class Cutter:
@@ -139,43 +140,37 @@ class _Roll:
     clip.
     """
 
-    def __init__(self, video: Video, cuts: Iterator[_Cut]) -> None:
-        self._shown = video.frames(_each_frame_once(cuts))
+    def __init__(self, video: Video) -> None:
+        self._video = video
         self._index = -1
         self._current: Shown | None = None
-        self._kept: dict[tuple[int, Geometry], np.ndarray] = {}
+        self._kept: dict[tuple[int, Geometry], tuple[np.ndarray, bool]] = {}
 
-    def write(self, index: int, geometry: Geometry, out_3HW: np.ndarray, keep: bool) -> None:
-        """Fills `out_3HW` with what is on screen at frame `index`; keeps a copy if a later clip will want it."""
-        kept_3HW = self._kept.get((index, geometry))
-        if kept_3HW is not None:
-            out_3HW[:] = kept_3HW
-            return
+    def write(self, index: int, geometry: Geometry, out_3HW: np.ndarray, keep: bool) -> bool:
+        """Fills `out_3HW` with what is on screen at frame `index`; keeps a copy if a later clip will want it. Whether it is damaged."""
+        kept = self._kept.get((index, geometry))
+        if kept is not None:
+            out_3HW[:], damaged = kept
+            return damaged
         if index != self._index or self._current is None:
-            self._current, self._index = next(self._shown), index
+            self._current = None
+            self._current, self._index = self._video.show(index), index
         self._current.write(out_3HW, geometry)
+        damaged = self._current.damaged is not None
         if keep:
-            self._kept[index, geometry] = out_3HW.copy()
+            self._kept[index, geometry] = out_3HW.copy(), damaged
+        return damaged
 
     def forget_before(self, index: int) -> None:
         """Drops kept frames that no later clip wants."""
-        self._kept = {key: planes for key, planes in self._kept.items() if key[0] >= index}
-
-
-def _each_frame_once(cuts: Iterator[_Cut]) -> Iterator[int]:
-    latest = -1
-    for cut in cuts:
-        for index in map(int, cut.frames):
-            if index > latest:  # at a rate above the source's a frame stays on screen for several positions
-                yield index
-                latest = index
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] >= index}
 
 
 def _cut(
     video: Video, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
 ) -> Iterator[FrameChunk | ClipFailed]:
-    """All chunks of all clips, in order; where the stream breaks, the running clip fails and all later ones with it."""
-    roll = _Roll(video, (_prepare(plan, video.times_s, available, request) for plan in planned))
+    """All chunks of all clips, in order. A clip with a frame that cannot be had fails; the next one goes on behind it."""
+    roll = _Roll(video)
     fired = False
     for position, plan in enumerate(planned):
         cut = _prepare(plan, video.times_s, available, request)
@@ -184,18 +179,19 @@ def _cut(
         try:
             for start, stop in pairwise(cut.borders):
                 planes_T3HW = np.empty((stop - start, 3, plan.bucket.height, plan.bucket.width), dtype=np.uint8)
+                damaged = 0
                 for row, index in enumerate(cut.frames[start:stop].tolist()):
-                    roll.write(index, cut.geometry, planes_T3HW[row], keep=index >= wanted_later)
+                    damaged += roll.write(index, cut.geometry, planes_T3HW[row], keep=index >= wanted_later)
                     done += 1
                 if not fired:
                     drill.fire(request.drill, "in_decoder")
                     fired = True
                 pts_s = tuple(video.times_s[cut.frames[start:stop]].tolist())
                 last = stop == len(cut.frames)
-                yield FrameChunk(plan.index, planes_T3HW, pts_s, video.info.color_matrix, first=start == 0, last=last)
+                matrix = video.info.color_matrix
+                yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=start == 0, last=last, damaged=damaged)
         except BadDataError as error:
-            yield from _fail(planned[position:], error, done, request.sample)
-            return
+            yield _failed(plan, error, done, request.sample)
         roll.forget_before(wanted_later)
 
 
@@ -206,16 +202,18 @@ def _first_frame(later: tuple[ClipPlan, ...], times_s: np.ndarray, fps: float | 
     return int(clips.frames_on_screen(times_s, later[0].start, later[0].start + 1, fps)[0])
 
 
-def _fail(lost: tuple[ClipPlan, ...], error: BadDataError, done: int, sample: Sample) -> Iterator[ClipFailed]:
-    for plan in lost:
-        reject = Reject(
+def _failed(plan: ClipPlan, error: BadDataError, done: int, sample: EncodedVideo) -> ClipFailed:
+    policy = isinstance(error, PolicyReject)
+    return ClipFailed(
+        plan.index,
+        Reject(
             sample.key,
             "decode",
             error.reason,
             error.message,
-            policy=isinstance(error, PolicyReject),
+            policy,
             uri=sample.uri,
             clip=plan.index,
-            frames_recovered=done if plan is lost[0] else 0,
-        )
-        yield ClipFailed(plan.index, reject)
+            frames_recovered=done,
+        ),
+    )

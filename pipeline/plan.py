@@ -1,23 +1,22 @@
-"""What a build would do, from headers: which buckets fill, what is dropped and why, how many bytes it writes. For `lathe plan`.
+"""Sums of what a build would do, from headers: which buckets fill, what is dropped and why, how many bytes it writes. For `lathe plan`.
 
-Enters: samples and rejects as the reader gives them, the resolved rules and limits. Leaves: a `CorpusPlan`.
-
-Each video is opened, its packets are listed and its first frame is decoded (rotation and interlacing are told nowhere else); no
-other frame is. Damage inside a stream therefore stays unseen until the build.
+Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `CorpusPlan`. Of each video the packets are listed
+and the first frame is decoded (rotation and interlacing are known from nothing else); damage behind it stays unseen until the build.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.clips import grid_length, whole_frames
-from pipeline.config import DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.errors import BadDataError, PolicyReject
-from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample, warning_kinds
+from pipeline.records import warning_kinds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
 
 EXAMPLES = 5  # keys named for each reason
 
@@ -62,7 +61,9 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """The answer. `samples = with_clips + without_clips`; `warnings` as in receipts, see `Receipt.warnings`."""
+    """The answer. `samples = with_clips + without_clips`; `warnings` are as in receipts (see `Receipt.warnings`); `notices` are lines about
+    inputs that are not among the samples.
+    """
 
     samples: int
     with_clips: int
@@ -75,76 +76,56 @@ class CorpusPlan:
     buckets: dict[str, BucketFill]
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
+    notices: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return asdict(self)
 
 
-def plan_corpus(
-    items: Iterable[Sample | Reject],
-    rules: ClipRules,
-    limits: DecodeConfig,
-    latent: LatentSize,
-    counters: dict[str, int] | None = None,
-) -> CorpusPlan:
-    """Goes through `items` once and holds one video at a time. Bad data is counted; other errors pass through.
+class PlanTally:
+    """Adds a corpus up, sample by sample. The order decides which keys stand as examples, and nothing else."""
 
-    `counters` are the reader's, read at the end: they are warnings too.
-    """
-    tally = _Tally(rules, latent)
-    for item in items:
-        if isinstance(item, Reject):
-            tally.refuse(item)
-            tally.settle(is_sample=item.key is not None, clips=0)
-            continue
-        # Chunks are never asked for, so their size does not matter, and no drill is reached.
-        cutter = Cutter(CutRequest(item, rules, limits, 0, validate(DrillConfig, {})))
-        try:
-            opened = cutter.open()
-        except BadDataError as error:
-            policy = isinstance(error, PolicyReject)
-            tally.refuse(Reject(item.key, "decode", error.reason, error.message, policy, uri=item.uri))
-            tally.settle(is_sample=True, clips=0)
-            continue
-        finally:
-            cutter.close()
-        tally.take(item, opened)
-        tally.settle(is_sample=True, clips=len(opened.clips))
-    tally.warn(counters or {})
-    return tally.result()
-
-
-class _Tally:
     def __init__(self, rules: ClipRules, latent: LatentSize) -> None:
         self._rules, self._latent = rules, latent
         self._samples = self._with_clips = 0
         self._video_seconds = 0.0
         self._buckets: dict[str, BucketFill] = {}
         self._dropped: dict[str, Dropped] = {}
-        self._warnings: Counter[str] = Counter()
+        self._warnings: dict[str, int] = {}
+        self._notices: list[str] = []
 
-    def settle(self, *, is_sample: bool, clips: int) -> None:
-        self._samples += is_sample
-        self._with_clips += clips > 0
+    def opened(self, sample: Sample, video: OpenedVideo) -> None:
+        """A sample whose video opened, whether or not it gives clips."""
+        self._samples += 1
+        self._with_clips += bool(video.clips)
+        self._video_seconds += video.info.duration_s
+        if video.clips:
+            self.warn(Counter(warning_kinds(sample, video.info.warnings)))
+        for reject in video.rejects:
+            self._drop(reject)
+        for clip in video.clips:
+            self._add(clip, video)
 
-    def refuse(self, reject: Reject) -> None:
+    def rejected(self, reject: Reject) -> None:
+        """A sample without an open video, or damage that has no sample (a truncated tar)."""
+        self._samples += reject.key is not None
+        self._drop(reject)
+
+    def warn(self, counters: Mapping[str, int]) -> None:
+        """Adds to the warnings, by slug."""
+        for slug, count in counters.items():
+            self._warnings[slug] = self._warnings.get(slug, 0) + count
+
+    def notice(self, text: str) -> None:
+        """One more line for the user."""
+        self._notices.append(text)
+
+    def _drop(self, reject: Reject) -> None:
         dropped = self._dropped.setdefault(reject.reason, Dropped(reject.policy, message=reject.message))
         dropped.count += 1
         if len(dropped.keys) < EXAMPLES:
             dropped.keys.append(reject.key or reject.uri or "?")
-
-    def warn(self, counters: dict[str, int]) -> None:
-        self._warnings.update(counters)
-
-    def take(self, sample: Sample, opened: OpenedVideo) -> None:
-        self._video_seconds += opened.info.duration_s
-        if opened.clips:
-            self._warnings.update(warning_kinds(sample, opened.info.warnings))
-        for reject in opened.rejects:
-            self.refuse(reject)
-        for clip in opened.clips:
-            self._add(clip, opened)
 
     def _add(self, clip: ClipPlan, opened: OpenedVideo) -> None:
         available = grid_length(opened.info.num_frames, opened.info.duration_s, self._rules.fps)
@@ -156,6 +137,7 @@ class _Tally:
         fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
 
     def result(self) -> CorpusPlan:
+        """All of it so far."""
         fills = self._buckets.values()
         return CorpusPlan(
             samples=self._samples,
@@ -167,6 +149,7 @@ class _Tally:
             clip_seconds=sum(fill.seconds for fill in fills),
             latent_bytes=sum(fill.latent_bytes for fill in fills),
             buckets=dict(sorted(self._buckets.items())),
-            dropped=dict(sorted(self._dropped.items(), key=lambda item: -item[1].count)),
+            dropped=dict(sorted(self._dropped.items(), key=lambda item: (-item[1].count, item[0]))),
             warnings=dict(sorted(self._warnings.items())),
+            notices=self._notices,
         )

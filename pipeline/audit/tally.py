@@ -49,7 +49,9 @@ class Tally:
     sample_file: str | None = None  # key of some data file: where the metadata can be read
 
     def add(self, part: CountedReceipt, counts: Counts, shares: list[Share]) -> None:
-        """Counts what counts of one shard. Of a receipt that is partly hidden statistics and warnings are left out: they cannot be split."""
+        """Counts what counts of one shard. Statistics and warnings of a receipt that is partly hidden cannot be split: they are left
+        out.
+        """
         receipt = part.receipt
         self.shards += receipt.shard.retry is None and not receipt.same_as
         self.counts += counts

@@ -170,6 +170,9 @@ class DecodeConfig(Section):
     """PQ and HLG video: reject (`hdr`), or tone-map to BT.709."""
     interlaced: Literal["reject", "deinterlace", "keep"] = "deinterlace"
     """Interlaced video: reject (`interlaced`), deinterlace with bwdif, or keep the comb."""
+    damage: Literal["reject", "warn"] = "reject"
+    """Frames that the decoder could not decode or had to conceal: reject the clips that hold one (`corrupt_stream`), or keep them, with
+    `damaged_frames` among the warnings of the row."""
     untagged_matrix: Literal["auto", "bt601", "bt709"] = "auto"
     """Colour matrix of untagged video. `auto`: BT.709 from 720 lines up, else BT.601, as players do."""
 

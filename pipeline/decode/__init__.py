@@ -1,6 +1,6 @@
 """Encoded bytes become frames on screen. Enters: bytes or a local path, the job's limits. Leaves: `Video`.
 
-    packets (times, no decoding) -> first frame (rotation, tags, interlacing) -> Video.frames(indices) -> planes
+    packets (times, no decoding) -> first frame (rotation, tags, interlacing) -> Video.show(index) -> planes
 
 A frame is named by its index among the shown frames. What is on screen at index i is the last decoded frame not after
 its time, as a player shows it. Single-threaded: parallelism is over videos. Raises `BadDataError`, or the storage's error
@@ -10,16 +10,18 @@ where the file itself cannot be read, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode.colour_tags import Colour, resolve
+from pipeline.decode.colour_tags import Colour, made_of_rgb, resolve
 from pipeline.decode.container import OpenContainer, damage, measure
+from pipeline.decode.cropping import Cropper
 from pipeline.decode.frame_stream import FrameStream
+from pipeline.decode.orientation import Orientation
 from pipeline.decode.packets import PacketTable, read_packets
-from pipeline.decode.planes import Geometry, Orientation, Scaler
+from pipeline.decode.planes import Geometry, Scaler
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import VideoInfo
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
 LOST_FRAMES = 2  # a player repeats a frame over such a hole; more is damage
+MOST_LEADING = 1000  # damaged frames that are passed over at the beginning of a video
 ASPECT_TOLERANCE = 0.03
 FIELD_ORDERS = range(2, 6)  # libav's tt, bb, tb, bt
 SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
@@ -34,17 +37,19 @@ SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a br
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame on screen: `index` among the shown frames of its video."""
+    """A frame on screen: `index` among the shown frames of its video. `damaged`: what happened to it, in words."""
 
     index: int
     frame: Any
     scaler: Scaler
+    damaged: str | None = None
 
     def write(self, out_3HW: np.ndarray, geometry: Geometry) -> None:
         """Fills `out_3HW` (uint8) with the frame's limited-range Y, U, V planes.
 
         Raises:
             DamagedInput: `corrupt_stream`.
+            PolicyReject: `pixel_format`.
         """
         self.scaler.write(self.frame, geometry, out_3HW)
 
@@ -64,33 +69,65 @@ def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
         table = read_packets(opened, limits)
     finally:
         opened.close()
-    # Opened anew instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
-    stream = FrameStream(video, limits, table)
+    stream, first, warnings = _begin(video, limits, table, deinterlace=False)
     try:
-        index, frame = _first(stream)
-        interlaced = _is_interlaced(stream, frame)
+        interlaced = _is_interlaced(stream, first[1])
         if interlaced and limits.interlaced == "deinterlace":
             stream.close()
-            stream = FrameStream(video, limits, table, deinterlace=True)
-            index, frame = _first(stream)
-        return Video(stream, table, index, frame, interlaced, content_hash, limits)
+            stream, first, warnings = _begin(video, limits, table, deinterlace=True)
+        table = replace(table, warnings=(*table.warnings, *warnings))
+        return Video(stream, table, *first, interlaced, content_hash, limits)
     except BaseException:
         stream.close()
         raise
 
 
-def _first(stream: FrameStream) -> tuple[int, Any]:
+def _begin(
+    video: bytes | str, limits: DecodeConfig, table: PacketTable, *, deinterlace: bool
+) -> tuple[FrameStream, tuple[int, Any], tuple[str, ...]]:
+    """A stream, its first good frame with its index, and warnings. A decoder that reports damage and gives nothing then conceals it."""
+    # Opened anew instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
+    stream = FrameStream(video, limits, table, deinterlace=deinterlace)
+    warnings: tuple[str, ...] = ()
     try:
-        first = stream.next()
-        while first is not None and first[0] < 0:
+        first = _first(stream, limits)
+    except DamagedInput as error:
+        strict = stream.strict
+        stream.close()
+        if not strict or error.reason not in ("undecodable", "no_frames"):
+            raise
+        stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
+        try:
+            first, warnings = _first(stream, limits), ("decoder_errors",)
+        except BaseException:
+            stream.close()
+            raise
+    except BaseException:
+        stream.close()
+        raise
+    lost = (f"undecodable_start:{first[0]}",) if first[0] else ()
+    return stream, first, (*warnings, *lost)
+
+
+def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
+    why = "no packet of the video stream gives a frame"
+    try:
+        for _ in range(MOST_LEADING):
             first = stream.next()
+            if first is None:
+                break
+            damaged = stream.damaged.why(first[0])
+            if damaged is None or limits.damage == "warn":
+                return first
+            why = f"no frame at the beginning is whole: {damaged}"
     except DamagedInput as error:
         if error.reason == "corrupt_stream":
             raise DamagedInput("undecodable", f"first frame: {error.message}", stage="decode") from None
         raise
-    if first is None:
-        raise DamagedInput("no_frames", "no packet of the video stream gives a frame", stage="decode")
-    return first
+    refused = stream.damaged.first
+    if refused is None:
+        raise DamagedInput("no_frames", why, stage="decode")
+    raise DamagedInput("undecodable", why if stream.position >= 0 else refused, stage="decode")
 
 
 def _is_interlaced(stream: FrameStream, frame: Any) -> bool:
@@ -114,24 +151,29 @@ class Video:
     ) -> None:
         """Takes over `stream`, which has just given `first` at `index` of `table`; see `open_video`."""
         context = stream.opened.stream.codec_context
-        orientation = Orientation.of(first)
+        with damage("undecodable", "reading the first frame's orientation"):
+            orientation = Orientation.of(first)
         colour = resolve(
             _first_tag(first.colorspace, context.colorspace),
             _first_tag(first.color_range, context.color_range, unknown=0),
             _first_tag(first.color_trc, context.color_trc),
             first.height,
-            bool(first.format.is_rgb),
+            made_of_rgb(first.format),
             limits.untagged_matrix,
         )
         decisions = _apply_policies(colour, interlaced, limits)
         self._stream, self._table = stream, table
         self._offset = index  # listed frames before the first that can be decoded are not shown
         self._coded = first.width, first.height
-        self._scaler = Scaler(orientation, colour.transfer)
-        self._pending: Shown | None = Shown(0, first, self._scaler)
+        shown_size, cropper, cropped = _crop(stream.opened, first)
+        self._scaler = Scaler(orientation, colour.transfer, cropper)
+        self._current: Shown | None = None
+        self._coming: Shown | None = Shown(0, first, self._scaler)
+        self._broken: DamagedInput | None = None
+        self._keep_damaged = limits.damage == "warn"
         self.times_s = table.times_s[index:] - table.times_s[index]
         self.end_s = table.end_s - float(table.times_s[index])
-        width, height, aspect = _display_size(stream.opened.stream, first, orientation)
+        width, height, aspect = _display_size(stream.opened.stream, shown_size, orientation)
         if orientation.mirrored:
             decisions.append("mirrored")
         self.info = VideoInfo(
@@ -149,7 +191,7 @@ class Video:
             color_matrix=colour.matrix if colour.transfer == "sdr" else "bt709",
             color_range=colour.range,
             content_hash=content_hash,
-            warnings=(*table.warnings, *colour.warnings, *decisions),
+            warnings=(*stream.opened.warnings, *table.warnings, *cropped, *colour.warnings, *decisions),
         )
 
     @property
@@ -163,43 +205,63 @@ class Video:
         return self._table.missing
 
     def frames(self, wanted: Iterable[int]) -> Iterator[Shown]:
-        """What is on screen at each index of `wanted`, which ascends. Reads the stream once, so it may be called once.
+        """What is on screen at each index of `wanted`, which ascends. Raises as `show`, and ends then."""
+        for index in wanted:
+            yield self.show(index)
 
-        Jumps ahead where a keyframe allows it exactly; the pixels are those of a decode from the beginning.
+    def show(self, index: int) -> Shown:
+        """What is on screen at `index`, which is not below that of any call before.
+
+        Jumps ahead where a keyframe allows it exactly; the pixels are those of a decode from the beginning. A frame that cannot be shown
+        does not keep later ones from being asked for.
 
         Raises:
-            DamagedInput: `corrupt_stream` where the stream breaks, `ended_early` where it holds fewer frames than its
-                packets say.
+            DamagedInput: `corrupt_stream` where the stream breaks or the frame is damaged (with `decode.damage` "warn" such a
+                frame is given as the decoder concealed it, or the one before it), `ended_early` where it holds fewer frames
+                than its packets say.
             PolicyReject: `size_changed`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        current: Shown | None = None
-        coming, self._pending = self._pending, None
-        for index in wanted:
-            while current is None or current.index < index:
-                if coming is None:
-                    if self._stream.jump(index + self._offset):
-                        current = None
-                    coming = self._next()
-                if coming is None or coming.index > index:
-                    break
-                current, coming = coming, None
-            if current is None or index - current.index > LOST_FRAMES:
-                raise self._lost(index, coming)
-            yield current
+        if self._broken is not None:
+            raise self._broken
+        while self._current is None or self._current.index < index:
+            if self._coming is None:
+                self._coming = self._read(index)
+            if self._coming is None or self._coming.index > index:
+                break
+            self._current, self._coming = self._coming, None
+        damaged = self._stream.damaged.why(index + self._offset)
+        if damaged is not None:
+            return self._show_damaged(index, damaged)
+        if self._current is None or index - self._current.index > LOST_FRAMES:
+            raise self._lost(index)
+        return self._current
+
+    def _show_damaged(self, index: int, why: str) -> Shown:
+        shown = self._current or self._coming
+        if self._keep_damaged and shown is not None:
+            return replace(shown, damaged=why)
+        raise DamagedInput("corrupt_stream", why, frames_recovered=index, stage="decode")
+
+    def _read(self, index: int) -> Shown | None:
+        """The next frame of the stream, or of where `index` is reached sooner."""
+        try:
+            if self._stream.jump(index + self._offset):
+                self._current = None
+            while (item := self._stream.next()) is not None:
+                number, frame = item
+                self._check_shape(frame)
+                if number >= self._offset:
+                    return Shown(number - self._offset, frame, self._scaler)
+        except DamagedInput as error:  # the container breaks, or memory is out: nothing follows
+            self._broken = error
+            raise
+        return None
 
     def close(self) -> None:
         """Releases libav's memory; safe to call twice."""
-        self._pending = None
+        self._current = self._coming = None
         self._stream.close()
-
-    def _next(self) -> Shown | None:
-        while (item := self._stream.next()) is not None:
-            index, frame = item
-            self._check_shape(frame)
-            if index >= self._offset:
-                return Shown(index - self._offset, frame, self._scaler)
-        return None
 
     def _check_shape(self, frame: Any) -> None:
         width, height = self._coded
@@ -207,12 +269,12 @@ class Video:
             message = f"frames change shape from {width}x{height} to {frame.width}x{frame.height} inside the video"
             raise PolicyReject("size_changed", message, stage="decode")
 
-    def _lost(self, index: int, coming: Shown | None) -> DamagedInput:
+    def _lost(self, index: int) -> DamagedInput:
         last = self._stream.position - self._offset
-        if coming is None:
+        if self._coming is None:
             message = f"the stream ends after frame {last} of {len(self.times_s)}; frame {index} was wanted"
             return DamagedInput("ended_early", message, frames_recovered=last + 1, stage="decode")
-        message = f"the decoder gave nothing for frame {index}; the next it gave is frame {coming.index}"
+        message = f"the decoder gave nothing for frame {index}; the next it gave is frame {self._coming.index}"
         return DamagedInput("corrupt_stream", message, frames_recovered=index, stage="decode")
 
 
@@ -237,14 +299,25 @@ def _apply_policies(colour: Colour, interlaced: bool, limits: DecodeConfig) -> l
     return decisions
 
 
-def _display_size(stream: Any, frame: Any, orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
-    """Width and height as shown, and the sample aspect ratio that was applied."""
+def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper | None, tuple[str, ...]]:
+    """Width and height that the container leaves of `frame`, what cuts it, and the warning."""
+    margins = opened.margins()
+    if margins is None:
+        return (frame.width, frame.height), None, ()
+    window = margins.window(frame)
+    if window is None:
+        return (frame.width, frame.height), None, (f"bad_crop:{margins}",)
+    return (window.width, window.height), Cropper(margins, frame), (f"cropped:{window}",)
+
+
+def _display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
+    """Width and height as shown of a stored picture of `size`, and the sample aspect ratio that was applied."""
     with damage("undecodable", "reading the sample aspect ratio"):
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
     if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
         numerator = denominator = 1
-    width, height = max(1, round(frame.width * numerator / denominator)), frame.height
+    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
     if orientation.transpose:
         width, height = height, width
     return width, height, (numerator, denominator)

@@ -7,7 +7,7 @@ Pixels stay YUV: the matrix is only named here and applied by the encoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import PolicyReject
 
@@ -16,6 +16,7 @@ RGB, BT709, UNSPECIFIED, FCC, BT470BG, SMPTE170M, SMPTE240M, BT2020NC, BT2020C =
 PQ, HLG = 16, 18
 RANGES = {0: "untagged", 1: "limited", 2: "full"}
 HD_LINES = 720
+XYZ = "xyz12"
 
 MATRICES = {BT709: "bt709", BT470BG: "bt601", SMPTE170M: "bt601", BT2020NC: "bt2020nc"}
 # Near enough to be shown as a neighbour (coefficients differ by less than 0.02), and said in a warning.
@@ -32,10 +33,17 @@ class Colour:
     warnings: tuple[str, ...]
 
 
+def made_of_rgb(pixel_format: Any) -> bool:
+    """Whether swscale reads frames of this format (PyAV's `VideoFormat`) as RGB. Palettes and CIE XYZ are, though libav does not call
+    them RGB.
+    """
+    return bool(pixel_format.is_rgb or pixel_format.has_palette or str(pixel_format.name).startswith(XYZ))
+
+
 def resolve(
     matrix: int, color_range: int, transfer: int, lines: int, rgb: bool, untagged: Literal["auto", "bt601", "bt709"]
 ) -> Colour:
-    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height.
+    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height, `rgb` whether frames are `made_of_rgb`.
 
     Raises:
         PolicyReject: `color_matrix`, for a matrix that is neither of the three nor close to one (YCgCo, ICtCp, …).

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import av
 import av.error
-from av.stream import Disposition
 
+from pipeline.decode.cropping import Margins, container_margins
 from pipeline.decode.encoded_file import open_encoded, storage_error
 from pipeline.decode.read_mark import READING
+from pipeline.decode.stream_choice import choose, count_packets
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
@@ -109,13 +111,25 @@ def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
         )
 
 
+def _open(file: EncodedFile, limits: DecodeConfig) -> Any:
+    return av.open(
+        file,
+        mode="r",
+        # Reaches the codec contexts that libav opens to find out about its streams.
+        options={"max_pixels": str(limits.max_pixels)},
+        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+        metadata_errors="replace",
+        buffer_size=IO_BYTES,
+    )
+
+
 class OpenContainer:
     """An open container with its one video stream, single-threaded. `close` releases the container and the file below
-    it.
+    it. `warnings` are the decisions taken here.
     """
 
     def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
-        """Opens `video` and picks its stream: libav's best one that is not cover art.
+        """Opens `video` and picks its stream: libav's best one that moves and is not cover art.
 
         Raises:
             DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`.
@@ -127,33 +141,16 @@ class OpenContainer:
         try:
             expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
             with damage("undecodable", f"opening the container ({expected})", file=self.file):
-                self.container = av.open(
-                    self.file,
-                    mode="r",
-                    # Reaches the codec contexts that libav opens to find out about its streams.
-                    options={"max_pixels": str(limits.max_pixels)},
-                    container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-                    metadata_errors="replace",
-                    buffer_size=IO_BYTES,
+                self.container = _open(self.file, limits)
+            with damage("undecodable", "listing the streams"):
+                self.stream, self.warnings = choose(
+                    self.container, lambda indices: _count_packets(video, limits, indices)
                 )
-            self.stream = self._pick()
             with damage("undecodable", "reading the stream's header"):
                 self._prepare(limits)
         except BaseException:
             self.close()
             raise
-
-    def _pick(self) -> Any:
-        with damage("undecodable", "listing the streams"):
-            streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-            best = self.container.streams.best("video")
-            kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "nothing"
-        if not streams:
-            raise DamagedInput("no_video_stream", f"expected a video stream, found {kinds}", stage="decode")
-        stream = best if best in streams else streams[0]
-        if stream.codec_context is None:
-            raise DamagedInput("no_decoder", "the video stream's codec is unknown to this libav", stage="decode")
-        return stream
 
     def _prepare(self, limits: DecodeConfig) -> None:
         context = self.stream.codec_context
@@ -175,8 +172,26 @@ class OpenContainer:
         """Name of the container format, as libav gives it."""
         return str(self.container.format.name)
 
+    def margins(self) -> Margins | None:
+        """What the container cuts off its frames."""
+        with damage("undecodable", "reading the container's cropping"):
+            return container_margins(self.container, self.stream.index)
+
     def close(self) -> None:
         """Closes container and file; safe to call twice."""
         if self.container is not None:
             self.container.close()
         self.file.close()
+
+
+def _count_packets(video: bytes | str, limits: DecodeConfig, indices: set[int]) -> Counter[int]:
+    # In a container of its own: not every format can go back to its beginning.
+    with closing(open_encoded(video)) as file:
+        found: Counter[int] = Counter()
+        with (
+            suppress(*LIBAV_ERRORS),
+            _open(file, limits) as container,
+        ):  # what breaks here is met again by the reader of packets
+            count_packets(container, indices, found)
+        file.check()
+        return found

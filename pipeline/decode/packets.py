@@ -6,74 +6,122 @@ Takes an `OpenContainer` and the job's limits. Gives a `PacketTable`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decode.bitstream import INTRA_ONLY, Point, hidden_test, point_test
+from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, usual_gap
 from pipeline.decode.container import OpenContainer, damage
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
-INTRA_ONLY = {"mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo"}
-EXACT_KEYFRAMES = {"vp8", "vp9", "av1"} | INTRA_ONLY
-IDR_SLICE = 5  # H.264 NAL unit type
-HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
+HIDDEN = -1  # the frame of a packet that shows none
+MOST_TIMELESS = 0.1  # of the packets; if more have no time, frames are counted
+REORDERING = {
+    *(
+        "h264",
+        "hevc",
+        "vvc",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "vc1",
+        "wmv3",
+        "rv30",
+        "rv40",
+        "svq3",
+        "cavs",
+        "dirac",
+    ),
+    *("avs2", "avs3", "evc"),
+}
+RAW_FORMATS = {
+    "h264",
+    "hevc",
+    "vvc",
+    "mpegvideo",
+    "m4v",
+    "h263",
+    "vc1",
+    "cavsvideo",
+    "dirac",
+}  # their 25 fps are a guess
+MPEG_FORMATS = {"mpegts", "mpeg"}
+DECODE_TIMES = MPEG_FORMATS | {"flv"}
+ABSURD_LAST = 10  # usual gaps; a last frame said to last longer is believed only as far as the header says
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Packets where decoding may begin, or where damage ends. One entry each, ascending."""
+
+    packets: np.ndarray  # place in the stream, counted in packets
+    frames: np.ndarray  # the first frame that is good from here on
+    exact: np.ndarray  # bool: decoding may begin here
+    pts: np.ndarray
+    dts: np.ndarray
+    pos: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class PacketTable:
-    """When each frame is shown, from packets alone.
+    """Which frame each packet shows, and when.
 
-    `ticks` are presentation times in stream time-base units, ascending and unique, or None when packets carry none and
-    frames are counted instead. `times_s` float64 are seconds on the container's clock. `starts` are (frame index, pts,
-    dts) of packets where decoding may start with exactly the pixels of a decode from the beginning.
+    A frame is an index into `times_s`. `frames_N` has it for each packet in the order they are read, `HIDDEN` for one that shows no frame
+    of its own. With `counted` it is right only at points: in between, frames come in the order the decoder gives them.
     """
 
-    ticks: np.ndarray | None
-    times_s: np.ndarray
+    frames_N: np.ndarray  # int32
+    sizes_N: np.ndarray  # int32, bytes
+    counted: bool
+    times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
-    starts_N3: np.ndarray
+    points: Points
+    seekable: bool  # whether a time leads to one place
     missing: str  # what the container lacks of its frames, in words; empty: nothing known
     warnings: tuple[str, ...]
 
 
 class _Packets:
-    """What is remembered of the packets: flat arrays, 16 bytes a frame, since a video may have millions."""
+    """What is remembered of the packets: flat arrays, about 40 bytes a frame, since a video may have millions."""
 
     def __init__(self) -> None:
-        self.pts = array("q")
-        self.durations = array("q")
-        self.starts = array("q")  # pts, dts, pts, dts, …
-        self.count = 0  # hidden and discarded ones too
-        self.timeless = 0
+        self.pts, self.dts = array("q"), array("q")
+        self.durations, self.sizes = array("q"), array("i")
+        self.shown = array("b")
+        self.points, self.pos = array("q"), array("q")  # of points: place and position in the file
+        self.kinds = array("b")
+
+    def __len__(self) -> int:
+        return len(self.pts)
 
     def read(self, opened: OpenContainer, limits: DecodeConfig) -> None:
+        """Reads to the end. Raises as libav does."""
         stream = opened.stream
-        time_base = float(stream.time_base or 0)
-        is_vp8 = stream.codec_context.name == "vp8"
-        is_start = _start_test(stream)
-        earliest, latest = None, 0
+        is_hidden, point_of = hidden_test(stream), point_test(stream)
+        fields = stream.codec_context.codec.canonical_name == "h264"  # a second field lasts as well
         for packet in opened.container.demux(stream):
             if packet.size == 0:
                 continue
-            self.count += 1
-            _check_frames(self.count, limits)
-            if packet.is_discard or (is_vp8 and not bytes(packet)[0] >> 4 & 1):
-                continue  # cut away by an edit list, or an invisible VP8 reference frame
-            pts = packet.pts
-            self.timeless += pts is None
-            self.pts.append(pts or 0)
+            _check_frames(len(self) + 1, limits)
+            pts, dts = packet.pts, packet.dts
+            # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
+            hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
+            if hidden and fields and self.durations:
+                self.durations[-1] += packet.duration or 0
+            self.pts.append(NO_TIME if pts is None else pts)
+            self.dts.append(NO_TIME if dts is None else dts)
             self.durations.append(packet.duration or 0)
-            if pts is None:
-                continue
-            earliest, latest = (pts, pts) if earliest is None else (min(earliest, pts), max(latest, pts))
-            _check_duration((latest - earliest) * time_base, limits)
-            if packet.is_keyframe and packet.dts is not None and is_start(packet):
-                self.starts.extend((pts, packet.dts))
+            self.sizes.append(packet.size)
+            self.shown.append(not hidden)
+            if packet.is_keyframe and (point := point_of(packet)) is not Point.NONE:
+                self.points.append(len(self) - 1)
+                self.pos.append(-1 if packet.pos is None else packet.pos)
+                self.kinds.append(point)
 
 
 def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
@@ -92,29 +140,169 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         with damage("corrupt_stream", "reading packets", file=opened.file):
             packets.read(opened, limits)
     except DamagedInput as error:
-        if not packets.pts:
+        if not any(packets.shown):
             raise
-        missing = f"the container breaks after {packets.count} frames: {error.message}"
-    if not packets.pts:
+        missing = f"the container breaks after {len(packets)} frames: {error.message}"
+    if not any(packets.shown):
         raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
-    if packets.count < promised:
-        missing = f"the file lacks its end: its header promises {promised} frames, it holds {packets.count}"
-    # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, wrong for H.264.
-    reordered = opened.format_name == "avi" and stream.codec_context.has_b_frames
-    if reordered or packets.timeless or not stream.time_base:
-        table = _counted(stream, len(packets.pts), missing)
-    else:
-        table = _timed(packets, float(stream.time_base), missing)
+    if len(packets) < promised:
+        missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
+    table = _Tabled(opened, packets, missing).table()
     _check_duration(table.end_s - float(table.times_s[0]), limits)  # the last frame's duration may be anything
-    return replace(table, warnings=(*table.warnings, *_early_end(opened.container, table)))
+    return table
 
 
-def _early_end(container: Any, table: PacketTable) -> tuple[str, ...]:
+class _Tabled:
+    """Packets that have been read, and the ways to make a table of them."""
+
+    def __init__(self, opened: OpenContainer, packets: _Packets, missing: str) -> None:
+        self._opened, self._missing = opened, missing
+        self._stream, self._format = opened.stream, opened.format_name
+        self._codec = self._stream.codec_context.codec.canonical_name
+        self._pts, self._dts = np.array(packets.pts, np.int64), np.array(packets.dts, np.int64)
+        self._durations = np.array(packets.durations, np.int64)
+        self._sizes = np.array(packets.sizes, np.int32)
+        self._shown = np.array(packets.shown, bool)
+        self._points = np.array(packets.points, np.int64)
+        self._pos, self._kinds = np.array(packets.pos, np.int64), np.array(packets.kinds, np.int8)
+        self._time_base = float(self._stream.time_base or 0)
+        self._warnings: list[str] = []
+
+    def table(self) -> PacketTable:
+        reordered = bool(self._stream.codec_context.has_b_frames)
+        timeless = int(np.count_nonzero(self._pts[self._shown] == NO_TIME))
+        # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, wrong for H.264.
+        guessed = self._format == "avi" and reordered
+        if guessed or not self._time_base or timeless > MOST_TIMELESS * np.count_nonzero(self._shown):
+            return self._counted()
+        if timeless:
+            self._place_timeless(reordered, timeless)
+        return self._timed(reordered)
+
+    def _place_timeless(self, reordered: bool, timeless: int) -> None:
+        """Frames without a time are put between their neighbours; with reordering nobody knows where, and they are not shown."""
+        self._warnings.append(f"untimed_frames:{timeless}")
+        if reordered:
+            self._shown &= self._pts != NO_TIME
+        else:
+            self._pts[self._shown] = fill_gaps(self._pts[self._shown])
+
+    def _counted(self) -> PacketTable:
+        # Raw streams and some AVI files carry no presentation times: frames in order of display, at the stream's rate.
+        rate = self._rate()
+        count = int(np.count_nonzero(self._shown))
+        self._warnings.append(f"no_timestamps:{rate:g}fps")
+        frames_N = np.where(self._shown, np.cumsum(self._shown) - 1, HIDDEN)
+        return self._finish(
+            frames_N, np.arange(count, dtype=np.float64) / rate, count / rate, counted=True, seekable=False
+        )
+
+    def _rate(self) -> float:
+        stream = self._stream
+        own = stream.codec_context.framerate if self._format in RAW_FORMATS else None
+        rate = float(own or stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
+        return rate if 0 < rate <= 1000 else 25.0
+
+    def _timed(self, reordered: bool) -> PacketTable:
+        pts, dts = self._pts[self._shown], self._dts[self._shown]
+        mpeg = self._format in MPEG_FORMATS
+        order = Order(
+            reorders=self._codec in REORDERING,
+            decode_times=self._format in DECODE_TIMES,
+            leap=int(LEAP_S / self._time_base) if mpeg else None,
+        )
+        continued = continue_clock(pts, dts, self._is_point()[self._shown], order)
+        if continued is None:
+            self._warnings.append("unusable_timestamps")
+            return self._counted()
+        shown_ticks, breaks = continued
+        if breaks:
+            self._warnings.append(f"clock_restarts:{breaks}")
+        ticks = np.unique(shown_ticks)
+        if len(ticks) < len(shown_ticks):
+            self._warnings.append(f"repeated_timestamps:{len(shown_ticks) - len(ticks)}")
+        frames_N = np.full(len(self._pts), HIDDEN, np.int64)
+        frames_N[self._shown] = np.searchsorted(ticks, shown_ticks)
+        last = self._last_duration(ticks, shown_ticks, breaks)
+        # Times in decode order of a stream whose frames are decoded in another order: some muxers write decode times twice.
+        in_decode_order = (
+            reordered and order.reorders and len(ticks) == len(shown_ticks) and bool((np.diff(shown_ticks) > 0).all())
+        )
+        return self._finish(
+            frames_N,
+            ticks * self._time_base,
+            (int(ticks[-1]) + last) * self._time_base,
+            counted=in_decode_order,
+            seekable=not breaks,
+        )
+
+    def _is_point(self) -> np.ndarray:
+        """Packets that a container rightly calls keyframes; one that calls most of them so, of a codec that predicts, is not believed."""
+        is_point = np.zeros(len(self._pts), bool)
+        believed = self._points
+        if self._codec not in INTRA_ONLY and len(self._points) > len(self._pts) / 2:
+            believed = self._points[self._kinds >= Point.EXACT]
+        is_point[believed] = True
+        return is_point
+
+    def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: int) -> int:
+        """Ticks that the last frame stays. The packet's own word counts as far as the header's end allows."""
+        last = int(self._durations[self._shown][shown_ticks == ticks[-1]].max())
+        gap = usual_gap(ticks) if len(ticks) > 1 else max(1, round(0.04 / self._time_base))
+        room = 0 if breaks else self._header_end() - int(ticks[-1])
+        if last <= 0:
+            return gap
+        if room > 0:
+            return min(last, room)
+        absurd = len(ticks) > 1 and last > max(ABSURD_LAST * gap, int(np.diff(ticks).max()))
+        return gap if absurd else last
+
+    def _header_end(self) -> int:
+        """When the stream ends by its header, in ticks; 0 if it does not say."""
+        stream, container = self._stream, self._opened.container
+        if stream.duration:
+            return int((stream.start_time or 0) + stream.duration)
+        if container.duration:
+            return round(((container.start_time or 0) + container.duration) / 1e6 / self._time_base)
+        return 0
+
+    def _finish(
+        self, frames_N: np.ndarray, times_s: np.ndarray, end_s: float, *, counted: bool, seekable: bool
+    ) -> PacketTable:
+        if seekable:
+            self._warnings += _early_end(self._opened.container, end_s)
+        return PacketTable(
+            frames_N=frames_N.astype(np.int32),
+            sizes_N=self._sizes,
+            counted=counted,
+            times_s=times_s,
+            end_s=end_s,
+            points=self._tabled_points(frames_N, counted),
+            seekable=seekable,
+            missing=self._missing,
+            warnings=tuple(self._warnings),
+        )
+
+    def _tabled_points(self, frames_N: np.ndarray, counted: bool) -> Points:
+        frames, exact = frames_N[self._points], self._kinds >= (Point.CLOSED if counted else Point.EXACT)
+        for n in np.flatnonzero(frames == HIDDEN).tolist():  # decoding may begin at a frame that an edit list cuts away
+            begin, end = self._points[n], self._points[n + 1] if n + 1 < len(self._points) else len(frames_N)
+            following = frames_N[begin:end][frames_N[begin:end] != HIDDEN]
+            frames[n] = following.min() if len(following) else HIDDEN
+        if counted:  # as many frames may follow that are shown before it
+            frames = np.where(exact | (frames == HIDDEN), frames, frames + MOST_REORDERED)
+        # Ascending, so that they can be searched.
+        keep = frames > np.maximum.accumulate(np.concatenate([[HIDDEN], frames]))[:-1]
+        packets = self._points[keep]
+        return Points(packets, frames[keep], exact[keep], self._pts[packets], self._dts[packets], self._pos[keep])
+
+
+def _early_end(container: Any, end_s: float) -> tuple[str, ...]:
     """A warning when the container is longer than its video: sound that goes on, or a file that was cut off."""
     if not container.duration:
         return ()
     header_s = container.duration / 1e6
-    video_s = table.end_s - (container.start_time or 0) / 1e6
+    video_s = end_s - (container.start_time or 0) / 1e6
     return (f"video_ends_early:{video_s:.2f}/{header_s:.2f}s",) if header_s - video_s > max(0.5, 0.1 * header_s) else ()
 
 
@@ -132,64 +320,3 @@ def _check_duration(seconds: float, limits: DecodeConfig) -> None:
             f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}",
             stage="decode",
         )
-
-
-def _counted(stream: Any, count: int, missing: str) -> PacketTable:
-    # Raw streams and some AVI files carry no presentation times: frames in order of display, at the stream's rate.
-    rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
-    times_s = np.arange(count, dtype=np.float64) / rate
-    no_starts = np.empty((0, 3), dtype=np.int64)
-    return PacketTable(None, times_s, count / rate, no_starts, missing, (f"no_timestamps:{rate:g}fps",))
-
-
-def _timed(packets: _Packets, time_base: float, missing: str) -> PacketTable:
-    pts = np.array(packets.pts, dtype=np.int64)
-    ticks = np.unique(pts)
-    warnings = (f"repeated_timestamps:{len(pts) - len(ticks)}",) if len(ticks) < len(pts) else ()
-    last_duration = int(np.array(packets.durations, dtype=np.int64)[pts == ticks[-1]].max())
-    if last_duration <= 0:
-        last_duration = int(np.median(np.diff(ticks))) if len(ticks) > 1 else max(1, round(0.04 / time_base))
-    starts_N2 = np.array(packets.starts, dtype=np.int64).reshape(-1, 2)
-    starts_N3 = np.column_stack([np.searchsorted(ticks, starts_N2[:, 0]), starts_N2])
-    return PacketTable(
-        ticks=ticks,
-        times_s=ticks * time_base,
-        end_s=(int(ticks[-1]) + last_duration) * time_base,
-        starts_N3=starts_N3[np.argsort(starts_N3[:, 0], kind="stable")],
-        missing=missing,
-        warnings=warnings,
-    )
-
-
-def _start_test(stream: Any) -> Any:
-    """Whether decoding from this keyframe packet is exact: by codec, and for H.264 and HEVC by its NAL units.
-
-    An H.264 "keyframe" may be a recovery point (intra refresh, open GOP with references across); only IDR is certain.
-    """
-    codec = stream.codec_context.codec.canonical_name
-    if codec in EXACT_KEYFRAMES:
-        return lambda packet: True
-    if codec not in ("h264", "hevc"):
-        return lambda packet: False
-    extradata = stream.codec_context.extradata or b""
-    configured = len(extradata) > 22 if codec == "hevc" else len(extradata) > 6
-    length_size = (extradata[21 if codec == "hevc" else 4] & 3) + 1 if configured and extradata[0] == 1 else 0
-
-    def holds_start(packet: Any) -> bool:
-        headers = _nal_headers(bytes(packet), length_size)
-        if codec == "h264":
-            return any(header & 0x1F == IDR_SLICE for header in headers)
-        return any(header >> 1 & 0x3F in HEVC_IRAP for header in headers)
-
-    return holds_start
-
-
-def _nal_headers(data: bytes, length_size: int) -> Iterator[int]:
-    """First byte of each NAL unit; `length_size` 0 means start codes."""
-    position = 0
-    while length_size and position + length_size < len(data):
-        yield data[position + length_size]
-        position += length_size + int.from_bytes(data[position : position + length_size], "big")
-    while not length_size and 0 <= (position := data.find(b"\0\0\1", position)) < len(data) - 3:
-        yield data[position + 3]
-        position += 3

@@ -9,15 +9,20 @@ exact resize.
 
 from __future__ import annotations
 
-import struct
+import errno
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from pipeline.decode.colour_tags import made_of_rgb
 from pipeline.decode.container import damage
+from pipeline.decode.cropping import Cropper
+from pipeline.decode.orientation import Orientation
 from pipeline.decode.tonemap import to_sdr
+from pipeline.errors import PolicyReject
 
 # Accurate rounding removes swscale's bias of -0.2/255; bit-exact makes all CPUs agree. Together 0.05 ms at 256x256.
 BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -37,54 +42,13 @@ class Geometry:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """How stored rows become shown rows: transpose first, then flips. All eight cases of a display matrix."""
-
-    transpose: bool = False
-    flip_rows: bool = False  # top <-> bottom
-    flip_columns: bool = False  # left <-> right
-
-    @classmethod
-    def of(cls, frame: Any) -> Orientation:
-        """From the frame's display matrix, if it has one. A tilt is taken as the nearest right angle.
-
-        `frame.rotation` is not enough: it reads a mirror image as half a turn.
-        """
-        data = frame.side_data.get("DISPLAYMATRIX")
-        if data is None or data.buffer_size < 36:
-            return cls()
-        # Native int32 (a b u, c d v, x y w): a stored point (x, y) is shown at (a x + c y, b x + d y).
-        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
-        if abs(a) + abs(d) >= abs(b) + abs(c):
-            return cls(False, d < 0, a < 0)
-        return cls(True, b < 0, c < 0)
-
-    @property
-    def rotation(self) -> int:
-        """Degrees clockwise, after undoing a mirror image if there is one."""
-        if self.transpose:
-            return 90 if self.flip_columns else 270
-        return 180 if self.flip_rows else 0
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether left and right are exchanged besides the rotation."""
-        return self.transpose == (self.flip_rows == self.flip_columns)
-
-    def show(self, plane: np.ndarray) -> np.ndarray:
-        """A view of `plane` as it is to be seen."""
-        if self.transpose:
-            plane = plane.T
-        return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
-
-
 class Scaler:
     """Writes frames of one video as planes. Keeps one swscale context (a context per call leaks time, PyAV#1935)."""
 
-    def __init__(self, orientation: Orientation, transfer: str) -> None:
+    def __init__(self, orientation: Orientation, transfer: str, cropper: Cropper | None = None) -> None:
         self._orientation = orientation
         self._transfer = transfer
+        self._cropper = cropper
         self._reformatter = VideoReformatter()
 
     def write(self, frame: Any, geometry: Geometry, out_3HW: np.ndarray) -> None:
@@ -92,11 +56,14 @@ class Scaler:
 
         Raises:
             DamagedInput: `corrupt_stream`, when libav cannot convert the frame.
+            PolicyReject: `pixel_format`, when it never can.
         """
         size = geometry.scaled_width, geometry.scaled_height
         width, height = size[::-1] if self._orientation.transpose else size
         hdr = self._transfer != "sdr"
         with damage("corrupt_stream", "scaling a frame"):
+            if self._cropper is not None:
+                frame = self._cropper.cut(frame)
             picture = self._reformat(frame, width, height, "yuv444p16le" if hdr else "yuv444p")
         rows = slice(geometry.top, geometry.top + geometry.height)
         columns = slice(geometry.left, geometry.left + geometry.width)
@@ -110,16 +77,23 @@ class Scaler:
             out_3HW[:] = to_sdr(target_3HW, 16, self._transfer)
 
     def _reformat(self, frame: Any, width: int, height: int, pixel_format: str) -> Any:
-        # The same matrix on both sides: swscale must not convert between matrices. From RGB it makes BT.709 YUV.
-        source = None if frame.format.is_rgb else Colorspace.ITU709
-        return self._reformatter.reformat(
-            frame,
-            width,
-            height,
-            pixel_format,
-            src_colorspace=source,
-            dst_colorspace=Colorspace.ITU709,
-            interpolation=BICUBIC,
-            dst_color_range=ColorRange.MPEG,
-            threads=1,
-        )
+        # The same matrix on both sides: swscale must not convert between matrices. From RGB it makes YUV by the matrix undone later:
+        # BT.709, or that of `to_sdr`.
+        rgb = made_of_rgb(frame.format)
+        try:
+            return self._reformatter.reformat(
+                frame,
+                width,
+                height,
+                pixel_format,
+                src_colorspace=None if rgb else Colorspace.ITU709,
+                dst_colorspace=Colorspace.BT2020 if rgb and self._transfer != "sdr" else Colorspace.ITU709,
+                interpolation=BICUBIC,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
+            )
+        except FFmpegError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            message = f"libav's scaler cannot read frames of pixel format {frame.format.name}; encode the video in another one"
+            raise PolicyReject("pixel_format", message, stage="decode") from None

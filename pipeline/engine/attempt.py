@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -161,7 +162,7 @@ class ShardAttempt:
         """The decoder has said which clips will come. Those that an earlier receipt holds are not encoded again."""
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
-        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier, opened.info.warnings)
+        self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of the latent of a clip."""
@@ -173,7 +174,7 @@ class ShardAttempt:
 
     def clip_done(self, latent: LatentClip) -> None:
         """Hands a finished clip to the writing thread. Never waits: `backlogged` says when there is too much."""
-        self._accounts.handed_over(latent.sample, latent.plan.index)
+        self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
         self._writing.put(latent)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
@@ -391,9 +392,7 @@ class ShardAttempt:
         )
 
     def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:
-        reasons: dict[str, int] = {}
-        for reject in receipt.rejects:
-            reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+        reasons = dict(Counter(reject.reason for reject in receipt.rejects))
         ours = receipt.attempt.startswith(self._blueprint.build)
         num_bytes, files = sum(item.num_bytes + item.index_bytes for item in receipt.files), len(receipt.files)
         return ShardResult(

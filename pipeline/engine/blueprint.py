@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.encoder import Network
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
-PIXELS = 1
+PIXELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, comput
         "pixels": PIXELS,
         "decoder": _decoder_version(),
         "clips": asdict(rules),
-        "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "untagged_matrix")},
+        "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "damage", "untagged_matrix")},
         "variant": "base",
     }
     return Blueprint(

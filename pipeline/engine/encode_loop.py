@@ -61,6 +61,7 @@ class _Clip:
     mean: LatentSpool
     logvar: LatentSpool | None
     frames: int = 0
+    damaged: int = 0  # of these
     end_s: float = 0.0
 
 
@@ -292,6 +293,7 @@ class EncodeLoop:
         if clip.logvar is not None and encoded.logvar_Cthw is not None:
             clip.logvar.append(to_storage(encoded.logvar_Cthw, dtype))
         clip.frames += len(chunk.pts_s)
+        clip.damaged += chunk.damaged
         clip.end_s = chunk.pts_s[-1]
         self.stats.frames += len(chunk.pts_s)
         if chunk.last:
@@ -301,11 +303,12 @@ class EncodeLoop:
         video, plan = clip.video, clip.plan
         del video.runs[plan.index]
         self.stats.clips += 1
+        damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
         clip.attempt.clip_done(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
                 sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
-                info=video.info,
+                info=replace(video.info, warnings=(*video.info.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
                 end_s=clip.end_s,

@@ -94,9 +94,12 @@ class Feed:
         largest_batch: Callable[[Shape], int],
         etag_of: Callable[[Any, Sample], str | None] = lambda owner, sample: None,
         paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no further chunk for now
+        headers_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves."""
+        """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves.
+        With `headers_only` a video ends once it is open: no clip of it is cut, and its `VideoEnded` says nothing of work done.
+        """
         self._lanes = lanes
         self._source = source
         self._rules = rules
@@ -107,6 +110,7 @@ class Feed:
         self._largest_batch = largest_batch
         self._etag_of = etag_of
         self._paused = paused
+        self._headers_only = headers_only
         self._clock = clock
         self._looked_at = clock()
         self._state = [LaneState(started_at=self._looked_at) for _ in range(lanes.count)]
@@ -229,8 +233,9 @@ class Feed:
             lane.job, lane.ticket = job, self._tickets
             lane.opened, lane.asked = None, 1
             lane.heard(self._clock())
-            sample, etag = job.sample, self._etag_of(job.owner, job.sample)
-            request = CutRequest(sample, self._rules, self._limits, self._chunk_frames, self._drill, etag)
+            video, etag = job.sample.encoded_video, self._etag_of(job.owner, job.sample)
+            frames, headers_only = self._chunk_frames, self._headers_only
+            request = CutRequest(video, self._rules, self._limits, frames, self._drill, etag, headers_only)
             self._lanes.open(index, lane.ticket, request)
 
     def _next_job(self) -> Job | None:
@@ -279,6 +284,9 @@ class Feed:
         if isinstance(answer, LaneReady):
             raise TypeError(f"unexpected answer {answer!r}")
         event = Event(owner, sample, answer)
+        if isinstance(answer, OpenedVideo) and self._headers_only:
+            self._release(lane)
+            return [event, Event(owner, sample, VideoEnded(0, 0.0))]
         if isinstance(answer, OpenedVideo):
             self._expect(lane, answer)
         elif isinstance(answer, VideoEnded):

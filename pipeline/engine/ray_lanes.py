@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.cutting import CutRequest
     from pipeline.engine.lanes import Answer
-    from pipeline.records import Sample
+    from pipeline.records import EncodedVideo
 
 PIECE_BYTES = 8 * 1024 * 1024
 REPORT_S = 20.0  # for another node to say whether a decoder crashed; without an answer it counts as killed from outside
@@ -55,7 +55,7 @@ class DecoderActor:
         """The node it runs on, and the paths of its crash report and of its read mark there."""
         return str(ray.get_runtime_context().get_node_id()), self._report.path, self._report.mark_path
 
-    def fetch(self, sample: Sample, etag: str, storage: StorageConfig) -> LatheError | None:
+    def fetch(self, sample: EncodedVideo, etag: str, storage: StorageConfig) -> LatheError | None:
         """Gets the video of `sample`, whose `span` is known, from the object it came from."""
         try:
             self._worker.close()
@@ -311,7 +311,7 @@ def _reported(asked: _Asked) -> WorkerLost:
     return found or asked.lost or WorkerLost("decoder actor lost", stage="decode")
 
 
-def _unsent(path: str, sample: Sample, error: OSError) -> StorageUnavailable:
+def _unsent(path: str, sample: EncodedVideo, error: OSError) -> StorageUnavailable:
     message = f"{path} cannot be sent to a decoder on another node: {error.strerror or error}"
     return StorageUnavailable(message, uri=sample.uri, key=sample.key, stage="decode")
 

@@ -24,7 +24,7 @@ class SampleAccount:
 
     sample: Sample
     planned: int = 0
-    warnings: tuple[str, ...] = ()  # of the video
+    warnings: set[str] = field(default_factory=set)  # of its clips
     earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
     handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
     written: set[int] = field(default_factory=set)
@@ -60,16 +60,10 @@ class ShardAccounts:
         return self._open[sample.index]
 
     def opened(
-        self,
-        sample: Sample,
-        planned: int,
-        rejects: Iterable[Reject],
-        earlier: set[int] | frozenset[int] = frozenset(),
-        warnings: tuple[str, ...] = (),
+        self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
     ) -> None:
         """The decoder has said how many clips will come, and which were refused. `earlier` clips are in another receipt."""
         account = self.open(sample)
-        account.warnings = warnings
         account.planned, account.earlier = planned, set(earlier)
         # Opened again after a crash: what failed before stays failed, with its reason.
         account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
@@ -79,9 +73,11 @@ class ShardAccounts:
         account = self.open(sample)
         return any(clip in clips for clips in (account.handed_over, account.written, account.failed, account.earlier))
 
-    def handed_over(self, sample: Sample, clip: int) -> None:
-        """The clip is with the writer."""
-        self.open(sample).handed_over.add(clip)
+    def handed_over(self, sample: Sample, clip: int, warnings: Iterable[str] = ()) -> None:
+        """The clip is with the writer. `warnings` are its row's, without those of the sample."""
+        account = self.open(sample)
+        account.handed_over.add(clip)
+        account.warnings.update(warnings)
 
     def written(self, sample: Sample, clip: int, num_frames: int) -> None:
         """The writer has taken the clip."""

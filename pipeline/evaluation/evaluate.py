@@ -75,7 +75,7 @@ def evaluate(
     cuda = job.model.device.startswith("cuda") or (job.model.device == "auto" and cuda_available())
     device, dtype = resolve_device(job.model.device, job.model.compute_dtype, cuda=cuda)
 
-    from pipeline.evaluation.footage import Footage
+    from pipeline.engine.footage import Footage
     from pipeline.evaluation.measuring import Bench, Findings
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesUnderWay

@@ -13,7 +13,7 @@ from pipeline.evaluation.measuring import ClipRun
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.footage import Happening
+    from pipeline.engine.footage import Happening
     from pipeline.evaluation.measuring import Bench, ClipResult, Findings
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipPlan, Sample

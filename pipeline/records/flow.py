@@ -138,6 +138,20 @@ def shard_from_dict(raw: dict[str, Any]) -> Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedVideo:
+    """What a decoder needs of a sample. Captions and metadata may be huge or nested too deeply to pickle: they stay with the owner."""
+
+    key: str
+    uri: str
+    video: bytes | str  # as `Sample.video`
+    span: tuple[int, int] | None = None  # as `Sample.span`
+
+    def __repr__(self) -> str:
+        size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
+        return f"EncodedVideo({self.key!r}, video={size})"
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One key of a shard. `video` is the encoded file's bytes, or a local path when it was too large to hold (or never was remote)."""
 
@@ -156,6 +170,11 @@ class Sample:
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object where that is not `index`: the same however plain files are grouped.
     source_index: int | None = field(default=None, compare=False)
+
+    @property
+    def encoded_video(self) -> EncodedVideo:
+        """What a decoder is given of it."""
+        return EncodedVideo(self.key, self.uri, self.video, self.span)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -264,6 +283,7 @@ class FrameChunk:
     color_matrix: str
     first: bool
     last: bool
+    damaged: int = 0  # frames that the decoder concealed or repeated, with `decode.damage` "warn"
 
     def __post_init__(self) -> None:
         planes = self.planes_T3HW

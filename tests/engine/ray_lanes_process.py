@@ -50,7 +50,7 @@ class Case:
         """All answers until the last: kinds, a digest of the pixels, and the error."""
         self.lanes._home = "another node" if elsewhere else self.home
         self.ticket += 1
-        request = CutRequest(sample, RULES, DecodeConfig(), 4, drill or DrillConfig(), etag)
+        request = CutRequest(sample.encoded_video, RULES, DecodeConfig(), 4, drill or DrillConfig(), etag)
         self.lanes.open(0, self.ticket, request)
         told = {"receiving": self.lanes.receiving(0), "pixels": 0}
         while True:
@@ -80,7 +80,7 @@ class Case:
         told = [self.lanes.reading(0)]
         self.ticket += 1
         hung = replace(sample, video=str(folder / "hung.mp4"))
-        self.lanes.open(0, self.ticket, CutRequest(hung, RULES, DecodeConfig(), 4, DrillConfig()))
+        self.lanes.open(0, self.ticket, CutRequest(hung.encoded_video, RULES, DecodeConfig(), 4, DrillConfig()))
         deadline = time.monotonic() + 60
         while not self.lanes.reading(0) and time.monotonic() < deadline:
             self.lanes.wait(0.05)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from pipeline.cutting import Cutter
 from pipeline.engine.feed import STEPS_AHEAD, Feed, Restarted
 from pipeline.engine.lanes import LaneReady, ProcessLanes
 from pipeline.errors import BuildError
-from pipeline.records import FrameChunk, Reject, Sample, VideoEnded
+from pipeline.records import FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 from tests.tiny_corpus import video_bytes
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
@@ -354,3 +355,18 @@ def test_decoders_killed_while_they_start_are_started_again(run):
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
     assert kinds(collect(feed, ended=1)["o", "k0"])[-1] == "VideoEnded"
+
+
+def test_a_decoder_gets_no_caption_and_no_metadata(run):
+    nested = []
+    for _ in range(500):
+        nested = [nested]
+    huge = {"unpicklable": lambda: None, "nested": nested, "large": "x" * (10 << 20)}
+    given = [replace(sample(n), caption="x" * (10 << 20), metadata=huge) for n in range(2)]
+    feed = run(Samples(*[("owner", item) for item in given]))
+    found, deadline = [], time.monotonic() + 30
+    while sum(isinstance(event.what, VideoEnded) for event in found) < 2:
+        assert time.monotonic() < deadline
+        found += feed.events(0.2)
+    assert all(event.sample in given and event.sample.metadata is huge for event in found)
+    assert all(isinstance(event.what, OpenedVideo | FrameChunk | VideoEnded) for event in found)

@@ -24,7 +24,7 @@ RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4
 
 def request(video=None):
     sample = Sample("key", 0, "file.mp4", video_bytes(10) if video is None else video, "mp4")
-    return CutRequest(sample, RULES, DecodeConfig(), 4, DrillConfig())
+    return CutRequest(sample.encoded_video, RULES, DecodeConfig(), 4, DrillConfig())
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.feed import Restarted
+from pipeline.engine.footage import Footage, Happening, _Loan
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
-from pipeline.evaluation.footage import Footage, Happening, _Loan
 from pipeline.evaluation.measuring import Bench, ClipRun, Findings
 from pipeline.evaluation.rows import ClipRows
 from pipeline.evaluation.samples import SamplesUnderWay

@@ -1,16 +1,25 @@
-"""`lathe plan`: the numbers it promises are those that cutting gives, and it decodes next to nothing."""
+"""`lathe plan`: the numbers it promises are those that cutting gives, it decodes next to nothing, and no video can end it."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import struct
+from pathlib import Path
 
 import pytest
 
+import pipeline
 from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.cutting import CutRequest, Cutter
-from pipeline.plan import CorpusPlan, LatentSize, plan_corpus
+from pipeline.engine import footage, survey
+from pipeline.engine.lanes import ProcessLanes
+from pipeline.errors import BadDataError, PolicyReject
+from pipeline.plan import CorpusPlan, LatentSize, PlanTally
 from pipeline.records import ClipRules, FrameChunk, Reject, Sample, VideoEnded
+from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 from tests.video_files import encode, textured
 
 FAST = {"preset": "ultrafast"}
@@ -40,8 +49,25 @@ def corpus() -> list[Sample | Reject]:
     ]
 
 
+def request(sample: Sample, rules: ClipRules) -> CutRequest:
+    return CutRequest(sample.encoded_video, rules, LIMITS, 0, DrillConfig(), headers_only=True)
+
+
 def plan(corpus: list[Sample | Reject], **values: object) -> CorpusPlan:
-    return plan_corpus(iter(corpus), rules_of(**values), LIMITS, LATENT)
+    rules = rules_of(**values)
+    tally = PlanTally(rules, LATENT)
+    for item in corpus:
+        if isinstance(item, Reject):
+            tally.rejected(item)
+            continue
+        cutter = Cutter(request(item, rules))
+        try:
+            tally.opened(item, cutter.open())
+        except BadDataError as error:
+            tally.rejected(Reject(item.key, "decode", error.reason, error.message, isinstance(error, PolicyReject)))
+        finally:
+            cutter.close()
+    return tally.result()
 
 
 def test_it_reconciles_and_names_reasons_with_keys(corpus):
@@ -57,7 +83,7 @@ def test_it_reconciles_and_names_reasons_with_keys(corpus):
         "truncated_tar": (1, False, ["u"]),
     }
     assert found.dropped["too_short"].message.startswith("4 frames")
-    assert found.warnings["untagged_color"] == 5
+    assert (found.warnings["untagged_color"], found.warnings["no_caption"]) == (3, 3), "of videos that give clips, as in a build"
     json.dumps(found.to_dict())
 
 
@@ -69,9 +95,7 @@ def test_it_promises_what_cutting_gives(corpus, select, fps):
     clips, frames, latent_bytes = 0, 0, 0
     for sample in intact:
         assert isinstance(sample, Sample)
-        cutter = Cutter(
-            CutRequest(sample, rules_of(frames=[5, 17], select=select, fps=fps), LIMITS, 0, validate(DrillConfig, {}))
-        )
+        cutter = Cutter(request(sample, rules_of(frames=[5, 17], select=select, fps=fps)))
         cutter.open()
         while not isinstance(chunk := cutter.next(), VideoEnded):
             assert isinstance(chunk, FrameChunk)
@@ -83,22 +107,96 @@ def test_it_promises_what_cutting_gives(corpus, select, fps):
     assert sum(fill.clips for fill in found.buckets.values()) == clips
 
 
-def test_it_decodes_one_frame_a_video(corpus, monkeypatch):
-    decoded = []
-    close = Cutter.close
-
-    def closing(self: Cutter) -> None:
-        close(self)
-        decoded.append(self._frames_decoded)
-
-    monkeypatch.setattr(Cutter, "close", closing)
-    plan(corpus[:2], select="whole")
-    assert decoded == [1, 1]
-
-
 def test_moments_double_the_bytes():
     assert (
         LatentSize(16, 2, 4, 8, tensors=2).num_bytes(17, 48, 48)
         == 2 * LATENT.num_bytes(17, 48, 48)
         == 2 * 16 * 5 * 36 * 2
     )
+
+
+# --- the whole of it, over real decoder processes --------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A GIF of 33 bytes whose picture has 9000x9000 pixels: more memory than `decode.memory_bytes` may be set to at least."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 9000, 9000, 0x80, 0, 0) + bytes(6)
+    return screen + b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00;"
+
+
+SMALL = ("decode.memory_bytes=268435456", "decode.max_pixels=100000000")
+
+
+def corpus_of(folder: Path, videos: dict[str, bytes]) -> Path:
+    return write_tar(folder / "a.tar", {key: {"mp4": video} for key, video in videos.items()})
+
+
+def reasons(dropped: object) -> dict[str, int]:
+    assert isinstance(dropped, dict)
+    return {reason: item.count for reason, item in dropped.items()}
+
+
+def test_what_plan_predicts_is_what_encode_does_and_twice_the_same(tmp_path):
+    videos = {f"k{n}": video_bytes(5 + 4 * (n % 3), seed=n) for n in range(9)}
+    tar = corpus_of(tmp_path, {**videos, "big": bomb(), "bad": b"garbage" * 99, "short": video_bytes(3)})
+    job = tiny_job(tar, tmp_path / "out", *SMALL, "reject_budget=1", "engine.decoders=3")
+    first, second = survey.plan_job(job), survey.plan_job(job)
+    assert json.dumps(first.to_dict()) == json.dumps(second.to_dict())
+    report = pipeline.encode(job)
+    assert (first.samples, first.with_clips, first.clips) == (12, 9, report.counts.clips)
+    assert reasons(first.dropped) == report.rejects
+    assert set(report.rejects) == {"decoder_memory", "undecodable", "too_short"}
+
+
+class _Crashing(ProcessLanes):
+    """Kills the process of a lane by the signal that a crash in a codec raises, as soon as a video of some name is sent there."""
+
+    def open(self, lane, ticket, request):
+        super().open(lane, ticket, request)
+        if request.sample.key.startswith("crash"):
+            os.kill(self._children[lane].process.pid, signal.SIGSEGV)
+        if request.sample.key.startswith("hang"):
+            os.kill(self._children[lane].process.pid, signal.SIGSTOP)
+
+
+def test_a_codec_that_crashes_or_hangs_costs_one_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(footage, "ProcessLanes", _Crashing)
+    tar = corpus_of(tmp_path, {key: video_bytes(5) for key in ("a", "crash", "b", "hang", "c")})
+    plan = survey.plan_job(tiny_job(tar, tmp_path / "out", "decode.timeout_s=1", "engine.decoders=1"))
+    assert (plan.samples, plan.with_clips) == (5, 3)
+    told = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
+    assert told == {
+        "decoder_crashed": (1, ["crash"], "decoder process ended: segmentation fault (SIGSEGV), 2 times"),
+        "decode_timeout": (1, ["hang"], "no answer from the decoder in 1 s, 2 times"),
+    }
+
+
+def test_each_video_costs_one_decoded_frame(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(video_bytes(29))
+    asked = []
+
+    class Asked(ProcessLanes):
+        def pull(self, lane, ticket):
+            asked.append(lane)
+
+    monkeypatch.setattr(footage, "ProcessLanes", Asked)
+    plan = survey.plan_job(tiny_job(tmp_path, tmp_path / "out"))
+    assert (plan.clips, asked) == (5, [])
+
+
+def test_a_plain_file_that_cannot_be_read_is_named_and_the_rest_is_planned(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").write_bytes(video_bytes(5))
+    resolve = survey.resolve_inputs
+
+    def vanishing(*arguments):
+        shards = resolve(*arguments)
+        (tmp_path / "b.mp4").unlink()
+        return shards
+
+    monkeypatch.setattr(survey, "resolve_inputs", vanishing)
+    plan = survey.plan_job(tiny_job(tmp_path, tmp_path / "out"))
+    assert (plan.samples, plan.with_clips) == (1, 1)
+    (notice,) = plan.notices
+    assert notice.startswith("not planned: ")
+    assert "b.mp4" in notice

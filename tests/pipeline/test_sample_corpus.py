@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import sample_corpus
-from pipeline.clips import resolve_rules
-from pipeline.config import ClipConfig, DecodeConfig, validate
+from pipeline.config import DecodeConfig, build_job, validate
+from pipeline.engine.survey import plan_job
 from pipeline.errors import OutputError
-from pipeline.plan import LatentSize, plan_corpus
 from pipeline.records import Reject, Sample
 from pipeline.sample_corpus import RECIPES, SampleSummary, make_samples
 
@@ -73,8 +72,7 @@ def test_every_sample_has_words_and_all_but_one_a_video(corpus):
 
 
 def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
-    rules = resolve_rules(validate(ClipConfig, {}), 4, 8, "leanvae")
-    plan = plan_corpus(items(corpus[0]), rules, validate(DecodeConfig, {}), LatentSize(16, 2, 4, 8))
+    plan = plan_job(build_job({"inputs": [str(corpus[0])], "output": "."}))
     assert (plan.samples, plan.with_clips) == (20, 16)
     assert {reason: (d.count, d.policy, d.keys) for reason, d in plan.dropped.items()} == {
         "no_video": (1, True, ["000007"]),

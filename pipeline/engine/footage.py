@@ -1,5 +1,7 @@
 """A corpus as a stream of what happens to its samples: opened, chunk, clip failed, ended, rejected. As `lathe encode` sees it.
 
+For `lathe evaluate`, and with `headers_only` for `lathe plan`.
+
 Enters: shards and the job's rules. Leaves: `Happening`s; those of one sample in order, those of different samples interleaved. A
 thread reads samples ahead, the engine's feed drives decoder processes that may be killed. Memory: a few samples, `engine.frame_bytes` of
 frames.
@@ -19,7 +21,7 @@ from pipeline.reader import ShardReader
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from pipeline.config import EncodeJob
@@ -31,11 +33,13 @@ MOST_DECODERS = 16  # as `lathe encode` for one encoder
 
 
 class Happening(NamedTuple):
-    """Something that happened to sample `number` of the corpus, counted as they are read; a `Reject` or `VideoEnded` is its last."""
+    """Something that happened to sample `number` of the corpus, counted as they are read. The last of a sample is `VideoEnded`, a `Reject`,
+    or the `LatheError` of a source that could not be read.
+    """
 
     number: int
     sample: Sample | None  # None: the reader rejected it
-    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject
+    what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject | LatheError
 
 
 class _Loan:
@@ -68,6 +72,7 @@ class _Ticket(NamedTuple):
 
     number: int
     loan: _Loan
+    alone: bool  # a plain file
 
 
 class Footage:
@@ -80,10 +85,23 @@ class Footage:
     """
 
     def __init__(
-        self, job: EncodeJob, shards: Sequence[Shard], rules: ClipRules, chunk_frames: int, device: str
+        self,
+        job: EncodeJob,
+        shards: Sequence[Shard],
+        rules: ClipRules,
+        chunk_frames: int,
+        device: str,
+        *,
+        headers_only: bool = False,
+        goes_on: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
-        """`chunk_frames`: most frames of a chunk behind the first. Processes start now, and warm up while a network loads."""
+        """`chunk_frames`: most frames of a chunk behind the first. `device`: of the network beside the decoders. Processes start now,
+        and warm up while a network loads. `headers_only`: videos are opened and nothing is cut. `goes_on`: whether to go on with the next
+        file where a plain file cannot be read, by the reader or by a decoder.
+        """
         self._job, self._shards = job, shards
+        self._goes_on = goes_on
+        self.counters: dict[str, int] = {}  # of the reader; complete at the end
         self._samples: queue.Queue[tuple[_Ticket, Sample]] = queue.Queue(READ_AHEAD)
         self._refused: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._read: int | None = None  # samples in all, once that is known
@@ -91,7 +109,7 @@ class Footage:
         self._loans: set[_Loan] = set()
         self._stop = threading.Event()
         lanes = ProcessLanes(
-            job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1)),
+            job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1, _most_samples(shards))),
             job.decode.memory_bytes,
             niceness_beside(device),
         )
@@ -104,6 +122,7 @@ class Footage:
             chunk_frames=chunk_frames,
             frame_bytes=job.engine.frame_bytes,
             largest_batch=lambda shape: 1,
+            headers_only=headers_only,
         )
         self._thread = threading.Thread(target=self._read_all, name="footage", daemon=True)
 
@@ -128,14 +147,15 @@ class Footage:
                 ended += 1
                 yield self._refused.get()
             for event in self._feed.events(WAIT_S):
-                if isinstance(
+                failed = isinstance(
                     event.what, LatheError
-                ):  # not the video's fault: its numbers would be missing from the result
+                )  # not the video's fault: it would be missing from the result
+                if isinstance(event.what, LatheError) and not (event.owner.alone and self._goes_on(event.what)):
                     raise event.what
                 yield Happening(event.owner.number, event.sample, event.what)
                 if isinstance(event.what, FrameChunk):
                     self._feed.consumed(event.what.nbytes)
-                elif isinstance(event.what, VideoEnded | Reject):
+                elif failed or isinstance(event.what, VideoEnded | Reject):
                     ended += 1
                     event.owner.loan.give_back(event.sample)
             if self._error is not None:
@@ -154,13 +174,19 @@ class Footage:
         count = 0
         try:
             for shard in self._shards:
-                reader = ShardReader(shard, self._job.storage, max_video_bytes=self._job.decode.max_video_bytes)
+                reader = ShardReader(
+                    shard,
+                    self._job.storage,
+                    max_video_bytes=self._job.decode.max_video_bytes,
+                    counters=self.counters,
+                    unread=lambda source, error: self._goes_on(error),
+                )
                 loan = _Loan(reader, self._loans)
                 try:
                     for item in reader:
                         if self._stop.is_set():
                             return
-                        self._hand_on(count, item, loan)
+                        self._hand_on(_Ticket(count, loan, alone=shard.kind == "files"), item)
                         count += 1
                 finally:
                     loan.give_back()
@@ -170,14 +196,19 @@ class Footage:
         finally:
             self._feed.wake()
 
-    def _hand_on(self, number: int, item: Sample | Reject, loan: _Loan) -> None:
+    def _hand_on(self, ticket: _Ticket, item: Sample | Reject) -> None:
         if isinstance(item, Reject):
-            self._refused.put(Happening(number, None, item))
+            self._refused.put(Happening(ticket.number, None, item))
             return
-        loan.take()
+        ticket.loan.take()
         while not self._stop.is_set():
             try:
-                self._samples.put((_Ticket(number, loan), item), timeout=WAIT_S)
+                self._samples.put((ticket, item), timeout=WAIT_S)
                 return
             except queue.Full:
                 continue
+
+
+def _most_samples(shards: Sequence[Shard]) -> int:
+    """How many samples there can be at most: more decoders would have nothing to do."""
+    return sum(len(shard.objects) if shard.kind == "files" else 1 << 16 for shard in shards)

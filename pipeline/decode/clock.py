@@ -1,0 +1,97 @@
+"""One ascending clock for the packets of a video whose own clock may restart, jump or have gaps. Part of the decode package.
+
+Takes times in decode order as the container gives them. Gives times on which every segment follows the one before it.
+
+A clock breaks where times fall back further than reordering explains: at a keyframe that is earlier than what was decoded before
+it, at a packet earlier than all of the last `MOST_REORDERED`, and where decode times fall (MPEG-TS, MPEG-PS, FLV). In MPEG streams
+a leap ahead of more than `LEAP_S` is a break too, as in players: captures leap there, while other containers mean their gaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_REORDERED = 16  # frames that may be decoded before one that is shown earlier (H.264, H.265)
+LEAP_S = 10.0
+MOST_BREAKS = 1000  # or an eighth of the packets; a clock that breaks more often says nothing
+NO_TIME = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is known of how the times of a stream may run."""
+
+    reorders: bool  # frames may be shown in another order than decoded
+    decode_times: bool  # decode times are the container's own and never fall
+    leap: int | None  # ticks ahead that are a break; None: none are
+
+
+def continue_clock(
+    pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order
+) -> tuple[np.ndarray, int] | None:
+    """Moves each segment behind the one before it; gives times and the number of breaks.
+
+    Args:
+        pts: int64 in decode order, all known.
+        dts: int64, `NO_TIME` where there is none.
+        is_point: packets before which everything decoded is shown earlier.
+        order: of the stream.
+
+    Returns:
+        None where the clock breaks so often that it is none.
+    """
+    starts = [0]
+    while (at := _next_break(pts, dts, is_point, order, starts[-1])) is not None:
+        starts.append(at)
+        if len(starts) > max(8, min(MOST_BREAKS, len(pts) // 8)):
+            return None
+    ticks = pts.copy()
+    bounds = [*starts, len(pts)]
+    for n in range(1, len(starts)):
+        previous, begin, end = bounds[n - 1 : n + 2]
+        before = ticks[previous:begin]
+        ticks[begin:end] += int(before.max()) + usual_gap(before) - int(pts[begin:end].min())
+    return ticks, len(starts) - 1
+
+
+def usual_gap(ticks: np.ndarray) -> int:
+    """The median distance of neighbours in time; 1 where there are none."""
+    gaps = np.diff(np.unique(ticks))
+    return max(1, int(np.median(gaps))) if len(gaps) else 1
+
+
+def fill_gaps(pts: np.ndarray) -> np.ndarray:
+    """Times of packets that have none, put evenly between those of their neighbours. For streams without reordering."""
+    known = np.flatnonzero(pts != NO_TIME)
+    places = np.arange(len(pts))
+    filled = np.round(np.interp(places, known, pts[known])).astype(np.int64)
+    filled[known] = pts[known]  # exact: float64 does not hold every int64
+    gap = usual_gap(pts[known])
+    first, last = int(known[0]), int(known[-1])
+    filled[:first] = pts[first] - gap * np.arange(first, 0, -1)
+    filled[last + 1 :] = pts[last] + gap * np.arange(1, len(pts) - last)
+    return filled
+
+
+def _next_break(pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order, begin: int) -> int | None:
+    """The first packet after `begin` that does not continue the segment which begins there."""
+    own = pts[begin:]
+    highest, later = np.maximum.accumulate(own)[:-1], own[1:]
+    back = later < highest
+    broken = back & is_point[begin + 1 :] if order.reorders else back
+    if order.decode_times:
+        own_dts = dts[begin:]
+        known = (own_dts[1:] != NO_TIME) & (own_dts[:-1] != NO_TIME)
+        broken |= known & (own_dts[1:] < own_dts[:-1])
+    if order.leap is not None:
+        broken |= later - highest > order.leap
+    if order.reorders and len(own) > MOST_REORDERED + 1:
+        window = MOST_REORDERED + 1
+        lowest = own[: len(own) - window].copy()  # of `window` packets from each on
+        for n in range(1, window):
+            np.minimum(lowest, own[n : n + len(lowest)], out=lowest)
+        broken[window - 1 :] |= own[window:] < lowest
+    found = np.flatnonzero(broken)
+    return begin + 1 + int(found[0]) if len(found) else None

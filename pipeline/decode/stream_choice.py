@@ -1,0 +1,55 @@
+"""Which of a container's video streams is the video: one that moves, not a cover picture. Part of the decode package."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from av.stream import Disposition
+
+from pipeline.errors import DamagedInput
+
+NEVER = Disposition.attached_pic | Disposition.timed_thumbnails
+MOVING_PACKETS = 2  # a stream with fewer is a picture
+# How far is looked for them: until one stream has a second or so, past sound that comes first.
+LOOK_PACKETS, LOOK_ALL_PACKETS, LOOK_BYTES = 25, 2000, 64 << 20
+
+
+def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[Any, tuple[str, ...]]:
+    """The stream to decode, and warnings. `count` gives the packets near the beginning, by stream index; it is called only where
+    several streams compete.
+
+    Raises:
+        DamagedInput: `no_video_stream`, `no_decoder`.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & NEVER]
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise DamagedInput("no_video_stream", f"expected a video stream, found {kinds}", stage="decode")
+    usable = [stream for stream in streams if stream.codec_context is not None]
+    if not usable:
+        raise DamagedInput("no_decoder", "the video stream's codec is unknown to this libav", stage="decode")
+    if len(usable) == 1:
+        return usable[0], ()
+    packets = count({stream.index for stream in usable})
+    moving = [stream for stream in usable if packets[stream.index] >= MOVING_PACKETS] or usable
+    extra = (f"extra_streams:{len(moving) - 1}",) if len(moving) > 1 else ()
+    for stream in container.streams.video:
+        if stream not in moving:  # libav's last choice
+            stream.disposition = Disposition.hearing_impaired
+    best = container.streams.best("video")
+    return (best if best in moving else moving[0]), extra
+
+
+def count_packets(container: Any, indices: set[int], found: Counter[int]) -> None:
+    """Adds to `found` the packets of the streams `indices` near the beginning of an open container, by stream index."""
+    num_bytes = 0
+    for number, packet in enumerate(container.demux()):
+        num_bytes += packet.size
+        if packet.size and packet.stream_index in indices:
+            found[packet.stream_index] += 1
+            if found[packet.stream_index] >= LOOK_PACKETS:
+                break
+        if number >= LOOK_ALL_PACKETS or num_bytes >= LOOK_BYTES:
+            break

@@ -1,0 +1,103 @@
+"""Every odd input gives the frames that a player shows, or is refused with a reason; by any clip rule its frames have the same pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import BadDataError, PolicyReject
+from tests.odd_inputs.cutting import RULES, cut, read_through, rules
+from tests.odd_inputs.numbered import CORNERS, corner_colours, number_of
+from tests.odd_inputs.table import ALL, DAMAGED, REFUSED, VIDEOS, Odd, made
+
+NEAR_S = 0.0021  # Matroska and FLV round to milliseconds; a frame shown by a packet of its own comes a tick later
+NEAR_COLOUR = 5
+COEFFICIENTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
+
+
+def by_name(odd: Odd) -> str:
+    return odd.name
+
+
+def to_rgb(planes_3HW: np.ndarray, matrix: str) -> np.ndarray:
+    red, blue = COEFFICIENTS[matrix]
+    y = (planes_3HW[0] - 16.0) * 255 / 219
+    cb, cr = ((plane - 128.0) * 255 / 224 for plane in planes_3HW[1:])
+    r, b = y + 2 * (1 - red) * cr, y + 2 * (1 - blue) * cb
+    return np.stack([r, (y - red * r - blue * b) / (1 - red - blue), b], -1)
+
+
+@pytest.mark.parametrize("odd", VIDEOS, ids=by_name)
+def test_the_frames_of_an_odd_video_are_those_that_a_player_shows(odd):
+    found = read_through(odd.data())
+    if found.error is not None:
+        raise found.error
+    assert (found.info.height, found.info.width) == odd.size
+    numbers = [number_of(planes) for planes in found.planes]
+    assert [n for n in numbers if n not in odd.optional] == [n for n in odd.numbers if n not in odd.optional]
+    assert len(numbers) == len(found.times_s) == found.info.num_frames
+    if odd.times_s is not None:
+        np.testing.assert_allclose(found.times_s, odd.times_s, atol=NEAR_S, rtol=0)
+    assert (np.diff(found.times_s) > 0).all()
+    if odd.end_s is not None:
+        assert found.end_s == pytest.approx(odd.end_s, abs=NEAR_S)
+    assert odd.warnings <= {warning.partition(":")[0] for warning in found.info.warnings}
+    if odd.colours:
+        colours = corner_colours(to_rgb(found.planes[0].astype(float), found.info.color_matrix))
+        assert np.abs(np.array(colours) - CORNERS).max() <= NEAR_COLOUR, colours
+
+
+@pytest.mark.parametrize("odd", DAMAGED, ids=by_name)
+def test_damage_costs_the_frames_it_touches_and_no_others(odd):
+    whole = {}
+    for make in odd.truth:
+        whole |= {number_of(planes): planes for planes in read_through(made(make)).planes}
+    try:
+        found = cut(odd.data(), rules("every"))
+    except BadDataError:
+        assert odd.may_refuse
+        return
+    given = set()
+    for frames in found.clips.values():
+        for _, planes in frames:
+            number = number_of(planes)
+            assert number in whole, "a frame that is not in the video"
+            np.testing.assert_array_equal(
+                planes, whole[number], err_msg=f"frame {number} is not as in the undamaged video"
+            )
+            given.add(number)
+    assert given >= set(odd.numbers) - odd.lost or odd.may_refuse
+    assert all(reject.reason and reject.message for reject in found.failed)
+
+
+@pytest.mark.parametrize("odd", REFUSED, ids=by_name)
+def test_what_gives_no_frames_is_refused_with_the_reason(odd):
+    with pytest.raises(BadDataError) as caught:
+        read_through(odd.data())
+    assert caught.value.reason in odd.reasons
+    if odd.policy is not None:
+        assert isinstance(caught.value, PolicyReject) == odd.policy
+    assert "Invalid argument" not in caught.value.message
+
+
+@pytest.mark.parametrize("odd", [*VIDEOS, *DAMAGED], ids=by_name)
+def test_any_clip_rule_gives_the_same_pixels_for_the_same_frame(odd):
+    data, seen = odd.data(), {}
+    try:
+        through = read_through(data, (64, 96))
+        seen = dict(zip(through.times_s.tolist(), through.planes, strict=False))
+        compared = 0
+        for name in sorted(set(RULES) - {"every"}):
+            for frames in cut(data, rules(name)).clips.values():
+                for time_s, planes in frames:
+                    known = seen.setdefault(time_s, planes)
+                    assert np.array_equal(planes, known), f"the frame at {time_s} s has other pixels by {name}"
+                    compared += known is not planes
+    except BadDataError:
+        assert odd.may_refuse
+    else:
+        assert compared or odd.may_refuse or len(odd.numbers) < 5
+
+
+def test_names_are_unique():
+    assert len({odd.file_name for odd in ALL}) == len(ALL)
