@@ -64,7 +64,6 @@ class Group:
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
     fields: dict[str, None] = field(default_factory=dict)  # what follows the key, for messages
     extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
-    members: int = 0
     stem: str = ""  # of the last member
     beside_damage: bool = False  # a broken header lay next to it, so that something of it may be lost
     held_bytes: int = GROUP_BYTES
@@ -113,7 +112,6 @@ class Grouper:
         elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
             yield from self._relieve(group, name.stem)
         group.stem = name.stem
-        group.members += 1
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
         group.extensions.setdefault(name.stem, set()).add(name.extension)
@@ -135,9 +133,11 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Why a video is not even read, if so: a name that came before, or a better video of its stem is there."""
         group = self._group()
-        if (left := self._left.get(name.stem)) is not None:
-            other = left not in ("", name.path)
-            return self._extra(name, left) if other else self._repeated(name)
+        left = self._left.get(name.stem)
+        if left in ("", name.path):
+            return self._repeated(name)
+        if left is not None and left.rpartition(".")[0] == name.stem:
+            return self._extra(name, left)
         held = group.videos.get(name.stem)
         if held is None or name.stem not in group.videos:
             return None
@@ -248,8 +248,9 @@ class Grouper:
     def _leave(self, group: Group) -> Iterator[Sample | Reject]:
         del self._waiting[group.key]
         if not group.stems:
-            if group.again:  # texts of a sample that left before
-                count(self._counters, "late_members", group.members)
+            if group.again:
+                if group.texts:  # of a sample that left before
+                    count(self._counters, "late_members", len(group.texts))
             else:
                 self._left[group.key] = ""
                 reason, message, policy = _no_video(group)
@@ -277,6 +278,8 @@ class Grouper:
     def _settle(self, group: Group, video: Video) -> Sample | Reject:
         del group.videos[video.name.stem]
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
+        if key in self._left:  # `a.mp4` far behind `a.1.mp4`, which had the key
+            key = video.name.path
         self._left[key] = self._left[video.name.stem] = video.name.path
         names = group.texts_of(video)
         group.used |= set(names)

@@ -138,6 +138,8 @@ def decode_text(data: bytes) -> Decoded | None:
     for mark, marked in BYTE_ORDER_MARKS:
         if data.startswith(mark) and (text := _strictly(data[len(mark) :], marked)) is not None:
             return Decoded(text, marked, guessed=False)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
     data = data.removeprefix(codecs.BOM_UTF8)
     plain = _strictly(data, "utf-8")
     if (plain is None or CONTROL.search(plain[:SAMPLE_BYTES])) and (wide := _wide(data)) is not None:
