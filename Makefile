@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench clean
+.PHONY: help setup demo test check fix bench fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -39,8 +39,11 @@ fix: $(INSTALLED) ## format, and repair what the linter can repair
 bench: $(INSTALLED) ## measure encode, decode, write and end to end; prints ratios
 	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
+fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, or for FUZZ_S=600 seconds
+	$(BIN)/python -m tests.fuzz
+
 clean: ## remove what make made: .venv/, demo/, caches
-	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made aside and renamed, so that an interrupted run leaves no half corpus that looks whole.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode.colour_tags import Colour, made_of_rgb, resolve
+from pipeline.decode.colour_tags import Colour, resolve, rgb_matrix
 from pipeline.decode.container import OpenContainer, damage, measure
 from pipeline.decode.cropping import Cropper
 from pipeline.decode.frame_stream import FrameStream
@@ -158,7 +158,7 @@ class Video:
             _first_tag(first.color_range, context.color_range, unknown=0),
             _first_tag(first.color_trc, context.color_trc),
             first.height,
-            made_of_rgb(first.format),
+            rgb_matrix(first.format),
             limits.untagged_matrix,
         )
         decisions = _apply_policies(colour, interlaced, limits)

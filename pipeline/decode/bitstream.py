@@ -1,7 +1,8 @@
 """What the first bytes of an encoded packet say about it, without decoding. Part of the decode package.
 
 Where a decoder may begin (`point_test`), and which packets show no frame of their own (`hidden_test`).
-Sources: ITU-T H.264 7.3 and D.2.8, ITU-T H.265 7.4.2, RFC 6386 9.1 (VP8), the VP9 bitstream specification 6.2 and Annex B.
+Sources: ITU-T H.264 7.3 and D.2.8, ITU-T H.265 7.4.2, RFC 6386 9.1 (VP8), the VP9 bitstream specification 6.2 and Annex B,
+the AV1 bitstream specification 5.3, 5.5 and 5.9.2.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ RECOVERY_POINT = 6  # SEI payload type
 HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
 HEVC_NO_PICTURE = range(32, 41)  # parameters, delimiters, ends, filler, messages
 HEVC_NO_LEADING = (18, 20)  # those that no picture follows which is shown before them
+
+AV1_SEQUENCE, AV1_FRAMES = 1, (3, 6, 7)  # AV1 OBU types
 
 
 class Point(IntEnum):
@@ -52,7 +55,7 @@ def point_test(stream: Any) -> Callable[[Any], Point]:
 def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
     """Asks a packet whether no frame of its own is shown for it; None where every packet of the codec shows one.
 
-    Hidden are reference frames of VP8 and VP9 that are never shown, the second field of an H.264 picture whose fields
+    Hidden are reference frames of VP8, VP9 and AV1 that are not shown there, the second field of an H.264 picture whose fields
     come in packets of their own, and packets of H.264 and H.265 that hold parameters or messages and no picture. The
     test must see all packets in order.
     """
@@ -61,6 +64,8 @@ def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
         return lambda packet: not memoryview(packet)[0] >> 4 & 1
     if codec == "vp9":
         return lambda packet: not _vp9_shows(bytes(packet))
+    if codec == "av1":
+        return lambda packet: not _av1_shows(bytes(packet))
     extradata = stream.codec_context.extradata or b""
     if codec == "hevc":
         length_size = nal_length_size(codec, extradata)
@@ -69,9 +74,13 @@ def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
         return lambda packet: _hevc_shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]), length_size)
     if codec == "h264":
         pairs = FieldPairs(extradata)
-        if pairs.impossible:
-            return None
-        return lambda packet: pairs.shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]))
+
+        def shows_none(packet: Any) -> bool:
+            if pairs.unlikely and not packet.is_keyframe:
+                return False
+            return pairs.shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]))
+
+        return shows_none
     return None
 
 
@@ -147,3 +156,34 @@ def _vp9_frame_shows(header: int) -> bool:
     spare = 3 if profile < 3 else 2  # bits that follow the profile, a reserved one taken away
     show_existing = header >> spare & 1
     return bool(show_existing or header >> (spare - 2) & 1)
+
+
+def _av1_shows(data: bytes) -> bool:
+    at, frames = 0, 0
+    while at < len(data):
+        header = data[at]
+        kind, at = header >> 3 & 15, at + 1 + (header >> 2 & 1)
+        size = len(data) - at
+        if header >> 1 & 1:
+            size, at = _leb128(data, at)
+        if at >= len(data):
+            break
+        if kind == AV1_SEQUENCE and data[at] >> 3 & 1:
+            return True  # a still picture with a reduced header
+        if kind in AV1_FRAMES and size:
+            frames += 1
+            if data[at] >> 7 or data[at] >> 4 & 1:  # show_existing_frame, show_frame
+                return True
+        at += size
+    return not frames  # damaged: it may have held one
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for n in range(8):
+        if at >= len(data):
+            break
+        value, at = value | (data[at] & 0x7F) << 7 * n, at + 1
+        if not data[at - 1] >> 7:
+            break
+    return value, at

@@ -30,8 +30,8 @@ class Order:
 
 def continue_clock(
     pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order
-) -> tuple[np.ndarray, int] | None:
-    """Moves each segment behind the one before it; gives times and the number of breaks.
+) -> tuple[np.ndarray, list[int]] | None:
+    """Moves each segment behind the one before it; gives times and the first packet of each further segment.
 
     Args:
         pts: int64 in decode order, all known.
@@ -53,13 +53,21 @@ def continue_clock(
         previous, begin, end = bounds[n - 1 : n + 2]
         before = ticks[previous:begin]
         ticks[begin:end] += int(before.max()) + usual_gap(before) - int(pts[begin:end].min())
-    return ticks, len(starts) - 1
+    return ticks, starts[1:]
 
 
 def usual_gap(ticks: np.ndarray) -> int:
     """The median distance of neighbours in time; 1 where there are none."""
     gaps = np.diff(np.unique(ticks))
     return max(1, int(np.median(gaps))) if len(gaps) else 1
+
+
+def spread(ticks: np.ndarray, end: int) -> np.ndarray:
+    """Ascending times, float64, of non-descending `ticks`: equal ones are put evenly before the next, the last ones before `end`."""
+    distinct, first, counts = np.unique(ticks, return_index=True, return_counts=True)
+    gaps = np.diff(distinct, append=max(end, int(distinct[-1]) + 1))
+    place = np.arange(len(ticks)) - np.repeat(first, counts)
+    return np.repeat(distinct, counts) + place * np.repeat(gaps / counts, counts)
 
 
 def fill_gaps(pts: np.ndarray) -> np.ndarray:

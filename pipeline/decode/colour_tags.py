@@ -16,7 +16,7 @@ RGB, BT709, UNSPECIFIED, FCC, BT470BG, SMPTE170M, SMPTE240M, BT2020NC, BT2020C =
 PQ, HLG = 16, 18
 RANGES = {0: "untagged", 1: "limited", 2: "full"}
 HD_LINES = 720
-XYZ = "xyz12"
+XYZ, BAYER = "xyz12", "bayer_"
 
 MATRICES = {BT709: "bt709", BT470BG: "bt601", SMPTE170M: "bt601", BT2020NC: "bt2020nc"}
 # Near enough to be shown as a neighbour (coefficients differ by less than 0.02), and said in a warning.
@@ -33,24 +33,32 @@ class Colour:
     warnings: tuple[str, ...]
 
 
-def made_of_rgb(pixel_format: Any) -> bool:
-    """Whether swscale reads frames of this format (PyAV's `VideoFormat`) as RGB. Palettes and CIE XYZ are, though libav does not call
-    them RGB.
+def rgb_matrix(pixel_format: Any) -> str | None:
+    """The matrix by which swscale makes YUV of this format (PyAV's `VideoFormat`), None where it is YUV or grey already.
+
+    Palettes and CIE XYZ count as RGB, though libav does not call them so. Raw sensor data becomes BT.601 whatever one asks for.
     """
-    return bool(pixel_format.is_rgb or pixel_format.has_palette or str(pixel_format.name).startswith(XYZ))
+    if str(pixel_format.name).startswith(BAYER):
+        return "bt601"
+    return "bt709" if pixel_format.is_rgb or pixel_format.has_palette or pixel_format.name.startswith(XYZ) else None
 
 
 def resolve(
-    matrix: int, color_range: int, transfer: int, lines: int, rgb: bool, untagged: Literal["auto", "bt601", "bt709"]
+    matrix: int,
+    color_range: int,
+    transfer: int,
+    lines: int,
+    rgb: str | None,
+    untagged: Literal["auto", "bt601", "bt709"],
 ) -> Colour:
-    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height, `rgb` whether frames are `made_of_rgb`.
+    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height, `rgb` the frames' `rgb_matrix`.
 
     Raises:
         PolicyReject: `color_matrix`, for a matrix that is neither of the three nor close to one (YCgCo, ICtCp, …).
     """
     warnings: tuple[str, ...] = ()
     if rgb:
-        name = "bt709"  # ours: swscale makes YUV of it with this matrix
+        name = rgb
     elif matrix in MATRICES:
         name = MATRICES[matrix]
     elif matrix in NEIGHBOURS:

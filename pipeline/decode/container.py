@@ -21,6 +21,7 @@ import av.error
 
 from pipeline.decode.cropping import Margins, container_margins
 from pipeline.decode.encoded_file import open_encoded, storage_error
+from pipeline.decode.matroska_crop import PatchedFile, hide_impossible_crops
 from pipeline.decode.read_mark import READING
 from pipeline.decode.stream_choice import choose, count_packets
 from pipeline.errors import DamagedInput, PolicyReject
@@ -42,7 +43,9 @@ LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, 
 
 
 @contextmanager
-def damage(reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | None = None) -> Iterator[None]:
+def damage(
+    reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | PatchedFile | None = None
+) -> Iterator[None]:
     """Turns whatever libav raises inside into `DamagedInput(reason)`. `file` is what libav reads from inside, if it reads.
 
     Raises:
@@ -111,7 +114,18 @@ def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
         )
 
 
-def _open(file: EncodedFile, limits: DecodeConfig) -> Any:
+def _open(file: EncodedFile, limits: DecodeConfig) -> tuple[Any, EncodedFile | PatchedFile]:
+    """Libav's container, and the file that it reads: `file`, or one that hides impossible cropping."""
+    try:
+        return _libav_open(file, limits), file
+    except av.error.InvalidDataError:
+        patched = hide_impossible_crops(file)
+        if patched is None:
+            raise
+        return _libav_open(patched, limits), patched
+
+
+def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
     return av.open(
         file,
         mode="r",
@@ -136,16 +150,19 @@ class OpenContainer:
             PolicyReject: `too_many_pixels`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        self.file = open_encoded(video)
+        file = open_encoded(video)
+        self.file: EncodedFile | PatchedFile = file
         self.container: Any = None
         try:
             expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
-            with damage("undecodable", f"opening the container ({expected})", file=self.file):
-                self.container = _open(self.file, limits)
+            with damage("undecodable", f"opening the container ({expected})", file=file):
+                self.container, self.file = _open(file, limits)
             with damage("undecodable", "listing the streams"):
                 self.stream, self.warnings = choose(
                     self.container, lambda indices: _count_packets(video, limits, indices)
                 )
+            if isinstance(self.file, PatchedFile):
+                self.warnings = (*self.warnings, "bad_crop:impossible")
             with damage("undecodable", "reading the stream's header"):
                 self._prepare(limits)
         except BaseException:
@@ -188,10 +205,9 @@ def _count_packets(video: bytes | str, limits: DecodeConfig, indices: set[int]) 
     # In a container of its own: not every format can go back to its beginning.
     with closing(open_encoded(video)) as file:
         found: Counter[int] = Counter()
-        with (
-            suppress(*LIBAV_ERRORS),
-            _open(file, limits) as container,
-        ):  # what breaks here is met again by the reader of packets
-            count_packets(container, indices, found)
+        with suppress(*LIBAV_ERRORS):  # what breaks here is met again when packets are listed
+            container, _ = _open(file, limits)
+            with container:
+                count_packets(container, indices, found)
         file.check()
         return found

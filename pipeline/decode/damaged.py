@@ -1,7 +1,7 @@
 """Which frames of a stream are damaged, learned while it is decoded. Part of the decode package.
 
-A decoder meets damage in one packet, but what it gives afterwards is built on it, up to the next point where pictures stand
-by themselves. So damage lasts from the first frame it can have reached to the frame of the next point.
+A decoder meets damage in one packet, but what it gives for later packets is built on it, up to the next point where pictures
+stand by themselves. So damage lasts from the earliest frame of these packets to the frame of that point.
 """
 
 from __future__ import annotations
@@ -18,45 +18,67 @@ class DamagedFrames:
     """Ranges of frames, each with what was seen. `reach`: how many frames on either side are made from a frame."""
 
     def __init__(self, table: PacketTable, reach: int) -> None:
-        self._points = table.points
+        """Frames behind a join of recordings are damaged before anything is decoded: they are built on what is not there."""
+        self._points, self._frames_N = table.points, table.frames_N
         self._count = len(table.times_s)
         self._reach = reach
         self._ranges: list[tuple[int, int, str]] = []  # first, end, why
+        self.first: str | None = None  # what was seen first, in words
+        for packet in table.joins:
+            at = int(np.searchsorted(self._points.packets, packet))
+            first, end = self._reached(packet, at + 1), self._frame_of(at)
+            if first < end:
+                self._add(first, end, f"another recording goes on at frame {first} without a keyframe")
 
-    def undecodable(self, packet: int, position: int, error: Exception) -> None:
-        """The decoder refused a packet after it had given frame `position`."""
-        at = int(np.searchsorted(self._points.packets, packet, side="right"))
-        begins = int(self._points.frames[at - 1]) if at else 0
-        end = int(self._points.frames[at]) if at < len(self._points.frames) else self._count
+    def undecodable(self, packet: int, error: Exception) -> None:
+        """The decoder refused a packet."""
         text = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
-        self._add(max(position + 1, begins), end, f"packet {packet} cannot be decoded ({text})")
+        self._from(packet, f"packet {packet} cannot be decoded ({text})")
 
-    def flagged(self, frame: int) -> None:
-        """The decoder says itself that a frame is corrupt."""
-        self._add(frame, self._next_point(frame), f"the decoder found frame {frame} corrupt and concealed it")
+    def concealed(self, packet: int) -> None:
+        """The decoder says itself that the frame of a packet is corrupt."""
+        self._from(packet, f"the decoder found packet {packet} corrupt and concealed it")
 
     def lost(self, frame: int) -> None:
         """The decoder gave nothing for a frame."""
-        self._add(frame, self._next_point(frame), f"the decoder gave nothing for frame {frame}")
-
-    @property
-    def first(self) -> str | None:
-        """What was seen first, in words."""
-        return self._ranges[0][2] if self._ranges else None
+        at = int(np.searchsorted(self._points.frames, frame, side="right"))
+        begin, end = self._packet_of(at - 1) if at else 0, self._packet_of(at)
+        packets = np.flatnonzero(self._frames_N[begin:end] == frame)
+        text = f"the decoder gave nothing for frame {frame}"
+        if len(packets):
+            self._from(begin + int(packets[0]), text)
+        else:
+            self._add(frame, max(self._frame_of(at), frame + 1), text)
 
     def why(self, frame: int) -> str | None:
-        """What happened to a frame, in words; None if nothing is known to have."""
-        for first, end, text in reversed(self._ranges):
+        """What happened to a frame, in words; None if nothing is known to have. Frames are asked for in ascending order."""
+        while len(self._ranges) > 1 and self._ranges[0][1] + self._reach <= frame:
+            del self._ranges[0]
+        for first, end, text in self._ranges:
             if first - self._reach <= frame < end + self._reach:
-                last = min(end, self._count) - 1
-                return f"{text}; frames {first} to {last} depend on it"
+                return f"{text}; frames {first} to {end - 1} depend on it"
         return None
 
-    def _next_point(self, frame: int) -> int:
-        at = int(np.searchsorted(self._points.frames, frame, side="right"))
-        return int(self._points.frames[at]) if at < len(self._points.frames) else self._count
+    def _from(self, packet: int, text: str) -> None:
+        at = int(np.searchsorted(self._points.packets, packet, side="right"))
+        first = self._reached(packet, at)
+        self._add(first, max(self._frame_of(at), first + 1), text)
+
+    def _reached(self, packet: int, at: int) -> int:
+        """The earliest frame of the packets from `packet` to point `at`."""
+        frames = self._frames_N[packet : self._packet_of(at)]
+        frames = frames[frames >= 0]
+        return int(frames.min()) if len(frames) else self._frame_of(at)
+
+    def _packet_of(self, at: int) -> int:
+        packets = self._points.packets
+        return int(packets[at]) if at < len(packets) else len(self._frames_N)
+
+    def _frame_of(self, at: int) -> int:
+        frames = self._points.frames
+        return int(frames[at]) if at < len(frames) else self._count
 
     def _add(self, first: int, end: int, text: str) -> None:
-        if self._ranges and self._ranges[-1][0] <= first and end <= self._ranges[-1][1]:
-            return  # known: only what is new is kept, since every packet may be damaged
-        self._ranges.append((first, max(end, first + 1), text))
+        self.first = self.first or text
+        if not any(begin <= first and end <= known for begin, known, _ in self._ranges[-2:]):
+            self._ranges.append((first, end, text))  # only what is new: every packet may be damaged

@@ -3,8 +3,8 @@
 Enters: a video and its `PacketTable`. Leaves: (index, libav frame), one after the other, with jumps ahead where a
 keyframe allows them exactly, and which frames are damaged. Optionally deinterlaced.
 
-Each packet gets the index of its frame in place of its time before it is decoded, so that a frame says which packet it
-came from, whatever the clock of the container does.
+Each packet gets its place in the stream as its time before it is decoded, so that a frame says which packet it came
+from, whatever the clock of the container does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.decode.clock import MOST_REORDERED
 from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
-NO_FRAME = 1 << 40  # stands for the time of a packet that shows no frame
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
 STRICT = {"hevc", "vvc", "mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
 # Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
@@ -49,9 +49,10 @@ class FrameStream:
         self._deinterlace, self._lenient = deinterlace, lenient
         self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
         exact = table.points.exact
-        self._point_of = dict(
+        self._exact_at = dict(
             zip(table.points.packets[exact].tolist(), table.points.frames[exact].tolist(), strict=True)
         )
+        self._closed = set(table.points.packets[table.points.closed].tolist())
         self._seekable = table.seekable
         self.decoded = 0
         self.position = -1
@@ -71,34 +72,60 @@ class FrameStream:
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
-        self._ready: deque[Any] = deque()
+        self._held: deque[tuple[int, int, Any]] = deque()  # packet, index and frame, in order of display
+        self._inside: set[int] = set()  # packets whose frames have not come out
         self._filter = Deinterlacer(self.opened.stream) if self._deinterlace else None
         self._expected: int | None = None  # the frame that comes next if none is lost
+        self._refused = False  # the decoder has refused a packet, and may have lost frames with it
 
     def next(self) -> tuple[int, Any] | None:
         """Index and frame; None at the end.
+
+        A frame is handed out when all packets before its own have given theirs, so that damage which it may be built on is known.
 
         Raises:
             DamagedInput: `corrupt_stream` where the container breaks, `decoder_memory`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        while True:
-            while not self._ready:
-                packet = self._read()
-                if packet is None:
-                    return None
-                self._decode(packet)
-            frame = self._ready.popleft()
-            index = self._index(frame)
-            if index is None:
-                continue
-            if self._gives_each and not self._table.counted and self._expected is not None and index > self._expected:
-                self.damaged.lost(self._expected)
-            self._expected = index + 1
-            if frame.is_corrupt:
-                self.damaged.flagged(index)
-            self.position = index
-            return index, frame
+        while not self._settled():
+            packet = self._read()
+            if packet is None:
+                break
+            for frame in self._decode(packet):
+                self._take(frame)
+        if not self._held:
+            return None
+        _, index, frame = self._held.popleft()
+        return index, frame
+
+    def _settled(self) -> bool:
+        """Whether the earliest frame in hand is built on nothing that is still to come out of the decoder."""
+        if not self._held or len(self._held) > MOST_REORDERED:
+            return bool(self._held)
+        place = self._held[0][0]
+        return all(other > place for other in self._inside)
+
+    def _take(self, frame: Any) -> None:
+        """Finds out which frame the decoder has given, and whether it is damaged."""
+        place, index = self._place(frame), self.position + 1
+        if place is not None:
+            self._inside.discard(place)
+            if place in self._exact_at:
+                self._inside = {other for other in self._inside if other > place}  # what is lost by now stays so
+            if not self._table.counted:
+                index = int(self._table.frames_N[place]) if place < len(self._table.frames_N) else HIDDEN
+            elif place in self._exact_at:
+                index = self._exact_at[place]
+        if index == HIDDEN:
+            return
+        all_come = (self._gives_each or self._refused) and not self._table.counted
+        if all_come and self._expected is not None and index > self._expected:
+            self.damaged.lost(self._expected)
+        self._expected = index + 1
+        if frame.is_corrupt and place is not None:
+            self.damaged.concealed(place)
+        self.position = index
+        self._held.append((-1 if place is None else place, index, frame))
 
     def jump(self, index: int) -> bool:
         """Moves to the last exact point not after frame `index`, if that skips enough; says whether it did.
@@ -121,12 +148,13 @@ class FrameStream:
         if first is not None:
             self._begin()
             self._expected = int(points.frames[at])
-            self._decode(first)
+            for frame in self._decode(first):
+                self._take(frame)
         return True
 
     def close(self) -> None:
         """Releases libav's memory; safe to call twice."""
-        self._ready.clear()
+        self._held.clear()
         self._filter = None
         self.opened.close()
 
@@ -171,45 +199,50 @@ class FrameStream:
             self._next_packet += 1
         return packet
 
-    def _decode(self, packet: Any) -> None:
+    def _decode(self, packet: Any) -> list[Any]:
         flush = packet.size == 0 and packet.dts is None
         if packet.size == 0 and not flush:
-            return  # AVI's way to say "the same picture again"
+            return []  # AVI's way to say "the same picture again"
         place = self._next_packet - 1
+        earlier: list[Any] = []
         if not flush:
-            self._stamp(packet, place)
+            if self.damaged.first is not None and place in self._closed:
+                earlier = self._renew()  # what damage has left behind in the decoder ends here
+            packet.pts, packet.dts = place, None
+            if place < len(self._table.frames_N) and self._table.frames_N[place] != HIDDEN:
+                self._inside.add(place)
         try:
             frames = packet.decode()
         except MemoryError:
             with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
                 raise
         except LIBAV_ERRORS as error:
-            self.damaged.undecodable(place, self.position, error)
-            return
+            self.damaged.undecodable(place, error)
+            self._inside.discard(place)
+            self._refused = True
+            return earlier
         self.decoded += len(frames)
-        if self._filter is None:
-            self._ready.extend(frames)
-            return
-        for frame in frames:
-            self._ready.extend(self._filter.push(frame))
+        frames = earlier + frames
         if flush:
-            self._ready.extend(self._filter.push(None))
+            self._inside.clear()
+        if self._filter is None:
+            return frames
+        filtered = [ready for frame in frames for ready in self._filter.push(frame)]
+        return filtered + self._filter.push(None) if flush else filtered
 
-    def _stamp(self, packet: Any, place: int) -> None:
-        if self._table.counted:
-            packet.pts = place
-        else:
-            frame = int(self._table.frames_N[place]) if place < len(self._table.frames_N) else HIDDEN
-            packet.pts = NO_FRAME if frame == HIDDEN else frame
-        packet.dts = None
+    def _renew(self) -> list[Any]:
+        """What the decoder still holds; afterwards it knows of no earlier packet."""
+        context = self.opened.stream.codec_context
+        try:
+            frames = context.decode(None)
+        except LIBAV_ERRORS:
+            frames = []
+        context.flush_buffers()
+        self.decoded += len(frames)
+        return frames
 
-    def _index(self, frame: Any) -> int | None:
-        """Which frame it is; None for one that is not to be shown."""
+    def _place(self, frame: Any) -> int | None:
+        """The packet that a frame came from."""
         if frame.pts is None:
-            return self.position + 1
-        stamp = int(frame.pts)
-        if self._filter is not None:
-            stamp = self._filter.stamp(frame)
-        if self._table.counted:
-            return self._point_of.get(stamp, self.position + 1)
-        return None if stamp >= NO_FRAME else stamp
+            return None
+        return self._filter.stamp(frame) if self._filter is not None else int(frame.pts)

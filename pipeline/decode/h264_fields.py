@@ -72,8 +72,10 @@ class FieldPairs:
             self._remember(unit)
 
     @property
-    def impossible(self) -> bool:
-        """Whether the container says beforehand that each packet holds a picture, and that none has fields."""
+    def unlikely(self) -> bool:
+        """Whether the container says beforehand that each packet holds a picture, and that none has fields: only keyframes
+        could say otherwise.
+        """
         known = self._sequences.values()
         return bool(self._length_size and known) and all(sequence.frames_only for sequence in known)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode.bitstream import INTRA_ONLY, Point, hidden_test, point_test
-from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, usual_gap
+from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap
 from pipeline.decode.container import OpenContainer, damage
 from pipeline.errors import DamagedInput, PolicyReject
 
@@ -39,6 +39,7 @@ REORDERING = {
     ),
     *("avs2", "avs3", "evc"),
 }
+TELLS_REORDERING = {"h264", "hevc"}  # codecs whose reordering libav finds out, not only whether it is possible
 RAW_FORMATS = {
     "h264",
     "hevc",
@@ -62,6 +63,7 @@ class Points:
     packets: np.ndarray  # place in the stream, counted in packets
     frames: np.ndarray  # the first frame that is good from here on
     exact: np.ndarray  # bool: decoding may begin here
+    closed: np.ndarray  # bool: besides, no packet before it shows a later frame, and none after it an earlier one
     pts: np.ndarray
     dts: np.ndarray
     pos: np.ndarray
@@ -81,6 +83,7 @@ class PacketTable:
     times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
     points: Points
+    joins: tuple[int, ...]  # packets where the clock breaks: something else was recorded before them
     seekable: bool  # whether a time leads to one place
     missing: str  # what the container lacks of its frames, in words; empty: nothing known
     warnings: tuple[str, ...]
@@ -103,7 +106,7 @@ class _Packets:
         """Reads to the end. Raises as libav does."""
         stream = opened.stream
         is_hidden, point_of = hidden_test(stream), point_test(stream)
-        fields = stream.codec_context.codec.canonical_name == "h264"  # a second field lasts as well
+        fields = stream.codec_context.codec.canonical_name == "h264"
         for packet in opened.container.demux(stream):
             if packet.size == 0:
                 continue
@@ -112,7 +115,7 @@ class _Packets:
             # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
             hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
             if hidden and fields and self.durations:
-                self.durations[-1] += packet.duration or 0
+                self.durations[-1] = 0  # it was that of a field
             self.pts.append(NO_TIME if pts is None else pts)
             self.dts.append(NO_TIME if dts is None else dts)
             self.durations.append(packet.duration or 0)
@@ -217,23 +220,25 @@ class _Tabled:
             return self._counted()
         shown_ticks, breaks = continued
         if breaks:
-            self._warnings.append(f"clock_restarts:{breaks}")
+            self._warnings.append(f"clock_restarts:{len(breaks)}")
         ticks = np.unique(shown_ticks)
+        end = int(ticks[-1]) + self._last_duration(ticks, shown_ticks, breaks)
+        frames, times = np.searchsorted(ticks, shown_ticks), ticks.astype(np.float64)
+        in_order = bool((np.diff(shown_ticks) >= 0).all())
         if len(ticks) < len(shown_ticks):
             self._warnings.append(f"repeated_timestamps:{len(shown_ticks) - len(ticks)}")
+            if in_order:  # all are shown, one after the other until the next time; else nobody knows which comes first
+                frames, times = np.arange(len(shown_ticks)), spread(shown_ticks, end)
         frames_N = np.full(len(self._pts), HIDDEN, np.int64)
-        frames_N[self._shown] = np.searchsorted(ticks, shown_ticks)
-        last = self._last_duration(ticks, shown_ticks, breaks)
-        # Times in decode order of a stream whose frames are decoded in another order: some muxers write decode times twice.
-        in_decode_order = (
-            reordered and order.reorders and len(ticks) == len(shown_ticks) and bool((np.diff(shown_ticks) > 0).all())
-        )
+        frames_N[self._shown] = frames
         return self._finish(
             frames_N,
-            ticks * self._time_base,
-            (int(ticks[-1]) + last) * self._time_base,
-            counted=in_decode_order,
+            times * self._time_base,
+            end * self._time_base,
+            # Times in decode order of a stream whose frames are decoded in another order: some muxers write decode times twice.
+            counted=reordered and in_order and self._codec in TELLS_REORDERING,
             seekable=not breaks,
+            joins=tuple(np.flatnonzero(self._shown)[breaks].tolist()) if mpeg else (),
         )
 
     def _is_point(self) -> np.ndarray:
@@ -245,7 +250,7 @@ class _Tabled:
         is_point[believed] = True
         return is_point
 
-    def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: int) -> int:
+    def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: list[int]) -> int:
         """Ticks that the last frame stays. The packet's own word counts as far as the header's end allows."""
         last = int(self._durations[self._shown][shown_ticks == ticks[-1]].max())
         gap = usual_gap(ticks) if len(ticks) > 1 else max(1, round(0.04 / self._time_base))
@@ -267,7 +272,14 @@ class _Tabled:
         return 0
 
     def _finish(
-        self, frames_N: np.ndarray, times_s: np.ndarray, end_s: float, *, counted: bool, seekable: bool
+        self,
+        frames_N: np.ndarray,
+        times_s: np.ndarray,
+        end_s: float,
+        *,
+        counted: bool,
+        seekable: bool,
+        joins: tuple[int, ...] = (),
     ) -> PacketTable:
         if seekable:
             self._warnings += _early_end(self._opened.container, end_s)
@@ -278,6 +290,7 @@ class _Tabled:
             times_s=times_s,
             end_s=end_s,
             points=self._tabled_points(frames_N, counted),
+            joins=joins if self._codec in REORDERING else (),
             seekable=seekable,
             missing=self._missing,
             warnings=tuple(self._warnings),
@@ -294,7 +307,10 @@ class _Tabled:
         # Ascending, so that they can be searched.
         keep = frames > np.maximum.accumulate(np.concatenate([[HIDDEN], frames]))[:-1]
         packets = self._points[keep]
-        return Points(packets, frames[keep], exact[keep], self._pts[packets], self._dts[packets], self._pos[keep])
+        closed = self._kinds[keep] == Point.CLOSED
+        return Points(
+            packets, frames[keep], exact[keep], closed, self._pts[packets], self._dts[packets], self._pos[keep]
+        )
 
 
 def _early_end(container: Any, end_s: float) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from pipeline.decode.colour_tags import made_of_rgb
+from pipeline.decode.colour_tags import rgb_matrix
 from pipeline.decode.container import damage
 from pipeline.decode.cropping import Cropper
 from pipeline.decode.orientation import Orientation
@@ -77,17 +77,17 @@ class Scaler:
             out_3HW[:] = to_sdr(target_3HW, 16, self._transfer)
 
     def _reformat(self, frame: Any, width: int, height: int, pixel_format: str) -> Any:
-        # The same matrix on both sides: swscale must not convert between matrices. From RGB it makes YUV by the matrix undone later:
-        # BT.709, or that of `to_sdr`.
-        rgb = made_of_rgb(frame.format)
+        # The same matrix on both sides: swscale converts between none. From RGB it makes YUV by it, BT.709 or what `to_sdr` undoes.
+        hdr_rgb = self._transfer != "sdr" and rgb_matrix(frame.format)
+        matrix = Colorspace.BT2020 if hdr_rgb else Colorspace.ITU709
         try:
             return self._reformatter.reformat(
                 frame,
                 width,
                 height,
                 pixel_format,
-                src_colorspace=None if rgb else Colorspace.ITU709,
-                dst_colorspace=Colorspace.BT2020 if rgb and self._transfer != "sdr" else Colorspace.ITU709,
+                src_colorspace=matrix,
+                dst_colorspace=matrix,
                 interpolation=BICUBIC,
                 dst_color_range=ColorRange.MPEG,
                 threads=1,

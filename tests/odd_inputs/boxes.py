@@ -56,9 +56,11 @@ def with_edits(mp4: bytes, edits: Sequence[tuple[int, int]], movie_scale: int = 
 
 
 def with_last_delta(mp4: bytes, delta: int) -> bytes:
-    """The last sample's duration in `stts` says `delta` media ticks; nothing else knows of it."""
+    """The last sample's duration in `stts` is `delta` media ticks, and the media's duration is as long; the edit list is not."""
+    total = 0
 
-    def change(kind: bytes, contents: bytes) -> bytes:
+    def lengthen(kind: bytes, contents: bytes) -> bytes:
+        nonlocal total
         if kind != b"stts":
             return contents
         (count,) = struct.unpack_from(">I", contents, 4)
@@ -66,9 +68,11 @@ def with_last_delta(mp4: bytes, delta: int) -> bytes:
         samples, step = entries.pop()
         entries += [(samples - 1, step)] if samples > 1 else []
         entries.append((1, delta))
+        total = sum(samples * step for samples, step in entries)
         return struct.pack(">II", 0, len(entries)) + b"".join(struct.pack(">II", *entry) for entry in entries)
 
-    return rebuilt(mp4, change)
+    lengthened = rebuilt(mp4, lengthen)
+    return rebuilt(lengthened, lambda k, c: _patched(c, 16, struct.pack(">I", total)) if k == b"mdhd" else c)
 
 
 def with_clap(mp4: bytes, width: int, height: int, left_of_centre: float = 0, above_centre: float = 0) -> bytes:

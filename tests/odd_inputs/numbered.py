@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import av
 import numpy as np
 
 from tests import video_files
+
+os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 writes to stderr and has no other switch
 
 WIDTH, HEIGHT = 96, 64
 CORNERS = (

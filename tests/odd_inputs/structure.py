@@ -115,10 +115,10 @@ def interlaced(container: str = "mpegts", codec: str = "libx264") -> bytes:
     return encode(range(48), container, codec, options=options, fps=25)
 
 
-def frozen(container: str = "mp4") -> bytes:
-    """One frame that lasts two seconds between others: 0-3 at 24 fps, then 4 for 2 s, then 5-40."""
+def frozen(container: str = "mp4", codec: str = "libx264") -> bytes:
+    """One frame that lasts two seconds between others: 0-3 at 24 fps, then 4 for 2 s, then 5-40. AVI holds empty packets meanwhile."""
     times = [n if n < 5 else n + 48 for n in range(41)]
-    return encode(range(41), container, pts=times, time_base=Fraction(1, 24))
+    return encode(range(41), container, codec, pts=times, time_base=Fraction(1, 24))
 
 
 def size_changes(container: str = "mpegts", size: tuple[int, int] = (128, 192)) -> bytes:

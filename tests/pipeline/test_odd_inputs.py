@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.decode import open_video
+from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
-from tests.odd_inputs.cutting import RULES, cut, read_through, rules
+from tests.odd_inputs import structure
+from tests.odd_inputs.cutting import LIMITS, RULES, cut, read_through, rules
+from tests.odd_inputs.damage import GROUP
 from tests.odd_inputs.numbered import CORNERS, corner_colours, number_of
 from tests.odd_inputs.table import ALL, DAMAGED, REFUSED, VIDEOS, Odd, made
 
@@ -49,24 +53,26 @@ def test_the_frames_of_an_odd_video_are_those_that_a_player_shows(odd):
 
 @pytest.mark.parametrize("odd", DAMAGED, ids=by_name)
 def test_damage_costs_the_frames_it_touches_and_no_others(odd):
-    whole = {}
+    """A frame that is given has the pixels of the undamaged video; one outside of what was touched is given."""
+    whole: list[np.ndarray] = []
     for make in odd.truth:
-        whole |= {number_of(planes): planes for planes in read_through(made(make)).planes}
+        whole += read_through(made(make)).planes
     try:
         found = cut(odd.data(), rules("every"))
     except BadDataError:
         assert odd.may_refuse
         return
-    given = set()
+    position_of = {planes.tobytes(): position for position, planes in enumerate(whole)}
+    given, wrong = set(), set()
     for frames in found.clips.values():
-        for _, planes in frames:
-            number = number_of(planes)
-            assert number in whole, "a frame that is not in the video"
-            np.testing.assert_array_equal(
-                planes, whole[number], err_msg=f"frame {number} is not as in the undamaged video"
-            )
-            given.add(number)
-    assert given >= set(odd.numbers) - odd.lost or odd.may_refuse
+        positions = [position_of.get(planes.tobytes()) for _, planes in frames]
+        given |= set(positions) - {None}
+        wrong |= {time_s for (time_s, _), position in zip(frames, positions, strict=True) if position is None}
+        steps = np.diff([position for position in positions if position is not None])
+        assert (steps == 1).all(), f"a clip holds frames {positions}"
+    assert not wrong, f"frames at {sorted(wrong)} s are in no undamaged video"
+    numbers = {odd.numbers[position] for position in given}
+    assert numbers >= set(odd.numbers) - odd.lost, sorted(set(odd.numbers) - odd.lost - numbers)
     assert all(reject.reason and reject.message for reject in found.failed)
 
 
@@ -97,6 +103,20 @@ def test_any_clip_rule_gives_the_same_pixels_for_the_same_frame(odd):
         assert odd.may_refuse
     else:
         assert compared or odd.may_refuse or len(odd.numbers) < 5
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize("make", [structure.b_frames, structure.b_frames_hevc])
+def test_two_far_frames_cost_about_a_group_of_pictures_each(make, container):
+    video = open_video(make(container), LIMITS)
+    try:
+        geometry, planes = Geometry(64, 96, 0, 0, 64, 96), np.empty((2, 3, 64, 96), np.uint8)
+        for out, shown in zip(planes, video.frames([0, 140]), strict=True):
+            shown.write(out, geometry)
+        assert [number_of(frame) for frame in planes] == [0, 140]
+        assert video.frames_decoded <= 2 * GROUP
+    finally:
+        video.close()
 
 
 def test_names_are_unique():

@@ -1,0 +1,36 @@
+"""A short run of the fuzzer with fixed seeds; `make fuzz` goes on with others. And the fuzzer's checks notice what they are there for."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.fuzz import batch as batches
+from tests.fuzz.mutations import mutate
+from tests.odd_inputs.table import small
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_mutants_are_encoded_or_rejected_and_nothing_else_happens(seed, tmp_path):
+    batch = batches.make(tmp_path / "batch", seed, mutants=60, files=10, tars=6)
+    found, reasons = batches.check(batch)
+    assert not found
+    assert reasons.total() > 10, "hardly anything was harmed"
+
+
+def test_a_batch_is_made_of_its_seed_alone(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        folder = tmp_path / name / "batch"
+        batch = batches.make(folder, 5, mutants=5, files=3, tars=2)
+        made.append({path.name: path.read_bytes() for path in batch.inputs.iterdir()})
+    assert made[0] == made[1]
+    assert mutate(small(), random.Random(1)) == mutate(small(), random.Random(1)) != mutate(small(), random.Random(2))
+
+
+def test_a_file_that_is_read_or_left_behind_is_noticed(tmp_path):
+    batch = batches.make(tmp_path / "batch", 0, mutants=1, files=0, tars=0)
+    before = batches.surroundings(batch)
+    (tmp_path / "escaped.mp4").touch()
+    assert batches.surroundings(batch) - before == {str(tmp_path / "escaped.mp4")}
