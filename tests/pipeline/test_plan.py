@@ -83,7 +83,9 @@ def test_it_reconciles_and_names_reasons_with_keys(corpus):
         "truncated_tar": (1, False, ["u"]),
     }
     assert found.dropped["too_short"].message.startswith("4 frames")
-    assert (found.warnings["untagged_color"], found.warnings["no_caption"]) == (3, 3), "of videos that give clips, as in a build"
+    assert (found.warnings["untagged_color"], found.warnings["no_caption"]) == (3, 3), (
+        "of videos that give clips, as in a build"
+    )
     json.dumps(found.to_dict())
 
 
