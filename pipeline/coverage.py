@@ -57,7 +57,9 @@ class Work:
                 damaged = sum(_is_damaged(source, receipts) for source in sources)
                 total += Counts(samples=len(sources), damaged=damaged)
             else:
-                total += Counts(samples=base.samples, damaged=sum(item.damaged for item in receipts))
+                damaged = sum(item.damaged for item in receipts)
+                regions = sum(item.damaged_regions for item in receipts)
+                total += Counts(samples=base.samples, damaged=damaged, damaged_regions=regions)
         return total
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records import Counts, Timings
-from pipeline.wording import size, warning_lines
+from pipeline.wording import EXPLAINED, size, warning_lines
 
 if TYPE_CHECKING:
     from pipeline.engine.shard_result import ShardResult
@@ -111,7 +111,7 @@ class BuildReport:
             lines.append("  steps     " + ", ".join(f"{n} x {shape}" for shape, n in shapes[:SHAPES_SHOWN]) + more)
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
-            lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in reasons))
+            lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
         lines += warning_lines(self.warnings)
         lines += self._failures()
         if self.untrained:

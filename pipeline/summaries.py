@@ -53,9 +53,10 @@ class ReceiptSummary:
         str | None
     )  # JSON: for each object the shard of an older version with the same bytes, see `Receipt.same_as`
     container: str  # "parquet", "tar", or "" where nothing was written
-    samples: int  # these three as `Receipt.added`
+    samples: int  # these four as `Receipt.added`
     clips: int
     damaged: int
+    damaged_regions: int
     marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
@@ -129,6 +130,7 @@ def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
         samples=added.samples,
         clips=added.clips,
         damaged=added.damaged,
+        damaged_regions=added.damaged_regions,
         marks=_marks(receipt),
         reasons=json.dumps(Counter(reject.reason for reject in receipt.rejects)),
         limits=json.dumps(receipt.limits, sort_keys=True),

@@ -6,6 +6,8 @@ import json
 import time
 from typing import Any
 
+EXPLAINED = "docs/rejects.md says what each means"
+
 
 def size(n: float) -> str:
     """`1234567` -> `1.2 MB`."""
@@ -54,10 +56,11 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     for name, fill in sorted(plan["buckets"].items()):
         lines.append(f"    {name:14} {fill['clips']} clips, {fill['frames']} frames, {size(fill['latent_bytes'])}")
     if plan["dropped"]:
-        lines.append("  dropped")
+        lines.append(f"  dropped   ({EXPLAINED})")
     for reason, item in sorted(plan["dropped"].items(), key=lambda pair: -pair[1]["count"]):
         kind = "by the job's rules" if item["policy"] else "damaged"
         lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
+    lines += [f"  note      {text}" for text in plan["notices"]]
     return lines + warning_lines(plan["warnings"])
 
 
@@ -69,7 +72,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f"  clips     {status['clips']} written, {status['frames']} frames, {status['files']} files, {size(status['bytes'])}",
     ]
     if status["rejects"]:
-        lines.append("  rejects   " + ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items()))
+        reasons = ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items())
+        lines.append(f"  rejects   {reasons} ({EXPLAINED})")
     lines += warning_lines(status["warnings"])
     for fingerprint, shards in status["fingerprints"].items():
         lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {shards} shards")

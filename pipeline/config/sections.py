@@ -306,7 +306,7 @@ class EncodeJob(Section):
     """Encode inputs of finished shards again that were rejected: `()` those that limits rejected which this job does not have,
     else those with one of these reasons. None: leave them."""
     reject_budget: float = Field(0.05, ge=0, le=1)
-    """Largest fraction of damaged samples before the build stops; a single damaged sample never stops it unless this is 0."""
+    """Largest fraction of damaged inputs before the build stops; a single one never stops it unless this is 0. 1: nothing stops it."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
 

@@ -22,6 +22,7 @@ from pipeline.decode.frame_stream import FrameStream
 from pipeline.decode.orientation import Orientation
 from pipeline.decode.packets import PacketTable, read_packets
 from pipeline.decode.planes import Geometry, Scaler
+from pipeline.decode.refusals import explained, only_named_errors, refuse_encrypted, refuse_still
 from pipeline.errors import DamagedInput, PolicyReject
 from pipeline.records import VideoInfo
 
@@ -48,22 +49,35 @@ class Shown:
         """Fills `out_3HW` (uint8) with the frame's limited-range Y, U, V planes.
 
         Raises:
-            DamagedInput: `corrupt_stream`.
+            DamagedInput: `corrupt_stream`, `decoder_fault`, `decoder_memory`.
             PolicyReject: `pixel_format`.
         """
-        self.scaler.write(self.frame, geometry, out_3HW)
+        with only_named_errors("scaling a frame"):
+            self.scaler.write(self.frame, geometry, out_3HW)
 
 
 def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
     """Opens a video, lists its times and decodes its first frame (rotation and interlacing are told nowhere else).
 
     Raises:
-        DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`, `no_frames`, `corrupt_stream`, `decoder_memory`.
-        PolicyReject: `too_large`, `too_many_pixels`, `too_many_frames`, `too_long`, `hdr`, `interlaced`,
-            `color_matrix`.
+        DamagedInput: `undecodable`, `not_a_video`, `no_decoder`, `truncated`, `corrupt_stream`, `decoder_memory`, `decoder_fault`.
+        PolicyReject: `encrypted`, `still_image`, `no_video_stream`, `no_frames`, `unsupported_format`, `too_large`, `too_many_pixels`,
+            `too_many_frames`, `too_long`, `hdr`, `interlaced`, `color_matrix`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     content_hash = measure(video, limits)
+    with explained(video):
+        refuse_encrypted(video)
+        opened = _open(video, limits, content_hash)
+        try:
+            refuse_still(video, opened.info.num_frames)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+
+def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
     opened = OpenContainer(video, limits)
     try:
         table = read_packets(opened, limits)
@@ -94,7 +108,7 @@ def _begin(
     except DamagedInput as error:
         strict = stream.strict
         stream.close()
-        if not strict or error.reason not in ("undecodable", "no_frames"):
+        if not strict or error.reason != "undecodable":
             raise
         stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
         try:
@@ -122,12 +136,10 @@ def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
             why = f"no frame at the beginning is whole: {damaged}"
     except DamagedInput as error:
         if error.reason == "corrupt_stream":
-            raise DamagedInput("undecodable", f"first frame: {error.message}", stage="decode") from None
+            raise DamagedInput("undecodable", f"no frame can be decoded: {error.message}", stage="decode") from None
         raise
     refused = stream.damaged.first
-    if refused is None:
-        raise DamagedInput("no_frames", why, stage="decode")
-    raise DamagedInput("undecodable", why if stream.position >= 0 else refused, stage="decode")
+    raise DamagedInput("undecodable", why if refused is None or stream.position >= 0 else refused, stage="decode")
 
 
 def _is_interlaced(stream: FrameStream, frame: Any) -> bool:
@@ -209,6 +221,7 @@ class Video:
         for index in wanted:
             yield self.show(index)
 
+    @only_named_errors("decoding a frame")
     def show(self, index: int) -> Shown:
         """What is on screen at `index`, which is not below that of any call before.
 
@@ -218,7 +231,7 @@ class Video:
         Raises:
             DamagedInput: `corrupt_stream` where the stream breaks or the frame is damaged (with `decode.damage` "warn" such a
                 frame is given as the decoder concealed it, or the one before it), `ended_early` where it holds fewer frames
-                than its packets say.
+                than its packets say; `decoder_fault`, `decoder_memory`.
             PolicyReject: `size_changed`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
@@ -233,12 +246,15 @@ class Video:
         damaged = self._stream.damaged.why(index + self._offset)
         if damaged is not None:
             return self._show_damaged(index, damaged)
-        if self._current is None or index - self._current.index > LOST_FRAMES:
+        if self._current is None or index - self._current.index > (0 if self._stream.gives_each else LOST_FRAMES):
             raise self._lost(index)
         return self._current
 
     def _show_damaged(self, index: int, why: str) -> Shown:
-        shown = self._current or self._coming
+        shown = self._current
+        # The frame before, but not of an earlier group: a jump to this one would not have it, and all ways must show the same.
+        if shown is None or shown.index + self._offset < self._stream.damaged.group_of(index + self._offset):
+            shown = self._coming or shown
         if self._keep_damaged and shown is not None:
             return replace(shown, damaged=why)
         raise DamagedInput("corrupt_stream", why, frames_recovered=index, stage="decode")

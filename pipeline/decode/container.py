@@ -146,8 +146,8 @@ class OpenContainer:
         """Opens `video` and picks its stream: libav's best one that moves and is not cover art.
 
         Raises:
-            DamagedInput: `undecodable`, `no_video_stream`, `no_decoder`.
-            PolicyReject: `too_many_pixels`.
+            DamagedInput: `undecodable`, `no_decoder`.
+            PolicyReject: `no_video_stream`, `too_many_pixels`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         file = open_encoded(video)

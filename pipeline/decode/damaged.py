@@ -39,16 +39,9 @@ class DamagedFrames:
         """The decoder says itself that the frame of a packet is corrupt."""
         self._from(packet, f"the decoder found packet {packet} corrupt and concealed it")
 
-    def lost(self, frame: int) -> None:
-        """The decoder gave nothing for a frame."""
-        at = int(np.searchsorted(self._points.frames, frame, side="right"))
-        begin, end = self._packet_of(at - 1) if at else 0, self._packet_of(at)
-        packets = np.flatnonzero(self._frames_N[begin:end] == frame)
-        text = f"the decoder gave nothing for frame {frame}"
-        if len(packets):
-            self._from(begin + int(packets[0]), text)
-        else:
-            self._add(frame, max(self._frame_of(at), frame + 1), text)
+    def lost(self, packet: int) -> None:
+        """The decoder took a packet and gave no frame for it."""
+        self._from(packet, f"the decoder gave nothing for packet {packet}")
 
     def why(self, frame: int) -> str | None:
         """What happened to a frame, in words; None if nothing is known to have. Frames are asked for in ascending order."""
@@ -58,6 +51,11 @@ class DamagedFrames:
             if first - self._reach <= frame < end + self._reach:
                 return f"{text}; frames {first} to {end - 1} depend on it"
         return None
+
+    def group_of(self, frame: int) -> int:
+        """The frame of the last point up to `frame`."""
+        at = int(np.searchsorted(self._points.frames, frame, side="right"))
+        return int(self._points.frames[at - 1]) if at else 0
 
     def _from(self, packet: int, text: str) -> None:
         at = int(np.searchsorted(self._points.packets, packet, side="right"))

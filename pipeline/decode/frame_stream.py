@@ -55,7 +55,8 @@ class FrameStream:
         self._closed = set(table.points.packets[table.points.closed].tolist())
         self._seekable = table.seekable
         self.decoded = 0
-        self.position = -1
+        self.position = self._counter = -1
+        self._hidden = set(np.flatnonzero(table.frames_N == HIDDEN).tolist())
         self._restart()
 
     def _restart(self) -> None:
@@ -69,63 +70,84 @@ class FrameStream:
         self._packets = self.opened.container.demux(self.opened.stream)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
+        self._floor = int(self._table.points.frames[0]) if self._exact_at.get(0) is not None else 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
-        self._held: deque[tuple[int, int, Any]] = deque()  # packet, index and frame, in order of display
+        self._known: deque[tuple[int, Any]] = deque()  # index and frame, ready to be handed out
+        self._held: deque[tuple[int, Any]] = deque()  # packet and frame, in order of display
         self._inside: set[int] = set()  # packets whose frames have not come out
+        self._floor = 0  # frames before it are not expected: they depend on what lies before the beginning
         self._filter = Deinterlacer(self.opened.stream) if self._deinterlace else None
-        self._expected: int | None = None  # the frame that comes next if none is lost
         self._refused = False  # the decoder has refused a packet, and may have lost frames with it
 
     def next(self) -> tuple[int, Any] | None:
         """Index and frame; None at the end.
 
-        A frame is handed out when all packets before its own have given theirs, so that damage which it may be built on is known.
+        A frame is handed out when all packets before its own have given theirs, or will not: then it is known which frame it is, and
+        whether it is built on damage.
 
         Raises:
             DamagedInput: `corrupt_stream` where the container breaks, `decoder_memory`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
-        while not self._settled():
+        while not self._known:
             packet = self._read()
             if packet is None:
+                self._give_up(len(self._table.frames_N))
+                self._settle()
                 break
             for frame in self._decode(packet):
                 self._take(frame)
-        if not self._held:
+            if packet.size == 0 and packet.dts is None:  # the decoder has been emptied
+                self._give_up(len(self._table.frames_N))
+            if len(self._held) > MOST_REORDERED:
+                self._give_up(self._held[0][0])
+            self._settle()
+        if not self._known:
             return None
-        _, index, frame = self._held.popleft()
+        index, frame = self._known.popleft()
+        self.position = index
         return index, frame
 
-    def _settled(self) -> bool:
-        """Whether the earliest frame in hand is built on nothing that is still to come out of the decoder."""
-        if not self._held or len(self._held) > MOST_REORDERED:
-            return bool(self._held)
-        place = self._held[0][0]
-        return all(other > place for other in self._inside)
-
     def _take(self, frame: Any) -> None:
-        """Finds out which frame the decoder has given, and whether it is damaged."""
-        place, index = self._place(frame), self.position + 1
-        if place is not None:
-            self._inside.discard(place)
-            if place in self._exact_at:
-                self._inside = {other for other in self._inside if other > place}  # what is lost by now stays so
-            if not self._table.counted:
-                index = int(self._table.frames_N[place]) if place < len(self._table.frames_N) else HIDDEN
-            elif place in self._exact_at:
-                index = self._exact_at[place]
-        if index == HIDDEN:
+        """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
+        place = self._place(frame)
+        if place in self._hidden:
             return
-        all_come = (self._gives_each or self._refused) and not self._table.counted
-        if all_come and self._expected is not None and index > self._expected:
-            self.damaged.lost(self._expected)
-        self._expected = index + 1
-        if frame.is_corrupt and place is not None:
+        if place in self._exact_at:
+            self._give_up(place)
+        self._inside.discard(place)
+        if frame.is_corrupt:
             self.damaged.concealed(place)
-        self.position = index
-        self._held.append((-1 if place is None else place, index, frame))
+        self._held.append((place, frame))
+
+    def _give_up(self, place: int) -> None:
+        """Packets before `place` whose frames have not come will not give them."""
+        lost = {other for other in self._inside if other < place}
+        self._inside -= lost
+        if lost and (self._gives_each or self._refused):
+            self.damaged.lost(min(lost))
+
+    def _settle(self) -> None:
+        """Names the frames in hand that nothing is missing before: in the order they came, whatever order their times are in."""
+        earliest = min(self._inside, default=len(self._table.frames_N))
+        settled = []
+        while self._held and self._held[0][0] < earliest:
+            settled.append(self._held.popleft())
+        if self._table.counted:
+            for place, frame in settled:
+                self._counter = self._exact_at.get(place, self._counter + 1)
+                self._known.append((self._counter, frame))
+            return
+        # Some muxers write decode times as times of display: these are the same times, in another order.
+        indices = sorted(int(self._table.frames_N[place]) for place, _ in settled)
+        self._known.extend((index, frame) for index, (_, frame) in zip(indices, settled, strict=True))
+
+    @property
+    def gives_each(self) -> bool:
+        """Whether each packet gives a frame if nothing is damaged; other codecs may say "the same again" by giving none."""
+        return self._gives_each and not self._table.counted
 
     def jump(self, index: int) -> bool:
         """Moves to the last exact point not after frame `index`, if that skips enough; says whether it did.
@@ -147,7 +169,8 @@ class FrameStream:
             first = self._skip(int(points.packets[at]))
         if first is not None:
             self._begin()
-            self._expected = int(points.frames[at])
+            self._floor = int(points.frames[at])
+            self._counter = self._floor - 1
             for frame in self._decode(first):
                 self._take(frame)
         return True
@@ -155,6 +178,7 @@ class FrameStream:
     def close(self) -> None:
         """Releases libav's memory; safe to call twice."""
         self._held.clear()
+        self._known.clear()
         self._filter = None
         self.opened.close()
 
@@ -200,19 +224,19 @@ class FrameStream:
         return packet
 
     def _decode(self, packet: Any) -> list[Any]:
-        flush = packet.size == 0 and packet.dts is None
-        if packet.size == 0 and not flush:
+        """What comes out when `packet` goes in."""
+        if packet.size == 0 and packet.dts is not None:
             return []  # AVI's way to say "the same picture again"
-        place = self._next_packet - 1
-        earlier: list[Any] = []
+        flush, place = packet.size == 0, self._next_packet - 1
+        frames: list[Any] = []
         if not flush:
-            if self.damaged.first is not None and place in self._closed:
-                earlier = self._renew()  # what damage has left behind in the decoder ends here
+            if place in self._closed and (self.damaged.first is not None or self._limits.damage == "warn"):
+                frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
             packet.pts, packet.dts = place, None
-            if place < len(self._table.frames_N) and self._table.frames_N[place] != HIDDEN:
+            if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
                 self._inside.add(place)
         try:
-            frames = packet.decode()
+            frames += packet.decode()
         except MemoryError:
             with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
                 raise
@@ -220,11 +244,7 @@ class FrameStream:
             self.damaged.undecodable(place, error)
             self._inside.discard(place)
             self._refused = True
-            return earlier
         self.decoded += len(frames)
-        frames = earlier + frames
-        if flush:
-            self._inside.clear()
         if self._filter is None:
             return frames
         filtered = [ready for frame in frames for ready in self._filter.push(frame)]
@@ -238,11 +258,12 @@ class FrameStream:
         except LIBAV_ERRORS:
             frames = []
         context.flush_buffers()
-        self.decoded += len(frames)
-        return frames
+        return list(frames)
 
-    def _place(self, frame: Any) -> int | None:
-        """The packet that a frame came from."""
+    def _place(self, frame: Any) -> int:
+        """The packet that a frame came from; a decoder that does not say gives them in the order of their packets."""
         if frame.pts is None:
-            return None
-        return self._filter.stamp(frame) if self._filter is not None else int(frame.pts)
+            place = min(self._inside, default=self._next_packet - 1)
+        else:
+            place = self._filter.stamp(frame) if self._filter is not None else int(frame.pts)
+        return min(max(place, 0), len(self._table.frames_N) - 1)

@@ -39,7 +39,6 @@ REORDERING = {
     ),
     *("avs2", "avs3", "evc"),
 }
-TELLS_REORDERING = {"h264", "hevc"}  # codecs whose reordering libav finds out, not only whether it is possible
 RAW_FORMATS = {
     "h264",
     "hevc",
@@ -131,8 +130,9 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     """Reads all packets of the stream; decodes none.
 
     Raises:
-        DamagedInput: `no_frames`; `corrupt_stream` when the container breaks before its first packet.
-        PolicyReject: `too_many_frames`, `too_long`.
+        DamagedInput: `truncated` when no frame of those promised is there;
+            `corrupt_stream` when the container breaks before its first packet.
+        PolicyReject: `no_frames`, `too_many_frames`, `too_long`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
@@ -147,7 +147,10 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
             raise
         missing = f"the container breaks after {len(packets)} frames: {error.message}"
     if not any(packets.shown):
-        raise DamagedInput("no_frames", "the video stream holds no frames", stage="decode")
+        if promised:
+            message = f"the file lacks its end: its header promises {promised} frames, it holds none"
+            raise DamagedInput("truncated", message, stage="decode")
+        raise PolicyReject("no_frames", "the video stream holds no frames (a header alone?)", stage="decode")
     if len(packets) < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
     table = _Tabled(opened, packets, missing).table()
@@ -180,7 +183,7 @@ class _Tabled:
             return self._counted()
         if timeless:
             self._place_timeless(reordered, timeless)
-        return self._timed(reordered)
+        return self._timed()
 
     def _place_timeless(self, reordered: bool, timeless: int) -> None:
         """Frames without a time are put between their neighbours; with reordering nobody knows where, and they are not shown."""
@@ -206,7 +209,7 @@ class _Tabled:
         rate = float(own or stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
         return rate if 0 < rate <= 1000 else 25.0
 
-    def _timed(self, reordered: bool) -> PacketTable:
+    def _timed(self) -> PacketTable:
         pts, dts = self._pts[self._shown], self._dts[self._shown]
         mpeg = self._format in MPEG_FORMATS
         order = Order(
@@ -235,8 +238,7 @@ class _Tabled:
             frames_N,
             times * self._time_base,
             end * self._time_base,
-            # Times in decode order of a stream whose frames are decoded in another order: some muxers write decode times twice.
-            counted=reordered and in_order and self._codec in TELLS_REORDERING,
+            counted=False,
             seekable=not breaks,
             joins=tuple(np.flatnonzero(self._shown)[breaks].tolist()) if mpeg else (),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from av.stream import Disposition
 
-from pipeline.errors import DamagedInput
+from pipeline.errors import DamagedInput, PolicyReject
 
 NEVER = Disposition.attached_pic | Disposition.timed_thumbnails
 MOVING_PACKETS = 2  # a stream with fewer is a picture
@@ -21,12 +21,13 @@ def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[A
     several streams compete.
 
     Raises:
-        DamagedInput: `no_video_stream`, `no_decoder`.
+        PolicyReject: `no_video_stream`.
+        DamagedInput: `no_decoder`.
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & NEVER]
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise DamagedInput("no_video_stream", f"expected a video stream, found {kinds}", stage="decode")
+        raise PolicyReject("no_video_stream", f"the file holds no video, only {kinds}", stage="decode")
     usable = [stream for stream in streams if stream.codec_context is not None]
     if not usable:
         raise DamagedInput("no_decoder", "the video stream's codec is unknown to this libav", stage="decode")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import signals
 from pipeline.engine.crew import CrewEvent, Notice, Pulse, ShardEnded, WorkerGone, WorkerUp
-from pipeline.engine.dispatch import Dispatcher, budget_exceeded
+from pipeline.engine.dispatch import Dispatcher
 from pipeline.engine.encode_loop import ShardFailure
 from pipeline.engine.heartbeat import Heartbeat
 from pipeline.engine.outage import OutageWatch
+from pipeline.engine.reject_budget import budget_exceeded
 from pipeline.errors import (
     BuildError,
     FatalError,

@@ -24,10 +24,9 @@ from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.records import Counts, Shard
+    from pipeline.records import Shard
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
-MIN_EVIDENCE = 100  # samples seen before the reject budget may stop a running build
 EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
 CANARIES = 2  # shards at once that are tried while it is not known whether the store or single objects fail
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
@@ -381,18 +380,3 @@ class Dispatcher:
         for other, begun in progress.running.items():  # may be copied again
             heapq.heappush(self._started, (begun, progress.shard_id, other))
         return started
-
-
-def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:
-    """Why the build must stop for too much damaged input, or None.
-
-    One damaged sample alone never exceeds it (unless the budget is 0). While the build runs, a verdict needs `MIN_EVIDENCE` samples.
-    """
-    tolerated = budget * counts.samples if final else budget * max(counts.samples, MIN_EVIDENCE)
-    if counts.damaged <= max(tolerated, 1 if budget > 0 else 0):
-        return None
-    share = counts.damaged / max(1, counts.samples)
-    return (
-        f"{counts.damaged} of {counts.samples} samples are damaged ({share:.1%}), more than reject_budget={budget:.1%}; "
-        "see the rejects by reason, mend the input or raise reject_budget"
-    )

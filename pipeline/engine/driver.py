@@ -17,8 +17,8 @@ from pipeline.corpus import resolve_inputs
 from pipeline.coverage import Work, find_work, without_unchanged
 from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.build import Build
-from pipeline.engine.dispatch import budget_exceeded
 from pipeline.engine.executor import Executor
+from pipeline.engine.reject_budget import budget_exceeded
 from pipeline.errors import (
     ConfigError,
     InputError,

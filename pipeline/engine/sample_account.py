@@ -129,9 +129,9 @@ class ShardAccounts:
         counts, rejects = self._counts, list(self._rejects)
         for reject in without_sample:
             rejects.append(reject)
-            # Damage without a key (a truncated tar) is not a sample, but it counts against the budget.
-            is_sample = int(reject.key is not None)
-            counts += Counts(samples=is_sample, rejected=is_sample, damaged=int(not reject.policy))
+            is_sample, damaged = int(reject.key is not None), int(not reject.policy)
+            regions = damaged * (1 - is_sample)
+            counts += Counts(samples=is_sample, rejected=is_sample, damaged=damaged, damaged_regions=regions)
         counts.check()
         rejects.sort(
             key=lambda reject: (reject.key or "", reject.clip if reject.clip is not None else -1, reject.reason)

@@ -159,9 +159,9 @@ class ShardReader:
 
     def _member(self, member: Member, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
         name = member_name(member.name)
-        skipped = why_skipped(member.name) or _why_no_file(member) or ("no_extension" if name is None else None)
-        if skipped is not None:
-            count(self.counters, skipped)
+        skipped = why_skipped(member.name) or _why_no_file(member)
+        if skipped is not None or name is None:
+            count(self.counters, skipped or "no_extension")
         if name is None or (skipped is not None and not (skipped == "skipped_symlink" and name.is_video)):
             return
         if member.name.startswith("/") or ".." in member.name.split("/"):

@@ -86,7 +86,10 @@ class Counts:
     clips: int = 0
     clips_rejected: int = 0
     frames: int = 0  # pixel frames in written clips
-    damaged: int = 0  # rejects that are not policy; what the reject budget looks at
+    damaged: int = 0  # damaged inputs, samples and regions: what the reject budget looks at
+    damaged_regions: int = (
+        0  # damage of a tar that belongs to no sample (a truncated end, a broken header); part of `damaged`
+    )
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
@@ -140,6 +143,7 @@ class Receipt:
             clips_rejected=counts.clips_rejected - sum(sample.clips_rejected for sample in retry.samples),
             frames=counts.frames,
             damaged=counts.damaged - sum(sample.damaged for sample in retry.samples),
+            damaged_regions=counts.damaged_regions,
         )
 
     def to_json(self) -> bytes:

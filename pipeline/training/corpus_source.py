@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.training.source import Clip
+from pipeline.decode.refusals import only_named_errors
 from pipeline.errors import BadDataError, InputError
 from pipeline.records import Bucket
 from pipeline.training.fetching import Fetcher
@@ -91,7 +92,7 @@ class CorpusSource:
 
     def _draw(self, number: int, size: Bucket, draw: np.random.Generator) -> Clip:
         place = self._index[number]
-        with self._fetcher.video(place) as video:
+        with self._fetcher.video(place) as video, only_named_errors("cutting a clip"):
             return Clip(place.name, random_clip(video, self._limits, self._config.clips, size, draw))
 
     def _give_up(self, number: int, size: Bucket, error: BadDataError) -> None:

@@ -1,6 +1,7 @@
 """The whole way on one process: rows, books, resume, growth of a folder, refusals."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -172,6 +173,30 @@ def test_too_much_damage_stops_the_build_and_keeps_what_is_done(tmp_path):
     assert len(rows(tmp_path / "out")) == 3
     report = pipeline.encode(tiny_job(tmp_path / "a.tar", tmp_path / "other", "reject_budget=0.5"))
     assert report.rejects == {"undecodable": 3}
+
+
+@pytest.mark.parametrize("budget", ["0", "0.05", "0.99", "1"])
+def test_damage_that_has_no_sample_is_an_input_of_its_own(tmp_path, budget):
+    """Tars of random bytes beside a good video, then without it; a second run judges by the receipts of the first."""
+    for n in range(2):
+        (tmp_path / f"{n}.tar").write_bytes(random.Random(n).randbytes(20_000))
+    write_tar(tmp_path / "good.tar", {"a": {"mp4": video_bytes(5)}})
+    told = []
+    for _ in range(2):
+        try:
+            pipeline.encode(tiny_job(tmp_path, tmp_path / "out", f"reject_budget={budget}"))
+            told.append("")
+        except RejectBudgetExceeded as error:
+            told.append(error.message.split(",")[0])
+    parts = "(2 of them parts of tars that belong to no sample) are damaged (66.7%)"
+    if budget == "0":  # stops at the first
+        assert all("(100.0%)" in text or "(66.7%)" in text for text in told)
+        return
+    assert told == ([f"2 of 3 inputs {parts}"] * 2 if budget == "0.05" else ["", ""])
+    (tmp_path / "good.tar").unlink()
+    kind = NothingEncoded if budget == "1" else RejectBudgetExceeded
+    with pytest.raises(kind, match="" if budget == "1" else r"2 of 2 inputs .*\(100.0%\)"):
+        pipeline.encode(tiny_job(tmp_path, tmp_path / "none", f"reject_budget={budget}"))
 
 
 def test_absurd_latents_are_rejected_not_written(tmp_path):

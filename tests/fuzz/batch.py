@@ -49,7 +49,7 @@ def seeds() -> list[Odd]:
 def known_reasons() -> set[str]:
     """Reasons that `docs/rejects.md` explains."""
     document = ROOT / "docs" / "rejects.md"
-    return set(re.findall(r"`([a-z][a-z0-9_]*)`", document.read_text())) if document.exists() else set()
+    return set(re.findall(r"^\| `([a-z0-9_]+)` \|", document.read_text(), re.MULTILINE)) if document.exists() else set()
 
 
 @dataclass
@@ -141,7 +141,7 @@ def _faults(batch: Batch) -> Iterator[str]:
     known, done = known_reasons(), receipts(batch.output)
     accounted = {str(row["source_key"]) for row in rows(batch.output).values()}
     if len([receipt for receipt in done if receipt.shard.kind == "tar"]) != batch.tars:
-        yield f"{len(done)} receipts, {batch.tars} tars"
+        yield f"{len(done)} receipts, expected those of {batch.tars} tars and of the plain files"
     for receipt in done:
         try:
             receipt.counts.check()

@@ -34,3 +34,14 @@ def test_a_file_that_is_read_or_left_behind_is_noticed(tmp_path):
     before = batches.surroundings(batch)
     (tmp_path / "escaped.mp4").touch()
     assert batches.surroundings(batch) - before == {str(tmp_path / "escaped.mp4")}
+
+
+def test_a_sample_that_vanishes_and_a_missing_receipt_are_noticed(tmp_path):
+    batch = batches.make(tmp_path / "batch", 9, mutants=1, files=0, tars=0)
+    batch.keys.add("vanished")
+    batch.tars += 1
+    found, _ = batches.check(batch)
+    assert found == [
+        "2 receipts, expected those of 2 tars and of the plain files",
+        "neither encoded nor rejected: ['vanished']",
+    ]

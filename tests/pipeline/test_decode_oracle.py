@@ -124,13 +124,15 @@ def encoded(container: str, codec: str, **settings) -> bytes | None:
         return None
 
 
-def libav_times(frames: list[av.VideoFrame], container: str, reordered: bool) -> list[float]:
-    """Seconds from the first frame. Where libav knows no times, or guesses (AVI has none for reordered frames): at the rate."""
+def libav_times(frames: list[av.VideoFrame], container: str, reordered: bool) -> list[float] | None:
+    """Seconds from the first frame. At the rate where libav knows no times, or guesses (AVI has none for reordered frames); None where its
+    times do not ascend.
+    """
     times = [None if frame.pts is None else float(frame.pts * frame.time_base) for frame in frames]
-    unknown = None in times or (container == "avi" and reordered)
-    if unknown or any(later <= earlier for earlier, later in itertools.pairwise(times)):
+    if None in times or (container == "avi" and reordered):
         return [n / float(RATE) for n in range(len(frames))]
-    return [time - times[0] for time in times]
+    ascending = all(later > earlier for earlier, later in itertools.pairwise(times))
+    return [time - times[0] for time in times] if ascending else None
 
 
 def decoded_by_libav(data: bytes) -> list[av.VideoFrame]:
@@ -157,7 +159,7 @@ def differences(data: bytes, frames: list[av.VideoFrame], container: str, codec:
         yield f"shows {shown}"
         return
     times = libav_times(frames, container, codec.endswith("-b"))
-    if (worst := np.abs(found.times_s - times).max()) > TICK_S:
+    if times is not None and (worst := np.abs(found.times_s - times).max()) > TICK_S:
         yield f"times differ by up to {worst:.4f} s: {found.times_s[:6]} and {times[:6]}"
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
 
 from pipeline.config import DecodeConfig
 from pipeline.decode import open_video
+from pipeline.decode.frame_stream import FrameStream
+from pipeline.decode.planes import Geometry, Scaler
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
 from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
-from tests.video_files import SMALL, audio_only, encode, textured
+from tests.video_files import SMALL, encode, textured
 
 
 def reason_of(data: bytes, config: DecodeConfig = LIMITS) -> tuple[type[BadDataError], str]:
@@ -19,30 +20,9 @@ def reason_of(data: bytes, config: DecodeConfig = LIMITS) -> tuple[type[BadDataE
     return type(caught.value), caught.value.reason
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"x" * 5000,
-        b"\0" * 5000,
-        json.dumps({"not": "a video"}).encode(),
-        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n",
-        b"ffconcat version 1.0\nfile '/etc/hostname'\n",
-    ],
-    ids=["empty", "garbage", "zeros", "json", "playlist", "concat"],
-)
-def test_what_is_no_video_is_undecodable(data):
+@pytest.mark.parametrize("data", [b"x" * 5000, bytes(range(256)) * 20], ids=["letters", "bytes"])
+def test_bytes_of_no_format_are_undecodable(data):
     assert reason_of(data) == (DamagedInput, "undecodable")
-
-
-def test_a_still_image_is_not_a_video():
-    png = encode(1, codec="png", container="image2pipe", pix_fmt="rgb24")
-    assert reason_of(png) == (DamagedInput, "undecodable")
-
-
-def test_sound_alone_has_no_video_stream():
-    assert reason_of(audio_only()) == (DamagedInput, "no_video_stream")
-    assert len(lumas(encode(4, options=FAST, audio=True))) == 4
 
 
 def test_an_unknown_codec_has_no_decoder():
@@ -87,6 +67,28 @@ def test_a_stream_cut_off_in_other_containers_says_that_it_ends_early():
     data = encode(60, picture=textured, options=FAST, container="matroska")
     warnings = open_video(data[: len(data) * 2 // 3], LIMITS).info.warnings
     assert any(warning.startswith("video_ends_early:1.") for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("31 is not a valid Type"), ZeroDivisionError("division by zero"), KeyError("x"), MemoryError()]
+)
+def test_only_named_errors_leave_the_decoder(monkeypatch, error):
+    def failing(*arguments, **options):
+        raise error
+
+    reason = "decoder_memory" if isinstance(error, MemoryError) else "decoder_fault"
+    video = open_video(encode(4, options=FAST), LIMITS)
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStream, "next", failing)
+        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(video.frames([0, 3]))):
+            with pytest.raises(DamagedInput) as caught:
+                call()
+            assert caught.value.reason == reason
+    shown = next(open_video(encode(4, options=FAST), LIMITS).frames([0]))
+    monkeypatch.setattr(Scaler, "write", failing)
+    with pytest.raises(DamagedInput) as caught:
+        shown.write(np.empty((3, 32, 32), np.uint8), Geometry(32, 32, 0, 0, 32, 32))
+    assert caught.value.reason == reason
 
 
 def test_close_twice():

@@ -29,18 +29,20 @@ MEANING = {
     **dict.fromkeys(("EACCES", "EPERM"), SourceRefused),
 }
 # Phase -> how often the file was opened before, and which share of it can be read then; None: it cannot be opened.
-# It is opened to be hashed, to list its packets, and to be decoded.
+# It is opened to be hashed, to see whether it is encrypted, to list its packets, and to be decoded.
 PHASES = {
     "hash open": (0, None),
     "hash": (0, 0.5),
-    "header open": (1, None),
-    "header": (1, 0.0),
-    "demux": (1, 0.6),
-    "demux end": (1, 0.95),
-    "decode open": (2, None),
-    "decode header": (2, 0.0),
-    "decode": (2, 0.6),
-    "decode end": (2, 0.75),  # of 24 frames, 20 are cut
+    "encryption open": (1, None),
+    "encryption": (1, 0.0),
+    "header open": (2, None),
+    "header": (2, 0.0),
+    "demux": (2, 0.6),
+    "demux end": (2, 0.95),
+    "decode open": (3, None),
+    "decode header": (3, 0.0),
+    "decode": (3, 0.6),
+    "decode end": (3, 0.75),  # of 24 frames, 20 are cut
 }
 
 

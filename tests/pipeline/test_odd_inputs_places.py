@@ -189,6 +189,7 @@ def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
     folder = write_folder(tmp_path / "in", odds[::2])
     (folder / "rest.tar").write_bytes(archives.tar((odd.file_name, odd.data()) for odd in odds[1::2]))
     (folder / "ordinary.mp4").write_bytes(small())
+    (folder / "deep.tar").write_bytes(archives.nested_json())
     for executor in ("inline", "ray"):
         command = [sys.executable, "-m", "pipeline", "encode", folder, tmp_path / executor]
         flags = tiny_flags("--executor", executor, "--set", "reject_budget=1", "--set", "clips.select=uniform:3")
@@ -203,6 +204,5 @@ def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
         for executor in ("inline", "ray")
     ]
     assert rejected[0] == rejected[1]
-    assert {odd.name for odd in odds} <= {row["source_key"] for row in inline.values()} | {
-        key for key, _, _ in rejected[0]
-    }
+    accounted = {row["source_key"] for row in inline.values()} | {key for key, _, _ in rejected[0]}
+    assert {odd.name for odd in odds} | {"a", "deep", "z"} <= accounted

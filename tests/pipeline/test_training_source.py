@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model.colour import yuv_to_video
+from pipeline import decode
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig, validate
 from pipeline.corpus import resolve_inputs
 from pipeline.cutting import CutRequest, Cutter
@@ -196,6 +197,24 @@ def test_videos_of_no_use_are_said_once_and_the_next_takes_their_turn(tmp_path):
     ]
     assert keys(source, 18)[:9] == expected
     assert len((tmp_path / "run" / "unusable.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_video_that_brings_out_a_foreign_error_is_skipped_and_said_once(tmp_path, monkeypatch):
+    corpus = small_corpus(tmp_path / "corpus")
+    resolve = decode.resolve
+
+    def failing(*arguments):
+        if failing.left:
+            failing.left -= 1
+            raise ValueError("31 is not a valid Type")
+        return resolve(*arguments)
+
+    failing.left = 1
+    monkeypatch.setattr(decode, "resolve", failing)
+    assert len(keys(open_corpus(tmp_path / "run", corpus), 9)) == 9
+    told = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
+    (line,) = [line for line in told if line["reason"] == "decoder_fault"]
+    assert line["message"].startswith("unexpected ValueError while opening the video: 31 is not a valid Type")
 
 
 def test_a_clip_depends_on_nothing_but_its_number(tmp_path):
