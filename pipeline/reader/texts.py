@@ -40,10 +40,6 @@ class Metadata:
     warnings: tuple[str, ...] = ()
 
 
-class _TooDeep(Exception):
-    """More than `LEVELS` levels."""
-
-
 def parse_caption(data: bytes) -> Caption:
     """Text in whatever encoding, see `decode_text`; None with a warning where none is likely."""
     if len(data) > TEXT_BYTES:
@@ -77,11 +73,9 @@ def parse_metadata(data: bytes) -> Metadata:
     if not isinstance(value, dict):
         return Metadata(warnings=("json_not_an_object",))
     caption = _caption_of(value)
-    try:
-        values = parser.storable(value)
-    except _TooDeep:
-        values, warnings = {}, {"deep_metadata"}
-    return Metadata(values, caption, tuple(sorted(warnings)))
+    if _deeper(value, LEVELS):
+        return Metadata(caption=caption, warnings=("deep_metadata",))
+    return Metadata(parser.storable(value), caption, tuple(sorted(warnings)))
 
 
 def _caption(text: str) -> Caption:
@@ -105,22 +99,16 @@ class _Parser:
         """Values as `json.loads` gives them, but null for NaN and Infinity and strings for endless integers."""
         return json.loads(text, parse_constant=self._constant, parse_int=self._integer, object_pairs_hook=self._object)
 
-    def storable(self, value: Any, levels: int = LEVELS) -> Any:
-        """`value` with strings and numbers that every reader of JSON takes.
-
-        Raises:
-            _TooDeep: it is nested deeper than `levels`.
-        """
+    def storable(self, value: Any) -> Any:
+        """`value` with strings and numbers that every reader of JSON takes."""
         if isinstance(value, str):
             return _storable_text(value)
         if isinstance(value, float) and not math.isfinite(value):  # 1e999
             return self._constant("Infinity")
-        if isinstance(value, dict | list) and not levels:
-            raise _TooDeep
         if isinstance(value, dict):
-            return {_storable_text(name): self.storable(item, levels - 1) for name, item in value.items()}
+            return {_storable_text(name): self.storable(item) for name, item in value.items()}
         if isinstance(value, list):
-            return [self.storable(item, levels - 1) for item in value]
+            return [self.storable(item) for item in value]
         return value
 
     def _constant(self, _: str) -> None:
@@ -137,6 +125,12 @@ class _Parser:
         if len(found) < len(pairs):
             self._warnings.add("repeated_json_keys")
         return found
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and (not levels or any(_deeper(item, levels - 1) for item in value))
 
 
 def _storable_text(text: str) -> str:
