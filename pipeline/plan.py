@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.clips import grid_length, whole_frames
+from pipeline.records import warning_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject
+    from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
 
 EXAMPLES = 5  # keys named for each reason
 
@@ -60,7 +61,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """The answer. `samples = with_clips + without_clips`; `warnings` counts by slug what was decided on the way; `notices` are lines about
+    """The answer. `samples = with_clips + without_clips`; `warnings` are as in receipts (see `Receipt.warnings`); `notices` are lines about
     inputs that are not among the samples.
     """
 
@@ -95,12 +96,13 @@ class PlanTally:
         self._warnings: dict[str, int] = {}
         self._notices: list[str] = []
 
-    def opened(self, video: OpenedVideo) -> None:
+    def opened(self, sample: Sample, video: OpenedVideo) -> None:
         """A sample whose video opened, whether or not it gives clips."""
         self._samples += 1
         self._with_clips += bool(video.clips)
         self._video_seconds += video.info.duration_s
-        self.warn(Counter(warning.partition(":")[0] for warning in video.info.warnings))
+        if video.clips:
+            self.warn(Counter(warning_kinds(sample, video.info.warnings)))
         for reject in video.rejects:
             self._drop(reject)
         for clip in video.clips:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records import Counts, Timings
-from pipeline.wording import EXPLAINED, size
+from pipeline.wording import EXPLAINED, size, warning_lines
 
 if TYPE_CHECKING:
     from pipeline.engine.shard_result import ShardResult
@@ -36,6 +36,7 @@ class BuildReport:
     refused: list[str] = field(default_factory=list)  # inputs of committed shards that could not be read, each with why
     counts: Counts = field(default_factory=Counts)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
     # What the inputs of this run gave: shards of other builds count here too, and a retry only with what it adds.
     judged: Counts = field(default_factory=Counts)
     judged_rejects: dict[str, int] = field(default_factory=dict)
@@ -83,6 +84,8 @@ class BuildReport:
             self.step_sizes[shape] = max(chunks, self.step_sizes.get(shape, 0))
         for reason, n in result.rejects.items():
             self.rejects[reason] = self.rejects.get(reason, 0) + n
+        for warning, n in result.warnings.items():
+            self.warnings[warning] = self.warnings.get(warning, 0) + n
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -112,6 +115,7 @@ class BuildReport:
             lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
         if self.passed_over:
             lines.append(f"  {self.passed_over['line']}")
+        lines += warning_lines(self.warnings)
         lines += self._failures()
         if self.untrained:
             lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")

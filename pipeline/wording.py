@@ -25,6 +25,26 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+# Warnings that lose nothing; they come last.
+HARMLESS = (
+    *(
+        "skipped_directory",
+        "skipped_appledouble",
+        "skipped_hidden",
+        "skipped_meta",
+        "reopened_keys",
+        "resolved_hardlinks",
+    ),
+    *("concatenated_archives", "short_end_marker", "cut_compression_trailer", "empty_archives"),
+)
+
+
+def warning_lines(warnings: dict[str, int]) -> list[str]:
+    """`Receipt.warnings` as a line: most frequent first, those that lose nothing last; no line without any."""
+    ordered = sorted(warnings.items(), key=lambda item: (item[0] in HARMLESS, -item[1], item[0]))
+    return ["  warnings  " + ", ".join(f"{warning} {n}" for warning, n in ordered)] if ordered else []
+
+
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """A `CorpusPlan`."""
     lines = [
@@ -41,11 +61,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         kind = "by the job's rules" if item["policy"] else "damaged"
         lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
     lines += [f"  note      {text}" for text in plan["notices"]]
-    if plan["warnings"]:
-        lines.append("  decided   " + ", ".join(f"{name} {count}" for name, count in sorted(plan["warnings"].items())))
     if plan["passed_over"]:
         lines.append(f"  {plan['passed_over']['line']}")
-    return lines
+    return lines + warning_lines(plan["warnings"])
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
@@ -58,6 +76,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     if status["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items())
         lines.append(f"  rejects   {reasons} ({EXPLAINED})")
+    lines += warning_lines(status["warnings"])
     for fingerprint, shards in status["fingerprints"].items():
         lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {shards} shards")
     progress = status["progress"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ MISSED = 3  # intervals without news before a build counts as dead
 
 
 def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
-    """What is done: shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, last commit,
+    """What is done: shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings, last commit,
     heartbeat.
 
     Raises:
@@ -35,10 +36,11 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
     latent_set = ledger.latent_set()
     tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
-    reasons: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
+    warnings: Counter[str] = Counter()
     for item in tallies.values():
-        for reason, number in item.rejects.items():
-            reasons[reason] = reasons.get(reason, 0) + number
+        reasons.update(item.rejects)
+        warnings.update(item.warnings)
     return {
         "output": store.root,
         "name": latent_set.name,
@@ -49,6 +51,7 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
         "files": sum(item.files for item in tallies.values()),
         "bytes": sum(item.bytes for item in tallies.values()),
         "rejects": by_frequency(reasons),
+        "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
         "progress": _heartbeat(store),
     }

@@ -41,6 +41,7 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     buckets: dict[str, BucketTally] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
     stats: ChannelStats | None = None
     timings: Timings = field(default_factory=Timings)
     first_commit: str | None = None
@@ -48,7 +49,9 @@ class Tally:
     sample_file: str | None = None  # key of some data file: where the metadata can be read
 
     def add(self, part: CountedReceipt, counts: Counts, shares: list[Share]) -> None:
-        """Counts what counts of one shard. Statistics of a receipt that is partly hidden are left out: they cannot be split."""
+        """Counts what counts of one shard. Statistics and warnings of a receipt that is partly hidden cannot be split: they are left
+        out.
+        """
         receipt = part.receipt
         self.shards += receipt.shard.retry is None and not receipt.same_as
         self.counts += counts
@@ -57,6 +60,8 @@ class Tally:
         self.last_commit = max(self.last_commit or receipt.created, receipt.created)
         if receipt.stats is not None and part.whole:
             self.stats = receipt.stats if self.stats is None else self.stats.merge(receipt.stats)
+        for warning, n in receipt.warnings.items() if part.whole else ():
+            self.warnings[warning] = self.warnings.get(warning, 0) + n
         for reject in receipt.rejects:
             if part.stands(reject):
                 self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
@@ -83,6 +88,7 @@ class Tally:
             "counts": asdict(self.counts),
             "buckets": {name: asdict(bucket) for name, bucket in sorted(self.buckets.items())},
             "rejects": by_frequency(self.rejects),
+            "warnings": by_frequency(self.warnings),
             "statistics": describe_stats(self.stats),
             "timings": asdict(self.timings),
             "first_commit": self.first_commit,

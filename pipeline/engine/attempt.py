@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -173,7 +174,7 @@ class ShardAttempt:
 
     def clip_done(self, latent: LatentClip) -> None:
         """Hands a finished clip to the writing thread. Never waits: `backlogged` says when there is too much."""
-        self._accounts.handed_over(latent.sample, latent.plan.index)
+        self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
         self._writing.put(latent)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
@@ -386,13 +387,14 @@ class ShardAttempt:
             limits=self._blueprint.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
+            warnings=self._accounts.warnings_with(self._counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
         )
 
     def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:
-        reasons: dict[str, int] = {}
-        for reject in receipt.rejects:
-            reasons[reject.reason] = reasons.get(reject.reason, 0) + 1
+        reasons = dict(Counter(reject.reason for reject in receipt.rejects))
         ours = receipt.attempt.startswith(self._blueprint.build)
         num_bytes, files = sum(item.num_bytes + item.index_bytes for item in receipt.files), len(receipt.files)
-        return ShardResult(self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files)
+        return ShardResult(
+            self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files, receipt.warnings
+        )

@@ -6,10 +6,11 @@ Enters: what decoders, network and writer report of samples. Leaves: `Counts` an
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.records import Counts, Reject
+from pipeline.records import Counts, Reject, warning_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ class SampleAccount:
 
     sample: Sample
     planned: int = 0
+    warnings: set[str] = field(default_factory=set)  # of its clips
     earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
     handed_over: set[int] = field(default_factory=set)  # the writer has not answered yet
     written: set[int] = field(default_factory=set)
@@ -43,6 +45,7 @@ class ShardAccounts:
         self._open: dict[int, SampleAccount] = {}
         self._counts = Counts()
         self._rejects: list[Reject] = []
+        self._warnings: Counter[str] = Counter()  # encoded samples by kind of warning, and those without a caption
         self.encoded: list[Sample] = []  # closed samples with clips, their videos let go
 
     @property
@@ -70,9 +73,11 @@ class ShardAccounts:
         account = self.open(sample)
         return any(clip in clips for clips in (account.handed_over, account.written, account.failed, account.earlier))
 
-    def handed_over(self, sample: Sample, clip: int) -> None:
-        """The clip is with the writer."""
-        self.open(sample).handed_over.add(clip)
+    def handed_over(self, sample: Sample, clip: int, warnings: Iterable[str] = ()) -> None:
+        """The clip is with the writer. `warnings` are its row's, without those of the sample."""
+        account = self.open(sample)
+        account.handed_over.add(clip)
+        account.warnings.update(warnings)
 
     def written(self, sample: Sample, clip: int, num_frames: int) -> None:
         """The writer has taken the clip."""
@@ -133,6 +138,10 @@ class ShardAccounts:
         )
         return counts, tuple(rejects)
 
+    def warnings_with(self, counters: dict[str, int]) -> dict[str, int]:
+        """`Receipt.warnings`; `counters` are the reader's, for the whole shard (none in a retry, which reads it again)."""
+        return dict(sorted((self._warnings + Counter(counters)).items()))
+
     def _settle(self, account: SampleAccount) -> None:
         if account.ended:  # clips may wait long to be written; the encoded video should not wait with them
             account.sample = replace(account.sample, video=b"")
@@ -155,4 +164,6 @@ class ShardAccounts:
         )
         if account.written:
             self.encoded.append(sample)
+            if not account.earlier:
+                self._warnings.update(warning_kinds(sample, account.warnings))
         del self._open[sample.index]

@@ -21,6 +21,7 @@ class ShardResult:
     num_bytes: int
     rejects: dict[str, int]  # by reason
     files: int
+    warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
     step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
     # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
     refused: tuple[str, ...] = ()

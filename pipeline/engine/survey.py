@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config import EncodeJob
+    from pipeline.records import Sample
 
 ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 UNREADABLE = (AccessError, NotFound, SourceChanged, SourceRefused)  # of a plain file: the build goes on without it
@@ -63,8 +64,8 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         passed_over.refuse()
     with Footage(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as footage:
         for outcome in _in_order(footage):
-            if isinstance(outcome, OpenedVideo):
-                tally.opened(outcome)
+            if isinstance(outcome, tuple):
+                tally.opened(*outcome)
             elif isinstance(outcome, Reject):
                 tally.rejected(outcome)
     tally.warn(footage.counters)
@@ -73,15 +74,15 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
     return replace(tally.result(), passed_over=passed_over.to_dict())
 
 
-def _in_order(footage: Footage) -> Iterator[OpenedVideo | Reject | LatheError]:
+def _in_order(footage: Footage) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:
     """What became of each sample, in the order of the corpus: decoders answer in any."""
-    opened: dict[int, OpenedVideo] = {}
-    ended: dict[int, OpenedVideo | Reject | LatheError] = {}
+    opened: dict[int, tuple[Sample, OpenedVideo]] = {}
+    ended: dict[int, tuple[Sample, OpenedVideo] | Reject | LatheError] = {}
     following = 0
     for happening in footage:
         number, what = happening.number, happening.what
-        if isinstance(what, OpenedVideo):
-            opened[number] = what
+        if isinstance(what, OpenedVideo) and happening.sample is not None:
+            opened[number] = replace(happening.sample, video=b""), what
         elif isinstance(what, Reject | LatheError):
             ended[number] = what
         elif not isinstance(what, Restarted):

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
-from pipeline.reader.grouping import (
-    Group,
-    Grouper,
-    caption_of,
-    count,
-    parse_caption,
-    parse_metadata,
-    split_name,
-    video_rank,
-    why_skipped,
-)
+from pipeline.reader.grouping import Grouper, Video, count, sample_of
 from pipeline.reader.hashed_stream import HashedStream
+from pipeline.reader.member_names import TEXT_EXTENSIONS, member_name, why_skipped
+from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
+from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
 from pipeline.records import Reject, Sample
 from pipeline.storage import locate, open_source, open_store
 
@@ -34,11 +28,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pipeline.config import StorageConfig
+    from pipeline.reader.member_names import MemberName
     from pipeline.records import Shard, SourceObject
     from pipeline.storage import ReadStream
 
 MiB = 1024 * 1024
-TEXT_BYTES = 16 * MiB  # longest caption or metadata that is read
 
 
 def read_samples(
@@ -152,92 +146,83 @@ class ShardReader:
         yield from grouper.drain()
 
     def _damage(self, damage: Damage, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
-        count(self.counters, damage.reason)
         if damage.reason == "truncated_shard":
-            in_member = damage.member is not None and _address(damage.member) is not None
+            in_member = (
+                damage.member is not None
+                and why_skipped(damage.member) is None
+                and "." in os.path.basename(damage.member)
+            )
             yield from grouper.cut_short(damage.message, in_member=in_member)
             return
         grouper.damaged()
         yield Reject(None, "read", damage.reason, damage.message, policy=False, uri=source.uri)
 
     def _member(self, member: Member, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
-        skipped = _why_no_file(member) or why_skipped(member.name)
-        address = _address(member.name)
-        if skipped is None and address is None:
-            skipped = "no_extension"
-        if skipped is not None or address is None:
+        name = member_name(member.name)
+        skipped = why_skipped(member.name) or _why_no_file(member)
+        if skipped is not None or name is None:
             count(self.counters, skipped or "no_extension")
+        if name is None or (skipped is not None and not (skipped == "skipped_symlink" and name.is_video)):
             return
-        key, field = address
         if member.name.startswith("/") or ".." in member.name.split("/"):
             count(self.counters, "unsafe_names")
-        if not key.isascii() and key != _printable(key):
+        if not member.name.isascii() and not member.name.endswith(name.path):
             count(self.counters, "non_utf8_names")
-        yield from grouper.enter(_printable(key))
-        if grouper.current is not None:
-            self._take(member, field, grouper.current, source)
-
-    def _take(self, member: Member, field: str, group: Group, source: SourceObject) -> None:
-        """Adds one member to its sample, if it is of use there."""
-        if field in group.fields:
-            count(self.counters, "duplicate_fields")
-            return
-        group.fields.add(field)
-        if (rank := video_rank(field)) is not None:
-            self._take_video(member, field, rank, group, source)
-        elif field in {"txt", "json"}:
-            self._take_text(member, field, group, source)
+        yield from grouper.enter(name)
+        if name.is_video:
+            yield from self._take_video(member, name, grouper, source)
+        elif name.extension in TEXT_EXTENSIONS:
+            self._take_text(member, name, grouper, source)
         else:
             count(self.counters, "ignored_fields")
 
     def _take_video(
-        self, member: Member, field: str, rank: tuple[int, int], group: Group, source: SourceObject
-    ) -> None:
-        if group.video_rank is not None:
-            count(self.counters, "extra_videos")
-            if group.video_rank <= rank:
-                return
-            if isinstance(group.video, str):
-                self._spool.drop(group.video)
-        group.video, group.video_rank, group.video_ext, group.fault = None, rank, field.rpartition(".")[2], None
-        contents = self._contents(member, source)
-        if contents is None:
-            group.fault = (
-                "unresolved_hardlink",
-                f"{field} is a hard link to {member.info.linkname!r}, which is not kept",
-                False,
-            )
-            return
-        size, pieces = contents
-        group.video_span = self._places.get(member.name)
-        if size == 0:
-            group.fault = ("empty_video", f"{field} has no bytes", False)
-        elif size > self._max_video_bytes:
-            group.fault = ("too_large", f"{field} has {size} bytes, the limit is {self._max_video_bytes}", True)
-        else:
-            try:
-                group.video = self._spool.hold(pieces, size)
-                group.video_bytes = size
-            except CutShort as error:
-                group.fault = ("truncated_shard", str(error), False)
+        self, member: Member, name: MemberName, grouper: Grouper, source: SourceObject
+    ) -> Iterator[Sample | Reject]:
+        if (reject := grouper.refusal(name)) is not None:
+            yield reject
+        elif (loss := grouper.add_video(self._video(member, name, source))) is not None:
+            video, reject = loss
+            if isinstance(video.contents, str):
+                self._spool.drop(video.contents)
+            yield reject
 
-    def _take_text(self, member: Member, field: str, group: Group, source: SourceObject) -> None:
+    def _video(self, member: Member, name: MemberName, source: SourceObject) -> Video:
+        """A video member read, or why it cannot be."""
+        if member.info.issym():
+            message = (
+                f"{name.path} is a symbolic link to {member.info.linkname!r}; pack the shard with `tar --dereference`"
+            )
+            return Video(name, None, fault=("unresolved_symlink", message, False))
+        contents = self._contents(member, source)
+        if contents is None:
+            message = f"{name.path} is a hard link to {member.info.linkname!r}, which is not kept"
+            return Video(name, None, fault=("unresolved_hardlink", message, False))
+        size, pieces = contents
+        if size == 0:
+            return Video(name, None, fault=("empty_video", f"{name.path} has no bytes", False))
+        if size > self._max_video_bytes:
+            message = f"{name.path} has {size} bytes, the limit is {self._max_video_bytes}"
+            return Video(name, None, fault=("too_large", message, True))
+        try:
+            return Video(name, self._spool.hold(pieces, size), size, self._places.get(member.name))
+        except CutShort as error:
+            return Video(name, None, fault=("truncated_shard", str(error), False))
+
+    def _take_text(self, member: Member, name: MemberName, grouper: Grouper, source: SourceObject) -> None:
+        if not grouper.wants_text(name):
+            count(self.counters, "duplicate_fields")
+            return
         contents = self._contents(member, source)
         if contents is None:
             return
         size, pieces = contents
-        if size > TEXT_BYTES:
-            count(self.counters, "oversized_texts")
-            return
         try:
-            data = b"".join(pieces)
+            data = next(iter(pieces), b"") if size > TEXT_BYTES else b"".join(pieces)
         except CutShort:
             count(self.counters, "cut_texts")
             return
-        if field == "txt":
-            group.caption = parse_caption(data, self.counters)
-        else:
-            group.metadata = parse_metadata(data, self.counters)
+        grouper.add_text(name, _parsed(name.extension, data, size), len(data))
 
     def _contents(self, member: Member, source: SourceObject) -> tuple[int, Iterable[bytes]] | None:
         """Size and pieces of a member; of a hard link, its target's, read again from the object. None if that cannot be had."""
@@ -278,18 +263,22 @@ class ShardReader:
 
     def _read_file(self, index: int, source: SourceObject) -> Sample | Reject:
         # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
-        key = _printable(os.path.splitext(source.uri.rpartition("/")[2])[0])
+        file_name = source.uri.rpartition("/")[2]
+        key = _printable(os.path.splitext(file_name)[0])
         extension = source.uri.rpartition(".")[2].lower()
         if source.size == 0:
             return Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
         if source.size > self._max_video_bytes:
             message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
-        metadata = parse_metadata(data, self.counters) if (data := self._sidecar(source, "json")) else {}
-        caption = parse_caption(data, self.counters) if (data := self._sidecar(source, "txt")) else None
+        sidecars = read_sidecars(source, self._config)
+        self._received(sum(len(data) for _, data in sidecars))
+        texts = [_parsed(extension, data, len(data)) for extension, data in sidecars]
+        captions = [text for text in texts if isinstance(text, Caption)]
+        metadata = next((text for text in texts if isinstance(text, Metadata)), Metadata())
         video = self._file(source)
-        caption, span = caption or caption_of(metadata), (0, source.size)
-        return Sample(key, index, source.uri, video, extension, caption, metadata, span, source_index=0)
+        bare = Sample(key, index, source.uri, video, extension, span=(0, source.size), source_index=0)
+        return sample_of(replace(bare, file_name=_printable(file_name)), captions, metadata)
 
     def _file(self, source: SourceObject) -> bytes | str:
         """A local file's own path, checked to be readable and the one listed; a remote one's bytes, or a temporary copy."""
@@ -298,21 +287,6 @@ class ShardReader:
                 self._received(1)  # its bytes are read by the decoder
                 return os.path.join(*locate(source.uri))
             return self._spool.hold(iter(lambda: stream.read(MiB), b""), source.size)
-
-    def _sidecar(self, source: SourceObject, extension: str) -> bytes | None:
-        """`clip.txt` or `clip.json` beside `clip.mp4`; None without one."""
-        root, key = locate(source.uri)
-        try:
-            data = open_store(root, self._config).read_range(
-                f"{os.path.splitext(key)[0]}.{extension}", 0, TEXT_BYTES + 1
-            )
-        except NotFound:
-            return None
-        self._received(len(data))
-        if len(data) > TEXT_BYTES:
-            count(self.counters, "oversized_texts")
-            return None
-        return data
 
     def _open(self, source: SourceObject) -> ReadStream:
         stream = open_source(source, self._config)
@@ -328,8 +302,11 @@ class ShardReader:
             self._received_bytes += num_bytes
 
 
-def _address(name: str) -> tuple[str, str] | None:
-    return None if why_skipped(name) else split_name(name)
+def _parsed(extension: str, data: bytes, size: int) -> Caption | Metadata:
+    """A text member or file; of one that is too long only the beginning was read."""
+    if extension == "json":
+        return Metadata(warnings=("oversized_metadata",)) if size > TEXT_BYTES else parse_metadata(data)
+    return Caption(None, ("oversized_caption",)) if size > TEXT_BYTES else parse_caption(data)
 
 
 def _why_no_file(member: Member) -> str | None:

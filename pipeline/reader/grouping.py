@@ -1,60 +1,95 @@
-"""Members of a tar become samples, by WebDataset's rules.
+"""Members of a tar become samples: WebDataset's rules, and a sample or reject for every video.
 
-Enters: named fields with their contents, in archive order. Leaves: `Sample` or `Reject`, one a key, in the same order on every read.
-The key is the path up to the first dot of the file's name, the field is the rest, lower-cased. A sample leaves when its key ends and it has
-a video and a caption or metadata. Others wait in a window bounded in bytes, because their missing part may follow out of order.
+In: named members with their contents, in archive order. Out: `Sample`s and `Reject`s, in the same order on every read.
+
+- A key is the path up to the first dot of the file's name, as in WebDataset. Members of a key belong together.
+- A key with one video is one sample of that key. Of several videos with different names (`yt.f137.mp4`, `yt.f248.mp4`) each is a sample
+  whose key is its path without the extension, with the texts of that name, else those of the key if no video has just the key's name.
+- Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
+- A name that comes again is rejected as `duplicate_key`, and texts behind it are taken as the second one's.
+
+A sample leaves when its key ends and it has a video and a caption or metadata. Others wait in a window bounded in bytes, because their
+missing part, or another video of their key, may follow out of order.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from pipeline.records import VIDEO_EXTENSIONS, Reject, Sample
+from pipeline.reader.member_names import preference
+from pipeline.reader.texts import Caption, Metadata
+from pipeline.records import Reject, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.reader.member_names import MemberName
+
 MiB = 1024 * 1024
 WINDOW_BYTES = 32 * MiB  # what may wait for its missing part
 GROUP_BYTES = 512  # what an empty group costs
-CAPTION_KEYS = ("caption", "text", "prompt")
-VIDEO_RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
+FIELDS_NAMED = 16
+LATE = (
+    "{name} comes after another video of that name or key was handed on; one of each is encoded. "
+    "Pack the shard with every name once, sorted by name"
+)
+
+Fault = tuple[str, str, bool]  # reason, message, policy
+
+
+@dataclass(slots=True)
+class Video:
+    """A video member: its contents, or why they cannot be had."""
+
+    name: MemberName
+    contents: bytes | str | None
+    num_bytes: int = 0  # in memory or in a file: both are held
+    span: tuple[int, int] | None = None  # where in the object its bytes lie, if they lie there as they are
+    fault: Fault | None = None
+    index: int = 0
+    repeated: bool = False  # its name came again: texts from there on are the second one's
 
 
 @dataclass(slots=True)
 class Group:
-    """What is known of one key so far."""
+    """What is known of one key so far. Stems are paths without the last extension."""
 
     key: str
     index: int
-    fields: set[str] = field(default_factory=set)
-    video: bytes | str | None = None
-    video_ext: str = ""
-    video_rank: tuple[int, int] | None = None
-    video_span: tuple[int, int] | None = None  # where in the object its bytes lie, if they lie there as they are
-    video_bytes: int = 0  # in memory or in a file: both are held
-    caption: str | None = None
-    metadata: dict[str, Any] | None = None
-    fault: tuple[str, str, bool] | None = None  # reason, message, policy: why the video cannot be had
+    again: bool = False  # samples of this key left before
+    videos: dict[str, Video] = field(default_factory=dict)  # by stem
+    stems: set[str] = field(default_factory=set)  # of all videos, of those that left too
+    texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
+    used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
+    fields: dict[str, None] = field(default_factory=dict)  # what follows the key, for messages
+    extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
+    stem: str = ""  # of the last member
     beside_damage: bool = False  # a broken header lay next to it, so that something of it may be lost
     held_bytes: int = GROUP_BYTES
 
     @property
     def complete(self) -> bool:
-        """Nothing more is expected: a video (or the reason why there is none) and something beside it."""
-        return (self.video is not None or self.fault is not None) and (
-            self.caption is not None or self.metadata is not None
-        )
+        """Nothing more is expected: every video has a text, and its key is certain."""
+        lone = len(self.stems) == 1 and not self.again and self.key not in self.stems
+        return bool(self.videos) and not lone and all(self.texts_of(video) for video in self.videos.values())
+
+    def texts_of(self, video: Video) -> list[tuple[str, str]]:
+        """Texts of a video, captions first: its own, then those of the key where they can only be meant for it."""
+        stems = [video.name.stem]
+        if not self.again and self.key not in self.stems:
+            stems.append(self.key)
+        names = [
+            (name, extension)
+            for stem in stems
+            for name, extension in ((stem, "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
+            if name == stem or name not in self.stems
+        ]
+        return [name for name in (*names, *((stem, "json") for stem in stems)) if name in self.texts]
 
 
 class Grouper:
-    """Feed it with `enter`, then fill the group it gives; `close_current` and `drain` give what is ready.
-
-    At most one sample or reject ever leaves for a key, save one more `duplicate_key` reject if parts of it come after it left.
-    """
+    """Feed it with `enter`, then fill the group it gives; `close_current` and `drain` give what is ready."""
 
     def __init__(self, uri: str, counters: dict[str, int]) -> None:
         self.current: Group | None = None
@@ -62,51 +97,112 @@ class Grouper:
         self._counters = counters
         self._waiting: dict[str, Group] = {}  # in order of their first member; the current one is among them
         self._waiting_bytes = 0
-        self._left: set[str] = set()  # keys that are done
-        self._late: set[str] = set()  # those of them that were rejected a second time
+        self._left: dict[str, str] = {}  # keys and stems that are done, each with the file name of its video
         self._count = 0
-        self._last_fields: set[str] = set()
+        self._last_extensions: set[str] = set()
         self._scattered = False  # a key came back: members are not adjacent here
         self._beside_damage = False
 
-    def enter(self, key: str) -> Iterator[Sample | Reject]:
-        """A member of `key` follows: what is ready before it. Afterwards `current` is its group, None for a key that is done."""
-        if self.current is not None and self.current.key == key:
-            return
-        yield from self.close_current()
-        if key in self._left:
-            if key not in self._late:
-                self._late.add(key)
-                yield self._late_reject(key)
-            count(self._counters, "late_members")
-            return
-        if key in self._waiting:
+    def enter(self, name: MemberName) -> Iterator[Sample | Reject]:
+        """A member follows: what is ready before it. Afterwards `current` is its group."""
+        group = self.current
+        if group is None or group.key != name.key:
+            yield from self.close_current()
+            group = self.current = self._open(name.key)
+        elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
+            yield from self._relieve(group, name.stem)
+        group.stem = name.stem
+        if len(group.fields) < FIELDS_NAMED:
+            group.fields[name.field] = None
+        group.extensions.setdefault(name.stem, set()).add(name.extension)
+
+    def _open(self, key: str) -> Group:
+        if (group := self._waiting.get(key)) is not None:
             self._scattered = True
             count(self._counters, "reopened_keys")
-            self.current = self._waiting[key]
-            self._waiting_bytes -= self.current.held_bytes
+            self._waiting_bytes -= group.held_bytes
         else:
-            self.current = Group(key, self._count, beside_damage=self._beside_damage)
-            self._waiting[key] = self.current
+            group = Group(key, self._count, again=key in self._left, beside_damage=self._beside_damage)
+            self._waiting[key] = group
             self._count += 1
         self._beside_damage = False
+        return group
+
+    # --- members of the current group ---------------------------------------------------------------------------------
+
+    def refusal(self, name: MemberName) -> Reject | None:
+        """Why a video is not even read, if so: a name that came before, or a better video of its stem is there."""
+        group = self._group()
+        left = self._left.get(name.stem)
+        if left in ("", name.path):
+            return self._repeated(name)
+        if left is not None and left.rpartition(".")[0] == name.stem:
+            return self._extra(name, left)
+        held = group.videos.get(name.stem)
+        if held is None or name.stem not in group.videos:
+            return None
+        if held.name.path == name.path:
+            held.repeated = True
+            return self._repeated(name)
+        return self._extra(name, held.name.path) if held.fault is None and _better(held, name) else None
+
+    def add_video(self, video: Video) -> tuple[Video, Reject] | None:
+        """Takes a video; of two with one stem the one that is let go, with its reject."""
+        group, stem = self._group(), video.name.stem
+        held = group.videos.get(stem)
+        if held is not None and video.fault is not None and (held.fault is None or _better(held, video.name)):
+            return video, self._faulty(video.name.path, video.fault)
+        if held is not None:
+            video.index = held.index
+        elif group.stems or group.again:
+            video.index = self._count
+            self._count += 1
+        else:
+            video.index = group.index
+        group.videos[stem] = video
+        group.stems.add(stem)
+        group.held_bytes += video.num_bytes + GROUP_BYTES
+        if held is None:
+            return None
+        group.held_bytes -= held.num_bytes
+        loss = (
+            self._extra(held.name, video.name.path) if held.fault is None else self._faulty(held.name.path, held.fault)
+        )
+        return held, loss
+
+    def wants_text(self, name: MemberName) -> bool:
+        """Whether a caption or json is the first of its name, and not behind the second video of that name."""
+        group = self._group()
+        video = group.videos.get(name.stem)
+        return (name.stem, name.extension) not in group.texts and not (video is not None and video.repeated)
+
+    def add_text(self, name: MemberName, text: Caption | Metadata, num_bytes: int) -> None:
+        """Takes a caption or json."""
+        group = self._group()
+        group.texts[name.stem, name.extension] = text
+        group.held_bytes += GROUP_BYTES + 4 * (len(name.stem) + num_bytes)
+
+    def _group(self) -> Group:
+        if self.current is None:
+            raise ValueError("no member was entered")
+        return self.current
+
+    # --- what leaves --------------------------------------------------------------------------------------------------
 
     def close_current(self) -> Iterator[Sample | Reject]:
         """The key changes: the group leaves if it is complete, else it waits and may push others out."""
         group, self.current = self.current, None
         if group is None:
             return
-        self._last_fields = group.fields
+        self._last_extensions = self._extensions(group)
         if group.complete and not self._scattered:
-            yield self._leave(group)
+            yield from self._leave(group)
             return
-        texts = len(group.key) + len(group.caption or "") + len(str(group.metadata or ""))
-        group.held_bytes = GROUP_BYTES + group.video_bytes + 4 * texts
         self._waiting_bytes += group.held_bytes
         while self._waiting_bytes > WINDOW_BYTES:
             oldest = next(iter(self._waiting.values()))
             self._waiting_bytes -= oldest.held_bytes
-            yield self._leave(oldest)
+            yield from self._leave(oldest)
 
     def damaged(self) -> None:
         """A broken header was met: the groups on both sides of it may have lost something."""
@@ -120,95 +216,121 @@ class Grouper:
         A key that has everything its predecessor had is taken as whole, the first of a shard if it has caption and metadata.
         """
         group = self.current
-        expected = self._last_fields or {"txt", "json"}
-        whole = group is not None and group.video is not None and group.fields >= expected
-        if group is not None and (in_member or not whole):
+        if group is None:
+            yield self._cut(None, message)
+            return
+        expected = self._last_extensions or {"txt", "json"}
+        whole = group.stem in group.videos or len(group.videos) == 1
+        if not in_member and whole and self._extensions(group) >= expected:
+            yield self._cut(None, message)
+        elif len(group.videos) < 2 and (group.stem in {group.key, *group.videos} or not group.videos):
             self.current = None
             del self._waiting[group.key]
-            self._left.add(group.key)
-            yield Reject(group.key, "read", "truncated_shard", message, policy=False, uri=self._uri)
-        else:
-            yield Reject(None, "read", "truncated_shard", message, policy=False, uri=self._uri)
+            self._left[group.key] = ""
+            yield self._cut(group.key, message)
+        else:  # others of the key are whole
+            video = group.videos.pop(group.stem, None)
+            yield self._cut(None if video is None else group.stem, message)
 
     def drain(self) -> Iterator[Sample | Reject]:
         """The end: everything that still waits, in order."""
         yield from self.close_current()
         for group in list(self._waiting.values()):
-            yield self._leave(group)
+            yield from self._leave(group)
         self._waiting_bytes = 0
 
-    def _leave(self, group: Group) -> Sample | Reject:
+    @staticmethod
+    def _extensions(group: Group) -> set[str]:
+        if len(group.stems) > 1:
+            return group.extensions.get(group.stem, set())
+        return set[str]().union(*group.extensions.values())
+
+    def _leave(self, group: Group) -> Iterator[Sample | Reject]:
         del self._waiting[group.key]
-        self._left.add(group.key)
-        if group.video is None:
-            reason, message, policy = group.fault or _no_video(group)
-            return Reject(group.key, "read", reason, message, policy=policy, uri=self._uri)
-        metadata = group.metadata or {}
-        caption = group.caption or caption_of(metadata)
-        place = group.video_span
-        return Sample(group.key, group.index, self._uri, group.video, group.video_ext, caption, metadata, place)
+        if not group.stems:
+            if group.again:
+                if group.texts:  # of a sample that left before
+                    count(self._counters, "late_members", len(group.texts))
+            else:
+                self._left[group.key] = ""
+                reason, message, policy = _no_video(group)
+                yield Reject(group.key, "read", reason, message, policy=policy, uri=self._uri)
+            return
+        yield from [self._settle(group, video) for video in list(group.videos.values())]
+        self._left.setdefault(group.key, "")
+        self._forget_texts(group, set(group.texts))
 
-    def _late_reject(self, key: str) -> Reject:
-        message = (
-            "members of this key are scattered over the archive, or two samples share it; pack the shard sorted by name"
+    def _relieve(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
+        """A key with more members than may wait: videos whose keys are certain leave, and texts without a video are let go."""
+        if len(group.stems) > 1:
+            yield from [self._settle(group, video) for video in list(group.videos.values()) if video.name.stem != stem]
+        kept = {stem, group.key, *group.videos}
+        self._forget_texts(group, {name for name in group.texts if name[0].removesuffix(".caption") not in kept})
+        group.extensions = {name: found for name, found in group.extensions.items() if name in kept}
+        group.held_bytes = GROUP_BYTES + sum(video.num_bytes for video in group.videos.values())
+
+    def _forget_texts(self, group: Group, names: set[tuple[str, str]]) -> None:
+        if unused := names - group.used:
+            count(self._counters, "ignored_fields", len(unused))
+        for name in names:
+            del group.texts[name]
+
+    def _settle(self, group: Group, video: Video) -> Sample | Reject:
+        del group.videos[video.name.stem]
+        key = video.name.stem if group.again or len(group.stems) > 1 else group.key
+        if key in self._left:  # `a.mp4` far behind `a.1.mp4`, which had the key
+            key = video.name.path
+        self._left[key] = self._left[video.name.stem] = video.name.path
+        names = group.texts_of(video)
+        group.used |= set(names)
+        if video.contents is None:
+            return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
+        captions = [text for name in names if isinstance(text := group.texts[name], Caption)]
+        metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
+        return sample_of(
+            Sample(
+                key,
+                video.index,
+                self._uri,
+                video.contents,
+                video.name.extension,
+                span=video.span,
+                file_name=video.name.path,
+            ),
+            captions,
+            metadata,
         )
-        return Reject(key, "read", "duplicate_key", message, policy=False, uri=self._uri)
+
+    # --- rejects ------------------------------------------------------------------------------------------------------
+
+    def _faulty(self, key: str, fault: Fault) -> Reject:
+        reason, message, policy = fault
+        return Reject(key, "read", reason, message, policy=policy, uri=self._uri)
+
+    def _repeated(self, name: MemberName) -> Reject:
+        return self._faulty(name.stem, ("duplicate_key", LATE.format(name=name.path), False))
+
+    def _extra(self, name: MemberName, kept: str) -> Reject:
+        message = f"{name.path} is the same sample as {kept}, which is encoded; rename one of them to have both"
+        return self._faulty(name.path, ("extra_video", message, True))
+
+    def _cut(self, key: str | None, message: str) -> Reject:
+        return Reject(key, "read", "truncated_shard", message, policy=False, uri=self._uri)
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """`"./v1.2/clip.final.MP4"` -> key `"v1.2/clip"`, field `"final.mp4"`; None without a dot in the file's name."""
-    while name.startswith("./"):
-        name = name[2:].lstrip("/")
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if dot else None
-
-
-def why_skipped(name: str) -> str | None:
-    """Counter of names that are never samples: AppleDouble, hidden files, WebDataset's `__x__`; None for all others."""
-    base = name.rpartition("/")[2]
-    if base.startswith("._") or "__MACOSX" in name.split("/"):
-        return "skipped_appledouble"
-    if base.startswith(".") and base not in {".", ".."}:
-        return "skipped_hidden"
-    return "skipped_meta" if re.fullmatch(r"__.*__", name) else None
-
-
-def video_rank(extension: str) -> tuple[int, int] | None:
-    """Preference among several videos of a key, lowest first: the plain field before `orig.mp4`, then as in `VIDEO_EXTENSIONS`."""
-    rank = VIDEO_RANK.get(extension.rpartition(".")[2])
-    return None if rank is None else (extension.count("."), rank)
-
-
-def parse_caption(data: bytes, counters: dict[str, int]) -> str | None:
-    """UTF-8 text, bytes that are none replaced and counted; None if blank."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        count(counters, "non_utf8_captions")
-        text = data.decode("utf-8-sig", errors="replace")
-    return text.strip() or None
-
-
-def parse_metadata(data: bytes, counters: dict[str, int]) -> dict[str, Any]:
-    """A JSON object; anything else is counted and becomes empty."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, absurd numbers, absurd nesting
-        count(counters, "bad_json")
-        return {}
-    if not isinstance(value, dict):
-        count(counters, "json_not_an_object")
-        return {}
-    return value
-
-
-def caption_of(metadata: dict[str, Any]) -> str | None:
-    """The caption where only the metadata has one."""
-    texts = (metadata.get(name) for name in CAPTION_KEYS)
-    # JSON can spell half a surrogate pair; no file or table can hold it.
-    return next(
-        (text.encode(errors="replace").decode() for text in texts if isinstance(text, str) and text.strip()), None
+def sample_of(bare: Sample, captions: list[Caption], metadata: Metadata) -> Sample:
+    """`bare` with its texts: the first caption that says something, else that of the metadata, and the warnings of what was looked at."""
+    warnings: list[str] = []
+    text = None
+    for caption in (*captions, metadata.caption):
+        if text is None:
+            text = caption.text
+            warnings += caption.warnings
+    return replace(
+        bare,
+        caption=text,
+        metadata=metadata.values,
+        warnings=tuple(dict.fromkeys([*warnings, *metadata.warnings])),
     )
 
 
@@ -217,14 +339,15 @@ def count(counters: dict[str, int], slug: str, n: int = 1) -> None:
     counters[slug] = counters.get(slug, 0) + n
 
 
-def _no_video(group: Group) -> tuple[str, str, bool]:
+def _better(held: Video, name: MemberName) -> bool:
+    return preference(held.name) <= preference(name)
+
+
+def _no_video(group: Group) -> Fault:
     """video2dataset writes caption and metadata of failed downloads too: that is policy, not damage, unless a header broke nearby."""
     found = ", ".join(sorted(group.fields)) or "nothing readable"
     if group.beside_damage:
         return "corrupt_header", f"no video beside a broken tar header; found {found}", False
-    told = (
-        [f"{name}: {group.metadata[name]}" for name in ("status", "error_message") if (group.metadata or {}).get(name)]
-        if group.metadata
-        else []
-    )
+    values = next((text.values for text in group.texts.values() if isinstance(text, Metadata)), {})
+    told = [f"{name}: {values[name]}" for name in ("status", "error_message") if values.get(name)]
     return "no_video", "; ".join([f"no video, only {found}", *told])[:500], True

@@ -24,6 +24,7 @@ from pipeline.records.flow import (
     retry_from_dict,
     shard_from_dict,
     stable_hash,
+    warning_kinds,
 )
 from pipeline.records.receipt import FORMAT_VERSION, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
@@ -54,4 +55,5 @@ __all__ = [
     "retry_from_dict",
     "shard_from_dict",
     "stable_hash",
+    "warning_kinds",
 ]

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
 # What counts as a video by its name: plain files in a corpus, fields in a shard. A sample with several keeps the earliest listed here.
@@ -148,6 +150,10 @@ class Sample:
     video_ext: str
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    file_name: str = ""  # as in the object: the path in a tar, the base name of a plain file
+    warnings: tuple[
+        str, ...
+    ] = ()  # of its texts, e.g. "caption_encoding:cp1252"; they become the row's, like those of `VideoInfo`
     # First byte and size of the video in its object, where that holds it as it is (no compression, no holes).
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object where that is not `index`: the same however plain files are grouped.
@@ -202,6 +208,12 @@ class VideoInfo:
     color_range: str  # as tagged: "limited" | "full" | "untagged"
     content_hash: str  # BLAKE2b-128 of the encoded bytes, hex
     warnings: tuple[str, ...] = ()  # decisions taken on the way, e.g. "untagged_color:bt709", "deinterlaced"
+
+
+def warning_kinds(sample: Sample, warnings: Iterable[str]) -> set[str]:
+    """What is counted of an encoded sample: kinds of its warnings and its video's, and `no_caption`."""
+    kinds = {warning.partition(":")[0] for warning in (*warnings, *sample.warnings)}
+    return kinds if sample.caption is not None else kinds | {"no_caption"}
 
 
 @dataclass(frozen=True, slots=True)

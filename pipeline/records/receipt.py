@@ -124,6 +124,9 @@ class Receipt:
     # By URI, the shard of an older version of the object that has the same bytes. Nothing of such a receipt was encoded.
     same_as: dict[str, str] = field(default_factory=dict)
     empty: tuple[str, ...] = ()  # URIs of plain files that gave no clip
+    # What was odd in inputs that were encoded: counters of the reader, encoded samples by kind of row warning, `no_caption`. A retry
+    # counts only samples that no earlier receipt holds.
+    warnings: dict[str, int] = field(default_factory=dict)
     recovered: tuple[tuple[str, str], ...] = ()  # of a retry: (uri, key) of samples that have clips now and had none
 
     def added(self) -> Counts:

@@ -90,7 +90,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
     bucket = plan.bucket
     return {
         "caption": None if sample.caption is None else storable(sample.caption),
-        "file_name": storable(f"{sample.key}.{sample.video_ext}"),
+        "file_name": storable(sample.file_name or f"{sample.key}.{sample.video_ext}"),
         "media_type": "video",
         "width": bucket.width,
         "height": bucket.height,
@@ -116,8 +116,8 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "codec": info.codec,
         "color_matrix": info.color_matrix,
         "color_range": info.color_range,
-        "warnings": list(info.warnings),
-        "metadata": json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True),
+        "warnings": [*info.warnings, *sample.warnings],
+        "metadata": json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True, allow_nan=False),
         "fingerprint": fingerprint,
     }
 

@@ -62,7 +62,7 @@ def plan(corpus: list[Sample | Reject], **values: object) -> CorpusPlan:
             continue
         cutter = Cutter(request(item, rules))
         try:
-            tally.opened(cutter.open())
+            tally.opened(item, cutter.open())
         except BadDataError as error:
             tally.rejected(Reject(item.key, "decode", error.reason, error.message, isinstance(error, PolicyReject)))
         finally:
@@ -83,7 +83,9 @@ def test_it_reconciles_and_names_reasons_with_keys(corpus):
         "truncated_tar": (1, False, ["u"]),
     }
     assert found.dropped["too_short"].message.startswith("4 frames")
-    assert found.warnings["untagged_color"] == 5
+    assert (found.warnings["untagged_color"], found.warnings["no_caption"]) == (3, 3), (
+        "of videos that give clips, as in a build"
+    )
     json.dumps(found.to_dict())
 
 
