@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode.clock import MOST_REORDERED
 from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
@@ -24,6 +23,7 @@ from pipeline.errors import DamagedInput
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
+MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
 STRICT = {"hevc", "vvc", "mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
@@ -102,7 +102,7 @@ class FrameStream:
                 self._take(frame)
             if packet.size == 0 and packet.dts is None:  # the decoder has been emptied
                 self._give_up(len(self._table.frames_N))
-            if len(self._held) > MOST_REORDERED:
+            if len(self._held) > MOST_HELD:
                 self._give_up(self._held[0][0])
             self._settle()
         if not self._known:

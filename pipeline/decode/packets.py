@@ -284,7 +284,7 @@ class _Tabled:
         joins: tuple[int, ...] = (),
     ) -> PacketTable:
         if seekable:
-            self._warnings += _early_end(self._opened.container, end_s)
+            self._warnings += _early_end(self._opened.container, float(times_s[0]), end_s)
         return PacketTable(
             frames_N=frames_N.astype(np.int32),
             sizes_N=self._sizes,
@@ -315,12 +315,12 @@ class _Tabled:
         )
 
 
-def _early_end(container: Any, end_s: float) -> tuple[str, ...]:
+def _early_end(container: Any, first_s: float, end_s: float) -> tuple[str, ...]:
     """A warning when the container is longer than its video: sound that goes on, or a file that was cut off."""
     if not container.duration:
         return ()
     header_s = container.duration / 1e6
-    video_s = end_s - (container.start_time or 0) / 1e6
+    video_s = end_s - min(first_s, (container.start_time or 0) / 1e6)
     return (f"video_ends_early:{video_s:.2f}/{header_s:.2f}s",) if header_s - video_s > max(0.5, 0.1 * header_s) else ()
 
 
