@@ -25,6 +25,7 @@ from pipeline.terminal import (
     Overrides,
     Size,
     StoreSettings,
+    Strict,
     Untrained,
     fail,
     guard,
@@ -46,7 +47,11 @@ app = typer.Typer(
 @app.command(cls=EncodeCommand)
 def encode(
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT... OUTPUT", help="Shards or videos, then the output.")
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT... OUTPUT",
+            help="Shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output.",
+        ),
     ] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
@@ -75,6 +80,7 @@ def encode(
             "or those with these reasons.",
         ),
     ] = None,
+    strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -101,6 +107,7 @@ def encode(
         "engine.address": address,
         "progress": progress,
         "retry_rejects": retry_rejects,
+        "strict": strict,
     }
 
     def run() -> None:
@@ -128,13 +135,14 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
 
 @app.command()
 def plan(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Shards or videos.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Shards or videos, as for encode.")],
     model: Model = None,
     fps: Fps = None,
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
     dtype: Annotated[str | None, typer.Option(help="Stored type. [default: float16]")] = None,
+    strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
@@ -155,6 +163,7 @@ def plan(
             "clips.size": size,
             "clips.select": clips,
             "write.dtype": dtype,
+            "strict": strict,
         }
         with signals.handled():  # SIGTERM too ends decoders and deletes temporary files
             result = plan_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))

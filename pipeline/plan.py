@@ -77,6 +77,7 @@ class CorpusPlan:
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
     notices: list[str]
+    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

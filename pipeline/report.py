@@ -49,6 +49,7 @@ class BuildReport:
         default_factory=dict
     )  # FxHxW of a chunk -> most chunks a step of the network held
     notices: list[str] = field(default_factory=list)
+    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
 
     @property
     def ok(self) -> bool:
@@ -113,6 +114,8 @@ class BuildReport:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
             lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
         lines += warning_lines(self.warnings)
+        if self.passed_over:
+            lines.append(f"  {self.passed_over['line']}")
         lines += self._failures()
         if self.untrained:
             lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")

@@ -42,6 +42,13 @@ Model = Annotated[
 Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")]
 Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
 ComputeDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: by device]")]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict",
+        help="Refuse (exit code 2) folders, patterns and lists that hold anything that would be passed over.",
+    ),
+]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
 
 

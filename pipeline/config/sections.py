@@ -307,6 +307,9 @@ class EncodeJob(Section):
     else those with one of these reasons. None: leave them."""
     reject_budget: float = Field(0.05, ge=0, le=1)
     """Largest fraction of damaged inputs before the build stops; a single one never stops it unless this is 0. 1: nothing stops it."""
+    strict: bool = False
+    """Refuse inputs whose folders, patterns or lists hold something that is passed over: another suffix, an image, a hidden file, a link
+    that leads to nothing, a caption without a video. Otherwise it is counted and said."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
 

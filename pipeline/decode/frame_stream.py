@@ -19,6 +19,7 @@ from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
 from pipeline.decode.packets import HIDDEN, PacketTable
+from pipeline.errors import DamagedInput
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
@@ -220,6 +221,10 @@ class FrameStream:
             packet = next(self._packets, None)
             file.check()  # a packet that a failed read cut short must not become a frame
         if packet is not None and packet.size:
+            sizes = self._table.sizes_N
+            if self._next_packet >= len(sizes) or sizes[self._next_packet] != packet.size:
+                message = f"packet {self._next_packet} is another one than when the file was read first"
+                raise DamagedInput("corrupt_stream", message, frames_recovered=self.position + 1, stage="decode")
             self._next_packet += 1
         return packet
 

@@ -26,7 +26,8 @@ def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[A
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & NEVER]
     if not streams:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        types = {"cover art" if stream.type == "video" else stream.type for stream in container.streams}
+        kinds = ", ".join(sorted(types)) or "nothing"
         raise PolicyReject("no_video_stream", f"the file holds no video, only {kinds}", stage="decode")
     usable = [stream for stream in streams if stream.codec_context is not None]
     if not usable:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder_room
 from pipeline.clips import resolve_rules
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.coverage import Work, find_work, without_unchanged
 from pipeline.engine.blueprint import Blueprint, draw
 from pipeline.engine.build import Build
@@ -41,12 +41,16 @@ if TYPE_CHECKING:
     from pipeline.records import ClipRules, Counts, Shard
     from pipeline.summaries import ReceiptSummary
 
+# What an output consists of: one object, and folders. It may lie inside a folder of inputs.
+OWN_OBJECT = "latentset.json"
+OWN_FOLDERS = ("data", "index", "receipts", "summaries", "progress")
+
 
 def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     """Encodes what is not encoded yet. Running it again resumes; running it twice at once is safe.
 
     Raises:
-        UsageError: something about the job is wrong; nothing was started.
+        UsageError: something about the job is wrong; nothing was started. With `strict`, also that inputs hold more than tars and videos.
         ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones; likewise.
         NothingEncoded: not one clip was encoded, now or earlier; likewise.
@@ -56,11 +60,14 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     if (known := encoder_room.known_spec(job.model)) is not None:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
-    shards = _without_own_output(resolve_inputs(job.inputs, job.storage), store)
+    passed_over = PassedOver(own=(store.uri(OWN_OBJECT), *(f"{store.uri(name)}/" for name in OWN_FOLDERS)))
+    shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
+    if job.strict:
+        passed_over.refuse()
     if job.output.startswith("s3://"):
         store.preflight()  # says within seconds what is wrong, instead of after all retries
     store.check_writable()
-    notices = list(Ledger(store).prepare("lathe"))
+    notices = [*filter(None, [passed_over.line()]), *Ledger(store).prepare("lathe")]
     with Executor(job) as executor:
         summaries = Summaries(store)
         receipts = summaries.all()
@@ -81,6 +88,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             shards_total=len(todo) + len(work.finished),
             shards_before=len(work.finished),
             notices=notices,
+            passed_over=passed_over.to_dict(),
         )
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
         if todo:

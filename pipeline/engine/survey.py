@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.clips import resolve_rules
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.engine.feed import Restarted
 from pipeline.engine.footage import Footage
@@ -59,7 +59,9 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         unreadable.append(f"not planned: {error}")
         return True
 
-    shards = resolve_inputs(job.inputs, job.storage)
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    if job.strict:
+        passed_over.refuse()
     with Footage(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as footage:
         for outcome in _in_order(footage):
             if isinstance(outcome, tuple):
@@ -69,7 +71,7 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
     tally.warn(footage.counters)
     for text in sorted(unreadable):
         tally.notice(text)
-    return tally.result()
+    return replace(tally.result(), passed_over=passed_over.to_dict())
 
 
 def _in_order(footage: Footage) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.clips import resolve_rules
 from pipeline.config import build_job
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
 
@@ -71,7 +71,11 @@ def evaluate(
     _check_extra()
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is loaded
-    shards = resolve_inputs(job.inputs, job.storage)
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    if job.strict:
+        passed_over.refuse()
+    if passed_over:
+        news(passed_over.line())
     cuda = job.model.device.startswith("cuda") or (job.model.device == "auto" and cuda_available())
     device, dtype = resolve_device(job.model.device, job.model.compute_dtype, cuda=cuda)
 

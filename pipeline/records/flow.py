@@ -19,29 +19,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 # What counts as a video by its name: plain files in a corpus, fields in a shard. A sample with several keeps the earliest listed here.
+# All belong to formats of `pipeline.decode.container.FORMATS`. Suffixes that more often mean something else (ogg, mod, avs) are left out.
 VIDEO_EXTENSIONS = (
-    *(
-        "mp4",
-        "mkv",
-        "webm",
-        "mov",
-        "avi",
-        "m4v",
-        "mpg",
-        "mpeg",
-        "ts",
-        "m2ts",
-        "mts",
-        "wmv",
-        "flv",
-        "ogv",
-        "3gp",
-        "3g2",
-        "vob",
-        "mxf",
-    ),
-    *("h264", "264", "h265", "265", "hevc", "ivf", "obu", "y4m"),
-)
+    "mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "ogv", "3gp", "3g2",
+    "vob", "mxf",
+    "h264", "264", "h265", "265", "hevc", "ivf", "obu", "y4m",
+    "qt", "mqv", "f4v", "mp4v", "mpg4", "insv", "3gpp", "3gp2", "ismv", "cmfv", "mj2", "mjp2", "mk3d", "divx", "xvid",
+    "amv", "asf", "wm", "dvr-ms", "ogm", "ogx", "gif", "apng",
+    "m2t", "m2p", "m1v", "m2v", "mpv", "mp2v", "mpv2", "mpe", "tp", "trp", "tod", "evo", "vro", "dv", "dif", "gxf",
+    "nut", "rm", "rmvb", "rv", "wtv", "nsv",
+    "avc", "h26l", "vvc", "h266", "266", "av1", "h263", "263", "vc1", "mjpeg", "mjpg", "cavs", "drc",
+)  # fmt: skip
 
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:

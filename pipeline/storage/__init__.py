@@ -27,7 +27,9 @@ __all__ = [
     "ObjectInfo",
     "ReadStream",
     "Store",
+    "Unlisted",
     "check_key",
+    "check_place",
     "locate",
     "mark_reached",
     "open_source",
@@ -48,6 +50,15 @@ class ObjectInfo:
     size: int
     etag: str
     modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """An entry of a local folder that is not an object: a link that leads to nothing, a fifo, a folder that may not be read."""
+
+    key: str
+    what: str  # link | fifo | socket | device | folder | file
+    why: str  # "leads to nothing"
 
 
 class ReadStream(Protocol):
@@ -88,6 +99,9 @@ class ReadStream(Protocol):
 class Store(ABC):
     """Objects under a root. Keys are relative, `/`-separated, and data: one that would leave the root is a ValueError.
 
+    Objects are created and deleted under the plain names that `check_key` takes. Those of other writers are read under whatever name they
+    have: a local file by any path below the root, an object of a whole bucket by any key.
+
     Every method raises `StorageUnavailable` for what may pass (on S3 after `patience_s` of retries), `AccessError` for what a person
     must fix, `NotFound` for a missing object.
     """
@@ -99,11 +113,14 @@ class Store(ABC):
         """Where `key` lives: an absolute path, or `s3://bucket/key`."""
 
     @abstractmethod
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, unlisted: Callable[[Unlisted], None] | None = None
+    ) -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix`, in key order, streamed.
 
         Without `recursive` only those without a further `/`. A root or prefix that does not exist is empty. Keys come as
-        they are stored, odd ones too.
+        they are stored, odd ones too. With `unlisted`, entries of a local folder that are not files are told, and one that may not be read
+        costs only itself; without it, that is an AccessError.
         """
 
     @abstractmethod
@@ -159,6 +176,10 @@ class Store(ABC):
             return False
         return True
 
+    def described(self, key: str) -> Unlisted | None:
+        """What is under a name that `stat` does not find and that is not a folder; None if nothing is."""
+        return None
+
     @abstractmethod
     def conditional_writes(self) -> bool:
         """Whether a second create-only put is refused: tried once with a scratch key, then remembered.
@@ -202,6 +223,17 @@ def check_key(key: str) -> str:
     """
     if not key or key.startswith("/") or "\\" in key or "\0" in key or {"..", "."} & set(key.split("/")):
         raise ValueError(f"key {key!r}: expected a relative path without '.', '..', backslash or NUL")
+    return key
+
+
+def check_place(key: str) -> str:
+    """`key` itself if it is a path below a root, whatever characters it has (a backslash is one of them).
+
+    Raises:
+        ValueError: empty, absolute, with a `..` or `.` part or a NUL.
+    """
+    if not key or key.startswith("/") or "\0" in key or {"..", "."} & set(key.split("/")):
+        raise ValueError(f"key {key!r}: expected a relative path without '.', '..' or NUL")
     return key
 
 

@@ -13,26 +13,20 @@ import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pipeline.errors import AccessError, LatheError, NotFound, OutputError, SourceChanged, StorageUnavailable
-from pipeline.storage import ObjectInfo, Store, check_key
+from pipeline.errors import NotFound, SourceChanged, StorageUnavailable
+from pipeline.storage import ObjectInfo, Store, Unlisted, check_key, check_place
+from pipeline.storage.local_errors import translated
+from pipeline.storage.local_listing import SCRATCH, Listing, described, etag_of, info_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-SCRATCH = ".lathe-tmp-"
 BUFFER_BYTES = 1024 * 1024
 UPLOAD_BYTES = 8 * 1024 * 1024
 # What link(2) answers on file systems without hard links (FAT, some FUSE and network mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-# What a link that leads to nothing answers (also one that leads to itself), and a file that was deleted since it was seen.
-DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 CREATE_TRIES = 100  # for a name that is taken when it is linked and free when it is read
-# Failures of a mount that pass: a network file system that lost its server, a disk that is busy.
-PASSING = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN,
-    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
-}  # fmt: skip
 
 
 class LocalStore(Store):
@@ -46,60 +40,36 @@ class LocalStore(Store):
 
     def uri(self, key: str) -> str:
         """Absolute path of `key`."""
-        return os.path.join(self.root, check_key(key))
+        return os.path.join(self.root, check_place(key))
 
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
-        """Files in key order. Links are followed, save to a folder above; those that lead to nothing or to themselves are passed over."""
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, unlisted: Callable[[Unlisted], None] | None = None
+    ) -> Iterator[ObjectInfo]:
+        """Files in key order. Links are followed, save to a folder above; those that lead to nothing or to themselves are not listed."""
         folder = prefix.rpartition("/")[0]
         if folder:
-            check_key(folder)
-        yield from self._walk(folder, prefix, recursive, ())
-
-    def _walk(
-        self, folder: str, prefix: str, recursive: bool, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[ObjectInfo]:
-        path = os.path.join(self.root, folder) if folder else self.root
-        with _translated(path):
-            try:
-                here = os.stat(path)
-                # A folder sorts as its keys do: "a-b" < "a/b" < "a0".
-                named = sorted(
-                    ((f"{entry.name}/" if _is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
-                    key=_by_name,
-                )
-            except (FileNotFoundError, NotADirectoryError):
-                return
-        if (identity := (here.st_dev, here.st_ino)) in above:
-            return
-        for name, entry in named:
-            key = f"{folder}/{name}" if folder else name
-            if name.endswith("/"):
-                if recursive and (key.startswith(prefix) or prefix.startswith(key)):
-                    yield from self._walk(key[:-1], prefix, recursive, (*above, identity))
-            elif key.startswith(prefix) and not name.startswith(SCRATCH):
-                info = _info_of_entry(key, entry)
-                if info is not None:
-                    yield info
+            check_place(folder)
+        yield from Listing(self.root, prefix, recursive, unlisted).walk(folder)
 
     def stat(self, key: str) -> ObjectInfo:
         """Size, etag (`mtime_ns-size`) and time of one file."""
         path = self.uri(key)
-        with _translated(path):
+        with translated(path):
             found = os.stat(path)
             if not os.path.isfile(path):
                 raise NotFound(f"{path}: expected a file, found a folder or device")
-            return _info(key, found)
+            return info_of(key, found)
 
     def read(self, key: str) -> bytes:
         """The whole file."""
         path = self.uri(key)
-        with _translated(path), open(path, "rb") as file:
+        with translated(path), open(path, "rb") as file:
             return file.read()
 
     def read_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """Bytes `[start, start + length)`, cut at the end."""
         path = self.uri(key)
-        with _translated(path), open(path, "rb") as file:
+        with translated(path), open(path, "rb") as file:
             if etag is not None:
                 _check_unchanged(file.fileno(), path, etag)
             return os.pread(file.fileno(), length, start)
@@ -110,7 +80,7 @@ class LocalStore(Store):
 
     def write(self, key: str, data: bytes) -> None:
         """Creates or replaces the file by a rename."""
-        path = self.uri(key)
+        path = self.uri(check_key(key))
         with self._scratch(path) as scratch:
             _write_flushed(scratch, data)
             os.replace(scratch, path)
@@ -121,7 +91,7 @@ class LocalStore(Store):
 
         Without hard links, a kill at the wrong moment leaves an empty object; see `_claim_and_replace`.
         """
-        path = self.uri(key)
+        path = self.uri(check_key(key))
         with self._scratch(path) as scratch:
             _write_flushed(scratch, data)
             for _ in range(CREATE_TRIES):
@@ -142,7 +112,7 @@ class LocalStore(Store):
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
     ) -> ObjectInfo:
         """Copies beside the place, flushes, renames."""
-        path = self.uri(key)
+        path = self.uri(check_key(key))
         with self._scratch(path) as scratch:
             with open(local_path, "rb") as source, open(scratch, "xb") as file:
                 while block := source.read(UPLOAD_BYTES):
@@ -157,9 +127,14 @@ class LocalStore(Store):
 
     def delete(self, key: str) -> None:
         """Removes the file; a missing one is fine. Folders stay."""
-        path = self.uri(key)
-        with _translated(path), suppress(FileNotFoundError, NotADirectoryError):
+        path = self.uri(check_key(key))
+        with translated(path), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
+
+    def described(self, key: str) -> Unlisted | None:
+        """A link that leads to nothing or to itself, a fifo, a socket, a device, a file that may not be looked at."""
+        found = described(self.uri(key))
+        return None if found is None else Unlisted(key, *found)
 
     def conditional_writes(self) -> bool:
         """Always: `link` and `O_EXCL` are the file system's own."""
@@ -173,13 +148,13 @@ class LocalStore(Store):
 
     def preflight(self) -> None:
         """Lists the folder if it is there."""
-        with _translated(self.root), suppress(FileNotFoundError):
+        with translated(self.root), suppress(FileNotFoundError):
             os.scandir(self.root).close()
 
     def probe(self) -> None:
         """Asks the mount of the root, or of the nearest folder above that exists, for the folder's status."""
         folder = self.root
-        with _translated(self.root):
+        with translated(self.root):
             while True:
                 try:
                     os.stat(folder)
@@ -192,7 +167,7 @@ class LocalStore(Store):
         """A free hidden name in the folder of `path`, gone afterwards."""
         folder = os.path.dirname(path)
         scratch = os.path.join(folder, f"{SCRATCH}{uuid.uuid4().hex}")
-        with _translated(path, writing=True):
+        with translated(path, writing=True):
             os.makedirs(folder, exist_ok=True)
             try:
                 yield scratch
@@ -210,7 +185,7 @@ class LocalStream:
         self._path = path
         self._etag = etag
         self._position = 0
-        with _translated(path):
+        with translated(path):
             # The stream owns the file: it is closed in close().
             self._file = open(path, "rb", buffering=BUFFER_BYTES)  # noqa: SIM115
         try:
@@ -226,7 +201,7 @@ class LocalStream:
         left = self.size - self._position
         wanted = left if n < 0 else min(n, left)
         began = time.perf_counter()
-        with _translated(self._path):
+        with translated(self._path):
             data = self._file.read(wanted)
         self.wait_s += time.perf_counter() - began
         self._position += len(data)
@@ -256,40 +231,8 @@ class LocalStream:
         self.close()
 
 
-def _by_name(item: tuple[str, os.DirEntry[str]]) -> str:
-    return item[0]
-
-
-def _info(key: str, found: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with _translated(entry.path):
-        try:
-            return entry.is_dir()
-        except OSError as error:
-            if error.errno not in DANGLING:
-                raise
-            return False
-
-
-def _info_of_entry(key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
-    with _translated(entry.path):
-        try:
-            return _info(key, entry.stat()) if entry.is_file() else None
-        except OSError as error:
-            if error.errno not in DANGLING:
-                raise
-            return None
-
-
-def _etag(found: os.stat_result) -> str:
-    return f"{found.st_mtime_ns}-{found.st_size}"
-
-
 def _check_unchanged(descriptor: int, path: str, etag: str) -> None:
-    found = _etag(os.fstat(descriptor))
+    found = etag_of(os.fstat(descriptor))
     if found != etag:
         raise SourceChanged(
             f"{path} was replaced or written to: listed as {etag} (mtime_ns-size), now {found}", uri=path
@@ -347,30 +290,3 @@ def _flush_folder(path: str) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _translated(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turns errors of the operating system into those of `pipeline.errors`."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        missing = os.fsdecode(error.filename or path)
-        raise NotFound(f"{missing} does not exist", uri=path) from None
-    except OSError as error:
-        raise _explained(error, path, writing) from error
-
-
-def _explained(error: OSError, path: str, writing: bool) -> LatheError:
-    reason = error.strerror or str(error)
-    if error.errno in PASSING:
-        return StorageUnavailable(f"{path}: {reason}", uri=path)
-    if writing:
-        return OutputError(
-            f"{path} cannot be written: {reason}; check the folder's owner, its mount and the free space", uri=path
-        )
-    if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
-        return NotFound(f"{path} is not a file: {reason}", uri=path)
-    return AccessError(
-        f"{path} cannot be read: {reason}; check the permissions of the file and the folders above", uri=path
-    )

@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
-from pipeline.storage import ObjectInfo, Store, check_key
+from pipeline.storage import ObjectInfo, Store, Unlisted, check_key
 from pipeline.storage.connection import connect, forget, patience_of
 from pipeline.storage.patience import OutOfPatience, Patience
 from pipeline.storage.refusals import (
@@ -66,9 +66,17 @@ class S3Store(Store):
 
     def uri(self, key: str) -> str:
         """`s3://bucket/prefix/key`."""
-        return f"s3://{self._bucket}/{self._prefix}{check_key(key)}"
+        return f"s3://{self._bucket}/{self._prefix}{self._checked(key)}"
 
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
+    def _checked(self, key: str) -> str:
+        """Any key of a whole bucket, where anybody writes. Below a prefix, which is an output, those that Lathe makes."""
+        if self._prefix or not key:
+            return check_key(key)
+        return key
+
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, unlisted: Callable[[Unlisted], None] | None = None
+    ) -> Iterator[ObjectInfo]:
         """LIST pages of a thousand, in key order (UTF-8 bytes)."""
         folder = {} if recursive else {"Delimiter": "/"}
         pages: Iterator[dict[str, Any]] | None = None
@@ -110,7 +118,7 @@ class S3Store(Store):
 
     def open_stream(self, key: str, *, size: int, etag: str) -> RangeStream:
         """Ranged GETs of `part_bytes`, read ahead within `read_ahead_bytes`, each pinned to `etag`."""
-        check_key(key)
+        self._checked(key)
 
         def fetch(start: int, length: int, cancelled: threading.Event, received: Callable[[int], None]) -> bytearray:
             data = _Download(self, key, start, start + length, etag, cancelled, received).run()
@@ -126,11 +134,12 @@ class S3Store(Store):
 
     def write(self, key: str, data: bytes) -> None:
         """One PUT."""
-        with self._answers(key) as client:
+        with self._answers(check_key(key)) as client:
             client.put_object(**self._object(key), Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """PUT with `If-None-Match: *`. 412 may answer our own repeated request, so the object is read back."""
+        check_key(key)
         patience = patience_of(self._config)
         while True:
             try:
@@ -183,7 +192,7 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         """One DELETE; S3 answers the same for a missing key."""
         try:
-            with self._answers(key) as client:
+            with self._answers(check_key(key)) as client:
                 client.delete_object(**self._object(key))
         except NotFound:  # some servers say so
             return
@@ -226,7 +235,7 @@ class S3Store(Store):
             client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def _object(self, key: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
+        return {"Bucket": self._bucket, "Key": self._prefix + self._checked(key)}
 
     @contextmanager
     def _answers(

@@ -160,12 +160,14 @@ def _source(
         from model.training.source import SyntheticSource
 
         return SyntheticSource(data.synthetic.seed), None
-    from pipeline.corpus import resolve_inputs
+    from pipeline.corpus import PassedOver, resolve_inputs
     from pipeline.training.corpus_index import corpus_index
     from pipeline.training.corpus_source import CorpusSource
     from pipeline.training.unusable import Unusable
 
-    shards = resolve_inputs(data.inputs or (), job.storage)
+    shards = resolve_inputs(data.inputs or (), job.storage, passed_over := PassedOver())
+    if passed_over:
+        telling.notice(passed_over.line())
     place = folder / "corpus"
     place.mkdir(exist_ok=True)
     unusable = Unusable(place / "unusable.jsonl")

@@ -140,46 +140,6 @@ def test_what_matches_nothing_is_named_with_what_is_there(corpus: Corpus) -> Non
             corpus.shards(named)
 
 
-def test_lists_name_one_input_a_line(corpus: Corpus, tmp_path: Path) -> None:
-    text = "# a comment\n\n  tars/shard-{000000..000001}.tar  \nvideos/b.mp4\r\nmore/*.tgz\ntars/shard-000001.tar\n@inner.list\n"
-    store = open_store(corpus.root, corpus.config)
-    store.write("all.txt", text.encode())
-    store.write("inner.list", b"more/deep\n")
-    expected = [*tars(0, 1), "more/x.tgz", "more/deep/y.tar.bz2", "more/deep/z.TAR", "videos/b.mp4"]
-    assert corpus.keys(f"@{corpus.root}/all.txt") == expected
-    assert corpus.keys("all.txt") == expected
-    absolute = tmp_path / "elsewhere.txt"
-    absolute.write_text(f"{corpus.root}/tars/shard-000002.tar\n{corpus.root}/videos\n")
-    assert corpus.keys(f"@{absolute}")[0] == tars(2)[0]
-    assert len(corpus.keys(f"@{absolute}")) == 5
-    store.write("bad.txt", b"tars/shard-000000.tar\ntars/nope.tar\n")
-    with pytest.raises(InputError, match=r"@.*bad\.txt: 1 of 2 do not exist: .*nope\.tar"):
-        corpus.keys("bad.txt")
-    store.write("empty.txt", b"# nothing\n")
-    with pytest.raises(InputError, match="names nothing"):
-        corpus.keys("empty.txt")
-    store.write("loop.txt", b"@loop.txt\n")
-    with pytest.raises(InputError, match="does one name itself"):
-        corpus.keys("loop.txt")
-    store.write("binary.txt", b"\xff\xfe\0")
-    with pytest.raises(InputError, match="not UTF-8"):
-        corpus.keys("binary.txt")
-    with pytest.raises(InputError, match=r"absent\.txt does not exist"):
-        corpus.keys("absent.txt")
-
-
-def test_lists_may_be_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a[1]" / "data").mkdir(parents=True)
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "a[1]" / "data" / "x.tar").touch()
-    (tmp_path / "lists" / "l.txt").write_text("data/x.tar\ndata/*.tar\n")
-    monkeypatch.chdir(tmp_path / "a[1]")
-    assert [shard.objects[0].uri for shard in resolve_inputs(["../lists/l.txt"], StorageConfig())] == [
-        str(tmp_path / "a[1]/data/x.tar")
-    ]
-    assert len(resolve_inputs(["data/*.tar", "./data/../data/x.tar"], StorageConfig())) == 1
-
-
 def test_inputs_that_cannot_be_meant() -> None:
     for text, expected in {
         "": "an input is empty",
@@ -192,12 +152,6 @@ def test_inputs_that_cannot_be_meant() -> None:
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the folder is empty"):
-        resolve_inputs([str(tmp_path)], StorageConfig())
-
-
-def test_names_that_no_store_addresses_are_errors_not_crashes(tmp_path: Path) -> None:
-    (tmp_path / "a\\b.tar").touch()
-    with pytest.raises(InputError, match="rename the file"):
         resolve_inputs([str(tmp_path)], StorageConfig())
 
 

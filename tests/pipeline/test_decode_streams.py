@@ -10,7 +10,7 @@ import pytest
 from av.stream import Disposition
 
 from pipeline.decode import open_video
-from pipeline.errors import DamagedInput
+from pipeline.errors import PolicyReject
 from tests.pipeline.decoded import FAST, LIMITS, lumas
 from tests.video_files import SMALL, luma_of, numbered
 
@@ -93,7 +93,7 @@ def test_a_disabled_track_gives_way_to_an_enabled_one():
 def test_flagged_cover_art_is_never_the_video():
     data = joined("mp4", ("mjpeg", 1, SIDE), VIDEO, disposition=Disposition.attached_pic)
     assert open_video(data, LIMITS).info.warnings == ("untagged_color:bt601",)
-    with pytest.raises(DamagedInput) as caught:
+    with pytest.raises(PolicyReject, match="only cover art") as caught:
         open_video(joined("mp4", ("mjpeg", 1, SIDE), disposition=Disposition.attached_pic), LIMITS)
     assert caught.value.reason == "no_video_stream"
 

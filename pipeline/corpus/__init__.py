@@ -1,0 +1,57 @@
+"""What the user named becomes shards: objects listed, never opened.
+
+Enters: paths, folders, globs, braces, list files, `s3://…` of the same. Leaves: `Shard`s in a fixed order, each object once, or one error
+that names what matched nothing and what is there instead. Tars are shards of their own; plain videos are grouped into virtual ones.
+
+- A pattern's `*` and `?` stop at `/`, `**` does not; a folder that matches is taken with everything in it.
+- `@list` (or a plain `.txt`/`.list`) names one input a line. A line that begins with `#` is a comment, unless a file has just this name.
+  Relative lines are relative to the list's folder, or to the current one if the first of them is not there.
+- What folders and patterns hold besides is counted in `PassedOver`: other suffixes, hidden files, links that lead to nothing, fifos,
+  folders that may not be read, captions without a video.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pipeline.corpus.grouping import group_files, tar_shard
+from pipeline.corpus.kinds import TAR_SUFFIXES, is_text, media_kind
+from pipeline.corpus.passed_over import PassedOver
+from pipeline.corpus.search import Search
+from pipeline.corpus.texts import CAPTION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.config import StorageConfig
+    from pipeline.records import Shard, SourceObject
+
+__all__ = ["TAR_SUFFIXES", "PassedOver", "group_files", "media_kind", "resolve_inputs"]
+
+
+def resolve_inputs(inputs: Iterable[str], config: StorageConfig, passed_over: PassedOver | None = None) -> list[Shard]:
+    """Every object that `inputs` name, as shards: tars in the order named, then plain videos in groups.
+
+    `passed_over` is filled with what folders, patterns and lists hold besides.
+
+    Raises:
+        InputError: an input matches nothing, a named object is missing, a list cannot be read.
+        AccessError: a bucket or folder refuses to be listed.
+    """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    search = Search(config, passed_over)
+    found: dict[str, SourceObject] = {}
+    for text in _without_texts([text.strip() for text in inputs]):
+        for source in search.input(text):
+            found.setdefault(source.uri, source)
+    passed_over.taken = len(found)
+    tars = [tar_shard(source) for source in found.values() if media_kind(source.uri) == "tar"]
+    videos = [source for source in found.values() if media_kind(source.uri) == "video"]
+    return tars + group_files(videos, config)
+
+
+def _without_texts(inputs: list[str]) -> list[str]:
+    """Without captions and json of videos that are named too: a shell names both for `folder/*`."""
+    stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text) == "video"}
+    return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0].removesuffix(CAPTION) in stems)]

@@ -1,0 +1,42 @@
+"""Plain videos as virtual shards: consecutive files, bounded in number and bytes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pipeline.records import Shard, SourceObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.config import StorageConfig
+
+
+def group_files(objects: Iterable[SourceObject], config: StorageConfig) -> list[Shard]:
+    """Plain videos, sorted by URI, as virtual shards of consecutive files, named after the folder they share.
+
+    A group ends at `files_per_shard` files or before it would pass `shard_bytes`; a larger file is a group of its own.
+    """
+    groups: list[list[SourceObject]] = []
+    group_bytes = 0
+    for source in sorted(objects, key=lambda source: source.uri):
+        full = groups and (len(groups[-1]) >= config.files_per_shard or group_bytes + source.size > config.shard_bytes)
+        if not groups or full:
+            groups.append([])
+            group_bytes = 0
+        groups[-1].append(source)
+        group_bytes += source.size
+    return [Shard("files", f"{_shared_folder(group)}/videos-{n:05d}", tuple(group)) for n, group in enumerate(groups)]
+
+
+def tar_shard(source: SourceObject) -> Shard:
+    """A tar as a shard, named by its folder and file."""
+    return Shard("tar", "/".join(source.uri.split("/")[-2:]), (source,))
+
+
+def _shared_folder(group: list[SourceObject]) -> str:
+    folders = [os.path.dirname(source.uri) for source in group]
+    if len({"://" in folder for folder in folders}) > 1:  # local ones and a bucket's
+        return "files"
+    return os.path.commonpath(folders).rpartition("/")[2] or "files"

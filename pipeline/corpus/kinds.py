@@ -1,0 +1,85 @@
+"""What a file is by its name alone: a tar shard, a video, a text beside one, or something that is passed over, and why."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pipeline.records import VIDEO_EXTENSIONS
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+LIST_SUFFIXES = (".txt", ".list")
+TEXT_SUFFIXES = (".txt", ".json", ".caption")  # that the reader looks for beside a video
+VIDEOS = frozenset(VIDEO_EXTENSIONS)
+LONGEST_SUFFIX = 12
+
+NO_SUFFIX = "without an extension"
+OTHER_SUFFIX = "with another extension"
+UNKNOWN = "not a suffix of video or tar that is read; rename or convert what is video"
+
+# Suffixes of files that are often in a corpus and never encoded, by the reason that the user reads.
+_REASONS = {
+    "images are not encoded": "jpg jpeg jpe jfif png bmp tif tiff webp heic heif avif jxl jp2 j2k jpx ico svg "
+    "psd exr hdr tga dng cr2 nef arw ppm pgm pbm pnm dpx mpo",
+    "sound is not encoded; rename to .ogv, .mp4 or .mkv what holds video": "mp3 wav flac aac m4a m4b ogg oga opus "
+    "spx wma aif aiff ac3 eac3 dts mka amr mid midi caf",
+    "subtitles are not read": "srt vtt ass ssa sub idx smi ttml dfxp mks lrc",
+    "tables are not read; captions are .txt or .json beside a video": "csv tsv jsonl ndjson parquet arrow feather xlsx "
+    "npy npz pkl h5 hdf5 tfrecord lance db sqlite",
+    "playlists name other files; name those": "m3u8 m3u mpd pls xspf ffconcat ism ismc sdp",
+    "segments without their header; join them with it": "m4s cmfa",
+    "low-resolution copies that cameras keep beside the video; rename to .mp4 to encode them": "lrv lrf thm",
+    "unfinished downloads": "part crdownload ytdl aria2 download partial tmp temp",
+    "raw frames without a size; wrap them as .y4m": "yuv rgb nv12 i420 raw",
+    "archives other than tar: unpack them, or repack as .tar": "zip 7z rar gz bz2 xz zst lz4 zstd cab iso",
+    "camera raw video: convert it": "braw r3d crm ari",
+}
+REASONS = {f".{suffix}": reason for reason, suffixes in _REASONS.items() for suffix in suffixes.split()}
+# Compressed tars that are not read, longest suffix first.
+PACKED_TARS = {
+    **dict.fromkeys((".tar.zst", ".tar.zstd", ".tzst"), "zstd tars: repack as .tar or .tar.gz"),
+    **dict.fromkeys((".tar.lz4", ".tlz4"), "lz4 tars: repack as .tar or .tar.gz"),
+    **dict.fromkeys(
+        (".tar.lzma", ".tlz", ".tar.lz", ".tar.z", ".taz", ".tar.br", ".tar.sz"), "repack as .tar or .tar.gz"
+    ),
+    **dict.fromkeys((".tar.gpg", ".tar.enc", ".tar.age"), "encrypted tars: decrypt them"),
+    ".tar.part": "unfinished downloads",
+    ".tbz": "repack as .tar or .tar.gz, or rename to .tbz2",
+}
+PACKED_ENDS = tuple(PACKED_TARS)
+
+
+def media_kind(name: str) -> Literal["tar", "video"] | None:
+    """What a file is by its name."""
+    lower = name.lower()
+    if lower.endswith(TAR_SUFFIXES):
+        return "tar"
+    return "video" if lower.rpartition("/")[2].rpartition(".")[2] in VIDEOS and "." in lower else None
+
+
+def is_text(name: str) -> bool:
+    """Whether it would be read if a video of the same name lay beside it."""
+    return name.lower().endswith(TEXT_SUFFIXES)
+
+
+def is_hidden(relative: str) -> bool:
+    """Hidden files, AppleDouble `._x` and `__MACOSX`; `relative` is the path below the folder that was named."""
+    parts = [part for part in relative.split("/") if part not in {".", ".."}]  # in a bucket these are names like others
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def suffix(name: str) -> str:
+    """Lower-case suffix as it is counted: `.jpg`, `.tar.zst`; in words where there is none or an odd one."""
+    lower = name.rpartition("/")[2].lower()
+    packed = next((end for end in PACKED_TARS if lower.endswith(end)), None) if lower.endswith(PACKED_ENDS) else None
+    if packed is not None:
+        return packed
+    stem, dot, end = lower.rpartition(".")
+    if not dot or not stem:
+        return NO_SUFFIX
+    return f".{end}" if re.fullmatch(rf"[a-z0-9_-]{{1,{LONGEST_SUFFIX}}}", end) else OTHER_SUFFIX
+
+
+def reason(suffix: str) -> str:
+    """Why files with a suffix are passed over."""
+    return PACKED_TARS.get(suffix) or REASONS.get(suffix) or UNKNOWN

@@ -1,0 +1,248 @@
+"""Inputs looked up in their stores: names, folders, patterns and list files become `SourceObject`s, in order.
+
+In: one input as the user wrote it. Out: its tars and videos; the rest is counted in `PassedOver`. An input that gives nothing is an error
+that says what is there.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pipeline.corpus.kinds import LIST_SUFFIXES, media_kind, suffix
+from pipeline.corpus.listing import list_folder, source_of, tally, why_not
+from pipeline.corpus.lists import LONGEST_NAME, base_folder, is_comment, joined, list_lines
+from pipeline.corpus.passed_over import PassedOver, shown
+from pipeline.corpus.patterns import WILDCARD, expand_braces, pattern_regex
+from pipeline.errors import InputError, NotFound
+from pipeline.records import SourceObject
+from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageConfig
+
+MOST_LISTS = 8  # list files within list files
+LOOK_UP_ONE_BY_ONE = 8  # names in one folder; more of them are looked up by one listing
+NAMED_IN_ERRORS = 5
+EXPECTED = "expected .tar, .tar.gz, .mp4, .webm, …"
+
+
+class Search:
+    """One resolution: stores by root, so that each bucket is greeted once."""
+
+    def __init__(self, config: StorageConfig, passed_over: PassedOver) -> None:
+        self._config = config
+        self._passed_over = passed_over
+        self._stores: dict[str, Store] = {}
+
+    def input(self, text: str, depth: int = 0) -> list[SourceObject]:
+        """All objects of one input."""
+        if not text:
+            raise InputError("an input is empty; expected a path, a pattern, @list.txt or s3://bucket/prefix")
+        if text.startswith("@") or (text.lower().endswith(LIST_SUFFIXES) and not WILDCARD.search(text)):
+            return self._list_file(text.removeprefix("@"), depth)
+        return self._patterns(text, self._expand(text))
+
+    def _list_file(self, text: str, depth: int) -> list[SourceObject]:
+        store, key = self._split(text)
+        if depth == MOST_LISTS:
+            raise InputError(f"@{shown(text)}: lists within lists, {MOST_LISTS} deep; does one name itself?")
+        try:
+            lines = list_lines(store.read(key), text)
+        except NotFound:
+            raise InputError(f"list file {text} does not exist") from None
+        base = base_folder(os.path.dirname(store.uri(key)), [line for line in lines if not is_comment(line)])
+        names = self._names_among([line for line in lines if is_comment(line)], base)
+        texts = [line for line in lines if not is_comment(line) or line in names]
+        found: list[SourceObject] = []
+        plain: list[str] = []  # looked up together: a list may have a hundred thousand lines
+        for line in [*texts, None]:
+            if line is not None and not line.startswith("@") and not line.lower().endswith(LIST_SUFFIXES):
+                plain += self._expand(joined(base, line))
+                continue
+            found += self._patterns(f"@{text}", plain)
+            plain = []
+            if line is not None:
+                found += self.input("@" + joined(base, line.removeprefix("@")), depth + 1)
+        if not found:
+            raise InputError(f"list file {text} names nothing; expected one input a line")
+        return found
+
+    def _names_among(self, comments: list[str], base: str) -> set[str]:
+        """Lines that begin with `#` and are names of what is there. In a bucket only those are looked up that end as tars and videos do."""
+        if "://" not in base:
+            return {line for line in comments if os.path.lexists(os.path.join(base, line))}
+        places = {line: self._split(joined(base, line)) for line in comments if media_kind(line)}
+        places = {
+            line: place for line, place in places.items() if len(place[1].encode(errors="replace")) <= LONGEST_NAME
+        }
+        known = self._look_up(list(places.values()))
+        return {line for line, (store, key) in places.items() if (store.root, key) in known}
+
+    def _patterns(self, origin: str, patterns: list[str]) -> list[SourceObject]:
+        """Objects of names, folders and patterns without braces, in order. `origin` is what the user wrote."""
+        literal = [not WILDCARD.search(pattern) or self._exists(pattern) for pattern in patterns]
+        places = [self._split(pattern, wild=not plain) for pattern, plain in zip(patterns, literal, strict=True)]
+        known = self._look_up([place for place, plain in zip(places, literal, strict=True) if plain])
+        found: list[SourceObject] = []
+        missing: list[str] = []
+        for pattern, (store, key), plain in zip(patterns, places, literal, strict=True):
+            if (info := known.get((store.root, key))) is not None:
+                if _is_marker(store, info):
+                    found += self._folder(store, key, pattern, marker=True)
+                    continue
+                if media_kind(key) is None:
+                    raise InputError(
+                        f"{shown(pattern)}: no tar shard or video by its name{why_not([suffix(key)])}; {EXPECTED}"
+                    )
+                found.append(source_of(store, info))
+            elif not plain:
+                found += self._wildcards(store, key, pattern)
+            elif inside := self._folder(store, key, pattern):
+                found += inside
+            else:
+                missing.append(pattern)
+        if missing:
+            raise InputError(self._missing_message(origin, missing, len(patterns)))
+        return found
+
+    def _expand(self, text: str) -> list[str]:
+        """Names without braces; a name that happens to hold some is itself."""
+        return expand_braces(text) if "{" in text and not self._exists(text) else [text]
+
+    def _exists(self, text: str) -> bool:
+        """Whether there is an object of just this name, whatever pattern characters it holds."""
+        if "://" not in text:
+            return os.path.exists(local_path(text))
+        store, key = self._split(text)
+        return bool(key) and not key.endswith("/") and _stat(store, key) is not None
+
+    def _look_up(self, places: list[tuple[Store, str]]) -> dict[tuple[str, str], ObjectInfo]:
+        """Which names exist: few by asking for each, many of one folder by one listing of what they begin with."""
+        wanted: dict[tuple[str, str], set[str]] = {}
+        for store, key in places:
+            if key and not key.endswith("/"):
+                wanted.setdefault((store.root, key.rpartition("/")[0]), set()).add(key)
+        known: dict[tuple[str, str], ObjectInfo] = {}
+        for (root, _), keys in wanted.items():
+            store = self._stores[root]
+            if len(keys) > LOOK_UP_ONE_BY_ONE:
+                lowest, highest = min(keys), max(keys)
+                shared = next((n for n, (a, b) in enumerate(zip(lowest, highest, strict=False)) if a != b), len(lowest))
+                infos = [
+                    info for info in store.list(lowest[:shared], recursive=False, unlisted=_ignore) if info.key in keys
+                ]
+            else:
+                infos = [info for key in keys if (info := _stat(store, key))]
+            known.update({(root, info.key): info for info in infos})
+        return known
+
+    def _folder(self, store: Store, key: str, pattern: str, *, marker: bool = False) -> list[SourceObject]:
+        """Everything below a folder or prefix; nothing if there is no such folder. `marker`: an empty object of just this name is there."""
+        if media_kind(key) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
+            return []  # a file that is not there; a thousand of them are not worth a thousand listings
+        prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
+        found, besides = list_folder(store, prefix, self._passed_over, below=prefix)
+        if besides and not found:
+            raise InputError(
+                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(besides)}{why_not(besides)}"
+            )
+        if not besides and not found and store.root == "/" and os.path.isdir(f"/{key}"):
+            raise InputError(f"{shown(pattern)}: the folder is empty; expected tar shards or videos")
+        return found
+
+    def _wildcards(self, store: Store, key: str, pattern: str) -> list[SourceObject]:
+        """Objects that match, or lie in a folder that matches."""
+        first = WILDCARD.search(key)
+        fixed = key[: first.start()] if first else key
+        folder = fixed.rpartition("/")[0]
+        only_last = "/" not in key[len(fixed) :]
+        matcher = re.compile(pattern_regex(key) + r"(?:/.*)?", flags=re.S)
+        found, besides = list_folder(
+            store,
+            fixed,
+            self._passed_over,
+            below=folder,
+            recursive=not (only_last and media_kind(key)),
+            matches=lambda name: matcher.fullmatch(name) is not None,
+        )
+        if not found:
+            nothing = f"matched nothing; {self._neighbours(store, fixed)}"
+            raise InputError(
+                f"{shown(pattern)}: {f'matched only {tally(besides)}{why_not(besides)}' if besides else nothing}"
+            )
+        return found
+
+    def _missing_message(self, origin: str, missing: list[str], total: int) -> str:
+        told = {pattern: self._described(pattern) for pattern in missing[:NAMED_IN_ERRORS]}
+        if total == 1:
+            store, key = self._split(missing[0])
+            name, odd = shown(missing[0]), told[missing[0]]
+            return f"{name} {odd}; {EXPECTED}" if odd else f"{name} does not exist; {self._neighbours(store, key)}"
+        named = ", ".join(f"{shown(pattern)} ({odd})" if odd else shown(pattern) for pattern, odd in told.items())
+        more = ", …" if len(missing) > NAMED_IN_ERRORS else ""
+        return f"{shown(origin)}: {len(missing)} of {total} do not exist: {named}{more}"
+
+    def _described(self, pattern: str) -> str:
+        """What is there under a name that is neither file nor folder: `is a fifo, not a file`. Empty if nothing is."""
+        store, key = self._split(pattern)
+        entry = store.described(key) if key else None
+        if entry is None:
+            return ""
+        if entry.what == "file":
+            return entry.why
+        return f"is a {entry.what} that {entry.why}" if entry.what == "link" else f"is a {entry.what}, {entry.why}"
+
+    def _neighbours(self, store: Store, key: str) -> str:
+        """What is in the folder of `key`, or in the nearest one above that is there."""
+        folder = key.rpartition("/")[0]
+        while True:
+            prefix = f"{folder}/" if folder else ""
+            names = Counter(
+                suffix(info.key) for info in islice(store.list(prefix, recursive=False, unlisted=_ignore), 1000)
+            )
+            where = store.uri(folder) if folder else store.root
+            if names or not folder or (store.root == "/" and os.path.isdir(f"/{folder}")):
+                return f"{where} holds {tally(names)}" if names else f"{where} holds no files"
+            folder = folder.rpartition("/")[0]
+
+    def _split(self, text: str, *, wild: bool = False) -> tuple[Store, str]:
+        """Store and key of an absolute or relative path or an `s3://` URI; a bucket must answer at once.
+
+        `wild`: the text is a pattern, and the current folder in front of it is none.
+        """
+        if "://" in text and not text.startswith("file://"):
+            scheme, _, rest = text.partition("://")
+            bucket, _, key = rest.partition("/")
+            root = f"{scheme}://{bucket}"
+        else:
+            path = local_path(text)
+            slash = "/" if path.endswith("/") else ""
+            here = glob.escape(os.getcwd()) if wild else os.getcwd()
+            root, key = "/", (os.path.normpath(os.path.join(here, path)) + slash).lstrip("/")
+        if root not in self._stores:
+            self._stores[root] = open_store(root, self._config)
+            self._stores[root].preflight()
+        return self._stores[root], key
+
+
+def _stat(store: Store, key: str) -> ObjectInfo | None:
+    try:
+        return store.stat(key)
+    except NotFound:
+        return None
+    except ValueError as error:
+        raise InputError(f"{store.root}: {error}") from None
+
+
+def _is_marker(store: Store, info: ObjectInfo) -> bool:
+    """An empty object with others below its name: what is meant is those."""
+    return "://" in store.root and info.size == 0 and next(iter(store.list(f"{info.key}/")), None) is not None
+
+
+def _ignore(entry: Unlisted) -> None:
+    pass

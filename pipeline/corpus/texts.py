@@ -1,0 +1,66 @@
+"""Captions and json of a listing that have no video of the same name beside them, found in one pass in key order."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+CAPTION = ".caption"
+
+
+@dataclass(slots=True)
+class _Stem:
+    name: str  # the key without its suffix
+    begins: str  # what keys of it begin with
+    has_video: bool = False
+    texts: list[str] = field(default_factory=list)
+
+
+class TextsAlone:
+    """Takes keys in order, gives texts without a video as soon as that is certain.
+
+    Keys that begin with `stem.` follow each other in a listing, those of `stem.more.` within them.
+    So what is open is a chain of stems, each of which begins with the one before, however many files there are.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[_Stem] = []
+
+    def take(self, key: str, *, video: bool, text: bool) -> Iterator[str]:
+        """The next key. Gives texts of stems that end before it."""
+        while self._open and not key.startswith(self._open[-1].begins):
+            yield from self._close()
+        if not video and not text:
+            return
+        name = os.path.splitext(key)[0]
+        if text and name.lower().endswith(CAPTION) and not (self._open and self._open[-1].name == name):
+            name = name[: -len(CAPTION)]  # `a.caption.txt` beside `a.mp4`
+        stem = self._stem(name)
+        if video:
+            stem.has_video = True
+        else:
+            stem.texts.append(key)
+
+    def _stem(self, name: str) -> _Stem:
+        at = len(self._open)
+        while at and len(self._open[at - 1].name) > len(name):
+            at -= 1
+        if not at or self._open[at - 1].name != name:
+            self._open.insert(at, _Stem(name, f"{name}."))
+            return self._open[at]
+        return self._open[at - 1]
+
+    def rest(self) -> Iterator[str]:
+        """After the last key."""
+        while self._open:
+            yield from self._close()
+
+    def _close(self) -> Iterator[str]:
+        stem = self._open.pop()
+        if not stem.has_video:
+            yield from stem.texts

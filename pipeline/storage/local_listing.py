@@ -1,0 +1,143 @@
+"""Listing of a local folder: files in key order, and what of it is not a file, with the reason.
+
+In: a root folder and a key prefix. Out: `ObjectInfo`s. Links are followed, save to a folder above. An entry that cannot be listed costs
+itself where the caller takes `Unlisted` entries (a corpus), and the listing where it does not (an output must be seen whole).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from pipeline.storage import ObjectInfo, Unlisted
+from pipeline.storage.local_errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SCRATCH = ".lathe-tmp-"  # names of files that are being written
+# What a link that leads to nothing answers (also one that leads to itself), and a file that was deleted since it was seen.
+DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+REFUSED = DANGLING | {errno.EACCES, errno.EPERM}
+
+
+class Listing:
+    """One listing below `root` of keys that start with `prefix`. `unlisted` is called for each entry that is not listed."""
+
+    def __init__(self, root: str, prefix: str, recursive: bool, unlisted: Callable[[Unlisted], None] | None) -> None:
+        self._root = root
+        self._prefix = prefix
+        self._recursive = recursive
+        self._unlisted = unlisted
+
+    def walk(self, folder: str) -> Iterator[ObjectInfo]:
+        """Files below `folder` in key order. Folders may be nested as deep as paths are long."""
+        open_folders = [self._entries(folder, ())]
+        while open_folders:
+            for item in open_folders[-1]:
+                if not isinstance(item, ObjectInfo):
+                    open_folders.append(self._entries(*item))
+                    break
+                yield item
+            else:
+                open_folders.pop()
+
+    def _entries(
+        self, folder: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[ObjectInfo | tuple[str, tuple[tuple[int, int], ...]]]:
+        """Files of one folder, and folders in it with what leads to them (device and inode of each), all in key order."""
+        path = os.path.join(self._root, folder) if folder else self._root
+        with translated(path):
+            try:
+                here = os.stat(path)
+                # A folder sorts as its keys do: "a-b" < "a/b" < "a0".
+                named = sorted(
+                    ((f"{entry.name}/" if self._is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
+                    key=_by_name,
+                )
+            except (FileNotFoundError, NotADirectoryError):
+                if above:
+                    self._tell(folder, "folder", "deleted while it was listed")
+                return
+            except OSError as error:
+                if not above or self._unlisted is None or error.errno not in REFUSED:
+                    raise
+                self._tell(folder, "folder", f"cannot be read: {error.strerror}")
+                return
+        if (identity := (here.st_dev, here.st_ino)) in above:
+            self._tell(folder, "folder", "the same as one above it, by a link")
+            return
+        for name, entry in named:
+            key = f"{folder}/{name}" if folder else name
+            if name.endswith("/"):
+                if self._recursive and (key.startswith(self._prefix) or self._prefix.startswith(key)):
+                    yield key[:-1], (*above, identity)
+            elif key.startswith(self._prefix) and not name.startswith(SCRATCH):
+                info = self._info(key, entry)
+                if info is not None:
+                    yield info
+
+    def _is_folder(self, entry: os.DirEntry[str]) -> bool:
+        with translated(entry.path):
+            try:
+                return entry.is_dir()
+            except OSError as error:
+                if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+                    raise
+                return False
+
+    def _info(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
+        with translated(entry.path):
+            try:
+                if entry.is_file():
+                    return info_of(key, entry.stat())
+            except OSError as error:
+                if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+                    raise
+                if error.errno not in DANGLING:
+                    self._tell(key, "file", f"cannot be read: {error.strerror}")
+                    return None
+        if self._unlisted is not None:
+            self._tell(key, *(described(entry.path) or ("file", "deleted while it was listed")))
+        return None
+
+    def _tell(self, key: str, what: str, why: str) -> None:
+        if self._unlisted is not None:
+            self._unlisted(Unlisted(key, what, why))
+
+
+def described(path: str) -> tuple[str, str] | None:
+    """What is at `path` and not a file or folder, and why it is not read: `("fifo", "not a file")`. None if nothing is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return None
+        return "file", f"cannot be read: {error.strerror}"
+    try:
+        found = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "link", "leads back to itself"
+        if error.errno in DANGLING:
+            return "link", "leads to nothing"
+        return ("link" if stat.S_ISLNK(mode) else "file"), f"cannot be read: {error.strerror}"
+    kinds = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    what = kinds.get(stat.S_IFMT(found))
+    return (what, "not a file") if what is not None else ("file", "changed while it was listed")
+
+
+def info_of(key: str, found: os.stat_result) -> ObjectInfo:
+    """Size, etag and time of one file."""
+    return ObjectInfo(key, found.st_size, etag_of(found), found.st_mtime)
+
+
+def etag_of(found: os.stat_result) -> str:
+    """`mtime_ns-size`."""
+    return f"{found.st_mtime_ns}-{found.st_size}"
+
+
+def _by_name(item: tuple[str, os.DirEntry[str]]) -> str:
+    return item[0]
