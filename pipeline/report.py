@@ -113,9 +113,9 @@ class BuildReport:
         if self.rejects:
             reasons = sorted(self.rejects.items(), key=lambda item: (-item[1], item[0]))
             lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
-        lines += warning_lines(self.warnings)
         if self.passed_over:
             lines.append(f"  {self.passed_over['line']}")
+        lines += warning_lines(self.warnings)
         lines += self._failures()
         if self.untrained:
             lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")

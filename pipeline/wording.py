@@ -61,10 +61,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         kind = "by the job's rules" if item["policy"] else "damaged"
         lines.append(f"    {reason:14} {item['count']} ({kind}; {', '.join(item['keys'])}): {item['message']}")
     lines += [f"  note      {text}" for text in plan["notices"]]
-    lines += warning_lines(plan["warnings"])
     if plan["passed_over"]:
         lines.append(f"  {plan['passed_over']['line']}")
-    return lines
+    return lines + warning_lines(plan["warnings"])
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
