@@ -69,6 +69,7 @@ class FrameStream:
         if self.strict:
             context.options = {**context.options, "err_detect": "explode"}
         self._packets = self.opened.container.demux(self.opened.stream)
+        self._drain: _Drain | None = _Drain(context)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
         self._floor = int(self._table.points.frames[0]) if self._exact_at.get(0) is not None else 0
@@ -216,6 +217,10 @@ class FrameStream:
 
     def _read(self) -> Any | None:
         """The next packet, that which flushes the codec included; None at the end."""
+        if self._table.missing and self._next_packet >= len(self._table.sizes_N):
+            # Where the container breaks: what the decoder holds is shown, as at the end of a file.
+            drain, self._drain = self._drain, None
+            return drain
         file = self.opened.file
         with damage("corrupt_stream", f"reading on after frame {self.position}", self.position + 1, file=file):
             packet = next(self._packets, None)
@@ -272,3 +277,16 @@ class FrameStream:
         else:
             place = self._filter.stamp(frame) if self._filter is not None else int(frame.pts)
         return min(max(place, 0), len(self._table.frames_N) - 1)
+
+
+class _Drain:
+    """Stands for the packet that empties a decoder, where libav gives none."""
+
+    size, pts, dts, is_keyframe = 0, None, None, False
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def decode(self) -> list[Any]:
+        """What the decoder still holds."""
+        return list(self._context.decode(None))
