@@ -49,15 +49,15 @@ class FrameStream:
         self._video, self._limits, self._table = video, limits, table
         self._deinterlace, self._lenient = deinterlace, lenient
         self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
-        exact = table.points.exact
-        self._exact_at = dict(
-            zip(table.points.packets[exact].tolist(), table.points.frames[exact].tolist(), strict=True)
-        )
-        self._closed = set(table.points.packets[table.points.closed].tolist())
+        points = table.points
+        self._exact = np.flatnonzero(points.exact)  # points where decoding may begin
+        self._exact_frames = points.frames[self._exact]
+        self._is_exact_N, self._is_closed_N = np.zeros((2, len(table.frames_N)), bool)
+        self._is_exact_N[points.packets[points.exact]] = True
+        self._is_closed_N[points.packets[points.closed]] = True
         self._seekable = table.seekable
         self.decoded = 0
         self.position = self._counter = -1
-        self._hidden = set(np.flatnonzero(table.frames_N == HIDDEN).tolist())
         self._restart()
 
     def _restart(self) -> None:
@@ -72,7 +72,7 @@ class FrameStream:
         self._drain: _Drain | None = _Drain(context)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
-        self._floor = int(self._table.points.frames[0]) if self._exact_at.get(0) is not None else 0
+        self._floor = int(self._exact_frames[0]) if self._is_exact_N[0] else 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
@@ -115,9 +115,9 @@ class FrameStream:
     def _take(self, frame: Any) -> None:
         """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
         place = self._place(frame)
-        if place in self._hidden:
+        if self._table.frames_N[place] == HIDDEN:
             return
-        if place in self._exact_at:
+        if self._is_exact_N[place]:
             self._give_up(place)
         self._inside.discard(place)
         if frame.is_corrupt:
@@ -139,7 +139,7 @@ class FrameStream:
             settled.append(self._held.popleft())
         if self._table.counted:
             for place, frame in settled:
-                self._counter = self._exact_at.get(place, self._counter + 1)
+                self._counter = int(self._table.frames_N[place]) if self._is_exact_N[place] else self._counter + 1
                 self._known.append((self._counter, frame))
             return
         # Some muxers write decode times as times of display: these are the same times, in another order.
@@ -160,9 +160,8 @@ class FrameStream:
         """
         points = self._table.points
         latest = index - (REACH if self._deinterlace else 0)
-        at = int(np.searchsorted(points.frames, latest, side="right")) - 1
-        while at >= 0 and not points.exact[at]:
-            at -= 1
+        before = int(np.searchsorted(self._exact_frames, latest, side="right"))
+        at = int(self._exact[before - 1]) if before else -1
         if at < 0 or points.frames[at] - self.position <= SEEK_FRAMES or points.packets[at] < self._next_packet:
             return False
         with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1, file=self.opened.file):
@@ -240,7 +239,7 @@ class FrameStream:
         flush, place = packet.size == 0, self._next_packet - 1
         frames: list[Any] = []
         if not flush:
-            if place in self._closed and (self.damaged.first is not None or self._limits.damage == "warn"):
+            if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
                 frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
             packet.pts, packet.dts = place, None
             if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
