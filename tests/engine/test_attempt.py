@@ -1,6 +1,7 @@
 """One shard attempt: what it waits for, what counts as progress, how it ends."""
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -312,8 +313,8 @@ def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard,
 
 def break_one(path, how):
     path.unlink()
-    if how == "refused":  # ELOOP: root may read any mode
-        path.symlink_to(path)
+    if how == "refused":  # root may read any mode, but nobody a socket
+        os.mknod(path, stat.S_IFSOCK | 0o600)
     elif how == "replaced":
         path.write_bytes(b"another")
 
