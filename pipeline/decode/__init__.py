@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
 LOST_FRAMES = 2  # a player repeats a frame over such a hole; more is damage
-MOST_LEADING = 1000  # damaged frames that are passed over at the beginning of a video
 ASPECT_TOLERANCE = 0.03
 FIELD_ORDERS = range(2, 6)  # libav's tt, bb, tb, bt
 SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
@@ -124,16 +123,21 @@ def _begin(
 
 
 def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
+    """The index at which the video begins, and a frame that is whole (with `decode.damage` "warn": the first that comes).
+
+    A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
+    of pictures begins at the first frame that is whole.
+    """
     why = "no packet of the video stream gives a frame"
     try:
-        for _ in range(MOST_LEADING):
-            first = stream.next()
-            if first is None:
-                break
+        while (first := stream.next()) is not None:
             damaged = stream.damaged.why(first[0])
             if damaged is None or limits.damage == "warn":
-                return first
-            why = f"no frame at the beginning is whole: {damaged}"
+                begins_at = stream.begins_at
+                known = begins_at is not None and begins_at < first[0] and stream.damaged.why(begins_at) is not None
+                return (begins_at if begins_at is not None and known else first[0]), first[1]
+            why = f"no frame is whole: {damaged}"
+            stream.jump(stream.damaged.end_of(first[0]))
     except DamagedInput as error:
         if error.reason == "corrupt_stream":
             raise DamagedInput("undecodable", f"no frame can be decoded: {error.message}", stage="decode") from None
@@ -161,7 +165,7 @@ class Video:
         content_hash: str,
         limits: DecodeConfig,
     ) -> None:
-        """Takes over `stream`, which has just given `first` at `index` of `table`; see `open_video`."""
+        """Takes over `stream`, which has just given `first`. The video begins at frame `index` of `table`; see `open_video`."""
         context = stream.opened.stream.codec_context
         with damage("undecodable", "reading the first frame's orientation"):
             orientation = Orientation.of(first)
@@ -180,7 +184,7 @@ class Video:
         shown_size, cropper, cropped = _crop(stream.opened, first)
         self._scaler = Scaler(orientation, colour.transfer, cropper)
         self._current: Shown | None = None
-        self._coming: Shown | None = Shown(0, first, self._scaler)
+        self._coming: Shown | None = Shown(stream.position - index, first, self._scaler)
         self._broken: DamagedInput | None = None
         self._keep_damaged = limits.damage == "warn"
         self.times_s = table.times_s[index:] - table.times_s[index]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any
 
-from pipeline.decode.h264_fields import FieldPairs, nal_length_size, nal_units, unescape
+from pipeline.decode.h264_pictures import nal_length_size, nal_units, unescape
 
 INTRA_ONLY = {
     *("mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo"),
@@ -22,6 +22,7 @@ IDR_SLICE, SEI = 5, 6  # H.264 NAL unit types
 RECOVERY_POINT = 6  # SEI payload type
 HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
 HEVC_NO_PICTURE = range(32, 41)  # parameters, delimiters, ends, filler, messages
+LOOK_BYTES = 16 * 1024  # of a packet that begins with parameters or messages
 HEVC_NO_LEADING = (18, 20)  # those that no picture follows which is shown before them
 
 AV1_SEQUENCE, AV1_FRAMES = 1, (3, 6, 7)  # AV1 OBU types
@@ -55,9 +56,8 @@ def point_test(stream: Any) -> Callable[[Any], Point]:
 def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
     """Asks a packet whether no frame of its own is shown for it; None where every packet of the codec shows one.
 
-    Hidden are reference frames of VP8, VP9 and AV1 that are not shown there, the second field of an H.264 picture whose fields
-    come in packets of their own, and packets of H.264 and H.265 that hold parameters or messages and no picture. The
-    test must see all packets in order.
+    Hidden are reference frames of VP8, VP9 and AV1 that are not shown there, and packets of H.265 that hold parameters or
+    messages and no picture. Of H.264 see `h264_pictures`.
     """
     codec = stream.codec_context.codec.canonical_name
     if codec == "vp8":
@@ -66,21 +66,9 @@ def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
         return lambda packet: not _vp9_shows(bytes(packet))
     if codec == "av1":
         return lambda packet: not _av1_shows(bytes(packet))
-    extradata = stream.codec_context.extradata or b""
     if codec == "hevc":
-        length_size = nal_length_size(codec, extradata)
-        if length_size:  # a container that has a place for parameters of its own
-            return None
-        return lambda packet: _hevc_shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]), length_size)
-    if codec == "h264":
-        pairs = FieldPairs(extradata)
-
-        def shows_none(packet: Any) -> bool:
-            if pairs.unlikely and not packet.is_keyframe:
-                return False
-            return pairs.shows_none(bytes(memoryview(packet)[: FieldPairs.LOOK_BYTES]))
-
-        return shows_none
+        length_size = nal_length_size(codec, stream.codec_context.extradata or b"")
+        return lambda packet: _hevc_shows_none(packet, length_size)
     return None
 
 
@@ -122,11 +110,17 @@ def _hevc_point(data: bytes, length_size: int) -> Point:
     return Point.CLOSED if kinds <= set(HEVC_NO_LEADING) else Point.EXACT
 
 
-def _hevc_shows_none(data: bytes, length_size: int) -> bool:
-    units = list(nal_units(data, length_size))
-    if len(data) >= FieldPairs.LOOK_BYTES or not units or units[-1].end != len(data):
-        return False  # not seen to its end, or damaged: it may hold a picture
-    return all(data[unit.start] >> 1 & 0x3F in HEVC_NO_PICTURE for unit in units)
+def _hevc_shows_none(packet: Any, length_size: int) -> bool:
+    view, size = memoryview(packet), packet.size
+    if length_size and size > length_size and view[length_size] >> 1 & 0x3F not in HEVC_NO_PICTURE:
+        return False
+    data = bytes(view[:LOOK_BYTES])
+    end = 0
+    for unit in nal_units(data, length_size):
+        if data[unit.start] >> 1 & 0x3F not in HEVC_NO_PICTURE:
+            return False
+        end = unit.end
+    return end == size  # not seen to its end, or damaged: it may hold a picture
 
 
 def _vp9_shows(data: bytes) -> bool:

@@ -15,7 +15,9 @@ import numpy as np
 
 MOST_REORDERED = 16  # frames that may be decoded before one that is shown earlier (H.264, H.265)
 LEAP_S = 10.0
-MOST_BREAKS = 1000  # or an eighth of the packets; a clock that breaks more often says nothing
+MOST_BREAKS = 8  # or an eighth of the packets; a clock that breaks more often says nothing
+LOOK_PACKETS = 2048  # for the next break; more where there is none
+ALONE_AMONG = 4  # packets that follow a wild time and go on from before it
 NO_TIME = -(2**63)
 
 
@@ -45,7 +47,7 @@ def continue_clock(
     starts = [0]
     while (at := _next_break(pts, dts, is_point, order, starts[-1])) is not None:
         starts.append(at)
-        if len(starts) > max(8, min(MOST_BREAKS, len(pts) // 8)):
+        if len(starts) > max(MOST_BREAKS, len(pts) // 8):
             return None
     ticks = pts.copy()
     bounds = [*starts, len(pts)]
@@ -54,6 +56,19 @@ def continue_clock(
         before = ticks[previous:begin]
         ticks[begin:end] += int(before.max()) + usual_gap(before) - int(pts[begin:end].min())
     return ticks, starts[1:]
+
+
+def wild_times(pts: np.ndarray, leap: int) -> np.ndarray:
+    """Places of times more than `leap` ticks from what comes before and after, where the packets behind go on from those before."""
+    count = len(pts) - ALONE_AMONG - 1
+    if count <= 0:
+        return np.empty(0, np.int64)
+    before, here = pts[:count].astype(np.float64), pts[1 : count + 1].astype(np.float64)  # hostile times overflow int64
+    wild = np.abs(here - before) > leap
+    for n in range(2, ALONE_AMONG + 2):
+        after = pts[n : n + count].astype(np.float64)
+        wild &= (np.abs(after - before) < leap) & (np.abs(after - here) > leap)
+    return np.flatnonzero(wild) + 1
 
 
 def usual_gap(ticks: np.ndarray) -> int:
@@ -85,12 +100,23 @@ def fill_gaps(pts: np.ndarray) -> np.ndarray:
 
 def _next_break(pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order, begin: int) -> int | None:
     """The first packet after `begin` that does not continue the segment which begins there."""
-    own = pts[begin:]
+    look = LOOK_PACKETS
+    while True:  # in blocks, since a recording may have a break every few seconds
+        block = slice(begin, begin + look)
+        found = _first_break(pts[block], dts[block], is_point[block], order)
+        if found is not None:
+            return begin + found
+        if begin + look >= len(pts):
+            return None
+        look *= 2
+
+
+def _first_break(own: np.ndarray, own_dts: np.ndarray, own_points: np.ndarray, order: Order) -> int | None:
+    """The first packet that does not continue what begins with packet 0; what follows it does not matter."""
     highest, later = np.maximum.accumulate(own)[:-1], own[1:]
     back = later < highest
-    broken = back & is_point[begin + 1 :] if order.reorders else back
+    broken = back & own_points[1:] if order.reorders else back
     if order.decode_times:
-        own_dts = dts[begin:]
         known = (own_dts[1:] != NO_TIME) & (own_dts[:-1] != NO_TIME)
         broken |= known & (own_dts[1:] < own_dts[:-1])
     if order.leap is not None:
@@ -102,4 +128,4 @@ def _next_break(pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: O
             np.minimum(lowest, own[n : n + len(lowest)], out=lowest)
         broken[window - 1 :] |= own[window:] < lowest
     found = np.flatnonzero(broken)
-    return begin + 1 + int(found[0]) if len(found) else None
+    return 1 + int(found[0]) if len(found) else None

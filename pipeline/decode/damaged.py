@@ -28,7 +28,9 @@ class DamagedFrames:
             at = int(np.searchsorted(self._points.packets, packet))
             first, end = self._reached(packet, at + 1), self._frame_of(at)
             if first < end:
-                self._add(first, end, f"another recording goes on at frame {first} without a keyframe")
+                self._add(first, end, f"the clock breaks at frame {first}, and what goes on there is no keyframe")
+        for packet in table.gaps:
+            self._from(packet, f"pictures before packet {packet} are missing, and it is built on them")
 
     def undecodable(self, packet: int, error: Exception) -> None:
         """The decoder refused a packet."""
@@ -52,6 +54,13 @@ class DamagedFrames:
                 return f"{text}; frames {first} to {end - 1} depend on it"
         return None
 
+    def end_of(self, frame: int) -> int:
+        """The first frame behind `frame` that is not known to be damaged."""
+        for first, end, _ in sorted(self._ranges):
+            if first - self._reach <= frame < end + self._reach:
+                frame = end + self._reach
+        return frame
+
     def group_of(self, frame: int) -> int:
         """The frame of the last point up to `frame`."""
         at = int(np.searchsorted(self._points.frames, frame, side="right"))
@@ -59,8 +68,10 @@ class DamagedFrames:
 
     def _from(self, packet: int, text: str) -> None:
         at = int(np.searchsorted(self._points.packets, packet, side="right"))
-        first = self._reached(packet, at)
-        self._add(first, max(self._frame_of(at), first + 1), text)
+        first, end = self._reached(packet, at), self._frame_of(at)
+        if at and 0 <= self._frames_N[packet] < self._frame_of(at - 1):
+            end = self._frame_of(at - 1)  # shown before the point that it follows: nothing behind that is built on it
+        self._add(first, max(end, first + 1), text)
 
     def _reached(self, packet: int, at: int) -> int:
         """The earliest frame of the packets from `packet` to point `at`."""

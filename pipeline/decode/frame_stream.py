@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
-STRICT = {"hevc", "vvc", "mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
+STRICT = {"mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
 # Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
 ALWAYS_GIVES = {"h264", "hevc", "vvc"}
 
@@ -55,6 +55,10 @@ class FrameStream:
         self._is_exact_N, self._is_closed_N = np.zeros((2, len(table.frames_N)), bool)
         self._is_exact_N[points.packets[points.exact]] = True
         self._is_closed_N[points.packets[points.closed]] = True
+        self._is_point_N = np.zeros(len(table.frames_N) + 1, bool)
+        self._is_point_N[points.packets] = True
+        # The first frame that may be whole, of a stream that begins at a point: what is shown before it depends on what is cut away.
+        self.begins_at = int(points.frames[0]) if self._is_point_N[0] and not table.counted else None
         self._seekable = table.seekable
         self.decoded = 0
         self.position = self._counter = -1
@@ -72,7 +76,7 @@ class FrameStream:
         self._drain: _Drain | None = _Drain(context)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
-        self._floor = int(self._exact_frames[0]) if self._is_exact_N[0] else 0
+        self._floor = self.begins_at or 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
@@ -128,7 +132,7 @@ class FrameStream:
         """Packets before `place` whose frames have not come will not give them."""
         lost = {other for other in self._inside if other < place}
         self._inside -= lost
-        if lost and (self._gives_each or self._refused):
+        if lost and (self.gives_each or self._refused):
             self.damaged.lost(min(lost))
 
     def _settle(self) -> None:
@@ -241,6 +245,9 @@ class FrameStream:
         if not flush:
             if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
                 frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
+            # Of the last packet before a point the flag may only say that another recording follows.
+            if packet.is_corrupt and not self._is_point_N[place + 1]:
+                self.damaged.concealed(place)
             packet.pts, packet.dts = place, None
             if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
                 self._inside.add(place)

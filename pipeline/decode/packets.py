@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode.bitstream import INTRA_ONLY, Point, hidden_test, point_test
-from pipeline.decode.clock import LEAP_S, MOST_REORDERED, NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap
+from pipeline.decode.clock import (
+    LEAP_S,
+    MOST_REORDERED,
+    NO_TIME,
+    Order,
+    continue_clock,
+    fill_gaps,
+    spread,
+    usual_gap,
+    wild_times,
+)
 from pipeline.decode.container import OpenContainer, damage
+from pipeline.decode.h264_pictures import Pictures
 from pipeline.errors import DamagedInput, PolicyReject
 
 if TYPE_CHECKING:
@@ -51,6 +62,7 @@ RAW_FORMATS = {
     "dirac",
 }  # their 25 fps are a guess
 MPEG_FORMATS = {"mpegts", "mpeg"}
+FLV_LEAP = 1 << 31  # ms: libav takes a time that falls far back for one that ran over 32 bits
 DECODE_TIMES = MPEG_FORMATS | {"flv"}
 ABSURD_LAST = 10  # usual gaps; a last frame said to last longer is believed only as far as the header says
 
@@ -82,7 +94,8 @@ class PacketTable:
     times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
     points: Points
-    joins: tuple[int, ...]  # packets where the clock breaks: something else was recorded before them
+    joins: tuple[int, ...]  # packets where the clock breaks: something else may have been recorded before them
+    gaps: tuple[int, ...]  # packets that are built on pictures which the stream does not hold
     seekable: bool  # whether a time leads to one place
     missing: str  # what the container lacks of its frames, in words; empty: nothing known
     warnings: tuple[str, ...]
@@ -95,6 +108,7 @@ class _Packets:
         self.pts, self.dts = array("q"), array("q")
         self.durations, self.sizes = array("q"), array("i")
         self.shown = array("b")
+        self.gaps: list[int] = []  # packets
         self.points, self.pos = array("q"), array("q")  # of points: place and position in the file
         self.kinds = array("b")
 
@@ -104,8 +118,10 @@ class _Packets:
     def read(self, opened: OpenContainer, limits: DecodeConfig) -> None:
         """Reads to the end. Raises as libav does."""
         stream = opened.stream
-        is_hidden, point_of = hidden_test(stream), point_test(stream)
-        fields = stream.codec_context.codec.canonical_name == "h264"
+        is_hidden, point_of, pictures = hidden_test(stream), point_test(stream), None
+        if stream.codec_context.codec.canonical_name == "h264":
+            pictures = Pictures(stream.codec_context.extradata or b"")
+            is_hidden = pictures.shows_none
         for packet in opened.container.demux(stream):
             if packet.size == 0:
                 continue
@@ -113,8 +129,10 @@ class _Packets:
             pts, dts = packet.pts, packet.dts
             # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
             hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
-            if hidden and fields and self.durations:
+            if pictures is not None and pictures.is_second_field and self.durations:
                 self.durations[-1] = 0  # it was that of a field
+            if pictures is not None and pictures.follows_gap:
+                self.gaps.append(len(self))
             self.pts.append(NO_TIME if pts is None else pts)
             self.dts.append(NO_TIME if dts is None else dts)
             self.durations.append(packet.duration or 0)
@@ -172,10 +190,14 @@ class _Tabled:
         self._points = np.array(packets.points, np.int64)
         self._pos, self._kinds = np.array(packets.pos, np.int64), np.array(packets.kinds, np.int8)
         self._time_base = float(self._stream.time_base or 0)
+        self._gaps = tuple(gap for gap in packets.gaps if gap not in set(packets.points))
         self._warnings: list[str] = []
 
     def table(self) -> PacketTable:
         reordered = bool(self._stream.codec_context.has_b_frames)
+        if self._time_base:
+            known = np.flatnonzero(self._shown & (self._pts != NO_TIME))
+            self._pts[known[wild_times(self._pts[known], int(LEAP_S / self._time_base))]] = NO_TIME
         timeless = int(np.count_nonzero(self._pts[self._shown] == NO_TIME))
         # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, wrong for H.264.
         guessed = self._format == "avi" and reordered
@@ -215,7 +237,7 @@ class _Tabled:
         order = Order(
             reorders=self._codec in REORDERING,
             decode_times=self._format in DECODE_TIMES,
-            leap=int(LEAP_S / self._time_base) if mpeg else None,
+            leap=int(LEAP_S / self._time_base) if mpeg else FLV_LEAP if self._format == "flv" else None,
         )
         continued = continue_clock(pts, dts, self._is_point()[self._shown], order)
         if continued is None:
@@ -292,7 +314,9 @@ class _Tabled:
             times_s=times_s,
             end_s=end_s,
             points=self._tabled_points(frames_N, counted),
-            joins=joins if self._codec in REORDERING else (),
+            # H.264 numbers its pictures: those say better than a clock whether something is missing.
+            joins=joins if self._codec in REORDERING - {"h264"} else (),
+            gaps=self._gaps,
             seekable=seekable,
             missing=self._missing,
             warnings=tuple(self._warnings),

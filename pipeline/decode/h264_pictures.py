@@ -1,15 +1,20 @@
-"""Which packets of an H.264 stream show no frame of their own: the second field of a picture whose first field came in a packet before.
+"""What the packets of an H.264 stream say about their pictures, without decoding.
 
-Takes packets in decode order (start codes or length prefixes). Gives yes or no for each. Reads sequence parameter sets up to
-`frame_mbs_only_flag` and slice headers up to `bottom_field_flag` (ITU-T H.264 7.3.2.1, 7.3.2.2, 7.3.3). Part of the decode package.
+Takes packets in decode order (start codes or length prefixes). Says which show no frame of their own: the second field of a picture whose
+first field came in a packet before, and packets without a picture; and before which a reference picture is missing. Reads sequence
+parameter sets up to `frame_mbs_only_flag` and slice headers up to `bottom_field_flag` (ITU-T H.264 7.3.2.1, 7.3.2.2, 7.3.3, 7.4.3). Part
+of the decode package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-SLICES = (1, 5)  # NAL unit types: a slice, of an IDR picture or another
+IDR = 5
+SLICES = (1, IDR)  # NAL unit types: a slice, of an IDR picture or another
+SLICE_BYTES = 48  # of a slice that are read
 NO_PICTURE = (6, 7, 8, 9, 10, 11, 12, 13, 15)  # messages, parameters, delimiters, ends, filler
 SPS, PPS = 7, 8
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # with chroma format and scaling lists
@@ -17,7 +22,7 @@ HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `[start, end)` of a packet: a NAL unit, its header byte first."""
+    """Bytes `[start, end)` of a packet: a NAL unit, its header byte first. `end` lies behind the packet if its length says so."""
 
     start: int
     end: int
@@ -37,7 +42,7 @@ def nal_units(data: bytes, length_size: int) -> Iterator[Span]:
         start = position + length_size
         position = start + int.from_bytes(data[position:start], "big")
         if start < position:
-            yield Span(start, min(position, len(data)))
+            yield Span(start, position)
     while not length_size and 0 <= (position := data.find(b"\0\0\1", position)) < len(data) - 3:
         following = data.find(b"\0\0\1", position + 3)
         end = len(data) if following < 0 else following
@@ -46,58 +51,67 @@ def nal_units(data: bytes, length_size: int) -> Iterator[Span]:
         position += 3
 
 
+def nal_contents(data: bytes) -> Iterator[bytes]:
+    """NAL units that follow start codes."""
+    return (data[span.start : span.end] for span in nal_units(data, 0))
+
+
 def unescape(data: bytes) -> bytes:
     """Payload of a NAL unit without its emulation prevention bytes."""
     return data.replace(b"\0\0\3", b"\0\0")
 
 
-class FieldPairs:
-    """Remembers parameter sets and the last unpaired first field."""
+class Pictures:
+    """Remembers parameter sets, the last reference picture and the last unpaired first field. Asked for each packet in order."""
 
     LOOK_BYTES = 16 * 1024  # of a packet: its parameter sets, messages and first slice header
 
     def __init__(self, extradata: bytes) -> None:
         """`extradata` holds the parameter sets where the container keeps them."""
+        self.is_second_field = False  # of the last packet
+        self.follows_gap = False  # of the last packet: reference pictures before it are missing
         self._length_size = nal_length_size("h264", extradata)
         self._sequences: dict[int, _Sequence] = {}
         self._sequence_of: dict[int, int] = {}  # picture parameter set -> sequence parameter set
-        self._field: tuple[int, bool] | None = (
-            None  # frame number and parity of a first field that waits for its second
-        )
-        for unit in (
-            _configured(extradata)
-            if self._length_size
-            else [extradata[s.start : s.end] for s in nal_units(extradata, 0)]
-        ):
+        self._field: _Slice | None = None  # a first field that waits for its second
+        self._reference: int | None = None  # frame number of the last reference picture
+        units = _configured(extradata) if self._length_size else nal_contents(extradata)
+        for unit in units:
             self._remember(unit)
 
-    @property
-    def unlikely(self) -> bool:
-        """Whether the container says beforehand that each packet holds a picture, and that none has fields: only keyframes
-        could say otherwise.
-        """
-        known = self._sequences.values()
-        return bool(self._length_size and known) and all(sequence.frames_only for sequence in known)
-
-    def shows_none(self, data: bytes) -> bool:
-        """Whether the packet that begins with `data` completes the picture of the packet before it, or holds no picture at all."""
+    def shows_none(self, packet: Any) -> bool:
+        """Whether the packet completes the picture of the packet before it, or holds no picture at all."""
+        self.is_second_field = self.follows_gap = False
+        size = packet.size
+        data = bytes(memoryview(packet)[: self.LOOK_BYTES]) if size > self.LOOK_BYTES else bytes(packet)
         end = 0
         for span in nal_units(data, self._length_size):
             kind, end = data[span.start] & 0x1F, span.end
-            if kind in (SPS, PPS):
-                self._remember(data[span.start : span.end])
+            if kind in (SPS, PPS) and end <= len(data):
+                self._remember(data[span.start : end])
             elif kind in SLICES:
-                return self._pair(self._slice(data[span.start : span.end][:64]))
+                return self._look(data[span.start : span.start + SLICE_BYTES])
             elif kind not in NO_PICTURE:
                 return False
-        return end == len(data) < self.LOOK_BYTES  # a packet that is damaged may have held one
+        return end == size  # a packet that is damaged may have held one
 
-    def _pair(self, field: tuple[int, bool] | None) -> bool:
-        waiting, self._field = self._field, field
-        if field is None or waiting is None or waiting[0] != field[0] or waiting[1] == field[1]:
+    def _look(self, unit: bytes) -> bool:
+        waiting, self._field = self._field, None
+        found = self._slice(unit)
+        if found is None:
+            self._reference = None
             return False
-        self._field = None
-        return True
+        if found.is_field and waiting is not None and waiting.number == found.number and waiting.bottom != found.bottom:
+            self.is_second_field = True
+        elif found.is_field:
+            self._field = found
+        if unit[0] & 0x1F == IDR:
+            self._reference = 0
+        elif self._reference is not None and not found.gaps_allowed:
+            self.follows_gap = found.number not in (self._reference, (self._reference + 1) % found.numbers)
+        if unit[0] >> 5 & 3:  # nal_ref_idc: a reference picture
+            self._reference = found.number
+        return self.is_second_field
 
     def _remember(self, unit: bytes) -> None:
         try:
@@ -111,23 +125,33 @@ class FieldPairs:
         except IndexError:  # cut short: the decoder will complain
             return
 
-    def _slice(self, unit: bytes) -> tuple[int, bool] | None:
-        """Frame number and parity of a slice of a field; None for a slice of a frame."""
-        if all(sequence.frames_only for sequence in self._sequences.values()):
-            return None
+    def _slice(self, unit: bytes) -> _Slice | None:
+        """The beginning of a slice header; None where it cannot be read."""
         try:
             bits = _Bits(unescape(unit[1:]))
             bits.unsigned()  # first_mb_in_slice
             bits.unsigned()  # slice_type
             sequence = self._sequences.get(self._sequence_of.get(bits.unsigned(), -1))
-            if sequence is None or sequence.frames_only:
+            if sequence is None:
                 return None
-            bits.take(2 if sequence.separate_planes else 0)
-            frame_number = bits.take(sequence.frame_number_bits)
-            is_field = bits.take(1)
-            return (frame_number, bool(bits.take(1))) if is_field else None
+            if sequence.separate_planes:
+                bits.take(2)
+            number = bits.take(sequence.frame_number_bits)
+            is_field = not sequence.frames_only and bool(bits.take(1))
+            bottom = is_field and bool(bits.take(1))
+            return _Slice(number, is_field, bottom, 1 << sequence.frame_number_bits, sequence.gaps_allowed)
         except IndexError:
             return None
+
+
+class _Slice(NamedTuple):
+    """What of a slice header tells pictures apart."""
+
+    number: int  # frame_num
+    is_field: bool
+    bottom: bool
+    numbers: int  # after as many frame_num begins again
+    gaps_allowed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,29 +161,29 @@ class _Sequence:
     frames_only: bool
     separate_planes: bool
     frame_number_bits: int
+    gaps_allowed: bool
 
 
 class _Bits:
     """Reads bits, and numbers in Exp-Golomb code. Raises IndexError behind the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
+        self._left = 8 * len(data)
+        self._value = int.from_bytes(data, "big")
 
     def take(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self._data[self._at >> 3] >> (7 - (self._at & 7)) & 1
-            self._at += 1
-        return value
+        if count > self._left:
+            raise IndexError("behind the end")
+        self._left -= count
+        taken = self._value >> self._left
+        self._value ^= taken << self._left
+        return taken
 
     def unsigned(self) -> int:
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-            if zeros > 32:
-                raise IndexError("no number in Exp-Golomb code")
-        return (1 << zeros) - 1 + self.take(zeros)
+        zeros = self._left - self._value.bit_length()
+        if zeros > 32:
+            raise IndexError("no number in Exp-Golomb code")
+        return self.take(2 * zeros + 1) - 1
 
     def signed(self) -> int:
         value = self.unsigned()
@@ -190,10 +214,10 @@ def _read_sequence(bits: _Bits) -> tuple[int, _Sequence]:
         for _ in range(min(bits.unsigned(), 255)):
             bits.signed()
     bits.unsigned()  # reference frames
-    bits.take(1)
+    gaps_allowed = bool(bits.take(1))
     bits.unsigned()  # width
     bits.unsigned()  # height
-    return number, _Sequence(bool(bits.take(1)), separate_planes, frame_number_bits)
+    return number, _Sequence(bool(bits.take(1)), separate_planes, frame_number_bits, gaps_allowed)
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
