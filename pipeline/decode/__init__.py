@@ -20,7 +20,8 @@ from pipeline.decode.container import OpenContainer, damage, measure
 from pipeline.decode.cropping import Cropper
 from pipeline.decode.frame_stream import FrameStream
 from pipeline.decode.orientation import Orientation
-from pipeline.decode.packets import PacketTable, read_packets
+from pipeline.decode.packet_table import PacketTable
+from pipeline.decode.packets import read_packets
 from pipeline.decode.planes import Geometry, Scaler
 from pipeline.decode.refusals import explained, only_named_errors, refuse_encrypted, refuse_still
 from pipeline.errors import DamagedInput, PolicyReject

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.decode.packets import PacketTable
+    from pipeline.decode.packet_table import PacketTable
 
 
 class DamagedFrames:

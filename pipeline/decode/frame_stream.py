@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
-from pipeline.decode.packets import HIDDEN, PacketTable
+from pipeline.decode.packet_table import NO_PICTURE, PacketTable, near
 from pipeline.errors import DamagedInput
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class FrameStream:
     def _take(self, frame: Any) -> None:
         """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
         place = self._place(frame)
-        if self._table.frames_N[place] == HIDDEN:
+        if self._table.frames_N[place] < 0:
             return
         if self._is_exact_N[place]:
             self._give_up(place)
@@ -245,8 +245,10 @@ class FrameStream:
         if not flush:
             if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
                 frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
-            # Of the last packet before a point the flag may only say that another recording follows.
-            if packet.is_corrupt and not self._is_point_N[place + 1]:
+            # Shortly before a point libav may mean the next group, which a decoder finds out: the flag comes a packet early.
+            if packet.is_corrupt and not (
+                self._is_point_N[place + 1 : place + 3].any() or near(place, self._table.breaks)
+            ):
                 self.damaged.concealed(place)
             packet.pts, packet.dts = place, None
             if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
@@ -257,9 +259,10 @@ class FrameStream:
             with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
                 raise
         except LIBAV_ERRORS as error:
-            self.damaged.undecodable(place, error)
-            self._inside.discard(place)
-            self._refused = True
+            if self._table.frames_N[place] != NO_PICTURE:
+                self.damaged.undecodable(place, error)
+                self._inside.discard(place)
+                self._refused = True
         self.decoded += len(frames)
         if self._filter is None:
             return frames
