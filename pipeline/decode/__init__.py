@@ -129,14 +129,13 @@ def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
     A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
     of pictures begins at the first frame that is whole.
     """
-    why = "no packet of the video stream gives a frame"
+    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", stream.begins_at, False
     try:
         while (first := stream.next()) is not None:
+            begin_is_damaged |= begins_at is not None and stream.damaged.why(begins_at) is not None
             damaged = stream.damaged.why(first[0])
             if damaged is None or limits.damage == "warn":
-                begins_at = stream.begins_at
-                known = begins_at is not None and begins_at < first[0] and stream.damaged.why(begins_at) is not None
-                return (begins_at if begins_at is not None and known else first[0]), first[1]
+                return (begins_at if begins_at is not None and begin_is_damaged else first[0]), first[1]
             why = f"no frame is whole: {damaged}"
             stream.jump(stream.damaged.end_of(first[0]))
     except DamagedInput as error:

@@ -118,6 +118,7 @@ class Tabled:
         self._warnings: list[str] = []
 
     def table(self) -> PacketTable:
+        """By times where there are any, else by counting."""
         reordered = bool(self._stream.codec_context.has_b_frames)
         if self._time_base:
             known = np.flatnonzero(self._shown & (self._pts != NO_TIME))
