@@ -104,7 +104,7 @@ def _begin(
     stream = FrameStream(video, limits, table, deinterlace=deinterlace)
     warnings: tuple[str, ...] = ()
     try:
-        first = _first(stream, limits)
+        first = _first(stream, table, limits)
     except DamagedInput as error:
         strict = stream.strict
         stream.close()
@@ -112,7 +112,7 @@ def _begin(
             raise
         stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
         try:
-            first, warnings = _first(stream, limits), ("decoder_errors",)
+            first, warnings = _first(stream, table, limits), ("decoder_errors",)
         except BaseException:
             stream.close()
             raise
@@ -123,13 +123,13 @@ def _begin(
     return stream, first, (*warnings, *lost)
 
 
-def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
+def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
     """The index at which the video begins, and a frame that is whole (with `decode.damage` "warn": the first that comes).
 
     A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
     of pictures begins at the first frame that is whole.
     """
-    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", stream.begins_at, False
+    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", table.begins_at, False
     try:
         while (first := stream.next()) is not None:
             begin_is_damaged |= begins_at is not None and stream.damaged.why(begins_at) is not None

@@ -57,8 +57,6 @@ class FrameStream:
         self._is_closed_N[points.packets[points.closed]] = True
         self._is_point_N = np.zeros(len(table.frames_N) + 1, bool)
         self._is_point_N[points.packets] = True
-        # The first frame that may be whole, of a stream that begins at a point: what is shown before it depends on what is cut away.
-        self.begins_at = int(points.frames[0]) if self._is_point_N[0] and not table.counted else None
         self._seekable = table.seekable
         self.decoded = 0
         self.position = self._counter = -1
@@ -76,7 +74,7 @@ class FrameStream:
         self._drain: _Drain | None = _Drain(context)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
-        self._floor = self.begins_at or 0
+        self._floor = self._table.begins_at or 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""

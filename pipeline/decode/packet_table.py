@@ -91,6 +91,9 @@ class PacketTable:
     times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
     points: Points
+    begins_at: (
+        int | None
+    )  # the first frame, of a stream that begins with a keyframe; what is shown before it is cut away
     breaks: tuple[int, ...]  # packets where the clock breaks
     joins: tuple[int, ...]  # those of them where something else may have been recorded before
     gaps: tuple[int, ...]  # packets that are built on pictures which the stream does not hold
@@ -113,6 +116,7 @@ class Tabled:
         self._points = np.array(packets.points, np.int64)
         self._pos, self._kinds = np.array(packets.pos, np.int64), np.array(packets.kinds, np.int8)
         self._time_base = float(self._stream.time_base or 0)
+        self._starts_with_key = packets.starts_with_key
         self._pictureless, self._flagged = packets.pictureless, packets.flagged
         self._gaps = tuple(gap for gap in packets.gaps if gap not in set(packets.points))
         self._warnings: list[str] = []
@@ -235,6 +239,7 @@ class Tabled:
             self._warnings += _early_end(self._opened, float(times_s[0]), end_s)
         if flagged := [packet for packet in self._flagged if not near(packet, breaks)]:
             self._warnings.append(f"transport_errors:{len(flagged)}")
+        begins_at = int(frames_N[0]) if self._starts_with_key and not counted and frames_N[0] >= 0 else None
         return PacketTable(
             frames_N=frames_N.astype(np.int32),
             sizes_N=self._sizes,
@@ -242,6 +247,7 @@ class Tabled:
             times_s=times_s,
             end_s=end_s,
             points=self._tabled_points(frames_N, counted),
+            begins_at=begins_at,
             # H.264 numbers its pictures: those say better than a clock whether something is missing.
             joins=breaks if self._format in MPEG_FORMATS and self._codec in REORDERING - {"h264"} else (),
             breaks=breaks,

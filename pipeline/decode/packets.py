@@ -26,6 +26,7 @@ class Packets:
         self.pts, self.dts = array("q"), array("q")
         self.durations, self.sizes = array("q"), array("i")
         self.shown = array("b")
+        self.starts_with_key = False  # by the container's word
         self.gaps: list[int] = []  # packets
         self.pictureless: list[int] = []
         self.flagged: list[int] = []  # by the demuxer: transport packets are missing, or the file ends inside
@@ -63,6 +64,7 @@ class Packets:
             self.durations.append(packet.duration or 0)
             self.sizes.append(packet.size)
             self.shown.append(not hidden)
+            self.starts_with_key |= packet.is_keyframe and len(self) == 1
             if packet.is_keyframe and (point := point_of(packet)) is not Point.NONE:
                 self.points.append(len(self) - 1)
                 self.pos.append(-1 if packet.pos is None else packet.pos)
