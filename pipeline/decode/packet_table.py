@@ -28,24 +28,10 @@ if TYPE_CHECKING:
 HIDDEN = -1  # the frame of a packet that shows none of its own
 NO_PICTURE = -2  # the frame of a packet that holds parameters or messages alone
 MOST_TIMELESS = 0.1  # of the packets; if more have no time, frames are counted
+# Codecs whose frames may be shown in another order than decoded.
 REORDERING = {
-    *(
-        "h264",
-        "hevc",
-        "vvc",
-        "mpeg1video",
-        "mpeg2video",
-        "mpeg4",
-        "vc1",
-        "wmv3",
-        "rv30",
-        "rv40",
-        "svq3",
-        "cavs",
-        "dirac",
-    ),
-    *("avs2", "avs3", "evc"),
-}
+    "h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "svq3", "cavs", "dirac", "avs2", "avs3",
+}  # fmt: skip
 RAW_FORMATS = {
     "h264",
     "hevc",
@@ -137,7 +123,7 @@ class Tabled:
         return self._timed()
 
     def _place_timeless(self, reordered: bool, timeless: int) -> None:
-        """Frames without a time are put between their neighbours; with reordering nobody knows where, and they are not shown."""
+        """Frames without a time are put between their neighbours; with reordering their place is unknown, and they are not shown."""
         self._warnings.append(f"untimed_frames:{timeless}")
         if reordered:
             self._shown &= self._pts != NO_TIME
@@ -181,7 +167,7 @@ class Tabled:
         in_order = bool((np.diff(shown_ticks) >= 0).all())
         if len(ticks) < len(shown_ticks):
             self._warnings.append(f"repeated_timestamps:{len(shown_ticks) - len(ticks)}")
-            if in_order:  # all are shown, one after the other until the next time; else nobody knows which comes first
+            if in_order:  # all are shown, one after the other until the next time; else their order is unknown
                 frames, times = np.arange(len(shown_ticks)), spread(shown_ticks, end)
         frames_N = np.full(len(self._pts), HIDDEN, np.int64)
         frames_N[self._shown] = frames
