@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
-STRICT = {"mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
+STRICT = {"mjpeg", "ffv1"}
 # Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
 ALWAYS_GIVES = {"h264", "hevc", "vvc"}
 

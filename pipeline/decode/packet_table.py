@@ -30,7 +30,8 @@ NO_PICTURE = -2  # the frame of a packet that holds parameters or messages alone
 MOST_TIMELESS = 0.1  # of the packets; if more have no time, frames are counted
 # Codecs whose frames may be shown in another order than decoded.
 REORDERING = {
-    "h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "svq3", "cavs", "dirac", "avs2", "avs3",
+    "h264", "hevc", "vvc", "evc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "rv30", "rv40", "svq3", "cavs",
+    "dirac", "avs2", "avs3",
 }  # fmt: skip
 RAW_FORMATS = {
     "h264",
