@@ -32,7 +32,7 @@ EXPECTED = "expected .tar, .tar.gz, .mp4, .webm, …"
 
 
 class Search:
-    """One resolution: stores by root, so that each bucket is greeted once."""
+    """One resolution: stores by root, so that each bucket is asked once whether it answers."""
 
     def __init__(self, config: StorageConfig, passed_over: PassedOver) -> None:
         self._config = config
@@ -182,6 +182,8 @@ class Search:
         if total == 1:
             store, key = self._split(missing[0])
             name, odd = shown(missing[0]), told[missing[0]]
+            if origin.startswith("@"):
+                name = f"{shown(origin[1:])} was read as a list of inputs; its line {name}"
             return f"{name} {odd}; {EXPECTED}" if odd else f"{name} does not exist; {self._neighbours(store, key)}"
         named = ", ".join(f"{shown(pattern)} ({odd})" if odd else shown(pattern) for pattern, odd in told.items())
         more = ", …" if len(missing) > NAMED_IN_ERRORS else ""

@@ -38,7 +38,7 @@ class TextsAlone:
         if not video and not text:
             return
         name = os.path.splitext(key)[0]
-        if text and name.lower().endswith(CAPTION) and not (self._open and self._open[-1].name == name):
+        if text and key.lower().endswith(f"{CAPTION}.txt") and not (self._open and self._open[-1].name == name):
             name = name[: -len(CAPTION)]  # `a.caption.txt` beside `a.mp4`
         stem = self._stem(name)
         if video:

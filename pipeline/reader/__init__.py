@@ -268,7 +268,7 @@ class ShardReader:
         if source.size > self._max_video_bytes:
             message = f"{source.size} bytes, the limit is {self._max_video_bytes}"
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
-        sidecars = read_sidecars(source, self._config)
+        sidecars = read_sidecars(source, self._config, lambda: count(self.counters, "unreadable_texts"))
         self._received(sum(len(data) for _, data in sidecars))
         texts = [_parsed(extension, data, len(data)) for extension, data in sidecars]
         captions = [text for text in texts if isinstance(text, Caption)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.records import VIDEO_EXTENSIONS
 
 TEXT_EXTENSIONS = ("txt", "caption", "json")
+CAPTION = ".caption"
 VIDEO_RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
 
 
@@ -32,7 +33,7 @@ class MemberName:
 
 
 def member_name(name: str) -> MemberName | None:
-    r"""None without a dot in the file's name. Bytes that are no UTF-8, which tarfile gives as surrogates, are spelled `\xff`."""
+    r"""None without a dot in the file's name. Bytes that are not UTF-8, which tarfile gives as surrogates, are spelled `\xff`."""
     while name.startswith("./"):
         name = name[2:].lstrip("/")
     path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -41,6 +42,8 @@ def member_name(name: str) -> MemberName | None:
     if not dot:
         return None
     stem, _, extension = base.rpartition(".")
+    if extension.lower() in TEXT_EXTENSIONS and stem.lower().endswith(CAPTION):
+        stem = stem[: -len(CAPTION)] + CAPTION  # texts are found in any case
     return MemberName(path, f"{folder}{slash}{first}", f"{folder}{slash}{stem}", extension.lower())
 
 
