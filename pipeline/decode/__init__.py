@@ -20,7 +20,8 @@ from pipeline.decode.container import OpenContainer, damage, measure
 from pipeline.decode.cropping import Cropper
 from pipeline.decode.frame_stream import FrameStream
 from pipeline.decode.orientation import Orientation
-from pipeline.decode.packets import PacketTable, read_packets
+from pipeline.decode.packet_table import PacketTable
+from pipeline.decode.packets import read_packets
 from pipeline.decode.planes import Geometry, Scaler
 from pipeline.decode.refusals import explained, only_named_errors, refuse_encrypted, refuse_still
 from pipeline.errors import DamagedInput, PolicyReject
@@ -103,7 +104,7 @@ def _begin(
     stream = FrameStream(video, limits, table, deinterlace=deinterlace)
     warnings: tuple[str, ...] = ()
     try:
-        first = _first(stream, limits)
+        first = _first(stream, table, limits)
     except DamagedInput as error:
         strict = stream.strict
         stream.close()
@@ -111,7 +112,7 @@ def _begin(
             raise
         stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
         try:
-            first, warnings = _first(stream, limits), ("decoder_errors",)
+            first, warnings = _first(stream, table, limits), ("decoder_errors",)
         except BaseException:
             stream.close()
             raise
@@ -122,20 +123,19 @@ def _begin(
     return stream, first, (*warnings, *lost)
 
 
-def _first(stream: FrameStream, limits: DecodeConfig) -> tuple[int, Any]:
+def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
     """The index at which the video begins, and a frame that is whole (with `decode.damage` "warn": the first that comes).
 
     A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
     of pictures begins at the first frame that is whole.
     """
-    why = "no packet of the video stream gives a frame"
+    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", table.begins_at, False
     try:
         while (first := stream.next()) is not None:
+            begin_is_damaged |= begins_at is not None and stream.damaged.why(begins_at) is not None
             damaged = stream.damaged.why(first[0])
             if damaged is None or limits.damage == "warn":
-                begins_at = stream.begins_at
-                known = begins_at is not None and begins_at < first[0] and stream.damaged.why(begins_at) is not None
-                return (begins_at if begins_at is not None and known else first[0]), first[1]
+                return (begins_at if begins_at is not None and begin_is_damaged else first[0]), first[1]
             why = f"no frame is whole: {damaged}"
             stream.jump(stream.damaged.end_of(first[0]))
     except DamagedInput as error:

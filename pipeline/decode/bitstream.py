@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.decode.h264_pictures import nal_length_size, nal_units, unescape
 
 INTRA_ONLY = {
-    *("mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo"),
-    *("v210", "cfhd", "dvvideo", "magicyuv"),
-}
+    "mjpeg", "prores", "ffv1", "rawvideo", "dnxhd", "jpeg2000", "huffyuv", "ffvhuff", "png", "utvideo", "v210",
+    "cfhd", "dvvideo", "magicyuv",
+}  # fmt: skip
 EXACT_KEYFRAMES = {"vp8", "vp9", "av1"} | INTRA_ONLY
 IDR_SLICE, SEI = 5, 6  # H.264 NAL unit types
 RECOVERY_POINT = 6  # SEI payload type

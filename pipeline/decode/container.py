@@ -60,7 +60,7 @@ def damage(
                 file.check()
     except av.error.DecoderNotFoundError as error:
         raise DamagedInput(
-            "no_decoder", f"no decoder for this codec while {doing}: {_text(error)}", stage="decode"
+            "no_decoder", f"no decoder for this codec while {doing}: {words_of(error)}", stage="decode"
         ) from None
     except MemoryError:
         raise DamagedInput(
@@ -71,11 +71,12 @@ def damage(
         ) from None
     except LIBAV_ERRORS as error:
         raise DamagedInput(
-            reason, f"libav failed while {doing}: {_text(error)}", frames_recovered=frames_recovered, stage="decode"
+            reason, f"libav failed while {doing}: {words_of(error)}", frames_recovered=frames_recovered, stage="decode"
         ) from None
 
 
-def _text(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What libav says, in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:200]
 

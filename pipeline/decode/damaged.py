@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.decode.container import words_of
+
 if TYPE_CHECKING:
-    from pipeline.decode.packets import PacketTable
+    from pipeline.decode.packet_table import PacketTable
 
 
 class DamagedFrames:
@@ -34,8 +36,7 @@ class DamagedFrames:
 
     def undecodable(self, packet: int, error: Exception) -> None:
         """The decoder refused a packet."""
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
-        self._from(packet, f"packet {packet} cannot be decoded ({text})")
+        self._from(packet, f"packet {packet} cannot be decoded ({words_of(error)})")
 
     def concealed(self, packet: int) -> None:
         """The decoder says itself that the frame of a packet is corrupt."""

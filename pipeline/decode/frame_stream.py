@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.decode.container import LIBAV_ERRORS, OpenContainer, damage
 from pipeline.decode.damaged import DamagedFrames
 from pipeline.decode.deinterlacer import REACH, Deinterlacer
-from pipeline.decode.packets import HIDDEN, PacketTable
+from pipeline.decode.packet_table import NO_PICTURE, PacketTable, near
 from pipeline.errors import DamagedInput
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
 SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
 # Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
-STRICT = {"mjpeg", "ffv1", "png", "apng", "dnxhd", "jpeg2000"}
+STRICT = {"mjpeg", "ffv1"}
 # Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
 ALWAYS_GIVES = {"h264", "hevc", "vvc"}
 
@@ -57,8 +57,6 @@ class FrameStream:
         self._is_closed_N[points.packets[points.closed]] = True
         self._is_point_N = np.zeros(len(table.frames_N) + 1, bool)
         self._is_point_N[points.packets] = True
-        # The first frame that may be whole, of a stream that begins at a point: what is shown before it depends on what is cut away.
-        self.begins_at = int(points.frames[0]) if self._is_point_N[0] and not table.counted else None
         self._seekable = table.seekable
         self.decoded = 0
         self.position = self._counter = -1
@@ -76,7 +74,7 @@ class FrameStream:
         self._drain: _Drain | None = _Drain(context)
         self._next_packet = 0  # place in the stream of the packet that comes next
         self._begin()
-        self._floor = self.begins_at or 0
+        self._floor = self._table.begins_at or 0
 
     def _begin(self) -> None:
         """The codec knows of no earlier packet."""
@@ -119,7 +117,7 @@ class FrameStream:
     def _take(self, frame: Any) -> None:
         """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
         place = self._place(frame)
-        if self._table.frames_N[place] == HIDDEN:
+        if self._table.frames_N[place] < 0:
             return
         if self._is_exact_N[place]:
             self._give_up(place)
@@ -245,8 +243,10 @@ class FrameStream:
         if not flush:
             if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
                 frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
-            # Of the last packet before a point the flag may only say that another recording follows.
-            if packet.is_corrupt and not self._is_point_N[place + 1]:
+            # Shortly before a point libav may mean the next group, which a decoder finds out: the flag comes a packet early.
+            if packet.is_corrupt and not (
+                self._is_point_N[place + 1 : place + 3].any() or near(place, self._table.breaks)
+            ):
                 self.damaged.concealed(place)
             packet.pts, packet.dts = place, None
             if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
@@ -257,9 +257,10 @@ class FrameStream:
             with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
                 raise
         except LIBAV_ERRORS as error:
-            self.damaged.undecodable(place, error)
-            self._inside.discard(place)
-            self._refused = True
+            if self._table.frames_N[place] != NO_PICTURE:
+                self.damaged.undecodable(place, error)
+                self._inside.discard(place)
+                self._refused = True
         self.decoded += len(frames)
         if self._filter is None:
             return frames

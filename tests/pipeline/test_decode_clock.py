@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode.clock import NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap
+from pipeline.decode.clock import NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap, wild_times
 
 PLAIN = Order(reorders=False, decode_times=False, leap=None)
 REORDERS = Order(reorders=True, decode_times=False, leap=None)
@@ -94,3 +94,21 @@ def test_equal_times_are_spread_before_the_next(gaps):
     assert (times >= ticks).all()
     assert times[-1] < ticks[-1] + 5
     assert usual_gap(ticks) >= 1
+
+
+def test_a_time_far_from_its_neighbours_is_wild_and_a_gap_is_not():
+    pts = np.arange(40) * 40
+    assert wild_times(pts, 10_000).tolist() == []
+    hostile = pts.copy()
+    hostile[[7, 20]] = 2**62, -(2**61)
+    assert wild_times(hostile, 10_000).tolist() == [7, 20]
+    assert wild_times(np.concatenate([pts, pts + 60_000]), 10_000).tolist() == []  # a gap
+    assert wild_times(np.array([0, 90_000]), 10_000).tolist() == []
+
+
+def test_many_recordings_behind_each_other_are_one_clock():
+    pts = np.tile(np.arange(48) * 3600, 3000)
+    points = np.arange(len(pts)) % 48 == 0
+    ticks, starts = continue_clock(pts, pts.copy(), points, TRANSPORT)
+    assert len(starts) == 2999
+    assert np.array_equal(ticks, np.arange(len(pts)) * 3600)
