@@ -230,21 +230,17 @@ class Grouper:
         Without such a video, or when it is not certain that one did, the reject has no key.
         """
         group = self.current
-        lost = [] if group is None else self._lost(group, member)
-        if group is None or lost is None:
-            lost = []
-        elif not group.stems and not group.again:
+        lost = None if group is None else self._lost(group, member)
+        if group is None or not (lost or (lost is not None and not group.stems and not group.again)):
+            yield self._cut(None, message)
+            return
+        if not lost:  # texts alone
             self.current = None
             del self._waiting[group.key]
             yield self._cut(group.key, message)
-            return
-        for video in lost:
-            if group is not None:
-                key = video.name.stem if group.again or len(group.stems) > 1 else group.key
-                del group.videos[video.name.stem]
-                yield self._cut(key, message)
-        if not lost:
-            yield self._cut(None, message)
+        for video in lost or ():
+            del group.videos[video.name.stem]
+            yield self._cut(video.name.stem if group.again or len(group.stems) > 1 else group.key, message)
 
     def _lost(self, group: Group, member: MemberName | None) -> list[Video] | None:
         """Videos of the current key whose own bytes or texts are cut, or may follow behind the cut. None if the key is whole."""
