@@ -166,9 +166,10 @@ def decode_text(data: bytes) -> Decoded | None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return None
     data = data.removeprefix(codecs.BOM_UTF8)
-    for escape, encoding in ESCAPED:
-        if escape in data and data.isascii() and (text := _strictly(data, encoding)) is not None and not text.isascii():
-            return Decoded(text, encoding, guessed=True)
+    for escape, escaped in ESCAPED:
+        seven = _strictly(data, escaped) if escape in data and data.isascii() else None
+        if seven is not None and not seven.isascii():
+            return Decoded(seven, escaped, guessed=True)
     plain = _strictly(data, "utf-8")
     if (plain is None or CONTROL.search(plain[:SAMPLE_BYTES])) and (wide := _wide(data)) is not None:
         return wide
