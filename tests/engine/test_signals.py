@@ -119,7 +119,10 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130, stderr
-    assert re.search(r"stopped: [1-4] shards to do", stderr)  # the one that hangs, and those not begun
+    # Shards before and beside the one that hangs may be done by then: a slow machine had two. The one that hangs is never.
+    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "receipts").exists() else 0
+    assert done < 4
+    assert re.search(rf"stopped: {4 - done} shards? to do", stderr), stderr
 
 
 @pytest.mark.parametrize("progress", ["plain", "rich", "json"])
