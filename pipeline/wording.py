@@ -7,6 +7,11 @@ import time
 from typing import Any
 
 EXPLAINED = "docs/rejects.md says what each means"
+# Warnings that lose nothing; they come last.
+HARMLESS = (
+    "skipped_directory", "skipped_appledouble", "skipped_hidden", "skipped_meta", "reopened_keys", "resolved_hardlinks",
+    "concatenated_archives", "short_end_marker", "cut_compression_trailer", "empty_archives",
+)  # fmt: skip
 
 
 def size(n: float) -> str:
@@ -23,20 +28,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-# Warnings that lose nothing; they come last.
-HARMLESS = (
-    *(
-        "skipped_directory",
-        "skipped_appledouble",
-        "skipped_hidden",
-        "skipped_meta",
-        "reopened_keys",
-        "resolved_hardlinks",
-    ),
-    *("concatenated_archives", "short_end_marker", "cut_compression_trailer", "empty_archives"),
-)
 
 
 def warning_lines(warnings: dict[str, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that are not videos but bear a video's name, told by their first bytes: still images, web pages, archives, pointers of git-lfs.
+"""Signatures of files that are named like videos and are not: still images, web pages, archives, git-lfs pointers.
 
 Takes the first bytes of a file. Gives what it is in words, and what to do. Part of the decode package.
 """

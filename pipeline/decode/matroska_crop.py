@@ -71,9 +71,8 @@ def _elements(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int
         if id_length > 4 or size_length > 8 or content > end:
             return
         size = int.from_bytes(data[begin + id_length : content], "big") & ~(1 << 7 * size_length)
-        after = (
-            end if size == (1 << 7 * size_length) - 1 else min(content + size, end)
-        )  # all ones: as long as what it lies in
+        # All ones: as long as what it lies in.
+        after = end if size == (1 << 7 * size_length) - 1 else min(content + size, end)
         yield int.from_bytes(data[begin : begin + id_length], "big"), begin, content, after
         begin = after
 

@@ -1,4 +1,4 @@
-"""A decoded frame becomes uint8 YUV 4:4:4 planes of a bucket's size. Part of the decode room.
+"""A decoded frame becomes uint8 YUV 4:4:4 planes of a bucket's size. Part of the decode package.
 
 Enters: a libav frame, where it goes (`Geometry`), how it is held (`Orientation`). Leaves: planes written into a given
 array.

@@ -42,10 +42,10 @@ class Happening(NamedTuple):
     what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject | LatheError
 
 
-class _Loan:
+class _OpenShard:
     """An open shard: closed once it is read and no sample of it is in use."""
 
-    def __init__(self, reader: ShardReader, opened: set[_Loan]) -> None:
+    def __init__(self, reader: ShardReader, opened: set[_OpenShard]) -> None:
         """Stands among the `opened` until it is closed."""
         self.reader, self._opened = reader, opened
         self._users = 1  # whoever reads it
@@ -71,7 +71,7 @@ class _Ticket(NamedTuple):
     """What the feed knows a sample by."""
 
     number: int
-    loan: _Loan
+    open_shard: _OpenShard
     alone: bool  # a plain file
 
 
@@ -106,7 +106,7 @@ class Footage:
         self._refused: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._read: int | None = None  # samples in all, once that is known
         self._error: BaseException | None = None
-        self._loans: set[_Loan] = set()
+        self._open: set[_OpenShard] = set()
         self._stop = threading.Event()
         lanes = ProcessLanes(
             job.engine.decoders or max(1, min(MOST_DECODERS, os.cpu_count() or 1, _most_samples(shards))),
@@ -136,8 +136,8 @@ class Footage:
     ) -> None:
         self._stop.set()
         self._feed.close()
-        for loan in list(self._loans):  # what was left early; also ends a read that waits for storage
-            loan.reader.close()
+        for open_shard in list(self._open):  # what was left early; also ends a read that waits for storage
+            open_shard.reader.close()
         self._thread.join()
 
     def __iter__(self) -> Iterator[Happening]:
@@ -157,7 +157,7 @@ class Footage:
                     self._feed.consumed(event.what.nbytes)
                 elif failed or isinstance(event.what, VideoEnded | Reject):
                     ended += 1
-                    event.owner.loan.give_back(event.sample)
+                    event.owner.open_shard.give_back(event.sample)
             if self._error is not None:
                 raise self._error
 
@@ -181,15 +181,15 @@ class Footage:
                     counters=self.counters,
                     unread=lambda source, error: self._goes_on(error),
                 )
-                loan = _Loan(reader, self._loans)
+                open_shard = _OpenShard(reader, self._open)
                 try:
                     for item in reader:
                         if self._stop.is_set():
                             return
-                        self._hand_on(_Ticket(count, loan, alone=shard.kind == "files"), item)
+                        self._hand_on(_Ticket(count, open_shard, alone=shard.kind == "files"), item)
                         count += 1
                 finally:
-                    loan.give_back()
+                    open_shard.give_back()
             self._read = count
         except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
             self._error = error
@@ -200,7 +200,7 @@ class Footage:
         if isinstance(item, Reject):
             self._refused.put(Happening(ticket.number, None, item))
             return
-        ticket.loan.take()
+        ticket.open_shard.take()
         while not self._stop.is_set():
             try:
                 self._samples.put((ticket, item), timeout=WAIT_S)

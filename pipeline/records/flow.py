@@ -151,9 +151,8 @@ class Sample:
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     file_name: str = ""  # as in the object: the path in a tar, the base name of a plain file
-    warnings: tuple[
-        str, ...
-    ] = ()  # of its texts, e.g. "caption_encoding:cp1252"; they become the row's, like those of `VideoInfo`
+    # Of its texts, e.g. "caption_encoding:cp1252"; they become the row's, like those of `VideoInfo`.
+    warnings: tuple[str, ...] = ()
     # First byte and size of the video in its object, where that holds it as it is (no compression, no holes).
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object where that is not `index`: the same however plain files are grouped.

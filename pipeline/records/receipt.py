@@ -87,9 +87,8 @@ class Counts:
     clips_rejected: int = 0
     frames: int = 0  # pixel frames in written clips
     damaged: int = 0  # damaged inputs, samples and regions: what the reject budget looks at
-    damaged_regions: int = (
-        0  # damage of a tar that belongs to no sample (a truncated end, a broken header); part of `damaged`
-    )
+    # Damage of a tar that belongs to no sample (a truncated end, a broken header); part of `damaged`.
+    damaged_regions: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})

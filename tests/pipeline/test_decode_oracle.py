@@ -70,35 +70,10 @@ CODECS: dict[str, tuple[str, dict[str, str], str, tuple[int, int]]] = {
 }
 # Muxers whose output Lathe's list of demuxers reads, each with how many of the codecs above it carries: libav gets back what went in.
 CONTAINERS = {
-    **{
-        "mp4": 14,
-        "mov": 20,
-        "matroska": 17,
-        "webm": 3,
-        "avi": 26,
-        "mpegts": 7,
-        "mpeg": 7,
-        "vob": 7,
-        "flv": 6,
-        "asf": 26,
-        "nut": 28,
-    },
-    **{
-        "mxf": 7,
-        "ogg": 1,
-        "ivf": 3,
-        "obu": 1,
-        "3gp": 5,
-        "f4v": 2,
-        "ismv": 12,
-        "ipod": 4,
-        "wtv": 20,
-        "rm": 1,
-        "gif": 1,
-        "apng": 1,
-    },
-    **{"h264": 2, "hevc": 1, "m4v": 2, "h263": 1, "mpeg1video": 1, "mpeg2video": 2, "mjpeg": 1, "yuv4mpegpipe": 1},
-}
+    "mp4": 14, "mov": 20, "matroska": 17, "webm": 3, "avi": 26, "mpegts": 7, "mpeg": 7, "vob": 7, "flv": 6, "asf": 26, "nut": 28,
+    "mxf": 7, "ogg": 1, "ivf": 3, "obu": 1, "3gp": 5, "f4v": 2, "ismv": 12, "ipod": 4, "wtv": 20, "rm": 1, "gif": 1, "apng": 1,
+    "h264": 2, "hevc": 1, "m4v": 2, "h263": 1, "mpeg1video": 1, "mpeg2video": 2, "mjpeg": 1, "yuv4mpegpipe": 1,
+}  # fmt: skip
 PRIVATE = {"mpegts", "mpeg", "vob"}  # they take any codec, and name only these
 NAMED_IN_MPEG = {"h264", "h264-b", "hevc-b", "mpeg1-b", "mpeg2", "mpeg2-b", "mpeg4", "mpeg4-b"}
 VARIABLE = (

@@ -11,7 +11,7 @@ from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.feed import Restarted
-from pipeline.engine.footage import Footage, Happening, _Loan
+from pipeline.engine.footage import Footage, Happening, _OpenShard
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
 from pipeline.evaluation.measuring import Bench, ClipRun, Findings
 from pipeline.evaluation.rows import ClipRows
@@ -155,14 +155,14 @@ def test_a_shard_is_closed_by_its_last_user():
 
     reader = Reader()
     opened = set()
-    loan = _Loan(reader, opened)
-    loan.take()
-    loan.take()
-    loan.give_back(sample(0))
-    loan.give_back()  # the one who reads
+    open_shard = _OpenShard(reader, opened)
+    open_shard.take()
+    open_shard.take()
+    open_shard.give_back(sample(0))
+    open_shard.give_back()  # the one who reads
     assert reader.told == ["s0"]
-    assert opened == {loan}
-    loan.give_back(sample(1))
+    assert opened == {open_shard}
+    open_shard.give_back(sample(1))
     assert reader.told == ["s0", "s1", "closed"]
     assert opened == set()
 
@@ -185,4 +185,4 @@ def test_footage_may_be_left_early(tmp_path):
         first = next(iter(footage))
     assert isinstance(first.what, OpenedVideo)
     assert not footage._thread.is_alive()
-    assert all(loan.reader._closed for loan in footage._loans)
+    assert all(open_shard.reader._closed for open_shard in footage._open)
