@@ -147,12 +147,9 @@ class ShardReader:
 
     def _damage(self, damage: Damage, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
         if damage.reason == "truncated_shard":
-            in_member = (
-                damage.member is not None
-                and why_skipped(damage.member) is None
-                and "." in os.path.basename(damage.member)
-            )
-            yield from grouper.cut_short(damage.message, in_member=in_member)
+            named = damage.member is not None and why_skipped(damage.member) is None
+            member = member_name(damage.member) if named and damage.member is not None else None
+            yield from grouper.cut_short(damage.message, member=member)
             return
         grouper.damaged()
         yield Reject(None, "read", damage.reason, damage.message, policy=False, uri=source.uri)

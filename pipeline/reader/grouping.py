@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import preference
+from pipeline.reader.member_names import TEXT_EXTENSIONS, preference
 from pipeline.reader.texts import Caption, Metadata
 from pipeline.records import Reject, Sample
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 MiB = 1024 * 1024
 WINDOW_BYTES = 32 * MiB  # what may wait for its missing part
-GROUP_BYTES = 512  # what an empty group costs
+GROUP_BYTES = 200  # what an empty group costs
 FIELDS_NAMED = 16
 LATE = (
-    "{name} comes after another video of that name or key was handed on; one of each is encoded. "
+    "{name} comes after another video of that name or key was handed on; the first of each was taken. "
     "Pack the shard with every name once, sorted by name"
 )
 
@@ -64,6 +64,7 @@ class Group:
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
     fields: dict[str, None] = field(default_factory=dict)  # what follows the key, for messages
     extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
+    all_extensions: set[str] = field(default_factory=set)
     stem: str = ""  # of the last member
     beside_damage: bool = False  # a broken header lay next to it, so that something of it may be lost
     held_bytes: int = GROUP_BYTES
@@ -97,7 +98,10 @@ class Grouper:
         self._counters = counters
         self._waiting: dict[str, Group] = {}  # in order of their first member; the current one is among them
         self._waiting_bytes = 0
-        self._left: dict[str, str] = {}  # keys and stems that are done, each with the file name of its video
+        self._left: set[str] = set()  # keys that are done
+        self._taken: dict[str, str] = {}  # stems of videos that were handed on, each with its file name
+        self._sample_keys: set[str] = set()
+        self._without_video: dict[str, tuple[Reject, int]] = {}  # keys that left so, told at the end; number of texts
         self._count = 0
         self._last_extensions: set[str] = set()
         self._scattered = False  # a key came back: members are not adjacent here
@@ -115,6 +119,7 @@ class Grouper:
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
         group.extensions.setdefault(name.stem, set()).add(name.extension)
+        group.all_extensions.add(name.extension)
 
     def _open(self, key: str) -> Group:
         if (group := self._waiting.get(key)) is not None:
@@ -133,23 +138,22 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Why a video is not even read, if so: a name that came before, or a better video of its stem is there."""
         group = self._group()
-        left = self._left.get(name.stem)
-        if left in ("", name.path):
-            return self._repeated(name)
-        if left is not None and left.rpartition(".")[0] == name.stem:
-            return self._extra(name, left)
+        if (taken := self._taken.get(name.stem)) is not None:
+            return self._repeated(name) if taken == name.path else self._extra(name, taken)
         held = group.videos.get(name.stem)
-        if held is None or name.stem not in group.videos:
+        if held is None or held.fault is not None:
             return None
         if held.name.path == name.path:
             held.repeated = True
             return self._repeated(name)
-        return self._extra(name, held.name.path) if held.fault is None and _better(held, name) else None
+        return self._extra(name, held.name.path) if _better(held, name) else None
 
     def add_video(self, video: Video) -> tuple[Video, Reject] | None:
         """Takes a video; of two with one stem the one that is let go, with its reject."""
         group, stem = self._group(), video.name.stem
         held = group.videos.get(stem)
+        if group.again and not group.stems:
+            self._late_video(group, stem)
         if held is not None and video.fault is not None and (held.fault is None or _better(held, video.name)):
             return video, self._faulty(video.name.path, video.fault)
         if held is not None:
@@ -170,6 +174,15 @@ class Grouper:
         )
         return held, loss
 
+    def _late_video(self, group: Group, stem: str) -> None:
+        """The key left before: without a video, so that this is its first one, or with texts that could have been of this stem."""
+        if (found := self._without_video.pop(group.key, None)) is not None:
+            group.again = False
+            self._left.discard(group.key)
+            count(self._counters, "late_members", found[1])
+        elif stem == group.key and stem not in self._sample_keys:
+            count(self._counters, "late_members")
+
     def wants_text(self, name: MemberName) -> bool:
         """Whether a caption or json is the first of its name, and not behind the second video of that name."""
         group = self._group()
@@ -180,7 +193,8 @@ class Grouper:
         """Takes a caption or json."""
         group = self._group()
         group.texts[name.stem, name.extension] = text
-        group.held_bytes += GROUP_BYTES + 4 * (len(name.stem) + num_bytes)
+        parsed = 4 if isinstance(text, Metadata) else 1  # objects take more than their spelling
+        group.held_bytes += len(name.stem) + parsed * num_bytes
 
     def _group(self) -> Group:
         if self.current is None:
@@ -195,7 +209,7 @@ class Grouper:
         if group is None:
             return
         self._last_extensions = self._extensions(group)
-        if group.complete and not self._scattered:
+        if not self._scattered and group.complete:  # in this order: the second looks at every video
             yield from self._leave(group)
             return
         self._waiting_bytes += group.held_bytes
@@ -210,27 +224,57 @@ class Grouper:
         if self.current is not None:
             self.current.beside_damage = True
 
-    def cut_short(self, message: str, *, in_member: bool) -> Iterator[Sample | Reject]:
-        """The archive ended early, inside a member of the current key or behind it: a reject with that key, or without one.
+    def cut_short(self, message: str, *, member: MemberName | None) -> Iterator[Sample | Reject]:
+        """The archive ended early, inside `member` of the current key or between members: a reject of each video that lost something.
 
-        A key that has everything its predecessor had is taken as whole, the first of a shard if it has caption and metadata.
+        Without such a video, or when it is not certain that one did, the reject has no key.
         """
         group = self.current
-        if group is None:
-            yield self._cut(None, message)
-            return
-        expected = self._last_extensions or {"txt", "json"}
-        whole = group.stem in group.videos or len(group.videos) == 1
-        if not in_member and whole and self._extensions(group) >= expected:
-            yield self._cut(None, message)
-        elif len(group.videos) < 2 and (group.stem in {group.key, *group.videos} or not group.videos):
+        lost = [] if group is None else self._lost(group, member)
+        if group is None or lost is None:
+            lost = []
+        elif not group.stems and not group.again:
             self.current = None
             del self._waiting[group.key]
-            self._left[group.key] = ""
             yield self._cut(group.key, message)
-        else:  # others of the key are whole
-            video = group.videos.pop(group.stem, None)
-            yield self._cut(None if video is None else group.stem, message)
+            return
+        for video in lost:
+            if group is not None:
+                key = video.name.stem if group.again or len(group.stems) > 1 else group.key
+                del group.videos[video.name.stem]
+                yield self._cut(key, message)
+        if not lost:
+            yield self._cut(None, message)
+
+    def _lost(self, group: Group, member: MemberName | None) -> list[Video] | None:
+        """Videos of the current key whose own bytes or texts are cut, or may follow behind the cut. None if the key is whole."""
+        if member is not None and member.is_video:
+            held = group.videos.get(member.stem)
+            cut = held is not None and held.name.path == member.path and held.fault is not None
+            return [held] if held is not None and cut and held.fault and held.fault[0] == "truncated_shard" else None
+        if member is not None and member.extension in TEXT_EXTENSIONS:
+            if (member.stem, member.extension) in group.texts:
+                return None
+            stem = member.stem.removesuffix(".caption")
+            own = group.videos.get(stem)
+            if own is not None or stem != group.key:
+                return [own] if own is not None else None if group.stems else []
+            return [video for video in group.videos.values() if not self._own_text(group, video)]
+        expected = self._last_extensions or {"txt", "json"}
+        held = group.videos.get(group.stem) or next(iter(group.videos.values()), None)
+        whole = group.stem in group.videos or len(group.videos) == 1
+        if whole and self._extensions(group) >= expected:
+            return None
+        if member is not None and held is not None and group.texts_of(held):
+            return None  # an unused field is cut behind its texts
+        if len(group.videos) < 2 and (group.stem in {group.key, *group.videos} or not group.videos):
+            return list(group.videos.values())
+        video = group.videos.get(group.stem)
+        return None if video is None else [video]
+
+    @staticmethod
+    def _own_text(group: Group, video: Video) -> bool:
+        return video.name.stem != group.key and any(stem == video.name.stem for stem, _ in group.texts_of(video))
 
     def drain(self) -> Iterator[Sample | Reject]:
         """The end: everything that still waits, in order."""
@@ -238,12 +282,14 @@ class Grouper:
         for group in list(self._waiting.values()):
             yield from self._leave(group)
         self._waiting_bytes = 0
+        yield from (reject for reject, _ in self._without_video.values())
+        self._without_video.clear()
 
     @staticmethod
     def _extensions(group: Group) -> set[str]:
         if len(group.stems) > 1:
             return group.extensions.get(group.stem, set())
-        return set[str]().union(*group.extensions.values())
+        return group.all_extensions
 
     def _leave(self, group: Group) -> Iterator[Sample | Reject]:
         del self._waiting[group.key]
@@ -252,12 +298,11 @@ class Grouper:
                 if group.texts:  # of a sample that left before
                     count(self._counters, "late_members", len(group.texts))
             else:
-                self._left[group.key] = ""
-                reason, message, policy = _no_video(group)
-                yield Reject(group.key, "read", reason, message, policy=policy, uri=self._uri)
+                self._left.add(group.key)
+                self._without_video[group.key] = self._faulty(group.key, _no_video(group)), len(group.texts)
             return
         yield from [self._settle(group, video) for video in list(group.videos.values())]
-        self._left.setdefault(group.key, "")
+        self._left.add(group.key)
         self._forget_texts(group, set(group.texts))
 
     def _relieve(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
@@ -271,20 +316,24 @@ class Grouper:
 
     def _forget_texts(self, group: Group, names: set[tuple[str, str]]) -> None:
         if unused := names - group.used:
-            count(self._counters, "ignored_fields", len(unused))
+            late = sum(stem.removesuffix(".caption") in self._taken for stem, _ in unused)
+            for slug, n in (("late_members", late), ("ignored_fields", len(unused) - late)):
+                if n:
+                    count(self._counters, slug, n)
         for name in names:
             del group.texts[name]
 
     def _settle(self, group: Group, video: Video) -> Sample | Reject:
         del group.videos[video.name.stem]
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
-        if key in self._left:  # `a.mp4` far behind `a.1.mp4`, which had the key
+        if key in self._sample_keys:  # `a.mp4` far behind `a.1.mp4`, which had the key
             key = video.name.path
-        self._left[key] = self._left[video.name.stem] = video.name.path
         names = group.texts_of(video)
         group.used |= set(names)
         if video.contents is None:
             return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
+        self._taken[video.name.stem] = video.name.path  # not a faulty one: the same name may come again and be good
+        self._sample_keys.add(key)
         captions = [text for name in names if isinstance(text := group.texts[name], Caption)]
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
         return sample_of(
@@ -311,7 +360,7 @@ class Grouper:
         return self._faulty(name.stem, ("duplicate_key", LATE.format(name=name.path), False))
 
     def _extra(self, name: MemberName, kept: str) -> Reject:
-        message = f"{name.path} is the same sample as {kept}, which is encoded; rename one of them to have both"
+        message = f"{name.path} is the same sample as {kept}, which was taken; rename one of them to have both"
         return self._faulty(name.path, ("extra_video", message, True))
 
     def _cut(self, key: str | None, message: str) -> Reject:

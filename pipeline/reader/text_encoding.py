@@ -76,25 +76,50 @@ ALPHABETS = (
     ("cp1252", "àèéìíîòóùú"),
     ("cp1252", "åäöæøéü"),
     ("cp1250", "ąćęłńóśźż"),
-    ("cp1250", "áčďéěíňóřšťúůýžäľĺŕô"),
+    ("cp1250", "áčďéěíňóřšťúůýž"),
+    ("cp1250", "áäčďéíĺľňóôŕšťúýž"),
     ("cp1250", "áéíóöőúüű"),
     ("cp1250", "čćđšž"),
     ("cp1254", "çğıöşüâîû"),
     ("cp1250", "ăâîşţ"),
+    ("iso8859_2", "ąćęłńóśźż"),
+    ("iso8859_2", "áčďéěíňóřšťúůýž"),
+    ("iso8859_2", "čćđšž"),
     ("cp1252", "áðéíóúýþæö"),
+    ("cp1257", "ąčęėįšųūž"),
+    ("cp1257", "āčēģīķļņšūž"),
     ("cp1251", "оеаинтсрвлкмдпугяызбйьчхжцюшщэфъёіїєґўјљњћђџѓќ"),
     ("koi8-u", "оеаинтсрвлкмдпугяызбйьчхжцюшщэфъёіїєґ"),
     ("cp866", "оеаинтсрвлкмдпугяызбйьчхжцюшщэфъёєї"),
+    ("iso8859_5", "оеаинтсрвлкмдпугяызбйьчхжцюшщэфъёіїє"),
+    ("mac_cyrillic", "оеаинтсрвлкмдпугяызбйьчхжцюшщэфъёіїє"),
     ("cp1253", "αοιετσνηυρπκμλςίόάγέήδθωχύφβώξζψϊϋΐΰ"),
+    ("cp737", "αοιετσνηυρπκμλςίόάγέήδθωχύφβώξζψϊϋ"),
     ("cp1255", "יולאהמרתשבנעדחכםפקצגסזטןךףץ"),
+    ("iso8859_6", "اليمنرتبةعدسفكقحهجشوطصأخىضزءغذثئظإآؤًٌٍَُِّْ،"),
     ("cp1256", "اليمنرتبةعدسفكقحهجشوطصأخىضزءغذثئظإآؤًٌٍَُِّْ،"),
     ("cp874", "านรกอเงมยลวดทสต่้ะีัิไปหบคขแจพชใโื์ุูึ็ถผซธศณฟฐษฉภฮญฏฑฒฎฝฆฬๆฯฤ๊๋ำ"),
     ("cp1252", "àáâãäåæçèéêëìíîïñòóôõöøùúûüßœ"),
 )
 SYMBOLS = "‘’“”‚„–—…•€£¥§©®™°«»¿¡·²³½¼¾×ºª´№†‰‹›\xa0"
-OTHER_SCRIPTS = ("cp1251", "koi8-u", "cp866", "cp1253", "cp1255", "cp1256", "cp874")
+OTHER_SCRIPTS = (
+    "cp1251", "koi8-u", "cp866", "iso8859_5", "mac_cyrillic", "cp1253", "cp737", "cp1255", "cp1256", "iso8859_6", "cp874",
+)  # fmt: skip
+AS_LIKELY = {"cp1250": ("iso8859_2", "cp1254", "cp1257"), "cp1254": ("cp1257",)}
+LEAST_LETTERS = 3  # of another script
+SCRIPT_LEAD, SHORT_LEAD = 0.02, 0.5  # of the mean frequency of letters, before the second reading; more in a short text
 # Signs of a wrong reading: a symbol in the middle of a word, words of accented letters only, two scripts in one word.
-BROKEN_WORD = re.compile(r"[^\W\d_][‚„•€£¥§©®™°¿¡²³¹½¼¾×ºª´†‰][a-zà-ÿ]")
+BROKEN_WORD = re.compile(r"[^\W\d_](?:[‚„•€£¥§©®™°¿¡²³¹½¼¾×ºª´†‰][^\W\d_]|[‚„])")
+# Readings that no word of the language has: Greek words without an accent, Hebrew and Arabic final letters inside a word, Slavic words
+# without a vowel, Thai marks without a letter.
+GREEK_WORD, GREEK_ACCENT = re.compile(r"[α-ωϊϋ]{4,}"), re.compile(r"[άέήίόύώΐΰ]")
+IMPOSSIBLE = re.compile(
+    r"[ךםןףץ][א-ת]|[ةى][\u0621-\u064a]|(?<![а-яёіїєґўјљњћђџѓќ])[бвгджзйклмнпрстфхцчшщъь]{3,}(?![а-яёіїєґўјљњћђџѓќ])|(?<![а-яёіїєґ])[ьъ]|(?<![ก-๛])[\u0e30-\u0e3a\u0e47-\u0e4e]"
+)
+TURKISH = re.compile(r"[aeıioöuü]ş|[çıİü]", re.IGNORECASE)
+ICELANDIC = re.compile(r"[şğŞĞ]")
+NOT_ICELANDIC = re.compile(r"\b[ðÐ]|\Bþ")
+ESCAPED = ((b"\x1b$)C", "iso2022_kr"), (b"\x1b$", "iso2022_jp_2"), (b"\x1b(J", "iso2022_jp_2"), (b"~{", "hz"))
 NOT_LATIN = re.compile(r"[^\W\d_a-zA-Z]{3}")
 NOT_SLAVIC = re.compile(r"[^\W\d_a-zA-Z]{4}")
 ADJACENT = re.compile(rb"[\x80-\xff]{2}")  # such bytes are not isolated in Western text
@@ -141,14 +166,33 @@ def decode_text(data: bytes) -> Decoded | None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return None
     data = data.removeprefix(codecs.BOM_UTF8)
+    for escape, encoding in ESCAPED:
+        if escape in data and data.isascii() and (text := _strictly(data, encoding)) is not None and not text.isascii():
+            return Decoded(text, encoding, guessed=True)
     plain = _strictly(data, "utf-8")
     if (plain is None or CONTROL.search(plain[:SAMPLE_BYTES])) and (wide := _wide(data)) is not None:
         return wide
     if plain is not None:
         return Decoded(plain, "utf-8", guessed=False)
+    if (cut := _cut_utf8(data)) is not None:
+        return Decoded(cut, "utf-8", guessed=True)
     encoding = _guess(data)
     guessed = None if encoding is None else _strictly(data, encoding)
     return None if guessed is None or encoding is None else Decoded(guessed, encoding, guessed=True)
+
+
+def _cut_utf8(data: bytes) -> str | None:
+    """UTF-8 that a limit of bytes has cut inside its last character, which is left out."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if (
+            error.reason == "unexpected end of data"
+            and len(data) - error.start < 4
+            and not data[: error.start].isascii()
+        ):
+            return data[: error.start].decode("utf-8")
+    return None
 
 
 def _guess(data: bytes) -> str | None:
@@ -250,7 +294,8 @@ def _is_kana(char: str) -> bool:
 
 
 def _single_byte_encoding(data: bytes) -> str | None:
-    fitting = []
+    latin: dict[str, str] = {}  # text -> encoding
+    others: dict[str, tuple[float, str]] = {}
     for encoding, alphabet in ALPHABETS:
         text = _strictly(data, encoding)
         if text is None or CONTROL.search(text[:SAMPLE_BYTES]):
@@ -260,13 +305,46 @@ def _single_byte_encoding(data: bytes) -> str | None:
         if any(char.lower() not in alphabet for char in beyond) or BROKEN_WORD.search(text) or _inner_capital(text):
             continue
         if encoding not in OTHER_SCRIPTS:
-            if not (NOT_LATIN if encoding == "cp1252" else NOT_SLAVIC).search(text):
-                return encoding
-        elif not MIXED_SCRIPTS.search(text):
-            ranks = {letter: 1 - rank / len(alphabet) for rank, letter in enumerate(alphabet)}
-            fitting.append((sum(ranks.get(char, 0.0) for char in text), encoding))
-    # These encodings hold letters in the same places; the right reading has the more frequent ones, and small ones.
-    return max(fitting, key=lambda item: item[0])[1] if fitting else None
+            if encoding == "cp1252" and (NOT_ICELANDIC.search(text) or NOT_LATIN.search(text)):
+                continue
+            if encoding == "cp1252" or (not NOT_SLAVIC.search(text) and _is_turkish(text, encoding)):
+                latin.setdefault(text, encoding)
+        elif not MIXED_SCRIPTS.search(text) and _is_possible(text):
+            score = _frequency(text, alphabet)
+            others[text] = max(others.get(text, (0.0, "")), (score, encoding))
+    if latin:
+        first = next(iter(latin.values()))
+        # Readings differ in few letters: the one listed first, unless a language beside it is as likely.
+        return first if not set(latin.values()) & set(AS_LIKELY.get(first, ())) else None
+    # These encodings hold letters in the same places; the right reading has the more frequent ones.
+    ranked = sorted(others.values(), reverse=True)
+    if not ranked:
+        return None
+    bytes_beyond = sum(byte >= 0x80 for byte in data[:SAMPLE_BYTES])
+    if len(ranked) > 1 and ranked[0][0] - ranked[1][0] < SCRIPT_LEAD + SHORT_LEAD / bytes_beyond:
+        return None
+    return ranked[0][1] if ranked[0][0] > 0 else None
+
+
+def _frequency(text: str, alphabet: str) -> float:
+    """How frequent the letters of `text` are in the language on average, 1.0 for the most frequent; 0 for too few of them."""
+    ranks = {letter: 1 - rank / len(alphabet) for rank, letter in enumerate(alphabet)}
+    weights = [ranks[char] for char in text.lower() if char in ranks]
+    shouted = 0.8 if text.isupper() else 1.0  # rare, and what small letters of another script look like
+    return shouted * sum(weights) / len(weights) if len(weights) >= LEAST_LETTERS else 0.0
+
+
+def _is_possible(text: str) -> bool:
+    lower = text.lower()
+    if IMPOSSIBLE.search(lower):
+        return False
+    words = GREEK_WORD.findall(re.sub(GREEK_ACCENT, "α", lower))
+    return not words or bool(GREEK_ACCENT.search(lower))
+
+
+def _is_turkish(text: str, encoding: str) -> bool:
+    """For cp1254: whether its own letters are Turkish; they lie where cp1252 has the Icelandic ones."""
+    return encoding != "cp1254" or not ICELANDIC.search(text) or bool(TURKISH.search(text))
 
 
 def _inner_capital(text: str) -> bool:
@@ -275,9 +353,14 @@ def _inner_capital(text: str) -> bool:
 
 
 def _detected(data: bytes) -> str | None:
+    """The detector's answer on a long text in a script of its own. Latin readings differ in few letters, and it confuses them."""
     if sum(byte >= 0x80 for byte in data[:SAMPLE_BYTES]) < DETECTOR_BYTES:
         return None
     from charset_normalizer import from_bytes
 
     best = from_bytes(data[:SAMPLE_BYTES], threshold=0.1).best()
-    return best.encoding if best is not None and best.coherence >= 0.5 and not CONTROL.search(str(best)) else None
+    if best is None or best.coherence < 0.5 or CONTROL.search(text := str(best)):
+        return None
+    letters = {char.lower() for char in text if not char.isascii()} - set(SYMBOLS)
+    scripts = [set(alphabet) for encoding, alphabet in ALPHABETS if encoding in OTHER_SCRIPTS]
+    return best.encoding if any(letters <= script for script in scripts) and _is_possible(text) else None
