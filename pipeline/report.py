@@ -99,7 +99,8 @@ class BuildReport:
         lines = [
             f"{self.shards_done} of {self.shards_total} shards encoded in {self.wall_s:.1f} s{startup}{before}",
             f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
-            f"  clips     {counts.clips} written, {counts.frames} frames, {self.frames_per_s:.1f} frames/s, {size(self.num_bytes)}",
+            f"  clips     {counts.clips} written + {counts.clips_rejected} rejected, {counts.frames} frames, "
+            f"{self.frames_per_s:.1f} frames/s, {size(self.num_bytes)}",
         ]
         if self.shards_elsewhere:
             total = self.shards_total

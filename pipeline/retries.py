@@ -68,8 +68,19 @@ def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
     _tell(work, found, job, wanted)
 
 
+# Reasons of the reader that another try of the same bytes gives again.
+OF_BYTES = {
+    "duplicate_key", "extra_video", "empty_video", "no_video", "truncated_shard", "unresolved_hardlink", "unresolved_symlink",
+    "corrupt_header", "corrupt_compression", "unsupported_compression", "not_a_tar",
+}  # fmt: skip
+
+
 def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
     known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
+    if vain := sorted(set(wanted) & OF_BYTES):
+        raise ConfigError(
+            f"retry_rejects: {', '.join(vain)} follow from the bytes of the tar alone; pack it again, and the next run encodes the new one"
+        )
     unknown = sorted(set(wanted) - known)
     if unknown and known:
         raise ConfigError(

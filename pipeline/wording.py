@@ -62,7 +62,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines = [
         f"{status['output']}: {status['shards']} shards done, last commit {status['last_commit'] or 'never'}",
         f"  samples   {status['samples']} in = {status['encoded']} encoded + {status['rejected']} rejected",
-        f"  clips     {status['clips']} written, {status['frames']} frames, {status['files']} files, {size(status['bytes'])}",
+        f"  clips     {status['clips']} written + {status['clips_rejected']} rejected, {status['frames']} frames, "
+        f"{status['files']} files, {size(status['bytes'])}",
     ]
     if status["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items())

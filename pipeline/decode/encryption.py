@@ -61,6 +61,20 @@ def why_encrypted(video: bytes | str) -> str | None:
         return found
 
 
+def lacks_index(video: bytes | str) -> bool:
+    """Whether an MP4 or MOV ends before its index (`moov`), without which nothing of it can be decoded.
+
+    Raises:
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+    """
+    with closing(open_encoded(video)) as file:
+        if file.read(8)[4:] != b"ftyp":
+            return False
+        names = {name for name, _, _ in _boxes(file, 0, _size(file))}
+        file.check()
+        return not names & {b"moov", b"moof"}
+
+
 # --- MP4 --------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.decode.encryption import why_encrypted
+from pipeline.decode.encryption import lacks_index, why_encrypted
 from pipeline.decode.lookalikes import lookalike
 from pipeline.errors import BadDataError, DamagedInput, LatheError, PolicyReject
 
@@ -79,6 +79,9 @@ def refuse_still(video: bytes | str, frames: int) -> None:
 
 def _better(video: bytes | str, error: BadDataError) -> BadDataError | None:
     found = lookalike(video)
+    if found is None and lacks_index(video):
+        message = "the mp4 has no index (moov), so its download or recording was cut; get it again"
+        return DamagedInput("undecodable", f"{message} ({error.message})", stage="decode")
     if found is None or found.kind == "may_move":  # a broken animation is damage
         return None
     if found.kind == "sound":

@@ -25,9 +25,11 @@ def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[A
         DamagedInput: `no_decoder`.
     """
     streams = [stream for stream in container.streams.video if not stream.disposition & NEVER]
+    if not list(container.streams):
+        raise DamagedInput("undecodable", "the container lists no stream: its header is cut or broken", stage="decode")
     if not streams:
         types = {"cover art" if stream.type == "video" else stream.type for stream in container.streams}
-        kinds = ", ".join(sorted(types)) or "nothing"
+        kinds = ", ".join(sorted(types))
         raise PolicyReject("no_video_stream", f"the file holds no video, only {kinds}", stage="decode")
     usable = [stream for stream in streams if stream.codec_context is not None]
     if not usable:

@@ -14,6 +14,7 @@ from pipeline.audit.status import status
 from pipeline.audit.tally import tally
 from pipeline.config import StorageConfig
 from pipeline.engine.survey import plan_job
+from pipeline.errors import ConfigError
 from pipeline.reader import read_samples
 from pipeline.records import Receipt, Sample
 from pipeline.storage import open_store
@@ -127,7 +128,10 @@ def test_runs_that_come_later_count_no_warning_twice(build):
     assert (resumed.shards_done, resumed.warnings) == (0, {})
     store = open_store(str(job.output), StorageConfig())
     assert status(store)["warnings"] == WARNINGS
-    again = pipeline.encode(job.model_copy(update={"retry_rejects": ("extra_video", "too_short", "duplicate_key")}))
+    for reason in ("extra_video", "duplicate_key"):  # the same bytes give them again
+        with pytest.raises(ConfigError, match=rf"{reason} follow from the bytes of the tar alone"):
+            pipeline.encode(job.model_copy(update={"retry_rejects": ("too_short", reason)}))
+    again = pipeline.encode(job.model_copy(update={"retry_rejects": ("too_short",)}))
     assert (again.shards_done, again.warnings) == (1, {})
     assert status(store)["warnings"] == WARNINGS
     assert status(store)["rejects"] == REJECTS

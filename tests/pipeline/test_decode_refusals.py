@@ -95,3 +95,11 @@ def test_close_twice():
     video = open_video(encode(2, options=FAST), LIMITS)
     video.close()
     video.close()
+
+
+def test_an_mp4_that_is_cut_before_or_in_its_index_is_called_so():
+    data = encode(12, options=FAST)
+    for cut, words in ((-4, "no index"), (40, "")):
+        with pytest.raises(DamagedInput, match=words or "header is cut|Invalid data") as caught:
+            open_video(data[: data.index(b"moov") + cut], LIMITS)
+        assert caught.value.reason == "undecodable"
