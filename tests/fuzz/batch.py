@@ -115,12 +115,20 @@ def surroundings(batch: Batch) -> set[str]:
     return found | {name for name in os.listdir(tempfile.gettempdir()) if "escape" in name}
 
 
+def forget_reading(batch: Batch) -> None:
+    """Sets the secret's time of access before its time of change: the next read renews it, on file systems that keep such times."""
+    os.utime(batch.secret, ns=(1, 2))
+
+
+def was_read(batch: Batch) -> bool:
+    """Whether the secret was read since `forget_reading`."""
+    return os.stat(batch.secret).st_atime_ns != 1
+
+
 def check(batch: Batch) -> tuple[list[str], Counter[str]]:
     """Builds the batch. What was found to be wrong, in words, and how often each reason was given."""
     before = surroundings(batch)
-    os.utime(
-        batch.secret, ns=(1, 2)
-    )  # read once, a file that was read before it was changed gets another time of access
+    forget_reading(batch)
     select = SELECTS[batch.seed % len(SELECTS)]
     job = tiny_job(batch.inputs, batch.output, **{"clips.select": select, **LIMITS})
     try:
@@ -129,7 +137,7 @@ def check(batch: Batch) -> tuple[list[str], Counter[str]]:
     except Exception as error:  # noqa: BLE001 - whatever ends the run is the finding
         return [f"the run ended with {type(error).__name__}: {error}"], Counter()
     found = [f"not finished: {report.failed} {report.refused}"] if not report.ok else []
-    if os.stat(batch.secret).st_atime_ns != 1:
+    if was_read(batch):
         found.append("a file outside of the inputs was read")
     if left := surroundings(batch) ^ before:
         found.append(f"left behind or gone: {sorted(left)}")

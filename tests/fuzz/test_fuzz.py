@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -29,11 +30,21 @@ def test_a_batch_is_made_of_its_seed_alone(tmp_path):
     assert mutate(small(), random.Random(1)) == mutate(small(), random.Random(1)) != mutate(small(), random.Random(2))
 
 
-def test_a_file_that_is_read_or_left_behind_is_noticed(tmp_path):
+def test_a_file_that_is_left_behind_is_noticed(tmp_path):
     batch = batches.make(tmp_path / "batch", 0, mutants=1, files=0, tars=0)
     before = batches.surroundings(batch)
     (tmp_path / "escaped.mp4").touch()
     assert batches.surroundings(batch) - before == {str(tmp_path / "escaped.mp4")}
+
+
+def test_reading_outside_of_the_inputs_is_noticed(tmp_path):
+    batch = batches.make(tmp_path / "batch", 0, mutants=1, files=0, tars=0)
+    batches.forget_reading(batch)
+    assert not batches.was_read(batch)
+    batch.secret.read_bytes()
+    if not batches.was_read(batch) and os.statvfs(tmp_path).f_flag & os.ST_NOATIME:
+        pytest.skip("this file system keeps no times of access: the fuzzer cannot see what is read")
+    assert batches.was_read(batch)
 
 
 def test_a_sample_that_vanishes_and_a_missing_receipt_are_noticed(tmp_path):

@@ -64,11 +64,6 @@ def recorder() -> bytes:
     return remux(data, "mpegts", cut(5))
 
 
-def starts_inside_group(container: str, codec: str = "libx264", options: dict[str, str] | None = None) -> bytes:
-    """A stream copy that starts inside a group: 5-71, of which 24-71 can be decoded."""
-    return remux(encode(range(72), container, codec, options=options), container, cut(5))
-
-
 def wrapped(codec: str = "libx264", options: dict[str, str] | None = None) -> bytes:
     """The 33-bit clock wraps after one second of three: 0-71."""
     pts = [WRAP - 90_000 - 126_000 + 3750 * n for n in range(72)]
