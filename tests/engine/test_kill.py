@@ -42,7 +42,7 @@ def clean_rows(corpus, tmp_path_factory):
 
 def lathe(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
     )
 
 
@@ -91,7 +91,7 @@ def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tm
     )
     drill = drill_flags("in_clean_up", tmp_path / "markers")
     arguments = [sys.executable, "-c", script, *drill, *map(str, command)]
-    died = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    died = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert lathe(*command).returncode == 0
     assert_sound(output, clean_rows)
@@ -151,7 +151,7 @@ def test_two_runs_at_once_make_one_set_of_rows(corpus, clean_rows, tmp_path):
     ]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for run in runs:
-        _, stderr = run.communicate(timeout=120)
+        _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr
     assert_sound(output, clean_rows)
 
@@ -174,7 +174,7 @@ def test_the_first_signal_drains_the_second_stops(tmp_path):
     assert any("stopping" in line for line in run.stderr)  # reads until the line comes, or the process ends
     time.sleep(1.5)  # signals within a second are one request
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     assert "resumes" in stderr
     finished = lathe(*command[3:])

@@ -43,7 +43,7 @@ def test_from_s3_to_s3_gives_the_rows_of_a_local_run(remote, corpus, tmp_path):
     output = remote.root + "/out/latents"
     command = [sys.executable, "-m", "pipeline", "encode", remote.root + "/in/nested/{000000..000001}.tar", output]
     run = subprocess.run(
-        [*command, *tiny_flags("--executor", "inline")], capture_output=True, text=True, timeout=120, env=os.environ
+        [*command, *tiny_flags("--executor", "inline")], capture_output=True, text=True, timeout=300, env=os.environ
     )
     assert run.returncode == 0, run.stderr
     assert "6 in = 4 encoded + 2 rejected" in run.stdout
@@ -70,8 +70,8 @@ def test_killed_on_s3_and_finished(remote, tmp_path, point, action):
         *tiny_flags("--executor", "inline"),
     ]
     drill = ["--set", f"drill.point={point}", "--set", f"drill.marker_dir={tmp_path}"]
-    assert subprocess.run([*command, *drill], capture_output=True, timeout=120).returncode == -9
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert subprocess.run([*command, *drill], capture_output=True, timeout=300).returncode == -9
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     table = rows(output)
     assert len(table) == len(without_uri(table)) > 0
@@ -131,7 +131,7 @@ def test_wrong_credentials_are_one_line_without_the_secret(remote, corpus):
         remote.root + "/out",
         *tiny_flags("--executor", "inline"),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 2
     assert len(run.stderr.strip().splitlines()) == 1
     assert "very-wrong-secret" not in run.stderr
