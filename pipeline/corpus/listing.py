@@ -34,43 +34,65 @@ def list_folder(
     `below`: the folder in front of names that may be hidden.
     """
     found: list[SourceObject] = []
-    besides: Counter[str] = Counter()
-    texts = TextsAlone()
-
-    def pass_over(key: str, what: str, why: str) -> None:
-        passed_over.add(store.uri(key), what, why)
-
-    def count(what: str) -> None:
-        besides[what if what in besides or len(besides) < MOST_SUFFIXES else OTHER_SUFFIX] += 1
-
-    def unlisted(entry: Unlisted) -> None:
-        if matches(entry.key):
-            count(entry.what)
-            pass_over(entry.key, entry.what, entry.why)
-
-    def alone(keys: Iterator[str]) -> None:
-        for key in keys:
-            pass_over(key, suffix(key), "without a video of the same name")
-
-    for info in store.list(prefix, recursive=recursive, unlisted=unlisted):
-        key = info.key
-        if not matches(key):
+    besides = _Besides(store, passed_over, matches)
+    for info in store.list(prefix, recursive=recursive, unlisted=besides.unlisted):
+        if not matches(info.key):
             continue
-        if is_hidden(key[len(below) :]):
-            count("hidden")
-            pass_over(key, "hidden", HIDDEN)
-            continue
-        kind, text = media_kind(key), is_text(key)
-        alone(texts.take(key, video=kind == "video", text=text))
-        if kind:
+        if is_hidden(info.key[len(below) :]):
+            besides.hidden(info.key)
+        elif besides.file(info):
             found.append(source_of(store, info))
-            continue
+    besides.end()
+    return found, besides.counts
+
+
+class _Besides:
+    """Files and entries of one listing that are not tars or videos. `counts`: by suffix, texts of videos included."""
+
+    def __init__(self, store: Store, passed_over: PassedOver, matches: Callable[[str], bool]) -> None:
+        self.counts: Counter[str] = Counter()
+        self._store = store
+        self._passed_over = passed_over
+        self._matches = matches
+        self._texts = TextsAlone()
+
+    def file(self, info: ObjectInfo) -> bool:
+        """The next file in key order. True: it is a tar or video."""
+        key, kind, text = info.key, media_kind(info.key), is_text(info.key)
+        self._texts_alone(self._texts.take(key, video=kind == "video", text=text))
+        if kind:
+            return True
         end = suffix(key)
-        count(end)
-        if not text and not (info.size == 0 and end == NO_SUFFIX and "://" in store.root):  # a marker of a folder
-            pass_over(key, end, reason(end))
-    alone(texts.rest())
-    return found, besides
+        self._count(end)
+        folder_marker = info.size == 0 and end == NO_SUFFIX and "://" in self._store.root
+        if not text and not folder_marker:
+            self._pass_over(key, end, reason(end))
+        return False
+
+    def hidden(self, key: str) -> None:
+        """A file that is hidden, or lies in a hidden folder."""
+        self._count("hidden")
+        self._pass_over(key, "hidden", HIDDEN)
+
+    def unlisted(self, entry: Unlisted) -> None:
+        """An entry that is not a file."""
+        if self._matches(entry.key):
+            self._count(entry.what)
+            self._pass_over(entry.key, entry.what, entry.why)
+
+    def end(self) -> None:
+        """After the last file."""
+        self._texts_alone(self._texts.rest())
+
+    def _texts_alone(self, keys: Iterator[str]) -> None:
+        for key in keys:
+            self._pass_over(key, suffix(key), "without a video of the same name")
+
+    def _count(self, what: str) -> None:
+        self.counts[what if what in self.counts or len(self.counts) < MOST_SUFFIXES else OTHER_SUFFIX] += 1
+
+    def _pass_over(self, key: str, what: str, why: str) -> None:
+        self._passed_over.add(self._store.uri(key), what, why)
 
 
 def source_of(store: Store, info: ObjectInfo) -> SourceObject:

@@ -95,7 +95,7 @@ def shown(uri: str) -> str:
 
 
 def _is_entry(kind: Kind) -> bool:
-    """A link, fifo, folder …: rather an input that is lost than one that is no input. Named first."""
+    """A link, fifo or folder, which may have stood for an input, not a file of another kind. Named first."""
     return kind.what.isalpha() and kind.what != "hidden"
 
 

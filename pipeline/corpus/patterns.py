@@ -14,7 +14,11 @@ MOST_EXPANSIONS = 1_000_000
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a{0..2}.tar` -> three names; nested and several braces multiply."""
+    """`a{0..2}.tar` -> three names; nested and several braces multiply.
+
+    Raises:
+        InputError: more than `MOST_EXPANSIONS` names.
+    """
     spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", text)]
     too_many = max(spans, default=0) > MOST_EXPANSIONS  # braceexpand builds a span in memory before its first name
     try:

@@ -40,7 +40,12 @@ class Search:
         self._stores: dict[str, Store] = {}
 
     def input(self, text: str, depth: int = 0) -> list[SourceObject]:
-        """All objects of one input."""
+        """All objects of one input. `depth`: lists that it was named in.
+
+        Raises:
+            InputError: it matches nothing, a named object is missing, a list cannot be read or names itself.
+            AccessError: a bucket or folder refuses to be listed.
+        """
         if not text:
             raise InputError("an input is empty; expected a path, a pattern, @list.txt or s3://bucket/prefix")
         if text.startswith("@") or (text.lower().endswith(LIST_SUFFIXES) and not WILDCARD.search(text)):
@@ -64,13 +69,24 @@ class Search:
             if line is not None and not line.startswith("@") and not line.lower().endswith(LIST_SUFFIXES):
                 plain += self._expand(joined(base, line))
                 continue
-            found += self._patterns(f"@{text}", plain)
+            found += self._lines(text, plain)
             plain = []
             if line is not None:
                 found += self.input("@" + joined(base, line.removeprefix("@")), depth + 1)
         if not found:
             raise InputError(f"list file {text} names nothing; expected one input a line")
         return found
+
+    def _lines(self, name: str, patterns: list[str]) -> list[SourceObject]:
+        """Objects of lines of the list `name`, which errors name: a shell gives notes in a folder as lists, too."""
+        try:
+            return self._patterns(f"@{name}", patterns)
+        except InputError as error:
+            if str(error).startswith(f"@{shown(name)}"):
+                raise
+            raise InputError(
+                f"{shown(name)} was read as a list of inputs; its line {error}. Leave {shown(name)} out if it is not a list"
+            ) from None
 
     def _names_among(self, comments: list[str], base: str) -> set[str]:
         """Lines that begin with `#` and are names of what is there. In a bucket only those are looked up that end as tars and videos do."""
@@ -182,8 +198,6 @@ class Search:
         if total == 1:
             store, key = self._split(missing[0])
             name, odd = shown(missing[0]), told[missing[0]]
-            if origin.startswith("@"):
-                name = f"{shown(origin[1:])} was read as a list of inputs; its line {name}"
             return f"{name} {odd}; {EXPECTED}" if odd else f"{name} does not exist; {self._neighbours(store, key)}"
         named = ", ".join(f"{shown(pattern)} ({odd})" if odd else shown(pattern) for pattern, odd in told.items())
         more = ", …" if len(missing) > NAMED_IN_ERRORS else ""
@@ -215,7 +229,7 @@ class Search:
     def _split(self, text: str, *, wild: bool = False) -> tuple[Store, str]:
         """Store and key of an absolute or relative path or an `s3://` URI; a bucket must answer at once.
 
-        `wild`: the text is a pattern, and the current folder in front of it is none.
+        `wild`: the text is a pattern. The current folder is put in front of it; pattern characters in that stand for themselves.
         """
         if "://" in text and not text.startswith("file://"):
             scheme, _, rest = text.partition("://")

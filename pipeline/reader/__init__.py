@@ -316,5 +316,5 @@ def _why_no_file(member: Member) -> str | None:
 
 
 def _printable(key: str) -> str:
-    r"""Bytes of a name that are no UTF-8, which tarfile smuggles through as surrogates, are spelled `\xff`."""
+    r"""Bytes of a name that are not UTF-8, which tarfile gives as surrogates, are spelled `\xff`."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

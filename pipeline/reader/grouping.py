@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import TEXT_EXTENSIONS, preference
+from pipeline.reader.member_names import TEXT_EXTENSIONS, caption_stem, preference
 from pipeline.reader.texts import Caption, Metadata
 from pipeline.records import Reject, Sample
 
@@ -83,8 +83,8 @@ class Group:
         names = [
             (name, extension)
             for stem in stems
-            for name, extension in ((stem, "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
-            if name == stem or name not in self.stems
+            for name, extension in ((caption_stem(stem), "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
+            if name in {stem, caption_stem(stem)} or name not in self.stems
         ]
         return [name for name in (*names, *((stem, "json") for stem in stems)) if name in self.texts]
 

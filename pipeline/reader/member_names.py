@@ -42,9 +42,14 @@ def member_name(name: str) -> MemberName | None:
     if not dot:
         return None
     stem, _, extension = base.rpartition(".")
-    if extension.lower() in TEXT_EXTENSIONS and stem.lower().endswith(CAPTION):
-        stem = stem[: -len(CAPTION)] + CAPTION  # texts are found in any case
+    if extension.lower() == "txt":
+        stem = caption_stem(stem)
     return MemberName(path, f"{folder}{slash}{first}", f"{folder}{slash}{stem}", extension.lower())
+
+
+def caption_stem(stem: str) -> str:
+    """`a.Caption` as `a.caption`: the stem of `a.Caption.txt`, which is found in any case."""
+    return stem[: -len(CAPTION)] + CAPTION if stem.lower().endswith(CAPTION) else stem
 
 
 def why_skipped(name: str) -> str | None:

@@ -21,7 +21,14 @@ PASSING = {
 
 @contextmanager
 def translated(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turns errors of the operating system into those of `pipeline.errors`."""
+    """Turns errors of the operating system into those of `pipeline.errors`.
+
+    Raises:
+        NotFound: there is no such file, or its name leads to something else.
+        StorageUnavailable: the error may pass.
+        OutputError: another error, while writing.
+        AccessError: another error, while reading.
+    """
     try:
         yield
     except FileNotFoundError as error:

@@ -134,3 +134,33 @@ def test_a_list_may_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "l.list").write_bytes(b"gone\xe9.mp4\n")
     with pytest.raises(InputError, match=r"gone\\xe9\.mp4 does not exist"):
         resolve_inputs([f"{tmp_path}/l.list"], StorageConfig())
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("Notes about this corpus.", "does not exist; "),
+        ("What is in here?", "matched nothing; "),
+        ("picture.jpg", "no tar shard or video by its name"),
+    ],
+)
+def test_an_error_in_a_line_of_a_list_names_the_list(tmp_path: Path, line: str, why: str) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "picture.jpg").touch()
+    (tmp_path / "README.txt").write_text(f"{line}\n")
+    named = [str(path) for path in sorted(tmp_path.iterdir()) if path.suffix != ".jpg"]  # as a shell expands `folder/*`
+    with pytest.raises(InputError) as raised:
+        resolve_inputs(named, StorageConfig())
+    assert str(raised.value).startswith(f"{tmp_path}/README.txt was read as a list of inputs; its line ")
+    assert line in str(raised.value)
+    assert why in str(raised.value)
+    assert f"Leave {tmp_path}/README.txt out if it is not a list" in str(raised.value)
+
+
+def test_a_pattern_takes_no_text_as_a_list(corpus: Corpus) -> None:
+    corpus.store.write("videos/README.txt", b"Notes about this corpus\n")
+    corpus.store.write("videos/all.list", b"../tars/0.tar\n")
+    for pattern in ("videos/*", "videos", "v*"):
+        assert corpus.keys(pattern) == ["videos/b.mp4"], pattern
+    with pytest.raises(InputError, match=r"matched only 1 \.txt"):
+        corpus.keys("videos/*.txt")

@@ -6,24 +6,17 @@ import json
 import math
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import StorageConfig
-from pipeline.corpus import resolve_inputs
-from pipeline.reader import read_samples
 from pipeline.reader.text_encoding import decode_text
 from pipeline.reader.texts import LEVELS, TEXT_BYTES, parse_caption, parse_metadata
 from pipeline.records import Sample
-from pipeline.storage import open_store
-from tests.pipeline.test_reader import LIMIT, pack, read
-
-if TYPE_CHECKING:
-    from tests.conftest import S3Server
+from tests.pipeline.test_reader import pack, read
 
 CAPTIONS = {
     "cp1252": (
@@ -253,54 +246,3 @@ def test_metadata_is_always_json_that_strict_readers_take(value: dict[str, Any])
     strict(found.values)
     if "nonfinite_metadata" not in found.warnings:
         assert not any(isinstance(item, float) and not math.isfinite(item) for item in value.values())
-
-
-# --- where texts lie ------------------------------------------------------------------------------------------------------
-
-SIDECARS = {
-    "a.mp4": b"v", "a.txt": "größer".encode("cp1252"), "a.json": b'{"n": NaN}',
-    "UP.MP4": b"v", "UP.TXT": b"of UP", "UP.JSON": b'{"n": 1}',
-    "t.Mp4": b"v", "t.Txt": b"of t",
-    "c.mov": b"v", "c.caption": b"of c",
-    "d.v2.webm": b"v", "d.v2.caption.txt": b"of d", "d.txt": b"of another",
-    "e.mp4": b"v", "e.txt": b" ", "e.json": b'{"prompt": "of e"}',
-    "f.mp4": b"v", "f.notes.txt": b"of nothing",
-}  # fmt: skip
-EXPECTED = {
-    "a.mp4": ("a", "größer", {"n": None}, ("caption_encoding:cp1252", "nonfinite_metadata")),
-    "UP.MP4": ("UP", "of UP", {"n": 1}, ()),
-    "t.Mp4": ("t", "of t", {}, ()),
-    "c.mov": ("c", "of c", {}, ()),
-    "d.v2.webm": ("d.v2", "of d", {}, ()),
-    "e.mp4": ("e", "of e", {"prompt": "of e"}, ()),
-    "f.mp4": ("f", None, {}, ()),
-}
-
-
-def texts_of(inputs: list[str], config: StorageConfig) -> dict[str, Any]:
-    """By file name: key, caption, metadata, warnings."""
-    (shard,) = resolve_inputs(inputs, config)
-    items = [item for item in read_samples(shard, config, max_video_bytes=LIMIT) if isinstance(item, Sample)]
-    return {item.file_name: (item.key, item.caption, item.metadata, item.warnings) for item in items}
-
-
-def test_texts_beside_files_of_a_folder(tmp_path: Path) -> None:
-    for name, data in SIDECARS.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "f.txt").mkdir()
-    assert texts_of([str(tmp_path)], StorageConfig()) == EXPECTED
-
-
-@pytest.mark.s3
-def test_texts_beside_files_in_a_bucket(s3: S3Server) -> None:
-    store = open_store(f"{s3.root}/v", s3.config())
-    for name, data in SIDECARS.items():
-        store.write(name, data)
-    assert texts_of([f"{s3.root}/v"], s3.config()) == EXPECTED
-
-
-def test_texts_in_a_tar(tmp_path: Path) -> None:
-    items, _ = read(pack(tmp_path / "x.tar", list(SIDECARS.items())))
-    found = {item.file_name: item for item in items if isinstance(item, Sample)}
-    for name, (_, caption, metadata, warnings) in EXPECTED.items():
-        assert (found[name].caption, found[name].metadata, found[name].warnings) == (caption, metadata, warnings), name
