@@ -69,7 +69,7 @@ def is_hidden(relative: str) -> bool:
 
 
 def suffix(name: str) -> str:
-    """Lower-case suffix as it is counted: `.jpg`, `.tar.zst`; in words where there is none or an odd one."""
+    """Suffix as it is counted, in small letters: `.jpg`, `.tar.zst`; "no suffix" or another description where it is unusual."""
     lower = name.rpartition("/")[2].lower()
     packed = next((end for end in PACKED_TARS if lower.endswith(end)), None) if lower.endswith(PACKED_ENDS) else None
     if packed is not None:

@@ -127,18 +127,26 @@ class Footage:
         self._thread = threading.Thread(target=self._read_all, name="footage", daemon=True)
 
     def __enter__(self) -> Footage:
-        self._thread.start()
-        self._feed.start()
+        try:
+            self._thread.start()
+            self._feed.start()
+        except BaseException:  # a signal: without this nobody would close what has begun
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._stop.set()
         self._feed.close()
         for open_shard in list(self._open):  # what was left early; also ends a read that waits for storage
             open_shard.reader.close()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def __iter__(self) -> Iterator[Happening]:
         ended = 0

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -175,6 +176,9 @@ class ProcessLanes:
         self._answers: queue.SimpleQueue[tuple[_Child | None, int, int, Answer] | Exception] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
+        # Also where a signal interrupts the owner before it can close these lanes, and a process is not far enough to see its parent end.
+        self._started: list[subprocess.Popen[bytes]] = []
+        weakref.finalize(self, _kill, self._started)
         self._children: list[_Child | None] = [None] * count  # None: the last start failed
         # Killed and replaced. Only the drain thread closes their pipes: it may be reading one, and the descriptor would be reused.
         self._retired: list[_Child] = []
@@ -267,6 +271,7 @@ class ProcessLanes:
                 sender = LaneSender(ours, self._answers.put)
                 undo.callback(sender.end)
                 process = self._popen(theirs.fileno(), shared.fileno())
+                self._started[:] = [other for other in self._started if other.poll() is None] + [process]
             undo.pop_all()
         return _Child(process, ours, sender, mark)
 
@@ -317,6 +322,12 @@ class ProcessLanes:
                 lost.add(ready)
                 if self._children[lane] is child and not self._closing:
                     self._answers.put((child, lane, -1, _end_of(child.process, error)))
+
+
+def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 def _end_of(child: subprocess.Popen[bytes], error: Exception) -> WorkerLost:
