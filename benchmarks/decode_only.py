@@ -18,11 +18,11 @@ from dataclasses import replace
 
 import av
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.records import ClipFailed, Sample, VideoEnded
 from pipeline.sample_corpus import AV1, VP9, X264, X265, Recipe, encode_recipe
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 
 CASES = {
     "h264 360p": Recipe("clouds", "", "mp4", "libx264", 360, 640, 30, 0, X264),

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.config import EncodeJob
-from pipeline.engine.build import Build
-from pipeline.engine.crew import CrewEvent, Pulse, ShardEnded, WorkerUp
-from pipeline.engine.shard_result import ShardResult
-from pipeline.progress import Silent
+from pipeline.engine.driver.build import Build
+from pipeline.engine.driver.progress import Silent
+from pipeline.engine.driver.report import BuildReport
+from pipeline.engine.worker.crew import CrewEvent, Pulse, ShardEnded, WorkerUp
+from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.records import Counts, Shard, SourceObject, Timings
-from pipeline.report import BuildReport
 from pipeline.storage.local import LocalStore
 
 FINGERPRINT = "f" * 32

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import EncodeJob, build_job
-from pipeline.cutting import CutRequest
 from pipeline.encoder import Encoder, resolve_device
-from pipeline.engine.lanes import LaneReady, ProcessLanes
+from pipeline.engine.decoders.lanes import LaneReady, ProcessLanes
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.sample_corpus import X264, Recipe, encode_recipe
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest
 
 CLIPS_PER_VIDEO = 2
 

@@ -33,13 +33,13 @@ from model.evaluation.roundtrip import RoundTrip, eight_bits
 from model.losslessness import examine
 from model.training.linear import LinearAutoencoder, fit_linear
 from model.training.scenes.clips import clip as synthetic_clip
-from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.footage import Footage
+from pipeline.engine.decoders.sample_stream import Footage
 from pipeline.evaluation.evaluate import WHOLE_CHUNK
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
+from pipeline.video.clips import resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

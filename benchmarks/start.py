@@ -40,7 +40,7 @@ def measure(inputs: str, output: str, resumed: bool) -> dict[str, float]:
 
     from pipeline.config import EncodeJob, StorageConfig
     from pipeline.corpus import resolve_inputs
-    from pipeline.coverage import find_work
+    from pipeline.engine.driver.coverage import find_work
 
     begun = time.perf_counter()
     job = EncodeJob(inputs=(inputs,), output=output)
@@ -57,7 +57,7 @@ def measure(inputs: str, output: str, resumed: bool) -> dict[str, float]:
 
 def half_covered(inputs: str, shards: Any) -> list[Any]:
     """Summaries of receipts that cover every second file, ten each: groups that no present grouping would make."""
-    from pipeline.summaries import UNKNOWN_CONTENT, ReceiptSummary, source_id, uri_id
+    from pipeline.ledger.summaries import UNKNOWN_CONTENT, ReceiptSummary, source_id, uri_id
 
     sources = [source for shard in shards for source in shard.objects][::2]
     found = []

@@ -14,10 +14,10 @@ import time
 import av
 import numpy as np
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.records import EncodedVideo, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 
 FPS, GROUP, CLIPS = 24, 48, 3
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DrillConfig, StorageConfig, WriteConfig
+from pipeline.format.tensors import let_go
 from pipeline.records import Bucket, ClipPlan, LatentClip, Sample, VideoInfo
 from pipeline.storage import open_store
 from pipeline.writer import ShardWriter
-from pipeline.writer.payload import let_go
 
 SPEC = {"network": "none", "latent_channels": 16, "time_stride": 4, "lead_frames": 1, "space_stride": 8}
 MiB = 1024 * 1024

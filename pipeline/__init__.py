@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-    from pipeline.engine.driver import encode
-    from pipeline.report import BuildReport
+    from pipeline.engine.driver.encode import encode
+    from pipeline.engine.driver.report import BuildReport
 
 __all__ = ["BuildReport", "EncodeJob", "encode"]
 
-_HOMES = {"EncodeJob": "pipeline.config", "encode": "pipeline.engine.driver", "BuildReport": "pipeline.report"}
+_HOMES = {
+    "EncodeJob": "pipeline.config",
+    "encode": "pipeline.engine.driver.encode",
+    "BuildReport": "pipeline.engine.driver.report",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,12 +25,12 @@ CEILING = 400  # lines of a file
 # Package -> files that may import it, anywhere in them. Everything else has to ask those rooms.
 DOORS = {
     "ray": {
-        "pipeline/engine/ray_actors.py",
-        "pipeline/engine/ray_crew.py",
-        "pipeline/engine/ray_lanes.py",
-        "pipeline/engine/ray_losses.py",
-        "pipeline/engine/ray_session.py",
-        "pipeline/engine/ray_training.py",
+        "pipeline/engine/ray/actors.py",
+        "pipeline/engine/ray/crew.py",
+        "pipeline/engine/ray/lanes.py",
+        "pipeline/engine/ray/losses.py",
+        "pipeline/engine/ray/session.py",
+        "pipeline/engine/ray/training.py",
     },
     "boto3": {"pipeline/storage/"},
     "botocore": {"pipeline/storage/"},
@@ -39,25 +39,25 @@ DOORS = {
         "pipeline/encoder/",
         "pipeline/training/",
         "pipeline/evaluation/measuring.py",
-        "pipeline/preview/showing.py",
-        "pipeline/network_commands.py",
+        "pipeline/look/showing.py",
+        "pipeline/cli/network_commands.py",
     },
     "torch": {"model/", "pipeline/encoder/", "pipeline/training/"},
     "av": {
-        "pipeline/decode/",
+        "pipeline/video/decode/",
         "pipeline/sample_corpus/",
         "pipeline/sample_corpus/scenes.py",
-        "pipeline/engine/blueprint.py",
+        "pipeline/engine/worker/blueprint.py",
     },
-    "typer": {"pipeline/cli.py", "pipeline/network_commands.py", "pipeline/terminal.py"},
+    "typer": {"pipeline/cli/app.py", "pipeline/cli/network_commands.py", "pipeline/cli/terminal.py"},
     "pipeline.engine": {
         "pipeline/engine/",
         "pipeline/evaluation/",
-        "pipeline/cli.py",
-        "pipeline/network_commands.py",
+        "pipeline/cli/app.py",
+        "pipeline/cli/network_commands.py",
         "pipeline/__init__.py",
     },
-    "pipeline.cli": {"pipeline/__main__.py"},
+    "pipeline.cli.app": {"pipeline/__main__.py"},
 }
 
 # Files that touch the environment, and why. Nowhere else may behaviour depend on it.
@@ -65,8 +65,8 @@ ENVIRONMENT = {
     "model/checkpoint.py": "HF_ENDPOINT, the Hugging Face client's own variable, read when it is used",
     "pipeline/config/merge.py": "RAY_ADDRESS, which `ray job submit` sets",
     "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
-    "pipeline/engine/ray_session.py": "Ray's own variables, set before it is imported",
-    "pipeline/engine/lanes.py": "inherited by the decoder processes",
+    "pipeline/engine/ray/session.py": "Ray's own variables, set before it is imported",
+    "pipeline/engine/decoders/lanes.py": "inherited by the decoder processes",
     "pipeline/sample_corpus/__init__.py": "sets the log level of an encoder library that has no other switch",
     "pipeline/storage/checkpoints.py": "where the cache folder is",
 }
@@ -158,7 +158,7 @@ def modules_after(statement):
 
 
 def test_the_command_line_loads_nothing_heavy():
-    assert not modules_after("import pipeline.cli") & set(HEAVY)
+    assert not modules_after("import pipeline.cli.app") & set(HEAVY)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.training import run
 from pipeline.training.job import build_train_job
-from pipeline.training.telling import Telling
+from pipeline.training.progress_log import Telling
 from tests.tiny_corpus import TINY_NETWORK
 
 # Logged at steps 6 and 12, kept at 4, 8 and 12: a run that dies at a logged step has work to do again.

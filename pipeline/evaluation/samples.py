@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.engine.feed import Restarted
+from pipeline.engine.decoders.feed import Restarted
 from pipeline.evaluation.measuring import ClipRun
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 if TYPE_CHECKING:
-    from pipeline.engine.footage import Happening
+    from pipeline.engine.decoders.sample_stream import Happening
     from pipeline.evaluation.measuring import Bench, ClipResult, Findings
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipPlan, Sample

@@ -6,6 +6,7 @@
 from pipeline.records.flow import (
     VIDEO_EXTENSIONS,
     Bucket,
+    ChunkShape,
     ClipFailed,
     ClipPlan,
     ClipRules,
@@ -33,6 +34,7 @@ __all__ = [
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",
+    "ChunkShape",
     "ClipFailed",
     "ClipPlan",
     "ClipRules",

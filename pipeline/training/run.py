@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import drill
 from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.process import kill_points as drill
 from pipeline.storage import local_path
 from pipeline.training.job import recipe_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.training.recipe import TrainingRecipe
     from model.training.source import ClipSource
     from pipeline.training.job import TrainJob
-    from pipeline.training.telling import Telling
+    from pipeline.training.progress_log import Telling
     from pipeline.training.unusable import Unusable
 
     OnStep = Callable[[int, Mapping[str, float]], None]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.errors import BuildError, StorageUnavailable
+from pipeline.format.columns import bucket_name, latent_row
+from pipeline.format.index import write_index
+from pipeline.format.tensors import SpanChecker, measure
 from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
-from pipeline.writer.index_file import write_index
-from pipeline.writer.latent_row import bucket_name, latent_row
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
-from pipeline.writer.payload import SpanChecker, measure
 from pipeline.writer.tar_file import TarFileBuilder
 from pipeline.writer.upload_queue import FinishedFile, UploadQueue
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.config import DrillConfig, WriteConfig
+    from pipeline.format.columns import LatentRow
+    from pipeline.format.index import IndexRow
     from pipeline.records import LatentClip
     from pipeline.storage import Store
-    from pipeline.writer.index_file import IndexRow
-    from pipeline.writer.latent_row import LatentRow
 
 READ_BACK_BYTES = 4 * 1024 * 1024
 FINISHED_FILES = 2

@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BuildError
-from pipeline.writer.index_file import METADATA_KEY, UNPLACED, IndexRow, index_row
+from pipeline.format.index import METADATA_KEY, UNPLACED, IndexRow, index_row
 from pipeline.writer.parquet_pages import StreamedPage, point_footer_at, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.writer.latent_row import LatentRow
-    from pipeline.writer.payload import Payload
+    from pipeline.format.columns import LatentRow
+    from pipeline.format.tensors import Payload
 
 MAX_VALUE_BYTES = 2**31 - 2**20
 """A Parquet page, hence a value, must stay below 2 GiB."""

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from model import registry
-from pipeline import cli
+from pipeline.cli import app as cli
 from pipeline.config import EMBEDDED
 from tests.deploy.manifests import ROOT, job_of, pins
 

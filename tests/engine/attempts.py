@@ -7,12 +7,12 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from pipeline.clips import resolve_rules
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.attempt import ShardAttempt
-from pipeline.engine.blueprint import draw
+from pipeline.engine.worker.attempt import ShardAttempt
+from pipeline.engine.worker.blueprint import draw
 from pipeline.records import Bucket, OpenedVideo
 from pipeline.storage.local import LocalStore
+from pipeline.video.clips import resolve_rules
 from tests.pipeline.latent_clips import SPEC, latent_clip
 from tests.tiny_corpus import tiny_job
 

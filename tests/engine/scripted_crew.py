@@ -3,15 +3,15 @@
 import threading
 import time
 
-from pipeline.engine.blueprint import Blueprint
-from pipeline.engine.build import Build
-from pipeline.engine.crew import ShardEnded, WorkerUp
-from pipeline.engine.encode_loop import ShardFailure
-from pipeline.engine.shard_result import ShardResult
+from pipeline.engine.driver.build import Build
+from pipeline.engine.driver.progress import Silent
+from pipeline.engine.driver.report import BuildReport
+from pipeline.engine.worker.blueprint import Blueprint
+from pipeline.engine.worker.crew import ShardEnded, WorkerUp
+from pipeline.engine.worker.encode_loop import ShardFailure
+from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import StorageUnavailable
-from pipeline.progress import Silent
 from pipeline.records import Counts, Shard, SourceObject, Timings
-from pipeline.report import BuildReport
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import tiny_job
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engine import clip_writing
-from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.worker import clip_writing
+from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
-from pipeline.receipts import Ledger
+from pipeline.ledger.receipts import Ledger
 from pipeline.records import Bucket, Reject
 from pipeline.storage.local import LocalStore
 from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, opened, read_all, shards_of, start, until
@@ -172,7 +172,7 @@ def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, blueprint,
 
 
 def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard, blueprint, monkeypatch):
-    monkeypatch.setattr("pipeline.engine.attempt.JOIN_S", 0.2)
+    monkeypatch.setattr("pipeline.engine.worker.attempt.JOIN_S", 0.2)
     monkeypatch.setattr("pipeline.writer.upload_queue.STOP_S", 0.2)
     store = HeldStore(blueprint.job.output)
     attempt = start(shard, blueprint, store)

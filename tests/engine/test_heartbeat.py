@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from pipeline.audit.status import status
 from pipeline.config import StorageConfig
-from pipeline.engine import heartbeat
-from pipeline.engine.heartbeat import Heartbeat
+from pipeline.engine.driver import heartbeat
+from pipeline.engine.driver.heartbeat import Heartbeat
 from pipeline.errors import StorageUnavailable
-from pipeline.receipts import Ledger
+from pipeline.ledger.receipts import Ledger
+from pipeline.operate.status import status
 from pipeline.storage import open_store
 from pipeline.storage.local import LocalStore
 

@@ -16,9 +16,9 @@ from tests.tiny_corpus import receipts, tiny_job, video_bytes
 
 FAULT = """
 import os, sys
-if "pipeline.engine.lanes" in " ".join(sys.orig_argv):
+if "pipeline.engine.decoders.lanes" in " ".join(sys.orig_argv):
     import errno, time
-    import pipeline.decode.encoded_file as encoded_file
+    import pipeline.video.decode.encoded_file as encoded_file
     marker, mode = os.environ["BAD_FILE_MARKER"], os.environ["BAD_FILE_MODE"]
     class Bad:
         def __init__(self, raw):
@@ -105,7 +105,7 @@ def test_a_file_is_not_set_aside_while_its_store_does_not_answer(folder, monkeyp
     blueprint = blueprint_of(folder / "in", folder / "out")
     (shard,) = shards_of(blueprint)
     attempt = start(shard, blueprint)
-    monkeypatch.setattr("pipeline.engine.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
+    monkeypatch.setattr("pipeline.engine.worker.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
     assert not attempt._go_on_without(shard.objects[0], error)
     attempt.abort()
     assert attempt.ended(60)

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.engine import outage
-from pipeline.engine.crew import ShardEnded
+from pipeline.cli.wording import build_lines
+from pipeline.engine.driver import outage
+from pipeline.engine.worker.crew import ShardEnded
 from pipeline.errors import BuildError, RejectBudgetExceeded, StorageUnavailable, WorkerLost
 from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build, unavailable
 
@@ -20,7 +21,7 @@ from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build, un
 def quick(monkeypatch):
     monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(outage, "LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("pipeline.engine.dispatch.PAUSE_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.dispatch.PAUSE_S", 0.02)
 
 
 def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
@@ -144,8 +145,8 @@ def test_repeated_reasons_are_counted_not_repeated(tmp_path):
     assert len(report.failed) == 12
     assert len(told) < 8
     assert [line for line in told if "and 11 more shards" in line]
-    assert len([line for line in report.lines() if "  failed" in line]) == 11
-    assert "… and 2 more" in report.lines()[-3]
+    assert len([line for line in build_lines(report) if "  failed" in line]) == 11
+    assert "… and 2 more" in build_lines(report)[-3]
 
 
 class Rewriting(ScriptedCrew):
@@ -171,7 +172,7 @@ def test_shards_of_another_build_are_not_claimed(tmp_path):
     build.run()
     assert report.ok
     assert (report.shards_done, report.shards_elsewhere, report.counts.samples) == (2, 4, 2)
-    assert "  4 of 6 shards were committed by another build meanwhile" in report.lines()
+    assert "  4 of 6 shards were committed by another build meanwhile" in build_lines(report)
 
 
 def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
@@ -180,7 +181,7 @@ def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
     build.run()
     assert told == ["s0: a note"]
     assert not report.ok
-    assert "  failed    x.mp4: 403" in report.lines()
+    assert "  failed    x.mp4: 403" in build_lines(report)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

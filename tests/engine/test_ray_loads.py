@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.engine import ray_crew
-from pipeline.engine.crew import WorkerGone, WorkerUp
-from pipeline.engine.encode_loop import EncodeLoop
-from pipeline.engine.ray_actors import EncoderActor
-from pipeline.engine.ray_losses import LOAD_FAILURES, LoadFailures
+from pipeline.engine.ray import crew as ray_crew
+from pipeline.engine.ray.actors import EncoderActor
+from pipeline.engine.ray.losses import LOAD_FAILURES, LoadFailures
+from pipeline.engine.worker.crew import WorkerGone, WorkerUp
+from pipeline.engine.worker.encode_loop import EncodeLoop
 from pipeline.errors import AccessError, BuildError, CheckpointError, ConfigError
 from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build
 

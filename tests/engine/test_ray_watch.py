@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline.engine import ray_crew
-from pipeline.engine.ray_losses import LoadFailures
+from pipeline.engine.ray import crew as ray_crew
+from pipeline.engine.ray.losses import LoadFailures
 from tests.engine.test_signals import PRIVATE
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.errors import AccessError, SourceRefused
 from pipeline.storage import open_store
 from tests.engine.attempts import blueprint_of, encode, read_all, shards_of, start, until

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import progress, signals
+from pipeline.cli import progress
+from pipeline.process import signals
 from tests.engine.test_kill import drill_flags
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags, video_bytes, write_tar
 
@@ -282,7 +283,7 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
     # Decoders sleep before they are up, so that the plan cannot end by itself, however slow this machine is.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, time\nif 'pipeline.engine.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
+        "import sys, time\nif 'pipeline.engine.decoders.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-m", "pipeline", "plan", str(tmp_path / "a.tar"), "--set", "engine.decoders=2"]

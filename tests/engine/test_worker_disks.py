@@ -8,9 +8,9 @@ from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("pipeline.engine.dispatch.PAUSE_S", 0.02)
-    monkeypatch.setattr("pipeline.engine.worker_disks.REST_S", 0.02)
-    monkeypatch.setattr("pipeline.engine.worker_disks.LONGEST_REST_S", 0.05)
+    monkeypatch.setattr("pipeline.engine.driver.dispatch.PAUSE_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.worker_disks.REST_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.worker_disks.LONGEST_REST_S", 0.05)
 
 
 def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):

@@ -13,9 +13,13 @@ from types import SimpleNamespace
 
 from pipeline.config import EncodeJob, build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.counted import counted_receipts, shares, shown
-from pipeline.coverage import find_work, without_unchanged
-from pipeline.receipts import Ledger
+from pipeline.engine.driver.coverage import find_work, without_unchanged
+from pipeline.engine.driver.retries import retry_work
+from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
+from pipeline.format.index import IndexRow, read_index, write_index
+from pipeline.ledger.counted import counted_receipts, shares, shown
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.summaries import Summaries
 from pipeline.records import (
     FORMAT_VERSION,
     ChannelStats,
@@ -27,11 +31,7 @@ from pipeline.records import (
     Timings,
     WrittenFile,
 )
-from pipeline.retries import retry_work
 from pipeline.storage.local import LocalStore
-from pipeline.summaries import Summaries
-from pipeline.unchanged import find_unchanged, record_unchanged
-from pipeline.writer.index_file import IndexRow, read_index, write_index
 
 FINGERPRINT = "f" * 32
 DAMAGE = ("decoder_crashed", "undecodable", "decode_timeout")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pipeline
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
 
 
@@ -150,7 +150,8 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
 def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
     import re
 
-    from pipeline.progress import Snapshot, display_for
+    from pipeline.cli.progress import display_for
+    from pipeline.engine.driver.progress import Snapshot
 
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "160"}.items():
         monkeypatch.setenv(name, value)  # a terminal, to rich

@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.counted import counted_receipts
-from pipeline.coverage import find_work
+from pipeline.engine.driver.coverage import find_work
 from pipeline.errors import OutputError
+from pipeline.ledger.counted import counted_receipts
+from pipeline.ledger.summaries import Summaries
 from pipeline.records import Counts
 from pipeline.storage.local import LocalStore
-from pipeline.summaries import Summaries
 from tests.pipeline.frameless_build import (
     FINGERPRINT,
     Careless,

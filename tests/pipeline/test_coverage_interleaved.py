@@ -13,8 +13,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.counted import counted_receipts
 from pipeline.errors import ConfigError
+from pipeline.ledger.counted import counted_receipts
 from pipeline.storage.local import LocalStore
 from tests.pipeline.frameless_build import FINGERPRINT, Careless, NoConditions, Run, job_for, totals, touch, visible
 

@@ -7,11 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.feed import Restarted
-from pipeline.engine.footage import Footage, Happening, _OpenShard
+from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.sample_stream import Footage, Happening, _OpenShard
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
 from pipeline.evaluation.measuring import Bench, ClipRun, Findings
 from pipeline.evaluation.rows import ClipRows
@@ -27,6 +26,7 @@ from pipeline.records import (
     VideoEnded,
     VideoInfo,
 )
+from pipeline.video.clips import resolve_rules
 from tests.tiny_corpus import TINY_NETWORK, video_bytes, write_tar
 
 INFO = VideoInfo("h264", "yuv420p", 32, 32, 32, 32, 0, (1, 1), 8.0, 9, 1.0, "bt601", "limited", "00")

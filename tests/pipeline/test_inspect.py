@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audit.inspect import inspect_path
-from pipeline.audit.status import PROGRESS_PREFIX, status
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import InputError, NotFound, OutputError
-from pipeline.receipts import Ledger
+from pipeline.ledger.receipts import Ledger
+from pipeline.operate.inspect import inspect_path
+from pipeline.operate.status import PROGRESS_PREFIX, status
 from pipeline.records import Bucket, Receipt, Reject
 from pipeline.storage import Store, open_store
 from pipeline.storage.local import LocalStore

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.engine import footage, survey
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.decoders import sample_stream as footage
+from pipeline.engine.decoders.lanes import ProcessLanes
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.plan import CorpusPlan, LatentSize, PlanTally
+from pipeline.forecast import run as survey
+from pipeline.forecast.forecast import CorpusPlan, LatentSize, PlanTally
 from pipeline.records import ClipRules, FrameChunk, Reject, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 from tests.video_files import encode, textured
 

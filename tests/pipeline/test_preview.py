@@ -16,20 +16,20 @@ import model
 import pipeline
 from model.colour import yuv_to_video
 from model.evaluation.fidelity import ClipMeter
-from pipeline.cli import app
-from pipeline.clips import resolve_rules
+from pipeline.cli.app import app
+from pipeline.cli.preview_wording import preview_lines
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.encoder.network import network_of
 from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
-from pipeline.preview.originals import Originals
-from pipeline.preview.preview import preview
-from pipeline.preview.showing import Screen, frame_psnr
-from pipeline.preview.stored import StoredClip, choose, facts, in_turns, latent_bytes
-from pipeline.preview.wording import preview_lines
+from pipeline.format.index import IndexRow
+from pipeline.look.originals import Originals
+from pipeline.look.preview import preview
+from pipeline.look.showing import Screen, frame_psnr
+from pipeline.look.stored import StoredClip, choose, facts, in_turns, latent_bytes
 from pipeline.records import FrameChunk, Sample
 from pipeline.storage import open_store
-from pipeline.writer.index_file import IndexRow
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes, write_tar
 
 GAP, LINE, SEAM = 8, 16, 2  # of a sheet: around blocks, the title, between pictures

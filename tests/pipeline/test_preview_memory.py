@@ -9,9 +9,9 @@ import torch
 import model
 from pipeline.encoder.network import network_of
 from pipeline.errors import ConfigError
-from pipeline.preview.showing import Screen
-from pipeline.preview.stored import StoredClip
-from pipeline.writer.index_file import IndexRow
+from pipeline.format.index import IndexRow
+from pipeline.look.showing import Screen
+from pipeline.look.stored import StoredClip
 from tests.model.test_out_of_memory import OTHERS, TEXTS
 from tests.tiny_corpus import TINY_NETWORK
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.verify import verify_output
 from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import BuildError, OutputError
-from pipeline.receipts import NAME, SET_KEY, Ledger, imbalances, orphans
+from pipeline.ledger.receipts import NAME, SET_KEY, Ledger, imbalances, orphans
+from pipeline.operate.verify import verify_output
 from pipeline.records import Bucket, Counts, Receipt, Reject
 from pipeline.storage import Store, open_store
 from pipeline.storage.local import LocalStore

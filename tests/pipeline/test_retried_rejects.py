@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.ledger.summaries import PREFIX as SUMMARIES
+from pipeline.ledger.summaries import Summaries
 from pipeline.records import Counts
 from pipeline.storage.local import LocalStore
-from pipeline.summaries import PREFIX as SUMMARIES
-from pipeline.summaries import Summaries
 from tests.pipeline.frameless_build import (
     ticks,
     totals,
@@ -189,7 +189,7 @@ class Counting(LocalStore):
 
 
 def test_a_cache_of_summaries_saves_reads_and_is_never_trusted_over_the_list(world, monkeypatch):
-    monkeypatch.setattr("pipeline.summaries.WORTH_SAVING", 1)
+    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
     world.run("abcdef", "storage.files_per_shard=1").finish()
     store = Counting(world.store.root)
     summaries = Summaries(store)

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import sample_corpus
 from pipeline.config import DecodeConfig, build_job, validate
-from pipeline.engine.survey import plan_job
 from pipeline.errors import OutputError
+from pipeline.forecast.run import plan_job
 from pipeline.records import Reject, Sample
 from pipeline.sample_corpus import RECIPES, SampleSummary, make_samples
 
@@ -83,7 +83,7 @@ def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
 
 
 def test_it_is_varied(corpus):
-    from pipeline.decode import open_video
+    from pipeline.video.decode import open_video
 
     infos = []
     for item in items(corpus[0]):

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audit.verify import VerifyReport, verify_output
 from pipeline.config import WriteConfig
-from pipeline.receipts import Ledger
+from pipeline.format.index import read_index, write_index
+from pipeline.ledger.receipts import Ledger
+from pipeline.operate.verify import VerifyReport, verify_output
 from pipeline.records import Receipt
 from pipeline.storage import Store
-from pipeline.writer.index_file import read_index, write_index
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 
 FORMATS = ("parquet", "tar")

@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.config import WriteConfig
 from pipeline.errors import BuildError, DamagedInput
+from pipeline.format.index import read_index
+from pipeline.format.tensors import SpanChecker, measure, payload_hash
 from pipeline.records import Bucket
 from pipeline.storage import Store
-from pipeline.writer.index_file import read_index
-from pipeline.writer.payload import SpanChecker, measure, payload_hash
 from tests.pipeline.latent_clips import (
     FINGERPRINT,
     METADATA,

@@ -1,0 +1,1 @@
+"""Decoder processes and the thread that feeds them."""

@@ -1,0 +1,1 @@
+"""One encoder: shard attempts, batches of chunks, files."""

@@ -1,0 +1,1 @@
+"""`lathe plan`: what a build would do."""

@@ -1,0 +1,1 @@
+"""What a latent file is: columns, tensors, byte index. No torch."""

@@ -1,0 +1,1 @@
+"""Which sources are done and which rows count: receipts, their summaries, overlaps."""

@@ -1,0 +1,1 @@
+"""The operating-system process: signals, temporary folders, kill points for tests."""
