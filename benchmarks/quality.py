@@ -35,7 +35,7 @@ from model.training.linear import LinearAutoencoder, fit_linear
 from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.decoders.sample_stream import Footage
+from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.evaluation.evaluate import WHOLE_CHUNK
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
@@ -93,12 +93,12 @@ def chunks(args: argparse.Namespace, spec: Any) -> Iterator[tuple[str, FrameChun
     flags |= {"clips.frames": str(args.frames), "clips.select": args.clips}
     job = build_job(flags, overrides=tuple(args.set))
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
-    with Footage(job, resolve_inputs(job.inputs, job.storage), rules, WHOLE_CHUNK, args.device) as footage:
-        for happening in footage:
-            if isinstance(happening.what, FrameChunk):
-                yield happening.sample.key, happening.what
-            elif isinstance(happening.what, Reject):
-                print(f"  {happening.what.key}: {happening.what.reason}, {happening.what.message}", file=sys.stderr)
+    with SampleStream(job, resolve_inputs(job.inputs, job.storage), rules, WHOLE_CHUNK, args.device) as footage:
+        for event in footage:
+            if isinstance(event.what, FrameChunk):
+                yield event.sample.key, event.what
+            elif isinstance(event.what, Reject):
+                print(f"  {event.what.key}: {event.what.reason}, {event.what.message}", file=sys.stderr)
 
 
 def measured(vae: Any, linear: LinearAutoencoder, chunk: FrameChunk) -> tuple[ClipQuality, ClipQuality]:

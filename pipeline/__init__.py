@@ -1,4 +1,8 @@
-"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Importing this package loads neither torch nor ray."""
+"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Importing this package loads neither torch nor ray.
+
+The packages are described in docs/architecture.md; what they exchange is in `records`. Beside them: `errors` (every failure) and `units`
+(sizes and durations as text).
+"""
 
 from __future__ import annotations
 

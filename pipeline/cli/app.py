@@ -153,7 +153,7 @@ def plan(
 
     def run() -> None:
         from pipeline.config import build_job
-        from pipeline.forecast.run import plan_job
+        from pipeline.forecast.survey import forecast_job
 
         flags = {
             "inputs": inputs,
@@ -167,7 +167,7 @@ def plan(
             "strict": strict,
         }
         with signals.handled():  # SIGTERM too ends decoders and deletes temporary files
-            result = plan_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
+            result = forecast_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
         show(result.to_dict(), "plan_lines", as_json)
 
     guard(run, debug=debug, again="nothing was written; the same command starts over")

@@ -41,19 +41,19 @@ def train(
     def run() -> None:
         from pipeline.training import run as room
         from pipeline.training.job import build_train_job
-        from pipeline.training.progress_log import Telling
+        from pipeline.training.progress_log import ProgressLog
 
         wanted = build_train_job({"output": output}, config_path=job, overrides=tuple(set_ or ()))
-        telling = Telling(wanted.progress)
+        progress_log = ProgressLog(wanted.progress)
         device = None if wanted.distributed else room.definite_device(wanted.device)
-        prepared = room.prepare(wanted, telling)
+        prepared = room.prepare(wanted, progress_log)
         if device is None:
             from pipeline.engine.ray import training as ray_training
 
-            weights = ray_training.train(prepared, telling)
+            weights = ray_training.train(prepared, progress_log)
         else:
-            weights = room.learn(prepared, device, telling.step)
-        telling.end(prepared, weights)
+            weights = room.learn(prepared, device, progress_log.step)
+        progress_log.end(prepared, weights)
 
     guard(run, debug=debug)
 

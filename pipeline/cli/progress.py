@@ -1,6 +1,6 @@
 """Showing how far a build is: a live display on a terminal, plain lines elsewhere, JSON lines for machines.
 
-Enters: `Snapshot`s, notices, the final report. Leaves: text on stderr (rich, plain) or JSON lines on stdout. No rates are kept here
+Enters: `BuildProgress`s, notices, the final report. Leaves: text on stderr (rich, plain) or JSON lines on stdout. No rates are kept here
 except what a display needs for its own pace.
 """
 
@@ -19,14 +19,14 @@ from pipeline.engine.driver.progress import Display, Silent
 from pipeline.units import duration
 
 if TYPE_CHECKING:
-    from pipeline.engine.driver.progress import Snapshot
+    from pipeline.engine.driver.progress import BuildProgress
     from pipeline.engine.driver.report import BuildReport
 
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
 
 
-def snapshot_line(snapshot: Snapshot) -> str:
+def snapshot_line(snapshot: BuildProgress) -> str:
     """One plain line."""
     eta = f", about {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
     return (
@@ -61,7 +61,7 @@ class Plain:
     def notice(self, text: str) -> None:  # noqa: D102
         say(f"lathe: {text}")
 
-    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY_S
             self.notice(snapshot_line(snapshot))
@@ -80,7 +80,7 @@ class Json:
     def notice(self, text: str) -> None:  # noqa: D102
         self._emit("notice", {"text": text})
 
-    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + JSON_EVERY_S
             self._emit("progress", asdict(snapshot))
@@ -116,7 +116,7 @@ class Rich:
         with suppress(OSError):  # as in `say`
             self._console.print(text, markup=False, highlight=False)
 
-    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
         eta = f" · {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
         self._progress.update(
             self._task,

@@ -28,7 +28,7 @@ def warning_lines(warnings: dict[str, int]) -> list[str]:
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """A `CorpusPlan`."""
+    """A `Forecast`."""
     lines = [
         f"{plan['samples']} samples: {plan['with_clips']} give {plan['clips']} clips, {plan['without_clips']} give none",
         f"  video     {duration(plan['video_seconds'])} opened, {duration(plan['clip_seconds'])} in clips, {plan['frames']} frames",

@@ -61,21 +61,21 @@ def evaluate(
     cuda = job.model.device.startswith("cuda") or (job.model.device == "auto" and cuda_available())
     device, dtype = resolve_device(job.model.device, job.model.compute_dtype, cuda=cuda)
 
-    from pipeline.engine.decoders.sample_stream import Footage
-    from pipeline.evaluation.measuring import Bench, Findings
+    from pipeline.engine.decoders.sample_stream import SampleStream
+    from pipeline.evaluation.measuring import Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesUnderWay
 
-    bench = Bench(job, device, dtype, lpips, i3d)
-    rules = _rules(job, bench.spec)
+    instruments = Instruments(job, device, dtype, lpips, i3d)
+    rules = _rules(job, instruments.spec)
     _make(folder)
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(bench, findings, rows)
-        with Footage(job, shards, rules, _chunk_frames(job, bench.spec), device) as footage:
+        samples = SamplesUnderWay(instruments, findings, rows)
+        with SampleStream(job, shards, rules, _chunk_frames(job, instruments.spec), device) as stream:
             told = time.monotonic()
-            for happening in footage:
-                samples.take(happening)
+            for event in stream:
+                samples.take(event)
                 if time.monotonic() - told > NEWS_S:
                     told = time.monotonic()
                     news(f"{findings.clips} clips so far, mean PSNR {findings.mean_psnr:.2f} dB")
@@ -84,7 +84,7 @@ def evaluate(
     summary = {
         "format_version": 1,
         "lathe_version": version("lathe"),
-        "network": bench.facts(),
+        "network": instruments.facts(),
         "inputs": list(job.inputs),
         "clips": asdict(rules),
         "lpips": list(lpips) or None,

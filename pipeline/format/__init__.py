@@ -1,1 +1,8 @@
-"""What a latent file is: columns, tensors, byte index. No torch."""
+"""Format of a latent file: columns, tensors, byte index. Shared by writer and readers; no torch, no access to stores.
+
+docs/formats.md is the specification.
+
+- `columns`: scalar columns and tensors of one row
+- `tensors`: storage types, hashes, statistics and checks of latent arrays
+- `index`: the byte index beside a data file
+"""

@@ -1,1 +1,7 @@
-"""Which sources are done and which rows count: receipts, their summaries, overlaps."""
+"""Ledger of an output: which sources are done and which rows count.
+
+- `receipts`: the receipt of each finished shard, created once
+- `summaries`: what a run needs of each receipt, cached
+- `overlaps`, `counted`: which receipt counts for a source; receipts as readers see them
+- `totals`: sums over receipts, by fingerprint and bucket
+"""

@@ -1,6 +1,6 @@
 """Sums over the receipts of an output, by fingerprint and bucket.
 
-In: the store of an output. Out: `Tally`s, JSON-ready. `status` and `inspect` count this way.
+In: the store of an output. Out: `OutputTotals`s, JSON-ready. `status` and `inspect` count this way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class BucketTally:
+class BucketTotals:
     """One bucket's share."""
 
     files: int = 0
@@ -29,7 +29,7 @@ class BucketTally:
 
 
 @dataclass(slots=True)
-class Tally:
+class OutputTotals:
     """All shards made with one fingerprint."""
 
     fingerprint: str
@@ -39,7 +39,7 @@ class Tally:
     bytes: int = 0  # data files
     index_bytes: int = 0
     counts: Counts = field(default_factory=Counts)
-    buckets: dict[str, BucketTally] = field(default_factory=dict)
+    buckets: dict[str, BucketTotals] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
     warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
     stats: ChannelStats | None = None
@@ -70,7 +70,7 @@ class Tally:
             self.files += 1
             self.bytes += share.num_bytes
             self.index_bytes += share.file.index_bytes
-            bucket = self.buckets.setdefault(share.file.bucket, BucketTally())
+            bucket = self.buckets.setdefault(share.file.bucket, BucketTotals())
             bucket.files += 1
             bucket.clips += share.rows
             bucket.frames += share.frames
@@ -96,17 +96,17 @@ class Tally:
         }
 
 
-def tally(store: Store, workers: int = 8) -> dict[str, Tally]:
-    """One `Tally` for each fingerprint of an output, in the order they are met. Each source and sample counts once.
+def tally(store: Store, workers: int = 8) -> dict[str, OutputTotals]:
+    """One `OutputTotals` for each fingerprint of an output, in the order they are met. Each source and sample counts once.
 
     Raises:
         OutputError: a receipt of another format version, or of another shard.
     """
-    found: dict[str, Tally] = {}
+    found: dict[str, OutputTotals] = {}
     for part in counted_receipts(store, workers):
         receipt = part.receipt
         if receipt.fingerprint not in found:
-            found[receipt.fingerprint] = Tally(receipt.fingerprint, receipt.fingerprint_parts)
+            found[receipt.fingerprint] = OutputTotals(receipt.fingerprint, receipt.fingerprint_parts)
         if not part.superseded:
             found[receipt.fingerprint].add(part, *shares(store, part))
     return found

@@ -42,7 +42,7 @@ class Originals:
         self._gone: dict[str, LatheError] = {}
 
     @contextmanager
-    def open(self, clip: StoredClip, facts: dict[str, Any]) -> Iterator[Frames]:
+    def open(self, clip: StoredClip, facts: dict[str, Any]) -> Iterator[ClipFrames]:
         """The frames of `clip`, for as long as the context lasts.
 
         Raises:
@@ -54,7 +54,7 @@ class Originals:
         with ShardReader(shard, self._storage, max_video_bytes=limits.max_video_bytes) as reader:
             video = open_video(_sample(reader, clip, facts, limits).video, limits)
             try:
-                yield Frames(video, clip, facts)
+                yield ClipFrames(video, clip, facts)
             finally:
                 video.close()
 
@@ -94,7 +94,7 @@ def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits
     raise InputError(f"{name} is no longer there: nothing of that key can be read")
 
 
-class Frames:
+class ClipFrames:
     """The frames of one clip, in order: `take` until they are all there."""
 
     def __init__(self, video: Video, clip: StoredClip, facts: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Frames:
         self._taken += len(part)
         planes_T3HW = np.empty((len(part), *self._planes_3HW.shape), np.uint8)
         for row, index in enumerate(part):
-            if index != self._current:  # at a rate above the source's a frame stays on screen for several positions
+            if index != self._current:  # at a rate above the source's a frame stays on decoder for several positions
                 next(self._shown).write(self._planes_3HW, self._geometry)
                 self._current = index
             planes_T3HW[row] = self._planes_3HW

@@ -18,7 +18,7 @@ from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
-    from pipeline.look.showing import Picture, Screen
+    from pipeline.look.showing import LatentDecoder, Picture
     from pipeline.look.stored import StoredClip
     from pipeline.storage import Store
 
@@ -68,23 +68,23 @@ def preview(
     path = _sheet_path(sheet, store)
     chosen = choose(store)
 
-    from pipeline.look.showing import Screen, save_sheet
+    from pipeline.look.showing import LatentDecoder, save_sheet
 
-    screen = Screen(encoder_of(store, chosen.newest, storage), checkpoint, device)
-    notices = list(screen.notices)
+    decoder = LatentDecoder(encoder_of(store, chosen.newest, storage), checkpoint, device)
+    notices = list(decoder.notices)
     if chosen.other_networks:
         notices.append(
             f"the output holds latents of {chosen.other_networks + 1} networks; shown are those of the newest"
         )
-    shown = _look(store, in_turns(store, chosen.receipts), screen, storage, clips)
+    shown = _look(store, in_turns(store, chosen.receipts), decoder, storage, clips)
     if not shown.clips:
         notices.append("NO ORIGINALS: no source could be read any more, so decoded pictures are shown alone")
         for clip, row, _ in shown.passed[:clips]:
-            shown.add(screen.show(clip, latent_bytes(store, clip), None), row)
+            shown.add(decoder.show(clip, latent_bytes(store, clip), None), row)
     save_sheet(path, shown.pictures, [_title(row) for row in shown.clips])
     return {
         "output": store.root,
-        "network": screen.facts(),
+        "network": decoder.facts(),
         "clips": shown.clips,
         "without_original": [{**_names(row), "reason": reason} for _, row, reason in shown.passed],
         "notices": notices,
@@ -92,7 +92,7 @@ def preview(
     }
 
 
-def _look(store: Store, offered: Any, screen: Screen, storage: StorageConfig, wanted: int) -> _Shown:
+def _look(store: Store, offered: Any, decoder: LatentDecoder, storage: StorageConfig, wanted: int) -> _Shown:
     """Clips beside their originals until there are `wanted`, or too many without one."""
     originals, shown = Originals(storage), _Shown()
     for clip in offered:
@@ -102,7 +102,7 @@ def _look(store: Store, offered: Any, screen: Screen, storage: StorageConfig, wa
         latent = latent_bytes(store, clip)
         try:
             with originals.open(clip, row) as frames:
-                shown.add(screen.show(clip, latent, frames), row)
+                shown.add(decoder.show(clip, latent, frames), row)
         except UNAVAILABLE as error:
             shown.passed.append((clip, row, error.message))
     return shown

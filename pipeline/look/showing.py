@@ -17,7 +17,7 @@ from model.evaluation.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from pipeline.config import ModelConfig, validate
-from pipeline.encoder.network import cuda_available, load_torch, load_vae, resolve_device, told_of
+from pipeline.encoder.network import cuda_available, describe_network, load_torch, load_vae, resolve_device
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteLatent, OutputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pipeline.look.originals import Frames
+    from pipeline.look.originals import ClipFrames
     from pipeline.look.stored import StoredClip
 
 GROUPS_AT_ONCE = 4  # latent frames of a part, besides those coded alone at the start
@@ -42,7 +42,7 @@ class Picture:
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
 
 
-class Screen:
+class LatentDecoder:
     """The network, on its device, checked to be the one that made the latents."""
 
     def __init__(self, encoder: dict[str, Any], checkpoint: str | None, device: str) -> None:
@@ -80,9 +80,9 @@ class Screen:
 
     def facts(self) -> dict[str, Any]:
         """What decodes, JSON-ready."""
-        return told_of(self.vae)
+        return describe_network(self.vae)
 
-    def show(self, clip: StoredClip, latent: bytes, original: Frames | None) -> Picture:
+    def show(self, clip: StoredClip, latent: bytes, original: ClipFrames | None) -> Picture:
         """Decodes a clip, beside its original if there is one.
 
         Raises:
@@ -126,7 +126,7 @@ class Screen:
         if frames != row.num_frames:
             raise RuntimeError(f"{vae.spec.network} gave {frames} frames for a latent of {row.num_frames}")
 
-    def _rgb(self, original: Frames, count: int) -> torch.Tensor:
+    def _rgb(self, original: ClipFrames, count: int) -> torch.Tensor:
         """The next frames as the network's own colour conversion makes them, rounded to 8 bits: uint8 `3 T H W`."""
         low_high = self.vae.spec.value_range
         planes_BT3HW = self._torch.from_numpy(original.take(count))[None]

@@ -1,6 +1,7 @@
-"""What flows between the stages: plain, frozen, picklable values. No torch, no I/O.
+"""Records that flow between packages: plain, frozen, picklable values. No torch, no I/O.
 
-`flow`: from a listed object to a latent clip. `receipt`: files, counts and the receipt of a shard.
+- `flow`: from a listed object to a latent clip
+- `receipt`: files, counts and the receipt of a shard
 """
 
 from pipeline.records.flow import (

@@ -1,8 +1,9 @@
-"""A small varied corpus of real encoded videos, so that a first run needs nothing from outside.
+"""Small varied corpus of real encoded videos, so that a first run needs nothing from outside.
 
-Enters: a folder, a seed. Leaves: WebDataset tars (or plain files) of synthetic scenes in many codecs, sizes and rates,
-with captions: among them a rotated one, a variable-rate one, one too small, one too short, one whose download failed,
-one that is cut off.
+Takes a folder and a seed; writes WebDataset tars (or plain files) of synthetic scenes in many codecs, sizes and rates, with captions:
+among them a rotated one, a variable-rate one, one too small, one too short, one whose download failed, one that is cut off.
+
+- `scenes`: the moving pictures
 """
 
 from __future__ import annotations

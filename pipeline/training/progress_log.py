@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 10.0
 
 
-class Telling:
+class ProgressLog:
     """What a run says while it runs. `kind`: of `TrainJob.progress`."""
 
     def __init__(self, kind: str) -> None:

@@ -3,6 +3,9 @@
 Enters: `LatentClip`s in any order. Leaves: uploaded `WrittenFile`s, which no reader sees until a receipt names them,
 and per-channel statistics. `add` refuses latents that are non-finite, misshapen or doubled. A finished file is read
 back and hashed, then uploaded by other threads while the next one is built.
+
+- `parquet_file`, `parquet_pages`, `tar_file`: the two containers
+- `upload_queue`: uploads beside the building of files
 """
 
 from __future__ import annotations

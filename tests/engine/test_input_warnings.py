@@ -13,7 +13,7 @@ import pipeline
 from pipeline.cli.wording import build_lines, plan_lines, status_lines, warning_lines
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError
-from pipeline.forecast.run import plan_job
+from pipeline.forecast.survey import forecast_job
 from pipeline.ledger.totals import tally
 from pipeline.operate.status import status
 from pipeline.reader import read_samples
@@ -98,7 +98,7 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
     assert report.warnings == receipt.warnings == WARNINGS
     told = status(open_store(str(job.output), StorageConfig()))
     assert told["warnings"] == WARNINGS
-    plan = plan_job(job)
+    plan = forecast_job(job)
     assert plan.warnings == WARNINGS
     assert {reason: item.count for reason, item in plan.dropped.items()} == REJECTS
     line = (

@@ -151,14 +151,14 @@ def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
     import re
 
     from pipeline.cli.progress import display_for
-    from pipeline.engine.driver.progress import Snapshot
+    from pipeline.engine.driver.progress import BuildProgress
 
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "160"}.items():
         monkeypatch.setenv(name, value)  # a terminal, to rich
 
     display = display_for(kind)
     display.notice("mind the gap")
-    display.update(Snapshot(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
+    display.update(BuildProgress(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
     display.close(None)
     shown = capsys.readouterr().err
     for text in ("mind the gap", "4/10", "12.5 frames/s", "3 rejects", "1m30s"):

@@ -12,7 +12,7 @@ import model
 import pipeline
 from pipeline.config import ModelConfig, StorageConfig
 from pipeline.encoder import Encoder, identify
-from pipeline.engine.worker.blueprint import draw
+from pipeline.engine.worker.build_context import draw
 from pipeline.errors import CheckpointError
 from pipeline.format.index import METADATA_KEY
 from pipeline.look.preview import preview

@@ -2,7 +2,7 @@
 
 For `lathe evaluate`, and with `headers_only` for `lathe plan`.
 
-Enters: shards and the job's rules. Leaves: `Happening`s; those of one sample in order, those of different samples interleaved. A
+Enters: shards and the job's rules. Leaves: `SampleEvent`s; those of one sample in order, those of different samples interleaved. A
 thread reads samples ahead, the engine's feed drives decoder processes that may be killed. Memory: a few samples, `engine.frame_bytes` of
 frames.
 """
@@ -32,7 +32,7 @@ WAIT_S = 0.2
 MOST_DECODERS = 16  # as `lathe encode` for one encoder
 
 
-class Happening(NamedTuple):
+class SampleEvent(NamedTuple):
     """Something that happened to sample `number` of the corpus, counted as they are read. The last of a sample is `VideoEnded`, a `Reject`,
     or the `LatheError` of a source that could not be read.
     """
@@ -75,7 +75,7 @@ class _Ticket(NamedTuple):
     alone: bool  # a plain file
 
 
-class Footage:
+class SampleStream:
     """Iterate once, inside `with`.
 
     Raises while iterating:
@@ -103,7 +103,7 @@ class Footage:
         self._goes_on = goes_on
         self.counters: dict[str, int] = {}  # of the reader; complete at the end
         self._samples: queue.Queue[tuple[_Ticket, Sample]] = queue.Queue(READ_AHEAD)
-        self._refused: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+        self._refused: queue.SimpleQueue[SampleEvent] = queue.SimpleQueue()
         self._read: int | None = None  # samples in all, once that is known
         self._error: BaseException | None = None
         self._open: set[_OpenShard] = set()
@@ -124,9 +124,9 @@ class Footage:
             largest_batch=lambda shape: 1,
             headers_only=headers_only,
         )
-        self._thread = threading.Thread(target=self._read_all, name="footage", daemon=True)
+        self._thread = threading.Thread(target=self._read_all, name="samples", daemon=True)
 
-    def __enter__(self) -> Footage:
+    def __enter__(self) -> SampleStream:
         try:
             self._thread.start()
             self._feed.start()
@@ -148,7 +148,7 @@ class Footage:
         if self._thread.is_alive():
             self._thread.join()
 
-    def __iter__(self) -> Iterator[Happening]:
+    def __iter__(self) -> Iterator[SampleEvent]:
         ended = 0
         while self._read is None or ended < self._read:
             while not self._refused.empty():
@@ -160,7 +160,7 @@ class Footage:
                 )  # not the video's fault: it would be missing from the result
                 if isinstance(event.what, LatheError) and not (event.owner.alone and self._goes_on(event.what)):
                     raise event.what
-                yield Happening(event.owner.number, event.sample, event.what)
+                yield SampleEvent(event.owner.number, event.sample, event.what)
                 if isinstance(event.what, FrameChunk):
                     self._feed.consumed(event.what.nbytes)
                 elif failed or isinstance(event.what, VideoEnded | Reject):
@@ -206,7 +206,7 @@ class Footage:
 
     def _hand_on(self, ticket: _Ticket, item: Sample | Reject) -> None:
         if isinstance(item, Reject):
-            self._refused.put(Happening(ticket.number, None, item))
+            self._refused.put(SampleEvent(ticket.number, None, item))
             return
         ticket.open_shard.take()
         while not self._stop.is_set():

@@ -1,6 +1,6 @@
-"""One run of the executor over the shards to do: hands them out, handles what the crew reports, shows progress, drains on signals.
+"""One run of the executor over the shards to do: hands them out, handles what the pool reports, shows progress, drains on signals.
 
-In: shards, a blueprint, an `Executor`. Out: a filled `BuildReport`, or an exception with that report as its attribute `report`, whatever
+In: shards, a context, an `Executor`. Out: a filled `BuildReport`, or an exception with that report as its attribute `report`, whatever
 ends the build. Nothing here waits for a store: probes and heartbeats have threads of their own.
 """
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engine.driver.dispatch import Dispatcher
 from pipeline.engine.driver.heartbeat import Heartbeat
 from pipeline.engine.driver.outage import OutageWatch
-from pipeline.engine.driver.progress import Display, Repeats, Snapshot
+from pipeline.engine.driver.progress import BuildProgress, Display, Repeats
 from pipeline.engine.driver.reject_budget import budget_exceeded
-from pipeline.engine.worker.crew import CrewEvent, Notice, Pulse, ShardEnded, WorkerGone, WorkerUp
 from pipeline.engine.worker.encode_loop import ShardFailure
+from pipeline.engine.worker.pool import Notice, PoolEvent, Pulse, ShardEnded, WorkerGone, WorkerUp
 from pipeline.errors import (
     BuildError,
     FatalError,
@@ -33,7 +33,7 @@ from pipeline.storage import open_store
 if TYPE_CHECKING:
     from pipeline.engine.driver.executor import Executor
     from pipeline.engine.driver.report import BuildReport
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import Shard, SourceObject
     from pipeline.storage import Store
 
@@ -47,24 +47,24 @@ class Build:
     def __init__(
         self,
         todo: list[Shard],
-        blueprint: Blueprint,
+        context: BuildContext,
         executor: Executor,
         store: Store,
         display: Display,
         report: BuildReport,
         begun: float,
     ) -> None:
-        self._job = job = blueprint.job
-        self._fingerprint = blueprint.fingerprint
-        self._by_id = {shard.id(blueprint.fingerprint): shard for shard in todo}
+        self._job = job = context.job
+        self._fingerprint = context.fingerprint
+        self._by_id = {shard.id(context.fingerprint): shard for shard in todo}
         self._dispatcher = Dispatcher(self._by_id.items(), credit=job.engine.credit, attempts=job.engine.attempts)
         self._bytes_total = self._dispatcher.open_bytes
-        self._crew = executor.crew(blueprint)
+        self._pool = executor.pool(context)
         self._display = display
         self._repeats = Repeats(display)
         self._report = report
         self._begun = begun
-        self._heartbeat = Heartbeat(store, blueprint.fingerprint)
+        self._heartbeat = Heartbeat(store, context.fingerprint)
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._pulses: dict[str, tuple[int, int]] = {}  # worker -> frames, clips; their sums are kept beside them
         self._frames = self._clips = 0
@@ -79,7 +79,7 @@ class Build:
             Interrupted: a signal came; what ran was finished, and shards are left.
             LatheError: the build had to stop.
         """
-        self._report.encoders = self._dispatcher.workers_wanted(self._crew.size)
+        self._report.encoders = self._dispatcher.workers_wanted(self._pool.size)
         try:
             with signals.deferred():
                 try:
@@ -98,26 +98,26 @@ class Build:
     def _loop(self) -> None:
         self._drain_if_asked()
         if not self._dispatcher.draining:
-            self._crew.start(self._report.encoders)
+            self._pool.start(self._report.encoders)
         while not self._dispatcher.finished:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
-                self._crew.assign(assignment.worker, assignment.shard)
+                self._pool.assign(assignment.worker, assignment.shard)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
             self._stop_on_flood()
             self._show()
 
-    def _events(self) -> list[CrewEvent]:
+    def _events(self) -> list[PoolEvent]:
         try:
-            return self._crew.poll(POLL_S)
+            return self._pool.poll(POLL_S)
         except FatalError as error:
             raise (_as_build_error(error) if self._report.startup_s else error) from error.__cause__
 
     def _end(self) -> None:
         try:
-            self._crew.close()
+            self._pool.close()
         finally:
             self._heartbeat.close()
             self._repeats.flush()
@@ -143,7 +143,7 @@ class Build:
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def _handle(self, event: CrewEvent) -> None:
+    def _handle(self, event: PoolEvent) -> None:
         if isinstance(event, ShardEnded):
             self._shard_ended(event)
         elif isinstance(event, WorkerUp):
@@ -244,7 +244,7 @@ class Build:
         if (failure := self._heartbeat.failure()) is not None:
             self._display.notice(failure)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> BuildProgress:
         report = self._report
         elapsed = time.monotonic() - self._begun
         total = self._bytes_total
@@ -265,7 +265,7 @@ class Build:
             "elapsed_s": elapsed,
             "eta_s": eta,
         }
-        return Snapshot(**values)
+        return BuildProgress(**values)
 
 
 def _as_build_error(error: FatalError) -> FatalError:

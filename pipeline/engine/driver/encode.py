@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pipeline import encoder as encoder_room
+from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
@@ -21,7 +21,7 @@ from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
-from pipeline.engine.worker.blueprint import Blueprint, draw
+from pipeline.engine.worker.build_context import BuildContext, draw
 from pipeline.errors import (
     ConfigError,
     InputError,
@@ -57,7 +57,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     """
     display = display or Silent()
     begun = time.monotonic()
-    if (known := encoder_room.known_spec(job.model)) is not None:
+    if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
     passed_over = PassedOver(own=(store.uri(OWN_OBJECT), *(f"{store.uri(name)}/" for name in OWN_FOLDERS)))
@@ -75,13 +75,13 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             executor.connect()
         device, dtype = executor.resolve_device()
         network = executor.network()
-        blueprint = draw(job, _rules(job, network.spec), network, device, dtype)
-        work = _work(job, shards, receipts, blueprint, store)
+        context = draw(job, _rules(job, network.spec), network, device, dtype)
+        work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
         report = BuildReport(
             output=job.output,
-            fingerprint=blueprint.fingerprint,
+            fingerprint=context.fingerprint,
             network=network.spec.network,
             untrained=bool(network.identity["untrained"]),
             device=device,
@@ -98,19 +98,19 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             display.notice(text)
         summaries.save()
         if todo:
-            Build(todo, blueprint, executor, store, display, report, begun).run()
+            Build(todo, context, executor, store, display, report, begun).run()
     report.wall_s = time.monotonic() - begun
     _judge(report, job, work)
     return report
 
 
 def _work(
-    job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], blueprint: Blueprint, store: Store
+    job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], context: BuildContext, store: Store
 ) -> Work:
     """What is to do, after inputs that were only touched are found and rejects to retry are looked up."""
-    work = find_work(shards, receipts, blueprint.fingerprint, job)
+    work = find_work(shards, receipts, context.fingerprint, job)
     if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
-        record_unchanged(store, unchanged, blueprint)
+        record_unchanged(store, unchanged, context)
         work = without_unchanged(work, unchanged)
     retry_work(store, work, job)
     return work

@@ -1,4 +1,4 @@
-"""The executor of a job: connects to Ray when the job wants it, resolves device and network, and makes the crew."""
+"""The executor of a job: connects to Ray when the job wants it, resolves device and network, and makes the pool."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline import encoder as encoder_room
-from pipeline.engine.worker.crew import Crew, InlineCrew
+from pipeline import encoder as encoder
+from pipeline.engine.worker.pool import InlinePool, WorkerPool
 from pipeline.errors import ConfigError, StorageUnavailable
 from pipeline.process.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
 
 
 class Executor:
-    """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the crew."""
+    """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the pool."""
 
     def __init__(self, job: EncodeJob) -> None:
         self._job = job
         self._cluster: Any = None
-        self._network: Future[encoder_room.Network] = Future()
+        self._network: Future[encoder.Network] = Future()
         # A daemon: a signal must end the process although the store that holds the checkpoint does not answer.
         threading.Thread(target=self._identify, name="identify", daemon=True).start()
 
@@ -61,13 +61,13 @@ class Executor:
 
         return ray_session.joins(self._job.engine.address)
 
-    def network(self) -> encoder_room.Network:
+    def network(self) -> encoder.Network:
         """What the job's model is; raises what its checkpoint deserves."""
         return self._network.result()
 
     def _identify(self) -> None:
         try:
-            self._network.set_result(encoder_room.identify(self._job.model, moments=self._job.write.moments))
+            self._network.set_result(encoder.identify(self._job.model, moments=self._job.write.moments))
         except BaseException as error:  # noqa: BLE001 - raised by network()
             self._network.set_exception(error)
 
@@ -81,8 +81,8 @@ class Executor:
         if config.device == "auto" and self._joins:
             self.connect()  # what `auto` means is known to the cluster only
         cluster = self._cluster
-        cuda = cluster.gpus >= 1 if cluster is not None else encoder_room.cuda_available()
-        device, dtype = encoder_room.resolve_device(config.device, config.compute_dtype, cuda=cuda)
+        cuda = cluster.gpus >= 1 if cluster is not None else encoder.cuda_available()
+        device, dtype = encoder.resolve_device(config.device, config.compute_dtype, cuda=cuda)
         # A joined cluster may grow GPU nodes when encoders ask for them; this machine will not.
         if device.startswith("cuda") and not cuda and not self._joins:
             raise ConfigError(
@@ -96,13 +96,13 @@ class Executor:
             return []
         return ["the cluster has no GPU at the moment, so encoders run on CPU; --device cuda would wait for GPUs"]
 
-    def crew(self, blueprint: Blueprint) -> Crew:
+    def pool(self, context: BuildContext) -> WorkerPool:
         """The workers, not started."""
         if self._cluster is None:
-            return InlineCrew(blueprint)
-        from pipeline.engine.ray.crew import RayCrew
+            return InlinePool(context)
+        from pipeline.engine.ray.pool import RayPool
 
-        return RayCrew(blueprint, self._cluster)
+        return RayPool(context, self._cluster)
 
 
 def _local_cpus(job: EncodeJob) -> float:

@@ -1,4 +1,4 @@
-"""Progress of a build, for a display: `Snapshot`s, notices, the final report. `pipeline.cli.progress` has the displays."""
+"""Progress of a build, for a display: `BuildProgress`s, notices, the final report. `pipeline.cli.progress` has the displays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class BuildProgress:
     """A build at a moment. Frames and clips are live; samples and rejects are of finished shards."""
 
     shards_total: int
@@ -36,7 +36,7 @@ class Display(Protocol):
         """Something a person should know, once."""
         ...
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: BuildProgress) -> None:
         """Called often; the display decides what to show."""
         ...
 
@@ -51,7 +51,7 @@ class Silent:
     def notice(self, text: str) -> None:  # noqa: D102
         pass
 
-    def update(self, snapshot: Snapshot) -> None:  # noqa: D102
+    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
         pass
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102

@@ -19,7 +19,7 @@ from pipeline.storage import open_source
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.ledger.summaries import ReceiptSummary
     from pipeline.storage import Store
 
@@ -52,17 +52,17 @@ def find_unchanged(
     return {source: item for source, item in found.items() if item is not None}
 
 
-def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary], blueprint: Blueprint) -> None:
+def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary], context: BuildContext) -> None:
     """Commits receipts without files that cover these sources."""
     ordered = sorted(unchanged, key=lambda source: source.uri)
     for at in range(0, len(ordered), SOURCES_PER_RECEIPT):
         shard = Shard("files", "unchanged", tuple(ordered[at : at + SOURCES_PER_RECEIPT]))
         receipt = Receipt(
             format_version=FORMAT_VERSION,
-            shard_id=shard.id(blueprint.fingerprint),
+            shard_id=shard.id(context.fingerprint),
             shard=shard,
-            fingerprint=blueprint.fingerprint,
-            fingerprint_parts=blueprint.fingerprint_parts,
+            fingerprint=context.fingerprint,
+            fingerprint_parts=context.fingerprint_parts,
             attempt=secrets.token_hex(4),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
             files=(),
@@ -70,7 +70,7 @@ def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary]
             rejects=(),
             stats=None,
             timings=Timings(),
-            limits=blueprint.job.limits(),
+            limits=context.job.limits(),
             same_as={source.uri: unchanged[source].shard_id for source in shard.objects},
         )
         Ledger(store).commit(receipt)

@@ -1,6 +1,6 @@
 """The encoder as a Ray actor: it owns an encode loop and adds no logic of its own.
 
-Takes a blueprint and shards. Gives shard outcomes. The actor is neither restarted nor retried by Ray: the driver decides that, with a
+Takes a context and shards. Gives shard outcomes. The actor is neither restarted nor retried by Ray: the driver decides that, with a
 reason. Decoders (`ray_lanes`) belong to their encoder and die with it.
 """
 
@@ -23,7 +23,7 @@ from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure, describ
 from pipeline.errors import LatheError, WorkerLost
 
 if TYPE_CHECKING:
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.shard_result import ShardResult
     from pipeline.records import Shard
 
@@ -40,8 +40,8 @@ SHUTDOWN_S = 4.0  # for the step in flight to end
 class EncoderActor:
     """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
 
-    def __init__(self, blueprint: Blueprint, decoders: int, threads: int | None) -> None:
-        self._blueprint = blueprint
+    def __init__(self, context: BuildContext, decoders: int, threads: int | None) -> None:
+        self._blueprint = context
         self._decoders = decoders
         self._threads = threads
         self._loop: EncodeLoop | None = None

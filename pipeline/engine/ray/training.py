@@ -22,13 +22,13 @@ from pipeline.training.run import definite_device, learn
 
 if TYPE_CHECKING:
     from pipeline.training.job import TrainJob
-    from pipeline.training.progress_log import Telling
+    from pipeline.training.progress_log import ProgressLog
     from pipeline.training.run import Prepared
 
 MiB = 1024 * 1024
 
 
-class Ear:
+class StepChannel:
     """An actor between the first worker and the driver: steps on their way, and the error that ends the run."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Ear:
         return self._fatal
 
 
-def train(prepared: Prepared, telling: Telling) -> Path:
+def train(prepared: Prepared, progress_log: ProgressLog) -> Path:
     """Runs `prepared` on `job.workers` processes of a cluster, or of a private Ray.
 
     Raises:
@@ -68,7 +68,7 @@ def train(prepared: Prepared, telling: Telling) -> Path:
     job = prepared.job
     cluster = connect(job.address, cpus=job.workers * job.worker_cpus, object_store_bytes=80 * MiB)
     try:
-        return _fit(prepared, telling, use_gpu=_gpus(job, cluster))
+        return _fit(prepared, progress_log, use_gpu=_gpus(job, cluster))
     finally:
         disconnect()
 
@@ -88,7 +88,7 @@ def _gpus(job: TrainJob, cluster: Cluster) -> bool:
     return wanted
 
 
-def _fit(prepared: Prepared, telling: Telling, *, use_gpu: bool) -> Path:
+def _fit(prepared: Prepared, progress_log: ProgressLog, *, use_gpu: bool) -> Path:
     import ray
 
     try:
@@ -100,7 +100,7 @@ def _fit(prepared: Prepared, telling: Telling, *, use_gpu: bool) -> Path:
             f"workers: more than one process runs through Ray Train, which is not fully installed ({error}); pip install 'lathe[training]'"
         ) from error
     job = prepared.job
-    ear = ray.remote(num_cpus=0)(Ear).remote()
+    ear = ray.remote(num_cpus=0)(StepChannel).remote()
     scratch = prepared.folder / "ray"
     trainer = TorchTrainer(
         _work,
@@ -119,7 +119,7 @@ def _fit(prepared: Prepared, telling: Telling, *, use_gpu: bool) -> Path:
             name=uuid.uuid4().hex, storage_path=str(scratch), failure_config=FailureConfig(max_failures=job.restarts)
         ),
     )
-    listener = threading.Thread(target=_listen, args=(ear, telling), daemon=True)
+    listener = threading.Thread(target=_listen, args=(ear, progress_log), daemon=True)
     listener.start()
     try:
         trainer.fit()
@@ -159,12 +159,12 @@ def _work(config: dict[str, Any]) -> None:
         raise
 
 
-def _listen(ear: Any, telling: Telling) -> None:
+def _listen(ear: Any, progress_log: ProgressLog) -> None:
     """Hands on what workers say, in a thread of the driver."""
     import ray
 
     while (told := ray.get(ear.hear.remote())) is not None:
-        telling.step(*told)
+        progress_log.step(*told)
 
 
 def _raise_told(ear: Any) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.engine.worker.blueprint import environment
+from pipeline.engine.worker.build_context import environment
 from pipeline.engine.worker.clip_writing import ClipWriting
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.sample_account import ShardAccounts
@@ -36,7 +36,7 @@ from pipeline.writer import ShardWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Shard, SourceObject, WrittenFile
     from pipeline.storage import Store
 
@@ -49,7 +49,7 @@ class ShardAttempt:
 
     Args:
         shard: what to encode.
-        blueprint: how.
+        context: how.
         store: the output.
         wake: called, from any thread, when `poll` may have something new to say.
         progress: counts what moves: bytes fetched, written, read back and uploaded, and the commit.
@@ -62,18 +62,18 @@ class ShardAttempt:
     def __init__(
         self,
         shard: Shard,
-        blueprint: Blueprint,
+        context: BuildContext,
         store: Store,
         wake: Callable[[], None],
         progress: ProgressCounter | None = None,
     ) -> None:
-        job = blueprint.job
+        job = context.job
         self.shard = shard
-        self.shard_id = shard.id(blueprint.fingerprint)
-        self.name = f"{blueprint.build}{secrets.token_hex(4)}"
-        self._scope = ShardScope(shard, blueprint.fingerprint, job.engine.shard_video_s)
+        self.shard_id = shard.id(context.fingerprint)
+        self.name = f"{context.build}{secrets.token_hex(4)}"
+        self._scope = ShardScope(shard, context.fingerprint, job.engine.shard_video_s)
         self.etags = self._scope.fetched_etags
-        self._blueprint = blueprint
+        self._blueprint = context
         self._wake = wake
         self._drill = job.drill
         self._progress = progress or ProgressCounter()
@@ -102,8 +102,8 @@ class ShardAttempt:
             job.write,
             shard_id=self.shard_id,
             attempt=self.name,
-            fingerprint=blueprint.fingerprint,
-            metadata=blueprint.file_metadata(),
+            fingerprint=context.fingerprint,
+            metadata=context.file_metadata(),
             drill=job.drill,
             progress=self._progress.add,
         )

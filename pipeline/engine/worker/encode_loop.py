@@ -25,7 +25,7 @@ from pipeline.storage import mark_reached, open_store
 if TYPE_CHECKING:
     from pipeline.encoder import Encoded, Encoder, Launched
     from pipeline.engine.decoders.lanes import Lanes
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
@@ -89,10 +89,10 @@ class LoopStats:
 class EncodeLoop:
     """See the module. One thread calls `step`; `submit` may come from another."""
 
-    def __init__(self, blueprint: Blueprint, encoder: Encoder, lanes: Lanes) -> None:
-        job = blueprint.job
+    def __init__(self, context: BuildContext, encoder: Encoder, lanes: Lanes) -> None:
+        job = context.job
         self.stats = LoopStats()
-        self._blueprint = blueprint
+        self._blueprint = context
         self._encoder = encoder
         mark_reached(job.storage)  # by the driver: to be unreachable from here on is an outage, not a wrong address
         self._store = open_store(job.output, job.storage)
@@ -106,10 +106,10 @@ class EncodeLoop:
         self._feed = Feed(
             lanes,
             self,
-            rules=blueprint.rules,
+            rules=context.rules,
             limits=job.decode,
             drill=job.drill,
-            chunk_frames=blueprint.chunk_frames or WHOLE_CHUNK,
+            chunk_frames=context.chunk_frames or WHOLE_CHUNK,
             frame_bytes=job.engine.frame_bytes,
             largest_batch=encoder.largest_batch,
             etag_of=lambda attempt, sample: attempt.etags[sample.uri],

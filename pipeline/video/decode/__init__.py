@@ -5,6 +5,13 @@
 A frame is named by its index among the shown frames. What is on screen at index i is the last decoded frame not after
 its time, as a player shows it. Single-threaded: parallelism is over videos. Raises `BadDataError`, or the storage's error
 where the file itself cannot be read, and nothing else.
+
+- `encoded_file`, `read_mark`: the bytes as a file for libav; whether a decoder is inside a read
+- `container`, `stream_choice`, `encryption`, `lookalikes`, `refusals`, `matroska_crop`: opening, and why a video cannot be opened
+- `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when
+- `frame_stream`, `damaged`: decoded frames in order; which are damaged
+- `deinterlacer`, `filtering`, `orientation`, `cropping`: filters
+- `planes`, `colour_tags`, `tonemap`: planes of the bucket's size; colour
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import time
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.progress import Silent
 from pipeline.engine.driver.report import BuildReport
-from pipeline.engine.worker.blueprint import Blueprint
-from pipeline.engine.worker.crew import ShardEnded, WorkerUp
+from pipeline.engine.worker.build_context import BuildContext
 from pipeline.engine.worker.encode_loop import ShardFailure
+from pipeline.engine.worker.pool import ShardEnded, WorkerUp
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import StorageUnavailable
 from pipeline.records import Counts, Shard, SourceObject, Timings
@@ -40,7 +40,7 @@ class ProbedStore(LocalStore):
             raise StorageUnavailable("host:9000 did not answer (ConnectionRefused)", uri=self.root)
 
 
-class ScriptedCrew:
+class ScriptedPool:
     """Workers whose attempts end as `outcome(shard, how often it ran)` says: None for success, else an error."""
 
     def __init__(self, outcome, workers=2):
@@ -71,23 +71,23 @@ class ScriptedCrew:
 
 
 class ScriptedExecutor:
-    def __init__(self, crew):
-        self._crew = crew
+    def __init__(self, pool):
+        self._pool = pool
 
-    def crew(self, blueprint):
-        return self._crew
+    def pool(self, context):
+        return self._pool
 
 
-def make_build(tmp_path, store, crew, *overrides, shards=6):
+def make_build(tmp_path, store, pool, *overrides, shards=6):
     job = tiny_job(tmp_path, tmp_path / "out", *overrides)
-    blueprint = object.__new__(Blueprint)
-    object.__setattr__(blueprint, "job", job)
-    object.__setattr__(blueprint, "fingerprint", "f" * 32)
+    context = object.__new__(BuildContext)
+    object.__setattr__(context, "job", job)
+    object.__setattr__(context, "fingerprint", "f" * 32)
     uri = str(tmp_path / "in")
     todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
     report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)
     told = Told()
-    return Build(todo, blueprint, ScriptedExecutor(crew), store, told, report, time.monotonic()), report, told.lines
+    return Build(todo, context, ScriptedExecutor(pool), store, told, report, time.monotonic()), report, told.lines
 
 
 def unavailable(shard):

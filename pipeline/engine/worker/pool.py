@@ -1,6 +1,6 @@
 """What the driver needs of an executor: workers that take shards and report what became of them. No Ray here.
 
-Enters: assignments. Leaves: events. `InlineCrew` is one encode loop in this process; `RayCrew` (in `ray_crew`) is actors.
+Enters: assignments. Leaves: events. `InlinePool` is one encode loop in this process; `RayPool` (in `ray_pool`) is actors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure, describ
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.dispatch import Cause
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.shard_result import ShardResult
     from pipeline.records import Shard
 
@@ -63,10 +63,10 @@ class Notice:
     text: str
 
 
-CrewEvent = WorkerUp | ShardEnded | WorkerGone | Pulse | Notice
+PoolEvent = WorkerUp | ShardEnded | WorkerGone | Pulse | Notice
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """A set of encoders."""
 
     size: int
@@ -79,7 +79,7 @@ class Crew(Protocol):
         """Hands a shard over; `ShardEnded` or `WorkerGone` follows."""
         ...
 
-    def poll(self, timeout_s: float) -> list[CrewEvent]:
+    def poll(self, timeout_s: float) -> list[PoolEvent]:
         """What happened, waiting up to `timeout_s` for something to.
 
         Raises:
@@ -97,14 +97,14 @@ def decoders_per_encoder(job_decoders: int | None, cores: int, encoders: int) ->
     return job_decoders or max(1, min(MOST_DECODERS, cores // encoders))
 
 
-class InlineCrew:
+class InlinePool:
     """One worker: an encode loop driven by `poll`, with decoders as child processes."""
 
     size = 1
     _NAME = "inline"
 
-    def __init__(self, blueprint: Blueprint) -> None:
-        self._blueprint = blueprint
+    def __init__(self, context: BuildContext) -> None:
+        self._blueprint = context
         self._loop: EncodeLoop | None = None
         self._announced = False
         self._pulse_at = 0.0
@@ -133,7 +133,7 @@ class InlineCrew:
     def assign(self, worker: str, shard: Shard) -> None:  # noqa: D102
         self._running().submit(shard)
 
-    def poll(self, timeout_s: float) -> list[CrewEvent]:  # noqa: D102
+    def poll(self, timeout_s: float) -> list[PoolEvent]:  # noqa: D102
         loop = self._running()
         if not self._announced:
             self._announced = True
@@ -142,7 +142,7 @@ class InlineCrew:
             time.sleep(min(timeout_s, IDLE_S))
             return []
         deadline = time.monotonic() + timeout_s
-        events: list[CrewEvent] = []
+        events: list[PoolEvent] = []
         while not events and time.monotonic() < deadline and loop.shards_in_flight:
             events += [ShardEnded(self._NAME, outcome) for outcome in loop.step()]
             if time.monotonic() - self._pulse_at > 0.5:

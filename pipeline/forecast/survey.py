@@ -1,6 +1,6 @@
 """`lathe plan`: the corpus is listed and read, each video is opened in a decoder process as `lathe encode` opens it, the plan is added up.
 
-Takes an `EncodeJob` (its output is not touched). Gives a `CorpusPlan`, the same in every run. Writes nothing and loads no network.
+Takes an `EncodeJob` (its output is not touched). Gives a `Forecast`, the same in every run. Writes nothing and loads no network.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.engine.decoders.feed import Restarted
-from pipeline.engine.decoders.sample_stream import Footage
+from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
-from pipeline.forecast.forecast import CorpusPlan, LatentSize, PlanTally
+from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
 
@@ -27,7 +27,7 @@ ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 UNREADABLE = (AccessError, NotFound, SourceChanged, SourceRefused)  # of a plain file: the build goes on without it
 
 
-def plan_job(job: EncodeJob) -> CorpusPlan:
+def forecast_job(job: EncodeJob) -> Forecast:
     """What encoding `job` would do, from headers.
 
     Raises:
@@ -50,7 +50,7 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
         tensors=2 if job.write.moments else 1,
         lead_frames=spec.lead_frames,
     )
-    tally = PlanTally(rules, latent)
+    tally = ForecastTotals(rules, latent)
     unreadable: list[str] = []
 
     def goes_on(error: Exception) -> bool:
@@ -62,27 +62,27 @@ def plan_job(job: EncodeJob) -> CorpusPlan:
     shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
     if job.strict:
         passed_over.refuse()
-    with Footage(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as footage:
-        for outcome in _in_order(footage):
+    with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
+        for outcome in _in_order(stream):
             if isinstance(outcome, tuple):
                 tally.opened(*outcome)
             elif isinstance(outcome, Reject):
                 tally.rejected(outcome)
-    tally.warn(footage.counters)
+    tally.warn(stream.counters)
     for text in sorted(unreadable):
         tally.notice(text)
     return replace(tally.result(), passed_over=passed_over.to_dict())
 
 
-def _in_order(footage: Footage) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:
+def _in_order(stream: SampleStream) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:
     """What became of each sample, in the order of the corpus: decoders answer in any."""
     opened: dict[int, tuple[Sample, OpenedVideo]] = {}
     ended: dict[int, tuple[Sample, OpenedVideo] | Reject | LatheError] = {}
     following = 0
-    for happening in footage:
-        number, what = happening.number, happening.what
-        if isinstance(what, OpenedVideo) and happening.sample is not None:
-            opened[number] = replace(happening.sample, video=b""), what
+    for event in stream:
+        number, what = event.number, event.what
+        if isinstance(what, OpenedVideo) and event.sample is not None:
+            opened[number] = replace(event.sample, video=b""), what
         elif isinstance(what, Reject | LatheError):
             ended[number] = what
         elif not isinstance(what, Restarted):

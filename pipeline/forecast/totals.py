@@ -1,6 +1,6 @@
 """Sums of what a build would do, from headers: which buckets fill, what is dropped and why, how many bytes it writes. For `lathe plan`.
 
-Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `CorpusPlan`. Of each video the packets are listed
+Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `Forecast`. Of each video the packets are listed
 and the first frame is decoded (rotation and interlacing are known from nothing else); damage behind it stays unseen until the build.
 """
 
@@ -60,7 +60,7 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusPlan:
+class Forecast:
     """The answer. `samples = with_clips + without_clips`; `warnings` are as in receipts (see `Receipt.warnings`); `notices` are lines about
     inputs that are not among the samples.
     """
@@ -84,7 +84,7 @@ class CorpusPlan:
         return asdict(self)
 
 
-class PlanTally:
+class ForecastTotals:
     """Adds a corpus up, sample by sample. The order decides which keys stand as examples, and nothing else."""
 
     def __init__(self, rules: ClipRules, latent: LatentSize) -> None:
@@ -137,10 +137,10 @@ class PlanTally:
         fill.seconds += frames / clip.fps
         fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
 
-    def result(self) -> CorpusPlan:
+    def result(self) -> Forecast:
         """All of it so far."""
         fills = self._buckets.values()
-        return CorpusPlan(
+        return Forecast(
             samples=self._samples,
             with_clips=self._with_clips,
             without_clips=self._samples - self._with_clips,

@@ -1,6 +1,6 @@
 """What every process of a build must agree on: the job made definite, the clip rules, the fingerprint and the file metadata.
 
-Enters: a validated `EncodeJob` and the identity of the network. Leaves: a picklable `Blueprint`. Same blueprint, same latents.
+Enters: a validated `EncodeJob` and the identity of the network. Leaves: a picklable `BuildContext`. Same context, same latents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PIXELS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
+class BuildContext:
     """A build, decided."""
 
     job: EncodeJob
@@ -48,8 +48,8 @@ class Blueprint:
         }
 
 
-def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str) -> Blueprint:
-    """Puts a blueprint together and takes its fingerprint: everything that can change a stored value, and nothing else."""
+def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str) -> BuildContext:
+    """Puts a context together and takes its fingerprint: everything that can change a stored value, and nothing else."""
     spec = network.spec.to_dict()
     stride = network.spec.time_stride
     parts = {
@@ -63,7 +63,7 @@ def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, comput
         "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "damage", "untagged_matrix")},
         "variant": "base",
     }
-    return Blueprint(
+    return BuildContext(
         job=job,
         rules=rules,
         spec=spec,

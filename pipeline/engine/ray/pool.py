@@ -1,6 +1,6 @@
 """Encoders as Ray actors, seen from the driver: creates, feeds, watches and replaces them.
 
-In: assignments. Out: crew events. What a failure means for shards is decided in `dispatch`; this file says what happened. Every answer of
+In: assignments. Out: pool events. What a failure means for shards is decided in `dispatch`; this file says what happened. Every answer of
 an actor arrives in one queue by a callback, so a poll costs the same with ten encoders as with a thousand. All limits are counted on the
 *attended* clock, which stands still while the driver itself does not poll: a driver that was stopped judges no encoder for that time.
 """
@@ -21,14 +21,14 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from pipeline.engine.ray.actors import EncoderActor
 from pipeline.engine.ray.losses import LoadFailures, describe_loss
-from pipeline.engine.worker.crew import CrewEvent, Notice, Pulse, ShardEnded, WorkerGone, WorkerUp, decoders_per_encoder
+from pipeline.engine.worker.pool import Notice, PoolEvent, Pulse, ShardEnded, WorkerGone, WorkerUp, decoders_per_encoder
 from pipeline.errors import FatalError, WorkerLost
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from pipeline.engine.ray.session import Cluster
-    from pipeline.engine.worker.blueprint import Blueprint
+    from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import Shard
 
 PULSE_S = 2.0  # between questions for live numbers; longer with many encoders
@@ -67,23 +67,23 @@ class _Call:
     ticket: int = 0
 
 
-class RayCrew:
+class RayPool:
     """See the module."""
 
-    def __init__(self, blueprint: Blueprint, cluster: Cluster) -> None:
-        self._blueprint = blueprint
+    def __init__(self, context: BuildContext, cluster: Cluster) -> None:
+        self._blueprint = context
         self._workers: dict[str, _Worker] = {}
         self._answers: queue.SimpleQueue[tuple[_Call, Future[Any]]] = queue.SimpleQueue()
         self._again: list[tuple[float, int, _Call]] = []  # heap of calls to repeat
         self._pulses: deque[tuple[float, str]] = deque()  # when to ask whom; the period is the same for all
         self._created = self._tickets = self._wanted = self._up = 0
-        self._failures = LoadFailures(blueprint.job.engine.outage_s)
+        self._failures = LoadFailures(context.job.engine.outage_s)
         self._told_waiting = False
         self._attended = 0.0
         self._polled_at = time.monotonic()
         self._watch_at = 0.0
-        self.size = encoders_for(blueprint, cluster)
-        engine = blueprint.job.engine
+        self.size = encoders_for(context, cluster)
+        engine = context.job.engine
         cores = (os.cpu_count() or 1) if cluster.local else cluster.cpus
         spare = cores if cluster.local else cores - self.size * engine.encoder_cpus
         self._decoders = engine.decoders or decoders_per_encoder(None, int(spare / engine.decoder_cpus), self.size)
@@ -102,14 +102,14 @@ class RayCrew:
         record.shards[self._tickets] = shard
         self._ask(_Call(worker, "run_shard", self._tickets))
 
-    def poll(self, timeout_s: float) -> list[CrewEvent]:  # noqa: D102
+    def poll(self, timeout_s: float) -> list[PoolEvent]:  # noqa: D102
         now = time.monotonic()
         self._attended += min(now - self._polled_at, LONGEST_TURN_S, self._blueprint.job.engine.hang_s / 4)
         self._polled_at = now
         self._ask_pulses(now)
         while self._again and self._again[0][0] <= now:
             self._ask(heapq.heappop(self._again)[2])
-        events: list[CrewEvent] = []
+        events: list[PoolEvent] = []
         for call, answer in self._arrived(timeout_s):
             worker = self._workers.get(call.worker)
             if worker is not None:
@@ -161,7 +161,7 @@ class RayCrew:
                 answers.append(self._answers.get_nowait())
         return answers
 
-    def _settle(self, worker: _Worker, call: _Call, answer: Future[Any]) -> list[CrewEvent]:
+    def _settle(self, worker: _Worker, call: _Call, answer: Future[Any]) -> list[PoolEvent]:
         try:
             value = answer.result()
         except RayTaskError as error:
@@ -190,7 +190,7 @@ class RayCrew:
         worker.alive_at = self._attended
         return [ShardEnded(worker.name, value)]
 
-    def _is_up(self, worker: _Worker) -> list[CrewEvent]:
+    def _is_up(self, worker: _Worker) -> list[PoolEvent]:
         if worker.up:
             return []
         worker.up, worker.alive_at = True, self._attended
@@ -199,7 +199,7 @@ class RayCrew:
         self._pulses.append((time.monotonic(), worker.name))
         return [WorkerUp(worker.name)]
 
-    def _unavailable(self, worker: _Worker, call: _Call, error: ActorUnavailableError) -> list[CrewEvent]:
+    def _unavailable(self, worker: _Worker, call: _Call, error: ActorUnavailableError) -> list[PoolEvent]:
         if worker.unavailable_since is None:
             worker.unavailable_since = self._attended
         if self._attended - worker.unavailable_since > UNAVAILABLE_S:
@@ -210,7 +210,7 @@ class RayCrew:
             heapq.heappush(self._again, (time.monotonic() + AGAIN_S, id(call), call))
         return []
 
-    def _gone(self, worker: _Worker, error: Exception) -> list[CrewEvent]:
+    def _gone(self, worker: _Worker, error: Exception) -> list[PoolEvent]:
         del self._workers[worker.name]
         ray.kill(worker.actor, no_restart=True)
         why, cause = describe_loss(error)
@@ -234,7 +234,7 @@ class RayCrew:
                 self._ask(_Call(name, "stats"))
             self._pulses.append((now + period, name))
 
-    def _stuck(self) -> list[CrewEvent]:
+    def _stuck(self) -> list[PoolEvent]:
         """Ends encoders that hold shards and do not move, and those that load for too long."""
         limit = self._blueprint.job.engine.hang_s
         stuck = [
@@ -252,12 +252,12 @@ class RayCrew:
     def _has_no_room(self, worker: _Worker) -> bool:
         return worker.node is None and self._attended - worker.created_at > PLACEMENT_S
 
-    def _replace(self, now: float) -> list[CrewEvent]:
+    def _replace(self, now: float) -> list[PoolEvent]:
         if now >= self._failures.create_at:
             self.start(self._wanted)
         return [Notice(text) for text in self._failures.notices()]
 
-    def _waiting(self) -> list[CrewEvent]:
+    def _waiting(self) -> list[PoolEvent]:
         """Once: encoders that have no node yet, and what the cluster would need."""
         late = [worker for worker in self._workers.values() if self._has_no_room(worker)]
         if not late or self._told_waiting:
@@ -277,9 +277,9 @@ def _nodes_alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node.get("Alive")}
 
 
-def encoders_for(blueprint: Blueprint, cluster: Cluster) -> int:
+def encoders_for(context: BuildContext, cluster: Cluster) -> int:
     """How many encoders the job gets: what it asks for, else one per GPU, else one per node."""
-    asked = blueprint.job.engine.encoders
-    if blueprint.device.startswith("cuda"):
+    asked = context.job.engine.encoders
+    if context.device.startswith("cuda"):
         return asked or max(1, int(cluster.gpus))
     return asked or (1 if cluster.local else max(1, cluster.nodes))
