@@ -154,7 +154,7 @@ def plan_of(folder: Path) -> dict:
         ),
         *("--clips", "uniform:2", "--json", "--set", f"model.config={json.dumps(TINY_NETWORK)}"),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -194,7 +194,7 @@ def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
         command = [sys.executable, "-m", "pipeline", "encode", folder, tmp_path / executor]
         flags = tiny_flags("--executor", executor, "--set", "reject_budget=1", "--set", "clips.select=uniform:3")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        run = subprocess.run([*map(str, command), *flags], capture_output=True, text=True, timeout=200, env=environment)
+        run = subprocess.run([*map(str, command), *flags], capture_output=True, text=True, timeout=300, env=environment)
         assert run.returncode == 0, run.stderr
         assert "Traceback" not in run.stderr
     inline, ray = (rows(tmp_path / executor) for executor in ("inline", "ray"))

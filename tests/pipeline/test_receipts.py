@@ -394,7 +394,7 @@ def test_done_is_one_list_and_no_reads(tmp_path: Path) -> None:
     for n in range(20_000):
         (folder / f"{n:032x}.json").write_bytes(b"{" if n else b"")  # the first is empty: no receipt
     store = Counting(str(tmp_path / "out"))
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert len(Ledger(store).done()) == 19_999
-    assert time.perf_counter() - begun < 5  # measured: about 0.2 s
+    assert time.process_time() - begun < 5  # measured: about 0.2 s
     assert (store.lists, store.reads) == (1, 0)
