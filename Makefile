@@ -39,8 +39,8 @@ fix: $(INSTALLED) ## format, and repair what the linter can repair
 docs: $(INSTALLED) ## write docs/configuration.md and docs/commands.md from the code
 	$(BIN)/python -m docs.generate
 
-bench: $(INSTALLED) ## measure encode, decode, write and end to end; prints ratios
-	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(INSTALLED) ## measure what the README claims; one table at the end (BENCH="--quick" only tries everything)
+	$(BIN)/python -m benchmarks.run_all $(BENCH)
 
 fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, or for FUZZ_S=600 seconds
 	$(BIN)/python -m tests.fuzz

@@ -92,6 +92,7 @@ def main() -> None:
             rows.append(row)
             if not options.json:
                 print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+                print(f"RESULT {row['cut_source_fps']:.0f} frames per CPU second of one thread, {name}, {job_name}")
     if options.json:
         versions = {"av": av.__version__, "python": platform.python_version(), "machine": platform.machine()}
         print(

@@ -110,6 +110,12 @@ def main() -> None:
             f"{row['run']:<30}{1e3 * row['median_s']:>8.0f}{row['frames_per_s']:>10.1f}{row['speedup']:>8.2f}x"
             f"{errors[0]:>11}{errors[1]:>12}"
         )
+    plain, lathe, _, bfloat16 = rows
+    print(f"RESULT {lathe['speedup']:.2f} >= 1.5 {args.network} encode of {report['clip']}, float32, of plain float32")
+    print(f"RESULT {lathe['max_rel_to_plain']:.1e} <= 1e-5 its largest difference")
+    print(
+        f"RESULT {bfloat16['speedup']:.2f} >= 3 {args.network} encode of {report['clip']}, bfloat16, of plain float32"
+    )
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
 

@@ -146,7 +146,7 @@ def main() -> None:
             for minutes, shard in shards.items():
                 row = {"minutes": minutes, "video_mb": video_mb[minutes], **measure(Path(name), shard, format, args)}
                 first = first or row["total_mb"]
-                rows.append({**row, "ratio": round(row["total_mb"] / first, 3)})
+                rows.append({**row, "format": format, "ratio": round(row["total_mb"] / first, 3)})
                 print(
                     f"{format:8}{minutes:5g} min ({row['video_mb']:6.1f} MB, {row['frames']:6d} frames -> {row['file_mb']:6.1f} MB): "
                     f"encoder {row['encoder_mb']:7.1f} MB + decoder {row['decoder_mb']:6.1f} MB = {row['total_mb']:7.1f} MB, "
@@ -154,7 +154,11 @@ def main() -> None:
                     flush=True,
                 )
     worst = max(row["ratio"] for row in rows)
-    print(f"worst ratio {worst:.3f}, bar {BAR:.2f}: {'met' if worst <= BAR else 'MISSED'}")
+    for format in args.formats.split(","):
+        ratio = max(row["ratio"] for row in rows if row["format"] == format)
+        print(
+            f"RESULT {ratio} <= {BAR} peak memory of a {lengths[-1]:g}-minute video, of a {lengths[0]:g}-minute one, {format}"
+        )
     if args.json:
         record = {"network": args.network, "size": args.size, "fps": args.fps, "kbit": args.kbit}
         args.json.write_text(json.dumps({**record, "bar": BAR, "worst_ratio": worst, "rows": rows}, indent=1))
