@@ -24,7 +24,7 @@ from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
 from pipeline.format.index import IndexRow
 from pipeline.look.originals import Originals
 from pipeline.look.preview import preview
-from pipeline.look.showing import Screen, frame_psnr
+from pipeline.look.showing import LatentDecoder, frame_psnr
 from pipeline.look.stored import StoredClip, choose, facts, in_turns, latent_bytes
 from pipeline.records import FrameChunk, Sample
 from pipeline.storage import open_store
@@ -188,7 +188,7 @@ def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(network):
     vae = model.load(network, config=json.loads(fixture.read_text())["config"], untrained=0)
     found = network_of(vae.identity(), moments=False)
     encoder = {**found.identity, "numerics": vae.numerics - 1, "checkpoint": found.provenance}
-    screen = Screen(encoder, None, "cpu")
+    screen = LatentDecoder(encoder, None, "cpu")
     assert "version" in screen.notices[1]  # of the arithmetic
     latent = torch.randn((vae.spec.latent_channels, 11, 4, 4), generator=torch.Generator().manual_seed(3))
     row = IndexRow(
@@ -311,7 +311,7 @@ def test_only_the_recorded_weights_are_used(file_job, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at .*moved\.safetensors.*--checkpoint where they are now"
     ):
-        Screen({**encoder, "checkpoint": recorded}, None, "cpu")
+        LatentDecoder({**encoder, "checkpoint": recorded}, None, "cpu")
     assert not Path(sheet).exists()
 
 
