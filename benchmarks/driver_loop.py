@@ -1,4 +1,4 @@
-"""What the driver's loop costs: 100,000 shards through a `Build` with a pool of plain objects, CPU microseconds a shard.
+"""CPU time of the driver's loop per shard: 100,000 shards through a `Build` with a pool of plain objects.
 
 Takes numbers of shards and workers; prints one line per number of workers, and the ratio of the most to the fewest. There is no Ray, store
 or network: what remains is assigning shards, counting, live numbers and the display, as `RayPool` drives it (one event a poll by default).

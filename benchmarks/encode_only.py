@@ -1,9 +1,9 @@
-"""How fast the network alone encodes: this code against the plain layer-by-layer implementation, in one run.
-
-Enters: a network's name and a clip size (random weights, random pixels). Leaves: a table of medians over interleaved repeats, the
-ratio and the largest difference relative to the largest latent; the same as JSON with `--json`.
+"""Speed of LeanVAE's encoder compared with the plain layer-by-layer implementation, in one run.
 
     python benchmarks/encode_only.py --network leanvae-dim16 --frames 17 --size 256x256 --repeats 7 --threads 2
+
+Random weights, random pixels. Prints medians over alternating repeats, the ratio, and the largest difference relative to the largest
+latent; with `--json` the same as JSON.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Does the encoder wait? Encode-only, decode-only and the whole way, over the same clips in one run, as frames per second and ratios.
+"""A build compared with encoding alone and decoding alone, over the same clips in one run: frames per second and ratios.
 
     python benchmarks/end_to_end.py [--videos 8] [--executor inline,ray] [--repeats 1] [--json FILE]
 
 `encode only` feeds the network frames that are already decoded; `decode only` cuts the same clips in as many processes as the build
-uses, with nobody else on the machine; `end to end` is `pipeline.encode` from tars to receipts, from the moment its first encoder is up.
-The bar: end to end >= 0.9 of the lower of the two.
+uses; `end to end` is `pipeline.encode` from tars to receipts, from the moment its first encoder is up. The bar: end to end >= 0.9 of
+the lower one.
 """
 
 from __future__ import annotations

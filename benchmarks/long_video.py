@@ -1,10 +1,10 @@
-"""Is memory flat in video length? Peak of encoding one long video whole against a short one, over the processes of a build, as a ratio.
+"""Peak memory of encoding one long video as a whole compared with a short one, over all processes of a build.
 
     python benchmarks/long_video.py [--minutes 1,10] [--formats parquet,tar] [--network small] [--kbit 400] [--json FILE]
 
-Each build is a fresh `python -m pipeline encode ... --clips whole --executor inline` with one decoder, from a tar. The peak of a process
-is the kernel's own high-water mark (`VmHWM`: anonymous memory and mapped files alike), read from /proc until the process ends, so
-this needs Linux. `small` is a LeanVAE of few layers with the real one's 16 latent channels: latents have the real size, encoding is quick.
+Each build is a fresh `python -m pipeline encode ... --clips whole --executor inline` with one decoder, from a tar. The peak of a process is
+the kernel's high-water mark (`VmHWM`: anonymous memory and mapped files), read from /proc until the process ends, so this needs Linux.
+`small` is a LeanVAE of few layers with the 16 latent channels of the published one: latents have the usual size, encoding is fast.
 The bar: every longer video <= 1.10 of the shortest, all processes together.
 """
 

@@ -1,12 +1,12 @@
-"""Does the encoder wait for a slow output store? The same build into a local folder and into a store with latency and a low rate.
+"""Encode time of a build into a slow output store compared with a local folder.
 
     python benchmarks/slow_store.py [--rate 20] [--latency 0.3] [--shards 4] [--repeats 2] [--json FILE]
 
-Both are local folders; the slow one sleeps `latency` seconds in every request and sends `rate` megabytes a second, one upload beside the
-other. Measured is the time from the first encode step to the last one's end, in which the encoder should never wait for an upload; what
-follows (the last shard's upload and receipt) is printed apart, because no encoder could use it. Clips are small and files are closed at
-4 MiB, so that hundreds of clips come out of the network during one upload, as on a GPU.
-The bar: the slow store costs <= 5 % while the encoder is the limit.
+Both are local folders; the slow one sleeps `latency` seconds in every request and sends `rate` megabytes a second, one upload at a
+time. Measured is the time from the first encode step to the end of the last one, in which the encoder should never wait for an upload.
+What follows (upload and receipt of the last shard) is printed separately. Clips are small and files are closed at 4 MiB, so that
+hundreds of clips are encoded during one upload, as on a GPU.
+The bar: at most 5 % more time while the encoder is the limit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Three uniform clips of an hour-long video with B-frames: what Matroska costs beside MP4. Prints their ratio, measured in one run.
+"""Three uniform clips of an hour-long video with B-frames: CPU time for Matroska compared with MP4.
 
     python benchmarks/uniform_clips.py [--minutes 60] [--repeats 3]
 
-A few clips of a long video cost reading it and decoding a group of pictures for each, whatever the container is.
+A few clips of a long video should cost reading it and decoding a group of pictures for each, whatever the container.
 """
 
 from __future__ import annotations

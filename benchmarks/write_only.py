@@ -1,11 +1,9 @@
-"""Writing alone: MB/s of finished, checked, uploaded latent files, against copying the same bytes in the same run.
+"""Rate of writing latent files (finished, checked, uploaded) compared with copying the same bytes in the same run.
 
     python benchmarks/write_only.py [--mebibytes 512] [--folder DIR] [--json FILE]
 
-Latents are random and in memory; the store is a local folder. The copy goes through the same store (copy, fsync,
-rename), so the ratio is
-what layout, statistics, hashing and reading back cost. `long` is one whole-video latent mapped from a file; its peak
-memory is what counts.
+Latents are random and in memory; the store is a local folder. The copy uses the same store (copy, fsync, rename), so the ratio is the
+cost of layout, statistics, hashing and reading back. `long` is one whole-video latent mapped from a file; its peak memory is measured.
 """
 
 from __future__ import annotations
