@@ -38,7 +38,7 @@ ENTRIES = (
     ),
     Entry(
         "networks",
-        "--networks wfvae-s,ivvae-z4 --sizes 17x256x256 --dtypes float32 --no-decode",
+        "--networks wfvae-s,ivvae-z4 --sizes 17x256x256 --dtypes float32 --repeats 1 --budget 600 --no-decode --memory-size 64x64",
         "--networks wfvae-s --sizes 5x32x32 --dtypes float32 --repeats 1 --no-decode --no-memory",
     ),
     Entry("networks", "--device cuda", "--device cuda --sizes 17x256x256 --repeats 1 --no-memory", needs="gpu"),

@@ -21,7 +21,7 @@ from pipeline.cli.app import app
 from pipeline.config import EncodeJob
 from pipeline.training.job import TrainJob
 
-JOBS = {
+JOBS: dict[type[BaseModel], tuple[str, str]] = {
     EncodeJob: ("Encoding job", "For `lathe encode`, `plan`, `evaluate` and `check`."),
     TrainJob: ("Training job", "For `lathe train`. How to train: [training.md](training.md)."),
     TrainingRecipe: ("Training recipe", "`recipe` of a training job names one; `overrides` changes its values."),
