@@ -110,7 +110,7 @@ def measure(folder: Path, shard: Path, format: str, args: argparse.Namespace) ->
         command += ["--size", args.size, "--clips", "whole", "--format", format, "--executor", "inline"]
         command += ["--set", "engine.decoders=1", "--progress", "none"]
         own, child, seconds = peaks(command, {**os.environ, "TMPDIR": run})
-        receipt = json.loads(next((output / "receipts").iterdir()).read_text())
+        receipt = json.loads(next((output / "_receipts").iterdir()).read_text())
     return {
         "format": format,
         "encoder_mb": round(own / 1e6, 1),

@@ -64,7 +64,7 @@ def half_covered(inputs: str, shards: Any) -> list[Any]:
         group = sources[at : at + 10]
         found.append(
             ReceiptSummary(
-                key=f"receipts/{at:032x}.json",
+                key=f"_receipts/{at:032x}.json",
                 size=1,
                 etag="",
                 shard_id=f"{at:032x}",

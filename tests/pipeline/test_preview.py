@@ -331,23 +331,23 @@ def test_a_damaged_latent_is_not_shown(file_job, tmp_path):
 def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     done = stored(tar_job)["c", 0][1].receipt.shard_id
-    for path in (output / "receipts").iterdir():
+    for path in (output / "_receipts").iterdir():
         if done not in path.name:
             path.unlink()
     account = preview(str(output), StorageConfig())
     assert [row["key"] for row in account["clips"]] == ["c"]
     assert account["sheet"] == str(output / "preview.png")
-    shutil.rmtree(output / "receipts")
+    shutil.rmtree(output / "_receipts")
     with pytest.raises(InputError, match="has no finished shard yet"):
         preview(str(output), StorageConfig())
-    with pytest.raises(OutputError, match="is no latent set"):
+    with pytest.raises(OutputError, match="is not a latent set"):
         preview(str(tmp_path / "nothing"), StorageConfig())
 
 
 def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     other = stored(tar_job)["a", 0][1].receipt.shard_id
-    path = output / "receipts" / f"{other}.json"
+    path = output / "_receipts" / f"{other}.json"
     receipt = json.loads(path.read_text())
     receipt["fingerprint_parts"]["encoder"]["latent_weights_sha256"] = "0" * 64
     path.write_text(json.dumps(receipt | {"created": "2001-01-01T00:00:00+00:00"}))
