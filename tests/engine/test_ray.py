@@ -135,7 +135,7 @@ def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows
     output = tmp_path / "out"
     driver = ray_cluster.start("encode", corpus, output, *joined(ray_cluster), "--set", "engine.credit=1")
     deadline = time.monotonic() + 240
-    while not (output / "receipts").exists():
+    while not (output / "_receipts").exists():
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

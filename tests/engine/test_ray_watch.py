@@ -63,7 +63,7 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     held = []
 
     def others():
-        if not held and (output / "receipts").exists():
+        if not held and (output / "_receipts").exists():
             first.suspend()  # so that the build is not over before three have failed
             held.append(True)
         return [process for process in encoders(run.pid) if process.pid not in seen]
@@ -104,7 +104,7 @@ def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus,
     flags += ["--set", "engine.hang_s=4", "--set", "engine.credit=1"]
     before = {process.pid for process in encoders()}
     run = ray_cluster.start("encode", corpus, output, *flags)
-    wait_for((output / "receipts").exists, lambda: run.poll() is None)
+    wait_for((output / "_receipts").exists, lambda: run.poll() is None)
     mine = [process for process in encoders() if process.pid not in before]
     for process in mine:
         process.suspend()
@@ -142,7 +142,7 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
         flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
         run = ray_cluster.start("encode", corpus, output, *flags, *more)
-        wait_for((output / "receipts").exists, lambda: run.poll() is None)
+        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()
         node.wait(240)
