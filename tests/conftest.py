@@ -34,12 +34,9 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
-RAY_HEAD = (
-    "ray head"  # the group of all tests that join the one Ray head: one worker runs them, so that one head is started
-)
-# Groups that take longest, begun first so that no worker is left alone with one at the end. The others follow by name.
+# Files that take longest, begun first so that no worker is left alone with one at the end. The others follow by name.
 LONG_FIRST = (
-    RAY_HEAD,
+    "tests/engine/test_ray.py",
     "tests/engine/test_signals.py",
     "tests/engine/test_fault_table.py",
     "tests/model/test_identity.py",
@@ -54,20 +51,16 @@ LONG_FIRST = (
     "tests/model/test_training_published.py",
     "tests/pipeline/test_corpus.py",
     "tests/engine/test_s3.py",
+    "tests/engine/test_ray_watch.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where workers share the tests (`--dist loadgroup`): a file is a group, with its module's fixtures; long groups first."""
-    if not hasattr(config, "workerinput"):
-        return
-    groups = {}
-    for item in items:
-        joins_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        groups[item] = RAY_HEAD if joins_ray else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: LONG_FIRST.index(groups[item]) if groups[item] in LONG_FIRST else len(LONG_FIRST))
+    """Orders the files for workers, which take them one after another (`--dist loadfile --no-loadscope-reorder`)."""
+    if hasattr(config, "workerinput"):
+        rank = {path: number for number, path in enumerate(LONG_FIRST)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @dataclass(frozen=True)
