@@ -25,7 +25,6 @@ CAPTIONS = {
             "café à la crème",
             "ein größerer Hund läuft über die Straße",
             "niño corriendo",
-            "à",
         ),
         *("crème brûlée", "Der Mann öffnet die Tür", "São Paulo at night", "naïve façade", "€5 coffee…", "Frühling"),
         *("señor", "smörgåsbord på bordet", "l’été", "20 °C outside", "¿Dónde está el gato?", "Ørsted vindmølle"),
