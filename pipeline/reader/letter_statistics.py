@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from functools import cache, lru_cache
 from importlib import resources
-from itertools import pairwise
 from typing import NamedTuple
 
 RARE_PAIR, FOREIGN = (
@@ -27,10 +26,10 @@ BORROWED_WORDS = """
     adiós appliqué après attaché açaí beyoncé björk blasé bogotá brontë brûlée bœuf café cafés canapé canapés cancún
     chloé château châteaux cliché clichés consommé coupé crudités crème crêpe crêpes crüe curaçao céline córdoba
     dalí doppelgänger dvořák débris décolleté décor déjà düsseldorf entrée entrées esmé exposé façade façades fiancé
-    fiancée flambé flambéed frappé fraîche fräulein fête fêtes führer garçon gdańsk gruyère göteborg habitué ibáñez
+    fiancée flambé flambéed frappé fraîche fräulein fête fêtes führer garçon gdańsk gruyère göteborg habitué häagen ibáñez
     jalapeño jalapeños jürgen kraków köln könig lycée macramé malmö matinée maître mañana montréal moët málaga
     márquez mâché ménage méxico mêlée mönchengladbach mötley münchen naïf naïve naïveté niña niño niños noël née
-    nürburgring outré passé perú piña piñata piñatas pokémon potosí première protégé prêt purée puréed pâté québec
+    nürburgring outré passé peña perú piña piñata piñatas pokémon potosí première protégé prêt purée puréed pâté québec
     raphaël rené renée reykjavík risqué rosé roué résumé résumés sauté sautéed sautéing schröder señor señora
     señorita smörgåsbord smørrebrød soirée soufflé soupçon são séance touché tromsø tête voilà vœux zoë zürich
     ångström éclair éclairs élan émigré étude über übermensch łódź škoda
@@ -87,7 +86,7 @@ def word_cost(word: str, language: str) -> WordCost:
         total += nats
         if not (a + b).isascii():
             beyond, pairs = beyond + nats, pairs + 1
-    total += INNER_CAPITAL * sum(a.islower() and b.isupper() for a, b in pairwise(word))
+    total += INNER_CAPITAL * sum(map(str.isupper, word[1:])) * (not word.isupper())
     return WordCost(total, beyond, pairs)
 
 

@@ -40,18 +40,31 @@ WORST, SLACK = (
     8.0,
 )  # mean nats of a pair with a letter beyond ASCII, and nats beyond it; above, the reading is not of the language
 FOREIGN_WORD = 2.0  # an English word in another language
-SYMBOL_IN_PLACE, RARE_SYMBOL, LONE_QUOTE, SYMBOL, IN_WORD, LETTER_BEFORE_DIGIT = 4.0, 7.0, 10.0, 14.0, 18.0, 5.0
+SYMBOL_IN_PLACE, RARE_SYMBOL, LONE_QUOTE, JOINING = 4.0, 7.0, 10.0, 10.0
+SYMBOL, IN_WORD, LETTER_BEFORE_DIGIT = 14.0, 18.0, 5.0
 MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0e30-\u0e3a\u0e47-\u0e4e"  # above and below letters
-WORD = re.compile(rf"(?:[^\W\d_²³¹½¼¾]|[{MARKS}])+")
+WORD = re.compile(rf"(?:[^\W\d_²³¹½¼¾µ]|[{MARKS}])+")
 # Elisions, contractions of English, endings of Turkish names, the Ukrainian and Belarusian sign: where words have an apostrophe.
 APOSTROPHE = re.compile(
     r"(?<!\w)(?:[cdjlmnstCDJLMNST]|\w*[qQ]u|un|[Aa]ujourd|[adns]\w{0,3}ll)’[aeiouyhAEIOUYHàáâèéêëìíîïòóôùúûæœÀÁÂÈÉÊÎÔÙŒ]"
     r"|n’t|\w\w’s(?!\w)|(?<!\w)(?:I’(?:m|d|ll|ve)|\w{2,}’(?:d|ll)|(?:[Yy]ou|[Ww]e|[Tt]hey|[Ww]ho)’(?:re|ve)|[oO]’\w|y’a|ma’am)"
-    r"|[бпвмфргкд]’[яюєїеё]|(?<!\w)[A-ZÇĞİÖŞÜ]\w+’[dtlny]"
+    r"|(?<!\w)’(?:n’|(?:em|cause|til|\d0s)(?!\w))|[бпвмфргкд]’[яюєїеё]|(?<!\w)[A-ZÇĞİÖŞÜ]\w+’[dtlny]"
 )
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff]")
 OPENING, CLOSING = "“„‘‚«‹¿¡", "”“’‘»›…"
-PARTNERS = {"“": "”„", "”": "“„", "„": "“”", "‚": "‘’", "«": "»", "»": "«", "‹": "›", "›": "‹", "‘": "’‚"}
+PARTNERS = {
+    "“": "”„",
+    "”": "“„",
+    "„": "“”",
+    "‚": "‘’",
+    "«": "»",
+    "»": "«",
+    "‹": "›",
+    "›": "‹",
+    "‘": "’‚",
+    "¿": "?",
+    "¡": "!",
+}
 
 
 class Reading(NamedTuple):
@@ -73,7 +86,7 @@ def readings(sample: bytes) -> list[Reading]:
             text = sample.decode(encoding)
         except UnicodeDecodeError:
             continue
-        if NOT_TEXT.search(text) or (symbols := advance + _symbols(sample, text)) > limit:
+        if NOT_TEXT.search(text) or text.isascii() or (symbols := advance + _symbols(sample, text)) > limit:
             continue
         words = WORD.findall(unicodedata.normalize("NFC", text))
         for language in languages.split():
@@ -110,35 +123,42 @@ def _symbols(data: bytes, text: str) -> float:
         before, after = text[n - 1 : n] or " ", text[n + 1 : n + 2] or " "
         if WORD.match(char):
             cost += LETTER_BEFORE_DIGIT if after.isdigit() else 0.0
-            continue
-        partners = PARTNERS.get(char)
-        if char == "’" and after.isalpha():
-            cost += SYMBOL_IN_PLACE if APOSTROPHE.search(text[max(n - 9, 0) : n + 4]) else IN_WORD
-        elif char == "’" and before.isalpha():
+        elif char == "’" and APOSTROPHE.search(text[max(n - 9, 0) : n + 6]):
+            cost += SYMBOL_IN_PLACE
+        elif char == "’" and before.isalpha() and not after.isalpha():
             cost += SYMBOL_IN_PLACE if before == "s" or "‘" in text else LONE_QUOTE
-        elif char.isascii() or not _in_place(before, char, after):
-            cost += IN_WORD if before.isalpha() and after.isalpha() else SYMBOL
-        elif partners is not None and not any(mark in text for mark in partners):
-            cost += LONE_QUOTE
+        elif char.isascii() or not _in_place(before, char, after, text[:n].rstrip()[-1:] + text[n + 1 :].lstrip()[:1]):
+            joined = before.isalpha() and after.isalpha()
+            cost += SYMBOL if not joined else JOINING if char in "—\xa0" else IN_WORD
+        elif char in PARTNERS and not any(mark in text for mark in PARTNERS[char]):
+            cost += SYMBOL if char in "¿¡" else LONE_QUOTE
         else:
-            cost += RARE_SYMBOL if char in "…®™©§№·•×³½¼¾¥" else SYMBOL_IN_PLACE
+            cost += RARE_SYMBOL if char in "…®™©§№·×³¾¥" else SYMBOL_IN_PLACE
     return cost
 
 
-def _in_place(before: str, char: str, after: str) -> bool:
-    """Whether a symbol stands beside what it usually stands beside."""
+def _in_place(before: str, char: str, after: str, beyond_blanks: str) -> bool:
+    """Whether a symbol stands beside what it usually stands beside; `beyond_blanks`: what is left and right of the blanks around it."""
     if char in OPENING:
         return not before.isalnum() and (not after.isspace() or char in "«‹")
+    if char == "…" and before == " " and len(beyond_blanks) == 1:  # the first or last character
+        return True
     if char in CLOSING:
         return (not before.isspace() or char in "»›") and not after.isalnum()
     if char in "–—":
         return before.isspace() == after.isspace() and not before.isalpha()
     if char == "\xa0":
         return before.isdigit() or before == "«" or after in "!?:;»%"
-    if char in "½¼¾" and before == after == " ":
+    if char in "½¼¾":
+        return before.isdigit() or (before == " " and after in " -")
+    if char in "°²³×€£¥‰":
+        return (
+            any(map(str.isdigit, beyond_blanks)) or (char == "°" and after in "CF") or (char in "²³" and before == "m")
+        )
+    if char == "µ":
+        return before in " 0123456789" and after in "mgslFAVW"
+    if char == "·" and before.lower() == after.lower() == "l":  # Catalan
         return True
-    if char in "°²³½¼¾×€£¥‰":
-        return before.isdigit() or after.isdigit() or (char == "°" and after in "CF")
     if char in "®™©§№·•":
-        return not after.isalpha() and (not before.isalpha() or char in "®™")
+        return (not after.isalpha() or char == "©") and (not before.isalpha() or char in "®™")
     return char in "،؛؟٪฿ๆฯ"

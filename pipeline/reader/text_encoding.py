@@ -31,9 +31,13 @@ LOW_BYTES, PUNCTUATION_BYTE = (
     bytes(range(0x21)),
     0x20,
 )  # first bytes of characters of all alphabets; the one of punctuation
-ASCII_LETTER, WITHIN_WORD = re.compile(r"[A-Za-z]"), re.compile(r"[A-Za-z][^\x00-\x7f]|[^\x00-\x7f][A-Za-z]")
-LATIN_END = "\u0250"
-# Nats between the best reading and any that differs: with 2.0 less, three times as many captions are read wrongly.
+ASCII_LETTER = re.compile(r"[A-Za-z]")
+ASCII_BEGINNING = re.compile(rb"\A[\x00-\x7f]+(?=[\x00-\x7f]{20})")  # of a word without blanks, such as json
+WITHIN_WORD = re.compile(r"[A-Za-z][\u0370-\u1dff][A-Za-z]")
+AT_WORD = re.compile(r"[A-Za-z][\u0370-\u1dff]|[\u0370-\u1dff][A-Za-z]")
+LATIN_END, GREEK = "\u0250", "\u0370"
+# Nats between the best reading and any that differs. Of 15,000 pieces of sentences, LEAD = 2.0 reads four times as many wrongly (119), 6.0
+# leaves 700 more unread and saves 13 errors.
 LEAD, LEAD_EAST_ASIAN, LEAD_BETWEEN_SCRIPTS = 4.0, 3.0, 6.0
 SAMPLE_BYTES = 600  # scored of a text: words with bytes beyond ASCII, and as much of the others
 
@@ -102,15 +106,19 @@ def _wide(data: bytes) -> Decoded | None:
 
 
 def _accidental(text: str) -> bool:
-    """Whether UTF-8 has one or two letters beyond ASCII only, of a rare script and within a Latin word or alone.
+    """Whether UTF-8 has one or two characters beyond ASCII only, within a Latin word or of a rare script.
 
-    Short words in encodings of DOS are the same bytes: "чай" in cp866.
+    Short words in encodings of DOS are the same bytes: "чай" in cp866, "mašīna" in cp775.
     """
     if text.isascii():
         return False
-    beyond = {char for char in text[:SAMPLE_BYTES] if not char.isascii()}
-    strange = 0 < len(beyond) <= 2 and all(char.isalpha() and not is_known(char) for char in beyond)
-    return strange and (WITHIN_WORD.search(text[:SAMPLE_BYTES]) is not None or not ASCII_LETTER.search(text))
+    text = text[:SAMPLE_BYTES]
+    beyond = {char for char in text if not char.isascii()}
+    if not 0 < len(beyond) <= 2 or max(beyond) < GREEK:
+        return False
+    rare = all(char.isalpha() and not is_known(char) for char in beyond)
+    alone = not ASCII_LETTER.search(text)
+    return WITHIN_WORD.search(text) is not None or (rare and (alone or AT_WORD.search(text) is not None))
 
 
 def _cut_utf8(data: bytes) -> str | None:
@@ -145,9 +153,10 @@ def _guess(data: bytes) -> str | None:
 
 
 def _sample(data: bytes) -> bytes:
-    """Words of a long text, those with bytes beyond ASCII last: only the last may end within a character."""
+    """Words of a long text, those with bytes beyond ASCII last: only the end of the last may lie within a character."""
     if len(data) <= 2 * SAMPLE_BYTES:
         return data
     words = data.split()
     ascii_words = b" ".join(word for word in words if word.isascii())[:SAMPLE_BYTES]
-    return ascii_words + b" " + b" ".join(word for word in words if not word.isascii())[:SAMPLE_BYTES]
+    others = (ASCII_BEGINNING.sub(b"", word) for word in words if not word.isascii())
+    return ascii_words + b" " + b" ".join(others)[:SAMPLE_BYTES]

@@ -96,6 +96,13 @@ def test_long_texts_of_any_length_are_read(language):
         assert decode_text(b"a dog runs " * 500 + text.encode(encoding)).text.endswith(text)
 
 
+def test_letters_at_the_end_of_json_without_blanks_are_found():
+    text = '{"tags":"' + "x," * 5000 + '","caption":"Großaufnahme"}'
+    assert decode_text(text.encode("cp1252")).text == text
+    text = text.replace("Großaufnahme", "一只小狗在跑")
+    assert decode_text(text.encode("gb18030")).text == text
+
+
 def test_the_work_is_bounded_whatever_the_length():
     for text in ("größere Hunde laufen ".encode("cp1252"), "一只狗在跑".encode("gb18030"), b"a\xe9"):
         assert len(text_encoding._sample(text * 100_000)) <= 2 * text_encoding.SAMPLE_BYTES + 1
