@@ -1,7 +1,19 @@
-"""Video VAEs with explicit causal state. Knows nothing of the pipeline, of Ray or of storage.
+"""Video VAEs with explicit causal state. Imports nothing of the pipeline, of Ray or of storage.
 
 Public names: `load`, `from_state_dict`, `identify`, `names`, `spec` and the types of `model.interface`.
 Importing this package loads no torch; `load`, `from_state_dict` and `identify` do.
+
+- `interface`: `LatentSpec` and the `VideoVAE` protocol
+- `registry`, `family`: names of networks, and plain facts about them
+- `identity`: what decides the latents of a network
+- `checkpoint`, `weights`: from a URI to checked tensors; sets of weights, those that ship with Lathe too
+- `vae`, `inputs`, `state`, `posterior`: what all network classes share; input checks; causal state; Gaussian
+- `arithmetic`, `out_of_memory`: switches of torch that may not change a latent; whether an error means that memory ran out
+- `losslessness`: promise 1 measured on a network
+- `colour`, `sheets`: uint8 planes to RGB; pictures of originals above reconstructions
+- `convolution`, `winograd`: convolutions prepared once for speed
+- `leanvae`, `wfvae`, `wfvae2`, `ivvae`, `diffusers_vae`: the networks
+- `kernels`, `evaluation`, `training`: GPU kernels; quality; training
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Importing this package loads neither torch nor ray."""
+"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Importing this package loads neither torch nor ray.
+
+The packages are described in docs/architecture.md; what they exchange is in `records`. Beside them: `errors` (every failure) and `units`
+(sizes and durations as text).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-    from pipeline.engine.driver import encode
-    from pipeline.report import BuildReport
+    from pipeline.engine.driver.encode import encode
+    from pipeline.engine.driver.report import BuildReport
 
 __all__ = ["BuildReport", "EncodeJob", "encode"]
 
-_HOMES = {"EncodeJob": "pipeline.config", "encode": "pipeline.engine.driver", "BuildReport": "pipeline.report"}
+_HOMES = {
+    "EncodeJob": "pipeline.config",
+    "encode": "pipeline.engine.driver.encode",
+    "BuildReport": "pipeline.engine.driver.report",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.config import EncodeJob, StorageConfig, build_job
-from pipeline.receipts import Ledger
+from pipeline.ledger.receipts import Ledger
 from pipeline.storage import open_store
 
 TINY_NETWORK = {

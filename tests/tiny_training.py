@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.training import run
 from pipeline.training.job import build_train_job
-from pipeline.training.telling import Telling
+from pipeline.training.progress_log import ProgressLog
 from tests.tiny_corpus import TINY_NETWORK
 
 # Logged at steps 6 and 12, kept at 4, 8 and 12: a run that dies at a logged step has work to do again.
@@ -60,7 +60,7 @@ def learn_here(job: Path) -> None:
     """The same in this process, silently."""
     built = build_train_job({}, config_path=str(job))
     with one_thread():
-        run.learn(run.prepare(built, Telling("none")), "cpu", lambda step, values: None)
+        run.learn(run.prepare(built, ProgressLog("none")), "cpu", lambda step, values: None)
 
 
 @contextmanager

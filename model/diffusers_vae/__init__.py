@@ -1,5 +1,5 @@
-"""The published VAEs of other projects, run by the diffusers library behind our doors.
+"""The published VAEs of other projects, run by the diffusers library behind the interface of `model`.
 
-`facts.py` and `presets.py` are plain data and load neither torch nor diffusers; `vae.py` is the network, `module.py` builds and fills the
-library's class, `clips.py`, `frames.py` and `wan_stream.py` are the ways through it.
+`facts` and `presets` are plain data and load neither torch nor diffusers; `vae` is the network, `module` builds and fills the
+library's class, `clips`, `frames` and `wan_stream` are the ways through it.
 """

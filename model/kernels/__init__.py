@@ -2,6 +2,8 @@
 
 Enters: a device, an arithmetic and perhaps a wish. Leaves: the name of a backend and its kernels (None: plain PyTorch).
 The kernels are written in Triton, which is imported only where they are chosen.
+
+`convolve_norm`, `geglu`, `planes_to_rows`: the kernels. `graphs`: steps recorded once as CUDA graphs.
 """
 
 from __future__ import annotations

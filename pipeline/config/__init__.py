@@ -1,6 +1,7 @@
-"""Every option of a job, declared once: flags, YAML and `--set` in, one frozen `EncodeJob` out. No torch, no Ray.
+"""Options of a job, declared once: flags, YAML and `--set` in, one frozen `EncodeJob` out. No torch, no Ray.
 
-`sections` declares and validates the options; `merge` combines their sources.
+- `sections`: the options with type, unit, default and meaning, validated where they are declared
+- `merge`: combines defaults, YAML, flags and overrides
 """
 
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate

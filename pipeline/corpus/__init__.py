@@ -8,6 +8,11 @@ that names what matched nothing and what is there instead. Tars are shards of th
   Relative lines are relative to the list's folder, or to the current one if the first of them is not there.
 - What folders and patterns hold besides is counted in `PassedOver`: other suffixes, hidden files, links that lead to nothing, fifos,
   folders that may not be read, captions without a video.
+
+- `search`: inputs looked up in their stores
+- `listing`, `lists`, `patterns`: one folder or pattern; list files; braces and globs
+- `kinds`, `texts`, `passed_over`: what a file is by its name; captions without a video; what is not encoded, counted
+- `grouping`: plain videos as shards
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The only door to `model/`: chunks of frames in, raw latents and causal states out.
+"""Access to `model/` for encoding: chunks of frames in, raw latents and causal states out. Foreign errors become ours here.
 
-`network` (which network a job means), `running` (steps on the device), `step_budget` (how much goes through at once), `staging` (the way
-to the device and back), `examination` (`lathe check`). Foreign errors become ours here.
+- `network`: which network a job means, loaded
+- `running`, `staging`: steps on the device; transfers to it and back
+- `step_budget`: how many chunks and frames go through at once
+- `examination`: `lathe check`
 """
 
 from model.interface import LatentSpec

@@ -138,7 +138,7 @@ def _foreign_errors(config: ModelConfig) -> Iterator[None]:
         raise AccessError(f"model.checkpoint: {error}") from error
 
 
-def told_of(vae: Any) -> dict[str, Any]:
+def describe_network(vae: Any) -> dict[str, Any]:
     """Which network with which weights runs where, JSON-ready, for whoever reports on it."""
     return {
         "network": vae.spec.network,

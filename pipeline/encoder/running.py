@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
-    from pipeline.engine.batching import Shape
-    from pipeline.records import FrameChunk
+    from pipeline.records import ChunkShape, FrameChunk
 
 # Pixel-frames per encode step: on CPU a step of this size runs its matrix products at full rate, more only adds latency;
 # a GPU wants far more rows before its matrix units are busy.
@@ -82,7 +81,7 @@ class Encoder:
         """What the weights and the arithmetic are, as `identify` found it."""
         return network_of(self._vae.identity(), moments=self._moments)
 
-    def largest_batch(self, shape: Shape) -> int:
+    def largest_batch(self, shape: ChunkShape) -> int:
         """Chunks of this shape per step."""
         return self._budget.chunks(*shape[1:])
 

@@ -1,5 +1,7 @@
-"""Who runs the stages: one encode loop per encoder, inline in this process or on Ray actors. The only place where Ray appears.
+"""The engine of a build: who runs the stages, on which processes, and what follows when one fails.
 
-`driver` is the front door. `dispatch` decides, `crew`/`ray_crew` carry out; `encode_loop` owns an encoder, `feed` and `lanes` its
-decoders, `attempt` each shard. Only the `ray_*` files import Ray.
+- `driver`: decides what is to do and which worker does it
+- `worker`: one encoder with its shard attempts
+- `decoders`: decoder processes and the thread that feeds them
+- `ray`: workers, decoders and training runs as Ray actors; the only package that imports Ray
 """

@@ -1,6 +1,7 @@
-"""`lathe evaluate`: how well a network gives back the clips of a corpus.
+"""`lathe evaluate`: how well a network reconstructs the clips of a corpus. The maths is `model.evaluation`; see docs/evaluation.md.
 
-`evaluate` (the order of things), `samples` (those under way), `measuring` (the calls into `model/`),
-`rows` (a line for each clip and reject), `plots`, `table` (how it reads on a terminal). The maths is `model.evaluation`. See
-docs/evaluation.md.
+- `evaluate`: entry point
+- `samples`: samples in progress
+- `measuring`: calls into `model/`
+- `rows`, `plots`: a line for each clip and reject; plots
 """

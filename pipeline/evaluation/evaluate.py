@@ -15,11 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.clips import resolve_rules
-from pipeline.config import build_job
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.video.clips import resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,23 +33,6 @@ WHOLE_CHUNK = 1 << 20  # frames: more than any clip of a network that encodes cl
 EXTRA = ("torchmetrics", "matplotlib")
 SMALLEST_SIDE = 11  # pixels SSIM's window needs
 NEWS_S = 15.0
-
-
-def command(
-    flags: dict[str, Any],
-    config_path: str | None,
-    overrides: tuple[str, ...],
-    lpips: Sequence[str],
-    i3d: str | None,
-    as_json: bool,
-    say: Callable[..., None],
-) -> None:
-    """`evaluate` of flags as `build_job` takes them; says news with `err=True` and the summary at the end. Raises as `evaluate`."""
-    from pipeline.evaluation.table import evaluation_lines
-
-    job = build_job(flags, config_path=config_path, overrides=overrides)
-    summary = evaluate(job, lpips=lpips, i3d=i3d, news=lambda text: say(text, err=True))
-    say(json.dumps(summary, indent=1) if as_json else "\n".join(evaluation_lines(summary)))
 
 
 def evaluate(
@@ -79,21 +61,21 @@ def evaluate(
     cuda = job.model.device.startswith("cuda") or (job.model.device == "auto" and cuda_available())
     device, dtype = resolve_device(job.model.device, job.model.compute_dtype, cuda=cuda)
 
-    from pipeline.engine.footage import Footage
-    from pipeline.evaluation.measuring import Bench, Findings
+    from pipeline.engine.decoders.sample_stream import SampleStream
+    from pipeline.evaluation.measuring import Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesUnderWay
 
-    bench = Bench(job, device, dtype, lpips, i3d)
-    rules = _rules(job, bench.spec)
+    instruments = Instruments(job, device, dtype, lpips, i3d)
+    rules = _rules(job, instruments.spec)
     _make(folder)
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(bench, findings, rows)
-        with Footage(job, shards, rules, _chunk_frames(job, bench.spec), device) as footage:
+        samples = SamplesUnderWay(instruments, findings, rows)
+        with SampleStream(job, shards, rules, _chunk_frames(job, instruments.spec), device) as stream:
             told = time.monotonic()
-            for happening in footage:
-                samples.take(happening)
+            for event in stream:
+                samples.take(event)
                 if time.monotonic() - told > NEWS_S:
                     told = time.monotonic()
                     news(f"{findings.clips} clips so far, mean PSNR {findings.mean_psnr:.2f} dB")
@@ -102,7 +84,7 @@ def evaluate(
     summary = {
         "format_version": 1,
         "lathe_version": version("lathe"),
-        "network": bench.facts(),
+        "network": instruments.facts(),
         "inputs": list(job.inputs),
         "clips": asdict(rules),
         "lpips": list(lpips) or None,

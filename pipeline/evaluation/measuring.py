@@ -20,7 +20,7 @@ from model.evaluation.tally import Tally
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from model.training.perceptual import load_lpips
-from pipeline.encoder.network import load_torch, load_vae, told_of
+from pipeline.encoder.network import describe_network, load_torch, load_vae
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ClipResult:
     features: WindowFeatures | None
 
 
-class Bench:
+class Instruments:
     """A network on its device with everything that measures it."""
 
     def __init__(
@@ -73,18 +73,18 @@ class Bench:
 
     def facts(self) -> dict[str, Any]:
         """What was measured, JSON-ready."""
-        return {**told_of(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
+        return {**describe_network(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
 
 
-class ClipRun:
-    """One clip on its way through the bench."""
+class ClipMeasurement:
+    """One clip on its way through the instruments."""
 
-    def __init__(self, bench: Bench, sample: Sample, plan: ClipPlan) -> None:
-        self._bench, self._sample, self._plan = bench, sample, plan
-        spec = bench.spec
-        self._trip = RoundTrip(bench.vae)
-        self._meter = ClipMeter(spec.lead_frames, spec.time_stride, bench.lpips)
-        self._features = WindowFeatures(bench.i3d) if bench.i3d is not None else None
+    def __init__(self, instruments: Instruments, sample: Sample, plan: ClipPlan) -> None:
+        self._instruments, self._sample, self._plan = instruments, sample, plan
+        spec = instruments.spec
+        self._trip = RoundTrip(instruments.vae)
+        self._meter = ClipMeter(spec.lead_frames, spec.time_stride, instruments.lpips)
+        self._features = WindowFeatures(instruments.i3d) if instruments.i3d is not None else None
         self._latents, self._elements, self._reel = LatentMoments(), 0, Reel()
 
     def push(self, chunk: FrameChunk) -> None:
@@ -94,7 +94,7 @@ class ClipRun:
             NonFiniteLatent: the network gave NaN or infinity.
             ConfigError: a chunk that does not fit into the device's memory.
         """
-        torch = self._bench._torch
+        torch = self._instruments._torch
         planes = chunk.planes_T3HW if chunk.planes_T3HW.flags.writeable else chunk.planes_T3HW.copy()
         try:
             step = self._trip.push_planes(torch.from_numpy(planes), chunk.color_matrix, last=chunk.last)
@@ -105,14 +105,14 @@ class ClipRun:
             if self._features is not None:
                 self._features.add(step.original_CTHW, step.reconstruction_CTHW)
         except FloatingPointError as error:
-            message = f"{self._bench.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
+            message = f"{self._instruments.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
             raise NonFiniteLatent(message, key=self._sample.key, uri=self._sample.uri) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             frames, _, height, width = planes.shape
             raise ConfigError(
-                f"clips.size: {frames} frames of {height}x{width} do not fit into the memory of {self._bench.vae.device}; "
+                f"clips.size: {frames} frames of {height}x{width} do not fit into the memory of {self._instruments.vae.device}; "
                 "use a smaller size, or a smaller engine.chunk_frames"
             ) from error
 
@@ -152,7 +152,7 @@ class Findings:
         found = self._all.tally.summary()["psnr"]
         return float(found["mean"]) if found else 0.0
 
-    def show(self, number: int, sample: Sample, plan: ClipPlan, run: ClipRun) -> None:
+    def show(self, number: int, sample: Sample, plan: ClipPlan, run: ClipMeasurement) -> None:
         """A finished clip of sample `number`, for the sheet: its pictures are kept or forgotten at once."""
         psnr = run.result().quality.psnr
         title = f"{psnr:.2f} dB  {sample.key}, clip {plan.index}"

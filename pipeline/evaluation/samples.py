@@ -1,6 +1,6 @@
 """Samples under way: what happens to them in any order, clips measured as they come, finished samples entered in the corpus's order.
 
-Enters: `Happening`s. Leaves: rows, rejects and findings, the same ones in the same order however many decoders there are.
+Enters: `SampleEvent`s. Leaves: rows, rejects and findings, the same ones in the same order however many decoders there are.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.engine.feed import Restarted
-from pipeline.evaluation.measuring import ClipRun
+from pipeline.engine.decoders.feed import Restarted
+from pipeline.evaluation.measuring import ClipMeasurement
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 
 if TYPE_CHECKING:
-    from pipeline.engine.footage import Happening
-    from pipeline.evaluation.measuring import Bench, ClipResult, Findings
+    from pipeline.engine.decoders.sample_stream import SampleEvent
+    from pipeline.evaluation.measuring import ClipResult, Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipPlan, Sample
 
@@ -25,7 +25,7 @@ class _Video:
 
     sample: Sample | None
     plans: dict[int, ClipPlan] = field(default_factory=dict)
-    run: ClipRun | None = None
+    run: ClipMeasurement | None = None
     results: list[tuple[ClipPlan, ClipResult]] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     settled: set[int] = field(default_factory=set)  # clips measured or failed
@@ -36,23 +36,23 @@ class _Video:
 class SamplesUnderWay:
     """See the module. What is kept of a sample that waits for its turn: numbers, no pictures."""
 
-    def __init__(self, bench: Bench, findings: Findings, rows: ClipRows) -> None:
-        self._bench, self._findings, self._rows = bench, findings, rows
+    def __init__(self, instruments: Instruments, findings: Findings, rows: ClipRows) -> None:
+        self._instruments, self._findings, self._rows = instruments, findings, rows
         self._videos: dict[int, _Video] = {}
         self._next = 0
         self.videos = 0  # entered, rejected ones too
 
-    def take(self, happening: Happening) -> None:
-        """One happening; enters every sample whose turn has come."""
-        video = self._videos.setdefault(happening.number, _Video(happening.sample))
-        what = happening.what
+    def take(self, event: SampleEvent) -> None:
+        """One event; enters every sample whose turn has come."""
+        video = self._videos.setdefault(event.number, _Video(event.sample))
+        what = event.what
         if isinstance(what, OpenedVideo):
             video.plans = {plan.index: plan for plan in what.clips}
             if not video.opened:  # a decoder that died opens it again
                 video.rejects += what.rejects
             video.opened = True
         elif isinstance(what, FrameChunk):
-            self._measure(happening.number, video, what)
+            self._measure(event.number, video, what)
         elif isinstance(what, ClipFailed):
             video.run = None
             if what.clip not in video.settled:
@@ -74,7 +74,7 @@ class SamplesUnderWay:
             return
         plan = video.plans[chunk.clip]
         if chunk.first:
-            video.run = ClipRun(self._bench, video.sample, plan)
+            video.run = ClipMeasurement(self._instruments, video.sample, plan)
         if video.run is None:
             raise RuntimeError(f"a chunk of {video.sample.key}, clip {chunk.clip}, came before the clip's first")
         video.run.push(chunk)

@@ -3,6 +3,11 @@
 Enters: a `Shard` (one tar, or a group of plain video files). Leaves: `Sample | Reject` in the same order on every read, and counters of
 whatever was odd. A video is held in memory up to `spool_bytes`, larger ones in a temporary file until `release`; a plain local file is
 never copied, its own path is handed out. Names inside archives are only ever keys, never paths.
+
+- `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hashes of what is read; encoded videos in memory or temporary files
+- `member_names`, `grouping`: keys of members; members as samples
+- `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and json made storable; their character encoding
+- `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by how likely their letters are in its languages
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pipeline.scratch import ScratchFolder, local_disk
+from pipeline.process.scratch import ScratchFolder, local_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,11 +1,13 @@
-"""What flows between the stages: plain, frozen, picklable values. No torch, no I/O.
+"""Records that flow between packages: plain, frozen, picklable values. No torch, no I/O.
 
-`flow`: from a listed object to a latent clip. `receipt`: files, counts and the receipt of a shard.
+- `flow`: from a listed object to a latent clip
+- `receipt`: files, counts and the receipt of a shard
 """
 
 from pipeline.records.flow import (
     VIDEO_EXTENSIONS,
     Bucket,
+    ChunkShape,
     ClipFailed,
     ClipPlan,
     ClipRules,
@@ -26,13 +28,14 @@ from pipeline.records.flow import (
     stable_hash,
     warning_kinds,
 )
-from pipeline.records.receipt import FORMAT_VERSION, ChannelStats, Counts, Receipt, Timings, WrittenFile
+from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
 __all__ = [
-    "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",
+    "ChunkShape",
     "ClipFailed",
     "ClipPlan",
     "ClipRules",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # What counts as a video by its name: plain files in a corpus, fields in a shard. A sample with several keeps the earliest listed here.
-# All belong to formats of `pipeline.decode.container.FORMATS`. Suffixes that more often mean something else (ogg, mod, avs) are left out.
+# All belong to `FORMATS` of `pipeline.video.decode.container`.
+# Suffixes that more often mean something else (ogg, mod, avs) are left out.
 VIDEO_EXTENSIONS = (
     "mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "ogv", "3gp", "3g2",
     "vob", "mxf",
@@ -257,6 +258,10 @@ class OpenedVideo:
     rejects: tuple[Reject, ...]
 
 
+ChunkShape = tuple[bool, int, int, int]
+"""First chunk of its clip or not, frames, height, width: what chunks must share to be stacked."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameChunk:
     """The next frames of a clip: uint8 YUV 4:4:4 planes, limited range, at bucket size.
@@ -283,6 +288,12 @@ class FrameChunk:
             raise ValueError(
                 f"FrameChunk wants uint8 planes (T, 3, H, W) and T times, got {planes.dtype} {planes.shape}, {len(self.pts_s)} times"
             )
+
+    @property
+    def shape(self) -> ChunkShape:
+        """What chunks must share to be stacked."""
+        frames, _, height, width = self.planes_T3HW.shape
+        return self.first, frames, height, width
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,11 @@
 Takes a root URI and the job's storage section, gives a `Store` (keys relative to the root, bytes, ordered read streams) and errors of
 `pipeline.errors`, never those of a client library. Stores pickle; what they hold open is made again in the process that uses it.
 boto3 is imported when the first `s3://` root is opened.
+
+- `local`, `local_listing`, `local_errors`: a folder
+- `s3`, `connection`, `patience`, `refusals`: S3 and servers with its API; clients; retries; what a failed request means
+- `stream`, `ranged_file`: ordered read-ahead; an object as a seekable file
+- `checkpoints`: model checkpoints in object storage
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.training.source import Clip
-from pipeline.decode.refusals import only_named_errors
 from pipeline.errors import BadDataError, InputError
 from pipeline.records import Bucket
 from pipeline.training.fetching import Fetcher
 from pipeline.training.random_clip import random_clip
+from pipeline.video.decode.refusals import only_named_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from model.colour import yuv_to_video
-from pipeline import clips
-from pipeline.decode import open_video
-from pipeline.decode.planes import Geometry
 from pipeline.errors import PolicyReject
 from pipeline.records import Bucket, ClipRules
+from pipeline.video import clips
+from pipeline.video.decode import open_video
+from pipeline.video.decode.planes import Geometry
 
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
-    from pipeline.decode import Video
     from pipeline.records import VideoInfo
     from pipeline.training.job import RandomClipConfig
+    from pipeline.video.decode import Video
 
 
 def random_clip(

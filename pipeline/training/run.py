@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import drill
 from pipeline.errors import AccessError, CheckpointError, ConfigError, LatheError, TrainingError
+from pipeline.process import kill_points as drill
 from pipeline.storage import local_path
 from pipeline.training.job import recipe_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.training.recipe import TrainingRecipe
     from model.training.source import ClipSource
     from pipeline.training.job import TrainJob
-    from pipeline.training.telling import Telling
+    from pipeline.training.progress_log import ProgressLog
     from pipeline.training.unusable import Unusable
 
     OnStep = Callable[[int, Mapping[str, float]], None]
@@ -44,7 +44,7 @@ class Prepared:
     unusable: Unusable | None  # of a corpus
 
 
-def prepare(job: TrainJob, telling: Telling) -> Prepared:
+def prepare(job: TrainJob, progress_log: ProgressLog) -> Prepared:
     """Everything that can be wrong before a network exists; makes the folder and indexes the corpus.
 
     Raises:
@@ -66,13 +66,13 @@ def prepare(job: TrainJob, telling: Telling) -> Prepared:
         raise ConfigError(f"output: {error}") from None
     except OSError as error:
         raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
-    telling.begin(recipe.steps)
+    progress_log.begin(recipe.steps)
     if done:
-        telling.notice(f"{job.output} holds {done} of {recipe.steps} steps; going on from there")
+        progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; going on from there")
     else:
-        telling.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
-    _remember_data(job, files.path, telling)
-    source, unusable = _source(job, recipe, files.path, telling)
+        progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
+    _remember_data(job, files.path, progress_log)
+    source, unusable = _source(job, recipe, files.path, progress_log)
     return Prepared(job, recipe, source, files.path, done, unusable)
 
 
@@ -135,7 +135,7 @@ def definite_device(device: str) -> str:
     return "cuda" if there and device != "cpu" else "cpu"
 
 
-def _remember_data(job: TrainJob, folder: Path, telling: Telling) -> None:
+def _remember_data(job: TrainJob, folder: Path, progress_log: ProgressLog) -> None:
     """Keeps with the run where its clips come from, and says where that is not what it began with: what goes on is another run then."""
     wanted = job.data.model_dump(mode="json", exclude={"cache_bytes"})
     path = folder / "data.json"
@@ -146,14 +146,14 @@ def _remember_data(job: TrainJob, folder: Path, telling: Telling) -> None:
         ]
         if not changed:
             return
-        telling.notice(f"data is not what this run began with ({'; '.join(changed)}): it goes on with the new one")
+        progress_log.notice(f"data is not what this run began with ({'; '.join(changed)}): it goes on with the new one")
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     partial.replace(path)
 
 
 def _source(
-    job: TrainJob, recipe: TrainingRecipe, folder: Path, telling: Telling
+    job: TrainJob, recipe: TrainingRecipe, folder: Path, progress_log: ProgressLog
 ) -> tuple[ClipSource, Unusable | None]:
     data = job.data
     if data.synthetic is not None:
@@ -167,15 +167,15 @@ def _source(
 
     shards = resolve_inputs(data.inputs or (), job.storage, passed_over := PassedOver())
     if passed_over:
-        telling.notice(passed_over.line())
+        progress_log.notice(passed_over.line())
     place = folder / "corpus"
     place.mkdir(exist_ok=True)
     unusable = Unusable(place / "unusable.jsonl")
-    index = corpus_index(shards, place / "index.parquet", job.storage, job.decode, unusable, telling.notice)
+    index = corpus_index(shards, place / "index.parquet", job.storage, job.decode, unusable, progress_log.notice)
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
     groups = {(group.frames, group.height, group.width) for stage in recipe.stages for group in stage.groups}
     source.check(sorted(groups))
-    telling.notice(f"{len(source)} videos")
+    progress_log.notice(f"{len(source)} videos")
     return source, unusable
 
 

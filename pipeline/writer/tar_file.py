@@ -14,19 +14,15 @@ import tarfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline.writer.index_file import IndexRow, index_row
-from pipeline.writer.payload import let_go, npy_header, safetensors_header
+from pipeline.format.columns import METADATA_MEMBER
+from pipeline.format.index import IndexRow, index_row
+from pipeline.format.tensors import let_go, npy_header, safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.writer.latent_row import LatentRow
-
-METADATA_MEMBER = "__latentset__"
-"""First member: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they would
-not.
-"""
+    from pipeline.format.columns import LatentRow
 
 COPY_BYTES = 4 * 1024 * 1024
 

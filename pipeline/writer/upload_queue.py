@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.drill import fire
 from pipeline.errors import LatheError
+from pipeline.process.kill_points import fire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

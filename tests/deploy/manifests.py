@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import app as cli
 from pipeline.config import build_job
 
 if TYPE_CHECKING:

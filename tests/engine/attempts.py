@@ -1,4 +1,4 @@
-"""Shard attempts without an encoder: a blueprint, a local or held-up store, and latents made by hand."""
+"""Shard attempts without an encoder: a context, a local or held-up store, and latents made by hand."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from pipeline.clips import resolve_rules
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.attempt import ShardAttempt
-from pipeline.engine.blueprint import draw
+from pipeline.engine.worker.attempt import ShardAttempt
+from pipeline.engine.worker.build_context import draw
 from pipeline.records import Bucket, OpenedVideo
 from pipeline.storage.local import LocalStore
+from pipeline.video.clips import resolve_rules
 from tests.pipeline.latent_clips import SPEC, latent_clip
 from tests.tiny_corpus import tiny_job
 
@@ -26,8 +26,8 @@ def blueprint_of(inputs, output, *overrides):
     return draw(job, rules, network, "cpu", "float32")
 
 
-def shards_of(blueprint):
-    return resolve_inputs(blueprint.job.inputs, blueprint.job.storage)
+def shards_of(context):
+    return resolve_inputs(context.job.inputs, context.job.storage)
 
 
 class HeldStore(LocalStore):
@@ -53,8 +53,8 @@ class HeldStore(LocalStore):
         return super().upload(local_path, key, progress=progress)
 
 
-def start(shard, blueprint, store=None, progress=None):
-    return ShardAttempt(shard, blueprint, store or LocalStore(blueprint.job.output), lambda: None, progress)
+def start(shard, context, store=None, progress=None):
+    return ShardAttempt(shard, context, store or LocalStore(context.job.output), lambda: None, progress)
 
 
 def until(what, attempt=None):

@@ -14,15 +14,15 @@ from pathlib import Path
 import ray
 from ray.exceptions import ObjectStoreFullError
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, StorageConfig
-from pipeline.cutting import CutRequest
-from pipeline.engine import ray_lanes
-from pipeline.engine.lanes import LaneReady
-from pipeline.engine.ray_lanes import RayLanes
+from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.engine.ray import lanes as ray_lanes
+from pipeline.engine.ray.lanes import RayLanes
 from pipeline.errors import LatheError
 from pipeline.records import FrameChunk, OpenedVideo, Sample, VideoEnded
 from pipeline.storage import locate, open_store
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import StorageConfig
-from pipeline.engine.arrival import Arrival
+from pipeline.engine.decoders.arrival import Arrival
 from pipeline.errors import SourceChanged, StorageUnavailable
 from pipeline.storage import stat_uri
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engine import clip_writing
-from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.worker import clip_writing
+from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
-from pipeline.receipts import Ledger
+from pipeline.ledger.receipts import Ledger
 from pipeline.records import Bucket, Reject
 from pipeline.storage.local import LocalStore
 from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, opened, read_all, shards_of, start, until
@@ -26,18 +26,18 @@ def corpus(tmp_path):
 
 
 @pytest.fixture
-def blueprint(corpus, tmp_path):
+def context(corpus, tmp_path):
     return blueprint_of(corpus, tmp_path / "out")
 
 
 @pytest.fixture
-def shard(blueprint):
-    return shards_of(blueprint)[0]
+def shard(context):
+    return shards_of(context)[0]
 
 
-def commit_elsewhere(shard, blueprint):
+def commit_elsewhere(shard, context):
     """Another build's attempt, from start to receipt."""
-    other = blueprint_of(blueprint.job.inputs[0], blueprint.job.output)
+    other = blueprint_of(context.job.inputs[0], context.job.output)
     attempt = start(shard, other)
     encode(attempt, read_all(attempt, 3))
     return until(attempt.poll)
@@ -50,9 +50,9 @@ def no_threads_of(attempt):
 # --- progress -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_upload_is_progress_byte_by_byte(shard, blueprint):
-    store, progress = HeldStore(blueprint.job.output), ProgressCounter()
-    attempt = start(shard, blueprint, store, progress)
+def test_a_slow_upload_is_progress_byte_by_byte(shard, context):
+    store, progress = HeldStore(context.job.output), ProgressCounter()
+    attempt = start(shard, context, store, progress)
     encode(attempt, read_all(attempt, 3))
     until(store.begun.is_set, attempt)
     seen = []
@@ -66,9 +66,9 @@ def test_a_slow_upload_is_progress_byte_by_byte(shard, blueprint):
     assert progress.value > seen[-1]
 
 
-def test_fetching_counts_what_arrives_before_a_sample_is_complete(shard, blueprint):
+def test_fetching_counts_what_arrives_before_a_sample_is_complete(shard, context):
     progress = ProgressCounter()
-    attempt = start(shard, blueprint, progress=progress)
+    attempt = start(shard, context, progress=progress)
     samples = read_all(attempt, 3)
     assert progress.value >= sum(len(sample.video) for sample in samples)
     before = progress.value
@@ -81,8 +81,8 @@ def test_plain_files_that_decoders_read_count_too(tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.mp4").write_bytes(b"v")
     progress = ProgressCounter()
-    blueprint = blueprint_of(tmp_path, tmp_path / "out")
-    attempt = start(shards_of(blueprint)[0], blueprint, progress=progress)
+    context = blueprint_of(tmp_path, tmp_path / "out")
+    attempt = start(shards_of(context)[0], context, progress=progress)
     read_all(attempt, 3)
     assert progress.value >= 3
     attempt.abort()
@@ -117,9 +117,9 @@ def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, mo
     """Clips are taken, however many; instead, no further sample is given out while more than the bound wait."""
     monkeypatch.setattr(clip_writing, "BACKLOG_BYTES", 4 * clip_writing.CLIP_BYTES)
     small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
-    blueprint = blueprint_of(corpus, tmp_path / "out", *small_files)
-    store = HeldStore(blueprint.job.output)
-    attempt = start(shards_of(blueprint)[0], blueprint, store)
+    context = blueprint_of(corpus, tmp_path / "out", *small_files)
+    store = HeldStore(context.job.output)
+    attempt = start(shards_of(context)[0], context, store)
     sample = until(attempt.next_sample, attempt)
     attempt.opened(sample, opened(sample, 400))
     for clip in range(400):  # 8 files' worth; returns at once although nothing is uploaded
@@ -135,9 +135,9 @@ def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, mo
     assert (result.counts.clips, result.files) == (402, len(receipts(tmp_path / "out")[0].files))
 
 
-def test_encoded_videos_do_not_wait_with_their_latents(shard, blueprint):
-    store = HeldStore(blueprint.job.output)
-    attempt = start(shard, blueprint, store)
+def test_encoded_videos_do_not_wait_with_their_latents(shard, context):
+    store = HeldStore(context.job.output)
+    attempt = start(shard, context, store)
     samples = read_all(attempt, 3)
     attempt.opened(samples[0], opened(samples[0], 2))
     attempt.clip_done(latent_for(samples[0]))
@@ -151,14 +151,14 @@ def test_encoded_videos_do_not_wait_with_their_latents(shard, blueprint):
 # --- failures -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, blueprint, tmp_path, monkeypatch):
+def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, context, tmp_path, monkeypatch):
     def refuse(self, local_path, key, **options):
         raise StorageUnavailable("503")
 
     small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
-    blueprint = blueprint_of(blueprint.job.inputs[0], tmp_path / "out", *small_files)
+    context = blueprint_of(context.job.inputs[0], tmp_path / "out", *small_files)
     monkeypatch.setattr(LocalStore, "upload", refuse)
-    attempt = start(shard, blueprint)
+    attempt = start(shard, context)
     sample = until(attempt.next_sample, attempt)
     attempt.opened(sample, opened(sample, 500))
     for clip in range(70):
@@ -171,11 +171,11 @@ def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, blueprint,
     assert not os.path.exists(attempt.spool_dir)
 
 
-def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard, blueprint, monkeypatch):
-    monkeypatch.setattr("pipeline.engine.attempt.JOIN_S", 0.2)
+def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard, context, monkeypatch):
+    monkeypatch.setattr("pipeline.engine.worker.attempt.JOIN_S", 0.2)
     monkeypatch.setattr("pipeline.writer.upload_queue.STOP_S", 0.2)
-    store = HeldStore(blueprint.job.output)
-    attempt = start(shard, blueprint, store)
+    store = HeldStore(context.job.output)
+    attempt = start(shard, context, store)
     encode(attempt, read_all(attempt, 3))
     until(store.begun.is_set, attempt)
     attempt.abort()
@@ -186,9 +186,9 @@ def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard
     assert list(store.list()) == []
 
 
-def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, blueprint):
+def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, context):
     for moment in range(4):
-        attempt = start(shard, blueprint)
+        attempt = start(shard, context)
         if moment:
             samples = read_all(attempt, 3)
             encode(attempt, samples[:moment])
@@ -196,24 +196,24 @@ def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, blueprint):
         assert attempt.ended(60)
         assert no_threads_of(attempt)
         assert not os.path.exists(attempt.spool_dir)
-        assert list(LocalStore(blueprint.job.output).list()) == []
+        assert list(LocalStore(context.job.output).list()) == []
 
 
 # --- receipts -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_shard_that_has_a_receipt_is_not_read(shard, blueprint, corpus):
-    assert commit_elsewhere(shard, blueprint).ours
+def test_a_shard_that_has_a_receipt_is_not_read(shard, context, corpus):
+    assert commit_elsewhere(shard, context).ours
     corpus.unlink()  # reading would fail
-    attempt = start(shard, blueprint)
+    attempt = start(shard, context)
     result = until(attempt.poll)
-    assert (result.ours, result.shard_id) == (False, shard.id(blueprint.fingerprint))
+    assert (result.ours, result.shard_id) == (False, shard.id(context.fingerprint))
     assert (result.counts.clips, result.files) == (3, 1)
     assert no_threads_of(attempt)
     assert not os.path.exists(attempt.spool_dir)
 
 
-def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(shard, blueprint, monkeypatch):
+def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(shard, context, monkeypatch):
     load, left = Ledger.load, [1]
 
     def lose_the_answer(self, key):
@@ -223,22 +223,22 @@ def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(
         return receipt
 
     monkeypatch.setattr(Ledger, "load", lose_the_answer)
-    first = start(shard, blueprint)
+    first = start(shard, context)
     encode(first, read_all(first, 3))
     with pytest.raises(StorageUnavailable, match="reset"):
         until(lambda: False, first)
     first.abort()
     assert first.ended(60)
-    again = start(shard, blueprint)
+    again = start(shard, context)
     result = until(again.poll)
     assert (result.ours, result.counts.clips) == (True, 3)
-    assert len(rows(blueprint.job.output)) == 3  # the files of the first try are there
+    assert len(rows(context.job.output)) == 3  # the files of the first try are there
 
 
-def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, blueprint, monkeypatch):
-    attempt = start(shard, blueprint)
+def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, context, monkeypatch):
+    attempt = start(shard, context)
     samples = read_all(attempt, 3)
-    commit_elsewhere(shard, blueprint)
+    commit_elsewhere(shard, context)
 
     def refuse(self, key):
         raise StorageUnavailable("no delete today")
@@ -251,8 +251,8 @@ def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, bluep
     assert no_threads_of(attempt)
 
 
-def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, blueprint):
-    slow, fast = start(shard, blueprint), start(shard, blueprint)
+def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, context):
+    slow, fast = start(shard, context), start(shard, context)
     samples = read_all(slow, 3)
     encode(fast, read_all(fast, 3))
     until(fast.poll)
@@ -260,21 +260,21 @@ def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, bluepr
     assert until(slow.poll).ours
 
 
-def test_a_loser_deletes_its_files(shard, blueprint):
-    attempt = start(shard, blueprint)
+def test_a_loser_deletes_its_files(shard, context):
+    attempt = start(shard, context)
     samples = read_all(attempt, 3)
-    commit_elsewhere(shard, blueprint)
+    commit_elsewhere(shard, context)
     encode(attempt, samples)
     result = until(attempt.poll)
     assert (result.ours, result.notes) == (False, ())
-    assert not [info for info in LocalStore(blueprint.job.output).list() if attempt.name in info.key]
+    assert not [info for info in LocalStore(context.job.output).list() if attempt.name in info.key]
 
 
 # --- absurd latents -------------------------------------------------------------------------------------------------------
 
 
-def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, blueprint, tmp_path):
-    attempt = start(shard, blueprint)
+def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, context, tmp_path):
+    attempt = start(shard, context)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
     attempt.opened(samples[0], opened(samples[0], 2))
@@ -293,9 +293,9 @@ def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, bl
     assert len(rows(tmp_path / "out")) == 3
 
 
-def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard, blueprint, tmp_path):
+def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard, context, tmp_path):
     """The video is decoded again and rejected in the end: what was handed over counts by what the writer says of it."""
-    attempt = start(shard, blueprint)
+    attempt = start(shard, context)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
     attempt.opened(samples[0], opened(samples[0], 3))
@@ -323,20 +323,20 @@ def break_one(path, how):
 def test_one_file_that_cannot_be_read_costs_itself(tmp_path, how):
     for n in range(3):
         (tmp_path / f"{n}.mp4").write_bytes(b"video")
-    blueprint = blueprint_of(tmp_path, tmp_path / "out")
-    (shard,) = shards_of(blueprint)
+    context = blueprint_of(tmp_path, tmp_path / "out")
+    (shard,) = shards_of(context)
     break_one(tmp_path / "1.mp4", how)
-    attempt = start(shard, blueprint)
+    attempt = start(shard, context)
     samples = read_all(attempt, 2)
     assert [sample.key for sample in samples] == ["0", "2"]
     encode(attempt, samples)
     result = until(attempt.poll)
-    assert result.shard_id == shard.id(blueprint.fingerprint)
+    assert result.shard_id == shard.id(context.fingerprint)
     assert len(result.refused) == 1
     assert result.refused[0].startswith(f"{tmp_path / '1.mp4'}: ")
     (receipt,) = receipts(tmp_path / "out")
     assert [source.uri for source in receipt.shard.objects] == [str(tmp_path / f"{n}.mp4") for n in (0, 2)]
-    assert receipt.shard_id == receipt.shard.id(blueprint.fingerprint) != result.shard_id
+    assert receipt.shard_id == receipt.shard.id(context.fingerprint) != result.shard_id
     assert (receipt.counts.samples, receipt.rejects) == (2, ())
 
 
@@ -345,13 +345,13 @@ def test_nothing_to_read_at_all_is_the_shards_error(tmp_path, corpus, how, error
     (tmp_path / "videos").mkdir()
     for n in range(3):
         (tmp_path / "videos" / f"{n}.mp4").write_bytes(b"video")
-    blueprint = blueprint_of([tmp_path / "videos", corpus], tmp_path / "out")
-    shards = shards_of(blueprint)
+    context = blueprint_of([tmp_path / "videos", corpus], tmp_path / "out")
+    shards = shards_of(context)
     assert {shard.kind for shard in shards} == {"tar", "files"}
     for shard in shards:
         for source in shard.objects:
             break_one(Path(source.uri), how)
-        attempt = start(shard, blueprint)
+        attempt = start(shard, context)
         with pytest.raises(error) as caught:
             until(lambda: False, attempt)
         assert caught.value.uri in {source.uri for source in shard.objects}

@@ -3,13 +3,13 @@
 import time
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.engine import clip_writing
-from pipeline.engine.feed import Feed
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.decoders.feed import Feed
+from pipeline.engine.decoders.lanes import ProcessLanes
+from pipeline.engine.worker import clip_writing
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.storage.local import LocalStore
+from pipeline.video.clips import resolve_rules
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_job, video_bytes
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")

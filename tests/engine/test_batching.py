@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.batching import PATIENCE, Batcher, ClipRun, shape_of
+from pipeline.engine.worker.batching import PATIENCE, Batcher, ClipRun
 from pipeline.records import FrameChunk
 
 
@@ -63,7 +63,7 @@ def test_every_chunk_leaves_once_in_its_clips_order(arrivals, largest, interleav
         batch = batcher.take()
         assert len(batch) <= largest
         assert len({id(run) for run, _ in batch}) == len(batch)
-        assert len({shape_of(c) for _, c in batch}) <= 1
+        assert len({c.shape for _, c in batch}) <= 1
         for run, c in batch:
             got[run.token].append(c)
         return batch

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.dispatch import EXCUSED, PAUSE_S, Dispatcher
-from pipeline.engine.running_median import RunningMedian
+from pipeline.engine.driver.dispatch import EXCUSED, PAUSE_S, Dispatcher
+from pipeline.engine.driver.running_median import RunningMedian
 from pipeline.errors import OutputError, SourceChanged, SourceRefused, StorageUnavailable, WorkerLost
 from pipeline.records import Shard, SourceObject
 

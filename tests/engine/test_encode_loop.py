@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.engine.encode_loop import EncodeLoop, LoopStats, ShardFailure, describe_stats
+from pipeline.engine.worker.encode_loop import EncodeLoop, LoopStats, ShardFailure, describe_stats
 from pipeline.errors import StorageUnavailable
 from tests.engine.attempts import blueprint_of, shards_of
 from tests.tiny_corpus import write_tar

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.cli.wording import build_lines
 from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder, known_spec, resolve_device
-from pipeline.engine.encode_loop import EncodeLoop
+from pipeline.engine.worker.encode_loop import EncodeLoop
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 from pipeline.records import FrameChunk
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, rows, tiny_job
@@ -163,7 +164,7 @@ def test_the_summary_says_how_much_went_through_at_once(tmp_path):
     report = pipeline.encode(tiny_job(make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "engine.batch=1"))
     assert set(report.step_sizes.values()) == {1}
     shape = next(iter(report.step_sizes))
-    assert f"1 x {shape}" in str(report.lines())
+    assert f"1 x {shape}" in str(build_lines(report))
 
 
 def test_names_checkpoints_and_devices_that_cannot_be():

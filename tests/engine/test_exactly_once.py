@@ -8,10 +8,10 @@ import sys
 import pytest
 
 import pipeline
-from pipeline.audit.status import status
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.errors import NothingEncoded, RejectBudgetExceeded
+from pipeline.operate.status import status
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import receipts, rows, tiny_flags, tiny_job, video_bytes, write_tar
@@ -119,7 +119,7 @@ def test_a_touched_file_gives_no_second_row(tmp_path):
 def test_a_receipt_that_was_cut_off_is_written_again(folder, clean, tmp_path, content):
     output = tmp_path / "out"
     pipeline.encode(tiny_job(folder, output))
-    (key,) = (path for path in (output / "receipts").iterdir())
+    (key,) = (path for path in (output / "_receipts").iterdir())
     key.write_bytes(content)
     report = verify_output(open_store(str(output), StorageConfig()))
     assert "run the build again" in report.problems[0].expected
@@ -222,7 +222,7 @@ def test_resuming_a_finished_build_starts_no_ray_and_builds_no_network(folder, t
     flags = tiny_flags("--executor", "ray")
     pipeline.encode(tiny_job(folder, tmp_path / "out"))
     program = (
-        "import sys, json; from pipeline.cli import app; import typer\n"
+        "import sys, json; from pipeline.cli.app import app; import typer\n"
         "import pipeline.encoder.running as running\n"
         "running.load_vae = None\n"
         "code = app(sys.argv[1:], standalone_mode=False)\n"

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from pipeline.engine import crash_report
-from pipeline.engine.crash_report import take_report
-from pipeline.engine.exit_status import lost_by, lost_by_report
-from pipeline.engine.start_ups import NO_DECODER_S, PAUSES_S, STILLBORN, StartUps
+from pipeline.engine.decoders import crash_report
+from pipeline.engine.decoders.crash_report import take_report
+from pipeline.engine.decoders.exit_status import lost_by, lost_by_report
+from pipeline.engine.decoders.start_ups import NO_DECODER_S, PAUSES_S, STILLBORN, StartUps
 from pipeline.errors import BuildError, WorkerLost
 
 OWN = {
@@ -54,9 +54,7 @@ def test_blame_survives_pickling_and_is_not_the_default():
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGKILL", "SIGTERM"])
 def test_a_process_that_crashes_leaves_a_report_and_one_that_is_killed_leaves_none(name):
-    code = (
-        "import os; from pipeline.engine.crash_report import CrashReport; r = CrashReport(); print(r.path, flush=True);"
-    )
+    code = "import os; from pipeline.engine.decoders.crash_report import CrashReport; r = CrashReport(); print(r.path, flush=True);"
     ended = run(f"{code} os.kill(os.getpid(), {int(getattr(signal, name))})")
     path = ended.stdout.strip()
     assert os.path.exists(path)
@@ -76,7 +74,7 @@ def test_old_reports_of_processes_that_are_gone_are_swept_away(tmp_path, monkeyp
     os.utime(gone, (0, 0))
     fresh.touch()
     code = (
-        "import os, faulthandler; from pipeline.engine.crash_report import CrashReport; r = CrashReport();"
+        "import os, faulthandler; from pipeline.engine.decoders.crash_report import CrashReport; r = CrashReport();"
         "os.utime(r.path, (0, 0)); print(r.path, flush=True); input()"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

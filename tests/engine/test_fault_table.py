@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.errors import ShardsFailed
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.faulty_proxy import FaultyProxy
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.s3
 MOMENTS = {
     "fetch": ("GET", "/in/"),
     "upload": ("PUT", "/data/"),
-    "commit": ("PUT", "/receipts/"),
-    "read_back": ("GET", "/receipts/"),
+    "commit": ("PUT", "/_receipts/"),
+    "read_back": ("GET", "/_receipts/"),
 }
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.encoder import Encoder
-from pipeline.engine import driver, feed, latent_spool
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.decoders import feed
+from pipeline.engine.decoders.lanes import ProcessLanes
+from pipeline.engine.driver import encode as driver
+from pipeline.engine.driver.report import BuildReport
+from pipeline.engine.worker import latent_spool
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
-from pipeline.receipts import Ledger
-from pipeline.report import BuildReport
+from pipeline.ledger.receipts import Ledger
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import receipts, rows, tiny_job, video_bytes, write_tar

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.cutting import Cutter
-from pipeline.engine.feed import STEPS_AHEAD, Feed, Restarted
-from pipeline.engine.lanes import LaneReady, ProcessLanes
+from pipeline.engine.decoders.feed import STEPS_AHEAD, Feed, Restarted
+from pipeline.engine.decoders.lanes import LaneReady, ProcessLanes
 from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import Cutter
 from tests.tiny_corpus import video_bytes
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import DecodeConfig, DrillConfig
-from pipeline.engine.feed import OUTSIDE_KILLS, Feed, Restarted
-from pipeline.engine.lanes import LaneReady
+from pipeline.engine.decoders.feed import OUTSIDE_KILLS, Feed, Restarted
+from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.errors import BuildError, LatheError, SourceChanged, SourceRefused, StorageUnavailable, WorkerLost
 from pipeline.records import Reject, Sample, VideoEnded
 from tests.engine.test_feed import RULES, Samples

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.engine.driver import _weights_notices
+from pipeline.engine.driver.encode import _weights_notices
 from pipeline.errors import CheckpointError, ConfigError, InputError, NothingEncoded, OutputError, RejectBudgetExceeded
 from pipeline.records import Counts
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, rows, tiny_job, video_bytes, write_tar
@@ -62,10 +62,10 @@ def test_latents_are_those_of_the_network_on_the_decoded_clip(clean, corpus):
     import torch
 
     import model
-    from pipeline.clips import resolve_rules
     from pipeline.config import DecodeConfig, DrillConfig
-    from pipeline.cutting import CutRequest, Cutter
     from pipeline.records import FrameChunk, Sample
+    from pipeline.video.clips import resolve_rules
+    from pipeline.video.cutting import CutRequest, Cutter
 
     job = tiny_job(corpus, clean[0])
     vae = model.load("leanvae", config=TINY_NETWORK, untrained=0)
@@ -234,7 +234,7 @@ def test_inputs_that_match_nothing(tmp_path):
 def test_an_output_of_another_version_or_not_writable(corpus, tmp_path):
     other = tmp_path / "out"
     other.mkdir()
-    (other / "latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
+    (other / "_latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
     with pytest.raises(OutputError, match="99"):
         pipeline.encode(tiny_job(corpus, other))
     (tmp_path / "file").write_text("")

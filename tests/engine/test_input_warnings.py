@@ -10,15 +10,15 @@ import pyarrow.json
 import pytest
 
 import pipeline
-from pipeline.audit.status import status
-from pipeline.audit.tally import tally
+from pipeline.cli.wording import build_lines, plan_lines, status_lines, warning_lines
 from pipeline.config import StorageConfig
-from pipeline.engine.survey import plan_job
 from pipeline.errors import ConfigError
+from pipeline.forecast.survey import forecast_job
+from pipeline.ledger.totals import tally
+from pipeline.operate.status import status
 from pipeline.reader import read_samples
 from pipeline.records import Receipt, Sample
 from pipeline.storage import open_store
-from pipeline.wording import plan_lines, status_lines, warning_lines
 from tests.pipeline.test_reader import LIMIT, shard_of
 from tests.tiny_corpus import receipts, rows, tiny_job, video_bytes, write_tar
 
@@ -98,14 +98,14 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
     assert report.warnings == receipt.warnings == WARNINGS
     told = status(open_store(str(job.output), StorageConfig()))
     assert told["warnings"] == WARNINGS
-    plan = plan_job(job)
+    plan = forecast_job(job)
     assert plan.warnings == WARNINGS
     assert {reason: item.count for reason, item in plan.dropped.items()} == REJECTS
     line = (
         "  warnings  untagged_color 9, no_caption 2, caption_encoding 1, deep_metadata 1, duplicate_fields 1, "
         "huge_integers 1, ignored_fields 1, nonfinite_metadata 1, undecodable_caption 1"
     )
-    for lines in (report.lines(), status_lines(told), plan_lines(plan.to_dict())):
+    for lines in (build_lines(report), status_lines(told), plan_lines(plan.to_dict())):
         assert line in lines
     assert json.loads(json.dumps(report.to_dict()))["warnings"] == WARNINGS
 
@@ -173,7 +173,7 @@ def test_a_plain_file_keeps_its_name(tmp_path):
 
 def test_a_key_that_worked_before_keeps_its_ids(tmp_path):
     """Ids are functions of uri, etag, key, clip and fingerprint: the same whether the second video of the key is there or not."""
-    from pipeline.engine.clip_id import clip_id
+    from pipeline.engine.worker.clip_id import clip_id
     from pipeline.records import Bucket, ClipPlan
 
     plan = ClipPlan(0, 0, Bucket(5, 32, 32), 8.0, 0.0, 32, 32, 0, 0)

@@ -10,8 +10,8 @@ import time
 import pytest
 
 import pipeline
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
@@ -78,7 +78,7 @@ def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tm
     script = (
         "import subprocess, sys, threading\n"
         "from pipeline.cli import main\n"
-        "from pipeline.receipts import Ledger\n"
+        "from pipeline.ledger.receipts import Ledger\n"
         "commit, one, drill, command = Ledger.commit, threading.Lock(), sys.argv[1:7], sys.argv[7:]\n"
         "def late(self, receipt):\n"
         "    with one:\n"

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.cutting import CutRequest
-from pipeline.engine.lanes import LaneReady, ProcessLanes
+from pipeline.engine.decoders.lanes import LaneReady, ProcessLanes
 from pipeline.errors import DamagedInput, WorkerLost
 from pipeline.records import FrameChunk, OpenedVideo, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest
 from tests.tiny_corpus import video_bytes
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
@@ -141,7 +141,7 @@ def test_whatever_a_decoder_sends_or_how_it_ends_its_lane_is_lost_and_the_thread
 
 
 def test_a_process_that_closes_its_pipe_and_goes_on_is_lost(monkeypatch):
-    monkeypatch.setattr("pipeline.engine.lanes.REAP_S", 0.2)
+    monkeypatch.setattr("pipeline.engine.decoders.lanes.REAP_S", 0.2)
     lanes = talking(monkeypatch, "os.close(descriptor); time.sleep(60)")
     ((_, _, answer),) = collect(lanes, 1)
     assert (answer.blame, answer.message) == (True, "decoder process closed its pipe and went on")

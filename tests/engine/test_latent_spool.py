@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine import latent_spool
-from pipeline.engine.latent_spool import LatentSpool, to_storage
+from pipeline.engine.worker import latent_spool
+from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
 
 
 @pytest.mark.parametrize("memory_bytes", [1 << 30, 3000, 0])

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline
-from pipeline.writer.index_file import METADATA_KEY
+from pipeline.format.index import METADATA_KEY
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_job
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

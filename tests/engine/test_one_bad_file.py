@@ -16,9 +16,9 @@ from tests.tiny_corpus import receipts, tiny_job, video_bytes
 
 FAULT = """
 import os, sys
-if "pipeline.engine.lanes" in " ".join(sys.orig_argv):
+if "pipeline.engine.decoders.lanes" in " ".join(sys.orig_argv):
     import errno, time
-    import pipeline.decode.encoded_file as encoded_file
+    import pipeline.video.decode.encoded_file as encoded_file
     marker, mode = os.environ["BAD_FILE_MARKER"], os.environ["BAD_FILE_MODE"]
     class Bad:
         def __init__(self, raw):
@@ -85,10 +85,10 @@ def test_an_object_that_always_answers_503_is_set_aside(s3, tmp_path):
         store.write(f"videos/{n}.mp4", b"video")
     with FaultyProxy(s3.address) as proxy:
         options = f"storage.endpoint_url={proxy.endpoint}", "storage.patience_s=0.5"
-        blueprint = blueprint_of(f"{s3.root}/videos/", tmp_path / "out", *options)
-        (shard,) = shards_of(blueprint)
+        context = blueprint_of(f"{s3.root}/videos/", tmp_path / "out", *options)
+        (shard,) = shards_of(context)
         with proxy.fault("throttle", keys=r"1\.mp4"):
-            attempt = start(shard, blueprint)
+            attempt = start(shard, context)
             encode(attempt, read_all(attempt, 2))
             result = until(attempt.poll)
     assert [source.uri[-5:] for source in result.aside] == ["1.mp4"]
@@ -102,10 +102,10 @@ def test_a_file_is_not_set_aside_while_its_store_does_not_answer(folder, monkeyp
     def fail():
         raise error
 
-    blueprint = blueprint_of(folder / "in", folder / "out")
-    (shard,) = shards_of(blueprint)
-    attempt = start(shard, blueprint)
-    monkeypatch.setattr("pipeline.engine.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
+    context = blueprint_of(folder / "in", folder / "out")
+    (shard,) = shards_of(context)
+    attempt = start(shard, context)
+    monkeypatch.setattr("pipeline.engine.worker.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
     assert not attempt._go_on_without(shard.objects[0], error)
     attempt.abort()
     assert attempt.ended(60)

@@ -1,6 +1,6 @@
 """A store that is away for everybody pauses the build and costs no shard an attempt; an object that fails alone costs its own shard.
 
-Driven by a crew of plain objects over a real local store whose `probe` says what the test wants; a real outage is in test_s3_outage.py.
+Driven by a pool of plain objects over a real local store whose `probe` says what the test wants; a real outage is in test_s3_outage.py.
 """
 
 import re
@@ -10,17 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.engine import outage
-from pipeline.engine.crew import ShardEnded
+from pipeline.cli.wording import build_lines
+from pipeline.engine.driver import outage
+from pipeline.engine.worker.pool import ShardEnded
 from pipeline.errors import BuildError, RejectBudgetExceeded, StorageUnavailable, WorkerLost
-from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build, unavailable
+from tests.engine.scripted_pool import ProbedStore, ScriptedPool, make_build, unavailable
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(outage, "LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("pipeline.engine.dispatch.PAUSE_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.dispatch.PAUSE_S", 0.02)
 
 
 def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
@@ -34,8 +35,8 @@ def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
             threading.Timer(1.0, lambda: setattr(store, "down", False)).start()
         return unavailable(shard) if store.down else None
 
-    crew = ScriptedCrew(outcome)
-    build, report, told = make_build(tmp_path, store, crew, "engine.attempts=1")
+    pool = ScriptedPool(outcome)
+    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=1")
     build.run()
     assert report.ok
     assert not report.failed
@@ -47,26 +48,26 @@ def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
     assert len(told) == 2
     assert store.probes > 5
     assert store.thread_names == {"probe"}  # never the scheduling thread
-    assert max(crew.runs.values()) <= 3  # it did not hand out while it waited
+    assert max(pool.runs.values()) <= 3  # it did not hand out while it waited
 
 
 def test_one_sick_object_costs_its_own_shard_only(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
-    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if shard.name == "s3" else None)
-    build, report, told = make_build(tmp_path, store, crew)
+    pool = ScriptedPool(lambda shard, run: unavailable(shard) if shard.name == "s3" else None)
+    build, report, told = make_build(tmp_path, store, pool)
     build.run()
     assert set(report.failed) == {"s3"}
-    assert (report.shards_done, crew.runs["s3"]) == (5, 3)
+    assert (report.shards_done, pool.runs["s3"]) == (5, 3)
     assert not [line for line in told if "waiting" in line]
 
 
 def test_a_store_that_answers_probes_and_fails_every_shard_is_an_outage_too(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
-    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if store.probes < 8 else None)
-    build, report, told = make_build(tmp_path, store, crew, "engine.attempts=2", shards=100)
+    pool = ScriptedPool(lambda shard, run: unavailable(shard) if store.probes < 8 else None)
+    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=2", shards=100)
     build.run()
     assert report.ok
-    assert max(crew.runs.values()) == 2  # no shard was tried again before one had succeeded
+    assert max(pool.runs.values()) == 2  # no shard was tried again before one had succeeded
     assert len([line for line in told if "in a row failed" in line]) == 1
 
 
@@ -107,8 +108,8 @@ def test_an_outage_longer_than_outage_s_ends_the_build_with_one_line_and_its_rep
         store.down = shard.name != "s5"  # the first shard is done
         return unavailable(shard) if store.down else None
 
-    crew = ScriptedCrew(outcome, workers=1)
-    build, report, _ = make_build(tmp_path, store, crew, "engine.outage_s=0.3", "engine.credit=1")
+    pool = ScriptedPool(outcome, workers=1)
+    build, report, _ = make_build(tmp_path, store, pool, "engine.outage_s=0.3", "engine.credit=1")
     with pytest.raises(
         BuildError, match=r"storage has failed since .* engine.outage_s=0.3.*the same command resumes"
     ) as caught:
@@ -117,38 +118,38 @@ def test_an_outage_longer_than_outage_s_ends_the_build_with_one_line_and_its_rep
     assert caught.value.report is report
     assert report.shards_done == 1
     assert not report.failed
-    assert crew.closed
+    assert pool.closed
 
 
 @pytest.mark.parametrize("ending", [BuildError("no encoder is up"), RejectBudgetExceeded("flood"), KeyboardInterrupt()])
 @pytest.mark.parametrize("moment", ["start", "poll"])
 def test_whatever_ends_a_build_its_report_is_attached(tmp_path, ending, moment, monkeypatch):
-    crew = ScriptedCrew(lambda shard, run: None)
+    pool = ScriptedPool(lambda shard, run: None)
 
     def end(*_):
         raise ending
 
-    monkeypatch.setattr(crew, moment, end)
-    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
+    monkeypatch.setattr(pool, moment, end)
+    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     with pytest.raises(type(ending)) as caught:
         build.run()
     assert caught.value.report is report
     assert report.wall_s > 0
-    assert crew.closed
+    assert pool.closed
 
 
 def test_repeated_reasons_are_counted_not_repeated(tmp_path):
-    crew = ScriptedCrew(lambda shard, run: WorkerLost(f"decoder {run} of {shard.name} is /gone/{run}"))
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew, shards=12)
+    pool = ScriptedPool(lambda shard, run: WorkerLost(f"decoder {run} of {shard.name} is /gone/{run}"))
+    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=12)
     build.run()
     assert len(report.failed) == 12
     assert len(told) < 8
     assert [line for line in told if "and 11 more shards" in line]
-    assert len([line for line in report.lines() if "  failed" in line]) == 11
-    assert "… and 2 more" in report.lines()[-3]
+    assert len([line for line in build_lines(report) if "  failed" in line]) == 11
+    assert "… and 2 more" in build_lines(report)[-3]
 
 
-class Rewriting(ScriptedCrew):
+class Rewriting(ScriptedPool):
     """Changes results on their way to the build."""
 
     def __init__(self, **changes):
@@ -166,21 +167,21 @@ class Rewriting(ScriptedCrew):
 
 def test_shards_of_another_build_are_not_claimed(tmp_path):
     seen = []
-    crew = Rewriting(ours=lambda outcome: seen.append(outcome) or len(seen) > 4)
-    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
+    pool = Rewriting(ours=lambda outcome: seen.append(outcome) or len(seen) > 4)
+    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     build.run()
     assert report.ok
     assert (report.shards_done, report.shards_elsewhere, report.counts.samples) == (2, 4, 2)
-    assert "  4 of 6 shards were committed by another build meanwhile" in report.lines()
+    assert "  4 of 6 shards were committed by another build meanwhile" in build_lines(report)
 
 
 def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
-    crew = Rewriting(notes=lambda _: ("a note",), refused=lambda _: ("x.mp4: 403",))
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew, shards=1)
+    pool = Rewriting(notes=lambda _: ("a note",), refused=lambda _: ("x.mp4: 403",))
+    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=1)
     build.run()
     assert told == ["s0: a note"]
     assert not report.ok
-    assert "  failed    x.mp4: 403" in report.lines()
+    assert "  failed    x.mp4: 403" in build_lines(report)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -189,13 +190,13 @@ def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
 def test_unreadable_shards_are_named_and_the_others_are_encoded(tmp_path, workers, largest, sick):
     """The store answers probes. Shards are handed out by size, so the unreadable ones come first or last."""
     names = {f"s{n}" for n in (range(15 - sick, 15) if largest else range(sick))}
-    crew = ScriptedCrew(lambda shard, run: unavailable(shard) if shard.name in names else None, workers)
+    pool = ScriptedPool(lambda shard, run: unavailable(shard) if shard.name in names else None, workers)
     store = ProbedStore(str(tmp_path / "out"))
-    build, report, _ = make_build(tmp_path, store, crew, "engine.outage_s=60", shards=15)
+    build, report, _ = make_build(tmp_path, store, pool, "engine.outage_s=60", shards=15)
     build.run()
     assert set(report.failed) == names
     assert report.shards_done == 15 - sick
-    assert max(crew.runs.values()) <= 4
+    assert max(pool.runs.values()) <= 4
 
 
 def test_a_success_that_arrives_while_the_build_pauses_ends_the_doubt(tmp_path):
@@ -230,14 +231,14 @@ def test_a_store_that_is_away_after_all_costs_no_shard_that_failed_in_doubt(tmp_
     store = ProbedStore(str(tmp_path / "out"))
 
     def outcome(shard, run):
-        runs = sum(crew.runs.values())
+        runs = sum(pool.runs.values())
         if runs == 8:  # until then it answers probes
             store.down = True
             threading.Timer(0.3, lambda: setattr(store, "down", False)).start()
         return unavailable(shard) if runs <= 8 or store.down else None
 
-    crew = ScriptedCrew(outcome)
-    build, report, told = make_build(tmp_path, store, crew, "engine.attempts=1", shards=20)
+    pool = ScriptedPool(outcome)
+    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=1", shards=20)
     build.run()
     assert report.ok
     assert [line for line in told if "answers again" in line]
@@ -247,8 +248,8 @@ def test_a_probe_that_is_never_answered_is_an_outage(tmp_path, monkeypatch):
     monkeypatch.setattr(outage, "PROBE_S", 0.05)
     store = ProbedStore(str(tmp_path / "out"))
     monkeypatch.setattr(store, "probe", threading.Event().wait)
-    crew = ScriptedCrew(lambda shard, run: unavailable(shard))
-    build, report, told = make_build(tmp_path, store, crew, "engine.outage_s=0.3")
+    pool = ScriptedPool(lambda shard, run: unavailable(shard))
+    build, report, told = make_build(tmp_path, store, pool, "engine.outage_s=0.3")
     with pytest.raises(BuildError, match=r"engine.outage_s=0.3: a probe of .* has not been answered"):
         build.run()
     assert not report.failed
@@ -257,8 +258,8 @@ def test_a_probe_that_is_never_answered_is_an_outage(tmp_path, monkeypatch):
 
 
 def test_one_shard_that_fails_again_is_not_told_as_more_shards(tmp_path):
-    crew = ScriptedCrew(lambda shard, run: WorkerLost("decoder lost") if shard.name == "s1" else None)
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
+    pool = ScriptedPool(lambda shard, run: WorkerLost("decoder lost") if shard.name == "s1" else None)
+    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     build.run()
     assert set(report.failed) == {"s1"}
     assert not [line for line in told if "more shard" in line]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import ray_folder, ray_session
-from pipeline.engine.executor import Executor
-from pipeline.engine.ray_folder import BELOW, SOCKET_PATH, RayFolder
+from pipeline.engine.driver.executor import Executor
+from pipeline.engine.ray import folder as ray_folder
+from pipeline.engine.ray import session as ray_session
+from pipeline.engine.ray.folder import BELOW, SOCKET_PATH, RayFolder
 from pipeline.errors import BuildError, StorageUnavailable
 
 
@@ -115,7 +116,7 @@ def test_a_full_disk_at_the_end_does_not_replace_the_result_of_a_build(monkeypat
 
     left = []
     monkeypatch.setattr(ray_session, "disconnect", lambda: left.append(True))
-    monkeypatch.setattr("pipeline.engine.executor.ScratchFolder", full)
+    monkeypatch.setattr("pipeline.engine.driver.executor.ScratchFolder", full)
     executor = object.__new__(Executor)
     executor._cluster = ray_session.Cluster(True, 1.0, 0.0, 1)
     with pytest.raises(BuildError, match="of the build"), executor:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config import StorageConfig
-from pipeline.engine import ray_lanes
+from pipeline.engine.ray import lanes as ray_lanes
 from pipeline.errors import WorkerLost
 from pipeline.records import Sample
 from pipeline.storage import open_store

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipeline.engine import ray_crew
-from pipeline.engine.crew import WorkerGone, WorkerUp
-from pipeline.engine.encode_loop import EncodeLoop
-from pipeline.engine.ray_actors import EncoderActor
-from pipeline.engine.ray_losses import LOAD_FAILURES, LoadFailures
+from pipeline.engine.ray import pool as ray_pool
+from pipeline.engine.ray.actors import EncoderActor
+from pipeline.engine.ray.losses import LOAD_FAILURES, LoadFailures
+from pipeline.engine.worker.encode_loop import EncodeLoop
+from pipeline.engine.worker.pool import WorkerGone, WorkerUp
 from pipeline.errors import AccessError, BuildError, CheckpointError, ConfigError
-from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build
+from tests.engine.scripted_pool import ProbedStore, ScriptedPool, make_build
 
 FATAL = [
     ConfigError("model.device: cuda was asked for, but this process sees no CUDA device"),
@@ -40,59 +40,59 @@ class Calls:
 
 
 @pytest.fixture
-def crew(monkeypatch):
+def pool(monkeypatch):
     """Two encoders that were asked to load."""
-    monkeypatch.setattr(ray_crew.ray, "kill", lambda actor, no_restart: None)
-    crew = object.__new__(ray_crew.RayCrew)
+    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: None)
+    pool = object.__new__(ray_pool.RayPool)
     engine = SimpleNamespace(hang_s=600.0, encoder_cpus=1, outage_s=3600.0)
-    crew._blueprint = SimpleNamespace(job=SimpleNamespace(engine=engine), device="cpu")
-    crew._answers, crew._again, crew._pulses = queue.SimpleQueue(), [], deque()
-    crew._created = crew._tickets = crew._wanted = crew._up = 0
-    crew._failures = LoadFailures(3600)
-    crew._attended, crew._polled_at, crew._watch_at = 0.0, time.monotonic(), float("inf")
-    crew._workers = {name: ray_crew._Worker(name, Calls(), 0.0) for name in ("encoder-1", "encoder-2")}
-    for name in crew._workers:
-        crew._ask(ray_crew._Call(name, "load"))
-    return crew
+    pool._blueprint = SimpleNamespace(job=SimpleNamespace(engine=engine), device="cpu")
+    pool._answers, pool._again, pool._pulses = queue.SimpleQueue(), [], deque()
+    pool._created = pool._tickets = pool._wanted = pool._up = 0
+    pool._failures = LoadFailures(3600)
+    pool._attended, pool._polled_at, pool._watch_at = 0.0, time.monotonic(), float("inf")
+    pool._workers = {name: ray_pool._Worker(name, Calls(), 0.0) for name in ("encoder-1", "encoder-2")}
+    for name in pool._workers:
+        pool._ask(ray_pool._Call(name, "load"))
+    return pool
 
 
-def answer(crew, name, method, value):
-    future = crew._workers[name].actor.asked[method]
+def answer(pool, name, method, value):
+    future = pool._workers[name].actor.asked[method]
     if isinstance(value, Exception):
         future.set_exception(RayTaskError(method, "traceback", value).as_instanceof_cause())
     else:
         future.set_result(value)
-    return crew.poll(1.0)
+    return pool.poll(1.0)
 
 
 @pytest.mark.parametrize("error", FATAL)
-def test_an_encoder_that_cannot_load_leaves_the_others_at_work(crew, error):
-    assert answer(crew, "encoder-2", "load", {}) == [WorkerUp("encoder-2")]
-    (event,) = answer(crew, "encoder-1", "load", error)
+def test_an_encoder_that_cannot_load_leaves_the_others_at_work(pool, error):
+    assert answer(pool, "encoder-2", "load", {}) == [WorkerUp("encoder-2")]
+    (event,) = answer(pool, "encoder-1", "load", error)
     assert isinstance(event, WorkerGone)
     assert f"encoder-1 did not come up: {error.message}" in str(event.error)
 
 
-def test_what_no_encoder_can_load_stops_the_build_with_the_error_itself(crew):
+def test_what_no_encoder_can_load_stops_the_build_with_the_error_itself(pool):
     error = CheckpointError("w.ckpt: weights of another network")
-    assert len(answer(crew, "encoder-1", "load", error)) == 1  # the other may come up
+    assert len(answer(pool, "encoder-1", "load", error)) == 1  # the other may come up
     with pytest.raises(CheckpointError, match="another network") as caught:
-        answer(crew, "encoder-2", "load", error)
+        answer(pool, "encoder-2", "load", error)
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("error", FATAL)
-def test_the_loop_of_one_encoder_that_ends_leaves_the_others_at_work(crew, error):
-    answer(crew, "encoder-1", "load", {})
-    answer(crew, "encoder-2", "load", {})
-    crew._workers["encoder-1"].shards[7] = "a shard"
-    crew._ask(ray_crew._Call("encoder-1", "run_shard", 7))
-    (event,) = answer(crew, "encoder-1", "run_shard", error)
+def test_the_loop_of_one_encoder_that_ends_leaves_the_others_at_work(pool, error):
+    answer(pool, "encoder-1", "load", {})
+    answer(pool, "encoder-2", "load", {})
+    pool._workers["encoder-1"].shards[7] = "a shard"
+    pool._ask(ray_pool._Call("encoder-1", "run_shard", 7))
+    (event,) = answer(pool, "encoder-1", "run_shard", error)
     assert "encoder-1 lost" in str(event.error)
-    crew._workers["encoder-2"].shards[8] = "a shard"
-    crew._ask(ray_crew._Call("encoder-2", "run_shard", 8))
+    pool._workers["encoder-2"].shards[8] = "a shard"
+    pool._ask(ray_pool._Call("encoder-2", "run_shard", 8))
     with pytest.raises(type(error)):
-        answer(crew, "encoder-2", "run_shard", error)
+        answer(pool, "encoder-2", "run_shard", error)
 
 
 def test_after_an_encoder_was_up_a_load_that_fails_is_tried_again_and_then_fails_the_build():
@@ -106,17 +106,17 @@ def test_after_an_encoder_was_up_a_load_that_fails_is_tried_again_and_then_fails
 
 
 @pytest.mark.parametrize(("up", "code"), [(True, 1), (False, 2)])
-def test_an_error_of_the_crew_is_one_of_the_build_once_an_encoder_was_up(tmp_path, monkeypatch, up, code):
-    crew = ScriptedCrew(lambda shard, run: None)
-    polls = [crew.poll] if up else []
+def test_an_error_of_the_pool_is_one_of_the_build_once_an_encoder_was_up(tmp_path, monkeypatch, up, code):
+    pool = ScriptedPool(lambda shard, run: None)
+    polls = [pool.poll] if up else []
 
     def poll(timeout_s):
         if polls:
             return polls.pop()(timeout_s)
         raise ConfigError("model.device: no CUDA device")
 
-    monkeypatch.setattr(crew, "poll", poll)
-    build, _, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew)
+    monkeypatch.setattr(pool, "poll", poll)
+    build, _, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     with pytest.raises((BuildError, ConfigError), match=r"no CUDA device") as caught:
         build.run()
     assert caught.value.exit_code == code

@@ -3,8 +3,8 @@
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError
 
-from pipeline.engine.dispatch import Dispatcher
-from pipeline.engine.ray_losses import LEFT_OUT_S, LINE, LOAD_FAILURES, LoadFailures, describe_loss
+from pipeline.engine.driver.dispatch import Dispatcher
+from pipeline.engine.ray.losses import LEFT_OUT_S, LINE, LOAD_FAILURES, LoadFailures, describe_loss
 from pipeline.errors import BuildError, StorageUnavailable, WorkerLost
 
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline.engine import ray_crew
-from pipeline.engine.ray_losses import LoadFailures
+from pipeline.engine.ray import pool as ray_pool
+from pipeline.engine.ray.losses import LoadFailures
 from tests.engine.test_signals import PRIVATE
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
@@ -63,7 +63,7 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     held = []
 
     def others():
-        if not held and (output / "receipts").exists():
+        if not held and (output / "_receipts").exists():
             first.suspend()  # so that the build is not over before three have failed
             held.append(True)
         return [process for process in encoders(run.pid) if process.pid not in seen]
@@ -84,17 +84,17 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
 
 def test_an_encoder_that_hangs_while_it_loads_is_replaced_one_without_a_node_is_not(monkeypatch):
     killed = []
-    monkeypatch.setattr(ray_crew.ray, "kill", lambda actor, no_restart: killed.append(actor))
-    crew = object.__new__(ray_crew.RayCrew)
-    crew._blueprint = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
-    crew._failures, crew._up, crew._attended = LoadFailures(10), 1, ray_crew.LOAD_S + 1
-    loading = ray_crew._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
-    waiting = ray_crew._Worker("encoder-2", "actor 2", 0.0)
-    crew._workers = {worker.name: worker for worker in (loading, waiting)}
-    (event,) = crew._stuck()
+    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    pool = object.__new__(ray_pool.RayPool)
+    pool._blueprint = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
+    pool._failures, pool._up, pool._attended = LoadFailures(10), 1, ray_pool.LOAD_S + 1
+    loading = ray_pool._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
+    waiting = ray_pool._Worker("encoder-2", "actor 2", 0.0)
+    pool._workers = {worker.name: worker for worker in (loading, waiting)}
+    (event,) = pool._stuck()
     assert "encoder-1 did not come up: its network was not loaded after 900 s" in str(event.error)
     assert killed == ["actor 1"]
-    assert list(crew._workers) == ["encoder-2"]
+    assert list(pool._workers) == ["encoder-2"]
 
 
 def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus, tmp_path):
@@ -108,7 +108,7 @@ def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus,
     run = subprocess.Popen(
         command, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for((output / "receipts").exists, lambda: run.poll() is None)
+    wait_for((output / "_receipts").exists, lambda: run.poll() is None)
     mine = [process for process in encoders() if process.pid not in before]
     for process in mine:
         process.suspend()
@@ -147,7 +147,7 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
         command = ray_cluster.command("encode", corpus, output, *flags, *more)
         run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for((output / "receipts").exists, lambda: run.poll() is None)
+        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()
         node.wait(30)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.progress_counter import ProgressCounter
+from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.errors import AccessError, SourceRefused
 from pipeline.storage import open_store
 from tests.engine.attempts import blueprint_of, encode, read_all, shards_of, start, until
@@ -26,10 +26,10 @@ def test_a_refused_video_of_a_group_costs_itself_and_not_the_ones_beside_it(s3, 
     store = open_store(s3.root, s3.config())
     for n in range(3):
         store.write(f"videos/{n}.mp4", b"video")
-    blueprint = blueprint_of(f"{s3.root}/videos/", tmp_path / "out", *overrides(proxy))
-    (shard,) = shards_of(blueprint)
+    context = blueprint_of(f"{s3.root}/videos/", tmp_path / "out", *overrides(proxy))
+    (shard,) = shards_of(context)
     with proxy.fault("refuse", keys=r"1\.mp4", code="InvalidObjectState"):
-        attempt = start(shard, blueprint)
+        attempt = start(shard, context)
         encode(attempt, read_all(attempt, 2))
         result = until(attempt.poll)
     assert len(result.refused) == 1
@@ -41,10 +41,10 @@ def test_a_refused_video_of_a_group_costs_itself_and_not_the_ones_beside_it(s3, 
 
 def test_a_refused_tar_is_its_shards_error_and_says_which_object(s3, proxy, tmp_path):
     open_store(s3.root, s3.config()).upload(write_tar(tmp_path / "a.tar", {"a": {"mp4": b"v"}}), "tars/a.tar")
-    blueprint = blueprint_of(f"{s3.root}/tars/a.tar", tmp_path / "out", *overrides(proxy))
-    (shard,) = shards_of(blueprint)
+    context = blueprint_of(f"{s3.root}/tars/a.tar", tmp_path / "out", *overrides(proxy))
+    (shard,) = shards_of(context)
     with proxy.fault("refuse", keys=r"a\.tar"):
-        attempt = start(shard, blueprint)
+        attempt = start(shard, context)
         with pytest.raises(SourceRefused, match=r"tars/a\.tar") as caught:
             until(lambda: False, attempt)
     assert caught.value.uri == f"{s3.root}/tars/a.tar"
@@ -54,11 +54,11 @@ def test_a_refused_tar_is_its_shards_error_and_says_which_object(s3, proxy, tmp_
 
 def test_a_refused_output_is_not_the_sources_fault(s3, proxy, tmp_path):
     source = write_tar(tmp_path / "a.tar", {"a": {"mp4": b"v"}})
-    blueprint = blueprint_of(source, f"{s3.root}/out", *overrides(proxy))
-    store = open_store(blueprint.job.output, blueprint.job.storage)
-    (shard,) = shards_of(blueprint)
+    context = blueprint_of(source, f"{s3.root}/out", *overrides(proxy))
+    store = open_store(context.job.output, context.job.storage)
+    (shard,) = shards_of(context)
     with proxy.fault("refuse", keys=r"/data/", methods="PUT"):
-        attempt = start(shard, blueprint, store)
+        attempt = start(shard, context, store)
         encode(attempt, read_all(attempt, 1))
         with pytest.raises(AccessError, match="403"):
             until(lambda: False, attempt)
@@ -70,11 +70,9 @@ def test_a_refused_output_is_not_the_sources_fault(s3, proxy, tmp_path):
 def test_bytes_sent_through_a_slow_connection_are_progress(s3, proxy, tmp_path):
     """Between the first byte of an upload and its end, only the connection moves."""
     source = write_tar(tmp_path / "a.tar", {"a": {"mp4": b"v"}})
-    blueprint = blueprint_of(source, f"{s3.root}/out", *overrides(proxy))
+    context = blueprint_of(source, f"{s3.root}/out", *overrides(proxy))
     progress, seen = ProgressCounter(), set()
-    attempt = start(
-        shards_of(blueprint)[0], blueprint, open_store(blueprint.job.output, blueprint.job.storage), progress
-    )
+    attempt = start(shards_of(context)[0], context, open_store(context.job.output, context.job.storage), progress)
     samples = read_all(attempt, 1)
     with proxy.fault("slow", latency_s=0.0, bytes_per_s=100e3):
         encode(attempt, samples, clips=400)  # about half a megabyte

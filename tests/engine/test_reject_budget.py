@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.engine.reject_budget import MIN_EVIDENCE, budget_exceeded
+from pipeline.engine.driver.reject_budget import MIN_EVIDENCE, budget_exceeded
 from pipeline.records import Counts
 
 

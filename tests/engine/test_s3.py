@@ -8,9 +8,9 @@ import sys
 import pytest
 
 import pipeline
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
 from pipeline.errors import AccessError
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, rows, tiny_flags, tiny_job

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.engine.shard_scope import ShardScope
+from pipeline.engine.worker.shard_scope import ShardScope
 from pipeline.errors import AccessError, SourceRefused, StorageUnavailable
 from pipeline.records import OpenedVideo, Reject, RetriedSample, Retry, Sample, Shard, SourceObject
 

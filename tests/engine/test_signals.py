@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import progress, signals
+from pipeline.cli import progress
+from pipeline.process import signals
 from tests.engine.test_kill import drill_flags
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags, video_bytes, write_tar
 
@@ -97,7 +98,7 @@ def test_a_signal_while_it_encodes_drains(corpus, tmp_path, temporary, number):
     output = tmp_path / "out"
     flags = ("--executor", "inline", "--set", "engine.credit=1")
     run = start(corpus, output, temporary, *flags)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(number)
     stderr = assert_stopped(run, temporary)
     done = len(receipts(output))
@@ -120,7 +121,7 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     # Shards before and beside the one that hangs may be done by then: a slow machine had two. The one that hangs is never.
-    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "receipts").exists() else 0
+    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "_receipts").exists() else 0
     assert done < 4
     assert re.search(rf"stopped: {4 - done} shards? to do", stderr), stderr
 
@@ -136,7 +137,7 @@ def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary,
         [*command, *flags], stdout=slave, stderr=slave, stdin=slave, env={**PRIVATE, "TMPDIR": str(temporary)}
     )
     os.close(slave)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     os.close(master)
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # from the shell, the kernel, systemd
         run.send_signal(number)
@@ -171,7 +172,7 @@ def test_a_build_on_a_private_ray_that_fails_leaves_nothing_behind(corpus, tmp_p
 def test_a_drained_build_on_a_private_ray_leaves_nothing_behind(corpus, tmp_path, temporary):
     output = tmp_path / "out"
     run = start(corpus, output, temporary, "--set", "engine.credit=1")
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(signal.SIGINT)
     assert_stopped(run, temporary)
 
@@ -282,7 +283,7 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
     # Decoders sleep before they are up, so that the plan cannot end by itself, however slow this machine is.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, time\nif 'pipeline.engine.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
+        "import sys, time\nif 'pipeline.engine.decoders.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-m", "pipeline", "plan", str(tmp_path / "a.tar"), "--set", "engine.decoders=2"]

@@ -8,7 +8,7 @@ import pytest
 
 import pipeline
 from pipeline.encoder import Encoder
-from pipeline.engine.feed import Feed
+from pipeline.engine.decoders.feed import Feed
 from pipeline.records import FrameChunk
 from tests.model.conftest import Golden
 from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar

@@ -3,14 +3,14 @@
 import pytest
 
 from pipeline.errors import BuildError, StorageUnavailable
-from tests.engine.scripted_crew import ProbedStore, ScriptedCrew, make_build
+from tests.engine.scripted_pool import ProbedStore, ScriptedPool, make_build
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("pipeline.engine.dispatch.PAUSE_S", 0.02)
-    monkeypatch.setattr("pipeline.engine.worker_disks.REST_S", 0.02)
-    monkeypatch.setattr("pipeline.engine.worker_disks.LONGEST_REST_S", 0.05)
+    monkeypatch.setattr("pipeline.engine.driver.dispatch.PAUSE_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.worker_disks.REST_S", 0.02)
+    monkeypatch.setattr("pipeline.engine.driver.worker_disks.LONGEST_REST_S", 0.05)
 
 
 def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):
@@ -18,10 +18,10 @@ def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):
 
     def outcome(shard, run):
         full = f"spool folder {tmp_path}/lathe-scratch-{shard.name}{run} cannot be written: No space left on device; TMPDIR moves it"
-        return StorageUnavailable(full, shard=shard.name) if sum(crew.runs.values()) < 60 else None
+        return StorageUnavailable(full, shard=shard.name) if sum(pool.runs.values()) < 60 else None
 
-    crew = ScriptedCrew(outcome)
-    build, report, told = make_build(tmp_path, store, crew, shards=12)
+    pool = ScriptedPool(outcome)
+    build, report, told = make_build(tmp_path, store, pool, shards=12)
     build.run()
     assert report.ok
     assert len([line for line in told if "No space left" in line]) <= 3
@@ -32,7 +32,7 @@ def full_disk(shard):
     return StorageUnavailable("temporary folder /tmp cannot be written: No space left on device", shard=shard.name)
 
 
-class FullDiskCrew(ScriptedCrew):
+class FullDiskCrew(ScriptedPool):
     """The disk of w0 is full, so that it ends every shard at once; the others need some polls for one."""
 
     def __init__(self, workers):
@@ -57,19 +57,19 @@ class FullDiskCrew(ScriptedCrew):
 
 
 def test_a_worker_with_a_full_disk_costs_no_shard(tmp_path):
-    crew = FullDiskCrew(3)
+    pool = FullDiskCrew(3)
     build, report, told = make_build(
-        tmp_path, ProbedStore(str(tmp_path / "out")), crew, "engine.attempts=1", "engine.credit=1", shards=60
+        tmp_path, ProbedStore(str(tmp_path / "out")), pool, "engine.attempts=1", "engine.credit=1", shards=60
     )
     build.run()
     assert report.ok
-    assert 0 < crew.on_full < 40
+    assert 0 < pool.on_full < 40
     assert len(told) <= 4
 
 
 def test_full_disks_of_all_workers_end_the_build_after_outage_s(tmp_path):
-    crew = ScriptedCrew(lambda shard, run: full_disk(shard), 2)
-    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew, "engine.outage_s=0.5", shards=40)
+    pool = ScriptedPool(lambda shard, run: full_disk(shard), 2)
+    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, "engine.outage_s=0.5", shards=40)
     with pytest.raises(
         BuildError, match=r"temporary folder of every encoder .*No space left.*the same command resumes"
     ):
@@ -79,8 +79,8 @@ def test_full_disks_of_all_workers_end_the_build_after_outage_s(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_shard_that_is_too_large_for_the_disk_is_given_up(tmp_path, workers):
-    crew = ScriptedCrew(lambda shard, run: full_disk(shard) if shard.name == "s9" else None, workers)
-    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), crew, "engine.outage_s=30", shards=10)
+    pool = ScriptedPool(lambda shard, run: full_disk(shard) if shard.name == "s9" else None, workers)
+    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, "engine.outage_s=30", shards=10)
     build.run()
     assert set(report.failed) == {"s9"}
     assert report.shards_done == 9

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pipeline
-from pipeline.audit.verify import verify_output
 from pipeline.config import StorageConfig
+from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.fuzz.mutations import mutate, mutate_tar, name_a_path
 from tests.odd_inputs import archives

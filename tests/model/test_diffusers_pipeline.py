@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import DecodeConfig, DrillConfig
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.errors import ConfigError
+from pipeline.format.index import METADATA_KEY
 from pipeline.records import FrameChunk, Sample
-from pipeline.writer.index_file import METADATA_KEY
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.model.diffusers_networks import CHUNKED, TINY, tiny
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_job, video_bytes
 

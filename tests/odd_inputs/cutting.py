@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.decode import open_video
-from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError
 from pipeline.records import ClipFailed, ClipRules, OpenedVideo, Reject, Sample, VideoEnded, VideoInfo
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
+from pipeline.video.decode import open_video
+from pipeline.video.decode.planes import Geometry
 
 LIMITS = validate(DecodeConfig, {"timeout_s": 20, "max_pixels": 1 << 20})
 RULES = {

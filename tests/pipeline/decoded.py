@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.config import DecodeConfig, validate
-from pipeline.decode import Video, open_video
-from pipeline.decode.planes import Geometry
+from pipeline.video.decode import Video, open_video
+from pipeline.video.decode.planes import Geometry
 
 FAST = {"preset": "ultrafast"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pipeline
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
 
 
@@ -82,7 +82,7 @@ def test_verify_of_a_damaged_output_is_exit_code_1(built, tmp_path):
 
 
 def test_verify_of_what_is_no_output_fails(tmp_path):
-    assert "no latent set" in lathe("verify", tmp_path, code=1).stdout
+    assert "not a latent set" in lathe("verify", tmp_path, code=1).stdout
 
 
 def test_plan_says_what_encode_will_do(built):
@@ -150,14 +150,15 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
 def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
     import re
 
-    from pipeline.progress import Snapshot, display_for
+    from pipeline.cli.progress import display_for
+    from pipeline.engine.driver.progress import BuildProgress
 
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "160"}.items():
         monkeypatch.setenv(name, value)  # a terminal, to rich
 
     display = display_for(kind)
     display.notice("mind the gap")
-    display.update(Snapshot(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
+    display.update(BuildProgress(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
     display.close(None)
     shown = capsys.readouterr().err
     for text in ("mind the gap", "4/10", "12.5 frames/s", "3 rejects", "1m30s"):

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model import registry
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.tiny_corpus import TINY_NETWORK
 
 TINY = ("--set", f"model.config={json.dumps(TINY_NETWORK)}")

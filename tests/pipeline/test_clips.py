@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clips import frames_on_screen, grid_length, plan, resolve_rules, uncovered_tail, whole_frames
 from pipeline.config import ClipConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.records import Bucket, ClipPlan, ClipRules, Reject, VideoInfo
+from pipeline.video.clips import frames_on_screen, grid_length, plan, resolve_rules, uncovered_tail, whole_frames
 
 
 def rules_of(**values: object) -> ClipRules:

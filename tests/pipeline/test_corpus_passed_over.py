@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.corpus.kinds import media_kind, reason, suffix

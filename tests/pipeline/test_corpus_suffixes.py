@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.corpus import PassedOver, resolve_inputs
-from pipeline.decode import open_video
 from pipeline.records import VIDEO_EXTENSIONS
+from pipeline.video.decode import open_video
 from tests.pipeline.decoded import FAST, LIMITS, X265
 from tests.video_files import write
 
@@ -55,7 +55,7 @@ MADE: dict[str, dict[str, Any]] = {
     "obu av1": {"container": "obu", "codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
     "y4m": {"container": "yuv4mpegpipe", "codec": "wrapped_avframe"},
 }
-# No muxer or encoder in PyAV's libav: read by a format that is on the list of `pipeline.decode.container`.
+# No muxer or encoder in PyAV's libav: read by a format that is on the list of `pipeline.video.decode.container`.
 NOT_MADE = "amv nsv vvc h266 266 vc1 cavs drc"
 
 

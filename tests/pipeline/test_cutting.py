@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.decode.frame_stream import FrameStream
 from pipeline.errors import DamagedInput, TransientError
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
+from pipeline.video.decode.frame_stream import FrameStream
 from tests.video_files import encode, textured, write
 
 FAST = {"preset": "ultrafast"}

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.decode import Video, open_video
-from pipeline.decode.planes import Geometry
 from pipeline.errors import PolicyReject
+from pipeline.video.decode import Video, open_video
+from pipeline.video.decode.planes import Geometry
 from tests.pipeline.decoded import FAST, LIMITS, X265, lumas, planes
 from tests.video_files import SMALL, encode, luma_of, textured
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode.clock import NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap, wild_times
+from pipeline.video.decode.clock import NO_TIME, Order, continue_clock, fill_gaps, spread, usual_gap, wild_times
 
 PLAIN = Order(reorders=False, decode_times=False, leap=None)
 REORDERS = Order(reorders=True, decode_times=False, leap=None)

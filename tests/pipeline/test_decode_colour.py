@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.decode import open_video
-from pipeline.decode.tonemap import REFERENCE_WHITE, pq_to_light
 from pipeline.errors import PolicyReject
+from pipeline.video.decode import open_video
+from pipeline.video.decode.tonemap import REFERENCE_WHITE, pq_to_light
 from tests.pipeline.decoded import FAST, HDR, LIMITS, X265, limits, planes
 from tests.video_files import encode, luma_of
 

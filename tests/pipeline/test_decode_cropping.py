@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decode import Video, open_video
-from pipeline.decode.container import OpenContainer
-from pipeline.decode.cropping import Cropper, Margins
-from pipeline.decode.matroska_crop import impossible_crops
 from pipeline.errors import BadDataError
+from pipeline.video.decode import Video, open_video
+from pipeline.video.decode.container import OpenContainer
+from pipeline.video.decode.cropping import Cropper, Margins
+from pipeline.video.decode.matroska_crop import impossible_crops
 from tests.pipeline.cropped_files import with_box, with_clap, with_pixel_crop
 from tests.pipeline.decoded import FAST, LIMITS, planes
 from tests.video_files import encode

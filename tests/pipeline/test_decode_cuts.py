@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import DecodeConfig, validate
-from pipeline.decode import open_video
-from pipeline.decode.container import OpenContainer
-from pipeline.decode.packets import read_packets
 from pipeline.errors import DamagedInput
+from pipeline.video.decode import open_video
+from pipeline.video.decode.container import OpenContainer
+from pipeline.video.decode.packets import read_packets
 from tests.odd_inputs import structure
 from tests.odd_inputs.clocks import segment
 from tests.odd_inputs.damage import Kind, lost_packets

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.decode import open_video
 from pipeline.records import ClipFailed, EncodedVideo, FrameChunk, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
+from pipeline.video.decode import open_video
 from tests.odd_inputs import damage
 from tests.tiny_corpus import receipts, tiny_job
 

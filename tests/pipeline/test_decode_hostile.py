@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.errors import BadDataError
 from pipeline.records import ClipFailed, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.video_files import encode, textured
 
 ROUNDS = 60

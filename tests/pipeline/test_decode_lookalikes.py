@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import open_video
-from pipeline.decode.encryption import why_encrypted
-from pipeline.decode.lookalikes import TABLE
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
+from pipeline.video.decode import open_video
+from pipeline.video.decode.encryption import why_encrypted
+from pipeline.video.decode.lookalikes import TABLE
 from tests.pipeline.decoded import FAST, LIMITS
 from tests.video_files import audio_only, encode
 

@@ -9,12 +9,12 @@ from av.video.format import names as pixel_formats
 from av.video.frame import supported_np_pix_fmts
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from pipeline.decode import open_video
-from pipeline.decode.colour_tags import resolve, rgb_matrix
-from pipeline.decode.orientation import Orientation
-from pipeline.decode.planes import Geometry, Scaler
-from pipeline.decode.tonemap import REFERENCE_WHITE, TO_709, light_to_pq
 from pipeline.errors import PolicyReject
+from pipeline.video.decode import open_video
+from pipeline.video.decode.colour_tags import resolve, rgb_matrix
+from pipeline.video.decode.orientation import Orientation
+from pipeline.video.decode.planes import Geometry, Scaler
+from pipeline.video.decode.tonemap import REFERENCE_WHITE, TO_709, light_to_pq
 from tests.pipeline.decoded import FAST, LIMITS, limits, planes
 from tests.video_files import encode
 

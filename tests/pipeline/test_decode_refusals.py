@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import DecodeConfig
-from pipeline.decode import open_video
-from pipeline.decode.frame_stream import FrameStream
-from pipeline.decode.planes import Geometry, Scaler
 from pipeline.errors import BadDataError, DamagedInput, PolicyReject
+from pipeline.video.decode import open_video
+from pipeline.video.decode.frame_stream import FrameStream
+from pipeline.video.decode.planes import Geometry, Scaler
 from tests.pipeline.decoded import FAST, LIMITS, limits, lumas
 from tests.video_files import SMALL, encode, textured
 

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.decode import open_video
+from pipeline.video.decode import open_video
 from tests.pipeline.decoded import FAST, LIMITS, X265, planes
 from tests.video_files import encode
 
@@ -129,7 +129,7 @@ def profiled(container: str) -> bytes:
 LOOP = """
 import gc, sys
 from pathlib import Path
-from pipeline.decode import open_video
+from pipeline.video.decode import open_video
 from tests.pipeline.decoded import LIMITS, planes
 files = [Path(name).read_bytes() for name in sys.argv[1:]]
 for n in range(300):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.decode import encoded_file, open_video
 from pipeline.errors import BadDataError, LatheError, SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.records import Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
+from pipeline.video.decode import encoded_file, open_video
 from tests.pipeline.test_decode_hostile import harm
 from tests.video_files import encode, textured
 

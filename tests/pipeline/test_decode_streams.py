@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from pipeline.decode import open_video
 from pipeline.errors import PolicyReject
+from pipeline.video.decode import open_video
 from tests.pipeline.decoded import FAST, LIMITS, lumas
 from tests.video_files import SMALL, luma_of, numbered
 

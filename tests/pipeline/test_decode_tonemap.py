@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.decode.tonemap import REFERENCE_WHITE, hlg_to_light, light_to_pq, pq_to_light, roll_off, to_sdr
+from pipeline.video.decode.tonemap import REFERENCE_WHITE, hlg_to_light, light_to_pq, pq_to_light, roll_off, to_sdr
 
 
 def limited_yuv(signal_rgb: list[float], bits: int = 16) -> np.ndarray:

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import model
-from pipeline.cli import app
-from pipeline.clips import resolve_rules
+from pipeline.cli.app import app
 from pipeline.config import DecodeConfig, DrillConfig, build_job
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.records import FrameChunk, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import TINY_NETWORK, write_tar
 from tests.video_files import encode, textured
 
@@ -205,7 +205,7 @@ def test_the_command_prints_a_table_or_json_and_measures_lpips_and_rfvd_where_we
     assert found["overall"]["lpips"]["mean"] > 0
     assert found["rfvd"]["windows"] == 3
     assert found["rfvd"]["rfvd"] >= 0
-    from pipeline.evaluation.table import evaluation_lines
+    from pipeline.cli.evaluation_wording import evaluation_lines
 
     text = "\n".join(evaluation_lines(found))
     assert f"{found['overall']['psnr']['mean']:.2f}" in text

@@ -7,13 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.clips import resolve_rules
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.feed import Restarted
-from pipeline.engine.footage import Footage, Happening, _OpenShard
+from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.sample_stream import SampleEvent, SampleStream, _OpenShard
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
-from pipeline.evaluation.measuring import Bench, ClipRun, Findings
+from pipeline.evaluation.measuring import ClipMeasurement, Findings, Instruments
 from pipeline.evaluation.rows import ClipRows
 from pipeline.evaluation.samples import SamplesUnderWay
 from pipeline.records import (
@@ -27,6 +26,7 @@ from pipeline.records import (
     VideoEnded,
     VideoInfo,
 )
+from pipeline.video.clips import resolve_rules
 from tests.tiny_corpus import TINY_NETWORK, video_bytes, write_tar
 
 INFO = VideoInfo("h264", "yuv420p", 32, 32, 32, 32, 0, (1, 1), 8.0, 9, 1.0, "bt601", "limited", "00")
@@ -39,10 +39,10 @@ def tiny_job(folder, **flags):
 
 
 @pytest.fixture
-def bench(tmp_path):
+def instruments(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Bench(tiny_job(tmp_path), "cpu", "float32")
+    yield Instruments(tiny_job(tmp_path), "cpu", "float32")
     torch.set_num_threads(before)
 
 
@@ -64,17 +64,17 @@ def reject(key, clip=None):
     return Reject(key, "decode", "broken", "it broke", policy=False, clip=clip)
 
 
-def entered(bench, tmp_path, happenings):
+def entered(instruments, tmp_path, happenings):
     """Keys and clips of rows, keys and clips of rejects, after these happenings."""
     findings = Findings("float16")
     with ClipRows(tmp_path / "clips.parquet", tmp_path / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(bench, findings, rows)
+        samples = SamplesUnderWay(instruments, findings, rows)
         added, rejected = [], []
         add, refuse = rows.add, rows.reject
         rows.add = lambda s, p, r: (added.append((s.key, p.index)), add(s, p, r))
         rows.reject = lambda r: (rejected.append((r.key, r.clip)), refuse(r))
-        for happening in happenings:
-            samples.take(happening)
+        for event in happenings:
+            samples.take(event)
     return added, rejected, samples, findings
 
 
@@ -82,20 +82,20 @@ def opening(*indices, rejects=()):
     return OpenedVideo(INFO, tuple(plan(i) for i in indices), tuple(rejects))
 
 
-def test_samples_are_entered_in_the_corpus_order(bench, tmp_path):
+def test_samples_are_entered_in_the_corpus_order(instruments, tmp_path):
     """One of them from a file whose name is no UTF-8."""
     misnamed = replace(sample(2), uri="/v/\udcff.mp4")
     happenings = [
-        Happening(2, misnamed, opening(0)),
-        Happening(0, sample(0), opening(0, 1)),
-        Happening(2, misnamed, chunk(0)),
-        Happening(2, misnamed, VideoEnded(5, 0.0)),
-        Happening(0, sample(0), chunk(0)),
-        Happening(1, None, replace(reject("s1"), uri="/v/\udcfe.mp4")),
-        Happening(0, sample(0), chunk(1)),
-        Happening(0, sample(0), VideoEnded(10, 0.0)),
+        SampleEvent(2, misnamed, opening(0)),
+        SampleEvent(0, sample(0), opening(0, 1)),
+        SampleEvent(2, misnamed, chunk(0)),
+        SampleEvent(2, misnamed, VideoEnded(5, 0.0)),
+        SampleEvent(0, sample(0), chunk(0)),
+        SampleEvent(1, None, replace(reject("s1"), uri="/v/\udcfe.mp4")),
+        SampleEvent(0, sample(0), chunk(1)),
+        SampleEvent(0, sample(0), VideoEnded(10, 0.0)),
     ]
-    added, rejected, samples, findings = entered(bench, tmp_path, happenings)
+    added, rejected, samples, findings = entered(instruments, tmp_path, happenings)
     assert added == [("s0", 0), ("s0", 1), ("s2", 0)]
     assert rejected == [("s1", None)]
     assert (samples.videos, findings.clips) == (3, 3)
@@ -103,24 +103,24 @@ def test_samples_are_entered_in_the_corpus_order(bench, tmp_path):
     assert json.loads((tmp_path / "rejects.jsonl").read_text())["uri"] == r"/v/\udcfe.mp4"
 
 
-def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(bench, tmp_path):
+def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(instruments, tmp_path):
     tail = reject("s0")
-    begin = [Happening(0, sample(0), opening(0, 1, 2, rejects=[tail])), Happening(0, sample(0), chunk(0, 1))]
-    half = Happening(0, sample(0), chunk(1, 2, frames=1, last=False))
-    rest = Happening(0, sample(0), chunk(1, 3, frames=4, first=False))
-    failed = Happening(0, sample(0), ClipFailed(2, reject("s0", 2)))
-    plain = [*begin, half, rest, failed, Happening(0, sample(0), VideoEnded(9, 0.0))]
-    died = [*begin, half, Happening(0, sample(0), Restarted()), *plain]
-    results = [entered(bench, tmp_path, happenings) for happenings in (plain, died)]
+    begin = [SampleEvent(0, sample(0), opening(0, 1, 2, rejects=[tail])), SampleEvent(0, sample(0), chunk(0, 1))]
+    half = SampleEvent(0, sample(0), chunk(1, 2, frames=1, last=False))
+    rest = SampleEvent(0, sample(0), chunk(1, 3, frames=4, first=False))
+    failed = SampleEvent(0, sample(0), ClipFailed(2, reject("s0", 2)))
+    plain = [*begin, half, rest, failed, SampleEvent(0, sample(0), VideoEnded(9, 0.0))]
+    died = [*begin, half, SampleEvent(0, sample(0), Restarted()), *plain]
+    results = [entered(instruments, tmp_path, happenings) for happenings in (plain, died)]
     for added, rejected, _, _ in results:
         assert added == [("s0", 0), ("s0", 1)]
         assert rejected == [("s0", None), ("s0", 2)]
     assert results[0][3].summary()["overall"] == results[1][3].summary()["overall"]
 
 
-def test_values_that_are_not_finite_name_the_clip(bench):
-    run = ClipRun(bench, sample(0), plan(3))
-    bench.vae.encode_planes = lambda planes, matrices, state: (
+def test_values_that_are_not_finite_name_the_clip(instruments):
+    run = ClipMeasurement(instruments, sample(0), plan(3))
+    instruments.vae.encode_planes = lambda planes, matrices, state: (
         type("Posterior", (), {"mean": torch.full((1, 4, 2, 4, 4), torch.nan)})(),
         None,
     )
@@ -131,13 +131,13 @@ def test_values_that_are_not_finite_name_the_clip(bench):
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("no more"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")], ids=str
 )
-def test_memory_that_does_not_suffice_names_the_setting(bench, error):
-    run = ClipRun(bench, sample(0), plan(0))
+def test_memory_that_does_not_suffice_names_the_setting(instruments, error):
+    run = ClipMeasurement(instruments, sample(0), plan(0))
 
     def full(*arguments):
         raise error
 
-    bench.vae.encode_planes = full
+    instruments.vae.encode_planes = full
     with pytest.raises(ConfigError, match=r"5 frames of 32x32 do not fit .* smaller engine\.chunk_frames"):
         run.push(chunk(0))
 
@@ -173,7 +173,7 @@ def test_a_shard_that_changes_while_it_is_read_stops_the_evaluation(tmp_path):
     shards = resolve_inputs(job.inputs, job.storage)
     write_tar(path, {"b": {"mp4": video_bytes(9, seed=1)}, "c": {"txt": b"more"}})
     rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
-    with Footage(job, shards, rules, 16, "cpu") as footage, pytest.raises(SourceChanged):
+    with SampleStream(job, shards, rules, 16, "cpu") as footage, pytest.raises(SourceChanged):
         list(footage)
 
 
@@ -181,7 +181,7 @@ def test_footage_may_be_left_early(tmp_path):
     write_tar(tmp_path / "a.tar", {f"k{i}": {"mp4": video_bytes(9)} for i in range(12)})
     job = tiny_job(tmp_path)
     rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
-    with Footage(job, resolve_inputs(job.inputs, job.storage), rules, 16, "cpu") as footage:
+    with SampleStream(job, resolve_inputs(job.inputs, job.storage), rules, 16, "cpu") as footage:
         first = next(iter(footage))
     assert isinstance(first.what, OpenedVideo)
     assert not footage._thread.is_alive()

@@ -12,10 +12,10 @@ import model
 import pipeline
 from pipeline.config import ModelConfig, StorageConfig
 from pipeline.encoder import Encoder, identify
-from pipeline.engine.blueprint import draw
+from pipeline.engine.worker.build_context import draw
 from pipeline.errors import CheckpointError
-from pipeline.preview.preview import preview
-from pipeline.writer.index_file import METADATA_KEY
+from pipeline.format.index import METADATA_KEY
+from pipeline.look.preview import preview
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, receipts, tiny_job
 
 
@@ -97,7 +97,7 @@ def test_an_encoder_has_the_identity_the_driver_read_without_one(checkpoint, mom
 
 
 def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp_path):
-    from pipeline.engine.driver import _rules
+    from pipeline.engine.driver.encode import _rules
 
     job = job_of(corpus, tmp_path / "out", checkpoint("one"))
     one, tuned = (

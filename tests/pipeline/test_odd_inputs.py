@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.decode import open_video
-from pipeline.decode.planes import Geometry
 from pipeline.errors import BadDataError, PolicyReject
+from pipeline.video.decode import open_video
+from pipeline.video.decode.planes import Geometry
 from tests.odd_inputs import structure
 from tests.odd_inputs.cutting import LIMITS, RULES, cut, read_through, rules
 from tests.odd_inputs.damage import GROUP

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.clips import resolve_rules
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
-from pipeline.cutting import CutRequest, Cutter
-from pipeline.engine import footage, survey
-from pipeline.engine.lanes import ProcessLanes
+from pipeline.engine.decoders import sample_stream
+from pipeline.engine.decoders.lanes import ProcessLanes
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.plan import CorpusPlan, LatentSize, PlanTally
+from pipeline.forecast import survey
+from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
 from pipeline.records import ClipRules, FrameChunk, Reject, Sample, VideoEnded
+from pipeline.video.clips import resolve_rules
+from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 from tests.video_files import encode, textured
 
@@ -53,9 +54,9 @@ def request(sample: Sample, rules: ClipRules) -> CutRequest:
     return CutRequest(sample.encoded_video, rules, LIMITS, 0, DrillConfig(), headers_only=True)
 
 
-def plan(corpus: list[Sample | Reject], **values: object) -> CorpusPlan:
+def plan(corpus: list[Sample | Reject], **values: object) -> Forecast:
     rules = rules_of(**values)
-    tally = PlanTally(rules, LATENT)
+    tally = ForecastTotals(rules, LATENT)
     for item in corpus:
         if isinstance(item, Reject):
             tally.rejected(item)
@@ -142,7 +143,7 @@ def test_what_plan_predicts_is_what_encode_does_and_twice_the_same(tmp_path):
     videos = {f"k{n}": video_bytes(5 + 4 * (n % 3), seed=n) for n in range(9)}
     tar = corpus_of(tmp_path, {**videos, "big": bomb(), "bad": b"garbage" * 99, "short": video_bytes(3)})
     job = tiny_job(tar, tmp_path / "out", *SMALL, "reject_budget=1", "engine.decoders=3")
-    first, second = survey.plan_job(job), survey.plan_job(job)
+    first, second = survey.forecast_job(job), survey.forecast_job(job)
     assert json.dumps(first.to_dict()) == json.dumps(second.to_dict())
     report = pipeline.encode(job)
     assert (first.samples, first.with_clips, first.clips) == (12, 9, report.counts.clips)
@@ -162,9 +163,9 @@ class _Crashing(ProcessLanes):
 
 
 def test_a_codec_that_crashes_or_hangs_costs_one_video(tmp_path, monkeypatch):
-    monkeypatch.setattr(footage, "ProcessLanes", _Crashing)
+    monkeypatch.setattr(sample_stream, "ProcessLanes", _Crashing)
     tar = corpus_of(tmp_path, {key: video_bytes(5) for key in ("a", "crash", "b", "hang", "c")})
-    plan = survey.plan_job(tiny_job(tar, tmp_path / "out", "decode.timeout_s=1", "engine.decoders=1"))
+    plan = survey.forecast_job(tiny_job(tar, tmp_path / "out", "decode.timeout_s=1", "engine.decoders=1"))
     assert (plan.samples, plan.with_clips) == (5, 3)
     told = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
     assert told == {
@@ -181,8 +182,8 @@ def test_each_video_costs_one_decoded_frame(tmp_path, monkeypatch):
         def pull(self, lane, ticket):
             asked.append(lane)
 
-    monkeypatch.setattr(footage, "ProcessLanes", Asked)
-    plan = survey.plan_job(tiny_job(tmp_path, tmp_path / "out"))
+    monkeypatch.setattr(sample_stream, "ProcessLanes", Asked)
+    plan = survey.forecast_job(tiny_job(tmp_path, tmp_path / "out"))
     assert (plan.clips, asked) == (5, [])
 
 
@@ -197,7 +198,7 @@ def test_a_plain_file_that_cannot_be_read_is_named_and_the_rest_is_planned(tmp_p
         return shards
 
     monkeypatch.setattr(survey, "resolve_inputs", vanishing)
-    plan = survey.plan_job(tiny_job(tmp_path, tmp_path / "out"))
+    plan = survey.forecast_job(tiny_job(tmp_path, tmp_path / "out"))
     assert (plan.samples, plan.with_clips) == (1, 1)
     (notice,) = plan.notices
     assert notice.startswith("not planned: ")

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import sample_corpus
 from pipeline.config import DecodeConfig, build_job, validate
-from pipeline.engine.survey import plan_job
 from pipeline.errors import OutputError
+from pipeline.forecast.survey import forecast_job
 from pipeline.records import Reject, Sample
 from pipeline.sample_corpus import RECIPES, SampleSummary, make_samples
 
@@ -72,7 +72,7 @@ def test_every_sample_has_words_and_all_but_one_a_video(corpus):
 
 
 def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
-    plan = plan_job(build_job({"inputs": [str(corpus[0])], "output": "."}))
+    plan = forecast_job(build_job({"inputs": [str(corpus[0])], "output": "."}))
     assert (plan.samples, plan.with_clips) == (20, 16)
     assert {reason: (d.count, d.policy, d.keys) for reason, d in plan.dropped.items()} == {
         "no_video": (1, True, ["000007"]),
@@ -83,7 +83,7 @@ def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
 
 
 def test_it_is_varied(corpus):
-    from pipeline.decode import open_video
+    from pipeline.video.decode import open_video
 
     infos = []
     for item in items(corpus[0]):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engine import latent_spool
-from pipeline.engine.latent_spool import LatentSpool
+from pipeline.engine.worker import latent_spool
+from pipeline.engine.worker.latent_spool import LatentSpool
 from pipeline.errors import StorageUnavailable
+from pipeline.process.scratch import PREFIX, ScratchFolder
 from pipeline.reader.spool import Spool
-from pipeline.scratch import PREFIX, ScratchFolder
 
 
 @contextmanager

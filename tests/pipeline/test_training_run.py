@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from model.training.source import SyntheticSource
-from pipeline import cli
+from pipeline.cli import app as cli
 from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
 from pipeline.training import run
 from pipeline.training.job import build_train_job
-from pipeline.training.telling import Telling
+from pipeline.training.progress_log import ProgressLog
 from tests.model.test_out_of_memory import TEXTS
 from tests.tiny_corpus import make_corpus
 from tests.tiny_training import RECIPE, lines, one_thread, train, write_job
@@ -130,7 +130,7 @@ def job_of(tmp_path, **values):
 
 
 def prepared(tmp_path, **values) -> run.Prepared:
-    return run.prepare(job_of(tmp_path, **values), Telling("none"))
+    return run.prepare(job_of(tmp_path, **values), ProgressLog("none"))
 
 
 def learned(tmp_path, source=None, **values) -> LatheError:

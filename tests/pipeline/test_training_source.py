@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from model.colour import yuv_to_video
-from pipeline import decode
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig, validate
 from pipeline.corpus import resolve_inputs
-from pipeline.cutting import CutRequest, Cutter
 from pipeline.errors import InputError, SourceChanged
 from pipeline.records import Bucket, ClipRules, Sample
 from pipeline.storage.s3 import S3Store
@@ -24,6 +22,8 @@ from pipeline.training.corpus_source import CorpusSource
 from pipeline.training.fetching import Fetcher
 from pipeline.training.job import DataConfig
 from pipeline.training.unusable import Unusable
+from pipeline.video import decode
+from pipeline.video.cutting import CutRequest, Cutter
 from tests import video_files
 from tests.conftest import S3Server
 from tests.pipeline.decoded import FAST

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import BuildError
-from pipeline.writer.index_file import IndexRow
-from pipeline.writer.latent_row import LatentRow, latent_row
+from pipeline.format.columns import LatentRow, latent_row
+from pipeline.format.index import IndexRow
 from pipeline.writer.parquet_file import ParquetFileBuilder
 from pipeline.writer.parquet_pages import decode_struct, encode_struct, point_footer_at
 from tests.pipeline.latent_clips import FINGERPRINT, SPEC, WHOLE, latent_clip

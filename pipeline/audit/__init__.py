@@ -1,1 +1,0 @@
-"""Looking at an output afterwards: inspect, verify, status. Reads receipts, footers and ranges; changes nothing."""

@@ -1,0 +1,15 @@
+"""The command line: options, commands, how results read, exit codes.
+
+- `app`: encode, plan, status, inspect, verify, sample
+- `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
+- `terminal`: options, answers and errors that commands share
+- `progress`: displays of a running build (live, plain lines, JSON lines)
+- `wording`, `evaluation_wording`, `preview_wording`: results as lines of text
+"""
+
+
+def main() -> None:
+    """Entry point of `lathe` and `python -m pipeline`."""
+    from pipeline.cli.app import app
+
+    app()

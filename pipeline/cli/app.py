@@ -1,0 +1,241 @@
+"""The command line: parse, call, exit code. Rooms are imported when a command runs, so that `--help` is instant.
+
+Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
+SIGTERM or SIGHUP: what ran was finished, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli import network_commands
+from pipeline.cli.terminal import (
+    RETRY_REJECTS,
+    AsJson,
+    Checkpoint,
+    Clips,
+    Config,
+    Debug,
+    EncodeCommand,
+    Fps,
+    Frames,
+    Model,
+    Overrides,
+    Size,
+    StoreSettings,
+    Strict,
+    Untrained,
+    fail,
+    guard,
+    show,
+    storage_config,
+    store_at,
+)
+from pipeline.process import signals
+
+app = typer.Typer(
+    name="lathe",
+    help="Videos in, VAE latents out: exactly, exactly once, at the speed of decoding.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command(cls=EncodeCommand)
+def encode(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT... OUTPUT",
+            help="Shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output.",
+        ),
+    ] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
+    fps: Fps = None,
+    frames: Frames = None,
+    size: Size = None,
+    clips: Clips = None,
+    format_: Annotated[str | None, typer.Option("--format", help="parquet or tar. [default: parquet]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Stored type: float16, bfloat16 or float32. [default: float16]")
+    ] = None,
+    moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance too.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    executor: Annotated[str | None, typer.Option(help="ray or inline. [default: ray]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else a private Ray]")
+    ] = None,
+    progress: Annotated[str | None, typer.Option(help="auto, rich, plain, json or none. [default: auto]")] = None,
+    retry_rejects: Annotated[
+        str | None,
+        typer.Option(
+            RETRY_REJECTS,
+            metavar="[REASON…]",
+            help="Encode rejected inputs of finished shards again: those that limits rejected which this run does not have, "
+            "or those with these reasons.",
+        ),
+    ] = None,
+    strict: Strict = None,
+    config: Config = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Encode a corpus of videos into latent shards. Run the same command again to resume."""
+    *inputs, output = paths if paths and len(paths) > 1 else [*(paths or []), None]
+    if paths and len(paths) == 1 and config is None:
+        fail("encode takes INPUT... OUTPUT, got only one path; add the output folder or s3://bucket/prefix", 2)
+    flags = {
+        "inputs": inputs or None,
+        "output": output,
+        "model.name": model,
+        "model.checkpoint": checkpoint,
+        "model.untrained": untrained,
+        "model.device": device,
+        "clips.fps": fps,
+        "clips.frames": frames,
+        "clips.size": size,
+        "clips.select": clips,
+        "write.format": format_,
+        "write.dtype": dtype,
+        "write.moments": moments,
+        "engine.executor": executor,
+        "engine.address": address,
+        "progress": progress,
+        "retry_rejects": retry_rejects,
+        "strict": strict,
+    }
+
+    def run() -> None:
+        with signals.handled():  # before anything that takes time
+            _encode(flags, config, tuple(set_ or ()))
+
+    guard(run, debug=debug)
+
+
+def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+    from pipeline.cli.progress import display_for
+    from pipeline.config import build_job
+    from pipeline.engine.driver import encode as driver
+
+    display = display_for((job := build_job(flags, config_path=config, overrides=overrides)).progress)
+    report = None
+    try:
+        report = driver.encode(job, display)
+    except BaseException as error:  # a KeyboardInterrupt too has a report
+        report = getattr(error, "report", None)
+        raise
+    finally:
+        display.close(report)
+
+
+@app.command()
+def plan(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Shards or videos, as for encode.")],
+    model: Model = None,
+    fps: Fps = None,
+    frames: Frames = None,
+    size: Size = None,
+    clips: Clips = None,
+    dtype: Annotated[str | None, typer.Option(help="Stored type. [default: float16]")] = None,
+    strict: Strict = None,
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say, from headers only, which buckets would fill, what would be dropped and why, and how much would be written."""
+
+    def run() -> None:
+        from pipeline.config import build_job
+        from pipeline.forecast.survey import forecast_job
+
+        flags = {
+            "inputs": inputs,
+            "output": ".",
+            "model.name": model,
+            "clips.fps": fps,
+            "clips.frames": frames,
+            "clips.size": size,
+            "clips.select": clips,
+            "write.dtype": dtype,
+            "strict": strict,
+        }
+        with signals.handled():  # SIGTERM too ends decoders and deletes temporary files
+            result = forecast_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
+        show(result.to_dict(), "plan_lines", as_json)
+
+    guard(run, debug=debug, again="nothing was written; the same command starts over")
+
+
+@app.command()
+def status(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """How far an output is: shards, clips, rejects, and whether a build is running."""
+
+    def run() -> None:
+        from pipeline.operate import status as room
+
+        show(room.status(store_at(output, endpoint_url)), "status_lines", as_json)
+
+    guard(run, debug=debug)
+
+
+@app.command()
+def inspect(target: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """What is in a latent file or an output: network, fingerprint, buckets, counts, statistics."""
+
+    def run() -> None:
+        from pipeline.operate import inspect as room
+
+        show(room.inspect_path(target, storage_config(endpoint_url)), "inspect_lines", as_json)
+
+    guard(run, debug=debug)
+
+
+@app.command()
+def verify(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check hashes, counts, values and receipts of an output against its files. Exit code 1 if anything is wrong."""
+
+    def run() -> None:
+        from pipeline.operate import verify as room
+
+        report = room.verify_output(store_at(output, endpoint_url))
+        show(report.to_dict(), "verify_lines", as_json)
+        if not report.ok:
+            raise typer.Exit(1)
+
+    guard(run, debug=debug)
+
+
+@app.command()
+def sample(
+    folder: str,
+    seed: Annotated[int, typer.Option(help="Another seed, another corpus.")] = 0,
+    layout: Annotated[str, typer.Option(help="tar (WebDataset shards) or files.")] = "tar",
+    debug: Debug = False,
+) -> None:
+    """Make a small varied corpus of real encoded videos, so that the first run needs nothing from outside."""
+
+    def run() -> None:
+        from pipeline.errors import ConfigError
+        from pipeline.sample_corpus import make_samples
+
+        if layout not in ("tar", "files"):
+            raise ConfigError(f"--layout: expected tar or files, got {layout!r}")
+        summary = make_samples(folder, seed=seed, layout="tar" if layout == "tar" else "files")
+        typer.echo(str(summary))
+
+    guard(run, debug=debug)
+
+
+app.command()(network_commands.train)
+app.command()(network_commands.models)
+app.command()(network_commands.check)
+app.command()(network_commands.evaluate)
+app.command()(network_commands.preview)
+app.command("convert-checkpoint")(network_commands.convert_checkpoint)

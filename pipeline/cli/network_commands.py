@@ -1,0 +1,203 @@
+"""Commands about networks: train, list, check and evaluate them, look at what their latents decode to. `pipeline.cli.app` registers them.
+
+Rooms are imported when a command runs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.terminal import (
+    AsJson,
+    Checkpoint,
+    Clips,
+    ComputeDtype,
+    Config,
+    Debug,
+    Fps,
+    Frames,
+    Model,
+    Overrides,
+    Size,
+    StoreSettings,
+    Untrained,
+    guard,
+    show,
+    storage_config,
+)
+
+
+def train(
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="Recipe, data, output.")],
+    output: Annotated[str | None, typer.Option(help="Folder of the run, instead of the job's.")] = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train a network, from videos or without any. Run the same command again to go on after a kill."""
+
+    def run() -> None:
+        from pipeline.training import run as room
+        from pipeline.training.job import build_train_job
+        from pipeline.training.progress_log import ProgressLog
+
+        wanted = build_train_job({"output": output}, config_path=job, overrides=tuple(set_ or ()))
+        progress_log = ProgressLog(wanted.progress)
+        device = None if wanted.distributed else room.definite_device(wanted.device)
+        prepared = room.prepare(wanted, progress_log)
+        if device is None:
+            from pipeline.engine.ray import training as ray_training
+
+            weights = ray_training.train(prepared, progress_log)
+        else:
+            weights = room.learn(prepared, device, progress_log.step)
+        progress_log.end(prepared, weights)
+
+    guard(run, debug=debug)
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="One network, with everything known about it.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the networks that can be named with --model, or tell all about one."""
+
+    def run() -> None:
+        from model import registry
+        from pipeline.errors import ConfigError
+
+        try:
+            cards = {own: registry.card(own) for own in ([registry.resolve(name)] if name else registry.names())}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        show(cards, "model_lines" if name else "models_lines", as_json)
+
+    guard(run, debug=debug)
+
+
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Network; `lathe models` lists them.")],
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    compute_dtype: ComputeDtype = None,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Frame size to try.")] = "64x64",
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure on your weights and machine that chunks, batches and interleaving change no latent. Exit code 1 if one does."""
+
+    def run() -> None:
+        from pipeline.config import build_job
+        from pipeline.encoder.examination import check_network
+
+        flags = {
+            "inputs": ["."],
+            "output": ".",
+            "model.name": model,
+            "model.checkpoint": checkpoint,
+            "model.untrained": untrained,
+            "model.device": device,
+            "model.compute_dtype": compute_dtype,
+        }
+        job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
+        verdict = check_network(job.model, size)
+        show(verdict, "check_lines", as_json)
+        if not verdict["ok"]:
+            raise typer.Exit(1)
+
+    guard(run, debug=debug)
+
+
+def evaluate(
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="New folder for numbers, plots and pictures.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT...", help="Shards or videos.")] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    untrained: Untrained = None,
+    fps: Fps = None,
+    frames: Frames = None,
+    size: Size = None,
+    clips: Clips = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    compute_dtype: ComputeDtype = None,
+    lpips: Annotated[list[str] | None, typer.Option(metavar="FILE", help="LPIPS-VGG; twice: VGG16, heads.")] = None,
+    i3d: Annotated[str | None, typer.Option(metavar="FILE", help="I3D weights, for rFVD.")] = None,
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how well a network gives videos back: PSNR, SSIM and more per clip and bucket, with plots and a sheet of pictures."""
+    flags: dict[str, Any] = {"inputs": inputs, "output": output, "model.name": model, "model.checkpoint": checkpoint}
+    flags |= {"model.untrained": untrained, "model.device": device, "model.compute_dtype": compute_dtype}
+    flags |= {"clips.fps": fps, "clips.frames": frames, "clips.size": size, "clips.select": clips}
+
+    def run() -> None:
+        from pipeline.cli.evaluation_wording import evaluation_lines
+        from pipeline.config import build_job
+        from pipeline.evaluation import evaluate
+
+        job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
+        summary = evaluate.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
+        typer.echo(json.dumps(summary, indent=1) if as_json else "\n".join(evaluation_lines(summary)))
+
+    guard(run, debug=debug, again="an evaluation begins anew: name another --output, or empty this one")
+
+
+def preview(
+    output: str,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="[default: preview.png in OUTPUT, or here if that is remote]")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="How many to show.")] = 6,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the latents' own weights are now. [default: as recorded]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what stored latents decode to: a picture sheet of a few clips, originals above. The last line is its path."""
+
+    def run() -> None:
+        from pipeline.cli.preview_wording import preview_lines
+        from pipeline.look.preview import preview as show_clips
+
+        storage = storage_config(endpoint_url)
+        account = show_clips(output, storage, sheet=sheet, clips=clips, checkpoint=checkpoint, device=device)
+        typer.echo(json.dumps(account, indent=1) if as_json else "\n".join(preview_lines(account)))
+
+    guard(run, debug=debug)
+
+
+def convert_checkpoint(
+    source: str,
+    target: str,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle SOURCE: runs whatever code it contains.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store floats as float32, bfloat16 or float16. [default: as they are]")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Rewrite a checkpoint as safetensors, which can be loaded without running code."""
+
+    def run() -> None:
+        from model import checkpoint
+        from pipeline.errors import CheckpointError
+
+        try:
+            checkpoint.convert(source, target, trust_pickle=trust_pickle, dtype=dtype)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: the hub
+            raise CheckpointError(str(error)) from error
+        typer.echo(target)
+
+    guard(run, debug=debug)

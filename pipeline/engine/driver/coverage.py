@@ -1,0 +1,156 @@
+"""What a run has to do: sources of its inputs that no counted receipt covers, and what it should say about those that one does.
+
+In: listed shards, summaries of the output's receipts, the fingerprint, the job. Out: `Work`. How plain files were grouped by earlier
+runs does not matter: what is covered is decided source by source, and only what is left is grouped again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.corpus import group_files
+from pipeline.ledger.overlaps import Overlaps
+from pipeline.ledger.summaries import DAMAGED, source_id, uri_id
+from pipeline.records import Counts, Shard, SourceObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.config import EncodeJob, StorageConfig
+    from pipeline.ledger.summaries import ReceiptSummary
+
+
+@dataclass(slots=True)
+class Work:
+    """What is left to do, the receipts that cover the rest of the inputs, and lines for the user."""
+
+    overlaps: Overlaps
+    tars: list[Shard] = field(default_factory=list)
+    files: list[SourceObject] = field(default_factory=list)
+    retries: list[Shard] = field(default_factory=list)
+    # By shard id of the receipt that counts for them: inputs that are finished.
+    finished: dict[str, list[SourceObject]] = field(default_factory=lambda: defaultdict(list))
+    # Sources to do of which older versions with the same URI are finished: their bytes may be the same.
+    touched: dict[SourceObject, list[ReceiptSummary]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def todo(self, config: StorageConfig) -> list[Shard]:
+        """The shards to hand out; plain files are grouped here, whatever groups they were listed in."""
+        return [*self.tars, *group_files(self.files, config), *self.retries]
+
+    def finished_receipts(self) -> list[ReceiptSummary]:
+        """Receipts that count for a finished input, and the retries that complete them."""
+        by_shard, retries = self.overlaps.by_shard, self.overlaps.retries
+        return [item for shard in self.finished for item in (by_shard[shard], *retries.get(shard, ()))]
+
+    def before(self) -> Counts:
+        """Samples and damaged samples of the finished inputs, and clips of all receipts that count for one of them."""
+        total = Counts()
+        for shard, sources in self.finished.items():
+            base, retries = self.overlaps.by_shard[shard], self.overlaps.retries.get(shard, [])
+            receipts = [base, *retries]
+            total += Counts(clips=sum(item.clips for item in receipts))
+            if base.marks:
+                damaged = sum(_is_damaged(source, receipts) for source in sources)
+                total += Counts(samples=len(sources), damaged=damaged)
+            else:
+                damaged = sum(item.damaged for item in receipts)
+                regions = sum(item.damaged_regions for item in receipts)
+                total += Counts(samples=base.samples, damaged=damaged, damaged_regions=regions)
+        return total
+
+
+def _is_damaged(source: SourceObject, receipts: list[ReceiptSummary]) -> bool:
+    """Of a plain file: what the last receipt says that tried it."""
+    uri = uri_id(source.uri)
+    last = [item for item in receipts if uri in item.uri_ids()][-1]
+    return bool(last.marks[last.uri_ids().index(uri)] & DAMAGED)
+
+
+def find_work(shards: Iterable[Shard], summaries: list[ReceiptSummary], fingerprint: str, job: EncodeJob) -> Work:
+    """Compares listed sources with the receipts of this fingerprint; reads nothing."""
+    ours = [item for item in summaries if item.fingerprint == fingerprint]
+    work = Work(Overlaps(ours))
+    owners, by_uri = _owners(ours, work.overlaps)
+    listed: set[bytes] = set()
+    for shard in shards:
+        for source in shard.objects:
+            identity = source_id(source)
+            listed.add(identity)
+            if identity in owners:
+                work.finished[owners[identity]].append(source)
+                continue
+            if (older := by_uri.get(uri_id(source.uri))) is not None:
+                work.touched[source] = older
+            if shard.kind == "tar":
+                work.tars.append(shard)
+            else:
+                work.files.append(source)
+    work.notices += _format_notice(work, job.write.format)
+    work.notices += _other_settings_notice(work, summaries, fingerprint, listed)
+    return work
+
+
+def _owners(
+    ours: list[ReceiptSummary], overlaps: Overlaps
+) -> tuple[dict[bytes, str], dict[bytes, list[ReceiptSummary]]]:
+    """By source: the shard whose receipt counts for it. By URI: receipts of any version."""
+    owners: dict[bytes, str] = {}
+    by_uri: dict[bytes, list[ReceiptSummary]] = defaultdict(list)
+    for item in ours:
+        if item.retry is None and item.same_as is None:
+            for position, (source, uri) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
+                owners[source] = overlaps.owner(item, position).shard_id
+                by_uri[uri].append(item)
+    positions: dict[str, dict[bytes, int]] = {}
+    for item in ours:
+        targets = json.loads(item.same_as) if item.same_as is not None else ()
+        for source, uri, target in zip(item.source_ids(), item.uri_ids(), targets, strict=False):
+            older = overlaps.by_shard.get(target)
+            if older is None or source in owners:  # a receipt that is gone covers nothing
+                continue
+            place = positions.setdefault(target, older.positions()).get(uri)
+            if place is not None:
+                owners[source] = overlaps.owner(older, place).shard_id
+    return owners, by_uri
+
+
+def without_unchanged(work: Work, unchanged: dict[SourceObject, ReceiptSummary]) -> Work:
+    """`work` where these touched sources count as finished: by the receipt of an older version with the same bytes."""
+    for source, older in unchanged.items():
+        owner = work.overlaps.owner(older, older.positions()[uri_id(source.uri)])
+        work.finished[owner.shard_id].append(source)
+    work.tars = [shard for shard in work.tars if shard.objects[0] not in unchanged]
+    work.files = [source for source in work.files if source not in unchanged]
+    work.notices.append(
+        f"{len(unchanged)} inputs have a new modification time or etag and the same bytes as before: their rows stand, "
+        "nothing of them is encoded again"
+    )
+    return work
+
+
+def _format_notice(work: Work, container: str) -> list[str]:
+    containers = (work.overlaps.by_shard[shard].container for shard in work.finished)
+    others = Counter(found for found in containers if found not in ("", container))
+    return [
+        f"{n} finished shards are stored as {name} and stay so; write.format={container} holds for what is encoded from now on"
+        for name, n in sorted(others.items())
+    ]
+
+
+def _other_settings_notice(
+    work: Work, summaries: list[ReceiptSummary], fingerprint: str, listed: set[bytes]
+) -> list[str]:
+    others = Counter(
+        item.fingerprint
+        for item in summaries
+        if (work.tars or work.files) and item.fingerprint != fingerprint and not listed.isdisjoint(item.source_ids())
+    )
+    return [
+        f"{n} shards of these inputs were encoded before with other settings (fingerprint {other[:8]}, this run {fingerprint[:8]}); "
+        "they are encoded again beside those, see `lathe inspect` for both"
+        for other, n in sorted(others.items())
+    ]

@@ -1,0 +1,382 @@
+"""Decides which worker gets which shard. Plain values in, plain values out: no Ray, no clock, no I/O.
+
+In: the shards to do, and what happened to workers and attempts, each with the time it happened. Out: assignments, and a `Verdict` with
+its reason for every failure. Shards go out longest first; a worker holds up to `credit` of them; when none is left to hand out, the
+slowest running ones are copied to idle workers (safe: the first receipt wins).
+
+Blame: a shard is given up after `attempts` failures of its own. A worker that dies without an explanation makes *suspects* of the shards
+it held. A suspect runs alone on a worker, and only the shard that was alone when its worker died gets the failure counted. A preempted
+worker counts for no shard, a node that died for no shard up to `EXCUSED` times each. Shards whose storage failed wait behind those that
+have not failed. Every call costs at most O(log shards), or O(shards that run) while `canaries_only`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.engine.driver.running_median import RunningMedian
+from pipeline.engine.driver.worker_disks import WorkerDisks
+from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.records import Shard
+
+SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
+EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
+CANARIES = 2  # shards at once that are tried while it is not known whether the store or single objects fail
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
+
+Cause = Literal["unexplained", "node", "preempted"]
+
+
+@dataclass(slots=True)
+class _Progress:
+    shard: Shard
+    shard_id: str
+    failures: int = 0
+    excused: int = 0
+    suspect: bool = False  # until it is done: it may be what kills workers
+    running: dict[str, float] = field(default_factory=dict)  # worker -> start time
+    done: bool = False
+    storage_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Give `shard` to `worker`."""
+
+    worker: str
+    shard: Shard
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a shard after a failure."""
+
+    retry: bool
+    reason: str
+
+
+class Dispatcher:
+    """The state of a build's shards. `now` is any clock that only grows, in seconds."""
+
+    def __init__(self, shards: Iterable[tuple[str, Shard]], *, credit: int, attempts: int) -> None:
+        ordered = sorted(shards, key=lambda item: (-item[1].num_bytes, item[1].name))
+        self._shards = {shard_id: _Progress(shard, shard_id) for shard_id, shard in ordered}
+        self._pending = deque(self._shards)
+        self._again: deque[str] = deque()  # storage failed; handed out when nothing else is left
+        self._disks = WorkerDisks()
+        self._suspects: deque[str] = deque()  # each waits for a worker of its own
+        self._delayed: list[tuple[float, str]] = []  # heap: not before, shard
+        self._parked: set[str] = set()  # their failure is being looked into
+        self._workers: dict[str, set[str]] = {}
+        # Workers that take shards, by how many they hold; a dict keeps the order in which they came to hold that many.
+        self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
+        self._closed: set[str] = (
+            set()
+        )  # workers that get nothing more until they hold nothing: with a suspect, or kept for one
+        self._kept: set[str] = set()  # of those, the ones kept for a suspect that waits
+        self._credit = credit
+        self._attempts = attempts
+        self._durations = RunningMedian()
+        self._started: list[tuple[float, str, str]] = []  # heap of (start, shard, worker); entries may be out of date
+        self._running: set[str] = set()
+        self._open = len(self._shards)
+        self.open_bytes = sum(progress.shard.num_bytes for progress in self._shards.values())
+        self.given_up: dict[str, str] = {}
+        self.draining = False
+        self.paused = False  # nothing is handed out for the time being
+        self.canaries_only = False  # only a few shards, which have not failed
+
+    @property
+    def finished(self) -> bool:
+        """Nothing runs, and nothing is left to hand out (or, draining, need not be)."""
+        waiting = self._pending or self._again or self._suspects or self._delayed or self._parked
+        return not self._running and (self.draining or not waiting)
+
+    @property
+    def open_shards(self) -> int:
+        """Shards neither done nor given up."""
+        return self._open
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a shard waits or runs whose storage has not failed."""
+        self._drop_done(self._pending)
+        return bool(self._pending or self._fresh_running())
+
+    @property
+    def disks_failing_since(self) -> float | None:
+        """Since when the temporary folder of every worker fails; None if one works, or still runs a shard."""
+        all_fail = self._workers and not self._running and self._disks.failing(self._workers)
+        return self._disks.since if all_fail else None
+
+    def workers_wanted(self, most: int) -> int:
+        """Workers this build can keep busy."""
+        return min(most, self._open)
+
+    def add_shard(self, shard_id: str, shard: Shard) -> None:
+        """One more shard to do: what an attempt left of a group of files."""
+        if shard_id not in self._shards:
+            self._shards[shard_id] = _Progress(shard, shard_id)
+            self._pending.append(shard_id)
+            self._open += 1
+            self.open_bytes += shard.num_bytes
+
+    def add_worker(self, worker: str) -> None:
+        """A worker is ready for shards."""
+        if worker not in self._workers:
+            self._workers[worker] = set()
+            self._place(worker)
+
+    def assignments(self, now: float) -> list[Assignment]:
+        """What to hand out now; taken as done. Workers with the least to do are served first."""
+        if self.draining or self.paused:
+            return []
+        while self._delayed and self._delayed[0][0] <= now:
+            self._requeue(self._shards[heapq.heappop(self._delayed)[1]])
+        for rested in self._disks.rested(now):
+            self._place(rested)
+        if self.canaries_only:
+            return self._give_canaries(now)
+        given = self._give_suspects(now)
+        for queue in (self._pending, self._again):
+            while self._drop_done(queue) and (worker := self._least_busy(0)) is not None:
+                given.append(self._give(worker, queue.popleft(), now, "next longest shard"))
+        return given if self._pending or self._again else given + self._speculate(now)
+
+    def on_done(self, worker: str, shard_id: str, now: float) -> bool:
+        """A shard is committed. False if it was known already (the slower of two copies)."""
+        progress = self._shards[shard_id]
+        started = self._stop_running(progress, worker)
+        self._disks.succeeded(worker)
+        if started is not None:
+            self._durations.add(now - started)
+        if progress.done:
+            return False
+        progress.done = True
+        # A copy that still runs is no longer waited for.
+        self._running.discard(shard_id)
+        if self.given_up.pop(shard_id, None) is None:
+            self._close(progress)
+        return True
+
+    def on_failed(self, worker: str, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """An attempt ended in `error`, which counts."""
+        progress = self._shards[shard_id]
+        self._stop_running(progress, worker)
+        return self._count(progress, error, now)
+
+    def park(self, worker: str, shard_id: str) -> float | None:
+        """An attempt failed and it is not known yet whose fault it is: `judge` or `release` must follow.
+
+        Returns when the attempt started; None where nothing need follow: the shard is done, given up or still runs elsewhere.
+        """
+        progress = self._shards[shard_id]
+        started = self._stop_running(progress, worker)
+        if started is None or progress.done or progress.running or shard_id in self.given_up:
+            return None
+        progress.storage_failed = True
+        self._parked.add(shard_id)
+        return started
+
+    def judge(self, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """The failure of a parked shard counts."""
+        self._parked.discard(shard_id)
+        return self._count(self._shards[shard_id], error, now)
+
+    def release(self, shard_id: str) -> None:
+        """The failure of a parked shard was not its own: it is handed out again, after those that have not failed."""
+        self._parked.discard(shard_id)
+        self._requeue(self._shards[shard_id])
+
+    def on_disk_failed(self, worker: str, shard_id: str, error: BaseException, now: float) -> Verdict:
+        """An attempt ended because the worker's temporary folder failed. The worker rests; see `WorkerDisks` for what counts."""
+        progress = self._shards[shard_id]
+        counts = self._disks.failed(worker, shard_id, now, workers=len(self._workers))
+        self._stop_running(progress, worker)
+        progress.storage_failed = True
+        if counts:
+            return self._count(progress, error, now)
+        if progress.done or progress.running or shard_id in self.given_up:
+            return Verdict(False, "another copy is committed or runs")
+        self._requeue(progress)
+        return Verdict(True, f"{error}; not counted, the shard is tried again and the worker rests")
+
+    def on_lost(
+        self, worker: str, error: BaseException, now: float, *, cause: Cause = "unexplained"
+    ) -> list[tuple[str, Verdict]]:
+        """A worker is gone. Returns what becomes of the shards it held that are not done."""
+        held = sorted(self._workers.get(worker, ()))
+        verdicts = []
+        for shard_id in held:
+            progress = self._shards[shard_id]
+            self._stop_running(progress, worker)
+            if progress.done or shard_id in self.given_up:
+                continue
+            verdicts.append((shard_id, self._lost(progress, error, now, cause, alone=len(held) == 1)))
+        self._forget(worker)
+        return verdicts
+
+    # --- what a failure means -----------------------------------------------------------------------------------------
+
+    def _lost(self, progress: _Progress, error: BaseException, now: float, cause: Cause, *, alone: bool) -> Verdict:
+        progress.excused += cause == "node"
+        if cause == "preempted" or (cause == "node" and progress.excused <= EXCUSED):
+            self._requeue(progress, first=True)
+            return Verdict(True, "its node was preempted" if cause == "preempted" else "its node died; not counted")
+        progress.suspect = True
+        if alone:
+            return self._count(progress, error, now)
+        self._requeue(progress)
+        return Verdict(True, f"{error}; it was not alone there, so it is tried again alone and nothing is counted")
+
+    def _count(self, progress: _Progress, error: BaseException, now: float) -> Verdict:
+        if progress.done:
+            return Verdict(False, "another copy is committed")
+        progress.failures += 1
+        if progress.running:
+            return Verdict(False, "another copy is still running")
+        if isinstance(error, SourceChanged):
+            return self._give_up(progress, f"{error}; run again to encode what is there now")
+        if isinstance(error, FatalError):
+            return self._give_up(progress, str(error))
+        if progress.failures >= self._attempts:
+            return self._give_up(progress, f"failed {progress.failures} times, last: {type(error).__name__}: {error}")
+        pause_s = min(LONGEST_PAUSE_S, PAUSE_S * 4 ** (progress.failures - 1))
+        if isinstance(error, StorageUnavailable):
+            heapq.heappush(self._delayed, (now + pause_s, progress.shard_id))
+        else:
+            self._requeue(progress)
+        return Verdict(True, f"attempt {progress.failures} of {self._attempts} failed: {type(error).__name__}: {error}")
+
+    def _requeue(self, progress: _Progress, *, first: bool = False) -> None:
+        if progress.done or progress.running:
+            return
+        retried = self._again if progress.storage_failed else self._pending
+        queue = self._suspects if progress.suspect else retried
+        if first:
+            queue.appendleft(progress.shard_id)
+        else:
+            queue.append(progress.shard_id)
+
+    def _close(self, progress: _Progress) -> None:
+        self._open -= 1
+        self.open_bytes -= progress.shard.num_bytes
+
+    def _give_up(self, progress: _Progress, reason: str) -> Verdict:
+        self._close(progress)
+        self.given_up[progress.shard_id] = reason
+        return Verdict(False, reason)
+
+    # --- who is free --------------------------------------------------------------------------------------------------
+
+    def _least_busy(self, from_load: int, *, full_too: bool = False) -> str | None:
+        # A worker's second shard only waits in its hands: as long as another worker has none, that one comes first.
+        for load in range(from_load, self._credit + full_too):
+            if self._by_load[load]:
+                return next(iter(self._by_load[load]))
+        return None
+
+    def _place(self, worker: str) -> None:
+        """Puts a worker where it belongs after what it holds has changed."""
+        held = self._workers.get(worker)
+        for bucket in self._by_load:
+            bucket.pop(worker, None)
+        if held is None:
+            return
+        if not held and worker in self._closed:
+            self._open_again(worker)
+        if worker not in self._closed and not self._disks.rests(worker):
+            self._by_load[len(held)][worker] = None
+
+    def _open_again(self, worker: str) -> None:
+        self._closed.discard(worker)
+        self._kept.discard(worker)
+
+    def _forget(self, worker: str) -> None:
+        self._disks.forget(worker)
+        self._workers.pop(worker, None)
+        self._place(worker)
+        if worker in self._closed:
+            self._open_again(worker)
+
+    def _drop_done(self, queue: deque[str]) -> bool:
+        """Drops shards at both ends that need not be handed out any more. Whether any is left."""
+        while queue and self._shards[queue[0]].done:
+            queue.popleft()
+        while queue and self._shards[queue[-1]].done:
+            queue.pop()
+        return bool(queue)
+
+    def _fresh_running(self) -> int:
+        return sum(not self._shards[shard_id].storage_failed for shard_id in self._running)
+
+    def _give_canaries(self, now: float) -> list[Assignment]:
+        """The smallest, which answer first."""
+        given: list[Assignment] = []
+        while self._drop_done(self._pending) and self._fresh_running() < CANARIES:
+            if (worker := self._least_busy(0)) is None:
+                break
+            given.append(self._give(worker, self._pending.pop(), now, "canary: other shards' storage fails"))
+        return given
+
+    def _give_suspects(self, now: float) -> list[Assignment]:
+        given = []
+        while self._suspects:
+            if self._shards[self._suspects[0]].done:
+                self._suspects.popleft()
+                continue
+            if not self._by_load[0]:
+                break
+            worker = next(iter(self._by_load[0]))
+            given.append(self._give(worker, self._suspects.popleft(), now, "alone: a worker died that held it"))
+            self._shut(worker)
+        # No worker is empty: as many as suspects wait get nothing more until they are.
+        while len(self._kept) < len(self._suspects) and (least := self._least_busy(1, full_too=True)) is not None:
+            self._kept.add(least)
+            self._shut(least)
+        return given
+
+    def _shut(self, worker: str) -> None:
+        self._closed.add(worker)
+        self._place(worker)
+
+    def _give(self, worker: str, shard_id: str, now: float, reason: str) -> Assignment:
+        self._workers[worker].add(shard_id)
+        self._place(worker)
+        self._shards[shard_id].running[worker] = now
+        self._running.add(shard_id)
+        heapq.heappush(self._started, (now, shard_id, worker))
+        return Assignment(worker, self._shards[shard_id].shard, reason)
+
+    def _speculate(self, now: float) -> list[Assignment]:
+        given: list[Assignment] = []
+        while self._by_load[0] and self._durations.value is not None and self._started:
+            begun, shard_id, worker = self._started[0]
+            if now - begun <= SPECULATE_AGE * self._durations.value:
+                break
+            heapq.heappop(self._started)
+            progress = self._shards[shard_id]
+            alone = progress.running == {worker: begun} and not progress.done
+            if alone and not progress.suspect:  # a suspect must not take a second worker along
+                idle = next(iter(self._by_load[0]))
+                given.append(self._give(idle, shard_id, now, f"copy of a shard that runs for {now - begun:.0f} s"))
+        return given
+
+    def _stop_running(self, progress: _Progress, worker: str) -> float | None:
+        started = progress.running.pop(worker, None)
+        if worker in self._workers:
+            self._workers[worker].discard(progress.shard_id)
+            self._place(worker)
+        if not progress.running:
+            self._running.discard(progress.shard_id)
+        for other, begun in progress.running.items():  # may be copied again
+            heapq.heappush(self._started, (begun, progress.shard_id, other))
+        return started

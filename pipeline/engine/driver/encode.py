@@ -1,0 +1,186 @@
+"""The front door: `encode(job)` lists, subtracts what is done, hands out the rest, and answers with a `BuildReport`.
+
+Enters: an `EncodeJob`. Leaves: receipts in the output, a report. The order of things: everything that can be wrong with the command is
+found before anything is started; then the executor works; then the books are checked against the reject budget.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pipeline import encoder as encoder
+from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.engine.driver.build import Build
+from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
+from pipeline.engine.driver.executor import Executor
+from pipeline.engine.driver.progress import Display, Silent
+from pipeline.engine.driver.reject_budget import budget_exceeded
+from pipeline.engine.driver.report import BuildReport
+from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
+from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
+from pipeline.engine.worker.build_context import BuildContext, draw
+from pipeline.errors import (
+    ConfigError,
+    InputError,
+    LatheError,
+    NothingEncoded,
+    RejectBudgetExceeded,
+    ShardsFailed,
+)
+from pipeline.format.layout import DATA, OWN_FOLDERS, OWN_OBJECTS
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.summaries import Summaries
+from pipeline.storage import Store, open_store
+from pipeline.video.clips import resolve_rules
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
+    from pipeline.encoder import LatentSpec
+    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.records import ClipRules, Counts, Shard
+
+
+def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
+    """Encodes what is not encoded yet. Running it again resumes; running it twice at once is safe.
+
+    Raises:
+        UsageError: something about the job is wrong; nothing was started. With `strict`, also that inputs hold more than tars and videos.
+        ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
+        RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones; likewise.
+        NothingEncoded: not one clip was encoded, now or earlier; likewise.
+    """
+    display = display or Silent()
+    begun = time.monotonic()
+    if (known := encoder.known_spec(job.model)) is not None:
+        _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
+    store = open_store(job.output, job.storage)
+    passed_over = PassedOver(own=_own_uris(store))
+    shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
+    if job.strict:
+        passed_over.refuse()
+    if job.output.startswith("s3://"):
+        store.preflight()  # says within seconds what is wrong, instead of after all retries
+    store.check_writable()
+    ledger = Ledger(store)
+    notices = [*filter(None, [passed_over.line()]), *ledger.prepare("lathe")]
+    with Executor(job) as executor:
+        summaries = Summaries(store)
+        receipts = summaries.all()
+        if not receipts:  # all is to do: Ray starts while the weights are read
+            executor.connect()
+        device, dtype = executor.resolve_device()
+        network = executor.network()
+        context = draw(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        work = _work(job, shards, receipts, context, store)
+        notices += work.notices
+        todo = work.todo(job.storage)
+        report = BuildReport(
+            output=job.output,
+            fingerprint=context.fingerprint,
+            network=network.spec.network,
+            untrained=bool(network.identity["untrained"]),
+            device=device,
+            shards_total=len(todo) + len(work.finished),
+            shards_before=len(work.finished),
+            notices=notices,
+            passed_over=passed_over.to_dict(),
+        )
+        notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
+        if todo:
+            executor.connect()
+            notices += executor.notices()
+        for text in notices:
+            display.notice(text)
+        summaries.save()
+        if todo:
+            Build(todo, context, executor, store, display, report, begun).run()
+    report.wall_s = time.monotonic() - begun
+    _judge(report, job, work)
+    return report
+
+
+def _work(
+    job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], context: BuildContext, store: Store
+) -> Work:
+    """What is to do, after inputs that were only touched are found and rejects to retry are looked up."""
+    work = find_work(shards, receipts, context.fingerprint, job)
+    if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
+        record_unchanged(store, unchanged, context)
+        work = without_unchanged(work, unchanged)
+    retry_work(store, work, job)
+    return work
+
+
+def _weights_notices(
+    checkpoint: str | None, name: str, identity: dict[str, Any], provenance: dict[str, Any]
+) -> list[str]:
+    """What is to be known of weights that are not somebody's training for production."""
+    if identity["untrained"]:
+        return ["UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones"]
+    if not str(provenance.get("uri", "")).startswith("embedded://"):
+        return []
+    asked = "no --checkpoint" if checkpoint is None else f"--checkpoint {checkpoint}"
+    return [f"{asked}: the weights that come with Lathe ({name}); they are for demos and tests, not for production"]
+
+
+def _own_uris(store: Store) -> tuple[str, ...]:
+    """What the output consists of: objects, and folders that end in `/`. It may lie inside a folder of inputs."""
+    return (*map(store.uri, OWN_OBJECTS), *(f"{store.uri(name.rstrip('/'))}/" for name in OWN_FOLDERS))
+
+
+def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
+    """The output may lie inside a folder of inputs; its tars of latents are no inputs of the run that resumes it.
+
+    Raises:
+        InputError: the inputs are nothing but these.
+    """
+    ours = f"{store.uri(DATA.rstrip('/'))}/"
+    others = [shard for shard in shards if not all(source.uri.startswith(ours) for source in shard.objects)]
+    if shards and not others:
+        raise InputError(f"the inputs hold nothing but what was written to the output {store.root}; name the videos")
+    return others
+
+
+def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
+    if job.write.moments and not spec.moments:
+        raise ConfigError(
+            f"write.moments: {spec.network} gives one latent and no log-variance; leave moments out to store the latent"
+        )
+    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+
+
+def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
+    """Raises what the finished build deserves, with the report attached. What earlier runs committed is judged with it."""
+    error: LatheError | None = None
+    before = work.before()
+    whole = before + report.judged
+    over = budget_exceeded(whole, job.reject_budget, final=True)
+    if report.failed:
+        name, why = sorted(report.failed.items())[0]
+        more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
+        error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
+    elif report.refused:
+        more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
+        error = ShardsFailed(
+            f"{len(report.refused)} inputs could not be read, the rest is committed; {report.refused[0]}{more}"
+        )
+    elif over is not None:
+        error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
+    elif whole.clips == 0:
+        error = NothingEncoded(_nothing_encoded(whole, report, work))
+    if error is not None:
+        error.report = report  # type: ignore[attr-defined]
+        raise error
+
+
+def _nothing_encoded(whole: Counts, report: BuildReport, work: Work) -> str:
+    reasons = Counter(report.judged_rejects)
+    for item in work.finished_receipts():
+        reasons.update(json.loads(item.reasons))
+    shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
+    return (
+        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
+    )

@@ -1,0 +1,108 @@
+"""Writes `_progress/{build id}.json` in the output while a build runs, for `lathe status` elsewhere. In a thread of its own.
+
+In: the latest numbers, as often as the build likes. Out: one object a build, replaced every `HEARTBEAT_S` and removed at the end. A slow
+or absent store makes it late and nothing else. Files that killed builds left are removed when they are a day old.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import LatheError
+from pipeline.format.layout import CURRENT
+
+if TYPE_CHECKING:
+    from pipeline.format.layout import Layout
+    from pipeline.storage import Store
+
+HEARTBEAT_S = 30.0
+STALE_S = 24 * 3600.0
+CLOSE_S = 5.0  # for the last write to end and the object to be removed
+
+
+class Heartbeat:
+    """`offer` never blocks and never raises."""
+
+    def __init__(
+        self, store: Store, fingerprint: str, *, layout: Layout = CURRENT, every_s: float = HEARTBEAT_S
+    ) -> None:
+        started = time.time()
+        self.build = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{secrets.token_hex(4)}"
+        self.key = layout.progress_key(self.build)
+        self._prefix = layout.progress
+        self._store = store
+        self._every_s = every_s
+        self._facts = {
+            "build": self.build,
+            "running": True,
+            "started": started,
+            "every_s": every_s,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "fingerprint": fingerprint,
+        }
+        self._latest: dict[str, Any] | None = None
+        self._offered = threading.Event()
+        self._closing = threading.Event()
+        self._failure: str | None = None
+        self._told = False
+        self._thread: threading.Thread | None = None
+
+    def offer(self, values: dict[str, Any]) -> None:
+        """The numbers as they are now. Of several between two writes the last is written."""
+        self._latest = {"updated": time.time(), **values}
+        self._offered.set()
+        if self._thread is None:
+            # A daemon: a store that hangs must not keep the process.
+            self._thread = threading.Thread(target=self._write, name="heartbeat", daemon=True)
+            self._thread.start()
+
+    def failure(self) -> str | None:
+        """Why the object could not be written; answered once a build."""
+        if self._failure is None or self._told:
+            return None
+        self._told = True
+        return f"{self.key} could not be written, so `lathe status` does not see this build: {self._failure}"
+
+    def close(self) -> None:
+        """Removes the object. Returns after `CLOSE_S` at the latest; then the object stays and says nothing after its time."""
+        self._closing.set()
+        self._offered.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+
+    def _write(self) -> None:
+        written = False
+        while not self._closing.is_set():
+            self._offered.wait()
+            self._offered.clear()
+            if self._closing.is_set():
+                break
+            if self._attempt(lambda: self._store.write(self.key, self._encoded())) and not written:
+                written = True
+                self._attempt(self._sweep)
+            self._closing.wait(self._every_s)
+        if written:
+            self._attempt(lambda: self._store.delete(self.key))
+
+    def _encoded(self) -> bytes:
+        return json.dumps({**self._facts, **(self._latest or {})}, indent=1).encode()
+
+    def _attempt(self, call: Any) -> bool:
+        try:
+            call()
+        except LatheError as error:
+            self._failure = str(error)
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        for info in list(self._store.list(self._prefix)):
+            if info.modified < time.time() - STALE_S:
+                self._store.delete(info.key)

@@ -1,0 +1,169 @@
+"""Rejects of finished shards that a run may lift: counted for the user, and made to shards on request.
+
+In: `Work`, the job's limits and `retry_rejects`. Out: a notice, or shards whose `retry` names their samples. Only receipts that may hold
+such rejects are read, and the retries that complete them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.corpus import group_files
+from pipeline.errors import ConfigError
+from pipeline.ledger.receipts import Ledger
+from pipeline.records import RetriedSample, Retry, Shard
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
+    from pipeline.engine.driver.coverage import Work
+    from pipeline.ledger.overlaps import CountedReceipt
+    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.records import Receipt, Reject, SourceObject
+    from pipeline.storage import Store
+
+# Reasons that depend on an option outside the fingerprint. A larger value of the option lets more inputs through.
+LIMIT_OF_REASON = {
+    "too_many_pixels": "decode.max_pixels",
+    "too_many_frames": "decode.max_frames",
+    "too_long": "decode.max_duration_s",
+    "too_large": "decode.max_video_bytes",
+    "decode_timeout": "decode.timeout_s",
+    "decoder_memory": "decode.memory_bytes",
+    "non_finite_latent": "write.max_abs",
+}
+REASONS_SHOWN = 4
+
+
+def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
+    """Adds shards for the rejects that `job.retry_rejects` names; without it, says how many inputs it would encode again.
+
+    Raises:
+        ConfigError: it names a reason that no finished input was rejected for.
+    """
+    limits, wanted = job.limits(), job.retry_rejects
+    _check_reasons(work, wanted or ())
+    found: Counter[str] = Counter()
+    suspects = [
+        (work.overlaps.by_shard[shard], sources)
+        for shard, sources in work.finished.items()
+        if any(_may_retry(item, limits, wanted) for item in _with_retries(work, shard))
+    ]
+    keys = [[item.key] for base, _ in suspects for item in _with_retries(work, base.shard_id)]
+    read = Ledger(store).read_all(keys)
+    for base, sources in suspects:
+        parts = [(item, next(read)) for item in _with_retries(work, base.shard_id)]
+        receipts = [work.overlaps.counted(receipt) for _, receipt in parts if receipt is not None]
+        if not receipts or receipts[0].receipt.shard_id != base.shard_id:
+            continue  # deleted since it was listed
+        stands = _standing(receipts, {source.uri for source in sources})
+        again = [reject for reject, holder in stands if _retried(reject.reason, holder, limits, wanted)]
+        found.update(reason for _, _, reason in {(reject.uri, reject.key, reject.reason) for reject in again})
+        if wanted is not None:
+            samples = {(reject.uri, reject.key) for reject in again}
+            replaced = [reject for reject, _ in stands if (reject.uri, reject.key) in samples]
+            work.retries += _shards(receipts, replaced, sources, job)
+    _tell(work, found, job, wanted)
+
+
+# Reasons of the reader that another try of the same bytes gives again.
+OF_BYTES = {
+    "duplicate_key", "extra_video", "empty_video", "no_video", "truncated_shard", "unresolved_hardlink", "unresolved_symlink",
+    "corrupt_header", "corrupt_compression", "unsupported_compression", "not_a_tar",
+}  # fmt: skip
+
+
+def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
+    known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
+    if vain := sorted(set(wanted) & OF_BYTES):
+        raise ConfigError(
+            f"retry_rejects: {', '.join(vain)} follow from the bytes of the tar alone; pack it again, and the next run encodes the new one"
+        )
+    unknown = sorted(set(wanted) - known)
+    if unknown and known:
+        raise ConfigError(
+            f"retry_rejects: no finished input was rejected as {', '.join(unknown)}; found are {', '.join(sorted(known))}"
+        )
+
+
+def _with_retries(work: Work, shard: str) -> list[ReceiptSummary]:
+    return [work.overlaps.by_shard[shard], *work.overlaps.retries.get(shard, ())]
+
+
+def _may_retry(item: ReceiptSummary, limits: dict[str, float], wanted: tuple[str, ...] | None) -> bool:
+    reasons, then = json.loads(item.reasons), json.loads(item.limits)
+    return any(reason in wanted if wanted else _laxer(reason, then, limits) for reason in reasons)
+
+
+def _retried(reason: str, holder: Receipt, limits: dict[str, float], wanted: tuple[str, ...] | None) -> bool:
+    return reason in wanted if wanted else _laxer(reason, holder.limits, limits)
+
+
+def _laxer(reason: str, then: dict[str, float], now: dict[str, float]) -> bool:
+    option = LIMIT_OF_REASON.get(reason)
+    return option is not None and option in then and now[option] > then[option]
+
+
+def _standing(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple[Reject, Receipt]]:
+    """Rejects of these sources that still stand, each with the receipt that holds it. Rejects without a key cannot be retried."""
+    return [
+        (reject, part.receipt)
+        for part in receipts
+        for reject in part.receipt.rejects
+        if reject.key is not None and reject.uri in uris and part.stands(reject)
+    ]
+
+
+def _shards(
+    receipts: list[CountedReceipt], replaced: list[Reject], listed: list[SourceObject], job: EncodeJob
+) -> list[Shard]:
+    """Shards that encode the samples of `replaced` again: all rejects of these samples that stand now."""
+    base = receipts[0].receipt
+    after = tuple(sorted(part.receipt.shard_id for part in receipts[1:]))
+    etags = {source.uri: source.etag for source in listed}
+    objects = [source for source in base.shard.objects if source.uri in {reject.uri for reject in replaced}]
+    groups = group_files(objects, job.storage) if base.shard.kind == "files" else [base.shard] * bool(objects)
+    shards = []
+    for group in groups:
+        inside = {source.uri for source in group.objects}
+        retry = Retry(
+            base=base.shard_id,
+            base_attempt=base.attempt,
+            samples=_samples([reject for reject in replaced if reject.uri in inside]),
+            after=after,
+            etags=tuple(
+                (source.uri, etags[source.uri]) for source in group.objects if etags[source.uri] != source.etag
+            ),
+        )
+        shards.append(replace(group, name=f"{group.name} (retry)", retry=retry))
+    return shards
+
+
+def _samples(rejects: list[Reject]) -> tuple[RetriedSample, ...]:
+    found: dict[tuple[str, str], RetriedSample] = {}
+    for reject in rejects:
+        name = str(reject.uri), str(reject.key)
+        before = found.get(name, RetriedSample(*name, damaged=False, clips_rejected=0))
+        damaged = before.damaged or not reject.policy
+        found[name] = replace(before, damaged=damaged, clips_rejected=before.clips_rejected + reject.clips)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _tell(work: Work, found: Counter[str], job: EncodeJob, wanted: tuple[str, ...] | None) -> None:
+    if not found:
+        if wanted is not None:
+            work.notices.append("--retry-rejects: no finished input has such a reject that could be retried")
+        return
+    total = sum(found.values())
+    shown = ", ".join(f"{reason} {n}" for reason, n in found.most_common(REASONS_SHOWN))
+    if wanted is not None:
+        work.notices.append(f"--retry-rejects: {total} inputs of finished shards are encoded again ({shown})")
+        return
+    limits = job.limits()
+    options = sorted({f"{LIMIT_OF_REASON[reason]} is now {limits[LIMIT_OF_REASON[reason]]:g}" for reason in found})
+    work.notices.append(
+        f"{total} inputs of finished shards were rejected by limits that this run does not have ({shown}; "
+        f"{', '.join(options)}); --retry-rejects encodes them"
+    )

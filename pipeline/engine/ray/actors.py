@@ -1,0 +1,191 @@
+"""The encoder as a Ray actor: it owns an encode loop and adds no logic of its own.
+
+Takes a context and shards. Gives shard outcomes. The actor is neither restarted nor retried by Ray: the driver decides that, with a
+reason. Decoders (`ray_lanes`) belong to their encoder and die with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from pipeline.encoder import Encoder
+from pipeline.engine.decoders.lanes import niceness_beside
+from pipeline.engine.ray.lanes import RayLanes
+from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.errors import LatheError, WorkerLost
+
+if TYPE_CHECKING:
+    from pipeline.engine.worker.build_context import BuildContext
+    from pipeline.engine.worker.shard_result import ShardResult
+    from pipeline.records import Shard
+
+DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
+SHARDS_AT_ONCE = (
+    16  # threads for run_shard; the driver's credit decides how many are used, repeated calls need some more
+)
+CONTROL_CALLS = 8  # a repeated `load` waits for the first, and must not keep `stats` and `shutdown` waiting
+OUTCOMES_KEPT = 64  # answers that may be asked for again
+SHUTDOWN_S = 4.0  # for the step in flight to end
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": CONTROL_CALLS})
+class EncoderActor:
+    """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
+
+    def __init__(self, context: BuildContext, decoders: int, threads: int | None) -> None:
+        self._blueprint = context
+        self._decoders = decoders
+        self._threads = threads
+        self._loop: EncodeLoop | None = None
+        self._arrived = threading.Condition()
+        self._tickets: dict[str, int] = {}  # shard id -> the assignment it runs for
+        self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
+        self._broken: BaseException | None = None
+        self._loading = threading.Lock()
+        self._loaded: dict[str, Any] | Exception | None = None
+        self._stopping = threading.Event()
+        self._driving: threading.Thread | None = None
+
+    @ray.method(concurrency_group="control")
+    def where(self) -> str:
+        """The node it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="control")
+    def load(self) -> dict[str, Any]:
+        """Loads the network and starts the decoders; slow, once. Asked again (the connection was lost), it gives the first answer."""
+        with self._loading:
+            if self._loaded is None:
+                try:
+                    self._loaded = self._load()
+                except Exception as error:  # noqa: BLE001 - raised below, and to those who ask again
+                    self._loaded = error
+            if isinstance(self._loaded, Exception):
+                raise self._loaded
+            return self._loaded
+
+    def _load(self) -> dict[str, Any]:
+        job = self._blueprint.job
+        if self._blueprint.device == "cpu":
+            keep_freed_memory()
+        lanes = RayLanes(
+            self._decoders,
+            job.decode.memory_bytes,
+            niceness_beside(self._blueprint.device),
+            job.engine.decoder_cpus,
+            job.storage,
+        )
+        encoder = Encoder(
+            job.model,
+            self._blueprint.device,
+            self._blueprint.compute_dtype,
+            moments=job.write.moments,
+            threads=self._threads,
+            batch=job.engine.batch,
+        )
+        if encoder.network().identity != self._blueprint.identity:
+            raise LatheError(
+                f"the encoder loaded {encoder.network().identity}, the build was planned with {self._blueprint.identity}; "
+                "the checkpoint differs between machines"
+            )
+        self._loop = EncodeLoop(self._blueprint, encoder, lanes)
+        self._await_decoder()
+        self._driving = threading.Thread(target=self._drive, name="encode-loop", daemon=True)
+        self._driving.start()
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def _await_decoder(self) -> None:
+        deadline = time.monotonic() + DECODER_PLACEMENT_S
+        while self._loop is not None and not self._loop.can_decode:
+            if time.monotonic() > deadline:
+                asked = self._blueprint.job.engine.decoder_cpus
+                raise WorkerLost(  # here; encoders on other nodes may have decoders
+                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {asked:g} CPU of "
+                    f"{ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
+                )
+            time.sleep(0.02)
+
+    @ray.method(concurrency_group="shards")
+    def run_shard(self, shard: Shard, ticket: int) -> ShardResult | ShardFailure:
+        """From fetch to receipt. Asked again with the same `ticket` (the connection was lost), it answers for the same attempt."""
+        if self._loop is None:
+            raise RuntimeError("load() first")
+        shard_id = shard.id(self._blueprint.fingerprint)
+        with self._arrived:
+            new = ticket not in self._outcomes and self._tickets.get(shard_id) != ticket
+            if new:
+                self._tickets[shard_id] = ticket
+        if new:
+            self._loop.submit(shard)
+        with self._arrived:
+            self._arrived.wait_for(lambda: ticket in self._outcomes or self._broken is not None)
+            if ticket not in self._outcomes and self._broken is not None:
+                raise self._broken
+            return portable(self._outcomes[ticket])
+
+    @ray.method(concurrency_group="control")
+    def shutdown(self) -> None:
+        """Ends the loop, its attempts with their temporary files, and the decoders. The driver kills the process afterwards."""
+        self._stopping.set()
+        if self._driving is not None:
+            self._driving.join(SHUTDOWN_S)
+        if self._loop is not None and (self._driving is None or not self._driving.is_alive()):
+            self._loop.close()
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> dict[str, Any]:
+        """Live numbers."""
+        return describe_stats(self._loop.stats) if self._loop else {}
+
+    def _drive(self) -> None:
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("load() first")
+        try:
+            while not self._stopping.is_set():
+                outcomes = loop.step()
+                if outcomes:
+                    with self._arrived:
+                        self._keep(outcomes)
+                        self._arrived.notify_all()
+        except BaseException as error:  # noqa: BLE001 - raised by every waiting run_shard
+            with self._arrived:
+                self._broken = error
+                self._arrived.notify_all()
+
+    def _keep(self, outcomes: list[ShardResult | ShardFailure]) -> None:
+        for outcome in outcomes:
+            self._outcomes[self._tickets.pop(outcome.shard_id)] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what an encode step frees for the next one, in one arena; elsewhere does nothing.
+
+    The loop does not run in the main thread, and other threads' arenas give every large block back at once: measured, a step then
+    takes half a million page faults where it needs a hundred thousand, 5-10 % of its time and 140 MB more.
+    """
+    if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(arena_max, 1)
+
+
+def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:
+    """The outcome with an error that can cross processes: foreign exceptions may not survive pickling."""
+    if not isinstance(outcome, ShardFailure) or isinstance(outcome.error, LatheError):
+        return outcome
+    error = LatheError(f"{type(outcome.error).__name__}: {outcome.error}")
+    error.add_note("".join(traceback.format_exception(outcome.error)))
+    return ShardFailure(outcome.shard_id, error)

@@ -1,0 +1,193 @@
+"""Starts a private Ray or joins a cluster, and leaves it again. The only file that touches Ray's environment.
+
+In: the job's address, sizes. Out: a connected Ray and what it offers. Rule: an explicit address, else `RAY_ADDRESS` (which
+`ray job submit` sets), else a private local Ray; never a stray cluster that happens to run on the machine. A private Ray keeps its
+sessions in a `RayFolder`, which is deleted with it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import ray_address_from_environment
+from pipeline.engine.ray.folder import RayFolder
+from pipeline.errors import AccessError, BuildError
+from pipeline.process import signals
+from pipeline.units import size
+
+MiB = 1024 * 1024
+CONNECT_S = 5.0
+REINSTALL_S = 0.05  # between looks at the signal handlers while Ray starts
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the connected Ray has."""
+
+    local: bool
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Cluster:
+    """Joins the cluster at `address` or starts a private Ray with `cpus` (logical) and room for frames in flight.
+
+    Raises:
+        AccessError: no cluster answers at the address.
+        BuildError: a private Ray does not start.
+        KeyboardInterrupt: a signal came meanwhile.
+    """
+    address = address or ray_address_from_environment()
+    local = not joins(address)
+    _prepare_environment(local=local)
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if local:
+        options |= {
+            "address": "local",
+            "num_cpus": max(1, round(cpus + 0.5)),
+            "include_dashboard": False,
+            "object_store_memory": max(object_store_bytes, 80 * MiB),
+        }
+        _start_private(options)
+    else:
+        _check_reachable(str(address))
+        try:
+            _connections.append(_Connection({"address": address, **options}, None))
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise AccessError(
+                f"engine.address: no Ray cluster answers at {address!r} ({_line(error)}); "
+                "check the address, or leave it out to run on this machine"
+            ) from error
+    try:
+        signals.check()
+        import ray
+
+        resources = ray.cluster_resources()
+        nodes = sum(1 for node in ray.nodes() if node.get("Alive"))
+    except BaseException:
+        disconnect()
+        raise
+    return Cluster(local, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
+
+
+def joins(address: str | None) -> bool:
+    """Whether a job with this `engine.address` joins a cluster; else it starts a private Ray."""
+    return (address or ray_address_from_environment() or "local") != "local"
+
+
+def disconnect() -> None:
+    """Leaves the cluster; a private one ends, with its processes and its folder. A second call does nothing."""
+    while _connections:
+        _connections.pop().close()
+
+
+class _Connection:
+    """Ray, initialised and shut down by a thread that lives as long as it is used.
+
+    Not the main thread: a signal there could interrupt `ray.init` half way. And the thread must live on: the kernel ends Ray's processes
+    when the thread that started them ends (PR_SET_PDEATHSIG), which is also why a killed driver leaves none. `ray.init` installs a native
+    handler of SIGTERM, in any thread, that aborts the process; the main thread puts ours back, also while it waits.
+    """
+
+    def __init__(self, options: dict[str, Any], folder: RayFolder | None) -> None:
+        """Raises what `ray.init` raises."""
+        self._options = options
+        self._folder = folder
+        self._error: BaseException | None = None
+        self._up = threading.Event()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._own, name="ray", daemon=True)
+        with signals.deferred():  # half a Ray cannot be shut down cleanly; the second signal does not wait
+            self._thread.start()
+            try:
+                while not self._up.wait(REINSTALL_S):
+                    signals.reinstall()
+            except BaseException:
+                self._leave.set()  # shut down as soon as it is up
+                raise
+            signals.reinstall()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def close(self) -> None:
+        self._leave.set()
+        self._thread.join()
+        signals.reinstall()  # `ray.shutdown` leaves the default action of SIGTERM
+        if self._folder is not None:
+            self._folder.close()
+
+    def _own(self) -> None:
+        try:
+            import ray
+
+            ray.init(**self._options)
+        except BaseException as error:  # noqa: BLE001 - raised in the constructor; Ray raises bare Exceptions
+            self._error = error
+        finally:
+            self._up.set()
+        if self._error is None:
+            self._leave.wait()
+        if (ray := sys.modules.get("ray")) is not None:
+            ray.shutdown()
+
+
+_connections: list[_Connection] = []  # of this process: at most one, as Ray has it
+
+
+def _start_private(options: dict[str, Any]) -> None:
+    """Two tries: a busy machine may need more time than Ray gives itself."""
+    for last in (False, True):
+        folder = RayFolder()
+        try:
+            _connections.append(_Connection({**options, "_temp_dir": folder.path}, folder))
+        except Exception as error:
+            where = f"{folder.path} with {size(folder.free_bytes)} free"
+            folder.close()  # its processes have ended with the thread that started them
+            if last or signals.requested():
+                raise BuildError(
+                    f"a private Ray did not start on this machine ({_line(error)}); its temporary folder was {where}; free space there "
+                    "or point TMPDIR elsewhere, run when the machine is less busy, or use --executor inline"
+                ) from error
+        except BaseException:
+            folder.close()
+            raise
+        else:
+            return
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _check_reachable(address: str) -> None:
+    """A TCP connection to `[ray://]host:port`: Ray itself keeps trying for minutes. Other forms (`auto`) are Ray's to resolve."""
+    host, sep, port = address.removeprefix("ray://").rpartition(":")
+    if not sep or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise AccessError(
+            f"engine.address: nothing answers at {address!r} ({error}); "
+            "check the address, or leave it out to run on this machine"
+        ) from None
+
+
+def _prepare_environment(*, local: bool) -> None:
+    # All of these are read when ray is imported or its processes start.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else `uv run` packs and ships the working folder
+    if local:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # workers are niced to 15 otherwise
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if "RAY_AUTH_MODE" not in os.environ:
+            # A private token instead of the one Ray would write into the home folder.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,372 @@
+"""The loop of one encoder: frames in from the feed, batches through the network, latents out to the shard attempts they belong to.
+
+Enters: shards, by `submit`; several are in flight, so that the next one is fetched and decoded while the last one is written.
+Leaves: `ShardResult`s and failures, by `step`. No Ray here: the inline executor and the encoder actor both own one of these.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.engine.decoders.feed import Event, Feed, Restarted
+from pipeline.engine.worker.attempt import ShardAttempt
+from pipeline.engine.worker.batching import Batcher, ClipRun
+from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
+from pipeline.engine.worker.progress_counter import ProgressCounter
+from pipeline.engine.worker.shard_result import ShardResult
+from pipeline.errors import LatheError, StorageUnavailable
+from pipeline.process import kill_points as drill
+from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
+from pipeline.storage import mark_reached, open_store
+
+if TYPE_CHECKING:
+    from pipeline.encoder import Encoded, Encoder, Launched
+    from pipeline.engine.decoders.lanes import Lanes
+    from pipeline.engine.worker.build_context import BuildContext
+    from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
+
+WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
+CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard attempt that ended in an exception. The shard may be tried again if the error says so."""
+
+    shard_id: str
+    error: Exception
+
+
+@dataclass(eq=False, slots=True)
+class _Video:
+    """An open video of an attempt: its clips on their way through the network."""
+
+    sample: Sample
+    info: VideoInfo
+    plans: dict[int, ClipPlan]
+    runs: dict[int, ClipRun] = field(default_factory=dict)
+    ended: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Clip:
+    """Token of a ClipRun: where its latents go."""
+
+    attempt: ShardAttempt
+    video: _Video
+    plan: ClipPlan
+    mean: LatentSpool
+    logvar: LatentSpool | None
+    frames: int = 0
+    damaged: int = 0  # of these
+    end_s: float = 0.0
+
+
+@dataclass(slots=True)
+class LoopStats:
+    """Live numbers of a loop; written by its thread, read by any. `progress` grows whenever anything moved for any attempt."""
+
+    frames: int = 0
+    clips: int = 0
+    samples: int = 0
+    steps: int = 0
+    batched: int = 0  # chunks over all steps; divided by steps it is the mean batch
+    encode_s: float = 0.0
+    decode_wait_s: float = 0.0
+    fetch_wait_s: float = 0.0
+    lanes_ready: int = 0
+    counter: ProgressCounter = field(default_factory=ProgressCounter)
+
+    @property
+    def progress(self) -> int:
+        """Bytes fetched, written, read back and uploaded, events of the feed, steps, commits: all added up, now."""
+        return self.counter.value
+
+
+class EncodeLoop:
+    """See the module. One thread calls `step`; `submit` may come from another."""
+
+    def __init__(self, context: BuildContext, encoder: Encoder, lanes: Lanes) -> None:
+        job = context.job
+        self.stats = LoopStats()
+        self._blueprint = context
+        self._encoder = encoder
+        mark_reached(job.storage)  # by the driver: to be unreachable from here on is an outage, not a wrong address
+        self._store = open_store(job.output, job.storage)
+        self._attempts: list[ShardAttempt] = []
+        self._ending: list[tuple[ShardAttempt, Exception]] = []  # failed, and cleaning up
+        self._unstarted: list[ShardFailure] = []
+        self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
+        self._lock = threading.Lock()
+        self._batcher = Batcher(encoder.largest_batch)
+        self._flying: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # in the network
+        self._feed = Feed(
+            lanes,
+            self,
+            rules=context.rules,
+            limits=job.decode,
+            drill=job.drill,
+            chunk_frames=context.chunk_frames or WHOLE_CHUNK,
+            frame_bytes=job.engine.frame_bytes,
+            largest_batch=encoder.largest_batch,
+            etag_of=lambda attempt, sample: attempt.etags[sample.uri],
+            paused=lambda attempt: attempt.backlogged,
+        )
+        self._feed.start()
+
+    def submit(self, shard: Shard) -> None:
+        """Starts an attempt at `shard`; its fetch begins at once. One that cannot start is a failure of the next `step`."""
+        try:
+            attempt = ShardAttempt(shard, self._blueprint, self._store, self._feed.wake, self.stats.counter)
+        except (LatheError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            with self._lock:
+                self._unstarted.append(ShardFailure(shard.id(self._blueprint.fingerprint), error))
+            self._feed.wake()
+            return
+        with self._lock:
+            self._attempts.append(attempt)
+
+    @property
+    def shards_in_flight(self) -> int:
+        """Shards whose outcome `step` has not returned yet."""
+        return len(self._attempts) + len(self._ending) + len(self._unstarted)
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether at least one decoder is up. Raises what ended the feed."""
+        if self._feed.failure is not None:
+            raise self._feed.failure
+        return self._feed.ready_lanes > 0
+
+    def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
+        """For the feed: samples of the oldest attempt first."""
+        with self._lock:
+            attempts = list(self._attempts)
+        for attempt in attempts:
+            if (sample := attempt.next_sample()) is not None:
+                return attempt, sample
+        return None
+
+    def step(self, wait_s: float = 0.05) -> list[ShardResult | ShardFailure]:
+        """Takes what has arrived, runs at most one batch, and returns the shards that ended.
+
+        Raises:
+            FatalError: the build must stop (never for one bad input).
+        """
+        begun = time.monotonic()
+        ready = len(self._batcher) > 0 or self._flying is not None
+        events = self._feed.events(0.0 if ready else wait_s)
+        if not ready:
+            self._account_wait(time.monotonic() - begun)
+        for event in events:
+            self._handle(event)
+        self.stats.counter.add(len(events))
+        # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
+        batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
+        if batch:
+            self._launch(batch)
+        if self._flying is not None and not (batch and self._encoder.overlaps):
+            self._land()
+        self.stats.lanes_ready = self._feed.ready_lanes
+        return self._ended()
+
+    def close(self) -> None:
+        """Aborts what is in flight and ends threads and decoders. Waits at most `CLOSE_S` for clean-ups."""
+        self._feed.close()  # and the lanes
+        for attempt in self._attempts:
+            attempt.abort()
+        deadline = time.monotonic() + CLOSE_S
+        for attempt in [*self._attempts, *(attempt for attempt, _ in self._ending)]:
+            attempt.ended(max(0.0, deadline - time.monotonic()))
+        self._attempts.clear()
+        self._ending.clear()
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        attempt, sample, what = event.owner, event.sample, event.what
+        if attempt not in self._attempts:  # cancelled meanwhile
+            if isinstance(what, FrameChunk):
+                self._feed.consumed(what.nbytes)
+            return
+        if isinstance(what, FrameChunk):
+            self._chunk(attempt, sample, what)
+        elif isinstance(what, OpenedVideo):
+            self._videos[attempt, sample.index] = _Video(sample, what.info, {plan.index: plan for plan in what.clips})
+            attempt.opened(sample, what)
+        elif isinstance(what, ClipFailed):
+            self._drop_run(attempt, sample, what.clip)
+            attempt.clip_failed(sample, what.clip, what.reject)
+        elif isinstance(what, VideoEnded):
+            attempt.decode_cpu_s += what.decode_s
+            self.stats.samples += 1
+            video = self._videos[attempt, sample.index]
+            video.ended = True
+            attempt.sample_ended(sample)
+            self._close_if_done(attempt, video)
+        elif isinstance(what, Restarted):
+            self._drop_video(attempt, sample)
+        elif isinstance(what, Reject):
+            self._drop_video(attempt, sample)
+            self.stats.samples += 1
+            attempt.sample_rejected(sample, what)
+        elif isinstance(what, LatheError):  # storage below a decoder, or decoders that outside kills keep ending
+            self._drop_video(attempt, sample)
+            attempt.sample_failed(sample, what)
+
+    def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
+        video = self._videos[attempt, sample.index]
+        if attempt.has_clip(sample, chunk.clip):  # decoded again after a crash
+            self._feed.consumed(chunk.nbytes)
+            return
+        if chunk.first:
+            video.runs[chunk.clip] = ClipRun(self._new_clip(attempt, video, chunk.clip))
+        self._batcher.add(video.runs[chunk.clip], chunk)
+
+    def _new_clip(self, attempt: ShardAttempt, video: _Video, index: int) -> _Clip:
+        def spool() -> LatentSpool:
+            return LatentSpool(attempt.spool_dir)
+
+        moments = self._blueprint.job.write.moments
+        return _Clip(attempt, video, video.plans[index], spool(), spool() if moments else None)
+
+    def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
+        video = self._videos.get((attempt, sample.index))
+        run = video.runs.pop(clip, None) if video else None
+        if run is not None:
+            self._feed.consumed(sum(chunk.nbytes for chunk in run.waiting))
+            self._batcher.drop(run)
+
+    def _drop_video(self, attempt: ShardAttempt, sample: Sample) -> None:
+        video = self._videos.get((attempt, sample.index))
+        for clip in list(video.runs) if video else []:
+            self._drop_run(attempt, sample, clip)
+        self._videos.pop((attempt, sample.index), None)
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _launch(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
+        """Starts a step; what was flying lands while it runs. States go on at once, so the next step may hold the same clips."""
+        begun = time.monotonic()
+        launched = self._encoder.launch([chunk for _, chunk in batch], [run.state for run, _ in batch])
+        for (run, _), state in zip(batch, launched.states, strict=True):
+            run.state = state
+        self._charge(batch, time.monotonic() - begun)
+        self.stats.steps += 1
+        self.stats.batched += len(batch)
+        if self._flying is not None:
+            self._land()
+        self._flying = batch, launched
+
+    def _charge(self, batch: list[tuple[ClipRun, FrameChunk]], spent_s: float) -> None:
+        self.stats.encode_s += spent_s
+        for run, _ in batch:
+            run.token.attempt.encode_s += spent_s / len(batch)
+
+    def _land(self) -> None:
+        """Waits for the step that flies and stores its latents."""
+        if self._flying is None:
+            return
+        (batch, launched), self._flying = self._flying, None
+        begun = time.monotonic()
+        results = launched.results()
+        self._charge(batch, time.monotonic() - begun)
+        self.stats.counter.add()
+        for (run, chunk), encoded in zip(batch, results, strict=True):
+            attempt = run.token.attempt
+            self._feed.consumed(chunk.nbytes)
+            if run.dropped:
+                continue
+            try:
+                self._store_chunk(run, chunk, encoded)
+            except StorageUnavailable as error:  # the local disk
+                attempt.fail(error)
+        drill.fire(self._blueprint.job.drill, "mid_video")
+
+    def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
+        clip: _Clip = run.token
+        dtype = self._blueprint.job.write.dtype
+        clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
+        if clip.logvar is not None and encoded.logvar_Cthw is not None:
+            clip.logvar.append(to_storage(encoded.logvar_Cthw, dtype))
+        clip.frames += len(chunk.pts_s)
+        clip.damaged += chunk.damaged
+        clip.end_s = chunk.pts_s[-1]
+        self.stats.frames += len(chunk.pts_s)
+        if chunk.last:
+            self._finish(clip)
+
+    def _finish(self, clip: _Clip) -> None:
+        video, plan = clip.video, clip.plan
+        del video.runs[plan.index]
+        self.stats.clips += 1
+        damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
+        clip.attempt.clip_done(
+            LatentClip(
+                id=clip.attempt.clip_id(video.sample, plan),
+                sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
+                info=replace(video.info, warnings=(*video.info.warnings, *damaged)),
+                plan=plan,
+                num_frames=clip.frames,
+                end_s=clip.end_s,
+                latent_CTHW=clip.mean.finish(),
+                logvar_CTHW=clip.logvar.finish() if clip.logvar is not None else None,
+                dtype=self._blueprint.job.write.dtype,
+            )
+        )
+        self._close_if_done(clip.attempt, video)
+
+    def _close_if_done(self, attempt: ShardAttempt, video: _Video) -> None:
+        if video.ended and not video.runs:
+            self._videos.pop((attempt, video.sample.index), None)
+
+    # --- attempts -----------------------------------------------------------------------------------------------------
+
+    def _account_wait(self, seconds: float) -> None:
+        if not self._attempts:
+            return
+        attempt = self._attempts[0]
+        if attempt.waiting_for_fetch and not self._feed.decoding:
+            attempt.fetch_wait_s += seconds
+            self.stats.fetch_wait_s += seconds
+        elif self._feed.decoding:
+            attempt.decode_wait_s += seconds
+            self.stats.decode_wait_s += seconds
+
+    def _ended(self) -> list[ShardResult | ShardFailure]:
+        ended: list[ShardResult | ShardFailure] = []
+        with self._lock:
+            unstarted, self._unstarted = self._unstarted, []
+        ended += unstarted
+        for attempt in list(self._attempts):
+            try:
+                result = attempt.poll()
+            except Exception as error:  # noqa: BLE001 - not swallowed: it is the shard's outcome, and the driver counts it
+                self._forget(attempt)
+                attempt.abort()
+                self._ending.append((attempt, error))
+                continue
+            if result is not None:
+                self._forget(attempt)
+                ended.append(replace(result, step_sizes=self._encoder.choices()))
+        # Reported once its files are deleted, or could not be: deleting asks the store, and the loop waits for no store.
+        over = [item for item in self._ending if item[0].ended()]
+        self._ending = [item for item in self._ending if item not in over]
+        ended += [ShardFailure(attempt.shard_id, error) for attempt, error in over]
+        return ended
+
+    def _forget(self, attempt: ShardAttempt) -> None:
+        with self._lock:
+            self._attempts.remove(attempt)
+        self._feed.cancel(attempt)
+        for owner, index in [key for key in self._videos if key[0] is attempt]:
+            self._drop_video(owner, self._videos[owner, index].sample)
+
+
+def describe_stats(stats: LoopStats) -> dict[str, Any]:
+    """JSON-ready copy, `progress` included."""
+    values = {item.name: getattr(stats, item.name) for item in fields(stats) if item.name != "counter"}
+    return {**values, "progress": stats.progress}

@@ -1,0 +1,92 @@
+"""`lathe plan`: the corpus is listed and read, each video is opened in a decoder process as `lathe encode` opens it, the plan is added up.
+
+Takes an `EncodeJob` (its output is not touched). Gives a `Forecast`, the same in every run. Writes nothing and loads no network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.encoder import known_spec
+from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.sample_stream import SampleStream
+from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
+from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.records import OpenedVideo, Reject
+from pipeline.video.clips import resolve_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import EncodeJob
+    from pipeline.records import Sample
+
+ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+UNREADABLE = (AccessError, NotFound, SourceChanged, SourceRefused)  # of a plain file: the build goes on without it
+
+
+def forecast_job(job: EncodeJob) -> Forecast:
+    """What encoding `job` would do, from headers.
+
+    Raises:
+        UsageError: as `encode` would, for the same job.
+        StorageUnavailable, SourceChanged, SourceRefused: a tar or the store cannot be read.
+        WorkerLost: decoders that are killed from outside again and again.
+        BuildError: decoder processes that die on start-up.
+    """
+    spec = known_spec(job.model)
+    if spec is None:
+        raise ConfigError(
+            f"model.name: {job.model.name!r} is a family; a plan needs its configuration (model.config) or a registered network"
+        )
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    latent = LatentSize(
+        channels=spec.latent_channels,
+        bytes_per_element=ELEMENT_BYTES[job.write.dtype],
+        time_stride=spec.time_stride,
+        space_stride=spec.space_stride,
+        tensors=2 if job.write.moments else 1,
+        lead_frames=spec.lead_frames,
+    )
+    tally = ForecastTotals(rules, latent)
+    unreadable: list[str] = []
+
+    def goes_on(error: Exception) -> bool:
+        if not isinstance(error, UNREADABLE):
+            return False
+        unreadable.append(f"not planned: {error}")
+        return True
+
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    if job.strict:
+        passed_over.refuse()
+    with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
+        for outcome in _in_order(stream):
+            if isinstance(outcome, tuple):
+                tally.opened(*outcome)
+            elif isinstance(outcome, Reject):
+                tally.rejected(outcome)
+    tally.warn(stream.counters)
+    for text in sorted(unreadable):
+        tally.notice(text)
+    return replace(tally.result(), passed_over=passed_over.to_dict())
+
+
+def _in_order(stream: SampleStream) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:
+    """What became of each sample, in the order of the corpus: decoders answer in any."""
+    opened: dict[int, tuple[Sample, OpenedVideo]] = {}
+    ended: dict[int, tuple[Sample, OpenedVideo] | Reject | LatheError] = {}
+    following = 0
+    for event in stream:
+        number, what = event.number, event.what
+        if isinstance(what, OpenedVideo) and event.sample is not None:
+            opened[number] = replace(event.sample, video=b""), what
+        elif isinstance(what, Reject | LatheError):
+            ended[number] = what
+        elif not isinstance(what, Restarted):
+            ended[number] = opened.pop(number)
+        while following in ended:
+            yield ended.pop(following)
+            following += 1

@@ -1,0 +1,156 @@
+"""Sums of what a build would do, from headers: which buckets fill, what is dropped and why, how many bytes it writes. For `lathe plan`.
+
+Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `Forecast`. Of each video the packets are listed
+and the first frame is decoded (rotation and interlacing are known from nothing else); damage behind it stays unseen until the build.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.records import warning_kinds
+from pipeline.video.clips import grid_length, whole_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.records import ClipPlan, ClipRules, OpenedVideo, Reject, Sample
+
+EXAMPLES = 5  # keys named for each reason
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSize:
+    """What is stored of a clip. `tensors` is 2 with moments."""
+
+    channels: int
+    bytes_per_element: int
+    time_stride: int
+    space_stride: int
+    tensors: int = 1
+    lead_frames: int = 1
+
+    def num_bytes(self, frames: int, height: int, width: int) -> int:
+        """Bytes of the latents of a clip of that many pixels and frames; containers add a few per cent."""
+        steps = (frames - self.lead_frames) // self.time_stride + self.lead_frames
+        cells = steps * (height // self.space_stride) * (width // self.space_stride)
+        return cells * self.channels * self.bytes_per_element * self.tensors
+
+
+@dataclass(slots=True)
+class BucketFill:
+    """Clips of one bucket, their pixel frames and seconds, the bytes of their latents."""
+
+    clips: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    latent_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Inputs refused for one reason, with the first few keys."""
+
+    policy: bool
+    count: int = 0
+    keys: list[str] = field(default_factory=list)
+    message: str = ""  # of the first one
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The answer. `samples = with_clips + without_clips`; `warnings` are as in receipts (see `Receipt.warnings`); `notices` are lines about
+    inputs that are not among the samples.
+    """
+
+    samples: int
+    with_clips: int
+    without_clips: int
+    clips: int
+    frames: int
+    video_seconds: float  # of the videos that opened
+    clip_seconds: float
+    latent_bytes: int
+    buckets: dict[str, BucketFill]
+    dropped: dict[str, Dropped]
+    warnings: dict[str, int]
+    notices: list[str]
+    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+
+class ForecastTotals:
+    """Adds a corpus up, sample by sample. The order decides which keys stand as examples, and nothing else."""
+
+    def __init__(self, rules: ClipRules, latent: LatentSize) -> None:
+        self._rules, self._latent = rules, latent
+        self._samples = self._with_clips = 0
+        self._video_seconds = 0.0
+        self._buckets: dict[str, BucketFill] = {}
+        self._dropped: dict[str, Dropped] = {}
+        self._warnings: dict[str, int] = {}
+        self._notices: list[str] = []
+
+    def opened(self, sample: Sample, video: OpenedVideo) -> None:
+        """A sample whose video opened, whether or not it gives clips."""
+        self._samples += 1
+        self._with_clips += bool(video.clips)
+        self._video_seconds += video.info.duration_s
+        if video.clips:
+            self.warn(Counter(warning_kinds(sample, video.info.warnings)))
+        for reject in video.rejects:
+            self._drop(reject)
+        for clip in video.clips:
+            self._add(clip, video)
+
+    def rejected(self, reject: Reject) -> None:
+        """A sample without an open video, or damage that has no sample (a truncated tar)."""
+        self._samples += reject.key is not None
+        self._drop(reject)
+
+    def warn(self, counters: Mapping[str, int]) -> None:
+        """Adds to the warnings, by slug."""
+        for slug, count in counters.items():
+            self._warnings[slug] = self._warnings.get(slug, 0) + count
+
+    def notice(self, text: str) -> None:
+        """One more line for the user."""
+        self._notices.append(text)
+
+    def _drop(self, reject: Reject) -> None:
+        dropped = self._dropped.setdefault(reject.reason, Dropped(reject.policy, message=reject.message))
+        dropped.count += 1
+        if len(dropped.keys) < EXAMPLES:
+            dropped.keys.append(reject.key or reject.uri or "?")
+
+    def _add(self, clip: ClipPlan, opened: OpenedVideo) -> None:
+        available = grid_length(opened.info.num_frames, opened.info.duration_s, self._rules.fps)
+        frames = clip.bucket.frames or whole_frames(available, self._rules.time_stride, self._rules.lead_frames)
+        fill = self._buckets.setdefault(str(clip.bucket), BucketFill())
+        fill.clips += 1
+        fill.frames += frames
+        fill.seconds += frames / clip.fps
+        fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
+
+    def result(self) -> Forecast:
+        """All of it so far."""
+        fills = self._buckets.values()
+        return Forecast(
+            samples=self._samples,
+            with_clips=self._with_clips,
+            without_clips=self._samples - self._with_clips,
+            clips=sum(fill.clips for fill in fills),
+            frames=sum(fill.frames for fill in fills),
+            video_seconds=self._video_seconds,
+            clip_seconds=sum(fill.seconds for fill in fills),
+            latent_bytes=sum(fill.latent_bytes for fill in fills),
+            buckets=dict(sorted(self._buckets.items())),
+            dropped=dict(sorted(self._dropped.items(), key=lambda item: (-item[1].count, item[0]))),
+            warnings=dict(sorted(self._warnings.items())),
+            notices=self._notices,
+        )

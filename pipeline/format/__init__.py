@@ -1,0 +1,9 @@
+"""Format of a latent file: columns, tensors, byte index. Shared by writer and readers; no torch, no access to stores.
+
+docs/formats.md is the specification.
+
+- `layout`: names of the objects of an output, by format version
+- `columns`: scalar columns and tensors of one row
+- `tensors`: storage types, hashes, statistics and checks of latent arrays
+- `index`: the byte index beside a data file
+"""

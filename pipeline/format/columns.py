@@ -1,0 +1,184 @@
+"""What a clip becomes on disk, whatever the container: its scalar columns, its payloads, its place in the order.
+
+Enters: a `LatentClip`. Leaves: a `LatentRow` that no longer holds the encoded video, only what will be written. Checks
+the id and the
+shape law (latent sizes follow from frames and pixels) on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import BuildError
+from pipeline.format.tensors import Payload, payload
+from pipeline.records import Bucket, LatentClip
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+
+SCALARS: dict[str, pa.DataType] = {
+    "caption": _TEXT,
+    "file_name": _TEXT,
+    "media_type": _TEXT,
+    "width": _INT,
+    "height": _INT,
+    "num_frames": _INT,
+    "duration_sec": _REAL,
+    "fps": _REAL,
+    "bucket": _TEXT,
+    "variant": _TEXT,
+    "source_uri": _TEXT,
+    "source_key": _TEXT,
+    "source_hash": _TEXT,
+    "sample_index": _INT,
+    "clip_index": _INT,
+    "clip_start_sec": _REAL,
+    "clip_end_sec": _REAL,
+    "clip_start_frame": _INT,
+    "crop": pa.list_(pa.int32()),
+    "scaled_width": _INT,
+    "scaled_height": _INT,
+    "src_width": _INT,
+    "src_height": _INT,
+    "src_fps": _REAL,
+    "codec": _TEXT,
+    "color_matrix": _TEXT,
+    "color_range": _TEXT,
+    "warnings": pa.list_(_TEXT),
+    "metadata": _TEXT,
+    "fingerprint": _TEXT,
+}
+"""Columns that are not tensors, in file order; docs/formats.md says what each means."""
+
+_NULLABLE = {"caption"}
+METADATA_MEMBER = "__latentset__"
+"""First member of a tar: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they
+would not.
+"""
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRow:
+    """One row. `scalars` are the columns of `SCALARS` in order; `logvar` only where moments are stored."""
+
+    id: str
+    order: tuple[int, int]  # (sample index in the shard, clip index): rows are sorted by it
+    num_frames: int
+    latent: Payload
+    logvar: Payload | None
+    scalars: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.latent.num_bytes + (self.logvar.num_bytes if self.logvar else 0)
+
+
+def parquet_schema(*, moments: bool) -> pa.Schema:
+    """The file's columns: `id`, the tensor triplets, then `SCALARS`."""
+    tensors = ["vae_latent", "vae_logvar"] if moments else ["vae_latent"]
+    columns = [pa.field("id", _TEXT, nullable=False)]
+    for name in tensors:
+        columns += [
+            pa.field(f"{name}_bytes", pa.binary(), nullable=False),
+            pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
+            pa.field(f"{name}_dtype", _TEXT, nullable=False),
+        ]
+    return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
+
+
+def bucket_name(bucket: Bucket) -> str:
+    """`v17x256x256`; `vnx256x256` where clips are whole videos. A folder name and the `bucket` column."""
+    return f"v{bucket}"
+
+
+def latent_row(clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, moments: bool) -> LatentRow:
+    """The clip as a row.
+
+    Raises:
+        BuildError: an id that could not name a tar member, a shape that does not follow from the clip, or moments
+        missing.
+    """
+    if not ID_PATTERN.fullmatch(clip.id):
+        raise BuildError(f"clip id {clip.id!r} must be of [A-Za-z0-9_-]+", key=clip.sample.key, stage="write")
+    _check_shape(clip, spec)
+    if moments != (clip.logvar_CTHW is not None):
+        wanted, got = ("mean and log-variance", "mean only") if moments else ("mean only", "mean and log-variance")
+        raise BuildError(f"clip {clip.id} brings {got}, the job stores {wanted}", key=clip.sample.key, stage="write")
+    return LatentRow(
+        id=clip.id,
+        order=(clip.sample.index, clip.plan.index),
+        num_frames=clip.num_frames,
+        latent=payload(clip.latent_CTHW, clip.dtype),
+        logvar=None if clip.logvar_CTHW is None else payload(clip.logvar_CTHW, clip.dtype),
+        scalars=_scalars(clip, fingerprint),
+    )
+
+
+def _check_shape(clip: LatentClip, spec: dict[str, Any]) -> None:
+    bucket = clip.plan.bucket
+    lead = spec["lead_frames"]
+    groups, rest = divmod(clip.num_frames - lead, spec["time_stride"])
+    stride = spec["space_stride"]
+    expected = (spec["latent_channels"], groups + lead, bucket.height // stride, bucket.width // stride)
+    if rest or groups + lead < 1 or (bucket.frames and bucket.frames != clip.num_frames):
+        wanted = f"{bucket.frames} frames" if bucket.frames else f"{spec['time_stride']}n+{lead} frames"
+        raise BuildError(
+            f"clip {clip.id} has {clip.num_frames} frames, expected {wanted}", key=clip.sample.key, stage="write"
+        )
+    for name, array in (("latent", clip.latent_CTHW), ("log-variance", clip.logvar_CTHW)):
+        if array is not None and tuple(array.shape) != expected:
+            raise BuildError(
+                f"{name} of clip {clip.id} has shape {tuple(array.shape)}, expected {expected} "
+                f"from {clip.num_frames} frames of {bucket.height}x{bucket.width}",
+                key=clip.sample.key,
+                stage="write",
+            )
+
+
+def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
+    sample, info, plan = clip.sample, clip.info, clip.plan
+    bucket = plan.bucket
+    return {
+        "caption": None if sample.caption is None else storable(sample.caption),
+        "file_name": storable(sample.file_name or f"{sample.key}.{sample.video_ext}"),
+        "media_type": "video",
+        "width": bucket.width,
+        "height": bucket.height,
+        "num_frames": clip.num_frames,
+        "duration_sec": clip.end_s - plan.start_s,
+        "fps": plan.fps,
+        "bucket": bucket_name(bucket),
+        "variant": "base",
+        "source_uri": storable(sample.uri),
+        "source_key": storable(sample.key),
+        "source_hash": info.content_hash,
+        "sample_index": sample.index if sample.source_index is None else sample.source_index,
+        "clip_index": plan.index,
+        "clip_start_sec": plan.start_s,
+        "clip_end_sec": clip.end_s,
+        "clip_start_frame": plan.start,
+        "crop": [plan.crop_top, plan.crop_left, bucket.height, bucket.width],
+        "scaled_width": plan.scaled_width,
+        "scaled_height": plan.scaled_height,
+        "src_width": info.width,
+        "src_height": info.height,
+        "src_fps": info.fps,
+        "codec": info.codec,
+        "color_matrix": info.color_matrix,
+        "color_range": info.color_range,
+        "warnings": [*info.warnings, *sample.warnings],
+        "metadata": json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True, allow_nan=False),
+        "fingerprint": fingerprint,
+    }
+
+
+def storable(text: str) -> str:
+    """`text` as valid Unicode: lone surrogates, which tar names and JSON escapes may hold, become visible escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,138 @@
+"""The side index of a data file: one row a sample, with the byte range of every tensor, so that readers fetch ranges
+and parse nothing.
+
+Enters: `IndexRow`s of a finished data file. Leaves: `*.idx.parquet`, and rows and `Span`s read back from one. The same
+for both containers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.format.tensors import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.format.columns import LatentRow
+
+METADATA_KEY = b"latentset"
+UNPLACED = -1
+"""Offset of a tensor whose place is not known yet."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("latent_offset", pa.int64(), nullable=False),
+        pa.field("latent_length", pa.int64(), nullable=False),
+        pa.field("latent_hash", pa.string(), nullable=False),
+        pa.field("logvar_offset", pa.int64()),
+        pa.field("logvar_length", pa.int64()),
+        pa.field("logvar_hash", pa.string()),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("num_frames", pa.int64(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("source_key", pa.string(), nullable=False),
+        pa.field("source_hash", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """One sample of a data file: offsets and lengths in bytes from the start of the file, hashes BLAKE2b-128 in hex."""
+
+    id: str
+    row: int
+    latent_offset: int
+    latent_length: int
+    latent_hash: str
+    logvar_offset: int | None
+    logvar_length: int | None
+    logvar_hash: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    bucket: str
+    num_frames: int
+    source_uri: str
+    source_key: str
+    source_hash: str
+    caption: str | None
+
+    def spans(self) -> list[Span]:
+        """The row's tensors as byte ranges."""
+        found = [Span(self.id, self.latent_offset, self.latent_length, self.dtype, self.latent_hash)]
+        if self.logvar_offset is not None and self.logvar_length is not None and self.logvar_hash is not None:
+            found.append(Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash))
+        return found
+
+
+def index_row(row: LatentRow, position: int, latent_offset: int, logvar_offset: int | None) -> IndexRow:
+    """The index entry of `row`, which is the `position`-th of its file."""
+    return IndexRow(
+        id=row.id,
+        row=position,
+        latent_offset=latent_offset,
+        latent_length=row.latent.num_bytes,
+        latent_hash=row.latent.hash,
+        logvar_offset=logvar_offset,
+        logvar_length=row.logvar.num_bytes if row.logvar else None,
+        logvar_hash=row.logvar.hash if row.logvar else None,
+        shape=row.latent.shape,
+        dtype=row.latent.dtype,
+        bucket=row.scalars["bucket"],
+        num_frames=row.num_frames,
+        source_uri=row.scalars["source_uri"],
+        source_key=row.scalars["source_key"],
+        source_hash=row.scalars["source_hash"],
+        caption=row.scalars["caption"],
+    )
+
+
+def write_index(path: Path, rows: Sequence[IndexRow], metadata: dict[str, Any]) -> None:
+    """Writes the side index; `metadata` (JSON-ready: which data file it belongs to, its size and hash) goes to its
+    key-value metadata.
+    """
+    schema = INDEX_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    pq.write_table(table, path, compression="zstd", data_page_version="1.0", write_page_checksum=True)
+
+
+def read_index(data: bytes) -> tuple[list[IndexRow], dict[str, Any]]:
+    """Rows in file order and the index's metadata.
+
+    Raises:
+        ValueError: not a side index (`pyarrow.ArrowInvalid` is one), or its columns are not these.
+    """
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null"))
+    names = [field.name for field in fields(IndexRow)]
+    if table.column_names != names or not isinstance(metadata, dict):
+        raise ValueError(f"not a side index: has the columns {table.column_names}, expected {names}")
+    return [IndexRow(**{**row, "shape": tuple(row["shape"])}) for row in table.to_pylist()], metadata
+
+
+def read_footer(file: io.RawIOBase, name: str) -> tuple[pq.FileMetaData, dict[str, Any] | None]:
+    """Footer of an open Parquet file, and its `latentset` metadata if it has any. Reads the footer only.
+
+    Raises:
+        InputError: not Parquet, or damaged; says `name`.
+    """
+    try:
+        footer = pq.ParquetFile(pa.PythonFile(file, mode="r")).metadata
+        raw = (footer.metadata or {}).get(METADATA_KEY)
+        return footer, None if raw is None else json.loads(raw)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise InputError(f"{name} cannot be read as Parquet: {error}") from None

@@ -1,0 +1,103 @@
+"""Receipts as readers must see them: each with the part of it that counts, and the counts and bytes of that part.
+
+In: the store of an output. Out: `CountedReceipt`s, `Share`s. Where a source was encoded under two receipts, only rows of the earlier one
+are shown; side indexes are read for receipts that are partly hidden, and for no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.format.columns import storable
+from pipeline.format.index import read_index
+from pipeline.ledger.overlaps import CountedReceipt, Overlaps
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.summaries import Summaries
+from pipeline.records import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.format.index import IndexRow
+    from pipeline.records import WrittenFile
+    from pipeline.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What counts of one data file."""
+
+    file: WrittenFile
+    rows: int
+    frames: int
+    num_bytes: int  # of the whole file where all rows count, else of the tensors of those that do
+
+
+def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
+    """Every receipt with the part of it that counts, by shard id; receipts of which nothing counts included.
+
+    Raises:
+        OutputError: a receipt of another format version, or of another shard.
+    """
+    overlaps = Overlaps(Summaries(store, workers).all())
+    return (overlaps.counted(receipt) for receipt in Ledger(store).all(workers))
+
+
+def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
+    """Those rows of this receipt's files that count."""
+    if part.whole:
+        return rows
+    uris = set(map(storable, part.hidden_uris))  # as rows spell them
+    samples = {(storable(uri), storable(key)) for uri, key in part.hidden_samples}
+    return [row for row in rows if row.source_uri not in uris and (row.source_uri, row.source_key) not in samples]
+
+
+def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
+    """What the counted part of a receipt adds to the counts of the output, and its share of each data file."""
+    receipt = part.receipt
+    if part.whole:
+        return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
+    if part.superseded:
+        return Counts(), []
+    found, lost = [], []
+    for item in receipt.files:
+        rows, _ = read_index(store.read(item.index_key))
+        seen = shown(part, rows)
+        ids = {row.id for row in seen}
+        lost += [row for row in rows if row.id not in ids]
+        num_bytes = sum(span.length for row in seen for span in row.spans())
+        found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes))
+    return receipt.added() + _negative(_hidden_counts(part, lost)), found
+
+
+def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:
+    """What hidden sources of a group of plain files, each of one sample, or hidden samples of a retry contributed to `Receipt.added`."""
+    receipt, retry = part.receipt, part.receipt.shard.retry
+    rejects = [item for item in receipt.rejects if not part.counts(str(item.uri), str(item.key))]
+    damaged = len({(reject.uri, reject.key) for reject in rejects if not reject.policy})
+    clips_rejected = sum(reject.clips for reject in rejects)
+    if retry is None:
+        samples = len(part.hidden_uris)
+        encoded = len({row.source_uri for row in rows})
+        rejected = samples - encoded
+    else:
+        before = [sample for sample in retry.samples if not part.counts(sample.uri, sample.key)]
+        damaged -= sum(sample.damaged for sample in before)
+        clips_rejected -= sum(sample.clips_rejected for sample in before)
+        samples, encoded = 0, sum(not part.counts(*sample) for sample in receipt.recovered)
+        rejected = -encoded
+    return Counts(
+        samples=samples,
+        encoded=encoded,
+        rejected=rejected,
+        clips_planned=len(rows) + clips_rejected,
+        clips=len(rows),
+        clips_rejected=clips_rejected,
+        frames=sum(row.num_frames for row in rows),
+        damaged=damaged,
+    )
+
+
+def _negative(counts: Counts) -> Counts:
+    return Counts(**{name: -getattr(counts, name) for name in counts.__slots__})

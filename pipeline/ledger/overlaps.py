@@ -1,0 +1,162 @@
+"""Which receipt counts for which source. Pure decisions on summaries of receipts: no I/O, no clock.
+
+1. A source object (uri, etag, size) counts in one receipt of a fingerprint, its owner: the one with the lowest (created, attempt). Two runs
+   with other listings or groupings may both have encoded it; their rows are equal, because ids and latents are functions of source and
+   fingerprint, and readers leave out those of the later receipt. An object with the same URI and the same bytes under another etag is
+   the same source here, where both receipts know the hash of its bytes.
+2. A plain file of which no clip was encoded, in a retry neither, does not count once a later receipt has another version of it.
+3. A retry completes one receipt, its base. It counts for a sample while the base counts for the sample's source; of two retries of a
+   sample that did not know of each other, the first one counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.ledger.summaries import EMPTY, UNKNOWN_CONTENT, source_id, uri_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.records import Receipt, Reject
+
+Sample = tuple[str, str]  # uri of the source, key of the sample
+Source = tuple[str, bytes]  # fingerprint, id of the source or of its content
+
+
+@dataclass(slots=True)
+class Hidden:
+    """What of a receipt does not count because another receipt has it."""
+
+    sources: set[bytes] = field(default_factory=set)  # ids of whole sources
+    samples: set[Sample] = field(default_factory=set)  # of a retry
+    retried: set[Sample] = field(default_factory=set)  # samples whose rejects a later retry replaces
+
+
+NOTHING = Hidden()
+
+
+@dataclass(frozen=True, slots=True)
+class CountedReceipt:
+    """A receipt and the part of it that counts."""
+
+    receipt: Receipt
+    hidden_uris: frozenset[str] = frozenset()
+    hidden_samples: frozenset[Sample] = frozenset()
+    retried: frozenset[Sample] = frozenset()
+
+    def counts(self, uri: str, key: str) -> bool:
+        """Whether rows of this sample count here."""
+        return uri not in self.hidden_uris and (uri, key) not in self.hidden_samples
+
+    def stands(self, reject: Reject) -> bool:
+        """Whether a reject counts here: its sample does, and was not encoded again since."""
+        sample = (str(reject.uri), str(reject.key))
+        return self.counts(*sample) and sample not in self.retried
+
+    @property
+    def whole(self) -> bool:
+        """All rows count."""
+        return not self.hidden_uris and not self.hidden_samples
+
+    @property
+    def superseded(self) -> bool:
+        """Nothing counts: other receipts have all of it."""
+        shard = self.receipt.shard
+        if shard.retry is not None:
+            return all((sample.uri, sample.key) in self.hidden_samples for sample in shard.retry.samples)
+        return all(source.uri in self.hidden_uris for source in shard.objects)
+
+
+class Overlaps:
+    """The rules of the module, applied to the receipts of an output, one summary a shard."""
+
+    def __init__(self, summaries: Iterable[ReceiptSummary]) -> None:
+        self._hidden: dict[str, Hidden] = defaultdict(Hidden)
+        self._owner: dict[Source, str] = {}  # by source and by content: shard id
+        ordered = sorted(summaries, key=lambda item: item.precedence)
+        self.by_shard = {item.shard_id: item for item in ordered}
+        self.retries: dict[str, list[ReceiptSummary]] = defaultdict(list)  # by base; those that count for a sample
+        bases = [item for item in ordered if item.retry is None and item.same_as is None]
+        for item in bases:
+            self._own(item)
+        for item in ordered:
+            if item.retry is not None:
+                self._place_retry(item)
+        self._drop_replaced(bases)
+
+    def owner(self, item: ReceiptSummary, position: int) -> ReceiptSummary:
+        """The receipt that counts for an object of `item`."""
+        return self.by_shard[self._owner[item.fingerprint, item.source_ids()[position]]]
+
+    def hides(self, item: ReceiptSummary, source: bytes) -> bool:
+        """Whether `item` does not count for one of its sources."""
+        return item.shard_id in self._hidden and source in self._hidden[item.shard_id].sources
+
+    def counted(self, receipt: Receipt) -> CountedReceipt:
+        """`receipt` with the part of it that counts."""
+        found = self._hidden.get(receipt.shard_id)
+        if found is None:
+            return CountedReceipt(receipt)
+        uris = frozenset(
+            source.uri for source in receipt.shard.objects if found.sources and source_id(source) in found.sources
+        )
+        return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried))
+
+    def _own(self, item: ReceiptSummary) -> None:
+        for source, content in zip(item.source_ids(), item.content_ids(), strict=True):
+            names = [(item.fingerprint, name) for name in (source, content) if name != UNKNOWN_CONTENT]
+            owner = next((self._owner[name] for name in names if name in self._owner), item.shard_id)
+            for name in names:
+                self._owner.setdefault(name, owner)
+            if owner != item.shard_id:
+                self._hidden[item.shard_id].sources.add(source)
+
+    def _drop_replaced(self, bases: list[ReceiptSummary]) -> None:
+        last: dict[Source, bytes] = {}  # by URI: the source that a receipt owns last
+        empty: list[tuple[ReceiptSummary, bytes, bytes]] = []
+        for item in bases:
+            for position, (uri, source) in enumerate(zip(item.uri_ids(), item.source_ids(), strict=True)):
+                if self._owner[item.fingerprint, source] == item.shard_id:
+                    last[item.fingerprint, uri] = source
+                    if item.marks and item.marks[position] & EMPTY:
+                        empty.append((item, uri, source))
+        for item, uri, source in empty:
+            tries = [(retry, retry.positions()[uri]) for retry in self.retries[item.shard_id] if uri in retry.uri_ids()]
+            recovered = any(not retry.marks[position] & EMPTY for retry, position in tries)
+            if last[item.fingerprint, uri] == source or recovered:
+                continue
+            self._hidden[item.shard_id].sources.add(source)
+            for retry, _ in tries:
+                self._hidden[retry.shard_id].samples |= {one for one in _samples(retry) if uri_id(one[0]) == uri}
+
+    def _place_retry(self, item: ReceiptSummary) -> None:
+        retry = item.retried()
+        if retry is None:
+            raise ValueError(f"{item.key} is not the receipt of a retry")
+        base = self.by_shard.get(retry.base)
+        if base is not None and base.attempt != retry.base_attempt:
+            base = None  # encoded again since, retried samples too
+        sources = {} if base is None else dict(zip(base.uri_ids(), base.source_ids(), strict=True))
+        earlier = self.retries[retry.base]
+        counts = False
+        for sample in ((found.uri, found.key) for found in retry.samples):
+            source = sources.get(uri_id(sample[0]))
+            rivals = [other for other in earlier if sample in _samples(other) - self._hidden[other.shard_id].samples]
+            known = {other.shard_id for other in rivals} <= set(retry.after)
+            if base is None or source is None or self.hides(base, source) or not known:
+                self._hidden[item.shard_id].samples.add(sample)
+                continue
+            counts = True
+            for other in (base, *rivals):
+                self._hidden[other.shard_id].retried.add(sample)
+        if counts:
+            earlier.append(item)
+
+
+def _samples(item: ReceiptSummary) -> set[Sample]:
+    retry = item.retried()
+    return set() if retry is None else {(sample.uri, sample.key) for sample in retry.samples}

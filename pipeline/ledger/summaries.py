@@ -1,0 +1,231 @@
+"""Summaries of receipts: what a run must know of each to resume, cached in the output so that resuming reads few receipts.
+
+In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `_summaries/{hash}.cache` holds those that an earlier
+run knew; an entry is used only if the LIST still shows that receipt with that size and etag. Losing the cache costs reads, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import NotFound
+from pipeline.ledger.receipts import Ledger
+from pipeline.records import Retry, SourceObject, retry_from_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.format.layout import Layout
+    from pipeline.records import Receipt
+    from pipeline.storage import ObjectInfo, Store
+
+WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
+ID_BYTES = 16
+URI_BYTES = 8
+DAMAGED, EMPTY = 1, 2
+UNKNOWN_CONTENT = bytes(ID_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptSummary:
+    """One receipt object. Sources are hashes: a corpus may have millions, and they are only ever compared."""
+
+    key: str
+    size: int
+    etag: str
+    shard_id: str
+    fingerprint: str
+    created: str
+    attempt: str
+    sources: bytes  # `source_id` of each object, concatenated
+    uris: bytes  # `uri_id` of each object, concatenated
+    contents: bytes  # `content_id` of each object, concatenated
+    retry: str | None  # JSON of `Retry`
+    same_as: (
+        str | None
+    )  # JSON: for each object the shard of an older version with the same bytes, see `Receipt.same_as`
+    container: str  # "parquet", "tar", or "" where nothing was written
+    samples: int  # these four as `Receipt.added`
+    clips: int
+    damaged: int
+    damaged_regions: int
+    marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
+    reasons: str  # JSON: rejects by reason
+    limits: str  # JSON: see `Receipt.limits`
+
+    @property
+    def precedence(self) -> tuple[str, str]:
+        """As `receipts.precedence`."""
+        return self.created, self.attempt
+
+    def source_ids(self) -> list[bytes]:
+        """`source_id` of each object."""
+        return [self.sources[at : at + ID_BYTES] for at in range(0, len(self.sources), ID_BYTES)]
+
+    def content_ids(self) -> list[bytes]:
+        """`content_id` of each object."""
+        return [self.contents[at : at + ID_BYTES] for at in range(0, len(self.contents), ID_BYTES)]
+
+    def uri_ids(self) -> list[bytes]:
+        """`uri_id` of each object."""
+        return [self.uris[at : at + URI_BYTES] for at in range(0, len(self.uris), URI_BYTES)]
+
+    def positions(self) -> dict[bytes, int]:
+        """Positions of the objects, by `uri_id`."""
+        return {uri: position for position, uri in enumerate(self.uri_ids())}
+
+    def retried(self) -> Retry | None:
+        """The retry, if this is the receipt of one."""
+        if self.retry is None:
+            return None
+        return retry_from_dict(json.loads(self.retry))
+
+
+def source_id(source: SourceObject) -> bytes:
+    """16 bytes that stand for this object with this etag and size."""
+    text = f"{source.uri}\0{source.size}\0{source.etag}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
+
+
+def content_id(source: SourceObject, digest: str | None) -> bytes:
+    """16 bytes that stand for these bytes under this URI, whatever the etag; zeros where the digest is not known."""
+    if digest is None:
+        return UNKNOWN_CONTENT
+    text = f"{source.uri}\0{source.size}\0{digest}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
+
+
+def uri_id(uri: str) -> bytes:
+    """8 bytes that stand for a URI, whatever object is there."""
+    return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=URI_BYTES).digest()
+
+
+def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
+    """The summary of a receipt that lies in the object `info`."""
+    retry, added = receipt.shard.retry, receipt.added()
+    return ReceiptSummary(
+        key=info.key,
+        size=info.size,
+        etag=info.etag,
+        shard_id=receipt.shard_id,
+        fingerprint=receipt.fingerprint,
+        created=receipt.created,
+        attempt=receipt.attempt,
+        sources=b"".join(map(source_id, receipt.shard.objects)),
+        uris=b"".join(uri_id(source.uri) for source in receipt.shard.objects),
+        contents=b"".join(content_id(source, receipt.digests.get(source.uri)) for source in receipt.shard.objects),
+        retry=None if retry is None else json.dumps(asdict(retry)),
+        same_as=json.dumps([receipt.same_as[source.uri] for source in receipt.shard.objects])
+        if receipt.same_as
+        else None,
+        container=receipt.files[0].key.rpartition(".")[2] if receipt.files else "",
+        samples=added.samples,
+        clips=added.clips,
+        damaged=added.damaged,
+        damaged_regions=added.damaged_regions,
+        marks=_marks(receipt),
+        reasons=json.dumps(Counter(reject.reason for reject in receipt.rejects)),
+        limits=json.dumps(receipt.limits, sort_keys=True),
+    )
+
+
+def _marks(receipt: Receipt) -> bytes:
+    if receipt.shard.kind == "tar":
+        return b""
+    damaged, empty = {reject.uri for reject in receipt.rejects if not reject.policy}, set(receipt.empty)
+    return bytes(DAMAGED * (source.uri in damaged) + EMPTY * (source.uri in empty) for source in receipt.shard.objects)
+
+
+class Summaries:
+    """Summaries of all receipts of an output as they are now. `all()` reads; `save()` caches what had to be read one by one."""
+
+    def __init__(self, store: Store, workers: int = 16, layout: Layout | None = None) -> None:
+        self._store = store
+        self._workers = workers
+        self._ledger = Ledger(store, layout=layout)
+        self._cached_objects: list[str] = []
+        self._found: list[ReceiptSummary] = []
+        self._read = 0
+
+    def all(self) -> list[ReceiptSummary]:
+        """One summary a shard: of several receipts of one shard, that of the one that counts. Cut-off receipts are left out.
+
+        Raises:
+            OutputError: a receipt of another format version.
+        """
+        infos = {info.key: info for info in self._ledger.listed()}
+        known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
+        missing = [key for key in infos if key not in known]
+        for key, receipt in zip(missing, self._ledger.read_all(([key] for key in missing), self._workers), strict=True):
+            if receipt is not None:
+                known[key] = summarise(receipt, infos[key])
+        self._read, self._found = len(missing), list(known.values())
+        return _first_of_each_shard(self._found)
+
+    def save(self) -> None:
+        """Writes a cache object if enough receipts had to be read, and removes those it replaces. Best called when a run ends."""
+        if self._read < WORTH_SAVING:
+            return
+        data = _to_parquet(self._found)
+        key = self._ledger.layout.summary_key(hashlib.blake2b(data, digest_size=8).hexdigest())
+        self._store.write(key, data)
+        for old in self._cached_objects:
+            if old != key:
+                self._store.delete(old)
+
+    def _cached(self) -> list[ReceiptSummary]:
+        layout = self._ledger.layout
+        self._cached_objects = [info.key for info in self._store.list(layout.summaries) if layout.is_summary(info.key)]
+        found: list[ReceiptSummary] = []
+        for key in self._cached_objects:
+            with suppress(NotFound):  # another run has just replaced it
+                found += _from_parquet(self._store.read(key))
+        return found
+
+
+def _is_current(item: ReceiptSummary, info: ObjectInfo | None) -> bool:
+    return info is not None and (item.size, item.etag) == (info.size, info.etag)
+
+
+def _first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
+    first: dict[str, ReceiptSummary] = {}
+    for item in found:
+        if item.shard_id not in first or item.precedence < first[item.shard_id].precedence:
+            first[item.shard_id] = item
+    return list(first.values())
+
+
+def _schema() -> Any:
+    import pyarrow as pa  # not at import time: most outputs have no cache, and `lathe status` should start quickly
+
+    kinds = {"int": pa.int64(), "bytes": pa.binary(), "str": pa.string(), "str | None": pa.string()}
+    return pa.schema([pa.field(item.name, kinds[str(item.type)]) for item in fields(ReceiptSummary)])
+
+
+def _to_parquet(found: list[ReceiptSummary]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(item) for item in found], schema=_schema()), out, compression="zstd")
+    return out.getvalue()
+
+
+def _from_parquet(data: bytes) -> list[ReceiptSummary]:
+    """Entries of a cache object; none where it is damaged or has other columns: those receipts are read again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError):
+        return []
+    if not table.schema.equals(_schema()):
+        return []
+    return [ReceiptSummary(**row) for row in table.to_pylist()]

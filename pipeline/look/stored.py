@@ -1,0 +1,204 @@
+"""Clips of an output as they lie there: which ones to look at first, their latents, what is written beside them.
+
+Enters: an output. Leaves: `StoredClip`s in a fixed order, the bytes of a latent (checked against their hash), a clip's own facts. Only
+receipts, side indexes, byte ranges of latents and a row's columns are read, never a whole data file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.format.columns import SCALARS
+from pipeline.format.index import read_index
+from pipeline.format.tensors import payload_hash
+from pipeline.ledger.counted import shown
+from pipeline.ledger.overlaps import CountedReceipt, Overlaps
+from pipeline.ledger.receipts import Ledger, precedence
+from pipeline.ledger.summaries import Summaries
+from pipeline.operate.inspect import HEAD_BYTES, inspect_path
+from pipeline.storage.ranged_file import RangedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pipeline.config import StorageConfig
+    from pipeline.format.index import IndexRow
+    from pipeline.records import Receipt, WrittenFile
+    from pipeline.storage import Store
+
+MOST_RECEIPTS = 64  # read of an output, evenly spread: enough to choose from
+TAR_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """One row of an output: the shard it came from, the file it is in, its place there."""
+
+    receipt: Receipt
+    file: WrittenFile
+    row: IndexRow
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What an output offers to look at: receipts of one network, the newest of them, how many other networks were left out."""
+
+    receipts: tuple[CountedReceipt, ...]
+    newest: Receipt
+    other_networks: int
+
+
+def choose(store: Store) -> Chosen:
+    """Receipts with clips, of the network that committed last; of a large output some, evenly spread over it.
+
+    Raises:
+        OutputError: no latent set, or one of another format version.
+        InputError: no shard is done yet, or none gave a clip.
+    """
+    ledger = Ledger(store)
+    ledger.latent_set()
+    summaries = Summaries(store).all()
+    if not summaries:
+        raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
+    overlaps = Overlaps(summaries)
+    keys = sorted(item.key for item in summaries if item.clips)
+    spread = [keys[i * len(keys) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)] if keys else []
+    read = ledger.read_all([key] for key in (keys if len(keys) <= MOST_RECEIPTS else spread))
+    found = [overlaps.counted(receipt) for receipt in read if receipt is not None]
+    filled = [part for part in found if part.receipt.files and not part.superseded]
+    if not filled:
+        raise InputError(
+            f"{store.root} holds no clip: {len(summaries)} shards are done and none gave one; see `lathe status`"
+        )
+    newest = max((part.receipt for part in filled), key=precedence)
+    networks = {_network_key(part.receipt) for part in filled}
+    same = tuple(part for part in filled if _network_key(part.receipt) == _network_key(newest))
+    return Chosen(same, newest, len(networks) - 1)
+
+
+def _network_key(receipt: Receipt) -> str:
+    return json.dumps(receipt.fingerprint_parts["encoder"], sort_keys=True)
+
+
+def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[StoredClip]:
+    """Every clip of `receipts` once, in an order that goes round buckets, within a bucket round files, within a file round videos.
+
+    The order depends on the output alone. Indexes are read when their turn comes.
+    """
+    by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
+    for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
+        for file in part.receipt.files:
+            by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file))
+    yield from _round(_round(files) for _, files in sorted(by_bucket.items()))
+
+
+def _round(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
+    """One of each in turn, until all are empty."""
+    waiting = list(queues)
+    while waiting:
+        still = []
+        for queue in waiting:
+            if (item := next(queue, None)) is not None:
+                yield item
+                still.append(queue)
+        waiting = still
+
+
+def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[StoredClip]:
+    """The first clip of each video, in file order (which for a tar is the cheapest to read again), then the second ones, and so on."""
+    try:
+        rows, _ = read_index(store.read(file.index_key))
+    except ValueError as error:
+        raise InputError(
+            f"{store.uri(file.index_key)} cannot be read as a side index: {error}; see `lathe verify`"
+        ) from None
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in shown(part, rows):
+        turns.append((seen[row.source_hash], row.row))
+        seen[row.source_hash] += 1
+    for _, position in sorted(turns):
+        yield StoredClip(part.receipt, file, rows[position])
+
+
+def encoder_of(store: Store, receipt: Receipt, storage: StorageConfig) -> dict[str, Any]:
+    """The network as a data file of `receipt` names it: name, configuration, hash of the weights, and where those came from.
+
+    Raises:
+        InputError: missing, or not a file Lathe wrote.
+    """
+    encoder: dict[str, Any] = inspect_path(store.uri(receipt.files[0].key), storage)["metadata"]["encoder"]
+    return encoder
+
+
+def latent_bytes(store: Store, clip: StoredClip) -> bytes:
+    """The stored mean, `shape` C t h w of `dtype`, little-endian in C order.
+
+    Raises:
+        InputError: not the bytes that were written.
+    """
+    row = clip.row
+    data = store.read_range(clip.file.key, row.latent_offset, row.latent_length)
+    if (found := payload_hash(data)) != row.latent_hash:
+        raise InputError(
+            f"{store.uri(clip.file.key)}: the latent of {row.id} is damaged, its bytes hash to {found}, not {row.latent_hash}; "
+            "`lathe verify` finds all that are"
+        )
+    return data
+
+
+def facts(store: Store, clip: StoredClip) -> dict[str, Any]:
+    """The clip's scalar columns by name (docs/formats.md), from the Parquet row or the tar's JSON member.
+
+    Raises:
+        InputError: the file is not the one its index describes.
+    """
+    size = store.stat(clip.file.key).size
+    read = _tar_facts if clip.file.key.endswith(".tar") else _parquet_facts
+    try:
+        found = read(RangedFile(store, clip.file.key, size), clip.row)
+    except (pa.ArrowException, tarfile.ReadError, ValueError) as error:
+        raise InputError(f"{store.uri(clip.file.key)} cannot be read: {error}; see `lathe verify`") from None
+    if found is None or found["id"] != clip.row.id:
+        raise InputError(
+            f"{store.uri(clip.file.key)} has no row {clip.row.id} where its index says; see `lathe verify`"
+        )
+    return found
+
+
+def _parquet_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
+    opened = pq.ParquetFile(pa.PythonFile(file, mode="r"))
+    position = row.row
+    for group in range(opened.num_row_groups):
+        count = opened.metadata.row_group(group).num_rows
+        if position < count:
+            values: dict[str, Any] = opened.read_row_group(group, ["id", *SCALARS]).slice(position, 1).to_pylist()[0]
+            return values
+        position -= count
+    return None
+
+
+def _tar_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
+    """The JSON member is the second behind the latent's; reading starts there."""
+    end = row.latent_offset + row.latent_length
+    if row.logvar_offset is not None and row.logvar_length is not None:
+        end = row.logvar_offset + row.logvar_length
+    buffered = io.BufferedReader(file, HEAD_BYTES)
+    buffered.seek(-(-end // TAR_BLOCK) * TAR_BLOCK)
+    with tarfile.open(fileobj=buffered, mode="r:") as archive:
+        for _ in range(2):
+            member = archive.next()
+            if member is not None and member.name == f"{row.id}.json":
+                content = archive.extractfile(member)
+                values: dict[str, Any] | None = None if content is None else json.load(content)
+                return values
+    return None

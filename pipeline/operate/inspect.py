@@ -1,0 +1,135 @@
+"""What is in there: one latent file, index or receipt, or a whole output, told from headers, footers and receipts.
+
+Enters: a path or `s3://` URI. Leaves: a JSON-ready dict whose `kind` says what it is. Tensors are never fetched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+from pipeline.format.columns import METADATA_MEMBER
+from pipeline.format.index import read_footer, read_index
+from pipeline.format.layout import LAYOUTS, SET_KEYS
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.totals import describe_stats, tally
+from pipeline.records import Receipt
+from pipeline.storage import locate, open_store
+from pipeline.storage.ranged_file import RangedFile
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageConfig
+    from pipeline.storage import Store
+
+HEAD_BYTES = 64 * 1024  # one request gets a tar's first member, whatever its metadata says
+
+
+def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
+    """Describes a data file, side index or receipt, or else the output at `uri`.
+
+    Raises:
+        InputError: nothing there, or a file that Lathe did not write.
+        OutputError: a folder that is no latent set, or one of another format version.
+    """
+    folder, _, name = uri.rpartition("/")
+    if name in SET_KEYS:
+        return inspect_output(open_store(folder, config))
+    indexes = {layout.index_suffix: _index for layout in LAYOUTS.values()}
+    for suffix, read in (indexes | {".parquet": _parquet, ".tar": _tar, ".json": _receipt}).items():
+        if uri.endswith(suffix):
+            root, key = locate(uri)
+            store = open_store(root, config)
+            return {"uri": uri, **read(store, key, store.stat(key).size)}
+    return inspect_output(open_store(uri, config))
+
+
+def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
+    """The whole output: who it is, and for each fingerprint its parts, network, buckets, counts, rejects and
+    statistics.
+    """
+    ledger = Ledger(store)
+    latent_set = ledger.latent_set()
+    found = []
+    for item in tally(store, workers).values():
+        metadata = _file_metadata(store, item.sample_file) if item.sample_file else {}
+        described = {name: metadata.get(name) for name in ("spec", "latent", "normalisation", "container", "versions")}
+        found.append({**item.to_dict(), **described})
+    return {
+        "kind": "output",
+        "uri": store.root,
+        "name": latent_set.name,
+        "uuid": latent_set.uuid,
+        "created": latent_set.created,
+        "fingerprints": found,
+    }
+
+
+def _file_metadata(store: Store, key: str) -> dict[str, Any]:
+    read = _tar if key.endswith(".tar") else _parquet
+    metadata: dict[str, Any] = read(store, key, store.stat(key).size)["metadata"]
+    return metadata
+
+
+def _parquet(store: Store, key: str, size: int) -> dict[str, Any]:
+    footer, metadata = read_footer(RangedFile(store, key, size), store.uri(key))
+    if metadata is None:
+        columns = ", ".join(footer.schema.names[:8])
+        raise InputError(
+            f"{store.uri(key)} is Parquet but not Lathe's: no 'latentset' metadata; its columns: {columns}"
+        )
+    return {
+        "kind": "parquet",
+        "bytes": size,
+        "rows": footer.num_rows,
+        "row_groups": footer.num_row_groups,
+        "columns": list(footer.schema.to_arrow_schema().names),
+        "metadata": metadata,
+    }
+
+
+def _tar(store: Store, key: str, size: int) -> dict[str, Any]:
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(RangedFile(store, key, size), HEAD_BYTES), mode="r:") as archive:
+            first = archive.next()
+            content = archive.extractfile(first) if first is not None and first.name == METADATA_MEMBER else None
+            metadata = None if content is None else json.load(content)
+    except tarfile.ReadError as error:
+        raise InputError(f"{store.uri(key)} is no tar: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{store.uri(key)}: {METADATA_MEMBER} is not JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        name = None if first is None else first.name
+        raise InputError(
+            f"{store.uri(key)} is not Lathe's: expected {METADATA_MEMBER} as its first member, found {name}"
+        )
+    return {"kind": "tar", "bytes": size, "metadata": metadata}
+
+
+def _index(store: Store, key: str, size: int) -> dict[str, Any]:
+    try:
+        rows, metadata = read_index(store.read(key))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{store.uri(key)} cannot be read as a side index: {error}") from None
+    return {
+        "kind": "index",
+        "bytes": size,
+        "rows": len(rows),
+        "frames": sum(row.num_frames for row in rows),
+        "tensor_bytes": sum(span.length for row in rows for span in row.spans()),
+        "buckets": sorted({row.bucket for row in rows}),
+        "shapes": sorted({row.shape for row in rows}),
+        "dtypes": sorted({row.dtype for row in rows}),
+        "metadata": metadata,
+    }
+
+
+def _receipt(store: Store, key: str, size: int) -> dict[str, Any]:
+    try:
+        receipt = Receipt.from_json(store.read(key))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{store.uri(key)} cannot be read as a receipt: {error}") from None
+    return {"kind": "receipt", "bytes": size, **asdict(receipt), "statistics": describe_stats(receipt.stats)}

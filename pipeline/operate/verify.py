@@ -1,0 +1,296 @@
+"""Checks an output against its own word: every receipt, every file, every byte, every offset.
+
+Enters: a store. Leaves: a `VerifyReport` that lists what is wrong (file, found, expected). Deep reads everything once,
+in pieces; without
+`deep` only receipts, sizes, indexes and footers are read. What no receipt names is counted as a notice, not a problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
+from pipeline.format.index import read_footer, read_index
+from pipeline.format.layout import DATA, is_foreign_cache
+from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
+from pipeline.ledger.counted import shown
+from pipeline.ledger.latent_set import layout_by_names
+from pipeline.ledger.overlaps import CountedReceipt, Overlaps
+from pipeline.ledger.receipts import Ledger, imbalances
+from pipeline.ledger.summaries import Summaries
+from pipeline.records import FORMAT_VERSIONS
+from pipeline.storage.ranged_file import RangedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.format.index import IndexRow
+    from pipeline.format.layout import Layout
+    from pipeline.records import Receipt, WrittenFile
+    from pipeline.storage import ObjectInfo, Store
+
+PIECE_BYTES = 8 * 1024 * 1024
+LISTED_IDS = 20  # doubled ids named one by one; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    file: str
+    found: str
+    expected: str
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """`ok` when nothing is wrong. Notices are worth knowing and no problem: orphans, losing receipts, foreign objects."""
+
+    root: str
+    deep: bool
+    shards: int = 0
+    files: int = 0
+    rows: int = 0
+    frames: int = 0
+    bytes_read: int = 0
+    orphans: int = 0
+    orphan_bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No problems."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with `ok`."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What checking one shard found. `rows` and `frames` are those that count."""
+
+    part: CountedReceipt | None
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    rows: int = 0
+    frames: int = 0
+    ids: list[tuple[str, np.ndarray]] = field(default_factory=list)  # (index key, uint64 hash of each id)
+    bytes_read: int = 0
+
+
+def verify_output(store: Store, *, deep: bool = True, workers: int = 4) -> VerifyReport:
+    """Verifies the output at `store`; memory is a few pieces and eight bytes a row.
+
+    Raises:
+        StorageUnavailable, AccessError: the store could not be asked. What is wrong with the output is reported, not
+        raised.
+    """
+    report = VerifyReport(store.root, deep)
+    layout = layout_by_names(store)
+    ledger = Ledger(store, layout=layout)
+    try:
+        ledger.latent_set()
+    except OutputError as error:
+        expected = f"an output of format version {min(FORMAT_VERSIONS)} to {max(FORMAT_VERSIONS)}"
+        report.problems.append(Problem(layout.set_key, error.message, expected))
+    stored = [
+        info for prefix in (DATA, layout.index) for info in store.list(prefix)
+    ]  # before receipts: see `receipts.orphans`
+    foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
+    report.notices += [f"{key}: not a receipt's name" for key in foreign]
+    named: set[str] = set()
+    ids: list[tuple[str, np.ndarray]] = []
+    for checked in _check_shards(store, ledger, report, workers):
+        report.problems += checked.problems
+        report.notices += checked.notices
+        report.bytes_read += checked.bytes_read
+        ids += checked.ids
+        if checked.part is not None:
+            report.shards += 1
+            files = checked.part.receipt.files
+            named |= {key for item in files for key in (item.key, item.index_key)}
+            report.files += len(files)
+            report.rows += checked.rows
+            report.frames += checked.frames
+    report.problems += _doubled_ids(store, ids)
+    _count_orphans(report, [info for info in stored if info.key not in named])
+    return report
+
+
+def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
+    caches = [info for info in unnamed if is_foreign_cache(info.key)]
+    orphans = [info for info in unnamed if not is_foreign_cache(info.key)]
+    if caches:
+        report.notices.append(
+            f"{len(caches)} files ({sum(info.size for info in caches)} bytes) that another reader cached, such as {caches[0].key}: "
+            "delete them after a build has added files, or that reader does not see the new ones"
+        )
+    report.orphans, report.orphan_bytes = len(orphans), sum(info.size for info in orphans)
+    if orphans:
+        report.notices.append(
+            f"{len(orphans)} files ({report.orphan_bytes} bytes) that no receipt names, such as {orphans[0].key}: "
+            "a build at work, or what a killed one left"
+        )
+
+
+def _overlaps(store: Store, layout: Layout) -> Overlaps:
+    """Which receipt counts for what. Of nothing where a receipt is of another format: it is reported by itself."""
+    try:
+        return Overlaps(Summaries(store, layout=layout).all())
+    except OutputError:
+        return Overlaps([])
+
+
+def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: int) -> Iterator[_Checked]:
+    overlaps = _overlaps(store, ledger.layout)
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+        pending: deque[Any] = deque()
+        for shard_id, keys in ledger.keys_by_shard().items():
+            if len(keys) > 1:
+                report.notices.append(
+                    f"shard {shard_id} has {len(keys)} receipts; the earliest that is complete counts"
+                )
+            pending.append(pool.submit(_check_shard, store, ledger, keys, overlaps, report.deep))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overlaps, deep: bool) -> _Checked:
+    try:
+        receipt = ledger.load_first(keys)
+    except OutputError as error:
+        return _Checked(None, [Problem(keys[0], error.message, "a receipt of this format")])
+    if receipt is None:
+        found = "an empty or cut-off receipt: its shard counts as not done"
+        return _Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
+    part = overlaps.counted(receipt)
+    checked = _Checked(part)
+    if not part.whole:
+        what = f"{len(part.hidden_uris) or len(part.hidden_samples)} inputs"
+        checked.notices.append(f"{keys[0]}: {what} count in another receipt; their rows here are hidden")
+    checked.problems += [Problem(keys[0], text, "books that balance") for text in imbalances(receipt)]
+    if (expected := receipt.shard.id(receipt.fingerprint)) != receipt.shard_id:
+        checked.problems.append(
+            Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
+        )
+    for item in receipt.files:
+        _check_file(store, item, part, deep, checked)
+    return checked
+
+
+def _check_file(store: Store, item: WrittenFile, part: CountedReceipt, deep: bool, checked: _Checked) -> None:
+    infos: dict[str, ObjectInfo] = {}
+    for key, size in ((item.key, item.num_bytes), (item.index_key, item.index_bytes)):
+        try:
+            infos[key] = store.stat(key)
+        except NotFound:
+            checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
+            continue
+        if infos[key].size != size:
+            checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
+    rows = _check_index(store, item, part, checked) if item.index_key in infos else []
+    if item.key not in infos:
+        return
+    if deep:
+        _check_bytes(store, item, infos[item.key], rows, checked)
+    if item.key.endswith(".parquet"):
+        _check_footer(store, item, infos[item.key], part.receipt, checked)
+
+
+def _check_index(store: Store, item: WrittenFile, part: CountedReceipt, checked: _Checked) -> list[IndexRow]:
+    data = store.read(item.index_key)
+    checked.bytes_read += len(data)
+    if (found := hashlib.sha256(data).hexdigest()) != item.index_sha256:
+        checked.problems.append(Problem(item.index_key, f"sha256 {found}", f"sha256 {item.index_sha256}"))
+        return []
+    try:
+        rows, metadata = read_index(data)
+    except (ValueError, OSError) as error:
+        checked.problems.append(Problem(item.index_key, str(error), "a side index"))
+        return []
+    facts = {
+        "rows": (len(rows), item.rows),
+        "frames": (sum(row.num_frames for row in rows), item.frames),
+        "buckets": ({row.bucket for row in rows}, {item.bucket}),
+        "data file": (metadata.get("data"), {"key": item.key, "num_bytes": item.num_bytes, "sha256": item.sha256}),
+    }
+    for name, (got, expected) in facts.items():
+        if got != expected:
+            checked.problems.append(Problem(item.index_key, f"{name}: {got}", f"{expected}"))
+    for position, row in enumerate(rows):
+        if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
+            where = f"{item.index_key}#{row.id}"
+            checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its place and shape"))
+    visible = shown(part, rows)
+    checked.rows += len(visible)
+    checked.frames += sum(row.num_frames for row in visible)
+    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in visible], np.uint64)))
+    return rows
+
+
+def _length(row: IndexRow) -> int:
+    return math.prod(row.shape) * np.dtype(STORAGE_TYPES[row.dtype].numpy).itemsize
+
+
+def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[IndexRow], checked: _Checked) -> None:
+    checker = SpanChecker((span for row in rows for span in row.spans()), finite=True)
+    try:
+        with store.open_stream(item.key, size=info.size, etag=info.etag) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                checker.feed(piece)
+    except SourceChanged as error:
+        checked.problems.append(Problem(item.key, error.message, "a file that stays as it is"))
+        return
+    checked.bytes_read += checker.num_bytes
+    if (found := checker.finish()) != item.sha256:
+        checked.problems.append(Problem(item.key, f"sha256 {found}", f"sha256 {item.sha256}"))
+    checked.problems += [Problem(f"{item.key}#{bad.id}", bad.found, bad.expected) for bad in checker.problems]
+
+
+def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, receipt: Receipt, checked: _Checked) -> None:
+    try:
+        footer, metadata = read_footer(RangedFile(store, item.key, info.size), item.key)
+    except InputError as error:
+        checked.problems.append(Problem(item.key, error.message, "a Parquet file"))
+        return
+    if footer.num_rows != item.rows:
+        checked.problems.append(Problem(item.key, f"{footer.num_rows} rows", f"{item.rows} rows"))
+    if (metadata or {}).get("fingerprint") != receipt.fingerprint:
+        found = (metadata or {}).get("fingerprint")
+        checked.problems.append(Problem(item.key, f"fingerprint {found}", f"fingerprint {receipt.fingerprint}"))
+
+
+def _id_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _doubled_ids(store: Store, ids: list[tuple[str, np.ndarray]]) -> list[Problem]:
+    """Ids that occur twice. Hashes find the suspects; the indexes that hold them are read again to name them."""
+    if not ids:
+        return []
+    values, numbers = np.unique(np.concatenate([hashes for _, hashes in ids]), return_counts=True)
+    suspects = values[numbers > 1]
+    if not suspects.size:
+        return []
+    where: dict[str, list[str]] = {}
+    for index_key, hashes in ids:
+        if np.isin(hashes, suspects).any():
+            for row in read_index(store.read(index_key))[0]:
+                where.setdefault(row.id, []).append(index_key)
+    doubled = {name: keys for name, keys in where.items() if len(keys) > 1}
+    listed = [Problem(keys[0], f"id {name} also in {keys[1]}", "each id once") for name, keys in doubled.items()]
+    if (rest := len(listed) - LISTED_IDS) > 0:
+        listed[LISTED_IDS:] = [Problem(DATA, f"{rest} more ids that occur twice", "each id once")]
+    return listed

@@ -1,0 +1,350 @@
+"""Encoded bytes become frames on screen. Enters: bytes or a local path, the job's limits. Leaves: `Video`.
+
+    packets (times, no decoding) -> first frame (rotation, tags, interlacing) -> Video.show(index) -> planes
+
+A frame is named by its index among the shown frames. What is on screen at index i is the last decoded frame not after
+its time, as a player shows it. Single-threaded: parallelism is over videos. Raises `BadDataError`, or the storage's error
+where the file itself cannot be read, and nothing else.
+
+- `encoded_file`, `read_mark`: the bytes as a file for libav; whether a decoder is inside a read
+- `container`, `stream_choice`, `encryption`, `lookalikes`, `refusals`, `matroska_crop`: opening, and why a video cannot be opened
+- `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when
+- `frame_stream`, `damaged`: decoded frames in order; which are damaged
+- `deinterlacer`, `filtering`, `orientation`, `cropping`: filters
+- `planes`, `colour_tags`, `tonemap`: planes of the bucket's size; colour
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import DamagedInput, PolicyReject
+from pipeline.records import VideoInfo
+from pipeline.video.decode.colour_tags import Colour, resolve, rgb_matrix
+from pipeline.video.decode.container import OpenContainer, damage, measure
+from pipeline.video.decode.cropping import Cropper
+from pipeline.video.decode.frame_stream import FrameStream
+from pipeline.video.decode.orientation import Orientation
+from pipeline.video.decode.packet_table import PacketTable
+from pipeline.video.decode.packets import read_packets
+from pipeline.video.decode.planes import Geometry, Scaler
+from pipeline.video.decode.refusals import explained, only_named_errors, refuse_encrypted, refuse_still
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+
+LOST_FRAMES = 2  # a player repeats a frame over such a hole; more is damage
+ASPECT_TOLERANCE = 0.03
+FIELD_ORDERS = range(2, 6)  # libav's tt, bb, tb, bt
+SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A frame on screen: `index` among the shown frames of its video. `damaged`: what happened to it, in words."""
+
+    index: int
+    frame: Any
+    scaler: Scaler
+    damaged: str | None = None
+
+    def write(self, out_3HW: np.ndarray, geometry: Geometry) -> None:
+        """Fills `out_3HW` (uint8) with the frame's limited-range Y, U, V planes.
+
+        Raises:
+            DamagedInput: `corrupt_stream`, `decoder_fault`, `decoder_memory`.
+            PolicyReject: `pixel_format`.
+        """
+        with only_named_errors("scaling a frame"):
+            self.scaler.write(self.frame, geometry, out_3HW)
+
+
+def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
+    """Opens a video, lists its times and decodes its first frame (rotation and interlacing are told nowhere else).
+
+    Raises:
+        DamagedInput: `undecodable`, `not_a_video`, `no_decoder`, `truncated`, `corrupt_stream`, `decoder_memory`, `decoder_fault`.
+        PolicyReject: `encrypted`, `still_image`, `no_video_stream`, `no_frames`, `unsupported_format`, `too_large`, `too_many_pixels`,
+            `too_many_frames`, `too_long`, `hdr`, `interlaced`, `color_matrix`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+    """
+    content_hash = measure(video, limits)
+    with explained(video):
+        refuse_encrypted(video)
+        opened = _open(video, limits, content_hash)
+        try:
+            refuse_still(video, opened.info.num_frames)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+
+def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
+    opened = OpenContainer(video, limits)
+    try:
+        table = read_packets(opened, limits)
+    finally:
+        opened.close()
+    stream, first, warnings = _begin(video, limits, table, deinterlace=False)
+    try:
+        interlaced = _is_interlaced(stream, first[1])
+        if interlaced and limits.interlaced == "deinterlace":
+            stream.close()
+            stream, first, warnings = _begin(video, limits, table, deinterlace=True)
+        table = replace(table, warnings=(*table.warnings, *warnings))
+        return Video(stream, table, *first, interlaced, content_hash, limits)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _begin(
+    video: bytes | str, limits: DecodeConfig, table: PacketTable, *, deinterlace: bool
+) -> tuple[FrameStream, tuple[int, Any], tuple[str, ...]]:
+    """A stream, its first good frame with its index, and warnings. A decoder that reports damage and gives nothing then conceals it."""
+    # Opened anew instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
+    stream = FrameStream(video, limits, table, deinterlace=deinterlace)
+    warnings: tuple[str, ...] = ()
+    try:
+        first = _first(stream, table, limits)
+    except DamagedInput as error:
+        strict = stream.strict
+        stream.close()
+        if not strict or error.reason != "undecodable":
+            raise
+        stream = FrameStream(video, limits, table, deinterlace=deinterlace, lenient=True)
+        try:
+            first, warnings = _first(stream, table, limits), ("decoder_errors",)
+        except BaseException:
+            stream.close()
+            raise
+    except BaseException:
+        stream.close()
+        raise
+    lost = (f"undecodable_start:{first[0]}",) if first[0] else ()
+    return stream, first, (*warnings, *lost)
+
+
+def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
+    """The index at which the video begins, and a frame that is whole (with `decode.damage` "warn": the first that comes).
+
+    A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
+    of pictures begins at the first frame that is whole.
+    """
+    why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", table.begins_at, False
+    try:
+        while (first := stream.next()) is not None:
+            begin_is_damaged |= begins_at is not None and stream.damaged.why(begins_at) is not None
+            damaged = stream.damaged.why(first[0])
+            if damaged is None or limits.damage == "warn":
+                return (begins_at if begins_at is not None and begin_is_damaged else first[0]), first[1]
+            why = f"no frame is whole: {damaged}"
+            stream.jump(stream.damaged.end_of(first[0]))
+    except DamagedInput as error:
+        if error.reason == "corrupt_stream":
+            raise DamagedInput("undecodable", f"no frame can be decoded: {error.message}", stage="decode") from None
+        raise
+    refused = stream.damaged.first
+    raise DamagedInput("undecodable", why if refused is None or stream.position >= 0 else refused, stage="decode")
+
+
+def _is_interlaced(stream: FrameStream, frame: Any) -> bool:
+    return bool(frame.interlaced_frame) or stream.opened.stream.codec_context.field_order in FIELD_ORDERS
+
+
+class Video:
+    """An open video. `times_s` float64: seconds of each shown frame from the first one; `end_s`: when the last one
+    ends.
+    """
+
+    def __init__(
+        self,
+        stream: FrameStream,
+        table: PacketTable,
+        index: int,
+        first: Any,
+        interlaced: bool,
+        content_hash: str,
+        limits: DecodeConfig,
+    ) -> None:
+        """Takes over `stream`, which has just given `first`. The video begins at frame `index` of `table`; see `open_video`."""
+        context = stream.opened.stream.codec_context
+        with damage("undecodable", "reading the first frame's orientation"):
+            orientation = Orientation.of(first)
+        colour = resolve(
+            _first_tag(first.colorspace, context.colorspace),
+            _first_tag(first.color_range, context.color_range, unknown=0),
+            _first_tag(first.color_trc, context.color_trc),
+            first.height,
+            rgb_matrix(first.format),
+            limits.untagged_matrix,
+        )
+        decisions = _apply_policies(colour, interlaced, limits)
+        self._stream, self._table = stream, table
+        self._offset = index  # listed frames before the first that can be decoded are not shown
+        self._coded = first.width, first.height
+        shown_size, cropper, cropped = _crop(stream.opened, first)
+        self._scaler = Scaler(orientation, colour.transfer, cropper)
+        self._current: Shown | None = None
+        self._coming: Shown | None = Shown(stream.position - index, first, self._scaler)
+        self._broken: DamagedInput | None = None
+        self._keep_damaged = limits.damage == "warn"
+        self.times_s = table.times_s[index:] - table.times_s[index]
+        self.end_s = table.end_s - float(table.times_s[index])
+        width, height, aspect = _display_size(stream.opened.stream, shown_size, orientation)
+        if orientation.mirrored:
+            decisions.append("mirrored")
+        self.info = VideoInfo(
+            codec=str(context.codec.canonical_name),
+            pixel_format=str(first.format.name),
+            width=width,
+            height=height,
+            coded_width=first.width,
+            coded_height=first.height,
+            rotation=orientation.rotation,
+            sample_aspect=aspect,
+            fps=round(len(self.times_s) / self.end_s, 6),
+            num_frames=len(self.times_s),
+            duration_s=round(self.end_s, 6),
+            color_matrix=colour.matrix if colour.transfer == "sdr" else "bt709",
+            color_range=colour.range,
+            content_hash=content_hash,
+            warnings=(*stream.opened.warnings, *table.warnings, *cropped, *colour.warnings, *decisions),
+        )
+
+    @property
+    def frames_decoded(self) -> int:
+        """Frames that have left the codec."""
+        return self._stream.decoded
+
+    @property
+    def incomplete(self) -> str:
+        """What the container lacks of its frames, in words; empty when nothing is known to be missing."""
+        return self._table.missing
+
+    def frames(self, wanted: Iterable[int]) -> Iterator[Shown]:
+        """What is on screen at each index of `wanted`, which ascends. Raises as `show`, and ends then."""
+        for index in wanted:
+            yield self.show(index)
+
+    @only_named_errors("decoding a frame")
+    def show(self, index: int) -> Shown:
+        """What is on screen at `index`, which is not below that of any call before.
+
+        Jumps ahead where a keyframe allows it exactly; the pixels are those of a decode from the beginning. A frame that cannot be shown
+        does not keep later ones from being asked for.
+
+        Raises:
+            DamagedInput: `corrupt_stream` where the stream breaks or the frame is damaged (with `decode.damage` "warn" such a
+                frame is given as the decoder concealed it, or the one before it), `ended_early` where it holds fewer frames
+                than its packets say; `decoder_fault`, `decoder_memory`.
+            PolicyReject: `size_changed`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+        """
+        if self._broken is not None:
+            raise self._broken
+        while self._current is None or self._current.index < index:
+            if self._coming is None:
+                self._coming = self._read(index)
+            if self._coming is None or self._coming.index > index:
+                break
+            self._current, self._coming = self._coming, None
+        damaged = self._stream.damaged.why(index + self._offset)
+        if damaged is not None:
+            return self._show_damaged(index, damaged)
+        if self._current is None or index - self._current.index > (0 if self._stream.gives_each else LOST_FRAMES):
+            raise self._lost(index)
+        return self._current
+
+    def _show_damaged(self, index: int, why: str) -> Shown:
+        shown = self._current
+        # The frame before, but not of an earlier group: a jump to this one would not have it, and all ways must show the same.
+        if shown is None or shown.index + self._offset < self._stream.damaged.group_of(index + self._offset):
+            shown = self._coming or shown
+        if self._keep_damaged and shown is not None:
+            return replace(shown, damaged=why)
+        raise DamagedInput("corrupt_stream", why, frames_recovered=index, stage="decode")
+
+    def _read(self, index: int) -> Shown | None:
+        """The next frame of the stream, or of where `index` is reached sooner."""
+        try:
+            if self._stream.jump(index + self._offset):
+                self._current = None
+            while (item := self._stream.next()) is not None:
+                number, frame = item
+                self._check_shape(frame)
+                if number >= self._offset:
+                    return Shown(number - self._offset, frame, self._scaler)
+        except DamagedInput as error:  # the container breaks, or memory is out: nothing follows
+            self._broken = error
+            raise
+        return None
+
+    def close(self) -> None:
+        """Releases libav's memory; safe to call twice."""
+        self._current = self._coming = None
+        self._stream.close()
+
+    def _check_shape(self, frame: Any) -> None:
+        width, height = self._coded
+        if abs(frame.width * height / (frame.height * width) - 1) > ASPECT_TOLERANCE:
+            message = f"frames change shape from {width}x{height} to {frame.width}x{frame.height} inside the video"
+            raise PolicyReject("size_changed", message, stage="decode")
+
+    def _lost(self, index: int) -> DamagedInput:
+        last = self._stream.position - self._offset
+        if self._coming is None:
+            message = f"the stream ends after frame {last} of {len(self.times_s)}; frame {index} was wanted"
+            return DamagedInput("ended_early", message, frames_recovered=last + 1, stage="decode")
+        message = f"the decoder gave nothing for frame {index}; the next it gave is frame {self._coming.index}"
+        return DamagedInput("corrupt_stream", message, frames_recovered=index, stage="decode")
+
+
+def _first_tag(frame_tag: int, context_tag: int, unknown: int = 2) -> int:
+    """The frame's tag, or the stream's where the frame has none (2 is "unspecified" in H.273; 0 for the range)."""
+    return int(context_tag) if int(frame_tag) == unknown else int(frame_tag)
+
+
+def _apply_policies(colour: Colour, interlaced: bool, limits: DecodeConfig) -> list[str]:
+    decisions = []
+    if colour.transfer != "sdr":
+        if limits.hdr == "reject":
+            raise PolicyReject(
+                "hdr", f"{colour.transfer.upper()} video; decode.hdr=convert would tone-map it", stage="decode"
+            )
+        decisions.append("tonemapped")
+    if interlaced:
+        if limits.interlaced == "reject":
+            message = "interlaced video; decode.interlaced=deinterlace or keep would take it"
+            raise PolicyReject("interlaced", message, stage="decode")
+        decisions.append("deinterlaced" if limits.interlaced == "deinterlace" else "interlaced_kept")
+    return decisions
+
+
+def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper | None, tuple[str, ...]]:
+    """Width and height that the container leaves of `frame`, what cuts it, and the warning."""
+    margins = opened.margins()
+    if margins is None:
+        return (frame.width, frame.height), None, ()
+    window = margins.window(frame)
+    if window is None:
+        return (frame.width, frame.height), None, (f"bad_crop:{margins}",)
+    return (window.width, window.height), Cropper(margins, frame), (f"cropped:{window}",)
+
+
+def _display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
+    """Width and height as shown of a stored picture of `size`, and the sample aspect ratio that was applied."""
+    with damage("undecodable", "reading the sample aspect ratio"):
+        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)
+    if numerator <= 0 or denominator <= 0 or not 1 / SANE_ASPECT <= numerator / denominator <= SANE_ASPECT:
+        numerator = denominator = 1
+    width, height = max(1, round(size[0] * numerator / denominator)), size[1]
+    if orientation.transpose:
+        width, height = height, width
+    return width, height, (numerator, denominator)

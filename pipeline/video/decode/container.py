@@ -1,0 +1,214 @@
+"""Opens a container and picks its video stream, without decoding a frame. Part of the decode package.
+
+Takes encoded bytes or a local path, and the job's limits. Gives an open container and its video stream.
+
+Only self-contained formats are probed and no protocol may be opened, so a playlist in the disguise of a video cannot
+reach another file or the network. Every error libav can raise here becomes a `BadDataError`, unless the file below it
+failed: that is an error of the storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import av
+import av.error
+
+from pipeline.errors import DamagedInput, PolicyReject
+from pipeline.video.decode.cropping import Margins, container_margins
+from pipeline.video.decode.encoded_file import open_encoded, storage_error
+from pipeline.video.decode.matroska_crop import PatchedFile, hide_impossible_crops
+from pipeline.video.decode.read_mark import READING
+from pipeline.video.decode.stream_choice import choose, count_packets
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+    from pipeline.video.decode.encoded_file import EncodedFile
+
+# Containers and raw streams that hold video and name no other file: no hls, dash, concat, image sequences, subtitles.
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,apng,h264,hevc,vvc,av1,obu,ivf,yuv4mpegpipe,mxf,nut,dv,"
+    "gxf,rm,wtv,mjpeg,mjpeg_2000,h263,vc1,cavsvideo,dirac,nsv"
+)
+IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
+
+# What PyAV raises on broken input besides its own tree: ValueError and arithmetic from headers, OSError from the file
+# below.
+LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, OSError, RuntimeError)
+
+
+@contextmanager
+def damage(
+    reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | PatchedFile | None = None
+) -> Iterator[None]:
+    """Turns whatever libav raises inside into `DamagedInput(reason)`. `file` is what libav reads from inside, if it reads.
+
+    Raises:
+        DamagedInput: `no_decoder`, `decoder_memory` or `reason`.
+        StorageUnavailable, SourceChanged, SourceRefused: a read of `file` failed, whether or not libav noticed.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if file is not None:
+                file.check()
+    except av.error.DecoderNotFoundError as error:
+        raise DamagedInput(
+            "no_decoder", f"no decoder for this codec while {doing}: {words_of(error)}", stage="decode"
+        ) from None
+    except MemoryError:
+        raise DamagedInput(
+            "decoder_memory",
+            f"out of memory while {doing}; decode.memory_bytes limits a decoder",
+            frames_recovered=frames_recovered,
+            stage="decode",
+        ) from None
+    except LIBAV_ERRORS as error:
+        raise DamagedInput(
+            reason, f"libav failed while {doing}: {words_of(error)}", frames_recovered=frames_recovered, stage="decode"
+        ) from None
+
+
+def words_of(error: BaseException) -> str:
+    """What libav says, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]
+
+
+def measure(video: bytes | str, limits: DecodeConfig) -> str:
+    """Checks the size and returns the BLAKE2b-128 of the encoded bytes, in hex.
+
+    Raises:
+        PolicyReject: `too_large`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(video, bytes):
+        _check_size(len(video), limits)
+        digest.update(video)
+        return digest.hexdigest()
+    try:
+        with READING:
+            size = os.stat(video).st_size
+    except OSError as error:
+        raise storage_error(error, video) from None
+    _check_size(size, limits)
+    with closing(open_encoded(video)) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.check()
+    return digest.hexdigest()
+
+
+def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
+    if num_bytes > limits.max_video_bytes:
+        raise PolicyReject(
+            "too_large",
+            f"encoded file has {num_bytes} bytes, decode.max_video_bytes is {limits.max_video_bytes}",
+            stage="decode",
+        )
+
+
+def _open(file: EncodedFile, limits: DecodeConfig) -> tuple[Any, EncodedFile | PatchedFile]:
+    """Libav's container, and the file that it reads: `file`, or one that hides impossible cropping."""
+    try:
+        return _libav_open(file, limits), file
+    except av.error.InvalidDataError:
+        patched = hide_impossible_crops(file)
+        if patched is None:
+            raise
+        return _libav_open(patched, limits), patched
+
+
+def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
+    return av.open(
+        file,
+        mode="r",
+        # Reaches the codec contexts that libav opens to find out about its streams.
+        options={"max_pixels": str(limits.max_pixels)},
+        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+        metadata_errors="replace",
+        buffer_size=IO_BYTES,
+    )
+
+
+class OpenContainer:
+    """An open container with its one video stream, single-threaded. `close` releases the container and the file below
+    it. `warnings` are the decisions taken here.
+    """
+
+    def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
+        """Opens `video` and picks its stream: libav's best one that moves and is not cover art.
+
+        Raises:
+            DamagedInput: `undecodable`, `no_decoder`.
+            PolicyReject: `no_video_stream`, `too_many_pixels`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+        """
+        file = open_encoded(video)
+        self.file: EncodedFile | PatchedFile = file
+        self.container: Any = None
+        try:
+            expected = "expected a video file: mp4, mkv, webm, avi, ts, …"
+            with damage("undecodable", f"opening the container ({expected})", file=file):
+                self.container, self.file = _open(file, limits)
+            with damage("undecodable", "listing the streams"):
+                self.stream, self.warnings = choose(
+                    self.container, lambda indices: _count_packets(video, limits, indices)
+                )
+            if isinstance(self.file, PatchedFile):
+                self.warnings = (*self.warnings, "bad_crop:impossible")
+            with damage("undecodable", "reading the stream's header"):
+                self._prepare(limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, limits: DecodeConfig) -> None:
+        context = self.stream.codec_context
+        pixels = max(context.width * context.height, context.coded_width * context.coded_height)
+        if pixels > limits.max_pixels:
+            raise PolicyReject(
+                "too_many_pixels",
+                f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}",
+                stage="decode",
+            )
+        # Parallelism is over videos. Threads inside one decoder are slower per core and have hung beside PyTorch
+        # (PyAV#1962).
+        self.stream.thread_type = "NONE"
+        context.thread_count = 1
+        context.options = {"max_pixels": str(limits.max_pixels)}
+
+    @property
+    def format_name(self) -> str:
+        """Name of the container format, as libav gives it."""
+        return str(self.container.format.name)
+
+    def margins(self) -> Margins | None:
+        """What the container cuts off its frames."""
+        with damage("undecodable", "reading the container's cropping"):
+            return container_margins(self.container, self.stream.index)
+
+    def close(self) -> None:
+        """Closes container and file; safe to call twice."""
+        if self.container is not None:
+            self.container.close()
+        self.file.close()
+
+
+def _count_packets(video: bytes | str, limits: DecodeConfig, indices: set[int]) -> Counter[int]:
+    # In a container of its own: not every format can go back to its beginning.
+    with closing(open_encoded(video)) as file:
+        found: Counter[int] = Counter()
+        with suppress(*LIBAV_ERRORS):  # what breaks here is met again when packets are listed
+            container, _ = _open(file, limits)
+            with container:
+                count_packets(container, indices, found)
+        file.check()
+        return found

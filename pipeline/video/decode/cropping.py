@@ -1,0 +1,118 @@
+"""The window of a frame that its container says is shown: Matroska's PixelCrop, MP4's `clap`. Part of the decode package.
+
+Cropping inside the codec (H.264's SPS) is done by libav's decoders; what the container says beside it is left to the caller. It applies to
+the stored frame, before sample aspect ratio and rotation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from av import logging as libav_log
+
+from pipeline.video.decode.filtering import FilterChain
+
+CROPPING_FORMATS = ("mov", "matroska")
+MAX_TAG_BYTES = 1 << 20  # libav's description lists all tags; a file with more has its cropping ignored
+STREAM = re.compile(r"  Stream #0:(\d+)")
+CROPPING = re.compile(r" +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)")
+_logging = Lock()  # libav has one log level for all threads
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Pixels that are not shown on each side, on the frame's own grid."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    def window(self, frame: Any) -> Window | None:
+        """What stays of `frame`, rounded to its chroma samples as libav's `crop` does; None where nothing would stay."""
+        step_x, step_y = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
+        left, width = self.left, frame.width - self.left - self.right
+        top, height = self.top, frame.height - self.top - self.bottom
+        if width < step_x or height < step_y:
+            return None
+        return Window(left - left % step_x, top - top % step_y, width - width % step_x, height - height % step_y)
+
+    def __str__(self) -> str:
+        return f"{self.left}/{self.right}/{self.top}/{self.bottom}"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a frame, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}+{self.left}+{self.top}"
+
+
+def container_margins(container: Any, index: int) -> Margins | None:
+    """What the container cuts off the frames of stream `index`; None where it says nothing.
+
+    PyAV 18.1 gives no access to a stream's side data, so it is read from libav's description of the container, as ffprobe prints it.
+    libav has checked it against the size in the header.
+    """
+    if not str(container.format.name).startswith(CROPPING_FORMATS) or _tag_bytes(container) > MAX_TAG_BYTES:
+        return None
+    stream = None
+    for line in _described(container).splitlines():
+        if found := STREAM.match(line):
+            stream = int(found[1])
+        elif stream == index and (found := CROPPING.fullmatch(line)):
+            left, right, top, bottom = map(int, found.groups())
+            return Margins(left, right, top, bottom)
+    return None
+
+
+def _tag_bytes(container: Any) -> int:
+    tags = [container.metadata, *(stream.metadata for stream in container.streams)]
+    return sum(len(name) + len(value) for group in tags for name, value in group.items())
+
+
+def _described(container: Any) -> str:
+    with _logging:
+        level = libav_log.get_level()
+        libav_log.set_level(libav_log.INFO)
+        try:
+            return str(container.dumps_format())
+        finally:
+            libav_log.set_level(level)
+
+
+class Cropper:
+    """Cuts a video's window out of its frames. No pixel is copied."""
+
+    def __init__(self, margins: Margins, first: Any) -> None:
+        """`margins` belong to frames of the size of `first`; a frame of another size is cut in proportion."""
+        self._margins = margins
+        self._size = first.width, first.height
+        self._shape: tuple[int, int, str] | None = None
+        self._chain: FilterChain | None = None
+
+    def cut(self, frame: Any) -> Any:
+        """The window of `frame`. Raises libav's errors."""
+        shape = frame.width, frame.height, frame.format.name
+        if shape != self._shape:
+            window = self._scaled(frame).window(frame)
+            arguments = f"w={window.width}:h={window.height}:x={window.left}:y={window.top}" if window else ""
+            self._chain = FilterChain(frame, [("crop", arguments)]) if window else None
+            self._shape = shape
+        return frame if self._chain is None else self._chain.apply(frame)
+
+    def _scaled(self, frame: Any) -> Margins:
+        x, y = frame.width / self._size[0], frame.height / self._size[1]
+        margins = self._margins
+        return Margins(
+            round(margins.left * x), round(margins.right * x), round(margins.top * y), round(margins.bottom * y)
+        )

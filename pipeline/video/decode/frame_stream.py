@@ -1,0 +1,299 @@
+"""Decoded frames of one stream in order of display, each with its index in the packet table. Part of the decode package.
+
+Enters: a video and its `PacketTable`. Leaves: (index, libav frame), one after the other, with jumps ahead where a
+keyframe allows them exactly, and which frames are damaged. Optionally deinterlaced.
+
+Each packet gets its place in the stream as its time before it is decoded, so that a frame says which packet it came
+from, whatever the clock of the container does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import DamagedInput
+from pipeline.video.decode.container import LIBAV_ERRORS, OpenContainer, damage
+from pipeline.video.decode.damaged import DamagedFrames
+from pipeline.video.decode.deinterlacer import REACH, Deinterlacer
+from pipeline.video.decode.packet_table import NO_PICTURE, PacketTable, near
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+
+MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
+SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
+# Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
+STRICT = {"mjpeg", "ffv1"}
+# Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
+ALWAYS_GIVES = {"h264", "hevc", "vvc"}
+
+
+class FrameStream:
+    """Reads forward only. `decoded` counts frames that left the codec, `position` is the index of the last one handed
+    out, `damaged` knows which frames are damaged as far as packets were decoded.
+    """
+
+    def __init__(
+        self,
+        video: bytes | str,
+        limits: DecodeConfig,
+        table: PacketTable,
+        *,
+        deinterlace: bool = False,
+        lenient: bool = False,
+    ) -> None:
+        """Opens `video` once more; see `OpenContainer` for what it raises. `lenient`: the decoder may conceal damage."""
+        self._video, self._limits, self._table = video, limits, table
+        self._deinterlace, self._lenient = deinterlace, lenient
+        self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
+        points = table.points
+        self._exact = np.flatnonzero(points.exact)  # points where decoding may begin
+        self._exact_frames = points.frames[self._exact]
+        self._is_exact_N, self._is_closed_N = np.zeros((2, len(table.frames_N)), bool)
+        self._is_exact_N[points.packets[points.exact]] = True
+        self._is_closed_N[points.packets[points.closed]] = True
+        self._is_point_N = np.zeros(len(table.frames_N) + 1, bool)
+        self._is_point_N[points.packets] = True
+        self._seekable = table.seekable
+        self.decoded = 0
+        self.position = self._counter = -1
+        self._restart()
+
+    def _restart(self) -> None:
+        self.opened = OpenContainer(self._video, self._limits)
+        context = self.opened.stream.codec_context
+        codec = context.codec.canonical_name
+        self._gives_each = codec in ALWAYS_GIVES
+        self.strict = codec in STRICT and not self._lenient
+        if self.strict:
+            context.options = {**context.options, "err_detect": "explode"}
+        self._packets = self.opened.container.demux(self.opened.stream)
+        self._drain: _Drain | None = _Drain(context)
+        self._next_packet = 0  # place in the stream of the packet that comes next
+        self._begin()
+        self._floor = self._table.begins_at or 0
+
+    def _begin(self) -> None:
+        """The codec knows of no earlier packet."""
+        self._known: deque[tuple[int, Any]] = deque()  # index and frame, ready to be handed out
+        self._held: deque[tuple[int, Any]] = deque()  # packet and frame, in order of display
+        self._inside: set[int] = set()  # packets whose frames have not come out
+        self._floor = 0  # frames before it are not expected: they depend on what lies before the beginning
+        self._filter = Deinterlacer(self.opened.stream) if self._deinterlace else None
+        self._refused = False  # the decoder has refused a packet, and may have lost frames with it
+
+    def next(self) -> tuple[int, Any] | None:
+        """Index and frame; None at the end.
+
+        A frame is handed out when all packets before its own have given theirs, or will not: then it is known which frame it is, and
+        whether it is built on damage.
+
+        Raises:
+            DamagedInput: `corrupt_stream` where the container breaks, `decoder_memory`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+        """
+        while not self._known:
+            packet = self._read()
+            if packet is None:
+                self._give_up(len(self._table.frames_N))
+                self._settle()
+                break
+            for frame in self._decode(packet):
+                self._take(frame)
+            if packet.size == 0 and packet.dts is None:  # the decoder has been emptied
+                self._give_up(len(self._table.frames_N))
+            if len(self._held) > MOST_HELD:
+                self._give_up(self._held[0][0])
+            self._settle()
+        if not self._known:
+            return None
+        index, frame = self._known.popleft()
+        self.position = index
+        return index, frame
+
+    def _take(self, frame: Any) -> None:
+        """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
+        place = self._place(frame)
+        if self._table.frames_N[place] < 0:
+            return
+        if self._is_exact_N[place]:
+            self._give_up(place)
+        self._inside.discard(place)
+        if frame.is_corrupt:
+            self.damaged.concealed(place)
+        self._held.append((place, frame))
+
+    def _give_up(self, place: int) -> None:
+        """Packets before `place` whose frames have not come will not give them."""
+        lost = {other for other in self._inside if other < place}
+        self._inside -= lost
+        if lost and (self.gives_each or self._refused):
+            self.damaged.lost(min(lost))
+
+    def _settle(self) -> None:
+        """Names the frames in hand that nothing is missing before: in the order they came, whatever order their times are in."""
+        earliest = min(self._inside, default=len(self._table.frames_N))
+        settled = []
+        while self._held and self._held[0][0] < earliest:
+            settled.append(self._held.popleft())
+        if self._table.counted:
+            for place, frame in settled:
+                self._counter = int(self._table.frames_N[place]) if self._is_exact_N[place] else self._counter + 1
+                self._known.append((self._counter, frame))
+            return
+        # Some muxers write decode times as times of display: these are the same times, in another order.
+        indices = sorted(int(self._table.frames_N[place]) for place, _ in settled)
+        self._known.extend((index, frame) for index, (_, frame) in zip(indices, settled, strict=True))
+
+    @property
+    def gives_each(self) -> bool:
+        """Whether each packet gives a frame if nothing is damaged; other codecs may say "the same again" by giving none."""
+        return self._gives_each and not self._table.counted
+
+    def jump(self, index: int) -> bool:
+        """Moves to the last exact point not after frame `index`, if that skips enough; says whether it did.
+
+        Raises:
+            DamagedInput: `corrupt_stream`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+        """
+        points = self._table.points
+        latest = index - (REACH if self._deinterlace else 0)
+        before = int(np.searchsorted(self._exact_frames, latest, side="right"))
+        at = int(self._exact[before - 1]) if before else -1
+        if at < 0 or points.frames[at] - self.position <= SEEK_FRAMES or points.packets[at] < self._next_packet:
+            return False
+        with damage("corrupt_stream", f"seeking to frame {index}", self.position + 1, file=self.opened.file):
+            first = self._seek(at) if self._seekable else None
+        if first is None:
+            first = self._skip(int(points.packets[at]))
+        if first is not None:
+            self._begin()
+            self._floor = int(points.frames[at])
+            self._counter = self._floor - 1
+            for frame in self._decode(first):
+                self._take(frame)
+        return True
+
+    def close(self) -> None:
+        """Releases libav's memory; safe to call twice."""
+        self._held.clear()
+        self._known.clear()
+        self._filter = None
+        self.opened.close()
+
+    def _seek(self, at: int) -> Any | None:
+        """The packet of point `at`, found by its time; None, and a stream at its beginning, if it is not there."""
+        points = self._table.points
+        pts, dts, pos = int(points.pts[at]), int(points.dts[at]), int(points.pos[at])
+        size = int(self._table.sizes_N[points.packets[at]])
+        # By decode time: MPEG-TS searches on it, and where the index holds presentation times it lands earlier at worst.
+        self.opened.container.seek(min(pts, dts) if dts > -(2**62) else pts, stream=self.opened.stream)
+        self._packets = self.opened.container.demux(self.opened.stream)
+        for packet in self._packets:
+            if packet.pts == pts and packet.size == size and pos in (-1, packet.pos):
+                self._next_packet = int(points.packets[at]) + 1
+                return packet
+            if packet.pts is None and packet.size == 0:
+                break
+            if packet.is_keyframe and packet.pts is not None and packet.pts > pts:
+                break
+        # The demuxer cannot find a keyframe that it has listed itself: it is not asked again.
+        self._seekable = False
+        self.opened.close()
+        self._restart()
+        return None
+
+    def _skip(self, place: int) -> Any | None:
+        """The packet at `place`, reached by reading without decoding; None at the end."""
+        self.opened.stream.codec_context.flush_buffers()
+        while self._next_packet <= place:
+            packet = self._read()
+            if packet is None or self._next_packet > place:
+                return packet
+        return None
+
+    def _read(self) -> Any | None:
+        """The next packet, that which flushes the codec included; None at the end."""
+        if self._table.missing and self._next_packet >= len(self._table.sizes_N):
+            # Where the container breaks: what the decoder holds is shown, as at the end of a file.
+            drain, self._drain = self._drain, None
+            return drain
+        file = self.opened.file
+        with damage("corrupt_stream", f"reading on after frame {self.position}", self.position + 1, file=file):
+            packet = next(self._packets, None)
+            file.check()  # a packet that a failed read cut short must not become a frame
+        if packet is not None and packet.size:
+            sizes = self._table.sizes_N
+            if self._next_packet >= len(sizes) or sizes[self._next_packet] != packet.size:
+                message = f"packet {self._next_packet} is another one than when the file was read first"
+                raise DamagedInput("corrupt_stream", message, frames_recovered=self.position + 1, stage="decode")
+            self._next_packet += 1
+        return packet
+
+    def _decode(self, packet: Any) -> list[Any]:
+        """What comes out when `packet` goes in."""
+        if packet.size == 0 and packet.dts is not None:
+            return []  # AVI's way to say "the same picture again"
+        flush, place = packet.size == 0, self._next_packet - 1
+        frames: list[Any] = []
+        if not flush:
+            if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
+                frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
+            # Shortly before a point libav may mean the next group, which a decoder finds out: the flag comes a packet early.
+            if packet.is_corrupt and not (
+                self._is_point_N[place + 1 : place + 3].any() or near(place, self._table.breaks)
+            ):
+                self.damaged.concealed(place)
+            packet.pts, packet.dts = place, None
+            if place < len(self._table.frames_N) and self._table.frames_N[place] >= self._floor:
+                self._inside.add(place)
+        try:
+            frames += packet.decode()
+        except MemoryError:
+            with damage("decoder_memory", f"decoding after frame {self.position}", self.position + 1):
+                raise
+        except LIBAV_ERRORS as error:
+            if self._table.frames_N[place] != NO_PICTURE:
+                self.damaged.undecodable(place, error)
+                self._inside.discard(place)
+                self._refused = True
+        self.decoded += len(frames)
+        if self._filter is None:
+            return frames
+        filtered = [ready for frame in frames for ready in self._filter.push(frame)]
+        return filtered + self._filter.push(None) if flush else filtered
+
+    def _renew(self) -> list[Any]:
+        """What the decoder still holds; afterwards it knows of no earlier packet."""
+        context = self.opened.stream.codec_context
+        try:
+            frames = context.decode(None)
+        except LIBAV_ERRORS:
+            frames = []
+        context.flush_buffers()
+        return list(frames)
+
+    def _place(self, frame: Any) -> int:
+        """The packet that a frame came from; a decoder that does not say gives them in the order of their packets."""
+        if frame.pts is None:
+            place = min(self._inside, default=self._next_packet - 1)
+        else:
+            place = self._filter.stamp(frame) if self._filter is not None else int(frame.pts)
+        return min(max(place, 0), len(self._table.frames_N) - 1)
+
+
+class _Drain:
+    """Stands for the packet that empties a decoder, where libav gives none."""
+
+    size, pts, dts, is_keyframe = 0, None, None, False
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def decode(self) -> list[Any]:
+        """What the decoder still holds."""
+        return list(self._context.decode(None))

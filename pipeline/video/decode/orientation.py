@@ -1,0 +1,71 @@
+"""How stored rows become shown rows: a frame's display matrix as a transpose and two flips. Part of the decode package."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.video.decode.filtering import FilterChain
+
+MATRIX_BYTES = 36
+MATRIX_TYPE = 6  # AV_FRAME_DATA_DISPLAYMATRIX
+OTHER_TYPES = [number for number in range(64) if number != MATRIX_TYPE]  # libav 8.1 has 35
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """Transpose first, then flips. All eight cases of a display matrix."""
+
+    transpose: bool = False
+    flip_rows: bool = False  # top <-> bottom
+    flip_columns: bool = False  # left <-> right
+
+    @classmethod
+    def of(cls, frame: Any) -> Orientation:
+        """From the frame's display matrix, if it has one. A tilt is taken as the nearest right angle.
+
+        `frame.rotation` is not enough: it reads a mirror image as half a turn, or as none. Raises libav's errors.
+        """
+        data = _display_matrix(frame)
+        if len(data) < MATRIX_BYTES:
+            return cls()
+        # Native int32 (a b u, c d v, x y w): a stored point (x, y) is shown at (a x + c y, b x + d y).
+        a, b, _, c, d, *_ = struct.unpack("=9i", data[:MATRIX_BYTES])
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, d < 0, a < 0)
+        return cls(True, b < 0, c < 0)
+
+    @property
+    def rotation(self) -> int:
+        """Degrees clockwise, after undoing a mirror image if there is one."""
+        if self.transpose:
+            return 90 if self.flip_columns else 270
+        return 180 if self.flip_rows else 0
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are exchanged besides the rotation."""
+        return self.transpose == (self.flip_rows == self.flip_columns)
+
+    def show(self, plane: np.ndarray) -> np.ndarray:
+        """A view of `plane` as it is to be seen."""
+        if self.transpose:
+            plane = plane.T
+        return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+def _display_matrix(frame: Any) -> bytes:
+    """The bytes of the frame's display matrix; empty where it has none.
+
+    PyAV 18.1's `frame.side_data` wraps all entries at once. It raises ValueError for types it does not know (EXIF, the view of
+    spatial video), and frees an entry's metadata (the name of an ICC profile), which the frame frees again: a crash later. So it is
+    asked only of a frame from which libav's own filters have taken everything but the matrix. 0.2 ms for a frame without one, 1 ms with.
+    """
+    held = FilterChain(frame, [("sidedata", f"mode=select:type={MATRIX_TYPE}")]).apply(frame)
+    if held is None:
+        return b""
+    alone = FilterChain(held, [("sidedata", f"mode=delete:type={number}") for number in OTHER_TYPES]).apply(held)
+    return bytes(alone.side_data[-1]) if alone is not None and len(alone.side_data) else b""

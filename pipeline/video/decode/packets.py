@@ -1,0 +1,119 @@
+"""The packets of an open container read to the end, and what is remembered of them; no frame is decoded. Part of the decode package.
+
+Takes an `OpenContainer` and the job's limits. Gives a `PacketTable`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DamagedInput, PolicyReject
+from pipeline.video.decode.bitstream import Point, hidden_test, point_test
+from pipeline.video.decode.clock import NO_TIME
+from pipeline.video.decode.container import OpenContainer, damage
+from pipeline.video.decode.h264_pictures import Pictures
+from pipeline.video.decode.packet_table import PacketTable, Tabled
+
+if TYPE_CHECKING:
+    from pipeline.config import DecodeConfig
+
+
+class Packets:
+    """What is remembered of the packets: flat arrays, about 40 bytes a frame, since a video may have millions."""
+
+    def __init__(self) -> None:
+        self.pts, self.dts = array("q"), array("q")
+        self.durations, self.sizes = array("q"), array("i")
+        self.shown = array("b")
+        self.starts_with_key = False  # by the container's word
+        self.gaps: list[int] = []  # packets
+        self.pictureless: list[int] = []
+        self.flagged: list[int] = []  # by the demuxer: transport packets are missing, or the file ends inside
+        self.points, self.pos = array("q"), array("q")  # of points: place and position in the file
+        self.kinds = array("b")
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def read(self, opened: OpenContainer, limits: DecodeConfig) -> None:
+        """Reads to the end. Raises as libav does."""
+        stream = opened.stream
+        is_hidden, point_of, pictures = hidden_test(stream), point_test(stream), None
+        codec = stream.codec_context.codec.canonical_name
+        if codec == "h264":
+            pictures = Pictures(stream.codec_context.extradata or b"")
+            is_hidden = pictures.shows_none
+        for packet in opened.container.demux(stream):
+            if packet.size == 0:
+                continue
+            _check_frames(len(self) + 1, limits)
+            pts, dts = packet.pts, packet.dts
+            # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
+            hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
+            if pictures is not None and pictures.is_second_field and self.durations:
+                self.durations[-1] = 0  # it was that of a field
+            if pictures is not None and pictures.follows_gap:
+                self.gaps.append(len(self))
+            if hidden and not packet.is_discard and (codec == "hevc" or (pictures and not pictures.is_second_field)):
+                self.pictureless.append(len(self))
+            if packet.is_corrupt:
+                self.flagged.append(len(self))
+            self.pts.append(NO_TIME if pts is None else pts)
+            self.dts.append(NO_TIME if dts is None else dts)
+            self.durations.append(packet.duration or 0)
+            self.sizes.append(packet.size)
+            self.shown.append(not hidden)
+            self.starts_with_key |= packet.is_keyframe and len(self) == 1
+            if packet.is_keyframe and (point := point_of(packet)) is not Point.NONE:
+                self.points.append(len(self) - 1)
+                self.pos.append(-1 if packet.pos is None else packet.pos)
+                self.kinds.append(point)
+
+
+def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
+    """Reads all packets of the stream; decodes none.
+
+    Raises:
+        DamagedInput: `truncated` when no frame of those promised is there;
+            `corrupt_stream` when the container breaks before its first packet.
+        PolicyReject: `no_frames`, `too_many_frames`, `too_long`.
+        StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
+    """
+    stream = opened.stream
+    promised = stream.frames if "mov" in opened.format_name else 0  # others guess it from rate and duration
+    _check_frames(promised, limits)
+    packets, missing = Packets(), ""
+    try:
+        with damage("corrupt_stream", "reading packets", file=opened.file):
+            packets.read(opened, limits)
+    except DamagedInput as error:
+        if not any(packets.shown):
+            raise
+        missing = f"the container breaks after {len(packets)} frames: {error.message}"
+    if not any(packets.shown):
+        if promised:
+            message = f"the file lacks its end: its header promises {promised} frames, it holds none"
+            raise DamagedInput("truncated", message, stage="decode")
+        raise PolicyReject("no_frames", "the video stream holds no frames (a header alone?)", stage="decode")
+    if len(packets) < promised:
+        missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
+    table = Tabled(opened, packets, missing).table()
+    _check_duration(table.end_s - float(table.times_s[0]), limits)  # the last frame's duration may be anything
+    return table
+
+
+def _check_frames(count: int, limits: DecodeConfig) -> None:
+    if count > limits.max_frames:
+        raise PolicyReject(
+            "too_many_frames", f"more frames ({count}) than decode.max_frames {limits.max_frames}", stage="decode"
+        )
+
+
+def _check_duration(seconds: float, limits: DecodeConfig) -> None:
+    if seconds > limits.max_duration_s:
+        raise PolicyReject(
+            "too_long",
+            f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}",
+            stage="decode",
+        )

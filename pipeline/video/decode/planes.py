@@ -1,0 +1,99 @@
+"""A decoded frame becomes uint8 YUV 4:4:4 planes of a bucket's size. Part of the decode package.
+
+Enters: a libav frame, where it goes (`Geometry`), how it is held (`Orientation`). Leaves: planes written into a given
+array.
+
+One swscale pass, bicubic, straight to limited-range yuv444p: 3.6x cheaper than its RGB path and 10 dB closer to the
+exact resize.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from pipeline.errors import PolicyReject
+from pipeline.video.decode.colour_tags import rgb_matrix
+from pipeline.video.decode.container import damage
+from pipeline.video.decode.cropping import Cropper
+from pipeline.video.decode.orientation import Orientation
+from pipeline.video.decode.tonemap import to_sdr
+
+# Accurate rounding removes swscale's bias of -0.2/255; bit-exact makes all CPUs agree. Together 0.05 ms at 256x256.
+BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where a frame goes, in pixels as shown: scaled to cover, then a `height` x `width` window cut at (`top`,
+    `left`).
+    """
+
+    scaled_height: int
+    scaled_width: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Scaler:
+    """Writes frames of one video as planes. Keeps one swscale context (a context per call leaks time, PyAV#1935)."""
+
+    def __init__(self, orientation: Orientation, transfer: str, cropper: Cropper | None = None) -> None:
+        self._orientation = orientation
+        self._transfer = transfer
+        self._cropper = cropper
+        self._reformatter = VideoReformatter()
+
+    def write(self, frame: Any, geometry: Geometry, out_3HW: np.ndarray) -> None:
+        """Fills `out_3HW` (uint8, `3 x geometry.height x geometry.width`) with limited-range Y, U, V.
+
+        Raises:
+            DamagedInput: `corrupt_stream`, when libav cannot convert the frame.
+            PolicyReject: `pixel_format`, when it never can.
+        """
+        size = geometry.scaled_width, geometry.scaled_height
+        width, height = size[::-1] if self._orientation.transpose else size
+        hdr = self._transfer != "sdr"
+        with damage("corrupt_stream", "scaling a frame"):
+            if self._cropper is not None:
+                frame = self._cropper.cut(frame)
+            picture = self._reformat(frame, width, height, "yuv444p16le" if hdr else "yuv444p")
+        rows = slice(geometry.top, geometry.top + geometry.height)
+        columns = slice(geometry.left, geometry.left + geometry.width)
+        target_3HW = np.empty(out_3HW.shape, np.uint16) if hdr else out_3HW
+        for channel, plane in enumerate(picture.planes):
+            # Lines are padded to `line_size` bytes.
+            values = np.frombuffer(plane, np.uint16 if hdr else np.uint8)
+            values = values.reshape(height, plane.line_size // values.itemsize)[:, :width]
+            target_3HW[channel] = self._orientation.show(values)[rows, columns]
+        if hdr:
+            out_3HW[:] = to_sdr(target_3HW, 16, self._transfer)
+
+    def _reformat(self, frame: Any, width: int, height: int, pixel_format: str) -> Any:
+        # The same matrix on both sides: swscale converts between none. From RGB it makes YUV by it, BT.709 or what `to_sdr` undoes.
+        hdr_rgb = self._transfer != "sdr" and rgb_matrix(frame.format)
+        matrix = Colorspace.BT2020 if hdr_rgb else Colorspace.ITU709
+        try:
+            return self._reformatter.reformat(
+                frame,
+                width,
+                height,
+                pixel_format,
+                src_colorspace=matrix,
+                dst_colorspace=matrix,
+                interpolation=BICUBIC,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
+            )
+        except FFmpegError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            message = f"libav's scaler cannot read frames of pixel format {frame.format.name}; encode the video in another one"
+            raise PolicyReject("pixel_format", message, stage="decode") from None
