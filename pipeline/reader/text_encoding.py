@@ -4,8 +4,8 @@
 2. Else all single-byte and East Asian encodings are tried, and each reading is scored by the letters of its languages. The best reading
    counts if it looks like its language and no other text is about as likely: a wrong letter is worse than none.
 
-Detectors such as charset-normalizer and chardet give an answer for every text, and a wrong one for one short caption in three to ten
-(33 languages in the encodings of each). No step replaces a byte.
+Rejected: detectors. Of 15,283 pieces of sentences in 33 languages and the encodings of each, chardet 7.7 reads 2,145 wrongly, this module
+30 (and 1,018 not at all). No step replaces a byte.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ BYTE_ORDER_MARKS = (
 )
 ESCAPED = ((b"\x1b$)C", "iso2022_kr"), (b"\x1b$", "iso2022_jp_2"), (b"\x1b(J", "iso2022_jp_2"), (b"~{", "hz"))
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-LOW_BYTES, PUNCTUATION_BYTE = (
-    bytes(range(0x21)),
-    0x20,
-)  # first bytes of characters of all alphabets; the one of punctuation
+LOW_BYTES = bytes(range(0x21))  # high bytes of characters of all alphabets, and of punctuation
+PUNCTUATION_BYTE = 0x20
 ASCII_LETTER = re.compile(r"[A-Za-z]")
 ASCII_BEGINNING = re.compile(rb"\A[\x00-\x7f]+(?=[\x00-\x7f]{20})")  # of a word without blanks, such as json
 WITHIN_WORD = re.compile(r"[A-Za-z][\u0370-\u1dff][A-Za-z]")
 AT_WORD = re.compile(r"[A-Za-z][\u0370-\u1dff]|[\u0370-\u1dff][A-Za-z]")
 LATIN_END, GREEK = "\u0250", "\u0370"
-# Nats between the best reading and any that differs. Of 15,000 pieces of sentences, LEAD = 2.0 reads four times as many wrongly (119), 6.0
-# leaves 700 more unread and saves 13 errors.
+# Nats between the best reading and any that differs. Of 15,000 pieces of sentences, LEAD = 2.0 reads four times as many wrongly (113);
+# 6.0 leaves 700 more unread and saves 12 errors.
 LEAD, LEAD_EAST_ASIAN, LEAD_BETWEEN_SCRIPTS = 4.0, 3.0, 6.0
 SAMPLE_BYTES = 600  # scored of a text: words with bytes beyond ASCII, and as much of the others
 
