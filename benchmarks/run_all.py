@@ -42,7 +42,7 @@ ENTRIES = (
         "--networks wfvae-s --sizes 5x32x32 --dtypes float32 --repeats 1 --no-decode --no-memory",
     ),
     Entry("networks", "--device cuda", "--device cuda --sizes 17x256x256 --repeats 1 --no-memory", needs="gpu"),
-    Entry("end_to_end", "", "--videos 2 --executor inline"),
+    Entry("end_to_end", "", "--videos 4 --executor inline"),
     Entry("long_video", "", "--minutes 0.05,0.1 --formats parquet --size 32x32"),
     Entry("tiny_shards", "", "--shards 4"),
     Entry("uniform_clips", "", "--minutes 1 --repeats 1"),
