@@ -1,6 +1,6 @@
-"""Run as `python -m tests.engine.ray_lanes_process ADDRESS FOLDER S3_TAR`: decoder actors of a cluster, one case after the other.
+"""Run as `python -m tests.engine.ray_lanes_process ADDRESS FOLDER S3_TAR`: cases of decoder actors of a cluster, in order.
 
-Prints a JSON object: case -> what came of it. `FOLDER` holds `video.mp4`; the tar at `S3_TAR` holds the same video, uncompressed.
+Prints a JSON object: case -> result. `FOLDER` holds `video.mp4`; the tar at `S3_TAR` holds the same video, uncompressed.
 """
 
 import json
@@ -74,7 +74,7 @@ class Case:
         return told
 
     def in_a_read(self, sample, folder):
-        """Before, while the decoder hangs in a FIFO that nobody writes to, and of its successor."""
+        """Before, while the decoder hangs in a FIFO without a writer, and for its successor."""
         self.lanes._home = self.home
         os.mkfifo(folder / "hung.mp4")
         told = [self.lanes.reading(0)]

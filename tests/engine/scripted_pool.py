@@ -1,4 +1,4 @@
-"""Plain objects that take the place of encoders, over a real local store whose `probe` says what the test wants."""
+"""Worker pool whose attempts end as a test says, over a real local store whose `probe` answers as a test says."""
 
 import threading
 import time
