@@ -234,7 +234,7 @@ def test_inputs_without_a_match_are_refused(tmp_path):
 def test_output_of_another_version_or_not_writable_is_refused(corpus, tmp_path):
     other = tmp_path / "out"
     other.mkdir()
-    (other / "latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
+    (other / "_latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
     with pytest.raises(OutputError, match="99"):
         pipeline.encode(tiny_job(corpus, other))
     (tmp_path / "file").write_text("")

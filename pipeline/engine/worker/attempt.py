@@ -26,7 +26,7 @@ from pipeline.errors import LatheError, SourceChanged, SourceRefused, StorageUna
 from pipeline.ledger.receipts import Ledger
 from pipeline.process import kill_points as drill
 from pipeline.process.scratch import ScratchFolder
-from pipeline.records import FORMAT_VERSION, Counts, Receipt, Timings
+from pipeline.records import Counts, Receipt, Timings
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ShardAttempt:
         self._progress = progress or ProgressCounter()
         self._started = time.monotonic()
         self._store = store
-        self._ledger = Ledger(store, job.drill)
+        self._ledger = Ledger(store, job.drill, context.layout)
         self.encode_s = 0.0
         self.decode_wait_s = 0.0
         self.fetch_wait_s = 0.0
@@ -103,6 +103,7 @@ class ShardAttempt:
             attempt=self.name,
             fingerprint=context.fingerprint,
             metadata=context.file_metadata(),
+            layout=context.layout,
             drill=job.drill,
             progress=self._progress.add,
         )
@@ -305,13 +306,13 @@ class ShardAttempt:
         # A receipt covers what was read. Files that were refused or replaced are left to the next run.
         shard = replace(self.shard, objects=self._scope.covered())
         digests = {**self._scope.digests, **self._reading.digests}
-        fingerprint = self._context.fingerprint
+        context = self._context
         return Receipt(
-            format_version=FORMAT_VERSION,
-            shard_id=shard.id(fingerprint),
+            format_version=context.layout.version,
+            shard_id=shard.id(context.fingerprint),
             shard=shard,
-            fingerprint=fingerprint,
-            fingerprint_parts=self._context.fingerprint_parts,
+            fingerprint=context.fingerprint,
+            fingerprint_parts=context.fingerprint_parts,
             attempt=self.name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
             files=files,
@@ -320,11 +321,11 @@ class ShardAttempt:
             stats=stats,
             timings=timings,
             notes={
-                "environment": environment(self._context.device),
+                "environment": environment(context.device),
                 "reader": dict(self._reading.counters),
-                "spec": self._context.spec,
+                "spec": context.spec,
             },
-            limits=self._context.job.limits(),
+            limits=context.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
             warnings=self._accounts.warnings_with(self._reading.counters if self.shard.retry is None else {}),
