@@ -18,6 +18,7 @@ from pipeline.cli.terminal import (
     Clips,
     Config,
     Debug,
+    Device,
     EncodeCommand,
     Fps,
     Frames,
@@ -69,9 +70,7 @@ def encode(
         str | None, typer.Option(help="Type of stored latents: float16, bfloat16 or float32. [default: float16]")
     ] = None,
     moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance as well.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N. [default: auto]")
-    ] = None,
+    device: Device = None,
     executor: Annotated[
         str | None,
         typer.Option(

@@ -17,6 +17,7 @@ from pipeline.cli.terminal import (
     ComputeDtype,
     Config,
     Debug,
+    Device,
     Fps,
     Frames,
     Model,
@@ -83,9 +84,7 @@ def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Network; `lathe models` lists them.")],
     checkpoint: Checkpoint = None,
     untrained: Untrained = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N. [default: auto]")
-    ] = None,
+    device: Device = None,
     compute_dtype: ComputeDtype = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Frame size of the check.")] = "64x64",
     config: Config = None,
@@ -129,9 +128,7 @@ def evaluate(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N. [default: auto]")
-    ] = None,
+    device: Device = None,
     compute_dtype: ComputeDtype = None,
     lpips: Annotated[
         list[str] | None,

@@ -49,6 +49,7 @@ Model = Annotated[
 ]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights of the network: path, s3://… or hf://owner/repo/file.")]
 Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights of this seed, for trials only.")]
+Device = Annotated[str | None, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N. [default: auto]")]
 ComputeDtype = Annotated[
     str | None, typer.Option(help="Type of the computation: float32, bfloat16 or float16. [default: by device]")
 ]

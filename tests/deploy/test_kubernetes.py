@@ -67,7 +67,7 @@ def test_command_is_valid_and_fits_the_cluster(monkeypatch):
     limits = gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert built.output.startswith("s3://")
     assert built.model.checkpoint.startswith("s3://")
-    # From zero workers the cluster says it has no GPU: `auto` would mean CPU and one encoder.
+    # With zero workers the cluster has no GPU yet: `auto` would mean CPU and one encoder.
     assert built.model.device == "cuda"
     assert built.engine.encoders == gpu["maxReplicas"] * limits["nvidia.com/gpu"]
     assert built.engine.encoder_cpus + built.engine.decoders * built.engine.decoder_cpus <= int(limits["cpu"])

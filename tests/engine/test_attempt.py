@@ -316,7 +316,7 @@ def test_non_finite_clip_is_rejected_and_the_rest_of_its_sample_written(shard, c
 
 
 def test_clip_with_the_writer_is_kept_when_its_decoder_dies(shard, context, tmp_path):
-    """The video is decoded again and rejected in the end: what was handed over counts by what the writer says of it."""
+    """The video is decoded again and rejected in the end: a clip that was handed over counts as the writer reports it."""
     attempt = start(shard, context)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])

@@ -177,7 +177,7 @@ def test_invalid_names_checkpoints_and_devices_are_refused():
     assert resolve_device("auto", "auto", cuda=False) == ("cpu", "float32")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_missing_cuda_device_is_refused(tmp_path, executor):
     job = tiny_job(

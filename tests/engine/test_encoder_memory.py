@@ -67,12 +67,12 @@ def test_step_is_halved_for_the_out_of_memory_error_of_any_library(library, calm
 def test_step_of_one_chunk_without_memory_is_one_plain_error(library, calm, monkeypatch):
     encoder = Encoder(CONFIG, "cpu", "float32")
     limited(encoder, monkeypatch, 0, ERRORS[library])
-    with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit into the device's memory") as said:
+    with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit into the device's memory") as caught:
         encoder.encode(calm[0][:1], [None])
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
     for word in ("GiB", "bytes", "CUBLAS", "CUDNN", "allocate", "capacity"):
-        assert word not in str(said.value)
-    assert said.value.__cause__ is None
+        assert word not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("text", OTHERS[:3])

@@ -155,9 +155,9 @@ def test_raised_limits_give_a_notice_and_are_retried_by_option(folder, clean, tm
     )
     output, inputs = tmp_path / "out", [folder, tar]
     assert pipeline.encode(tiny_job(inputs, output, "decode.max_frames=16")).rejects == {"too_many_frames": 5}
-    told = pipeline.encode(tiny_job(inputs, output))
-    assert told.counts.samples == 0
-    assert any("5 inputs of finished shards were rejected by limits" in text for text in told.notices)
+    second = pipeline.encode(tiny_job(inputs, output))
+    assert second.counts.samples == 0
+    assert any("5 inputs of finished shards were rejected by limits" in text for text in second.notices)
     run = lathe("encode", *inputs, output, *tiny_flags("--executor", "inline"), "--retry-rejects")
     assert run.returncode == 0, run.stderr
     assert "5 inputs of finished shards are encoded again" in run.stderr
@@ -171,7 +171,9 @@ def test_raised_limits_give_a_notice_and_are_retried_by_option(folder, clean, tm
         name: whole[name] for name in ("samples", "encoded", "rejected", "clips", "frames", "rejects", "shards")
     } == {name: once[name] for name in ("samples", "encoded", "rejected", "clips", "frames", "rejects", "shards")}
     assert verify_output(open_store(str(output), StorageConfig())).ok
-    assert pipeline.encode(tiny_job(inputs, output)).notices == told.notices[1:]  # only the notice of untrained weights
+    assert (
+        pipeline.encode(tiny_job(inputs, output)).notices == second.notices[1:]
+    )  # only the notice of untrained weights
 
 
 def test_clips_rejected_by_a_limit_are_retried_and_the_others_kept(tmp_path):

@@ -94,14 +94,14 @@ def test_refused_heartbeat_is_reported_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "write", refuse)
     build = Heartbeat(store, "f" * 32, every_s=0.01)
-    told = []
+    failures = []
     for _ in range(50):
         build.offer(NUMBERS)
         time.sleep(0.01)
-        told += [text for text in [build.failure()] if text]
+        failures += [text for text in [build.failure()] if text]
     build.close()
-    assert len(told) == 1
-    assert "503" in told[0]
+    assert len(failures) == 1
+    assert "503" in failures[0]
 
 
 def test_what_a_killed_build_left_is_not_shown_and_goes_after_a_day(store):

@@ -181,18 +181,18 @@ def test_damage_without_a_sample_counts_as_an_input(tmp_path, budget):
     for n in range(2):
         (tmp_path / f"{n}.tar").write_bytes(random.Random(n).randbytes(20_000))
     write_tar(tmp_path / "good.tar", {"a": {"mp4": video_bytes(5)}})
-    told = []
+    beginning = []
     for _ in range(2):
         try:
             pipeline.encode(tiny_job(tmp_path, tmp_path / "out", f"reject_budget={budget}"))
-            told.append("")
+            beginning.append("")
         except RejectBudgetExceeded as error:
-            told.append(error.message.split(",")[0])
+            beginning.append(error.message.split(",")[0])
     parts = "(2 of them parts of tars that belong to no sample) are damaged (66.7%)"
     if budget == "0":  # stops at the first
-        assert all("(100.0%)" in text or "(66.7%)" in text for text in told)
+        assert all("(100.0%)" in text or "(66.7%)" in text for text in beginning)
         return
-    assert told == ([f"2 of 3 inputs {parts}"] * 2 if budget == "0.05" else ["", ""])
+    assert beginning == ([f"2 of 3 inputs {parts}"] * 2 if budget == "0.05" else ["", ""])
     (tmp_path / "good.tar").unlink()
     kind = NothingEncoded if budget == "1" else RejectBudgetExceeded
     with pytest.raises(kind, match="" if budget == "1" else r"2 of 2 inputs .*\(100.0%\)"):
@@ -243,7 +243,7 @@ def test_output_of_another_version_or_not_writable_is_refused(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "uri", "told"),
+    ("checkpoint", "uri", "beginning"),
     [
         (None, "embedded://mini", "no --checkpoint: using the weights that come with Lathe (mini); they are for demos"),
         (
@@ -254,7 +254,7 @@ def test_output_of_another_version_or_not_writable_is_refused(corpus, tmp_path):
         ("w.ckpt", "w.ckpt", None),
     ],
 )
-def test_weights_that_come_with_lathe_give_a_notice(checkpoint, uri, told):
+def test_weights_that_come_with_lathe_give_a_notice(checkpoint, uri, beginning):
     found = _weights_notices(checkpoint, "mini", {"untrained": False}, {"uri": uri})
-    assert len(found) == (told is not None)
-    assert not found or found[0].startswith(told)
+    assert len(found) == (beginning is not None)
+    assert not found or found[0].startswith(beginning)

@@ -96,8 +96,8 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
     _, job, report = build
     (receipt,) = receipts(job.output)
     assert report.warnings == receipt.warnings == WARNINGS
-    told = status(open_store(str(job.output), StorageConfig()))
-    assert told["warnings"] == WARNINGS
+    state = status(open_store(str(job.output), StorageConfig()))
+    assert state["warnings"] == WARNINGS
     plan = forecast_job(job)
     assert plan.warnings == WARNINGS
     assert {reason: item.count for reason, item in plan.dropped.items()} == REJECTS
@@ -105,7 +105,7 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
         "  warnings  untagged_color 9, no_caption 2, caption_encoding 1, deep_metadata 1, duplicate_fields 1, "
         "huge_integers 1, ignored_fields 1, nonfinite_metadata 1, undecodable_caption 1"
     )
-    for lines in (build_lines(report), status_lines(told), plan_lines(plan.to_dict())):
+    for lines in (build_lines(report), status_lines(state), plan_lines(plan.to_dict())):
         assert line in lines
     assert json.loads(json.dumps(report.to_dict()))["warnings"] == WARNINGS
 

@@ -118,7 +118,7 @@ def talking(monkeypatch, code):
 
 
 @pytest.mark.parametrize(
-    ("code", "blame", "told"),
+    ("code", "blame", "expected"),
     [
         (
             "os.write(descriptor, struct.pack('!i', 7) + b'garbage'); time.sleep(60)",
@@ -131,12 +131,12 @@ def talking(monkeypatch, code):
         ("os.kill(os.getpid(), 15)", False, "SIGTERM"),
     ],
 )
-def test_lane_with_an_unreadable_answer_is_lost_and_the_thread_continues(monkeypatch, code, blame, told):
+def test_lane_with_an_unreadable_answer_is_lost_and_the_thread_continues(monkeypatch, code, blame, expected):
     lanes = talking(monkeypatch, code)
     for _ in range(2):
         ((lane, ticket, answer),) = collect(lanes, 1)
         assert (lane, ticket, type(answer), answer.blame) == (0, -1, WorkerLost, blame)
-        assert told in answer.message
+        assert expected in answer.message
         lanes.restart(0)
     lanes.close()
 

@@ -28,7 +28,7 @@ MEMORY = (
 
 
 @pytest.mark.parametrize(
-    ("error", "says", "cause"),
+    ("error", "part", "cause"),
     [
         (died(KILLED), "its process was killed or crashed", "unexplained"),
         (died("The actor died because its node has died. Node Id: 0123. It was terminated."), "its node died", "node"),
@@ -45,9 +45,9 @@ MEMORY = (
         ),
     ],
 )
-def test_a_loss_is_one_line_without_rays_hints(error, says, cause):
+def test_a_loss_is_one_line_without_rays_hints(error, part, cause):
     line, blamed = describe_loss(error)
-    assert says in line
+    assert part in line
     assert blamed == cause
     assert "\n" not in line
     assert len(line) <= LINE

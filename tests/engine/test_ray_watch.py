@@ -47,7 +47,7 @@ def wait_for(condition, alive=lambda: True):
 
 
 def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
-    """The first encoder stands still while the second is killed three times as it appears."""
+    """The first encoder is stopped while the second is killed three times during its start."""
     output = tmp_path / "out"
     flags = tiny_flags("--set", "engine.encoders=2", "--set", "engine.credit=1", "--set", "engine.decoders=1")
     command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]

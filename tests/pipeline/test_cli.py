@@ -61,9 +61,9 @@ def test_status_inspect_verify_describe_an_output(built):
     assert (status["samples"], status["rejects"]) == (6, {"too_short": 2})
     assert status["progress"] is None  # no build runs
     assert not (output / "progress").exists() or not list((output / "progress").iterdir())
-    told = lathe("inspect", output).stdout
-    assert "weights_sha256" in told
-    assert "v5x32x32" in told
+    text = lathe("inspect", output).stdout
+    assert "weights_sha256" in text
+    assert "v5x32x32" in text
     data = next(output.glob("data/*/*/*.parquet"))
     assert "untrained" in lathe("inspect", data).stdout
     assert "no problems" in lathe("verify", output).stdout
@@ -87,9 +87,9 @@ def test_verify_of_another_folder_fails(tmp_path):
 
 def test_plan_predicts_what_encode_does(built):
     corpus, _ = built
-    told = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
-    assert "6 samples: 4 give" in told
-    assert "too_short" in told
+    text = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
+    assert "6 samples: 4 give" in text
+    assert "too_short" in text
     plan = json.loads(lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile", "--json").stdout)
     status = json.loads(lathe("status", built[1], "--json").stdout)
     assert (plan["clips"], plan["frames"]) == (status["clips"], status["frames"])

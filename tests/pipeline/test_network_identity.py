@@ -77,13 +77,13 @@ def test_data_files_name_the_encoder_and_the_whole_network(corpus, checkpoint, t
     path, output = checkpoint("one"), tmp_path / "out"
     pipeline.encode(job_of(corpus, output, path))
     (receipt,) = receipts(output)
-    told = metadata_of(output, receipt)
+    recorded = metadata_of(output, receipt)
     vae = model.load("leanvae", path)
-    assert told["latent_weights_sha256"] == vae.sha256.mean
-    assert "ista_iter_num" not in told["config"]
-    assert told["checkpoint"]["weights_sha256"] == vae.sha256.all
-    assert told["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
-    assert told["checkpoint"]["uri"] == path
+    assert recorded["latent_weights_sha256"] == vae.sha256.mean
+    assert "ista_iter_num" not in recorded["config"]
+    assert recorded["checkpoint"]["weights_sha256"] == vae.sha256.all
+    assert recorded["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
+    assert recorded["checkpoint"]["uri"] == path
     assert "weights_sha256" not in receipt.fingerprint_parts["encoder"]
 
 

@@ -167,8 +167,8 @@ def test_crash_or_hang_of_a_codec_rejects_one_video(tmp_path, monkeypatch):
     tar = corpus_of(tmp_path, {key: video_bytes(5) for key in ("a", "crash", "b", "hang", "c")})
     plan = survey.forecast_job(tiny_job(tar, tmp_path / "out", "decode.timeout_s=1", "engine.decoders=1"))
     assert (plan.samples, plan.with_clips) == (5, 3)
-    told = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
-    assert told == {
+    drops = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
+    assert drops == {
         "decoder_crashed": (1, ["crash"], "decoder process ended: segmentation fault (SIGSEGV), 2 times"),
         "decode_timeout": (1, ["hang"], "no answer from the decoder in 1 s, 2 times"),
     }

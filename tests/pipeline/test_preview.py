@@ -370,9 +370,9 @@ def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
     assert lines[-1] == str(Path(tar_job.output) / "preview.png")
     with Image.open(lines[-1]) as picture:
         assert picture.format == "PNG"
-    told = json.loads(CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "1", "--json"]).stdout)
-    assert [row["key"] for row in told["clips"]] == ["a"]
-    assert lines[1].endswith(f"{told['clips'][0]['psnr']:.2f} dB")
+    answer = json.loads(CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "1", "--json"]).stdout)
+    assert [row["key"] for row in answer["clips"]] == ["a"]
+    assert lines[1].endswith(f"{answer['clips'][0]['psnr']:.2f} dB")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ LOW = ("decode.max_frames=20",)
 
 def test_raised_limit_gives_a_notice_and_is_retried_on_request(world):
     world.run("abcd", *LOW).finish({"b": "too_many_frames", "c": "too_short"})
-    told = world.run("abcd")
-    assert told.todo == []
-    (notice,) = told.work.notices
+    outcome = world.run("abcd")
+    assert outcome.todo == []
+    (notice,) = outcome.work.notices
     assert "1 inputs of finished shards were rejected by limits" in notice
     assert "too_many_frames 1" in notice
     retry = world.run("abcd", retry_rejects="")

@@ -148,7 +148,7 @@ class Dispatcher:
         """A shard is committed. False if another copy was committed before."""
         progress = self._shards[shard_id]
         started = self._stop_running(progress, worker)
-        self._workers.succeeded(worker)
+        self._workers.disks.succeeded(worker)
         if started is not None:
             self._durations.add(now - started)
         if progress.done:

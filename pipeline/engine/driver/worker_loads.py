@@ -15,7 +15,7 @@ class WorkerLoads:
         self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
         self._closed: set[str] = set()  # get nothing more until they hold nothing
         self._reserved: set[str] = set()  # closed for a suspect that waits
-        self._disks = WorkerDisks()
+        self.disks = WorkerDisks()
 
     def add(self, worker: str) -> None:
         """A worker is ready for shards."""
@@ -25,7 +25,7 @@ class WorkerLoads:
 
     def remove(self, worker: str) -> None:
         """A worker is gone."""
-        self._disks.forget(worker)
+        self.disks.forget(worker)
         self._held.pop(worker, None)
         self._place(worker)
         self._open(worker)
@@ -66,23 +66,19 @@ class WorkerLoads:
 
     # --- disks --------------------------------------------------------------------------------------------------------
 
-    def succeeded(self, worker: str) -> None:
-        """The worker has committed a shard."""
-        self._disks.succeeded(worker)
-
     def disk_failed(self, worker: str, shard_id: str, now: float) -> bool:
         """The worker's temporary folder failed, and it rests. True if the failure counts against the shard."""
-        return self._disks.failed(worker, shard_id, now, workers=len(self._held))
+        return self.disks.failed(worker, shard_id, now, workers=len(self._held))
 
     def end_rests(self, now: float) -> None:
         """Workers whose rest is over take shards again."""
-        for worker in self._disks.rested(now):
+        for worker in self.disks.rested(now):
             self._place(worker)
 
     @property
     def disks_failing_since(self) -> float | None:
         """Since when the temporary folder of every worker fails; None if one works."""
-        return self._disks.since if self._held and self._disks.failing(self._held) else None
+        return self.disks.since if self._held and self.disks.failing(self._held) else None
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -98,7 +94,7 @@ class WorkerLoads:
             return
         if not held:
             self._open(worker)
-        if worker not in self._closed and not self._disks.rests(worker):
+        if worker not in self._closed and not self.disks.rests(worker):
             self._by_load[len(held)][worker] = None
 
     def _open(self, worker: str) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from pipeline.encoder import Encoder
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.ray.lanes import RayLanes
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
+from pipeline.engine.worker.pool import make_encoder
 from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import LatheError, WorkerLost
 
@@ -77,21 +77,9 @@ class EncoderActor:
         job = self._context.job
         if self._context.device == "cpu":
             keep_freed_memory()
-        lanes = RayLanes(
-            self._decoders,
-            job.decode.memory_bytes,
-            niceness_beside(self._context.device),
-            job.engine.decoder_cpus,
-            job.storage,
-        )
-        encoder = Encoder(
-            job.model,
-            self._context.device,
-            self._context.compute_dtype,
-            moments=job.write.moments,
-            threads=self._threads,
-            batch=job.engine.batch,
-        )
+        niceness, cpus = niceness_beside(self._context.device), job.engine.decoder_cpus
+        lanes = RayLanes(self._decoders, job.decode.memory_bytes, niceness, cpus, job.storage)
+        encoder = make_encoder(self._context, self._threads)
         if encoder.network().identity != self._context.identity:
             raise LatheError(
                 f"the encoder loaded {encoder.network().identity}, the build was planned with {self._context.identity}; "

@@ -33,16 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.engine.worker.build_context import BuildContext
-    from pipeline.records import (
-        ChannelStats,
-        ClipPlan,
-        LatentClip,
-        OpenedVideo,
-        Reject,
-        Sample,
-        Shard,
-        WrittenFile,
-    )
+    from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Reject, Sample, Shard, WrittenFile
     from pipeline.storage import Store
 
 JOIN_S = 5.0  # for a thread to stop
@@ -116,7 +107,7 @@ class ShardAttempt:
         self._ending: threading.Thread | None = None
         try:
             self._writing.start()
-            self._reading.start()
+            self._reading.thread.start()
         except RuntimeError:
             self._writing.stop()
             self._close()
@@ -176,12 +167,12 @@ class ShardAttempt:
 
     def sample_ended(self, sample: Sample) -> None:
         """All chunks of the sample have arrived (its last clips may still be in the network)."""
-        self._reading.release(sample)
+        self._reading.reader.release(sample)
         self._accounts.ended(sample)
 
     def sample_rejected(self, sample: Sample, reject: Reject) -> None:
         """The rest of the sample was rejected: every clip that is not with the writer yet fails with it."""
-        self._reading.release(sample)
+        self._reading.reader.release(sample)
         self._accounts.rejected(sample, reject)
 
     def sample_failed(self, sample: Sample, error: LatheError) -> None:
@@ -189,7 +180,7 @@ class ShardAttempt:
         storage = isinstance(error, StorageUnavailable | SourceRefused | SourceChanged)
         if storage and not self._accounts.begun(sample) and self._scope.set_aside(sample.uri, error):
             self._accounts.forget(sample)
-            self._reading.release(sample)
+            self._reading.reader.release(sample)
         else:
             self.fail(error)
 
@@ -232,7 +223,7 @@ class ShardAttempt:
         """A thread that does not stop (the store hangs) is left running: no receipt will name what it may still write."""
         try:
             self._reading.close()
-            self._reading.join(JOIN_S)
+            self._reading.thread.join(JOIN_S)
             written = self._writing.join(JOIN_S)
             self._close()
             if written and not self._commit_begun:
@@ -305,8 +296,8 @@ class ShardAttempt:
         )
         # A receipt covers what was read. Files that were refused or replaced are left to the next run.
         shard = replace(self.shard, objects=self._scope.covered())
-        digests = {**self._scope.digests, **self._reading.digests}
-        context = self._context
+        context, reader = self._context, self._reading.reader
+        digests = {**self._scope.digests, **reader.digests}
         return Receipt(
             format_version=context.layout.version,
             shard_id=shard.id(context.fingerprint),
@@ -320,15 +311,11 @@ class ShardAttempt:
             rejects=rejects,
             stats=stats,
             timings=timings,
-            notes={
-                "environment": environment(context.device),
-                "reader": dict(self._reading.counters),
-                "spec": context.spec,
-            },
+            notes={"environment": environment(context.device), "reader": reader.counters, "spec": context.spec},
             limits=context.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
-            warnings=self._accounts.warnings_with(self._reading.counters if self.shard.retry is None else {}),
+            warnings=self._accounts.warnings_with(reader.counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
         )
 

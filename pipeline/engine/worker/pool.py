@@ -100,6 +100,12 @@ def decoders_per_encoder(job_decoders: int | None, cores: int, encoders: int) ->
     return job_decoders or max(1, min(MOST_DECODERS, cores // encoders))
 
 
+def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
+    """Loads the network of a build on its device. Slow. Raises what `Encoder` raises."""
+    job, device, dtype = context.job, context.device, context.compute_dtype
+    return Encoder(job.model, device, dtype, moments=job.write.moments, threads=threads, batch=job.engine.batch)
+
+
 class InlinePool:
     """One worker: an encode loop driven by `poll`, with decoders as child processes."""
 
@@ -118,20 +124,9 @@ class InlinePool:
         job = self._context.job
         cores = os.cpu_count() or 1
         # Decoders first: they import and warm up while the network loads.
-        lanes = ProcessLanes(
-            decoders_per_encoder(job.engine.decoders, cores, 1),
-            job.decode.memory_bytes,
-            niceness_beside(self._context.device),
-        )
-        encoder = Encoder(
-            job.model,
-            self._context.device,
-            self._context.compute_dtype,
-            moments=job.write.moments,
-            threads=job.engine.threads,
-            batch=job.engine.batch,
-        )
-        self._loop = EncodeLoop(self._context, encoder, lanes)
+        decoders, niceness = decoders_per_encoder(job.engine.decoders, cores, 1), niceness_beside(self._context.device)
+        lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
+        self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
 
     def assign(self, worker: str, shard: Shard) -> None:  # noqa: D102
         self._running().submit(shard)

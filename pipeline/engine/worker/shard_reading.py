@@ -29,7 +29,7 @@ STOP_S = 0.1  # how often a full queue is checked for `stop`
 
 
 class ShardReading:
-    """`next_sample` is called by the feed's thread, the other methods by any.
+    """`thread.start()` begins. `next_sample` is called by the feed's thread, the other methods by any.
 
     Args:
         name: of the thread.
@@ -60,25 +60,11 @@ class ShardReading:
         self._rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
         self.all_read = False  # and the last sample was taken
         self.rejected_bytes = 0  # source bytes of plain files that the reader rejected
-        self.counters: dict[str, int] = {}  # see `ShardReader`
-        self._reader = ShardReader(
-            scope.fetched(),
-            job.storage,
-            max_video_bytes=job.decode.max_video_bytes,
-            counters=self.counters,
-            unread=self._go_on_without,
-        )
-        self._received = lambda: self._reader.received_bytes
+        limit = job.decode.max_video_bytes
+        self.reader = ShardReader(scope.fetched(), job.storage, max_video_bytes=limit, unread=self._go_on_without)
+        self._received = lambda: self.reader.received_bytes
         progress.watch(self._received)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Begins to read.
-
-        Raises:
-            RuntimeError: the machine starts no further thread.
-        """
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def next_sample(self) -> Sample | None:
         """A sample to decode; None if none has been fetched yet, all were taken, or the thread was stopped."""
@@ -99,15 +85,6 @@ class ShardReading:
         """Whether a decoder that asked now would get nothing because storage has not delivered yet."""
         return not self.all_read and self._samples.empty()
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """See `ShardReader`."""
-        return self._reader.digests
-
-    def release(self, sample: Sample) -> None:
-        """The video of `sample` is no longer needed."""
-        self._reader.release(sample)
-
     def rejects(self) -> list[Reject]:
         """Rejects of the reader since the last call."""
         found = []
@@ -119,13 +96,9 @@ class ShardReading:
         """No further sample is read or handed out. Does not wait."""
         self._stop.set()
 
-    def join(self, timeout_s: float) -> None:
-        """Waits up to `timeout_s` for the thread to end."""
-        self._thread.join(timeout_s)
-
     def close(self) -> None:
         """Releases what the reader holds; also ends a read that waits for the store."""
-        self._reader.close()
+        self.reader.close()
         self._progress.unwatch(self._received)
 
     # --- in the thread ------------------------------------------------------------------------------------------------
@@ -141,11 +114,11 @@ class ShardReading:
 
     def _read(self) -> None:
         try:
-            for item in self._reader:
+            for item in self.reader:
                 self._progress.add()
                 if not self._scope.wants(item):
                     if isinstance(item, Sample):
-                        self._reader.release(item)
+                        self.reader.release(item)
                 elif isinstance(item, Sample):
                     if not self._offer(item):
                         return
