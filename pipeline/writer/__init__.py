@@ -82,6 +82,7 @@ class _OpenBucket:
     builder: DataFileBuilder | None = None
     path: Path = Path()
     seq: int = 0
+    fps: set[float] = field(default_factory=set)  # of all rows of the file
 
     @property
     def index_path(self) -> Path:
@@ -248,6 +249,7 @@ class ShardWriter:
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
                 opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
+        opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
         opened.waiting, opened.waiting_bytes = [], 0
         if opened.builder.num_bytes >= self._config.file_bytes:
@@ -272,7 +274,16 @@ class ShardWriter:
             write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
             index_sha256, index_bytes = _read_back(opened.index_path, [], self._progress)
         frames = sum(row.num_frames for row in rows)
-        return WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
+        columns: dict[str, set[Any]] = {
+            "id": {row.id for row in rows},
+            "fps": opened.fps,
+            "num_frames": {row.num_frames for row in rows},
+        }
+        ranges = {column: [min(values), max(values)] for column, values in columns.items()}
+        opened.fps = set()
+        return WrittenFile(
+            key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames, ranges
+        )
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:
