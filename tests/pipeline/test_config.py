@@ -35,7 +35,7 @@ def test_braces_in_inputs_keep_their_commas():
         ("clips.fps=abc", r"clips.fps: expected a number of frames per second or 'source', got 'abc'"),
         ("clips.fps=-1", r"clips.fps: .*greater than 0.*got -1"),
         ("clips.size=big", r"clips.size: expected HEIGHTxWIDTH such as 256x256, got 'big'"),
-        ("clips.size=[area:64x64, 32x32]", r"area:HxW stands alone"),
+        ("clips.size=[area:64x64, 32x32]", r"expected area:HxW alone"),
         ("clips.buckets=17x64", r"clips.buckets: expected FRAMESxHEIGHTxWIDTH"),
         ("clips.select=slide", r"clips.select: expected head, tile, whole, slide:STRIDE or uniform:N, got 'slide'"),
         ("clips.frames=0", r"clips.frames: expected frame counts of at least 1"),
