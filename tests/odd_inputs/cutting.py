@@ -53,7 +53,7 @@ def read_through(data: bytes | str, size: tuple[int, int] | None = None) -> Thro
         planes: list[np.ndarray] = []
         error = None
         try:
-            for shown in video.frames(range(video.info.num_frames)):
+            for shown in map(video.show, range(video.info.num_frames)):
                 planes.append(np.empty((3, height, width), np.uint8))
                 shown.write(planes[-1], geometry)
         except BadDataError as caught:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pipeline.config import ClipConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.records import Bucket, ClipPlan, ClipRules, Reject, VideoInfo
-from pipeline.video.clips import frames_on_screen, grid_length, plan, resolve_rules, uncovered_tail, whole_frames
+from pipeline.video.clips import (
+    choose_clips,
+    frames_on_screen,
+    grid_length,
+    resolve_rules,
+    uncovered_tail,
+    whole_frames,
+)
 
 
 def rules_of(**values: object) -> ClipRules:
@@ -42,7 +49,7 @@ def planned(
     rules: ClipRules, frames: int = 100, fps: float = 25.0, height: int = 360, width: int = 640
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
     info = info_of(frames, fps, height, width)
-    return plan(info, np.arange(frames) / fps, frames / fps, rules, key="k", uri="u")
+    return choose_clips(info, np.arange(frames) / fps, frames / fps, rules, key="k", uri="u")
 
 
 def spans(clips: tuple[ClipPlan, ...]) -> list[tuple[int, int]]:

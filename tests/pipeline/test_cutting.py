@@ -281,7 +281,7 @@ def test_the_drill_fires_after_the_first_chunk_once(numbers, tmp_path: Path):
     drill = {"point": "in_decoder", "action": "raise", "marker_dir": str(tmp_path)}
     cutter = Cutter(request_of(numbers, frames=17, drill=drill))
     cutter.open()
-    with pytest.raises(TransientError, match="fire drill at in_decoder"):
+    with pytest.raises(TransientError, match="deliberate failure at in_decoder"):
         cutter.next()
     assert [path.name for path in tmp_path.iterdir()] == ["in_decoder-0"]
     cutter.close()

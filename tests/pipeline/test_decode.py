@@ -151,7 +151,7 @@ def test_crop_is_a_window_of_the_scaled_picture():
     data = encode(1, size=(96, 128), picture=textured, options=FAST)
     whole = planes(open_video(data, LIMITS), [0], 48, 64)[0]
     out = np.empty((3, 32, 40), np.uint8)
-    next(open_video(data, LIMITS).frames([0])).write(out, Geometry(48, 64, 7, 11, 32, 40))
+    open_video(data, LIMITS).show(0).write(out, Geometry(48, 64, 7, 11, 32, 40))
     assert np.array_equal(out, whole[:, 7:39, 11:51])
 
 

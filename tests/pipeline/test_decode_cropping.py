@@ -15,6 +15,7 @@ from pipeline.errors import BadDataError
 from pipeline.video.decode import Video, open_video
 from pipeline.video.decode.container import OpenContainer
 from pipeline.video.decode.cropping import Cropper, Margins
+from pipeline.video.decode.encoded_file import MemoryFile
 from pipeline.video.decode.matroska_crop import impossible_crops
 from tests.pipeline.cropped_files import with_box, with_clap, with_pixel_crop
 from tests.pipeline.decoded import FAST, LIMITS, planes
@@ -176,7 +177,7 @@ MKV = with_pixel_crop(encode(2, size=(HEIGHT, WIDTH), options=FAST, container="m
 @given(st.integers(0, 700), st.binary(max_size=24), st.integers(0, len(MKV)))
 def test_a_hostile_header_has_patches_of_its_own_bytes_or_none(position, noise, length):
     header = (MKV[:position] + noise + MKV[position + len(noise) :])[:length]
-    for start, patch in impossible_crops(header):
+    for start, patch in impossible_crops(MemoryFile(header)):
         assert 0 <= start < start + len(patch) <= len(header)
         assert header[start : start + 2] in VIDEO_CROPS
         assert patch[0] == 0xEC

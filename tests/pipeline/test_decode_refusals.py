@@ -53,7 +53,7 @@ def test_a_file_cut_off_gives_its_frames_and_then_says_so():
     assert 30 < video.info.num_frames < 45
     seen = []
     with pytest.raises(DamagedInput) as caught:
-        seen.extend(shown.index for shown in video.frames(range(60)))
+        seen.extend(shown.index for shown in map(video.show, range(60)))
     assert caught.value.reason == "corrupt_stream"
     assert 30 < caught.value.frames_recovered < 45
 
@@ -80,11 +80,11 @@ def test_only_named_errors_leave_the_decoder(monkeypatch, error):
     video = open_video(encode(4, options=FAST), LIMITS)
     with monkeypatch.context() as patched:
         patched.setattr(FrameStream, "next", failing)
-        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(video.frames([0, 3]))):
+        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(map(video.show, [0, 3]))):
             with pytest.raises(DamagedInput) as caught:
                 call()
             assert caught.value.reason == reason
-    shown = next(open_video(encode(4, options=FAST), LIMITS).frames([0]))
+    shown = open_video(encode(4, options=FAST), LIMITS).show(0)
     monkeypatch.setattr(Scaler, "write", failing)
     with pytest.raises(DamagedInput) as caught:
         shown.write(np.empty((3, 32, 32), np.uint8), Geometry(32, 32, 0, 0, 32, 32))

@@ -111,7 +111,7 @@ def test_two_far_frames_cost_about_a_group_of_pictures_each(make, container):
     video = open_video(make(container), LIMITS)
     try:
         geometry, planes = Geometry(64, 96, 0, 0, 64, 96), np.empty((2, 3, 64, 96), np.uint8)
-        for out, shown in zip(planes, video.frames([0, 140]), strict=True):
+        for out, shown in zip(planes, map(video.show, [0, 140]), strict=True):
             shown.write(out, geometry)
         assert [number_of(frame) for frame in planes] == [0, 140]
         assert video.frames_decoded <= 2 * GROUP

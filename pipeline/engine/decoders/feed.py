@@ -28,7 +28,6 @@ from pipeline.engine.decoders.start_ups import StartUps
 from pipeline.errors import (
     BadDataError,
     LatheError,
-    PolicyReject,
     SourceChanged,
     StorageUnavailable,
     WorkerLost,
@@ -278,7 +277,8 @@ class Feed:
         if isinstance(answer, LatheError):
             self._release(lane)
             if isinstance(answer, BadDataError):
-                return [Event(owner, sample, _reject(sample, answer))]
+                recovered = answer.frames_recovered
+                return [Event(owner, sample, Reject.from_error(answer, sample, "decode", frames_recovered=recovered))]
             return [Event(owner, sample, _of_a_copy(answer, sample))]
         if isinstance(answer, LaneReady):
             raise TypeError(f"unexpected answer {answer!r}")
@@ -372,18 +372,6 @@ class Feed:
         # Answers to pulls made beyond the end carry the old ticket and are dropped.
         self._tickets += 1
         lane.ticket = self._tickets
-
-
-def _reject(sample: Sample, error: BadDataError) -> Reject:
-    return Reject(
-        sample.key,
-        error.stage or "decode",
-        error.reason,
-        error.message,
-        policy=isinstance(error, PolicyReject),
-        uri=sample.uri,
-        frames_recovered=error.frames_recovered,
-    )
 
 
 def _of_a_copy(error: LatheError, sample: Sample) -> LatheError:
