@@ -19,7 +19,7 @@ from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.format.columns import bucket_name, latent_row
 from pipeline.format.index import write_index
 from pipeline.format.tensors import SpanChecker, measure
-from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
+from pipeline.records import ChannelStats, WrittenFile
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
 from pipeline.writer.tar_file import TarFileBuilder
 from pipeline.writer.upload_queue import FinishedFile, UploadQueue
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.config import DrillConfig, WriteConfig
     from pipeline.format.columns import LatentRow
     from pipeline.format.index import IndexRow
+    from pipeline.format.layout import Layout
     from pipeline.records import LatentClip
     from pipeline.storage import Store
 
@@ -85,7 +86,7 @@ class _OpenBucket:
     @property
     def index_path(self) -> Path:
         """Beside the data file."""
-        return self.path.with_suffix(".idx.parquet")
+        return self.path.with_suffix(".idx")
 
 
 class ShardWriter:
@@ -102,6 +103,7 @@ class ShardWriter:
         fingerprint: hex; its first 8 digits are a folder.
         metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`); usually also
         `fingerprint_parts`, `versions`.
+        layout: names of the objects of the output.
         drill: fire drills.
     """
 
@@ -115,6 +117,7 @@ class ShardWriter:
         attempt: str,
         fingerprint: str,
         metadata: dict[str, Any],
+        layout: Layout,
         drill: DrillConfig,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -128,6 +131,7 @@ class ShardWriter:
         self._spool_dir = Path(spool_dir)
         self._shard_id, self._attempt, self._fingerprint = shard_id, attempt, fingerprint
         self._metadata = metadata
+        self._layout = layout
         self._open: dict[str, _OpenBucket] = {}
         self._ids: set[str] = set()
         self._files: list[WrittenFile] = []
@@ -259,8 +263,8 @@ class ShardWriter:
 
     def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
         """Closes, reads back and indexes a file; it and its index lie in the spool folder then."""
-        stem = f"{self._fingerprint[:8]}/{name}/{self._stem(opened.seq)}"
-        key, index_key = f"data/{stem}{builder.suffix}", f"index/{stem}.idx.parquet"
+        key = self._layout.data_key(self._fingerprint, name, self._stem(opened.seq), builder.suffix)
+        index_key = self._layout.index_key(key)
         with self._spooling():
             rows = builder.close()
             sha256, num_bytes = _read_back(opened.path, rows, self._progress)
@@ -292,7 +296,7 @@ class ShardWriter:
         return {
             **self._metadata,
             "format": "latentset",
-            "format_version": FORMAT_VERSION,
+            "format_version": self._layout.version,
             "container": self._config.format,
             "bucket": bucket,
             "shard_id": self._shard_id,
@@ -310,7 +314,7 @@ class ShardWriter:
         data = {"key": key, "num_bytes": num_bytes, "sha256": sha256}
         return {
             "format": "latentset-index",
-            "format_version": FORMAT_VERSION,
+            "format_version": self._layout.version,
             "fingerprint": self._fingerprint,
             "data": data,
         }

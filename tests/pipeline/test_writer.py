@@ -58,7 +58,7 @@ def test_keys_and_written_files(store: Store, spool: Path) -> None:
     ]
     for item in receipt.files:
         data, index = store.read(item.key), store.read(item.index_key)
-        assert item.index_key == item.key.replace("data/", "index/").replace(".parquet", ".idx.parquet")
+        assert item.index_key == item.key.replace("data/", "_index/").replace(".parquet", ".idx")
         assert (item.num_bytes, item.index_bytes) == (len(data), len(index))
         assert item.sha256 == hashlib.sha256(data).hexdigest()
         assert item.index_sha256 == hashlib.sha256(index).hexdigest()
