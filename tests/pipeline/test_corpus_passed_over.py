@@ -49,10 +49,10 @@ KINDS = {
     ".tar.zst": (1, "zstd tars: repack as .tar or .tar.gz", "d.tar.zst"),
     ".zip": (1, "archives other than tar: unpack them, or repack as .tar", "e.zip"),
     ".m3u8": (1, "playlists name other files; name those", "f.m3u8"),
-    ".weird": (1, "not a suffix of video or tar that is read; rename or convert what is video", "g.weird"),
+    ".weird": (1, "not a suffix of a video or tar; rename or convert videos", "g.weird"),
     "without an extension": (
         1,
-        "not a suffix of video or tar that is read; rename or convert what is video",
+        "not a suffix of a video or tar; rename or convert videos",
         "LICENSE",
     ),
     "hidden": (3, "names that begin with a dot, and __MACOSX", ".DS_Store"),
