@@ -50,7 +50,7 @@ PACKED_ENDS = tuple(PACKED_TARS)
 
 
 def media_kind(name: str) -> Literal["tar", "video"] | None:
-    """ "tar", "video" or None, by the suffix of a file."""
+    """Kind of a file by its suffix; None if it is neither."""
     lower = name.lower()
     if lower.endswith(TAR_SUFFIXES):
         return "tar"

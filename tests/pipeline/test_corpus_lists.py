@@ -157,7 +157,7 @@ def test_an_error_in_a_line_of_a_list_names_the_list(tmp_path: Path, line: str, 
     assert f"Leave {tmp_path}/README.txt out if it is not a list" in str(raised.value)
 
 
-def test_a_pattern_takes_no_text_as_a_list(corpus: Corpus) -> None:
+def test_a_pattern_does_not_read_text_files_as_lists(corpus: Corpus) -> None:
     corpus.store.write("videos/README.txt", b"Notes about this corpus\n")
     corpus.store.write("videos/all.list", b"../tars/0.tar\n")
     for pattern in ("videos/*", "videos", "v*"):

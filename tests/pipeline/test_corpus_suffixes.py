@@ -59,7 +59,7 @@ MADE: dict[str, dict[str, Any]] = {
 NOT_MADE = "amv nsv vvc h266 266 vc1 cavs drc"
 
 
-def test_every_suffix_is_made_here_or_known_not_to_be() -> None:
+def test_every_suffix_has_a_test_file_or_a_reason_for_none() -> None:
     named = [suffix for suffixes in [*MADE, NOT_MADE] for suffix in suffixes.split()]
     assert sorted(named) == sorted(VIDEO_EXTENSIONS)
 

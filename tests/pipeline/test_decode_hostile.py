@@ -46,7 +46,7 @@ def harm(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(("codec", "container", "pix_fmt", "options"), CODECS, ids=lambda value: str(value)[:10])
-def test_harmed_files_are_rejected_with_a_reason_or_cut_in_full(codec, container, pix_fmt, options):
+def test_damaged_files_are_rejected_with_a_reason_or_cut_completely(codec, container, pix_fmt, options):
     data = encode(24, codec=codec, container=container, pix_fmt=pix_fmt, options=options, picture=textured)
     limits = validate(DecodeConfig, {"max_duration_s": 600, "max_pixels": 1 << 20})
     rng = random.Random(f"{codec}/{container}")

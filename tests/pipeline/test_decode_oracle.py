@@ -139,7 +139,7 @@ def differences(data: bytes, frames: list[av.VideoFrame], container: str, codec:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_codec_of_a_container_is_shown_as_libav_shows_it(container):
+def test_frames_and_times_of_every_codec_and_container_are_those_of_libav(container):
     wrong, compared = {}, []
     for codec in CODECS:
         data = encoded(container, codec)

@@ -86,7 +86,7 @@ def on_s3(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
 @pytest.mark.parametrize(
     "place", [in_folder, in_tar, pytest.param(on_s3, marks=pytest.mark.s3)], ids=lambda p: p.__name__
 )
-def test_a_file_gives_the_same_wherever_it_lies(place, tmp_path, request, outcomes):
+def test_a_file_gives_the_same_in_a_folder_a_tar_and_a_bucket(place, tmp_path, request, outcomes):
     inputs = place(tmp_path, lambda: request.getfixturevalue("s3").root)
     found = {}
     for shard in resolve_inputs(inputs, STORAGE):
@@ -115,7 +115,7 @@ def test_names_with_dots_give_a_sample_each_with_its_own_caption(tmp_path):
 @pytest.mark.parametrize(
     ("make", "videos"), [(archives.same_key, 3), (archives.same_key_apart, 3), (archives.two_videos_of_a_key, 2)]
 )
-def test_no_video_of_a_tar_vanishes(make, videos, tmp_path):
+def test_every_video_of_a_tar_is_a_sample_or_a_reject(make, videos, tmp_path):
     items = read_tar(tmp_path, make())
     assert len(items) == videos
     captions = {item.key: item.caption for item in items if isinstance(item, Sample)}
