@@ -1,4 +1,4 @@
-"""A short run of the fuzzer with fixed seeds; `make fuzz` goes on with others. And the fuzzer's checks notice what they are there for."""
+"""A short run of the fuzzer with fixed seeds (`make fuzz` uses others), and tests of its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decoding gives, as arrays: the reading side of `tests.video_files`."""
+"""Decoded frames as arrays, for tests with `tests.video_files`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def planes(video: Video, indices: list[int] | range, height: int = 0, width: int
 
 
 def lumas(data: bytes, config: DecodeConfig = LIMITS) -> list[int]:
-    """Mean luma of each frame: with `numbered` pictures, which frame it is."""
+    """Mean luma of each frame; for `numbered` pictures it identifies the frame."""
     video = open_video(data, config)
     try:
         return [round(frame[0].mean()) for frame in planes(video, range(video.info.num_frames))]

@@ -1,4 +1,4 @@
-"""Clip planning: buckets, modes, the sampling grid, and the reasons for planning nothing."""
+"""Choice of clips: buckets, modes, the sampling grid, and policy rejects."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_whole_clip_has_no_bucket_length():
 
 
 def test_networks_without_a_lead_frame_take_multiples_of_their_stride():
-    """Frames in plain groups (`4n`), and frame by frame (`n`)."""
+    """Networks that take groups (`4n` frames), and single frames (`n`)."""
     with pytest.raises(
         ConfigError, match=r"clips\.frames: net takes 4n frames, got 17; counts near it that fit: 16 or 20"
     ):

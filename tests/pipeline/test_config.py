@@ -1,4 +1,4 @@
-"""Every knob is validated where it is declared; the error names the field, what was got, and what is known."""
+"""Validation of options: the error names the field, its value and what is valid."""
 
 import pickle
 

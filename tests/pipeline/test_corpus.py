@@ -1,4 +1,4 @@
-"""What a user may name, in a folder and in a bucket."""
+"""Inputs that a user may name, in a folder and in a bucket."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TREE = [
 
 
 class Corpus:
-    """A root with `TREE` under it, and answers as keys below that root."""
+    """A root with `TREE` below it; results are keys below that root."""
 
     def __init__(self, root: str, config: StorageConfig) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""List files: one input a line, in the encodings that editors write, with comments that may also be names."""
+"""List files: one input per line, in the encodings of editors, with comments that may also be names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TREE = [
 
 
 class Corpus:
-    """A root with `TREE` under it, and answers as keys below that root."""
+    """A root with `TREE` below it; results are keys below that root."""
 
     def __init__(self, root: str, config: StorageConfig) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""Names that are unusual: keys of buckets that anybody may have written, local names of any bytes. Each works, or costs only itself."""
+"""Unusual names: keys of buckets with other writers, local names of any bytes. Each is read, or only it is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder holds besides videos: counted by kind, said in one line, refused by `--strict`."""
+"""Entries that are not encoded: counted by kind, reported in one line, refused by `--strict`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ KINDS = {
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, StorageConfig]:
-    """An empty root, and how to reach it."""
+    """An empty root with its configuration."""
     if request.param == "local":
         return str(tmp_path / "data"), StorageConfig()
     server: S3Server = request.getfixturevalue("s3")
@@ -185,7 +185,7 @@ def test_each_odd_entry_of_a_folder_is_skipped_and_named(tmp_path: Path, monkeyp
 
 
 def _break(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    """`locked` may not be listed, in `blind` nothing may be looked at, `e.mp4` and `z` vanish once they were seen. Also for root."""
+    """`locked` cannot be listed, entries of `blind` have no status, `e.mp4` and `z` are deleted once listed. Also for root."""
     scandir = os.scandir
 
     class Blind:

@@ -1,4 +1,4 @@
-"""Every suffix that is taken as a video stands for a format that decodes: a real file of each, found in a folder and opened."""
+"""Every video suffix belongs to a format that decodes: a real file of each is found in a folder and opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting: chunks of the right frames and lengths, independent of chunking and neighbours; failures settle every clip."""
+"""Cutting: frames and lengths of chunks, independent of chunk length and other clips; failures end every clip."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def planes_of(chunks: list[FrameChunk]) -> np.ndarray:
 
 
 def frames_of(chunks: list[FrameChunk]) -> list[int]:
-    """Which of the 16 recognisable pictures each frame is."""
+    """Number of the picture (of 16 recognisable ones) of each frame."""
     return [round((frame[0].mean() - 24) / 13) for frame in planes_of(chunks)]
 
 
@@ -125,7 +125,7 @@ def test_a_clip_does_not_depend_on_the_other_clips(texture, select, fps):
     opened, answers, ended = cut(request_of(texture, frames=17, select=select, fps=fps, min_fps_ratio=0.5))
     clips = by_clip(answers)
     assert len(clips) == len(opened.clips) > 1
-    assert ended.frames_decoded <= 100  # one pass, however clips overlap
+    assert ended.frames_decoded <= 100  # one pass, although clips overlap
     length = {"source": 100, 12.0: 48, 40.0: 160}[fps]
     everything = cut(request_of(texture, frames=length // 4 * 4 - 3, fps=fps, min_fps_ratio=0.5, chunk_frames=0))[1]
     reference = planes_of(by_clip(everything)[0])
@@ -253,7 +253,7 @@ def test_fewer_frames_than_packets_is_ended_early(numbers, monkeypatch):
     assert {a.clip for a in answers if isinstance(a, FrameChunk) and a.last} == {0}
 
 
-# --- living in a process ----------------------------------------------------------------------------------------------
+# --- in a process -----------------------------------------------------------------------------------------------------
 
 
 def test_requests_and_answers_can_be_pickled(texture):

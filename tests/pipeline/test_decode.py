@@ -1,4 +1,4 @@
-"""Decoding: every frame at its time and as shown, in planes; whatever the codec, container and geometry."""
+"""Decoding: order, times, geometry and jumps of frames, for several codecs and containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks that restart are continued: segments follow each other, and inside of one nothing changes."""
+"""Repair of clocks: segments follow each other, and times inside a segment keep their distances."""
 
 from __future__ import annotations
 

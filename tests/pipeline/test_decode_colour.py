@@ -1,4 +1,4 @@
-"""Colour: matrices are named, ranges become limited, HDR and interlaced video go by the job's policy."""
+"""Colour: matrices by tag, limited range, and the policies for HDR and interlaced video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container cuts off its frames is not shown: PixelCrop and `clap`, with rotation, pixel shape, fields and ranges."""
+"""Cropping of the container (PixelCrop, `clap`) with rotation, sample aspect ratio, fields and ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that are cut, spliced, lack packets or hold packets without a picture: what libav shows is shown, and damage costs its group."""
+"""Cut and spliced streams, lost packets and packets without a picture: the frames are those of libav, damage stays in its group."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOST = -1
 
 
 def shown(data: bytes) -> tuple[list[int], tuple[str, ...]]:
-    """The number of each frame in order, `LOST` for one that is refused; the kinds of warnings."""
+    """Numbers of the frames in order, `LOST` for a rejected one; kinds of warnings."""
     video = open_video(data, LIMITS)
     numbers = []
     for index in range(video.info.num_frames):

@@ -1,4 +1,4 @@
-"""Damage costs its group of pictures, or is kept with a warning: by any clip rule the same frames have the same pixels."""
+"""Damaged frames: their clips are rejected, or kept with a warning. The pixels of a frame are the same for any clip rule."""
 
 from __future__ import annotations
 

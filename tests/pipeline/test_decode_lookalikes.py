@@ -1,4 +1,4 @@
-"""Files under a video's name that are none, and videos that cannot be read: each is refused in words that say what it is."""
+"""Files named like videos that are not, and videos that cannot be read: the reject says what the file is."""
 
 from __future__ import annotations
 

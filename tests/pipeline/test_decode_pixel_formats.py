@@ -1,4 +1,4 @@
-"""One colour through every pixel format that libav can scale: our planes give it back by the matrix that the video's facts name."""
+"""One colour in every pixel format that libav can scale: the planes have it, by the matrix in the video's properties."""
 
 from __future__ import annotations
 

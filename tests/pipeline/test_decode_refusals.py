@@ -1,4 +1,4 @@
-"""Refusals: what is no video, what passes a limit, what is cut off; each with its reason."""
+"""Rejects of undecodable files, of files beyond a limit and of truncated files."""
 
 from __future__ import annotations
 

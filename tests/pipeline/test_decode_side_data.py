@@ -1,4 +1,4 @@
-"""What a frame carries besides its pixels: orientation is used wherever it stands, everything else is passed by without harm."""
+"""Side data of frames: every kind of orientation is applied, all other kinds are ignored safely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of several video streams the one that moves is taken, and the user hears of the others."""
+"""Containers with several video streams: the moving one is decoded, and a warning counts the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HDR to SDR: the published curves at known points, neutral greys stay neutral, order and hue survive."""
+"""Tone mapping: the published curves at known points; greys stay neutral, order and hue are kept."""
 
 from __future__ import annotations
 

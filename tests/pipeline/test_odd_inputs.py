@@ -1,4 +1,4 @@
-"""Every odd input gives the frames that a player shows, or is refused with a reason; by any clip rule its frames have the same pixels."""
+"""Odd inputs: each gives the frames that a player shows, or a reject. The pixels of a frame are the same for any clip rule."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_odd_video_gives_the_frames_that_a_player_shows(odd):
 
 @pytest.mark.parametrize("odd", DAMAGED, ids=by_name)
 def test_damage_costs_the_frames_it_touches_and_no_others(odd):
-    """A frame that is given has the pixels of the undamaged video; one outside of what was touched is given."""
+    """Frames that are returned have the pixels of the undamaged video; all frames outside the damage are returned."""
     whole: list[np.ndarray] = []
     for make in odd.truth:
         whole += read_through(made(make)).planes

@@ -1,4 +1,4 @@
-"""Odd inputs as a folder, in a tar and on S3, by plan, and through whole builds under both executors."""
+"""Odd inputs in a folder, in a tar and on S3, in a plan, and in builds with both executors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLE_OF_ROWS = (
 
 
 def outcome(video: bytes | str) -> str:
-    """Everything that a video gives, in few words: its clips' pixels and rejects, or why it was refused."""
+    """Result of a video: hashes of its clips' pixels and its rejects, or the reason of its own reject."""
     try:
         found = cut(video, rules("tile"))
     except BadDataError as error:
@@ -49,7 +49,7 @@ def outcome(video: bytes | str) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """What the bytes of each file give."""
+    """Result of each file, decoded from bytes."""
     return {name: outcome(odd.data()) if odd.data() else "empty_video" for name, odd in BY_NAME.items()}
 
 
@@ -71,7 +71,7 @@ def in_tar(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
 
 
 def on_s3(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
-    """Every fourth file as such, the others in a tar."""
+    """Every fourth file as a plain file, the others in a tar."""
     root = s3()
     store = open_store(root, STORAGE)
     odds = list(BY_NAME.values())
@@ -160,7 +160,7 @@ def plan_of(folder: Path) -> dict:
 
 
 def test_a_build_does_what_plan_predicts(tmp_path):
-    """Damage inside a stream is what plan cannot see: it decodes one frame of each video. Clips of such videos may fail."""
+    """`plan` decodes one frame of each video, so it cannot find damage inside a stream. Clips of such videos may fail."""
     damaged = {odd.name for odd in DAMAGED}
     planned, built = {}, {}
     for part, odds in (

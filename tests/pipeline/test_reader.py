@@ -1,4 +1,4 @@
-"""Shards as people make them: WebDataset's rules, and every pitfall handled and counted."""
+"""Reading of tars: WebDataset's rules, and oddities that are handled and counted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shard_of(*uris: str | Path, config: StorageConfig | None = None, kind: Any =
 
 
 def read(path: Path, **fields: Any) -> tuple[list[Sample | Reject], dict[str, int]]:
-    """All items of a tar, twice, which must agree."""
+    """All items of a tar, read twice with equal results."""
     limit = fields.pop("max_video_bytes", LIMIT)
     counters: dict[str, int] = {}
     shard, config = shard_of(path), StorageConfig(**fields)

@@ -1,4 +1,4 @@
-"""Broken, hostile and half-written archives: each gives reasons, none raises, hangs, or changes a sample."""
+"""Broken, hostile and truncated archives: each gives rejects; none raises, hangs or changes a sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def items_of(tmp_path: Path, data: bytes) -> tuple[list[Sample | Reject], dict[s
 
 
 def check_samples(items: list[Sample | Reject]) -> list[Sample]:
-    """What left as a sample is exactly what went in, and no key left twice."""
+    """Checks that each sample equals one that was packed, and that no key comes twice."""
     samples = [item for item in items if isinstance(item, Sample)]
     for sample in samples:
         n = int(sample.key)
@@ -193,7 +193,7 @@ def test_any_cut_gives_whole_samples_and_rejects(tmp_path: Path, whole: bytes, c
     items, _ = items_of(tmp_path, whole[:cut])
     check_samples(items)
     end = places(whole)[-1].offset_data + BLOCK
-    # Without one whole zero block behind the last member nobody can say that it was the last.
+    # Without one whole zero block behind the last member it is unknown whether it was the last.
     assert len(rejects(items)) == (cut < end + BLOCK)
 
 
@@ -205,7 +205,7 @@ def test_any_cut_gives_whole_samples_and_rejects(tmp_path: Path, whole: bytes, c
 def test_false_headers_with_a_valid_checksum_keep_the_samples_before(
     tmp_path: Path, whole: bytes, header: int, edits: dict[int, int]
 ) -> None:
-    # Sizes, types, links, sparse maps, long-name chains: whatever it says, reading ends and the neighbours before it are whole.
+    # Any sizes, types, links, sparse maps, long-name chains: reading ends and the samples before are whole.
     member = places(whole)[header]
     block = bytearray(whole[member.offset : member.offset_data])
     for at, value in edits.items():

@@ -1,4 +1,4 @@
-"""Names in a tar: dots, several videos of one key, names that repeat. Every video is a sample or a reject, each with its own texts."""
+"""Names in a tar: dots, several videos of one key, repeated names. Every video is a sample or a reject, with its own texts."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_archive_that_was_appended_to_keeps_its_first_samples(tmp_path: Path)
 
 
 def test_videos_of_one_key_far_apart_are_separate_samples(tmp_path: Path) -> None:
-    """Behind the window the first one has left with the key."""
+    """Behind the window the first video was emitted with the key."""
     far: list[Entry] = [(f"far{n}.mp4", bytes(12 * MiB)) for n in range(4)]
     entries = [*captioned("t.1"), *far, *captioned("t.2"), *captioned("t.1"), ("t.mp4", b"plain")]
     items, counters = read(pack(tmp_path / "x.tar", entries))

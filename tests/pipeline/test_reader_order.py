@@ -1,4 +1,4 @@
-"""Members of a tar in unlucky orders: no video is lost because of what came before it, and an archive's cut costs only what it hit."""
+"""Unusual orders of members: no video is lost because of earlier members, and a cut rejects only the videos that it hits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts beside plain files and in tars: found in any case, for few requests, and a refused one costs only itself."""
+"""Texts beside plain files and in tars: found in any case, with few requests; a denied text does not cost its video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where samples come from: temporary files, plain video files, object storage; and what a long shard costs."""
+"""Sources of samples: temporary files, plain video files, object storage; memory for a long shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions in any encoding and json of any kind: text, or nothing with a warning; never replacement characters, NULs or invalid JSON."""
+"""Captions in any encoding and any JSON: text, or none with a warning; never replacement characters, NULs or invalid JSON."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_long_texts_are_decoded_in_bounded_time() -> None:
 
 
 def strict(value: dict[str, Any]) -> str:
-    """The column as it is written, checked by two readers that take no more than the standard."""
+    """The column as written, checked by two readers that accept only standard JSON."""
     text = json.dumps(value, ensure_ascii=True, sort_keys=True, allow_nan=False)
     assert duckdb.execute("select json_valid(?)", [text]).fetchone() == (True,)
     json.dumps(json.loads(text), ensure_ascii=False).encode()  # no half of a surrogate pair

@@ -1,4 +1,4 @@
-"""Temporary folders and files when the disk, the folder or its other contents are not as they should be."""
+"""Temporary folders and files on a full disk, with missing permissions or foreign contents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.reader.spool import Spool
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow past `num_bytes`, as a full disk would."""
+    """Files cannot grow beyond `num_bytes`, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -31,7 +31,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 
 
 def unusable(tmp_path: Path, kind: str) -> str:
-    """A folder name under which no folder can be made, whoever asks."""
+    """A path below which no folder can be created, even by root."""
     (tmp_path / "file").write_bytes(b"")
     return {"missing": str(tmp_path / "missing"), "a file": str(tmp_path / "file"), "read-only": "/proc"}[kind]
 
@@ -66,7 +66,9 @@ def test_sweeping_skips_folders_it_cannot_read(tmp_path: Path, monkeypatch: pyte
     assert set(os.listdir(tmp_path)) == before
 
 
-def test_a_video_that_fills_the_disk_is_a_storage_error_and_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_fills_the_disk_is_a_storage_error_and_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spool = Spool(memory_bytes=10)
     with largest_file(5000), pytest.raises(StorageUnavailable, match=r"cannot be written: File too large"):
@@ -77,9 +79,7 @@ def test_a_video_that_fills_the_disk_is_a_storage_error_and_not_damage(tmp_path:
     spool.close()
 
 
-def test_errors_of_the_store_while_spooling_are_not_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_the_store_while_spooling_are_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def pieces() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""One contract, two stores: everything here runs on a folder and on a real S3 server."""
+"""The contract of `Store`, tested on a folder and on a real S3 server."""
 
 from __future__ import annotations
 
@@ -295,9 +295,7 @@ def test_a_killed_writer_leaves_nothing_to_be_listed(tmp_path: Path) -> None:
     assert store.put_if_absent("x", b"whole")
 
 
-def test_creation_is_exclusive_without_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_creation_is_exclusive_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What a person must fix: credentials, buckets, endpoints. Said within seconds, by name, without a secret."""
+"""Wrong credentials, buckets and endpoints: reported within seconds, by name, without a secret."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def test_a_first_contact_that_is_refused_is_a_wrong_address(s3_server: S3Server)
             act()
 
 
-def test_client_settings_depend_on_the_endpoint(
-    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_settings_depend_on_the_endpoint(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.storage.connection import Connection
     from pipeline.storage.s3 import UPLOADS
     from pipeline.storage.stream import MOST_THREADS
@@ -107,7 +105,7 @@ def test_a_silent_endpoint_fails_in_seconds_too(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, says nothing
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts, but never answers
         store = open_store(
             "s3://bucket", StorageConfig(endpoint_url=f"http://127.0.0.1:{deaf.getsockname()[1]}", read_timeout_s=1)
         )

@@ -1,4 +1,4 @@
-"""Checkpoints from a real S3 server: downloaded once, replaced when replaced, never half."""
+"""Checkpoints from a real S3 server: downloaded once, again if replaced, never partially."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_a_broken_download_leaves_nothing(s3: S3Server, cache: Path) -> None:
     assert Path(fetch(f"{s3.root}/x.ckpt")).stat().st_size == 2_000_000
 
 
-def test_errors_that_a_person_must_fix_name_the_cause(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_a_person_must_fix_name_the_cause(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CheckpointError, match=r"no/such\.ckpt"):
         fetch(f"{s3.root}/no/such.ckpt")
     with pytest.raises((AccessError, CheckpointError), match="no-such-bucket"):

@@ -1,4 +1,4 @@
-"""Broken connections, busy servers, careless servers: what the network does, done to a real server on real sockets."""
+"""Broken connections, busy servers and servers that ignore conditions, with real servers and sockets."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_read_ahead_keeps_within_its_window(s3: S3Server, data: bytes) -> None:
 
 @pytest.fixture(autouse=True)
 def _credentials(s3_server: S3Server) -> None:
-    """They are in the environment while the real server runs; the careless one takes any."""
+    """They are in the environment while the real server runs; the careless one accepts any."""
 
 
 def careless(server: CarelessStore, **fields: object) -> StorageConfig:

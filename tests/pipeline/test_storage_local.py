@@ -1,4 +1,4 @@
-"""Create-only writes on a file system without hard links: one winner, and never a part under the final name."""
+"""Create-only writes on a file system without hard links: one writer wins, and no partial file gets the final name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store that is away, busy or slow: every request is retried for `patience_s`, on real sockets."""
+"""A store that does not answer, is busy or slow: every request is retried for `patience_s`, on real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _nothing_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_reached", set())
 
 
-# --- away ---------------------------------------------------------------------------------------------------------------
+# --- outage -------------------------------------------------------------------------------------------------------------
 
 
 def test_sixteen_threads_survive_a_store_that_is_away_for_seconds(s3: S3Server, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_process_that_exits_does_not_wait_for_its_uploads(s3: S3Server, tmp_pa
 
 
 def _each_kind_fails_first(times: int) -> tuple[Callable[[str, str, int], Fault | None], dict[str, int]]:
-    """A rule: the first requests of each kind are answered with a status that passes, without a code."""
+    """A rule: the first requests of each kind get a status of a temporary failure, without a code."""
     seen: dict[str, int] = {}
     statuses = itertools.cycle((503, 500, 502, 504, 429, 408))
 
@@ -316,7 +316,7 @@ def test_a_probe_is_one_request(s3: S3Server) -> None:
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, through(proxy, patience_s=600))
         with proxy.fault("away"), pytest.raises(StorageUnavailable, match="1 try"):
-            store.probe()  # also where nothing ever answered
+            store.probe()  # also if the endpoint never answered
         store.probe()
         assert len(proxy.requests) == 1
         for name, error in (("throttle", StorageUnavailable), ("refuse", AccessError)):

@@ -1,4 +1,4 @@
-"""Refusals: what is said when the store refuses one object, the bucket or the credentials, and when a token expires."""
+"""Errors for a denied object, bucket or credential, and for an expired token."""
 
 from __future__ import annotations
 

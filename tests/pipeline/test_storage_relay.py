@@ -1,4 +1,4 @@
-"""The relay of the fault tests does what its table says: each named fault, on and off, in front of a real server."""
+"""The proxy of the fault tests: each named fault, on and off, before a real server."""
 
 from __future__ import annotations
 
