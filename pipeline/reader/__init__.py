@@ -7,6 +7,7 @@ archives are only used as keys, never as paths.
 - `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hash of the bytes read; encoded videos in memory or temporary files
 - `member_names`, `key_group`, `grouping`: keys of members; members of one key; members as samples
 - `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and JSON made storable; their character encoding
+- `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain objects that take the place of encoders, over a real local store whose `probe` says what the test wants."""
+"""Worker pool whose attempts end as a test says, over a real local store whose `probe` answers as a test says."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import tiny_job
 
 
-class Told(Silent):
+class Notices(Silent):
     def __init__(self):
         self.lines = []
 
@@ -41,7 +41,7 @@ class ProbedStore(LocalStore):
 
 
 class ScriptedPool:
-    """Workers whose attempts end as `outcome(shard, how often it ran)` says: None for success, else an error."""
+    """Workers whose attempts end with `outcome(shard, how often it ran)`: None for success, else an error."""
 
     def __init__(self, outcome, workers=2):
         self.size = workers
@@ -86,8 +86,8 @@ def make_build(tmp_path, store, pool, *overrides, shards=6):
     uri = str(tmp_path / "in")
     todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
     report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)
-    told = Told()
-    return Build(todo, context, ScriptedExecutor(pool), store, told, report, time.monotonic()), report, told.lines
+    display = Notices()
+    return Build(todo, context, ScriptedExecutor(pool), store, display, report, time.monotonic()), report, display.lines
 
 
 def unavailable(shard):
