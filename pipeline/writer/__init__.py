@@ -274,7 +274,11 @@ class ShardWriter:
             write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
             index_sha256, index_bytes = _read_back(opened.index_path, [], self._progress)
         frames = sum(row.num_frames for row in rows)
-        columns = {"id": {row.id for row in rows}, "fps": opened.fps, "num_frames": {row.num_frames for row in rows}}
+        columns: dict[str, set[Any]] = {
+            "id": {row.id for row in rows},
+            "fps": opened.fps,
+            "num_frames": {row.num_frames for row in rows},
+        }
         ranges = {column: [min(values), max(values)] for column, values in columns.items()}
         opened.fps = set()
         return WrittenFile(
