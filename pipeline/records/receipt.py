@@ -25,6 +25,8 @@ class WrittenFile:
     sha256: str
     index_sha256: str
     frames: int = 0  # pixel frames over all rows: what the bucket alone does not tell where clips are whole videos
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    """Least and greatest value of `id`, `fps` and `num_frames` over all rows; empty in receipts of version 1."""
 
 
 @dataclass(frozen=True, slots=True)
