@@ -60,6 +60,7 @@ NOT_RUN = {
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",
+    "letter_statistics": "writes data of the reader, measures nothing",
 }
 REASONS = {"gpu": "no CUDA device", "videos": "needs --videos hiker.mp4 nasa_13013.mp4"}
 
