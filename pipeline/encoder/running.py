@@ -6,7 +6,7 @@ launched step runs while the next one is prepared. Out of memory halves the batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +33,8 @@ STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 class Encoded:
     """Result of one chunk: float32 `CTHW` on the latent grid, and what the clip's next chunk needs."""
 
-    mean_Cthw: np.ndarray
-    logvar_Cthw: np.ndarray | None
+    mean_Cthw: np.ndarray = field(repr=False)
+    logvar_Cthw: np.ndarray | None = field(repr=False)
     state: Any
 
 

@@ -1,4 +1,4 @@
-"""A real S3 server that goes away in the middle of a real build, and comes back."""
+"""A real S3 server that is stopped during a real build, and started again."""
 
 import os
 import threading
@@ -34,7 +34,7 @@ class LeavingProxy(FaultyProxy):
         self.returned.set()
 
 
-def test_a_store_that_is_away_for_seconds_costs_nothing_but_them(s3, tmp_path):
+def test_short_outage_fails_no_shard(s3, tmp_path):
     corpus = make_corpus(tmp_path / "corpus", shards=6, samples=3)
     store = open_store(s3.root + "/in", StorageConfig())
     for path in sorted(corpus.iterdir()):

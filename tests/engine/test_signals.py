@@ -1,4 +1,4 @@
-"""One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line that says so, nothing left behind."""
+"""One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line, no process and no file left."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def assert_stopped(run, temporary):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_starts(corpus, tmp_path, temporary, number):
+def test_signal_during_start_up_ends_the_command(corpus, tmp_path, temporary, number):
     """In a fresh interpreter, which has all its imports before it."""
     command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(tmp_path / "out")]
     run = subprocess.Popen(
@@ -100,7 +100,7 @@ def test_a_signal_while_it_starts(corpus, tmp_path, temporary, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_encodes_drains(corpus, tmp_path, temporary, number):
+def test_signal_while_encoding_drains(corpus, tmp_path, temporary, number):
     output = tmp_path / "out"
     flags = ("--executor", "inline", "--set", "engine.credit=1")
     run = start(corpus, output, temporary, *flags)
@@ -133,7 +133,7 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
 
 
 @pytest.mark.parametrize("progress", ["plain", "rich", "json"])
-def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary, progress):
+def test_closed_terminal_does_not_stop_the_drain(corpus, tmp_path, temporary, progress):
     """SIGHUP comes more than once, with a terminal that can no longer be written to."""
     master, slave = os.openpty()
     output = tmp_path / "out"
@@ -192,7 +192,7 @@ def test_a_library_call_installs_no_handlers():
     assert [signal.getsignal(number) for number in signals.STOPPING] == before
 
 
-def test_handlers_are_put_back_and_nohup_is_respected():
+def test_handlers_are_restored_and_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals.handled():
@@ -257,7 +257,7 @@ def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_p
 
 
 @pytest.mark.parametrize("display", [progress.Json, progress.Plain])
-def test_a_display_survives_a_terminal_that_is_gone(monkeypatch, display):
+def test_display_continues_without_its_terminal(monkeypatch, display):
     master, slave = os.openpty()
     os.close(master)
     with os.fdopen(slave, "w") as terminal:
@@ -274,7 +274,7 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
     # Decoders sleep before they are up, so that the plan cannot end by itself, however slow this machine is.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, time\nif 'pipeline.engine.decoders.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
+        "import sys, time\nif 'pipeline.engine.decoders.lane_process' in sys.orig_argv:\n    time.sleep(3600)\n"
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = ["plan", tmp_path / "a.tar", "--set", "engine.decoders=2", "--set", f"storage.spool_bytes={1 << 20}"]
