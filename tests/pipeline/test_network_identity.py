@@ -1,4 +1,4 @@
-"""What of a network decides which outputs are done: the encoder and no more; what of it is recorded: everything."""
+"""The encoder alone decides which outputs are done; the whole network is recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Writes a checkpoint whose tensors of these beginnings are changed -> its path."""
+    """Writes a checkpoint with changed tensors of these prefixes; returns its path."""
     weights = model.load("leanvae", config=TINY_NETWORK, untrained=0).network.state_dict()
 
     def write(name, *beginnings):
@@ -48,7 +48,7 @@ def metadata_of(output, receipt):
     return json.loads(pq.read_schema(output / receipt.files[0].key).metadata[METADATA_KEY])["encoder"]
 
 
-def test_another_decoder_finds_everything_done_and_another_encoder_nothing(corpus, checkpoint, tmp_path):
+def test_a_changed_decoder_keeps_outputs_and_a_changed_encoder_does_not(corpus, checkpoint, tmp_path):
     output = tmp_path / "out"
     first = pipeline.encode(job_of(corpus, output, checkpoint("one")))
     tuned = pipeline.encode(
@@ -62,7 +62,7 @@ def test_another_decoder_finds_everything_done_and_another_encoder_nothing(corpu
     assert (other.shards_before, other.shards_done) == (0, 1)
 
 
-def test_the_log_variance_head_counts_where_moments_are_stored(corpus, checkpoint, tmp_path):
+def test_the_log_variance_head_counts_if_moments_are_stored(corpus, checkpoint, tmp_path):
     output, moments = tmp_path / "out", "write.moments=true"
     fingerprints = [
         pipeline.encode(
@@ -88,7 +88,7 @@ def test_data_files_name_the_encoder_and_the_whole_network(corpus, checkpoint, t
 
 
 @pytest.mark.parametrize("moments", [False, True])
-def test_an_encoder_has_the_identity_the_driver_read_without_one(checkpoint, moments, monkeypatch):
+def test_encoder_and_driver_read_the_same_identity(checkpoint, moments, monkeypatch):
     config = ModelConfig(name="leanvae", checkpoint=checkpoint("one"))
     network = Encoder(config, "cpu", "float32", moments=moments).network()
     monkeypatch.setattr("model.leanvae.vae.LeanVAE.__init__", None)  # no network is built from here on
@@ -96,7 +96,7 @@ def test_an_encoder_has_the_identity_the_driver_read_without_one(checkpoint, mom
     assert (identify(config, moments=not moments).identity == network.identity) is False
 
 
-def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp_path):
+def test_the_whole_network_is_not_part_of_the_fingerprint(corpus, checkpoint, tmp_path):
     from pipeline.engine.driver.encode import _rules
 
     job = job_of(corpus, tmp_path / "out", checkpoint("one"))
@@ -109,7 +109,7 @@ def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp
     assert len(prints) == 1
 
 
-def test_what_cannot_be_read_is_refused_as_when_loading(tmp_path):
+def test_unreadable_checkpoints_are_refused_as_when_loading(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors"):
         with pytest.raises(CheckpointError, match="model: "):
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_refused_as_when_loading(tmp_path):
 
 
 @pytest.mark.parametrize("moments", ["write.moments=true", "write.moments=false"])
-def test_a_preview_shows_another_decoder_and_says_so_but_no_other_encoder(corpus, checkpoint, tmp_path, moments):
+def test_a_preview_accepts_another_decoder_with_a_notice_but_not_another_encoder(corpus, checkpoint, tmp_path, moments):
     output, one, tuned = tmp_path / "out", checkpoint("one"), checkpoint("tuned", "decoder.")
     pipeline.encode(tiny_job(corpus, output, moments, **{"model.checkpoint": one, "model.untrained": None}))
     same = preview(str(output), StorageConfig(), clips=1)

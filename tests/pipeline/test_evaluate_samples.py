@@ -1,4 +1,4 @@
-"""What feeds an evaluation: samples in order whatever the decoders do, shards closed when done with, sources that change."""
+"""Samples of an evaluation: corpus order whatever the decoders do, shards closed after use, sources that change."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from pipeline.engine.decoders.sample_stream import SampleEvent, SampleStream, _O
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
 from pipeline.evaluation.measuring import ClipMeasurement, Findings, Instruments
 from pipeline.evaluation.rows import ClipRows
-from pipeline.evaluation.samples import SamplesUnderWay
+from pipeline.evaluation.samples import SamplesInProgress
 from pipeline.records import (
     Bucket,
     ClipFailed,
@@ -65,10 +65,10 @@ def reject(key, clip=None):
 
 
 def entered(instruments, tmp_path, happenings):
-    """Keys and clips of rows, keys and clips of rejects, after these happenings."""
+    """Keys and clips of rows, and of rejects, after these events."""
     findings = Findings("float16")
     with ClipRows(tmp_path / "clips.parquet", tmp_path / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(instruments, findings, rows)
+        samples = SamplesInProgress(instruments, findings, rows)
         added, rejected = [], []
         add, refuse = rows.add, rows.reject
         rows.add = lambda s, p, r: (added.append((s.key, p.index)), add(s, p, r))
@@ -82,8 +82,8 @@ def opening(*indices, rejects=()):
     return OpenedVideo(INFO, tuple(plan(i) for i in indices), tuple(rejects))
 
 
-def test_samples_are_entered_in_the_corpus_order(instruments, tmp_path):
-    """One of them from a file whose name is no UTF-8."""
+def test_samples_are_written_in_corpus_order(instruments, tmp_path):
+    """One of them from a file whose name is not UTF-8."""
     misnamed = replace(sample(2), uri="/v/\udcff.mp4")
     happenings = [
         SampleEvent(2, misnamed, opening(0)),
@@ -118,20 +118,20 @@ def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(instrument
     assert results[0][3].summary()["overall"] == results[1][3].summary()["overall"]
 
 
-def test_values_that_are_not_finite_name_the_clip(instruments):
+def test_non_finite_values_name_the_clip(instruments):
     run = ClipMeasurement(instruments, sample(0), plan(3))
     instruments.vae.encode_planes = lambda planes, matrices, state: (
         type("Posterior", (), {"mean": torch.full((1, 4, 2, 4, 4), torch.nan)})(),
         None,
     )
-    with pytest.raises(NonFiniteLatent, match=r"clip 3: the encoder gave latents that are not finite.*key=s0"):
+    with pytest.raises(NonFiniteLatent, match=r"clip 3: the encoder returned latents that are not finite.*key=s0"):
         run.push(chunk(0))
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("no more"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")], ids=str
 )
-def test_memory_that_does_not_suffice_names_the_setting(instruments, error):
+def test_out_of_memory_names_the_setting(instruments, error):
     run = ClipMeasurement(instruments, sample(0), plan(0))
 
     def full(*arguments):
@@ -177,7 +177,7 @@ def test_a_shard_that_changes_while_it_is_read_stops_the_evaluation(tmp_path):
         list(footage)
 
 
-def test_footage_may_be_left_early(tmp_path):
+def test_the_sample_stream_can_be_left_early(tmp_path):
     write_tar(tmp_path / "a.tar", {f"k{i}": {"mp4": video_bytes(9)} for i in range(12)})
     job = tiny_job(tmp_path)
     rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
