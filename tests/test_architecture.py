@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "pipeline/config/merge.py": "RAY_ADDRESS, which `ray job submit` sets",
     "pipeline/encoder/network.py": "OMP_WAIT_POLICY, which libgomp reads when torch loads it",
     "pipeline/engine/ray/session.py": "Ray's own variables, set before it is imported",
-    "pipeline/engine/decoders/lanes.py": "inherited by the decoder processes",
+    "pipeline/engine/decoders/process_lanes.py": "inherited by the decoder processes",
     "pipeline/sample_corpus/__init__.py": "sets the log level of an encoder library that has no other switch",
     "pipeline/storage/checkpoints.py": "where the cache folder is",
 }
@@ -149,7 +149,8 @@ def test_a_package_by_itself_loads_neither_torch_nor_ray(package):
 
 LIGHT = (
     "config", "errors", "records", "process.signals", "storage", "corpus", "reader", "video.cutting", "format.columns", "writer",
-    "ledger.totals", "operate.status", "operate.verify", "operate.inspect", "engine.decoders.lanes", "engine.driver.report", "cli.progress",
+    "ledger.totals", "operate.status", "operate.verify", "operate.inspect", "engine.decoders.process_lanes", "engine.driver.report",
+    "cli.progress",
 )  # fmt: skip
 
 

@@ -212,8 +212,8 @@ class WriteConfig(Section):
     """Storage type of latents."""
     moments: bool = False
     """Store the log-variance beside the mean."""
-    row_group_bytes: int = Field(32 * MiB, ge=64 * 1024, le=1024 * MiB)
-    """Parquet row group target."""
+    row_group_bytes: int = Field(2 * MiB, ge=64 * 1024, le=1024 * MiB)
+    """Parquet row group target: what a reader fetches for one row at random."""
     file_bytes: int = Field(512 * MiB, ge=MiB)
     """A data file is closed when it passes this size."""
     max_abs: float = Field(1e4, gt=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.losses import Restarted
 from pipeline.evaluation.measuring import ClipMeasurement
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, VideoEnded
 

@@ -1,6 +1,6 @@
 """Summaries of receipts: what a run must know of each to resume, cached in the output so that resuming reads few receipts.
 
-In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `summaries/{hash}.parquet` holds those that an earlier
+In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `_summaries/{hash}.cache` holds those that an earlier
 run knew; an entry is used only if the LIST still shows that receipt with that size and etag. Losing the cache costs reads, nothing else.
 """
 
@@ -9,24 +9,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound
-from pipeline.ledger.receipts import Ledger, shard_of_key
+from pipeline.ledger.receipts import Ledger
 from pipeline.records import Retry, SourceObject, retry_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipeline.format.layout import Layout
     from pipeline.records import Receipt
     from pipeline.storage import ObjectInfo, Store
 
-PREFIX = "summaries/"
-NAME = re.compile(r"summaries/[0-9a-f]{16}\.parquet")
 WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
 ID_BYTES = 16
 URI_BYTES = 8
@@ -147,9 +145,10 @@ def _marks(receipt: Receipt) -> bytes:
 class Summaries:
     """Summaries of all receipts of an output as they are now. `all()` reads; `save()` caches what had to be read one by one."""
 
-    def __init__(self, store: Store, workers: int = 16) -> None:
+    def __init__(self, store: Store, workers: int = 16, layout: Layout | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._ledger = Ledger(store, layout=layout)
         self._cached_objects: list[str] = []
         self._found: list[ReceiptSummary] = []
         self._read = 0
@@ -160,11 +159,10 @@ class Summaries:
         Raises:
             OutputError: a receipt of another format version.
         """
-        ledger = Ledger(self._store)
-        infos = {info.key: info for info in ledger.listed()}
+        infos = {info.key: info for info in self._ledger.listed()}
         known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
         missing = [key for key in infos if key not in known]
-        for key, receipt in zip(missing, ledger.read_all(([key] for key in missing), self._workers), strict=True):
+        for key, receipt in zip(missing, self._ledger.read_all(([key] for key in missing), self._workers), strict=True):
             if receipt is not None:
                 known[key] = summarise(receipt, infos[key])
         self._read, self._found = len(missing), list(known.values())
@@ -175,14 +173,15 @@ class Summaries:
         if self._read < WORTH_SAVING:
             return
         data = _to_parquet(self._found)
-        key = f"{PREFIX}{hashlib.blake2b(data, digest_size=8).hexdigest()}.parquet"
+        key = self._ledger.layout.summary_key(hashlib.blake2b(data, digest_size=8).hexdigest())
         self._store.write(key, data)
         for old in self._cached_objects:
             if old != key:
                 self._store.delete(old)
 
     def _cached(self) -> list[ReceiptSummary]:
-        self._cached_objects = [info.key for info in self._store.list(PREFIX) if NAME.fullmatch(info.key)]
+        layout = self._ledger.layout
+        self._cached_objects = [info.key for info in self._store.list(layout.summaries) if layout.is_summary(info.key)]
         found: list[ReceiptSummary] = []
         for key in self._cached_objects:
             with suppress(NotFound):  # another run has just replaced it
@@ -197,9 +196,8 @@ def _is_current(item: ReceiptSummary, info: ObjectInfo | None) -> bool:
 def _first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
     first: dict[str, ReceiptSummary] = {}
     for item in found:
-        shard = shard_of_key(item.key)
-        if shard not in first or item.precedence < first[shard].precedence:
-            first[shard] = item
+        if item.shard_id not in first or item.precedence < first[item.shard_id].precedence:
+            first[item.shard_id] = item
     return list(first.values())
 
 

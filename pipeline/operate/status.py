@@ -1,7 +1,7 @@
 """How far a build has come, from its output alone: usable from any machine while it runs, and after it died.
 
 Enters: a store. Leaves: a JSON-ready dict of receipts added up, and the running build's own last word
-(`progress/{build}.json`) if there is one.
+(`_progress/{build}.json`) if there is one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from pipeline.records import Counts
 if TYPE_CHECKING:
     from pipeline.storage import Store
 
-PROGRESS_PREFIX = "progress/"
-"""One object a running build, see `engine.heartbeat`; never a truth."""
 MISSED = 3  # intervals without news before a build counts as dead
 
 
@@ -53,14 +51,14 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        "progress": _heartbeat(store),
+        "progress": _heartbeat(store, ledger.layout.progress),
     }
 
 
-def _heartbeat(store: Store) -> dict[str, Any] | None:
+def _heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
     """The build started last of those that live: whose object was renewed within three of its intervals."""
     live = []
-    for info in store.list(PROGRESS_PREFIX):
+    for info in store.list(prefix):
         try:
             found = json.loads(store.read(info.key))
             if time.time() - found["updated"] < MISSED * found["every_s"]:

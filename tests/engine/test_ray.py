@@ -1,4 +1,4 @@
-"""The same stages on real Ray actors: equal rows, killed actors, a killed driver, a submitted job."""
+"""Builds on real Ray actors: equal rows, killed actors, a killed driver, a submitted job."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_several_encoders_share_the_shards(ray_cluster, corpus, clean_rows, tmp_
 
 
 @pytest.mark.parametrize("point", ["mid_video", "after_commit", "in_decoder"])
-def test_a_killed_actor_costs_time_and_nothing_else(ray_cluster, corpus, clean_rows, tmp_path, point):
+def test_killed_actor_loses_and_doubles_no_row(ray_cluster, corpus, clean_rows, tmp_path, point):
     run = ray_cluster.lathe(
         "encode", corpus, tmp_path / "out", *joined(ray_cluster), *drill_flags(point, tmp_path / "m")
     )
@@ -63,7 +63,7 @@ def test_a_killed_actor_costs_time_and_nothing_else(ray_cluster, corpus, clean_r
     assert_sound(tmp_path / "out", clean_rows, samples=9)
 
 
-def test_a_hanging_encoder_is_replaced(ray_cluster, corpus, clean_rows, tmp_path):
+def test_hanging_encoder_is_replaced(ray_cluster, corpus, clean_rows, tmp_path):
     flags = [*drill_flags("mid_video", tmp_path / "m"), "--set", "drill.action=hang", "--set", "engine.hang_s=4"]
     run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), *flags)
     assert run.returncode == 0, run.stderr
@@ -71,7 +71,7 @@ def test_a_hanging_encoder_is_replaced(ray_cluster, corpus, clean_rows, tmp_path
     assert_sound(tmp_path / "out", clean_rows, samples=9)
 
 
-def test_a_killed_driver_takes_its_actors_along_and_the_next_run_finishes(ray_cluster, clean_rows, corpus, tmp_path):
+def test_actors_end_with_a_killed_driver_and_the_next_run_finishes(ray_cluster, clean_rows, corpus, tmp_path):
     output = tmp_path / "out"
     # The first commit hangs in its actor, so that there is a moment to kill the driver in.
     hang = [*drill_flags("after_commit", tmp_path / "m"), "--set", "drill.action=hang", "--set", "engine.credit=1"]
@@ -137,7 +137,7 @@ def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows
     command = ray_cluster.command("encode", corpus, output, *joined(ray_cluster), "--set", "engine.credit=1")
     driver = subprocess.Popen(command, env=ray_cluster.environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (output / "receipts").exists():
+    while not (output / "_receipts").exists():
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Encoders that do not come up, hang while they load, or belong to a driver that was itself stopped; nodes that die."""
+"""Encoders that do not start or hang while loading, a driver that was stopped, nodes that die."""
 
 import contextlib
 import os
@@ -46,8 +46,8 @@ def wait_for(condition, alive=lambda: True):
         time.sleep(0.02)
 
 
-def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus, tmp_path):
-    """The first encoder stands still while the second is killed three times as it appears."""
+def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
+    """The first encoder is stopped while the second is killed three times during its start."""
     output = tmp_path / "out"
     flags = tiny_flags("--set", "engine.encoders=2", "--set", "engine.credit=1", "--set", "engine.decoders=1")
     command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
@@ -63,7 +63,7 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     held = []
 
     def others():
-        if not held and (output / "receipts").exists():
+        if not held and (output / "_receipts").exists():
             first.suspend()  # so that the build is not over before three have failed
             held.append(True)
         return [process for process in encoders(run.pid) if process.pid not in seen]
@@ -82,11 +82,11 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     assert max(len(line) for line in stderr.splitlines() if line.startswith("lathe:")) < 400
 
 
-def test_an_encoder_that_hangs_while_it_loads_is_replaced_one_without_a_node_is_not(monkeypatch):
+def test_encoder_that_hangs_while_loading_is_replaced_and_one_without_a_node_is_not(monkeypatch):
     killed = []
     monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
     pool = object.__new__(ray_pool.RayPool)
-    pool._blueprint = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
+    pool._context = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
     pool._failures, pool._up, pool._attended = LoadFailures(10), 1, ray_pool.LOAD_S + 1
     loading = ray_pool._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
     waiting = ray_pool._Worker("encoder-2", "actor 2", 0.0)
@@ -97,7 +97,7 @@ def test_an_encoder_that_hangs_while_it_loads_is_replaced_one_without_a_node_is_
     assert list(pool._workers) == ["encoder-2"]
 
 
-def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus, tmp_path):
+def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, tmp_path):
     """As when a laptop sleeps: driver and encoder stand still for longer than hang_s, and go on."""
     output = tmp_path / "out"
     flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
@@ -108,7 +108,7 @@ def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus,
     run = subprocess.Popen(
         command, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for((output / "receipts").exists, lambda: run.poll() is None)
+    wait_for((output / "_receipts").exists, lambda: run.poll() is None)
     mine = [process for process in encoders() if process.pid not in before]
     for process in mine:
         process.suspend()
@@ -147,7 +147,7 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
         command = ray_cluster.command("encode", corpus, output, *flags, *more)
         run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for((output / "receipts").exists, lambda: run.poll() is None)
+        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()
         node.wait(30)

@@ -1,4 +1,4 @@
-"""The whole way over a real S3 server: tars from one bucket, latents and receipts into another, the same rows as on disk."""
+"""Builds over a real S3 server: tars from one bucket, latents and receipts into another, the same rows as on disk."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_from_s3_to_s3_gives_the_rows_of_a_local_run(remote, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("point", "action"), [("before_commit", "kill"), ("after_commit", "kill"), ("after_upload", "kill")]
 )
-def test_killed_on_s3_and_finished(remote, tmp_path, point, action):
+def test_killed_build_on_s3_is_finished_by_the_next_run(remote, tmp_path, point, action):
     output = remote.root + "/out"
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""A real S3 server that goes away in the middle of a real build, and comes back."""
+"""A real S3 server that is stopped during a real build, and started again."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ class LeavingProxy(FaultyProxy):
         threading.Thread(target=self._go_away, daemon=True).start()
 
     def _go_away(self):
-        while not any(method == "PUT" and "/receipts/" in target for method, target in self.requests):
+        while not any(method == "PUT" and "/_receipts/" in target for method, target in self.requests):
             time.sleep(0.02)
         self.turn_on("away")
         time.sleep(AWAY_S)
@@ -35,7 +35,7 @@ class LeavingProxy(FaultyProxy):
         self.returned.set()
 
 
-def test_a_store_that_is_away_for_seconds_costs_nothing_but_them(s3, tmp_path):
+def test_short_outage_fails_no_shard(s3, tmp_path):
     corpus = make_corpus(tmp_path / "corpus", shards=6, samples=3)
     store = open_store(s3.root + "/in", StorageConfig())
     for path in sorted(corpus.iterdir()):

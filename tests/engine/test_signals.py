@@ -1,4 +1,4 @@
-"""One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line that says so, nothing left behind."""
+"""One SIGINT, SIGTERM or SIGHUP at any moment of a command: exit code 130, one line, no process and no file left."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def assert_stopped(run, temporary, within_s=300):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_starts(corpus, tmp_path, temporary, number):
+def test_signal_during_start_up_ends_the_command(corpus, tmp_path, temporary, number):
     run = start(corpus, tmp_path / "out", temporary, "--executor", "inline")
     wait_for(lambda: catches(run, signal.SIGHUP), run)
     run.send_signal(number)
@@ -94,11 +94,11 @@ def test_a_signal_while_it_starts(corpus, tmp_path, temporary, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_encodes_drains(corpus, tmp_path, temporary, number):
+def test_signal_while_encoding_drains(corpus, tmp_path, temporary, number):
     output = tmp_path / "out"
     flags = ("--executor", "inline", "--set", "engine.credit=1")
     run = start(corpus, output, temporary, *flags)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(number)
     stderr = assert_stopped(run, temporary)
     done = len(receipts(output))
@@ -121,13 +121,13 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     # Shards before and beside the one that hangs may be done by then: a slow machine had two. The one that hangs is never.
-    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "receipts").exists() else 0
+    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "_receipts").exists() else 0
     assert done < 4
     assert re.search(rf"stopped: {4 - done} shards? to do", stderr), stderr
 
 
 @pytest.mark.parametrize("progress", ["plain", "rich", "json"])
-def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary, progress):
+def test_closed_terminal_does_not_stop_the_drain(corpus, tmp_path, temporary, progress):
     """SIGHUP comes more than once, with a terminal that can no longer be written to."""
     master, slave = os.openpty()
     output = tmp_path / "out"
@@ -137,7 +137,7 @@ def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary,
         [*command, *flags], stdout=slave, stderr=slave, stdin=slave, env={**PRIVATE, "TMPDIR": str(temporary)}
     )
     os.close(slave)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     os.close(master)
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # from the shell, the kernel, systemd
         run.send_signal(number)
@@ -172,7 +172,7 @@ def test_a_build_on_a_private_ray_that_fails_leaves_nothing_behind(corpus, tmp_p
 def test_a_drained_build_on_a_private_ray_leaves_nothing_behind(corpus, tmp_path, temporary):
     output = tmp_path / "out"
     run = start(corpus, output, temporary, "--set", "engine.credit=1")
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(signal.SIGINT)
     assert_stopped(run, temporary)
 
@@ -189,7 +189,7 @@ def test_a_library_call_installs_no_handlers():
     assert [signal.getsignal(number) for number in signals.STOPPING] == before
 
 
-def test_handlers_are_put_back_and_nohup_is_respected():
+def test_handlers_are_restored_and_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals.handled():
@@ -266,7 +266,7 @@ def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_p
 
 
 @pytest.mark.parametrize("display", [progress.Json, progress.Plain])
-def test_a_display_survives_a_terminal_that_is_gone(monkeypatch, display):
+def test_display_continues_without_its_terminal(monkeypatch, display):
     master, slave = os.openpty()
     os.close(master)
     with os.fdopen(slave, "w") as terminal:
@@ -283,7 +283,7 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
     # Decoders sleep before they are up, so that the plan cannot end by itself, however slow this machine is.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys, time\nif 'pipeline.engine.decoders.lanes' in sys.orig_argv:\n    time.sleep(3600)\n"
+        "import sys, time\nif 'pipeline.engine.decoders.lane_process' in sys.orig_argv:\n    time.sleep(3600)\n"
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = [sys.executable, "-m", "pipeline", "plan", str(tmp_path / "a.tar"), "--set", "engine.decoders=2"]

@@ -1,4 +1,4 @@
-"""Networks whose clips are encoded whole are batched like the others, and a batch changes no row."""
+"""Networks that encode whole clips batch them as others batch chunks, and batches change no row."""
 
 from __future__ import annotations
 

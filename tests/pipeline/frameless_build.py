@@ -17,11 +17,11 @@ from pipeline.engine.driver.coverage import find_work, without_unchanged
 from pipeline.engine.driver.retries import retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.format.index import IndexRow, read_index, write_index
+from pipeline.format.layout import CURRENT
 from pipeline.ledger.counted import counted_receipts, shares, shown
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.records import (
-    FORMAT_VERSION,
     ChannelStats,
     Counts,
     Receipt,
@@ -40,7 +40,7 @@ ticks = itertools.count()
 
 
 class NoConditions(LocalStore):
-    """A store that says that it has no conditional writes."""
+    """A store without conditional writes."""
 
     def conditional_writes(self) -> bool:
         return False
@@ -69,7 +69,7 @@ def row_id(uri: str, etag: str) -> str:
 def commit(
     store: LocalStore, job: EncodeJob, shard: Shard, spool: Path, rejected: dict[str, str] | None, created: str | None
 ) -> Receipt:
-    """An attempt at a shard of plain files: a row a file, or the reject that `rejected` (stem -> reason) says; then the receipt."""
+    """An attempt at a shard of plain files: a row a file, or the reject given by `rejected` (stem -> reason); then the receipt."""
     attempt = f"{next(ticks):08x}"
     rejected = rejected or {}
     rows, rejects, digests = [], [], {}
@@ -85,12 +85,12 @@ def commit(
         rows.append(IndexRow(name, len(rows), 0, 4, "", None, None, None, (1,), "float32", "v5", 5, *text, None))
     files = ()
     if rows:
-        index = f"index/{attempt}.idx.parquet"
+        index = f"_index/{attempt}.idx"
         write_index(spool / attempt, rows, {})
         store.upload(spool / attempt, index)
         files = (WrittenFile(f"data/{attempt}.parquet", index, "v5", 4, 4, len(rows), "", "", 5 * len(rows)),)
     made = Receipt(
-        format_version=FORMAT_VERSION,
+        format_version=CURRENT.version,
         shard_id=shard.id(FINGERPRINT),
         shard=shard,
         fingerprint=FINGERPRINT,

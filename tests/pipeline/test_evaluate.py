@@ -282,4 +282,4 @@ def test_an_interrupted_evaluation_is_not_resumable(corpus, checkpoint, tmp_path
     monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", interrupt)
     code, text = refused(corpus, output=tmp_path / "out", checkpoint=checkpoint)
     assert (code, text.count("\n")) == (130, 1)
-    assert "begins anew: name another --output" in text
+    assert "cannot be resumed: give another --output" in text

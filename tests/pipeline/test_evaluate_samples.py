@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
-from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleEvent, SampleStream, _OpenShard
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
 from pipeline.evaluation.measuring import ClipMeasurement, Findings, Instruments

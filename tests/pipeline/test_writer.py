@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -58,11 +59,14 @@ def test_keys_and_written_files(store: Store, spool: Path) -> None:
     ]
     for item in receipt.files:
         data, index = store.read(item.key), store.read(item.index_key)
-        assert item.index_key == item.key.replace("data/", "index/").replace(".parquet", ".idx.parquet")
+        assert item.index_key == item.key.replace("data/", "_index/").replace(".parquet", ".idx")
         assert (item.num_bytes, item.index_bytes) == (len(data), len(index))
         assert item.sha256 == hashlib.sha256(data).hexdigest()
         assert item.index_sha256 == hashlib.sha256(index).hexdigest()
-        assert (item.rows, item.frames) == (1, 17 if "v17x" in item.bucket else 5)
+        frames = 17 if "v17x" in item.bucket else 5
+        assert (item.rows, item.frames) == (1, frames)
+        (row,) = pq.read_table(io.BytesIO(data)).to_pylist()
+        assert item.ranges == {"id": [row["id"]] * 2, "fps": [row["fps"]] * 2, "num_frames": [frames] * 2}
     assert list(spool.iterdir()) == []
 
 
@@ -135,7 +139,10 @@ def test_row_groups_by_bytes_and_rolled_files(store: Store, spool: Path) -> None
     assert not column.is_stats_set
 
 
-def test_many_open_buckets_stay_within_a_few_row_groups(store: Store, spool: Path) -> None:
+def test_many_open_buckets_stay_within_a_few_row_groups(
+    store: Store, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.writer.OPEN_BYTES", 0)
     config = WriteConfig(row_group_bytes=64 * 1024)
     with shard_writer(store, spool, config) as writer:
         for n in range(40):  # 30 KiB each, every one in a bucket of its own
@@ -293,7 +300,7 @@ def test_file_metadata_says_everything(store: Store, spool: Path) -> None:
     assert (found["fingerprint"], found["fingerprint_parts"]) == (FINGERPRINT, PARTS)
     assert found["latent"] == {"posterior": "moments", "dtype": "bfloat16", "layout": "CTHW", "byte_order": "little"}
     assert found["normalisation"] == {"applied": False, "scale": 0.5, "shift": 0.1, "mean": None, "std": None}
-    assert (found["format"], found["format_version"], found["bucket"]) == ("latentset", 1, "v17x64x48")
+    assert (found["format"], found["format_version"], found["bucket"]) == ("latentset", 2, "v17x64x48")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,6 +1,6 @@
-"""What every process of a build must agree on: the job made definite, the clip rules, the fingerprint and the file metadata.
+"""`BuildContext`: settings that all processes of a build share, with the fingerprint and the metadata of data files.
 
-Enters: a validated `EncodeJob` and the identity of the network. Leaves: a picklable `BuildContext`. Same context, same latents.
+Made of a validated `EncodeJob` and the identity of the network; picklable. The same context gives the same latents.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pipeline.format.layout import CURRENT
 from pipeline.records import ClipRules, stable_hash
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import Network
+    from pipeline.format.layout import Layout
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
 PIXELS = 2
@@ -24,7 +26,7 @@ PIXELS = 2
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """A build, decided."""
+    """Settings of one build; nothing is left to defaults."""
 
     job: EncodeJob
     rules: ClipRules
@@ -37,9 +39,10 @@ class BuildContext:
     fingerprint_parts: dict[str, Any]
     fingerprint: str
     build: str  # random; names of this build's attempts start with it
+    layout: Layout  # names of the output's objects
 
     def file_metadata(self) -> dict[str, Any]:
-        """What a data file says of the build that made it. The writer adds what it knows: format, bucket, dtype, constants."""
+        """Metadata of a data file about its build. The writer adds format, bucket, dtype and constants."""
         return {
             "spec": self.spec,
             "encoder": {**self.identity, "checkpoint": self.provenance},
@@ -48,8 +51,10 @@ class BuildContext:
         }
 
 
-def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str) -> BuildContext:
-    """Puts a context together and takes its fingerprint: everything that can change a stored value, and nothing else."""
+def make_context(
+    job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str, layout: Layout = CURRENT
+) -> BuildContext:
+    """Makes the context. Its fingerprint hashes everything that can change a stored value, and nothing else."""
     spec = network.spec.to_dict()
     stride = network.spec.time_stride
     parts = {
@@ -75,6 +80,7 @@ def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, comput
         fingerprint_parts=parts,
         fingerprint=stable_hash(parts),
         build=secrets.token_hex(4),
+        layout=layout,
     )
 
 
@@ -87,13 +93,13 @@ def _decoder_version() -> dict[str, str]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Lathe and the libraries that a stored value or a file's layout depends on, as installed in this process."""
+    """Versions of Lathe and of the libraries that stored values or a file's layout depend on, as this process has them."""
     packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
     return {**packages, "python": platform.python_version(), **_decoder_version()}
 
 
 def environment(device: str) -> dict[str, str]:
-    """Where an attempt ran, for its receipt: what may matter when numbers differ in the last bit. Not part of the fingerprint."""
+    """Facts about the machine of an attempt, for its receipt: they may explain differences in the last bit. Not in the fingerprint."""
     return {
         "device": device,
         "machine": platform.machine(),
