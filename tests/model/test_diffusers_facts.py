@@ -96,14 +96,14 @@ def test_specs_of_tiny_configurations_match_the_class(name):
     side = video.shape[3] // vae.spec.space_stride
     assert mean.shape == (2, vae.spec.latent_channels, vae.spec.lead_frames + 2, side, side)
     assert vae.decode(mean)[0].shape == video.shape
-    said = model.spec("diffusers", TINY[name]).to_dict()
-    told = vae.spec.to_dict()
+    declared = model.spec("diffusers", TINY[name]).to_dict()
+    loaded = vae.spec.to_dict()
     if name == "ltx-video":  # its statistics come with its weights
-        assert said["mean"] is None
-        assert len(told["mean"]) == len(told["std"]) == vae.spec.latent_channels
+        assert declared["mean"] is None
+        assert len(loaded["mean"]) == len(loaded["std"]) == vae.spec.latent_channels
         for key in ("mean", "std", "scale"):
-            said.pop(key), told.pop(key)
-    assert told == said
+            declared.pop(key), loaded.pop(key)
+    assert loaded == declared
 
 
 def test_constants_come_from_the_configuration():

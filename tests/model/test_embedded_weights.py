@@ -71,5 +71,5 @@ def test_card_and_recipe_ship_with_the_weights():
     assert training_recipe(run["recipe"]) == load_recipe("leanvae-mini")
     assert run["loss"][-1]["step"] == load_recipe("leanvae-mini").steps
     card = (FOLDER / "README.md").read_text()
-    for said in ("never seen a real video", "not for production", "seed 0"):
-        assert said in card
+    for text in ("never seen a real video", "not for production", "seed 0"):
+        assert text in card

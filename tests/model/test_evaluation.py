@@ -107,10 +107,10 @@ def test_a_clip_without_frames_is_refused():
 
 def test_summary_averages_over_clips_and_sums_where_the_paper_sums():
     clips = [clip_quality(noise(0), noise(1)), clip_quality(flat(10, 20), flat(12, 20)), clip_quality(flat(0), flat(0))]
-    tally = QualitySummary()
+    summary = QualitySummary()
     for quality in clips:
-        tally.add(quality)
-    found = tally.summary()
+        summary.add(quality)
+    found = summary.summary()
     psnr = torch.tensor([q.psnr for q in clips], dtype=torch.float64)
     assert (found["clips"], found["frames"]) == (3, 8)
     assert found["psnr"] == pytest.approx(
@@ -134,11 +134,11 @@ def test_summary_averages_over_clips_and_sums_where_the_paper_sums():
 
 def test_ssim_positions_are_weighted_by_groups():
     long, short = clip_quality(noise(0, 9), noise(1, 9)), clip_quality(noise(2, 5), noise(3, 5))
-    tally = QualitySummary()
-    tally.add(long)
-    tally.add(short)
+    summary = QualitySummary()
+    summary.add(long)
+    summary.add(short)
     frames = [[*long.frame_ssim[1 + p :: 4], *short.frame_ssim[1 + p :: 4]] for p in range(4)]
-    assert tally.summary()["ssim_by_position"] == pytest.approx([sum(f) / 3 for f in frames])
+    assert summary.summary()["ssim_by_position"] == pytest.approx([sum(f) / 3 for f in frames])
 
 
 def test_merged_latent_moments_equal_those_of_all_values():
@@ -228,25 +228,25 @@ def test_non_finite_values_are_an_error():
 
 @pytest.mark.parametrize(("frames", "shown"), [(1, [0]), (9, [0, 4, 8]), (17, [0, 8, 16]), (81, [0, 32, 80])])
 def test_the_frame_sampler_keeps_frames_spread_over_clips_of_any_length(frames, shown):
-    reel, clip = FrameSampler(), flat(*range(frames))
+    sampler, clip = FrameSampler(), flat(*range(frames))
     for start in range(0, frames, 4):
-        reel.add(clip[:, start : start + 4], clip[:, start : start + 4])
-    original, other = reel.frames(3)
+        sampler.add(clip[:, start : start + 4], clip[:, start : start + 4])
+    original, other = sampler.frames(3)
     assert original[0, :, 0, 0].tolist() == other[0, :, 0, 0].tolist() == shown
-    assert len(reel._kept) <= KEPT_FRAMES
+    assert len(sampler._frames) <= KEPT_FRAMES
 
 
 def test_the_selection_keeps_worst_median_and_best():
     clips = {f"clip {i}": float(i) for i in range(21)}
     orders = [list(clips), list(reversed(clips))]
     for order in orders:
-        showcase = ExampleSelection(2)
+        selection = ExampleSelection(2)
         for name in order:
-            showcase.offer(clips[name], name, name.upper(), (flat(1), flat(2)))
-        assert [(label, shown.score) for label, shown in showcase.chosen()] == [
+            selection.offer(clips[name], name, name.upper(), (flat(1), flat(2)))
+        assert [(label, shown.score) for label, shown in selection.chosen()] == [
             *(("worst", 0), ("worst", 1), ("median", 10), ("median", 11), ("best", 19), ("best", 20)),
         ]
-        assert showcase.chosen()[0][1].title == "CLIP 0"
+        assert selection.chosen()[0][1].title == "CLIP 0"
     alone = ExampleSelection(3)
     alone.offer(1.0, "one", "one", (flat(1), flat(2)))
     assert [label for label, _ in alone.chosen()] == ["worst"]
@@ -266,8 +266,8 @@ def test_the_selection_keeps_few_clips_independent_of_order():
 
 
 def test_large_frames_are_reduced():
-    reel = FrameSampler()
+    sampler = FrameSampler()
     clip = torch.full((3, 1, 400, 800), 9, dtype=torch.uint8)
-    reel.add(clip, clip)
-    assert reel.frames()[0].shape == (3, 1, 192, 384)
-    assert (reel.frames()[0] == 9).all()
+    sampler.add(clip, clip)
+    assert sampler.frames()[0].shape == (3, 1, 192, 384)
+    assert (sampler.frames()[0] == 9).all()

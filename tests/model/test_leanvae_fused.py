@@ -23,10 +23,10 @@ MATRICES = ["bt709", "bt601"]
 @pytest.fixture
 def references(monkeypatch):
     """Fused networks on a CPU, with the kernels' references, processing whole grids as on a GPU."""
-    for room in (tokens, coder):
-        monkeypatch.setattr(room, "by_rows", lambda device: False)
+    for module in (tokens, coder):
+        monkeypatch.setattr(module, "by_rows", lambda device: False)
     own = Kernels(convolve_norm.reference, geglu.reference, planes_to_rows.reference)
-    monkeypatch.setattr(kernels, "choose", lambda device, dtype, wish=None: wish or "fused")
+    monkeypatch.setattr(kernels, "choose", lambda device, dtype, requested=None: requested or "fused")
     monkeypatch.setattr(kernels, "load", lambda backend: own if backend == "fused" else None)
 
 

@@ -78,8 +78,8 @@ def test_layers_work_without_the_packed_product(golden, monkeypatch):
 
 def test_whole_grid_processing_gives_the_same_vectors(golden, monkeypatch):
     """Whole grids at once, as on a GPU, on the CPU: batches, chunks, images."""
-    for room in (tokens, coder):
-        monkeypatch.setattr(room, "by_rows", lambda device: False)
+    for module in (tokens, coder):
+        monkeypatch.setattr(module, "by_rows", lambda device: False)
     vae = model.from_state_dict("leanvae", golden.config, golden.weights)
     posterior, _ = vae.encode(golden["in/A"], moments=True)
     golden.check("out/A_z", posterior.mean)

@@ -221,7 +221,7 @@ def test_a_section_becomes_a_recipe():
 
 
 @pytest.mark.parametrize(
-    ("section", "complaint"),
+    ("section", "message"),
     [
         ({"terms": {"l2": 1.0}}, "unknown term 'l2'; known: l1, mse, haar_low"),
         ({"terms": {"l1": -1.0}}, "terms.l1 must be a number of at least 0"),
@@ -239,8 +239,8 @@ def test_a_section_becomes_a_recipe():
         ({"terms": {"l1": 1.0}, "adversarial": 0.2}, "must be a mapping"),
     ],
 )
-def test_impossible_sections_are_refused(section, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_impossible_sections_are_refused(section, message):
+    with pytest.raises(ValueError, match=message):
         objective_recipe(section)
 
 

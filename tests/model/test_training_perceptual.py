@@ -106,15 +106,15 @@ def test_lpips_refuses_files_that_do_not_match(files):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "complaint"),
+    ("one", "other", "message"),
     [
         ((1, 3, 16, 16), (2, 3, 16, 16), "alike"),
         ((1, 1, 16, 16), (1, 1, 16, 16), "alike"),
         ((1, 3, 8, 16), (1, 3, 8, 16), "at least 16"),
     ],
 )
-def test_lpips_refuses_invalid_images(one, other, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_lpips_refuses_invalid_images(one, other, message):
+    with pytest.raises(ValueError, match=message):
         perceptual.LPIPS()(torch.zeros(one), torch.zeros(other))
 
 

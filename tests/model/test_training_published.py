@@ -76,20 +76,20 @@ def test_steps_rates_and_clips_are_the_published_ones():
 
 def run(recipe, folder):
     """Weights by published key, and the logged values of all steps."""
-    told = []
-    weights = train(recipe, SyntheticSource(0), folder, loaders=0, on_step=lambda step, values: told.append(values))
+    logged = []
+    weights = train(recipe, SyntheticSource(0), folder, loaders=0, on_step=lambda step, values: logged.append(values))
     (file,) = weights.glob("*.safetensors")
-    return load_file(file), told
+    return load_file(file), logged
 
 
-def check(recipe, begun, weights, told):
+def check(recipe, initial, weights, logged):
     """Every step had its terms, parameters changed, and the network that encodes loads them."""
-    for stage, values in zip(recipe.stages, told, strict=True):
+    for stage, values in zip(recipe.stages, logged, strict=True):
         adversarial = {"gan", "gan_weight", "hinge"} if stage.objective.adversarial else set()
         assert {*stage.objective.terms, *adversarial, "loss"} <= set(values)
         assert ("gan" in values) == bool(adversarial)
-    assert begun.keys() == weights.keys()
-    assert any(not torch.equal(begun[key], weights[key]) for key in begun)
+    assert initial.keys() == weights.keys()
+    assert any(not torch.equal(initial[key], weights[key]) for key in initial)
     ready = model.from_state_dict(recipe.network, recipe.config, weights)
     assert ready.encode(torch.zeros(1, 3, 5, 16, 16))[0].mean.isfinite().all()
 
@@ -97,14 +97,14 @@ def check(recipe, begun, weights, told):
 @pytest.mark.parametrize("name", ["leanvae", "wfvae"])
 def test_every_published_recipe_runs(name, tmp_path):
     recipe = shrunk(name)
-    begun = trainable(recipe.network, recipe.config, seed=recipe.seed).state_dict()
-    check(recipe, begun, *run(recipe, tmp_path))
+    initial = trainable(recipe.network, recipe.config, seed=recipe.seed).state_dict()
+    check(recipe, initial, *run(recipe, tmp_path))
 
 
 def test_ivvae_starts_from_its_image_run(tmp_path):
     """Trained on images first, then inflated and trained on clips and images."""
     first = shrunk("ivvae-image")
-    images, told = run(first, tmp_path / "images")
-    check(first, trainable(first.network, first.config, seed=first.seed).state_dict(), images, told)
+    images, logged = run(first, tmp_path / "images")
+    check(first, trainable(first.network, first.config, seed=first.seed).state_dict(), images, logged)
     recipe = shrunk("ivvae", start={"image": str(tmp_path / "images" / "weights")})
     check(recipe, inflate(recipe.config, images), *run(recipe, tmp_path / "clips"))

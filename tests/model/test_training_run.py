@@ -317,6 +317,6 @@ def test_a_non_finite_step_stops_the_run_and_is_named(tmp_path):
 def test_processes_must_divide_the_micro_batches(monkeypatch, tmp_path):
     from model.training import trainer
 
-    monkeypatch.setattr(trainer.Ranks, "here", classmethod(lambda cls: cls(0, 3)))
+    monkeypatch.setattr(trainer.Ranks, "current", classmethod(lambda cls: cls(0, 3)))
     with pytest.raises(ValueError, match="2 micro-batches a step, which 3 processes cannot share"):
         train(recipe(), CLIPS, tmp_path / "run")

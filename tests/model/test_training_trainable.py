@@ -214,7 +214,7 @@ def test_a_frame_and_its_repetition_have_similar_latents(clips, linear):
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels", "complaint"),
+    ("shape", "channels", "message"),
     [
         ((1, 3, 8, 16, 16), 4, "4n\\+1 frames"),
         ((1, 3, 5, 16, 12), 4, "multiples of 8"),
@@ -223,8 +223,8 @@ def test_a_frame_and_its_repetition_have_similar_latents(clips, linear):
         ((1, 3, 5, 16, 16), 193, "1..192"),
     ],
 )
-def test_invalid_clips_are_refused_for_fitting(shape, channels, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_clips_are_refused_for_fitting(shape, channels, message):
+    with pytest.raises(ValueError, match=message):
         fit_linear([torch.zeros(shape)], channels)
 
 

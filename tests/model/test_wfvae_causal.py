@@ -54,8 +54,8 @@ def test_each_latent_is_decoded_once(monkeypatch):
     """No latent is decoded twice for look-ahead: one call of the middle's first block per latent."""
     vae, seen = network("wfvae-tiny"), []
     latent = vae.encode(pixels(1, 3, 17, 16, 16))[0].mean
-    enter = vae._decoder.enter
-    monkeypatch.setattr(vae._decoder, "enter", lambda x, memory: seen.append(x.shape[1]) or enter(x, memory))
+    conv_in = vae._decoder.conv_in
+    monkeypatch.setattr(vae._decoder, "conv_in", lambda x, stream: seen.append(x.shape[1]) or conv_in(x, stream))
     state = None
     for row in range(5):
         _, state = vae.decode(latent[:, :, row : row + 1], state, last=row == 4)

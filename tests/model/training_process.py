@@ -47,10 +47,10 @@ def main(folder, meeting, rank, world, loaders):
         where = f"file://{meeting}"
         torch.distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_size=int(world))
 
-    def told(step, values):
+    def report(step, values):
         print(step, flush=True)
 
-    train(recipe(), SyntheticSource(5), folder, loaders=int(loaders), on_step=told)
+    train(recipe(), SyntheticSource(5), folder, loaders=int(loaders), on_step=report)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def reject(key, clip=None):
     return Reject(key, "decode", "broken", "it broke", policy=False, clip=clip)
 
 
-def entered(instruments, tmp_path, happenings):
+def written(instruments, tmp_path, events):
     """Keys and clips of rows, and of rejects, after these events."""
     findings = Findings("float16")
     with ClipRows(tmp_path / "clips.parquet", tmp_path / "rejects.jsonl") as rows:
@@ -73,7 +73,7 @@ def entered(instruments, tmp_path, happenings):
         add, refuse = rows.add, rows.reject
         rows.add = lambda s, p, r: (added.append((s.key, p.index)), add(s, p, r))
         rows.reject = lambda r: (rejected.append((r.key, r.clip)), refuse(r))
-        for event in happenings:
+        for event in events:
             samples.take(event)
     return added, rejected, samples, findings
 
@@ -85,7 +85,7 @@ def opening(*indices, rejects=()):
 def test_samples_are_written_in_corpus_order(instruments, tmp_path):
     """One of them from a file whose name is not UTF-8."""
     misnamed = replace(sample(2), uri="/v/\udcff.mp4")
-    happenings = [
+    events = [
         SampleEvent(2, misnamed, opening(0)),
         SampleEvent(0, sample(0), opening(0, 1)),
         SampleEvent(2, misnamed, chunk(0)),
@@ -95,7 +95,7 @@ def test_samples_are_written_in_corpus_order(instruments, tmp_path):
         SampleEvent(0, sample(0), chunk(1)),
         SampleEvent(0, sample(0), VideoEnded(10, 0.0)),
     ]
-    added, rejected, samples, findings = entered(instruments, tmp_path, happenings)
+    added, rejected, samples, findings = written(instruments, tmp_path, events)
     assert added == [("s0", 0), ("s0", 1), ("s2", 0)]
     assert rejected == [("s1", None)]
     assert (samples.videos, findings.clips) == (3, 3)
@@ -111,7 +111,7 @@ def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(instrument
     failed = SampleEvent(0, sample(0), ClipFailed(2, reject("s0", 2)))
     plain = [*begin, half, rest, failed, SampleEvent(0, sample(0), VideoEnded(9, 0.0))]
     died = [*begin, half, SampleEvent(0, sample(0), Restarted()), *plain]
-    results = [entered(instruments, tmp_path, happenings) for happenings in (plain, died)]
+    results = [written(instruments, tmp_path, events) for events in (plain, died)]
     for added, rejected, _, _ in results:
         assert added == [("s0", 0), ("s0", 1)]
         assert rejected == [("s0", None), ("s0", 2)]
@@ -145,13 +145,13 @@ def test_out_of_memory_names_the_setting(instruments, error):
 def test_a_shard_is_closed_by_its_last_user():
     class Reader:
         def __init__(self):
-            self.told = []
+            self.log = []
 
         def release(self, sample):
-            self.told.append(sample.key)
+            self.log.append(sample.key)
 
         def close(self):
-            self.told.append("closed")
+            self.log.append("closed")
 
     reader = Reader()
     opened = set()
@@ -160,10 +160,10 @@ def test_a_shard_is_closed_by_its_last_user():
     open_shard.take()
     open_shard.give_back(sample(0))
     open_shard.give_back()  # the one who reads
-    assert reader.told == ["s0"]
+    assert reader.log == ["s0"]
     assert opened == {open_shard}
     open_shard.give_back(sample(1))
-    assert reader.told == ["s0", "s1", "closed"]
+    assert reader.log == ["s0", "s1", "closed"]
     assert opened == set()
 
 

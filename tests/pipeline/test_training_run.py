@@ -51,14 +51,14 @@ def finished(corpus, tmp_path_factory):
 def test_a_run_ends_with_weights_and_prints_the_command_that_uses_them(finished, corpus):
     folder, (code, out, err) = finished
     assert code == 0, err
-    told = err.splitlines()
-    assert told[:3] == [
+    lines = err.splitlines()
+    assert lines[:3] == [
         f"lathe: 12 steps of leanvae into {folder / 'run'}",
         "lathe: reading 2 shards once, to know where their videos lie",
         "lathe: 6 videos",
     ]
-    assert told[3].startswith("lathe: step 6/12, loss ")
-    assert told[-1].startswith("lathe: step 12/12, loss ")
+    assert lines[3].startswith("lathe: step 6/12, loss ")
+    assert lines[-1].startswith("lathe: step 12/12, loss ")
     weights = folder / "run" / "weights"
     run = json.loads((weights / "run.json").read_text())
     assert (run["steps"], run["data"]["inputs"], run["data"]["clips"]["scale"]) == (12, [str(corpus)], [1, 1.5])
@@ -229,6 +229,6 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
 def test_out_of_memory_is_reported_without_the_librarys_numbers(text):
-    told = run._told(RuntimeError(text))
-    assert told.startswith("training ran out of memory; use smaller batches")
+    lines = run._told(RuntimeError(text))
+    assert lines.startswith("training ran out of memory; use smaller batches")
     assert run._told(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
