@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.video.clips import resolve_rules
+from pipeline.video.clips import chunk_length, resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipRules
 
-WHOLE_CHUNK = 1 << 20  # frames per chunk for networks that encode whole clips; longer than any clip
 EXTRA = ("torchmetrics", "matplotlib")
 SMALLEST_SIDE = 11  # pixels of SSIM's window
 NEWS_S = 15.0
@@ -72,7 +71,9 @@ def evaluate(
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
         samples = SamplesInProgress(instruments, findings, rows)
-        with SampleStream(job, shards, rules, _chunk_frames(job, instruments.spec), device) as stream:
+        spec = instruments.spec
+        length = chunk_length(job.engine.chunk_frames, spec.time_stride, chunked=spec.chunking != "none")
+        with SampleStream(job, shards, rules, length, device) as stream:
             reported = time.monotonic()
             for event in stream:
                 samples.take(event)
@@ -146,12 +147,6 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
             f"clips.size: SSIM needs sides of at least {SMALLEST_SIDE} pixels, got {min(sides)}; use larger ones"
         )
     return rules
-
-
-def _chunk_frames(job: EncodeJob, spec: LatentSpec) -> int:
-    if spec.chunking == "none":
-        return WHOLE_CHUNK
-    return max(spec.time_stride, job.engine.chunk_frames // spec.time_stride * spec.time_stride)
 
 
 def _no_clip_message(rows: ClipRows, videos: int) -> str:

@@ -22,6 +22,7 @@ from model.sheets import write_sheet
 from model.training.perceptual import load_lpips
 from pipeline.encoder.network import describe_network, load_torch, load_vae
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
+from pipeline.format.tensors import STORAGE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.records import ClipPlan, FrameChunk, Sample
 
-ELEMENT_BITS = {"float16": 16, "bfloat16": 16, "float32": 32}
 PIXEL_BITS = 24
 
 
@@ -136,7 +136,7 @@ class Findings:
     """Results over all clips. `add` must follow the corpus's order, so that the same corpus gives the same numbers; `show` need not."""
 
     def __init__(self, storage_dtype: str) -> None:
-        self._bits = ELEMENT_BITS[storage_dtype]
+        self._bits = 8 * STORAGE_TYPES[storage_dtype].num_bytes
         self._all = _Bucket()
         self._buckets: dict[str, _Bucket] = defaultdict(_Bucket)
         self._latents, self._distance, self._examples = LatentMoments(), VideoDistance(), ExampleSelection()

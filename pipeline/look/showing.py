@@ -6,7 +6,7 @@ in parts of a few groups with carried state, so memory does not depend on a clip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,8 @@ SHEET_PIXELS = 1600  # width of the sheet
 class Picture:
     """A few frames of a clip, uint8 `3 T H W`: the original (white where there is none) and the decoded latent."""
 
-    original_CTHW: torch.Tensor
-    decoded_CTHW: torch.Tensor
+    original_CTHW: torch.Tensor = field(repr=False)
+    decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
 
 

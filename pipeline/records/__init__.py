@@ -1,10 +1,11 @@
-"""Records that flow between packages: plain, frozen, picklable values. No torch, no I/O.
+"""Records that flow between packages: frozen, picklable values. No torch, no I/O.
 
 - `flow`: from a listed object to a latent clip
 - `receipt`: files, counts and the receipt of a shard
 """
 
 from pipeline.records.flow import (
+    LATENT_DTYPES,
     VIDEO_EXTENSIONS,
     Bucket,
     ChunkShape,
@@ -32,6 +33,7 @@ from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Rece
 
 __all__ = [
     "FORMAT_VERSIONS",
+    "LATENT_DTYPES",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",

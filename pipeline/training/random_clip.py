@@ -39,7 +39,7 @@ def random_clip(
 
     Raises:
         PolicyReject: `too_short`, `too_small`, `fps_too_low`, and those of `decode.open_video`.
-        DamagedInput: as `decode.open_video` and `Video.frames`.
+        DamagedInput: as `decode.open_video` and `Video.planes`.
     """
     opened = open_video(video, limits)
     try:
@@ -49,7 +49,7 @@ def random_clip(
         start = int(draw.integers(latest + 1))
         wanted = clips.frames_on_screen(opened.times_s, start, start + size.frames, fps)
         geometry = _geometry(opened.info, config, size, draw)
-        planes_T3HW = _decode(opened, wanted, geometry)
+        planes_T3HW = opened.planes(wanted, geometry)
         matrix = opened.info.color_matrix
     finally:
         opened.close()
@@ -76,7 +76,7 @@ def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Buck
         space_stride=1,
         lead_frames=1,
     )
-    _, rejects = clips.plan(info, video.times_s, video.end_s, rules)
+    _, rejects = clips.choose_clips(info, video.times_s, video.end_s, rules)
     if rejects:
         raise PolicyReject(rejects[0].reason, rejects[0].message.replace("clips.", "data.clips."))
 
@@ -90,13 +90,3 @@ def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.
     width = max(size.width, round(info.width * cover * factor))
     top, left = int(draw.integers(height - size.height + 1)), int(draw.integers(width - size.width + 1))
     return Geometry(height, width, top, left, size.height, size.width)
-
-
-def _decode(video: Video, wanted: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Planes `T 3 H W` of the frames `wanted`, which ascend and repeat if a frame stays on screen."""
-    planes_T3HW = np.empty((len(wanted), 3, geometry.height, geometry.width), np.uint8)
-    distinct, first, times = np.unique(wanted, return_index=True, return_counts=True)
-    for shown, row, repeats in zip(video.frames(distinct.tolist()), first, times, strict=True):
-        shown.write(planes_T3HW[row], geometry)
-        planes_T3HW[row + 1 : row + repeats] = planes_T3HW[row]
-    return planes_T3HW

@@ -51,14 +51,14 @@ def finished(corpus, tmp_path_factory):
 def test_a_run_ends_with_weights_and_prints_the_command_that_uses_them(finished, corpus):
     folder, (code, out, err) = finished
     assert code == 0, err
-    lines = err.splitlines()
-    assert lines[:3] == [
+    printed = err.splitlines()
+    assert printed[:3] == [
         f"lathe: 12 steps of leanvae into {folder / 'run'}",
-        "lathe: reading 2 shards once, to know where their videos lie",
+        "lathe: reading 2 shards once, to index their videos",
         "lathe: 6 videos",
     ]
-    assert lines[3].startswith("lathe: step 6/12, loss ")
-    assert lines[-1].startswith("lathe: step 12/12, loss ")
+    assert printed[3].startswith("lathe: step 6/12, loss ")
+    assert printed[-1].startswith("lathe: step 12/12, loss ")
     weights = folder / "run" / "weights"
     run = json.loads((weights / "run.json").read_text())
     assert (run["steps"], run["data"]["inputs"], run["data"]["clips"]["scale"]) == (12, [str(corpus)], [1, 1.5])
@@ -94,7 +94,7 @@ def test_a_killed_run_continues_to_the_same_weights(finished, corpus, tmp_path):
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0] == {
         "event": "notice",
-        "text": f"{tmp_path / 'run'} holds 4 of 12 steps; going on from there",
+        "text": f"{tmp_path / 'run'} holds 4 of 12 steps; continuing from there",
     }
     assert [event["step"] for event in events if event["event"] == "progress"] == [6, 12]
     assert events[-1]["event"] == "report"
@@ -229,6 +229,6 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
 def test_out_of_memory_is_reported_without_the_librarys_numbers(text):
-    lines = run._told(RuntimeError(text))
-    assert lines.startswith("training ran out of memory; use smaller batches")
-    assert run._told(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    message = run._known_failure(RuntimeError(text))
+    assert message.startswith("training ran out of memory; use smaller batches")
+    assert run._known_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

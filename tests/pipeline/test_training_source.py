@@ -248,7 +248,7 @@ def test_a_corpus_without_a_usable_clip_is_refused_with_reasons(tmp_path):
 def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
     corpus, told = small_corpus(tmp_path / "corpus"), []
     first = open_corpus(tmp_path / "run", corpus, told=told)
-    assert told == ["reading 3 shards once, to know where their videos lie"]
+    assert told == ["reading 3 shards once, to index their videos"]
     again = open_corpus(tmp_path / "run", corpus, told=told)
     assert len(told) == 1
     places = [first._index[n] for n in range(9)]
