@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.colour import yuv_to_video
-from model.evaluation.pictures import Reel
+from model.evaluation.examples import FrameSampler
 from model.evaluation.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
@@ -90,7 +90,7 @@ class LatentDecoder:
             ConfigError: a clip that does not fit into the device's memory.
             DamagedInput: the source is damaged.
         """
-        reel, decibels = Reel(), list[float]()
+        reel, decibels = FrameSampler(), list[float]()
         try:
             for decoded_CTHW in self._decoded(clip, latent):
                 original_CTHW = self._torch.full_like(decoded_CTHW, 255)

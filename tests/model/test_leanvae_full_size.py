@@ -1,4 +1,4 @@
-"""The published sizes with random weights: parameter counts, sane activations, agreement with the plain network, flat memory."""
+"""LeanVAE at the published sizes with random weights: parameter counts, activations, agreement with the plain network, constant memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_untrained_activations_are_of_order_one(full):
 
 
 def test_fast_and_plain_agree_and_chunks_are_exact(full):
-    """33 x 34 tokens a row: more than one block of a product, and the last block a short one."""
+    """33 x 34 tokens a row: more than one block of a product, the last block incomplete."""
     video = pixels(1, 3, 5, 264, 272)
     whole = full.encode(video)[0].mean
     plain = PlainLeanVAE(full.config, full.network.state_dict())(video)
