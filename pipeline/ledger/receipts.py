@@ -99,9 +99,9 @@ class Ledger:
             )
         return LatentSet(str(raw.get("name")), str(raw.get("uuid")), str(raw.get("created")))
 
-    def listed(self) -> Iterator[ObjectInfo]:
-        """Objects named like receipts that hold at least one byte, in key order, by one LIST."""
-        return (info for info in self._store.list(PREFIX) if info.size and NAME.fullmatch(info.key))
+    def listed(self, *, empty: bool = False) -> Iterator[ObjectInfo]:
+        """Objects named like receipts, in key order, by one LIST; with `empty` also those that hold no byte."""
+        return (info for info in self._store.list(PREFIX) if (info.size or empty) and NAME.fullmatch(info.key))
 
     def done(self) -> set[str]:
         """Ids of all shards that have a receipt, by one LIST and no reads. A receipt that was cut off counts here."""

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -20,13 +21,14 @@ from pipeline.ledger.receipts import Ledger, shard_of_key
 from pipeline.records import Retry, SourceObject, retry_from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.records import Receipt
     from pipeline.storage import ObjectInfo, Store
 
 PREFIX = "summaries/"
 NAME = re.compile(r"summaries/[0-9a-f]{16}\.parquet")
+ROWS_AT_ONCE = 4096  # of a cache object turned into Python objects
 WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
 ID_BYTES = 16
 URI_BYTES = 8
@@ -60,6 +62,10 @@ class ReceiptSummary:
     marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
+
+    def __post_init__(self) -> None:
+        for name in ("fingerprint", "container", "reasons", "limits"):  # mostly equal over 100,000 receipts: kept once
+            object.__setattr__(self, name, sys.intern(getattr(self, name)))
 
     @property
     def precedence(self) -> tuple[str, str]:
@@ -153,22 +159,32 @@ class Summaries:
         self._cached_objects: list[str] = []
         self._found: list[ReceiptSummary] = []
         self._read = 0
+        self.cut_off: list[str] = []
+        """Shards all of whose receipts are empty or cut off; filled by `all`."""
 
-    def all(self) -> list[ReceiptSummary]:
+    def all(self, listener: Callable[[Receipt], None] | None = None) -> list[ReceiptSummary]:
         """One summary a shard: of several receipts of one shard, that of the one that counts. Cut-off receipts are left out.
+
+        Args:
+            listener: is called with every receipt that had to be read, because no cache knows it.
 
         Raises:
             OutputError: a receipt of another format version.
         """
         ledger = Ledger(self._store)
-        infos = {info.key: info for info in ledger.listed()}
+        infos = {info.key: info for info in ledger.listed(empty=True)}
         known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
-        missing = [key for key in infos if key not in known]
+        missing = [key for key, info in infos.items() if key not in known and info.size]
         for key, receipt in zip(missing, ledger.read_all(([key] for key in missing), self._workers), strict=True):
             if receipt is not None:
                 known[key] = summarise(receipt, infos[key])
+                if listener is not None:
+                    listener(receipt)
         self._read, self._found = len(missing), list(known.values())
-        return _first_of_each_shard(self._found)
+        found = _first_of_each_shard(self._found)
+        done = {item.shard_id for item in found}
+        self.cut_off = sorted({shard_of_key(key) for key in infos} - done)
+        return found
 
     def save(self) -> None:
         """Writes a cache object if enough receipts had to be read, and removes those it replaces. Best called when a run ends."""
@@ -230,4 +246,5 @@ def _from_parquet(data: bytes) -> list[ReceiptSummary]:
         return []
     if not table.schema.equals(_schema()):
         return []
-    return [ReceiptSummary(**row) for row in table.to_pylist()]
+    batches = table.to_batches(ROWS_AT_ONCE)  # as Python objects the rows are ten times as large
+    return [ReceiptSummary(**row) for batch in batches for row in batch.to_pylist()]

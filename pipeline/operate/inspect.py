@@ -51,13 +51,18 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
     latent_set = ledger.latent_set()
     found = []
     for item in tally(store, workers).values():
-        metadata = _file_metadata(store, item.sample_file) if item.sample_file else {}
+        metadata = file_metadata(store, item.sample_file) if item.sample_file else {}
         described = {name: metadata.get(name) for name in ("spec", "latent", "normalisation", "container", "versions")}
         found.append({**item.to_dict(), **described})
     return {"kind": "output", "uri": store.root, **asdict(latent_set), "fingerprints": found}
 
 
-def _file_metadata(store: Store, key: str) -> dict[str, Any]:
+def file_metadata(store: Store, key: str) -> dict[str, Any]:
+    """What a data file says of itself (docs/formats.md).
+
+    Raises:
+        InputError: missing, or not a file that Lathe wrote.
+    """
     read = _tar if key.endswith(".tar") else _parquet
     metadata: dict[str, Any] = read(store, key, store.stat(key).size)["metadata"]
     return metadata

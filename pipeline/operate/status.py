@@ -53,11 +53,11 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        "progress": _heartbeat(store),
+        "progress": heartbeat(store),
     }
 
 
-def _heartbeat(store: Store) -> dict[str, Any] | None:
+def heartbeat(store: Store) -> dict[str, Any] | None:
     """The build started last of those that live: whose object was renewed within three of its intervals."""
     live = []
     for info in store.list(PROGRESS_PREFIX):
