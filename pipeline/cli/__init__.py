@@ -1,10 +1,11 @@
 """The command line: options, commands, how results read, exit codes.
 
 - `app`: encode, plan, status, inspect, verify, sample
+- `output_commands`: publish, snapshots, diff, stats
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options, answers and errors that commands share
 - `progress`: displays of a running build (live, plain lines, JSON lines)
-- `wording`, `evaluation_wording`, `preview_wording`: results as lines of text
+- `wording`, `evaluation_wording`, `preview_wording`, `snapshot_wording`: results as lines of text
 """
 
 

@@ -6,11 +6,11 @@ SIGTERM or SIGHUP: what ran was finished, and the same command resumes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import network_commands
+from pipeline.cli import network_commands, output_commands
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -31,9 +31,11 @@ from pipeline.cli.terminal import (
     guard,
     show,
     storage_config,
-    store_at,
 )
 from pipeline.process import signals
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
 
 app = typer.Typer(
     name="lathe",
@@ -81,6 +83,9 @@ def encode(
             "or those with these reasons.",
         ),
     ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
+    ] = False,
     strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
@@ -113,12 +118,14 @@ def encode(
 
     def run() -> None:
         with signals.handled():  # before anything that takes time
-            _encode(flags, config, tuple(set_ or ()))
+            job = _encode(flags, config, tuple(set_ or ()))
+            if publish:
+                output_commands.publish_job(job)
 
     guard(run, debug=debug)
 
 
-def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> EncodeJob:
     from pipeline.cli.progress import display_for
     from pipeline.config import build_job
     from pipeline.engine.driver import encode as driver
@@ -132,6 +139,7 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
         raise
     finally:
         display.close(report)
+    return job
 
 
 @app.command()
@@ -174,13 +182,15 @@ def plan(
 
 
 @app.command()
-def status(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def status(
+    output: output_commands.Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """How far an output is: shards, clips, rejects, and whether a build is running."""
 
     def run() -> None:
         from pipeline.operate import status as room
 
-        show(room.status(store_at(output, endpoint_url)), "status_lines", as_json)
+        show(room.status(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
 
     guard(run, debug=debug)
 
@@ -198,13 +208,16 @@ def inspect(target: str, endpoint_url: StoreSettings = None, as_json: AsJson = F
 
 
 @app.command()
-def verify(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def verify(
+    output: output_commands.Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
     """Check hashes, counts, values and receipts of an output against its files. Exit code 1 if anything is wrong."""
 
     def run() -> None:
         from pipeline.operate import verify as room
 
-        report = room.verify_output(store_at(output, endpoint_url))
+        store, number = output_commands.open_numbered(output, endpoint_url)
+        report = room.verify_output(store, snapshot=number)
         show(report.to_dict(), "verify_lines", as_json)
         if not report.ok:
             raise typer.Exit(1)
@@ -233,6 +246,10 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(output_commands.publish)
+app.command()(output_commands.snapshots)
+app.command()(output_commands.diff)
+app.command()(output_commands.stats)
 app.command()(network_commands.train)
 app.command()(network_commands.models)
 app.command()(network_commands.check)

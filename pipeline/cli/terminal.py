@@ -88,13 +88,6 @@ def storage_config(endpoint_url: str | None) -> Any:
     return validate(StorageConfig, {"endpoint_url": endpoint_url})
 
 
-def store_at(output: str, endpoint_url: str | None) -> Any:
-    """The store behind an output. Raises InputError for a scheme that is not known."""
-    from pipeline.storage import open_store
-
-    return open_store(output, storage_config(endpoint_url))
-
-
 def show(values: dict[str, Any], wording: str, as_json: bool) -> None:
     """Prints an answer: as JSON, or in the words of the function `wording` of `pipeline.cli.wording`."""
     from pipeline.cli import wording as room

@@ -3,6 +3,7 @@
 - `network`: which network a job means, loaded
 - `running`, `staging`: steps on the device; transfers to it and back
 - `step_budget`: how many chunks and frames go through at once
+- `environment`: the machine, for receipts
 - `examination`: `lathe check`
 """
 

@@ -22,7 +22,7 @@ from pipeline.ledger.takedowns import read_takedowns
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.ledger.snapshots import Snapshot
     from pipeline.ledger.summaries import ReceiptSummary
@@ -43,6 +43,7 @@ class Candidate:
     receipts: pa.Table  # `manifest.RECEIPTS`, by shard id
     fresh: set[str]  # shards that the parent does not cover
     cut_off: list[str]  # shards whose only receipt is empty or cut off
+    save_summaries: Callable[[], None]  # caches what had to be read
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
@@ -116,7 +117,6 @@ def gather(
 
     summaries = Summaries(store, workers)
     found = [item for item in summaries.all(keep) if item.fingerprint.startswith(fingerprint or "")]
-    summaries.save()
     overlaps = Overlaps(found, read_takedowns(store))
     before = read_choices(snapshots.table(parent, "choices")) if parent is not None else {}
     selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing)
@@ -131,6 +131,7 @@ def gather(
         receipts=receipts,
         fresh={shard for shard in overlaps.by_shard if shard not in covered},
         cut_off=summaries.cut_off,
+        save_summaries=summaries.save,
     )
 
 
@@ -157,9 +158,7 @@ def _combined(
     return files.sort_by("key"), receipts.sort_by("shard_id")
 
 
-def _read_now(
-    store: Store, overlaps: Overlaps, wanted: dict[str, bytes], workers: int
-) -> tuple[pa.Table, pa.Table]:
+def _read_now(store: Store, overlaps: Overlaps, wanted: dict[str, bytes], workers: int) -> tuple[pa.Table, pa.Table]:
     pool = _Pool()
     items: list[ReceiptSummary] = [overlaps.by_shard[shard] for shard in wanted]
     read = Ledger(store).read_all(([item.key] for item in items), workers)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.records import ChannelStats, Counts
+from pipeline.records import ChannelStats, Counts, WrittenFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,6 +113,21 @@ def file_row(part: CountedReceipt, share: Share) -> dict[str, Any]:
         "file_frames": item.frames,
         "hidden": share.hidden,
     }
+
+
+def written_file(row: dict[str, Any]) -> WrittenFile:
+    """The file that a row of `FILES` names."""
+    return WrittenFile(
+        key=row["key"],
+        index_key=row["index_key"],
+        bucket=row["bucket"],
+        num_bytes=row["bytes"],
+        index_bytes=row["index_bytes"],
+        rows=row["file_rows"],
+        sha256=row["sha256"],
+        index_sha256=row["index_sha256"],
+        frames=row["file_frames"],
+    )
 
 
 def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str | None) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class CountedReceipt:
     hidden_samples: frozenset[Sample] = frozenset()
     retried: frozenset[Sample] = frozenset()
     takedowns: Takedowns = NONE  # those that touch this receipt; counts of inputs are not changed by them
+    # Of a snapshot: data files that it names, by key, with positions of their rows that do not count. None: not of a snapshot.
+    positions: dict[str, frozenset[int]] | None = None
 
     def counts(self, uri: str, key: str) -> bool:
         """Whether rows of this sample count here."""

@@ -1,7 +1,7 @@
 """Published snapshots of an output: immutable, numbered lists of the data files that count. What readers start from.
 
-`_snapshots/{n}.json` is the record; it names its tables, whose names carry a hash of their contents, by key, size and SHA-256. Tables are written first, the record last,
-create-only: a snapshot is there as a whole or not at all. Tables that no record names are what killed or second publishers left.
+`_snapshots/{n}.json` is the record; it names its tables by key, size and SHA-256. Tables are written first, the record last, create-only: a
+snapshot is there as a whole or not at all. Tables that no record names are what killed or second publishers left.
 """
 
 from __future__ import annotations
@@ -193,7 +193,9 @@ class Snapshots:
         try:
             data = self._store.read(reference.key)
         except NotFound:
-            raise OutputError(f"snapshot {snapshot.number} lacks its table {reference.key}; publish again", uri=uri) from None
+            raise OutputError(
+                f"snapshot {snapshot.number} lacks its table {reference.key}; publish again", uri=uri
+            ) from None
         if (found := hashlib.sha256(data).hexdigest()) != reference.sha256:
             raise OutputError(
                 f"{reference.key} is not the table that was published: sha256 {found}, expected {reference.sha256}; "

@@ -99,9 +99,7 @@ class Takedowns:
     def hides(self, row: IndexRow) -> bool:
         """Whether this row is taken down."""
         return (
-            row.source_uri in self._sources
-            or (row.source_uri, row.source_key) in self._samples
-            or row.id in self._ids
+            row.source_uri in self._sources or (row.source_uri, row.source_key) in self._samples or row.id in self._ids
         )
 
 

@@ -123,8 +123,8 @@ def _listed(
     overlaps: Overlaps, versions: Versions, listing: Iterable[SourceObject], *, drop_missing: bool
 ) -> tuple[Versions, list[SourceObject]]:
     owners: dict[str, dict[bytes, str]] = {}
-    for fingerprint, source, _, shard in owned(overlaps, overlaps.by_shard.values()):
-        owners.setdefault(fingerprint, {})[source] = shard
+    for fingerprint, known_source, _, owner in owned(overlaps, overlaps.by_shard.values()):
+        owners.setdefault(fingerprint, {})[known_source] = owner
     decided: Versions = {
         fingerprint: dict.fromkeys(found) if drop_missing else dict(found) for fingerprint, found in versions.items()
     }
@@ -149,10 +149,7 @@ def _changes(decided: Versions, newest: Versions, past: Versions, renewed: dict[
     for fingerprint, found in decided.items():
         earlier, new = past.get(fingerprint, {}), renewed.get(fingerprint, set())
         for uri, shard in found.items():
-            if uri in earlier:
-                was = earlier[uri]
-            else:
-                was = None if uri in new else newest[fingerprint][uri]
+            was = earlier.get(uri) if uri in earlier or uri in new else newest[fingerprint][uri]
             if was == shard:
                 continue
             if was is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import InputError
 from pipeline.format.index import read_footer, read_index
 from pipeline.ledger.receipts import SET_KEY, Ledger
+from pipeline.ledger.snapshots import Snapshots, split_number
 from pipeline.ledger.totals import describe_stats, tally
 from pipeline.records import Receipt
 from pipeline.storage import locate, open_store
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.storage import Store
 
+DESCRIBED = ("spec", "latent", "normalisation", "container", "versions")
 HEAD_BYTES = 64 * 1024  # one request gets a tar's first member, whatever its metadata says
 
 
@@ -40,7 +42,35 @@ def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
             root, key = locate(uri)
             store = open_store(root, config)
             return {"uri": uri, **read(store, key, store.stat(key).size)}
-    return inspect_output(open_store(uri.removesuffix(SET_KEY), config))
+    output, number = split_number(uri.removesuffix(SET_KEY))
+    store = open_store(output, config)
+    return inspect_output(store) if number is None else inspect_snapshot(store, number)
+
+
+def inspect_snapshot(store: Store, number: int) -> dict[str, Any]:
+    """The record of a snapshot, with what a data file of each fingerprint says of its network.
+
+    Raises:
+        InputError: no such snapshot; says which there are.
+    """
+    latent_set = Ledger(store).latent_set()
+    snapshots = Snapshots(store)
+    snapshot = snapshots.read(number)
+    files = snapshots.table(snapshot, "files", ["key", "fingerprint"]).to_pydict()
+    first = dict(zip(reversed(files["fingerprint"]), reversed(files["key"]), strict=True))
+    found = asdict(snapshot)
+    for fingerprint, item in found["fingerprints"].items():
+        metadata = file_metadata(store, first[fingerprint]) if fingerprint in first else {}
+        item.update({name: metadata.get(name) for name in DESCRIBED})
+        item["statistics"] = describe_stats(snapshot.fingerprints[fingerprint].stats)
+        del item["stats"]
+    return {
+        "kind": "snapshot",
+        "uri": f"{store.root}@{number}",
+        "name": latent_set.name,
+        "uuid": latent_set.uuid,
+        **found,
+    }
 
 
 def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
@@ -52,7 +82,7 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
     found = []
     for item in tally(store, workers).values():
         metadata = file_metadata(store, item.sample_file) if item.sample_file else {}
-        described = {name: metadata.get(name) for name in ("spec", "latent", "normalisation", "container", "versions")}
+        described = {name: metadata.get(name) for name in DESCRIBED}
         found.append({**item.to_dict(), **described})
     return {"kind": "output", "uri": store.root, **asdict(latent_set), "fingerprints": found}
 

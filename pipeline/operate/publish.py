@@ -103,7 +103,9 @@ def publish(
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
     """
     if options.removed == "drop" and listing is None:
-        raise InputError("--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone")
+        raise InputError(
+            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
+        )
     Ledger(store).latent_set()
     snapshots = Snapshots(store, failures)
     parent, number = snapshots.latest(), snapshots.next_number()
@@ -118,6 +120,7 @@ def publish(
     if not candidate.receipts.num_rows:
         asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
         raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
+    candidate.save_summaries()
     open_shards = _open_shards(store, candidate)
     if open_shards and not options.partial:
         raise PublishFailed(
@@ -228,7 +231,7 @@ def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
 
 
 def _constants(store: Store, files: pa.Table) -> dict[str, Any]:
-    """What the network's authors recommend, as a data file records it; nothing where the first file cannot be read (another check says so)."""
+    """What the network's authors recommend, as a data file records it; nothing where that cannot be read (the files check says so)."""
     try:
         spec = file_metadata(store, files["key"][0].as_py()).get("spec", {}) if files.num_rows else {}
     except InputError:
@@ -254,7 +257,9 @@ def _rejects(candidate: Candidate) -> dict[str, int]:
 
 
 def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
-    grouped = files.group_by("bucket").aggregate([("key", "count"), ("rows", "sum"), ("frames", "sum"), ("bytes", "sum")])
+    grouped = files.group_by("bucket").aggregate(
+        [("key", "count"), ("rows", "sum"), ("frames", "sum"), ("bytes", "sum")]
+    )
     return {
         row["bucket"]: {
             "files": row["key_count"],
@@ -282,9 +287,7 @@ def _changes(candidate: Candidate) -> dict[str, int]:
     }
 
 
-def _lineage(
-    candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None
-) -> dict[str, Any]:
+def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
     """Where the snapshot comes from. The digest of the listing is over (uri, size, etag) of the inputs, or of the versions that count."""
     digest = hashlib.blake2b(digest_size=16)
     if listing is not None:
@@ -292,7 +295,10 @@ def _lineage(
     else:
         versions = candidate.selection.versions
         names = sorted(
-            uri + str(shard).encode() for found in versions.values() for uri, shard in found.items() if shard is not None
+            uri + str(shard).encode()
+            for found in versions.values()
+            for uri, shard in found.items()
+            if shard is not None
         )
     for name in names:
         digest.update(name)
@@ -301,7 +307,11 @@ def _lineage(
 
 
 def _notices(store: Store, snapshot: Snapshot) -> list[str]:
-    found = [f"check {check.name} was not judged: {check.message or 'nothing to compare'}" for check in snapshot.checks if not check.judged]
+    found = [
+        f"check {check.name} was not judged: {check.message or 'nothing to compare'}"
+        for check in snapshot.checks
+        if not check.judged
+    ]
     if snapshot.open_shards:
         found.append(f"{len(snapshot.open_shards)} shards or inputs are not done and not in the snapshot (--partial)")
     if not store.conditional_writes():

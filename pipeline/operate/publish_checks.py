@@ -114,7 +114,9 @@ def finite_check(receipts: pa.Table) -> Check:
         if broken.any():
             bad += int(broken.sum())
             first = first or fingerprint
-    message = f"{bad} receipts have statistics that are not finite (fingerprint {first[:8]}); `lathe verify` names the rows"
+    message = (
+        f"{bad} receipts have statistics that are not finite (fingerprint {first[:8]}); `lathe verify` names the rows"
+    )
     return Check("finite", not bad, message if bad else "", {"receipts_not_finite": bad})
 
 
@@ -163,7 +165,9 @@ def _drift(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
         ("mean", difference, means, difference),
         ("std", ratio - 1, spreads, np.log(np.maximum(ratio, 1e-12))),
     ):
-        error = np.sqrt(sum(part.var(axis=0, ddof=1) / len(part) for part in units) if min(map(len, units)) > 1 else 0.0)
+        error = np.sqrt(
+            sum(part.var(axis=0, ddof=1) / len(part) for part in units) if min(map(len, units)) > 1 else 0.0
+        )
         errors = np.divide(scaled, error, out=np.zeros_like(scaled), where=error > 0)
         errors = np.where((error == 0) & (scaled != 0), np.copysign(1e9, scaled), errors)
         found[name] = {"difference": value.tolist(), "errors": errors.tolist()}
@@ -194,7 +198,10 @@ def normalised_by(stats: ChannelStats, constants: dict[str, Any]) -> tuple[float
     """Mean and standard deviation over all channels of latents normalised by `constants`; None where the network has none."""
     mean, std = np.array(stats.mean), _std(stats)
     if constants.get("mean") is not None and constants.get("std") is not None:
-        means, stds = (mean - np.array(constants["mean"])) / np.array(constants["std"]), std / np.array(constants["std"])
+        means, stds = (
+            (mean - np.array(constants["mean"])) / np.array(constants["std"]),
+            std / np.array(constants["std"]),
+        )
     elif constants.get("scale") is not None:
         shift = np.array(constants["shift"] if constants.get("shift") is not None else 0.0)
         scale = np.array(constants["scale"])

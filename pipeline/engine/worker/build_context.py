@@ -90,13 +90,3 @@ def versions() -> dict[str, str]:
     """Lathe and the libraries that a stored value or a file's layout depends on, as installed in this process."""
     packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
     return {**packages, "python": platform.python_version(), **_decoder_version()}
-
-
-def environment(device: str) -> dict[str, str]:
-    """Where an attempt ran, for its receipt: what may matter when numbers differ in the last bit. Not part of the fingerprint."""
-    return {
-        "device": device,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
