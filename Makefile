@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench fuzz clean
+.PHONY: help setup demo test check fix docs bench fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -36,8 +36,11 @@ fix: $(INSTALLED) ## format, and repair what the linter can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) ## measure encode, decode, write and end to end; prints ratios
-	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+docs: $(INSTALLED) ## write docs/configuration.md and docs/commands.md from the code
+	$(BIN)/python -m docs.generate
+
+bench: $(INSTALLED) ## measure what the README claims; one table at the end (BENCH="--quick" only tries everything)
+	$(BIN)/python -m benchmarks.run_all $(BENCH)
 
 fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, or for FUZZ_S=600 seconds
 	$(BIN)/python -m tests.fuzz

@@ -1,9 +1,9 @@
-"""Frames per second and core of the decode side alone: open, plan, decode, scale, hand over. No encoder, no Ray.
+"""Frames per second of one CPU core for decoding alone: open, plan, decode, scale. No encoder, no Ray.
 
     python benchmarks/decode_only.py [--seconds 4] [--repeats 3] [--json]
 
-Videos are made on the spot from the sample corpus's scenes. `raw` is libav alone (decode every frame, no scaling); `cut` is the
-whole path into a bucket; `of_raw` is their ratio. CPU time of one thread, best of the repeats.
+Videos are made from the scenes of the sample corpus. `raw` is libav alone (decode every frame, no scaling); `cut` is the whole path to
+bucket-sized planes; `of_raw` is their ratio. CPU time of one thread, best of the repeats.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def main() -> None:
             rows.append(row)
             if not options.json:
                 print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+                print(f"RESULT {row['cut_source_fps']:.0f} frames per CPU second of one thread, {name}, {job_name}")
     if options.json:
         versions = {"av": av.__version__, "python": platform.python_version(), "machine": platform.machine()}
         print(

@@ -1,11 +1,11 @@
-"""IV-VAE written layer by layer in plain PyTorch, chunked as its authors run it: the yardstick that speed is measured against.
+"""IV-VAE written layer by layer in plain PyTorch, chunked as its authors do: the implementation that speed is compared with.
 
-Enters: published weights (`config`, `state_dict`) and a float video `BCTHW` in [-1, 1], or raw latents. Leaves: posterior mean and
-log-variance `BCthw`, or a video. Nothing is folded: contiguous `BCTHW` everywhere, `F.conv2d` and `F.conv3d` of a pair run one after the
-other, zero frames are padded and multiplied, branches are concatenated, the head's six outputs too.
+Takes published weights (`config`, `state_dict`) and a float video `BCTHW` in [-1, 1], or raw latents; returns posterior mean and
+log-variance `BCthw`, or a video. Nothing is folded: contiguous `BCTHW` everywhere, `F.conv2d` and `F.conv3d` of a pair run one after
+the other, zero frames are padded and multiplied, branches are concatenated, the head's six outputs too.
 
-The official way in time: the encoder takes frame 0 and then 4 frames per call, the decoder one latent per call; every 3x3x3
-convolution keeps the last frame of its input in a cache, numbered in the order of running.
+The official way in time: the encoder takes frame 0 and then 4 frames per call, the decoder one latent per call; every 3x3x3 convolution
+keeps the last frame of its input in a cache, numbered in the order of running.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""LeanVAE encode written layer by layer in plain PyTorch: the yardstick that speed is measured against.
+"""LeanVAE encode written layer by layer in plain PyTorch: the implementation that speed is compared with.
 
-Enters: published weights (`config`, `state_dict`) and a float video `BCTHW` in the network's range. Leaves: the posterior mean `BCthw`.
+Takes published weights (`config`, `state_dict`) and a float video `BCTHW` in the network's range; returns the posterior mean `BCthw`.
 Nothing is folded or reordered: Haar filters as strided convolutions, patches by rearranging, `nn.Conv3d` on `BCTHW` with zero
 padding, `nn.LayerNorm`, `nn.Linear`, GELU; the residual stream goes back and forth between the two layouts where a layer needs it.
 """

@@ -1,6 +1,6 @@
-"""Draws how a training run went: PSNR of the clips it learned from and learning rate over steps, as a PNG.
+"""Draws a training run as a PNG: PSNR of its training clips and learning rate over steps.
 
-Enters: `run.json` of published weights (by default those that come with Lathe). Leaves: the picture. Needs the extra `training`.
+Takes `run.json` of published weights (by default those that come with Lathe). Needs the extra `training`.
 """
 
 from __future__ import annotations

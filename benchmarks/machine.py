@@ -1,6 +1,6 @@
-"""The device a benchmark runs on: its clock, its memory, its own matrix-product rate.
+"""The device that a benchmark runs on: clock, memory, matrix-product rate.
 
-Enters: a device name and a number of arithmetic threads. Leaves: seconds, megabytes, FLOP/s.
+Takes a device name and a number of arithmetic threads; gives seconds, megabytes, FLOP/s.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Every network alone: encode and decode speed, memory, share of the machine's own matrix-product rate, ratio to a plain implementation.
 
-Enters: names of networks, clip sizes, a device (random weights, random pixels; needs torch, and triton on CUDA). Leaves: one table, and the
-numbers as JSON with `--json`. What is compared is measured alternately in one run; numbers are medians. On CUDA they are those of the
-steady state, steps replayed as graphs where a network has them; the peak is that of getting there, recordings included.
-Ratios are per clip: what does not fit at the batch asked for runs at its own, halved until it does, which its row shows.
+Random weights and random pixels. What is compared is measured alternately in one run; numbers are medians. On CUDA they are those of the
+steady state, steps replayed as graphs where a network has them; the peak includes recording the graphs. Ratios are per clip. A batch that
+does not fit is halved until it does; the row shows the batch that ran.
 
     python benchmarks/networks.py                       # CPU: the cases that fit into --budget seconds each
     python benchmarks/networks.py --device cuda         # GPU: all sizes, best batch
@@ -37,6 +36,7 @@ from model.kernels.graphs import PATIENCE
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 from benchmarks import plain_networks
 from benchmarks.machine import Machine
+from benchmarks.network_rows import HEADER, Row, results, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,25 +53,6 @@ DECODE_GFLOP = {
     "ivvae-z16": 10856.5,
 }
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # tried on CUDA
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. Times are medians in seconds of one step of `batch` clips."""
-
-    network: str
-    clip: str
-    direction: str
-    dtype: str
-    batch: int
-    seconds: float
-    frames_per_s: float
-    peak_mb: float
-    tflop_per_s: float | None
-    of_matrix_rate: float | None
-    of_plain: float | None = None  # speed per clip against the plain network (same device; `plain_dtype`)
-    plain_dtype: str | None = None
-    difference: float | None = None  # largest, relative to the largest latent of the plain network
 
 
 @dataclass(frozen=True)
@@ -278,7 +259,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
             try:
                 case.rebuild()
                 batch = args.batch or best_batch(case, clip)
-                rows += show(case.encode_rows(clip, batch, args.repeats), machine)
+                rows += show(case.encode_rows(clip, batch, args.repeats))
                 if args.no_decode:
                     continue
                 decode_flop = DECODE_GFLOP.get(case.name, 1e4) * 1e9 * flop
@@ -288,30 +269,10 @@ def measure(args: argparse.Namespace) -> list[Row]:
                     print(f"{case.name} {clip}: decode left out, about {decode_s:.0f} s (--budget {args.budget})")
                     continue
                 case.rebuild()
-                rows += show(case.decode_rows(clip, max(1, batch // 4), args.repeats), machine)
+                rows += show(case.decode_rows(clip, max(1, batch // 4), args.repeats))
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 print(f"{case.name} {clip}: does not fit into this device's memory")
-    return rows
-
-
-HEADER = (
-    f"{'network':<16}{'clip':<14}{'direction':<16}{'dtype':<10}{'batch':>5}{'ms':>9}{'frames/s':>10}{'peak MB':>9}"
-    f"{'TFLOP/s':>9}{'of mm':>7}{'x plain':>9}{'difference':>12}"
-)
-
-
-def show(rows: list[Row], machine: Machine) -> list[Row]:
-    def cell(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    for row in rows:
-        print(
-            f"{row.network:<16}{row.clip:<14}{row.direction:<16}{row.dtype:<10}{row.batch:>5}{1e3 * row.seconds:>9.0f}"
-            f"{row.frames_per_s:>10.1f}{row.peak_mb:>9.0f}{cell(row.tflop_per_s, '.3f'):>9}{cell(row.of_matrix_rate, '.2f'):>7}"
-            f"{cell(row.of_plain, '.2f'):>9}{cell(row.difference, '.1e'):>12}",
-            flush=True,
-        )
     return rows
 
 
@@ -347,6 +308,7 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         print(
             f"{name:<16}{args.memory_size} in chunks of 16: peak {peaks[17]:.0f} MB at 17 frames, {peaks[257]:.0f} MB at 257: {ratio:.3f}"
         )
+        print(f"RESULT {ratio:.3f} <= 1.10 peak memory of 257 frames in chunks, of 17 frames, {name}")
         results.append({"network": name, "size": args.memory_size, "peak_mb": peaks, "ratio": ratio})
     return results
 
@@ -381,14 +343,15 @@ def main() -> None:
     machine = Machine(args.device, args.threads)
     float32 = exact_float32(machine)
     rates = {dtype: machine.matrix_rate(getattr(torch, dtype)) / 1e12 for dtype in args.dtypes.split(",")}
-    told = ", ".join(f"{dtype} {rate:.3f}" for dtype, rate in rates.items())
+    listed = ", ".join(f"{dtype} {rate:.3f}" for dtype, rate in rates.items())
     print(
-        f"{machine.name}; torch {torch.__version__}; matrix products in TFLOP/s: {told}; medians of {args.repeats}{float32}"
+        f"{machine.name}; torch {torch.__version__}; matrix products in TFLOP/s: {listed}; medians of {args.repeats}{float32}"
     )
     rows: list[Row] = []
     if not args.memory_only:
         print(HEADER)
         rows = measure(args)
+        print("\n".join(results(rows, args.device)))
     peaks = [] if args.no_memory else memory(args)
     if args.json:
         report = {"machine": machine.name, "torch": torch.__version__, "matrix_tflop_per_s": rates}

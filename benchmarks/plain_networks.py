@@ -1,5 +1,7 @@
-"""The plain layer-by-layer networks by the name of their preset. Enters: published configuration and weights. Leaves: a module whose call
-takes a video `B 3 T H W` in the network's range to the posterior mean `B d t h w`.
+"""The plain layer-by-layer networks by the name of their preset.
+
+Takes published configuration and weights; returns a module that maps a video `B 3 T H W` in the network's range to the posterior mean
+`B d t h w`.
 """
 
 from __future__ import annotations

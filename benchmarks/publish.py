@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.ledger.receipts import PREFIX, Ledger
+from pipeline.format.layout import CURRENT
+from pipeline.ledger.receipts import Ledger
 from pipeline.records import (
-    FORMAT_VERSION,
     ChannelStats,
     Counts,
     Receipt,
@@ -57,7 +57,7 @@ def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
         for n in (1, 2)
     )
     return Receipt(
-        format_version=FORMAT_VERSION,
+        format_version=CURRENT.version,
         shard_id=shard_id,
         shard=shard,
         fingerprint=FINGERPRINT,
@@ -79,7 +79,7 @@ def add(root: Path, numbers: range, version: int) -> None:
     for number in numbers:
         made = receipt_of(number, version, rng)
         for key, data in (
-            (f"{PREFIX}{made.shard_id}.json", made.to_json()),
+            (CURRENT.receipt_key(made.shard_id), made.to_json()),
             *((key, b"1234") for item in made.files for key in (item.key, item.index_key)),
         ):
             path = root / key

@@ -1,11 +1,11 @@
-"""How fast synthetic clips are made, and whether training waits for them.
+"""Rate of making synthetic clips, compared with a training step on them.
 
     python benchmarks/synthetic_rate.py [--sizes 17x128x128,17x256x256,1x256x256] [--clips 12] [--json]
     python benchmarks/synthetic_rate.py --sheet docs/pictures/synthetic-videos.png
 
-One arithmetic thread, as in a loader's worker; CPU time of this process. `step` is one forward and backward pass of a small LeanVAE
-(16 channels, widths 32 and 96) on one such clip; `of_step` is the part of it that making the clip takes. `--sheet` writes the
-documentation's picture instead: nine clips, the frames 0, 8 and 16 of each.
+One arithmetic thread, as in a loader process; CPU time of this process. `step` is one forward and backward pass of a small LeanVAE (16
+channels, widths 32 and 96) on one such clip; `of_step` is the time of making the clip, as a fraction of it. `--sheet` writes the picture of
+the documentation instead: nine clips, frames 0, 8 and 16 of each.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What a training step keeps between its forward and its backward pass, counted without computing anything.
+"""Memory that a training step keeps between forward and backward pass, counted without computing.
 
     python benchmarks/training_memory.py [NETWORK ...] [--clip 17x256x256]
 
-Every tensor that autograd saves is counted once, parameters are not; shapes are followed through fake tensors, so any size fits on any
-machine. Gradients, optimizer and averaged weights come on top (parameters times 4 bytes each: 2 for Adam, 1, 1), and what the libraries
-take while they work.
+Every tensor that autograd saves is counted once, without parameters; shapes are followed by fake tensors, so any size works on any machine.
+Gradients, optimizer and averaged weights come in addition (parameters times 4 bytes each: 2 for Adam, 1, 1), and the libraries' workspace.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""WF-VAE encode and decode written layer by layer in plain PyTorch: the yardstick that speed is measured against.
+"""WF-VAE encode and decode written layer by layer in plain PyTorch: the implementation that speed is compared with.
 
-Enters: published weights (`config`, `state_dict`) and a float video `BCTHW` in [-1, 1], or latents. Leaves: the posterior's
-mean `BCthw` (all of it is computed), or the video.
-Nothing is folded or reordered: the whole clip at once on contiguous `BCTHW`, Haar filters as strided convolutions, causal padding by
-repeating the first frame, LayerNorm by permuting, attention as two matrix products, convolutions of frames with frames as the batch.
+Takes published weights (`config`, `state_dict`) and a float video `BCTHW` in [-1, 1], or latents; returns the posterior mean `BCthw`
+(mean and log-variance are computed), or the video. Nothing is folded or reordered: the whole clip at once on contiguous `BCTHW`, Haar
+filters as strided convolutions, causal padding by repeating the first frame, LayerNorm by permuting, attention as two matrix products,
+convolutions of frames with frames as the batch.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def reasons() -> dict[str, set[bool | None]]:
 def warnings() -> set[str]:
     found: set[str] = set()
     for name, tree in files():
-        if not name.startswith(("decode/", "reader/", "cutting", "engine/")):
+        if not name.startswith(("video/", "reader/", "engine/")):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr) and len(node.values) > 1 and re.fullmatch(r"\w+:", texts_head(node)):
@@ -86,7 +86,7 @@ def warnings() -> set[str]:
                 owner = node.func.value if isinstance(node.func, ast.Attribute) else None
                 if (getattr(owner, "id", None) or getattr(owner, "attr", None)) in LISTS:
                     found |= set(texts(node.args[0]))
-            elif isinstance(node, ast.Tuple) and len(node.elts) == 1 and name.startswith(("decode/", "reader/")):
+            elif isinstance(node, ast.Tuple) and len(node.elts) == 1 and name.startswith(("video/decode/", "reader/")):
                 found |= {slug for slug in texts(node.elts[0]) if "_" in slug}
     return found
 

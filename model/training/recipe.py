@@ -35,9 +35,11 @@ class Group(Part):
     """Clips of one size; a micro-batch holds clips of one group. One frame: images."""
 
     frames: int = Field(ge=1)
+    """Frames of a clip; the network's rule (4n+1) must allow them."""
     height: int = Field(ge=1)
     """Pixels, as `width`; a random piece of this size is cut out of larger clips."""
     width: int = Field(ge=1)
+    """Pixels."""
     batch: int = Field(ge=1)
     """Clips of a micro-batch."""
     weight: float = Field(1.0, gt=0)
@@ -50,6 +52,7 @@ class OptimizerRecipe(Part):
     name: Literal["adam", "adamw", "muon"] = "adamw"
     """`muon`: orthogonalised momentum for the matrices of token layers (LeanVAE), AdamW for all else."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's two moments."""
     weight_decay: float = Field(0.0, ge=0)
     """Of matrices and kernels; biases and gains have none."""
     clip: float | None = Field(1.0, gt=0)
@@ -84,8 +87,11 @@ class Stage(Part):
     """A stretch of training with one objective and one set of groups."""
 
     name: str = Field(min_length=1)
+    """Unique in the recipe; overrides and logs use it."""
     steps: int = Field(ge=1)
+    """Optimizer steps."""
     learning_rate: float = Field(gt=0)
+    """Of the autoencoder, after `warm_up`."""
     final_learning_rate: float = Field(ge=0)
     """Reached by a cosine at the stage's last step, or where `decay_steps` says."""
     decay_steps: int | None = Field(None, ge=1)
@@ -99,6 +105,7 @@ class Stage(Part):
     objective: Annotated[ObjectiveRecipe, BeforeValidator(_parse_objective), PlainSerializer(objective_section)]
     """Terms and weights; an adversarial term's `start` counts from the stage's first step."""
     groups: tuple[Group, ...] = Field(min_length=1)
+    """Clip sizes; each micro-batch is drawn from one of them."""
     batches: int = Field(1, ge=1)
     """Micro-batches of a step, shared out among all processes: those a process has more than one of are accumulated."""
 
@@ -136,10 +143,15 @@ class TrainingRecipe(Part):
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay per step of the averaged weights, which are what a run publishes; null: the last weights are."""
     log_every: int = Field(10, ge=1)
+    """Steps between lines of `metrics.jsonl`."""
     sheet_every: int = Field(1000, ge=1)
+    """Steps between picture sheets."""
     checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept in the folder of the run."""
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """Run one after the other."""
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingRecipe:

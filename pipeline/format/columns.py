@@ -12,9 +12,53 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import BuildError
 from pipeline.format.tensors import Payload, payload
 from pipeline.records import Bucket, LatentClip
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+
+SCALARS: dict[str, pa.DataType] = {
+    "caption": _TEXT,
+    "file_name": _TEXT,
+    "media_type": _TEXT,
+    "width": _INT,
+    "height": _INT,
+    "num_frames": _INT,
+    "duration_sec": _REAL,
+    "fps": _REAL,
+    "bucket": _TEXT,
+    "variant": _TEXT,
+    "source_uri": _TEXT,
+    "source_key": _TEXT,
+    "source_hash": _TEXT,
+    "sample_index": _INT,
+    "clip_index": _INT,
+    "clip_start_sec": _REAL,
+    "clip_end_sec": _REAL,
+    "clip_start_frame": _INT,
+    "crop": pa.list_(pa.int32()),
+    "scaled_width": _INT,
+    "scaled_height": _INT,
+    "src_width": _INT,
+    "src_height": _INT,
+    "src_fps": _REAL,
+    "codec": _TEXT,
+    "color_matrix": _TEXT,
+    "color_range": _TEXT,
+    "warnings": pa.list_(_TEXT),
+    "metadata": _TEXT,
+    "fingerprint": _TEXT,
+}
+"""Columns that are not tensors, in file order; docs/formats.md says what each means."""
+
+_NULLABLE = {"caption"}
+METADATA_MEMBER = "__latentset__"
+"""First member of a tar: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they
+would not.
+"""
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -34,6 +78,19 @@ class LatentRow:
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
         return self.latent.num_bytes + (self.logvar.num_bytes if self.logvar else 0)
+
+
+def parquet_schema(*, moments: bool) -> pa.Schema:
+    """The file's columns: `id`, the tensor triplets, then `SCALARS`."""
+    tensors = ["vae_latent", "vae_logvar"] if moments else ["vae_latent"]
+    columns = [pa.field("id", _TEXT, nullable=False)]
+    for name in tensors:
+        columns += [
+            pa.field(f"{name}_bytes", pa.binary(), nullable=False),
+            pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
+            pa.field(f"{name}_dtype", _TEXT, nullable=False),
+        ]
+    return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
 
 
 def bucket_name(bucket: Bucket) -> str:

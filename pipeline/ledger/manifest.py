@@ -43,6 +43,7 @@ FILES = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("file_rows", pa.int64(), nullable=False),  # in the file
         pa.field("file_frames", pa.int64(), nullable=False),
+        pa.field("ranges", pa.string(), nullable=False),  # JSON: `WrittenFile.ranges`
         pa.field("hidden", pa.list_(pa.int32()), nullable=False),  # positions in the file of rows that do not count
     ]
 )
@@ -111,6 +112,7 @@ def file_row(part: CountedReceipt, share: Share) -> dict[str, Any]:
         "fingerprint": receipt.fingerprint,
         "file_rows": item.rows,
         "file_frames": item.frames,
+        "ranges": json.dumps(item.ranges, sort_keys=True) if item.ranges else "{}",
         "hidden": share.hidden,
     }
 
@@ -127,6 +129,7 @@ def written_file(row: dict[str, Any]) -> WrittenFile:
         sha256=row["sha256"],
         index_sha256=row["index_sha256"],
         frames=row["file_frames"],
+        ranges=json.loads(row["ranges"]),
     )
 
 

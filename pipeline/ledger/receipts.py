@@ -1,59 +1,46 @@
 """Receipts of an output: which shards are done, and which files that means. Readers trust receipts and nothing else.
 
 In: a `Receipt` whose files are uploaded. Out: the receipt that counts for its shard: ours if it was first, else the other one.
-`latentset.json` says what the folder is; `receipts/` holds one object a shard, so one LIST tells which shards are done.
+`_receipts/` holds one object a shard, so one LIST tells which shards are done.
 An object of zero bytes, or one that is not complete JSON, is not a receipt, whoever left it there.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
+from pipeline.format.layout import CURRENT, DATA, is_foreign_cache
+from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
 from pipeline.process import kill_points as drill
-from pipeline.records import FORMAT_VERSION, Receipt
+from pipeline.records import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from pipeline.format.layout import Layout
+    from pipeline.ledger.latent_set import LatentSet
     from pipeline.storage import ObjectInfo, Store
-
-SET_KEY = "latentset.json"
-PREFIX = "receipts/"
-# `{shard_id}.json`, or `{shard_id}--{attempt}.json` on stores that cannot refuse a second writer.
-NAME = re.compile(r"receipts/(?P<shard>[0-9a-f]{32})(--(?P<attempt>[A-Za-z0-9_-]+))?\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSet:
-    """What `latentset.json` says."""
-
-    name: str
-    uuid: str
-    created: str  # UTC, ISO 8601
 
 
 class Ledger:
     """The receipts of one output. Holds no state, so any number may work on one output at a time."""
 
-    def __init__(self, store: Store, failures: DrillConfig | None = None) -> None:
-        """`failures`: where to fail on purpose, for rehearsals."""
+    def __init__(self, store: Store, failures: DrillConfig | None = None, layout: Layout | None = None) -> None:
+        """`failures`: where to fail on purpose, for rehearsals. `layout`: of the output; without it, the output is asked when needed."""
         self._store = store
+        self._layout = layout
         self._drill = failures or DrillConfig()
 
     def prepare(self, name: str) -> list[str]:
-        """Makes the output a latent set if it is none yet. Returns lines for the user, usually none.
+        """Makes the output a latent set if it is not one yet. Returns lines for the user, usually none.
 
         Raises:
-            OutputError: the folder holds another format version, or something else under our names.
+            OutputError: the folder holds a newer format version, or something else under our names.
         """
         notices = []
         if not self._store.conditional_writes():
@@ -61,51 +48,39 @@ class Ledger:
                 f"{self._store.root}: the store has no conditional writes; receipts are named by attempt, "
                 "the earliest counts. Results are the same, but two runs at once may do the same work twice"
             )
-        if not self._store.exists(SET_KEY):
-            made = {
-                "format": "latentset",
-                "format_version": FORMAT_VERSION,
-                "name": name,
-                "uuid": str(uuid.uuid4()),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            self._store.put_if_absent(SET_KEY, json.dumps(made, indent=1).encode())
-        self.latent_set()  # ours, or that of whoever was first
+        self._layout = create_latent_set(self._store, name).layout
         return notices
+
+    @property
+    def layout(self) -> Layout:
+        """Names of the output's objects.
+
+        Raises:
+            OutputError: the output is of a newer format version.
+        """
+        if self._layout is None:
+            self._layout = find_layout(self._store)
+        return self._layout
 
     def latent_set(self) -> LatentSet:
         """What the output says it is.
 
         Raises:
-            OutputError: no latent set, one of another format version, or a foreign file of that name.
+            OutputError: not a latent set, one of a newer format version, or a foreign file of that name.
         """
-        uri = self._store.uri(SET_KEY)
-        try:
-            raw = json.loads(self._store.read(SET_KEY))
-        except NotFound:
-            raise OutputError(f"{self._store.root} is no latent set: it has no {SET_KEY}") from None
-        except ValueError as error:
-            raise OutputError(
-                f"{SET_KEY} is not JSON ({error}); expected the file Lathe writes. Choose another output", uri=uri
-            ) from None
-        if not isinstance(raw, dict) or raw.get("format") != "latentset":
-            found = f"keys {sorted(raw)[:8]}" if isinstance(raw, dict) else type(raw).__name__
-            raise OutputError(f"{SET_KEY} is not Lathe's: found {found}. Choose another output", uri=uri)
-        if raw.get("format_version") != FORMAT_VERSION:
-            raise OutputError(
-                f"the output holds format version {raw.get('format_version')!r}, this Lathe writes {FORMAT_VERSION}. "
-                "Choose another output or the Lathe that made it",
-                uri=uri,
-            )
-        return LatentSet(str(raw.get("name")), str(raw.get("uuid")), str(raw.get("created")))
+        if (found := read_latent_set(self._store)) is None:
+            raise OutputError(f"{self._store.root} is not a latent set: it has no {CURRENT.set_key}")
+        return found
 
     def listed(self, *, empty: bool = False) -> Iterator[ObjectInfo]:
         """Objects named like receipts, in key order, by one LIST; with `empty` also those that hold no byte."""
-        return (info for info in self._store.list(PREFIX) if (info.size or empty) and NAME.fullmatch(info.key))
+        found = self._store.list(self.layout.receipts)
+        return (info for info in found if (info.size or empty) and self.layout.receipt_name(info.key))
 
     def done(self) -> set[str]:
         """Ids of all shards that have a receipt, by one LIST and no reads. A receipt that was cut off counts here."""
-        return {shard_of_key(info.key) for info in self.listed()}
+        names = (self.layout.receipt_name(info.key) for info in self.listed())
+        return {name.shard_id for name in names if name is not None}
 
     def commit(self, receipt: Receipt) -> Receipt:
         """Makes `receipt` the shard's, unless it has one. Returns the one that counts: if its `attempt` is another,
@@ -118,7 +93,7 @@ class Ledger:
             raise BuildError(f"receipt refused, {problems[0]}", shard=receipt.shard_id, stage="commit")
         if not self._store.conditional_writes():
             return self._commit_by_name(receipt)
-        key = f"{PREFIX}{receipt.shard_id}.json"
+        key = self.layout.receipt_key(receipt.shard_id)
         self._store.put_if_absent(key, receipt.to_json())
         drill.fire(self._drill, "before_read_back")
         # Read back whatever the answer was: some stores know If-None-Match but do not settle a race with it.
@@ -127,7 +102,7 @@ class Ledger:
         return self.load(key) or self._commit_by_name(receipt)
 
     def _commit_by_name(self, receipt: Receipt) -> Receipt:
-        ours = f"{PREFIX}{receipt.shard_id}--{receipt.attempt}.json"
+        ours = self.layout.receipt_key(receipt.shard_id, receipt.attempt)
         self._store.write(ours, receipt.to_json())
         drill.fire(self._drill, "before_read_back")
         winner = self.read(receipt.shard_id)
@@ -146,7 +121,7 @@ class Ledger:
             OutputError: a receipt of another format version, or of another shard.
         """
         # A LIST of a local folder costs time for every receipt in it.
-        if self._store.conditional_writes() and not self._store.exists(f"{PREFIX}{shard_id}.json"):
+        if self._store.conditional_writes() and not self._store.exists(self.layout.receipt_key(shard_id)):
             return None
         return self.read(shard_id)
 
@@ -156,7 +131,8 @@ class Ledger:
         Raises:
             OutputError: a receipt of another format version, or of another shard.
         """
-        keys = [info.key for info in self._store.list(f"{PREFIX}{shard_id}") if NAME.fullmatch(info.key)]
+        listed = self._store.list(f"{self.layout.receipts}{shard_id}")
+        keys = [info.key for info in listed if self.layout.receipt_name(info.key)]
         return self.load_first(keys)
 
     def all(self, workers: int = 8) -> Iterator[Receipt]:
@@ -185,9 +161,9 @@ class Ledger:
         writes, or where the first was cut off.
         """
         found: dict[str, list[str]] = {}
-        for info in self._store.list(PREFIX):
-            if NAME.fullmatch(info.key):
-                found.setdefault(shard_of_key(info.key), []).append(info.key)
+        for info in self._store.list(self.layout.receipts):
+            if (name := self.layout.receipt_name(info.key)) is not None:
+                found.setdefault(name.shard_id, []).append(info.key)
         return found
 
     def load_first(self, keys: Iterable[str]) -> Receipt | None:
@@ -212,21 +188,13 @@ class Ledger:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{key} cannot be read as a receipt: {error}", uri=self._store.uri(key)) from None
-        match = NAME.fullmatch(key)
-        if match is None or match["shard"] != receipt.shard_id or match["attempt"] not in (None, receipt.attempt):
+        name = self.layout.receipt_name(key)
+        if name is None or name.shard_id != receipt.shard_id or name.attempt not in (None, receipt.attempt):
             raise OutputError(
                 f"{key} holds the receipt of shard {receipt.shard_id}, attempt {receipt.attempt}",
                 uri=self._store.uri(key),
             )
         return receipt
-
-
-def shard_of_key(key: str) -> str:
-    """Shard id in the key of a receipt. Raises ValueError for another key."""
-    match = NAME.fullmatch(key)
-    if match is None:
-        raise ValueError(f"{key} is not the key of a receipt")
-    return match["shard"]
 
 
 def precedence(receipt: Receipt) -> tuple[str, str]:
@@ -262,11 +230,12 @@ def imbalances(receipt: Receipt) -> list[str]:
 
 
 def orphans(store: Store) -> Iterator[ObjectInfo]:
-    """Objects under `data/` and `index/` that no receipt names: work in progress, or what killed attempts left.
+    """Data files and side indexes that no receipt names: work in progress, or what killed attempts left.
 
     Lists data before it reads receipts, so a shard committed meanwhile is not called an orphan. Delete only after a
     grace time.
     """
-    listed = [info for prefix in ("data/", "index/") for info in store.list(prefix)]
-    named = {key for receipt in Ledger(store).all() for item in receipt.files for key in (item.key, item.index_key)}
-    yield from (info for info in listed if info.key not in named)
+    ledger = Ledger(store)
+    listed = [info for prefix in (DATA, ledger.layout.index) for info in store.list(prefix)]
+    named = {key for receipt in ledger.all() for item in receipt.files for key in (item.key, item.index_key)}
+    yield from (info for info in listed if info.key not in named and not is_foreign_cache(info.key))

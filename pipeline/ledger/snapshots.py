@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
+from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
 from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, from_parquet, to_parquet
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.storage import Store
 
-PREFIX = "_snapshots/"
-NAME = re.compile(r"_snapshots/(?P<number>[1-9]\d*)\.json")
 FORMAT_VERSION = 1
 NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>\d+)")
 LISTED_NUMBERS = 10
@@ -135,8 +134,8 @@ class Snapshots:
         return max((number for number, _ in self._names()), default=0) + 1
 
     def _names(self) -> list[tuple[int, int]]:
-        found = ((NAME.fullmatch(info.key), info.size) for info in self._store.list(PREFIX, recursive=False))
-        return [(int(match["number"]), size) for match, size in found if match]
+        found = [(snapshot_number(info.key), info.size) for info in self._store.list(SNAPSHOTS, recursive=False)]
+        return [(number, size) for number, size in found if number is not None]
 
     def latest(self) -> Snapshot | None:
         """The newest snapshot; None if nothing is published."""
@@ -150,7 +149,7 @@ class Snapshots:
             InputError: there is none of this number; says which there are.
             OutputError: an object that is not a record of this format version.
         """
-        key = f"{PREFIX}{number}.json"
+        key = snapshot_key(number)
         try:
             return Snapshot.from_json(self._store.read(key))
         except NotFound:
@@ -210,8 +209,7 @@ class Snapshots:
         for name, table in tables.items():
             data = to_parquet(table)
             digest = hashlib.sha256(data).hexdigest()
-            # Named by their contents: two publishers of one number never write to the same key with different bytes.
-            key = f"{PREFIX}{number}/{name}-{digest[:16]}.idx"
+            key = snapshot_table_key(number, name, digest)
             drill.fire(self._drill, "before_manifest")
             self._store.write(key, data)
             written[name] = TableRef(key, len(data), digest, table.num_rows)
@@ -223,7 +221,7 @@ class Snapshots:
         Raises:
             PublishFailed: another publisher was first; the snapshot of this number is theirs.
         """
-        key, data = f"{PREFIX}{snapshot.number}.json", snapshot.to_json()
+        key, data = snapshot_key(snapshot.number), snapshot.to_json()
         drill.fire(self._drill, "before_snapshot")
         created = self._store.put_if_absent(key, data)
         drill.fire(self._drill, "after_snapshot")

@@ -1,6 +1,6 @@
 """Summaries of receipts: what a run must know of each to resume, cached in the output so that resuming reads few receipts.
 
-In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `summaries/{hash}.parquet` holds those that an earlier
+In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `_summaries/{hash}.cache` holds those that an earlier
 run knew; an entry is used only if the LIST still shows that receipt with that size and etag. Losing the cache costs reads, nothing else.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -17,18 +16,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound
-from pipeline.ledger.receipts import Ledger, shard_of_key
+from pipeline.ledger.receipts import Ledger
 from pipeline.records import Retry, SourceObject, retry_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pipeline.format.layout import Layout
     from pipeline.records import Receipt
     from pipeline.storage import ObjectInfo, Store
 
-PREFIX = "summaries/"
-NAME = re.compile(r"summaries/[0-9a-f]{16}\.parquet")
-ROWS_AT_ONCE = 4096  # of a cache object turned into Python objects
+ROWS_AT_ONCE = 4096  # of a cache object between Arrow and Python objects
 WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
 ID_BYTES = 16
 URI_BYTES = 8
@@ -153,9 +151,10 @@ def _marks(receipt: Receipt) -> bytes:
 class Summaries:
     """Summaries of all receipts of an output as they are now. `all()` reads; `save()` caches what had to be read one by one."""
 
-    def __init__(self, store: Store, workers: int = 16) -> None:
+    def __init__(self, store: Store, workers: int = 16, layout: Layout | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._ledger = Ledger(store, layout=layout)
         self._cached_objects: list[str] = []
         self._found: list[ReceiptSummary] = []
         self._read = 0
@@ -171,11 +170,10 @@ class Summaries:
         Raises:
             OutputError: a receipt of another format version.
         """
-        ledger = Ledger(self._store)
-        infos = {info.key: info for info in ledger.listed(empty=True)}
+        infos = {info.key: info for info in self._ledger.listed(empty=True)}
         known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
         missing = [key for key, info in infos.items() if key not in known and info.size]
-        for key, receipt in zip(missing, ledger.read_all(([key] for key in missing), self._workers), strict=True):
+        for key, receipt in zip(missing, self._ledger.read_all(([key] for key in missing), self._workers), strict=True):
             if receipt is not None:
                 known[key] = summarise(receipt, infos[key])
                 if listener is not None:
@@ -183,7 +181,8 @@ class Summaries:
         self._read, self._found = len(missing), list(known.values())
         found = _first_of_each_shard(self._found)
         done = {item.shard_id for item in found}
-        self.cut_off = sorted({shard_of_key(key) for key in infos} - done)
+        names = map(self._ledger.layout.receipt_name, infos)
+        self.cut_off = sorted({name.shard_id for name in names if name is not None} - done)
         return found
 
     def save(self) -> None:
@@ -191,14 +190,15 @@ class Summaries:
         if self._read < WORTH_SAVING:
             return
         data = _to_parquet(self._found)
-        key = f"{PREFIX}{hashlib.blake2b(data, digest_size=8).hexdigest()}.parquet"
+        key = self._ledger.layout.summary_key(hashlib.blake2b(data, digest_size=8).hexdigest())
         self._store.write(key, data)
         for old in self._cached_objects:
             if old != key:
                 self._store.delete(old)
 
     def _cached(self) -> list[ReceiptSummary]:
-        self._cached_objects = [info.key for info in self._store.list(PREFIX) if NAME.fullmatch(info.key)]
+        layout = self._ledger.layout
+        self._cached_objects = [info.key for info in self._store.list(layout.summaries) if layout.is_summary(info.key)]
         found: list[ReceiptSummary] = []
         for key in self._cached_objects:
             with suppress(NotFound):  # another run has just replaced it
@@ -213,9 +213,8 @@ def _is_current(item: ReceiptSummary, info: ObjectInfo | None) -> bool:
 def _first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
     first: dict[str, ReceiptSummary] = {}
     for item in found:
-        shard = shard_of_key(item.key)
-        if shard not in first or item.precedence < first[shard].precedence:
-            first[shard] = item
+        if item.shard_id not in first or item.precedence < first[item.shard_id].precedence:
+            first[item.shard_id] = item
     return list(first.values())
 
 
@@ -230,8 +229,12 @@ def _to_parquet(found: list[ReceiptSummary]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(item) for item in found], schema=_schema()), out, compression="zstd")
+    out, schema = io.BytesIO(), _schema()
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for at in range(0, max(len(found), 1), ROWS_AT_ONCE):
+            part = found[at : at + ROWS_AT_ONCE]
+            columns = [pa.array([getattr(item, each.name) for item in part], each.type) for each in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return out.getvalue()
 
 
@@ -241,10 +244,10 @@ def _from_parquet(data: bytes) -> list[ReceiptSummary]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.equals(_schema()):
+            return []
+        # By batches: as dictionaries the rows are ten times as large as in the file.
+        return [ReceiptSummary(**row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
     except (pa.ArrowException, OSError):
         return []
-    if not table.schema.equals(_schema()):
-        return []
-    batches = table.to_batches(ROWS_AT_ONCE)  # as Python objects the rows are ten times as large
-    return [ReceiptSummary(**row) for batch in batches for row in batch.to_pylist()]

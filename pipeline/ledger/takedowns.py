@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.format.columns import storable
 from pipeline.format.index import read_index
+from pipeline.format.layout import TAKEDOWNS, takedown_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import uri_id
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
-PREFIX = "_takedowns/"
 FORMAT_VERSION = 1
 
 
@@ -113,7 +113,7 @@ def read_takedowns(store: Store) -> Takedowns:
         OutputError: a record that cannot be read. Readers must not go on without it: they would show what was taken down.
     """
     found = []
-    for info in store.list(PREFIX):
+    for info in store.list(TAKEDOWNS):
         if not info.key.endswith(".json"):
             continue
         try:
@@ -151,7 +151,7 @@ def record_takedown(
         raise ConfigError("a takedown names nothing; expected sources, samples or ids of rows")
     Ledger(store).latent_set()
     now = datetime.now(UTC)
-    key = f"{PREFIX}{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}.json"
+    key = takedown_key(f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}")
     rows = _find_rows(store, ids) if ids else ()
     made = Takedown(key, now.isoformat(timespec="microseconds"), reason, tuple(sources), tuple(samples), rows)
     if not store.put_if_absent(key, made.to_json()):

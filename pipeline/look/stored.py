@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.format.columns import SCALARS
 from pipeline.format.index import read_index
 from pipeline.format.tensors import payload_hash
 from pipeline.ledger.counted import shown
@@ -27,7 +28,6 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.inspect import HEAD_BYTES, inspect_path
 from pipeline.storage.ranged_file import RangedFile
-from pipeline.writer.parquet_file import SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

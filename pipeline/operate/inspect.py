@@ -12,14 +12,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
+from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import read_footer, read_index
-from pipeline.ledger.receipts import SET_KEY, Ledger
+from pipeline.format.layout import LAYOUTS, SET_KEYS
+from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots, split_number
 from pipeline.ledger.totals import describe_stats, tally
 from pipeline.records import Receipt
 from pipeline.storage import locate, open_store
 from pipeline.storage.ranged_file import RangedFile
-from pipeline.writer.tar_file import METADATA_MEMBER
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
@@ -30,19 +31,22 @@ HEAD_BYTES = 64 * 1024  # one request gets a tar's first member, whatever its me
 
 
 def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
-    """Describes a `.parquet`, `.tar`, `.idx.parquet` or receipt, or else the output at `uri`.
+    """Describes a data file, side index or receipt, or else the output at `uri`.
 
     Raises:
         InputError: nothing there, or a file that Lathe did not write.
         OutputError: a folder that is no latent set, or one of another format version.
     """
-    readers = {".idx.parquet": _index, ".parquet": _parquet, ".tar": _tar, ".json": _receipt}
-    for suffix, read in readers.items():
-        if uri.endswith(suffix) and not uri.endswith(f"/{SET_KEY}"):
+    folder, _, name = uri.rpartition("/")
+    if name in SET_KEYS:
+        return inspect_output(open_store(folder, config))
+    indexes = {layout.index_suffix: _index for layout in LAYOUTS.values()}
+    for suffix, read in (indexes | {".parquet": _parquet, ".tar": _tar, ".json": _receipt}).items():
+        if uri.endswith(suffix):
             root, key = locate(uri)
             store = open_store(root, config)
             return {"uri": uri, **read(store, key, store.stat(key).size)}
-    output, number = split_number(uri.removesuffix(SET_KEY))
+    output, number = split_number(uri)
     store = open_store(output, config)
     return inspect_output(store) if number is None else inspect_snapshot(store, number)
 
@@ -84,7 +88,14 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
         metadata = file_metadata(store, item.sample_file) if item.sample_file else {}
         described = {name: metadata.get(name) for name in DESCRIBED}
         found.append({**item.to_dict(), **described})
-    return {"kind": "output", "uri": store.root, **asdict(latent_set), "fingerprints": found}
+    return {
+        "kind": "output",
+        "uri": store.root,
+        "name": latent_set.name,
+        "uuid": latent_set.uuid,
+        "created": latent_set.created,
+        "fingerprints": found,
+    }
 
 
 def file_metadata(store: Store, key: str) -> dict[str, Any]:

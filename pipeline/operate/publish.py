@@ -187,7 +187,7 @@ def _open_shards(store: Store, candidate: Candidate) -> list[str]:
     """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
     found = [source.uri for source in candidate.selection.open_sources]
     found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
-    running = heartbeat(store)
+    running = heartbeat(store, Ledger(store).layout.progress)
     if running is not None and running.get("running", True):
         left = int(running.get("shards_total") or 0) - int(running.get("shards_done") or 0)
         found += [f"{left} shards of the running build {running.get('build')}"] if left > 0 else []

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pipeline.ledger.snapshots import Snapshot
     from pipeline.storage import Store
 
-PROGRESS_PREFIX = "progress/"
-"""One object a running build, see `engine.heartbeat`; never a truth."""
 MISSED = 3  # intervals without news before a build counts as dead
 
 
@@ -48,7 +46,7 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
             "uuid": latent_set.uuid,
             **_published(snapshot),
             "pending": pending,
-            "progress": heartbeat(store),
+            "progress": heartbeat(store, ledger.layout.progress),
         }
     tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
@@ -69,7 +67,7 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        "progress": heartbeat(store),
+        "progress": heartbeat(store, ledger.layout.progress),
     }
 
 
@@ -98,10 +96,10 @@ def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: 
     return {"shards": len(found), **asdict(counts), "last_commit": max(receipt.created for receipt in found)}
 
 
-def heartbeat(store: Store) -> dict[str, Any] | None:
+def heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
     """The build started last of those that live: whose object was renewed within three of its intervals."""
     live = []
-    for info in store.list(PROGRESS_PREFIX):
+    for info in store.list(prefix):
         try:
             found = json.loads(store.read(info.key))
             if time.time() - found["updated"] < MISSED * found["every_s"]:

@@ -18,20 +18,24 @@ import numpy as np
 
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
 from pipeline.format.index import read_footer, read_index
+from pipeline.format.layout import DATA, is_foreign_cache
 from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
 from pipeline.ledger.counted import shown
+from pipeline.ledger.latent_set import layout_by_names
 from pipeline.ledger.manifest import written_file
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
-from pipeline.ledger.receipts import NAME, PREFIX, SET_KEY, Ledger, imbalances
+from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
+from pipeline.records import FORMAT_VERSIONS
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pipeline.format.index import IndexRow
+    from pipeline.format.layout import Layout
     from pipeline.records import WrittenFile
     from pipeline.storage import ObjectInfo, Store
 
@@ -97,18 +101,21 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         raised.
     """
     report = VerifyReport(store.root, deep)
-    ledger = Ledger(store)
+    layout = layout_by_names(store)
+    ledger = Ledger(store, layout=layout)
     try:
         ledger.latent_set()
     except OutputError as error:
-        report.problems.append(Problem(SET_KEY, error.message, "the latentset.json of an output"))
+        expected = f"an output of format version {min(FORMAT_VERSIONS)} to {max(FORMAT_VERSIONS)}"
+        report.problems.append(Problem(layout.set_key, error.message, expected))
     if snapshot is not None:
         _verify_snapshot(store, snapshot, report, workers)
         return report
     stored = [
-        info for prefix in ("data/", "index/") for info in store.list(prefix)
+        info for prefix in (DATA, layout.index) for info in store.list(prefix)
     ]  # before receipts: see `receipts.orphans`
-    report.notices += [f"{key}: not a receipt's name" for key in _foreign(store)]
+    foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
+    report.notices += [f"{key}: not a receipt's name" for key in foreign]
     named: set[str] = set()
     ids: list[tuple[str, np.ndarray]] = []
     for checked in _check_shards(store, ledger, report, workers):
@@ -167,11 +174,14 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     report.problems += _doubled_ids(store, ids)
 
 
-def _foreign(store: Store) -> Iterator[str]:
-    return (info.key for info in store.list(PREFIX) if not NAME.fullmatch(info.key))
-
-
-def _count_orphans(report: VerifyReport, orphans: list[ObjectInfo]) -> None:
+def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
+    caches = [info for info in unnamed if is_foreign_cache(info.key)]
+    orphans = [info for info in unnamed if not is_foreign_cache(info.key)]
+    if caches:
+        report.notices.append(
+            f"{len(caches)} files ({sum(info.size for info in caches)} bytes) that another reader cached, such as {caches[0].key}: "
+            "delete them after a build has added files, or that reader does not see the new ones"
+        )
     report.orphans, report.orphan_bytes = len(orphans), sum(info.size for info in orphans)
     if orphans:
         report.notices.append(
@@ -180,16 +190,16 @@ def _count_orphans(report: VerifyReport, orphans: list[ObjectInfo]) -> None:
         )
 
 
-def _overlaps(store: Store) -> Overlaps:
+def _overlaps(store: Store, layout: Layout) -> Overlaps:
     """Which receipt counts for what. Of nothing where a receipt is of another format: it is reported by itself."""
     try:
-        return Overlaps(Summaries(store).all(), read_takedowns(store))
+        return Overlaps(Summaries(store, layout=layout).all(), read_takedowns(store))
     except OutputError:
         return Overlaps([])
 
 
 def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: int) -> Iterator[_Checked]:
-    overlaps = _overlaps(store)
+    overlaps = _overlaps(store, ledger.layout)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
         for shard_id, keys in ledger.keys_by_shard().items():
@@ -330,5 +340,5 @@ def _doubled_ids(store: Store, ids: list[tuple[str, np.ndarray]]) -> list[Proble
     doubled = {name: keys for name, keys in where.items() if len(keys) > 1}
     listed = [Problem(keys[0], f"id {name} also in {keys[1]}", "each id once") for name, keys in doubled.items()]
     if (rest := len(listed) - LISTED_IDS) > 0:
-        listed[LISTED_IDS:] = [Problem(PREFIX, f"{rest} more ids that occur twice", "each id once")]
+        listed[LISTED_IDS:] = [Problem(DATA, f"{rest} more ids that occur twice", "each id once")]
     return listed

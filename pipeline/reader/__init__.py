@@ -7,6 +7,7 @@ never copied, its own path is handed out. Names inside archives are only ever ke
 - `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hashes of what is read; encoded videos in memory or temporary files
 - `member_names`, `grouping`: keys of members; members as samples
 - `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and json made storable; their character encoding
+- `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from pipeline.records.flow import (
     stable_hash,
     warning_kinds,
 )
-from pipeline.records.receipt import FORMAT_VERSION, ChannelStats, Counts, Receipt, Timings, WrittenFile
+from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
 __all__ = [
-    "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",

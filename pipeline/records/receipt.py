@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.records.flow import Reject, Shard, shard_from_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Format versions of outputs. A receipt has that of its output; versions differ in the names of objects, see `format.layout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class WrittenFile:
     sha256: str
     index_sha256: str
     frames: int = 0  # pixel frames over all rows: what the bucket alone does not tell where clips are whole videos
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    """Least and greatest value of `id`, `fps` and `num_frames` over all rows; empty in receipts of version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,11 @@ class Receipt:
             ValueError: not a receipt, or of another format version.
         """
         raw = json.loads(data)
-        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        if not isinstance(raw, dict) or raw.get("format_version") not in FORMAT_VERSIONS:
             got = raw.get("format_version") if isinstance(raw, dict) else type(raw).__name__
-            raise ValueError(f"receipt has format version {got!r}, this Lathe reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"receipt has format version {got!r}, this Lathe reads {min(FORMAT_VERSIONS)} to {max(FORMAT_VERSIONS)}"
+            )
         shard = raw["shard"]
         stats = raw["stats"]
         return cls(

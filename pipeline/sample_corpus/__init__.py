@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,15 +155,18 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def _write_tars(target: Path, samples: Iterator[dict[str, Any]], shards: int) -> list[str]:
-    from webdataset import TarWriter  # imports torch; only needed here
-
     names = []
     per_shard = -(-len(RECIPES) // shards)
     for shard in range(-(-len(RECIPES) // per_shard)):
         names.append(f"{shard:06d}.tar")
-        with TarWriter(str(target / names[-1]), encoder=False, mtime=MTIME) as writer:
-            for _ in range(min(per_shard, len(RECIPES) - shard * per_shard)):
-                writer.write(next(samples))
+        with tarfile.open(target / names[-1], "w", format=tarfile.USTAR_FORMAT) as tar:
+            for fields in islice(samples, per_shard):
+                key = fields.pop("__key__")
+                for ext, data in sorted(fields.items()):
+                    member = tarfile.TarInfo(f"{key}.{ext}")
+                    member.size, member.mtime, member.mode = len(data), MTIME, 0o444
+                    member.uname = member.gname = "bigdata"  # as webdataset's TarWriter names them
+                    tar.addfile(member, io.BytesIO(data))
     return names
 
 

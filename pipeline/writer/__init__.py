@@ -19,7 +19,7 @@ from pipeline.errors import BuildError, StorageUnavailable
 from pipeline.format.columns import bucket_name, latent_row
 from pipeline.format.index import write_index
 from pipeline.format.tensors import SpanChecker, measure
-from pipeline.records import FORMAT_VERSION, ChannelStats, WrittenFile
+from pipeline.records import ChannelStats, WrittenFile
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
 from pipeline.writer.tar_file import TarFileBuilder
 from pipeline.writer.upload_queue import FinishedFile, UploadQueue
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.config import DrillConfig, WriteConfig
     from pipeline.format.columns import LatentRow
     from pipeline.format.index import IndexRow
+    from pipeline.format.layout import Layout
     from pipeline.records import LatentClip
     from pipeline.storage import Store
 
@@ -81,11 +82,12 @@ class _OpenBucket:
     builder: DataFileBuilder | None = None
     path: Path = Path()
     seq: int = 0
+    fps: set[float] = field(default_factory=set)  # of all rows of the file
 
     @property
     def index_path(self) -> Path:
         """Beside the data file."""
-        return self.path.with_suffix(".idx.parquet")
+        return self.path.with_suffix(".idx")
 
 
 class ShardWriter:
@@ -102,6 +104,7 @@ class ShardWriter:
         fingerprint: hex; its first 8 digits are a folder.
         metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`); usually also
         `fingerprint_parts`, `versions`.
+        layout: names of the objects of the output.
         drill: fire drills.
     """
 
@@ -115,6 +118,7 @@ class ShardWriter:
         attempt: str,
         fingerprint: str,
         metadata: dict[str, Any],
+        layout: Layout,
         drill: DrillConfig,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -128,6 +132,7 @@ class ShardWriter:
         self._spool_dir = Path(spool_dir)
         self._shard_id, self._attempt, self._fingerprint = shard_id, attempt, fingerprint
         self._metadata = metadata
+        self._layout = layout
         self._open: dict[str, _OpenBucket] = {}
         self._ids: set[str] = set()
         self._files: list[WrittenFile] = []
@@ -243,6 +248,7 @@ class ShardWriter:
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
                 opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
+        opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
         opened.waiting, opened.waiting_bytes = [], 0
         if opened.builder.num_bytes >= self._config.file_bytes:
@@ -259,15 +265,20 @@ class ShardWriter:
 
     def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
         """Closes, reads back and indexes a file; it and its index lie in the spool folder then."""
-        stem = f"{self._fingerprint[:8]}/{name}/{self._stem(opened.seq)}"
-        key, index_key = f"data/{stem}{builder.suffix}", f"index/{stem}.idx.parquet"
+        key = self._layout.data_key(self._fingerprint, name, self._stem(opened.seq), builder.suffix)
+        index_key = self._layout.index_key(key)
         with self._spooling():
             rows = builder.close()
             sha256, num_bytes = _read_back(opened.path, rows, self._progress)
             write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
             index_sha256, index_bytes = _read_back(opened.index_path, [], self._progress)
         frames = sum(row.num_frames for row in rows)
-        return WrittenFile(key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames=frames)
+        columns = {"id": {row.id for row in rows}, "fps": opened.fps, "num_frames": {row.num_frames for row in rows}}
+        ranges = {column: [min(values), max(values)] for column, values in columns.items()}
+        opened.fps = set()
+        return WrittenFile(
+            key, index_key, name, num_bytes, index_bytes, len(rows), sha256, index_sha256, frames, ranges
+        )
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:
@@ -292,7 +303,7 @@ class ShardWriter:
         return {
             **self._metadata,
             "format": "latentset",
-            "format_version": FORMAT_VERSION,
+            "format_version": self._layout.version,
             "container": self._config.format,
             "bucket": bucket,
             "shard_id": self._shard_id,
@@ -310,7 +321,7 @@ class ShardWriter:
         data = {"key": key, "num_bytes": num_bytes, "sha256": sha256}
         return {
             "format": "latentset-index",
-            "format_version": FORMAT_VERSION,
+            "format_version": self._layout.version,
             "fingerprint": self._fingerprint,
             "data": data,
         }

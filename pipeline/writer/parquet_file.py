@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BuildError
+from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.format.index import METADATA_KEY, UNPLACED, IndexRow, index_row
 from pipeline.writer.parquet_pages import StreamedPage, point_footer_at, write_page
 
@@ -35,62 +36,12 @@ MAX_VALUE_BYTES = 2**31 - 2**20
 STREAM_BYTES = 16 * 1024 * 1024
 """Tensors from here on bypass Arrow's page buffers, if they have a row group to themselves."""
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-
-SCALARS: dict[str, pa.DataType] = {
-    "caption": _TEXT,
-    "file_name": _TEXT,
-    "media_type": _TEXT,
-    "width": _INT,
-    "height": _INT,
-    "num_frames": _INT,
-    "duration_sec": _REAL,
-    "fps": _REAL,
-    "bucket": _TEXT,
-    "variant": _TEXT,
-    "source_uri": _TEXT,
-    "source_key": _TEXT,
-    "source_hash": _TEXT,
-    "sample_index": _INT,
-    "clip_index": _INT,
-    "clip_start_sec": _REAL,
-    "clip_end_sec": _REAL,
-    "clip_start_frame": _INT,
-    "crop": pa.list_(pa.int32()),
-    "scaled_width": _INT,
-    "scaled_height": _INT,
-    "src_width": _INT,
-    "src_height": _INT,
-    "src_fps": _REAL,
-    "codec": _TEXT,
-    "color_matrix": _TEXT,
-    "color_range": _TEXT,
-    "warnings": pa.list_(_TEXT),
-    "metadata": _TEXT,
-    "fingerprint": _TEXT,
-}
-"""Columns that are not tensors, in file order; docs/formats.md says what each means."""
-
-_NULLABLE = {"caption"}
 _REPEATING = ["media_type", "bucket", "variant", "source_uri", "codec", "color_matrix", "color_range", "fingerprint"]
 _WITH_STATISTICS = ["id", "bucket", "num_frames", "source_hash", "fingerprint"]
 _NEEDLE = 32  # payload bytes that, with the length before them, identify a value in its column chunk
 _PAGE_HEADER = (
     4096  # how far a value may lie behind the previous one; page headers without statistics are under 100 bytes
 )
-
-
-def parquet_schema(*, moments: bool) -> pa.Schema:
-    """The file's columns: `id`, the tensor triplets, then `SCALARS`."""
-    tensors = ["vae_latent", "vae_logvar"] if moments else ["vae_latent"]
-    columns = [pa.field("id", _TEXT, nullable=False)]
-    for name in tensors:
-        columns += [
-            pa.field(f"{name}_bytes", pa.binary(), nullable=False),
-            pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
-            pa.field(f"{name}_dtype", _TEXT, nullable=False),
-        ]
-    return pa.schema(columns + [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in SCALARS.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +94,7 @@ class ParquetFileBuilder:
 
     def append(self, rows: Sequence[LatentRow]) -> None:
         """Writes `rows` as one row group, in the order given."""
-        columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], _TEXT)}
+        columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], pa.string())}
         streamed = len(rows) == 1 and rows[0].latent.num_bytes >= self._stream_bytes
         columns |= self._tensor_columns("vae_latent", [row.latent for row in rows], streamed)
         if self._moments:
@@ -198,8 +149,8 @@ class ParquetFileBuilder:
             values = pa.chunked_array([_binary_of_one(tensor) for tensor in tensors], pa.binary())
         return {
             f"{name}_bytes": values,
-            f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(_INT)),
-            f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], _TEXT),
+            f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64())),
+            f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], pa.string()),
         }
 
     def _find(self, name: str) -> list[int]:

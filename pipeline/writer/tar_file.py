@@ -14,6 +14,7 @@ import tarfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import IndexRow, index_row
 from pipeline.format.tensors import let_go, npy_header, safetensors_header
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.format.columns import LatentRow
-
-METADATA_MEMBER = "__latentset__"
-"""First member: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they would
-not.
-"""
 
 COPY_BYTES = 4 * 1024 * 1024
 

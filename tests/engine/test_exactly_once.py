@@ -119,7 +119,7 @@ def test_a_touched_file_gives_no_second_row(tmp_path):
 def test_a_receipt_that_was_cut_off_is_written_again(folder, clean, tmp_path, content):
     output = tmp_path / "out"
     pipeline.encode(tiny_job(folder, output))
-    (key,) = (path for path in (output / "receipts").iterdir())
+    (key,) = (path for path in (output / "_receipts").iterdir())
     key.write_bytes(content)
     report = verify_output(open_store(str(output), StorageConfig()))
     assert "run the build again" in report.problems[0].expected

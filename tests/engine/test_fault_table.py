@@ -26,8 +26,8 @@ pytestmark = pytest.mark.s3
 MOMENTS = {
     "fetch": ("GET", "/in/"),
     "upload": ("PUT", "/data/"),
-    "commit": ("PUT", "/receipts/"),
-    "read_back": ("GET", "/receipts/"),
+    "commit": ("PUT", "/_receipts/"),
+    "read_back": ("GET", "/_receipts/"),
 }
 
 

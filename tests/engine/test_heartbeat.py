@@ -34,7 +34,7 @@ def until(condition):
 
 
 def keys(store):
-    return [info.key for info in store.list("progress/")]
+    return [info.key for info in store.list("_progress/")]
 
 
 def test_two_builds_write_two_objects_and_each_removes_its_own(store):
@@ -107,11 +107,11 @@ def test_a_store_that_refuses_is_told_once(tmp_path, monkeypatch):
 def test_what_a_killed_build_left_is_not_shown_and_goes_after_a_day(store):
     facts = {"build": "old", "started": 1.0, "every_s": 30.0, "running": True, **NUMBERS}
     for name, age in (("yesterday", 25 * 3600), ("today", 3600)):
-        store.write(f"progress/{name}.json", json.dumps({**facts, "updated": time.time() - age}).encode())
-        os.utime(store.uri(f"progress/{name}.json"), (time.time() - age,) * 2)
+        store.write(f"_progress/{name}.json", json.dumps({**facts, "updated": time.time() - age}).encode())
+        os.utime(store.uri(f"_progress/{name}.json"), (time.time() - age,) * 2)
     assert status(store)["progress"] is None
     build = Heartbeat(store, "f" * 32)
     build.offer(NUMBERS)
-    until(lambda: "progress/yesterday.json" not in keys(store))
+    until(lambda: "_progress/yesterday.json" not in keys(store))
     build.close()
-    assert keys(store) == ["progress/today.json"]
+    assert keys(store) == ["_progress/today.json"]

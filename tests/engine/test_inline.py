@@ -234,7 +234,7 @@ def test_inputs_that_match_nothing(tmp_path):
 def test_an_output_of_another_version_or_not_writable(corpus, tmp_path):
     other = tmp_path / "out"
     other.mkdir()
-    (other / "latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
+    (other / "_latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
     with pytest.raises(OutputError, match="99"):
         pipeline.encode(tiny_job(corpus, other))
     (tmp_path / "file").write_text("")

@@ -137,7 +137,7 @@ def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows
     command = ray_cluster.command("encode", corpus, output, *joined(ray_cluster), "--set", "engine.credit=1")
     driver = subprocess.Popen(command, env=ray_cluster.environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (output / "receipts").exists():
+    while not (output / "_receipts").exists():
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

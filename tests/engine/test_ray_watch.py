@@ -63,7 +63,7 @@ def test_replacements_that_do_not_come_up_leave_a_healthy_encoder_at_work(corpus
     held = []
 
     def others():
-        if not held and (output / "receipts").exists():
+        if not held and (output / "_receipts").exists():
             first.suspend()  # so that the build is not over before three have failed
             held.append(True)
         return [process for process in encoders(run.pid) if process.pid not in seen]
@@ -108,7 +108,7 @@ def test_a_driver_that_was_stopped_kills_no_healthy_encoder(ray_cluster, corpus,
     run = subprocess.Popen(
         command, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for((output / "receipts").exists, lambda: run.poll() is None)
+    wait_for((output / "_receipts").exists, lambda: run.poll() is None)
     mine = [process for process in encoders() if process.pid not in before]
     for process in mine:
         process.suspend()
@@ -147,7 +147,7 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
         command = ray_cluster.command("encode", corpus, output, *flags, *more)
         run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for((output / "receipts").exists, lambda: run.poll() is None)
+        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()
         node.wait(30)

@@ -27,7 +27,7 @@ class LeavingProxy(FaultyProxy):
         threading.Thread(target=self._go_away, daemon=True).start()
 
     def _go_away(self):
-        while not any(method == "PUT" and "/receipts/" in target for method, target in self.requests):
+        while not any(method == "PUT" and "/_receipts/" in target for method, target in self.requests):
             time.sleep(0.02)
         self.turn_on("away")
         time.sleep(AWAY_S)

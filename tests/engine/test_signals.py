@@ -98,7 +98,7 @@ def test_a_signal_while_it_encodes_drains(corpus, tmp_path, temporary, number):
     output = tmp_path / "out"
     flags = ("--executor", "inline", "--set", "engine.credit=1")
     run = start(corpus, output, temporary, *flags)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(number)
     stderr = assert_stopped(run, temporary)
     done = len(receipts(output))
@@ -121,7 +121,7 @@ def test_a_second_signal_stops_at_once(corpus, tmp_path, temporary):
     _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     # Shards before and beside the one that hangs may be done by then: a slow machine had two. The one that hangs is never.
-    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "receipts").exists() else 0
+    done = len(receipts(tmp_path / "out")) if (tmp_path / "out" / "_receipts").exists() else 0
     assert done < 4
     assert re.search(rf"stopped: {4 - done} shards? to do", stderr), stderr
 
@@ -137,7 +137,7 @@ def test_a_closed_terminal_does_not_break_the_drain(corpus, tmp_path, temporary,
         [*command, *flags], stdout=slave, stderr=slave, stdin=slave, env={**PRIVATE, "TMPDIR": str(temporary)}
     )
     os.close(slave)
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     os.close(master)
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # from the shell, the kernel, systemd
         run.send_signal(number)
@@ -172,7 +172,7 @@ def test_a_build_on_a_private_ray_that_fails_leaves_nothing_behind(corpus, tmp_p
 def test_a_drained_build_on_a_private_ray_leaves_nothing_behind(corpus, tmp_path, temporary):
     output = tmp_path / "out"
     run = start(corpus, output, temporary, "--set", "engine.credit=1")
-    wait_for(lambda: (output / "receipts").exists(), run)
+    wait_for(lambda: (output / "_receipts").exists(), run)
     run.send_signal(signal.SIGINT)
     assert_stopped(run, temporary)
 

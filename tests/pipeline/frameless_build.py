@@ -17,11 +17,11 @@ from pipeline.engine.driver.coverage import find_work, without_unchanged
 from pipeline.engine.driver.retries import retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.format.index import IndexRow, read_index, write_index
+from pipeline.format.layout import CURRENT
 from pipeline.ledger.counted import counted_receipts, shares, shown
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.records import (
-    FORMAT_VERSION,
     ChannelStats,
     Counts,
     Receipt,
@@ -85,13 +85,13 @@ def commit(
         rows.append(IndexRow(name, len(rows), 0, 4, "", None, None, None, (1,), "float32", "v5", 5, *text, None))
     files = ()
     if rows:
-        data, index = f"data/{attempt}.parquet", f"index/{attempt}.idx.parquet"
+        data, index = f"data/{attempt}.parquet", f"_index/{attempt}.idx"
         write_index(spool / attempt, rows, {})
         size = store.upload(spool / attempt, index).size
         store.write(data, bytes(4))
         files = (WrittenFile(data, index, "v5", 4, size, len(rows), "", "", 5 * len(rows)),)
     made = Receipt(
-        format_version=FORMAT_VERSION,
+        format_version=CURRENT.version,
         shard_id=shard.id(FINGERPRINT),
         shard=shard,
         fingerprint=FINGERPRINT,

@@ -10,8 +10,8 @@ import numpy as np
 
 from model.interface import LatentSpec
 from pipeline.config import DrillConfig, StorageConfig, WriteConfig
+from pipeline.format.layout import CURRENT, Layout
 from pipeline.records import (
-    FORMAT_VERSION,
     Bucket,
     ClipPlan,
     Counts,
@@ -30,7 +30,7 @@ from pipeline.writer import ShardWriter
 
 SPEC = LatentSpec("tiny", latent_channels=4, value_range=(-0.5, 0.5), scale=0.5, shift=0.1)
 FINGERPRINT = "f0e1d2c3" + "0" * 24
-PARTS = {"weights": "sha256:00", "fps": 8.0}
+PARTS = {"encoder": {"network": "tiny"}, "weights": "sha256:00", "fps": 8.0}
 METADATA = {
     "spec": SPEC.to_dict(),
     "encoder": {"network": "tiny", "checkpoint": {"uri": "untrained"}},
@@ -136,6 +136,7 @@ def shard_writer(
     shard: int = 0,
     attempt: str = "a1",
     drill: DrillConfig | None = None,
+    layout: Layout = CURRENT,
 ) -> ShardWriter:
     return ShardWriter(
         store,
@@ -145,6 +146,7 @@ def shard_writer(
         attempt=attempt,
         fingerprint=FINGERPRINT,
         metadata=METADATA,
+        layout=layout,
         drill=drill or DrillConfig(),
     )
 
@@ -157,11 +159,12 @@ def receipt_of(
     attempt: str = "a1",
     rejects: tuple[Reject, ...] = (),
     created: str | None = None,
+    layout: Layout = CURRENT,
 ) -> Receipt:
     """A receipt whose books balance, one clip a sample."""
     clips = sum(item.rows for item in files)
     return Receipt(
-        format_version=FORMAT_VERSION,
+        format_version=layout.version,
         shard_id=shard_of(shard).id(FINGERPRINT),
         shard=shard_of(shard),
         fingerprint=FINGERPRINT,
@@ -193,4 +196,6 @@ def write_shard(
         for clip in clips:
             writer.add(clip)
         files, stats = writer.finish()
-    return receipt_of(files, stats, shard=shard, attempt=kw.get("attempt", "a1"), **told)
+    return receipt_of(
+        files, stats, shard=shard, attempt=kw.get("attempt", "a1"), layout=kw.get("layout", CURRENT), **told
+    )

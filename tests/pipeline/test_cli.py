@@ -82,7 +82,7 @@ def test_verify_of_a_damaged_output_is_exit_code_1(built, tmp_path):
 
 
 def test_verify_of_what_is_no_output_fails(tmp_path):
-    assert "no latent set" in lathe("verify", tmp_path, code=1).stdout
+    assert "not a latent set" in lathe("verify", tmp_path, code=1).stdout
 
 
 def test_plan_says_what_encode_will_do(built):

@@ -71,7 +71,7 @@ def test_two_runs_at_once_with_other_groups_count_each_source_once(world, kind, 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format_version": 1, "sha', b"\xff\xfe", b"\0" * 40])
 def test_a_cut_off_receipt_is_no_receipt_and_the_next_run_heals_it(world, content):
     (shard,) = world.run("ab").todo
-    key = f"receipts/{shard.id(FINGERPRINT)}.json"
+    key = f"_receipts/{shard.id(FINGERPRINT)}.json"
     world.store.write(key, content)
     assert world.run("ab").finish().committed
     assert world.store.read(key) == content  # never replaced: two attempts that both replace it could undo each other
@@ -81,7 +81,7 @@ def test_a_cut_off_receipt_is_no_receipt_and_the_next_run_heals_it(world, conten
 
 def test_a_receipt_of_another_format_is_refused_not_redone(world):
     (shard,) = world.run("ab").todo
-    world.store.write(f"receipts/{shard.id(FINGERPRINT)}.json", b'{"format_version": 7}')
+    world.store.write(f"_receipts/{shard.id(FINGERPRINT)}.json", b'{"format_version": 7}')
     with pytest.raises(OutputError, match="format version 7"):
         world.run("ab")
 

@@ -88,11 +88,11 @@ class Play:
     def cut(self, n) -> None:
         """A writer is killed while it writes its receipt, on a mount that shows half objects."""
         if self.runs and (todo := self.runs[n % len(self.runs)].todo):
-            self.store.write(f"receipts/{todo[0].id(FINGERPRINT)}.json", b'{"half')
+            self.store.write(f"_receipts/{todo[0].id(FINGERPRINT)}.json", b'{"half')
 
     def lose(self, n) -> None:
         """A receipt is damaged after it was committed."""
-        keys = [info.key for info in self.store.list("receipts/")]
+        keys = [info.key for info in self.store.list("_receipts/")]
         if keys:
             self.store.write(keys[n % len(keys)], b'{"half')
 

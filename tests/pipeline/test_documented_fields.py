@@ -91,7 +91,7 @@ def test_columns_are_the_documented_ones_and_no_others(output):
 def test_receipts_have_the_documented_fields_and_no_others(output):
     *_, path, receipt = output
     documented = table_after("## Receipt")
-    stored = Path(str(path).split("/data/")[0]) / "receipts" / f"{receipt.shard_id}.json"
+    stored = Path(str(path).split("/data/")[0]) / "_receipts" / f"{receipt.shard_id}.json"
     found = json.loads(stored.read_bytes())
     assert found.keys() == documented.keys()
     assert found["files"][0].keys() == set(documented["files"])

@@ -13,7 +13,7 @@ from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.ledger.receipts import Ledger
 from pipeline.operate.inspect import inspect_path
-from pipeline.operate.status import PROGRESS_PREFIX, status
+from pipeline.operate.status import status
 from pipeline.records import Bucket, Receipt, Reject
 from pipeline.storage import Store, open_store
 from pipeline.storage.local import LocalStore
@@ -90,7 +90,7 @@ def test_output_statistics_are_merged_over_shards(store: Store, tmp_path: Path) 
     values = np.concatenate([values_of(clip.latent_CTHW, "float16").reshape(4, -1) for clip in clips], 1).astype(
         np.float64
     )
-    found = inspect_path(f"{store.root}/latentset.json", CONFIG)["fingerprints"][0]["statistics"]
+    found = inspect_path(f"{store.root}/_latentset.json", CONFIG)["fingerprints"][0]["statistics"]
     assert found["values_per_channel"] == values.shape[1]
     np.testing.assert_allclose(found["mean"], values.mean(1), rtol=1e-6)
     np.testing.assert_allclose(found["std"], values.std(1), rtol=1e-6)
@@ -122,7 +122,7 @@ def test_single_files(store: Store, tmp_path: Path, format: str) -> None:
     index = inspect_path(store.uri(item.index_key), CONFIG)
     assert (index["kind"], index["rows"], index["frames"]) == ("index", item.rows, item.frames)
     assert index["metadata"]["data"]["key"] == item.key
-    shard = inspect_path(store.uri(f"receipts/{receipt.shard_id}.json"), CONFIG)
+    shard = inspect_path(store.uri(f"_receipts/{receipt.shard_id}.json"), CONFIG)
     assert (shard["kind"], shard["attempt"], shard["counts"]["rejected"]) == ("receipt", "a1", 3)
     for found in (data, index, shard):
         json.dumps(found)
@@ -167,7 +167,7 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "foreign.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "broken.tar").write_bytes(b"x" * 2000)
-    (tmp_path / "empty.idx.parquet").write_bytes(b"")
+    (tmp_path / "empty.idx").write_bytes(b"")
     (tmp_path / "other.json").write_text("{}")
     with tarfile.open(tmp_path / "foreign.tar", "w") as archive:
         archive.add(tmp_path / "other.json", "a.json")
@@ -180,7 +180,7 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
         "broken.parquet": "cannot be read as Parquet",
         "broken.tar": "is no tar",
         "foreign.tar": "expected __latentset__ as its first member, found a.json",
-        "empty.idx.parquet": "cannot be read as a side index",
+        "empty.idx": "cannot be read as a side index",
         "other.json": "cannot be read as a receipt",
     }
     for name, expected in words.items():
@@ -188,7 +188,7 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
             inspect_path(str(tmp_path / name), CONFIG)
     with pytest.raises(NotFound):
         inspect_path(str(tmp_path / "missing.tar"), CONFIG)
-    with pytest.raises(OutputError, match=r"no latent set: it has no latentset\.json"):
+    with pytest.raises(OutputError, match=r"not a latent set: it has no _latentset\.json"):
         inspect_path(str(tmp_path / "nowhere"), CONFIG)
 
 
@@ -202,7 +202,7 @@ def test_status_adds_receipts_up(store: Store, tmp_path: Path) -> None:
     assert (empty["shards"], empty["samples"], empty["last_commit"], empty["progress"]) == (0, 0, None, None)
     receipts = build(store, tmp_path)
     alive = {"shards_total": 7, "updated": time.time(), "every_s": 30, "started": 1}
-    store.write(f"{PROGRESS_PREFIX}build.json", json.dumps(alive).encode())
+    store.write("_progress/build.json", json.dumps(alive).encode())
     found = status(store)
     expected = {
         "shards": 2,
@@ -222,12 +222,12 @@ def test_status_adds_receipts_up(store: Store, tmp_path: Path) -> None:
 
 
 def test_status_of_no_output(store: Store) -> None:
-    with pytest.raises(OutputError, match="no latent set"):
+    with pytest.raises(OutputError, match="not a latent set"):
         status(store)
 
 
 def test_a_damaged_heartbeat_is_named(store: Store, tmp_path: Path) -> None:
     Ledger(store).prepare("films")
-    store.write(f"{PROGRESS_PREFIX}build.json", b"{half")
-    with pytest.raises(OutputError, match=r"progress/build\.json is not a heartbeat"):
+    store.write("_progress/build.json", b"{half")
+    with pytest.raises(OutputError, match=r"_progress/build\.json is not a heartbeat"):
         status(store)

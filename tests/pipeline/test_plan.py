@@ -15,7 +15,7 @@ from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.engine.decoders import sample_stream
 from pipeline.engine.decoders.lanes import ProcessLanes
 from pipeline.errors import BadDataError, PolicyReject
-from pipeline.forecast import run as survey
+from pipeline.forecast import survey
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
 from pipeline.records import ClipRules, FrameChunk, Reject, Sample, VideoEnded
 from pipeline.video.clips import resolve_rules

@@ -24,7 +24,7 @@ from pipeline.errors import CheckpointError, InputError, NotFound, OutputError
 from pipeline.format.index import IndexRow
 from pipeline.look.originals import Originals
 from pipeline.look.preview import preview
-from pipeline.look.showing import Screen, frame_psnr
+from pipeline.look.showing import LatentDecoder, frame_psnr
 from pipeline.look.stored import StoredClip, choose, facts, in_turns, latent_bytes
 from pipeline.records import FrameChunk, Sample
 from pipeline.storage import open_store
@@ -188,7 +188,7 @@ def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(network):
     vae = model.load(network, config=json.loads(fixture.read_text())["config"], untrained=0)
     found = network_of(vae.identity(), moments=False)
     encoder = {**found.identity, "numerics": vae.numerics - 1, "checkpoint": found.provenance}
-    screen = Screen(encoder, None, "cpu")
+    screen = LatentDecoder(encoder, None, "cpu")
     assert "version" in screen.notices[1]  # of the arithmetic
     latent = torch.randn((vae.spec.latent_channels, 11, 4, 4), generator=torch.Generator().manual_seed(3))
     row = IndexRow(
@@ -311,7 +311,7 @@ def test_only_the_recorded_weights_are_used(file_job, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at .*moved\.safetensors.*--checkpoint where they are now"
     ):
-        Screen({**encoder, "checkpoint": recorded}, None, "cpu")
+        LatentDecoder({**encoder, "checkpoint": recorded}, None, "cpu")
     assert not Path(sheet).exists()
 
 
@@ -331,23 +331,23 @@ def test_a_damaged_latent_is_not_shown(file_job, tmp_path):
 def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     done = stored(tar_job)["c", 0][1].receipt.shard_id
-    for path in (output / "receipts").iterdir():
+    for path in (output / "_receipts").iterdir():
         if done not in path.name:
             path.unlink()
     account = preview(str(output), StorageConfig())
     assert [row["key"] for row in account["clips"]] == ["c"]
     assert account["sheet"] == str(output / "preview.png")
-    shutil.rmtree(output / "receipts")
+    shutil.rmtree(output / "_receipts")
     with pytest.raises(InputError, match="has no finished shard yet"):
         preview(str(output), StorageConfig())
-    with pytest.raises(OutputError, match="is no latent set"):
+    with pytest.raises(OutputError, match="is not a latent set"):
         preview(str(tmp_path / "nothing"), StorageConfig())
 
 
 def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     other = stored(tar_job)["a", 0][1].receipt.shard_id
-    path = output / "receipts" / f"{other}.json"
+    path = output / "_receipts" / f"{other}.json"
     receipt = json.loads(path.read_text())
     receipt["fingerprint_parts"]["encoder"]["latent_weights_sha256"] = "0" * 64
     path.write_text(json.dumps(receipt | {"created": "2001-01-01T00:00:00+00:00"}))

@@ -10,7 +10,7 @@ import model
 from pipeline.encoder.network import network_of
 from pipeline.errors import ConfigError
 from pipeline.format.index import IndexRow
-from pipeline.look.showing import Screen
+from pipeline.look.showing import LatentDecoder
 from pipeline.look.stored import StoredClip
 from tests.model.test_out_of_memory import OTHERS, TEXTS
 from tests.tiny_corpus import TINY_NETWORK
@@ -21,7 +21,7 @@ ROW = IndexRow("x", 0, 0, 0, "", None, None, None, (4, 2, 4, 4), "float32", "5x3
 @pytest.fixture(scope="module")
 def screen():
     found = network_of(model.load("leanvae", config=TINY_NETWORK, untrained=0).identity(), moments=False)
-    return Screen({**found.identity, "checkpoint": found.provenance}, None, "cpu")
+    return LatentDecoder({**found.identity, "checkpoint": found.provenance}, None, "cpu")
 
 
 def show(screen, error, monkeypatch):

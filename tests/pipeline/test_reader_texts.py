@@ -25,7 +25,6 @@ CAPTIONS = {
             "café à la crème",
             "ein größerer Hund läuft über die Straße",
             "niño corriendo",
-            "à",
         ),
         *("crème brûlée", "Der Mann öffnet die Tür", "São Paulo at night", "naïve façade", "€5 coffee…", "Frühling"),
         *("señor", "smörgåsbord på bordet", "l’été", "20 °C outside", "¿Dónde está el gato?", "Ørsted vindmølle"),
@@ -158,7 +157,7 @@ def test_long_texts_are_decoded_in_time() -> None:
     for text, encoding in (("größere Hunde ", "cp1252"), ("一只狗在跑，", "gb18030"), ("犬が走る。", "shift_jis")):
         long = text * (1_000_000 // len(text))
         assert parse_caption(long.encode(encoding)).text == long.strip()
-    assert decode_text(b"a" * 1_000_000 + b"\xb0\xb0") is not None
+    assert decode_text(b"a" * 1_000_000 + b" caf\xe9").text.endswith(" café")
 
 
 # --- json -----------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.ledger.summaries import PREFIX as SUMMARIES
+from pipeline.format.layout import CURRENT
 from pipeline.ledger.summaries import Summaries
 from pipeline.records import Counts
 from pipeline.storage.local import LocalStore
@@ -100,7 +100,7 @@ def test_the_reject_of_a_touched_file_is_retried_under_the_ids_of_its_base(world
 
 def test_a_retry_does_not_count_once_its_base_is_lost_and_made_again(world):
     world.run("abc").finish({"b": "decode_timeout"})
-    (base,) = [info.key for info in world.store.list("receipts/")]
+    (base,) = [info.key for info in world.store.list("_receipts/")]
     world.run("abc", retry_rejects="decode_timeout").finish()
     world.store.write(base, b'{"half')
     world.run("abc").finish()
@@ -135,8 +135,8 @@ def test_a_file_that_only_resembles_a_lost_one_is_encoded(world):
     world.run("ab", "storage.files_per_shard=1").finish()
     touch(world.folder / "a.mp4")
     assert world.run("ab").todo == []
-    for info in list(world.store.list("receipts/")):
-        if b"index/" in world.store.read(info.key):
+    for info in list(world.store.list("_receipts/")):
+        if b"_index/" in world.store.read(info.key):
             world.store.write(info.key, b"")
     world.run("ab").finish()
     assert keys_of(world) == Counter("ab")
@@ -184,7 +184,7 @@ class Counting(LocalStore):
     reads = 0
 
     def read(self, key: str) -> bytes:
-        self.reads += key.startswith("receipts/")
+        self.reads += key.startswith("_receipts/")
         return super().read(key)
 
 
@@ -205,7 +205,7 @@ def test_a_cache_of_summaries_saves_reads_and_is_never_trusted_over_the_list(wor
         gone.key, json.dumps({**json.loads(_receipt_like(store, found[1].key)), "shard_id": gone.shard_id}).encode()
     )
     assert gone not in Summaries(store).all()  # the same name with other contents is read
-    (cached,) = [info.key for info in store.list(SUMMARIES)]
+    (cached,) = [info.key for info in store.list(CURRENT.summaries)]
     store.write(cached, b"damaged")
     assert len(Summaries(store).all()) == 6
 

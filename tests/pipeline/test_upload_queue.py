@@ -45,7 +45,7 @@ def finished(folder: Path, number: int, num_bytes: int = 1000) -> FinishedFile:
     path, index_path = folder / f"{number}.bin", folder / f"{number}.idx"
     path.write_bytes(bytes(num_bytes))
     index_path.write_bytes(bytes(100))
-    written = WrittenFile(f"data/{number}", f"index/{number}", "b", num_bytes, 100, 1, "", "")
+    written = WrittenFile(f"data/{number}", f"_index/{number}", "b", num_bytes, 100, 1, "", "")
     return FinishedFile(path, index_path, written)
 
 

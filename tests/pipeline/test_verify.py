@@ -39,7 +39,7 @@ def build(store: Store, folder: Path, format: str = "parquet", shards: int = 3) 
 
 def rewrite(store: Store, receipt: Receipt, **changes: object) -> None:
     """Puts a changed receipt in the place of a committed one."""
-    store.write(f"receipts/{receipt.shard_id}.json", replace(receipt, **changes).to_json())
+    store.write(f"_receipts/{receipt.shard_id}.json", replace(receipt, **changes).to_json())
 
 
 def told(report: VerifyReport) -> str:
@@ -107,7 +107,7 @@ def unbalance(store: Store, receipt: Receipt) -> None:
 
 
 def break_receipt(store: Store, receipt: Receipt) -> None:
-    store.write(f"receipts/{receipt.shard_id}.json", b'{"format_version": 1}')
+    store.write(f"_receipts/{receipt.shard_id}.json", b'{"format_version": 2}')
 
 
 def wrong_rows(store: Store, receipt: Receipt) -> None:
@@ -121,7 +121,7 @@ def other_source(store: Store, receipt: Receipt) -> None:
 
 
 def other_version(store: Store, receipt: Receipt) -> None:
-    store.write("latentset.json", b'{"format": "latentset", "format_version": 9}')
+    store.write("_latentset.json", b'{"format": "latentset", "format_version": 9}')
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -129,13 +129,13 @@ def other_version(store: Store, receipt: Receipt) -> None:
     ("damage", "words"),
     [
         (lose_data, "parquet | no such file"),
-        (lose_index, "idx.parquet | no such file"),
+        (lose_index, ".idx | no such file"),
         (cut_data, "cannot be read as Parquet"),
         (empty_data, "parquet | 0 bytes"),
         (unbalance, "counts do not reconcile"),
         (break_receipt, "cannot be read as a receipt"),
         (wrong_rows, "parquet | 4 rows | 5 rows"),
-        (wrong_rows, "idx.parquet | rows: 4 | 5"),
+        (wrong_rows, ".idx | rows: 4 | 5"),
         (other_source, "from its sources and fingerprint"),
         (other_version, "latentset.json | the output holds format version 9"),
     ],
@@ -222,16 +222,16 @@ def test_many_doubled_ids_are_listed_in_part(store: Store, tmp_path: Path) -> No
 def test_orphans_and_foreign_objects_are_notices(store: Store, tmp_path: Path) -> None:
     build(store, tmp_path)
     write_shard(store, tmp_path / "s", WriteConfig(), [latent_clip(900)], shard=9, attempt="lost")
-    store.write("receipts/notes.txt", b"hello")
+    store.write("_receipts/notes.txt", b"hello")
     report = verify_output(store)
     assert report.ok
     assert (report.orphans, report.rows) == (2, 12)
     assert report.orphan_bytes > 0
     assert any("2 files" in notice and "no receipt names" in notice for notice in report.notices)
-    assert any("receipts/notes.txt" in notice for notice in report.notices)
+    assert any("_receipts/notes.txt" in notice for notice in report.notices)
 
 
 def test_an_empty_folder_is_no_output(store: Store) -> None:
     report = verify_output(store)
     assert not report.ok
-    assert "it has no latentset.json" in told(report)
+    assert "it has no _latentset.json" in told(report)

@@ -58,11 +58,14 @@ def test_keys_and_written_files(store: Store, spool: Path) -> None:
     ]
     for item in receipt.files:
         data, index = store.read(item.key), store.read(item.index_key)
-        assert item.index_key == item.key.replace("data/", "index/").replace(".parquet", ".idx.parquet")
+        assert item.index_key == item.key.replace("data/", "_index/").replace(".parquet", ".idx")
         assert (item.num_bytes, item.index_bytes) == (len(data), len(index))
         assert item.sha256 == hashlib.sha256(data).hexdigest()
         assert item.index_sha256 == hashlib.sha256(index).hexdigest()
-        assert (item.rows, item.frames) == (1, 17 if "v17x" in item.bucket else 5)
+        frames = 17 if "v17x" in item.bucket else 5
+        assert (item.rows, item.frames) == (1, frames)
+        (row,) = pq.read_table(io.BytesIO(data)).to_pylist()
+        assert item.ranges == {"id": [row["id"]] * 2, "fps": [row["fps"]] * 2, "num_frames": [frames] * 2}
     assert list(spool.iterdir()) == []
 
 

@@ -64,7 +64,7 @@ class Build:
         self._repeats = Repeats(display)
         self._report = report
         self._begun = begun
-        self._heartbeat = Heartbeat(store, context.fingerprint)
+        self._heartbeat = Heartbeat(store, context.fingerprint, layout=context.layout)
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._pulses: dict[str, tuple[int, int]] = {}  # worker -> frames, clips; their sums are kept beside them
         self._frames = self._clips = 0

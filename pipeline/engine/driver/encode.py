@@ -30,6 +30,7 @@ from pipeline.errors import (
     RejectBudgetExceeded,
     ShardsFailed,
 )
+from pipeline.format.layout import DATA, OWN_FOLDERS, OWN_OBJECTS
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.storage import Store, open_store
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from pipeline.encoder import LatentSpec
     from pipeline.ledger.summaries import ReceiptSummary
     from pipeline.records import ClipRules, Counts, Shard
-
-# What an output consists of: one object, and folders. It may lie inside a folder of inputs.
-OWN_OBJECT = "latentset.json"
-OWN_FOLDERS = ("data", "index", "receipts", "summaries", "progress")
 
 
 def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
@@ -60,14 +57,15 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
     store = open_store(job.output, job.storage)
-    passed_over = PassedOver(own=(store.uri(OWN_OBJECT), *(f"{store.uri(name)}/" for name in OWN_FOLDERS)))
+    passed_over = PassedOver(own=_own_uris(store))
     shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
     if job.strict:
         passed_over.refuse()
     if job.output.startswith("s3://"):
         store.preflight()  # says within seconds what is wrong, instead of after all retries
     store.check_writable()
-    notices = [*filter(None, [passed_over.line()]), *Ledger(store).prepare("lathe")]
+    ledger = Ledger(store)
+    notices = [*filter(None, [passed_over.line()]), *ledger.prepare("lathe")]
     with Executor(job) as executor:
         summaries = Summaries(store)
         receipts = summaries.all()
@@ -75,7 +73,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             executor.connect()
         device, dtype = executor.resolve_device()
         network = executor.network()
-        context = draw(job, _rules(job, network.spec), network, device, dtype)
+        context = draw(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
@@ -128,13 +126,18 @@ def _weights_notices(
     return [f"{asked}: the weights that come with Lathe ({name}); they are for demos and tests, not for production"]
 
 
+def _own_uris(store: Store) -> tuple[str, ...]:
+    """What the output consists of: objects, and folders that end in `/`. It may lie inside a folder of inputs."""
+    return (*map(store.uri, OWN_OBJECTS), *(f"{store.uri(name.rstrip('/'))}/" for name in OWN_FOLDERS))
+
+
 def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
     """The output may lie inside a folder of inputs; its tars of latents are no inputs of the run that resumes it.
 
     Raises:
         InputError: the inputs are nothing but these.
     """
-    ours = store.uri("data") + "/"
+    ours = f"{store.uri(DATA.rstrip('/'))}/"
     others = [shard for shard in shards if not all(source.uri.startswith(ours) for source in shard.objects)]
     if shards and not others:
         raise InputError(f"the inputs hold nothing but what was written to the output {store.root}; name the videos")

@@ -1,4 +1,4 @@
-"""Writes `progress/{build id}.json` in the output while a build runs, for `lathe status` elsewhere. In a thread of its own.
+"""Writes `_progress/{build id}.json` in the output while a build runs, for `lathe status` elsewhere. In a thread of its own.
 
 In: the latest numbers, as often as the build likes. Out: one object a build, replaced every `HEARTBEAT_S` and removed at the end. A slow
 or absent store makes it late and nothing else. Files that killed builds left are removed when they are a day old.
@@ -15,12 +15,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import LatheError
+from pipeline.format.layout import CURRENT
 
 if TYPE_CHECKING:
+    from pipeline.format.layout import Layout
     from pipeline.storage import Store
 
 HEARTBEAT_S = 30.0
-PREFIX = "progress/"
 STALE_S = 24 * 3600.0
 CLOSE_S = 5.0  # for the last write to end and the object to be removed
 
@@ -28,10 +29,13 @@ CLOSE_S = 5.0  # for the last write to end and the object to be removed
 class Heartbeat:
     """`offer` never blocks and never raises."""
 
-    def __init__(self, store: Store, fingerprint: str, *, every_s: float = HEARTBEAT_S) -> None:
+    def __init__(
+        self, store: Store, fingerprint: str, *, layout: Layout = CURRENT, every_s: float = HEARTBEAT_S
+    ) -> None:
         started = time.time()
         self.build = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{secrets.token_hex(4)}"
-        self.key = f"{PREFIX}{self.build}.json"
+        self.key = layout.progress_key(self.build)
+        self._prefix = layout.progress
         self._store = store
         self._every_s = every_s
         self._facts = {
@@ -99,6 +103,6 @@ class Heartbeat:
         return True
 
     def _sweep(self) -> None:
-        for info in list(self._store.list(PREFIX)):
+        for info in list(self._store.list(self._prefix)):
             if info.modified < time.time() - STALE_S:
                 self._store.delete(info.key)

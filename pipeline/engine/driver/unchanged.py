@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound, SourceChanged
 from pipeline.ledger.receipts import Ledger
-from pipeline.records import FORMAT_VERSION, Counts, Receipt, Shard, SourceObject, Timings
+from pipeline.records import Counts, Receipt, Shard, SourceObject, Timings
 from pipeline.storage import open_source
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ def find_unchanged(
 
 def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary], context: BuildContext) -> None:
     """Commits receipts without files that cover these sources."""
+    ledger = Ledger(store)
     ordered = sorted(unchanged, key=lambda source: source.uri)
     for at in range(0, len(ordered), SOURCES_PER_RECEIPT):
         shard = Shard("files", "unchanged", tuple(ordered[at : at + SOURCES_PER_RECEIPT]))
         receipt = Receipt(
-            format_version=FORMAT_VERSION,
+            format_version=ledger.layout.version,
             shard_id=shard.id(context.fingerprint),
             shard=shard,
             fingerprint=context.fingerprint,
@@ -73,7 +74,7 @@ def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary]
             limits=context.job.limits(),
             same_as={source.uri: unchanged[source].shard_id for source in shard.objects},
         )
-        Ledger(store).commit(receipt)
+        ledger.commit(receipt)
 
 
 def _digest(source: SourceObject, job: EncodeJob) -> str | None:

@@ -29,7 +29,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.process import kill_points as drill
 from pipeline.process.scratch import ScratchFolder
 from pipeline.reader import ShardReader
-from pipeline.records import FORMAT_VERSION, Counts, Receipt, Reject, Sample, Timings
+from pipeline.records import Counts, Receipt, Reject, Sample, Timings
 from pipeline.storage import locate, open_store
 from pipeline.writer import ShardWriter
 
@@ -79,7 +79,7 @@ class ShardAttempt:
         self._progress = progress or ProgressCounter()
         self._started = time.monotonic()
         self._store = store
-        self._ledger = Ledger(store, job.drill)
+        self._ledger = Ledger(store, job.drill, context.layout)
         self.encode_s = 0.0
         self.decode_wait_s = 0.0
         self.fetch_wait_s = 0.0
@@ -104,6 +104,7 @@ class ShardAttempt:
             attempt=self.name,
             fingerprint=context.fingerprint,
             metadata=context.file_metadata(),
+            layout=context.layout,
             drill=job.drill,
             progress=self._progress.add,
         )
@@ -365,13 +366,13 @@ class ShardAttempt:
         # A receipt covers what was read. Files that were refused or replaced stay work to do for the next run.
         shard = replace(self.shard, objects=self._scope.covered())
         digests = {**self._scope.digests, **self._reader.digests}
-        fingerprint = self._blueprint.fingerprint
+        context = self._blueprint
         return Receipt(
-            format_version=FORMAT_VERSION,
-            shard_id=shard.id(fingerprint),
+            format_version=context.layout.version,
+            shard_id=shard.id(context.fingerprint),
             shard=shard,
-            fingerprint=fingerprint,
-            fingerprint_parts=self._blueprint.fingerprint_parts,
+            fingerprint=context.fingerprint,
+            fingerprint_parts=context.fingerprint_parts,
             attempt=self.name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
             files=files,
@@ -379,12 +380,8 @@ class ShardAttempt:
             rejects=rejects,
             stats=stats,
             timings=timings,
-            notes={
-                "environment": environment(self._blueprint.device),
-                "reader": dict(self._counters),
-                "spec": self._blueprint.spec,
-            },
-            limits=self._blueprint.job.limits(),
+            notes={"environment": environment(context.device), "reader": dict(self._counters), "spec": context.spec},
+            limits=context.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
             warnings=self._accounts.warnings_with(self._counters if self.shard.retry is None else {}),

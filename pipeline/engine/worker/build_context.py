@@ -12,11 +12,13 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pipeline.format.layout import CURRENT
 from pipeline.records import ClipRules, stable_hash
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import Network
+    from pipeline.format.layout import Layout
 
 # Version of Lathe's own pixel path (sampling, scaling, crop, colour). Raised whenever a stored value could change.
 PIXELS = 2
@@ -37,6 +39,7 @@ class BuildContext:
     fingerprint_parts: dict[str, Any]
     fingerprint: str
     build: str  # random; names of this build's attempts start with it
+    layout: Layout  # names of the output's objects
 
     def file_metadata(self) -> dict[str, Any]:
         """What a data file says of the build that made it. The writer adds what it knows: format, bucket, dtype, constants."""
@@ -48,7 +51,9 @@ class BuildContext:
         }
 
 
-def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str) -> BuildContext:
+def draw(
+    job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str, layout: Layout = CURRENT
+) -> BuildContext:
     """Puts a context together and takes its fingerprint: everything that can change a stored value, and nothing else."""
     spec = network.spec.to_dict()
     stride = network.spec.time_stride
@@ -75,6 +80,7 @@ def draw(job: EncodeJob, rules: ClipRules, network: Network, device: str, comput
         fingerprint_parts=parts,
         fingerprint=stable_hash(parts),
         build=secrets.token_hex(4),
+        layout=layout,
     )
 
 

@@ -1,0 +1,139 @@
+"""Names of the objects of an output, by format version: plain data and functions, no access to stores.
+
+Everything that is not data has a name that starts with `_` or `.`: engines that scan a folder (Spark, pyarrow, Hive) pass such names over.
+Side indexes are Parquet inside and are not called `.parquet`, because tools that glob `**/*.parquet` took them for data (version 1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DATA = "data/"
+SNAPSHOTS = "_snapshots/"
+TAKEDOWNS = "_takedowns/"
+CARD_KEY = "_README.md"
+HUGGING_FACE_KEY = ".huggingface.yaml"
+
+# Objects that other readers write into the folders that they read. Not data, and not what a killed build left.
+_CACHES = re.compile(
+    r"(.*/)?(map_style_cache|sharding_info_[^/]*|\.nv-meta)/.*"  # FastVideo, Megatron-Energon
+    r"|.*\.tar\.idx"  # Megatron-Energon
+    r"|(.*/)?index\.json"  # litdata, wids
+)
+_ATTEMPT = "[A-Za-z0-9_-]+"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptName:
+    """What the key of a receipt says. `attempt` is set on stores that cannot refuse a second writer."""
+
+    shard_id: str
+    attempt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Keys of one format version. Prefixes end in `/`."""
+
+    version: int
+    set_key: str
+    """The object that says what the folder is."""
+    receipts: str
+    index: str
+    index_suffix: str
+    summaries: str
+    summary_suffix: str
+    progress: str
+
+    def data_key(self, fingerprint: str, bucket: str, stem: str, suffix: str) -> str:
+        """Key of a data file: `data/{fp8}/{bucket}/{stem}{suffix}`."""
+        return f"{DATA}{fingerprint[:8]}/{bucket}/{stem}{suffix}"
+
+    def index_key(self, data_key: str) -> str:
+        """Key of the side index of a data file."""
+        return f"{self.index}{data_key.removeprefix(DATA).rpartition('.')[0]}{self.index_suffix}"
+
+    def receipt_key(self, shard_id: str, attempt: str | None = None) -> str:
+        """Key of a receipt; with `attempt` as on stores that cannot refuse a second writer."""
+        return f"{self.receipts}{shard_id}{'' if attempt is None else f'--{attempt}'}.json"
+
+    def receipt_name(self, key: str) -> ReceiptName | None:
+        """Inverse of `receipt_key`; None if `key` is not the key of a receipt."""
+        match = re.fullmatch(rf"{self.receipts}([0-9a-f]{{32}})(?:--({_ATTEMPT}))?\.json", key)
+        return None if match is None else ReceiptName(match[1], match[2])
+
+    def summary_key(self, digest: str) -> str:
+        """Key of a cache of receipt summaries, from 16 hex digits."""
+        return f"{self.summaries}{digest}{self.summary_suffix}"
+
+    def is_summary(self, key: str) -> bool:
+        """Whether `key` was made by `summary_key`."""
+        return re.fullmatch(rf"{self.summaries}[0-9a-f]{{16}}{re.escape(self.summary_suffix)}", key) is not None
+
+    def progress_key(self, build: str) -> str:
+        """Key of the heartbeat of a running build."""
+        return f"{self.progress}{build}.json"
+
+
+LAYOUTS = {
+    1: Layout(
+        version=1,
+        set_key="latentset.json",
+        receipts="receipts/",
+        index="index/",
+        index_suffix=".idx.parquet",
+        summaries="summaries/",
+        summary_suffix=".parquet",
+        progress="progress/",
+    ),
+    2: Layout(
+        version=2,
+        set_key="_latentset.json",
+        receipts="_receipts/",
+        index="_index/",
+        index_suffix=".idx",
+        summaries="_summaries/",
+        summary_suffix=".cache",
+        progress="_progress/",
+    ),
+}
+CURRENT = LAYOUTS[2]
+"""Layout of new outputs."""
+
+SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
+OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
+OWN_FOLDERS = (
+    *(DATA, SNAPSHOTS, TAKEDOWNS),
+    *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
+)
+"""With `OWN_OBJECTS` all that an output of any version consists of. It may lie inside a folder of inputs."""
+
+
+def snapshot_key(number: int) -> str:
+    """Key of a published snapshot."""
+    return f"{SNAPSHOTS}{number}.json"
+
+
+def snapshot_number(key: str) -> int | None:
+    """Inverse of `snapshot_key`; None if `key` is not the key of a snapshot."""
+    match = re.fullmatch(rf"{SNAPSHOTS}([1-9]\d*)\.json", key)
+    return None if match is None else int(match[1])
+
+
+def snapshot_table_key(number: int, name: str, sha256: str) -> str:
+    """Key of a table of a snapshot (Parquet), such as its manifest of data files, `name` "files".
+
+    It is named by its contents: two publishers of one number never write different bytes to the same key.
+    """
+    return f"{SNAPSHOTS}{number}/{name}-{sha256[:16]}.idx"
+
+
+def takedown_key(name: str) -> str:
+    """Key of the record of a takedown."""
+    return f"{TAKEDOWNS}{name}.json"
+
+
+def is_foreign_cache(key: str) -> bool:
+    """Whether another reader (FastVideo, Megatron-Energon, litdata) wrote this object beside the data it read."""
+    return _CACHES.fullmatch(key) is not None
