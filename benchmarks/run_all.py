@@ -49,6 +49,8 @@ ENTRIES = (
     Entry("slow_store", "", "--shards 1 --repeats 1 --latency 0.01"),
     Entry("start", "", "--files 1000 --folders 10"),
     Entry("driver_loop", "", "--shards 1000 --workers 2,4"),
+    Entry("delta_log", "", "--files 100"),
+    Entry("publish", "", "--shards 100"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),
     Entry("quality", "--videos", "--videos", needs="videos"),

@@ -50,6 +50,9 @@ def publish(
         str | None, typer.Option(help="Where the latents' weights are now. [default: as recorded]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for these clips.")] = "auto",
+    delta: Annotated[
+        bool, typer.Option("--delta/--no-delta", help="Write the Delta Lake view of Parquet outputs as well.")
+    ] = True,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -75,6 +78,7 @@ def publish(
             partial=partial,
             limits=Limits(reject_budget=reject_budget, drift=max_drift),
             job={"inputs": inputs} if inputs else None,
+            delta=delta,
         )
         listing = list_inputs(inputs, store, storage) if inputs else None
         show_published(make_snapshot(store, options, listing=listing, canary=check if canary else None), as_json)

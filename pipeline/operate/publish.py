@@ -26,6 +26,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
 from pipeline.ledger.summaries import source_id
 from pipeline.operate import publish_checks as checks
+from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.inspect import file_metadata
 from pipeline.operate.status import heartbeat
 
@@ -56,6 +57,7 @@ class PublishOptions:
     partial: bool = False  # publish although shards are open
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
+    delta: bool = True  # write the Delta view as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def publish(
         workers: threads that read receipts.
 
     Raises:
-        OutputError: not an output, or of another format version.
+        OutputError: not an output, or of another format version; a Delta log that somebody else wrote to.
         InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
     """
@@ -109,6 +111,8 @@ def publish(
     Ledger(store).latent_set()
     snapshots = Snapshots(store, failures)
     parent, number = snapshots.latest(), snapshots.next_number()
+    if options.delta:
+        DeltaLog(store).check(number - 1)
     candidate = gather(
         store,
         parent,
@@ -128,14 +132,22 @@ def publish(
             "`lathe encode`, or publish what is done with --partial"
         )
     if parent is not None and tuple(open_shards) == parent.open_shards and _same(candidate, parent, snapshots):
-        return Published(parent, False, [f"snapshot {parent.number} holds all there is; nothing was published"])
+        notice = f"snapshot {parent.number} holds all there is; nothing was published"
+        return Published(parent, False, [notice, *_delta_notices(store, options)])
     snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
     tables = {"files": candidate.files, "receipts": candidate.receipts}
     if any(candidate.selection.choices.values()):
         tables["choices"] = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
-    return Published(snapshot, True, _notices(store, snapshot))
+    return Published(snapshot, True, [*_notices(store, snapshot), *_delta_notices(store, options)])
+
+
+def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
+    """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+    view = DeltaLog(store).sync() if options.delta else None
+    notice = view.notice() if view is not None else None
+    return [notice] if notice is not None else []
 
 
 def _checked(
