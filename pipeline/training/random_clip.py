@@ -1,7 +1,7 @@
-"""One clip from anywhere in one video, as encoding would have seen it.
+"""Random clip of one video, decoded as for encoding.
 
-Enters: an encoded video, a size, a random generator. Leaves: uint8 RGB of that size. Frames on screen, colours, orientation and scaling are
-those of the pipeline's decoder and of its door to the network; only the moment, the scale and the place are drawn.
+Takes an encoded video, a size and a random generator; returns uint8 RGB of that size. Frames on screen, colours, orientation and
+scaling are those of the pipeline's decoder and of the network's input; only moment, scale and position are random.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def random_clip(
     video: bytes | str, limits: DecodeConfig, config: RandomClipConfig, size: Bucket, draw: np.random.Generator
 ) -> torch.Tensor:
-    """uint8 RGB `3 T H W` of `size`, black 0, white 255: the encoder's RGB, rounded to the nearest of 256 values.
+    """Random clip as uint8 RGB `3 T H W` of `size`, black 0, white 255: the encoder's RGB, rounded to 256 values.
 
     Args:
         video: encoded bytes, or a local path.
-        limits: of decoding; `timeout_s` and `memory_bytes` bind only decoders that can be killed, which this one is not.
-        config: what may be drawn.
+        limits: of decoding; `timeout_s` and `memory_bytes` apply to decoder processes that can be killed, so not here.
+        config: ranges of what is drawn.
         size: of the clip.
-        draw: decides the first frame, the scale and the place, in this order.
+        draw: generator for the first frame, the scale and the position, in this order.
 
     Raises:
         PolicyReject: `too_short`, `too_small`, `fps_too_low`, and those of `decode.open_video`.
@@ -45,8 +45,8 @@ def random_clip(
     try:
         fps = None if config.fps == "source" else float(config.fps)
         _check(opened, config, fps, size)
-        room = clips.grid_length(len(opened.times_s), opened.end_s, fps) - size.frames
-        start = int(draw.integers(room + 1))
+        latest = clips.grid_length(len(opened.times_s), opened.end_s, fps) - size.frames
+        start = int(draw.integers(latest + 1))
         wanted = clips.frames_on_screen(opened.times_s, start, start + size.frames, fps)
         geometry = _geometry(opened.info, config, size, draw)
         planes_T3HW = opened.planes(wanted, geometry)
@@ -58,7 +58,7 @@ def random_clip(
 
 
 def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Bucket) -> None:
-    """Whether the video has such a clip, by the rules clips are cut with for encoding."""
+    """Raises PolicyReject if the video has no such clip, by the rules for encoding."""
     info = video.info
     if min(info.height, info.width) < config.min_side:
         raise PolicyReject("too_small", f"{info.height}x{info.width} pixels, data.clips.min_side is {config.min_side}")
@@ -82,7 +82,7 @@ def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Buck
 
 
 def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.random.Generator) -> Geometry:
-    """Scaled to cover the clip, times a factor even on a logarithmic scale, not beyond the video's own size; then any place."""
+    """Random geometry: scaled to cover the clip times a log-uniform factor, not beyond the video's own size; then a random position."""
     cover = max(size.height / info.height, size.width / info.width)
     smallest, largest = np.log(config.scale)
     factor = min(float(np.exp(draw.uniform(smallest, largest))), max(1.0, 1 / cover))
