@@ -29,7 +29,8 @@ from pipeline.errors import (
     RejectBudgetExceeded,
     ShardsFailed,
 )
-from pipeline.format.layout import DATA, OWN_FOLDERS, OWN_OBJECTS
+from pipeline.format.card import data_card, hugging_face_config
+from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.storage import Store, open_store
@@ -73,6 +74,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         device, dtype = executor.resolve_device()
         network = executor.network()
         context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        _write_card(context, store)
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
@@ -111,6 +113,26 @@ def _work(
         work = without_unchanged(work, unchanged)
     retry_work(store, work, job)
     return work
+
+
+def _write_card(context: BuildContext, store: Store) -> None:
+    """The data card, unless there is one, and what Hugging Face takes for data. Outputs of version 1 have neither."""
+    if context.layout.version < 2:
+        return
+    write, found = context.job.write, None
+    if store.exists(HUGGING_FACE_KEY):
+        found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace")
+    if (config := hugging_face_config(found, context.fingerprint, write.format)) is not None:
+        store.write(HUGGING_FACE_KEY, config.encode())
+    if not store.exists(CARD_KEY):
+        card = data_card(
+            context.fingerprint,
+            context.file_metadata(),
+            container=write.format,
+            dtype=write.dtype,
+            moments=write.moments,
+        )
+        store.put_if_absent(CARD_KEY, card.encode())
 
 
 def _weights_notices(
