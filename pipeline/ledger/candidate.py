@@ -32,11 +32,10 @@ from pipeline.ledger.takedowns import read_takedowns
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.ledger.snapshots import Snapshot
-    from pipeline.ledger.summaries import ReceiptSummary
     from pipeline.ledger.versions import Selection
     from pipeline.records import Counts, Receipt, SourceObject
     from pipeline.storage import Store
@@ -58,14 +57,14 @@ class Candidate:
     fresh: set[str]  # shards that the parent does not cover
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
-    save_summaries: Callable[[], None]  # caches what had to be read
+    keys: dict[str, str]  # of receipts, by shard id
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
         shards = sorted(set(self.files["shard_id"].unique().to_pylist()))
         offered = [shard for shard in shards if shard in self.fresh] or shards
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]
-        read = Ledger(store).read_all([self.overlaps.by_shard[shard].key] for shard in chosen)
+        read = Ledger(store).read_all([self.keys[shard]] for shard in chosen)
         return [self.overlaps.counted(receipt) for receipt in read if receipt is not None]
 
 
@@ -105,6 +104,7 @@ def gather(
     fingerprint: str | None = None,
     listing: Sequence[SourceObject] | None = None,
     drop_missing: bool = False,
+    save: bool = False,
     workers: int = 8,
 ) -> Candidate:
     """Reads what is new and decides what counts.
@@ -116,6 +116,7 @@ def gather(
         fingerprint: only receipts of fingerprints that begin so; None: all.
         listing: the inputs as they are now, if known.
         drop_missing: whether inputs that are not in `listing` are dropped.
+        save: whether the output may keep a cache of what had to be read.
         workers: threads that read receipts.
 
     Raises:
@@ -134,15 +135,22 @@ def gather(
 
     summaries = Summaries(store, workers)
     found = [item for item in summaries.all(keep) if item.fingerprint.startswith(fingerprint or "")]
+    if save:
+        summaries.save()
+    cut_off = summaries.cut_off
     overlaps = Overlaps(found, read_takedowns(store))
+    del summaries, found
     before = read_choices(snapshots.table(parent, "choices")) if parent is not None else {}
     selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing)
     hide_other_versions(overlaps, selection.versions)
+    wanted = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
+    keys = {item.shard_id: item.key for item in overlaps.by_shard.values()}
+    overlaps.forget_summaries()  # before tables of the same number of rows are read
     parent_files, sources = FILES.empty_table(), [pool.finish()]
     if parent is not None:
         parent_files = snapshots.table(parent, "files")
         sources.insert(0, (parent_files, parent_receipts))
-    files, receipts_path, taken = _combined(store, overlaps, sources, folder, workers)
+    files, receipts_path, taken = _combined(store, overlaps, wanted, keys, sources, folder, workers)
     return Candidate(
         parent=parent,
         parent_files=parent_files,
@@ -151,18 +159,26 @@ def gather(
         files=files,
         receipts=pq.read_table(receipts_path, columns=LIGHT),
         receipts_path=receipts_path,
-        fresh={shard for shard in overlaps.by_shard if shard not in covered},
+        fresh={shard for shard in keys if shard not in covered},
         unchanged=parent is not None and taken == [len(covered), *([0] * (len(taken) - 1))],
-        cut_off=summaries.cut_off,
-        save_summaries=summaries.save,
+        cut_off=cut_off,
+        keys=keys,
     )
 
 
 def _combined(
-    store: Store, overlaps: Overlaps, sources: list[tuple[pa.Table, Path]], folder: Path, workers: int
+    store: Store,
+    overlaps: Overlaps,
+    wanted: dict[str, bytes],
+    keys: dict[str, str],
+    sources: list[tuple[pa.Table, Path]],
+    folder: Path,
+    workers: int,
 ) -> tuple[pa.Table, Path, list[int]]:
-    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now."""
-    wanted = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
+    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now.
+
+    Empties `wanted` (the state by shard) and `sources`.
+    """
     tables, taken = [], []
     path = folder / "receipts"
     with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
@@ -187,19 +203,18 @@ def _combined(
 
         while sources:
             take(*sources.pop(0))
-        take(*_read_now(store, overlaps, dict(wanted), folder, workers))
+        take(*_read_now(store, overlaps, dict(wanted), keys, folder, workers))
     files = pa.concat_tables(tables)
     tables.clear()
     return sorted_by(files, "key"), path, taken
 
 
 def _read_now(
-    store: Store, overlaps: Overlaps, wanted: dict[str, bytes], folder: Path, workers: int
+    store: Store, overlaps: Overlaps, wanted: dict[str, bytes], keys: dict[str, str], folder: Path, workers: int
 ) -> tuple[pa.Table, Path]:
     pool = _Pool(folder, "again")
-    items: list[ReceiptSummary] = [overlaps.by_shard[shard] for shard in wanted]
-    read = Ledger(store).read_all(([item.key] for item in items), workers)
-    for item, receipt in zip(items, read, strict=True):
+    read = Ledger(store).read_all(([keys[shard]] for shard in wanted), workers)
+    for shard, receipt in zip(wanted, read, strict=True):
         if receipt is not None:
-            pool.add(store, overlaps.counted(receipt), wanted[item.shard_id])
+            pool.add(store, overlaps.counted(receipt), wanted[shard])
     return pool.finish()

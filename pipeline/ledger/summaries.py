@@ -261,7 +261,9 @@ def _from_parquet(data: bytes) -> list[ReceiptSummary]:
         if not file.schema_arrow.equals(_schema()):
             return []
         found: list[ReceiptSummary] = []
-        for batch in file.iter_batches(ROWS_AT_ONCE):  # a Python list of every column at once would take twice the memory
+        for batch in file.iter_batches(
+            ROWS_AT_ONCE
+        ):  # a Python list of every column at once would take twice the memory
             found += itertools.starmap(ReceiptSummary, zip(*(column.to_pylist() for column in batch), strict=True))
         return found
     except (pa.ArrowException, OSError):

@@ -130,12 +130,12 @@ def _publish(
         fingerprint=options.fingerprint,
         listing=listing,
         drop_missing=options.removed == "drop",
+        save=True,
         workers=workers,
     )
     if not candidate.receipts.num_rows:
         asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
         raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
-    candidate.save_summaries()
     open_shards = _open_shards(store, candidate)
     if open_shards and not options.partial:
         raise PublishFailed(
@@ -236,7 +236,7 @@ def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFing
 
 
 def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
-    receipt = Ledger(store).load(candidate.overlaps.by_shard[shard].key)
+    receipt = Ledger(store).load(candidate.keys[shard])
     return {} if receipt is None else receipt.fingerprint_parts
 
 
