@@ -96,6 +96,9 @@ class TableSpool:
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
     """The rows of `table` by one column; moved column by column, so that memory never holds the table twice."""
+    values = table[column]
+    if pc.all(pc.less_equal(values[:-1], values[1:])).as_py() is not False:
+        return table
     order, columns, names = pc.sort_indices(table, [(column, "ascending")]), [], table.schema
     while table.num_columns:
         columns.append(table.column(0).take(order))

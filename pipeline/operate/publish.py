@@ -213,9 +213,12 @@ def _open_shards(store: Store, candidate: Candidate) -> list[str]:
 def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFingerprint]:
     found = {}
     known = candidate.parent.fingerprints if candidate.parent is not None else {}
-    for fingerprint in sorted(candidate.receipts["fingerprint"].unique().to_pylist()):
-        receipts = candidate.receipts.filter(pc.equal(candidate.receipts["fingerprint"], fingerprint))
-        files = candidate.files.filter(pc.equal(candidate.files["fingerprint"], fingerprint))
+    names = sorted(candidate.receipts["fingerprint"].unique().to_pylist())
+    for fingerprint in names:
+        receipts, files = candidate.receipts, candidate.files
+        if len(names) > 1:  # a filtered table is a copy
+            receipts = receipts.filter(pc.equal(receipts["fingerprint"], fingerprint))
+            files = files.filter(pc.equal(files["fingerprint"], fingerprint))
         if fingerprint in known:
             parts, constants = known[fingerprint].parts, known[fingerprint].constants
         else:
