@@ -22,6 +22,7 @@ from pipeline.engine.driver.progress import Silent
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker.pool import PoolEvent, Pulse, ShardEnded, WorkerUp
 from pipeline.engine.worker.shard_result import ShardResult
+from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.records import Counts, Shard, SourceObject, Timings
 from pipeline.storage.local import LocalStore
 
@@ -63,7 +64,7 @@ class InstantPool:
             events.append(ShardEnded(worker, ShardResult(shard_id, True, counts, counts, Timings(), 1, {}, 1)))
         self._polls += 1
         if self._polls % self._pulse_every == 0:
-            events.append(Pulse(f"encoder-{self._polls % self.size}", {"frames": self._polls, "clips": 1}))
+            events.append(Pulse(f"encoder-{self._polls % self.size}", WorkerStats(frames=self._polls, clips=1)))
         return events
 
     def close(self) -> None:

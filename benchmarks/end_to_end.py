@@ -23,7 +23,8 @@ from pathlib import Path
 import pipeline
 from pipeline.config import EncodeJob, build_job
 from pipeline.encoder import Encoder, resolve_device
-from pipeline.engine.decoders.lanes import LaneReady, ProcessLanes
+from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.sample_corpus import X264, Recipe, encode_recipe
 from pipeline.video.clips import resolve_rules

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DrillConfig, StorageConfig, WriteConfig
+from pipeline.format.layout import CURRENT
 from pipeline.format.tensors import let_go
 from pipeline.records import Bucket, ClipPlan, LatentClip, Sample, VideoInfo
 from pipeline.storage import open_store
@@ -59,6 +60,7 @@ def write(folder: Path, config: WriteConfig, clips: list[LatentClip]) -> tuple[f
         attempt="bench",
         fingerprint="0" * 32,
         metadata={"spec": SPEC, "encoder": {}, "fingerprint_parts": {}, "versions": {}},
+        layout=CURRENT,
         drill=DrillConfig(),
     )
     begun = time.perf_counter()

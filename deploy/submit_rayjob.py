@@ -1,7 +1,7 @@
-"""Creates tonight's RayJob from a manifest and waits for its end. Runs in the CronJob's pod (deploy/nightly.yaml).
+"""Creates the RayJob of the night from a manifest and waits for its end. Runs in the CronJob's pod (deploy/nightly.yaml).
 
-Enters: a RayJob manifest, a name prefix, the pod's service account. Leaves: the RayJob `PREFIX-YYYYMMDD` (UTC), and an exit code: 0 the
-build completed, 1 it failed or the cluster refused. Safe to run again: a RayJob of that name is waited for, not made twice.
+Takes a RayJob manifest, a name prefix and the pod's service account. Creates the RayJob `PREFIX-YYYYMMDD` (UTC). Exit code 0: the build
+completed; 1: it failed, or the cluster refused. Safe to run again: an existing RayJob of that name is waited for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RayJobs:
         self._tls = ssl.create_default_context(cafile=str(authority)) if server.startswith("https") else None
 
     def create(self, manifest: dict[str, Any]) -> bool:
-        """True if it was created, False if one of that name is there already."""
+        """True if it was created, False if one of that name exists."""
         try:
             self._call("POST", self._url, json.dumps(manifest).encode())
         except urllib.error.HTTPError as error:
@@ -44,7 +44,7 @@ class RayJobs:
         return True
 
     def status(self, name: str) -> dict[str, Any]:
-        """The object's status; empty before the operator has seen it."""
+        """Status of the RayJob; empty until the operator has set it."""
         status: dict[str, Any] = self._call("GET", f"{self._url}/{name}").get("status", {})
         return status
 
@@ -58,10 +58,10 @@ class RayJobs:
 
 
 def named(manifest: dict[str, Any], prefix: str, night: datetime) -> dict[str, Any]:
-    """The manifest under tonight's name.
+    """The manifest with the name of the night.
 
     Raises:
-        ValueError: it is not a RayJob.
+        ValueError: the manifest is not a RayJob.
     """
     if manifest.get("kind") != "RayJob":
         raise ValueError(f"expected a RayJob manifest, got kind {manifest.get('kind')!r}")
@@ -87,10 +87,10 @@ def wait(jobs: RayJobs, name: str, period_s: float) -> int:
             status = {}
         state = status.get("jobDeploymentStatus", "")
         if state in ("Complete", "Failed"):
-            # "Complete" says that the job ended, not that it went well: a run that exits with 1 ends as Failed, a stopped one as STOPPED.
-            good = state == "Complete" and status.get("jobStatus") == "SUCCEEDED"
+            # "Complete" means that the job ended, not that it succeeded: a run that exits with 1 is Failed, a stopped one STOPPED.
+            succeeded = state == "Complete" and status.get("jobStatus") == "SUCCEEDED"
             say(f"{name}: {state}, job {status.get('jobStatus')}: {status.get('message', '') or 'no message'}")
-            return 0 if good else 1
+            return 0 if succeeded else 1
         time.sleep(period_s)
 
 
@@ -102,14 +102,14 @@ def _count(failed_polls: int, error: OSError) -> int:
 
 
 def say(text: str) -> None:
-    """One line to the pod's log."""
+    """Prints one line to the pod's log."""
     sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
     sys.stdout.flush()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Creates tonight's RayJob and waits for its end.")
+    parser = argparse.ArgumentParser(description="Creates the RayJob of the night and waits for its end.")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--poll-s", type=float, default=30.0)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = manifest["metadata"]["name"]
     jobs = RayJobs(options.server, options.account)
     try:
-        say(f"{name} created" if jobs.create(manifest) else f"{name} is there already; waiting for it")
+        say(f"{name} created" if jobs.create(manifest) else f"{name} exists already; waiting for it")
         return wait(jobs, name, options.poll_s)
     except urllib.error.HTTPError as error:
         say(f"the API server refused {name}: {error.code} {error.reason}: {error.read(500).decode(errors='replace')}")

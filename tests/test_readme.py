@@ -1,4 +1,4 @@
-"""README.md: its commands are understood by the command line, its Python reads a real output, its links lead somewhere."""
+"""README.md: its commands are understood by the command line, its Python reads a real output. Links and paths of all pages exist."""
 
 import re
 import shlex
@@ -65,3 +65,9 @@ def test_links_of_a_page_lead_somewhere(page):
         other = (page.parent / name).resolve() if name else page
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"`((?:pipeline|model|tests|benchmarks|docs|deploy)/[\w/.-]+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,7 +1,7 @@
-"""The command line: parse, call, exit code. Rooms are imported when a command runs, so that `--help` is instant.
+"""Commands of `lathe`: encode, plan, status, inspect, verify, sample. Packages are imported when a command runs, so that `--help` is fast.
 
 Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
-SIGTERM or SIGHUP: what ran was finished, and the same command resumes.
+SIGTERM or SIGHUP: running shards were finished, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pipeline.cli.terminal import (
     Clips,
     Config,
     Debug,
+    Device,
     EncodeCommand,
     Fps,
     Frames,
     Model,
+    Output,
     Overrides,
     Size,
     StoreSettings,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lathe",
-    help="Videos in, VAE latents out: exactly, exactly once, at the speed of decoding.",
+    help="Encode videos into VAE latents, each exactly once, from local files or S3.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +55,7 @@ def encode(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... OUTPUT",
-            help="Shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output.",
+            help="Tar shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
         ),
     ] = None,
     model: Model = None,
@@ -63,24 +65,34 @@ def encode(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
-    format_: Annotated[str | None, typer.Option("--format", help="parquet or tar. [default: parquet]")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Stored type: float16, bfloat16 or float32. [default: float16]")
+        str | None, typer.Option(help="Type of stored latents: float16, bfloat16 or float32. [default: float16]")
     ] = None,
-    moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance too.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    executor: Annotated[str | None, typer.Option(help="ray or inline. [default: ray]")] = None,
+    moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance as well.")] = None,
+    device: Device = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            help="Where encoders run: ray (a cluster or this machine) or inline (this process). [default: ray]"
+        ),
+    ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join. [default: RAY_ADDRESS, else a private Ray]")
+        str | None,
+        typer.Option(help="Address of the Ray cluster. [default: RAY_ADDRESS, else a private Ray on this machine]"),
     ] = None,
-    progress: Annotated[str | None, typer.Option(help="auto, rich, plain, json or none. [default: auto]")] = None,
+    progress: Annotated[
+        str | None, typer.Option(help="Progress display: auto, rich, plain, json or none. [default: auto]")
+    ] = None,
     retry_rejects: Annotated[
         str | None,
         typer.Option(
             RETRY_REJECTS,
             metavar="[REASON…]",
-            help="Encode rejected inputs of finished shards again: those that limits rejected which this run does not have, "
-            "or those with these reasons.",
+            help="Encode rejected inputs of finished shards again: those with these reasons, or, without reasons, those rejected by "
+            "limits that this run has raised.",
         ),
     ] = None,
     publish: Annotated[
@@ -91,7 +103,7 @@ def encode(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Encode a corpus of videos into latent shards. Run the same command again to resume."""
+    """Encode a corpus of videos into files of latents. Run the same command again to resume."""
     *inputs, output = paths if paths and len(paths) > 1 else [*(paths or []), None]
     if paths and len(paths) == 1 and config is None:
         fail("encode takes INPUT... OUTPUT, got only one path; add the output folder or s3://bucket/prefix", 2)
@@ -117,7 +129,7 @@ def encode(
     }
 
     def run() -> None:
-        with signals.handled():  # before anything that takes time
+        with signals.handled():  # before any slow step
             job = _encode(flags, config, tuple(set_ or ()))
             if publish:
                 output_commands.publish_job(job)
@@ -134,7 +146,7 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
     report = None
     try:
         report = driver.encode(job, display)
-    except BaseException as error:  # a KeyboardInterrupt too has a report
+    except BaseException as error:  # a KeyboardInterrupt has a report as well
         report = getattr(error, "report", None)
         raise
     finally:
@@ -144,20 +156,20 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
 
 @app.command()
 def plan(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Shards or videos, as for encode.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")],
     model: Model = None,
     fps: Fps = None,
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
-    dtype: Annotated[str | None, typer.Option(help="Stored type. [default: float16]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say, from headers only, which buckets would fill, what would be dropped and why, and how much would be written."""
+    """Show what encode would do, from headers only. Lists clips in each bucket, dropped inputs with reasons, bytes of latents."""
 
     def run() -> None:
         from pipeline.config import build_job
@@ -174,7 +186,7 @@ def plan(
             "write.dtype": dtype,
             "strict": strict,
         }
-        with signals.handled():  # SIGTERM too ends decoders and deletes temporary files
+        with signals.handled():  # SIGTERM as well ends decoders and deletes temporary files
             result = forecast_job(build_job(flags, config_path=config, overrides=tuple(set_ or ())))
         show(result.to_dict(), "plan_lines", as_json)
 
@@ -182,42 +194,43 @@ def plan(
 
 
 @app.command()
-def status(
-    output: output_commands.Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
-) -> None:
-    """How far an output is: shards, clips, rejects, and whether a build is running."""
+def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show the state of an output. Lists shards, clips and rejects, and whether a build is running."""
 
     def run() -> None:
-        from pipeline.operate import status as room
+        from pipeline.operate.status import status as status_of
 
-        show(room.status(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
+        show(status_of(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
 
     guard(run, debug=debug)
 
 
 @app.command()
-def inspect(target: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """What is in a latent file or an output: network, fingerprint, buckets, counts, statistics."""
+def inspect(
+    target: Annotated[str, typer.Argument(help="Latent file, or an output of encode.")],
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a latent file or output contains. Lists network, fingerprint, buckets, counts and statistics."""
 
     def run() -> None:
-        from pipeline.operate import inspect as room
+        from pipeline.operate.inspect import inspect_path
 
-        show(room.inspect_path(target, storage_config(endpoint_url)), "inspect_lines", as_json)
+        show(inspect_path(target, storage_config(endpoint_url)), "inspect_lines", as_json)
 
     guard(run, debug=debug)
 
 
 @app.command()
-def verify(
-    output: output_commands.Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
-) -> None:
-    """Check hashes, counts, values and receipts of an output against its files. Exit code 1 if anything is wrong."""
+def verify(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check the files of an output. Compares hashes, counts, values and receipts; exit code 1 if anything is wrong."""
 
     def run() -> None:
-        from pipeline.operate import verify as room
+        from pipeline.operate.verify import verify_output
 
         store, number = output_commands.open_numbered(output, endpoint_url)
-        report = room.verify_output(store, snapshot=number)
+        report = verify_output(store, snapshot=number)
         show(report.to_dict(), "verify_lines", as_json)
         if not report.ok:
             raise typer.Exit(1)
@@ -227,12 +240,12 @@ def verify(
 
 @app.command()
 def sample(
-    folder: str,
-    seed: Annotated[int, typer.Option(help="Another seed, another corpus.")] = 0,
-    layout: Annotated[str, typer.Option(help="tar (WebDataset shards) or files.")] = "tar",
+    folder: Annotated[str, typer.Argument(help="New folder for the videos.")],
+    seed: Annotated[int, typer.Option(help="Seed of the corpus; another seed gives other videos.")] = 0,
+    layout: Annotated[str, typer.Option(help="tar (WebDataset shards) or files (plain videos).")] = "tar",
     debug: Debug = False,
 ) -> None:
-    """Make a small varied corpus of real encoded videos, so that the first run needs nothing from outside."""
+    """Make a small corpus for a first run. It contains varied videos and needs no download."""
 
     def run() -> None:
         from pipeline.errors import ConfigError

@@ -1,4 +1,4 @@
-"""How an evaluation reads on a terminal. Enters: its JSON-ready summary. Leaves: lines of text."""
+"""Result of `lathe evaluate` as lines of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CHANNELS_SHOWN = 32
 
 
 def evaluation_lines(summary: dict[str, Any]) -> list[str]:
-    """The dictionary of `pipeline.evaluation.evaluate`."""
+    """Lines of the dictionary that `pipeline.evaluation.evaluate` returns."""
     network, overall = summary["network"], summary["overall"]
     origin = "UNTRAINED random weights" if network["untrained"] else f"weights {network['weights_sha256'][:12]}"
     lines = [

@@ -1,6 +1,6 @@
-"""Commands about networks: train, list, check and evaluate them, look at what their latents decode to. `pipeline.cli.app` registers them.
+"""Commands about networks: train, models, check, evaluate, preview, convert-checkpoint. `pipeline.cli.app` registers them.
 
-Rooms are imported when a command runs, so that `--help` is instant.
+Packages are imported when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pipeline.cli.terminal import (
     ComputeDtype,
     Config,
     Debug,
+    Device,
     Fps,
     Frames,
     Model,
+    Output,
     Overrides,
     Size,
     StoreSettings,
@@ -31,39 +33,39 @@ from pipeline.cli.terminal import (
 
 
 def train(
-    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="Recipe, data, output.")],
-    output: Annotated[str | None, typer.Option(help="Folder of the run, instead of the job's.")] = None,
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="Job file: recipe, data, output.")],
+    output: Annotated[str | None, typer.Option(help="Folder of the run. [default: that of the job file]")] = None,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Train a network, from videos or without any. Run the same command again to go on after a kill."""
+    """Train a network on videos or on synthetic scenes. Run the same command again to resume."""
 
     def run() -> None:
-        from pipeline.training import run as room
+        from pipeline.training import run as training_run
         from pipeline.training.job import build_train_job
         from pipeline.training.progress_log import ProgressLog
 
         wanted = build_train_job({"output": output}, config_path=job, overrides=tuple(set_ or ()))
         progress_log = ProgressLog(wanted.progress)
-        device = None if wanted.distributed else room.definite_device(wanted.device)
-        prepared = room.prepare(wanted, progress_log)
+        device = None if wanted.distributed else training_run.definite_device(wanted.device)
+        prepared = training_run.prepare(wanted, progress_log)
         if device is None:
             from pipeline.engine.ray import training as ray_training
 
             weights = ray_training.train(prepared, progress_log)
         else:
-            weights = room.learn(prepared, device, progress_log.step)
+            weights = training_run.learn(prepared, device, progress_log.step)
         progress_log.end(prepared, weights)
 
     guard(run, debug=debug)
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="One network, with everything known about it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Network to describe in full.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the networks that can be named with --model, or tell all about one."""
+    """List the networks for --model, or one of them. With a name, prints its full description."""
 
     def run() -> None:
         from model import registry
@@ -82,15 +84,15 @@ def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Network; `lathe models` lists them.")],
     checkpoint: Checkpoint = None,
     untrained: Untrained = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    device: Device = None,
     compute_dtype: ComputeDtype = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Frame size to try.")] = "64x64",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Frame size of the check.")] = "64x64",
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure on your weights and machine that chunks, batches and interleaving change no latent. Exit code 1 if one does."""
+    """Check that chunking changes no latent. Tries chunks, batches and interleaving on this machine; exit code 1 if one does."""
 
     def run() -> None:
         from pipeline.config import build_job
@@ -115,8 +117,10 @@ def check(
 
 
 def evaluate(
-    output: Annotated[str, typer.Option(metavar="FOLDER", help="New folder for numbers, plots and pictures.")],
-    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT...", help="Shards or videos.")] = None,
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="New folder for tables, plots and pictures.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT...", help="Tar shards or videos, as for encode.")
+    ] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     untrained: Untrained = None,
@@ -124,16 +128,19 @@ def evaluate(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    device: Device = None,
     compute_dtype: ComputeDtype = None,
-    lpips: Annotated[list[str] | None, typer.Option(metavar="FILE", help="LPIPS-VGG; twice: VGG16, heads.")] = None,
-    i3d: Annotated[str | None, typer.Option(metavar="FILE", help="I3D weights, for rFVD.")] = None,
+    lpips: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Weights of LPIPS-VGG: one file, or twice for VGG16 and the heads."),
+    ] = None,
+    i3d: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of I3D, for rFVD.")] = None,
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how well a network gives videos back: PSNR, SSIM and more per clip and bucket, with plots and a sheet of pictures."""
+    """Measure how well a network reconstructs. Writes PSNR, SSIM and more per clip and bucket, with plots and a picture sheet."""
     flags: dict[str, Any] = {"inputs": inputs, "output": output, "model.name": model, "model.checkpoint": checkpoint}
     flags |= {"model.untrained": untrained, "model.device": device, "model.compute_dtype": compute_dtype}
     flags |= {"clips.fps": fps, "clips.frames": frames, "clips.size": size, "clips.select": clips}
@@ -147,48 +154,52 @@ def evaluate(
         summary = evaluate.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
         typer.echo(json.dumps(summary, indent=1) if as_json else "\n".join(evaluation_lines(summary)))
 
-    guard(run, debug=debug, again="an evaluation begins anew: name another --output, or empty this one")
+    guard(run, debug=debug, again="an evaluation cannot be resumed: give another --output, or empty this one")
 
 
 def preview(
-    output: str,
+    output: Output,
     sheet: Annotated[
-        str | None, typer.Option(metavar="FILE.png", help="[default: preview.png in OUTPUT, or here if that is remote]")
+        str | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Picture sheet to write. [default: preview.png in OUTPUT, or in the current folder if that is remote]",
+        ),
     ] = None,
-    clips: Annotated[int, typer.Option(min=1, help="How many to show.")] = 6,
+    clips: Annotated[int, typer.Option(min=1, help="Largest number of clips.")] = 6,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where the latents' own weights are now. [default: as recorded]")
+        str | None, typer.Option(help="Weights that made the latents. [default: their recorded place]")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N.")] = "auto",
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what stored latents decode to: a picture sheet of a few clips, originals above. The last line is its path."""
+    """Decode a few latents to a picture sheet. The original frames are above; the last line printed is the path of the sheet."""
 
     def run() -> None:
         from pipeline.cli.preview_wording import preview_lines
         from pipeline.look.preview import preview as show_clips
 
         storage = storage_config(endpoint_url)
-        account = show_clips(output, storage, sheet=sheet, clips=clips, checkpoint=checkpoint, device=device)
-        typer.echo(json.dumps(account, indent=1) if as_json else "\n".join(preview_lines(account)))
+        description = show_clips(output, storage, sheet=sheet, clips=clips, checkpoint=checkpoint, device=device)
+        typer.echo(json.dumps(description, indent=1) if as_json else "\n".join(preview_lines(description)))
 
     guard(run, debug=debug)
 
 
 def convert_checkpoint(
-    source: str,
-    target: str,
+    source: Annotated[str, typer.Argument(help="Checkpoint: path or hf://owner/repo/file.")],
+    target: Annotated[str, typer.Argument(help="New .safetensors file.")],
     trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Unpickle SOURCE: runs whatever code it contains.")
+        bool, typer.Option("--trust-pickle", help="Unpickle SOURCE, which runs any code it contains.")
     ] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="Store floats as float32, bfloat16 or float16. [default: as they are]")
+        str | None, typer.Option(help="Type of the stored floats: float32, bfloat16 or float16. [default: unchanged]")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Rewrite a checkpoint as safetensors, which can be loaded without running code."""
+    """Rewrite a checkpoint as safetensors. These can be loaded without running code."""
 
     def run() -> None:
         from model import checkpoint

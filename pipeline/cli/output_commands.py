@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, storage_config
+from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
-
-Output = Annotated[str, typer.Argument(metavar="OUTPUT[@N]", help="Output, or one snapshot of it: out@3.")]
 
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:

@@ -1,7 +1,6 @@
-"""Showing how far a build is: a live display on a terminal, plain lines elsewhere, JSON lines for machines.
+"""Displays of a running build: a live bar on a terminal, plain lines elsewhere, JSON lines for programs.
 
-Enters: `BuildProgress`s, notices, the final report. Leaves: text on stderr (rich, plain) or JSON lines on stdout. No rates are kept here
-except what a display needs for its own pace.
+Take `BuildProgress`, notices and the final report. Bar and lines go to stderr, JSON lines and the report to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.cli.wording import build_lines
 from pipeline.engine.driver.progress import Display, Silent
-from pipeline.units import duration
+from pipeline.units import duration, size
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.progress import BuildProgress
@@ -26,17 +25,18 @@ PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
 
 
-def snapshot_line(snapshot: BuildProgress) -> str:
+def progress_line(progress: BuildProgress) -> str:
     """One plain line."""
-    eta = f", about {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
+    eta = f", about {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
     return (
-        f"{snapshot.shards_done}/{snapshot.shards_total} shards, {snapshot.clips} clips, {snapshot.frames_per_s:.1f} frames/s, "
-        f"{snapshot.rejects} rejects, {snapshot.workers} encoders, {duration(snapshot.elapsed_s)}{eta}"
+        f"{progress.percent}% of {size(progress.bytes_total)}, {progress.shards_done}/{progress.shards_total} shards, "
+        f"{progress.clips} clips, {progress.frames_per_s:.1f} frames/s, {progress.rejects} rejects, {progress.workers} encoders, "
+        f"{duration(progress.elapsed_s)}{eta}"
     )
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Text on stderr or another stream. A terminal that was closed (SIGHUP) must not end a build that drains: its result is in the output.
+    """Prints on stderr or another stream. Where the terminal was closed (SIGHUP) nothing is shown: a draining build must continue.
 
     Raises:
         BrokenPipeError: the reader of stdout has gone.
@@ -47,13 +47,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and stream is not sys.stderr:
             raise
-        # What is buffered would fail again when Python ends, and change the exit code.
+        # Python would write the buffer again when it ends, fail, and change the exit code.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Plain:
-    """A line every ten seconds, on stderr."""
+    """One line every ten seconds, on stderr."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -61,10 +61,10 @@ class Plain:
     def notice(self, text: str) -> None:  # noqa: D102
         say(f"lathe: {text}")
 
-    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
+    def update(self, progress: BuildProgress) -> None:  # noqa: D102
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_EVERY_S
-            self.notice(snapshot_line(snapshot))
+            self.notice(progress_line(progress))
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
         if report is not None:
@@ -80,10 +80,10 @@ class Json:
     def notice(self, text: str) -> None:  # noqa: D102
         self._emit("notice", {"text": text})
 
-    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
+    def update(self, progress: BuildProgress) -> None:  # noqa: D102
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + JSON_EVERY_S
-            self._emit("progress", asdict(snapshot))
+            self._emit("progress", asdict(progress))
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
         if report is not None:
@@ -116,14 +116,14 @@ class Rich:
         with suppress(OSError):  # as in `say`
             self._console.print(text, markup=False, highlight=False)
 
-    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
-        eta = f" · {duration(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
+    def update(self, progress: BuildProgress) -> None:  # noqa: D102
+        eta = f" · {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
         self._progress.update(
             self._task,
-            total=max(1, snapshot.bytes_total),
-            completed=snapshot.bytes_done,
-            shards=f"{snapshot.shards_done}/{snapshot.shards_total}",
-            detail=f"{snapshot.clips} clips · {snapshot.frames_per_s:.1f} frames/s · {snapshot.rejects} rejects{eta}",
+            total=max(1, progress.bytes_total),
+            completed=progress.bytes_done,
+            shards=f"{progress.shards_done}/{progress.shards_total}",
+            detail=f"{progress.clips} clips · {progress.frames_per_s:.1f} frames/s · {progress.rejects} rejects{eta}",
         )
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102

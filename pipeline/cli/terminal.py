@@ -1,7 +1,6 @@
-"""How every command talks: its options, its answers, its errors. Rooms are imported when a command runs, so that `--help` is instant.
+"""Options that commands share, printing of results, errors and exit codes (listed in `app`).
 
-Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
-SIGTERM or SIGHUP.
+Packages are imported when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,49 +19,65 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any knob, by name; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Set any option of the configuration by its name; repeatable."
+    ),
 ]
 Config = Annotated[
-    str | None, typer.Option("--config", metavar="JOB.yaml", help="Job file; flags and --set win over it.")
+    str | None, typer.Option("--config", metavar="JOB.yaml", help="Job file; flags and --set override it.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Fps = Annotated[str | None, typer.Option(help="Target frames per second, or 'source'. [default: source]")]
-Frames = Annotated[str | None, typer.Option(help="Clip length(s), such as 17 or 17,49,81. [default: 17]")]
-Size = Annotated[
-    str | None, typer.Option(metavar="HxW", help="Bucket size(s) HxW[,HxW…], or area:HxW. [default: 256x256]")
+Frames = Annotated[
+    str | None, typer.Option(help="Frames of a clip, one or several lengths: 17 or 17,49,81. [default: 17]")
 ]
-Clips = Annotated[str | None, typer.Option(help="head, tile, slide:STRIDE, uniform:N or whole. [default: head]")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Frame sizes of the buckets, HxW[,HxW…], or area:HxW. [default: 256x256]"),
+]
+Clips = Annotated[
+    str | None,
+    typer.Option(help="Which clips of a video: head, tile, slide:STRIDE, uniform:N or whole. [default: head]"),
+]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Network; `lathe models` lists them. [default: leanvae-dim16; with no weights given, the one that has its own]"
+        help="Network; `lathe models` lists them. [default: leanvae-dim16; without --checkpoint, the network whose weights come with Lathe]"
     ),
 ]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights: path, s3://… or hf://owner/repo/file.")]
-Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights, for trials only.")]
-ComputeDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: by device]")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights of the network: path, s3://… or hf://owner/repo/file.")]
+Untrained = Annotated[int | None, typer.Option(metavar="SEED", help="Random weights of this seed, for trials only.")]
+Device = Annotated[str | None, typer.Option(help="Device of the network: auto, cpu, cuda or cuda:N. [default: auto]")]
+ComputeDtype = Annotated[
+    str | None, typer.Option(help="Type of the computation: float32, bfloat16 or float16. [default: by device]")
+]
 Strict = Annotated[
     bool | None,
     typer.Option(
         "--strict",
-        help="Refuse (exit code 2) folders, patterns and lists that hold anything that would be passed over.",
+        help="Exit with code 2 if a folder, pattern or list contains objects that would not be encoded.",
     ),
 ]
-StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="S3 endpoint other than AWS.")]
+Output = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT[@N]", help="Folder or s3://bucket/prefix that encode wrote; out@3 for snapshot 3."),
+]
+StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 service other than AWS.")]
 
 
 RETRY_REJECTS = "--retry-rejects"
 
 
 class EncodeCommand(typer.core.TyperCommand):
-    """Command whose option `--retry-rejects` takes any number of reasons, or none: typer has no option with an optional value.
+    """Command whose option `--retry-rejects` takes any number of reasons, or none. Typer has no option with an optional value.
 
-    All words behind the option, up to the next option, are reasons: inputs and output stand before it.
+    All words after the option, up to the next option, are reasons; so inputs and output must stand before it.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Joins the option and its reasons to one argument."""
+        """Joins the option and its reasons into one argument."""
         return super().parse_args(ctx, _with_joined_reasons(args))
 
 
@@ -74,7 +89,7 @@ def _with_joined_reasons(args: list[str]) -> list[str]:
     while end < len(args) and not args[end].startswith("-"):
         if not re.fullmatch(r"[a-z0-9_]+(,[a-z0-9_]+)*", args[end]):
             fail(
-                f"{RETRY_REJECTS}: {args[end]!r} is not a reason such as too_long; inputs and output stand before the option",
+                f"{RETRY_REJECTS}: {args[end]!r} is not a reason such as too_long; inputs and output must stand before the option",
                 2,
             )
         end += 1
@@ -82,21 +97,21 @@ def _with_joined_reasons(args: list[str]) -> list[str]:
 
 
 def storage_config(endpoint_url: str | None) -> Any:
-    """The storage section of a command without a job. Raises ConfigError for an endpoint that is none."""
+    """The storage section for a command without a job. Raises ConfigError for an invalid endpoint."""
     from pipeline.config import StorageConfig, validate
 
     return validate(StorageConfig, {"endpoint_url": endpoint_url})
 
 
-def show(values: dict[str, Any], wording: str, as_json: bool) -> None:
-    """Prints an answer: as JSON, or in the words of the function `wording` of `pipeline.cli.wording`."""
-    from pipeline.cli import wording as room
+def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:
+    """Prints a result: as JSON, or as the lines that the function `lines_of` of `pipeline.cli.wording` makes."""
+    from pipeline.cli import wording
 
-    typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(room, wording)(values)))
+    typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(wording, lines_of)(values)))
 
 
 def guard(call: Callable[[], None], *, debug: bool, again: str = "the same command resumes") -> None:
-    """Runs a command; one of our own errors becomes one line and its exit code. `again`: what to do after an interruption."""
+    """Runs a command; a `LatheError` becomes one line and its exit code. `again` tells the user what to do after an interruption."""
     from pipeline.errors import Interrupted, LatheError
 
     try:
@@ -115,7 +130,7 @@ def guard(call: Callable[[], None], *, debug: bool, again: str = "the same comma
 
 
 def stopped(message: str) -> None:
-    """One line on stderr, and the end of a command that a signal stopped."""
+    """Prints one line on stderr and ends a command that a signal stopped."""
     from pipeline.cli.progress import say
 
     say(f"lathe: {message}")
@@ -123,6 +138,6 @@ def stopped(message: str) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    """One line on stderr, and the end of the command."""
+    """Prints one line on stderr and ends the command with exit code `code`."""
     typer.echo(f"lathe: error: {message}", err=True)
     raise typer.Exit(code)

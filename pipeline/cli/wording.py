@@ -1,4 +1,4 @@
-"""How plans, statuses, inspections and verifications read on a terminal. Enters: their JSON-ready dictionaries. Leaves: lines of text."""
+"""Results as lines of text: plans, statuses, inspections, verifications, networks, builds. Takes their JSON-ready dictionaries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pipeline.engine.driver.report import BuildReport
 
 FAILURES_SHOWN = 10
-SHAPES_SHOWN = 6  # whole clips come in as many shapes as lengths
-EXPLAINED = "docs/rejects.md says what each means"
-# Warnings that lose nothing; they come last.
+SHAPES_SHOWN = 6  # whole clips have as many shapes as lengths
+EXPLAINED = "explained in docs/rejects.md"
+# Warnings without any loss; they are listed last.
 HARMLESS = (
     "skipped_directory", "skipped_appledouble", "skipped_hidden", "skipped_meta", "reopened_keys", "resolved_hardlinks",
     "concatenated_archives", "short_end_marker", "cut_compression_trailer", "empty_archives",
@@ -22,7 +22,7 @@ HARMLESS = (
 
 
 def warning_lines(warnings: dict[str, int]) -> list[str]:
-    """`Receipt.warnings` as a line: most frequent first, those that lose nothing last; no line without any."""
+    """`Receipt.warnings` as one line, most frequent first, harmless ones last; no line if there are none."""
     ordered = sorted(warnings.items(), key=lambda item: (item[0] in HARMLESS, -item[1], item[0]))
     return ["  warnings  " + ", ".join(f"{warning} {n}" for warning, n in ordered)] if ordered else []
 
@@ -77,7 +77,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         age = max(0.0, time.time() - progress["updated"])
         state = "running" if progress["running"] else "not running"
         lines.append(
-            f"  build     {state}, heard of {duration(age)} ago: {progress['shards_done']}/{progress['shards_total']} shards, "
+            f"  build     {state}, last report {duration(age)} ago: {progress['shards_done']}/{progress['shards_total']} shards, "
             f"{progress['frames_per_s']:.1f} frames/s"
         )
     return lines
@@ -85,7 +85,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
 
 def verify_lines(report: dict[str, Any]) -> list[str]:
     """The dictionary of a `VerifyReport`."""
-    verdict = "sound" if report["ok"] else f"{len(report['problems'])} problems"
+    verdict = "no problems" if report["ok"] else f"{len(report['problems'])} problems"
     lines = [
         f"{report['root']}: {verdict}",
         f"  checked   {report['shards']} shards, {report['files']} files, {report['rows']} rows, {report['frames']} frames, "
@@ -93,7 +93,7 @@ def verify_lines(report: dict[str, Any]) -> list[str]:
     ]
     if report["orphans"]:
         lines.append(
-            f"  orphans   {report['orphans']} files no receipt names ({size(report['orphan_bytes'])}): harmless leftovers"
+            f"  orphans   {report['orphans']} files that no receipt names ({size(report['orphan_bytes'])}), harmless"
         )
     lines += [f"  note      {text}" for text in report["notices"]]
     lines += [f"  problem   {p['file']}: found {p['found']}, expected {p['expected']}" for p in report["problems"]]
@@ -115,7 +115,7 @@ def inspect_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _tree(value: Any, depth: int) -> list[str]:
-    """Nested dictionaries as indented lines; short lists stay on one line."""
+    """Nested dictionaries as indented lines, short ones on one line."""
     pad = "  " * depth
     lines = []
     for name, item in value.items():
@@ -129,7 +129,7 @@ def _tree(value: Any, depth: int) -> list[str]:
 
 
 def _normalisation(spec: dict[str, Any]) -> str:
-    """How latents are recommended to be normalised, in a few characters."""
+    """The recommended normalisation of latents, in a few characters."""
 
     def value(number: Any) -> str:
         return f"{len(number)} values" if isinstance(number, (list, tuple)) else f"{number:g}"
@@ -142,7 +142,7 @@ def _normalisation(spec: dict[str, Any]) -> str:
 
 
 def models_lines(cards: dict[str, Any]) -> list[str]:
-    """Cards of the registry, a line each."""
+    """Table of the networks in the registry."""
     rows = [("name", "channels", "stride", "frames", "pixels in", "normalisation", "chunks", "licence", "weights")]
     for name, card in cards.items():
         spec = card["spec"]
@@ -165,7 +165,7 @@ def models_lines(cards: dict[str, Any]) -> list[str]:
 
 
 def model_lines(cards: dict[str, Any]) -> list[str]:
-    """One card, everything on it."""
+    """Full description of one network."""
     ((name, card),) = cards.items()
     spec = card["spec"]
     also = f" (also {', '.join(card['aliases'])})" if card["aliases"] else ""
@@ -206,7 +206,7 @@ def check_lines(verdict: dict[str, Any]) -> list[str]:
 
 
 def build_lines(report: BuildReport) -> list[str]:
-    """The summary a person reads at the end."""
+    """Summary at the end of a build."""
     counts = report.counts
     startup = f", {report.startup_s:.1f} s of it to start" if report.shards_done else ""
     before = f", {report.shards_before} were done before" if report.shards_before else ""
@@ -218,7 +218,9 @@ def build_lines(report: BuildReport) -> list[str]:
     ]
     if report.shards_elsewhere:
         total = report.shards_total
-        lines.append(f"  {report.shards_elsewhere} of {total} shards were committed by another build meanwhile")
+        lines.append(
+            f"  {report.shards_elsewhere} of {total} shards were committed by another build that ran at the same time"
+        )
     if report.shards_done:
         lines.append(f"  time      {_time_shares(report)}")
     if report.step_sizes:
@@ -233,7 +235,7 @@ def build_lines(report: BuildReport) -> list[str]:
     lines += warning_lines(report.warnings)
     lines += _failure_lines(report)
     if report.untrained:
-        lines.append("  UNTRAINED random weights: these latents mean nothing and are marked so in the data")
+        lines.append("  UNTRAINED random weights: these latents are meaningless, and marked so in the data")
     lines.append(f"  output    {report.output}  ({report.network}, fingerprint {report.fingerprint[:8]})")
     return lines
 

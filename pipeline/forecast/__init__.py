@@ -1,5 +1,5 @@
 """`lathe plan`: what a build would do, from headers.
 
-- `survey`: lists and opens the corpus as `lathe encode` does
-- `totals`: buckets, drops and bytes, added up
+- `survey`: lists the corpus and opens its videos as `lathe encode` does
+- `totals`: sums of buckets, drops and bytes
 """

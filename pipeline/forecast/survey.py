@@ -1,6 +1,6 @@
-"""`lathe plan`: the corpus is listed and read, each video is opened in a decoder process as `lathe encode` opens it, the plan is added up.
+"""Entry point of `lathe plan`: lists the corpus, opens each video in a decoder process as `lathe encode` does, sums up.
 
-Takes an `EncodeJob` (its output is not touched). Gives a `Forecast`, the same in every run. Writes nothing and loads no network.
+Takes an `EncodeJob`, whose output is not touched. Gives a `Forecast`, the same in every run. Writes nothing and loads no network.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder import known_spec
-from pipeline.engine.decoders.feed import Restarted
+from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
 
@@ -23,34 +24,38 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.records import Sample
 
-ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-UNREADABLE = (AccessError, NotFound, SourceChanged, SourceRefused)  # of a plain file: the build goes on without it
+UNREADABLE = (
+    AccessError,
+    NotFound,
+    SourceChanged,
+    SourceRefused,
+)  # errors of a plain file without which the build continues
 
 
 def forecast_job(job: EncodeJob) -> Forecast:
     """What encoding `job` would do, from headers.
 
     Raises:
-        UsageError: as `encode` would, for the same job.
+        UsageError: the errors of `encode` for the same job.
         StorageUnavailable, SourceChanged, SourceRefused: a tar or the store cannot be read.
-        WorkerLost: decoders that are killed from outside again and again.
-        BuildError: decoder processes that die on start-up.
+        WorkerLost: decoders were killed from outside too often.
+        BuildError: decoder processes die on start-up.
     """
     spec = known_spec(job.model)
     if spec is None:
         raise ConfigError(
-            f"model.name: {job.model.name!r} is a family; a plan needs its configuration (model.config) or a registered network"
+            f"model.name: {job.model.name!r} is a family of networks; a plan needs its configuration (model.config) or a registered network"
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     latent = LatentSize(
         channels=spec.latent_channels,
-        bytes_per_element=ELEMENT_BYTES[job.write.dtype],
+        bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
         tensors=2 if job.write.moments else 1,
         lead_frames=spec.lead_frames,
     )
-    tally = ForecastTotals(rules, latent)
+    totals = ForecastTotals(rules, latent)
     unreadable: list[str] = []
 
     def goes_on(error: Exception) -> bool:
@@ -65,17 +70,17 @@ def forecast_job(job: EncodeJob) -> Forecast:
     with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
         for outcome in _in_order(stream):
             if isinstance(outcome, tuple):
-                tally.opened(*outcome)
+                totals.opened(*outcome)
             elif isinstance(outcome, Reject):
-                tally.rejected(outcome)
-    tally.warn(stream.counters)
+                totals.rejected(outcome)
+    totals.warn(stream.counters)
     for text in sorted(unreadable):
-        tally.notice(text)
-    return replace(tally.result(), passed_over=passed_over.to_dict())
+        totals.notice(text)
+    return replace(totals.result(), passed_over=passed_over.to_dict())
 
 
 def _in_order(stream: SampleStream) -> Iterator[tuple[Sample, OpenedVideo] | Reject | LatheError]:
-    """What became of each sample, in the order of the corpus: decoders answer in any."""
+    """Outcome of each sample in the order of the corpus, although decoders answer in any order."""
     opened: dict[int, tuple[Sample, OpenedVideo]] = {}
     ended: dict[int, tuple[Sample, OpenedVideo] | Reject | LatheError] = {}
     following = 0

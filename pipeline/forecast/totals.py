@@ -1,7 +1,7 @@
-"""Sums of what a build would do, from headers: which buckets fill, what is dropped and why, how many bytes it writes. For `lathe plan`.
+"""Sums of a forecast: clips of each bucket, drops with their reasons, bytes of latents.
 
-Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `Forecast`. Of each video the packets are listed
-and the first frame is decoded (rotation and interlacing are known from nothing else); damage behind it stays unseen until the build.
+Takes opened videos and rejects, the resolved clip rules, the size of a latent. Gives a `Forecast`. Opening a video lists its packets and
+decodes its first frame, which alone shows rotation and interlacing; damage after that frame is found only by the build.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXAMPLES = 5  # keys named for each reason
 
 @dataclass(frozen=True, slots=True)
 class LatentSize:
-    """What is stored of a clip. `tensors` is 2 with moments."""
+    """Shape and type of the tensors stored for a clip. `tensors` is 2 with moments."""
 
     channels: int
     bytes_per_element: int
@@ -33,7 +33,7 @@ class LatentSize:
     lead_frames: int = 1
 
     def num_bytes(self, frames: int, height: int, width: int) -> int:
-        """Bytes of the latents of a clip of that many pixels and frames; containers add a few per cent."""
+        """Bytes of a clip's latents; height and width in pixels. The file format adds a few per cent."""
         steps = (frames - self.lead_frames) // self.time_stride + self.lead_frames
         cells = steps * (height // self.space_stride) * (width // self.space_stride)
         return cells * self.channels * self.bytes_per_element * self.tensors
@@ -41,7 +41,7 @@ class LatentSize:
 
 @dataclass(slots=True)
 class BucketFill:
-    """Clips of one bucket, their pixel frames and seconds, the bytes of their latents."""
+    """Sums over the clips of one bucket: pixel frames, seconds, bytes of latents."""
 
     clips: int = 0
     frames: int = 0
@@ -51,7 +51,7 @@ class BucketFill:
 
 @dataclass(slots=True)
 class Dropped:
-    """Inputs refused for one reason, with the first few keys."""
+    """Inputs that are rejected for one reason, with the first few keys."""
 
     policy: bool
     count: int = 0
@@ -61,8 +61,8 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The answer. `samples = with_clips + without_clips`; `warnings` are as in receipts (see `Receipt.warnings`); `notices` are lines about
-    inputs that are not among the samples.
+    """What a build would do. `samples = with_clips + without_clips`; `warnings` are those of `Receipt.warnings`; `notices` are lines about
+    inputs that are not counted in `samples`.
     """
 
     samples: int
@@ -77,7 +77,7 @@ class Forecast:
     dropped: dict[str, Dropped]
     warnings: dict[str, int]
     notices: list[str]
-    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
+    passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -85,7 +85,7 @@ class Forecast:
 
 
 class ForecastTotals:
-    """Adds a corpus up, sample by sample. The order decides which keys stand as examples, and nothing else."""
+    """Sums over a corpus, sample by sample. Their order only decides which keys are named as examples."""
 
     def __init__(self, rules: ClipRules, latent: LatentSize) -> None:
         self._rules, self._latent = rules, latent
@@ -138,7 +138,7 @@ class ForecastTotals:
         fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
 
     def result(self) -> Forecast:
-        """All of it so far."""
+        """The sums so far."""
         fills = self._buckets.values()
         return Forecast(
             samples=self._samples,

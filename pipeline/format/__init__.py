@@ -3,6 +3,7 @@
 docs/formats.md is the specification.
 
 - `layout`: names of the objects of an output, by format version
+- `card`: data card of an output, and what Hugging Face takes for its data
 - `columns`: scalar columns and tensors of one row
 - `tensors`: storage types, hashes, statistics and checks of latent arrays
 - `index`: the byte index beside a data file

@@ -13,7 +13,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound
@@ -46,9 +46,9 @@ class ReceiptSummary:
     fingerprint: str
     created: str
     attempt: str
-    sources: bytes  # `source_id` of each object, concatenated
-    uris: bytes  # `uri_id` of each object, concatenated
-    contents: bytes  # `content_id` of each object, concatenated
+    sources: bytes = field(repr=False)  # `source_id` of each object, concatenated
+    uris: bytes = field(repr=False)  # `uri_id` of each object, concatenated
+    contents: bytes = field(repr=False)  # `content_id` of each object, concatenated
     retry: str | None  # JSON of `Retry`
     same_as: (
         str | None
@@ -58,7 +58,7 @@ class ReceiptSummary:
     clips: int
     damaged: int
     damaged_regions: int
-    marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
+    marks: bytes = field(repr=False)  # of plain files, for each object the sum of DAMAGED and EMPTY
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
 

@@ -1,8 +1,7 @@
-"""The very frames a stored clip was made from, cut out of its source once more.
+"""Original frames of a stored clip, cut out of its source again.
 
-Enters: a stored clip and its facts. Leaves: uint8 YUV planes at the clip's size, as the encoder got them, in parts as long as asked for;
-or the reason why they cannot be had: the source is gone, has changed, does not open. A plain file is opened where it lies; a tar is read
-up to the video.
+Takes a stored clip and its facts. Gives uint8 YUV planes at the clip's size, as the encoder received them, in parts of any length; or the
+error why not: the source is gone, has changed, or does not open. A plain file is opened in place; a tar is read up to the video.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.look.stored import StoredClip
-    from pipeline.video.decode import Shown, Video
+    from pipeline.video.decode import Video
 
 UNAVAILABLE = (InputError, AccessError, SourceChanged, StorageUnavailable, BadDataError)
-"""Why an original may be missing without anything being wrong with the output."""
+"""Errors of an original that is missing although the output is intact."""
 
 
 class Originals:
-    """Remembers objects that could not be had, so that each is asked for once."""
+    """Opens originals. Remembers objects that could not be read, so that each is tried once."""
 
     def __init__(self, storage: StorageConfig) -> None:
         self._storage = storage
@@ -46,7 +45,7 @@ class Originals:
         """The frames of `clip`, for as long as the context lasts.
 
         Raises:
-            One of `UNAVAILABLE`: gone, changed, out of reach; says which and what was found.
+            One of `UNAVAILABLE`: the source is gone, has changed, or cannot be read.
         """
         source = self._source(clip, facts["source_uri"])
         shard = Shard(clip.receipt.shard.kind, clip.receipt.shard.name, (source,))
@@ -59,7 +58,7 @@ class Originals:
                 video.close()
 
     def _source(self, clip: StoredClip, uri: str) -> SourceObject:
-        """The object as it is now: a copied or touched file is fine, the hash of its contents decides."""
+        """The object as it is now. A copied or touched file is accepted: the hash of the video decides."""
         if uri in self._gone:
             raise self._gone[uri]
         found = [source for source in clip.receipt.shard.objects if storable(source.uri) == uri]
@@ -74,12 +73,12 @@ class Originals:
 
 
 def _limits(clip: StoredClip) -> DecodeConfig:
-    """The policies the clip was decoded under. Limits of size change no pixel and are not recorded; the usual ones hold."""
+    """The policies with which the clip was decoded. Limits of size change no pixel and are not recorded; defaults are used."""
     return DecodeConfig(**clip.receipt.fingerprint_parts["policies"])
 
 
 def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits: DecodeConfig) -> Sample:
-    """The clip's video: of its key, and of the contents that were encoded. Where it lies in a tar may have changed, keys may repeat."""
+    """The clip's video: of its key, and with the contents that were encoded. Its place in a tar may have changed, and keys may repeat."""
     name, others = f"{facts['source_key']} of {facts['source_uri']}", []
     for item in reader:
         if not isinstance(item, Sample):
@@ -90,37 +89,30 @@ def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits
             others.append(found)
         reader.release(item)
     if others:
-        raise SourceChanged(f"{name} has changed: it hashes to {others[0]}, encoded was {clip.row.source_hash}")
-    raise InputError(f"{name} is no longer there: nothing of that key can be read")
+        raise SourceChanged(
+            f"{name} has changed: its hash is {others[0]}, that of the encoded video was {clip.row.source_hash}"
+        )
+    raise InputError(f"{name} is no longer there: no sample of that key can be read")
 
 
 class ClipFrames:
-    """The frames of one clip, in order: `take` until they are all there."""
+    """The frames of one clip, in order, by repeated `take`."""
 
     def __init__(self, video: Video, clip: StoredClip, facts: dict[str, Any]) -> None:
         top, left, height, width = facts["crop"]
         self._geometry = Geometry(facts["scaled_height"], facts["scaled_width"], top, left, height, width)
         start, fps = facts["clip_start_frame"], clip.receipt.fingerprint_parts["clips"]["fps"]
-        wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
-        self._wanted: list[int] = wanted.tolist()
+        self._video = video
+        self._wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
         self._taken = 0
-        self._shown: Iterator[Shown] = video.frames(np.unique(wanted).tolist())
-        self._current = -1
-        self._planes_3HW = np.empty((3, height, width), np.uint8)
         self.matrix = video.info.color_matrix
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` frames, fewer at the end: uint8 planes `T 3 H W`, limited range, of the colour matrix `matrix`.
 
         Raises:
-            DamagedInput: the stream breaks.
+            DamagedInput: the stream is damaged.
         """
         part = self._wanted[self._taken : self._taken + count]
         self._taken += len(part)
-        planes_T3HW = np.empty((len(part), *self._planes_3HW.shape), np.uint8)
-        for row, index in enumerate(part):
-            if index != self._current:  # at a rate above the source's a frame stays on decoder for several positions
-                next(self._shown).write(self._planes_3HW, self._geometry)
-                self._current = index
-            planes_T3HW[row] = self._planes_3HW
-        return planes_T3HW
+        return self._video.planes(part, self._geometry)

@@ -1,8 +1,8 @@
-"""A sheet of a few stored clips: original above, decoded below.
+"""Picture sheet of a few stored clips: original above, decoded below.
 
-Enters: an output, finished or not. Leaves: a PNG and a JSON-ready account of what is on it. Which clips it shows depends on the output
-alone: in turn from every bucket, in a bucket from every shard, in a shard from every video. A clip whose source is gone or has changed is
-told and passed over; if that is so of all, decoded pictures are shown alone.
+Takes an output, finished or not. Writes a PNG and returns a JSON-ready description. The choice of clips depends on the output only: buckets
+in turn, within a bucket shards in turn, within a shard videos in turn. A clip whose source is gone or has changed is named and skipped; if
+all are, decoded pictures are shown alone.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_byt
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pipeline.config import StorageConfig
     from pipeline.look.showing import LatentDecoder, Picture
     from pipeline.look.stored import StoredClip
     from pipeline.storage import Store
 
 FILE_NAME = "preview.png"
-MISSES = 8  # clips without a source that are passed over, for each clip asked for
+MISSES = 8  # clips without a source that are skipped, for each clip asked for
 
 
 @dataclass(slots=True)
 class _Shown:
-    """What goes onto the sheet, and what was passed over."""
+    """Clips on the sheet, and clips that were skipped."""
 
     pictures: list[Picture] = field(default_factory=list)
     clips: list[dict[str, Any]] = field(default_factory=list)
@@ -49,18 +51,18 @@ def preview(
     checkpoint: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Writes the sheet and says what is on it: `sheet` (its path), `clips`, `without_original`, `network`, `notices`.
+    """Writes the sheet. Returns `sheet` (its path), `clips`, `without_original`, `network`, `notices`.
 
     Args:
         output: folder or `s3://bucket/prefix` that `lathe encode` wrote; `OUTPUT@3` for snapshot 3.
-        storage: how to reach it, and the sources.
+        storage: access to the output and the sources.
         sheet: a local file; None: `preview.png` in the output, or in the current folder if that is not local.
         clips: how many to show at most.
-        checkpoint: where the weights are now, instead of the URI the data files name.
+        checkpoint: present place of the weights, instead of the URI in the data files.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UsageError: nothing to show, weights that are missing or not those of the latents, a sheet that cannot be written.
+        UsageError: no clip to show, weights that are missing or not those of the latents, a sheet that cannot be written.
         NonFiniteLatent: the network gave NaN or infinity.
     """
     if clips < 1:
@@ -76,11 +78,11 @@ def preview(
     notices = list(decoder.notices)
     if chosen.other_networks:
         notices.append(
-            f"the output holds latents of {chosen.other_networks + 1} networks; shown are those of the newest"
+            f"the output holds latents of {chosen.other_networks + 1} networks; only those of the newest are shown"
         )
-    shown = _look(store, in_turns(store, chosen.receipts), decoder, storage, clips)
+    shown = _show_clips(store, in_turns(store, chosen.receipts), decoder, storage, clips)
     if not shown.clips:
-        notices.append("NO ORIGINALS: no source could be read any more, so decoded pictures are shown alone")
+        notices.append("NO ORIGINALS: no source could be read, so decoded pictures are shown alone")
         for clip, row, _ in shown.passed[:clips]:
             shown.add(decoder.show(clip, latent_bytes(store, clip), None), row)
     save_sheet(path, shown.pictures, [_title(row) for row in shown.clips])
@@ -94,7 +96,9 @@ def preview(
     }
 
 
-def _look(store: Store, offered: Any, decoder: LatentDecoder, storage: StorageConfig, wanted: int) -> _Shown:
+def _show_clips(
+    store: Store, offered: Iterable[StoredClip], decoder: LatentDecoder, storage: StorageConfig, wanted: int
+) -> _Shown:
     """Clips beside their originals until there are `wanted`, or too many without one."""
     originals, shown = Originals(storage), _Shown()
     for clip in offered:
@@ -122,7 +126,7 @@ def _sheet_path(sheet: str | None, store: Store) -> Path:
 
 
 def _names(row: dict[str, Any]) -> dict[str, Any]:
-    """Who a clip is."""
+    """Names and numbers of a clip, for the report."""
     named = {"key": row["source_key"], "clip": row["clip_index"], "bucket": row["bucket"]}
     return {"id": row["id"], **named, "frames": row["num_frames"], "fps": row["fps"], "source": row["source_uri"]}
 

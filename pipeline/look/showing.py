@@ -1,18 +1,18 @@
-"""The preview's door to `model/`: the network the latents came from, stored latents in, pictures and PSNR out.
+"""Decoding of stored latents for the preview: the network, PSNR against the original, the picture sheet. Access to `model/`.
 
-Enters: what a data file says of its network, bytes of latents, frames of the source. Leaves: `Picture`s and the sheet. Latents are decoded
-in parts of a few groups with the state carried on, so memory is bounded whatever a clip's length. Foreign errors become ours here.
+Takes a data file's description of its network, bytes of latents, frames of the source. Gives `Picture`s and the sheet. Latents are decoded
+in parts of a few groups with carried state, so memory does not depend on a clip's length. Errors of other libraries are translated here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.colour import yuv_to_video
-from model.evaluation.pictures import Reel
+from model.evaluation.examples import FrameSampler
 from model.evaluation.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from pipeline.look.originals import ClipFrames
     from pipeline.look.stored import StoredClip
 
-GROUPS_AT_ONCE = 4  # latent frames of a part, besides those coded alone at the start
-MOST_DB = 100.0  # what identical frames count as, as in `lathe evaluate`
-SHEET_PIXELS = 1600  # after which clips go on in the next row
+GROUPS_AT_ONCE = 4  # latent frames of a part, in addition to the lead frames at the start
+MOST_DB = 100.0  # PSNR of identical frames, as in `lathe evaluate`
+SHEET_PIXELS = 1600  # width of the sheet
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A few frames of a clip, uint8 `3 T H W`: the original (paper white where there is none) and what the latent decodes to."""
+    """A few frames of a clip, uint8 `3 T H W`: the original (white where there is none) and the decoded latent."""
 
-    original_CTHW: torch.Tensor
-    decoded_CTHW: torch.Tensor
+    original_CTHW: torch.Tensor = field(repr=False)
+    decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
 
 
 class LatentDecoder:
-    """The network, on its device, checked to be the one that made the latents."""
+    """The network that made the latents, on its device. Its weights are checked against those recorded."""
 
     def __init__(
         self, encoder: dict[str, Any], checkpoint: str | None, device: str, compute_dtype: str = "auto"
     ) -> None:
-        """`encoder`: the entry of that name in a data file's metadata. `checkpoint`: where the weights are now, if not there.
+        """`encoder`: the entry of that name in a data file's metadata. `checkpoint`: present place of the weights, if it is another.
 
         Raises:
             ConfigError: CUDA asked for where there is none, a network this version does not know.
             CheckpointError: weights missing, unsafe, or of another encoder than the one that made the latents.
-            AccessError: a hub or bucket that refused or could not be reached.
+            AccessError: a hub or bucket refused or could not be reached.
         """
         self._torch = load_torch()
         source = _source(encoder, checkpoint)
@@ -69,19 +69,19 @@ class LatentDecoder:
             if checkpoint is not None:
                 raise
             raise CheckpointError(
-                f"{error.message}; so the latents name their weights: say with --checkpoint where they are now"
+                f"{error.message}; that is where the latents' metadata says the weights are: give their present place with --checkpoint"
             ) from error
         ours = self.vae.identity().sha256
         if encoder["latent_weights_sha256"] not in (ours.mean, ours.moments):
             raise CheckpointError(
-                f"the weights of {checkpoint or source} are not those the latents were made with: their encoder hashes to "
+                f"the weights of {checkpoint or source} are not those the latents were made with: the hash of their encoder is "
                 f"{ours.mean} ({ours.moments} with the log-variance), recorded is {encoder['latent_weights_sha256']}; "
-                "name the right ones with --checkpoint"
+                "give the right ones with --checkpoint"
             )
         self.notices = _notices(encoder, self.vae)
 
     def facts(self) -> dict[str, Any]:
-        """What decodes, JSON-ready."""
+        """Description of the network, JSON-ready."""
         return describe_network(self.vae)
 
     def show(self, clip: StoredClip, latent: bytes, original: ClipFrames | None) -> Picture:
@@ -90,9 +90,9 @@ class LatentDecoder:
         Raises:
             NonFiniteLatent: pixels that are not finite.
             ConfigError: a clip that does not fit into the device's memory.
-            DamagedInput: the source breaks.
+            DamagedInput: the source is damaged.
         """
-        reel, decibels = Reel(), list[float]()
+        reel, decibels = FrameSampler(), list[float]()
         try:
             for decoded_CTHW in self._decoded(clip, latent):
                 original_CTHW = self._torch.full_like(decoded_CTHW, 255)
@@ -109,7 +109,7 @@ class LatentDecoder:
         return Picture(*reel.frames(), psnr=sum(decibels) / len(decibels) if decibels else None)
 
     def _decoded(self, clip: StoredClip, latent: bytes) -> Iterator[torch.Tensor]:
-        """uint8 RGB `3 T H W` on the CPU, part after part."""
+        """Decoded parts in order, uint8 RGB `3 T H W` on the CPU."""
         torch, vae, row = self._torch, self.vae, clip.row
         stored_Cthw = torch.frombuffer(bytearray(latent), dtype=getattr(torch, row.dtype)).reshape(row.shape)
         latent_BCthw = stored_Cthw[None].to(vae.device, vae.input_dtype)
@@ -129,14 +129,14 @@ class LatentDecoder:
             raise RuntimeError(f"{vae.spec.network} gave {frames} frames for a latent of {row.num_frames}")
 
     def _rgb(self, original: ClipFrames, count: int) -> torch.Tensor:
-        """The next frames as the network's own colour conversion makes them, rounded to 8 bits: uint8 `3 T H W`."""
+        """The next frames in the network's own colour conversion, rounded to 8 bits: uint8 `3 T H W`."""
         low_high = self.vae.spec.value_range
         planes_BT3HW = self._torch.from_numpy(original.take(count))[None]
         return eight_bits(yuv_to_video(planes_BT3HW, [original.matrix], low_high), low_high)[0]
 
 
 def frame_psnr(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
-    """Of each frame in dB, peak 255, identical frames as 100 dB: as `model.evaluation.fidelity` defines it, which needs an extra."""
+    """PSNR of each frame in dB, peak 255, at most 100 dB. As in `model.evaluation.fidelity`, which needs an extra to be installed."""
     difference_CTHW = original_CTHW.double() - other_CTHW.double()
     mse_T = difference_CTHW.square().mean(dim=(0, 2, 3))
     decibels: list[float] = (10 * (255.0**2 / mse_T).log10()).clamp(max=MOST_DB).tolist()
@@ -156,7 +156,7 @@ def save_sheet(path: Path, pictures: Sequence[Picture], titles: Sequence[str]) -
 
 
 def _source(encoder: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
-    """Where the weights come from: said now, or recorded then."""
+    """Configuration of the weights: the checkpoint given, else the recorded one."""
     if checkpoint is not None:
         return {"checkpoint": checkpoint}
     recorded = encoder["checkpoint"]
@@ -168,11 +168,11 @@ def _source(encoder: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
 def _notices(encoder: dict[str, Any], vae: Any) -> list[str]:
     found = []
     if vae.untrained:
-        found.append(f"UNTRAINED random weights (seed {vae.seed}): the decoded pictures mean nothing")
+        found.append(f"UNTRAINED random weights (seed {vae.seed}): the decoded pictures are meaningless")
     if vae.weights_sha256 != encoder["checkpoint"]["weights_sha256"]:
         found.append(
-            f"these weights have the encoder that made the latents and another decoder (all weights: {vae.weights_sha256[:12]}, "
-            f"recorded: {encoder['checkpoint']['weights_sha256'][:12]}): the pictures are those of this decoder"
+            f"these weights have the encoder that made the latents but another decoder (all weights: {vae.weights_sha256[:12]}, "
+            f"recorded: {encoder['checkpoint']['weights_sha256'][:12]}): the pictures show this decoder"
         )
     if vae.numerics != encoder["numerics"]:
         found.append(

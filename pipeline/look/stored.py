@@ -1,7 +1,7 @@
-"""Clips of an output as they lie there: which ones to look at first, their latents, what is written beside them.
+"""Stored clips of an output in the order of a preview, with their latents and scalar columns.
 
-Enters: an output. Leaves: `StoredClip`s in a fixed order, the bytes of a latent (checked against their hash), a clip's own facts. Only
-receipts, side indexes, byte ranges of latents and a row's columns are read, never a whole data file.
+Takes an output. Gives `StoredClip`s in a fixed order, the bytes of a latent (checked against their hash), and a clip's facts. Reads only
+receipts, side indexes, byte ranges of latents and the columns of a row, never a whole data file.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
-MOST_RECEIPTS = 64  # read of an output, evenly spread: enough to choose from
+MOST_RECEIPTS = 64  # read of an output, evenly spread
 TAR_BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """One row of an output: the shard it came from, the file it is in, its place there."""
+    """One row of an output: the receipt of its shard, its data file, its place in that file."""
 
     receipt: Receipt
     file: WrittenFile
@@ -52,7 +52,7 @@ class StoredClip:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What an output offers to look at: receipts of one network, the newest of them, how many other networks were left out."""
+    """Receipts of one network, the newest of them, and the number of other networks in the output."""
 
     receipts: tuple[CountedReceipt, ...]
     newest: Receipt
@@ -60,11 +60,12 @@ class Chosen:
 
 
 def choose(store: Store, number: int | None = None) -> Chosen:
-    """Receipts with clips, of the network that committed last; of a large output some, evenly spread over it. Of a snapshot with `number`.
+    """Receipts with clips of the network that committed last; of a large output at most `MOST_RECEIPTS`, evenly spread. With `number`
+    only those of that snapshot.
 
     Raises:
-        OutputError: no latent set, or one of another format version.
-        InputError: no shard is done yet, or none gave a clip; no snapshot `number`.
+        OutputError: the output is not a latent set, or has another format version.
+        InputError: no shard is finished, or none gave a clip; no snapshot `number`.
     """
     ledger = Ledger(store)
     ledger.latent_set()
@@ -116,9 +117,9 @@ def _network_key(receipt: Receipt) -> str:
 
 
 def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[StoredClip]:
-    """Every clip of `receipts` once, in an order that goes round buckets, within a bucket round files, within a file round videos.
+    """Every clip of `receipts` once: buckets in turn, within a bucket files in turn, within a file videos in turn.
 
-    The order depends on the output alone. Indexes are read when their turn comes.
+    The order depends on the output only. An index is read when its first clip is due.
     """
     by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
     for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
@@ -126,11 +127,11 @@ def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[Store
             if part.positions is not None and file.key not in part.positions:
                 continue
             by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file))
-    yield from _round(_round(files) for _, files in sorted(by_bucket.items()))
+    yield from _round_robin(_round_robin(files) for _, files in sorted(by_bucket.items()))
 
 
-def _round(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
-    """One of each in turn, until all are empty."""
+def _round_robin(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
+    """One item of each queue in turn, until all are empty."""
     waiting = list(queues)
     while waiting:
         still = []
@@ -142,7 +143,7 @@ def _round(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
 
 
 def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[StoredClip]:
-    """The first clip of each video, in file order (which for a tar is the cheapest to read again), then the second ones, and so on."""
+    """The first clip of each video in file order (the cheapest order to read from a tar), then the second ones, and so on."""
     try:
         rows, _ = read_index(store.read(file.index_key))
     except ValueError as error:
@@ -160,27 +161,27 @@ def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[
 
 
 def encoder_of(store: Store, receipt: Receipt, storage: StorageConfig) -> dict[str, Any]:
-    """The network as a data file of `receipt` names it: name, configuration, hash of the weights, and where those came from.
+    """Description of the network in a data file of `receipt`: name, configuration, hash and place of the weights.
 
     Raises:
-        InputError: missing, or not a file Lathe wrote.
+        InputError: the file is missing or was not written by Lathe.
     """
     encoder: dict[str, Any] = inspect_path(store.uri(receipt.files[0].key), storage)["metadata"]["encoder"]
     return encoder
 
 
 def latent_bytes(store: Store, clip: StoredClip) -> bytes:
-    """The stored mean, `shape` C t h w of `dtype`, little-endian in C order.
+    """Bytes of the stored mean: `C t h w` of the row's `dtype`, little-endian in C order.
 
     Raises:
-        InputError: not the bytes that were written.
+        InputError: their hash is not the recorded one.
     """
     row = clip.row
     data = store.read_range(clip.file.key, row.latent_offset, row.latent_length)
     if (found := payload_hash(data)) != row.latent_hash:
         raise InputError(
-            f"{store.uri(clip.file.key)}: the latent of {row.id} is damaged, its bytes hash to {found}, not {row.latent_hash}; "
-            "`lathe verify` finds all that are"
+            f"{store.uri(clip.file.key)}: the latent of {row.id} is damaged: its hash is {found}, expected {row.latent_hash}; "
+            "`lathe verify` lists all damaged ones"
         )
     return data
 
@@ -189,7 +190,7 @@ def facts(store: Store, clip: StoredClip) -> dict[str, Any]:
     """The clip's scalar columns by name (docs/formats.md), from the Parquet row or the tar's JSON member.
 
     Raises:
-        InputError: the file is not the one its index describes.
+        InputError: the file does not match its index.
     """
     size = store.stat(clip.file.key).size
     read = _tar_facts if clip.file.key.endswith(".tar") else _parquet_facts
@@ -217,7 +218,7 @@ def _parquet_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
 
 
 def _tar_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
-    """The JSON member is the second behind the latent's; reading starts there."""
+    """The JSON member is the first or second after the last tensor of the clip; reading starts there."""
     end = row.latent_offset + row.latent_length
     if row.logvar_offset is not None and row.logvar_length is not None:
         end = row.logvar_offset + row.logvar_length

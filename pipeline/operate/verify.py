@@ -290,7 +290,7 @@ def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Ch
 
 
 def _length(row: IndexRow) -> int:
-    return math.prod(row.shape) * np.dtype(STORAGE_TYPES[row.dtype].numpy).itemsize
+    return math.prod(row.shape) * STORAGE_TYPES[row.dtype].num_bytes
 
 
 def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[IndexRow], checked: _Checked) -> None:

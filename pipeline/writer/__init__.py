@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 READ_BACK_BYTES = 4 * 1024 * 1024
 FINISHED_FILES = 2
 """Times `write.file_bytes` that may lie finished on the local disk, uploaded or waiting for it."""
-OPEN_GROUPS = 4
-"""Row groups' worth of latents held over all open buckets; beyond it the fullest bucket is written early."""
+OPEN_BYTES = 128 * 1024 * 1024
+"""Latents held over all open buckets, or four row groups if that is more; beyond it the fullest bucket is written early."""
 
 
 class DataFileBuilder(Protocol):
@@ -234,7 +234,8 @@ class ShardWriter:
         opened.waiting_bytes += row.num_bytes
         if opened.waiting_bytes >= self._config.row_group_bytes:
             self._write_group(name)
-        while sum(bucket.waiting_bytes for bucket in self._open.values()) > OPEN_GROUPS * self._config.row_group_bytes:
+        most = max(OPEN_BYTES, 4 * self._config.row_group_bytes)
+        while sum(bucket.waiting_bytes for bucket in self._open.values()) > most:
             self._write_group(max(self._open, key=lambda other: self._open[other].waiting_bytes))
 
     def _write_group(self, name: str) -> None:
@@ -273,7 +274,11 @@ class ShardWriter:
             write_index(opened.index_path, rows, self._index_metadata(key, sha256, num_bytes))
             index_sha256, index_bytes = _read_back(opened.index_path, [], self._progress)
         frames = sum(row.num_frames for row in rows)
-        columns = {"id": {row.id for row in rows}, "fps": opened.fps, "num_frames": {row.num_frames for row in rows}}
+        columns: dict[str, set[Any]] = {
+            "id": {row.id for row in rows},
+            "fps": opened.fps,
+            "num_frames": {row.num_frames for row in rows},
+        }
         ranges = {column: [min(values), max(values)] for column, values in columns.items()}
         opened.fps = set()
         return WrittenFile(

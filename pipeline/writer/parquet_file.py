@@ -96,11 +96,16 @@ class ParquetFileBuilder:
         """Writes `rows` as one row group, in the order given."""
         columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], pa.string())}
         streamed = len(rows) == 1 and rows[0].latent.num_bytes >= self._stream_bytes
-        columns |= self._tensor_columns("vae_latent", [row.latent for row in rows], streamed)
+        tensors = {"vae_latent": [row.latent for row in rows]}
         if self._moments:
-            columns |= self._tensor_columns("vae_logvar", [row.logvar for row in rows if row.logvar], streamed)
+            tensors["vae_logvar"] = [row.logvar for row in rows if row.logvar]
+        for name, payloads in tensors.items():
+            columns |= _tensor_columns(name, payloads, streamed)
         columns |= {name: pa.array([row.scalars[name] for row in rows], kind) for name, kind in SCALARS.items()}
         self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(rows))
+        if streamed:
+            for name, (payload,) in tensors.items():
+                self._pages.append(self._write_page(f"{name}_bytes", payload))
         self._groups.append(len(rows))
         self._num_bytes += sum(row.num_bytes for row in rows)
         for row in rows:
@@ -132,26 +137,12 @@ class ParquetFileBuilder:
             self._writer.close()
         self._sink.close()
 
-    def _tensor_columns(self, name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
-        if streamed:
-            values = pa.array([b""], pa.binary())  # the stand-in
-            page = write_page(
-                self._sink.write,
-                tensors[0],
-                at=self._sink.tell(),
-                row_group=len(self._groups),
-                column=self._schema.get_field_index(
-                    f"{name}_bytes"
-                ),  # every field here is one Parquet column, lists too
-            )
-            self._pages.append(page)
-        else:
-            values = pa.chunked_array([_binary_of_one(tensor) for tensor in tensors], pa.binary())
-        return {
-            f"{name}_bytes": values,
-            f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64())),
-            f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], pa.string()),
-        }
+    def _write_page(self, column: str, tensor: Payload) -> StreamedPage:
+        """Behind the row group it belongs to: Spark gives a row group to the reader of the byte range that holds the row group's middle,
+        counted from its first column (ADR 13).
+        """
+        number = self._schema.get_field_index(column)  # every field here is one Parquet column, lists too
+        return write_page(self._sink.write, tensor, at=self._sink.tell(), row_group=len(self._groups), column=number)
 
     def _find(self, name: str) -> list[int]:
         footer = pq.read_metadata(self._path)
@@ -178,6 +169,16 @@ class ParquetFileBuilder:
 def _leaves(schema: pa.Schema) -> list[str]:
     """Column paths as Parquet names them: a list column's leaf is `name.list.element`."""
     return [f"{item.name}.list.element" if pa.types.is_list(item.type) else item.name for item in schema]
+
+
+def _tensor_columns(name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
+    # A streamed tensor gets a stand-in here; its page follows the row group.
+    arrays = [pa.array([b""], pa.binary())] if streamed else [_binary_of_one(tensor) for tensor in tensors]
+    return {
+        f"{name}_bytes": pa.chunked_array(arrays, pa.binary()),
+        f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64())),
+        f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], pa.string()),
+    }
 
 
 def _binary_of_one(tensor: Payload) -> pa.Array:

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: the files under test, and a way to ask the real command line what it makes of a command."""
+"""Shared by the tests of this folder: the files under test, and parsing of commands by the real command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image and the pins: what the Dockerfile copies exists, nothing runs as root, and every dependency has one exact version."""
+"""Image and pins: files that the Dockerfile copies exist, nothing runs as root, every dependency has one exact version."""
 
 import re
 
@@ -10,7 +10,7 @@ from tests.deploy.manifests import DEPLOY, PROJECT, ROOT, job_of, pins
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 
-def test_everything_copied_exists_and_is_let_in():
+def test_copied_files_exist_and_pass_dockerignore():
     let_in = {
         line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     }
@@ -22,7 +22,7 @@ def test_everything_copied_exists_and_is_let_in():
         assert (f"{source}/**/*.py" if (ROOT / source).is_dir() else source) in let_in, source
 
 
-def test_it_ends_without_root():
+def test_image_does_not_run_as_root():
     users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
     assert users == ["lathe"]
     assert re.search(r"useradd .*--uid 1000 .*lathe", DOCKERFILE)
@@ -49,7 +49,7 @@ def test_torch_is_pinned_nowhere_else():
         assert not re.search(r"torch==\d", path.read_text()), path.name
 
 
-def test_commands_of_the_readme_are_ours(monkeypatch):
+def test_commands_of_the_readme_are_valid(monkeypatch):
     text = (DEPLOY / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     commands = re.findall(

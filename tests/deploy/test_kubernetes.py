@@ -1,6 +1,6 @@
-"""`rayjob.yaml`, `nightly.yaml`, `raycronjob.yaml`: fields KubeRay knows, a command our own CLI accepts, numbers that agree.
+"""`rayjob.yaml`, `nightly.yaml`, `raycronjob.yaml`: fields of KubeRay, a valid command, consistent numbers.
 
-There is no API server here; `kubectl apply --dry-run=server` on a cluster with the operator is what evaluates the rest.
+There is no API server here; the rest needs `kubectl apply --dry-run=server` on a cluster with the operator.
 """
 
 import itertools
@@ -46,7 +46,7 @@ def job(monkeypatch):
     return job_of(RAYJOB["spec"]["entrypoint"], monkeypatch)
 
 
-def test_only_fields_that_exist():
+def test_manifest_has_only_fields_of_kuberay():
     assert (RAYJOB["apiVersion"], RAYJOB["kind"]) == ("ray.io/v1", "RayJob")
     known("RayJobSpec", RAYJOB["spec"])
     known("RayClusterSpec", CLUSTER)
@@ -61,13 +61,13 @@ def test_only_fields_that_exist():
     assert RAYJOB["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 
 
-def test_the_command_is_one_of_ours_and_sizes_the_cluster_it_starts(monkeypatch):
+def test_command_is_valid_and_fits_the_cluster(monkeypatch):
     built = job(monkeypatch)
     gpu = GROUPS["gpu-spot"]
     limits = gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert built.output.startswith("s3://")
     assert built.model.checkpoint.startswith("s3://")
-    # From zero workers the cluster says it has no GPU: `auto` would mean CPU and one encoder.
+    # With zero workers the cluster has no GPU yet: `auto` would mean CPU and one encoder.
     assert built.model.device == "cuda"
     assert built.engine.encoders == gpu["maxReplicas"] * limits["nvidia.com/gpu"]
     assert built.engine.encoder_cpus + built.engine.decoders * built.engine.decoder_cpus <= int(limits["cpu"])
@@ -124,7 +124,7 @@ def test_ray_is_the_pinned_one_and_asks_for_a_token():
     assert CLUSTER["authOptions"] == {"mode": "token"}
 
 
-def test_what_is_finished_is_removed_machines_first():
+def test_finished_jobs_are_removed_after_their_machines():
     rules = RAYJOB["spec"]["deletionStrategy"]["deletionRules"]
     # The operator refuses both ways at once.
     assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & set(RAYJOB["spec"])
@@ -152,7 +152,7 @@ def test_nights_do_not_overlap():
     assert (minute.isdigit(), hour.isdigit()) == (True, True)
 
 
-def test_the_nightly_account_may_do_two_things():
+def test_nightly_account_may_create_and_get_rayjobs_only():
     assert NIGHTLY["Role"]["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
     account = NIGHTLY["ServiceAccount"]["metadata"]["name"]
     assert NIGHTLY["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": account}]

@@ -1,4 +1,4 @@
-"""The nightly submitter as its pod runs it, a process of its own, against an HTTP server that answers as the Kubernetes API does."""
+"""The nightly submitter as a process of its own, against an HTTP server that answers like the Kubernetes API."""
 
 import json
 import re
@@ -79,14 +79,14 @@ def submit(api, account):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     api.server.shutdown()
     api.server.server_close()
     return child
 
 
-def test_tonights_job_is_made_and_waited_for(account):
+def test_job_of_the_night_is_created_and_waited_for(account):
     before = datetime.now(UTC)
     api = Api([{}, {"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}])
     child = submit(api, account)
@@ -108,13 +108,13 @@ def test_tonights_job_is_made_and_waited_for(account):
         404,
     ],
 )
-def test_a_failed_night_is_a_failed_pod(account, end):
+def test_failed_build_fails_the_pod(account, end):
     child = submit(Api([{"jobDeploymentStatus": "Running"}, end]), account)
     assert child.returncode == 1
     assert "Traceback" not in child.stderr
 
 
-def test_a_restarted_pod_waits_for_the_job_that_is_there(account):
+def test_restarted_pod_waits_for_the_existing_job(account):
     api = Api([{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}])
     now = datetime.now(UTC)
     for day in (now, now + timedelta(minutes=5)):  # it may be midnight
@@ -125,19 +125,19 @@ def test_a_restarted_pod_waits_for_the_job_that_is_there(account):
     assert all(manifest == {} for manifest in api.created.values())
 
 
-def test_an_api_server_that_is_away_for_a_moment_does_not_end_the_night(account):
+def test_short_outage_of_the_api_server_is_waited_out(account):
     api = Api([503, 503, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}])
     assert submit(api, account).returncode == 0
 
 
-def test_an_api_server_that_stays_away_does(account):
+def test_long_outage_of_the_api_server_fails_the_pod(account):
     api = Api([503])
     child = submit(api, account)
     assert child.returncode == 1
     assert len(api.tokens) == 1 + 20
 
 
-def test_a_refusal_is_one_line_without_the_token(account):
+def test_refusal_is_one_line_without_the_token(account):
     child = submit(Api([], refuse=403), account)
     assert child.returncode == 1
     assert "403" in child.stdout

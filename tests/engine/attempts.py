@@ -1,4 +1,4 @@
-"""Shard attempts without an encoder: a context, a local or held-up store, and latents made by hand."""
+"""Shard attempts without an encoder: a build context, a local store or one whose uploads wait, and latents made by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.worker.attempt import ShardAttempt
-from pipeline.engine.worker.build_context import draw
+from pipeline.engine.worker.build_context import make_context
 from pipeline.records import Bucket, OpenedVideo
 from pipeline.storage.local import LocalStore
 from pipeline.video.clips import resolve_rules
@@ -19,11 +19,11 @@ from tests.tiny_corpus import tiny_job
 BUCKET = Bucket(5, 32, 32)
 
 
-def blueprint_of(inputs, output, *overrides):
+def context_of(inputs, output, *overrides):
     job = tiny_job(inputs, output, *overrides)
     rules = resolve_rules(job.clips, SPEC.time_stride, SPEC.space_stride, "leanvae", SPEC.lead_frames)
     network = SimpleNamespace(spec=SPEC, identity={"untrained": True}, provenance={"uri": "untrained"})
-    return draw(job, rules, network, "cpu", "float32")
+    return make_context(job, rules, network, "cpu", "float32")
 
 
 def shards_of(context):
@@ -42,7 +42,7 @@ class HeldStore(LocalStore):
 
     def step(self):
         self._moves.release()
-        assert self._moved.acquire(timeout=60)
+        assert self._moved.acquire(timeout=240)
 
     def upload(self, local_path, key, *, progress=None):
         self.begun.set()
@@ -59,7 +59,7 @@ def start(shard, context, store=None, progress=None):
 
 def until(what, attempt=None):
     """Polls until `what()` is true, at most a minute."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (found := what()):
         if attempt is not None:
             attempt.poll()
@@ -71,7 +71,7 @@ def until(what, attempt=None):
 def read_all(attempt, count):
     """The `count` samples of the attempt, and the end of its source."""
     samples = [until(attempt.next_sample, attempt) for _ in range(count)]
-    until(lambda: attempt.next_sample() is None and attempt._all_read, attempt)
+    until(lambda: attempt.next_sample() is None and attempt._reading.all_read, attempt)
     return samples
 
 

@@ -1,6 +1,6 @@
-"""Run as `python -m tests.engine.ray_lanes_process ADDRESS FOLDER S3_TAR`: decoder actors of a cluster, one case after the other.
+"""Run as `python -m tests.engine.ray_lanes_process ADDRESS FOLDER S3_TAR`: cases of decoder actors of a cluster, in order.
 
-Prints a JSON object: case -> what came of it. `FOLDER` holds `video.mp4`; the tar at `S3_TAR` holds the same video, uncompressed.
+Prints a JSON object: case -> result. `FOLDER` holds `video.mp4`; the tar at `S3_TAR` holds the same video, uncompressed.
 """
 
 import json
@@ -40,7 +40,7 @@ class Case:
         assert self.answer() == LaneReady()
 
     def answer(self):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             for _, _, answer in self.lanes.wait(0.1):
                 return answer
@@ -52,46 +52,46 @@ class Case:
         self.ticket += 1
         request = CutRequest(sample.encoded_video, RULES, DecodeConfig(), 4, drill or DrillConfig(), etag)
         self.lanes.open(0, self.ticket, request)
-        told = {"receiving": self.lanes.receiving(0), "pixels": 0}
+        results = {"receiving": self.lanes.receiving(0), "pixels": 0}
         while True:
             answer = self.answer()
             if isinstance(answer, OpenedVideo | FrameChunk):
-                told["pixels"] += int(answer.planes_T3HW.sum()) if isinstance(answer, FrameChunk) else 0
+                results["pixels"] += int(answer.planes_T3HW.sum()) if isinstance(answer, FrameChunk) else 0
                 self.lanes.pull(0, self.ticket)
                 continue
-            told["end"] = type(answer).__name__
+            results["end"] = type(answer).__name__
             if isinstance(answer, LatheError):
-                told |= {"message": answer.message, "blame": getattr(answer, "blame", None)}
+                results |= {"message": answer.message, "blame": getattr(answer, "blame", None)}
             assert isinstance(answer, LatheError | VideoEnded)
-            return told
+            return results
 
     def dies(self, folder, sample, action, *, elsewhere=False):
         drill = DrillConfig(point="in_decoder", action=action, marker_dir=str(folder / f"{action}-{elsewhere}"))
-        told = self.cut(sample, drill=drill, elsewhere=elsewhere)
+        results = self.cut(sample, drill=drill, elsewhere=elsewhere)
         self.lanes._home = self.home
         self.lanes.restart(0)
         self.up()
-        return told
+        return results
 
     def in_a_read(self, sample, folder):
-        """Before, while the decoder hangs in a FIFO that nobody writes to, and of its successor."""
+        """Before, while the decoder hangs in a FIFO without a writer, and for its successor."""
         self.lanes._home = self.home
         os.mkfifo(folder / "hung.mp4")
-        told = [self.lanes.reading(0)]
+        results = [self.lanes.reading(0)]
         self.ticket += 1
         hung = replace(sample, video=str(folder / "hung.mp4"))
         self.lanes.open(0, self.ticket, CutRequest(hung.encoded_video, RULES, DecodeConfig(), 4, DrillConfig()))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not self.lanes.reading(0) and time.monotonic() < deadline:
             self.lanes.wait(0.05)
-        told.append(self.lanes.reading(0))
+        results.append(self.lanes.reading(0))
         self.lanes.restart(0)
         self.up()
-        return [*told, self.lanes.reading(0)]
+        return [*results, self.lanes.reading(0)]
 
 
 class Full:
-    """An actor whose arguments find no room in the object store."""
+    """An actor whose arguments do not fit into the object store."""
 
     def __getattr__(self, name):
         return self
@@ -114,7 +114,7 @@ def main(address, folder, uri):
     in_tar = Sample("a", 0, uri, str(folder / "not here"), "mp4", span=(member.offset_data, member.size))
     at_home = Sample("a", 0, str(path), str(path), "mp4", span=(0, path.stat().st_size))
     etag = store.stat(key).etag
-    told = {
+    results = {
         "at home": case.cut(at_home),
         "sent": case.cut(at_home, elsewhere=True),
         "sent, no file": case.cut(replace(at_home, video="/not here"), elsewhere=True),
@@ -126,16 +126,16 @@ def main(address, folder, uri):
         "kill elsewhere": case.dies(folder, at_home, "kill", elsewhere=True),
     }
     actor, case.lanes._actors[0] = case.lanes._actors[0], Full()
-    told["store full"] = case.cut(at_home)
+    results["store full"] = case.cut(at_home)
     case.lanes._actors[0] = actor
     case.lanes._storage = StorageConfig(endpoint_url="http://127.0.0.1:1", max_attempts=1)
-    told["no way to the store"] = case.cut(replace(in_tar, video=str(path)), etag, elsewhere=True)
-    told["in a read"] = case.in_a_read(at_home, folder)
+    results["no way to the store"] = case.cut(replace(in_tar, video=str(path)), etag, elsewhere=True)
+    results["in a read"] = case.in_a_read(at_home, folder)
     case.lanes.close()
     case.lanes.close()
     case.lanes.restart(0)  # the feed's thread may come late: no new actor
-    told["after close"] = [len(asked) for asked in case.lanes._asked]
-    print(json.dumps(told))
+    results["after close"] = [len(asked) for asked in case.lanes._asked]
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plain objects that take the place of encoders, over a real local store whose `probe` says what the test wants."""
+"""Worker pool whose attempts end as a test says, over a real local store whose `probe` answers as a test says."""
 
 import threading
 import time
@@ -11,12 +11,13 @@ from pipeline.engine.worker.encode_loop import ShardFailure
 from pipeline.engine.worker.pool import ShardEnded, WorkerUp
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import StorageUnavailable
+from pipeline.format.layout import CURRENT
 from pipeline.records import Counts, Shard, SourceObject, Timings
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import tiny_job
 
 
-class Told(Silent):
+class Notices(Silent):
     def __init__(self):
         self.lines = []
 
@@ -41,7 +42,7 @@ class ProbedStore(LocalStore):
 
 
 class ScriptedPool:
-    """Workers whose attempts end as `outcome(shard, how often it ran)` says: None for success, else an error."""
+    """Workers whose attempts end with `outcome(shard, how often it ran)`: None for success, else an error."""
 
     def __init__(self, outcome, workers=2):
         self.size = workers
@@ -83,11 +84,12 @@ def make_build(tmp_path, store, pool, *overrides, shards=6):
     context = object.__new__(BuildContext)
     object.__setattr__(context, "job", job)
     object.__setattr__(context, "fingerprint", "f" * 32)
+    object.__setattr__(context, "layout", CURRENT)
     uri = str(tmp_path / "in")
     todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
     report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)
-    told = Told()
-    return Build(todo, context, ScriptedExecutor(pool), store, told, report, time.monotonic()), report, told.lines
+    display = Notices()
+    return Build(todo, context, ScriptedExecutor(pool), store, display, report, time.monotonic()), report, display.lines
 
 
 def unavailable(shard):

@@ -1,4 +1,4 @@
-"""A video on its way to a decoder's machine: the bytes that were listed, whole, or an error of the storage."""
+"""Video of a decoder on another machine: the complete bytes of the listed object, or StorageUnavailable."""
 
 import errno
 import os
@@ -31,13 +31,13 @@ def arrival():
 
 
 @pytest.mark.parametrize("size", [1, 64 * 1024, 64 * 1024 + 1, MiB])
-def test_a_small_video_is_fetched_to_memory(arrival, source, size):
+def test_small_video_is_fetched_to_memory(arrival, source, size):
     uri, etag = source
     arrival.fetch(uri, etag, (513, size), CONFIG)
     assert arrival.video == Path(uri).read_bytes()[513 : 513 + size]
 
 
-def test_a_large_video_is_fetched_to_a_file_that_is_gone_afterwards(arrival, source):
+def test_large_video_is_fetched_to_a_temporary_file_that_drop_deletes(arrival, source):
     uri, etag = source
     arrival.fetch(uri, etag, (513, 2 * MiB), CONFIG)
     assert Path(arrival.video).read_bytes() == Path(uri).read_bytes()[513 : 513 + 2 * MiB]
@@ -46,7 +46,7 @@ def test_a_large_video_is_fetched_to_a_file_that_is_gone_afterwards(arrival, sou
     assert not os.path.exists(path)
 
 
-def test_only_the_object_that_was_listed_is_fetched(arrival, source):
+def test_replaced_object_is_refused(arrival, source):
     uri, etag = source
     with pytest.raises(SourceChanged):
         arrival.fetch(uri, "another", (0, 10), CONFIG)
@@ -55,13 +55,13 @@ def test_only_the_object_that_was_listed_is_fetched(arrival, source):
         arrival.fetch(uri, etag, (0, 10), CONFIG)
 
 
-def test_a_range_that_comes_short_is_an_error_of_the_storage(arrival, source):
+def test_short_range_read_raises_storage_unavailable(arrival, source):
     uri, etag = source
     with pytest.raises(StorageUnavailable, match="10 of 20 came"):
         arrival.fetch(uri, etag, (3 * MiB - 3, 20), CONFIG)
 
 
-def test_pieces_are_put_together_in_order_and_a_first_one_begins_anew(arrival):
+def test_pieces_are_joined_in_order_and_a_first_piece_starts_a_new_video(arrival):
     for n, piece in enumerate([b"one", b"two", b"three"]):
         arrival.append(piece, first=n == 0)
     path = arrival.video
@@ -72,7 +72,7 @@ def test_pieces_are_put_together_in_order_and_a_first_one_begins_anew(arrival):
 
 
 @pytest.mark.parametrize("way", ["fetch", "append"])
-def test_a_temporary_folder_that_cannot_be_written_is_an_error_of_the_storage(arrival, source, monkeypatch, way):
+def test_unwritable_temporary_folder_raises_storage_unavailable(arrival, source, monkeypatch, way):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 

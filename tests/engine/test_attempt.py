@@ -14,7 +14,7 @@ from pipeline.errors import SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import Bucket, Reject
 from pipeline.storage.local import LocalStore
-from tests.engine.attempts import HeldStore, blueprint_of, encode, latent_for, opened, read_all, shards_of, start, until
+from tests.engine.attempts import HeldStore, context_of, encode, latent_for, opened, read_all, shards_of, start, until
 from tests.tiny_corpus import receipts, rows, write_tar
 
 BIG = {"bucket": Bucket(5, 256, 256)}  # 32 KiB a latent
@@ -27,7 +27,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def context(corpus, tmp_path):
-    return blueprint_of(corpus, tmp_path / "out")
+    return context_of(corpus, tmp_path / "out")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def shard(context):
 
 def commit_elsewhere(shard, context):
     """Another build's attempt, from start to receipt."""
-    other = blueprint_of(context.job.inputs[0], context.job.output)
+    other = context_of(context.job.inputs[0], context.job.output)
     attempt = start(shard, other)
     encode(attempt, read_all(attempt, 3))
     return until(attempt.poll)
@@ -45,6 +45,28 @@ def commit_elsewhere(shard, context):
 
 def no_threads_of(attempt):
     return not [thread for thread in threading.enumerate() if attempt.name in thread.name or thread.name == "upload"]
+
+
+def test_bytes_done_follow_the_clips_of_each_file_up_to_the_size_of_the_shard(tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.mp4").write_bytes(b"v" * (100 * (n + 1)))
+    context = context_of(tmp_path, tmp_path / "out")
+    attempt = start(shards_of(context)[0], context)
+    first, second, third = read_all(attempt, 3)
+    assert attempt.bytes_done == 0
+    encode(attempt, [first])
+    assert attempt.bytes_done == 100
+    attempt.opened(second, opened(second, 4))
+    attempt.clip_done(latent_for(second, 0))
+    assert attempt.bytes_done == 100 + 200 // 4
+    attempt.sample_rejected(
+        second, Reject(second.key, "decode", "decode_timeout", "late", policy=False, uri=second.uri)
+    )
+    assert attempt.bytes_done == 300
+    encode(attempt, [third])
+    assert attempt.bytes_done == 600
+    until(attempt.poll)
+    assert attempt.bytes_done == attempt.shard.num_bytes == 600
 
 
 # --- progress -------------------------------------------------------------------------------------------------------------
@@ -66,7 +88,7 @@ def test_a_slow_upload_is_progress_byte_by_byte(shard, context):
     assert progress.value > seen[-1]
 
 
-def test_fetching_counts_what_arrives_before_a_sample_is_complete(shard, context):
+def test_fetched_bytes_are_progress_before_a_sample_is_complete(shard, context):
     progress = ProgressCounter()
     attempt = start(shard, context, progress=progress)
     samples = read_all(attempt, 3)
@@ -74,14 +96,14 @@ def test_fetching_counts_what_arrives_before_a_sample_is_complete(shard, context
     before = progress.value
     attempt.abort()
     assert attempt.ended(60)
-    assert progress.value >= before  # an attempt that is gone takes nothing back
+    assert progress.value >= before  # a closed attempt takes nothing back
 
 
-def test_plain_files_that_decoders_read_count_too(tmp_path):
+def test_plain_files_that_decoders_read_are_progress(tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.mp4").write_bytes(b"v")
     progress = ProgressCounter()
-    context = blueprint_of(tmp_path, tmp_path / "out")
+    context = context_of(tmp_path, tmp_path / "out")
     attempt = start(shards_of(context)[0], context, progress=progress)
     read_all(attempt, 3)
     assert progress.value >= 3
@@ -113,11 +135,11 @@ def test_progress_never_shrinks_and_is_safe_between_threads():
 # --- waiting --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, monkeypatch):
+def test_encode_loop_never_waits_for_a_hanging_store(tmp_path, corpus, monkeypatch):
     """Clips are taken, however many; instead, no further sample is given out while more than the bound wait."""
     monkeypatch.setattr(clip_writing, "BACKLOG_BYTES", 4 * clip_writing.CLIP_BYTES)
     small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
-    context = blueprint_of(corpus, tmp_path / "out", *small_files)
+    context = context_of(corpus, tmp_path / "out", *small_files)
     store = HeldStore(context.job.output)
     attempt = start(shards_of(context)[0], context, store)
     sample = until(attempt.next_sample, attempt)
@@ -135,7 +157,7 @@ def test_the_loop_never_waits_for_a_store_that_stands_still(tmp_path, corpus, mo
     assert (result.counts.clips, result.files) == (402, len(receipts(tmp_path / "out")[0].files))
 
 
-def test_encoded_videos_do_not_wait_with_their_latents(shard, context):
+def test_encoded_videos_are_freed_before_their_latents_are_written(shard, context):
     store = HeldStore(context.job.output)
     attempt = start(shard, context, store)
     samples = read_all(attempt, 3)
@@ -151,12 +173,12 @@ def test_encoded_videos_do_not_wait_with_their_latents(shard, context):
 # --- failures -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, context, tmp_path, monkeypatch):
+def test_failed_upload_ends_the_attempt_before_its_next_clip(shard, context, tmp_path, monkeypatch):
     def refuse(self, local_path, key, **options):
         raise StorageUnavailable("503")
 
     small_files = ("write.row_group_bytes=65536", "write.file_bytes=1048576")
-    context = blueprint_of(context.job.inputs[0], tmp_path / "out", *small_files)
+    context = context_of(context.job.inputs[0], tmp_path / "out", *small_files)
     monkeypatch.setattr(LocalStore, "upload", refuse)
     attempt = start(shard, context)
     sample = until(attempt.next_sample, attempt)
@@ -171,7 +193,7 @@ def test_a_failed_upload_ends_the_attempt_without_another_clip(shard, context, t
     assert not os.path.exists(attempt.spool_dir)
 
 
-def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard, context, monkeypatch):
+def test_abort_does_not_wait_and_a_late_upload_deletes_its_file(shard, context, monkeypatch):
     monkeypatch.setattr("pipeline.engine.worker.attempt.JOIN_S", 0.2)
     monkeypatch.setattr("pipeline.writer.upload_queue.STOP_S", 0.2)
     store = HeldStore(context.job.output)
@@ -186,7 +208,7 @@ def test_aborting_waits_for_nothing_and_a_late_upload_removes_what_it_left(shard
     assert list(store.list()) == []
 
 
-def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, context):
+def test_abort_at_any_moment_leaves_no_thread_and_no_file(shard, context):
     for moment in range(4):
         attempt = start(shard, context)
         if moment:
@@ -202,7 +224,7 @@ def test_aborting_at_any_moment_leaves_no_thread_and_no_file(shard, context):
 # --- receipts -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_shard_that_has_a_receipt_is_not_read(shard, context, corpus):
+def test_shard_with_a_receipt_is_not_read(shard, context, corpus):
     assert commit_elsewhere(shard, context).ours
     corpus.unlink()  # reading would fail
     attempt = start(shard, context)
@@ -213,7 +235,7 @@ def test_a_shard_that_has_a_receipt_is_not_read(shard, context, corpus):
     assert not os.path.exists(attempt.spool_dir)
 
 
-def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(shard, context, monkeypatch):
+def test_attempt_after_an_unanswered_commit_counts_as_ours_and_encodes_nothing(shard, context, monkeypatch):
     load, left = Ledger.load, [1]
 
     def lose_the_answer(self, key):
@@ -235,7 +257,7 @@ def test_a_try_after_a_commit_without_an_answer_ends_as_won_and_encodes_nothing(
     assert len(rows(context.job.output)) == 3  # the files of the first try are there
 
 
-def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, context, monkeypatch):
+def test_second_attempt_that_cannot_delete_its_files_still_ends_with_a_note(shard, context, monkeypatch):
     attempt = start(shard, context)
     samples = read_all(attempt, 3)
     commit_elsewhere(shard, context)
@@ -251,7 +273,7 @@ def test_a_loser_whose_clean_up_fails_is_done_and_says_what_it_left(shard, conte
     assert no_threads_of(attempt)
 
 
-def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, context):
+def test_second_attempt_of_the_same_build_counts_as_ours(shard, context):
     slow, fast = start(shard, context), start(shard, context)
     samples = read_all(slow, 3)
     encode(fast, read_all(fast, 3))
@@ -260,7 +282,7 @@ def test_an_attempt_that_loses_to_a_copy_of_its_own_build_knows_it(shard, contex
     assert until(slow.poll).ours
 
 
-def test_a_loser_deletes_its_files(shard, context):
+def test_second_attempt_deletes_its_files(shard, context):
     attempt = start(shard, context)
     samples = read_all(attempt, 3)
     commit_elsewhere(shard, context)
@@ -273,7 +295,7 @@ def test_a_loser_deletes_its_files(shard, context):
 # --- absurd latents -------------------------------------------------------------------------------------------------------
 
 
-def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, context, tmp_path):
+def test_non_finite_clip_is_rejected_and_the_rest_of_its_sample_written(shard, context, tmp_path):
     attempt = start(shard, context)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
@@ -293,8 +315,8 @@ def test_an_absurd_clip_is_rejected_and_the_rest_of_its_sample_written(shard, co
     assert len(rows(tmp_path / "out")) == 3
 
 
-def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard, context, tmp_path):
-    """The video is decoded again and rejected in the end: what was handed over counts by what the writer says of it."""
+def test_clip_with_the_writer_is_kept_when_its_decoder_dies(shard, context, tmp_path):
+    """The video is decoded again and rejected in the end: a clip that was handed over counts as the writer reports it."""
     attempt = start(shard, context)
     samples = read_all(attempt, 3)
     encode(attempt, samples[1:])
@@ -313,17 +335,17 @@ def test_a_clip_that_is_with_the_writer_survives_the_death_of_its_decoder(shard,
 
 def break_one(path, how):
     path.unlink()
-    if how == "refused":  # root may read any mode, but nobody a socket
+    if how == "refused":  # root may read files of any mode, but not a socket
         os.mknod(path, stat.S_IFSOCK | 0o600)
     elif how == "replaced":
         path.write_bytes(b"another")
 
 
 @pytest.mark.parametrize("how", ["refused", "gone", "replaced"])
-def test_one_file_that_cannot_be_read_costs_itself(tmp_path, how):
+def test_unreadable_file_of_a_group_does_not_fail_the_others(tmp_path, how):
     for n in range(3):
         (tmp_path / f"{n}.mp4").write_bytes(b"video")
-    context = blueprint_of(tmp_path, tmp_path / "out")
+    context = context_of(tmp_path, tmp_path / "out")
     (shard,) = shards_of(context)
     break_one(tmp_path / "1.mp4", how)
     attempt = start(shard, context)
@@ -341,11 +363,11 @@ def test_one_file_that_cannot_be_read_costs_itself(tmp_path, how):
 
 
 @pytest.mark.parametrize(("how", "error"), [("refused", SourceRefused), ("gone", SourceChanged)])
-def test_nothing_to_read_at_all_is_the_shards_error(tmp_path, corpus, how, error):
+def test_shard_without_a_readable_file_fails(tmp_path, corpus, how, error):
     (tmp_path / "videos").mkdir()
     for n in range(3):
         (tmp_path / "videos" / f"{n}.mp4").write_bytes(b"video")
-    context = blueprint_of([tmp_path / "videos", corpus], tmp_path / "out")
+    context = context_of([tmp_path / "videos", corpus], tmp_path / "out")
     shards = shards_of(context)
     assert {shard.kind for shard in shards} == {"tar", "files"}
     for shard in shards:

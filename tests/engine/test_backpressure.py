@@ -1,11 +1,11 @@
-"""A store slower than the encoder holds back the decoding of its own attempt, and nothing else."""
+"""A store slower than the encoder pauses the decoding of its own attempt only."""
 
 import time
 
 import pipeline
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
 from pipeline.engine.decoders.feed import Feed
-from pipeline.engine.decoders.lanes import ProcessLanes
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.engine.worker import clip_writing
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.storage.local import LocalStore
@@ -23,7 +23,7 @@ class Source:
         return self.items.pop(0) if self.items else None
 
 
-def test_no_chunk_is_asked_for_a_paused_owner_and_the_others_go_on():
+def test_paused_owner_gets_no_chunk_and_the_others_continue():
     paused = {"slow"}
     videos = [(owner, Sample(owner, 0, "u", video_bytes(29), "mp4")) for owner in ("slow", "fast")]
     lanes = ProcessLanes(2, 4 << 30)
@@ -42,7 +42,7 @@ def test_no_chunk_is_asked_for_a_paused_owner_and_the_others_go_on():
     seen = {"slow": [], "fast": []}
 
     def until_ended(owner):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not any(isinstance(what, VideoEnded) for what in seen[owner]):
             assert time.monotonic() < deadline
             for event in feed.events(0.1):
@@ -62,7 +62,7 @@ def test_no_chunk_is_asked_for_a_paused_owner_and_the_others_go_on():
     assert len(chunks["slow"]) == len(chunks["fast"]) == 5
 
 
-def test_a_build_into_a_store_that_is_always_too_slow_has_the_rows_of_a_quick_one(tmp_path, monkeypatch):
+def test_build_into_a_slow_store_has_the_rows_of_a_fast_one(tmp_path, monkeypatch):
     """One clip may wait: every attempt is held back all the time, and everything is written in the end."""
     corpus = make_corpus(tmp_path / "in", shards=2, samples=3)
     pipeline.encode(tiny_job(corpus, tmp_path / "quick"))

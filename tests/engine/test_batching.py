@@ -1,4 +1,4 @@
-"""Batches: alike in shape, never two chunks of one clip, each clip's chunks in order, nobody starved."""
+"""Batches hold one shape, never two chunks of one clip, each clip's chunks in order; no shape waits without limit."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ def chunk(clip=0, frames=4, size=8, *, first=False, last=False):
     return FrameChunk(clip, planes, tuple(float(i) for i in range(frames)), "bt709", first, last)
 
 
-def test_full_groups_go_first_and_partial_ones_wait_if_asked():
+def test_full_groups_go_first_and_partial_ones_wait_with_full_only():
     batcher = Batcher(lambda shape: 2)
     a, b, c = ClipRun("a"), ClipRun("b"), ClipRun("c")
     batcher.add(a, chunk(frames=4))
@@ -26,7 +26,7 @@ def test_full_groups_go_first_and_partial_ones_wait_if_asked():
     assert batcher.nbytes == 0
 
 
-def test_an_odd_shape_does_not_starve_behind_full_batches():
+def test_rare_shape_is_taken_before_full_batches_after_its_patience():
     batcher = Batcher(lambda shape: 1)
     odd = ClipRun("odd")
     waiting = Batcher(lambda shape: 1 if shape[1] == 4 else 2)
@@ -41,7 +41,7 @@ def test_an_odd_shape_does_not_starve_behind_full_batches():
     assert len(batcher) == 0
 
 
-def test_drop_forgets_and_gives_bytes_back():
+def test_drop_removes_chunks_and_their_bytes():
     batcher = Batcher(lambda shape: 4)
     run = ClipRun("a")
     batcher.add(run, chunk())
@@ -53,7 +53,7 @@ def test_drop_forgets_and_gives_bytes_back():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([4, 8])), max_size=40), st.integers(1, 3), st.booleans())
-def test_every_chunk_leaves_once_in_its_clips_order(arrivals, largest, interleave):
+def test_every_chunk_is_taken_once_in_the_order_of_its_clip(arrivals, largest, interleave):
     batcher = Batcher(lambda shape: largest)
     runs = {n: ClipRun(n) for n in range(5)}
     sent = {n: [] for n in runs}

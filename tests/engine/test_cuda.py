@@ -1,4 +1,4 @@
-"""On a device: staged bytes arrive whole, and latents agree with the CPU's."""
+"""On a GPU: staged bytes arrive complete, and latents equal those of the CPU."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def chunk(seed, *, first=True, frames=9):
     return FrameChunk(seed, planes, tuple(map(float, range(len(planes)))), "bt709", first, last=not first)
 
 
-def test_planes_travel_whole_however_sizes_alternate():
+def test_staged_planes_are_complete_for_alternating_sizes():
     from pipeline.encoder.staging import CudaStaging
 
     staging, rng = CudaStaging(torch.device("cuda:0")), np.random.default_rng(0)
@@ -30,7 +30,7 @@ def test_planes_travel_whole_however_sizes_alternate():
     np.testing.assert_array_equal(staging.download(values)(), values.cpu().numpy())
 
 
-def test_steps_that_fly_give_the_latents_of_the_cpu():
+def test_overlapping_steps_give_the_latents_of_the_cpu():
     here, there = Encoder(CONFIG, "cpu", "float32"), Encoder(CONFIG, "cuda", "float32")
     firsts, seconds = [chunk(n) for n in range(3)], [chunk(n, first=False) for n in range(3)]
     begun = there.launch(firsts, [None] * 3)

@@ -1,4 +1,4 @@
-"""The dispatcher decides on plain values, so every rule of it can be stated and tried without Ray."""
+"""Rules of the dispatcher, tested on plain values without Ray."""
 
 import statistics
 
@@ -20,7 +20,7 @@ def given_names(assignments):
     return [(a.worker, a.shard.name) for a in assignments]
 
 
-def test_longest_first_and_every_worker_gets_one_before_anyone_gets_two():
+def test_largest_shards_go_first_and_every_worker_gets_one_before_a_second():
     d = Dispatcher(shards(1, 5, 3, 4), credit=2, attempts=3)
     d.add_worker("a")
     d.add_worker("b")
@@ -47,7 +47,7 @@ def test_a_failed_shard_is_tried_again_and_given_up_after_its_attempts():
 
 
 @pytest.mark.parametrize("error", [SourceChanged("replaced"), SourceRefused("403"), OutputError("full")])
-def test_what_cannot_get_better_is_not_tried_again(error):
+def test_permanent_errors_are_not_tried_again(error):
     d = Dispatcher(shards(1), credit=1, attempts=5)
     d.add_worker("a")
     d.assignments(0)
@@ -55,7 +55,7 @@ def test_what_cannot_get_better_is_not_tried_again(error):
     assert d.finished
 
 
-def test_preemption_costs_no_attempt():
+def test_preemption_counts_as_no_attempt():
     d = Dispatcher(shards(2, 1), credit=2, attempts=1)
     for n in range(20):
         d.add_worker(f"w{n}")
@@ -65,7 +65,7 @@ def test_preemption_costs_no_attempt():
     assert not d.given_up
 
 
-def test_a_dead_node_costs_no_attempt_until_it_happens_too_often():
+def test_dead_node_counts_as_no_attempt_up_to_a_limit():
     d = Dispatcher(shards(1), credit=1, attempts=2)
     for n in range(EXCUSED + 2):
         assert not d.given_up
@@ -75,14 +75,14 @@ def test_a_dead_node_costs_no_attempt_until_it_happens_too_often():
     assert "failed 2 times" in d.given_up["id0"]
 
 
-def test_shards_of_a_lost_worker_are_tried_again_apart_and_only_the_one_alone_is_counted():
+def test_shards_of_a_lost_worker_run_alone_and_only_a_lone_shard_is_counted():
     d = Dispatcher(shards(3, 2, 1), credit=3, attempts=1)
     d.add_worker("a")
     assert len(d.assignments(0)) == 3
     assert all(v.retry for _, v in d.on_lost("a", WorkerLost("segfault"), 0))
     d.add_worker("b")
     for n, name in enumerate(("s0", "s1", "s2")):
-        assert given_names(d.assignments(n)) == [("b", name)]  # alone, whatever the credit
+        assert given_names(d.assignments(n)) == [("b", name)]  # alone, with any credit
         if n == 1:
             ((_, verdict),) = d.on_lost("b", WorkerLost("segfault"), n)
             assert not verdict.retry
@@ -93,7 +93,7 @@ def test_shards_of_a_lost_worker_are_tried_again_apart_and_only_the_one_alone_is
     assert set(d.given_up) == {"id1"}
 
 
-def test_a_suspect_gets_a_worker_of_its_own_although_all_are_busy():
+def test_suspect_gets_a_worker_for_itself_although_all_are_busy():
     d = Dispatcher(shards(9, 8, *[1] * 20), credit=2, attempts=3)
     d.add_worker("a")
     d.assignments(0)
@@ -103,14 +103,14 @@ def test_a_suspect_gets_a_worker_of_its_own_although_all_are_busy():
     d.add_worker("c")
     assert given_names(d.assignments(1)) == [("c", "s0")]
     assert d.assignments(1) == []  # b is emptied for s1, c holds a suspect
-    for shard_id in sorted(d._workers["b"]):
+    for shard_id in d._workers.held("b"):
         d.on_done("b", shard_id, 2)
     assert given_names(d.assignments(2)) == [("b", "s1")]
     d.on_done("b", "id1", 3)
     assert len(d.assignments(3)) == 2  # and takes its share again
 
 
-def test_a_suspect_is_not_copied():
+def test_suspect_is_not_copied_to_a_second_worker():
     d = Dispatcher(shards(9, 1, 1), credit=2, attempts=3)
     d.add_worker("a")
     d.assignments(0)
@@ -125,7 +125,7 @@ def test_a_suspect_is_not_copied():
     assert d.assignments(1000) == []
 
 
-def test_a_parked_shard_is_neither_counted_nor_forgotten():
+def test_parked_shard_is_neither_counted_nor_lost():
     d = Dispatcher(shards(2, 1), credit=1, attempts=1)
     d.add_worker("a")
     d.assignments(5)
@@ -145,13 +145,13 @@ def test_a_parked_shard_is_neither_counted_nor_forgotten():
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_poison_shards_are_given_up_after_their_attempts_and_every_innocent_shard_is_done(data):
+def test_only_shards_that_kill_workers_are_given_up(data):
     """Poison kills its worker whenever it runs, after any other events; it may run for any time before."""
     n, attempts = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
-    poison = data.draw(st.sets(st.integers(0, n - 1), max_size=3))
+    deadly = data.draw(st.sets(st.integers(0, n - 1), max_size=3))
     d = Dispatcher(shards(*[1] * n), credit=data.draw(st.integers(1, 4)), attempts=attempts)
     held: dict[str, list[str]] = {}
-    deaths_alone = dict.fromkeys((f"id{p}" for p in poison), 0)
+    deaths_alone = dict.fromkeys((f"id{p}" for p in deadly), 0)
     created, now, done = 0, 0.0, set()
     for _ in range(2000):
         if d.finished:
@@ -194,7 +194,7 @@ def test_the_running_median_is_the_median(values):
     assert running.value == pytest.approx(statistics.median(values))
 
 
-def test_the_tail_is_copied_to_an_idle_worker_and_the_first_copy_counts_once():
+def test_slow_shard_is_copied_to_an_idle_worker_and_counts_once():
     d = Dispatcher(shards(9, 1), credit=1, attempts=3)
     d.add_worker("a-slow")
     d.add_worker("b-fast")
@@ -206,7 +206,7 @@ def test_the_tail_is_copied_to_an_idle_worker_and_the_first_copy_counts_once():
     assert "copy" in copy.reason
     assert d.assignments(99) == []  # one copy at most
     assert d.on_done("b-fast", "id0", 30)
-    assert d.finished  # nobody waits for the slow copy
+    assert d.finished  # the slow copy is not waited for
     assert not d.on_done("a-slow", "id0", 40)
     assert not d.on_failed("a-slow", "id0", WorkerLost("late"), 50).retry
 
@@ -224,7 +224,7 @@ def test_draining_hands_out_nothing_more():
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_whatever_happens_every_shard_ends_done_or_given_up_exactly_once(data):
+def test_every_shard_ends_done_or_given_up_exactly_once(data):
     n = data.draw(st.integers(1, 8))
     d = Dispatcher(shards(*range(1, n + 1)), credit=data.draw(st.integers(1, 3)), attempts=data.draw(st.integers(1, 3)))
     running, firsts, workers, now = set(), [], 0, 0.0
@@ -232,7 +232,7 @@ def test_whatever_happens_every_shard_ends_done_or_given_up_exactly_once(data):
         if d.finished:
             break
         now += 1
-        if not d._workers:
+        if not d._workers._held:
             workers += 1
             d.add_worker(f"w{workers}")
         for a in d.assignments(now):
@@ -285,7 +285,7 @@ def test_canaries_are_the_smallest_shards_that_have_not_failed():
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_worker_whose_disk_is_full_fails_no_shard_and_takes_few(data):
+def test_worker_with_a_full_disk_fails_no_shard_and_gets_few(data):
     """Virtual time: it fails at once what the others need a minute for."""
     n, healthy = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 3))
     d = Dispatcher(shards(*[1] * n), credit=data.draw(st.integers(1, 2)), attempts=1)

@@ -1,15 +1,14 @@
-"""The encode loop around its attempts: what cannot start, what counts as movement, what is told."""
+"""The encode loop around its attempts: attempts that cannot start, what counts as progress, when failures are reported."""
 
-import json
 import tempfile
 import threading
 import time
 
 import pytest
 
-from pipeline.engine.worker.encode_loop import EncodeLoop, LoopStats, ShardFailure, describe_stats
+from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.errors import StorageUnavailable
-from tests.engine.attempts import blueprint_of, shards_of
+from tests.engine.attempts import context_of, shards_of
 from tests.tiny_corpus import write_tar
 
 
@@ -43,7 +42,7 @@ class IdleEncoder:
 @pytest.fixture
 def loop(tmp_path):
     write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": b"video" * 1000} for n in range(3)})
-    loop = EncodeLoop(blueprint_of(tmp_path / "a.tar", tmp_path / "out"), IdleEncoder(), IdleLanes())
+    loop = EncodeLoop(context_of(tmp_path / "a.tar", tmp_path / "out"), IdleEncoder(), IdleLanes())
     yield loop
     loop.close()
 
@@ -56,8 +55,8 @@ def outcomes_of(loop):
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file", "read-only"])
-def test_a_shard_whose_scratch_folder_cannot_be_made_fails_and_the_next_one_starts(loop, tmp_path, monkeypatch, kind):
-    (shard,) = shards_of(loop._blueprint)
+def test_shard_without_a_scratch_folder_fails_and_the_next_one_starts(loop, tmp_path, monkeypatch, kind):
+    (shard,) = shards_of(loop._context)
     folder = {"missing": tmp_path / "none", "a file": tmp_path / "a.tar", "read-only": "/proc"}[kind]
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
@@ -65,7 +64,7 @@ def test_a_shard_whose_scratch_folder_cannot_be_made_fails_and_the_next_one_star
         assert loop.shards_in_flight == 1
         (failure,) = outcomes_of(loop)
     assert isinstance(failure, ShardFailure)
-    assert failure.shard_id == shard.id(loop._blueprint.fingerprint)
+    assert failure.shard_id == shard.id(loop._context.fingerprint)
     assert isinstance(failure.error, StorageUnavailable)
     assert str(folder) in str(failure.error)
     assert "TMPDIR" in str(failure.error)
@@ -74,8 +73,8 @@ def test_a_shard_whose_scratch_folder_cannot_be_made_fails_and_the_next_one_star
     assert loop.shards_in_flight == 1
 
 
-def test_a_machine_that_starts_no_thread_fails_the_shard_only(loop, tmp_path, monkeypatch):
-    (shard,) = shards_of(loop._blueprint)
+def test_shard_fails_alone_where_no_thread_can_start(loop, tmp_path, monkeypatch):
+    (shard,) = shards_of(loop._context)
 
     def refuse(self):
         raise RuntimeError("can't start new thread")
@@ -90,8 +89,8 @@ def test_a_machine_that_starts_no_thread_fails_the_shard_only(loop, tmp_path, mo
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_failing_attempt_is_reported_once_its_files_are_gone(loop):
-    (shard,) = shards_of(loop._blueprint)
+def test_failed_attempt_is_reported_after_its_files_are_deleted(loop):
+    (shard,) = shards_of(loop._context)
     loop.submit(shard)
     (attempt,) = loop._attempts
     attempt.fail(StorageUnavailable("the disk"))
@@ -100,16 +99,15 @@ def test_a_failing_attempt_is_reported_once_its_files_are_gone(loop):
     assert not attempt.spool_dir.exists()
 
 
-def test_progress_is_told_as_a_number_that_follows_bytes_and_not_the_clock(loop, monkeypatch):
+def test_progress_is_a_number_that_follows_bytes_and_not_the_clock(loop, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)  # a clock that was stepped back
-    assert describe_stats(LoopStats())["progress"] == 0
-    (shard,) = shards_of(loop._blueprint)
+    assert loop.live_stats().progress == 0
+    (shard,) = shards_of(loop._context)
     loop.submit(shard)
-    while (told := describe_stats(loop.stats))["progress"] < 15_000:  # without a step, a decoder or an event
+    while (stats := loop.live_stats()).progress < 15_000:  # without a step, a decoder or an event
         time.sleep(0.01)
-    assert told["frames"] == 0
-    assert json.loads(json.dumps(told)) == told
+    assert (stats.frames, stats.bytes_done) == (0, {shard.id(loop._context.fingerprint): 0})
     for attempt in loop._attempts:
         attempt.fail(StorageUnavailable("enough"))
     outcomes_of(loop)
-    assert describe_stats(loop.stats)["progress"] >= told["progress"]
+    assert loop.live_stats().progress >= stats.progress

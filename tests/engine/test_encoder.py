@@ -1,4 +1,4 @@
-"""Batches and out-of-memory change no latent: any mix of clips in a step, any halving, the same values."""
+"""Batches and out-of-memory change no latent: any mix of clips in a step and any halving give the same values."""
 
 import time
 
@@ -98,7 +98,7 @@ def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monke
     assert tight.largest_batch((True, 9, 16, 16)) == 8
 
 
-def test_a_chunk_that_does_not_fit_at_all_is_said(monkeypatch):
+def test_chunk_that_never_fits_in_memory_is_an_error_that_names_its_shape(monkeypatch):
     encoder = Encoder(CONFIG, "cpu", "float32")
 
     def no_memory(chunks, states):
@@ -109,11 +109,12 @@ def test_a_chunk_that_does_not_fit_at_all_is_said(monkeypatch):
         encoder.encode(clip(0, 1), [None])
 
 
-def test_the_build_really_batches_and_the_default_looks_at_the_size(tmp_path):
+def test_build_batches_and_the_default_batch_depends_on_the_size(tmp_path):
     job = tiny_job(
         make_corpus(tmp_path / "in", shards=3),
         tmp_path / "out",
         "engine.batch=3",
+        "engine.decoders=2",
         "clips.select=whole",
         "engine.credit=3",
     )
@@ -136,7 +137,7 @@ def test_the_build_really_batches_and_the_default_looks_at_the_size(tmp_path):
     assert encoder.largest_batch((True, 17, 64, 64)) == 16
 
 
-def test_a_step_that_flies_while_the_next_is_prepared_gives_the_same_rows(tmp_path, monkeypatch):
+def test_overlapping_steps_give_the_same_rows(tmp_path, monkeypatch):
     """What CUDA does, on a CPU: results are taken one step late, states at once."""
     corpus = make_corpus(tmp_path / "in", shards=2)
     settled = pipeline.encode(tiny_job(corpus, tmp_path / "settled", "clips.select=whole", "engine.batch=2"))
@@ -160,14 +161,14 @@ def test_a_step_that_flies_while_the_next_is_prepared_gives_the_same_rows(tmp_pa
     assert rows(tmp_path / "flying") == rows(tmp_path / "settled")
 
 
-def test_the_summary_says_how_much_went_through_at_once(tmp_path):
+def test_summary_names_the_step_sizes(tmp_path):
     report = pipeline.encode(tiny_job(make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "engine.batch=1"))
     assert set(report.step_sizes.values()) == {1}
     shape = next(iter(report.step_sizes))
     assert f"1 x {shape}" in str(build_lines(report))
 
 
-def test_names_checkpoints_and_devices_that_cannot_be():
+def test_invalid_names_checkpoints_and_devices_are_refused():
     with pytest.raises(ConfigError, match="leanvae-dim16"):
         known_spec(ModelConfig(name="nonesuch", untrained=0))
     assert known_spec(ModelConfig(name="leanvae", checkpoint="x.safetensors")) is None
@@ -177,9 +178,9 @@ def test_names_checkpoints_and_devices_that_cannot_be():
     assert resolve_device("auto", "auto", cuda=False) == ("cpu", "float32")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_cuda_where_there_is_none_is_refused(tmp_path, executor):
+def test_missing_cuda_device_is_refused(tmp_path, executor):
     job = tiny_job(
         make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "model.device=cuda", f"engine.executor={executor}"
     )
@@ -187,7 +188,7 @@ def test_cuda_where_there_is_none_is_refused(tmp_path, executor):
         pipeline.encode(job)
 
 
-def test_a_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+def test_unreachable_hub_is_named_in_the_error(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Memory that runs out in an encode step, in every wording: the step is halved, and where that does not help one plain error says so."""
+"""Out of memory in an encode step, as each library reports it: the step is halved, else one plain error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def limited(encoder, monkeypatch, frames, error):
 
 
 @everywhere
-def test_a_step_is_halved_whichever_library_ran_out_of_memory(library, calm, monkeypatch):
+def test_step_is_halved_for_the_out_of_memory_error_of_any_library(library, calm, monkeypatch):
     chunks, expected = calm
     encoder = Encoder(CONFIG, "cpu", "float32", batch=8)
     frames = chunks[0].planes_T3HW.shape[0]
@@ -64,15 +64,15 @@ def test_a_step_is_halved_whichever_library_ran_out_of_memory(library, calm, mon
 
 
 @everywhere
-def test_what_cannot_be_halved_is_one_error_without_the_librarys_numbers(library, calm, monkeypatch):
+def test_step_of_one_chunk_without_memory_is_one_plain_error(library, calm, monkeypatch):
     encoder = Encoder(CONFIG, "cpu", "float32")
     limited(encoder, monkeypatch, 0, ERRORS[library])
-    with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit into the device's memory") as said:
+    with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit into the device's memory") as caught:
         encoder.encode(calm[0][:1], [None])
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
     for word in ("GiB", "bytes", "CUBLAS", "CUDNN", "allocate", "capacity"):
-        assert word not in str(said.value)
-    assert said.value.__cause__ is None
+        assert word not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("text", OTHERS[:3])

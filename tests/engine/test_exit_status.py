@@ -1,4 +1,4 @@
-"""Who ended a decoder process, told from its exit status, its crash report, or how it started."""
+"""Cause of a decoder's end, from its exit status, its crash report, or its start."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ import pytest
 from pipeline.engine.decoders import crash_report
 from pipeline.engine.decoders.crash_report import take_report
 from pipeline.engine.decoders.exit_status import lost_by, lost_by_report
-from pipeline.engine.decoders.start_ups import NO_DECODER_S, PAUSES_S, STILLBORN, StartUps
+from pipeline.engine.decoders.start_ups import FAILED_STARTS, NO_DECODER_S, PAUSES_S, StartUps
 from pipeline.errors import BuildError, WorkerLost
 
 OWN = {
@@ -37,12 +37,12 @@ def test_a_signal_is_named_and_only_a_crash_or_a_limit_is_blamed(name):
     assert OWN.get(name, f"from outside by signal {int(getattr(signal, name))}") in lost.message
 
 
-def test_an_exit_with_an_error_is_blamed_and_tells_its_code():
+def test_exit_with_an_error_is_blamed_and_names_its_code():
     lost = lost_by(run("import sys; sys.exit(3)").returncode)
     assert (lost.blame, lost.message) == (True, "decoder process ended with exit code 3")
 
 
-def test_a_signal_without_a_name_is_told_by_its_number():
+def test_signal_without_a_name_is_reported_by_its_number():
     assert "signal 63" in lost_by(-63).message
 
 
@@ -67,7 +67,7 @@ def test_a_process_that_crashes_leaves_a_report_and_one_that_is_killed_leaves_no
     assert take_report(path) == ""  # taken once
 
 
-def test_old_reports_of_processes_that_are_gone_are_swept_away(tmp_path, monkeypatch):
+def test_old_reports_of_ended_processes_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(crash_report.tempfile, "tempdir", str(tmp_path))
     gone, fresh = tmp_path / "lathe-crash-gone", tmp_path / "lathe-crash-fresh"
     gone.touch()
@@ -96,7 +96,7 @@ BY_ITSELF, KILLED = lost_by(1), lost_by(-signal.SIGKILL)
 
 def test_decoders_that_end_by_themselves_stop_the_build_after_six_in_a_row():
     starts = StartUps(2)
-    for n in range(STILLBORN - 1):
+    for n in range(FAILED_STARTS - 1):
         starts.died(n % 2, BY_ITSELF, others_up=False, now=0.0)
     with pytest.raises(
         BuildError, match=r"6 decoder processes in a row died before they were up; the last: .*exit code 1"
@@ -105,9 +105,9 @@ def test_decoders_that_end_by_themselves_stop_the_build_after_six_in_a_row():
 
 
 @pytest.mark.parametrize("others_up", [True, False])
-def test_a_start_that_works_or_another_decoder_that_is_up_means_going_on(others_up):
+def test_failed_starts_do_not_stop_a_build_while_a_decoder_is_up(others_up):
     starts = StartUps(1)
-    for _ in range(10 * STILLBORN):
+    for _ in range(10 * FAILED_STARTS):
         starts.died(0, BY_ITSELF, others_up=others_up, now=0.0)
         if not others_up:
             starts.up(0)
@@ -118,7 +118,7 @@ def test_decoders_killed_on_start_up_are_started_again_after_growing_pauses():
     while now <= NO_DECODER_S:
         pauses.append(starts.died(0, KILLED, others_up=False, now=now))
         now += pauses[-1]
-    assert len(pauses) > STILLBORN
+    assert len(pauses) > FAILED_STARTS
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == PAUSES_S
     with pytest.raises(BuildError, match=r"no decoder process came up in 300 s; the last: .*SIGKILL"):

@@ -1,7 +1,7 @@
-"""One table: what a store does, at which moment of a build, under which executor, and how the build ends. Rows equal a clean run's.
+"""Table of store failures: kind, moment of the build, executor, and how the build ends. Rows equal those of a clean run.
 
-A relay stands between the build and the real S3 server. A fault begins with the first request of its moment. Requests are retried for a
-second only, so that an outage of some seconds ends attempts and is the driver's to wait out.
+A relay runs between the build and the real S3 server. A failure begins with the first request of its moment. Requests are retried for one
+second only, so that an outage of some seconds ends attempts and the driver must wait for its end.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def assert_sound(output, clean):
 
 
 @pytest.mark.parametrize("case", SURVIVED, ids=str)
-def test_a_store_that_fails_for_a_while_costs_time_and_no_shard(bucket, clean, case):
+def test_temporary_store_failure_fails_no_shard(bucket, clean, case):
     output = f"{bucket.root}/inline-{case}"
     with FaultyProxy(bucket.address) as proxy:
         trigger = Trigger(proxy, case)
@@ -122,7 +122,7 @@ def test_a_store_that_fails_for_a_while_costs_time_and_no_shard(bucket, clean, c
     assert_sound(output, clean)
 
 
-def test_a_refused_object_costs_its_shard_until_it_can_be_read(bucket, clean):
+def test_refused_object_fails_its_shard_until_it_can_be_read(bucket, clean):
     output = f"{bucket.root}/inline-{REFUSED}"
     with FaultyProxy(bucket.address) as proxy:
         Trigger(proxy, REFUSED)._turn_on()
@@ -135,7 +135,7 @@ def test_a_refused_object_costs_its_shard_until_it_can_be_read(bucket, clean):
 
 
 @pytest.mark.ray
-def test_under_ray_an_outage_costs_time_and_no_shard(bucket, clean, ray_cluster):
+def test_outage_under_ray_fails_no_shard(bucket, clean, ray_cluster):
     case = Case("away", "upload", lasts_s=4.0)
     output = f"{bucket.root}/ray-{case}"
     with FaultyProxy(bucket.address) as proxy:

@@ -1,8 +1,9 @@
-"""A fault that belongs to one shard attempt stays there: it is tried again or given up, and the build goes on."""
+"""A fault of one shard attempt is tried again or given up, and the build continues."""
 
 import errno
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 import pipeline
 from pipeline.config import StorageConfig
 from pipeline.encoder import Encoder
-from pipeline.engine.decoders import feed
-from pipeline.engine.decoders.lanes import ProcessLanes
+from pipeline.engine.decoders import losses
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.engine.driver import encode as driver
+from pipeline.engine.driver.progress import Silent
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import latent_spool
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
@@ -52,7 +54,7 @@ def test_a_read_that_fails_while_clips_are_encoded_is_tried_again(shard, tmp_pat
     assert len(rows(tmp_path / "out")) == report.counts.clips == 60
 
 
-def test_a_store_that_refuses_upload_and_clean_up_costs_an_attempt_not_the_build(shard, tmp_path, monkeypatch):
+def test_store_that_refuses_upload_and_deletion_fails_an_attempt_not_the_build(shard, tmp_path, monkeypatch):
     upload, delete = LocalStore.upload, LocalStore.delete
     left = {"upload": 1, "delete": 1}
 
@@ -78,7 +80,7 @@ def test_a_store_that_refuses_upload_and_clean_up_costs_an_attempt_not_the_build
     assert len(rows(tmp_path / "out")) == 60
 
 
-def test_a_source_that_vanishes_after_the_listing_fails_its_shard_only(shard, tmp_path, monkeypatch):
+def test_source_deleted_after_the_listing_fails_its_shard_only(shard, tmp_path, monkeypatch):
     gone = write_tar(tmp_path / "gone.tar", {"a": {"mp4": video_bytes(9), "txt": b"x"}})
     listed = driver.resolve_inputs
 
@@ -96,7 +98,7 @@ def test_a_source_that_vanishes_after_the_listing_fails_its_shard_only(shard, tm
 
 
 def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp_path, monkeypatch):
-    """Clip 0 comes out absurd, then the decoder is killed and the video starts again: the books still say what befell clip 0."""
+    """Clip 0 is not finite, then the decoder is killed and the video starts again: clip 0 keeps its reject."""
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(200, 256, 256), "txt": b"x"}})
     lanes = []
     spawn, launch = ProcessLanes.__init__, Encoder.launch
@@ -126,7 +128,7 @@ def test_a_clip_that_failed_keeps_its_reason_when_its_video_is_decoded_again(tmp
 
 
 @pytest.mark.parametrize("memory_bytes", [100, 1 << 24])
-def test_a_whole_video_with_latents_that_do_not_fit_costs_itself(tmp_path, monkeypatch, memory_bytes):
+def test_video_whose_latents_exceed_memory_is_rejected_alone(tmp_path, monkeypatch, memory_bytes):
     """Mapped from a file or in memory; 1e6 is infinite in float16."""
     shard = write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": video_bytes(9 + 20 * (n > 0), seed=n)} for n in range(3)})
     launch = Encoder.launch
@@ -149,7 +151,7 @@ def test_a_whole_video_with_latents_that_do_not_fit_costs_itself(tmp_path, monke
     assert sorted(row["source_key"] for row in rows(tmp_path / "out").values()) == ["1", "2"]
 
 
-def test_files_refused_after_the_listing_cost_themselves_and_are_tried_again(tmp_path, monkeypatch):
+def test_files_refused_after_the_listing_are_left_to_the_next_run(tmp_path, monkeypatch):
     for n in range(4):
         (tmp_path / f"{n}.mp4").write_bytes(video_bytes(9, seed=n))
     listed, results = driver.resolve_inputs, []
@@ -195,7 +197,7 @@ def test_shards_of_one_name_that_fail_are_all_reported(tmp_path):
     assert len(caught.value.report.failed) == 2
 
 
-def test_a_full_spool_disk_costs_an_attempt_not_the_build(tmp_path, monkeypatch):
+def test_full_spool_disk_fails_an_attempt_not_the_build(tmp_path, monkeypatch):
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(60), "txt": b"x"}})
     make, left = latent_spool.tempfile.TemporaryFile, [1]
 
@@ -212,22 +214,26 @@ def test_a_full_spool_disk_costs_an_attempt_not_the_build(tmp_path, monkeypatch)
     assert [row["num_frames"] for row in rows(tmp_path / "out").values()] == [57]
 
 
-def test_access_lost_in_the_middle_is_a_failed_build_with_its_report(shard, tmp_path, monkeypatch):
+def test_access_lost_during_a_build_fails_it_with_its_report(shard, tmp_path, monkeypatch):
     small = write_tar(tmp_path / "b.tar", {"a": {"mp4": video_bytes(9), "txt": b"x"}})
     commit = Ledger.commit
+
+    heard = threading.Event()
+
+    class Listening(Silent):
+        def update(self, progress):
+            if progress.shards_done == 1:
+                heard.set()
 
     def refuse_the_second(self, receipt):
         if receipt.shard.name.endswith("b.tar"):
             return commit(self, receipt)
-        deadline = time.monotonic() + 20.0
-        while not self.done() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.5)  # until the driver has heard of it
+        assert heard.wait(240)
         raise AccessError("the store answered 403")
 
     monkeypatch.setattr(Ledger, "commit", refuse_the_second)
     with pytest.raises(BuildError, match=r"403.*resumes") as caught:
-        pipeline.encode(tiny_job([shard, small], tmp_path / "out"))
+        driver.encode(tiny_job([shard, small], tmp_path / "out"), Listening())
     assert caught.value.exit_code == 1
     assert caught.value.report.shards_done == 1
 
@@ -270,9 +276,9 @@ def test_a_video_that_crashes_its_decoder_twice_is_rejected_with_the_signal_name
     assert reject.message == "decoder process ended: segmentation fault (SIGSEGV), 2 times"
 
 
-def test_a_video_that_always_gets_its_decoder_killed_is_no_reject_and_its_shard_fails(tmp_path, monkeypatch):
-    """As the kernel's memory killer would do: nothing tells whether the video is at fault."""
-    monkeypatch.setattr(feed, "KILL_PAUSE_S", 0.01)
+def test_video_whose_decoders_are_always_killed_fails_its_shard_and_is_not_rejected(tmp_path, monkeypatch):
+    """As the kernel's memory killer does: it is unknown whether the video is at fault."""
+    monkeypatch.setattr(losses, "KILL_PAUSE_S", 0.01)
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(29), "txt": b"x"}})
     drill = ("drill.point=in_decoder", "drill.times=99", f"drill.marker_dir={tmp_path / 'm'}", "engine.attempts=1")
     with pytest.raises(ShardsFailed, match=r"5 decoders were lost on a, none by a crash; .*SIGKILL") as caught:
@@ -306,7 +312,7 @@ io.open = builtins.open = sick_open
 """
 
 
-def test_a_mount_that_hiccups_under_a_decoder_costs_an_attempt_not_the_video(tmp_path, monkeypatch):
+def test_failed_read_below_a_decoder_fails_an_attempt_and_rejects_no_video(tmp_path, monkeypatch):
     (tmp_path / "videos").mkdir()
     for name in ("sick", "well"):
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(video_bytes(29, 128, 128))

@@ -1,4 +1,4 @@
-"""The feed over real decoder processes: every sample accounted for, one retry after a death, budgets kept, cancelled owners silent."""
+"""The feed over real decoder processes: every sample has an end, retries after a death, byte budgets, cancelled owners."""
 
 import os
 import signal
@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig
-from pipeline.engine.decoders.feed import STEPS_AHEAD, Feed, Restarted
-from pipeline.engine.decoders.lanes import LaneReady, ProcessLanes
+from pipeline.engine.decoders.feed import STEPS_AHEAD, Feed
+from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.engine.decoders.losses import Restarted
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 from pipeline.video.clips import resolve_rules
@@ -66,7 +68,7 @@ def sample(index, frames=10, video=None):
     return Sample(f"k{index}", index, "u", video_bytes(frames, seed=index) if video is None else video, "mp4")
 
 
-def collect(feed, *, ended, timeout_s=30.0, consume=True):
+def collect(feed, *, ended, timeout_s=240.0, consume=True):
     """Events by sample key until `ended` samples have ended or been rejected."""
     events = defaultdict(list)
     deadline, count = time.monotonic() + timeout_s, 0
@@ -91,7 +93,7 @@ def test_every_sample_is_opened_cut_and_ended(run):
         assert kinds(history) == ["OpenedVideo", "FrameChunk", "FrameChunk", "VideoEnded"]
 
 
-def test_damage_is_an_event_and_the_others_go_on(run):
+def test_damaged_video_is_rejected_and_the_others_continue(run):
     events = collect(run(Samples(("o", sample(0, video=b"junk")), ("o", sample(1)))), ended=2)
     (reject,) = events["o", "k0"]
     assert (reject.reason, reject.stage, reject.policy, reject.key) == ("undecodable", "decode", False, "k0")
@@ -110,7 +112,7 @@ def test_a_decoder_killed_once_is_a_restart_and_the_frames_are_the_same(run, tmp
             assert (a.planes_T3HW == b.planes_T3HW).all()
 
 
-def test_a_decoder_that_crashes_twice_rejects_the_video_and_spares_the_next(run, tmp_path):
+def test_video_that_crashes_two_decoders_is_rejected_and_the_next_is_not(run, tmp_path):
     drill = DrillConfig(point="in_decoder", action="crash", marker_dir=str(tmp_path), times=2)
     events = collect(run(Samples(("o", sample(0)), ("o", sample(1))), drill=drill, lanes=1), ended=2)
     reject = events["o", "k0"][-1]
@@ -121,7 +123,7 @@ def test_a_decoder_that_crashes_twice_rejects_the_video_and_spares_the_next(run,
     assert kinds(events["o", "k1"])[-1] == "VideoEnded"
 
 
-def test_a_decoder_killed_from_outside_twice_loses_nothing(run, tmp_path):
+def test_two_kills_from_outside_lose_no_frame(run, tmp_path):
     calm = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
     drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path), times=2)
     history = collect(run(Samples(("o", sample(0))), drill=drill, lanes=1), ended=1)["o", "k0"]
@@ -154,17 +156,15 @@ def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
 def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks_at_most):
     source = Samples(*[("o", sample(n, frames=49)) for n in range(4)])
     feed = run(source, **budget)
-    held, most, deadline = 0, 0, time.monotonic() + 3.0
-    chunks = []
-    while time.monotonic() < deadline:
-        for event in feed.events(0.1):
-            if isinstance(event.what, FrameChunk):
-                held += event.what.nbytes
-                chunks.append(event.what)
-        most = max(most, held)
-    assert chunks_at_most * CHUNK // 2 <= most <= chunks_at_most * CHUNK  # nobody consumed: it stopped at the budget
+    held, deadline, quiet = 0, time.monotonic() + 240, 0
+    while quiet < 10:  # turns in which nothing arrives although nothing was consumed: the budget is used up
+        arrived = sum(event.what.nbytes for event in feed.events(0.1) if isinstance(event.what, FrameChunk))
+        held += arrived
+        quiet = quiet + 1 if held >= chunks_at_most * CHUNK // 2 and not arrived else 0
+        assert time.monotonic() < deadline
+    assert held <= chunks_at_most * CHUNK
     feed.consumed(held)
-    assert len(collect(feed, ended=4)) == 4  # and went on afterwards
+    assert len(collect(feed, ended=4)) == 4
 
 
 class CuttersHere:
@@ -224,7 +224,7 @@ def feed_here(lanes, source, clip_config, chunk_frames, *, lead=1, frame_bytes=1
         {"select": "whole", "fps": 30.0, "min_fps_ratio": 0.0},
     ],
 )
-def test_the_largest_chunk_expected_is_the_largest_that_comes(chunk_frames, lead, rules):
+def test_largest_expected_chunk_is_the_largest_that_arrives(chunk_frames, lead, rules):
     """Of a video of 25 frames, 8 a second."""
     shapes, events = [], []
     feed = feed_here(
@@ -262,7 +262,7 @@ def test_a_video_of_less_than_a_group_is_counted_as_one():
 
 
 @pytest.mark.parametrize("rules", [{"frames": (17,), "select": "head"}, {"select": "whole"}])
-def test_clips_that_come_whole_fill_the_budget_from_all_lanes(rules):
+def test_whole_clips_use_the_budget_over_all_lanes(rules):
     clip_bytes = 17 * 3 * 32 * 32
     lanes = CuttersHere(3)
     feed = feed_here(
@@ -284,18 +284,18 @@ def test_clips_that_come_whole_fill_the_budget_from_all_lanes(rules):
 
 def test_wake_ends_a_wait_for_events(run):
     feed = run(Samples())
-    threading.Timer(0.2, feed.wake).start()
     begun = time.monotonic()
-    assert feed.events(10.0) == []
-    assert 0.1 < time.monotonic() - begun < 5.0
+    threading.Timer(0.2, feed.wake).start()
+    assert feed.events(280.0) == []
+    assert 0.2 <= time.monotonic() - begun < 240.0
 
 
-def test_a_cancelled_owner_falls_silent(run):
+def test_cancelled_owner_gets_no_further_event(run):
     gone = [("gone", sample(n, frames=29)) for n in range(2)]
     stays = [("stays", sample(n)) for n in range(2, 4)]
     source = Samples(*gone)
     feed = run(source, frame_bytes=2 * CHUNK)
-    events, deadline = [], time.monotonic() + 20.0
+    events, deadline = [], time.monotonic() + 240.0
     while not any(isinstance(event.what, FrameChunk) for event in events):
         assert time.monotonic() < deadline
         events += feed.events(0.2)
@@ -313,14 +313,14 @@ def test_a_cancelled_owner_falls_silent(run):
     assert [event.owner for event in events if isinstance(event.what, VideoEnded)] == ["stays", "stays"]
 
 
-def test_a_decoder_stuck_in_a_cancelled_video_does_not_stop_the_feed(run, tmp_path):
+def test_decoder_that_hangs_in_a_cancelled_video_is_replaced(run, tmp_path):
     """The next video is larger than a pipe's buffer: sent to a process that never reads, it would block the feed for ever."""
     large = video_bytes(40, 256, 256)
     assert len(large) > 1 << 19
     drill = DrillConfig(point="in_decoder", action="hang", marker_dir=str(tmp_path / "markers"))
     source = Samples(("gone", sample(0, video=large)))
     feed = run(source, drill=drill, lanes=1)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 240.0
     while not (tmp_path / "markers").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -332,7 +332,7 @@ def test_a_decoder_stuck_in_a_cancelled_video_does_not_stop_the_feed(run, tmp_pa
 def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run):
     source = Samples()
     feed = run(source, lanes=1)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 240.0
     while not feed.ready_lanes:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -342,7 +342,7 @@ def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run)
         time.sleep(0.02)
     closing = threading.Thread(target=feed.close, daemon=True)
     closing.start()
-    closing.join(20.0)
+    closing.join(240.0)
     assert not closing.is_alive()
     assert not feed._thread.is_alive()
 
@@ -364,7 +364,7 @@ def test_a_decoder_gets_no_caption_and_no_metadata(run):
     huge = {"unpicklable": lambda: None, "nested": nested, "large": "x" * (10 << 20)}
     given = [replace(sample(n), caption="x" * (10 << 20), metadata=huge) for n in range(2)]
     feed = run(Samples(*[("owner", item) for item in given]))
-    found, deadline = [], time.monotonic() + 30
+    found, deadline = [], time.monotonic() + 240.0
     while sum(isinstance(event.what, VideoEnded) for event in found) < 2:
         assert time.monotonic() < deadline
         found += feed.events(0.2)

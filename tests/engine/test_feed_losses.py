@@ -1,10 +1,11 @@
-"""What the feed makes of a lost decoder and of an error below one, by scripted lanes and a clock that the tests turn."""
+"""Events of the feed after a lost decoder or an error below one, with scripted lanes and a scripted clock."""
 
 import pytest
 
 from pipeline.config import DecodeConfig, DrillConfig
-from pipeline.engine.decoders.feed import OUTSIDE_KILLS, Feed, Restarted
+from pipeline.engine.decoders.feed import Feed
 from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.engine.decoders.losses import OUTSIDE_KILLS, Restarted
 from pipeline.errors import BuildError, LatheError, SourceChanged, SourceRefused, StorageUnavailable, WorkerLost
 from pipeline.records import Reject, Sample, VideoEnded
 from tests.engine.test_feed import RULES, Samples
@@ -22,7 +23,7 @@ class Scripted:
         self.answers = [(lane, -1, LaneReady()) for lane in range(count)]
 
     def open(self, lane, ticket, request):
-        if answers := self.script.get(request.sample.key):
+        if answers := self.script.get(request.video.key):
             answer = answers.pop(0)
             self.answers.append((lane, -1 if isinstance(answer, WorkerLost) else ticket, answer))
 
@@ -110,7 +111,7 @@ def test_a_video_whose_decoders_are_killed_waits_while_others_go_on():
         LatheError("anything that is neither damage nor a lost worker"),
     ],
 )
-def test_an_error_that_is_not_the_videos_goes_to_its_owner_and_the_lane_goes_on(error):
+def test_error_that_is_not_the_videos_fault_goes_to_its_owner(error):
     _, lanes, turns = scripted({"k": [error], "next": [END]}, keys=("k", "next"))
     first, second = turns(4)
     assert (first.owner, first.sample.key) == ("owner", "k")
@@ -120,7 +121,7 @@ def test_an_error_that_is_not_the_videos_goes_to_its_owner_and_the_lane_goes_on(
     assert lanes.restarts == 0
 
 
-def test_a_temporary_copy_that_is_gone_is_made_again_and_a_source_that_is_gone_is_not():
+def test_lost_temporary_copy_is_storage_unavailable_and_a_lost_source_is_source_changed():
     feed, _, turns = scripted({"copy": [SourceChanged("gone")], "own": [SourceChanged("gone")]}, keys=())
     feed._source.items = [
         ("o", Sample("copy", 0, "s3://b/k.tar", "/tmp/lathe-scratch-1/x", "mp4")),
@@ -129,7 +130,7 @@ def test_a_temporary_copy_that_is_gone_is_made_again_and_a_source_that_is_gone_i
     assert [type(event.what) for event in turns(4)] == [StorageUnavailable, SourceChanged]
 
 
-def test_the_time_limit_does_not_run_while_a_video_is_on_its_way():
+def test_time_limit_does_not_run_while_a_video_is_sent():
     _, lanes, turns = scripted({})
     lanes.arriving.add(0)
     assert turns(1000) == []
@@ -137,7 +138,7 @@ def test_the_time_limit_does_not_run_while_a_video_is_on_its_way():
     assert [type(event.what) for event in turns(130)] == [Restarted]
 
 
-def test_a_decoder_that_hangs_in_a_read_is_the_storages_and_one_that_hangs_in_the_codec_the_videos():
+def test_hang_in_a_read_is_storage_unavailable_and_hang_in_the_codec_a_reject():
     _, lanes, turns = scripted({"next": [END]}, keys=("k", "next"))
     lanes.in_a_read.add(0)
     (event, ended) = turns(130)
@@ -149,7 +150,7 @@ def test_a_decoder_that_hangs_in_a_read_is_the_storages_and_one_that_hangs_in_th
 
 
 @pytest.mark.parametrize(("turns_in_a_read", "meaning"), [(20, Restarted), (100, StorageUnavailable)])
-def test_where_a_decoder_spent_its_time_decides_and_not_where_it_is_at_the_limit(turns_in_a_read, meaning):
+def test_time_spent_in_reads_decides_not_the_state_at_the_limit(turns_in_a_read, meaning):
     _, lanes, turns = scripted({})
     assert turns(120 - turns_in_a_read) == []
     lanes.in_a_read.add(0)

@@ -1,4 +1,4 @@
-"""Heartbeats of builds: one object a build, never waited for, never left behind by an orderly end, never mistaken for another build's."""
+"""Heartbeats: one object a build, never waited for, removed at the end of a build, never another build's."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def store(tmp_path):
 
 
 def until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -51,7 +51,7 @@ def test_two_builds_write_two_objects_and_each_removes_its_own(store):
     assert status(store)["progress"] is None
 
 
-def test_the_latest_numbers_win(store):
+def test_latest_numbers_are_written(store):
     build = Heartbeat(store, "f" * 32, every_s=0.01)
     for number in range(200):
         build.offer({**NUMBERS, "shards_done": number})
@@ -72,7 +72,7 @@ class Hanging(LocalStore):
         super().write(key, data)
 
 
-def test_a_store_that_hangs_is_never_waited_for(tmp_path, monkeypatch):
+def test_heartbeat_never_waits_for_a_hanging_store(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "CLOSE_S", 0.2)
     slow = Hanging(str(tmp_path))
     build = Heartbeat(slow, "f" * 32)
@@ -86,7 +86,7 @@ def test_a_store_that_hangs_is_never_waited_for(tmp_path, monkeypatch):
     slow.go.set()
 
 
-def test_a_store_that_refuses_is_told_once(tmp_path, monkeypatch):
+def test_refused_heartbeat_is_reported_once(tmp_path, monkeypatch):
     store = LocalStore(str(tmp_path))
 
     def refuse(key, data):
@@ -94,14 +94,14 @@ def test_a_store_that_refuses_is_told_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "write", refuse)
     build = Heartbeat(store, "f" * 32, every_s=0.01)
-    told = []
+    failures = []
     for _ in range(50):
         build.offer(NUMBERS)
         time.sleep(0.01)
-        told += [text for text in [build.failure()] if text]
+        failures += [text for text in [build.failure()] if text]
     build.close()
-    assert len(told) == 1
-    assert "503" in told[0]
+    assert len(failures) == 1
+    assert "503" in failures[0]
 
 
 def test_what_a_killed_build_left_is_not_shown_and_goes_after_a_day(store):

@@ -1,4 +1,4 @@
-"""The whole way on one process: rows, books, resume, growth of a folder, refusals."""
+"""A whole build in one process: rows, counts, resume, new files in a folder, refusals."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clean(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("clean") / "out"
-    report = pipeline.encode(tiny_job(corpus, output))
+    report = pipeline.encode(tiny_job(corpus, output, "engine.decoders=2"))
     return output, report
 
 
@@ -38,7 +38,7 @@ def test_every_sample_is_encoded_or_rejected_with_a_reason(clean):
     assert report.counts.frames == 5 * expected
 
 
-def test_rows_know_where_they_come_from_and_what_made_them(clean):
+def test_rows_name_their_source_and_network(clean):
     output, report = clean
     table = rows(output)
     for row in table.values():
@@ -176,30 +176,30 @@ def test_too_much_damage_stops_the_build_and_keeps_what_is_done(tmp_path):
 
 
 @pytest.mark.parametrize("budget", ["0", "0.05", "0.99", "1"])
-def test_damage_that_has_no_sample_is_an_input_of_its_own(tmp_path, budget):
+def test_damage_without_a_sample_counts_as_an_input(tmp_path, budget):
     """Tars of random bytes beside a good video, then without it; a second run judges by the receipts of the first."""
     for n in range(2):
         (tmp_path / f"{n}.tar").write_bytes(random.Random(n).randbytes(20_000))
     write_tar(tmp_path / "good.tar", {"a": {"mp4": video_bytes(5)}})
-    told = []
+    beginning = []
     for _ in range(2):
         try:
             pipeline.encode(tiny_job(tmp_path, tmp_path / "out", f"reject_budget={budget}"))
-            told.append("")
+            beginning.append("")
         except RejectBudgetExceeded as error:
-            told.append(error.message.split(",")[0])
+            beginning.append(error.message.split(",")[0])
     parts = "(2 of them parts of tars that belong to no sample) are damaged (66.7%)"
     if budget == "0":  # stops at the first
-        assert all("(100.0%)" in text or "(66.7%)" in text for text in told)
+        assert all("(100.0%)" in text or "(66.7%)" in text for text in beginning)
         return
-    assert told == ([f"2 of 3 inputs {parts}"] * 2 if budget == "0.05" else ["", ""])
+    assert beginning == ([f"2 of 3 inputs {parts}"] * 2 if budget == "0.05" else ["", ""])
     (tmp_path / "good.tar").unlink()
     kind = NothingEncoded if budget == "1" else RejectBudgetExceeded
     with pytest.raises(kind, match="" if budget == "1" else r"2 of 2 inputs .*\(100.0%\)"):
         pipeline.encode(tiny_job(tmp_path, tmp_path / "none", f"reject_budget={budget}"))
 
 
-def test_absurd_latents_are_rejected_not_written(tmp_path):
+def test_non_finite_latents_are_rejected_not_written(tmp_path):
     write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(9)}})
     with pytest.raises(NothingEncoded, match=r"1 samples in, 0 clips out \(non_finite_latent 1\)") as caught:
         pipeline.encode(tiny_job(tmp_path / "a.tar", tmp_path / "out", "write.max_abs=1e-6"))
@@ -226,12 +226,12 @@ def test_bad_jobs_are_refused_before_anything_starts(corpus, tmp_path, overrides
     assert not list(output.glob("data/**/*"))
 
 
-def test_inputs_that_match_nothing(tmp_path):
+def test_inputs_without_a_match_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"nothing-\*"):
         pipeline.encode(tiny_job(tmp_path / "nothing-*.tar", tmp_path / "out"))
 
 
-def test_an_output_of_another_version_or_not_writable(corpus, tmp_path):
+def test_output_of_another_version_or_not_writable_is_refused(corpus, tmp_path):
     other = tmp_path / "out"
     other.mkdir()
     (other / "_latentset.json").write_text(json.dumps({"format": "latentset", "name": "x", "format_version": 99}))
@@ -243,14 +243,18 @@ def test_an_output_of_another_version_or_not_writable(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "uri", "told"),
+    ("checkpoint", "uri", "beginning"),
     [
-        (None, "embedded://mini", "no --checkpoint: the weights that come with Lathe (mini); they are for demos"),
-        ("embedded://mini", "embedded://mini", "--checkpoint embedded://mini: the weights that come with Lathe (mini)"),
+        (None, "embedded://mini", "no --checkpoint: using the weights that come with Lathe (mini); they are for demos"),
+        (
+            "embedded://mini",
+            "embedded://mini",
+            "--checkpoint embedded://mini: using the weights that come with Lathe (mini)",
+        ),
         ("w.ckpt", "w.ckpt", None),
     ],
 )
-def test_weights_that_come_with_lathe_are_told(checkpoint, uri, told):
+def test_weights_that_come_with_lathe_give_a_notice(checkpoint, uri, beginning):
     found = _weights_notices(checkpoint, "mini", {"untrained": False}, {"uri": uri})
-    assert len(found) == (told is not None)
-    assert not found or found[0].startswith(told)
+    assert len(found) == (beginning is not None)
+    assert not found or found[0].startswith(beginning)

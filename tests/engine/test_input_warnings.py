@@ -1,4 +1,4 @@
-"""What is odd in inputs that are encoded is counted in receipts and shown by encode, plan and status, each sample once."""
+"""Warnings about encoded inputs are counted in receipts and shown by encode, plan and status, each sample once."""
 
 import io
 import json
@@ -96,8 +96,8 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
     _, job, report = build
     (receipt,) = receipts(job.output)
     assert report.warnings == receipt.warnings == WARNINGS
-    told = status(open_store(str(job.output), StorageConfig()))
-    assert told["warnings"] == WARNINGS
+    state = status(open_store(str(job.output), StorageConfig()))
+    assert state["warnings"] == WARNINGS
     plan = forecast_job(job)
     assert plan.warnings == WARNINGS
     assert {reason: item.count for reason, item in plan.dropped.items()} == REJECTS
@@ -105,24 +105,24 @@ def test_plan_encode_and_status_count_the_same_warnings(build):
         "  warnings  untagged_color 9, no_caption 2, caption_encoding 1, deep_metadata 1, duplicate_fields 1, "
         "huge_integers 1, ignored_fields 1, nonfinite_metadata 1, undecodable_caption 1"
     )
-    for lines in (build_lines(report), status_lines(told), plan_lines(plan.to_dict())):
+    for lines in (build_lines(report), status_lines(state), plan_lines(plan.to_dict())):
         assert line in lines
     assert json.loads(json.dumps(report.to_dict()))["warnings"] == WARNINGS
 
 
-def test_warnings_that_lose_nothing_come_last():
+def test_harmless_warnings_are_listed_last():
     warnings = {"skipped_directory": 9, "no_caption": 1, "reopened_keys": 2}
     assert warning_lines(warnings) == ["  warnings  no_caption 1, skipped_directory 9, reopened_keys 2"]
     assert warning_lines({}) == []
 
 
-def test_samples_go_to_other_processes_whatever_their_json(build):
+def test_samples_with_any_json_can_be_pickled(build):
     path, _, _ = build
     for item in read_samples(shard_of(path), StorageConfig(), max_video_bytes=LIMIT):
         assert pickle.loads(pickle.dumps(item)) == item  # noqa: S301
 
 
-def test_runs_that_come_later_count_no_warning_twice(build):
+def test_later_runs_count_no_warning_twice(build):
     _, job, _ = build
     resumed = pipeline.encode(job)
     assert (resumed.shards_done, resumed.warnings) == (0, {})
@@ -171,7 +171,7 @@ def test_a_plain_file_keeps_its_name(tmp_path):
     assert found == {"UP.MP4": ("UP", "up"), "clip.v2.mp4": ("clip.v2", None)}
 
 
-def test_a_key_that_worked_before_keeps_its_ids(tmp_path):
+def test_ids_of_ordinary_keys_are_unchanged(tmp_path):
     """Ids are functions of uri, etag, key, clip and fingerprint: the same whether the second video of the key is there or not."""
     from pipeline.engine.worker.clip_id import clip_id
     from pipeline.records import Bucket, ClipPlan

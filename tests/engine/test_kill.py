@@ -1,4 +1,4 @@
-"""Kill -9 at every named point, run the same command again, and find the rows of one clean run: none lost, none twice."""
+"""After kill -9 at every kill point, the same command again gives the rows of one clean run: none lost, none doubled."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import pipeline
 from pipeline.config import StorageConfig
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
 
@@ -41,9 +42,7 @@ def clean_rows(corpus, tmp_path_factory):
 
 
 def lathe(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
+    return forked_command.run(*arguments, **options)
 
 
 def drill_flags(point, folder, times=1):
@@ -52,14 +51,14 @@ def drill_flags(point, folder, times=1):
 
 def assert_sound(output, clean_rows, samples=6):
     assert_same_rows(clean_rows, rows(output))
-    books = receipts(output)
-    assert sum(receipt.counts.samples for receipt in books) == samples
+    found = receipts(output)
+    assert sum(receipt.counts.samples for receipt in found) == samples
     report = verify_output(open_store(str(output), StorageConfig()))
     assert report.ok, report.problems
 
 
 @pytest.mark.parametrize("point", OWNER_POINTS)
-def test_the_whole_process_dies_and_the_same_command_finishes(corpus, clean_rows, tmp_path, point):
+def test_same_command_finishes_after_the_process_was_killed(corpus, clean_rows, tmp_path, point):
     output = tmp_path / "out"
     command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
     died = lathe(*command, *drill_flags(point, tmp_path / "markers"))
@@ -71,7 +70,7 @@ def test_the_whole_process_dies_and_the_same_command_finishes(corpus, clean_rows
         assert re.search(r"[12] were done before", again.stdout)  # the other shard may have come first
 
 
-def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tmp_path):
+def test_same_command_finishes_after_a_kill_during_the_second_attempts_clean_up(corpus, clean_rows, tmp_path):
     """Just before its first commit, another run of the same command finishes; the first one then loses and is killed."""
     output = tmp_path / "out"
     command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
@@ -97,7 +96,7 @@ def test_the_process_dies_while_a_loser_deletes_its_files(corpus, clean_rows, tm
     assert_sound(output, clean_rows)
 
 
-def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):
+def test_build_continues_after_a_decoder_was_killed(corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
     command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
     run = lathe(*command, *drill_flags("in_decoder", tmp_path / "markers"))
@@ -106,7 +105,7 @@ def test_a_decoder_dies_and_the_run_goes_on(corpus, clean_rows, tmp_path):
     assert_sound(output, clean_rows)
 
 
-def test_what_a_kill_leaves_in_the_temporary_folder_is_gone_after_the_next_run(corpus, tmp_path):
+def test_temporary_files_of_a_killed_run_are_deleted_by_the_next(corpus, tmp_path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -126,7 +125,7 @@ def test_a_transient_failure_is_tried_again_within_the_run(corpus, clean_rows, t
     assert_sound(output, clean_rows)
 
 
-def test_failing_for_good_is_exit_code_1_names_the_shard_and_loses_nothing(corpus, clean_rows, tmp_path):
+def test_permanent_failure_is_exit_code_1_and_names_the_shard(corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
     command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
     run = lathe(*command, *drill_flags("before_commit", tmp_path / "markers", 99), "--set", "drill.action=raise")
@@ -140,16 +139,8 @@ def test_failing_for_good_is_exit_code_1_names_the_shard_and_loses_nothing(corpu
 
 def test_two_runs_at_once_make_one_set_of_rows(corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "encode",
-        str(corpus),
-        str(output),
-        *tiny_flags("--executor", "inline"),
-    ]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    runs = [forked_command.start(*command) for _ in range(2)]
     for run in runs:
         _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr
@@ -160,13 +151,9 @@ def test_the_first_signal_drains_the_second_stops(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", shards=6, samples=2)
     output = tmp_path / "out"
     flags = tiny_flags("--executor", "inline", "--set", "engine.credit=1")
-    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
-    run = subprocess.Popen(
-        [*command, *drill_flags("after_commit", tmp_path / "markers"), "--set", "drill.action=hang"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ["encode", corpus, output, *flags]
+    drill = drill_flags("after_commit", tmp_path / "markers")
+    run = forked_command.start(*command, *drill, "--set", "drill.action=hang")
     while not (tmp_path / "markers").exists():
         assert run.poll() is None
         time.sleep(0.05)
@@ -177,6 +164,6 @@ def test_the_first_signal_drains_the_second_stops(tmp_path):
     _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     assert "resumes" in stderr
-    finished = lathe(*command[3:])
+    finished = lathe(*command)
     assert finished.returncode == 0, finished.stderr
     assert sum(receipt.counts.samples for receipt in receipts(output)) == 12

@@ -1,4 +1,4 @@
-"""Latents put together from pieces are the latents, small or spooled; bfloat16 bits are torch's."""
+"""Latents joined from pieces, in memory or spooled; bfloat16 bits as torch rounds them."""
 
 import tracemalloc
 import warnings
@@ -13,7 +13,7 @@ from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
 
 @pytest.mark.parametrize("memory_bytes", [1 << 30, 3000, 0])
 @pytest.mark.parametrize("pieces", [[5], [1, 4, 4, 2], [3] * 20])
-def test_pieces_become_one_array(tmp_path, monkeypatch, memory_bytes, pieces):
+def test_pieces_are_joined_to_one_array(tmp_path, monkeypatch, memory_bytes, pieces):
     monkeypatch.setattr(latent_spool, "MEMORY_BYTES", memory_bytes)
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(4, sum(pieces), 6, 5)).astype(np.float16)
@@ -40,7 +40,7 @@ def test_bfloat16_bits_are_rounded_as_torch_rounds():
     np.testing.assert_array_equal(bits, expected)
 
 
-def test_no_nan_and_no_infinity_becomes_a_number_when_stored():
+def test_nan_and_infinity_stay_so_when_stored():
     """CUDA writes NaN as 0x7FFFFFFF: rounded like a number, it overflows to zero."""
     bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001, 0xFF800001, 0x7F800000, 0xFF800000], np.uint32)
     for dtype in ("bfloat16", "float16", "float32"):
@@ -53,7 +53,7 @@ def test_no_nan_and_no_infinity_becomes_a_number_when_stored():
         assert np.isinf(to_storage(np.float32([70_000.0]), "float16")).all()
 
 
-def test_pieces_wait_outside_the_heap(tmp_path):
+def test_pieces_are_kept_outside_the_heap(tmp_path):
     # Between the temporaries of encode steps they would keep freed memory from being used again: long videos then cost more.
     spool = LatentSpool(tmp_path)
     piece = np.ones((16, 4, 32, 32), np.float16)

@@ -1,4 +1,4 @@
-"""The main job with each family of networks: chunks in batches give the rows of whole clips, with the constants beside them."""
+"""A build with each family of networks: chunks in batches give the rows of whole clips, with the constants in the metadata."""
 
 import json
 from pathlib import Path

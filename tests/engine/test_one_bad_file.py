@@ -1,4 +1,4 @@
-"""One file of a group whose reading fails, below the decoder or in the reader: it costs itself and not the files beside it.
+"""One file of a group whose reading fails, below the decoder or in the reader: the other files are encoded.
 
 The decoders are real processes; a `sitecustomize` on their path makes reads of one file fail with EIO, always or once.
 """
@@ -10,13 +10,13 @@ import pytest
 import pipeline
 from pipeline.errors import ShardsFailed, StorageUnavailable
 from pipeline.storage import open_store
-from tests.engine.attempts import blueprint_of, encode, read_all, shards_of, start, until
+from tests.engine.attempts import context_of, encode, read_all, shards_of, start, until
 from tests.faulty_proxy import FaultyProxy
 from tests.tiny_corpus import receipts, tiny_job, video_bytes
 
 FAULT = """
 import os, sys
-if "pipeline.engine.decoders.lanes" in " ".join(sys.orig_argv):
+if "pipeline.engine.decoders.lane_process" in " ".join(sys.orig_argv):
     import errno, time
     import pipeline.video.decode.encoded_file as encoded_file
     marker, mode = os.environ["BAD_FILE_MARKER"], os.environ["BAD_FILE_MODE"]
@@ -56,7 +56,7 @@ def covered(output):
     return sorted(source.uri.rpartition("/")[2] for receipt in receipts(output) for source in receipt.shard.objects)
 
 
-def test_a_file_that_always_fails_below_the_decoder_costs_itself(folder, monkeypatch):
+def test_file_that_always_fails_below_the_decoder_fails_alone(folder, monkeypatch):
     break_reads(folder, monkeypatch, "always")
     with pytest.raises(ShardsFailed) as caught:
         pipeline.encode(tiny_job(folder / "in", folder / "out", "engine.outage_s=1", "engine.attempts=2"))
@@ -79,13 +79,13 @@ def test_a_file_whose_reading_fails_or_hangs_once_is_encoded_in_the_same_run_and
 
 
 @pytest.mark.s3
-def test_an_object_that_always_answers_503_is_set_aside(s3, tmp_path):
+def test_object_that_always_answers_503_becomes_a_shard_of_its_own(s3, tmp_path):
     store = open_store(s3.root, s3.config())
     for n in range(3):
         store.write(f"videos/{n}.mp4", b"video")
     with FaultyProxy(s3.address) as proxy:
         options = f"storage.endpoint_url={proxy.endpoint}", "storage.patience_s=0.5"
-        context = blueprint_of(f"{s3.root}/videos/", tmp_path / "out", *options)
+        context = context_of(f"{s3.root}/videos/", tmp_path / "out", *options)
         (shard,) = shards_of(context)
         with proxy.fault("throttle", keys=r"1\.mp4"):
             attempt = start(shard, context)
@@ -102,10 +102,12 @@ def test_a_file_is_not_set_aside_while_its_store_does_not_answer(folder, monkeyp
     def fail():
         raise error
 
-    context = blueprint_of(folder / "in", folder / "out")
+    context = context_of(folder / "in", folder / "out")
     (shard,) = shards_of(context)
     attempt = start(shard, context)
-    monkeypatch.setattr("pipeline.engine.worker.attempt.open_store", lambda *arguments: SimpleNamespace(probe=fail))
-    assert not attempt._go_on_without(shard.objects[0], error)
+    monkeypatch.setattr(
+        "pipeline.engine.worker.shard_reading.open_store", lambda *arguments: SimpleNamespace(probe=fail)
+    )
+    assert not attempt._reading._go_on_without(shard.objects[0], error)
     attempt.abort()
     assert attempt.ended(60)

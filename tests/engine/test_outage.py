@@ -1,6 +1,6 @@
-"""A store that is away for everybody pauses the build and costs no shard an attempt; an object that fails alone costs its own shard.
+"""A store that is away pauses the build and no failure counts; a single object that fails fails its own shard only.
 
-Driven by a pool of plain objects over a real local store whose `probe` says what the test wants; a real outage is in test_s3_outage.py.
+Uses `ScriptedPool` over a real local store with a scripted `probe`; a real outage is in test_s3_outage.py.
 """
 
 import re
@@ -36,39 +36,39 @@ def test_an_outage_pauses_the_build_and_counts_against_no_shard(tmp_path):
         return unavailable(shard) if store.down else None
 
     pool = ScriptedPool(outcome)
-    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=1")
+    build, report, notices = make_build(tmp_path, store, pool, "engine.attempts=1")
     build.run()
     assert report.ok
     assert not report.failed
-    away = [line for line in told if "has not answered since" in line]
+    away = [line for line in notices if "has not answered since" in line]
     assert len(away) == 1
     assert re.search(r"since \d\d:\d\d:\d\d \(host:9000 did not answer \(ConnectionRefused\)\)", away[0])
     assert "nothing is given up" in away[0]
-    assert len([line for line in told if "answers again" in line]) == 1
-    assert len(told) == 2
+    assert len([line for line in notices if "answers again" in line]) == 1
+    assert len(notices) == 2
     assert store.probes > 5
     assert store.thread_names == {"probe"}  # never the scheduling thread
     assert max(pool.runs.values()) <= 3  # it did not hand out while it waited
 
 
-def test_one_sick_object_costs_its_own_shard_only(tmp_path):
+def test_failing_object_fails_its_own_shard_only(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
     pool = ScriptedPool(lambda shard, run: unavailable(shard) if shard.name == "s3" else None)
-    build, report, told = make_build(tmp_path, store, pool)
+    build, report, notices = make_build(tmp_path, store, pool)
     build.run()
     assert set(report.failed) == {"s3"}
     assert (report.shards_done, pool.runs["s3"]) == (5, 3)
-    assert not [line for line in told if "waiting" in line]
+    assert not [line for line in notices if "waiting" in line]
 
 
-def test_a_store_that_answers_probes_and_fails_every_shard_is_an_outage_too(tmp_path):
+def test_store_that_answers_probes_but_fails_every_shard_is_an_outage(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
     pool = ScriptedPool(lambda shard, run: unavailable(shard) if store.probes < 8 else None)
-    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=2", shards=100)
+    build, report, notices = make_build(tmp_path, store, pool, "engine.attempts=2", shards=100)
     build.run()
     assert report.ok
     assert max(pool.runs.values()) == 2  # no shard was tried again before one had succeeded
-    assert len([line for line in told if "in a row failed" in line]) == 1
+    assert len([line for line in notices if "in a row failed" in line]) == 1
 
 
 def test_a_failure_that_began_before_the_end_of_the_outage_does_not_count(tmp_path):
@@ -123,7 +123,7 @@ def test_an_outage_longer_than_outage_s_ends_the_build_with_one_line_and_its_rep
 
 @pytest.mark.parametrize("ending", [BuildError("no encoder is up"), RejectBudgetExceeded("flood"), KeyboardInterrupt()])
 @pytest.mark.parametrize("moment", ["start", "poll"])
-def test_whatever_ends_a_build_its_report_is_attached(tmp_path, ending, moment, monkeypatch):
+def test_every_error_of_a_build_has_its_report_attached(tmp_path, ending, moment, monkeypatch):
     pool = ScriptedPool(lambda shard, run: None)
 
     def end(*_):
@@ -138,13 +138,13 @@ def test_whatever_ends_a_build_its_report_is_attached(tmp_path, ending, moment, 
     assert pool.closed
 
 
-def test_repeated_reasons_are_counted_not_repeated(tmp_path):
+def test_repeated_reasons_are_counted_not_shown_again(tmp_path):
     pool = ScriptedPool(lambda shard, run: WorkerLost(f"decoder {run} of {shard.name} is /gone/{run}"))
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=12)
+    build, report, notices = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=12)
     build.run()
     assert len(report.failed) == 12
-    assert len(told) < 8
-    assert [line for line in told if "and 11 more shards" in line]
+    assert len(notices) < 8
+    assert [line for line in notices if "and 11 more shards" in line]
     assert len([line for line in build_lines(report) if "  failed" in line]) == 11
     assert "… and 2 more" in build_lines(report)[-3]
 
@@ -165,21 +165,21 @@ class Rewriting(ScriptedPool):
         return events
 
 
-def test_shards_of_another_build_are_not_claimed(tmp_path):
+def test_shards_of_another_build_are_not_counted_as_encoded(tmp_path):
     seen = []
     pool = Rewriting(ours=lambda outcome: seen.append(outcome) or len(seen) > 4)
     build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     build.run()
     assert report.ok
     assert (report.shards_done, report.shards_elsewhere, report.counts.samples) == (2, 4, 2)
-    assert "  4 of 6 shards were committed by another build meanwhile" in build_lines(report)
+    assert "  4 of 6 shards were committed by another build that ran at the same time" in build_lines(report)
 
 
 def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):
     pool = Rewriting(notes=lambda _: ("a note",), refused=lambda _: ("x.mp4: 403",))
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=1)
+    build, report, notices = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool, shards=1)
     build.run()
-    assert told == ["s0: a note"]
+    assert notices == ["s0: a note"]
     assert not report.ok
     assert "  failed    x.mp4: 403" in build_lines(report)
 
@@ -199,7 +199,7 @@ def test_unreadable_shards_are_named_and_the_others_are_encoded(tmp_path, worker
     assert max(pool.runs.values()) <= 4
 
 
-def test_a_success_that_arrives_while_the_build_pauses_ends_the_doubt(tmp_path):
+def test_success_during_a_pause_ends_the_doubt(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
     watch = outage.OutageWatch(store, lambda root: store, 100.0)
 
@@ -227,7 +227,7 @@ def test_a_success_that_arrives_while_the_build_pauses_ends_the_doubt(tmp_path):
     }
 
 
-def test_a_store_that_is_away_after_all_costs_no_shard_that_failed_in_doubt(tmp_path):
+def test_failures_held_in_doubt_do_not_count_once_the_store_is_away(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
 
     def outcome(shard, run):
@@ -238,28 +238,28 @@ def test_a_store_that_is_away_after_all_costs_no_shard_that_failed_in_doubt(tmp_
         return unavailable(shard) if runs <= 8 or store.down else None
 
     pool = ScriptedPool(outcome)
-    build, report, told = make_build(tmp_path, store, pool, "engine.attempts=1", shards=20)
+    build, report, notices = make_build(tmp_path, store, pool, "engine.attempts=1", shards=20)
     build.run()
     assert report.ok
-    assert [line for line in told if "answers again" in line]
+    assert [line for line in notices if "answers again" in line]
 
 
-def test_a_probe_that_is_never_answered_is_an_outage(tmp_path, monkeypatch):
+def test_unanswered_probe_is_an_outage(tmp_path, monkeypatch):
     monkeypatch.setattr(outage, "PROBE_S", 0.05)
     store = ProbedStore(str(tmp_path / "out"))
     monkeypatch.setattr(store, "probe", threading.Event().wait)
     pool = ScriptedPool(lambda shard, run: unavailable(shard))
-    build, report, told = make_build(tmp_path, store, pool, "engine.outage_s=0.3")
+    build, report, notices = make_build(tmp_path, store, pool, "engine.outage_s=0.3")
     with pytest.raises(BuildError, match=r"engine.outage_s=0.3: a probe of .* has not been answered"):
         build.run()
     assert not report.failed
-    assert len([line for line in told if "has not answered since" in line]) == 1
+    assert len([line for line in notices if "has not answered since" in line]) == 1
     assert len([thread for thread in threading.enumerate() if thread.name == "probe"]) <= 2
 
 
-def test_one_shard_that_fails_again_is_not_told_as_more_shards(tmp_path):
+def test_repeated_failure_of_one_shard_is_not_counted_as_more_shards(tmp_path):
     pool = ScriptedPool(lambda shard, run: WorkerLost("decoder lost") if shard.name == "s1" else None)
-    build, report, told = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
+    build, report, notices = make_build(tmp_path, ProbedStore(str(tmp_path / "out")), pool)
     build.run()
     assert set(report.failed) == {"s1"}
-    assert not [line for line in told if "more shard" in line]
+    assert not [line for line in notices if "more shard" in line]

@@ -1,4 +1,4 @@
-"""Where a private Ray keeps its sessions: a short path, gone afterwards, and one line where it cannot be."""
+"""Folder of a private Ray: a short path, deleted at the end, or a one-line error."""
 
 import os
 import tempfile
@@ -33,7 +33,7 @@ def test_a_long_tmpdir_gives_a_short_folder_elsewhere(tmp_path, tmpdir_is):
     folder.close()
 
 
-def test_two_drivers_have_two_folders_and_sweep_only_what_is_dead(tmpdir_is):
+def test_two_drivers_have_two_folders_and_delete_only_those_of_ended_drivers(tmpdir_is):
     with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as base:
         tmpdir_is(base)
         alive = RayFolder()
@@ -47,7 +47,7 @@ def test_two_drivers_have_two_folders_and_sweep_only_what_is_dead(tmpdir_is):
         assert os.listdir(base) == []
 
 
-def test_a_full_disk_is_one_line_that_names_the_folder_and_what_is_free(tmpdir_is, monkeypatch):
+def test_full_disk_is_one_line_with_the_folder_and_its_free_space(tmpdir_is, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="lt", dir="/tmp") as base:
         tmpdir_is(base)
         monkeypatch.setattr(ray_folder, "LEAST_FREE", 1 << 60)
@@ -59,14 +59,14 @@ def test_a_full_disk_is_one_line_that_names_the_folder_and_what_is_free(tmpdir_i
         assert os.listdir(base) == []
 
 
-def test_no_writable_place_is_one_line_that_names_all(tmpdir_is, monkeypatch):
+def test_error_without_a_writable_folder_is_one_line_that_names_all(tmpdir_is, monkeypatch):
     monkeypatch.setattr(ray_folder, "ELSEWHERE", ("/proc", "/sys"))
     tmpdir_is("/proc/1")
     with pytest.raises(BuildError, match=r"tried /proc/1: .*; /proc: .*; /sys: "):
         RayFolder()
 
 
-def test_a_ray_that_does_not_start_is_tried_twice_and_then_one_line(monkeypatch):
+def test_ray_is_started_twice_before_a_one_line_error(monkeypatch):
     """What Ray raises when its raylet is killed on start-up, twice. Really killed, it takes Ray 35 s a try to notice."""
     tries = []
 
@@ -101,7 +101,7 @@ def test_a_second_signal_while_ray_starts_leaves_no_folder(tmp_path, tmpdir_is, 
 
 
 @pytest.mark.parametrize("ending", [SystemExit(3), ImportError("libstdc++ is too old"), ConnectionError("no")])
-def test_whatever_ends_the_start_of_ray_is_raised(monkeypatch, ending):
+def test_every_error_of_starting_ray_is_raised(monkeypatch, ending):
     def end(**_):
         raise ending
 

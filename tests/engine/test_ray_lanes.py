@@ -1,4 +1,4 @@
-"""Decoder actors: why one died, and how a video gets to one on another node. One process runs all cases; the tests look at what it told."""
+"""Decoder actors: why one died, and how a video is sent to another node. One process runs all cases; the tests check its results."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
 @pytest.fixture(scope="module")
-def told(ray_cluster, s3_server, tmp_path_factory):
+def results(ray_cluster, s3_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lanes")
     video = video_bytes(29, 256, 256)
     assert len(video) > 4 * 64 * 1024  # more parts than are read at once
@@ -35,45 +35,45 @@ def told(ray_cluster, s3_server, tmp_path_factory):
         f"{root}/a.tar",
     ]
     environment = {**ray_cluster.environment, **s3_server.environment()}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_a_video_sent_or_fetched_to_another_node_gives_the_same_pixels(told):
-    assert told["at home"]["end"] == told["sent"]["end"] == told["fetched"]["end"] == "VideoEnded"
-    assert told["at home"]["pixels"] == told["sent"]["pixels"] == told["fetched"]["pixels"] > 0
-    assert [told[case]["receiving"] for case in ("at home", "sent", "fetched")] == [False, True, True]
+def test_a_video_sent_or_fetched_to_another_node_gives_the_same_pixels(results):
+    assert results["at home"]["end"] == results["sent"]["end"] == results["fetched"]["end"] == "VideoEnded"
+    assert results["at home"]["pixels"] == results["sent"]["pixels"] == results["fetched"]["pixels"] > 0
+    assert [results[case]["receiving"] for case in ("at home", "sent", "fetched")] == [False, True, True]
 
 
 @pytest.mark.parametrize("trouble", ["no way to the store", "fetched, replaced"])
-def test_a_video_that_another_machine_cannot_fetch_is_sent_from_the_copy_here(told, trouble):
-    assert told[trouble] == told["fetched"]
+def test_video_that_another_machine_cannot_fetch_is_sent_from_the_local_copy(results, trouble):
+    assert results[trouble] == results["fetched"]
 
 
-def test_a_video_that_cannot_get_to_another_node_is_an_error_of_the_storage(told):
-    assert told["sent, no file"]["end"] == "StorageUnavailable"
-    assert "/not here cannot be sent to a decoder on another node" in told["sent, no file"]["message"]
+def test_video_that_cannot_be_sent_is_storage_unavailable(results):
+    assert results["sent, no file"]["end"] == "StorageUnavailable"
+    assert "/not here cannot be sent to a decoder on another node" in results["sent, no file"]["message"]
 
 
 @pytest.mark.parametrize("where", ["", " elsewhere"])
-def test_a_crash_of_an_actor_is_told_from_a_kill(told, where):
-    crash, kill = told[f"crash{where}"], told[f"kill{where}"]
+def test_crash_of_an_actor_is_distinguished_from_a_kill(results, where):
+    crash, kill = results[f"crash{where}"], results[f"kill{where}"]
     assert (crash["end"], crash["blame"]) == (kill["end"], not kill["blame"]) == ("WorkerLost", True)
     assert crash["message"] == "decoder process ended: segmentation fault (SIGSEGV)"
     assert "killed from outside" in kill["message"]
 
 
-def test_what_the_object_store_does_not_take_is_the_lanes_answer(told):
-    assert (told["store full"]["end"], told["store full"]["blame"]) == ("WorkerLost", False)
-    assert "ObjectStoreFullError" in told["store full"]["message"]
+def test_full_object_store_is_a_loss_of_the_lane(results):
+    assert (results["store full"]["end"], results["store full"]["blame"]) == ("WorkerLost", False)
+    assert "ObjectStoreFullError" in results["store full"]["message"]
 
 
-def test_a_closed_set_of_lanes_starts_no_actor(told):
-    assert told["after close"] == [0]
+def test_a_closed_set_of_lanes_starts_no_actor(results):
+    assert results["after close"] == [0]
 
 
-def test_what_ray_knows_of_a_loss_decides_who_is_to_blame():
+def test_rays_error_decides_the_blame_of_a_loss():
     from ray import exceptions
 
     def died(text, **more):
@@ -105,20 +105,20 @@ def test_what_ray_knows_of_a_loss_decides_who_is_to_blame():
             "ObjectStoreFullError",
         ),
     ]
-    for error, blame, told in cases:
+    for error, blame, results in cases:
         lost = ray_lanes._lost(error)
         assert (type(lost), lost.blame) == (WorkerLost, blame), lost
-        assert told in lost.message
+        assert results in lost.message
         assert "\n" not in lost.message
         assert len(lost.message) < 300
 
 
-def test_a_decoder_on_this_node_says_whether_it_is_inside_a_read_of_its_file(told):
-    assert told["in a read"] == [False, True, False]
+def test_reading_is_true_while_an_actor_on_this_node_reads_its_file(results):
+    assert results["in a read"] == [False, True, False]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
-def test_a_decoders_machine_without_memory_or_threads_is_not_the_videos_fault(monkeypatch, error):
+def test_machine_without_memory_or_threads_is_lost_without_blame(monkeypatch, error):
     def fail(*arguments):
         raise error
 

@@ -1,4 +1,4 @@
-"""One encoder that cannot work does not stop those that can; `load` is done once, however often it is asked."""
+"""An encoder that cannot work does not stop the others; repeated calls of `load` load once."""
 
 import queue
 import threading
@@ -45,7 +45,7 @@ def pool(monkeypatch):
     monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: None)
     pool = object.__new__(ray_pool.RayPool)
     engine = SimpleNamespace(hang_s=600.0, encoder_cpus=1, outage_s=3600.0)
-    pool._blueprint = SimpleNamespace(job=SimpleNamespace(engine=engine), device="cpu")
+    pool._context = SimpleNamespace(job=SimpleNamespace(engine=engine), device="cpu")
     pool._answers, pool._again, pool._pulses = queue.SimpleQueue(), [], deque()
     pool._created = pool._tickets = pool._wanted = pool._up = 0
     pool._failures = LoadFailures(3600)
@@ -66,14 +66,14 @@ def answer(pool, name, method, value):
 
 
 @pytest.mark.parametrize("error", FATAL)
-def test_an_encoder_that_cannot_load_leaves_the_others_at_work(pool, error):
+def test_encoder_that_cannot_load_does_not_stop_the_others(pool, error):
     assert answer(pool, "encoder-2", "load", {}) == [WorkerUp("encoder-2")]
     (event,) = answer(pool, "encoder-1", "load", error)
     assert isinstance(event, WorkerGone)
     assert f"encoder-1 did not come up: {error.message}" in str(event.error)
 
 
-def test_what_no_encoder_can_load_stops_the_build_with_the_error_itself(pool):
+def test_load_error_of_all_encoders_stops_the_build_with_that_error(pool):
     error = CheckpointError("w.ckpt: weights of another network")
     assert len(answer(pool, "encoder-1", "load", error)) == 1  # the other may come up
     with pytest.raises(CheckpointError, match="another network") as caught:
@@ -82,7 +82,7 @@ def test_what_no_encoder_can_load_stops_the_build_with_the_error_itself(pool):
 
 
 @pytest.mark.parametrize("error", FATAL)
-def test_the_loop_of_one_encoder_that_ends_leaves_the_others_at_work(pool, error):
+def test_failed_loop_of_one_encoder_does_not_stop_the_others(pool, error):
     answer(pool, "encoder-1", "load", {})
     answer(pool, "encoder-2", "load", {})
     pool._workers["encoder-1"].shards[7] = "a shard"
@@ -123,7 +123,7 @@ def test_an_error_of_the_pool_is_one_of_the_build_once_an_encoder_was_up(tmp_pat
 
 
 @pytest.mark.parametrize("outcome", [{"pid": 1}, AccessError("the hub did not answer")])
-def test_load_is_done_once_and_answers_every_call_alike(monkeypatch, outcome):
+def test_repeated_load_returns_the_first_answer(monkeypatch, outcome):
     plain = EncoderActor.__ray_actor_class__
     actor, loads, may_end = plain(None, 1, None), [], threading.Event()
 
@@ -152,7 +152,7 @@ def test_load_is_done_once_and_answers_every_call_alike(monkeypatch, outcome):
     assert (len(loads), answers) == (1, [outcome] * 3)
 
 
-def test_an_encoder_whose_decoders_do_not_start_says_so_at_once():
+def test_encoder_whose_decoders_do_not_start_fails_at_once():
     actor = EncoderActor.__ray_actor_class__(None, 1, None)
     actor._loop = object.__new__(EncodeLoop)
     actor._loop._feed = SimpleNamespace(failure=FATAL[2], ready_lanes=0)

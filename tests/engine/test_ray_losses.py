@@ -1,4 +1,4 @@
-"""What becomes of encoders that do not come up, and how the loss of an actor reads."""
+"""Failed starts of encoders, and the text of an actor's loss."""
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError
@@ -28,7 +28,7 @@ MEMORY = (
 
 
 @pytest.mark.parametrize(
-    ("error", "says", "cause"),
+    ("error", "part", "cause"),
     [
         (died(KILLED), "its process was killed or crashed", "unexplained"),
         (died("The actor died because its node has died. Node Id: 0123. It was terminated."), "its node died", "node"),
@@ -45,9 +45,9 @@ MEMORY = (
         ),
     ],
 )
-def test_a_loss_is_one_line_without_rays_hints(error, says, cause):
+def test_a_loss_is_one_line_without_rays_hints(error, part, cause):
     line, blamed = describe_loss(error)
-    assert says in line
+    assert part in line
     assert blamed == cause
     assert "\n" not in line
     assert len(line) <= LINE
@@ -55,7 +55,7 @@ def test_a_loss_is_one_line_without_rays_hints(error, says, cause):
         assert hint not in line
 
 
-def test_failures_to_come_up_stop_a_build_only_when_no_encoder_is_up():
+def test_failed_starts_stop_a_build_only_when_no_encoder_is_up():
     failures = LoadFailures(3600)
     for n in range(50):
         failures.failed("a", WorkerLost("x"), "x", others=1, now=float(n))
@@ -79,7 +79,7 @@ def test_pauses_between_encoders_grow():
     assert pauses[-1] == 60
 
 
-def test_weights_that_cannot_be_fetched_are_waited_for_as_long_as_any_outage():
+def test_unreachable_weights_are_waited_for_up_to_outage_s():
     failures = LoadFailures(100)
     for n in range(10):
         failures.failed("a", StorageUnavailable("away"), "away", others=0, now=float(n * 10))
@@ -88,7 +88,7 @@ def test_weights_that_cannot_be_fetched_are_waited_for_as_long_as_any_outage():
         failures.failed("a", StorageUnavailable("away"), "away", others=0, now=101.0)
 
 
-def test_a_node_where_encoders_failed_twice_is_left_out_for_a_while_unless_it_is_the_only_one():
+def test_node_with_two_failed_starts_is_excluded_unless_it_is_the_only_one():
     failures = LoadFailures(3600)
     failures.failed("sick", WorkerLost("x"), "x", others=1, now=0.0)
     assert failures.excluded(lambda: {"sick", "well"}, 1.0) is None
@@ -100,6 +100,6 @@ def test_a_node_where_encoders_failed_twice_is_left_out_for_a_while_unless_it_is
     assert failures.excluded(lambda: {"sick", "well"}, LEFT_OUT_S + 2.0) is None
 
 
-def test_what_the_crew_says_of_a_dead_node_is_what_the_dispatcher_excuses():
+def test_loss_of_a_dead_node_is_excused_by_the_dispatcher():
     _, cause = describe_loss(NodeDiedError("gone"))
     assert Dispatcher([], credit=1, attempts=1).on_lost("unknown", WorkerLost("x"), 0.0, cause=cause) == []

@@ -1,4 +1,4 @@
-"""A training run through Ray Train: two processes are one, and one that dies costs time and nothing else."""
+"""A training run by Ray Train: two processes give the weights of one, also when one is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 
-def test_two_workers_one_of_them_killed_learn_what_one_process_learns(tmp_path):
+def test_two_workers_one_killed_give_the_weights_of_one_process(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()
     shared.mkdir()
@@ -30,4 +30,4 @@ def test_two_workers_one_of_them_killed_learn_what_one_process_learns(tmp_path):
     assert [line["step"] for line in lines(shared / "run")] == [6, 12]
     for here, there in zip(lines(alone / "run"), lines(shared / "run"), strict=True):
         assert there == pytest.approx(here, rel=1e-3)
-    assert not (shared / "run" / "ray").exists(), "Ray Train's own notes are gone"
+    assert not (shared / "run" / "ray").exists(), "Ray Train's own state is deleted"

@@ -1,4 +1,4 @@
-"""When damage stops a build: the share of inputs, and what counts as one."""
+"""When damage stops a build: the share of inputs, and what counts as an input."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pipeline.records import Counts
 @pytest.mark.parametrize(
     ("samples", "damaged", "budget", "final", "stops"),
     [
-        (6, 1, 0.05, True, False),  # one broken file is no flood
+        (6, 1, 0.05, True, False),  # one broken file never exceeds the budget
         (6, 1, 0.0, True, True),
         (6, 2, 0.05, True, True),
         (1000, 50, 0.05, True, False),
@@ -34,7 +34,7 @@ def test_reject_budget(samples, damaged, budget, final, stops):
 
 
 @pytest.mark.parametrize(
-    ("samples", "damaged", "regions", "told"),
+    ("samples", "damaged", "regions", "expected"),
     [
         (2, 15, 15, "15 of 17 inputs (15 of them parts of tars that belong to no sample) are damaged (88.2%)"),
         (0, 3, 3, "3 of 3 inputs (3 of them parts of tars that belong to no sample) are damaged (100.0%)"),
@@ -42,9 +42,9 @@ def test_reject_budget(samples, damaged, budget, final, stops):
         (2, 15, 0, "15 of 15 inputs are damaged (100.0%)"),  # of a receipt that did not count them apart
     ],
 )
-def test_damage_without_a_sample_is_an_input_of_its_own_and_no_share_passes_the_whole(samples, damaged, regions, told):
+def test_damage_without_a_sample_counts_as_an_input_and_no_share_exceeds_one(samples, damaged, regions, expected):
     counts = Counts(samples=samples, damaged=damaged, damaged_regions=regions)
     over = budget_exceeded(counts, 0.5, final=True)
     assert over is not None
-    assert over.startswith(told)
+    assert over.startswith(expected)
     assert budget_exceeded(counts, 1.0, final=True) is None

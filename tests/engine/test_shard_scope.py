@@ -1,4 +1,4 @@
-"""What of a shard an attempt covers: whole groups, groups that end early, files that cannot be read, retries."""
+"""The part of a shard that an attempt covers: whole groups, groups that end early, unreadable files, retries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_refused_file_is_neither_covered_nor_left():
     assert scope.first_error() is None
 
 
-def test_a_shard_of_which_nothing_can_be_read_fails():
+def test_shard_without_a_readable_object_fails():
     scope = scope_of(objects=FILES[:1])
     scope.cannot_read(FILES[0], AccessError("denied"))
     assert str(scope.first_error()) == "denied"
@@ -78,7 +78,7 @@ def test_long_videos_end_only_groups_of_plain_files(kind):
     assert scope.covered() == FILES[:1]
 
 
-def test_a_retry_takes_its_samples_and_no_others():
+def test_retry_reads_only_its_samples():
     retry = retry_of(("/v/a.mp4", "x"))
     scope = scope_of(retry=retry, kind="tar", objects=FILES[:1])
     assert scope.wants(sample_of("x", "/v/a.mp4"))
@@ -87,7 +87,7 @@ def test_a_retry_takes_its_samples_and_no_others():
     assert scope.recovered([sample_of("x", "/v/a.mp4")]) == (("/v/a.mp4", "x"),)
 
 
-def test_an_object_that_fails_is_set_aside_while_another_is_left_to_go_on_with():
+def test_failing_object_is_set_aside_while_others_are_left():
     scope = scope_of()
     assert scope.set_aside("/v/b.mp4", StorageUnavailable("EIO"))
     assert scope.set_aside("/v/c.mp4", SourceRefused("EACCES"))
@@ -99,7 +99,7 @@ def test_an_object_that_fails_is_set_aside_while_another_is_left_to_go_on_with()
     assert scope.first_error().message == "EIO"
 
 
-def test_of_a_retry_of_a_tar_and_of_one_file_nothing_is_set_aside():
+def test_retries_tars_and_single_files_are_never_set_aside():
     error = StorageUnavailable("EIO")
     assert not scope_of(retry=retry_of(("/v/a.mp4", "a"))).set_aside("/v/a.mp4", error)
     assert not scope_of(kind="tar", objects=FILES[:1]).set_aside("/v/a.mp4", error)
@@ -114,7 +114,7 @@ def test_the_only_object_before_the_end_of_a_group_is_not_set_aside():
     assert not scope.set_aside("/v/a.mp4", StorageUnavailable("EIO"))
 
 
-def test_many_objects_that_fail_are_a_store_that_fails():
+def test_many_failing_objects_fail_the_attempt():
     files = tuple(SourceObject(f"/v/{n}.mp4", 10, "e") for n in range(20))
     scope = scope_of(objects=files)
     assert [scope.set_aside(source.uri, StorageUnavailable("EIO")) for source in files] == [True] * 8 + [False] * 12

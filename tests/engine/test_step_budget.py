@@ -1,4 +1,4 @@
-"""Step sizes: from free memory, measured on a first step, halved where memory runs out, remembered per frame size."""
+"""Step sizes: from free memory, measured on a first step, halved when memory runs out, remembered per frame size."""
 
 from pipeline.encoder.step_budget import SAFE_SHARE, StepBudget
 
@@ -6,7 +6,7 @@ CHUNK = (16, 64, 64)
 PIXELS = 16 * 64 * 64
 
 
-def test_without_a_memory_to_ask_the_pixels_decide():
+def test_step_size_follows_pixels_where_free_memory_is_unknown():
     budget = StepBudget(target=8 * PIXELS)
     assert budget.chunks(*CHUNK) == 8
     assert budget.chunks(16, 512, 512) == 1
@@ -28,7 +28,7 @@ def test_the_first_step_is_one_chunk_and_is_measured():
     assert budget.chunks(*CHUNK) == int(SAFE_SHARE * 20)
 
 
-def test_states_are_counted_and_what_clips_under_way_hold_is_seen():
+def test_memory_of_carried_states_is_counted():
     free = [10_000]
     budget = StepBudget(target=64 * PIXELS, free_bytes=lambda: free[0])
     budget.ran(1, *CHUNK, peak_bytes=400, carried_bytes=600)
@@ -39,7 +39,7 @@ def test_states_are_counted_and_what_clips_under_way_hold_is_seen():
     assert budget.chunks(*CHUNK) == 1
 
 
-def test_no_more_than_keeps_the_device_busy_or_than_the_job_allows():
+def test_step_is_limited_by_the_device_and_by_the_job():
     budget = StepBudget(target=4 * PIXELS, free_bytes=lambda: 10**9)
     budget.ran(1, *CHUNK, peak_bytes=10)
     assert budget.chunks(*CHUNK) == 4
@@ -48,7 +48,7 @@ def test_no_more_than_keeps_the_device_busy_or_than_the_job_allows():
     assert budget.chunks(*CHUNK) == 2
 
 
-def test_what_did_not_fit_is_not_tried_again():
+def test_size_that_did_not_fit_is_not_tried_again():
     budget = StepBudget(target=64 * PIXELS, free_bytes=lambda: 10**9)
     budget.ran(1, *CHUNK, peak_bytes=10)
     budget.ran_out(16, *CHUNK)

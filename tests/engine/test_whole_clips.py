@@ -1,4 +1,4 @@
-"""Networks whose clips are encoded whole are batched like the others, and a batch changes no row."""
+"""Networks that encode whole clips batch them as others batch chunks, and batches change no row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Arrivals:
 
     def wait_for(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: self.count >= count, timeout=60), f"{self.count} clips, not {count}"
+            assert self.changed.wait_for(lambda: self.count >= count, timeout=240), f"{self.count} clips, not {count}"
 
 
 @pytest.mark.parametrize("select", ["head", "whole"])

@@ -1,4 +1,4 @@
-"""A worker whose disk is full costs no shard; a shard that is too large for every disk is given up; full disks everywhere end the build."""
+"""A worker with a full disk fails no shard; a shard too large for every disk is given up; full disks everywhere end the build."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("pipeline.engine.driver.worker_disks.LONGEST_REST_S", 0.05)
 
 
-def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):
+def test_full_temporary_disk_pauses_with_one_notice(tmp_path):
     store = ProbedStore(str(tmp_path / "out"))
 
     def outcome(shard, run):
@@ -21,11 +21,11 @@ def test_a_full_temporary_disk_pauses_and_says_so_once(tmp_path):
         return StorageUnavailable(full, shard=shard.name) if sum(pool.runs.values()) < 60 else None
 
     pool = ScriptedPool(outcome)
-    build, report, told = make_build(tmp_path, store, pool, shards=12)
+    build, report, notices = make_build(tmp_path, store, pool, shards=12)
     build.run()
     assert report.ok
-    assert len([line for line in told if "No space left" in line]) <= 3
-    assert len(told) <= 6
+    assert len([line for line in notices if "No space left" in line]) <= 3
+    assert len(notices) <= 6
 
 
 def full_disk(shard):
@@ -56,15 +56,15 @@ class FullDiskCrew(ScriptedPool):
         return super().poll(timeout_s)
 
 
-def test_a_worker_with_a_full_disk_costs_no_shard(tmp_path):
+def test_worker_with_a_full_disk_fails_no_shard(tmp_path):
     pool = FullDiskCrew(3)
-    build, report, told = make_build(
+    build, report, notices = make_build(
         tmp_path, ProbedStore(str(tmp_path / "out")), pool, "engine.attempts=1", "engine.credit=1", shards=60
     )
     build.run()
     assert report.ok
     assert 0 < pool.on_full < 40
-    assert len(told) <= 4
+    assert len(notices) <= 4
 
 
 def test_full_disks_of_all_workers_end_the_build_after_outage_s(tmp_path):

@@ -40,7 +40,7 @@ ticks = itertools.count()
 
 
 class NoConditions(LocalStore):
-    """A store that says that it has no conditional writes."""
+    """A store without conditional writes."""
 
     def conditional_writes(self) -> bool:
         return False
@@ -69,7 +69,7 @@ def row_id(uri: str, etag: str) -> str:
 def commit(
     store: LocalStore, job: EncodeJob, shard: Shard, spool: Path, rejected: dict[str, str] | None, created: str | None
 ) -> Receipt:
-    """An attempt at a shard of plain files: a row a file, or the reject that `rejected` (stem -> reason) says; then the receipt."""
+    """An attempt at a shard of plain files: a row a file, or the reject given by `rejected` (stem -> reason); then the receipt."""
     attempt = f"{next(ticks):08x}"
     rejected = rejected or {}
     rows, rejects, digests = [], [], {}

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, and what each command prints about a real output."""
+"""The command line: exit codes, one-line errors, and the output of each command on a real build."""
 
 import json
 import subprocess
@@ -54,19 +54,19 @@ def test_progress_json_is_json_lines_with_a_report_at_the_end(built, tmp_path):
     assert report["rejects"] == {"too_short": 2}
 
 
-def test_status_inspect_verify_tell_of_an_output(built):
+def test_status_inspect_verify_describe_an_output(built):
     _, output = built
     assert "6 in = 4 encoded + 2 rejected" in lathe("status", output).stdout
     status = json.loads(lathe("status", output, "--json").stdout)
     assert (status["samples"], status["rejects"]) == (6, {"too_short": 2})
     assert status["progress"] is None  # no build runs
     assert not (output / "progress").exists() or not list((output / "progress").iterdir())
-    told = lathe("inspect", output).stdout
-    assert "weights_sha256" in told
-    assert "v5x32x32" in told
+    text = lathe("inspect", output).stdout
+    assert "weights_sha256" in text
+    assert "v5x32x32" in text
     data = next(output.glob("data/*/*/*.parquet"))
     assert "untrained" in lathe("inspect", data).stdout
-    assert "sound" in lathe("verify", output).stdout
+    assert "no problems" in lathe("verify", output).stdout
 
 
 def test_verify_of_a_damaged_output_is_exit_code_1(built, tmp_path):
@@ -81,15 +81,15 @@ def test_verify_of_a_damaged_output_is_exit_code_1(built, tmp_path):
     assert data.name in lathe("verify", broken, code=1).stdout
 
 
-def test_verify_of_what_is_no_output_fails(tmp_path):
+def test_verify_of_another_folder_fails(tmp_path):
     assert "not a latent set" in lathe("verify", tmp_path, code=1).stdout
 
 
-def test_plan_says_what_encode_will_do(built):
+def test_plan_predicts_what_encode_does(built):
     corpus, _ = built
-    told = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
-    assert "6 samples: 4 give" in told
-    assert "too_short" in told
+    text = lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile").stdout
+    assert "6 samples: 4 give" in text
+    assert "too_short" in text
     plan = json.loads(lathe("plan", corpus, "--frames", "5", "--size", "32x32", "--clips", "tile", "--json").stdout)
     status = json.loads(lathe("status", built[1], "--json").stdout)
     assert (plan["clips"], plan["frames"]) == (status["clips"], status["frames"])
@@ -122,7 +122,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, text, tmp_path, monkey
     assert "Traceback" not in result.output
 
 
-def test_a_flood_of_damage_is_exit_code_1_with_the_summary(tmp_path):
+def test_exceeded_reject_budget_is_exit_code_1_with_the_summary(tmp_path):
     write_tar(tmp_path / "a.tar", {f"{n}": {"mp4": b"junk" if n else video_bytes(9)} for n in range(4)})
     result = lathe("encode", tmp_path / "a.tar", tmp_path / "out", *tiny_flags("--executor", "inline"), code=1)
     assert "3 of 4 samples are damaged" in result.stderr
@@ -130,24 +130,17 @@ def test_a_flood_of_damage_is_exit_code_1_with_the_summary(tmp_path):
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "encode",
-        str(tmp_path / "no.tar"),
-        str(tmp_path / "out"),
-        "--untrained",
-        "0",
-    ]
-    run = subprocess.run([*command, "--debug"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "pipeline", "encode", str(tmp_path / "no.tar"), str(tmp_path / "out")]
+    run = subprocess.run(
+        [*command, "--untrained", "0", "--debug"], capture_output=True, text=True, timeout=300, check=False
+    )
     assert run.returncode != 0
     assert "Traceback" in run.stderr
     assert "InputError" in run.stderr
 
 
 @pytest.mark.parametrize("kind", ["rich", "plain"])
-def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
+def test_displays_show_percentage_shards_rates_and_time_left(kind, capsys, monkeypatch):
     import re
 
     from pipeline.cli.progress import display_for
@@ -161,5 +154,5 @@ def test_displays_show_shards_rates_and_what_is_left(kind, capsys, monkeypatch):
     display.update(BuildProgress(10, 4, 100, 40, 7, 119, 12.5, 20, 3, 2, 60.0, 90.0))
     display.close(None)
     shown = capsys.readouterr().err
-    for text in ("mind the gap", "4/10", "12.5 frames/s", "3 rejects", "1m30s"):
+    for text in ("mind the gap", "40%", "4/10", "12.5 frames/s", "3 rejects", "1m30s"):
         assert text in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)

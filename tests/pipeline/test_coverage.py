@@ -1,4 +1,4 @@
-"""Each source counts once, whatever runs listed, grouped, lost, restored or touched, and however they interleaved."""
+"""Each source counts once, however runs listed, grouped, lost, restored or touched it, and however they interleaved."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_run_over_a_subset_between_two_full_runs_doubles_nothing(world):
     assert world.run("abc").todo == []
 
 
-def test_a_file_that_went_away_and_came_back_is_not_encoded_again(world):
+def test_file_that_was_removed_and_restored_is_not_encoded_again(world):
     world.run("abc").finish()
     assert world.run("ac").todo == []
     assert world.run("abc").todo == []
@@ -69,7 +69,7 @@ def test_two_runs_at_once_with_other_groups_count_each_source_once(world, kind, 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format_version": 1, "sha', b"\xff\xfe", b"\0" * 40])
-def test_a_cut_off_receipt_is_no_receipt_and_the_next_run_heals_it(world, content):
+def test_truncated_receipt_is_ignored_and_replaced_by_the_next_run(world, content):
     (shard,) = world.run("ab").todo
     key = f"_receipts/{shard.id(FINGERPRINT)}.json"
     world.store.write(key, content)
@@ -123,7 +123,7 @@ def test_a_file_touched_between_two_runs_that_both_encode_it_counts_once(world):
     assert totals(world.store).samples == 2
 
 
-def test_settings_that_changed_are_said(world):
+def test_changed_settings_give_a_notice(world):
     world.run("ab").finish()
     assert any("stored as parquet" in text for text in world.run("ab", **{"write.format": "tar"}).work.notices)
     job = job_for(Path(world.store.root))

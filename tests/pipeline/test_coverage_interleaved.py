@@ -1,4 +1,4 @@
-"""Any interleaving of builds over plain files, by hypothesis: one clean run later, each input has its row once."""
+"""Any interleaving of builds over plain files, by hypothesis: after one clean run each input has its row once."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def doubled(rows) -> list[tuple[str, str]]:
 
 @settings(max_examples=60, deadline=None)
 @given(STORES, st.lists(starts, min_size=2, max_size=2), st.lists(st.one_of(*moves), max_size=20))
-def test_whatever_happened_one_clean_run_later_each_input_has_its_row_once(kind, first, script):
+def test_one_clean_run_later_each_input_has_its_row_once(kind, first, script):
     with played(kind, [*first, *script]) as play:
         Run(play.store, [str(play.folder)], play.spool, job_for(play.folder)).finish()
         assert Counter(row.source_key for row in visible(play.store)) == Counter(NAMES)

@@ -1,4 +1,4 @@
-"""What of a network decides which outputs are done: the encoder and no more; what of it is recorded: everything."""
+"""Which parts of a network decide which outputs are done (the encoder), and which are recorded (all)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import model
 import pipeline
 from pipeline.config import ModelConfig, StorageConfig
 from pipeline.encoder import Encoder, identify
-from pipeline.engine.worker.build_context import draw
+from pipeline.engine.worker.build_context import make_context
 from pipeline.errors import CheckpointError
 from pipeline.format.index import METADATA_KEY
 from pipeline.look.preview import preview
@@ -48,7 +48,7 @@ def metadata_of(output, receipt):
     return json.loads(pq.read_schema(output / receipt.files[0].key).metadata[METADATA_KEY])["encoder"]
 
 
-def test_another_decoder_finds_everything_done_and_another_encoder_nothing(corpus, checkpoint, tmp_path):
+def test_new_decoder_weights_encode_nothing_again_and_new_encoder_weights_everything(corpus, checkpoint, tmp_path):
     output = tmp_path / "out"
     first = pipeline.encode(job_of(corpus, output, checkpoint("one")))
     tuned = pipeline.encode(
@@ -77,13 +77,13 @@ def test_data_files_name_the_encoder_and_the_whole_network(corpus, checkpoint, t
     path, output = checkpoint("one"), tmp_path / "out"
     pipeline.encode(job_of(corpus, output, path))
     (receipt,) = receipts(output)
-    told = metadata_of(output, receipt)
+    recorded = metadata_of(output, receipt)
     vae = model.load("leanvae", path)
-    assert told["latent_weights_sha256"] == vae.sha256.mean
-    assert "ista_iter_num" not in told["config"]
-    assert told["checkpoint"]["weights_sha256"] == vae.sha256.all
-    assert told["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
-    assert told["checkpoint"]["uri"] == path
+    assert recorded["latent_weights_sha256"] == vae.sha256.mean
+    assert "ista_iter_num" not in recorded["config"]
+    assert recorded["checkpoint"]["weights_sha256"] == vae.sha256.all
+    assert recorded["checkpoint"]["config"] == json.loads(json.dumps(vae.config))
+    assert recorded["checkpoint"]["uri"] == path
     assert "weights_sha256" not in receipt.fingerprint_parts["encoder"]
 
 
@@ -96,7 +96,7 @@ def test_an_encoder_has_the_identity_the_driver_read_without_one(checkpoint, mom
     assert (identify(config, moments=not moments).identity == network.identity) is False
 
 
-def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp_path):
+def test_decoder_weights_are_not_in_the_fingerprint(corpus, checkpoint, tmp_path):
     from pipeline.engine.driver.encode import _rules
 
     job = job_of(corpus, tmp_path / "out", checkpoint("one"))
@@ -105,11 +105,11 @@ def test_the_whole_network_is_no_part_of_the_fingerprint(corpus, checkpoint, tmp
         for name, changed in (("one", ()), ("tuned", ("decoder.",)))
     )
     assert one.provenance["weights_sha256"] != tuned.provenance["weights_sha256"]
-    prints = {draw(job, _rules(job, found.spec), found, "cpu", "float32").fingerprint for found in (one, tuned)}
+    prints = {make_context(job, _rules(job, found.spec), found, "cpu", "float32").fingerprint for found in (one, tuned)}
     assert len(prints) == 1
 
 
-def test_what_cannot_be_read_is_refused_as_when_loading(tmp_path):
+def test_unreadable_checkpoint_is_refused_as_in_loading(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     for path in (tmp_path / "w.safetensors", tmp_path / "absent.safetensors"):
         with pytest.raises(CheckpointError, match="model: "):
@@ -117,7 +117,9 @@ def test_what_cannot_be_read_is_refused_as_when_loading(tmp_path):
 
 
 @pytest.mark.parametrize("moments", ["write.moments=true", "write.moments=false"])
-def test_a_preview_shows_another_decoder_and_says_so_but_no_other_encoder(corpus, checkpoint, tmp_path, moments):
+def test_preview_accepts_other_decoder_weights_with_a_notice_and_refuses_other_encoders(
+    corpus, checkpoint, tmp_path, moments
+):
     output, one, tuned = tmp_path / "out", checkpoint("one"), checkpoint("tuned", "decoder.")
     pipeline.encode(tiny_job(corpus, output, moments, **{"model.checkpoint": one, "model.untrained": None}))
     same = preview(str(output), StorageConfig(), clips=1)

@@ -1,4 +1,4 @@
-"""`lathe plan`: the numbers it promises are those that cutting gives, it decodes next to nothing, and no video can end it."""
+"""`lathe plan`: its numbers equal those of cutting, it decodes one frame a video, and no video can end it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import pipeline
 from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, validate
 from pipeline.engine.decoders import sample_stream
-from pipeline.engine.decoders.lanes import ProcessLanes
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import BadDataError, PolicyReject
 from pipeline.forecast import survey
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
@@ -71,7 +71,7 @@ def plan(corpus: list[Sample | Reject], **values: object) -> Forecast:
     return tally.result()
 
 
-def test_it_reconciles_and_names_reasons_with_keys(corpus):
+def test_counts_add_up_and_reasons_name_keys(corpus):
     found = plan(corpus, frames=[5, 17], select="tile")
     assert (found.samples, found.with_clips, found.without_clips) == (7, 3, 4)
     dropped = {reason: (item.count, item.policy, item.keys) for reason, item in found.dropped.items()}
@@ -92,7 +92,7 @@ def test_it_reconciles_and_names_reasons_with_keys(corpus):
 
 @pytest.mark.parametrize("select", ["head", "tile", "slide:7", "uniform:2", "whole"])
 @pytest.mark.parametrize("fps", ["source", 12.0])
-def test_it_promises_what_cutting_gives(corpus, select, fps):
+def test_planned_clips_are_those_that_cutting_gives(corpus, select, fps):
     intact = corpus[:4]
     found = plan(intact, frames=[5, 17], select=select, fps=fps)
     clips, frames, latent_bytes = 0, 0, 0
@@ -139,7 +139,7 @@ def reasons(dropped: object) -> dict[str, int]:
     return {reason: item.count for reason, item in dropped.items()}
 
 
-def test_what_plan_predicts_is_what_encode_does_and_twice_the_same(tmp_path):
+def test_plan_equals_encode_and_is_repeatable(tmp_path):
     videos = {f"k{n}": video_bytes(5 + 4 * (n % 3), seed=n) for n in range(9)}
     tar = corpus_of(tmp_path, {**videos, "big": bomb(), "bad": b"garbage" * 99, "short": video_bytes(3)})
     job = tiny_job(tar, tmp_path / "out", *SMALL, "reject_budget=1", "engine.decoders=3")
@@ -156,19 +156,19 @@ class _Crashing(ProcessLanes):
 
     def open(self, lane, ticket, request):
         super().open(lane, ticket, request)
-        if request.sample.key.startswith("crash"):
+        if request.video.key.startswith("crash"):
             os.kill(self._children[lane].process.pid, signal.SIGSEGV)
-        if request.sample.key.startswith("hang"):
+        if request.video.key.startswith("hang"):
             os.kill(self._children[lane].process.pid, signal.SIGSTOP)
 
 
-def test_a_codec_that_crashes_or_hangs_costs_one_video(tmp_path, monkeypatch):
+def test_crash_or_hang_of_a_codec_rejects_one_video(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_stream, "ProcessLanes", _Crashing)
     tar = corpus_of(tmp_path, {key: video_bytes(5) for key in ("a", "crash", "b", "hang", "c")})
     plan = survey.forecast_job(tiny_job(tar, tmp_path / "out", "decode.timeout_s=1", "engine.decoders=1"))
     assert (plan.samples, plan.with_clips) == (5, 3)
-    told = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
-    assert told == {
+    drops = {reason: (item.count, item.keys, item.message) for reason, item in plan.dropped.items()}
+    assert drops == {
         "decoder_crashed": (1, ["crash"], "decoder process ended: segmentation fault (SIGSEGV), 2 times"),
         "decode_timeout": (1, ["hang"], "no answer from the decoder in 1 s, 2 times"),
     }

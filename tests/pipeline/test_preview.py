@@ -1,4 +1,4 @@
-"""`lathe preview` on small outputs: every pixel of the sheet against one worked out apart, what is refused, sources that are gone."""
+"""`lathe preview` on small outputs: every pixel of the sheet against an independent computation, refusals, missing sources."""
 
 import json
 import shutil
@@ -58,7 +58,9 @@ def tar_job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tars")
     (folder / "corpus").mkdir()
     first = {"0": {"mp4": b"not a video" * 9}, **{key: {"mp4": VIDEOS[key]} for key in "ab"}}
-    write_tar(folder / "corpus" / "000.tar", first)  # what is no video counts: numbers do not start with the first clip
+    write_tar(
+        folder / "corpus" / "000.tar", first
+    )  # samples without a video count: numbers do not start with the first clip
     write_tar(folder / "corpus" / "001.tar", {"c": {"mp4": VIDEOS["c"]}})
     flags = {"clips.size": "32x32,32x64", "write.format": "tar", "write.dtype": "bfloat16", "write.moments": True}
     job = tiny_job(folder / "corpus", folder / "out", **flags)
@@ -123,9 +125,7 @@ def block(picture, left, row):
 
 
 @pytest.mark.parametrize("container", ["tar", "parquet"])
-def test_the_sheet_shows_what_the_encoder_saw_above_what_the_stored_latent_decodes_to(
-    container, request, vae, tmp_path
-):
+def test_sheet_shows_the_original_above_the_decoded_latent(container, request, vae, tmp_path):
     job = request.getfixturevalue("tar_job" if container == "tar" else "file_job")
     account = preview(job.output, StorageConfig(), sheet=str(tmp_path / "sheet.png"))
     clips, picture, left = stored(job), Image.open(account["sheet"]), GAP
@@ -154,10 +154,10 @@ def test_the_sheet_shows_what_the_encoder_saw_above_what_the_stored_latent_decod
         left += 3 * (row["crop"][3] + SEAM) - SEAM + GAP
     assert picture.size == (left, 2 * GAP + LINE + 2 * 32 + SEAM)
     assert account["without_original"] == []
-    assert account["notices"] == ["UNTRAINED random weights (seed 0): the decoded pictures mean nothing"]
+    assert account["notices"] == ["UNTRAINED random weights (seed 0): the decoded pictures are meaningless"]
 
 
-def test_psnr_of_frames_worked_out_by_hand():
+def test_psnr_equals_values_computed_by_hand():
     """A frame 10 too dark everywhere: 10 log10(255^2 / 100). One equal frame: 100 dB. One value of twelve wrong by 6: 255^2 / 3."""
     original, other = torch.full((3, 3, 2, 2), 50, dtype=torch.uint8), torch.full((3, 3, 2, 2), 50, dtype=torch.uint8)
     other[:, 0] = 40
@@ -182,7 +182,7 @@ class NumberedFrames:
 
 
 @pytest.mark.parametrize("network", ["leanvae", "wfvae", "ivvae"])
-def test_a_long_clip_decodes_in_parts_to_what_it_decodes_to_at_once(network):
+def test_decoding_in_parts_equals_decoding_at_once(network):
     """Also where the decoder holds frames back: originals wait for them."""
     fixture = Path(__file__).parents[1] / "fixtures" / f"{network}-tiny.json"
     vae = model.load(network, config=json.loads(fixture.read_text())["config"], untrained=0)
@@ -220,7 +220,7 @@ def source(job, name):
     return Path(job.inputs[0]) / name
 
 
-def test_a_clip_whose_source_is_gone_is_told_and_the_next_one_shown(file_job, tmp_path):
+def test_clip_without_its_source_is_reported_and_the_next_one_shown(file_job, tmp_path):
     with moved(source(file_job, "a.mp4")):
         account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
     assert [(row["key"], row["clip"]) for row in account["clips"]] == [("c", 0)]
@@ -230,7 +230,7 @@ def test_a_clip_whose_source_is_gone_is_told_and_the_next_one_shown(file_job, tm
     assert passed["reason"] == f"{source(file_job, 'a.mp4')} does not exist"
 
 
-def test_a_source_that_is_gone_is_asked_for_once(file_job):
+def test_missing_source_is_looked_up_once(file_job):
     _, clip, row = stored(file_job)["a", 0]
     originals = Originals(StorageConfig())
     with moved(source(file_job, "a.mp4")):
@@ -240,7 +240,7 @@ def test_a_source_that_is_gone_is_asked_for_once(file_job):
         pass
 
 
-def test_a_source_with_other_contents_is_told(file_job, tmp_path):
+def test_source_with_other_contents_is_reported(file_job, tmp_path):
     with moved(source(file_job, "a.mp4"), VIDEOS["b"]):
         account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
     assert [row["key"] for row in account["clips"]] == ["c"]
@@ -249,13 +249,13 @@ def test_a_source_with_other_contents_is_told(file_job, tmp_path):
     )
 
 
-def test_a_copied_source_is_the_same_source(file_job, tmp_path):
+def test_copied_source_is_accepted(file_job, tmp_path):
     with moved(source(file_job, "a.mp4"), VIDEOS["a"]):  # another time, the same contents
         account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
     assert ([row["key"] for row in account["clips"]], account["without_original"]) == (["a"], [])
 
 
-def test_a_tar_that_was_packed_anew_gives_the_videos_it_still_has(tar_job, tmp_path):
+def test_rewritten_tar_gives_the_videos_it_still_has(tar_job, tmp_path):
     again, sheet = tmp_path / "again.tar", str(tmp_path / "p.png")
 
     def shown(contents):
@@ -269,11 +269,11 @@ def test_a_tar_that_was_packed_anew_gives_the_videos_it_still_has(tar_job, tmp_p
     keys, reasons = shown({"a": VIDEOS["c"]})
     assert keys == ["c0"]
     where = source(tar_job, "000.tar")
-    assert reasons["a0"].startswith(f"a of {where} has changed: it hashes to ")
-    assert reasons["b0"] == f"b of {where} is no longer there: nothing of that key can be read"
+    assert reasons["a0"].startswith(f"a of {where} has changed: its hash is ")
+    assert reasons["b0"] == f"b of {where} is no longer there: no sample of that key can be read"
 
 
-def test_without_any_source_decoded_pictures_stand_alone(tar_job, vae, tmp_path):
+def test_decoded_pictures_are_shown_alone_without_any_source(tar_job, vae, tmp_path):
     with moved(source(tar_job, "000.tar")), moved(source(tar_job, "001.tar")):
         account = preview(tar_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=2)
     assert [(row["key"], row["psnr"]) for row in account["clips"]] == [("a", None), ("b", None)]
@@ -328,7 +328,7 @@ def test_a_damaged_latent_is_not_shown(file_job, tmp_path):
     assert not (output / "preview.png").exists()
 
 
-def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_job, tmp_path):
+def test_unfinished_output_shows_its_clips_and_an_empty_one_is_an_error(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     done = stored(tar_job)["c", 0][1].receipt.shard_id
     for path in (output / "_receipts").iterdir():
@@ -344,7 +344,7 @@ def test_a_half_finished_output_shows_what_is_done_and_an_empty_one_says_so(tar_
         preview(str(tmp_path / "nothing"), StorageConfig())
 
 
-def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
+def test_latents_of_the_newest_network_are_shown(tar_job, tmp_path):
     output = shutil.copytree(tar_job.output, tmp_path / "out")
     other = stored(tar_job)["a", 0][1].receipt.shard_id
     path = output / "_receipts" / f"{other}.json"
@@ -353,7 +353,7 @@ def test_of_several_networks_the_newest_is_shown(tar_job, tmp_path):
     path.write_text(json.dumps(receipt | {"created": "2001-01-01T00:00:00+00:00"}))
     account = preview(str(output), StorageConfig())
     assert [row["key"] for row in account["clips"]] == ["c"]
-    assert "the output holds latents of 2 networks; shown are those of the newest" in account["notices"]
+    assert "the output holds latents of 2 networks; only those of the newest are shown" in account["notices"]
 
 
 def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
@@ -370,9 +370,9 @@ def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
     assert lines[-1] == str(Path(tar_job.output) / "preview.png")
     with Image.open(lines[-1]) as picture:
         assert picture.format == "PNG"
-    told = json.loads(CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "1", "--json"]).stdout)
-    assert [row["key"] for row in told["clips"]] == ["a"]
-    assert lines[1].endswith(f"{told['clips'][0]['psnr']:.2f} dB")
+    answer = json.loads(CliRunner().invoke(app, ["preview", tar_job.output, "--clips", "1", "--json"]).stdout)
+    assert [row["key"] for row in answer["clips"]] == ["a"]
+    assert lines[1].endswith(f"{answer['clips'][0]['psnr']:.2f} dB")
 
 
 @pytest.mark.parametrize(
@@ -383,14 +383,14 @@ def test_the_command_ends_with_the_path_of_the_sheet(tar_job):
         ("nowhere/p.png", "folder does not exist"),
     ],
 )
-def test_a_sheet_that_cannot_be_is_refused_first(sheet, complaint, tar_job):
+def test_invalid_sheet_path_is_refused_first(sheet, complaint, tar_job):
     result = CliRunner().invoke(app, ["preview", tar_job.output, "--sheet", sheet])
     assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("container", ["tar", "parquet"])
-def test_an_output_in_a_bucket_leaves_the_sheet_here(container, request, s3, tmp_path, monkeypatch):
+def test_sheet_of_a_remote_output_is_in_the_current_folder(container, request, s3, tmp_path, monkeypatch):
     job = request.getfixturevalue("tar_job" if container == "tar" else "file_job")
     bucket = open_store(f"{s3.root}/out", s3.config())
     for path in (path for path in Path(job.output).rglob("*") if path.is_file() and path.suffix != ".png"):

@@ -1,4 +1,4 @@
-"""Rejects that a later run may lift, and the cache of receipt summaries."""
+"""Rejects that a later run encodes, and the cache of receipt summaries."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.pipeline.frameless_build import (
 LOW = ("decode.max_frames=20",)
 
 
-def test_a_raised_limit_is_said_and_retried_on_request(world):
+def test_raised_limit_gives_a_notice_and_is_retried_on_request(world):
     world.run("abcd", *LOW).finish({"b": "too_many_frames", "c": "too_short"})
-    told = world.run("abcd")
-    assert told.todo == []
-    (notice,) = told.work.notices
+    outcome = world.run("abcd")
+    assert outcome.todo == []
+    (notice,) = outcome.work.notices
     assert "1 inputs of finished shards were rejected by limits" in notice
     assert "too_many_frames 1" in notice
     retry = world.run("abcd", retry_rejects="")
@@ -42,13 +42,13 @@ def test_a_raised_limit_is_said_and_retried_on_request(world):
     assert world.run("abcd", retry_rejects="").todo == []
 
 
-def test_the_same_or_a_lower_limit_is_not_worth_a_word(world):
+def test_same_or_lower_limit_gives_no_notice(world):
     world.run("ab", *LOW).finish({"b": "too_many_frames"})
     assert world.run("ab", *LOW).work.notices == []
     assert world.run("ab", "decode.max_frames=10").work.notices == []
 
 
-def test_named_reasons_are_retried_whatever_the_limits(world):
+def test_named_reasons_are_retried_with_any_limits(world):
     world.run("abc").finish({"b": "decoder_crashed", "c": "too_short"})
     assert world.run("abc").work.notices == []
     first = world.run("abc", retry_rejects="decoder_crashed").finish({"b": "undecodable"})
@@ -131,7 +131,7 @@ def test_a_sample_that_a_hidden_retry_encoded_can_be_retried_again(world):
 
 
 def test_a_file_that_only_resembles_a_lost_one_is_encoded(world):
-    """`same_as` names a receipt that is gone by now: it covers nothing."""
+    """`same_as` names a deleted receipt: it covers nothing."""
     world.run("ab", "storage.files_per_shard=1").finish()
     touch(world.folder / "a.mp4")
     assert world.run("ab").todo == []
@@ -142,7 +142,7 @@ def test_a_file_that_only_resembles_a_lost_one_is_encoded(world):
     assert keys_of(world) == Counter("ab")
 
 
-def test_a_rejected_file_that_is_mended_leaves_no_reject_behind(world):
+def test_repaired_file_has_no_reject(world):
     world.run("abc").finish({"b": "undecodable"})
     path = world.folder / "b.mp4"
     path.write_bytes(b"mended....")
@@ -150,7 +150,9 @@ def test_a_rejected_file_that_is_mended_leaves_no_reject_behind(world):
     world.run("abc").finish()
     assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
     assert world.run("abc").work.before() == Counts(samples=3, clips=3)
-    with pytest.raises(ConfigError, match="no finished input was rejected as too_shrt; found are undecodable"):
+    with pytest.raises(
+        ConfigError, match="no finished input was rejected as too_shrt; reasons of finished inputs: undecodable"
+    ):
         world.run("abc", retry_rejects="too_shrt")
     assert world.run("abc", retry_rejects="undecodable").todo == []
 
@@ -168,7 +170,7 @@ def test_a_file_that_was_retried_and_then_replaced_counts_by_its_rows(world, rec
     assert totals(world.store) == Counts(rows, rows, 0, rows, rows, 0, 5 * rows)
 
 
-def test_damage_that_a_retry_healed_does_not_count_against_the_budget(world):
+def test_damage_that_a_retry_encoded_does_not_count_against_the_budget(world):
     world.run("abcdef").finish({"a": "decode_timeout", "b": "decode_timeout"})
     assert world.run("abcdef").work.before().damaged == 2
     world.run("abcdef", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -138,7 +139,10 @@ def test_row_groups_by_bytes_and_rolled_files(store: Store, spool: Path) -> None
     assert not column.is_stats_set
 
 
-def test_many_open_buckets_stay_within_a_few_row_groups(store: Store, spool: Path) -> None:
+def test_many_open_buckets_stay_within_a_few_row_groups(
+    store: Store, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.writer.OPEN_BYTES", 0)
     config = WriteConfig(row_group_bytes=64 * 1024)
     with shard_writer(store, spool, config) as writer:
         for n in range(40):  # 30 KiB each, every one in a bucket of its own
@@ -263,12 +267,9 @@ def test_misshapen_clips_are_refused(store: Store, spool: Path, clip: object, me
             writer.add(clip)
 
 
-def test_wrong_numpy_type_is_a_programming_error(store: Store, spool: Path) -> None:
-    with (
-        shard_writer(store, spool, WriteConfig()) as writer,
-        pytest.raises(ValueError, match="travels as numpy float16"),
-    ):
-        writer.add(latent_clip(0, array=np.zeros((4, 5, 8, 6), ">f2").astype(">f2")))
+def test_wrong_numpy_type_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="of numpy <f2, got >f2"):
+        latent_clip(0, array=np.zeros((4, 5, 8, 6), ">f2"))
 
 
 def test_an_empty_shard_has_no_files(store: Store, spool: Path) -> None:
@@ -296,7 +297,7 @@ def test_file_metadata_says_everything(store: Store, spool: Path) -> None:
     assert (found["fingerprint"], found["fingerprint_parts"]) == (FINGERPRINT, PARTS)
     assert found["latent"] == {"posterior": "moments", "dtype": "bfloat16", "layout": "CTHW", "byte_order": "little"}
     assert found["normalisation"] == {"applied": False, "scale": 0.5, "shift": 0.1, "mean": None, "std": None}
-    assert (found["format"], found["format_version"], found["bucket"]) == ("latentset", 1, "v17x64x48")
+    assert (found["format"], found["format_version"], found["bucket"]) == ("latentset", 2, "v17x64x48")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,6 +1,6 @@
-"""A video that a decoder on another machine than its encoder gets: fetched from the object store, or sent in pieces.
+"""The video of a decoder that runs on another machine than its encoder: fetched from the object store, or received in pieces.
 
-Takes a source range or pieces of bytes. Gives bytes up to `storage.spool_bytes`, else the path of a temporary file. Holds one video.
+Takes a range of a source object, or pieces of bytes. Gives bytes up to `storage.spool_bytes`, else the path of a temporary file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
 
-PARTS_AT_ONCE = 4  # ranged reads of `storage.part_bytes` under way
+PARTS_AT_ONCE = 4  # concurrent ranged reads of `storage.part_bytes`
 
 
 class Arrival:
-    """See the module. `drop` before the next video."""
+    """Holds one video: `fetch`, and `append` with `first`, replace it."""
 
     def __init__(self) -> None:
         self.video: bytes | str = b""
@@ -31,11 +31,11 @@ class Arrival:
         self._file: BinaryIO | None = None
 
     def fetch(self, uri: str, etag: str, span: tuple[int, int], storage: StorageConfig) -> None:
-        """Reads `span` (first byte, size) of the object as it was when it had `etag`.
+        """Reads `span` (first byte, size) of the object that has `etag`.
 
         Raises:
-            StorageUnavailable: the store, or this machine's temporary folder.
-            SourceChanged: the object is gone or another one.
+            StorageUnavailable: the store failed, or this machine's temporary folder cannot be written.
+            SourceChanged: the object is gone or was replaced.
         """
         self.drop()
         self._spool = Spool(storage.spool_bytes)
@@ -47,7 +47,7 @@ class Arrival:
             raise _no_space(error, uri) from None
 
     def append(self, piece: bytes, first: bool) -> None:
-        """Adds to a temporary file; `first` begins a new video.
+        """Appends to a temporary file; `first` begins a new video.
 
         Raises:
             StorageUnavailable: this machine's temporary folder cannot be written.
@@ -59,7 +59,7 @@ class Arrival:
                 self.video = f"{self._scratch.path}/video"
                 self._file = open(self.video, "xb", buffering=0)  # noqa: SIM115 - closed by `drop`
             if self._file is None:
-                raise RuntimeError("a piece without its first one")
+                raise RuntimeError("append() of a further piece before a first one")
             view = memoryview(piece)
             while view:
                 view = view[self._file.write(view) :]
@@ -85,16 +85,16 @@ def _parts(uri: str, etag: str, span: tuple[int, int], storage: StorageConfig) -
         length = min(step, size - at)
         data = store.read_range(key, start + at, length, etag=etag)
         if len(data) < length:
-            message = f"{uri}: bytes {start + at} to {start + at + length} asked for, {len(data)} of {length} came"
+            message = f"{uri}: asked for bytes {start + at} to {start + at + length}, got {len(data)} of {length}"
             raise StorageUnavailable(message, uri=uri, stage="decode")
         return data
 
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        for first in range(0, size, step * PARTS_AT_ONCE):  # not all at once: what waits is held in memory
+        for first in range(0, size, step * PARTS_AT_ONCE):  # a few at a time: parts that wait are held in memory
             yield from pool.map(read, range(first, min(size, first + step * PARTS_AT_ONCE), step))
 
 
 def _no_space(error: OSError, uri: str | None) -> StorageUnavailable:
     why = error.strerror or str(error)
-    message = f"the temporary folder of a decoder's machine cannot be written: {why}; TMPDIR moves it"
+    message = f"the temporary folder of a decoder's machine cannot be written: {why}; free space there, or set TMPDIR"
     return StorageUnavailable(message, uri=uri, stage="decode")

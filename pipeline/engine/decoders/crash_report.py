@@ -1,7 +1,7 @@
-"""A file in which a process that crashes in native code leaves why, for a parent that cannot see its exit status (Ray's workers).
+"""File with the cause of a crash in native code, for a parent that cannot see the exit status of the process (workers of Ray).
 
-`CrashReport` in the process that may crash: `faulthandler` writes there on SIGSEGV, SIGABRT, SIGBUS, SIGFPE and SIGILL. `take_report` on
-the same machine, once the process is gone: an empty answer says that it did not crash, so that something outside ended it.
+The process that may crash makes a `CrashReport`; `faulthandler` writes to it on SIGSEGV, SIGABRT, SIGBUS, SIGFPE and SIGILL. Once the
+process is gone, `take_report` on the same machine reads it. An empty report means that the process was ended from outside.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.video.decode import read_mark
 
 PREFIX = "lathe-crash-"
 REPORT_BYTES = 4096  # the cause is in the first line
-KEPT_S = 300.0  # a report that was not asked for: its encoder is gone too
+KEPT_S = 300.0  # a report that was not taken: its encoder is gone as well
 
 
 class CrashReport:
-    """Switches reporting on for this process, until it ends. `path`: where the report will be; `mark_path`: of its `read_mark`."""
+    """Enables the report for this process until it ends. `path` is the report's file, `mark_path` the file of the process's `read_mark`."""
 
     def __init__(self) -> None:
         _sweep()
@@ -37,7 +37,7 @@ class CrashReport:
 
 
 def take_report(path: str) -> str:
-    """What the process left at `path`, empty if it did not crash or the file is gone. Deletes the file."""
+    """The report at `path`, empty if the process did not crash or the file is gone. Deletes the file."""
     try:
         with open(path, "rb") as file:
             report = file.read(REPORT_BYTES)
@@ -51,7 +51,7 @@ def take_report(path: str) -> str:
 def _sweep() -> None:
     """Deletes old reports of this user whose process is gone: their lock is free."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # another process was first, or its process lives (the lock is taken)
+        with contextlib.suppress(OSError):  # another process deleted it first, or its process lives (the lock is taken)
             found = path.stat()
             if found.st_uid != os.getuid() or time.time() - found.st_mtime < KEPT_S:
                 continue

@@ -1,6 +1,6 @@
-"""How a decoder process ended, in words, and whether its own work ended it.
+"""Why a decoder process ended, as a `WorkerLost` whose `blame` says whether its own work caused it.
 
-Takes the exit status of a child process, or what `faulthandler` wrote in a process that crashed. Gives a `WorkerLost`.
+Takes the exit status of a child process, or the report of `faulthandler` in a process that crashed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import signal
 
 from pipeline.errors import WorkerLost
 
-# What a process brings upon itself: crashes of native code, and the limit on CPU time. All other signals come from outside,
-# SIGKILL too: the kernel's memory killer, a memory monitor, an operator. Our own kills at `decode.timeout_s` never get here.
+# Signals that a process causes itself: crashes of native code, and the limit on CPU time. All other signals come from outside, SIGKILL
+# as well: the kernel's memory killer, a memory monitor, an operator. Lathe's own kills at `decode.timeout_s` are not judged here.
 OWN_SIGNALS = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
@@ -32,14 +32,14 @@ CRASH_PREFIX = "Fatal Python error: "
 
 
 def lost_by(code: int) -> WorkerLost:
-    """The end of a child process. `code` as `subprocess.Popen.returncode`: negative for a signal."""
+    """Loss of a child process with this `subprocess.Popen.returncode`: negative for a signal."""
     if code >= 0:
         return WorkerLost(f"decoder process ended with exit code {code}", blame=True, stage="decode")
     return _lost_by_signal(-code)
 
 
 def lost_by_report(report: str) -> WorkerLost | None:
-    """The crash that `faulthandler` reported in a process; None where the report is empty: the process did not crash."""
+    """Loss of a process by the crash that `faulthandler` reported; None where the report is empty: the process did not crash."""
     first = report.partition("\n")[0]
     if not first.startswith(CRASH_PREFIX):
         return None

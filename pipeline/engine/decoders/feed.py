@@ -1,14 +1,8 @@
 """Thread that feeds one encoder's decoder processes. Takes samples from a `Source`, emits `Event`s, each with the owner of its sample.
 
-Decoded bytes in flight never exceed `frame_bytes`. A decoder that dies or gives no answer within `decode.timeout_s` is replaced and its
-video starts again (`Restarted`); decoding is deterministic, so the owner drops what it already has. How often depends on who ended it:
-
-- its own work (a crash, a limit, an exit, the time limit): after `TRIES` of these the rest of the video is rejected;
-- something outside (SIGKILL, a memory monitor, a node that is gone): never rejected; after `OUTSIDE_KILLS` of these the owner gets the
-  `WorkerLost`, and the shard is tried again as a whole. The kernel's memory killer looks the same whether the video is at fault or not.
-
-An error of the storage below a decoder goes to the owner as it is. So does the time limit, as `StorageUnavailable`, where the decoder
-spent most of it inside reads of its file: the mount hangs, not the codec.
+Decoded bytes in flight never exceed `frame_bytes`. A decoder that dies or gives no answer within `decode.timeout_s` is replaced, see
+`losses`. An error of the storage below a decoder goes to the owner unchanged. The time limit becomes `StorageUnavailable` where the decoder
+spent most of it inside reads of its file: then the mount hangs, not the codec.
 """
 
 from __future__ import annotations
@@ -19,22 +13,14 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from os.path import join
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.engine.decoders.lane_state import Job, LaneState
 from pipeline.engine.decoders.lanes import LaneReady
+from pipeline.engine.decoders.losses import Restarted, after_error, after_loss
 from pipeline.engine.decoders.start_ups import StartUps
-from pipeline.errors import (
-    BadDataError,
-    LatheError,
-    PolicyReject,
-    SourceChanged,
-    StorageUnavailable,
-    WorkerLost,
-)
+from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
-from pipeline.storage import locate
 from pipeline.video import clips
 from pipeline.video.cutting import CutRequest
 
@@ -50,21 +36,18 @@ STEPS_AHEAD = (
 )
 PULLS_AHEAD = 2  # chunks asked of a lane beyond what has arrived: one being decoded, one on its way
 JOIN_S = 5.0  # for the thread to end
-TRIES = 2  # decoders a video may bring down before the rest of it is rejected
-OUTSIDE_KILLS = 5  # decoders killed from outside on one video before its owner is told to try again as a whole
-KILL_PAUSE_S = 1.0  # before a video is decoded again after its second kill from outside; doubled each time
 
 
 class Source(Protocol):
-    """Where samples come from: `next_sample` gives `(owner, sample)` or None if there is none at the moment."""
+    """Supplier of samples: `next_sample` returns `(owner, sample)`, or None if there is none at the moment."""
 
     def next_sample(self) -> tuple[Any, Sample] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a sample. The last one of a sample is `VideoEnded`, a `Reject` of all that is left of it, or a
-    `LatheError` that is not the video's fault (`StorageUnavailable`, `SourceChanged`, `WorkerLost`, …): the owner fails as a whole.
+    """One step of a sample. Its last event is `VideoEnded`, a `Reject` of all that is left of it, or a `LatheError` that is not the video's
+    fault (`StorageUnavailable`, `SourceChanged`, `WorkerLost`, …), after which its owner fails.
     """
 
     owner: Any
@@ -72,13 +55,8 @@ class Event:
     what: OpenedVideo | FrameChunk | ClipFailed | VideoEnded | Restarted | Reject | LatheError
 
 
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """The video starts again from its first frame after its decoder died: unfinished clips are void, finished ones stand."""
-
-
 class Feed:
-    """Drives `lanes`. `start` runs it in a thread; `events` takes what happened; `consumed` gives budget back."""
+    """Drives `lanes`. `start` runs it in a thread; `events` takes its events; `consumed` returns their bytes to the budget."""
 
     def __init__(
         self,
@@ -92,12 +70,12 @@ class Feed:
         frame_bytes: int,
         largest_batch: Callable[[ChunkShape], int],
         etag_of: Callable[[Any, Sample], str | None] = lambda owner, sample: None,
-        paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no further chunk for now
+        paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no chunk at the moment
         headers_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves.
-        With `headers_only` a video ends once it is open: no clip of it is cut, and its `VideoEnded` says nothing of work done.
+        With `headers_only` a video ends once it is open: no clip is cut, and the numbers of its `VideoEnded` are 0.
         """
         self._lanes = lanes
         self._source = source
@@ -111,8 +89,8 @@ class Feed:
         self._paused = paused
         self._headers_only = headers_only
         self._clock = clock
-        self._looked_at = clock()
-        self._state = [LaneState(started_at=self._looked_at) for _ in range(lanes.count)]
+        self._turn_at = clock()
+        self._state = [LaneState(started_at=self._turn_at) for _ in range(lanes.count)]
         self._again: deque[Job] = deque()
         self._tickets = 0
         self._start_ups = StartUps(lanes.count)
@@ -129,7 +107,7 @@ class Feed:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the lanes, then the thread: it may be sending a video to a process that does not read."""
+        """Ends the lanes, then the thread: the thread may be sending a video to a process that does not read."""
         self._stop.set()
         self._lanes.close()
         if self._thread.is_alive():
@@ -146,21 +124,21 @@ class Feed:
         return sum(lane.ready for lane in self._state)
 
     def consumed(self, num_bytes: int) -> None:
-        """Planes of this size are gone; as many may be decoded again."""
+        """Planes of this size were freed: as many bytes may be decoded again."""
         with self._lock:
             self._held_bytes -= num_bytes
 
     def cancel(self, owner: Any) -> None:
-        """Forgets everything of `owner`. Events already emitted may still arrive; the caller drops them."""
+        """Drops all samples of `owner`. Events already emitted may still arrive; the caller ignores them."""
         with self._lock:
             self._cancelled.append(owner)
 
     def wake(self) -> None:
-        """Ends a wait in `events`, now or the next, from any thread: its caller has something else to look at."""
+        """Ends the present or next wait in `events`, from any thread, so that its caller can look at something else."""
         self._events.put(None)
 
     def events(self, wait_s: float) -> list[Event]:
-        """What has happened since the last call, in order; waits up to `wait_s` for the first. Raises what the thread raised."""
+        """Events since the last call, in order; waits up to `wait_s` for the first. Raises what the thread raised."""
         items: list[Event | BaseException | None] = []
         try:
             items.append(self._events.get(timeout=wait_s) if wait_s > 0 else self._events.get_nowait())
@@ -194,7 +172,7 @@ class Feed:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                # Nothing announces a sample that has been read: an idle feed looks more often.
+                # No event announces a sample that was read, so an idle feed polls more often.
                 for event in self.pump(0.02 if self.decoding else 0.005):
                     self._events.put(event)
         except BaseException as error:  # noqa: BLE001 - handed to the owner's thread, which raises it
@@ -210,7 +188,7 @@ class Feed:
                 if lane.job is None or lane.job.owner is not owner:
                     continue
                 if lane.asked:
-                    # Its process owes an answer and may be stuck for good.
+                    # Its process has not answered yet and may hang.
                     self._restart(index)
                 else:
                     self._release(lane)
@@ -231,7 +209,7 @@ class Feed:
             self._tickets += 1
             lane.job, lane.ticket = job, self._tickets
             lane.opened, lane.asked = None, 1
-            lane.heard(self._clock())
+            lane.restart_time_limit(self._clock())
             video, etag = job.sample.encoded_video, self._etag_of(job.owner, job.sample)
             frames, headers_only = self._chunk_frames, self._headers_only
             request = CutRequest(video, self._rules, self._limits, frames, self._drill, etag, headers_only)
@@ -247,7 +225,7 @@ class Feed:
         return Job(*item) if item is not None else None
 
     def _ask(self) -> None:
-        # One chunk is always allowed, else nothing would move.
+        # One chunk is always allowed, else decoding would stop.
         with self._lock:
             expected = self._held_bytes
         expected += sum(lane.asked * lane.chunk_bytes for lane in self._state)
@@ -258,7 +236,7 @@ class Feed:
                 if lane.chunk_bytes and expected and expected + lane.chunk_bytes > most:
                     return
                 if lane.asked == 0:
-                    lane.heard(self._clock())
+                    lane.restart_time_limit(self._clock())
                 lane.asked += 1
                 expected += lane.chunk_bytes
                 self._lanes.pull(index, lane.ticket)
@@ -274,12 +252,10 @@ class Feed:
             return []
         owner, sample = lane.job.owner, lane.job.sample
         lane.asked -= 1
-        lane.heard(self._clock())
+        lane.restart_time_limit(self._clock())
         if isinstance(answer, LatheError):
             self._release(lane)
-            if isinstance(answer, BadDataError):
-                return [Event(owner, sample, _reject(sample, answer))]
-            return [Event(owner, sample, _of_a_copy(answer, sample))]
+            return [Event(owner, sample, after_error(sample, answer))]
         if isinstance(answer, LaneReady):
             raise TypeError(f"unexpected answer {answer!r}")
         event = Event(owner, sample, answer)
@@ -300,7 +276,7 @@ class Feed:
         lane.enough_bytes = lane.chunk_bytes * max(STEPS_AHEAD * batch, (PULLS_AHEAD + 1) * len(self._state))
 
     def _largest_chunk(self, plan: ClipPlan, opened: OpenedVideo) -> tuple[int, int, int]:
-        """Frames, height and width. No chunk is longer than its clip: `chunk_frames` may say any length (clips encoded whole)."""
+        """Frames, height and width. No chunk is longer than its clip; `chunk_frames` may be larger (clips encoded whole)."""
         rules, info, bucket = self._rules, opened.info, plan.bucket
         frames = bucket.frames
         if not frames:  # the whole video; its duration is rounded, so this is an estimate
@@ -311,7 +287,7 @@ class Feed:
     def _late(self) -> list[Event]:
         events = []
         now, limit = self._clock(), self._limits.timeout_s
-        since_last_look, self._looked_at = now - self._looked_at, now
+        since_last_turn, self._turn_at = now - self._turn_at, now
         for index, lane in enumerate(self._state):
             if not lane.ready and lane.restart_at is None and now - lane.started_at > self._lanes.start_limit_s:
                 text = f"decoder process was not up {self._lanes.start_limit_s:g} s after its start"
@@ -319,10 +295,10 @@ class Feed:
             if lane.job is None or not lane.asked:
                 continue
             if self._lanes.receiving(index):
-                lane.heard(now)
+                lane.restart_time_limit(now)
                 continue
             if self._lanes.reading(index):
-                lane.read_s += since_last_look
+                lane.read_s += since_last_turn
             if now - lane.answered_at <= limit:
                 continue
             if lane.read_s > limit / 2:
@@ -333,14 +309,14 @@ class Feed:
         return events
 
     def _cannot_read(self, index: int, job: Job) -> list[Event]:
-        """The process may stay in its read for as long as the mount hangs; another one takes the lane."""
+        """Another process takes the lane: the old one stays in its read for as long as the mount hangs."""
         spent, sample = self._state[index].read_s, job.sample
         self._restart(index)
         text = f"a decoder waited {spent:.0f} s of {self._limits.timeout_s:g} s (decode.timeout_s) for reads of {sample.key}"
         return [Event(job.owner, sample, StorageUnavailable(text, uri=sample.uri, key=sample.key, stage="decode"))]
 
     def _lost(self, index: int, reason: str, error: WorkerLost) -> list[Event]:
-        """Replaces a lane's process. `reason` is for the reject that a video gets that brought down too many."""
+        """Replaces a lane's process. `reason`: slug of the reject, if the video has ended too many decoders."""
         lane = self._state[index]
         job = lane.job
         if lane.ready:
@@ -350,17 +326,10 @@ class Feed:
             self._state[index] = LaneState(ticket=lane.ticket, restart_at=self._clock() + pause)
         if job is None:
             return []
-        owner, sample = job.owner, job.sample
-        deaths, kills = job.deaths + error.blame, job.kills + (not error.blame)
-        if deaths >= TRIES:
-            text = f"{error.message}, {deaths} times"
-            return [Event(owner, sample, Reject(sample.key, "decode", reason, text, policy=False, uri=sample.uri))]
-        if kills >= OUTSIDE_KILLS:
-            text = f"{kills} decoders were lost on {sample.key}, none by a crash; the last: {error.message}"
-            return [Event(owner, sample, WorkerLost(text, uri=sample.uri, key=sample.key, stage="decode"))]
-        pause = 0.0 if error.blame or kills < 2 else KILL_PAUSE_S * 2 ** (kills - 2)
-        self._again.append(Job(owner, sample, deaths, kills, self._clock() + pause))
-        return [Event(owner, sample, Restarted())]
+        what, again = after_loss(job, reason, error, self._clock())
+        if isinstance(what, Restarted):
+            self._again.append(again)
+        return [Event(job.owner, job.sample, what)]
 
     def _restart(self, index: int) -> None:
         self._state[index] = LaneState(ticket=self._state[index].ticket, started_at=self._clock())
@@ -369,27 +338,6 @@ class Feed:
     def _release(self, lane: LaneState) -> None:
         lane.job = lane.opened = None
         lane.asked = lane.chunk_bytes = lane.enough_bytes = 0
-        # Answers to pulls made beyond the end carry the old ticket and are dropped.
+        # Answers to pulls beyond the end carry the old ticket and are dropped.
         self._tickets += 1
         lane.ticket = self._tickets
-
-
-def _reject(sample: Sample, error: BadDataError) -> Reject:
-    return Reject(
-        sample.key,
-        error.stage or "decode",
-        error.reason,
-        error.message,
-        policy=isinstance(error, PolicyReject),
-        uri=sample.uri,
-        frames_recovered=error.frames_recovered,
-    )
-
-
-def _of_a_copy(error: LatheError, sample: Sample) -> LatheError:
-    """Where a temporary copy of a video is gone, its source is as it was: the next attempt makes another copy."""
-    if not isinstance(error, SourceChanged) or sample.video == join(*locate(sample.uri)):
-        return error
-    return StorageUnavailable(
-        f"the temporary copy of {sample.key} is gone: {error.message}", uri=sample.uri, stage="decode"
-    )

@@ -1,6 +1,6 @@
-"""Thread that sends messages to one decoder process, so that a process that does not read stops nobody else.
+"""Thread that sends messages to one decoder process, in order. A process that does not read its pipe blocks only this thread.
 
-Takes messages in order. Ends with the process, with `end`, or with an error that is reported.
+It ends with the process, by `end`, or with an error that it reports.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class LaneSender:
-    """Sends on a pipe that another thread reads and may close: it writes to a descriptor of its own.
+    """Writes to a duplicate of the pipe's descriptor: another thread reads the pipe and may close it.
 
     Raises:
-        OSError: no further descriptor.
-        RuntimeError: no further thread.
+        OSError: the process has no further descriptor.
+        RuntimeError: the machine starts no further thread.
     """
 
     def __init__(self, pipe: Connection, failed: Callable[[Exception], None]) -> None:
         self._failed = failed
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._pipe = Connection(os.dup(pipe.fileno()))
-        self._guard = threading.Lock()  # of closing it
+        self._guard = threading.Lock()  # of `_pipe.close`
         try:
             threading.Thread(target=self._run, name="lane-sender", daemon=True).start()
         except RuntimeError:
@@ -37,11 +37,11 @@ class LaneSender:
             raise
 
     def send(self, message: Any) -> None:
-        """Returns at once."""
+        """Queues a message and returns at once."""
         self._messages.put(message)
 
     def end(self) -> None:
-        """Ends the thread, also in the middle of a message to a process that survives its SIGKILL in a hung read."""
+        """Ends the thread, also in the middle of a message: a process in a hung read survives SIGKILL."""
         with self._guard:
             if not self._pipe.closed:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
@@ -53,7 +53,7 @@ class LaneSender:
             while (message := self._messages.get()) is not None:
                 self._pipe.send(message)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # needs no answer here: the thread that reads sees the same end of file and reports the loss
+            pass  # the thread that reads the pipe sees the end of file as well, and reports the loss
         except Exception as error:  # noqa: BLE001 - raised by the owner
             self._failed(error)
         finally:

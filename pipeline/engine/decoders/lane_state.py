@@ -1,4 +1,4 @@
-"""What a feed knows of a decoder lane and of the sample it decodes."""
+"""State that the feed keeps of one decoder lane, and of the sample it decodes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A sample to decode and the decoders it has lost so far."""
+    """A sample to decode, and how many decoders were lost on it so far."""
 
     owner: Any
     sample: Sample
-    deaths: int = 0  # by its own work
-    kills: int = 0  # from outside
-    not_before: float = 0.0
+    deaths: int = 0  # decoders that the sample ended
+    kills: int = 0  # decoders killed from outside
+    not_before: float = 0.0  # on the feed's clock
 
 
 @dataclass(slots=True)
 class LaneState:
-    """One lane: whether its process is up, what it decodes, what was asked of it and since when."""
+    """One lane: its process, the sample it decodes, the answers it owes and since when."""
 
     ready: bool = False  # its process is up
-    restart_at: float | None = None  # its process died on start-up, and the next one starts then
+    restart_at: float | None = None  # its process died on start-up; time of the next start
     job: Job | None = None  # None: idle
     ticket: int = 0
     opened: OpenedVideo | None = None
     asked: int = 0  # answers outstanding
     chunk_bytes: int = 0  # largest answer to expect
-    enough_bytes: int = 0  # chunks like these that keep the encoder busy
+    enough_bytes: int = 0  # decoded bytes that keep the encoder busy
     answered_at: float = 0.0
-    read_s: float = 0.0  # of the time since then, inside reads of the video's file
-    started_at: float = 0.0  # the process, while it is not up
+    read_s: float = 0.0  # seconds since `answered_at` spent inside reads of the video's file
+    started_at: float = 0.0  # start of the process, while it is not up
 
-    def heard(self, now: float) -> None:
-        """The time limit begins again."""
+    def restart_time_limit(self, now: float) -> None:
+        """The time limit of the next answer begins at `now`."""
         self.answered_at, self.read_s = now, 0.0
 
     @property

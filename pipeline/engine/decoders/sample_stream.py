@@ -1,10 +1,7 @@
-"""A corpus as a stream of what happens to its samples: opened, chunk, clip failed, ended, rejected. As `lathe encode` sees it.
+"""A corpus as a stream of `SampleEvent`s: opened, chunk, clip failed, ended, rejected. For `lathe evaluate`, and `lathe plan` (ADR 11).
 
-For `lathe evaluate`, and with `headers_only` for `lathe plan`.
-
-Enters: shards and the job's rules. Leaves: `SampleEvent`s; those of one sample in order, those of different samples interleaved. A
-thread reads samples ahead, the engine's feed drives decoder processes that may be killed. Memory: a few samples, `engine.frame_bytes` of
-frames.
+Takes shards and the job's rules. Events of one sample come in order, those of different samples interleaved. A thread reads samples ahead
+(ADR 15 says why it is not `ShardReading`), the feed drives decoder processes. Memory: a few samples, `engine.frame_bytes` of frames.
 """
 
 from __future__ import annotations
@@ -14,8 +11,10 @@ import queue
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.engine.decoders.feed import Feed, Restarted
-from pipeline.engine.decoders.lanes import ProcessLanes, niceness_beside
+from pipeline.engine.decoders.feed import Feed
+from pipeline.engine.decoders.lanes import niceness_beside
+from pipeline.engine.decoders.losses import Restarted
+from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import LatheError
 from pipeline.reader import ShardReader
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 4  # samples waiting for a decoder
 WAIT_S = 0.2
-MOST_DECODERS = 16  # as `lathe encode` for one encoder
+MOST_DECODERS = 16  # as in `lathe encode` for one encoder
 
 
 class SampleEvent(NamedTuple):
-    """Something that happened to sample `number` of the corpus, counted as they are read. The last of a sample is `VideoEnded`, a `Reject`,
-    or the `LatheError` of a source that could not be read.
+    """One step of sample `number` of the corpus, numbered in the order of reading. The last step is `VideoEnded`, a `Reject`, or the
+    `LatheError` of a source that could not be read.
     """
 
     number: int
@@ -43,12 +42,12 @@ class SampleEvent(NamedTuple):
 
 
 class _OpenShard:
-    """An open shard: closed once it is read and no sample of it is in use."""
+    """A shard with its reader, which is closed once the shard is read and no sample of it is in use."""
 
     def __init__(self, reader: ShardReader, opened: set[_OpenShard]) -> None:
-        """Stands among the `opened` until it is closed."""
+        """Adds itself to `opened` until it is closed."""
         self.reader, self._opened = reader, opened
-        self._users = 1  # whoever reads it
+        self._users = 1  # the reading thread; each sample in use adds one
         self._guard = threading.Lock()
         opened.add(self)
 
@@ -68,18 +67,18 @@ class _OpenShard:
 
 
 class _Ticket(NamedTuple):
-    """What the feed knows a sample by."""
+    """Owner of a sample in the feed."""
 
     number: int
     open_shard: _OpenShard
-    alone: bool  # a plain file
+    alone: bool  # it is a plain file
 
 
 class SampleStream:
     """Iterate once, inside `with`.
 
     Raises while iterating:
-        StorageUnavailable, SourceChanged, SourceRefused: as the reader, or met by a decoder.
+        StorageUnavailable, SourceChanged, SourceRefused: raised by the reader or by a decoder.
         WorkerLost: decoders that are killed from outside again and again.
         BuildError: decoder processes that die on start-up.
     """
@@ -95,9 +94,10 @@ class SampleStream:
         headers_only: bool = False,
         goes_on: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
-        """`chunk_frames`: most frames of a chunk behind the first. `device`: of the network beside the decoders. Processes start now,
-        and warm up while a network loads. `headers_only`: videos are opened and nothing is cut. `goes_on`: whether to go on with the next
-        file where a plain file cannot be read, by the reader or by a decoder.
+        """Starts the decoder processes, which warm up while a network loads.
+
+        `chunk_frames`: most frames of a chunk after a clip's first chunk. `device`: of the network, for the decoders' niceness.
+        `headers_only`: videos are opened, nothing is cut. `goes_on`: whether to skip a plain file that could not be read.
         """
         self._job, self._shards = job, shards
         self._goes_on = goes_on
@@ -130,7 +130,7 @@ class SampleStream:
         try:
             self._thread.start()
             self._feed.start()
-        except BaseException:  # a signal: without this nobody would close what has begun
+        except BaseException:  # a signal: `__exit__` is not called for it
             self._close()
             raise
         return self
@@ -143,7 +143,9 @@ class SampleStream:
     def _close(self) -> None:
         self._stop.set()
         self._feed.close()
-        for open_shard in list(self._open):  # what was left early; also ends a read that waits for storage
+        for open_shard in list(
+            self._open
+        ):  # shards not read to their end; this also ends a read that waits for storage
             open_shard.reader.close()
         if self._thread.is_alive():
             self._thread.join()
@@ -155,28 +157,26 @@ class SampleStream:
                 ended += 1
                 yield self._refused.get()
             for event in self._feed.events(WAIT_S):
-                failed = isinstance(
-                    event.what, LatheError
-                )  # not the video's fault: it would be missing from the result
+                # Not the video's fault: without it the result would be incomplete.
                 if isinstance(event.what, LatheError) and not (event.owner.alone and self._goes_on(event.what)):
                     raise event.what
                 yield SampleEvent(event.owner.number, event.sample, event.what)
                 if isinstance(event.what, FrameChunk):
                     self._feed.consumed(event.what.nbytes)
-                elif failed or isinstance(event.what, VideoEnded | Reject):
+                elif isinstance(event.what, VideoEnded | Reject | LatheError):
                     ended += 1
                     event.owner.open_shard.give_back(event.sample)
             if self._error is not None:
                 raise self._error
 
     def next_sample(self) -> tuple[_Ticket, Sample] | None:
-        """For the feed."""
+        """See `Source` of the feed."""
         try:
             return self._samples.get_nowait()
         except queue.Empty:
             return None
 
-    # ---- the reading thread -----------------------------------------------------------------------------------------
+    # --- the reading thread -------------------------------------------------------------------------------------------
 
     def _read_all(self) -> None:
         count = 0
@@ -194,7 +194,7 @@ class SampleStream:
                     for item in reader:
                         if self._stop.is_set():
                             return
-                        self._hand_on(_Ticket(count, open_shard, alone=shard.kind == "files"), item)
+                        self._hand_over(_Ticket(count, open_shard, alone=shard.kind == "files"), item)
                         count += 1
                 finally:
                     open_shard.give_back()
@@ -204,7 +204,7 @@ class SampleStream:
         finally:
             self._feed.wake()
 
-    def _hand_on(self, ticket: _Ticket, item: Sample | Reject) -> None:
+    def _hand_over(self, ticket: _Ticket, item: Sample | Reject) -> None:
         if isinstance(item, Reject):
             self._refused.put(SampleEvent(ticket.number, None, item))
             return
@@ -218,5 +218,5 @@ class SampleStream:
 
 
 def _most_samples(shards: Sequence[Shard]) -> int:
-    """How many samples there can be at most: more decoders would have nothing to do."""
+    """Upper bound of the number of samples: more decoders would be idle."""
     return sum(len(shard.objects) if shard.kind == "files" else 1 << 16 for shard in shards)

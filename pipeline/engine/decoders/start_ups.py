@@ -1,8 +1,8 @@
-"""What follows when a decoder process dies before it is up: a pause before the next start, or the end of the build.
+"""Failed starts of decoder processes: the pause before the next start, or the end of the build.
 
-Takes the deaths on start-up and the starts that worked, by lane. Gives pauses in seconds. A process that ends by itself points at this
-machine (no interpreter, no library, no memory): a few of these in a row stop the build while no decoder is up. One that is killed
-from outside points at a shortage that may pass: it is started again after growing pauses.
+A process that ends by itself before it is up shows a fault of this machine (no interpreter, no library, no memory): `FAILED_STARTS` of
+these in a row stop the build while no decoder is up. One that is killed from outside shows a shortage that may pass: it is started again
+after growing pauses.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pipeline.errors import BuildError
 if TYPE_CHECKING:
     from pipeline.errors import WorkerLost
 
-STILLBORN = 6  # processes in a row that end by themselves on start-up, none being up, before the build stops
-NO_DECODER_S = 300.0  # without any decoder up, those that start being killed from outside, before the build stops
-PAUSES_S = 0.25, 30.0  # before the next start of a lane: at first, at most; doubled each time
+FAILED_STARTS = 6  # processes in a row that end by themselves on start-up while none is up, before the build stops
+NO_DECODER_S = 300.0  # without a decoder that is up, because all are killed from outside, before the build stops
+PAUSES_S = 0.25, 30.0  # before the next start of a lane: first and longest; doubled each time
 
 
 class StartUps:
-    """Deaths on start-up of one encoder's lanes."""
+    """Failed starts of one encoder's lanes."""
 
     def __init__(self, lanes: int) -> None:
         self._in_a_row = [0] * lanes  # by lane
-        self._by_themselves = 0  # all lanes, since one came up
-        self._none_up_since: float | None = None  # first death on start-up since one came up
+        self._by_themselves = 0  # of all lanes, since one came up
+        self._none_up_since: float | None = None  # first failed start since one came up
 
     def up(self, lane: int) -> None:
         """The lane's process is up."""
@@ -36,14 +36,14 @@ class StartUps:
         """The lane's process died before it was up, at `now` on a clock in seconds. Returns the pause before its next start.
 
         Raises:
-            BuildError: no decoder is up and none comes up any more.
+            BuildError: no decoder is up, and too many starts failed or for too long.
         """
         if not others_up:
             self._none_up_since = now if self._none_up_since is None else self._none_up_since
             self._by_themselves += error.blame
-            if self._by_themselves >= STILLBORN:
+            if self._by_themselves >= FAILED_STARTS:
                 raise BuildError(
-                    f"{STILLBORN} decoder processes in a row died before they were up; the last: {error.message}"
+                    f"{FAILED_STARTS} decoder processes in a row died before they were up; the last: {error.message}"
                 )
             if now - self._none_up_since > NO_DECODER_S:
                 raise BuildError(f"no decoder process came up in {NO_DECODER_S:.0f} s; the last: {error.message}")

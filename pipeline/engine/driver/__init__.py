@@ -4,8 +4,8 @@
 - `coverage`, `retries`, `unchanged`: sources without a counted receipt; rejects to encode again; inputs that were only touched
 - `build`: one run over the shards to do
 - `executor`: inline or Ray, chosen by the job
-- `dispatch`: which worker gets which shard, what is retried, copied or given up
+- `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
-- `heartbeat`, `progress`, `report`: progress object in the output; progress for a display; result of a build
+- `heartbeat`, `live_counts`, `progress`, `report`: progress object in the output; sums over workers; progress for a display; the result
 - `running_median`: median of the shard times
 """

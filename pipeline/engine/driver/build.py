@@ -1,17 +1,18 @@
-"""One run of the executor over the shards to do: hands them out, handles what the pool reports, shows progress, drains on signals.
+"""One run over the shards to do: hands them to the worker pool, handles its events, shows progress, drains on signals.
 
-In: shards, a context, an `Executor`. Out: a filled `BuildReport`, or an exception with that report as its attribute `report`, whatever
-ends the build. Nothing here waits for a store: probes and heartbeats have threads of their own.
+Takes shards, a context and an `Executor`. Fills a `BuildReport`; an exception that ends the build has it as its attribute `report`. Nothing
+here waits for a store: probes and heartbeats have threads of their own.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.engine.driver.dispatch import Dispatcher
 from pipeline.engine.driver.heartbeat import Heartbeat
+from pipeline.engine.driver.live_counts import LiveCounts
 from pipeline.engine.driver.outage import OutageWatch
 from pipeline.engine.driver.progress import BuildProgress, Display, Repeats
 from pipeline.engine.driver.reject_budget import budget_exceeded
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from pipeline.records import Shard, SourceObject
     from pipeline.storage import Store
 
-SHOW_S = 0.2  # between snapshots
+SHOW_S = 0.2  # between updates of the display
 POLL_S = 0.5
 
 
 class Build:
-    """One run of the executor over the shards to do."""
+    """See the module. `begun` is the time.monotonic() at which the whole build began."""
 
     def __init__(
         self,
@@ -66,17 +67,16 @@ class Build:
         self._begun = begun
         self._heartbeat = Heartbeat(store, context.fingerprint, layout=context.layout)
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
-        self._pulses: dict[str, tuple[int, int]] = {}  # worker -> frames, clips; their sums are kept beside them
-        self._frames = self._clips = 0
+        self._live = LiveCounts()
         self._workers: set[str] = set()
-        self._disk_error: StorageUnavailable | None = None  # the last
+        self._disk_error: StorageUnavailable | None = None  # the latest
         self._show_at = 0.0
 
     def run(self) -> None:
-        """Until every shard is done or given up, or the build must stop.
+        """Runs until every shard is done or given up, or the build must stop.
 
         Raises:
-            Interrupted: a signal came; what ran was finished, and shards are left.
+            Interrupted: a signal came; running shards were finished, and others are left.
             LatheError: the build had to stop.
         """
         self._report.encoders = self._dispatcher.workers_wanted(self._pool.size)
@@ -106,7 +106,7 @@ class Build:
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
-            self._stop_on_flood()
+            self._check_reject_budget()
             self._show()
 
     def _events(self) -> list[PoolEvent]:
@@ -132,7 +132,9 @@ class Build:
     def _drain_if_asked(self) -> None:
         if signals.requested() and not self._dispatcher.draining:
             self._dispatcher.draining = True
-            self._display.notice("stopping: shards that run are finished, the rest is left; once more to stop now")
+            self._display.notice(
+                "stopping: running shards are finished, the rest is left; send the signal again to stop at once"
+            )
 
     def _settle_signal(self) -> None:
         if self._dispatcher.draining and self._dispatcher.open_shards:
@@ -153,44 +155,44 @@ class Build:
         elif isinstance(event, Notice):
             self._display.notice(event.text)
         elif isinstance(event, Pulse):
-            self._pulse(event.worker, int(event.stats.get("frames", 0)), int(event.stats.get("clips", 0)))
+            self._live.pulse(event.worker, event.stats)
         elif isinstance(event, WorkerGone):
             self._workers.discard(event.worker)
-            self._pulse(event.worker, 0, 0)
-            self._pulses.pop(event.worker, None)
+            self._live.remove(event.worker)
             self._display.notice(str(event.error))
             lost = self._dispatcher.on_lost(event.worker, event.error, time.monotonic(), cause=event.cause)
             for shard_id, verdict in lost:
-                self._tell(shard_id, verdict.reason)
+                self._notice(shard_id, verdict.reason)
 
     def _shard_ended(self, event: ShardEnded) -> None:
         now, outcome = time.monotonic(), event.outcome
+        self._live.ended(event.worker, outcome.shard_id)
         if not isinstance(outcome, ShardFailure):
             self._watch.succeeded()
             if self._dispatcher.on_done(event.worker, outcome.shard_id, now):
                 self._report.add(outcome, ours=outcome.ours)
                 for text in outcome.notes:
-                    self._tell(outcome.shard_id, text)
+                    self._notice(outcome.shard_id, text)
                 for objects in ((outcome.left,) if outcome.left else ()) + tuple((source,) for source in outcome.aside):
                     self._add_left(self._by_id[outcome.shard_id], objects)
             return
         error = outcome.error
         if isinstance(error, FatalError) and not isinstance(error, (SourceChanged, SourceRefused)):
             raise _as_build_error(error)
-        if isinstance(error, StorageUnavailable) and error.uri is None:  # a temporary file of the worker
+        if isinstance(error, StorageUnavailable) and error.uri is None:  # it concerns a temporary file of the worker
             self._disk_error = error
             verdict = self._dispatcher.on_disk_failed(event.worker, outcome.shard_id, error, now)
-            self._tell(outcome.shard_id, verdict.reason)
+            self._notice(outcome.shard_id, verdict.reason)
             return
         if isinstance(error, StorageUnavailable):
             started = self._dispatcher.park(event.worker, outcome.shard_id)
             if started is not None:
                 self._watch.failed(outcome.shard_id, error, started, now)
             return
-        self._tell(outcome.shard_id, self._dispatcher.on_failed(event.worker, outcome.shard_id, error, now).reason)
+        self._notice(outcome.shard_id, self._dispatcher.on_failed(event.worker, outcome.shard_id, error, now).reason)
 
     def _add_left(self, shard: Shard, left: tuple[SourceObject, ...]) -> None:
-        """A further shard: files that an attempt left because its group had become too long, or one whose reading failed."""
+        """Adds a shard: files that an attempt left because its group had become too long, or a file whose reading failed."""
         rest = replace(shard, objects=left)
         shard_id = rest.id(self._fingerprint)
         self._by_id[shard_id] = rest
@@ -199,75 +201,67 @@ class Build:
 
     def _look_at_stores(self) -> None:
         now = time.monotonic()
-        rulings, told = self._watch.poll(now, fresh=lambda: self._dispatcher.fresh)
+        rulings, notices = self._watch.poll(now, fresh=lambda: self._dispatcher.fresh)
         self._dispatcher.paused = self._watch.paused
         self._dispatcher.canaries_only = self._watch.doubtful
-        for text in told:
+        for text in notices:
             self._display.notice(text)
         for ruling in rulings:
             if ruling.counts:
-                self._tell(ruling.shard_id, self._dispatcher.judge(ruling.shard_id, ruling.error, now).reason)
+                self._notice(ruling.shard_id, self._dispatcher.judge(ruling.shard_id, ruling.error, now).reason)
             else:
                 self._dispatcher.release(ruling.shard_id)
         since = self._dispatcher.disks_failing_since
         if since is not None and now - since > self._job.engine.outage_s:
             raise BuildError(
                 f"the temporary folder of every encoder has failed for longer than engine.outage_s={self._job.engine.outage_s:g}: "
-                f"{self._disk_error}; once that is mended, the same command resumes"
+                f"{self._disk_error}; repair it, and the same command resumes"
             )
 
-    def _tell(self, shard_id: str, reason: str) -> None:
+    def _notice(self, shard_id: str, reason: str) -> None:
         self._repeats.notice(self._by_id[shard_id].name, reason)
 
-    def _stop_on_flood(self) -> None:
+    def _check_reject_budget(self) -> None:
         over = budget_exceeded(self._report.judged, self._job.reject_budget, final=False)
         if over is not None:
             raise RejectBudgetExceeded(over)
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
-    def _pulse(self, worker: str, frames: int, clips: int) -> None:
-        before = self._pulses.get(worker, (0, 0))
-        self._frames += frames - before[0]
-        self._clips += clips - before[1]
-        self._pulses[worker] = frames, clips
-
     def _show(self) -> None:
         now = time.monotonic()
         if now < self._show_at:
             return
         self._show_at = now + SHOW_S
-        snapshot = self._snapshot()
-        self._display.update(snapshot)
+        progress = self._now()
+        self._display.update(progress)
         self._repeats.flush(older_than_s=10.0)
-        self._heartbeat.offer({**asdict(snapshot), "waiting_for_storage": self._watch.paused})
+        self._heartbeat.offer({**asdict(progress), "waiting_for_storage": self._watch.paused})
         if (failure := self._heartbeat.failure()) is not None:
             self._display.notice(failure)
 
-    def _snapshot(self) -> BuildProgress:
-        report = self._report
-        elapsed = time.monotonic() - self._begun
-        total = self._bytes_total
-        done = total - self._dispatcher.open_bytes
-        frames = max(self._frames, report.counts.frames)
-        eta = elapsed * (total - done) / done if done and self._dispatcher.open_shards else None
-        values: dict[str, Any] = {
-            "shards_total": report.shards_total,
-            "shards_done": report.shards_before + report.shards_done + report.shards_elsewhere,
-            "bytes_total": total,
-            "bytes_done": done,
-            "clips": max(self._clips, report.counts.clips),
-            "frames": frames,
-            "frames_per_s": frames / elapsed if elapsed else 0.0,
-            "samples": report.counts.samples,
-            "rejects": sum(report.rejects.values()),
-            "workers": len(self._workers),
-            "elapsed_s": elapsed,
-            "eta_s": eta,
-        }
-        return BuildProgress(**values)
+    def _now(self) -> BuildProgress:
+        report, total = self._report, self._bytes_total
+        elapsed_s = time.monotonic() - self._begun
+        encoding_s = elapsed_s - report.startup_s if report.startup_s else 0.0
+        done = total - self._dispatcher.open_bytes + self._live.bytes_inside(self._dispatcher.running)
+        frames = max(self._live.frames, report.counts.frames)
+        return BuildProgress(
+            shards_total=report.shards_total,
+            shards_done=report.shards_before + report.shards_done + report.shards_elsewhere,
+            bytes_total=total,
+            bytes_done=done,
+            clips=max(self._live.clips, report.counts.clips),
+            frames=frames,
+            frames_per_s=frames / elapsed_s if elapsed_s else 0.0,
+            samples=report.counts.samples,
+            rejects=sum(report.rejects.values()),
+            workers=len(self._workers),
+            elapsed_s=elapsed_s,
+            eta_s=encoding_s * (total - done) / done if done and self._dispatcher.open_shards else None,
+        )
 
 
 def _as_build_error(error: FatalError) -> FatalError:
-    """Access lost in the middle of a build is a build that failed, not a wrong command."""
-    return BuildError(f"{error}; once that is mended, the same command resumes") if error.exit_code == 2 else error
+    """Access that is lost during a build is a failed build (exit code 1), not a wrong command (2)."""
+    return BuildError(f"{error}; repair it, and the same command resumes") if error.exit_code == 2 else error

@@ -1,7 +1,7 @@
-"""What a run has to do: sources of its inputs that no counted receipt covers, and what it should say about those that one does.
+"""Work of a run: sources of its inputs that no counted receipt covers, and notices about those that one covers.
 
-In: listed shards, summaries of the output's receipts, the fingerprint, the job. Out: `Work`. How plain files were grouped by earlier
-runs does not matter: what is covered is decided source by source, and only what is left is grouped again.
+Takes listed shards, summaries of the output's receipts, the fingerprint and the job. Gives `Work`. Coverage is decided source by source,
+and only the sources left are grouped: it does not matter how earlier runs grouped plain files.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Work:
-    """What is left to do, the receipts that cover the rest of the inputs, and lines for the user."""
+    """Sources left to encode, the receipts that cover the other inputs, and lines for the user."""
 
     overlaps: Overlaps
     tars: list[Shard] = field(default_factory=list)
     files: list[SourceObject] = field(default_factory=list)
     retries: list[Shard] = field(default_factory=list)
-    # By shard id of the receipt that counts for them: inputs that are finished.
+    # Finished inputs, by shard id of the receipt that counts for them.
     finished: dict[str, list[SourceObject]] = field(default_factory=lambda: defaultdict(list))
-    # Sources to do of which older versions with the same URI are finished: their bytes may be the same.
+    # Sources left to encode of which an older version with the same URI is finished: the bytes may be the same.
     touched: dict[SourceObject, list[ReceiptSummary]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     def todo(self, config: StorageConfig) -> list[Shard]:
-        """The shards to hand out; plain files are grouped here, whatever groups they were listed in."""
+        """Shards to hand out. Plain files are grouped here, independent of the groups they were listed in."""
         return [*self.tars, *group_files(self.files, config), *self.retries]
 
     def finished_receipts(self) -> list[ReceiptSummary]:
@@ -64,7 +64,7 @@ class Work:
 
 
 def _is_damaged(source: SourceObject, receipts: list[ReceiptSummary]) -> bool:
-    """Of a plain file: what the last receipt says that tried it."""
+    """Whether a plain file is damaged, by the last receipt that covers it."""
     uri = uri_id(source.uri)
     last = [item for item in receipts if uri in item.uri_ids()][-1]
     return bool(last.marks[last.uri_ids().index(uri)] & DAMAGED)
@@ -110,7 +110,7 @@ def _owners(
         targets = json.loads(item.same_as) if item.same_as is not None else ()
         for source, uri, target in zip(item.source_ids(), item.uri_ids(), targets, strict=False):
             older = overlaps.by_shard.get(target)
-            if older is None or source in owners:  # a receipt that is gone covers nothing
+            if older is None or source in owners:  # a deleted receipt covers nothing
                 continue
             place = positions.setdefault(target, older.positions()).get(uri)
             if place is not None:
@@ -119,15 +119,15 @@ def _owners(
 
 
 def without_unchanged(work: Work, unchanged: dict[SourceObject, ReceiptSummary]) -> Work:
-    """`work` where these touched sources count as finished: by the receipt of an older version with the same bytes."""
+    """`work` with these touched sources as finished, by the receipt of an older version with the same bytes."""
     for source, older in unchanged.items():
         owner = work.overlaps.owner(older, older.positions()[uri_id(source.uri)])
         work.finished[owner.shard_id].append(source)
     work.tars = [shard for shard in work.tars if shard.objects[0] not in unchanged]
     work.files = [source for source in work.files if source not in unchanged]
     work.notices.append(
-        f"{len(unchanged)} inputs have a new modification time or etag and the same bytes as before: their rows stand, "
-        "nothing of them is encoded again"
+        f"{len(unchanged)} inputs have a new modification time or etag and the same bytes as before: their rows are kept, "
+        "they are not encoded again"
     )
     return work
 
@@ -136,7 +136,7 @@ def _format_notice(work: Work, container: str) -> list[str]:
     containers = (work.overlaps.by_shard[shard].container for shard in work.finished)
     others = Counter(found for found in containers if found not in ("", container))
     return [
-        f"{n} finished shards are stored as {name} and stay so; write.format={container} holds for what is encoded from now on"
+        f"{n} finished shards are stored as {name} and stay so; write.format={container} applies to shards encoded from now on"
         for name, n in sorted(others.items())
     ]
 
@@ -151,6 +151,6 @@ def _other_settings_notice(
     )
     return [
         f"{n} shards of these inputs were encoded before with other settings (fingerprint {other[:8]}, this run {fingerprint[:8]}); "
-        "they are encoded again beside those, see `lathe inspect` for both"
+        "they are encoded again in addition, see `lathe inspect` for both"
         for other, n in sorted(others.items())
     ]

@@ -1,13 +1,13 @@
-"""Decides which worker gets which shard. Plain values in, plain values out: no Ray, no clock, no I/O.
+"""Decides which worker gets which shard, and what follows a failure. Works on plain values: no Ray, no clock, no I/O.
 
-In: the shards to do, and what happened to workers and attempts, each with the time it happened. Out: assignments, and a `Verdict` with
-its reason for every failure. Shards go out longest first; a worker holds up to `credit` of them; when none is left to hand out, the
-slowest running ones are copied to idle workers (safe: the first receipt wins).
+Takes the shards to do and the events of workers and attempts, each with its time. Gives assignments, and a `Verdict` with its reason for
+every failure. The largest shards are handed out first; a worker holds up to `credit`. When none is left, the slowest that run are copied to
+idle workers, which is safe: the first receipt wins.
 
-Blame: a shard is given up after `attempts` failures of its own. A worker that dies without an explanation makes *suspects* of the shards
-it held. A suspect runs alone on a worker, and only the shard that was alone when its worker died gets the failure counted. A preempted
-worker counts for no shard, a node that died for no shard up to `EXCUSED` times each. Shards whose storage failed wait behind those that
-have not failed. Every call costs at most O(log shards), or O(shards that run) while `canaries_only`.
+A shard is given up after `attempts` failures of its own. When a worker dies without an explanation, the shards it held become suspects. A
+suspect runs alone on a worker, and a death counts only for a shard that was alone on its worker. A preempted worker counts for no shard, a
+node that died for no shard up to `EXCUSED` times each. Shards whose storage failed wait behind those that have not failed. Every call costs
+at most O(log shards), or O(shards that run) while `canaries_only`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.engine.driver.running_median import RunningMedian
-from pipeline.engine.driver.worker_disks import WorkerDisks
+from pipeline.engine.driver.worker_loads import WorkerLoads
 from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Set
 
     from pipeline.records import Shard
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
-EXCUSED = 5  # deaths of nodes under one shard that count for nothing; a shard may be what kills them
-CANARIES = 2  # shards at once that are tried while it is not known whether the store or single objects fail
+EXCUSED = 5  # deaths of nodes that do not count for a shard; beyond, the shard may be their cause
+CANARIES = 2  # shards tried at once while it is not known whether the store fails or single objects
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
 
 Cause = Literal["unexplained", "node", "preempted"]
@@ -40,7 +40,7 @@ class _Progress:
     shard_id: str
     failures: int = 0
     excused: int = 0
-    suspect: bool = False  # until it is done: it may be what kills workers
+    suspect: bool = False  # until it is done: it may be the cause of a worker's death
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
     done: bool = False
     storage_failed: bool = False
@@ -57,32 +57,24 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a shard after a failure."""
+    """Decision about a shard after a failure."""
 
     retry: bool
     reason: str
 
 
 class Dispatcher:
-    """The state of a build's shards. `now` is any clock that only grows, in seconds."""
+    """State of a build's shards. `now` is any clock that only grows, in seconds."""
 
     def __init__(self, shards: Iterable[tuple[str, Shard]], *, credit: int, attempts: int) -> None:
         ordered = sorted(shards, key=lambda item: (-item[1].num_bytes, item[1].name))
         self._shards = {shard_id: _Progress(shard, shard_id) for shard_id, shard in ordered}
         self._pending = deque(self._shards)
-        self._again: deque[str] = deque()  # storage failed; handed out when nothing else is left
-        self._disks = WorkerDisks()
-        self._suspects: deque[str] = deque()  # each waits for a worker of its own
+        self._again: deque[str] = deque()  # storage failed; handed out after `_pending`
+        self._suspects: deque[str] = deque()  # each needs a worker without other shards
         self._delayed: list[tuple[float, str]] = []  # heap: not before, shard
-        self._parked: set[str] = set()  # their failure is being looked into
-        self._workers: dict[str, set[str]] = {}
-        # Workers that take shards, by how many they hold; a dict keeps the order in which they came to hold that many.
-        self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
-        self._closed: set[str] = (
-            set()
-        )  # workers that get nothing more until they hold nothing: with a suspect, or kept for one
-        self._kept: set[str] = set()  # of those, the ones kept for a suspect that waits
-        self._credit = credit
+        self._parked: set[str] = set()  # failed, and `judge` or `release` must follow
+        self._workers = WorkerLoads(credit)
         self._attempts = attempts
         self._durations = RunningMedian()
         self._started: list[tuple[float, str, str]] = []  # heap of (start, shard, worker); entries may be out of date
@@ -96,7 +88,7 @@ class Dispatcher:
 
     @property
     def finished(self) -> bool:
-        """Nothing runs, and nothing is left to hand out (or, draining, need not be)."""
+        """Whether nothing runs and nothing is left to hand out; while draining, whether nothing runs."""
         waiting = self._pending or self._again or self._suspects or self._delayed or self._parked
         return not self._running and (self.draining or not waiting)
 
@@ -106,23 +98,27 @@ class Dispatcher:
         return self._open
 
     @property
+    def running(self) -> Set[str]:
+        """Ids of shards that run and are not done."""
+        return self._running
+
+    @property
     def fresh(self) -> bool:
-        """Whether a shard waits or runs whose storage has not failed."""
+        """Whether some shard whose storage has not failed waits or runs."""
         self._drop_done(self._pending)
         return bool(self._pending or self._fresh_running())
 
     @property
     def disks_failing_since(self) -> float | None:
         """Since when the temporary folder of every worker fails; None if one works, or still runs a shard."""
-        all_fail = self._workers and not self._running and self._disks.failing(self._workers)
-        return self._disks.since if all_fail else None
+        return self._workers.disks_failing_since if not self._running else None
 
     def workers_wanted(self, most: int) -> int:
-        """Workers this build can keep busy."""
+        """Number of workers, up to `most`, that this build can keep busy."""
         return min(most, self._open)
 
     def add_shard(self, shard_id: str, shard: Shard) -> None:
-        """One more shard to do: what an attempt left of a group of files."""
+        """Adds a shard: files that an attempt left of its group."""
         if shard_id not in self._shards:
             self._shards[shard_id] = _Progress(shard, shard_id)
             self._pending.append(shard_id)
@@ -131,37 +127,34 @@ class Dispatcher:
 
     def add_worker(self, worker: str) -> None:
         """A worker is ready for shards."""
-        if worker not in self._workers:
-            self._workers[worker] = set()
-            self._place(worker)
+        self._workers.add(worker)
 
     def assignments(self, now: float) -> list[Assignment]:
-        """What to hand out now; taken as done. Workers with the least to do are served first."""
+        """Shards to hand out now, counted as handed out. Workers that hold the fewest are served first."""
         if self.draining or self.paused:
             return []
         while self._delayed and self._delayed[0][0] <= now:
             self._requeue(self._shards[heapq.heappop(self._delayed)[1]])
-        for rested in self._disks.rested(now):
-            self._place(rested)
+        self._workers.end_rests(now)
         if self.canaries_only:
             return self._give_canaries(now)
         given = self._give_suspects(now)
         for queue in (self._pending, self._again):
-            while self._drop_done(queue) and (worker := self._least_busy(0)) is not None:
+            while self._drop_done(queue) and (worker := self._workers.least_busy()) is not None:
                 given.append(self._give(worker, queue.popleft(), now, "next longest shard"))
         return given if self._pending or self._again else given + self._speculate(now)
 
     def on_done(self, worker: str, shard_id: str, now: float) -> bool:
-        """A shard is committed. False if it was known already (the slower of two copies)."""
+        """A shard is committed. False if another copy was committed before."""
         progress = self._shards[shard_id]
         started = self._stop_running(progress, worker)
-        self._disks.succeeded(worker)
+        self._workers.disks.succeeded(worker)
         if started is not None:
             self._durations.add(now - started)
         if progress.done:
             return False
         progress.done = True
-        # A copy that still runs is no longer waited for.
+        # The build does not wait for a copy that still runs.
         self._running.discard(shard_id)
         if self.given_up.pop(shard_id, None) is None:
             self._close(progress)
@@ -174,9 +167,9 @@ class Dispatcher:
         return self._count(progress, error, now)
 
     def park(self, worker: str, shard_id: str) -> float | None:
-        """An attempt failed and it is not known yet whose fault it is: `judge` or `release` must follow.
+        """An attempt failed and the cause is not known yet: `judge` or `release` must follow.
 
-        Returns when the attempt started; None where nothing need follow: the shard is done, given up or still runs elsewhere.
+        Returns the start time of the attempt; None where nothing need follow: the shard is done, given up or still runs elsewhere.
         """
         progress = self._shards[shard_id]
         started = self._stop_running(progress, worker)
@@ -199,7 +192,7 @@ class Dispatcher:
     def on_disk_failed(self, worker: str, shard_id: str, error: BaseException, now: float) -> Verdict:
         """An attempt ended because the worker's temporary folder failed. The worker rests; see `WorkerDisks` for what counts."""
         progress = self._shards[shard_id]
-        counts = self._disks.failed(worker, shard_id, now, workers=len(self._workers))
+        counts = self._workers.disk_failed(worker, shard_id, now)
         self._stop_running(progress, worker)
         progress.storage_failed = True
         if counts:
@@ -212,8 +205,8 @@ class Dispatcher:
     def on_lost(
         self, worker: str, error: BaseException, now: float, *, cause: Cause = "unexplained"
     ) -> list[tuple[str, Verdict]]:
-        """A worker is gone. Returns what becomes of the shards it held that are not done."""
-        held = sorted(self._workers.get(worker, ()))
+        """A worker is gone. Returns the verdicts on the shards it held that are not done."""
+        held = self._workers.held(worker)
         verdicts = []
         for shard_id in held:
             progress = self._shards[shard_id]
@@ -221,7 +214,7 @@ class Dispatcher:
             if progress.done or shard_id in self.given_up:
                 continue
             verdicts.append((shard_id, self._lost(progress, error, now, cause, alone=len(held) == 1)))
-        self._forget(worker)
+        self._workers.remove(worker)
         return verdicts
 
     # --- what a failure means -----------------------------------------------------------------------------------------
@@ -275,40 +268,10 @@ class Dispatcher:
         self.given_up[progress.shard_id] = reason
         return Verdict(False, reason)
 
-    # --- who is free --------------------------------------------------------------------------------------------------
-
-    def _least_busy(self, from_load: int, *, full_too: bool = False) -> str | None:
-        # A worker's second shard only waits in its hands: as long as another worker has none, that one comes first.
-        for load in range(from_load, self._credit + full_too):
-            if self._by_load[load]:
-                return next(iter(self._by_load[load]))
-        return None
-
-    def _place(self, worker: str) -> None:
-        """Puts a worker where it belongs after what it holds has changed."""
-        held = self._workers.get(worker)
-        for bucket in self._by_load:
-            bucket.pop(worker, None)
-        if held is None:
-            return
-        if not held and worker in self._closed:
-            self._open_again(worker)
-        if worker not in self._closed and not self._disks.rests(worker):
-            self._by_load[len(held)][worker] = None
-
-    def _open_again(self, worker: str) -> None:
-        self._closed.discard(worker)
-        self._kept.discard(worker)
-
-    def _forget(self, worker: str) -> None:
-        self._disks.forget(worker)
-        self._workers.pop(worker, None)
-        self._place(worker)
-        if worker in self._closed:
-            self._open_again(worker)
+    # --- handing out --------------------------------------------------------------------------------------------------
 
     def _drop_done(self, queue: deque[str]) -> bool:
-        """Drops shards at both ends that need not be handed out any more. Whether any is left."""
+        """Drops finished shards at both ends. Whether any shard is left."""
         while queue and self._shards[queue[0]].done:
             queue.popleft()
         while queue and self._shards[queue[-1]].done:
@@ -319,10 +282,10 @@ class Dispatcher:
         return sum(not self._shards[shard_id].storage_failed for shard_id in self._running)
 
     def _give_canaries(self, now: float) -> list[Assignment]:
-        """The smallest, which answer first."""
+        """The smallest shards, which end first."""
         given: list[Assignment] = []
         while self._drop_done(self._pending) and self._fresh_running() < CANARIES:
-            if (worker := self._least_busy(0)) is None:
+            if (worker := self._workers.least_busy()) is None:
                 break
             given.append(self._give(worker, self._pending.pop(), now, "canary: other shards' storage fails"))
         return given
@@ -333,24 +296,15 @@ class Dispatcher:
             if self._shards[self._suspects[0]].done:
                 self._suspects.popleft()
                 continue
-            if not self._by_load[0]:
+            if (worker := self._workers.idle()) is None:
                 break
-            worker = next(iter(self._by_load[0]))
             given.append(self._give(worker, self._suspects.popleft(), now, "alone: a worker died that held it"))
-            self._shut(worker)
-        # No worker is empty: as many as suspects wait get nothing more until they are.
-        while len(self._kept) < len(self._suspects) and (least := self._least_busy(1, full_too=True)) is not None:
-            self._kept.add(least)
-            self._shut(least)
+            self._workers.close(worker)
+        self._workers.reserve(len(self._suspects))
         return given
 
-    def _shut(self, worker: str) -> None:
-        self._closed.add(worker)
-        self._place(worker)
-
     def _give(self, worker: str, shard_id: str, now: float, reason: str) -> Assignment:
-        self._workers[worker].add(shard_id)
-        self._place(worker)
+        self._workers.give(worker, shard_id)
         self._shards[shard_id].running[worker] = now
         self._running.add(shard_id)
         heapq.heappush(self._started, (now, shard_id, worker))
@@ -358,23 +312,20 @@ class Dispatcher:
 
     def _speculate(self, now: float) -> list[Assignment]:
         given: list[Assignment] = []
-        while self._by_load[0] and self._durations.value is not None and self._started:
+        while self._durations.value is not None and self._started and (idle := self._workers.idle()) is not None:
             begun, shard_id, worker = self._started[0]
             if now - begun <= SPECULATE_AGE * self._durations.value:
                 break
             heapq.heappop(self._started)
             progress = self._shards[shard_id]
             alone = progress.running == {worker: begun} and not progress.done
-            if alone and not progress.suspect:  # a suspect must not take a second worker along
-                idle = next(iter(self._by_load[0]))
+            if alone and not progress.suspect:  # a suspect may end a second worker
                 given.append(self._give(idle, shard_id, now, f"copy of a shard that runs for {now - begun:.0f} s"))
         return given
 
     def _stop_running(self, progress: _Progress, worker: str) -> float | None:
         started = progress.running.pop(worker, None)
-        if worker in self._workers:
-            self._workers[worker].discard(progress.shard_id)
-            self._place(worker)
+        self._workers.take(worker, progress.shard_id)
         if not progress.running:
             self._running.discard(progress.shard_id)
         for other, begun in progress.running.items():  # may be copied again

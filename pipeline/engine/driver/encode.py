@@ -1,7 +1,6 @@
-"""The front door: `encode(job)` lists, subtracts what is done, hands out the rest, and answers with a `BuildReport`.
+"""Entry point `encode(job)`: lists the inputs, subtracts finished sources, runs the build, returns a `BuildReport`.
 
-Enters: an `EncodeJob`. Leaves: receipts in the output, a report. The order of things: everything that can be wrong with the command is
-found before anything is started; then the executor works; then the books are checked against the reject budget.
+Errors in the command are found before anything is started. After the build its counts are checked against the reject budget.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
-from pipeline.engine.worker.build_context import BuildContext, draw
+from pipeline.engine.worker.build_context import BuildContext, make_context
 from pipeline.errors import (
     ConfigError,
     InputError,
@@ -30,7 +29,8 @@ from pipeline.errors import (
     RejectBudgetExceeded,
     ShardsFailed,
 )
-from pipeline.format.layout import DATA, OWN_FOLDERS, OWN_OBJECTS
+from pipeline.format.card import data_card, hugging_face_config
+from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.storage import Store, open_store
@@ -44,36 +44,37 @@ if TYPE_CHECKING:
 
 
 def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
-    """Encodes what is not encoded yet. Running it again resumes; running it twice at once is safe.
+    """Encodes the inputs that are not encoded yet. Running it again resumes; running it twice at once is safe.
 
     Raises:
-        UsageError: something about the job is wrong; nothing was started. With `strict`, also that inputs hold more than tars and videos.
-        ShardsFailed: some shards could not be finished; the error's `report` attribute has the numbers.
-        RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones; likewise.
-        NothingEncoded: not one clip was encoded, now or earlier; likewise.
+        UsageError: the job is wrong; nothing was started. With `strict`, also where inputs hold more than tars and videos.
+        ShardsFailed: some shards could not be finished. Here and below the error's `report` attribute has the numbers.
+        RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
+        NothingEncoded: no clip was encoded, now or earlier.
     """
     display = display or Silent()
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
-        _rules(job, known)  # frame counts and sizes it cannot take are found before anything is touched
+        _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
     store = open_store(job.output, job.storage)
     passed_over = PassedOver(own=_own_uris(store))
     shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
     if job.strict:
         passed_over.refuse()
     if job.output.startswith("s3://"):
-        store.preflight()  # says within seconds what is wrong, instead of after all retries
+        store.preflight()  # reports an error within seconds instead of after all retries
     store.check_writable()
     ledger = Ledger(store)
     notices = [*filter(None, [passed_over.line()]), *ledger.prepare("lathe")]
     with Executor(job) as executor:
         summaries = Summaries(store)
         receipts = summaries.all()
-        if not receipts:  # all is to do: Ray starts while the weights are read
+        if not receipts:  # everything is to do: Ray starts while the weights are read
             executor.connect()
         device, dtype = executor.resolve_device()
         network = executor.network()
-        context = draw(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
+        _write_card(context, store)
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
@@ -105,7 +106,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
 def _work(
     job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], context: BuildContext, store: Store
 ) -> Work:
-    """What is to do, after inputs that were only touched are found and rejects to retry are looked up."""
+    """Work of this run, without inputs that were only touched, with rejects to retry."""
     work = find_work(shards, receipts, context.fingerprint, job)
     if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
         record_unchanged(store, unchanged, context)
@@ -114,33 +115,55 @@ def _work(
     return work
 
 
+def _write_card(context: BuildContext, store: Store) -> None:
+    """The data card, unless there is one, and what Hugging Face takes for data. Outputs of version 1 have neither."""
+    if context.layout.version < 2:
+        return
+    write, found = context.job.write, None
+    if store.exists(HUGGING_FACE_KEY):
+        found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace")
+    if (config := hugging_face_config(found, context.fingerprint, write.format)) is not None:
+        store.write(HUGGING_FACE_KEY, config.encode())
+    if not store.exists(CARD_KEY):
+        card = data_card(
+            context.fingerprint,
+            context.file_metadata(),
+            container=write.format,
+            dtype=write.dtype,
+            moments=write.moments,
+        )
+        store.put_if_absent(CARD_KEY, card.encode())
+
+
 def _weights_notices(
     checkpoint: str | None, name: str, identity: dict[str, Any], provenance: dict[str, Any]
 ) -> list[str]:
-    """What is to be known of weights that are not somebody's training for production."""
+    """Notices about weights that are random or come with Lathe."""
     if identity["untrained"]:
-        return ["UNTRAINED random weights: the latents will mean nothing; give --checkpoint for real ones"]
+        return ["UNTRAINED random weights: the latents will be meaningless; give --checkpoint for trained weights"]
     if not str(provenance.get("uri", "")).startswith("embedded://"):
         return []
     asked = "no --checkpoint" if checkpoint is None else f"--checkpoint {checkpoint}"
-    return [f"{asked}: the weights that come with Lathe ({name}); they are for demos and tests, not for production"]
+    return [
+        f"{asked}: using the weights that come with Lathe ({name}); they are for demos and tests, not for production"
+    ]
 
 
 def _own_uris(store: Store) -> tuple[str, ...]:
-    """What the output consists of: objects, and folders that end in `/`. It may lie inside a folder of inputs."""
+    """Objects of the output, and its folders, which end in `/`. The output may lie inside a folder of inputs."""
     return (*map(store.uri, OWN_OBJECTS), *(f"{store.uri(name.rstrip('/'))}/" for name in OWN_FOLDERS))
 
 
 def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
-    """The output may lie inside a folder of inputs; its tars of latents are no inputs of the run that resumes it.
+    """Removes tars of latents: the output may lie inside a folder of inputs.
 
     Raises:
-        InputError: the inputs are nothing but these.
+        InputError: no other inputs are left.
     """
     ours = f"{store.uri(DATA.rstrip('/'))}/"
     others = [shard for shard in shards if not all(source.uri.startswith(ours) for source in shard.objects)]
     if shards and not others:
-        raise InputError(f"the inputs hold nothing but what was written to the output {store.root}; name the videos")
+        raise InputError(f"the inputs contain only files of the output {store.root}; name the videos")
     return others
 
 
@@ -153,7 +176,7 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
 
 
 def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
-    """Raises what the finished build deserves, with the report attached. What earlier runs committed is judged with it."""
+    """Raises the error of a finished build, if there is one, with the report attached. Counts of earlier runs are included."""
     error: LatheError | None = None
     before = work.before()
     whole = before + report.judged

@@ -1,4 +1,4 @@
-"""The executor of a job: connects to Ray when the job wants it, resolves device and network, and makes the pool."""
+"""`Executor`: where a build runs. Connects to Ray if the job says so, resolves device and network, makes the worker pool."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Executor:
-    """Connects to Ray when the job wants it, finds out what the network is meanwhile, and makes the pool."""
+    """See the module. The network is identified in a thread of its own from the start."""
 
     def __init__(self, job: EncodeJob) -> None:
         self._job = job
         self._cluster: Any = None
         self._network: Future[encoder.Network] = Future()
-        # A daemon: a signal must end the process although the store that holds the checkpoint does not answer.
+        # A daemon thread: a signal must end the process although the store of the checkpoint does not answer.
         threading.Thread(target=self._identify, name="identify", daemon=True).start()
 
     def __enter__(self) -> Executor:
@@ -48,7 +48,7 @@ class Executor:
 
             ray_session.disconnect()
             if self._cluster.local:
-                # Deletes those of actors that were killed; all are gone by now. A full disk must not replace the build's own result.
+                # Deletes the folders of actors that were killed. A full disk must not replace the build's own result.
                 with suppress(StorageUnavailable):
                     ScratchFolder().close()
 
@@ -62,7 +62,7 @@ class Executor:
         return ray_session.joins(self._job.engine.address)
 
     def network(self) -> encoder.Network:
-        """What the job's model is; raises what its checkpoint deserves."""
+        """Identity of the job's network. Raises the errors of its checkpoint."""
         return self._network.result()
 
     def _identify(self) -> None:
@@ -75,15 +75,15 @@ class Executor:
         """Device and compute dtype of the encoders.
 
         Raises:
-            ConfigError: CUDA was asked for, and no encoder can ever find it.
+            ConfigError: CUDA was asked for, and this machine, which runs the encoders, has none.
         """
         config = self._job.model
         if config.device == "auto" and self._joins:
-            self.connect()  # what `auto` means is known to the cluster only
+            self.connect()  # only the cluster knows what `auto` means
         cluster = self._cluster
         cuda = cluster.gpus >= 1 if cluster is not None else encoder.cuda_available()
         device, dtype = encoder.resolve_device(config.device, config.compute_dtype, cuda=cuda)
-        # A joined cluster may grow GPU nodes when encoders ask for them; this machine will not.
+        # A joined cluster may add GPU nodes when encoders ask for them.
         if device.startswith("cuda") and not cuda and not self._joins:
             raise ConfigError(
                 f"model.device: {device} was asked for, and this machine has no CUDA device; use cpu or auto"
@@ -91,10 +91,10 @@ class Executor:
         return device, dtype
 
     def notices(self) -> list[str]:
-        """What to say about the cluster."""
+        """Lines for the user about the cluster."""
         if self._cluster is None or self._cluster.local or self._cluster.gpus or self._job.model.device != "auto":
             return []
-        return ["the cluster has no GPU at the moment, so encoders run on CPU; --device cuda would wait for GPUs"]
+        return ["the cluster has no GPU at the moment, so encoders run on CPU; use --device cuda to wait for GPUs"]
 
     def pool(self, context: BuildContext) -> WorkerPool:
         """The workers, not started."""

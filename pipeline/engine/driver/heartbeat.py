@@ -1,7 +1,7 @@
-"""Writes `_progress/{build id}.json` in the output while a build runs, for `lathe status` elsewhere. In a thread of its own.
+"""Thread that writes `_progress/{build id}.json` to the output while a build runs, for `lathe status` on other machines.
 
-In: the latest numbers, as often as the build likes. Out: one object a build, replaced every `HEARTBEAT_S` and removed at the end. A slow
-or absent store makes it late and nothing else. Files that killed builds left are removed when they are a day old.
+Takes the latest numbers at any rate. The object is replaced every `HEARTBEAT_S` and removed at the end. A store that is slow or away only
+delays it. Objects of killed builds are removed when they are a day old.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ class Heartbeat:
         self._offered = threading.Event()
         self._closing = threading.Event()
         self._failure: str | None = None
-        self._told = False
+        self._failure_shown = False
         self._thread: threading.Thread | None = None
 
     def offer(self, values: dict[str, Any]) -> None:
-        """The numbers as they are now. Of several between two writes the last is written."""
+        """Takes the present numbers. Of several between two writes the last is written."""
         self._latest = {"updated": time.time(), **values}
         self._offered.set()
         if self._thread is None:
-            # A daemon: a store that hangs must not keep the process.
+            # A daemon thread: a store that hangs must not keep the process alive.
             self._thread = threading.Thread(target=self._write, name="heartbeat", daemon=True)
             self._thread.start()
 
     def failure(self) -> str | None:
-        """Why the object could not be written; answered once a build."""
-        if self._failure is None or self._told:
+        """Why the object could not be written; returned once a build."""
+        if self._failure is None or self._failure_shown:
             return None
-        self._told = True
+        self._failure_shown = True
         return f"{self.key} could not be written, so `lathe status` does not see this build: {self._failure}"
 
     def close(self) -> None:
-        """Removes the object. Returns after `CLOSE_S` at the latest; then the object stays and says nothing after its time."""
+        """Removes the object. Returns after `CLOSE_S` at the latest; then the object stays, and its `updated` shows that it is old."""
         self._closing.set()
         self._offered.set()
         if self._thread is not None:

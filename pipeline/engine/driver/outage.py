@@ -1,10 +1,10 @@
-"""Tells a store that is away for everybody from an object that fails alone, and waits out the first.
+"""Distinguishes a store that is away from a single object that fails, and pauses the build while the store is away.
 
-In: attempts that ended with StorageUnavailable, and successes. Out: for each failed attempt whether it counts against its shard, and
-whether the build is paused. Every failure starts a probe of the stores concerned, in a thread of its own. A store that does not answer
-pauses the build until it does, and nothing is counted. A store that answers while `MANY` shards in a row fail makes the build `doubtful`:
-failures are held back, and only a few shards that have not failed yet are tried, with growing pauses. When one succeeds, or none is left,
-the store works, and the failures held back count against their shards. All else is the shard's own failure.
+Takes attempts that ended with StorageUnavailable, and successes. Gives, for each failed attempt, whether it counts against its shard, and
+whether the build is paused. Every failure starts a probe of the stores concerned, in a thread of its own. If a store does not answer, the
+build is paused until it does, and nothing counts. If stores answer while `MANY` shards in a row fail, the build is `doubtful`: failures are
+held back, and only a few shards that have not failed yet are tried, with growing pauses. When one succeeds, or none is left, the store
+works, and the failures held back count. In all other cases the failure counts against its shard.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between probes
-PROBE_S = 10.0  # a store that leaves a probe unanswered for so long is away (a network file system may block for ever)
-MANY = 3  # different shards that fail in a row, while the store answers probes, may be an outage too
-FORGET_S = 600.0  # failures further apart do not belong together
+PROBE_S = 10.0  # a store that does not answer a probe for so long is away (a network file system may block for ever)
+MANY = 3  # different shards that fail in a row may be an outage, even if the store answers probes
+FORGET_S = 600.0  # failures further apart are not counted as one series
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What the failure of one parked shard means."""
+    """Decision about the failure of one parked shard."""
 
     shard_id: str
     error: StorageUnavailable
@@ -40,10 +40,10 @@ class Ruling:
 
 @dataclass(slots=True)
 class _Probe:
-    """One round of questions. `down` is set before `done`."""
+    """One probe of all stores concerned. `down` is set before `done`."""
 
     asked_at: float
-    asking: str = ""  # the root that is asked now
+    asking: str = ""  # the root that is probed now
     done: bool = False
     down: tuple[str, LatheError] | None = None  # the root that does not answer
 
@@ -59,15 +59,15 @@ class OutageWatch:
         self._held: dict[str, StorageUnavailable] = {}  # while doubtful: shard -> error, not counted yet
         self._row: dict[str, float] = {}  # shards that failed since the last success, and when
         self._probe: _Probe | None = None
-        self._ask_at = 0.0
+        self._probe_at = 0.0
         self._pause_s = FIRST_PAUSE_S
-        self._since: float | None = None  # an outage, from its first failure on
+        self._since: float | None = None  # first failure of the present outage
         self._since_clock = ""
         self._back_at = float("-inf")  # the end of the last outage
-        self._told_at = float("-inf")  # that shards fail in a row
-        self._last = ""  # what the last failure said, one line
+        self._doubt_shown_at = float("-inf")
+        self._last = ""  # message of the last failure, one line
         self.paused = False
-        self.doubtful = False  # the store answers probes, and perhaps nothing else
+        self.doubtful = False  # the store answers probes, and perhaps no other request
 
     def failed(self, shard_id: str, error: StorageUnavailable, started: float, now: float) -> None:
         """An attempt ended. A ruling about it follows from `poll`."""
@@ -95,20 +95,20 @@ class OutageWatch:
             BuildError: the outage lasts longer than `engine.outage_s`.
         """
         rulings: list[Ruling] = []
-        told: list[str] = []
+        notices: list[str] = []
         if self._probe is not None and self._probe.done:
             probe, self._probe = self._probe, None
             if probe.down is not None:
-                told += self._is_down(*probe.down, now)
+                notices += self._is_down(*probe.down, now)
             elif self.paused and not self.doubtful:
-                rulings, told = self._is_back(now)
+                rulings, notices = self._is_back(now)
             elif self.doubtful or (len(self._row) >= MANY and fresh()):
-                told += self._is_doubtful(now)
+                notices += self._is_doubtful(now)
             else:
                 rulings = [Ruling(shard, error, begun >= self._back_at) for shard, (error, begun) in self._take()]
         elif self._probe is not None and now - self._probe.asked_at > PROBE_S and (self.doubtful or not self.paused):
             hung = StorageUnavailable(f"a probe of {self._probe.asking} has not been answered for {PROBE_S:g} s")
-            told += self._is_down(self._probe.asking, hung, now)
+            notices += self._is_down(self._probe.asking, hung, now)
         if self.doubtful and not fresh() and not self._parked:
             self.succeeded()
         if not self.doubtful:
@@ -117,17 +117,17 @@ class OutageWatch:
         if self._since is not None and self.paused and now - self._since > self._outage_s:
             raise BuildError(
                 f"storage has failed since {self._since_clock}, longer than engine.outage_s={self._outage_s:g}: {self._last}; "
-                "once that is mended, the same command resumes"
+                "repair it, and the same command resumes"
             )
-        if self._probe is None and (now >= self._ask_at if self.paused else self._parked):
+        if self._probe is None and (now >= self._probe_at if self.paused else self._parked):
             self._ask(now)
-        return rulings, told
+        return rulings, notices
 
-    # --- what the probes said -----------------------------------------------------------------------------------------
+    # --- results of probes -----------------------------------------------------------------------------------------
 
     def _is_down(self, root: str, error: LatheError, now: float) -> list[str]:
         new = self._since is None or self.doubtful
-        if self.doubtful:  # it was away all the time
+        if self.doubtful:  # it was away from the first failure on
             self.doubtful = False
             self._parked |= {shard: (held, self._since or now) for shard, held in self._held.items()}
             self._held.clear()
@@ -136,12 +136,12 @@ class OutageWatch:
         if not new:
             return []
         return [
-            f"{root} has not answered since {self._since_clock} ({error.message}); waiting, nothing is given up; it is asked again "
+            f"{root} has not answered since {self._since_clock} ({error.message}); waiting, nothing is given up; it is probed again "
             f"every {FIRST_PAUSE_S:g} to {LONGEST_PAUSE_S:g} s, and after {duration(self._outage_s)} the build ends"
         ]
 
     def _is_doubtful(self, now: float) -> list[str]:
-        """The store answers a probe. The first time the build goes on at once; after each further failure it pauses first."""
+        """The store answers a probe. The first time the build continues at once; after each further failure it pauses first."""
         failed = self._take()
         self._held |= {shard: error for shard, (error, _) in failed}
         if self.doubtful:
@@ -152,9 +152,9 @@ class OutageWatch:
             return []
         self._begin(now)
         self.doubtful = True
-        if now - self._told_at < FORGET_S:
+        if now - self._doubt_shown_at < FORGET_S:
             return []
-        self._told_at = now
+        self._doubt_shown_at = now
         return [
             f"{len(self._row)} shards in a row failed since {self._since_clock}, last: {self._last}; a few shards at a time that have not "
             f"failed are tried, with pauses of {FIRST_PAUSE_S:g} to {LONGEST_PAUSE_S:g} s; if all fail, the build ends after "
@@ -167,10 +167,10 @@ class OutageWatch:
             self._pause_s = FIRST_PAUSE_S
 
     def _pause(self, now: float) -> None:
-        """Until the next question."""
+        """Pauses until the next probe."""
         self._begin(now)
         self.paused = True
-        self._ask_at = now + self._pause_s
+        self._probe_at = now + self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
 
     def _is_back(self, now: float) -> tuple[list[Ruling], list[str]]:
@@ -179,7 +179,7 @@ class OutageWatch:
         self._back_at = now
         self.succeeded()
         rulings = [Ruling(shard, error, False) for shard, (error, _) in self._take()]
-        return rulings, [f"storage answers again after {duration(lasted)}; going on"]
+        return rulings, [f"storage answers again after {duration(lasted)}; the build continues"]
 
     def _take(self) -> list[tuple[str, tuple[StorageUnavailable, float]]]:
         parked, self._parked = self._parked, {}
@@ -191,9 +191,9 @@ class OutageWatch:
         roots = {locate(error.uri)[0] for error, _ in self._parked.values() if error.uri}
         self._probe = _Probe(now)
         # A daemon: a store that hangs must not keep the process.
-        threading.Thread(target=self._question, args=(self._probe, roots), name="probe", daemon=True).start()
+        threading.Thread(target=self._run_probe, args=(self._probe, roots), name="probe", daemon=True).start()
 
-    def _question(self, probe: _Probe, roots: set[str]) -> None:
+    def _run_probe(self, probe: _Probe, roots: set[str]) -> None:
         try:
             for store in (self._output, *map(self._open_root, sorted(roots))):
                 probe.asking = store.root
@@ -203,9 +203,9 @@ class OutageWatch:
                     probe.down = store.root, error
                     return
                 except LatheError as error:
-                    if store is self._output:  # it could be listed when the build began
+                    if store is self._output:  # the build listed it when it began, so it is away
                         probe.down = store.root, error
                         return
-                    # The root of an input may never have been listable. It refuses, so it answers.
+                    # The root of an input may never have been listable: a refusal is an answer.
         finally:
             probe.done = True

@@ -1,4 +1,4 @@
-"""Progress of a build, for a display: `BuildProgress`s, notices, the final report. `pipeline.cli.progress` has the displays."""
+"""Interface of a progress display, the numbers it shows, and notices that repeat. `pipeline.cli.progress` has the displays."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """A build at a moment. Frames and clips are live; samples and rejects are of finished shards."""
+    """Numbers of a running build. Frames and clips are live; samples and rejects are of finished shards."""
 
     shards_total: int
     shards_done: int  # with those of earlier runs
-    bytes_total: int
-    bytes_done: int
+    bytes_total: int  # of the sources this run has to encode
+    bytes_done: int  # of those: in finished shards, and of finished samples in shards that run
     clips: int
     frames: int
     frames_per_s: float
@@ -26,17 +26,22 @@ class BuildProgress:
     rejects: int
     workers: int
     elapsed_s: float
-    eta_s: float | None
+    eta_s: float | None  # None until bytes are done
+
+    @property
+    def percent(self) -> int:
+        """Of the source bytes, rounded down."""
+        return 100 * self.bytes_done // self.bytes_total if self.bytes_total else 100
 
 
 class Display(Protocol):
-    """Where progress goes."""
+    """Receives the progress of a build."""
 
     def notice(self, text: str) -> None:
-        """Something a person should know, once."""
+        """Shows a line for the user."""
         ...
 
-    def update(self, snapshot: BuildProgress) -> None:
+    def update(self, progress: BuildProgress) -> None:
         """Called often; the display decides what to show."""
         ...
 
@@ -46,12 +51,12 @@ class Display(Protocol):
 
 
 class Silent:
-    """Shows nothing: the library's default."""
+    """Display that shows nothing: the library's default."""
 
     def notice(self, text: str) -> None:  # noqa: D102
         pass
 
-    def update(self, snapshot: BuildProgress) -> None:  # noqa: D102
+    def update(self, progress: BuildProgress) -> None:  # noqa: D102
         pass
 
     def close(self, report: BuildReport | None) -> None:  # noqa: D102
@@ -59,16 +64,15 @@ class Silent:
 
 
 class Repeats:
-    """Shows what happened to shards: a reason that comes again is counted and told once in a while ("… and 11 more shards")."""
+    """Shows what happened to shards, and on `flush` how often a reason has repeated ("… and 11 more shards")."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        # kind of reason -> the shard shown, others with the last reason of each, since when
+        # kind of reason -> the shard shown, other shards with the last reason of each, when the count began
         self._more: dict[str, tuple[str, dict[str, str], float]] = {}
 
     def notice(self, shard: str, reason: str) -> None:
-        """Shown at once if no reason of its kind is being counted."""
-        # Reasons that differ in numbers, paths and ids only are of one kind.
+        """Shows the first reason of a kind at once, counts further ones. Reasons of a kind differ in numbers, paths and ids only."""
         kind = re.sub(r"\S*[\d/]\S*", "…", reason)
         if kind in self._more:
             shown, others, _ = self._more[kind]
@@ -80,7 +84,7 @@ class Repeats:
             self._display.notice(f"{shard}: {reason}")
 
     def flush(self, older_than_s: float = 0.0) -> None:
-        """Tells what was counted for at least so long; the next one of its kind is shown again."""
+        """Shows what was counted for at least `older_than_s`; the next reason of that kind is shown at once again."""
         for kind, (_, others, since) in list(self._more.items()):
             if time.monotonic() - since >= older_than_s:
                 del self._more[kind]

@@ -1,4 +1,4 @@
-"""Whether a build has met too much damage to go on: counts of inputs and the job's `reject_budget` in, a message or None out. See ADR 2."""
+"""Check of a build's damaged inputs against the job's `reject_budget` (ADR 2)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MIN_EVIDENCE = 100  # inputs seen before the reject budget may stop a running bu
 
 
 def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None:
-    """Why the build must stop for too much damaged input, or None.
+    """The message with which the build must stop because of too many damaged inputs, or None.
 
-    One damaged input alone never exceeds it (unless the budget is 0), and nothing exceeds 1. While the build runs, a verdict needs
-    `MIN_EVIDENCE` inputs.
+    One damaged input never exceeds a budget above 0, and nothing exceeds a budget of 1. While the build runs (not `final`), at least
+    `MIN_EVIDENCE` inputs are assumed.
     """
     inputs = max(
         counts.samples + counts.damaged_regions, counts.damaged
@@ -26,5 +26,5 @@ def budget_exceeded(counts: Counts, budget: float, *, final: bool) -> str | None
     apart = f" ({regions} of them parts of tars that belong to no sample)" if regions else ""
     return (
         f"{counts.damaged} of {inputs} {what}{apart} are damaged ({counts.damaged / inputs:.1%}), more than "
-        f"reject_budget={budget:.1%}; see the rejects by reason, mend the input or raise reject_budget (1: never stop)"
+        f"reject_budget={budget:.1%}; see the rejects by reason; repair the inputs or raise reject_budget (1: never stop)"
     )

@@ -1,7 +1,4 @@
-"""What a build amounts to: `BuildReport`, and how it reads.
-
-Enters: shard results, in any order. Leaves: totals, where the time went, rejects by reason, as an object, as JSON, as text.
-"""
+"""`BuildReport`: totals of a build, its timings and its rejects by reason, summed over shard results in any order."""
 
 from __future__ import annotations
 
@@ -27,12 +24,14 @@ class BuildReport:
     shards_before: int  # done by earlier runs
     shards_done: int = 0  # committed by this run
     shards_elsewhere: int = 0  # committed by another build while this one worked on them
-    failed: dict[str, str] = field(default_factory=dict)  # shard name -> why it was given up
-    refused: list[str] = field(default_factory=list)  # inputs of committed shards that could not be read, each with why
+    failed: dict[str, str] = field(default_factory=dict)  # shard name -> reason it was given up
+    refused: list[str] = field(
+        default_factory=list
+    )  # inputs of committed shards that could not be read, each with the error
     counts: Counts = field(default_factory=Counts)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
     warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
-    # What the inputs of this run gave: shards of other builds count here too, and a retry only with what it adds.
+    # Counts of this run's inputs: includes shards that other builds committed, and of a retry only what it adds.
     judged: Counts = field(default_factory=Counts)
     judged_rejects: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
@@ -40,20 +39,18 @@ class BuildReport:
     wall_s: float = 0.0
     startup_s: float = 0.0  # of the wall time, until the first encoder was up
     encoders: int = 0
-    step_sizes: dict[str, int] = field(
-        default_factory=dict
-    )  # FxHxW of a chunk -> most chunks a step of the network held
+    step_sizes: dict[str, int] = field(default_factory=dict)  # FxHxW of a chunk -> largest number of chunks in a step
     notices: list[str] = field(default_factory=list)
-    passed_over: dict[str, Any] = field(default_factory=dict)  # what the inputs hold and is not encoded, by kind
+    passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
 
     @property
     def ok(self) -> bool:
-        """Every shard has a receipt, and no input of one was refused."""
+        """Whether every shard has a receipt and every input could be read."""
         return not self.failed and not self.refused and self.shards_left == 0
 
     @property
     def shards_left(self) -> int:
-        """Shards without a receipt, those that were given up among them."""
+        """Shards without a receipt, including those that were given up."""
         return self.shards_total - self.shards_before - self.shards_done - self.shards_elsewhere
 
     @property
@@ -63,7 +60,7 @@ class BuildReport:
         return self.counts.frames / working_s if working_s > 0 else 0.0
 
     def add(self, result: ShardResult, *, ours: bool) -> None:
-        """Counts a finished shard: what it holds if this build committed it, else only that another build did."""
+        """Adds a finished shard. Its clips count only if this build committed it (`ours`)."""
         self.timings += result.timings
         self.refused += result.refused
         self.judged += result.added

@@ -1,7 +1,7 @@
-"""Rejects of finished shards that a run may lift: counted for the user, and made to shards on request.
+"""Rejects of finished shards that this run might encode: counted in a notice, and on request made into shards.
 
-In: `Work`, the job's limits and `retry_rejects`. Out: a notice, or shards whose `retry` names their samples. Only receipts that may hold
-such rejects are read, and the retries that complete them.
+Takes `Work`, the job's limits and `retry_rejects`. Gives a notice, or shards whose `retry` names their samples. Reads only receipts that
+may hold such rejects, and those of their retries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.records import Receipt, Reject, SourceObject
     from pipeline.storage import Store
 
-# Reasons that depend on an option outside the fingerprint. A larger value of the option lets more inputs through.
+# Reasons that depend on an option outside the fingerprint. A larger value of the option accepts more inputs.
 LIMIT_OF_REASON = {
     "too_many_pixels": "decode.max_pixels",
     "too_many_frames": "decode.max_frames",
@@ -38,10 +38,10 @@ REASONS_SHOWN = 4
 
 
 def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
-    """Adds shards for the rejects that `job.retry_rejects` names; without it, says how many inputs it would encode again.
+    """Adds shards for the rejects that `job.retry_rejects` names; without it, a notice of how many inputs it would encode again.
 
     Raises:
-        ConfigError: it names a reason that no finished input was rejected for.
+        ConfigError: `retry_rejects` names a reason that no finished input was rejected for.
     """
     limits, wanted = job.limits(), job.retry_rejects
     _check_reasons(work, wanted or ())
@@ -58,17 +58,17 @@ def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
         receipts = [work.overlaps.counted(receipt) for _, receipt in parts if receipt is not None]
         if not receipts or receipts[0].receipt.shard_id != base.shard_id:
             continue  # deleted since it was listed
-        stands = _standing(receipts, {source.uri for source in sources})
-        again = [reject for reject, holder in stands if _retried(reject.reason, holder, limits, wanted)]
+        valid = _valid_rejects(receipts, {source.uri for source in sources})
+        again = [reject for reject, holder in valid if _retried(reject.reason, holder, limits, wanted)]
         found.update(reason for _, _, reason in {(reject.uri, reject.key, reject.reason) for reject in again})
         if wanted is not None:
             samples = {(reject.uri, reject.key) for reject in again}
-            replaced = [reject for reject, _ in stands if (reject.uri, reject.key) in samples]
+            replaced = [reject for reject, _ in valid if (reject.uri, reject.key) in samples]
             work.retries += _shards(receipts, replaced, sources, job)
-    _tell(work, found, job, wanted)
+    _add_notice(work, found, job, wanted)
 
 
-# Reasons of the reader that another try of the same bytes gives again.
+# Reasons of the reader that follow from the bytes: another try rejects them again.
 OF_BYTES = {
     "duplicate_key", "extra_video", "empty_video", "no_video", "truncated_shard", "unresolved_hardlink", "unresolved_symlink",
     "corrupt_header", "corrupt_compression", "unsupported_compression", "not_a_tar",
@@ -79,12 +79,12 @@ def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
     known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
     if vain := sorted(set(wanted) & OF_BYTES):
         raise ConfigError(
-            f"retry_rejects: {', '.join(vain)} follow from the bytes of the tar alone; pack it again, and the next run encodes the new one"
+            f"retry_rejects: {', '.join(vain)} follow from the bytes of the tar alone; write the tar again, and the next run encodes it"
         )
     unknown = sorted(set(wanted) - known)
     if unknown and known:
         raise ConfigError(
-            f"retry_rejects: no finished input was rejected as {', '.join(unknown)}; found are {', '.join(sorted(known))}"
+            f"retry_rejects: no finished input was rejected as {', '.join(unknown)}; reasons of finished inputs: {', '.join(sorted(known))}"
         )
 
 
@@ -106,8 +106,8 @@ def _laxer(reason: str, then: dict[str, float], now: dict[str, float]) -> bool:
     return option is not None and option in then and now[option] > then[option]
 
 
-def _standing(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple[Reject, Receipt]]:
-    """Rejects of these sources that still stand, each with the receipt that holds it. Rejects without a key cannot be retried."""
+def _valid_rejects(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple[Reject, Receipt]]:
+    """Rejects of these sources that are still valid, each with its receipt. Rejects without a key cannot be retried."""
     return [
         (reject, part.receipt)
         for part in receipts
@@ -119,7 +119,7 @@ def _standing(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple[Reje
 def _shards(
     receipts: list[CountedReceipt], replaced: list[Reject], listed: list[SourceObject], job: EncodeJob
 ) -> list[Shard]:
-    """Shards that encode the samples of `replaced` again: all rejects of these samples that stand now."""
+    """Shards that encode the samples of `replaced` again; `replaced` holds all valid rejects of these samples."""
     base = receipts[0].receipt
     after = tuple(sorted(part.receipt.shard_id for part in receipts[1:]))
     etags = {source.uri: source.etag for source in listed}
@@ -151,7 +151,7 @@ def _samples(rejects: list[Reject]) -> tuple[RetriedSample, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def _tell(work: Work, found: Counter[str], job: EncodeJob, wanted: tuple[str, ...] | None) -> None:
+def _add_notice(work: Work, found: Counter[str], job: EncodeJob, wanted: tuple[str, ...] | None) -> None:
     if not found:
         if wanted is not None:
             work.notices.append("--retry-rejects: no finished input has such a reject that could be retried")
@@ -164,6 +164,6 @@ def _tell(work: Work, found: Counter[str], job: EncodeJob, wanted: tuple[str, ..
     limits = job.limits()
     options = sorted({f"{LIMIT_OF_REASON[reason]} is now {limits[LIMIT_OF_REASON[reason]]:g}" for reason in found})
     work.notices.append(
-        f"{total} inputs of finished shards were rejected by limits that this run does not have ({shown}; "
+        f"{total} inputs of finished shards were rejected by limits that this run has raised ({shown}; "
         f"{', '.join(options)}); --retry-rejects encodes them"
     )

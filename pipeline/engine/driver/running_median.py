@@ -1,4 +1,4 @@
-"""Median of all values added so far. In: numbers. Out: their median; O(log n) each."""
+"""Median of all values added so far; adding one costs O(log n)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Inputs whose modification time or etag changed and whose bytes did not: found by hash, and recorded so that it is done once.
+"""Inputs with a new modification time or etag and the same bytes as before: found by hash, and recorded in receipts.
 
-In: sources to do of which an older version is finished. Out: those with the same bytes, and receipts that say so. Such a receipt has no
-files: the rows of the older version stay the rows of this input.
+Takes sources to do of which an older version is finished. Gives those with the same bytes. Their receipts have no files: the rows of the
+older version remain the rows of the input, and the next run need not hash it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOURCES_PER_RECEIPT = 1000
 def find_unchanged(
     store: Store, touched: dict[SourceObject, list[ReceiptSummary]], job: EncodeJob
 ) -> dict[SourceObject, ReceiptSummary]:
-    """For each source with the size and the bytes of an older version, the receipt of that. Reads objects whose size is the same.
+    """For each source with the same bytes as an older version, the receipt of that version. Reads objects of the same size only.
 
     An object that cannot be read now is left to the attempt that will encode it.
     """
@@ -53,7 +53,7 @@ def find_unchanged(
 
 
 def record_unchanged(store: Store, unchanged: dict[SourceObject, ReceiptSummary], context: BuildContext) -> None:
-    """Commits receipts without files that cover these sources."""
+    """Commits receipts without files for these sources."""
     ledger = Ledger(store)
     ordered = sorted(unchanged, key=lambda source: source.uri)
     for at in range(0, len(ordered), SOURCES_PER_RECEIPT):

@@ -1,8 +1,8 @@
-"""Ray: encoders, decoders and training runs as actors. Nothing outside this package imports Ray.
+"""Encoders, decoders and training runs as Ray actors. No other package imports Ray.
 
 - `session`, `folder`: a private Ray or a cluster; the session folder of a private Ray
 - `pool`, `actors`: encoders as the driver sees them; the actor class
 - `lanes`: decoder actors
-- `losses`: why an actor is gone
+- `losses`: why an actor was lost, and failed starts of encoders
 - `training`: a training run on several GPUs
 """

@@ -1,7 +1,7 @@
-"""The encoder as a Ray actor: it owns an encode loop and adds no logic of its own.
+"""Encoder as a Ray actor, around an encode loop. Takes a context and shards, gives shard outcomes.
 
-Takes a context and shards. Gives shard outcomes. The actor is neither restarted nor retried by Ray: the driver decides that, with a
-reason. Decoders (`ray_lanes`) belong to their encoder and die with it.
+Ray neither restarts nor retries the actor: the driver decides that, with a reason. Decoder actors (`lanes`) belong to their encoder and end
+with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from pipeline.encoder import Encoder
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.ray.lanes import RayLanes
-from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
+from pipeline.engine.worker.pool import make_encoder
+from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import LatheError, WorkerLost
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SHARDS_AT_ONCE = (
     16  # threads for run_shard; the driver's credit decides how many are used, repeated calls need some more
 )
 CONTROL_CALLS = 8  # a repeated `load` waits for the first, and must not keep `stats` and `shutdown` waiting
-OUTCOMES_KEPT = 64  # answers that may be asked for again
+OUTCOMES_KEPT = 64  # for repeated calls of `run_shard`
 SHUTDOWN_S = 4.0  # for the step in flight to end
 
 
@@ -41,7 +42,7 @@ class EncoderActor:
     """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
 
     def __init__(self, context: BuildContext, decoders: int, threads: int | None) -> None:
-        self._blueprint = context
+        self._context = context
         self._decoders = decoders
         self._threads = threads
         self._loop: EncodeLoop | None = None
@@ -61,7 +62,7 @@ class EncoderActor:
 
     @ray.method(concurrency_group="control")
     def load(self) -> dict[str, Any]:
-        """Loads the network and starts the decoders; slow, once. Asked again (the connection was lost), it gives the first answer."""
+        """Loads the network and starts the decoders. A repeated call (the connection was lost) returns the first answer."""
         with self._loading:
             if self._loaded is None:
                 try:
@@ -73,30 +74,18 @@ class EncoderActor:
             return self._loaded
 
     def _load(self) -> dict[str, Any]:
-        job = self._blueprint.job
-        if self._blueprint.device == "cpu":
+        job = self._context.job
+        if self._context.device == "cpu":
             keep_freed_memory()
-        lanes = RayLanes(
-            self._decoders,
-            job.decode.memory_bytes,
-            niceness_beside(self._blueprint.device),
-            job.engine.decoder_cpus,
-            job.storage,
-        )
-        encoder = Encoder(
-            job.model,
-            self._blueprint.device,
-            self._blueprint.compute_dtype,
-            moments=job.write.moments,
-            threads=self._threads,
-            batch=job.engine.batch,
-        )
-        if encoder.network().identity != self._blueprint.identity:
+        niceness, cpus = niceness_beside(self._context.device), job.engine.decoder_cpus
+        lanes = RayLanes(self._decoders, job.decode.memory_bytes, niceness, cpus, job.storage)
+        encoder = make_encoder(self._context, self._threads)
+        if encoder.network().identity != self._context.identity:
             raise LatheError(
-                f"the encoder loaded {encoder.network().identity}, the build was planned with {self._blueprint.identity}; "
+                f"the encoder loaded {encoder.network().identity}, the build was planned with {self._context.identity}; "
                 "the checkpoint differs between machines"
             )
-        self._loop = EncodeLoop(self._blueprint, encoder, lanes)
+        self._loop = EncodeLoop(self._context, encoder, lanes)
         self._await_decoder()
         self._driving = threading.Thread(target=self._drive, name="encode-loop", daemon=True)
         self._driving.start()
@@ -106,19 +95,19 @@ class EncoderActor:
         deadline = time.monotonic() + DECODER_PLACEMENT_S
         while self._loop is not None and not self._loop.can_decode:
             if time.monotonic() > deadline:
-                asked = self._blueprint.job.engine.decoder_cpus
-                raise WorkerLost(  # here; encoders on other nodes may have decoders
-                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each asks for {asked:g} CPU of "
-                    f"{ray.available_resources().get('CPU', 0):g} free ones; add CPUs or lower engine.decoder_cpus"
+                asked = self._context.job.engine.decoder_cpus
+                raise WorkerLost(  # of this encoder only: those on other nodes may have decoders
+                    f"no decoder actor could be placed in {DECODER_PLACEMENT_S:.0f} s: each needs {asked:g} CPU, free are "
+                    f"{ray.available_resources().get('CPU', 0):g}; add CPUs or lower engine.decoder_cpus"
                 )
             time.sleep(0.02)
 
     @ray.method(concurrency_group="shards")
     def run_shard(self, shard: Shard, ticket: int) -> ShardResult | ShardFailure:
-        """From fetch to receipt. Asked again with the same `ticket` (the connection was lost), it answers for the same attempt."""
+        """One attempt, from fetch to receipt. A call repeated with its `ticket` (the connection was lost) returns the same outcome."""
         if self._loop is None:
             raise RuntimeError("load() first")
-        shard_id = shard.id(self._blueprint.fingerprint)
+        shard_id = shard.id(self._context.fingerprint)
         with self._arrived:
             new = ticket not in self._outcomes and self._tickets.get(shard_id) != ticket
             if new:
@@ -133,7 +122,7 @@ class EncoderActor:
 
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:
-        """Ends the loop, its attempts with their temporary files, and the decoders. The driver kills the process afterwards."""
+        """Ends the loop, its attempts with their temporary files, and the decoders. The driver then kills the process."""
         self._stopping.set()
         if self._driving is not None:
             self._driving.join(SHUTDOWN_S)
@@ -141,9 +130,9 @@ class EncoderActor:
             self._loop.close()
 
     @ray.method(concurrency_group="control")
-    def stats(self) -> dict[str, Any]:
-        """Live numbers."""
-        return describe_stats(self._loop.stats) if self._loop else {}
+    def stats(self) -> WorkerStats:
+        """Live numbers; zeros before `load`."""
+        return self._loop.live_stats() if self._loop else WorkerStats()
 
     def _drive(self) -> None:
         loop = self._loop
@@ -169,10 +158,10 @@ class EncoderActor:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what an encode step frees for the next one, in one arena; elsewhere does nothing.
+    """Tells glibc to keep memory that an encode step frees, in one arena; does nothing on other systems.
 
-    The loop does not run in the main thread, and other threads' arenas give every large block back at once: measured, a step then
-    takes half a million page faults where it needs a hundred thousand, 5-10 % of its time and 140 MB more.
+    The loop does not run in the main thread, and arenas of other threads return every large block to the kernel at once. Measured: a step
+    then takes half a million page faults instead of a hundred thousand, 5-10 % of its time and 140 MB more.
     """
     if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
@@ -183,7 +172,7 @@ def keep_freed_memory() -> None:
 
 
 def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:
-    """The outcome with an error that can cross processes: foreign exceptions may not survive pickling."""
+    """The outcome with an error that can be pickled: exceptions of other libraries may not."""
     if not isinstance(outcome, ShardFailure) or isinstance(outcome.error, LatheError):
         return outcome
     error = LatheError(f"{type(outcome.error).__name__}: {outcome.error}")

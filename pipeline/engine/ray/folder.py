@@ -1,6 +1,6 @@
-"""Folder for the sessions of a private Ray: short enough for its sockets, locked while its driver lives, deleted at the end.
+"""Temporary folder of a private Ray's sessions. Its path is short enough for sockets; it is locked while its driver lives.
 
-In: nothing. Out: an absolute path. What a killed driver left is deleted by the next one on the machine: its lock is free.
+It is deleted at the end. The folder of a killed driver is deleted by the next driver on the machine, because its lock is free.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMOVE_S = 5.0  # Ray's processes may still write for a moment
 
 
 class RayFolder:
-    """Made at once. Raises BuildError if no place is short, writable and has room."""
+    """Makes the folder. Raises BuildError if no folder with a short path is writable and has space."""
 
     def __init__(self) -> None:
         self.path = ""
@@ -43,15 +43,15 @@ class RayFolder:
                 return
             refused.append(f"{parent}: {size(self.free_bytes)} free")
             self.close()
-            break  # it is where the user wants temporary files; a full disk is the user's to know of
+            break  # the user's temporary folder is full: an error, not a reason to use another disk
         raise BuildError(
             f"a private Ray needs a temporary folder with {size(LEAST_FREE)} free and a path of at most {_longest_parent()} bytes; tried "
-            f"{'; '.join(refused)}; free space there or point TMPDIR elsewhere, or use --executor inline"
+            f"{'; '.join(refused)}; free space there, set TMPDIR, or use --executor inline"
         )
 
     @property
     def free_bytes(self) -> int:
-        """Space left on its disk."""
+        """Free bytes on its disk."""
         return shutil.disk_usage(self.path).free
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class RayFolder:
         self.path = ""
 
     def _make(self, parent: str) -> None:
-        # Locked before it gets the name that sweepers look for.
+        # Locked before it gets the name that `_sweep` looks for.
         made = tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent)
         try:
             lock = os.open(os.path.join(made, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
@@ -85,10 +85,10 @@ def _longest_parent() -> int:
 
 
 def _parents() -> list[str]:
-    """Where it may be: the user's temporary folder if its path is short enough, else the usual ones."""
+    """Possible parents: the user's temporary folder, then `ELSEWHERE`, without those whose path is too long."""
     try:
         wanted = [os.path.abspath(tempfile.gettempdir())]
-    except OSError:  # none is writable, says tempfile; the others are tried and named
+    except OSError:  # tempfile found none that is writable; `ELSEWHERE` is tried, and named in the error
         wanted = []
     return [parent for parent in dict.fromkeys([*wanted, *ELSEWHERE]) if len(os.fsencode(parent)) <= _longest_parent()]
 
@@ -98,7 +98,7 @@ def _sweep(parent: str) -> None:
     for entry in os.scandir(parent):
         if not entry.name.startswith(PREFIX) or entry.is_symlink() or not entry.is_dir():
             continue
-        with suppress(FileNotFoundError):  # another sweeper was first
+        with suppress(FileNotFoundError):  # another process deleted it first
             if entry.stat().st_uid != os.getuid():
                 continue
             lock = os.open(os.path.join(entry.path, LOCK), os.O_RDWR)

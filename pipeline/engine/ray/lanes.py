@@ -1,10 +1,10 @@
-"""`Lanes` over Ray actors: a decoder actor owns a `LaneWorker`, on the encoder's node where there is room, else anywhere.
+"""`Lanes` as Ray actors: each owns a `LaneWorker`, on the encoder's node if it has free CPUs, else on any node.
 
-Takes cut requests. Gives frames through Ray's object store. Actors are not restarted by Ray: the feed decides that, and needs to know why
-one died. Ray does not tell a crash from a kill (both are "connection error code 2"), so each actor keeps a `CrashReport` on its machine.
+Frames travel through Ray's object store. Ray does not restart the actors: the feed decides that, and must know why one died. Ray reports a
+crash and a kill alike ("connection error code 2"), so each actor keeps a `CrashReport` on its machine.
 
-A video in a temporary file does not exist on another node. A decoder there fetches it itself if it lies uncompressed in an object of an
-object store; where that fails, and any other, it is sent in pieces of `PIECE_BYTES`, one at a time for each lane.
+A video in a temporary file does not exist on another node. If it lies uncompressed in an object of an object store, the decoder there
+fetches it. Any other video, and one whose fetch fails, is sent in pieces of `PIECE_BYTES`, one piece at a time for each lane.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.engine.decoders.arrival import Arrival
 from pipeline.engine.decoders.crash_report import CrashReport, take_report
 from pipeline.engine.decoders.exit_status import lost_by, lost_by_report
-from pipeline.engine.decoders.lanes import LaneReady, LaneWorker
+from pipeline.engine.decoders.lane_worker import LaneWorker
+from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
 from pipeline.video.decode import read_mark
 
@@ -43,7 +44,7 @@ REPORT_S = 20.0  # for another node to say whether a decoder crashed; without an
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class DecoderActor:
-    """One lane. A crash or a hang in a codec ends this process and nothing else."""
+    """One lane in a process of its own: a crash or a hang in a codec ends this process only."""
 
     def __init__(self, memory_bytes: int, niceness: int) -> None:
         self._report = CrashReport()
@@ -56,7 +57,7 @@ class DecoderActor:
         return str(ray.get_runtime_context().get_node_id()), self._report.path, self._report.mark_path
 
     def fetch(self, sample: EncodedVideo, etag: str, storage: StorageConfig) -> LatheError | None:
-        """Gets the video of `sample`, whose `span` is known, from the object it came from."""
+        """Fetches the video of `sample`, whose `span` must be known, from its source object."""
         try:
             self._worker.close()
             if sample.span is None:
@@ -69,7 +70,7 @@ class DecoderActor:
         return None
 
     def append(self, piece: bytes, first: bool) -> LatheError | None:
-        """Gets the next piece of a video."""
+        """Receives the next piece of a video."""
         try:
             if first:
                 self._worker.close()
@@ -81,9 +82,9 @@ class DecoderActor:
         return None
 
     def open(self, request: CutRequest, arrived: bool) -> Answer:
-        """See `LaneWorker.open`. `arrived`: the video is the one that `fetch` or `append` got."""
+        """See `LaneWorker.open`. With `arrived` the video is the one that `fetch` or `append` received."""
         if arrived:
-            request = replace(request, sample=replace(request.sample, video=self._arrival.video))
+            request = replace(request, video=replace(request.video, video=self._arrival.video))
         else:
             self._arrival.drop()
         return self._worker.open(request)
@@ -98,15 +99,15 @@ _take_report = ray.remote(num_cpus=0, max_retries=0)(take_report)
 
 @dataclass(slots=True)
 class _Asked:
-    """A question to a lane's actor (`report`: to its node), with what is needed to go on once it is answered."""
+    """A call to a lane's actor (`report`: to its node), with what the next step needs."""
 
     ref: Any
     kind: Literal["place", "answer", "fetch", "piece", "report"]
     ticket: int = -1
     request: CutRequest | None = None  # to open once the video has arrived
     path: str = ""  # of the video on this node
-    file: BinaryIO | None = None  # the video, behind the pieces that were sent
-    lost: WorkerLost | None = None  # what is said without a report
+    file: BinaryIO | None = None  # the video, open at the next piece
+    lost: WorkerLost | None = None  # the loss if no report comes
     deadline: float = 0.0
 
 
@@ -115,7 +116,7 @@ class RayLanes:
 
     def __init__(self, count: int, memory_bytes: int, niceness: int, cpus: float, storage: StorageConfig) -> None:
         self.count = count
-        self.start_limit_s = math.inf  # an actor may wait long for a node
+        self.start_limit_s = math.inf  # an actor may wait for a node without limit
         self._niceness = niceness
         self._memory_bytes = memory_bytes
         self._cpus = cpus
@@ -126,21 +127,21 @@ class RayLanes:
         self._places: list[tuple[str, str] | None] = [None] * count
         self._marks: list[mmap.mmap | None] = [None] * count  # of actors on this node, see `read_mark`
         self._asked: list[deque[_Asked]] = [deque() for _ in range(count)]
-        self._failed: list[tuple[int, int, Answer]] = []  # questions that could not be sent
+        self._failed: list[tuple[int, int, Answer]] = []  # calls that could not be made
         for lane in range(count):
             self._create(lane)
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
-        sample, place = request.sample, self._places[lane]
-        if isinstance(sample.video, bytes) or place is None or place[0] == self._home:
+        video, place = request.video, self._places[lane]
+        if isinstance(video.video, bytes) or place is None or place[0] == self._home:
             self._ask(lane, "open", (request, False), _Asked(None, "answer", ticket))
             return
-        there = replace(request, sample=replace(sample, video=b""))
-        if sample.uri.startswith("s3://") and sample.span is not None and request.etag is not None:
-            asked = _Asked(None, "fetch", ticket, there, sample.video)
-            self._ask(lane, "fetch", (there.sample, request.etag, self._storage), asked)
+        there = replace(request, video=replace(video, video=b""))
+        if video.uri.startswith("s3://") and video.span is not None and request.etag is not None:
+            asked = _Asked(None, "fetch", ticket, there, video.video)
+            self._ask(lane, "fetch", (there.video, request.etag, self._storage), asked)
         else:
-            self._send(lane, ticket, there, sample.video)
+            self._send(lane, ticket, there, video.video)
 
     def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
         self._ask(lane, "pull", (), _Asked(None, "answer", ticket))
@@ -149,7 +150,7 @@ class RayLanes:
         return bool(self._asked[lane]) and self._asked[lane][0].kind in ("fetch", "piece")
 
     def reading(self, lane: int) -> bool:
-        """Known of actors on this node. Those on others read copies on their own disks, or files that all nodes mount."""
+        """Known for actors on this node only. Others read copies on their own disks, or files that all nodes mount."""
         mark = self._marks[lane]
         return mark is not None and mark[0] != 0
 
@@ -169,7 +170,7 @@ class RayLanes:
                 found = self._take(lane, queue.popleft())
                 answers += found
                 if found and isinstance(found[0][2], WorkerLost):
-                    self._clear(lane)  # what else was asked is lost with it, and is not to be reported again
+                    self._clear(lane)  # further calls are lost as well; the loss is reported once
         return answers
 
     def restart(self, lane: int) -> None:  # noqa: D102
@@ -195,9 +196,7 @@ class RayLanes:
     def _ask(self, lane: int, method: str, arguments: tuple[Any, ...], asked: _Asked) -> None:
         try:
             asked.ref = getattr(self._actors[lane], method).remote(*arguments)
-        except (
-            RayError
-        ) as error:  # the object store is full, or Ray is going down: the lane's answer, not the feed's end
+        except RayError as error:  # the object store is full, or Ray ends: it concerns this lane, not the feed
             self._failed.append((lane, -1, _lost(error)))
             return
         self._asked[lane].append(asked)
@@ -206,19 +205,19 @@ class RayLanes:
         try:
             file = open(path, "rb")  # noqa: SIM115 - closed when all is sent, or by `_clear`
         except OSError as error:
-            self._failed.append((lane, ticket, _unsent(path, request.sample, error)))
+            self._failed.append((lane, ticket, _unsent(path, request.video, error)))
             return
         self._send_piece(lane, _Asked(None, "piece", ticket, request, path, file), first=True)
 
     def _send_piece(self, lane: int, asked: _Asked, *, first: bool = False) -> None:
         """The next piece; after the last one, `open`."""
         if asked.file is None or asked.request is None:
-            raise RuntimeError(f"nothing to send: {asked}")
+            raise RuntimeError(f"no video to send: {asked}")
         try:
             piece = asked.file.read(PIECE_BYTES)
         except OSError as error:
             asked.file.close()
-            self._failed.append((lane, asked.ticket, _unsent(asked.path, asked.request.sample, error)))
+            self._failed.append((lane, asked.ticket, _unsent(asked.path, asked.request.video, error)))
             return
         if piece:
             self._ask(lane, "append", (piece, first), asked)
@@ -227,7 +226,7 @@ class RayLanes:
             self._ask(lane, "open", (asked.request, True), _Asked(None, "answer", asked.ticket))
 
     def _take(self, lane: int, asked: _Asked) -> list[tuple[int, int, Answer]]:
-        """What a question that is answered, or past its deadline, gives."""
+        """The answers that follow from a call that has returned or is past its deadline."""
         if asked.kind == "report":
             return [(lane, -1, _reported(asked))]
         try:
@@ -243,7 +242,7 @@ class RayLanes:
             self._marks[lane] = _look(mark) if node == self._home else None
             return [(lane, -1, LaneReady())]
         if asked.kind == "fetch" and isinstance(answer, LatheError) and asked.request is not None:
-            # That machine may have no credentials, no route, or meet an outage; this one has a copy of what was listed.
+            # That machine may have no credentials, no route, or an outage; this one has a copy of the listed object.
             self._send(lane, asked.ticket, asked.request, asked.path)
             return []
         if asked.kind == "answer" or isinstance(answer, LatheError):
@@ -257,7 +256,7 @@ class RayLanes:
         return []
 
     def _inquire(self, lane: int, error: RayError) -> list[tuple[int, int, Answer]]:
-        """Why the lane's actor died: at once if Ray or this machine knows, else asked of the actor's node."""
+        """Why the lane's actor died: known to Ray or to this machine, else the crash report is read on the actor's node."""
         lost, place = _lost(error), self._places[lane]
         self._places[lane] = None
         if lost.blame or not isinstance(error, ActorDiedError) or error.preempted or place is None:
@@ -288,7 +287,7 @@ class RayLanes:
 def _look(path: str) -> mmap.mmap | None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # the actor may have died since, and another of this user swept its file away
+    except OSError:  # the actor may have died, and another process deleted its file
         return None
     try:
         return read_mark.look(descriptor)
@@ -297,16 +296,16 @@ def _look(path: str) -> mmap.mmap | None:
 
 
 def _exhausted(error: Exception) -> WorkerLost:
-    """The decoder's machine is short of memory or threads, whatever the video; another process takes the lane."""
+    """The decoder's machine has no memory or threads left, independent of the video; another process takes the lane."""
     why = str(error) or "no memory"
-    return WorkerLost(f"a decoder could not take in a video: {why}", stage="decode")
+    return WorkerLost(f"a decoder could not receive a video: {why}", stage="decode")
 
 
 def _reported(asked: _Asked) -> WorkerLost:
     ready, _ = ray.wait([asked.ref], timeout=0)
     try:
         found = lost_by_report(ray.get(asked.ref)) if ready else None
-    except RayError:  # the node is gone as well
+    except RayError:  # the node was lost as well
         found = None
     return found or asked.lost or WorkerLost("decoder actor lost", stage="decode")
 
@@ -317,9 +316,9 @@ def _unsent(path: str, sample: EncodedVideo, error: OSError) -> StorageUnavailab
 
 
 def _lost(error: RayError) -> WorkerLost:
-    """What Ray itself knows of the loss of an actor or of an answer."""
-    told = " ".join(str(error).split())
-    if isinstance(error, RayTaskError):  # a fault of ours that the video brings out, unless Ray's own
+    """The loss of an actor or of an answer, as Ray describes it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RayTaskError):  # an error in Lathe that the video triggers, unless it is Ray's own
         blame = not isinstance(error.cause, RayError | MemoryError)
         return WorkerLost(
             f"decoder failed with {' '.join(repr(error.cause).split())[:200]}", blame=blame, stage="decode"
@@ -328,14 +327,14 @@ def _lost(error: RayError) -> WorkerLost:
         return WorkerLost("decoder process was killed by Ray's memory monitor", stage="decode")
     if isinstance(error, RayActorError):
         if error.actor_init_failed:
-            return WorkerLost(f"decoder actor could not start: {told[-200:]}", blame=True, stage="decode")
+            return WorkerLost(f"decoder actor could not start: {text[-200:]}", blame=True, stage="decode")
         if error.preempted:
             return WorkerLost("the node of the decoder was preempted", stage="decode")
-        code = re.search(r"exit code (\d+)", told)
-        if code and int(code[1]) and "SIGTERM" not in told:
+        code = re.search(r"exit code (\d+)", text)
+        if code and int(code[1]) and "SIGTERM" not in text:
             return lost_by(int(code[1]))
-        if "SYSTEM_ERROR" in told:
+        if "SYSTEM_ERROR" in text:
             return WorkerLost(
                 "decoder process was killed from outside (Ray names no signal; no crash report)", stage="decode"
             )
-    return WorkerLost(f"decoder actor lost: {type(error).__name__}: {told[:200]}", stage="decode")
+    return WorkerLost(f"decoder actor lost: {type(error).__name__}: {text[:200]}", stage="decode")

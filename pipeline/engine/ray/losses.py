@@ -1,7 +1,6 @@
-"""What Ray says of an actor that is lost, in one line, and what follows when encoders do not come up.
+"""Lost actors: `describe_loss` gives a line and a `Cause` for an exception; `LoadFailures` decides what follows a failed start.
 
-`describe_loss`: an exception of Ray or of a worker -> one line and a `Cause`. `LoadFailures`: when to create the next encoder, on which
-nodes not, and when to stop the build. Plain values and a clock that is passed in; Ray is imported for its exceptions only.
+Works on plain values and a clock that is passed in; Ray is imported for its exceptions only.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
     from pipeline.engine.driver.dispatch import Cause
 
 LINE = 200  # characters of a reason
-LOAD_FAILURES = 3  # encoders in a row that do not come up, while none is up, before the build stops
-NODE_FAILURES = 2  # encoders that do not come up on a node before it is left out
-LEFT_OUT_S = 1800.0  # how long; a lack of memory may pass
+LOAD_FAILURES = 3  # failed starts of encoders in a row, while none is up, before the build stops
+NODE_FAILURES = 2  # failed starts on a node before it gets no further encoder
+LEFT_OUT_S = 1800.0  # how long it gets none; a lack of memory may pass
 LONGEST_PAUSE_S = 60.0
 
 
 def describe_loss(error: Exception) -> tuple[str, Cause]:
-    """Why an actor is gone, and who is to blame for it. Ray's own texts are pages of hints and statistics; their core is kept."""
+    """Why an actor was lost, in one line, and the cause. Ray's messages are pages of hints and statistics; this keeps their core."""
     text = " ".join(str(error).split())
     if isinstance(error, LatheError):
         return text[:LINE], "unexplained"
@@ -36,7 +35,7 @@ def describe_loss(error: Exception) -> tuple[str, Cause]:
         return "its node died", "node"
     if isinstance(error, OutOfMemoryError) or re.search(r"low on memory|memory monitor", text, re.I):
         return (
-            "it was killed because its node ran low on memory; fewer encoders or decoders a node need less",
+            "it was killed because its node ran low on memory; use fewer encoders or decoders a node",
             "unexplained",
         )
     if isinstance(error, ActorUnavailableError):
@@ -50,7 +49,7 @@ def describe_loss(error: Exception) -> tuple[str, Cause]:
 
 
 class LoadFailures:
-    """Encoders that did not come up. `now` is time.monotonic()."""
+    """Failed starts of encoders: when to create the next one, on which nodes not, when to stop the build. `now` is time.monotonic()."""
 
     def __init__(self, outage_s: float) -> None:
         self._outage_s = outage_s
@@ -58,7 +57,7 @@ class LoadFailures:
         self._ever_up = False
         self._storage_since: float | None = None
         self._nodes: dict[str, list[float]] = {}  # node -> when encoders failed there
-        self._left_out: set[str] = set()
+        self._excluded: set[str] = set()
         self._notices: list[str] = []
         self.create_at = 0.0
 
@@ -69,18 +68,18 @@ class LoadFailures:
         self._storage_since = None
 
     def failed(self, node: str | None, error: Exception, why: str, *, others: int, now: float) -> str:
-        """An encoder did not come up; `others` are up or may still come up. Returns what to add to the line that says so.
+        """An encoder did not come up; `others` are up or may still come up. Returns the end of the line that reports it.
 
         Raises:
-            FatalError: there are no others, none was ever up, and `error` is one: the job may be wrong, and another try changes nothing.
-            BuildError: there are no others, and `LOAD_FAILURES` in a row failed, or storage did for longer than `engine.outage_s`.
+            FatalError: `error`, if it is fatal, no encoder was ever up and there are no others: another try would fail the same way.
+            BuildError: there are no others, and `LOAD_FAILURES` in a row failed, or storage failed for longer than `engine.outage_s`.
         """
         if isinstance(error, FatalError) and others == 0 and not self._ever_up:
             raise error
-        if isinstance(error, StorageUnavailable):  # the weights cannot be fetched: no node's fault
+        if isinstance(error, StorageUnavailable):  # the weights cannot be fetched, on any node
             self._storage_since = now if self._storage_since is None else self._storage_since
             if others == 0 and now - self._storage_since > self._outage_s:
-                raise BuildError(f"no encoder comes up for {self._outage_s:g} s (engine.outage_s): {why}")
+                raise BuildError(f"no encoder could start for {self._outage_s:g} s (engine.outage_s): {why}")
             pause = min(LONGEST_PAUSE_S, max(1.0, (now - self._storage_since) / 2))
         else:
             self._row += 1
@@ -93,18 +92,18 @@ class LoadFailures:
         return f"; the next one is created in {pause:.0f} s"
 
     def excluded(self, nodes_alive: Callable[[], set[str]], now: float) -> list[str] | None:
-        """Nodes that get no encoder for now; None if there are none, or no other node is left."""
-        sick = {
+        """Nodes that get no encoder at the moment; None if there are none, or if they are the only nodes."""
+        excluded = {
             node for node, times in self._nodes.items() if sum(now - at < LEFT_OUT_S for at in times) >= NODE_FAILURES
         }
-        if not sick or not nodes_alive() - sick:
+        if not excluded or not nodes_alive() - excluded:
             return None
-        for node in sorted(sick - self._left_out):
+        for node in sorted(excluded - self._excluded):
             self._notices.append(
-                f"node {node[:12]} is left out for {LEFT_OUT_S / 60:.0f} minutes: {len(self._nodes[node])} encoders did not come up there"
+                f"node {node[:12]} gets no encoder for {LEFT_OUT_S / 60:.0f} minutes: {len(self._nodes[node])} did not come up there"
             )
-        self._left_out = sick
-        return sorted(sick)
+        self._excluded = excluded
+        return sorted(excluded)
 
     def notices(self) -> list[str]:
         """Lines for the user since the last call."""

@@ -1,8 +1,8 @@
-"""Encoders as Ray actors, seen from the driver: creates, feeds, watches and replaces them.
+"""`WorkerPool` of encoder actors: creates, watches and replaces them.
 
-In: assignments. Out: pool events. What a failure means for shards is decided in `dispatch`; this file says what happened. Every answer of
-an actor arrives in one queue by a callback, so a poll costs the same with ten encoders as with a thousand. All limits are counted on the
-*attended* clock, which stands still while the driver itself does not poll: a driver that was stopped judges no encoder for that time.
+Takes assignments, gives pool events; `dispatch` decides what a failure means for shards. Answers of actors arrive in one queue by a
+callback, so a poll costs the same with ten encoders as with a thousand. All time limits use the attended clock, which stands still while
+the driver does not poll: a driver that was stopped for a while does not blame encoders for that time.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import Shard
 
-PULSE_S = 2.0  # between questions for live numbers; longer with many encoders
+PULSE_S = 2.0  # between two pulses of an encoder; longer with many encoders
 PULSES_A_SECOND = 100
-WATCH_S = 0.5  # between looks at all encoders
-PLACEMENT_S = 30.0  # before the user is told that encoders wait for resources
+WATCH_S = 0.5  # between two checks of all encoders
+PLACEMENT_S = 30.0  # before a notice that encoders wait for resources
 LOAD_S = 900.0  # for an encoder to load its network, from when it has a node; waiting for a node is not hanging
-UNAVAILABLE_S = 60.0  # Ray may lose the connection to an actor that lives
+UNAVAILABLE_S = 60.0  # without a connection to an actor, before it counts as lost
 AGAIN_S = 1.0  # before a call to an unavailable actor is repeated
 CLOSE_S = 5.0  # for encoders to end their attempts and decoders by themselves
 ANSWERS_A_POLL = 1000
-LONGEST_TURN_S = 2.0  # the attended clock advances no more than this between two polls
+LONGEST_TURN_S = 2.0  # the attended clock advances by at most this between two polls
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class _Worker:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A question to an actor. `ticket` numbers the assignment of a `run_shard`."""
+    """A method call of an actor. `ticket` numbers the assignment of a `run_shard`."""
 
     worker: str
     method: str
@@ -71,14 +71,16 @@ class RayPool:
     """See the module."""
 
     def __init__(self, context: BuildContext, cluster: Cluster) -> None:
-        self._blueprint = context
+        self._context = context
         self._workers: dict[str, _Worker] = {}
         self._answers: queue.SimpleQueue[tuple[_Call, Future[Any]]] = queue.SimpleQueue()
         self._again: list[tuple[float, int, _Call]] = []  # heap of calls to repeat
-        self._pulses: deque[tuple[float, str]] = deque()  # when to ask whom; the period is the same for all
+        self._pulses: deque[tuple[float, str]] = (
+            deque()
+        )  # (time, worker) of the next calls of `stats`, in order: the period is the same for all
         self._created = self._tickets = self._wanted = self._up = 0
         self._failures = LoadFailures(context.job.engine.outage_s)
-        self._told_waiting = False
+        self._waiting_shown = False
         self._attended = 0.0
         self._polled_at = time.monotonic()
         self._watch_at = 0.0
@@ -104,7 +106,7 @@ class RayPool:
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:  # noqa: D102
         now = time.monotonic()
-        self._attended += min(now - self._polled_at, LONGEST_TURN_S, self._blueprint.job.engine.hang_s / 4)
+        self._attended += min(now - self._polled_at, LONGEST_TURN_S, self._context.job.engine.hang_s / 4)
         self._polled_at = now
         self._ask_pulses(now)
         while self._again and self._again[0][0] <= now:
@@ -127,18 +129,18 @@ class RayPool:
             ray.kill(worker.actor, no_restart=True)
         self._workers.clear()
 
-    # --- questions and answers ----------------------------------------------------------------------------------------
+    # --- calls and answers ----------------------------------------------------------------------------------------
 
     def _create(self) -> None:
         self._created += 1
         options: dict[str, Any] = {
-            "num_cpus": self._blueprint.job.engine.encoder_cpus,
-            "num_gpus": 1 if self._blueprint.device.startswith("cuda") else 0,
+            "num_cpus": self._context.job.engine.encoder_cpus,
+            "num_gpus": 1 if self._context.device.startswith("cuda") else 0,
             "name": None,
         }
         if (excluded := self._failures.excluded(_nodes_alive, time.monotonic())) is not None:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(excluded)})"}
-        actor = EncoderActor.options(**options).remote(self._blueprint, self._decoders, self._threads)  # type: ignore[attr-defined]
+        actor = EncoderActor.options(**options).remote(self._context, self._decoders, self._threads)  # type: ignore[attr-defined]
         name = f"encoder-{self._created}"
         self._workers[name] = _Worker(name, actor, self._attended)
         self._ask(_Call(name, "where"))
@@ -153,7 +155,7 @@ class RayPool:
         ref.future().add_done_callback(lambda answer: self._answers.put((call, answer)))
 
     def _arrived(self, timeout_s: float) -> list[tuple[_Call, Future[Any]]]:
-        """Waits for the first answer; takes those that are there beside it."""
+        """Answers that have arrived; waits for the first."""
         answers: list[tuple[_Call, Future[Any]]] = []
         with suppress(queue.Empty):
             answers.append(self._answers.get(timeout=timeout_s))
@@ -166,7 +168,7 @@ class RayPool:
             value = answer.result()
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            # While others work, what one encoder misses (a device, the hub, its decoders) is its own loss. `_gone` judges those that load.
+            # While others work, an encoder without a device, hub or decoders is lost alone. `_gone` judges encoders that load.
             if isinstance(cause, FatalError) and worker.up and self._up == 1:
                 raise cause from error
             return self._gone(worker, cause)
@@ -182,8 +184,8 @@ class RayPool:
             return self._is_up(worker)
         if call.method == "stats":
             worker.pulse_out = False
-            if value["progress"] != worker.progress:
-                worker.progress, worker.alive_at = value["progress"], self._attended
+            if value.progress != worker.progress:
+                worker.progress, worker.alive_at = value.progress, self._attended
             return [Pulse(worker.name, value)]
         if worker.shards.pop(call.ticket, None) is None:
             return []  # the answer to a call that was repeated
@@ -218,13 +220,13 @@ class RayPool:
             self._up -= 1
             return [WorkerGone(worker.name, WorkerLost(f"{worker.name} lost: {why}"), cause)]
         others = self._up + sum(not other.up and not self._has_no_room(other) for other in self._workers.values())
-        told = self._failures.failed(worker.node, error, why, others=others, now=time.monotonic())
-        return [WorkerGone(worker.name, WorkerLost(f"{worker.name} did not come up: {why}{told}"), cause)]
+        next_start = self._failures.failed(worker.node, error, why, others=others, now=time.monotonic())
+        return [WorkerGone(worker.name, WorkerLost(f"{worker.name} did not come up: {why}{next_start}"), cause)]
 
-    # --- the watch ----------------------------------------------------------------------------------------------------
+    # --- checks -------------------------------------------------------------------------------------------------------
 
     def _ask_pulses(self, now: float) -> None:
-        period = min(max(PULSE_S, len(self._workers) / PULSES_A_SECOND), self._blueprint.job.engine.hang_s / 4)
+        period = min(max(PULSE_S, len(self._workers) / PULSES_A_SECOND), self._context.job.engine.hang_s / 4)
         while self._pulses and self._pulses[0][0] <= now:
             _, name = self._pulses.popleft()
             if (worker := self._workers.get(name)) is None:
@@ -235,8 +237,8 @@ class RayPool:
             self._pulses.append((now + period, name))
 
     def _stuck(self) -> list[PoolEvent]:
-        """Ends encoders that hold shards and do not move, and those that load for too long."""
-        limit = self._blueprint.job.engine.hang_s
+        """Ends encoders that hold shards without progress, and those that load for too long."""
+        limit = self._context.job.engine.hang_s
         stuck = [
             (worker, f"no progress for {limit:g} s (engine.hang_s)")
             for worker in self._workers.values()
@@ -258,17 +260,17 @@ class RayPool:
         return [Notice(text) for text in self._failures.notices()]
 
     def _waiting(self) -> list[PoolEvent]:
-        """Once: encoders that have no node yet, and what the cluster would need."""
+        """A notice, once, that encoders have no node yet, with what they need."""
         late = [worker for worker in self._workers.values() if self._has_no_room(worker)]
-        if not late or self._told_waiting:
+        if not late or self._waiting_shown:
             return []
-        self._told_waiting = True
-        gpus = 1 if self._blueprint.device.startswith("cuda") else 0
+        self._waiting_shown = True
+        gpus = 1 if self._context.device.startswith("cuda") else 0
         free = ray.available_resources()
         return [
             Notice(
-                f"{len(late)} encoders have no node after {PLACEMENT_S:.0f} s; each asks for {self._blueprint.job.engine.encoder_cpus:g} "
-                f"CPU and {gpus} GPU, free now are {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU; waiting on"
+                f"{len(late)} encoders have no node after {PLACEMENT_S:.0f} s; each needs {self._context.job.engine.encoder_cpus:g} "
+                f"CPU and {gpus} GPU, free are {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU; still waiting"
             )
         ]
 
@@ -278,7 +280,7 @@ def _nodes_alive() -> set[str]:
 
 
 def encoders_for(context: BuildContext, cluster: Cluster) -> int:
-    """How many encoders the job gets: what it asks for, else one per GPU, else one per node."""
+    """Number of encoders: as the job says, else one per GPU, else one per node."""
     asked = context.job.engine.encoders
     if context.device.startswith("cuda"):
         return asked or max(1, int(cluster.gpus))

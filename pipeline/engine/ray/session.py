@@ -1,8 +1,7 @@
-"""Starts a private Ray or joins a cluster, and leaves it again. The only file that touches Ray's environment.
+"""Connection to Ray: joins a cluster or starts a private Ray on this machine. The only file that sets Ray's environment variables.
 
-In: the job's address, sizes. Out: a connected Ray and what it offers. Rule: an explicit address, else `RAY_ADDRESS` (which
-`ray job submit` sets), else a private local Ray; never a stray cluster that happens to run on the machine. A private Ray keeps its
-sessions in a `RayFolder`, which is deleted with it.
+The address is the job's, else `RAY_ADDRESS` (which `ray job submit` sets), else a private Ray is started; a cluster that happens to run on
+the machine is never joined. A private Ray keeps its sessions in a `RayFolder`, which is deleted with it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from pipeline.units import size
 
 MiB = 1024 * 1024
 CONNECT_S = 5.0
-REINSTALL_S = 0.05  # between looks at the signal handlers while Ray starts
+REINSTALL_S = 0.05  # between two calls of `signals.reinstall` while Ray starts
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the connected Ray has."""
+    """Resources of the connected Ray."""
 
     local: bool
     cpus: float
@@ -37,12 +36,12 @@ class Cluster:
 
 
 def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Cluster:
-    """Joins the cluster at `address` or starts a private Ray with `cpus` (logical) and room for frames in flight.
+    """Joins the cluster at `address`, or starts a private Ray with `cpus` (logical) and an object store of `object_store_bytes`.
 
     Raises:
         AccessError: no cluster answers at the address.
         BuildError: a private Ray does not start.
-        KeyboardInterrupt: a signal came meanwhile.
+        KeyboardInterrupt: a signal came while it started.
     """
     address = address or ray_address_from_environment()
     local = not joins(address)
@@ -83,17 +82,17 @@ def joins(address: str | None) -> bool:
 
 
 def disconnect() -> None:
-    """Leaves the cluster; a private one ends, with its processes and its folder. A second call does nothing."""
+    """Leaves the cluster. A private Ray ends, with its processes and its folder. A second call does nothing."""
     while _connections:
         _connections.pop().close()
 
 
 class _Connection:
-    """Ray, initialised and shut down by a thread that lives as long as it is used.
+    """Ray, initialised and shut down by a thread that lives as long as the connection.
 
-    Not the main thread: a signal there could interrupt `ray.init` half way. And the thread must live on: the kernel ends Ray's processes
-    when the thread that started them ends (PR_SET_PDEATHSIG), which is also why a killed driver leaves none. `ray.init` installs a native
-    handler of SIGTERM, in any thread, that aborts the process; the main thread puts ours back, also while it waits.
+    Not by the main thread: a signal there could interrupt `ray.init`. The thread must live on because the kernel ends Ray's processes when
+    the thread that started them ends (PR_SET_PDEATHSIG); so a killed driver leaves none. `ray.init` installs, from any thread, a native
+    handler of SIGTERM that aborts the process; the main thread installs ours again, also while it waits.
     """
 
     def __init__(self, options: dict[str, Any], folder: RayFolder | None) -> None:
@@ -104,7 +103,7 @@ class _Connection:
         self._up = threading.Event()
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._own, name="ray", daemon=True)
-        with signals.deferred():  # half a Ray cannot be shut down cleanly; the second signal does not wait
+        with signals.deferred():  # a Ray that is starting cannot be shut down cleanly; a second signal does not wait
             self._thread.start()
             try:
                 while not self._up.wait(REINSTALL_S):
@@ -139,7 +138,7 @@ class _Connection:
             ray.shutdown()
 
 
-_connections: list[_Connection] = []  # of this process: at most one, as Ray has it
+_connections: list[_Connection] = []  # of this process: at most one, a limit of Ray
 
 
 def _start_private(options: dict[str, Any]) -> None:
@@ -153,8 +152,8 @@ def _start_private(options: dict[str, Any]) -> None:
             folder.close()  # its processes have ended with the thread that started them
             if last or signals.requested():
                 raise BuildError(
-                    f"a private Ray did not start on this machine ({_line(error)}); its temporary folder was {where}; free space there "
-                    "or point TMPDIR elsewhere, run when the machine is less busy, or use --executor inline"
+                    f"a private Ray did not start on this machine ({_line(error)}); its temporary folder was {where}; free space there, "
+                    "set TMPDIR, run when the machine is less busy, or use --executor inline"
                 ) from error
         except BaseException:
             folder.close()
@@ -168,7 +167,7 @@ def _line(error: Exception) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """A TCP connection to `[ray://]host:port`: Ray itself keeps trying for minutes. Other forms (`auto`) are Ray's to resolve."""
+    """Tries a TCP connection to `[ray://]host:port`: Ray itself would retry for minutes. Ray resolves other forms (`auto`)."""
     host, sep, port = address.removeprefix("ray://").rpartition(":")
     if not sep or not port.isdecimal():
         return
@@ -182,7 +181,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _prepare_environment(*, local: bool) -> None:
-    # All of these are read when ray is imported or its processes start.
+    # Ray reads these when it is imported or starts its processes.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else `uv run` packs and ships the working folder
     if local:
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers are niced to 15 otherwise

@@ -1,8 +1,8 @@
-"""A training run on several GPUs or machines, through Ray Train.
+"""Training run on several GPUs or machines, by Ray Train.
 
-Enters: a job that was prepared here. Leaves: the folder of weights. Each worker runs `pipeline.training.run.learn` in torch's process
-group; when one dies, Ray Train starts all of them again, and the run goes on from the folder's last checkpoint, as it would after any kill.
-What would fail again the same way (a recipe, a checkpoint, a loss that is not finite) is not tried again.
+Takes a prepared job, returns the folder of weights. Each worker runs `pipeline.training.run.learn` in torch's process group. When one dies,
+Ray Train starts all of them again, and the run resumes from the folder's last checkpoint. Errors that would repeat (a wrong recipe or
+checkpoint, a loss that is not finite) end the run.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from pipeline.training.run import definite_device, learn
 if TYPE_CHECKING:
     from pipeline.training.job import TrainJob
     from pipeline.training.progress_log import ProgressLog
-    from pipeline.training.run import Prepared
+    from pipeline.training.run import PreparedRun
 
 MiB = 1024 * 1024
 
 
 class StepChannel:
-    """An actor between the first worker and the driver: steps on their way, and the error that ends the run."""
+    """Actor that passes logged steps from the first worker to the driver, and keeps the error that ends the run."""
 
     def __init__(self) -> None:
-        self._told: asyncio.Queue[tuple[int, dict[str, float]] | None] = asyncio.Queue()
+        self._steps: asyncio.Queue[tuple[int, dict[str, float]] | None] = asyncio.Queue()
         self._fatal: LatheError | None = None
 
-    async def say(self, step: int, values: dict[str, float]) -> None:
+    async def put(self, step: int, values: dict[str, float]) -> None:
         """A logged step."""
-        await self._told.put((step, values))
+        await self._steps.put((step, values))
 
-    async def hear(self) -> tuple[int, dict[str, float]] | None:
-        """The next logged step; None after `hush`."""
-        return await self._told.get()
+    async def get(self) -> tuple[int, dict[str, float]] | None:
+        """The next logged step; None after `end`."""
+        return await self._steps.get()
 
-    async def hush(self) -> None:
-        """Nothing more will be said."""
-        await self._told.put(None)
+    async def end(self) -> None:
+        """No further step follows."""
+        await self._steps.put(None)
 
     async def fail(self, error: LatheError) -> None:
-        """The first error that trying again would not cure."""
+        """Keeps the first error that would repeat."""
         self._fatal = self._fatal or error
 
     async def fatal(self) -> LatheError | None:
@@ -56,7 +56,7 @@ class StepChannel:
         return self._fatal
 
 
-def train(prepared: Prepared, progress_log: ProgressLog) -> Path:
+def train(prepared: PreparedRun, progress_log: ProgressLog) -> Path:
     """Runs `prepared` on `job.workers` processes of a cluster, or of a private Ray.
 
     Raises:
@@ -77,7 +77,7 @@ def _gpus(job: TrainJob, cluster: Cluster) -> bool:
     """Whether each worker gets a GPU.
 
     Raises:
-        ConfigError: a machine that cannot have as many; a cluster may still grow, so it is waited for.
+        ConfigError: this machine has fewer GPUs than workers. A cluster may still add some, so it is not checked.
     """
     wanted = job.device == "cuda" or (job.device == "auto" and cluster.gpus > 0)
     if wanted and cluster.local and cluster.gpus < job.workers:
@@ -88,7 +88,7 @@ def _gpus(job: TrainJob, cluster: Cluster) -> bool:
     return wanted
 
 
-def _fit(prepared: Prepared, progress_log: ProgressLog, *, use_gpu: bool) -> Path:
+def _fit(prepared: PreparedRun, progress_log: ProgressLog, *, use_gpu: bool) -> Path:
     import ray
 
     try:
@@ -100,13 +100,13 @@ def _fit(prepared: Prepared, progress_log: ProgressLog, *, use_gpu: bool) -> Pat
             f"workers: more than one process runs through Ray Train, which is not fully installed ({error}); pip install 'lathe[training]'"
         ) from error
     job = prepared.job
-    ear = ray.remote(num_cpus=0)(StepChannel).remote()
+    channel = ray.remote(num_cpus=0)(StepChannel).remote()
     scratch = prepared.folder / "ray"
     trainer = TorchTrainer(
         _work,
         train_loop_config={
             "prepared": ray.put(prepared),
-            "ear": ear,
+            "channel": channel,
             "device": "cuda" if use_gpu else "cpu",
             "here": os.getcwd(),
         },
@@ -114,23 +114,23 @@ def _fit(prepared: Prepared, progress_log: ProgressLog, *, use_gpu: bool) -> Pat
         scaling_config=ScalingConfig(
             num_workers=job.workers, use_gpu=use_gpu, resources_per_worker=_resources(job, use_gpu=use_gpu)
         ),
-        # A name of its own: Ray Train would take up the state of a run it knows, and ours is in the folder.
+        # A new name: Ray Train would restore the state of a run it knows, and the run's state is in its folder.
         run_config=RunConfig(
             name=uuid.uuid4().hex, storage_path=str(scratch), failure_config=FailureConfig(max_failures=job.restarts)
         ),
     )
-    listener = threading.Thread(target=_listen, args=(ear, progress_log), daemon=True)
+    listener = threading.Thread(target=_listen, args=(channel, progress_log), daemon=True)
     listener.start()
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        _raise_told(ear)
+        _raise_fatal(channel)
         raise TrainingError(_why(error, job)) from error
     finally:
-        ray.get(ear.hush.remote())
+        ray.get(channel.end.remote())
         listener.join()
         shutil.rmtree(scratch, ignore_errors=True)
-    _raise_told(ear)
+    _raise_fatal(channel)
     return prepared.folder / "weights"
 
 
@@ -139,38 +139,38 @@ def _resources(job: TrainJob, *, use_gpu: bool) -> dict[str, float]:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """A worker. One that would fail again the same way says so and stops all."""
+    """One worker. An error that would repeat is sent to the driver and ends all workers."""
     import ray
 
-    ear = config["ear"]
-    if ray.get(ear.fatal.remote()) is not None:
+    channel = config["channel"]
+    if ray.get(channel.fatal.remote()) is not None:
         return
-    prepared: Prepared = ray.get(config["prepared"])
+    prepared: PreparedRun = ray.get(config["prepared"])
     if os.path.isdir(config["here"]):
-        os.chdir(config["here"])  # relative names mean what they mean where the command was given
+        os.chdir(config["here"])  # relative names are those of the driver's folder
 
-    def say(step: int, values: Mapping[str, float]) -> None:
-        ray.get(ear.say.remote(step, dict(values)))
+    def log_step(step: int, values: Mapping[str, float]) -> None:
+        ray.get(channel.put.remote(step, dict(values)))
 
     try:
-        learn(prepared, definite_device(config["device"]), say)
+        learn(prepared, definite_device(config["device"]), log_step)
     except FatalError as error:
-        ray.get(ear.fail.remote(error))
+        ray.get(channel.fail.remote(error))
         raise
 
 
-def _listen(ear: Any, progress_log: ProgressLog) -> None:
-    """Hands on what workers say, in a thread of the driver."""
+def _listen(channel: Any, progress_log: ProgressLog) -> None:
+    """Passes logged steps to `progress_log`, in a thread of the driver."""
     import ray
 
-    while (told := ray.get(ear.hear.remote())) is not None:
-        progress_log.step(*told)
+    while (step := ray.get(channel.get.remote())) is not None:
+        progress_log.step(*step)
 
 
-def _raise_told(ear: Any) -> None:
+def _raise_fatal(channel: Any) -> None:
     import ray
 
-    if (error := ray.get(ear.fatal.remote())) is not None:
+    if (error := ray.get(channel.fatal.remote())) is not None:
         raise error
 
 
@@ -178,4 +178,4 @@ def _why(error: Any, job: TrainJob) -> str:
     failures = getattr(error, "worker_failures", {}) or {0: error}
     rank, last = next(iter(failures.items()))
     words = " ".join(str(last).split())
-    return f"worker {rank} failed {job.restarts + 1} times in all ({words[-400:]}); the same command goes on from the last checkpoint"
+    return f"worker {rank} failed {job.restarts + 1} times in all ({words[-400:]}); the same command resumes from the last checkpoint"

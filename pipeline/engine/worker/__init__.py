@@ -1,11 +1,11 @@
 """One encoder: shards in, data files and receipts out.
 
-- `build_context`: what all processes of a build agree on: rules, fingerprint, file metadata
-- `pool`: the interface of a set of workers, and the one that runs in this process
+- `build_context`: settings that all processes of a build share, fingerprint, file metadata
+- `pool`: interface of a set of workers, and the pool of one worker in this process
 - `encode_loop`: frames from the feed, batches through the network, latents to the attempts
-- `batching`, `latent_spool`: which chunks share a step; the latents of a clip, collected
-- `attempt`: one attempt at one shard, from fetch to receipt
-- `shard_scope`, `sample_account`, `shard_result`: which samples an attempt covers; what became of each; the outcome
+- `batching`, `latent_spool`: chunks that share a step; buffer of a clip's latents
+- `attempt`, `shard_reading`: one attempt at one shard, from fetch to receipt; its thread that reads samples
+- `shard_scope`, `sample_account`, `shard_result`: samples that an attempt covers; their counts; the outcome
 - `clip_id`, `clip_writing`: ids of latents; the thread that writes clips
-- `progress_counter`: everything that moves, so that a hang can be told from slow work
+- `progress_counter`, `worker_stats`: counts all work, to distinguish a hang from slow work; live numbers for the driver
 """

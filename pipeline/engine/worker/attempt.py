@@ -1,20 +1,17 @@
 """One attempt at one shard, from fetch to receipt.
 
-Enters: a shard. Leaves: a committed receipt (or another attempt's, if that was first), or the exception that ended it.
-Threads besides the caller's: one reads samples ahead, within bounds; one writes clips and commits (`ClipWriting`), and
-uploads run beside it. The encode loop waits for none of them. Counts are kept by `ShardAccounts`.
+Takes a shard. Ends with a committed receipt (or another attempt's, if that was first) or with an exception. It has two threads:
+`ShardReading` reads samples, `ClipWriting` writes clips and commits. The encode loop waits for neither. `ShardAccounts` counts.
 """
 
 from __future__ import annotations
 
-import queue
 import secrets
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,25 +19,23 @@ from pipeline.encoder.environment import environment
 from pipeline.engine.worker.clip_writing import ClipWriting
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.sample_account import ShardAccounts
+from pipeline.engine.worker.shard_reading import ShardReading
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.engine.worker.shard_scope import ShardScope
-from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused, StorageUnavailable
+from pipeline.errors import LatheError, SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.ledger.receipts import Ledger
 from pipeline.process import kill_points as drill
 from pipeline.process.scratch import ScratchFolder
-from pipeline.reader import ShardReader
-from pipeline.records import Counts, Receipt, Reject, Sample, Timings
-from pipeline.storage import locate, open_store
+from pipeline.records import Counts, Receipt, Timings
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.engine.worker.build_context import BuildContext
-    from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Shard, SourceObject, WrittenFile
+    from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Reject, Sample, Shard, WrittenFile
     from pipeline.storage import Store
 
-SAMPLES_AHEAD = 4  # read and not yet handed to a decoder
 JOIN_S = 5.0  # for a thread to stop
 
 
@@ -51,7 +46,7 @@ class ShardAttempt:
         shard: what to encode.
         context: how.
         store: the output.
-        wake: called, from any thread, when `poll` may have something new to say.
+        wake: called, from any thread, when `poll` may have a new result.
         progress: counts what moves: bytes fetched, written, read back and uploaded, and the commit.
 
     Raises:
@@ -73,7 +68,7 @@ class ShardAttempt:
         self.name = f"{context.build}{secrets.token_hex(4)}"
         self._scope = ShardScope(shard, context.fingerprint, job.engine.shard_video_s)
         self.etags = self._scope.fetched_etags
-        self._blueprint = context
+        self._context = context
         self._wake = wake
         self._drill = job.drill
         self._progress = progress or ProgressCounter()
@@ -84,16 +79,11 @@ class ShardAttempt:
         self.decode_wait_s = 0.0
         self.fetch_wait_s = 0.0
         self.decode_cpu_s = 0.0
-        self._accounts = ShardAccounts()
+        self._accounts = ShardAccounts(self._scope.source_bytes)
         self._error: BaseException | None = None
         self._result: ShardResult | None = None
-        self._stop = threading.Event()
-        self._all_read = False
         self._finishing = False
-        self._commit_begun = False  # a receipt naming our files may exist, whatever the store answered
-        self._counters: dict[str, int] = {}
-        self._samples: queue.Queue[Sample | None] = queue.Queue(SAMPLES_AHEAD)
-        self._shard_rejects: queue.SimpleQueue[Reject] = queue.SimpleQueue()
+        self._commit_begun = False  # a receipt that names our files may exist, even if the store answered with an error
         self._scratch = ScratchFolder()
         self.spool_dir = Path(self._scratch.path)
         self._writer = ShardWriter(
@@ -108,23 +98,16 @@ class ShardAttempt:
             drill=job.drill,
             progress=self._progress.add,
         )
-        self._reader = ShardReader(
-            self._scope.fetched(),
-            job.storage,
-            max_video_bytes=job.decode.max_video_bytes,
-            counters=self._counters,
-            unread=self._go_on_without,
-        )
-        self._received = lambda: self._reader.received_bytes
-        self._progress.watch(self._received)
         self._writing = ClipWriting(
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake
         )
-        self._reading = threading.Thread(target=self._read, name=f"read-{self.name}", daemon=True)
+        self._reading = ShardReading(
+            self._scope, job, self._progress, f"read-{self.name}", begin=self._begin, failed=self.fail, wake=wake
+        )
         self._ending: threading.Thread | None = None
         try:
             self._writing.start()
-            self._reading.start()
+            self._reading.thread.start()
         except RuntimeError:
             self._writing.stop()
             self._close()
@@ -134,33 +117,33 @@ class ShardAttempt:
 
     def next_sample(self) -> Sample | None:
         """A sample to decode, or None if there is none right now: still being fetched, `backlogged`, or all given out."""
-        if self._stop.is_set() or self.backlogged:
-            return None
-        try:
-            sample = None if self._scope.enough else self._samples.get_nowait()
-        except queue.Empty:
-            return None
-        if sample is None or not self._scope.begin(sample.uri):
-            self._all_read = True
-            self._wake()
-            return None
-        self._accounts.open(sample)  # open from here on: `poll` must not commit while a decoder has it
+        sample = None if self.backlogged else self._reading.next_sample()
+        if sample is not None:
+            self._accounts.open(sample)  # here: `poll` must not commit while a decoder has it
         return sample
 
     @property
     def backlogged(self) -> bool:
-        """Whether decoding should pause: writing or the store is slower than the network."""
+        """Whether decoding should pause because writing or the store is slower than the network."""
         return self._writing.backlogged
 
     @property
     def waiting_for_fetch(self) -> bool:
         """Whether a decoder that asked now would get nothing because storage has not delivered yet."""
-        return not self._all_read and self._samples.empty()
+        return self._reading.waiting_for_fetch
+
+    @property
+    def bytes_done(self) -> int:
+        """Source bytes of samples that need no more frames, from any thread; at most `shard.num_bytes`.
+
+        A sample whose clips are done in part counts in proportion. In a compressed tar the videos may be larger than the tar.
+        """
+        return min(self.shard.num_bytes, self._accounts.bytes_done + self._reading.rejected_bytes)
 
     # --- called by the encode loop ------------------------------------------------------------------------------------
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:
-        """The decoder has said which clips will come. Those that an earlier receipt holds are not encoded again."""
+        """A decoder has opened the video. Clips that an earlier receipt holds are not encoded again."""
         self._scope.opened(sample, opened)
         earlier = self._scope.earlier_clips(sample, opened)
         self._accounts.opened(sample, len(opened.clips), opened.rejects, earlier)
@@ -174,39 +157,39 @@ class ShardAttempt:
         return self._accounts.has_clip(sample, clip)
 
     def clip_done(self, latent: LatentClip) -> None:
-        """Hands a finished clip to the writing thread. Never waits: `backlogged` says when there is too much."""
+        """Hands a finished clip to the writing thread. Never waits, see `backlogged`."""
         self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
         self._writing.put(latent)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
-        """A promised clip that will not come."""
+        """A planned clip that could not be decoded."""
         self._accounts.failed(sample, clip, reject)
 
     def sample_ended(self, sample: Sample) -> None:
         """All chunks of the sample have arrived (its last clips may still be in the network)."""
-        self._reader.release(sample)
+        self._reading.reader.release(sample)
         self._accounts.ended(sample)
 
     def sample_rejected(self, sample: Sample, reject: Reject) -> None:
-        """What is left of the sample will not come: every unsettled clip fails with it."""
-        self._reader.release(sample)
+        """The rest of the sample was rejected: every clip that is not with the writer yet fails with it."""
+        self._reading.reader.release(sample)
         self._accounts.rejected(sample, reject)
 
     def sample_failed(self, sample: Sample, error: LatheError) -> None:
-        """Goes on without a plain file whose reading failed before any clip of it was with the writer; fails for anything else."""
+        """Excludes a plain file whose reading failed before any of its clips was with the writer; anything else fails the attempt."""
         storage = isinstance(error, StorageUnavailable | SourceRefused | SourceChanged)
         if storage and not self._accounts.begun(sample) and self._scope.set_aside(sample.uri, error):
             self._accounts.forget(sample)
-            self._reader.release(sample)
+            self._reading.reader.release(sample)
         else:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the attempt, from any thread: `poll` raises `error`, or what came before it."""
+        """Ends the attempt, from any thread: `poll` raises the first error."""
         self._error = self._error or error
 
     def poll(self) -> ShardResult | None:
-        """The result once committed; raises what ended the attempt."""
+        """The result once the receipt is committed, else None. Raises what ended the attempt."""
         if self._error is not None:
             raise self._error
         for outcome in self._writing.outcomes():
@@ -214,122 +197,70 @@ class ShardAttempt:
                 self._accounts.written(outcome.sample, outcome.clip, outcome.num_frames)
             else:
                 self._accounts.failed(outcome.sample, outcome.clip, outcome.reject)
-        if self._all_read and self._accounts.all_closed and not self._finishing:
+        if self._reading.all_read and self._accounts.all_closed and not self._finishing:
             self._finishing = True
-            self._writing.finish()  # nothing is open any more: write out and commit
+            self._writing.finish()  # no sample is open: write out and commit
         return self._result
 
     def abort(self) -> None:
-        """Begins to stop the threads and to delete what was spooled or uploaded; does not wait, see `ended`."""
+        """Begins to stop the threads and to delete spooled and uploaded files. Does not wait, see `ended`."""
         if self._ending is not None:
             return
         self.fail(RuntimeError("aborted"))
-        self._stop.set()
+        self._reading.stop()
         self._writing.stop()
         self._ending = threading.Thread(target=self._clean_up, name=f"end-{self.name}", daemon=True)
         self._ending.start()
 
     def ended(self, wait_s: float = 0.0) -> bool:
-        """Whether `abort` is through, waiting up to `wait_s` for it."""
+        """Whether `abort` has finished, after waiting up to `wait_s`."""
         if self._ending is None:
             return False
         self._ending.join(wait_s)
         return not self._ending.is_alive()
 
     def _clean_up(self) -> None:
-        """A thread that does not answer (a store that hangs) is left behind: what it may still write no receipt names."""
+        """A thread that does not stop (the store hangs) is left running: no receipt will name what it may still write."""
         try:
-            self._reader.close()  # also ends a read that waits for the store
-            self._reading.join(JOIN_S)
+            self._reading.close()
+            self._reading.thread.join(JOIN_S)
             written = self._writing.join(JOIN_S)
             self._close()
             if written and not self._commit_begun:
                 self._writer.abort()
         except LatheError as error:
-            # The store that failed the attempt often refuses the clean-up too. What stays is an orphan: no receipt names it.
+            # The store that failed the attempt often refuses to delete as well. The files become orphans, which no receipt names.
             if self._error is not None:
                 self._error.add_note(f"files of the attempt were left behind: {error}")
         finally:
             self._wake()
 
     def _close(self) -> None:
-        self._reader.close()
+        self._reading.close()
         self._scratch.close()
-        self._progress.unwatch(self._received)
 
     # --- the reading thread -------------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
-        try:
-            # A second build, or the try before this one, may have committed since the shard was handed out.
-            if (receipt := self._ledger.find(self.shard_id)) is not None:
-                self._end_with(receipt)
-            else:
-                self._scope.load_earlier(self._ledger, self._store)
-                self._read_source()
-        except BaseException as error:  # noqa: BLE001 - raised in the encode loop by poll()
-            self.fail(error)
-        finally:
-            self._wake()
+    def _begin(self) -> bool:
+        """Whether the shard must be read: a second build, or the try before this one, may have committed since it was handed out."""
+        if (receipt := self._ledger.find(self.shard_id)) is not None:
+            self._end_with(receipt)
+            return False
+        self._scope.load_earlier(self._ledger, self._store)
+        return True
 
     def _end_with(self, receipt: Receipt) -> None:
-        self._stop.set()
+        self._reading.stop()
         self._writing.stop()
         self._writing.join(JOIN_S)
         self._close()
         timings = Timings(total_s=round(time.monotonic() - self._started, 4))
         self._result = self._result_of(receipt, timings)
 
-    def _read_source(self) -> None:
-        try:
-            for item in self._reader:
-                self._progress.add()
-                if not self._scope.wants(item):
-                    if isinstance(item, Sample):
-                        self._reader.release(item)
-                elif isinstance(item, Sample):
-                    if not self._offer(item):
-                        return
-                else:
-                    self._scope.begin(item.uri, partial(self._shard_rejects.put, item))
-            if (error := self._scope.first_error()) is not None:
-                raise error
-        except NotFound as error:  # it was there when it was listed: no reason to stop the other shards
-            raise SourceChanged(f"{error.message}, but was listed", uri=error.uri) from error
-        except AccessError as error:
-            more = len(self._scope.refused) - 1
-            others = f" (so are {more} more of its shard)" if more > 0 else ""
-            raise SourceRefused(f"{error.message}{others}", uri=error.uri) from error
-        drill.fire(self._drill, "after_fetch")
-        self._offer(None)
-
-    def _go_on_without(self, source: SourceObject, error: Exception) -> bool:
-        """Whether the reader goes on after a plain file that it could not read."""
-        if not isinstance(error, StorageUnavailable):
-            self._scope.cannot_read(source, error)
-            return True
-        try:
-            open_store(locate(source.uri)[0], self._blueprint.job.storage).probe()
-        except LatheError:  # the store is away, and each further file would take all its patience
-            return False
-        return self._scope.set_aside(source.uri, error)
-
-    def _offer(self, sample: Sample | None) -> bool:
-        while not self._stop.is_set() and not self._scope.enough:
-            try:
-                self._samples.put(sample, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
     # --- the writing thread -------------------------------------------------------------------------------------------
 
     def _commit(self, files: tuple[WrittenFile, ...], stats: ChannelStats | None) -> None:
-        rejects = []
-        while not self._shard_rejects.empty():
-            rejects.append(self._shard_rejects.get())
-        receipt = self._receipt(files, stats, *self._accounts.totals(rejects))
+        receipt = self._receipt(files, stats, *self._accounts.totals(self._reading.rejects()))
         drill.fire(self._drill, "before_commit")
         self._commit_begun = True
         winner = self._ledger.commit(receipt)
@@ -340,7 +271,7 @@ class ShardAttempt:
             try:
                 drill.fire(self._drill, "in_clean_up")
                 self._writer.abort()
-            except LatheError as error:  # the shard is done whatever becomes of our files; no receipt names them
+            except LatheError as error:  # the shard is done; no receipt names our files
                 notes = (f"another attempt was first, and our files could not be deleted: {error}",)
         result = self._result_of(winner, receipt.timings)
         self._close()
@@ -363,10 +294,10 @@ class ShardAttempt:
             total_s=round(time.monotonic() - self._started, 4),
             decode_cpu_s=round(self.decode_cpu_s, 4),
         )
-        # A receipt covers what was read. Files that were refused or replaced stay work to do for the next run.
+        # A receipt covers what was read. Files that were refused or replaced are left to the next run.
         shard = replace(self.shard, objects=self._scope.covered())
-        digests = {**self._scope.digests, **self._reader.digests}
-        context = self._blueprint
+        context, reader = self._context, self._reading.reader
+        digests = {**self._scope.digests, **reader.digests}
         return Receipt(
             format_version=context.layout.version,
             shard_id=shard.id(context.fingerprint),
@@ -380,17 +311,17 @@ class ShardAttempt:
             rejects=rejects,
             stats=stats,
             timings=timings,
-            notes={"environment": environment(context.device), "reader": dict(self._counters), "spec": context.spec},
+            notes={"environment": environment(context.device), "reader": reader.counters, "spec": context.spec},
             limits=context.job.limits(),
             digests={source.uri: digests[source.uri] for source in shard.objects if source.uri in digests},
             empty=self._scope.empty(self._accounts.encoded),
-            warnings=self._accounts.warnings_with(self._counters if self.shard.retry is None else {}),
+            warnings=self._accounts.warnings_with(reader.counters if self.shard.retry is None else {}),
             recovered=self._scope.recovered(self._accounts.encoded),
         )
 
     def _result_of(self, receipt: Receipt, timings: Timings) -> ShardResult:
         reasons = dict(Counter(reject.reason for reject in receipt.rejects))
-        ours = receipt.attempt.startswith(self._blueprint.build)
+        ours = receipt.attempt.startswith(self._context.build)
         num_bytes, files = sum(item.num_bytes + item.index_bytes for item in receipt.files), len(receipt.files)
         return ShardResult(
             self.shard_id, ours, receipt.counts, receipt.added(), timings, num_bytes, reasons, files, receipt.warnings

@@ -1,7 +1,7 @@
-"""Which chunks go through the network together: up to B next chunks of different clips, alike in shape, with their carried states.
+"""Batches for the network: up to B chunks of one shape, each the next chunk of another clip.
 
-Enters: chunks of running clips, in any interleaving. Leaves: batches. Pure bookkeeping: no tensors are touched, no clock is read.
-A batch never holds two chunks of one clip, and a clip's chunks leave in their order.
+Takes chunks of running clips in any order, gives batches. A batch never holds two chunks of one clip, and a clip's chunks keep their order.
+No tensor is touched and no clock is read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     from pipeline.records import ChunkShape, FrameChunk
 
-PATIENCE = 256  # chunks
+PATIENCE = 256  # chunks that may arrive after a waiting one before it goes first
 
 
 @dataclass(eq=False, slots=True)
 class ClipRun:
-    """A clip on its way through the network: chunks that wait, and the causal state after those that went."""
+    """A clip that is being encoded: its waiting chunks, and the causal state after the chunks before them."""
 
-    token: Any  # whose clip this is; opaque here
+    token: Any  # the clip's owner; opaque here
     waiting: deque[FrameChunk] = field(default_factory=deque)
     state: Any = None
     arrived: int = 0  # arrival number of the chunk at the head of `waiting`
-    dropped: bool = False  # given up: what still comes out of the network for it is of no use
+    dropped: bool = False  # given up: latents that the network still gives for it are ignored
 
 
 class Batcher:
@@ -51,7 +51,7 @@ class Batcher:
         run.waiting.append(chunk)
 
     def drop(self, run: ClipRun) -> None:
-        """Forgets what waits of `run`."""
+        """Removes the waiting chunks of `run`."""
         run.dropped = True
         self._runs.pop(id(run), None)
         self.nbytes -= sum(chunk.nbytes for chunk in run.waiting)
@@ -60,7 +60,7 @@ class Batcher:
     def take(self, *, full_only: bool = False) -> list[tuple[ClipRun, FrameChunk]]:
         """The next batch: a full group if there is one, else (unless `full_only`) the group with the oldest chunk.
 
-        A chunk that has seen `PATIENCE` others arrive goes before any full group, so that odd shapes do not starve.
+        A chunk after which `PATIENCE` others have arrived goes before any full group, so that rare shapes are not delayed without limit.
         """
         groups: dict[ChunkShape, list[ClipRun]] = {}
         for run in sorted(self._runs.values(), key=lambda run: run.arrived):
@@ -69,8 +69,8 @@ class Batcher:
             return []
         oldest = next(iter(groups))
         full = next((shape for shape, runs in groups.items() if len(runs) >= self._size(shape)), None)
-        starved = self._clock - groups[oldest][0].arrived > PATIENCE
-        chosen = oldest if starved or (full is None and not full_only) else full
+        waited_long = self._clock - groups[oldest][0].arrived > PATIENCE
+        chosen = oldest if waited_long or (full is None and not full_only) else full
         return [] if chosen is None else [self._pop(run) for run in groups[chosen][: self._size(chosen)]]
 
     def _size(self, shape: ChunkShape) -> int:

@@ -1,6 +1,6 @@
-"""What every process of a build must agree on: the job made definite, the clip rules, the fingerprint and the file metadata.
+"""`BuildContext`: settings that all processes of a build share, with the fingerprint and the metadata of data files.
 
-Enters: a validated `EncodeJob` and the identity of the network. Leaves: a picklable `BuildContext`. Same context, same latents.
+Made of a validated `EncodeJob` and the identity of the network; picklable. The same context gives the same latents.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.layout import CURRENT
 from pipeline.records import ClipRules, stable_hash
+from pipeline.video.clips import chunk_length
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
@@ -26,7 +27,7 @@ PIXELS = 2
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """A build, decided."""
+    """Settings of one build; nothing is left to defaults."""
 
     job: EncodeJob
     rules: ClipRules
@@ -35,14 +36,14 @@ class BuildContext:
     provenance: dict[str, Any]  # where the weights came from
     device: str
     compute_dtype: str
-    chunk_frames: int  # job.engine.chunk_frames on the network's grid; 0: clips are encoded whole
+    chunk_frames: int  # per encode step after the first; see `clips.chunk_length`
     fingerprint_parts: dict[str, Any]
     fingerprint: str
     build: str  # random; names of this build's attempts start with it
     layout: Layout  # names of the output's objects
 
     def file_metadata(self) -> dict[str, Any]:
-        """What a data file says of the build that made it. The writer adds what it knows: format, bucket, dtype, constants."""
+        """Metadata of a data file about its build. The writer adds format, bucket, dtype and constants."""
         return {
             "spec": self.spec,
             "encoder": {**self.identity, "checkpoint": self.provenance},
@@ -51,12 +52,12 @@ class BuildContext:
         }
 
 
-def draw(
+def make_context(
     job: EncodeJob, rules: ClipRules, network: Network, device: str, compute_dtype: str, layout: Layout = CURRENT
 ) -> BuildContext:
-    """Puts a context together and takes its fingerprint: everything that can change a stored value, and nothing else."""
+    """Makes the context. Its fingerprint hashes everything that can change a stored value, and nothing else."""
     spec = network.spec.to_dict()
-    stride = network.spec.time_stride
+    chunked = spec["chunking"] != "none"
     parts = {
         "encoder": network.identity,
         "compute_dtype": compute_dtype,
@@ -76,7 +77,7 @@ def draw(
         provenance=network.provenance,
         device=device,
         compute_dtype=compute_dtype,
-        chunk_frames=max(stride, job.engine.chunk_frames // stride * stride) if spec["chunking"] != "none" else 0,
+        chunk_frames=chunk_length(job.engine.chunk_frames, network.spec.time_stride, chunked=chunked),
         fingerprint_parts=parts,
         fingerprint=stable_hash(parts),
         build=secrets.token_hex(4),
@@ -93,6 +94,6 @@ def _decoder_version() -> dict[str, str]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Lathe and the libraries that a stored value or a file's layout depends on, as installed in this process."""
+    """Versions of Lathe and of the libraries that stored values or a file's layout depend on, as this process has them."""
     packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
     return {**packages, "python": platform.python_version(), **_decoder_version()}

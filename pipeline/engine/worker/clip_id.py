@@ -1,4 +1,4 @@
-"""Ids of latents: functions of the source object, the sample, the clip and the fingerprint alone."""
+"""Ids of latents, computed from the source object, the sample, the clip and the fingerprint only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
-    """The same in every run: a readable piece of the key, the clip number, and a digest of what it is.
+    """Id of a clip's latent, the same in every run: a readable part of the key, the clip number, and a digest of all the above.
 
-    `etag` is of the object the sample came from: a replaced input gives new latents new ids.
+    `etag` is that of the sample's source object: the latents of a replaced input get new ids.
     """
     digest = stable_hash(
         [sample.uri, etag, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8

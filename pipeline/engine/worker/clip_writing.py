@@ -1,9 +1,9 @@
-"""Thread that writes the clips of one shard attempt, beside the encode loop.
+"""Thread that writes the clips of one shard attempt in parallel to the encode loop.
 
-Enters: finished `LatentClip`s, by `put`, which never waits. Leaves: one `ClipOutcome` a clip, and, after `finish`, a call
-of `finished` with the uploaded files. The thread builds and hashes files; `ShardWriter` uploads them in threads of its own.
-Memory: `backlogged` says when the clips that wait exceed `BACKLOG_BYTES`. The caller then asks for no more frames, so
-that at most the latents of the frames already decoded (`engine.frame_bytes`) come on top; the writer holds a few row groups.
+Takes finished `LatentClip`s by `put`, which never waits. Gives one `ClipOutcome` a clip, and after `finish` a call of `finished` with the
+uploaded files. The thread builds and hashes files; `ShardWriter` uploads them in threads of its own. Memory: once waiting clips exceed
+`BACKLOG_BYTES`, `backlogged` is true and the caller asks for no more frames, so that at most the latents of frames already decoded
+(`engine.frame_bytes`) are added; the writer holds a few row groups.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BadDataError, PolicyReject
+from pipeline.errors import BadDataError
 from pipeline.records import Reject
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from pipeline.records import ChannelStats, LatentClip, Sample, WrittenFile
     from pipeline.writer import ShardWriter
 
-BACKLOG_BYTES = 256 * 1024 * 1024  # latents encoded and not yet written; about a second of a fast GPU's
-CLIP_BYTES = 8 * 1024  # what a clip holds besides its tensors: sample, plan, caption, metadata
-LOOK_S = 0.1  # how often the thread looks whether it should stop
+BACKLOG_BYTES = 256 * 1024 * 1024  # latents encoded and not yet written; a fast GPU gives as many in about a second
+CLIP_BYTES = 8 * 1024  # of a clip besides its tensors: sample, plan, caption, metadata
+LOOK_S = 0.1  # how often the thread checks whether it should stop
 
 
 @dataclass(frozen=True, slots=True)
 class ClipOutcome:
-    """What became of a clip: written if `reject` is None."""
+    """Result for one clip: written if `reject` is None."""
 
     sample: Sample
     clip: int
@@ -45,8 +45,8 @@ class ClipWriting:
         writer: used by this thread alone until it has ended.
         name: of the thread.
         finished: called in the thread with the files and their statistics; may take long (it commits).
-        failed: called in the thread with what ended it.
-        wake: called in the thread when there is an outcome, a result or a failure to look at.
+        failed: called in the thread with the error that ended it.
+        wake: called in the thread when there is an outcome, a result or a failure.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ClipWriting:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begins.
+        """Starts the thread.
 
         Raises:
             RuntimeError: the machine starts no further thread.
@@ -79,7 +79,7 @@ class ClipWriting:
         self._thread.start()
 
     def put(self, clip: LatentClip) -> None:
-        """Takes a clip over. Its outcome follows, unless the thread ends before."""
+        """Queues a clip. Its outcome follows, unless the thread ends before."""
         with self._guard:
             self._waiting_bytes += _size(clip)
         self._clips.put(clip)
@@ -94,12 +94,12 @@ class ClipWriting:
         return self._waiting_bytes > BACKLOG_BYTES
 
     def outcomes(self) -> Iterator[ClipOutcome]:
-        """What became of clips since the last call."""
+        """Outcomes since the last call."""
         while not self._outcomes.empty():
             yield self._outcomes.get()
 
     def stop(self) -> None:
-        """Ends the thread at its next look, also where it waits for uploads. Does not wait."""
+        """Ends the thread within `LOOK_S`, also where it waits for uploads. Does not wait."""
         self._stop.set()
         self._writer.stop()
 
@@ -129,7 +129,7 @@ class ClipWriting:
                 self._outcomes.put(outcome)
                 self._wake()
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by `ShardAttempt.poll`
-            if not self._stop.is_set():  # stopped on purpose: uploads that were waited for say so
+            if not self._stop.is_set():  # else the error only says that the uploads were stopped
                 self._failed(error)
         finally:
             self._wake()
@@ -139,9 +139,7 @@ class ClipWriting:
         try:
             self._writer.add(clip)
         except BadDataError as error:
-            stage, policy = error.stage or "encode", isinstance(error, PolicyReject)
-            reject = Reject(sample.key, stage, error.reason, error.message, policy=policy, uri=sample.uri, clip=number)
-            return ClipOutcome(sample, number, clip.num_frames, reject)
+            return ClipOutcome(sample, number, clip.num_frames, Reject.from_error(error, sample, "encode", clip=number))
         return ClipOutcome(sample, number, clip.num_frames, None)
 
 

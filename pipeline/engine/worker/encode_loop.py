@@ -1,22 +1,24 @@
-"""The loop of one encoder: frames in from the feed, batches through the network, latents out to the shard attempts they belong to.
+"""The loop of one encoder: takes frames from the feed, runs batches through the network, gives latents to the attempts of their shards.
 
-Enters: shards, by `submit`; several are in flight, so that the next one is fetched and decoded while the last one is written.
-Leaves: `ShardResult`s and failures, by `step`. No Ray here: the inline executor and the encoder actor both own one of these.
+Takes shards by `submit`; several are in flight, so that the next one is fetched and decoded while the last one is written.
+Gives `ShardResult`s and failures by `step`. Used by the inline executor and by the encoder actor of Ray.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from pipeline.engine.decoders.feed import Event, Feed, Restarted
+from pipeline.engine.decoders.feed import Event, Feed
+from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.worker.attempt import ShardAttempt
 from pipeline.engine.worker.batching import Batcher, ClipRun
 from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
+from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
@@ -28,13 +30,12 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
-WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFailure:
-    """A shard attempt that ended in an exception. The shard may be tried again if the error says so."""
+    """A shard attempt that ended in an exception. The driver decides whether the shard is tried again."""
 
     shard_id: str
     error: Exception
@@ -53,7 +54,7 @@ class _Video:
 
 @dataclass(eq=False, slots=True)
 class _Clip:
-    """Token of a ClipRun: where its latents go."""
+    """Token of a `ClipRun`: the attempt and the spools that its latents go to."""
 
     attempt: ShardAttempt
     video: _Video
@@ -61,29 +62,8 @@ class _Clip:
     mean: LatentSpool
     logvar: LatentSpool | None
     frames: int = 0
-    damaged: int = 0  # of these
+    damaged: int = 0  # of these frames
     end_s: float = 0.0
-
-
-@dataclass(slots=True)
-class LoopStats:
-    """Live numbers of a loop; written by its thread, read by any. `progress` grows whenever anything moved for any attempt."""
-
-    frames: int = 0
-    clips: int = 0
-    samples: int = 0
-    steps: int = 0
-    batched: int = 0  # chunks over all steps; divided by steps it is the mean batch
-    encode_s: float = 0.0
-    decode_wait_s: float = 0.0
-    fetch_wait_s: float = 0.0
-    lanes_ready: int = 0
-    counter: ProgressCounter = field(default_factory=ProgressCounter)
-
-    @property
-    def progress(self) -> int:
-        """Bytes fetched, written, read back and uploaded, events of the feed, steps, commits: all added up, now."""
-        return self.counter.value
 
 
 class EncodeLoop:
@@ -91,10 +71,13 @@ class EncodeLoop:
 
     def __init__(self, context: BuildContext, encoder: Encoder, lanes: Lanes) -> None:
         job = context.job
-        self.stats = LoopStats()
-        self._blueprint = context
+        self.stats = WorkerStats()  # `progress` and `bytes_done` are filled in by `live_stats`
+        self._progress = ProgressCounter()
+        self._context = context
         self._encoder = encoder
-        mark_reached(job.storage)  # by the driver: to be unreachable from here on is an outage, not a wrong address
+        mark_reached(
+            job.storage
+        )  # the driver has reached it: if it cannot be reached from here, that is an outage, not a wrong address
         self._store = open_store(job.output, job.storage)
         self._attempts: list[ShardAttempt] = []
         self._ending: list[tuple[ShardAttempt, Exception]] = []  # failed, and cleaning up
@@ -102,14 +85,14 @@ class EncodeLoop:
         self._videos: dict[tuple[ShardAttempt, int], _Video] = {}
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
-        self._flying: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # in the network
+        self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
         self._feed = Feed(
             lanes,
             self,
             rules=context.rules,
             limits=job.decode,
             drill=job.drill,
-            chunk_frames=context.chunk_frames or WHOLE_CHUNK,
+            chunk_frames=context.chunk_frames,
             frame_bytes=job.engine.frame_bytes,
             largest_batch=encoder.largest_batch,
             etag_of=lambda attempt, sample: attempt.etags[sample.uri],
@@ -120,10 +103,10 @@ class EncodeLoop:
     def submit(self, shard: Shard) -> None:
         """Starts an attempt at `shard`; its fetch begins at once. One that cannot start is a failure of the next `step`."""
         try:
-            attempt = ShardAttempt(shard, self._blueprint, self._store, self._feed.wake, self.stats.counter)
+            attempt = ShardAttempt(shard, self._context, self._store, self._feed.wake, self._progress)
         except (LatheError, RuntimeError) as error:  # RuntimeError: no thread can be started
             with self._lock:
-                self._unstarted.append(ShardFailure(shard.id(self._blueprint.fingerprint), error))
+                self._unstarted.append(ShardFailure(shard.id(self._context.fingerprint), error))
             self._feed.wake()
             return
         with self._lock:
@@ -141,6 +124,12 @@ class EncodeLoop:
             raise self._feed.failure
         return self._feed.ready_lanes > 0
 
+    def live_stats(self) -> WorkerStats:
+        """The numbers as they are now. May be called from any thread."""
+        with self._lock:
+            bytes_done = {attempt.shard_id: attempt.bytes_done for attempt in self._attempts}
+        return replace(self.stats, progress=self._progress.value, bytes_done=bytes_done)
+
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
         with self._lock:
@@ -157,24 +146,24 @@ class EncodeLoop:
             FatalError: the build must stop (never for one bad input).
         """
         begun = time.monotonic()
-        ready = len(self._batcher) > 0 or self._flying is not None
+        ready = len(self._batcher) > 0 or self._in_flight is not None
         events = self._feed.events(0.0 if ready else wait_s)
         if not ready:
             self._account_wait(time.monotonic() - begun)
         for event in events:
             self._handle(event)
-        self.stats.counter.add(len(events))
-        # While decoders are busy a fuller batch may be worth waiting for; what waits is bounded by the feed's byte budget.
+        self._progress.add(len(events))
+        # While decoders are busy, waiting may give a fuller batch. The feed's byte budget bounds what waits.
         batch = self._batcher.take(full_only=bool(events) and self._feed.decoding)
         if batch:
             self._launch(batch)
-        if self._flying is not None and not (batch and self._encoder.overlaps):
-            self._land()
+        if self._in_flight is not None and not (batch and self._encoder.overlaps):
+            self._finish_step()
         self.stats.lanes_ready = self._feed.ready_lanes
         return self._ended()
 
     def close(self) -> None:
-        """Aborts what is in flight and ends threads and decoders. Waits at most `CLOSE_S` for clean-ups."""
+        """Aborts attempts in flight, ends threads and decoders. Waits at most `CLOSE_S` for attempts to delete their files."""
         self._feed.close()  # and the lanes
         for attempt in self._attempts:
             attempt.abort()
@@ -188,7 +177,7 @@ class EncodeLoop:
 
     def _handle(self, event: Event) -> None:
         attempt, sample, what = event.owner, event.sample, event.what
-        if attempt not in self._attempts:  # cancelled meanwhile
+        if attempt not in self._attempts:  # it has failed meanwhile
             if isinstance(what, FrameChunk):
                 self._feed.consumed(what.nbytes)
             return
@@ -213,7 +202,9 @@ class EncodeLoop:
             self._drop_video(attempt, sample)
             self.stats.samples += 1
             attempt.sample_rejected(sample, what)
-        elif isinstance(what, LatheError):  # storage below a decoder, or decoders that outside kills keep ending
+        elif isinstance(
+            what, LatheError
+        ):  # storage below a decoder, or decoders that were killed from outside too often
             self._drop_video(attempt, sample)
             attempt.sample_failed(sample, what)
 
@@ -230,7 +221,7 @@ class EncodeLoop:
         def spool() -> LatentSpool:
             return LatentSpool(attempt.spool_dir)
 
-        moments = self._blueprint.job.write.moments
+        moments = self._context.job.write.moments
         return _Clip(attempt, video, video.plans[index], spool(), spool() if moments else None)
 
     def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
@@ -249,7 +240,7 @@ class EncodeLoop:
     # --- the network --------------------------------------------------------------------------------------------------
 
     def _launch(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
-        """Starts a step; what was flying lands while it runs. States go on at once, so the next step may hold the same clips."""
+        """Starts a step, and stores the latents of the previous one meanwhile. States are passed on at once: the next step needs them."""
         begun = time.monotonic()
         launched = self._encoder.launch([chunk for _, chunk in batch], [run.state for run, _ in batch])
         for (run, _), state in zip(batch, launched.states, strict=True):
@@ -257,24 +248,24 @@ class EncodeLoop:
         self._charge(batch, time.monotonic() - begun)
         self.stats.steps += 1
         self.stats.batched += len(batch)
-        if self._flying is not None:
-            self._land()
-        self._flying = batch, launched
+        if self._in_flight is not None:
+            self._finish_step()
+        self._in_flight = batch, launched
 
     def _charge(self, batch: list[tuple[ClipRun, FrameChunk]], spent_s: float) -> None:
         self.stats.encode_s += spent_s
         for run, _ in batch:
             run.token.attempt.encode_s += spent_s / len(batch)
 
-    def _land(self) -> None:
-        """Waits for the step that flies and stores its latents."""
-        if self._flying is None:
+    def _finish_step(self) -> None:
+        """Waits for the step in flight and stores its latents."""
+        if self._in_flight is None:
             return
-        (batch, launched), self._flying = self._flying, None
+        (batch, launched), self._in_flight = self._in_flight, None
         begun = time.monotonic()
         results = launched.results()
         self._charge(batch, time.monotonic() - begun)
-        self.stats.counter.add()
+        self._progress.add()
         for (run, chunk), encoded in zip(batch, results, strict=True):
             attempt = run.token.attempt
             self._feed.consumed(chunk.nbytes)
@@ -284,11 +275,11 @@ class EncodeLoop:
                 self._store_chunk(run, chunk, encoded)
             except StorageUnavailable as error:  # the local disk
                 attempt.fail(error)
-        drill.fire(self._blueprint.job.drill, "mid_video")
+        drill.fire(self._context.job.drill, "mid_video")
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
         clip: _Clip = run.token
-        dtype = self._blueprint.job.write.dtype
+        dtype = self._context.job.write.dtype
         clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
         if clip.logvar is not None and encoded.logvar_Cthw is not None:
             clip.logvar.append(to_storage(encoded.logvar_Cthw, dtype))
@@ -297,9 +288,9 @@ class EncodeLoop:
         clip.end_s = chunk.pts_s[-1]
         self.stats.frames += len(chunk.pts_s)
         if chunk.last:
-            self._finish(clip)
+            self._finish_clip(clip)
 
-    def _finish(self, clip: _Clip) -> None:
+    def _finish_clip(self, clip: _Clip) -> None:
         video, plan = clip.video, clip.plan
         del video.runs[plan.index]
         self.stats.clips += 1
@@ -307,14 +298,16 @@ class EncodeLoop:
         clip.attempt.clip_done(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
-                sample=replace(video.sample, video=b""),  # rows wait for their row group; encoded videos should not
+                sample=replace(
+                    video.sample, video=b""
+                ),  # a row may wait long for its row group; its encoded video must not wait with it
                 info=replace(video.info, warnings=(*video.info.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
                 end_s=clip.end_s,
                 latent_CTHW=clip.mean.finish(),
                 logvar_CTHW=clip.logvar.finish() if clip.logvar is not None else None,
-                dtype=self._blueprint.job.write.dtype,
+                dtype=self._context.job.write.dtype,
             )
         )
         self._close_if_done(clip.attempt, video)
@@ -352,7 +345,7 @@ class EncodeLoop:
             if result is not None:
                 self._forget(attempt)
                 ended.append(replace(result, step_sizes=self._encoder.choices()))
-        # Reported once its files are deleted, or could not be: deleting asks the store, and the loop waits for no store.
+        # Reported after the attempt has tried to delete its files in a thread of its own: the loop never waits for a store.
         over = [item for item in self._ending if item[0].ended()]
         self._ending = [item for item in self._ending if item not in over]
         ended += [ShardFailure(attempt.shard_id, error) for attempt, error in over]
@@ -364,9 +357,3 @@ class EncodeLoop:
         self._feed.cancel(attempt)
         for owner, index in [key for key in self._videos if key[0] is attempt]:
             self._drop_video(owner, self._videos[owner, index].sample)
-
-
-def describe_stats(stats: LoopStats) -> dict[str, Any]:
-    """JSON-ready copy, `progress` included."""
-    values = {item.name: getattr(stats, item.name) for item in fields(stats) if item.name != "counter"}
-    return {**values, "progress": stats.progress}

@@ -1,7 +1,7 @@
-"""Collects the latents of one clip as they leave the network, chunk by chunk, in memory that does not grow with the video.
+"""Buffer that collects the latents of one clip, chunk by chunk, in memory that does not grow with the video.
 
-Enters: pieces `(C, t, h, w)` in the storage dtype. Leaves: one array `(C, T, h, w)` in C order, in memory while small, else mapped from
-a temporary file without a name, which is gone with the array.
+Takes pieces `(C, t, h, w)` in the storage dtype. Gives one array `(C, T, h, w)` in C order: in memory while small, else mapped from an
+unnamed temporary file, which is deleted with the array.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BLOCK_BYTES = 1024 * 1024
 
 
 def to_storage(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> storage dtype; bfloat16 as uint16 bits, rounded to nearest even. What does not fit becomes infinite, NaN stays NaN."""
+    """float32 -> storage dtype; bfloat16 as uint16 bits, rounded to nearest even. Too large values become infinite, NaN stays NaN."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        # CUDA's NaN is 0x7FFFFFFF: rounded like a number it would overflow to -0, and pass for a latent.
+        # CUDA's NaN is 0x7FFFFFFF: rounded like a number it would overflow to -0, a valid value.
         rounded[(bits & 0x7FFFFFFF) > 0x7F800000] = 0x7FC0
         return rounded
-    with np.errstate(over="ignore"):  # the writer refuses infinities, and names the clip
+    with np.errstate(over="ignore"):  # the writer rejects infinities and names the clip
         return values.astype(np.dtype(dtype).newbyteorder("<"), copy=False)
 
 
@@ -64,7 +64,7 @@ class LatentSpool:
             self._append(piece_Cthw)
 
     def _append(self, piece_Cthw: np.ndarray) -> None:
-        # Time first: pieces then follow one another in the file, whatever the video's length will be.
+        # Time first: pieces are then contiguous in the file, whatever the video's length will be.
         piece_tChw = np.ascontiguousarray(piece_Cthw.swapaxes(0, 1))
         self._frames += piece_tChw.shape[0]
         self._nbytes += piece_tChw.nbytes
@@ -82,17 +82,17 @@ class LatentSpool:
             self._hold(piece_tChw.data.cast("B"))
 
     def _hold(self, data: memoryview) -> None:
-        # Not on the heap: small arrays that live for a whole video, between the large short-lived ones of the encode steps, keep
-        # malloc from using freed memory again; measured, a process then grows by 200 MB in ten minutes of video.
+        # Not on the heap: small arrays that live for a whole video, between the large short-lived ones of the encode steps, prevent
+        # malloc from reusing freed memory. Measured: a process then grows by 200 MB in ten minutes of video.
         while len(data):
             if not self._blocks or self._blocks[-1].tell() == BLOCK_BYTES:
                 self._blocks.append(mmap.mmap(-1, BLOCK_BYTES))
-            room = BLOCK_BYTES - self._blocks[-1].tell()
-            self._blocks[-1].write(data[:room])
-            data = data[room:]
+            free = BLOCK_BYTES - self._blocks[-1].tell()
+            self._blocks[-1].write(data[:free])
+            data = data[free:]
 
     def _held(self) -> list[memoryview]:
-        """What is in memory, in order."""
+        """Pieces in memory, in order."""
         first = [] if self._first is None else [self._first.data.cast("B")]
         return first + [memoryview(block)[: block.tell()] for block in self._blocks]
 
@@ -100,7 +100,7 @@ class LatentSpool:
         """The whole latent `(C, T, h, w)`, C-contiguous."""
         like = self._first
         if like is None:
-            raise ValueError("finish without a piece")
+            raise ValueError("finish() before any append()")
         _, channels, height, width = like.shape
         if self._file is None:
             whole = like if not self._blocks else np.frombuffer(b"".join(self._held()), like.dtype)
@@ -121,7 +121,7 @@ class LatentSpool:
         for start in range(0, self._frames, step):
             block = np.frombuffer(file.read(step * frame_bytes), like.dtype).reshape(-1, channels, height, width)
             latent_CTHW[:, start : start + len(block)] = block.swapaxes(0, 1)
-            # Written pages go to the file and out of this process, so that a long video costs no more memory than a short one.
+            # Written pages are moved to the file and released, so that a long video needs no more memory than a short one.
             latent_CTHW.flush()
             latent_CTHW.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
         file.close()

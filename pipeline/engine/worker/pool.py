@@ -1,6 +1,6 @@
-"""What the driver needs of an executor: workers that take shards and report what became of them. No Ray here.
+"""Interface of a set of workers, `WorkerPool`, with the events it reports, and `InlinePool`: one encode loop in this process.
 
-Enters: assignments. Leaves: events. `InlinePool` is one encode loop in this process; `RayPool` (in `ray_pool`) is actors.
+Takes assignments of shards, gives events. `engine/ray/pool.py` has the other implementation.
 """
 
 from __future__ import annotations
@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.encoder import Encoder
-from pipeline.engine.decoders.lanes import ProcessLanes, niceness_beside
-from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure, describe_stats
+from pipeline.engine.decoders.lanes import niceness_beside
+from pipeline.engine.decoders.process_lanes import ProcessLanes
+from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.dispatch import Cause
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.shard_result import ShardResult
+    from pipeline.engine.worker.worker_stats import WorkerStats
     from pipeline.records import Shard
 
-IDLE_S = 0.05  # a poll with nothing in flight; short, so that signals and answers of probes are seen soon
+IDLE_S = 0.05  # a poll with nothing in flight; short, so that the driver soon sees signals and answers of probes
+PULSE_S = 0.5  # between pulses
 MOST_DECODERS = 16  # per encoder, unless the job says otherwise
 
 
@@ -41,7 +44,7 @@ class ShardEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A worker died or was killed, with all it held. `cause` says who is to blame, see `dispatch`."""
+    """A worker died or was killed, and the shards it held with it. For `cause` see `dispatch`."""
 
     worker: str
     error: Exception
@@ -50,15 +53,15 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """Live numbers of a worker."""
+    """Live numbers of a worker, reported every few seconds."""
 
     worker: str
-    stats: dict[str, Any]
+    stats: WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know."""
+    """A line for the user."""
 
     text: str
 
@@ -80,7 +83,7 @@ class WorkerPool(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:
-        """What happened, waiting up to `timeout_s` for something to.
+        """Events since the last call; waits up to `timeout_s` for the first.
 
         Raises:
             FatalError: the build must stop.
@@ -93,8 +96,14 @@ class WorkerPool(Protocol):
 
 
 def decoders_per_encoder(job_decoders: int | None, cores: int, encoders: int) -> int:
-    """Decoder processes for one encoder: what the job says, else its share of the cores."""
+    """Decoder processes for one encoder: the number the job gives, else the encoder's share of the cores."""
     return job_decoders or max(1, min(MOST_DECODERS, cores // encoders))
+
+
+def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
+    """Loads the network of a build on its device. Slow. Raises what `Encoder` raises."""
+    job, device, dtype = context.job, context.device, context.compute_dtype
+    return Encoder(job.model, device, dtype, moments=job.write.moments, threads=threads, batch=job.engine.batch)
 
 
 class InlinePool:
@@ -104,7 +113,7 @@ class InlinePool:
     _NAME = "inline"
 
     def __init__(self, context: BuildContext) -> None:
-        self._blueprint = context
+        self._context = context
         self._loop: EncodeLoop | None = None
         self._announced = False
         self._pulse_at = 0.0
@@ -112,23 +121,12 @@ class InlinePool:
     def start(self, wanted: int) -> None:  # noqa: D102
         if wanted < 1 or self._loop is not None:
             return
-        job = self._blueprint.job
+        job = self._context.job
         cores = os.cpu_count() or 1
         # Decoders first: they import and warm up while the network loads.
-        lanes = ProcessLanes(
-            decoders_per_encoder(job.engine.decoders, cores, 1),
-            job.decode.memory_bytes,
-            niceness_beside(self._blueprint.device),
-        )
-        encoder = Encoder(
-            job.model,
-            self._blueprint.device,
-            self._blueprint.compute_dtype,
-            moments=job.write.moments,
-            threads=job.engine.threads,
-            batch=job.engine.batch,
-        )
-        self._loop = EncodeLoop(self._blueprint, encoder, lanes)
+        decoders, niceness = decoders_per_encoder(job.engine.decoders, cores, 1), niceness_beside(self._context.device)
+        lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
+        self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
 
     def assign(self, worker: str, shard: Shard) -> None:  # noqa: D102
         self._running().submit(shard)
@@ -138,16 +136,16 @@ class InlinePool:
         if not self._announced:
             self._announced = True
             return [WorkerUp(self._NAME)]
-        if not loop.shards_in_flight:  # a build that waits for its store
+        if not loop.shards_in_flight:  # the build waits for its store
             time.sleep(min(timeout_s, IDLE_S))
             return []
         deadline = time.monotonic() + timeout_s
         events: list[PoolEvent] = []
         while not events and time.monotonic() < deadline and loop.shards_in_flight:
             events += [ShardEnded(self._NAME, outcome) for outcome in loop.step()]
-            if time.monotonic() - self._pulse_at > 0.5:
+            if time.monotonic() - self._pulse_at > PULSE_S:
                 self._pulse_at = time.monotonic()
-                events.append(Pulse(self._NAME, describe_stats(loop.stats)))
+                events.append(Pulse(self._NAME, loop.live_stats()))
         return events
 
     def close(self) -> None:  # noqa: D102

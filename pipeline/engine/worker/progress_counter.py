@@ -1,7 +1,7 @@
-"""Counter of everything that moves in one encode loop, so that a hang can be told from slow work.
+"""Counter of all work in one encode loop, which distinguishes a hang from slow work.
 
-Enters: amounts (bytes, chunks, steps), from any thread, and functions that read counters kept elsewhere. Leaves: one
-number. It never shrinks, and it grows while anything moves. What it counts has no unit: only whether it changed matters.
+Takes amounts (bytes, chunks, steps) from any thread, and functions that read counters kept elsewhere. Gives one number that never shrinks,
+and grows as long as anything is done. It has no unit: only whether it has changed matters.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class ProgressCounter:
         self._watched: list[Callable[[], int]] = []
 
     def add(self, amount: int = 1) -> None:
-        """Something moved."""
+        """Counts work that was done."""
         with self._guard:
             self._count += amount
 
     def watch(self, read: Callable[[], int]) -> None:
-        """Adds a counter kept elsewhere, which starts at 0 and never shrinks. It is read whenever `value` is."""
+        """Adds a counter kept elsewhere, which starts at 0 and never shrinks. `value` reads it."""
         with self._guard:
             self._watched.append(read)
 
     def unwatch(self, read: Callable[[], int]) -> None:
-        """Reads it for the last time; what it has counted stays. A second call does nothing."""
+        """Reads it for the last time and keeps its count. A second call does nothing."""
         with self._guard:
             if read in self._watched:
                 self._watched.remove(read)

@@ -1,7 +1,7 @@
-"""Counts of one shard attempt: what became of every sample and every clip.
+"""Counts of one shard attempt: every sample and every clip with its outcome.
 
-Enters: what decoders, network and writer report of samples. Leaves: `Counts` and rejects in which
-`samples = encoded + rejected` and `clips_planned = clips + clips_rejected` hold by construction. No threads, no I/O.
+Takes the reports of decoders, network and writer. Gives `Counts` and rejects in which `samples = encoded + rejected` and
+`clips_planned = clips + clips_rejected` hold by construction. No threads, no I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.records import Counts, Reject, warning_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.records import Sample
 
@@ -23,6 +23,7 @@ class SampleAccount:
     """One sample's clips, by number: handed to the writer, written, failed."""
 
     sample: Sample
+    num_bytes: int = 0  # in its source
     planned: int = 0
     warnings: set[str] = field(default_factory=set)  # of its clips
     earlier: set[int] = field(default_factory=set)  # an earlier receipt holds them: neither written nor counted again
@@ -34,38 +35,56 @@ class SampleAccount:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will be heard of the sample."""
+        """Whether no further report about the sample follows."""
         return self.ended and len(self.earlier) + len(self.written) + len(self.failed) >= self.planned
+
+    @property
+    def bytes_done(self) -> int:
+        """`num_bytes` once the sample has ended, before that in proportion to clips that need no more frames."""
+        if self.ended:
+            return self.num_bytes
+        settled = len(self.earlier) + len(self.handed_over) + len(self.written) + len(self.failed)
+        return self.num_bytes * min(settled, self.planned) // max(1, self.planned)
 
 
 class ShardAccounts:
-    """Open samples of an attempt, and the sums over closed ones. Used by one thread, but `open` may come from another."""
+    """Open samples of an attempt, and the sums over closed ones. Used by one thread; `open` and `bytes_done` may come from others.
 
-    def __init__(self) -> None:
+    `source_bytes` gives the size of a sample in its source.
+    """
+
+    def __init__(self, source_bytes: Callable[[Sample], int] = lambda sample: 0) -> None:
+        self._source_bytes = source_bytes
+        self._closed_bytes = 0  # source bytes of closed samples
         self._open: dict[int, SampleAccount] = {}
         self._counts = Counts()
         self._rejects: list[Reject] = []
         self._warnings: Counter[str] = Counter()  # encoded samples by kind of warning, and those without a caption
-        self.encoded: list[Sample] = []  # closed samples with clips, their videos let go
+        self.encoded: list[Sample] = []  # closed samples with clips, without their videos
 
     @property
     def all_closed(self) -> bool:
         """Whether no sample is open."""
         return not self._open
 
+    @property
+    def bytes_done(self) -> int:
+        """Source bytes of samples that need no more frames, see `SampleAccount.bytes_done`."""
+        return self._closed_bytes + sum(account.bytes_done for account in list(self._open.values()))
+
     def open(self, sample: Sample) -> SampleAccount:
         """The sample's account, made if there is none."""
         if sample.index not in self._open:
-            self._open[sample.index] = SampleAccount(sample)
+            self._open[sample.index] = SampleAccount(sample, self._source_bytes(sample))
         return self._open[sample.index]
 
     def opened(
         self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
     ) -> None:
-        """The decoder has said how many clips will come, and which were refused. `earlier` clips are in another receipt."""
+        """The decoder has opened the video: it plans this many clips, and rejects others. `earlier` clips are in another receipt."""
         account = self.open(sample)
         account.planned, account.earlier = planned, set(earlier)
-        # Opened again after a crash: what failed before stays failed, with its reason.
+        # Opened again after a crash: clips that failed before stay failed, with their reasons.
         account.rejects = [*rejects, *(reject for reject in account.rejects if reject.clip is not None)]
 
     def has_clip(self, sample: Sample, clip: int) -> bool:
@@ -88,7 +107,7 @@ class ShardAccounts:
         self._settle(account)
 
     def failed(self, sample: Sample, clip: int, reject: Reject) -> None:
-        """A promised clip that will not be written."""
+        """A planned clip that will not be written."""
         account = self.open(sample)
         account.handed_over.discard(clip)
         if clip not in account.failed:
@@ -103,7 +122,7 @@ class ShardAccounts:
         self._settle(account)
 
     def rejected(self, sample: Sample, reject: Reject) -> None:
-        """What is left of the sample will not come: every clip that is not with the writer yet fails with it."""
+        """The rest of the sample was rejected: every clip that is not with the writer yet fails with it."""
         account = self.open(sample)
         lost = set(range(account.planned)) - account.written - account.handed_over - account.earlier - account.failed
         account.rejects.append(replace(reject, clips_lost=len(lost)))
@@ -117,7 +136,7 @@ class ShardAccounts:
         return bool(account.handed_over or account.written)
 
     def forget(self, sample: Sample) -> None:
-        """Drops an open sample of which nothing has begun, as if it had never been read."""
+        """Drops an open sample without any clip with the writer, as if it had never been read."""
         del self._open[sample.index]
 
     def totals(self, without_sample: Iterable[Reject]) -> tuple[Counts, tuple[Reject, ...]]:
@@ -143,7 +162,7 @@ class ShardAccounts:
         return dict(sorted((self._warnings + Counter(counters)).items()))
 
     def _settle(self, account: SampleAccount) -> None:
-        if account.ended:  # clips may wait long to be written; the encoded video should not wait with them
+        if account.ended:  # clips may wait long to be written; the encoded video must not wait with them
             account.sample = replace(account.sample, video=b"")
         if not account.closed:
             return
@@ -167,3 +186,4 @@ class ShardAccounts:
             if not account.earlier:
                 self._warnings.update(warning_kinds(sample, account.warnings))
         del self._open[sample.index]
+        self._closed_bytes += account.num_bytes  # after it is not open any more: `bytes_done` must not count it twice

@@ -1,4 +1,4 @@
-"""Outcome of a finished shard, as the driver hears of it."""
+"""Outcome of a finished shard, as the worker reports it to the driver."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What the driver hears of a finished shard: small, whatever the shard's size."""
+    """Totals of a finished shard. Its size does not depend on the shard's."""
 
     shard_id: str  # of the shard as it was handed out; the receipt has another where `refused` is not empty
-    ours: bool  # an attempt of this build committed it, perhaps another than the one that answers
+    ours: bool  # an attempt of this build committed it, perhaps not the one that reports
     counts: Counts
     added: Counts  # see `Receipt.added`
     timings: Timings
@@ -22,10 +22,10 @@ class ShardResult:
     rejects: dict[str, int]  # by reason
     files: int
     warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
-    step_sizes: dict[str, int] = field(default_factory=dict)  # what its encoder chose: chunks a step, by shape of chunk
-    # Plain files that could not be read, each with its reason. The receipt does not cover them: the next run tries them.
+    step_sizes: dict[str, int] = field(default_factory=dict)  # chosen by its encoder: chunks a step, by shape of chunk
+    # Plain files that could not be read, each with its reason. The receipt does not cover them; the next run tries them again.
     refused: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # what went wrong without harm, one line each
-    left: tuple[SourceObject, ...] = ()  # plain files behind the end of a group that became too long: another shard
+    notes: tuple[str, ...] = ()  # failures without consequences, one line each
+    left: tuple[SourceObject, ...] = ()  # plain files after the end of a group that became too long: another shard
     # Plain files whose reading failed while others went on: each becomes a shard of its own.
     aside: tuple[SourceObject, ...] = ()

@@ -1,11 +1,12 @@
-"""Which part of a shard an attempt covers: the samples of a retry, files that cannot be read, and where a long group of files ends.
+"""The part of a shard that an attempt covers: the samples of a retry, without files that cannot be read, up to the end of a long group.
 
-In: what the reader, the feed and decoders report of samples and objects. Out: objects that the receipt covers, those that are left, clips
-that an earlier receipt has. Used by the reading thread and by the feed's; no I/O but `load_earlier`.
+Takes the reports of the reader, the feed and decoders about samples and objects. Gives the objects that the receipt covers, those that are
+left, and the clips of an earlier receipt. Used by the reading thread and by the feed's. Only `load_earlier` and `source_bytes` do I/O.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class ShardScope:
     """See the module.
 
     Args:
-        shard: as it was handed out.
+        shard: as the driver handed it out.
         fingerprint: of the build.
         video_s: seconds of video after which a group of plain files ends; the files that are left become another shard.
     """
@@ -42,10 +43,11 @@ class ShardScope:
         self.shard = shard
         self.digests: dict[str, str] = {}  # by URI: BLAKE2b-128 in hex of the object's bytes
         self._fingerprint = fingerprint
-        self._etags = {source.uri: source.etag for source in shard.objects}  # that ids are made of
+        self._etags = {source.uri: source.etag for source in shard.objects}  # for the ids of latents
         self.fetched_etags = {**self._etags, **dict(shard.retry.etags if shard.retry is not None else ())}
         retried = () if shard.retry is None else shard.retry.samples
         self._wanted = None if shard.retry is None else {(sample.uri, sample.key) for sample in retried}
+        self._file_bytes = {source.uri: source.size for source in shard.objects} if shard.kind == "files" else {}
         self._earlier_ids: set[str] = set()
         self._earlier_samples: set[tuple[str, str]] = set()  # as rows spell them
         self._unread: dict[SourceObject, Exception] = {}
@@ -56,14 +58,14 @@ class ShardScope:
         self._enough = False
 
     def fetched(self) -> Shard:
-        """The shard to read: of a retry, objects may have other etags by now than those that ids are made of."""
+        """The shard to read. The objects of a retry may have other etags by now than those in the ids of their latents."""
         objects = tuple(replace(source, etag=self.fetched_etags[source.uri]) for source in self.shard.objects)
         return replace(self.shard, objects=objects)
 
     # --- retries ------------------------------------------------------------------------------------------------------
 
     def load_earlier(self, ledger: Ledger, store: Store) -> None:
-        """Of a retry: reads which clips of its samples count in the earlier receipts. Else does nothing."""
+        """For a retry: reads which clips of its samples count in the earlier receipts. Else does nothing."""
         retry = self.shard.retry
         if retry is None:
             return
@@ -79,7 +81,7 @@ class ShardScope:
                         self._earlier_samples.add((row.source_uri, row.source_key))
 
     def wants(self, item: Sample | Reject) -> bool:
-        """Whether a sample or reject of the reader belongs to the attempt: in a retry, only those of its samples."""
+        """Whether a sample or reject of the reader belongs to the attempt. In a retry only its samples do."""
         return self._wanted is None or (item.uri, item.key) in self._wanted
 
     def earlier_clips(self, sample: Sample, opened: OpenedVideo) -> set[int]:
@@ -93,7 +95,7 @@ class ShardScope:
         return clip_id(sample, self._etags[sample.uri], plan, self._fingerprint)
 
     def recovered(self, encoded: Iterable[Sample]) -> tuple[tuple[str, str], ...]:
-        """Of a retry: encoded samples of which no earlier receipt holds a clip."""
+        """For a retry: encoded samples of which no earlier receipt holds a clip."""
         if self._wanted is None:
             return ()
         names = {(sample.uri, sample.key) for sample in encoded}
@@ -113,9 +115,9 @@ class ShardScope:
     # --- objects ------------------------------------------------------------------------------------------------------
 
     def begin(self, uri: str | None, then: Callable[[], None] = lambda: None) -> bool:
-        """A sample of this object is handed out, or rejected by the reader. False: the group ended before it, it is left.
+        """Called when a sample of this object is handed out, or rejected by the reader. False: the group has ended before the object.
 
-        `then` runs if not, before the group can end: what it does is done when the receipt is made.
+        Otherwise `then` is called before the group can end, so that the receipt is made after it.
         """
         with self._guard:
             if self._enough and uri is not None and uri not in self._begun:
@@ -126,12 +128,27 @@ class ShardScope:
             return True
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:
-        """A decoder has opened a video: its length, and for a plain file its hash."""
+        """Records the duration of an opened video, and the hash of a plain file."""
         if self.shard.kind == "files":
             self.digests[sample.uri] = opened.info.content_hash
         with self._guard:
             self._video_s_left -= opened.info.duration_s
             self._enough = self._enough or self._video_s_left <= 0
+
+    def file_bytes(self, uri: str | None) -> int:
+        """Size of a plain file of the shard; 0 for a tar, and for damage without an object."""
+        return self._file_bytes.get(uri or "", 0)
+
+    def source_bytes(self, sample: Sample) -> int:
+        """Bytes of a sample in its source: a whole plain file, or its encoded video in a tar."""
+        if self.shard.kind == "files":
+            return self.file_bytes(sample.uri)
+        if isinstance(sample.video, bytes):
+            return len(sample.video)
+        try:
+            return os.path.getsize(sample.video)
+        except OSError:  # the decoder will report it
+            return 0
 
     @property
     def enough(self) -> bool:
@@ -139,16 +156,16 @@ class ShardScope:
         return self._enough
 
     def cannot_read(self, source: SourceObject, error: Exception) -> None:
-        """The store refuses this object, or has another one by now. The receipt does not cover it: the next run tries it."""
+        """The store refuses this object, or it was replaced. The receipt does not cover it; the next run tries it again."""
         with self._guard:
-            if not self._enough:  # else it is left like the others behind the end
+            if not self._enough:  # else it is left, like all after the end of the group
                 self._unread[self._listed(source)] = error
 
     def set_aside(self, uri: str, error: Exception) -> bool:
-        """Goes on without an object whose reading failed; False where the attempt must fail with `error`.
+        """Excludes an object whose reading failed. False where the attempt must fail with `error` instead.
 
-        A store that fails for a while fails for all; one object that always fails must not cost the others of its group. It becomes a
-        shard of its own, where its failures count against it alone. One that was refused or replaced is left for the next run.
+        An object that always fails must not fail the others of its group. It becomes a shard of its own, whose failures count for that
+        object only. An object that was refused or replaced is left for the next run.
         """
         with self._guard:
             sources = [source for source in self.shard.objects if source.uri == uri]
@@ -164,20 +181,20 @@ class ShardScope:
                 return False
             if self.shard.kind != "files" or self.shard.retry is not None or not sources or not others:
                 return False
-            if not self._enough or uri in self._begun:  # else it is left like the others behind the end
+            if not self._enough or uri in self._begun:  # else it is left, like all after the end of the group
                 found = self._failed_reads if isinstance(error, StorageUnavailable) else self._unread
                 found[sources[0]] = error
             return True
 
     def aside(self) -> tuple[SourceObject, ...]:
-        """Objects whose reading failed for now: each is a shard of its own."""
+        """Objects whose reading failed: each becomes a shard of its own."""
         return tuple(self._failed_reads)
 
     def _listed(self, fetched: SourceObject) -> SourceObject:
         return next(source for source in self.shard.objects if source.uri == fetched.uri)
 
     def first_error(self) -> Exception | None:
-        """Why the attempt fails because of unread objects: none could be read, or it is a retry, whose samples are settled together."""
+        """The error of unread objects that fails the attempt: no object could be read, or it is a retry, which is settled as a whole."""
         errors = [*self._failed_reads.values(), *self._unread.values()]
         if not errors or (self.shard.retry is None and len(errors) < len(self.shard.objects)):
             return None
@@ -194,7 +211,7 @@ class ShardScope:
         return tuple(source for source in self.shard.objects if source not in left)
 
     def left(self) -> tuple[SourceObject, ...]:
-        """Objects behind the end of the group: another shard's."""
+        """Objects after the end of the group: they become another shard."""
         if not self._enough:
             return ()
         read = {*self._unread, *self._failed_reads}

@@ -1,0 +1,102 @@
+"""Which worker can take a shard: how many each holds, which are kept for a suspect, which rest after a disk error. No clock, no I/O."""
+
+from __future__ import annotations
+
+from pipeline.engine.driver.worker_disks import WorkerDisks
+
+
+class WorkerLoads:
+    """Workers of a build. Each holds up to `credit` shards. Every call costs O(credit), `held` and `disks_failing_since` excepted."""
+
+    def __init__(self, credit: int) -> None:
+        self._credit = credit
+        self._held: dict[str, set[str]] = {}  # worker -> shards
+        # Workers that take shards, by how many they hold; a dict keeps the order in which they came to hold that many.
+        self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
+        self._closed: set[str] = set()  # get nothing more until they hold nothing
+        self._reserved: set[str] = set()  # closed for a suspect that waits
+        self.disks = WorkerDisks()
+
+    def add(self, worker: str) -> None:
+        """A worker is ready for shards."""
+        if worker not in self._held:
+            self._held[worker] = set()
+            self._place(worker)
+
+    def remove(self, worker: str) -> None:
+        """A worker is gone."""
+        self.disks.forget(worker)
+        self._held.pop(worker, None)
+        self._place(worker)
+        self._open(worker)
+
+    def held(self, worker: str) -> list[str]:
+        """Shards that the worker holds, sorted."""
+        return sorted(self._held.get(worker, ()))
+
+    def give(self, worker: str, shard_id: str) -> None:
+        """The worker holds one more shard."""
+        self._held[worker].add(shard_id)
+        self._place(worker)
+
+    def take(self, worker: str, shard_id: str) -> None:
+        """The worker, if it is not gone, holds the shard no longer."""
+        if worker in self._held:
+            self._held[worker].discard(shard_id)
+            self._place(worker)
+
+    def idle(self) -> str | None:
+        """A worker without shards."""
+        return next(iter(self._by_load[0]), None)
+
+    def least_busy(self) -> str | None:
+        """A worker that can take a shard: one without shards as long as there is one."""
+        return self._first(range(self._credit))
+
+    def close(self, worker: str) -> None:
+        """The worker gets no further shard until it holds none."""
+        self._closed.add(worker)
+        self._place(worker)
+
+    def reserve(self, count: int) -> None:
+        """Closes workers that hold the fewest shards until `count` are closed for suspects that wait."""
+        while len(self._reserved) < count and (worker := self._first(range(1, self._credit + 1))) is not None:
+            self._reserved.add(worker)
+            self.close(worker)
+
+    # --- disks --------------------------------------------------------------------------------------------------------
+
+    def disk_failed(self, worker: str, shard_id: str, now: float) -> bool:
+        """The worker's temporary folder failed, and it rests. True if the failure counts against the shard."""
+        return self.disks.failed(worker, shard_id, now, workers=len(self._held))
+
+    def end_rests(self, now: float) -> None:
+        """Workers whose rest is over take shards again."""
+        for worker in self.disks.rested(now):
+            self._place(worker)
+
+    @property
+    def disks_failing_since(self) -> float | None:
+        """Since when the temporary folder of every worker fails; None if one works."""
+        return self.disks.since if self._held and self.disks.failing(self._held) else None
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _first(self, loads: range) -> str | None:
+        return next((next(iter(self._by_load[load])) for load in loads if self._by_load[load]), None)
+
+    def _place(self, worker: str) -> None:
+        """Puts the worker where it belongs after its shards or its state have changed."""
+        held = self._held.get(worker)
+        for bucket in self._by_load:
+            bucket.pop(worker, None)
+        if held is None:
+            return
+        if not held:
+            self._open(worker)
+        if worker not in self._closed and not self.disks.rests(worker):
+            self._by_load[len(held)][worker] = None
+
+    def _open(self, worker: str) -> None:
+        self._closed.discard(worker)
+        self._reserved.discard(worker)

@@ -1,0 +1,82 @@
+"""Data card of an output, `_README.md`, and `.huggingface.yaml`, which tells `datasets.load_dataset(root)` what is data.
+
+Engines that scan the root pass over both names. Spark and pyarrow would open a `README.md` as Parquet. The Hub shows the card once it is
+called `README.md`; it carries the same configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+OURS = "# Written by Lathe, which adds an entry for each fingerprint. Remove this line to keep what you change.\n"
+
+
+def hugging_face_config(existing: str | None, fingerprint: str, container: str) -> str | None:
+    """`.huggingface.yaml` with an entry for the data files of this fingerprint and container.
+
+    Takes what is there now, or None. Returns None if nothing is to be written: the entry is there, or the user has made the file his own
+    by removing its first line.
+    """
+    pattern = f"data/{fingerprint[:8]}/**/*.{container}"
+    if existing is None:
+        existing = f"{OURS}configs:\n"
+    if not existing.startswith(OURS) or pattern in existing:
+        return None
+    return f"{existing}- config_name: {container}-{fingerprint[:8]}\n  data_files: {pattern}\n"
+
+
+def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dtype: str, moments: bool) -> str:
+    """Markdown for the people who get the output: what it is, what the values are, how to read them.
+
+    Takes the metadata of the output's data files (`spec`, `encoder`, `versions`), see docs/formats.md.
+    """
+    spec, checkpoint = metadata["spec"], metadata["encoder"].get("checkpoint", {})
+    weights = checkpoint.get("uri") or "untrained"
+    constants = ", ".join(
+        f"{name} {spec[name]}" for name in ("scale", "shift", "mean", "std") if spec.get(name) is not None
+    )
+    tensors = "posterior mean and log-variance" if moments else "posterior mean"
+    entry = (hugging_face_config(None, fingerprint, container) or "").removeprefix(OURS)
+    return f"""---
+{entry}---
+# Video latents
+
+Written by Lathe {metadata["versions"].get("lathe", "")}: one row a clip, with its caption and where it came from.
+
+| | |
+|---|---|
+| network | `{spec["network"]}`, weights `{weights}` |
+| tensor | {tensors}, `{dtype}`, shape C T H W, little-endian, {spec["latent_channels"]} channels |
+| one latent pixel | {spec["time_stride"]} frames x {spec["space_stride"]} x {spec["space_stride"]} pixels |
+| frames that have a latent frame of their own, at the start | {spec["lead_frames"]} |
+| values | as the network gives them, **never normalised** |
+| constants of the network's authors, not applied | {constants or "none"} |
+| fingerprint | `{fingerprint}` |
+
+The fingerprint stands for everything that can change a value. Rows with another one are in another folder of `data/`.
+
+{_recipe(fingerprint[:8], container, dtype)}
+`lathe inspect` and `lathe status` describe the output, `lathe preview` shows clips, `lathe verify` checks every byte.
+To publish on the Hugging Face Hub, copy this file to `README.md`. Lathe writes it once and never changes it.
+"""
+
+
+def _recipe(fp8: str, container: str, dtype: str) -> str:
+    if container == "tar":
+        return f"""```python
+import webdataset as wds
+
+for sample in wds.WebDataset("data/{fp8}/v17x256x256/...tar", shardshuffle=False):
+    latent, caption = sample["latent.npy"], sample["txt"]  # bfloat16 and moments: sample["latent.safetensors"]
+```
+"""
+    kind = {"float16": "<f2", "float32": "<f4", "bfloat16": "<u2"}[dtype]
+    return f"""```python
+import numpy as np, pyarrow.dataset
+
+for batch in pyarrow.dataset.dataset("data/{fp8}").to_batches(batch_size=64):
+    for row in batch.to_pylist():
+        latent = np.frombuffer(row["vae_latent_bytes"], "{kind}").reshape(row["vae_latent_shape"])
+```
+{"`<u2` holds the bits of bfloat16; PyTorch reads them with `torch.frombuffer`." if dtype == "bfloat16" else ""}
+"""
