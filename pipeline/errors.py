@@ -23,6 +23,7 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
         ├── NothingEncoded            every input was rejected; there is no clip
+        ├── PublishFailed             a check failed or another publisher was first; nothing was published
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run started and failed; its last checkpoint is usable
 ```
@@ -169,6 +170,10 @@ class ShardsFailed(BuildError):
 
 class NothingEncoded(BuildError):
     """Every shard has a receipt and none holds a clip."""
+
+
+class PublishFailed(BuildError):
+    """A snapshot was not made: a check failed, shards are open, or another publisher was first. The last snapshot stands."""
 
 
 class Interrupted(BuildError):

@@ -266,7 +266,8 @@ BuildPoint = Literal[
     "in_clean_up",  # an attempt that lost or failed has deleted the first of its objects
     "after_commit",
 ]
-DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
+PublishPoint = Literal["before_manifest", "before_snapshot", "after_snapshot"]
+DrillPoint = Literal[BuildPoint, PublishPoint, "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):

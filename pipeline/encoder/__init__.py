@@ -3,6 +3,7 @@
 - `network`: the network of a job: its identity, loading it
 - `running`, `staging`: encode steps on the device; transfers to it and back
 - `step_budget`: number of chunks and frames per step
+- `environment`: the machine, for receipts
 - `examination`: `lathe check`
 """
 

@@ -6,7 +6,7 @@ buckets are put in random order. Rows are numbers: row i of a bucket, counted ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ class BucketRows:
     """Rows of one bucket of a dataset. `counts`: rows of each of its files, int64; `grid`: frames, height, width of its latents."""
 
     grid: Grid
-    counts: np.ndarray
+    counts: np.ndarray = field(repr=False)
 
     @property
     def total(self) -> int:

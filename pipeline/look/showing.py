@@ -45,7 +45,9 @@ class Picture:
 class LatentDecoder:
     """The network that made the latents, on its device. Its weights are checked against those recorded."""
 
-    def __init__(self, encoder: dict[str, Any], checkpoint: str | None, device: str) -> None:
+    def __init__(
+        self, encoder: dict[str, Any], checkpoint: str | None, device: str, compute_dtype: str = "auto"
+    ) -> None:
         """`encoder`: the entry of that name in a data file's metadata. `checkpoint`: present place of the weights, if it is another.
 
         Raises:
@@ -60,7 +62,7 @@ class LatentDecoder:
             {"name": encoder["network"], "config": encoder["checkpoint"]["config"], "device": device, **source},
         )
         cuda = device.startswith("cuda") or (device == "auto" and cuda_available())
-        where, dtype = resolve_device(device, "auto", cuda=cuda)
+        where, dtype = resolve_device(device, compute_dtype, cuda=cuda)
         try:
             self.vae = load_vae(config, where, dtype)
         except CheckpointError as error:

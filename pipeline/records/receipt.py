@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.records.flow import Reject, Shard, shard_from_dict
+from pipeline.records.inputs import Reject, Shard, shard_from_dict
 
 FORMAT_VERSIONS = (1, 2)
 """Format versions of outputs. A receipt has that of its output; versions differ in the names of objects, see `format.layout`."""

@@ -23,7 +23,7 @@ BOUNDS = {"float32": 1e-6, "bfloat16": 2**-7, "float16": 2**-10}
 def answer_of(program: str, *arguments: str) -> dict:
     command = [sys.executable, str(HERE / program), *arguments]
     child = subprocess.run(
-        command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout.splitlines()[-1])
@@ -79,4 +79,4 @@ def test_plain_networks_do_not_import_triton():
         "vae = model.load('leanvae-dim4', config=small, untrained=0); assert vae.backend == 'plain'; "
         "assert 'plain' in repr(vae) and 'triton' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=300)

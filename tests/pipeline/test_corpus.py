@@ -177,10 +177,10 @@ def test_a_thousand_names_cost_two_listings_not_a_thousand_requests(moto: S3Serv
 def test_thousands_of_local_shards_resolve_in_bounded_time(tmp_path: Path) -> None:
     for n in range(3000):
         os.close(os.open(tmp_path / f"{n:04d}.tar", os.O_CREAT))
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(resolve_inputs([f"{tmp_path}/{{0000..2999}}.tar"], StorageConfig())) == 3000
     assert len(resolve_inputs([str(tmp_path)], StorageConfig())) == 3000
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_regrouping_the_remaining_files_keeps_their_order() -> None:

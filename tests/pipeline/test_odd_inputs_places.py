@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.errors import BadDataError
 from pipeline.reader import read_samples
 from pipeline.records import Reject, Sample
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.odd_inputs import archives
 from tests.odd_inputs.cutting import cut, rules
@@ -138,23 +137,8 @@ def test_captions_are_text_or_missing_but_never_damaged(tmp_path):
 
 def plan_of(folder: Path) -> dict:
     """`lathe plan --json`."""
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "pipeline",
-            "plan",
-            str(folder),
-            "--model",
-            "leanvae",
-            "--frames",
-            "5",
-            "--size",
-            "32x32",
-        ),
-        *("--clips", "uniform:2", "--json", "--set", f"model.config={json.dumps(TINY_NETWORK)}"),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    size = ("--model", "leanvae", "--frames", "5", "--size", "32x32", "--clips", "uniform:2")
+    run = forked_command.run("plan", folder, *size, "--json", "--set", f"model.config={json.dumps(TINY_NETWORK)}")
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -191,10 +175,10 @@ def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
     (folder / "ordinary.mp4").write_bytes(small())
     (folder / "deep.tar").write_bytes(archives.nested_json())
     for executor in ("inline", "ray"):
-        command = [sys.executable, "-m", "pipeline", "encode", folder, tmp_path / executor]
+        command = ["encode", folder, tmp_path / executor]
         flags = tiny_flags("--executor", executor, "--set", "reject_budget=1", "--set", "clips.select=uniform:3")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        run = subprocess.run([*map(str, command), *flags], capture_output=True, text=True, timeout=200, env=environment)
+        run = forked_command.run(*command, *flags, env=environment)
         assert run.returncode == 0, run.stderr
         assert "Traceback" not in run.stderr
     inline, ray = (rows(tmp_path / executor) for executor in ("inline", "ray"))

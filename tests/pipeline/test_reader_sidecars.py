@@ -142,13 +142,13 @@ def test_texts_are_read_from_a_bucket_that_refuses_to_list(s3: S3Server, absent:
 
 
 @pytest.mark.s3
-def test_texts_in_a_bucket_cost_one_listing_and_one_request_each(s3: S3Server) -> None:
-    store = open_store(f"{s3.root}/v", s3.config())
+def test_texts_in_a_bucket_cost_one_listing_and_one_request_each(moto: S3Server) -> None:
+    store = open_store(f"{moto.root}/v", moto.config())
     for name in ("a.mp4", "a.tXt", *(f"a.{n}.note" for n in range(1001)), "b.mp4"):
         store.write(name, b"words")
-    shards = resolve_inputs([f"{s3.root}/v/a.mp4", f"{s3.root}/v/b.mp4"], s3.config())
-    with FaultyProxy(s3.address) as proxy:
-        config = s3.config(endpoint_url=proxy.endpoint)
+    shards = resolve_inputs([f"{moto.root}/v/a.mp4", f"{moto.root}/v/b.mp4"], moto.config())
+    with FaultyProxy(moto.address) as proxy:
+        config = moto.config(endpoint_url=proxy.endpoint)
         items = [item for shard in shards for item in read_samples(shard, config, max_video_bytes=LIMIT)]
         lists = [target for _, target in proxy.requests if "list-type=2" in target]
         others = [target.rpartition("/")[2] for _, target in proxy.requests if "list-type=2" not in target]

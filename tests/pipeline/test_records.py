@@ -65,7 +65,6 @@ def test_repr_of_a_record_with_a_video_or_latent_is_short(record):
         ({"latent_CTHW": CLIP.latent_CTHW.astype(">f2")}, "numpy <f2, got >f2"),
         ({"logvar_CTHW": CLIP.latent_CTHW[:1]}, "wants a log-variance like its latent"),
         ({"logvar_CTHW": CLIP.latent_CTHW.astype(np.float32)}, "wants a log-variance like its latent"),
-        ({"id": "a/b"}, "wants an id of letters, digits, _ and -"),
         ({"num_frames": 0}, "at least 1 frame"),
         ({"end_s": float("nan")}, "a finite end"),
     ],

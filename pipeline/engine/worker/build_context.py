@@ -97,13 +97,3 @@ def versions() -> dict[str, str]:
     """Versions of Lathe and of the libraries that stored values or a file's layout depend on, as this process has them."""
     packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
     return {**packages, "python": platform.python_version(), **_decoder_version()}
-
-
-def environment(device: str) -> dict[str, str]:
-    """Facts about the machine of an attempt, for its receipt: they may explain differences in the last bit. Not in the fingerprint."""
-    return {
-        "device": device,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
