@@ -60,6 +60,7 @@ NOT_RUN = {
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",
+    "clients": "compares values, see `make clients`",
 }
 REASONS = {"gpu": "no CUDA device", "videos": "needs --videos hiker.mp4 nasa_13013.mp4"}
 
