@@ -25,7 +25,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PACKAGES = ["daft", "datafusion", "fastparquet", "litdata", "megatron-energon", "lark", "pyspark"]
+# Arguments of pip. Energon and litdata without their dependencies, of which the project has most: pip does not find an end with them.
+PACKAGES = [
+    "daft datafusion fastparquet",
+    "--no-deps litdata lightning-utilities tifffile",
+    "--no-deps megatron-energon braceexpand bracex filetype lark mfusepy multi-storage-client pyjson5 rapidyaml s3fs wcmatch",
+    "pyspark",
+]
 Tensors = dict[str, bytes]
 
 
@@ -36,10 +42,10 @@ def install(folder: Path) -> None:
         venv.create(folder, with_pip=True)
         (place,) = folder.glob("lib/python*/site-packages")
         (place / "lathe.pth").write_text("\n".join(item for item in sys.path if item.endswith("site-packages")))
-    for name in PACKAGES:  # one by one: an old or missing package costs its own reader only
-        done = subprocess.run([python, "-m", "pip", "install", "-q", "--no-input", name], check=False)
+    for names in PACKAGES:
+        done = subprocess.run([python, "-m", "pip", "install", "-q", "--no-input", *names.split()], check=False)
         if done.returncode:
-            print(f"{name} cannot be installed; its reader is left out", file=sys.stderr)
+            print(f"pip install {names} failed; the table will say which readers are missing", file=sys.stderr)
 
 
 def outputs(folder: Path) -> dict[str, Path]:
@@ -221,7 +227,11 @@ def energon(place: Path) -> Tensors:
         ]
         program = Path(sys.executable).with_name("energon")
         subprocess.run([program, *command], check=True, capture_output=True)
-        described = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
+        described = {
+            "__module__": "megatron.energon",
+            "__class__": "CaptioningWebdataset",
+            "field_map": {"image": "latent.npy", "caption": "txt"},
+        }
         (copy / ".nv-meta" / "dataset.yaml").write_text(yaml.safe_dump(described))
         found = {}
         config = WorkerConfig(rank=0, world_size=1, num_workers=0)
@@ -234,8 +244,7 @@ def energon(place: Path) -> Tensors:
             repeat=False,
         )
         for item in get_savable_loader(dataset):
-            latent = item["latent.npy"]
-            found[item["__key__"].rpartition("/")[2]] = np.asarray(latent).tobytes()
+            found[item.__key__.rpartition("/")[2]] = np.asarray(item.image).tobytes()
     return found
 
 
