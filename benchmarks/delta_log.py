@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.ledger.manifest import FILES
+from pipeline.ledger.manifest import FILES, write_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.operate.delta_log import LOG, DeltaLog
@@ -58,7 +58,8 @@ def publish(store: LocalStore, files: int) -> None:
         for number in range(files)
     ]
     snapshots = Snapshots(store)
-    tables = snapshots.write_tables(1, {"files": pa.Table.from_pylist(rows, FILES)})
+    table = pa.Table.from_pylist(rows, FILES)
+    tables = snapshots.write_tables(1, {"files": write_table(table, Path(store.uri("files.partial")))})
     snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, (), (), (), tables))
 
 

@@ -232,7 +232,8 @@ class _Writer:
         many = len(added) > MANY
         head = [_info(self._mark, when, {"snapshot": number, "fingerprints": sorted(snapshot.fingerprints)})]
         removes = (
-            {"path": path, "deletionTimestamp": when, "dataChange": True, "size": before[path].bytes} for path in removed
+            {"path": path, "deletionTimestamp": when, "dataChange": True, "size": before[path].bytes}
+            for path in removed
         )
         adds = (_add(path, files[path], when, brief=many) for path in added)
         self._put(number, chain(head, ({"remove": item} for item in removes), ({"add": item} for item in adds)))
