@@ -20,6 +20,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
@@ -193,7 +194,7 @@ class _Writer:
 
     def _has_parquet(self, number: int) -> bool:
         keys = self._snapshots.table(self._snapshots.read(number), "files", ["key"])["key"]
-        return any(key.endswith(".parquet") for key in keys.to_pylist())
+        return bool(pc.any(pc.ends_with(keys, ".parquet")).as_py())
 
     def _version(self, number: int) -> _Version:
         if number not in self._numbers:
@@ -255,7 +256,10 @@ class _Writer:
         }
 
     def _put(self, version: int, lines: Iterable[dict[str, Any]]) -> None:
-        key, data = _key(version), b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+        key, out = _key(version), io.BytesIO()
+        for line in lines:
+            out.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        data = out.getvalue()
         if self._replace:
             self._store.write(key, data)
         elif not self._store.put_if_absent(key, data) and self._store.read(key) != data:
