@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix docs bench fuzz clean
+.PHONY: help setup demo test check fix docs bench clients fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,9 @@ docs: $(INSTALLED) ## write docs/configuration.md and docs/commands.md from the 
 
 bench: $(INSTALLED) ## measure what the README claims; one table at the end (BENCH="--quick" only tries everything)
 	$(BIN)/python -m benchmarks.run_all $(BENCH)
+
+clients: $(INSTALLED) ## read outputs with Spark, Daft, DataFusion, litdata, Energon and others; needs Java for Spark
+	$(BIN)/python benchmarks/clients.py --install .venv-clients
 
 fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, or for FUZZ_S=600 seconds
 	$(BIN)/python -m tests.fuzz

@@ -61,6 +61,7 @@ NOT_RUN = {
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",
     "letter_statistics": "writes data of the reader, measures nothing",
+    "clients": "compares values, see `make clients`",
 }
 REASONS = {"gpu": "no CUDA device", "videos": "needs --videos hiker.mp4 nasa_13013.mp4"}
 
