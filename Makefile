@@ -24,7 +24,7 @@ demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents wi
 	$(BIN)/lathe preview $(DEMO)/latents --sheet $(DEMO)/preview.png
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## format, lint, types and import rules; changes nothing
 	$(BIN)/ruff format --check .

@@ -58,7 +58,7 @@ def show(rows: list[Row]) -> list[Row]:
 def results(rows: list[Row], device: str) -> list[str]:
     """RESULT lines of what was compared with the plain network; bars are those of a CPU."""
     lines = []
-    for row in (row for row in rows if row.of_plain is not None):
+    for row in (row for row in rows if row.of_plain is not None and "plain" not in row.direction):
         case = f"{row.network} {row.direction} of {row.clip}, {row.dtype}"
         bar = BARS.get((row.network.split("-")[0], row.dtype)) if device == "cpu" else None
         lines.append(

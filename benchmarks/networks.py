@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 from model import registry
-from model.kernels.graphs import PATIENCE
+from model.kernels.graphs import EAGER_RUNS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 from benchmarks import plain_networks
@@ -66,8 +66,8 @@ class Prepared:
 
 
 def extra_calls(machine: Machine) -> int:
-    """Warm calls after the first two, until a step is replayed: `PATIENCE` runs as it is, one recording, one replay."""
-    return PATIENCE if machine.cuda else 0
+    """Warm calls after the first two, until a step is replayed: `EAGER_RUNS` runs as it is, one recording, one replay."""
+    return EAGER_RUNS if machine.cuda else 0
 
 
 def parse_clip(clip: str) -> tuple[int, int, int]:
@@ -154,8 +154,8 @@ class Case:
             except torch.OutOfMemoryError:
                 print(f"{self.name} {clip} {what}: encode left out, one clip does not fit into this device's memory")
         for dtype, vae in self.vaes.items():
-            if given_up := getattr(getattr(vae, "_graphs", None), "given_up", ()):
-                print(f"{self.name} {clip} {dtype}: {len(given_up)} steps without a graph, for lack of memory")
+            if unrecordable := getattr(getattr(vae, "_graphs", None), "unrecordable", ()):
+                print(f"{self.name} {clip} {dtype}: {len(unrecordable)} steps without a graph, for lack of memory")
         seconds: dict[str, list[float]] = {what: [] for what in ready}
         for _ in range(repeats):
             for what, prepared in ready.items():

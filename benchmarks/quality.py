@@ -36,10 +36,9 @@ from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.decoders.sample_stream import SampleStream
-from pipeline.evaluation.evaluate import WHOLE_CHUNK
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
-from pipeline.video.clips import resolve_rules
+from pipeline.video.clips import WHOLE_CLIP, resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +90,7 @@ def chunks(args: argparse.Namespace, spec: Any) -> Iterator[tuple[str, FrameChun
     flags |= {"clips.frames": str(args.frames), "clips.select": args.clips}
     job = build_job(flags, overrides=tuple(args.set))
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
-    with SampleStream(job, resolve_inputs(job.inputs, job.storage), rules, WHOLE_CHUNK, args.device) as footage:
+    with SampleStream(job, resolve_inputs(job.inputs, job.storage), rules, WHOLE_CLIP, args.device) as footage:
         for event in footage:
             if isinstance(event.what, FrameChunk):
                 yield event.sample.key, event.what

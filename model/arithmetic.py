@@ -1,7 +1,7 @@
-"""Arithmetic of a network's calls, whatever the calling program has switched on: no gradients, no autocast, float32 products as asked.
+"""Settings of torch that a network's calls run under: no gradients, no autocast, a fixed precision of float32 products.
 
-Gradients and autocast belong to a thread, so a call changes them for itself only. The switches of float32 products belong to the process:
-`ProcessSwitches` sets them while calls are open and puts the program's own values back after the last one.
+Gradients and autocast are per thread, so a call changes them for itself only. The precision of float32 products is per process:
+`ProcessSwitches` sets it while calls are open and restores the program's own values after the last one.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# torch runs float32 convolutions on CUDA as tf32 unless told otherwise, which keeps 11 bits of 24
+# By default torch runs float32 convolutions on CUDA as tf32, which keeps 11 of 24 significand bits.
 PRODUCTS = ("ieee", "tf32")
 
 
 class ProcessSwitches:
-    """torch's process-wide switches that change a product on CUDA by more than its rounding, held at given values while calls are open.
+    """Process-wide torch switches that change CUDA products by more than rounding, held at fixed values while calls are open.
 
     Guarded: `fp32_precision` of `torch.backends.cuda.matmul` and of `torch.backends.cudnn.conv`, and `allow_fp16_accumulation` (off).
-    Not guarded: the choice of algorithms (`cudnn.benchmark`, `cudnn.deterministic`, the backends of scaled dot product attention) and
-    `allow_fp16_reduced_precision_reduction`, `allow_bf16_reduced_precision_reduction`: they change latents within rounding.
+    Not guarded, because they change latents within rounding only: `cudnn.benchmark`, `cudnn.deterministic`, the backends of scaled dot
+    product attention, `allow_fp16_reduced_precision_reduction`, `allow_bf16_reduced_precision_reduction`.
 
-    Calls of the same setting overlap: the first sets the switches, the last puts back what it found. A call of another setting waits until
-    none is open, and calls that come later wait behind it.
+    Calls with the same setting overlap: the first sets the switches, the last restores them. A call with another setting waits until none
+    is open, and later calls wait behind it.
 
-    While a call is open, every other thread of the process sees these values too: a training step beside it computes its float32 products
-    with them, and reading the legacy `allow_tf32` raises RuntimeError in torch where the program had set that. A switch that another thread
-    sets meanwhile stays as that thread set it, and open calls compute with it; let no thread do so.
+    While a call is open, all threads of the process see these values: a training step in another thread computes its float32 products with
+    them, and reading the legacy `allow_tf32` raises RuntimeError in torch if the program had set it. If another thread sets a switch
+    meanwhile, open calls compute with the new value and it is not restored; do not do this.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._turn = threading.Lock()  # held by the call that waits, so that no later one overtakes it
-        self._open: Counter[int] = Counter()  # calls by thread
+        self._turn = threading.Lock()  # held by the waiting call, so that later calls do not overtake it
+        self._open: Counter[int] = Counter()  # open calls by thread
         self._products = ""
-        self._set: list[tuple[Any, str, Any, Any]] = []  # object, attribute, value before, value while open
+        self._set: list[tuple[Any, str, Any, Any]] = []  # object, attribute, value before, value while calls are open
 
     @contextmanager
     def held(self, products: str) -> Iterator[None]:
-        """The switches at `products` ("ieee" or "tf32") for the length of the block.
+        """Context in which the switches are set to `products` ("ieee" or "tf32").
 
         Raises:
-            ValueError: any other word.
-            RuntimeError: this thread holds another setting, for which the call would wait for ever.
+            ValueError: `products` is neither.
+            RuntimeError: this thread already holds another setting, so waiting would never end.
         """
         if products not in PRODUCTS:
-            raise ValueError(f"float32 products are {' or '.join(PRODUCTS)}, got {products!r}")
+            raise ValueError(f"float32 products must be {' or '.join(PRODUCTS)}, got {products!r}")
         self._enter(products, threading.get_ident())
         try:
             yield
@@ -62,7 +62,7 @@ class ProcessSwitches:
         if self._open[thread]:  # only this thread changes its own count
             if products != self._products:
                 raise RuntimeError(
-                    f"a call with {products} products inside one with {self._products}: end the outer one first"
+                    f"call with {products} products inside a call with {self._products} products; end the outer call first"
                 )
             with self._changed:
                 self._open[thread] += 1
@@ -86,7 +86,7 @@ class ProcessSwitches:
         return self._open.total() > 0
 
     def _switch(self, products: str) -> None:
-        backends: Any = torch.backends  # its stubs leave these out
+        backends: Any = torch.backends  # the type stubs lack these attributes
         wanted = (
             (backends.cudnn.conv, "fp32_precision", products),
             (backends.cuda.matmul, "fp32_precision", products),
@@ -113,9 +113,9 @@ SWITCHES = ProcessSwitches()
 
 @contextmanager
 def own_arithmetic(device: torch.device, products: str = "ieee") -> Iterator[None]:
-    """No gradients and no autocast; on CUDA also float32 products and convolutions as "ieee" (true float32) or "tf32".
+    """Context without gradients and autocast; on CUDA float32 products and convolutions run as "ieee" (true float32) or "tf32".
 
-    Safe in several threads at once; `ProcessSwitches` says what other threads see meanwhile, and which calls wait for each other.
+    Thread-safe. `ProcessSwitches` describes what other threads see meanwhile and which calls wait for each other.
     """
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         if device.type != "cuda":

@@ -1,12 +1,12 @@
-"""From a checkpoint URI to tensors in their published names. Nothing in a file is ever executed unless a person says so.
+"""Reads checkpoints: a URI becomes tensors by published key. No code in a file is executed unless the caller allows it.
 
-Enters: a local path, `hf://owner/repo/file[@revision]`, `embedded://NAME` (weights that come with this package), or a URI whose scheme has
-a registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Leaves: tensors by published
-key, the configuration the file carries (if any), and what the file was (`CheckpointInfo`).
+Takes a local path, `hf://owner/repo/file[@revision]`, `embedded://NAME` (weights that ship with this package), or a URI whose scheme has a
+registered fetcher (entry-point group `lathe.checkpoint_fetchers`: a function `fetch(uri) -> local path`). Returns tensors by published key,
+the configuration in the file (if any), and a `CheckpointInfo`.
 
 Layouts: `{args, state_dict}` (the authors' files), Lightning training checkpoints (`autoencoder.` prefix; discriminator and perceptual
-network skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, a plain mapping of
-tensors, and safetensors with the configuration in its metadata or in a `config.json` beside it.
+network are skipped), training checkpoints with averaged weights (`ema_state_dict`) or a generator beside a discriminator, plain mappings
+of tensors, and safetensors with the configuration in the metadata or in a `config.json` beside the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import pickle
 import re
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,12 @@ EMBEDDED = Path(__file__).with_name("weights")
 FETCHERS = "lathe.checkpoint_fetchers"
 TRAINED_PREFIX = "autoencoder."
 TRAINING_ONLY = ("gan_loss.", "perceptual_model.")
-SAFE_CLASSES = (argparse.Namespace,)  # the authors keep their options in one; it holds attributes and runs nothing
+SAFE_CLASSES = (argparse.Namespace,)  # the authors' files hold their options in one; it contains attributes only
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """Which file the weights came from."""
+    """File that weights were read from."""
 
     uri: str
     sha256: str  # of the file
@@ -53,25 +53,25 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint read and unwrapped, not yet compared with any network."""
+    """Contents of a checkpoint file, not yet compared with a network."""
 
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor] = field(repr=False)
     config: dict[str, Any] | None
     info: CheckpointInfo
 
 
 def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> Checkpoint:
-    """Fetches and unwraps a checkpoint.
+    """Fetches a checkpoint and reads its tensors and configuration.
 
     Args:
-        uri: see the module's docstring. A folder with one weight file and a `config.json` is fine too.
-        want_config: whether a hub file without a configuration is worth asking its repository for `config.json`.
+        uri: see the module docstring; a folder with one weight file and a `config.json` also works.
+        want_config: for a hub file without a configuration, also fetch `config.json` from its repository.
         trust_pickle: unpickle without restriction. The file can then run any code; only `convert` passes this on.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: the file does not exist.
         ValueError: unknown scheme, damaged file, unknown layout, or a file that needs full unpickling.
-        RuntimeError: the hub refused or could not be reached.
+        RuntimeError: the hub refused access or could not be reached.
     """
     path = _weight_file(fetch(uri))
     with path.open("rb") as file:
@@ -91,54 +91,55 @@ def read(uri: str, *, want_config: bool = True, trust_pickle: bool = False) -> C
 def convert(
     path: str | Path, out: str | Path, *, trust_pickle: bool = False, dtype: torch.dtype | str | None = None
 ) -> CheckpointInfo:
-    """Writes a checkpoint's network as safetensors, with its configuration and origin in the metadata.
+    """Converts a checkpoint to safetensors, with its configuration and origin in the metadata.
 
     Args:
-        path: any checkpoint `read` takes.
-        out: the new file; ends in `.safetensors`; replaced at once when complete.
-        trust_pickle: allow full unpickling, which can run any code the file holds. Only for files whose source you trust.
-        dtype: what floating weights are stored as; None: as they are.
+        path: any checkpoint that `read` accepts.
+        out: the new file, `.safetensors`; written under a temporary name and renamed when complete.
+        trust_pickle: allow full unpickling, which can run any code in the file. Only for files whose source you trust.
+        dtype: dtype of the stored floating-point weights; None keeps theirs.
 
     Returns:
-        What was read (layout, hash of the source file).
+        Layout and hash of the source file.
 
     Raises:
         OSError: `out` cannot be written.
-        As `read` does; ValueError also for weights that are not finite as `dtype`.
+        ValueError: as for `read`, and for weights that are not finite in `dtype`.
+        The other errors of `read`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(out)
     if target.suffix != ".safetensors":
-        raise ValueError(f"the converted checkpoint is a .safetensors file, got {str(out)!r}")
+        raise ValueError(f"the output must be a .safetensors file, got {str(out)!r}")
     if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder for {out}; make it, or name another file")
-    found = read(str(path), trust_pickle=trust_pickle)
+        raise FileNotFoundError(f"folder of {out} does not exist; create it, or give another path")
+    source = read(str(path), trust_pickle=trust_pickle)
     kind = None if dtype is None else as_dtype(dtype)
     weights = {
         key: value.to(kind) if kind is not None and value.is_floating_point() else value
-        for key, value in found.weights.items()
+        for key, value in source.weights.items()
     }
     check_finite(str(path) if kind is None else f"{path} as {kind}", weights)
-    metadata = {"format": "pt", "source_sha256": found.info.sha256, "source_layout": found.info.layout}
-    if found.config is not None:
-        plain = {key: value for key, value in found.config.items() if _is_json(value)}
+    metadata = {"format": "pt", "source_sha256": source.info.sha256, "source_layout": source.info.layout}
+    if source.config is not None:
+        plain = {key: value for key, value in source.config.items() if _is_json(value)}
         metadata["config"] = json.dumps(plain, sort_keys=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    # clones: files may hold views of one storage, which safetensors refuses
+    # clones, because safetensors refuses tensors that share one storage
     copies = {key: value.detach().clone().contiguous() for key, value in weights.items()}
     try:
         save_file(copies, partial, metadata=metadata)
         partial.replace(target)
     except (SafetensorError, OSError) as error:
         partial.unlink(missing_ok=True)
-        raise OSError(f"{out} cannot be written ({error}); name another file") from error
-    return found.info
+        raise OSError(f"{out} cannot be written ({error}); give another path") from error
+    return source.info
 
 
 def check_same_config(name: str, preset: Mapping[str, Any], found: Mapping[str, Any], uri: str) -> None:
-    """Raises ValueError where a file's own configuration is not that of the preset it was given for."""
+    """Raises ValueError if the configuration in a checkpoint contradicts the preset it is loaded as."""
     different = [
         f"{key} is {found[key]!r}, not {value!r}"
         for key, value in preset.items()
@@ -146,7 +147,7 @@ def check_same_config(name: str, preset: Mapping[str, Any], found: Mapping[str, 
     ]
     if different:
         raise ValueError(
-            f"{uri} is not {name}: by its own configuration {', '.join(different)}. Use the name that fits, or the family name"
+            f"{uri} is not {name}: its own configuration says {', '.join(different)}. Use the matching preset, or the family name"
         )
 
 
@@ -154,11 +155,11 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, tuple))
 
 
-# ---- where the file is ----------------------------------------------------------------------------------------------
+# ---- locating the file ----------------------------------------------------------------------------------------------
 
 
 def fetch(uri: str) -> Path:
-    """A local path for `uri`, downloading where needed. Raises as `read` does."""
+    """Local path of `uri`, downloaded if needed. Raises as `read` does."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     scheme = match[1].lower() if match else "file"
     if scheme == "file":
@@ -174,16 +175,15 @@ def fetch(uri: str) -> Path:
         return Path(entry.load()(uri))
     others = sorted({entry.name for entry in importlib.metadata.entry_points(group=FETCHERS)})
     raise ValueError(
-        f"cannot fetch {uri}: nobody handles {scheme}://; known: a local path, hf://, embedded://, {', '.join(f'{o}://' for o in others)}"
+        f"cannot fetch {uri}: no fetcher for {scheme}://; expected a local path, hf://, embedded://, "
+        f"{', '.join(f'{other}://' for other in others)}"
     )
 
 
 def _embedded(name: str) -> Path:
     known = sorted(path.parent.name for path in EMBEDDED.glob("*/model.safetensors"))
     if name not in known:
-        raise FileNotFoundError(
-            f"no weights called {name!r} come with this package; expected one of {', '.join(known)}"
-        )
+        raise FileNotFoundError(f"no weights named {name!r} ship with this package; expected one of {', '.join(known)}")
     return EMBEDDED / name
 
 
@@ -197,9 +197,9 @@ def _hub_parts(uri: str) -> tuple[str, str, str | None]:
 def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
-    where = f"hf://{repo}/{filename}" + (f"@{revision}" if revision else "")
+    location = f"hf://{repo}/{filename}" + (f"@{revision}" if revision else "")
     try:
-        # the library reads HF_ENDPOINT once, at import; a running program may set it later
+        # huggingface_hub reads HF_ENDPOINT once, at import; a running program may set it later
         return Path(hf_hub_download(repo, filename, revision=revision, endpoint=os.environ.get("HF_ENDPOINT") or None))
     except errors.LocalEntryNotFoundError as error:
         refusal = error.__cause__
@@ -209,23 +209,25 @@ def _from_hub(repo: str, filename: str, revision: str | None) -> Path:
             else "could not be reached"
         )
         raise RuntimeError(
-            f"{where} is not in the local cache and the hub {what}; check the network, HF_ENDPOINT and "
+            f"{location} is not in the local cache and the hub {what}; check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, or download the file and give its path"
         ) from error
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise FileNotFoundError(f"{where}: the repository has no such file or revision") from error
+        raise FileNotFoundError(f"{location}: the repository has no such file or revision") from error
     except errors.GatedRepoError as error:
         raise RuntimeError(
-            f"{where}: access must be asked for on the repository's page, then log in with `hf auth login`"
+            f"{location}: access is restricted; request it on the repository's page, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{where}: no such repository, or a private one you are not logged in for") from error
+        raise FileNotFoundError(
+            f"{location}: no such repository, or it is private and you are not logged in (`hf auth login`)"
+        ) from error
     except errors.HfHubHTTPError as error:
-        raise RuntimeError(f"{where}: the hub answered {error.response.status_code}; try again later") from error
+        raise RuntimeError(f"{location}: the hub answered {error.response.status_code}; try again later") from error
 
 
 def _hub_config(uri: str) -> dict[str, Any] | None:
-    """`config.json` of the file's folder in its repository, or None where there is none."""
+    """`config.json` from the file's folder in its hub repository, or None if there is none."""
     repo, filename, revision = _hub_parts(uri)
     beside = (Path(filename).parent / "config.json").as_posix()
     try:
@@ -239,24 +241,25 @@ def _weight_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     if any(path.glob("*.safetensors.index.json")):
+        count = len(list(path.glob("*.safetensors")))
         raise ValueError(
-            f"{path} holds its weights in parts ({len(list(path.glob('*.safetensors')))} .safetensors files and an index); "
-            "save it as one file (of diffusers: save_pretrained with max_shard_size='100GB')"
+            f"{path} holds sharded weights ({count} .safetensors files and an index); save them as one file "
+            "(diffusers: save_pretrained with max_shard_size='100GB')"
         )
     patterns = ["*.safetensors", "*.ckpt", "*.pth", "*.pt"]
     if (path / "config.json").is_file():
-        # a training folder: its authors load the checkpoint and not what was exported from an earlier one
+        # in a training folder, the authors' code loads the checkpoint, not a safetensors file exported earlier
         patterns.sort(key="*.ckpt".__ne__)
     for pattern in patterns:
         files = sorted(path.glob(pattern))
         if len(files) == 1:
             return files[0]
         if files:
-            raise ValueError(f"{path} holds {len(files)} {pattern} files; name the one to load")
+            raise ValueError(f"{path} holds {len(files)} {pattern} files; give the path of one of them")
     raise FileNotFoundError(f"no .safetensors, .ckpt, .pth or .pt file in {path}")
 
 
-# ---- what the file holds --------------------------------------------------------------------------------------------
+# ---- contents of the file -------------------------------------------------------------------------------------------
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
@@ -313,7 +316,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unsafe_globals(path: Path, error: Exception) -> list[str]:
-    """Names a restricted load would have to be allowed, first ten; empty where the file is damaged rather than unsafe."""
+    """First ten class names that a restricted load would have to allow; empty if the file is damaged instead."""
     if zipfile.is_zipfile(path):
         with torch.serialization.safe_globals(list(SAFE_CLASSES)):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:10]
@@ -344,7 +347,7 @@ def _tensors(mapping: Any, path: Path) -> dict[str, torch.Tensor]:
     others = [str(key) for key, value in mapping.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
-            f"{path} has an unknown layout: not tensors: {', '.join(others[:10])}; expected a dict with state_dict"
+            f"{path} has an unknown layout: these entries are not tensors: {', '.join(others[:10])}; expected a dict with state_dict"
         )
     return dict(mapping)
 

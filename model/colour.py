@@ -1,7 +1,6 @@
-"""The uint8 door: YUV 4:4:4 planes as decoders give them -> RGB in a network's value range.
+"""Conversion of limited-range uint8 YUV 4:4:4 planes `B T 3 H W`, as decoders give them, to float RGB video `B C T H W`, and back.
 
-Enters: uint8 planes `B T 3 H W` (rows Y, U, V; limited range) and the matrix of each video. Leaves: float video `B C T H W`.
-Production frames come this way because scaling in YUV is several times cheaper than through RGB; the 3x3 matrix runs here.
+Frames reach the network as YUV because scaling in YUV is several times cheaper than through RGB; only the 3x3 matrix runs here.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# (Kr, Kb) of the standards; bt2020nc is the non-constant-luminance form
+# (Kr, Kb) of each standard; bt2020nc is the non-constant-luminance form
 LUMA: dict[str, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -22,7 +21,7 @@ LUMA: dict[str, tuple[float, float]] = {
 
 
 def _chroma_gains(matrix: str) -> tuple[float, float, float, float]:
-    """(V to red, U to green, V to green, U to blue) for components scaled to [0, 1] and [-0.5, 0.5].
+    """Factors (V to red, U to green, V to green, U to blue) for components scaled to [0, 1] and [-0.5, 0.5].
 
     Raises:
         ValueError: unknown matrix.
@@ -37,15 +36,15 @@ def _chroma_gains(matrix: str) -> tuple[float, float, float, float]:
 def check_matrices(matrices: Sequence[str], batch: int) -> None:
     """Raises ValueError unless `matrices` names one known colour matrix per video of the batch."""
     if isinstance(matrices, str) or len(matrices) != batch:
-        raise ValueError(f"expected one colour matrix per video, {batch} in all; got {matrices!r}")
+        raise ValueError(f"expected one colour matrix per video ({batch}), got {matrices!r}")
     for matrix in matrices:
         _chroma_gains(matrix)
 
 
 def rgb_map(matrices: Sequence[str], value_range: tuple[float, float]) -> torch.Tensor:
-    """The colour conversion of each video as one affine map, before the clamp: `(B, 3, 4)` float64.
+    """Colour conversion of each video as an affine map, before clamping: `(B, 3, 4)` float64.
 
-    Row: red, green, blue. Columns: factors of the code values Y, U, V, and the constant.
+    Rows: red, green, blue. Columns: factors of the code values Y, U, V, and the constant.
     """
     low, high = value_range
     luma, chroma = (high - low) / 219, (high - low) / 224
@@ -67,9 +66,9 @@ def yuv_to_video(
     value_range: tuple[float, float] = (-0.5, 0.5),
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Limited-range uint8 planes -> RGB `(B, 3, T, H, W)`, clamped to the gamut, where black is `value_range[0]` and white `[1]`.
+    """Limited-range uint8 planes -> RGB `(B, 3, T, H, W)`, clamped to `value_range` = (black, white).
 
-    `matrices` names one of bt601, bt709, bt2020nc per video of the batch.
+    `matrices` names the colour matrix of each video: bt601, bt709 or bt2020nc.
 
     Raises:
         ValueError: wrong shape or dtype, unknown matrix, or not one matrix per video.
@@ -83,7 +82,7 @@ def yuv_to_video(
     video = torch.empty((B, 3, T, H, W), dtype=dtype, device=planes_BT3HW.device)
     for b, matrix in enumerate(matrices):
         v_red, u_green, v_green, u_blue = _chroma_gains(matrix)
-        for t in range(T):  # a frame's planes stay in cache
+        for t in range(T):  # frame by frame: one frame's planes stay in cache
             y, u, v = planes_BT3HW[b, t].to(dtype).unbind(0)
             y.mul_(luma).add_(low - 16 * luma)
             u.sub_(128).mul_(chroma)
@@ -97,11 +96,11 @@ def yuv_to_video(
 def rgb_to_yuv(
     video_BCTHW: torch.Tensor, matrices: Sequence[str], value_range: tuple[float, float] = (-0.5, 0.5)
 ) -> torch.Tensor:
-    """The inverse: RGB in `value_range` -> limited-range uint8 planes `(B, T, 3, H, W)`, rounded to nearest."""
+    """Inverse of `yuv_to_video`: RGB in `value_range` -> limited-range uint8 planes `(B, T, 3, H, W)`, rounded to nearest."""
     low, high = value_range
     planes = []
     for rgb_CTHW, matrix in zip(video_BCTHW.double(), matrices, strict=True):
-        _chroma_gains(matrix)  # the one place that knows the names
+        _chroma_gains(matrix)  # raises for an unknown name
         kr, kb = LUMA[matrix]
         red, green, blue = ((rgb_CTHW - low) / (high - low)).unbind(0)
         y = kr * red + (1 - kr - kb) * green + kb * blue

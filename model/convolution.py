@@ -1,7 +1,7 @@
-"""Convolutions of frames and of clips, prepared once for speed: folded by the caller in float64, packed here for what runs them.
+"""Convolutions of frames and of clips with weights packed once for the library that runs them.
 
-Enters: kernels `O I h w` or `O I t h w` (float64 welcome) and, per call, frames `N C H W` in channels-last memory or clips `B T H W C`
-with their past. Leaves: the same kind, in at least float32. Nothing is kept between calls.
+Weights are `O I h w` or `O I t h w` (float64 gives the most exact results), inputs are frames `N C H W` in channels-last memory, or clips
+`B T H W C` with their past frames. Results have the layout of the input, in at least float32. No state is kept between calls.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import torch.nn.functional as F
 
 from model.winograd import Winograd
 
-WINOGRAD_WIDTH = (
-    192  # channels on both sides from which transforming pays: 1.2 times as fast at 128, 1.5 at 256, 2 at 512
-)
-BORDERED_WIDTH = 128  # the same for stripes that bring the rows above and below: they are in cache already
+# Least number of input and output channels for Winograd: it is 1.2 times as fast at 128, 1.5 at 256, 2 at 512.
+WINOGRAD_WIDTH = 192
+BORDERED_WIDTH = 128  # the same for stripes that include the rows above and below, which are in cache already
 
 
 class FrameConv:
-    """A 2-D convolution with bias, the product in `dtype`, what enters and leaves in at least float32.
+    """2-D convolution with bias, computed in `dtype`; input and output are in at least float32.
 
-    On a CPU the weight is packed once for oneDNN; where this build of PyTorch lacks the packed call, `F.conv2d` gives the same values to
-    rounding. `backend` says which is in use. The bits of a result depend on the whole shape of `x`, so callers that promise exact
-    chunking must always come with the same shape for the same frame size.
+    On a CPU the weight is packed once for oneDNN; if this PyTorch build lacks the packed call, `F.conv2d` gives the same values up to
+    rounding. `backend` names the one in use. The bits of a result depend on the whole shape of `x`, so callers that promise exact chunking
+    must pass the same shape for the same frame size.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class FrameConv:
         padding: int | tuple[int, int] = 0,
         dilation: int = 1,
     ) -> None:
-        self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
+        self.dtype, self.full_dtype = dtype, torch.promote_types(dtype, torch.float32)
         pads = (padding, padding) if isinstance(padding, int) else padding
         self.stride, self.padding, self.dilation = [stride, stride], list(pads), [dilation, dilation]
         self.weight = weight_OIhw.detach().to(device, dtype).contiguous(memory_format=torch.channels_last)
@@ -62,16 +61,16 @@ class FrameConv:
             )
         else:
             y_NCHW = F.conv2d(x_NCHW, self.weight, self.bias, self.stride, self.padding, self.dilation)
-        return y_NCHW.to(self.wide)
+        return y_NCHW.to(self.full_dtype)
 
 
 class ClipConv:
-    """A convolution over frames that sees as many past frames as its kernel needs, never a future one.
+    """Causal convolution over frames: sees the past frames its kernel covers, and no future frame.
 
-    Kernel `O I t h w`, no padding in time. At the start of a video the past is the first frame over and over, so a first frame alone
-    meets the kernel summed over time. Time and space have the same stride.
+    Weight `O I t h w`, no padding in time; time and space have the same stride. At the start of a video the first frame is repeated as its
+    past, so a single first frame is convolved with the kernel summed over time.
 
-    `steady` says how many frames most calls will bring. It changes the bits and the speed, never the meaning.
+    `usual_frames` is the number of frames most calls bring. It selects the algorithm, so it changes speed and rounding only.
     """
 
     def __init__(
@@ -83,18 +82,18 @@ class ClipConv:
         *,
         stride: int = 1,
         padding: int = 0,
-        steady: int = 1,
+        usual_frames: int = 1,
     ) -> None:
-        self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
+        self.dtype, self.full_dtype = dtype, torch.promote_types(dtype, torch.float32)
         self.taps = weight_OIthw.shape[2]
         self.stride, self.padding, self.dilation = [stride] * 3, [0, padding, padding], [1] * 3
-        alone = weight_OIthw.detach().double().sum(2)
-        self.alone = FrameConv(alone, bias_O, device, dtype, stride=stride, padding=padding)
+        first_weight = weight_OIthw.detach().double().sum(2)
+        self.first_frame_conv = FrameConv(first_weight, bias_O, device, dtype, stride=stride, padding=padding)
         self.weight = weight_OIthw.detach().to(device, dtype).contiguous(memory_format=torch.channels_last_3d)
         self.bias = None if bias_O is None else bias_O.detach().to(device, dtype).contiguous()
         self.backend = backend(weight_OIthw, device, dtype, stride=stride, padding=(padding, padding))
         if self.backend == "winograd":
-            self.winograd = Winograd(weight_OIthw, bias_O, paired=self.taps == 3 and steady % 2 == 0)
+            self.winograd = Winograd(weight_OIthw, bias_O, paired=self.taps == 3 and usual_frames % 2 == 0)
             del self.weight
         elif self.backend == "onednn":
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(
@@ -102,10 +101,10 @@ class ClipConv:
             )
 
     def __call__(self, x_BTHWC: torch.Tensor, past_BTHWC: torch.Tensor | None) -> torch.Tensor:
-        """`(B, T, H, W, C)` after `past` frames (None: the start of a video) -> `(B, T', H', W', O)` in fresh memory."""
+        """`(B, T, H, W, C)` after `past` frames (None at the start of a video) -> `(B, T', H', W', O)` in fresh memory."""
         x_BTHWC = x_BTHWC.to(self.dtype)
         if past_BTHWC is None and x_BTHWC.shape[1] == 1:
-            return frames_of(self.alone(x_BTHWC[:, 0].permute(0, 3, 1, 2)), 1)
+            return from_frames(self.first_frame_conv(x_BTHWC[:, 0].permute(0, 3, 1, 2)), 1)
         if past_BTHWC is None:
             past_BTHWC = x_BTHWC[:, :1].expand(-1, self.taps - 1, -1, -1, -1)
         if self.backend == "winograd":
@@ -118,16 +117,16 @@ class ClipConv:
             )
         else:
             y_NCTHW = F.conv3d(x_NCTHW, self.weight, self.bias, self.stride, self.padding)
-        return y_NCTHW.to(self.wide).permute(0, 2, 3, 4, 1).contiguous()
+        return y_NCTHW.to(self.full_dtype).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def as_frames(x_BTHWC: torch.Tensor) -> torch.Tensor:
-    """`(B, T, H, W, C)` -> `(B * T, C, H, W)` in channels-last memory; a view where x is contiguous."""
+    """`(B, T, H, W, C)` -> `(B * T, C, H, W)` in channels-last memory; a view if x is contiguous."""
     return x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def frames_of(x_NCHW: torch.Tensor, frames: int) -> torch.Tensor:
-    """`(B * T, C, H, W)` in channels-last memory -> `(B, T, H, W, C)`; the inverse of `as_frames`."""
+def from_frames(x_NCHW: torch.Tensor, frames: int) -> torch.Tensor:
+    """Inverse of `as_frames`: `(B * T, C, H, W)` in channels-last memory -> `(B, T, H, W, C)`."""
     return x_NCHW.permute(0, 2, 3, 1).unflatten(0, (-1, frames)).contiguous()
 
 
@@ -140,17 +139,17 @@ def backend(
     padding: tuple[int, int],
     dilation: int = 1,
 ) -> str:
-    """What runs a convolution: `winograd` (wide 3x3 in float32 on a CPU), `onednn` (packed weights on a CPU) or `torch`."""
-    if not packs(device, dtype):
+    """Implementation to use: `winograd` (3x3 with many channels, float32, CPU), `onednn` (packed weights, CPU) or `torch`."""
+    if not can_pack(device, dtype):
         return "torch"
-    plain = (*weight.shape[-2:], stride, dilation, dtype) == (3, 3, 1, 1, torch.float32)
+    is_plain = (*weight.shape[-2:], stride, dilation, dtype) == (3, 3, 1, 1, torch.float32)
     least = {(1, 1): WINOGRAD_WIDTH, (0, 1): BORDERED_WIDTH}.get(padding)
-    wide = least is not None and min(weight.shape[:2]) >= least
-    return "winograd" if plain and wide else "onednn"
+    is_wide = least is not None and min(weight.shape[:2]) >= least
+    return "winograd" if is_plain and is_wide else "onednn"
 
 
-def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolution weights can be packed for this device and arithmetic."""
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN can pack convolution weights for this device and dtype in this PyTorch build."""
     return (
         device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)

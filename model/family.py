@@ -1,7 +1,4 @@
-"""What a family of networks declares about itself: plain facts, no torch.
-
-Enters: the `facts` file of each family. Leaves: `Family`, `LatentPart` and `Preset`, which the registry lists and `load` follows.
-"""
+"""Records that a family of networks declares about itself in its `facts` module; the registry and `load` read them. No torch here."""
 
 from __future__ import annotations
 
@@ -16,33 +13,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LatentPart:
-    """Which published tensors and configuration keys decide a latent. The others serve the decoder, or nothing that is computed here.
+    """Published tensors and configuration keys that decide a latent; the others affect the decoder only, or are unused here.
 
-    `mean`, `logvar` and the keys of `shared` are beginnings of tensor names; `shared` is looked up first, then `logvar`, then `mean`.
+    `mean`, `logvar` and the keys of `shared` are prefixes of tensor names; `shared` is looked up first, then `logvar`, then `mean`.
     """
 
     mean: tuple[str, ...]  # tensors that reach the posterior mean
     logvar: tuple[str, ...] = ()  # tensors that reach the log-variance and not the mean
-    # Tensors that hold the last layer of both -> how many rows (of the first axis) are the mean's; the log-variance's follow.
+    # Tensors that hold the last layer of both -> number of rows (first axis) that belong to the mean; the log-variance's follow.
     shared: Mapping[str, int] = field(default_factory=dict)
-    other_keys: frozenset[str] = frozenset()  # configuration keys that change no latent; every other key counts
+    other_keys: frozenset[str] = frozenset()  # configuration keys that do not change a latent; all other keys do
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One architecture. `keys` are the configuration it reads; everything else in a published file (training, tiling) is ignored.
+    """One architecture. `keys`: configuration keys it reads; the other keys of a published file (training, tiling) are ignored.
 
-    `keys=None` keeps every key: the configuration belongs to another library, which judges it itself.
+    `keys=None` keeps every key: another library owns the configuration and validates it.
     """
 
     name: str
-    module: str  # holds `check`, `build`, `random_weights` and `NUMERICS`
+    module: str  # defines `check`, `build`, `random_weights` and `NUMERICS`
     keys: tuple[str, ...] | None
     describe: Callable[[str, Mapping[str, Any]], LatentSpec]  # raises ValueError for impossible configurations
-    latent_part: Callable[
-        [Mapping[str, Any]], LatentPart
-    ]  # of a complete configuration; `tests/model/test_identity.py` holds it to the network
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # keys a published file may leave out
+    # Of a complete configuration; `tests/model/test_identity.py` compares it with the network.
+    latent_part: Callable[[Mapping[str, Any]], LatentPart]
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # keys that a published file may omit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +48,8 @@ class Preset:
     name: str
     family: str
     config: Mapping[str, Any]
-    published: str | None  # URI that `load` takes as checkpoint; None: its authors published no weights
+    published: str | None  # URI that `load` accepts as checkpoint; None: the authors published no weights
     licence: str
-    source: str  # where its authors describe it
+    source: str  # URL of the authors' description
     aliases: tuple[str, ...] = ()
     note: str = ""  # what a user should know before choosing it

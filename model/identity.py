@@ -1,7 +1,6 @@
-"""Which network it is, in plain data: what decides its latents, and what it is besides.
+"""Identity of a network in plain data: its specification, configuration and hashes of its weights. No torch here.
 
-Enters: a configuration and the hashes of checked weights. Leaves: `Identity`, the same for a network that runs (`CausalVAE.identity`) and
-for a checkpoint that was only read (`model.identify`). No torch here.
+A running network (`CausalVAE.identity`) and a checkpoint that was only read (`model.identify`) give the same `Identity`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A network and its weights.
+    """Network and weights.
 
-    `config` is the whole published configuration and `sha256.all` covers every tensor: the decoder too. `latent_config` and `latent_sha256`
-    are what a latent depends on, so a network with another decoder has the same. `numerics` is the version of the encoder's arithmetic.
+    `config` is the whole published configuration and `sha256.all` covers every tensor, including the decoder. `latent_config` and
+    `latent_sha256` cover only what a latent depends on: two networks that differ in the decoder share them. `numerics` is the version of
+    the encoder's arithmetic.
     """
 
     spec: LatentSpec
@@ -34,10 +34,10 @@ class Identity:
 
     @property
     def latent_config(self) -> dict[str, Any]:
-        """The keys of `config` that can change a latent."""
+        """Keys of `config` that can change a latent."""
         others = family_of(self.spec.network).latent_part(self.config).other_keys
         return {key: value for key, value in self.config.items() if key not in others}
 
     def latent_sha256(self, *, moments: bool) -> str:
-        """Hash of the tensors that reach the posterior mean; with `moments` of those that reach the log-variance too."""
+        """Hash of the tensors that reach the posterior mean; with `moments` also of those that reach the log-variance."""
         return self.sha256.moments if moments else self.sha256.mean

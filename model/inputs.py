@@ -1,6 +1,6 @@
-"""Whether a tensor may enter a network. Enters: a video or latent and the network's `LatentSpec`. Leaves: nothing, or a ValueError.
+"""Checks of videos, planes and latents before they reach a network; each raises ValueError.
 
-Messages name what was got, what was expected and the nearest thing that fits.
+Messages say what was got, what was expected and which nearby values fit.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.interface import near
+from model.interface import nearest_multiples
 
 if TYPE_CHECKING:
     from model.interface import LatentSpec
 
 
 def check_frames(num_frames: int, spec: LatentSpec, *, first: bool) -> int:
-    """Latent frames of a chunk; raises ValueError where the count does not fit its place in the video."""
+    """Number of latent frames of a chunk. Raises ValueError if the frame count does not fit; `first`: the chunk starts a video."""
     if first:
         return spec.latent_frames(num_frames)
     if num_frames < 1 or num_frames % spec.time_stride:
         raise ValueError(
             f"{spec.network} takes {spec.time_stride}n frames in every chunk after the first, got {num_frames}; "
-            f"counts near it that fit: {near(num_frames, spec.time_stride)}"
+            f"nearest that fit: {nearest_multiples(num_frames, spec.time_stride)}"
         )
     return num_frames // spec.time_stride
 
@@ -30,11 +30,11 @@ def check_frames(num_frames: int, spec: LatentSpec, *, first: bool) -> int:
 def _check_tensor(value: object) -> None:
     if not isinstance(value, torch.Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise ValueError(f"expected a torch tensor, got {kind}; torch.from_numpy makes one of an array")
+        raise ValueError(f"expected a torch tensor, got {kind}; convert arrays with torch.from_numpy")
 
 
 def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
-    """Raises ValueError unless `video` is floating `(B, 3, T, H, W)` with counts and sizes the network takes."""
+    """Raises ValueError unless `video` is floating-point `(B, 3, T, H, W)` with a frame count and size the network takes."""
     _check_tensor(video)
     if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] < 1:
         hint = " (an image is a video of one frame: video[:, :, None])" if video.ndim == 4 else ""
@@ -50,7 +50,7 @@ def check_video(video: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
 
 
 def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None:
-    """Raises ValueError unless `planes` is uint8 `(B, T, 3, H, W)` with counts and sizes the network takes."""
+    """Raises ValueError unless `planes` is uint8 `(B, T, 3, H, W)` with a frame count and size the network takes."""
     _check_tensor(planes)
     if planes.ndim != 5 or planes.shape[2] != 3 or planes.shape[0] < 1 or planes.dtype != torch.uint8:
         raise ValueError(
@@ -61,7 +61,7 @@ def check_planes(planes: torch.Tensor, spec: LatentSpec, *, first: bool) -> None
 
 
 def check_latent(latent: torch.Tensor, spec: LatentSpec) -> None:
-    """Raises ValueError unless `latent` is floating `(B, latent_channels, t >= 1, h, w)`."""
+    """Raises ValueError unless `latent` is floating-point `(B, latent_channels, t >= 1, h, w)`."""
     _check_tensor(latent)
     if latent.ndim != 5 or latent.shape[1] != spec.latent_channels or 0 in latent.shape:
         raise ValueError(
@@ -71,10 +71,10 @@ def check_latent(latent: torch.Tensor, spec: LatentSpec) -> None:
         raise ValueError(f"expected floating-point latents, got {latent.dtype}")
 
 
-def range_complaint(video: torch.Tensor, spec: LatentSpec) -> str | None:
-    """What is probably wrong with the values, judged by the first frame alone (cheap), or None.
+def range_warning(video: torch.Tensor, spec: LatentSpec) -> str | None:
+    """Warning text if the first frame's values are far outside `spec.value_range`, else None.
 
-    Values a quarter of the range beyond either end are called far outside; resampling filters overshoot less than that.
+    Far means more than a quarter of the range beyond either end; resampling filters overshoot less than that.
     """
     lo, hi = spec.value_range
     low, high = (bound.item() for bound in video[:, :, 0].aminmax())

@@ -1,7 +1,7 @@
-"""Whether an error says that memory ran out, in whatever class and words torch and its libraries say it.
+"""Recognises errors that mean memory ran out, whatever their class and text.
 
-torch raises `OutOfMemoryError` where its own caching allocator fails. Allocations by cuBLAS, cuDNN, the CUDA driver (modules, graphs,
-pinned memory) and by the allocator of the CPU fail as plain RuntimeErrors.
+torch raises `OutOfMemoryError` only if its caching allocator fails. Failed allocations by cuBLAS, cuDNN, the CUDA driver (modules, graphs,
+pinned memory) and the CPU allocator are plain RuntimeErrors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True where memory, of the device or of the host, did not suffice for what was tried."""
+    """True if device or host memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):

@@ -1,11 +1,8 @@
-"""The encoder's answer, a diagonal Gaussian over latents.
-
-Enters: mean and (on request) log-variance. Leaves: the same, or a seeded draw.
-"""
+"""Encoder output: a diagonal Gaussian over latents."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,17 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Raw (unscaled) posterior of a video: `mean` `BCthw`, and `logvar` of the same shape or None where it was not asked for."""
+    """Raw (unscaled) posterior of a video: `mean` `BCthw`; `logvar` of the same shape, or None if it was not computed."""
 
-    mean: torch.Tensor
-    logvar: torch.Tensor | None = None
+    mean: torch.Tensor = field(repr=False)
+    logvar: torch.Tensor | None = field(default=None, repr=False)
 
     def mode(self) -> torch.Tensor:
-        """The most likely latent, which is the mean."""
+        """Most likely latent: the mean."""
         return self.mean
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """A draw `BCthw`. The generator is required: an unseeded latent could never be made again.
+        """Random draw `BCthw`. The generator is required: an unseeded latent could not be reproduced.
 
         Raises:
             ValueError: the log-variance was not computed.
@@ -32,7 +29,7 @@ class Posterior:
         import torch
 
         if self.logvar is None:
-            raise ValueError("this posterior has no log-variance; encode with moments=True to be able to sample")
+            raise ValueError("this posterior has no log-variance; encode with moments=True to sample")
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=generator.device).to(
             self.mean.device
         )

@@ -1,9 +1,7 @@
-"""Names of networks and the plain facts about them: configuration, constants, licence, where the published weights lie.
-
-Enters: a name and perhaps a configuration in its published keys. Leaves: a checked configuration and a `LatentSpec`. No torch here, so
-that planning, checking options and printing tables cost nothing.
+"""Registry of networks: names, configurations, licences and locations of the published weights.
 
 A *preset* is a published network ("leanvae-dim16"). A *family* ("leanvae") is the code behind it and needs an explicit configuration.
+Imports no torch, so that planning, checking options and printing tables stay fast.
 """
 
 from __future__ import annotations
@@ -22,20 +20,20 @@ if TYPE_CHECKING:
     from model.family import Family, Preset
     from model.interface import LatentSpec
 
-_ROOMS = (leanvae, ivvae, wfvae, wfvae2, diffusers_vae)
+_FACTS = (leanvae, ivvae, wfvae, wfvae2, diffusers_vae)
 
-FAMILIES: dict[str, Family] = {room.FAMILY.name: room.FAMILY for room in _ROOMS}
-PRESETS: dict[str, Preset] = {preset.name: preset for room in _ROOMS for preset in room.PRESETS}
+FAMILIES: dict[str, Family] = {facts.FAMILY.name: facts.FAMILY for facts in _FACTS}
+PRESETS: dict[str, Preset] = {preset.name: preset for facts in _FACTS for preset in facts.PRESETS}
 _ALIASES: dict[str, str] = {alias: preset.name for preset in PRESETS.values() for alias in preset.aliases}
 
 
 def names() -> tuple[str, ...]:
-    """Presets, in the order they are best shown."""
+    """Names of presets, in display order."""
     return tuple(PRESETS)
 
 
 def resolve(name: str) -> str:
-    """A preset's or family's own name, given it or one of its aliases.
+    """Name of the preset or family that `name`, or the alias `name`, stands for.
 
     Raises:
         ValueError: unknown name; lists the known ones.
@@ -55,10 +53,10 @@ def family_of(name: str) -> Family:
 
 
 def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The configuration of network `name`: its preset, overridden by each of `configs` in turn, reduced to the keys the family reads.
+    """Configuration of network `name`: its preset, overridden by each of `configs` in turn, reduced to the keys the family reads.
 
     Raises:
-        ValueError: unknown name, or keys that neither the preset nor any configuration gives.
+        ValueError: unknown name, or keys that neither the preset nor a configuration gives.
     """
     name, family = resolve(name), family_of(name)
     merged: dict[str, Any] = dict(family.defaults)
@@ -79,7 +77,7 @@ def complete(name: str, *configs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def embedded(name: str) -> str | None:
-    """The checkpoint URI of a preset whose weights come with this package; None for any other network.
+    """Checkpoint URI of a preset whose weights ship with this package; None for any other network.
 
     Raises:
         ValueError: unknown name.
@@ -90,14 +88,14 @@ def embedded(name: str) -> str | None:
 
 
 def card(name: str) -> dict[str, Any]:
-    """All that is known of a preset, JSON-ready: its spec, configuration, licence, where its weights lie.
+    """Facts about a preset, JSON-ready: its spec, configuration, licence, location of its weights.
 
     Raises:
         ValueError: not a preset.
     """
     name = resolve(name)
     if name not in PRESETS:
-        raise ValueError(f"{name} is a family, which has no fixed facts; presets: {', '.join(PRESETS)}")
+        raise ValueError(f"{name} is a family, not a preset; expected one of: {', '.join(PRESETS)}")
     preset = PRESETS[name]
     return {
         "family": preset.family,
@@ -115,7 +113,7 @@ def card(name: str) -> dict[str, Any]:
 def spec(name: str, config: Mapping[str, Any] | None = None) -> LatentSpec:
     """The `LatentSpec` of a preset, or of a family with its configuration.
 
-    Raises:
-        ValueError: unknown name; configuration incomplete or impossible.
+    ValueError: unknown name, or an incomplete or impossible configuration.
+    ValueError: unknown name; configuration incomplete or impossible.
     """
     return family_of(name).describe(resolve(name), complete(name, config))

@@ -1,7 +1,7 @@
-"""Picture sheets: what went in above, what came out below, as one PNG that shows at a glance whether a network works.
+"""PNG sheets that show originals above their reconstructions.
 
-Enters: pairs of uint8 clips `3 T H W`, a line of text for each. Leaves: a PNG file, or the picture itself. Every clip is a block of some of
-its frames side by side, originals above their reconstructions; blocks fill rows from left to right.
+Takes pairs of uint8 clips `3 T H W` with a line of text each. A pair becomes a block that shows some of its frames side by side; blocks
+fill rows from left to right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Pair = tuple[torch.Tensor, torch.Tensor]
 
 GAP = 8  # pixels between blocks and around them
-SEAM = 2  # pixels between the pictures of a block
+SEAM = 2  # pixels between the frames of a block
 LINE = 16  # height of a line of text
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 
@@ -32,7 +32,7 @@ def write_sheet(
     largest: int = 384,
     width: int = 2400,
 ) -> None:
-    """Draws `sheet` and writes it to `path` as PNG; the folder must be there."""
+    """Draws `sheet` and writes it to `path` as PNG; the folder must exist."""
     sheet(columns, titles, frames, largest=largest, width=width).save(path, format="PNG")
 
 
@@ -44,22 +44,22 @@ def sheet(
     largest: int = 384,
     width: int = 2400,
 ) -> Image.Image:
-    """One picture of pairs (original, reconstruction).
+    """One picture of all pairs (original, reconstruction).
 
     Args:
-        columns: uint8 RGB clips `3 T H W`, the two of a pair alike in shape; pairs may differ.
-        titles: a line above each pair; cut short where it is longer than its block. None: no lines.
-        frames: how many of a clip's frames to show, spread from the first to the last; fewer where it has fewer.
-        largest: pictures with a longer side are shrunk to this many pixels; smaller ones are shown pixel for pixel.
-        width: pixels after which blocks go on in the next row; a single block may be wider.
+        columns: uint8 RGB clips `3 T H W`, both of a pair of the same shape; pairs may differ.
+        titles: a line above each pair, cut to the width of its block. None: no lines.
+        frames: number of frames shown of a clip, spread from first to last; all of a clip that has fewer.
+        largest: frames with a longer side are reduced to this many pixels; smaller ones are not resized.
+        width: row width in pixels after which the next row starts; a single block may be wider.
 
     Raises:
-        ValueError: no pairs, not one title a pair, clips of another shape or type, a count under one.
+        ValueError: no pairs, not one title per pair, clips of another shape or dtype, a count below one.
     """
     if not columns:
         raise ValueError("a sheet needs at least one pair of clips, got none")
     if titles is not None and len(titles) != len(columns):
-        raise ValueError(f"expected one title for each of {len(columns)} pairs, got {len(titles)}")
+        raise ValueError(f"expected {len(columns)} titles, one per pair; got {len(titles)}")
     if frames < 1 or largest < 1:
         raise ValueError(f"frames and largest must be at least 1, got {frames} and {largest}")
     blocks = [
@@ -86,7 +86,7 @@ def sheet(
 
 
 def shown_frames(total: int, frames: int) -> list[int]:
-    """Which frames of `total` a block shows: at most `frames`, evenly from the first to the last."""
+    """Indices of the frames a block shows: at most `frames` of `total`, evenly from first to last."""
     if total == 1 or frames == 1:
         return [0]
     count = min(total, frames)
@@ -94,7 +94,7 @@ def shown_frames(total: int, frames: int) -> list[int]:
 
 
 def _block(pair: Pair, title: str, titled: bool, frames: int, largest: int) -> Image.Image:
-    """Two rows of pictures under a line of text."""
+    """Frames of the original above those of the reconstruction, under a line of text."""
     original, other = pair
     for clip in pair:
         if clip.ndim != 4 or clip.shape[0] != 3 or clip.dtype != torch.uint8 or 0 in clip.shape:
@@ -102,8 +102,8 @@ def _block(pair: Pair, title: str, titled: bool, frames: int, largest: int) -> I
     if original.shape != other.shape:
         raise ValueError(f"original and reconstruction differ in shape: {tuple(original.shape)}, {tuple(other.shape)}")
     _, total, height, width = original.shape
-    shrink = min(1.0, largest / max(height, width))
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    scale = min(1.0, largest / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     shown = shown_frames(total, frames)
     head = LINE if titled else 0
     block = Image.new("RGB", (len(shown) * (size[0] + SEAM) - SEAM, head + 2 * size[1] + SEAM), PAPER)
@@ -120,7 +120,7 @@ def _block(pair: Pair, title: str, titled: bool, frames: int, largest: int) -> I
 
 
 def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or its beginning with an ellipsis, within `width` pixels."""
+    """The text, or its beginning and an ellipsis, within `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

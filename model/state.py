@@ -1,12 +1,11 @@
-"""What a causal network must remember between chunks of a video: tensors with the batch in front, and whose they are.
+"""Causal state of a network between chunks of a video: tensors with the batch as first axis, and which network they belong to.
 
-Enters: the tensors a call leaves for the next one. Leaves: the same tensors, after a check that they fit the next call; states put
-together or taken apart along the batch. The state is an argument and a return value everywhere; no module keeps any.
+State is an argument and a return value everywhere; no module keeps any.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,36 +19,35 @@ ENDED = "ended"
 
 @dataclass(frozen=True, slots=True)
 class CausalState:
-    """Memory of a running encode or decode. Treat as opaque; `tensors` all have the batch as first axis."""
+    """State of an encode or decode in progress. Treat as opaque; all `tensors` have the batch as first axis."""
 
-    owner: str  # network, weights and arithmetic that made it
+    owner: str  # network, weights and dtype that made it
     kind: str  # "encode" | "decode"
     grid: tuple[int, int]  # latent height, width
-    tensors: tuple[torch.Tensor, ...]
-    phase: str = (
-        ""  # where in the video, for networks whose memory has another shape at its start; `ENDED`: nothing may follow
-    )
+    tensors: tuple[torch.Tensor, ...] = field(repr=False)
+    # Position in the video, for networks whose state has another shape at its start; `ENDED`: the video cannot be continued.
+    phase: str = ""
 
     @property
     def batch(self) -> int:
-        """Videos carried."""
+        """Number of videos."""
         return int(self.tensors[0].shape[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Size of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def describe(self) -> str:
-        """One phrase for messages."""
-        where = f", {self.phase}" if self.phase else ""
+        """Description for error messages."""
+        phase = f", {self.phase}" if self.phase else ""
         return (
-            f"{self.kind} state of {self.owner}, batch {self.batch}, latent grid {self.grid[0]}x{self.grid[1]}{where}"
+            f"{self.kind} state of {self.owner}, batch {self.batch}, latent grid {self.grid[0]}x{self.grid[1]}{phase}"
         )
 
 
 def check(state: object, *, owner: str, kind: str, batch: int, grid: tuple[int, int], device: torch.device) -> None:
-    """Raises ValueError if `state` cannot continue this call; names got and expected."""
+    """Raises ValueError if `state` cannot continue this call."""
     if not isinstance(state, CausalState):
         raise ValueError(f"state must be what the previous {kind} call returned, or None; got {type(state).__name__}")
     expected = f"{kind} state of {owner}, batch {batch}, latent grid {grid[0]}x{grid[1]}"
@@ -60,8 +58,8 @@ def check(state: object, *, owner: str, kind: str, batch: int, grid: tuple[int, 
         )
     if state.phase == ENDED:
         raise ValueError(
-            f"the state does not continue: that {kind} was the end of its video. Start the next video with state None; "
-            "while more chunks follow, decode with last=False"
+            f"the state cannot be continued: that {kind} call ended its video. Start the next video with state None; "
+            "if more chunks follow, decode with last=False"
         )
     if state.tensors[0].device != device:
         raise ValueError(
@@ -77,11 +75,11 @@ def stack(states: Sequence[CausalState]) -> CausalState:
     """
     if not states:
         raise ValueError("stack_states got no states; it needs at least one")
-    strange = [type(state).__name__ for state in states if not isinstance(state, CausalState)]
-    if strange:
+    others = [type(state).__name__ for state in states if not isinstance(state, CausalState)]
+    if others:
         raise ValueError(
-            f"stack_states takes states that encode or decode returned, got {', '.join(strange)}; videos at their start (None) "
-            "make a batch of their own"
+            f"stack_states takes states that encode or decode returned, got {', '.join(others)}; batch videos at their start (None) "
+            "separately"
         )
     first = states[0]
     if len(states) == 1:
@@ -105,5 +103,5 @@ def split(state: CausalState) -> list[CausalState]:
 
 
 def ended(owner: str, kind: str, batch: int, grid: tuple[int, int], device: torch.device) -> CausalState:
-    """The state after a video's end: it remembers nothing and refuses to be continued."""
+    """State after the end of a video: empty, and rejected by the next call."""
     return CausalState(owner, kind, grid, (torch.empty((batch, 0), device=device),), ENDED)

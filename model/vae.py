@@ -1,7 +1,7 @@
-"""What every network's class shares: checks at the doors, provenance, states. Families add the arithmetic.
+"""Base class of all networks: input checks, provenance, states. Families add the arithmetic.
 
-Enters: videos (float, or uint8 YUV planes as decoders give them) or latents, with the state of the previous chunk. Leaves: posteriors or
-videos, and the next state. A family implements `_run_encoder` and `_run_decoder`; nothing keeps state between calls.
+Takes videos (float, or uint8 YUV planes) or latents, with the state of the previous chunk; returns posteriors or videos, and the next
+state. A family implements `_run_encoder` and `_run_decoder`; nothing keeps state between calls.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from model.state import CausalState
     from model.weights import WeightsSha256
 
-Memory = tuple[torch.Tensor, ...]  # what a run leaves for the next one; the batch is the first axis of each
+StateTensors = tuple[torch.Tensor, ...]  # what one call leaves for the next; the first axis of each is the batch
 
 
 class CausalVAE:
-    """A network ready to run; see `model.interface.VideoVAE` for the contract.
+    """Network ready to run; implements `model.interface.VideoVAE`.
 
     Attributes:
         spec: LatentSpec. config: published configuration keys. numerics: version of this code's arithmetic.
         sha256: hashes of the weights' values. weights_sha256: that of all tensors.
-        checkpoint: CheckpointInfo or None. untrained: True for random weights of `seed`.
-        float32_products: "ieee", or "tf32" for trials on CUDA; what is below float32 is not concerned.
-        device, dtype: where, and in which arithmetic the large products run. input_dtype: of videos and latents, at least float32.
+        checkpoint: CheckpointInfo or None. untrained: True for random weights drawn with `seed`.
+        float32_products: "ieee", or "tf32" for trials on CUDA; products in lower precision are not affected.
+        device: where it runs. dtype: of the large products. input_dtype: of videos and latents, at least float32.
     """
 
     numerics: int
@@ -55,7 +55,7 @@ class CausalVAE:
         seed: int | None = None,
     ) -> None:
         self.spec, self.config, self.sha256, self.weights_sha256 = spec, config, sha256, sha256.all
-        device = torch.empty(0, device=device).device  # "cuda" made definite: tensors that lie there say "cuda:0"
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors report it
         self.device, self.dtype, self.input_dtype = device, dtype, torch.promote_types(dtype, torch.float32)
         self.checkpoint, self.seed, self.untrained = checkpoint, seed, seed is not None
         self.float32_products = "ieee"
@@ -68,31 +68,31 @@ class CausalVAE:
         return f"{type(self).__name__}({self.spec.network}, {origin}, {self.dtype} on {self.device})"
 
     def identity(self) -> Identity:
-        """Which network and weights this is: what `model.identify` gives for the same checkpoint, with `spec` as on this device."""
+        """Identity of network and weights, as `model.identify` returns for the same checkpoint, with `spec` for this device."""
         return Identity(self.spec, self.config, self.sha256, self.numerics, self.checkpoint, self.seed)
 
     @property
     def decode_chunking(self) -> str:
-        """As `spec.chunking`, for the other direction."""
+        """`spec.chunking`, for decoding."""
         return self.spec.chunking
 
-    # ---- doors ------------------------------------------------------------------------------------------------------
+    # ---- entry points -----------------------------------------------------------------------------------------------
 
     def encode(
         self, video_BCTHW: torch.Tensor, state: CausalState | None = None, *, moments: bool = False
     ) -> tuple[Posterior, CausalState]:
-        """Floating video `B 3 T H W` in `spec.value_range` -> raw posterior `B d t h w` (float32, or float64), state.
+        """Floating-point video `B 3 T H W` in `spec.value_range` -> raw posterior `B d t h w` (float32, or float64), state.
 
-        Without `state` T is as `spec.frames_rule` says (one frame is an image), with it a multiple of `spec.time_stride`.
-        `moments=True` adds the log-variance; the mean is the same bits.
+        Without `state`, T follows `spec.frames_rule` (one frame is an image); with it, T is a multiple of `spec.time_stride`.
+        `moments=True` adds the log-variance; the bits of the mean do not change.
 
         Raises:
             ValueError: wrong rank, dtype, frame count or size; a state of another network, batch or size.
         """
         inputs.check_video(video_BCTHW, self.spec, first=state is None)
-        if state is None and not self._warned and (complaint := inputs.range_complaint(video_BCTHW, self.spec)):
+        if state is None and not self._warned and (message := inputs.range_warning(video_BCTHW, self.spec)):
             self._warned = True
-            warnings.warn(complaint, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
         return self._encode(video_BCTHW, state, moments=moments)
 
     def encode_planes(
@@ -105,7 +105,7 @@ class CausalVAE:
     ) -> tuple[Posterior, CausalState]:
         """`encode` for uint8 YUV 4:4:4 limited-range planes `(B, T, 3, H, W)` with one matrix name per video.
 
-        The planes may lie on another device than the network: bytes are moved, a quarter of what floats would be.
+        The planes may be on another device than the network: copying bytes moves a quarter of what floats would.
 
         Raises:
             ValueError: as `encode`, and for unknown matrices.
@@ -133,19 +133,19 @@ class CausalVAE:
             return self._run_decoder(latent_BCthw, state, last=last)
 
     def stack_states(self, states: Sequence[CausalState]) -> CausalState:
-        """Batches concatenated in order. Raises ValueError for none, or for states of different networks, sizes or phases."""
+        """Batches concatenated in order. Raises ValueError for no states, or states of different networks, sizes or phases."""
         return causal.stack(states)
 
     def split_state(self, state: CausalState) -> list[CausalState]:
         """States of batch one that own their memory."""
         return causal.split(state)
 
-    # ---- what a family gives ----------------------------------------------------------------------------------------
+    # ---- implemented by each family ---------------------------------------------------------------------------------
 
     def _run_encoder(
         self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
-        """A valid video on any device and of any floating dtype -> mean, log-variance where asked for, state."""
+        """Valid video on any device and of any floating dtype -> mean, log-variance if `moments`, state."""
         raise NotImplementedError
 
     def _run_decoder(
@@ -154,19 +154,19 @@ class CausalVAE:
         """Valid latents on any device and of any floating dtype -> video, state."""
         raise NotImplementedError
 
-    # ---- between ----------------------------------------------------------------------------------------------------
+    # ---- for subclasses ---------------------------------------------------------------------------------------------
 
     def _encode(
         self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
     ) -> tuple[Posterior, CausalState]:
-        """A video already known to be valid -> posterior, state."""
+        """Valid video -> posterior, state."""
         self._check_state(state, "encode", video_BCTHW.shape[0], self._grid_of(video_BCTHW))
         with self._arithmetic():
             mean, logvar, after = self._run_encoder(video_BCTHW, state, moments=moments)
         return Posterior(mean, logvar), after
 
     def _arithmetic(self) -> AbstractContextManager[None]:
-        """Around everything that computes: the caller's autocast, tf32 switches and gradients stay outside."""
+        """Context for all computation: no autocast, no gradients, and this network's own precision of float32 products."""
         return own_arithmetic(self.device, self.float32_products)
 
     def _grid_of(self, video_BCTHW: torch.Tensor) -> tuple[int, int]:
@@ -176,12 +176,12 @@ class CausalVAE:
         if state is not None:
             causal.check(state, owner=self._owner, kind=kind, batch=batch, grid=grid, device=self.device)
 
-    def _remember(
-        self, kind: str, grid: tuple[int, int], memory: Sequence[torch.Tensor], phase: str = ""
+    def _next_state(
+        self, kind: str, grid: tuple[int, int], tensors: Sequence[torch.Tensor], phase: str = ""
     ) -> CausalState:
-        """The state that carries `memory` to the next chunk."""
-        return causal.CausalState(self._owner, kind, grid, tuple(memory), phase)
+        """State that carries `tensors` to the next chunk."""
+        return causal.CausalState(self._owner, kind, grid, tuple(tensors), phase)
 
     def _ended(self, kind: str, batch: int, grid: tuple[int, int]) -> CausalState:
-        """The state of a video that cannot be continued."""
+        """State of a video that cannot be continued."""
         return causal.ended(self._owner, kind, batch, grid, self.device)

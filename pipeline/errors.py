@@ -1,34 +1,35 @@
-"""Every failure Lathe can name, in one tree that answers one question: retry, drop the item, or stop?
+"""All errors of Lathe, in one tree by what to do about them: retry, reject the input, or stop.
 
 ```
 LatheError                    message + where (uri, shard, key, stage)
 ├── TransientError            retry with back-off
 │   ├── StorageUnavailable        throttled, connection lost, 5xx
 │   └── WorkerLost                a decoder or encoder process died or hung
-├── BadDataError              reject this input, record why, go on       `reason` is a stable slug
-│   ├── PolicyReject              nothing is broken: the job's own rules exclude it (too_short, too_small, no_video, …)
-│   └── DamagedInput              the bytes are broken, hostile or undecodable
-└── FatalError                stop the run and say why
+├── BadDataError              reject this input, record the reason, go on       `reason` is a stable slug
+│   ├── PolicyReject              not broken: the job's rules exclude it (too_short, too_small, no_video, …)
+│   └── DamagedInput              broken, hostile or undecodable bytes
+└── FatalError                stop the run and report the cause
     ├── UsageError                exit code 2: the command or configuration is wrong; nothing was started
-    │   ├── ConfigError               a field of the job; names the field
+    │   ├── ConfigError               a field of the job; the message names it
     │   ├── InputError                inputs that match nothing or cannot be read
-    │   │   └── NotFound                  a single object that is not there
+    │   │   └── NotFound                  a single object that does not exist
     │   ├── OutputError               output not writable, or it holds another format version
     │   ├── CheckpointError           missing, unsafe, mismatched weights
     │   └── AccessError               credentials refused, bucket missing or unreachable
     └── BuildError                exit code 1: the build started and failed
         ├── SourceChanged             an input was replaced while it was read
         ├── SourceRefused             one input object that the store refuses to read; costs its shard, not the build
-        ├── NonFiniteLatent           a network gave NaN or infinity to an evaluation or preview; a build rejects the clip
+        ├── NonFiniteLatent           a network returned NaN or infinity in an evaluation or preview; a build rejects the clip
         ├── RejectBudgetExceeded      too many damaged inputs
         ├── ShardsFailed              shards that could not be finished after all attempts
-        ├── NothingEncoded            every input was rejected; there is not one clip
+        ├── NothingEncoded            every input was rejected; there is no clip
+        ├── PublishFailed             a check failed or another publisher was first; nothing was published
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
-        └── TrainingError             a training run that began and failed; its last checkpoint is good
+        └── TrainingError             a training run started and failed; its last checkpoint is usable
 ```
 
-Exceptions cross process borders (Ray pickles them), so state lives in plain attributes and `__reduce__` rebuilds from it.
-Messages say what was got, what was expected and what to do. Never a credential.
+Ray pickles errors, so their state is in plain attributes, from which `__reduce__` rebuilds them.
+A message says what was found, what was expected and what to do. It never contains a credential.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from typing import Any
 
 
 class LatheError(Exception):
-    """Root of the tree. `str()` is one line: the message, then where it happened."""
+    """Root of the tree. `str()` is one line: the message, then the place (stage, shard, key, uri)."""
 
     exit_code = 1
 
@@ -73,7 +74,7 @@ def _rebuild(cls: type[LatheError], args: tuple[Any, ...], state: dict[str, Any]
 
 
 class TransientError(LatheError):
-    """May work when tried again."""
+    """Another try may succeed."""
 
 
 class StorageUnavailable(TransientError):
@@ -83,8 +84,8 @@ class StorageUnavailable(TransientError):
 class WorkerLost(TransientError):
     """A decoder or encoder process died, hung past its limit or was preempted.
 
-    `blame`: its own work ended it (a crash, a limit, an exit with an error), so that the input it held is suspect. False for
-    what comes from outside: SIGKILL, SIGTERM, the kernel's or Ray's memory monitor, a node that is preempted or gone.
+    `blame`: it ended through its own work (a crash, a limit, an exit with an error), so its input is suspect. False if the cause was
+    outside: SIGKILL, SIGTERM, the kernel's or Ray's memory monitor, a node that was preempted or lost.
     """
 
     def __init__(self, message: str, *, blame: bool = False, **where: str | None) -> None:
@@ -93,7 +94,7 @@ class WorkerLost(TransientError):
 
 
 class BadDataError(LatheError):
-    """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) that reports are grouped by."""
+    """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) by which reports are grouped."""
 
     def __init__(self, reason: str, message: str, *, frames_recovered: int = 0, **where: str | None) -> None:
         super().__init__(message, **where)
@@ -102,7 +103,7 @@ class BadDataError(LatheError):
 
 
 class PolicyReject(BadDataError):
-    """Nothing is broken; the job's rules exclude the input. Does not count against the reject budget."""
+    """The job's rules exclude the input; it is not broken. Does not count against the reject budget."""
 
 
 class DamagedInput(BadDataError):
@@ -120,7 +121,7 @@ class UsageError(FatalError):
 
 
 class ConfigError(UsageError):
-    """A field of the job has a value it cannot have; the message starts with the field's path."""
+    """A field of the job has an invalid value; the message starts with the field's path."""
 
 
 class InputError(UsageError):
@@ -128,7 +129,7 @@ class InputError(UsageError):
 
 
 class NotFound(InputError):
-    """A single object that is not there. Rooms that may live without it catch this one."""
+    """A single object that does not exist. Callers for whom it is optional catch this error."""
 
 
 class OutputError(UsageError):
@@ -136,7 +137,7 @@ class OutputError(UsageError):
 
 
 class CheckpointError(UsageError):
-    """Weights missing, unsafe to load, or not those of the network."""
+    """Weights that are missing, unsafe to load, or of another network."""
 
 
 class AccessError(UsageError):
@@ -152,11 +153,11 @@ class SourceChanged(BuildError):
 
 
 class SourceRefused(BuildError):
-    """One input object cannot be read although its bucket or folder can: denied, archived, encrypted with another key."""
+    """One input object cannot be read, although others in its bucket or folder can: denied, archived, encrypted with another key."""
 
 
 class NonFiniteLatent(BuildError):
-    """A network gave NaN or infinity while it was evaluated or shown. In a build it costs the clip: a reject `non_finite_latent`."""
+    """A network returned NaN or infinity in an evaluation or preview. A build rejects the clip instead, as `non_finite_latent`."""
 
 
 class RejectBudgetExceeded(BuildError):
@@ -164,18 +165,22 @@ class RejectBudgetExceeded(BuildError):
 
 
 class ShardsFailed(BuildError):
-    """Some shards could not be finished after all attempts; the rest is committed, and the same command resumes."""
+    """Some shards could not be finished after all attempts; the others are committed, and the same command resumes."""
 
 
 class NothingEncoded(BuildError):
     """Every shard has a receipt and none holds a clip."""
 
 
+class PublishFailed(BuildError):
+    """A snapshot was not made: a check failed, shards are open, or another publisher was first. The last snapshot stands."""
+
+
 class Interrupted(BuildError):
-    """A signal ended the build; what is committed stays, and the same command resumes."""
+    """A signal ended the build; committed shards stay, and the same command resumes."""
 
     exit_code = 130
 
 
 class TrainingError(BuildError):
-    """A training run began and failed: a loss that is not finite, memory or a disk that ran out, processes that died too often."""
+    """A training run started and failed: the loss is not finite, memory or disk ran out, or processes died too often."""

@@ -1,4 +1,4 @@
-"""Sizes and durations as text."""
+"""Text of sizes in bytes and durations in seconds."""
 
 from __future__ import annotations
 

@@ -34,6 +34,35 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
+# Files that take longest, begun first so that no worker is left alone with one at the end. The others follow by name.
+LONG_FIRST = (
+    "tests/engine/test_ray.py",
+    "tests/engine/test_signals.py",
+    "tests/engine/test_fault_table.py",
+    "tests/model/test_identity.py",
+    "tests/engine/test_kill.py",
+    "tests/engine/test_ray_training.py",
+    "tests/pipeline/test_odd_inputs_places.py",
+    "tests/pipeline/test_preview.py",
+    "tests/engine/test_exactly_once.py",
+    "tests/model/test_lossless.py",
+    "tests/engine/test_faults.py",
+    "tests/engine/test_inline.py",
+    "tests/model/test_training_published.py",
+    "tests/pipeline/test_corpus.py",
+    "tests/engine/test_s3.py",
+    "tests/engine/test_ray_watch.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Orders the files for workers, which take them one after another (`--dist loadfile --no-loadscope-reorder`)."""
+    if hasattr(config, "workerinput"):
+        rank = {path: number for number, path in enumerate(LONG_FIRST)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 @dataclass(frozen=True)
 class S3Server:
     """Where a server listens and who we are there. `root` is a fresh bucket made for the test that asked."""

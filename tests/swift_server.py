@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 ACCOUNT, USER, SECRET = "test", "tester", "testing"
-START_LIMIT_S = 30.0
+START_LIMIT_S = 240.0
 RINGS = """
 import sys
 from swift.common.ring import RingBuilder
@@ -135,7 +135,7 @@ class SwiftServer:
             if dead:
                 raise RuntimeError(f"Swift did not start: {dead}\n{self.logs()}")
             try:
-                with urllib.request.urlopen(f"{self.endpoint}/healthcheck", timeout=2):
+                with urllib.request.urlopen(f"{self.endpoint}/healthcheck", timeout=20):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)

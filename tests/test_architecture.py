@@ -7,10 +7,9 @@ import ast
 import inspect
 import pickle
 import re
-import statistics
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_package_is_imported_only_by(package):
 
 def test_chains_of_imports_keep_the_contracts():
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -133,7 +132,7 @@ HEAVY = (
 def modules_after(statement):
     """Top-level packages a fresh interpreter has loaded after `statement`."""
     program = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert child.returncode == 0, child.stderr
     return set(child.stdout.split("\n")[-2].split())
 
@@ -159,35 +158,29 @@ def test_rooms_that_need_no_network_load_no_torch():
         f"import pipeline.{room}; print('{room}', *({{'torch', 'ray'}} & set(sys.modules)))" for room in LIGHT
     )
     child = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{steps}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", f"import sys\n{steps}"], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.split("\n")[:-1] == list(LIGHT)
 
 
-def test_help_answers_at_once():
-    def run(*arguments):
-        begun = time.perf_counter()
-        child = subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, timeout=60
-        )
-        assert child.returncode == 0, child.stderr
-        return time.perf_counter() - begun
-
-    run("encode", "--help")  # the first one reads files from disk
-    assert min(run("encode", "--help") for _ in range(3)) < 1.0
+def cpu_seconds(*arguments, code=0):
+    """CPU time of a Python process, which does not grow when others want the machine too; and what it wrote to stderr."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert child.returncode == code, child.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, child.stderr
 
 
-def test_a_wrong_setting_answers_nearly_as_fast():
-    def run():
-        begun = time.perf_counter()
-        command = [sys.executable, "-m", "pipeline", "encode", "clips/", "latents/", "--set", "clips.fps=fast"]
-        child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert child.returncode == 2
-        assert child.stderr.startswith("lathe: error: clips.fps:"), child.stderr
-        return time.perf_counter() - begun
-
-    assert statistics.median(run() for _ in range(3)) < 2.0
+def test_help_and_a_wrong_setting_answer_before_torch_could_be_loaded():
+    torch, _ = cpu_seconds("-c", "import torch")
+    shown = min(cpu_seconds("-m", "pipeline", "encode", "--help")[0] for _ in range(2))
+    assert shown < torch / 3
+    wrong = ("-m", "pipeline", "encode", "clips/", "latents/", "--set", "clips.fps=fast")
+    refused, stderr = min(cpu_seconds(*wrong, code=2) for _ in range(2))
+    assert stderr.startswith("lathe: error: clips.fps:"), stderr
+    assert refused < 0.8 * torch
 
 
 def every_error():

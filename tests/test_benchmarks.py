@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from benchmarks import run_all
+from benchmarks.network_rows import Row, results
 
 SCRIPTS = sorted(
     path.stem
@@ -64,3 +65,15 @@ def test_every_number_of_the_readme_has_a_benchmark_that_is_run():
     named = re.findall(r"\| `(\w+)` \|$", table, re.MULTILINE)
     assert len(named) == sum(line.startswith("| ") for line in table.splitlines()) - 1 > 5  # the head
     assert set(named) <= {entry.script for entry in run_all.ENTRIES}
+
+
+def test_networks_have_bars_on_a_cpu_and_the_plain_network_is_not_compared_with_itself():
+    def row(direction, dtype, of_plain):
+        return Row(
+            "leanvae-dim16", "17x256x256", direction, dtype, 1, 1.0, 17.0, 1.0, None, None, of_plain, "float32", 2e-6
+        )
+
+    rows = [row("encode (plain)", "float32", 1.0), row("encode", "float32", 1.67), row("encode", "bfloat16", 2.9)]
+    verdicts = [item.verdict for item in run_all.results("\n".join(results(rows, "cpu")))]
+    assert verdicts == ["ok", "ok", "MISSED"]  # speed and difference in float32, speed in bfloat16
+    assert [item.bar for item in run_all.results("\n".join(results(rows, "cuda")))] == ["", "1e-05", ""]

@@ -16,7 +16,7 @@ CALLS: dict[str, tuple[int, bool | None]] = {
     "DamagedInput": (0, False),
     "PolicyReject": (0, True),
     "Reject": (2, None),
-    "refused": (0, True),  # of `clips.plan`
+    "refused": (0, True),  # of `clips.choose_clips`
     "damage": (0, False),
     "Damage": (0, False),
     "_lost": (1, False),

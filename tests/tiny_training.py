@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.progress_log import ProgressLog
+from tests import forked_command
 from tests.tiny_corpus import TINY_NETWORK
 
 # Logged at steps 6 and 12, kept at 4, 8 and 12: a run that dies at a logged step has work to do again.
@@ -51,9 +51,7 @@ def write_job(path: Path, **values) -> Path:
 
 def train(job: Path, *arguments, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`lathe train` in a process of its own."""
-    command = [sys.executable, "-m", "pipeline", "train", str(job), *map(str, arguments)]
-    environment = {**(environment or os.environ), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    return forked_command.run("train", job, *arguments, env={**(environment or os.environ), "OMP_NUM_THREADS": "1"})
 
 
 def learn_here(job: Path) -> None:

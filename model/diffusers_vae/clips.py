@@ -1,8 +1,8 @@
-"""Whole clips through a module of diffusers, and the two classes that need to be asked differently.
+"""Coders that run a diffusers module on whole clips, including two classes with special calls.
 
-Enters: a video or latents in the module's dtype on its device. Leaves: parameters of the posterior, or a video. Nothing is carried over.
+They take a video or latents in the module's dtype, on its device, and return the posterior's parameters or a video. There is no state.
 
-Whether these networks could be taken in chunks was tried with tiny random ones (`tests/model/test_diffusers_chunking.py`):
+Whether these networks could be run in chunks was tried with tiny random ones (`tests/model/test_diffusers_chunking.py`):
 
 | class         | a prefix of the video gives the prefix of the latent | chunks with the state diffusers keeps           |
 |---------------|------------------------------------------------------|-------------------------------------------------|
@@ -22,62 +22,62 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from model.vae import Memory
+    from model.vae import StateTensors
 
-Moments = tuple[torch.Tensor, torch.Tensor | None]  # mean; log-variance, where the class gives a Gaussian
+Moments = tuple[torch.Tensor, torch.Tensor | None]  # mean; log-variance if the class gives a Gaussian
 
 
 def split_moments(parameters_BCthw: torch.Tensor) -> Moments:
-    """Mean and log-variance from the `2 d` channels of an encoder, the log-variance bounded as diffusers bounds it."""
+    """Splits the `2 d` channels of an encoder into mean and log-variance, bounded as diffusers does."""
     mean, logvar = parameters_BCthw.chunk(2, dim=1)
     return mean, logvar.clamp(-30.0, 20.0)
 
 
 class WholeClips:
-    """Every frame of a clip in one pass. `because` says why there is no other way."""
+    """Coder for classes that need every frame of a clip in one call. `reason` says why."""
 
-    def __init__(self, module: Any, because: str) -> None:
+    def __init__(self, module: Any, reason: str) -> None:
         self.module = module
-        self.encodes_whole = self.decodes_whole = because
+        self.encodes_whole = self.decodes_whole = reason
 
-    def encode(self, video_BCTHW: torch.Tensor, memory: Memory | None) -> tuple[Moments, Memory]:
-        """Posterior of the clip; the memory is empty, and None is all it takes."""
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posterior of the clip; `memory` must be None, and the new state is empty."""
         posterior = self.module.encode(video_BCTHW).latent_dist
         return (posterior.mode(), getattr(posterior, "logvar", None)), ()
 
-    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
-        """The clip's video."""
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Video of the clip."""
         return self.module.decode(latent_BCthw).sample, ()
 
 
 class AllegroClips(WholeClips):
-    """`AutoencoderKLAllegro` without its tiles, which diffusers has no switch for: the same layers, once over the whole clip."""
+    """`AutoencoderKLAllegro` without its tiling, which diffusers cannot switch off: the same layers, once over the whole clip."""
 
-    def encode(self, video_BCTHW: torch.Tensor, memory: Memory | None) -> tuple[Moments, Memory]:
-        """Posterior of the clip; for a clip of one tile (24 frames of `sample_size`) what diffusers gives."""
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posterior of the clip; equal to that of diffusers for a clip of one tile (24 frames of `sample_size`)."""
         parameters = self.module.encoder(video_BCTHW)
         return split_moments(_each_frame(self.module.quant_conv, parameters)), ()
 
-    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
-        """The clip's video."""
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Video of the clip."""
         return self.module.decoder(_each_frame(self.module.post_quant_conv, latent_BCthw)), ()
 
 
 class LTXClips(WholeClips):
-    """`AutoencoderKLLTXVideo`, whose later decoders want a time step and draw noise: step 0 and always the same noise here."""
+    """`AutoencoderKLLTXVideo`, whose later decoders take a time step and draw noise: here step 0 and fixed noise."""
 
-    def decode(self, latent_BCthw: torch.Tensor, memory: Memory | None) -> tuple[torch.Tensor, Memory]:
-        """The clip's video."""
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Video of the clip."""
         device = latent_BCthw.device
         step = latent_BCthw.new_zeros(latent_BCthw.shape[0]) if self.module.config.timestep_conditioning else None
-        # the decoder draws from torch's global generator; fork_rng gives that back as it was
+        # the decoder draws from torch's global generator; fork_rng restores it afterwards
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
             torch.manual_seed(0)
             return self.module.decode(latent_BCthw, step).sample, ()
 
 
 def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:
-    """A two-dimensional layer on every latent frame."""
+    """Applies a 2-D layer to every latent frame."""
     B = latent_BCthw.shape[0]
     frames = layer(latent_BCthw.contiguous().permute(0, 2, 1, 3, 4).flatten(0, 1))
     return frames.unflatten(0, (B, -1)).permute(0, 2, 1, 3, 4)

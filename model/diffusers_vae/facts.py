@@ -1,7 +1,7 @@
-"""What each VAE class of diffusers does to a video, told from its configuration alone. Neither torch nor diffusers.
+"""Strides, causality and constants of each diffusers VAE class, derived from its configuration. Imports neither torch nor diffusers.
 
-Enters: a configuration as diffusers writes it (`config.json`; `_class_name` says which class). Leaves: a `LatentSpec`. Keys that only
-concern layers are left to diffusers. `DEFAULTS` are the classes' own values of the keys read here; a test holds them to the library.
+Takes a configuration as diffusers writes it (`config.json`; `_class_name` names the class), returns a `LatentSpec`. Keys that concern
+layers only are left to diffusers. `DEFAULTS` are the classes' defaults of the keys read here; a test compares them with the library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["DEFAULTS", "DETERMINISTIC", "FAMILY", "PRESETS", "WHOLE_CLIPS"]
 
 _EIGHTFOLD = [True, True, True, False]
 
-# Class -> the keys read here, with the values the class gives them. Cosmos' own `latents_mean` is left out: see `_PER_FRAME`.
+# Class -> keys read here, with the defaults of the class. Cosmos' own `latents_mean` is left out: see `_PER_FRAME`.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "AutoencoderKLWan": {
         "in_channels": 3,
@@ -98,18 +98,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Class -> why its clips go through whole. `tests/model/test_diffusers_chunking.py` shows each.
+# Class -> why it needs whole clips. `tests/model/test_diffusers_chunking.py` proves each.
 WHOLE_CLIPS = {
     "AutoencoderKLHunyuanVideo": "its group norms take their statistics over all frames",
     "AutoencoderKLCogVideoX": "its group norms take their statistics over batches of frames that depend on the length of the clip",
-    "AutoencoderKLCosmos": "its attention looks back at every frame of the clip",
+    "AutoencoderKLCosmos": "its attention reads every earlier frame of the clip",
     "AutoencoderKLLTXVideo": "diffusers keeps no state between the convolutions of one chunk and the next",
     "AutoencoderKLAllegro": "its group norms and convolutions see the frames before and after",
-    "AutoencoderKLMochi": "its attention looks back at every frame of the clip",
+    "AutoencoderKLMochi": "its attention reads every earlier frame of the clip",
 }
 DETERMINISTIC = frozenset({"AutoencoderKLCosmos"})  # these give one latent, not a Gaussian
 
-# Cosmos gives a mean and a deviation for every channel of every latent frame, which `LatentSpec` has no place for; the configuration does.
+# Cosmos has a mean and a deviation for every channel of every latent frame, which `LatentSpec` cannot hold; the configuration does.
 _PER_FRAME = "its configuration has latents_mean and latents_std per channel and latent frame"
 
 
@@ -118,7 +118,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     if kind not in DEFAULTS:
         raise ValueError(
             f"{name}: the configuration names the class {kind!r} (_class_name); expected one of {', '.join(DEFAULTS)}. "
-            "A checkpoint folder of diffusers has it in its config.json"
+            "A checkpoint folder of diffusers has it in config.json"
         )
     values = {key: config.get(key, default) for key, default in DEFAULTS[kind].items()}
     if kind in ("AutoencoderKLMochi", "AutoencoderKLWan"):
@@ -141,7 +141,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
 
 def _check_pixels(name: str, kind: str, values: Mapping[str, Any]) -> None:
     patch = 1 if values.get("patch_size") is None else _whole(name, values, "patch_size")
-    expected = 15 if kind == "AutoencoderKLMochi" else 3 * patch * patch  # Mochi: RGB and twelve waves of it
+    expected = 15 if kind == "AutoencoderKLMochi" else 3 * patch * patch  # Mochi: RGB and twelve Fourier features of it
     if values["in_channels"] != expected:
         raise ValueError(f"{name}: config key in_channels must be {expected}, got {values['in_channels']!r}")
 
@@ -160,7 +160,7 @@ def _wan(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hunyuan(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    # Its spatial halvings come first and its temporal ones last, at most one of each per block but the last.
+    # Spatial downsampling comes first and temporal last, at most one of each per block except the last.
     return {**_ratios(name, values), "lead_frames": 1, "causal": False}
 
 
@@ -224,7 +224,7 @@ def _halved(name: str, values: Mapping[str, Any]) -> int:
 
 
 def _constants(name: str, values: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """`scale`, `shift`, `mean` and `std` as the configuration has them."""
+    """`scale`, `shift`, `mean` and `std` from the configuration."""
     scale, shift = values.get("scaling_factor"), values.get("shift_factor")
     for key, number in (("scaling_factor", scale), ("shift_factor", shift)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
@@ -235,12 +235,12 @@ def _constants(name: str, values: Mapping[str, Any], channels: int) -> dict[str,
     if (mean is None) != (std is None):
         raise ValueError(f"{name}: latents_mean and latents_std belong together; the configuration gives one of them")
     if mean is not None and scale == 1:
-        scale = None  # neutral beside a mean and a deviation
+        scale = None  # has no effect beside a mean and a deviation
     return {"scale": scale, "shift": shift, "mean": mean, "std": std}
 
 
 def _per_frame(config: Mapping[str, Any], channels: int) -> bool:
-    """Whether Cosmos' statistics are those of channels and frames, as they are where the configuration leaves them to the class."""
+    """Whether Cosmos' statistics are per channel and frame, which is the default of its class."""
     if config.get("_class_name") != "AutoencoderKLCosmos":
         return False
     mean = config.get("latents_mean", ())
@@ -248,14 +248,14 @@ def _per_frame(config: Mapping[str, Any], channels: int) -> bool:
 
 
 def _per_channel(name: str, values: Mapping[str, Any], key: str, channels: int) -> tuple[float, ...] | None:
-    """The numbers under `key`, one for each channel, or None where there are none."""
+    """Numbers under `key`, one per channel, or None if there are none."""
     if values.get(key) is None:
         return None
     numbers = _list(name, values, key)
     if len(numbers) != channels:
         raise ValueError(
             f"{name}: {key} must have one value for each of the {channels} channels, got {len(numbers)}; "
-            "give it in the configuration (null where there is none)"
+            "set it in the configuration (null if there is none)"
         )
     return tuple(float(number) for number in numbers)
 
@@ -276,7 +276,7 @@ def _list(name: str, values: Mapping[str, Any], key: str) -> list[Any]:
 
 # ---- what reaches the latent ----------------------------------------------------------------------------------------
 
-# Sizes of tiles, constants for diffusion and the decoder's output. `force_upcast` concerns pipelines of diffusers.
+# Tile sizes, constants for diffusion, and the decoder's output. `force_upcast` is read by diffusers' pipelines only.
 _OTHER_KEYS = (
     *("scaling_factor", "shift_factor", "latents_mean", "latents_std", "invert_scale_latents"),
     *("out_channels", "force_upcast", "sample_size", "sample_height", "sample_width"),
@@ -306,14 +306,14 @@ def _latent_part(config: Mapping[str, Any]) -> LatentPart:
     elif kind == "AutoencoderKLMochi":
         shared = {"encoder.proj_out.": channels}
     elif kind == "AutoencoderKLLTXVideo" or not config.get("use_quant_conv", True):
-        shared = {"encoder.conv_out.": channels}  # CogVideoX names the convolution one level down
+        shared = {"encoder.conv_out.": channels}  # CogVideoX nests the convolution, with the same prefix
     else:
         shared = {"quant_conv.": channels}
     other_keys = frozenset((*_OTHER_KEYS, *_DECODER_KEYS[kind]))
     return LatentPart(mean=("encoder.", "quant_conv."), shared=shared, other_keys=other_keys)
 
 
-# diffusers judges the configuration itself: every key is kept
+# diffusers validates the configuration itself: every key is kept
 FAMILY = Family(
     name="diffusers", module="model.diffusers_vae.vae", keys=None, describe=_describe, latent_part=_latent_part
 )

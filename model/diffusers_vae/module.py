@@ -1,7 +1,6 @@
-"""The library's own class, built from a configuration and filled with checked weights.
+"""Builds diffusers' class from a configuration and fills it with checked weights; random weights for trials.
 
-Enters: a configuration as diffusers writes it, tensors by published key. Leaves: the module on its device, ready to run, with everything
-that would blend overlapping pieces switched off; or reproducible random weights for trials. diffusers is imported here, when asked for.
+Options that blend overlapping pieces are switched off. diffusers is imported here, on first use.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from model.weights import check_finite, check_keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Each would cut clips or frames into overlapping pieces and blend the results: other latents than those of the network.
+# Each splits clips or frames into overlapping pieces and blends the results, which gives latents that are not the network's.
 BLENDING = ("use_tiling", "use_framewise_encoding", "use_framewise_decoding")
 
 
 def library() -> Any:
-    """The library itself. Raises ValueError where it is not installed."""
+    """The diffusers library. Raises ValueError if it is not installed."""
     try:
         import diffusers
     except ModuleNotFoundError as error:
@@ -36,26 +35,26 @@ def library() -> Any:
 
 
 def published_class(config: Mapping[str, Any]) -> Any:
-    """The class a configuration names. Raises ValueError where the installed diffusers has none of that name."""
+    """Class that a configuration names. Raises ValueError if the installed diffusers lacks it."""
     diffusers, name = library(), config["_class_name"]
     if not hasattr(diffusers, name):
-        raise ValueError(f"diffusers {diffusers.__version__}, which is installed, has no {name}; install a newer one")
+        raise ValueError(f"the installed diffusers {diffusers.__version__} has no {name}; install a newer version")
     return getattr(diffusers, name)
 
 
 def empty_module(name: str, config: Mapping[str, Any]) -> Any:
-    """The network `name` without memory for its parameters (meta device); constant tables are real.
+    """Network `name` on the meta device, without memory for its parameters; constant tables have memory.
 
     Raises:
-        ValueError: a configuration the class cannot be built from.
+        ValueError: the class cannot be built from this configuration.
     """
     kind = published_class(config)
     known = set(inspect.signature(kind.__init__).parameters)
     options = {key: value for key, value in config.items() if not key.startswith("_")}
     if unknown := sorted(set(options) - known):
         warnings.warn(
-            f"{name}: {kind.__name__} of diffusers {library().__version__} does not know the configuration's {', '.join(unknown)} and "
-            "ignores it; a newer diffusers may",
+            f"{name}: {kind.__name__} of diffusers {library().__version__} ignores unknown configuration keys: "
+            f"{', '.join(unknown)}; a newer diffusers may know them",
             stacklevel=2,
         )
     try:
@@ -66,8 +65,8 @@ def empty_module(name: str, config: Mapping[str, Any]) -> Any:
     for switch in BLENDING:
         if hasattr(module, switch):
             setattr(module, switch, False)
-    # Parameters go on requiring gradients, as after `from_pretrained`: otherwise torch multiplies some of them along another way, and the
-    # last bits are not the library's.
+    # Parameters keep requiring gradients, as after `from_pretrained`: otherwise torch takes another path for some products, and the last
+    # bits differ from the library's.
     return module.eval()
 
 
@@ -75,7 +74,7 @@ def check_weights(name: str, module: Any, weights: Mapping[str, torch.Tensor]) -
     """Compares weights with an empty module.
 
     Raises:
-        ValueError: keys or shapes that are not this configuration's, non-finite weights, or a module with tensors that no checkpoint holds.
+        ValueError: keys or shapes of another configuration, non-finite weights, or a module with tensors that are in no checkpoint.
     """
     expected = module.state_dict()
     check_keys(name, expected, weights)
@@ -84,20 +83,20 @@ def check_weights(name: str, module: Any, weights: Mapping[str, torch.Tensor]) -
     unfilled = [key for key, tensor in everything if tensor.is_meta and key not in expected]
     if unfilled:
         raise ValueError(
-            f"{name}: {type(module).__name__} of diffusers {library().__version__} keeps tensors that no checkpoint holds "
-            f"({', '.join(unfilled[:10])}), which this adapter does not know; use another version of diffusers"
+            f"{name}: {type(module).__name__} of diffusers {library().__version__} has tensors that are in no checkpoint "
+            f"({', '.join(unfilled[:10])}) and that this adapter does not know; use another version of diffusers"
         )
 
 
 def filled(module: Any, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
-    """`module` itself with copies of checked weights, on `device` in `dtype`."""
+    """Fills `module` in place with copies of checked weights, on `device` in `dtype`, and returns it."""
     module.load_state_dict({key: value.detach().clone() for key, value in weights.items()}, assign=True)
-    # ModelMixin.to warns about layers to keep in float32; none of these classes has any
+    # ModelMixin.to warns about layers to keep in float32, which none of these classes has
     return torch.nn.Module.to(module, device=device, dtype=dtype)
 
 
 def full_config(module: Any) -> dict[str, Any]:
-    """Every option of the class as it is in force, and the library's version: what the arithmetic depends on beside the weights."""
+    """Every option in force, and the library's version: what the arithmetic depends on besides the weights."""
     options = {key: _plain(value) for key, value in module.config.items() if not key.startswith("_")}
     return {
         "_class_name": type(module).__name__,
@@ -107,9 +106,9 @@ def full_config(module: Any) -> dict[str, Any]:
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+    """Reproducible random float32 weights by published key; each tensor depends only on the seed and its key.
 
-    Scaled so that activations stay of order one. Latents made with them mean nothing.
+    Scaled so that activations stay of order one. Their latents mean nothing.
     """
     module = empty_module("diffusers", config)
     return {key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in module.state_dict().items()}
@@ -132,7 +131,7 @@ def _plain(value: Any) -> Any:
 
 
 class _RealTables(TorchFunctionMode):
-    """Index tables made while a class is built are no parameters: no checkpoint holds them, so they must not be left without memory."""
+    """Gives memory to index tables of a class built on the meta device: they are not parameters, so no checkpoint fills them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
-"""Published VAEs that diffusers runs: where they lie, under which licence, and what tells their configurations from others of the class.
+"""Presets of the VAEs that diffusers runs: locations, licences, and the configuration keys that distinguish each. Plain data.
 
-Plain data for `facts.py`. A `config.json` found beside weights must agree with the keys given here; the others are left to the class, whose
-defaults they are. `--model diffusers --checkpoint FOLDER_OR_URI` takes every other VAE of these classes with its own `config.json`.
+A `config.json` beside weights must agree with the keys given here; the other keys have the defaults of the class. Other VAEs of these
+classes are used as `--model diffusers --checkpoint FOLDER_OR_URI`, with their own `config.json`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,7 @@ _COGVIDEOX = {
     "latent_channels": 16,
     "block_out_channels": [128, 256, 256, 512],
 }
-_FOUR_STAGES = {
-    **_WIDE,
-    "latent_channels": 4,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "layers_per_block": 2,
-}
+_FOUR_STAGES = {**_WIDE, "latent_channels": 4, "down_block_types": ["DownEncoderBlock2D"] * 4, "layers_per_block": 2}
 _IMAGE = {"_class_name": "AutoencoderKL", **_FOUR_STAGES, "up_block_types": ["UpDecoderBlock2D"] * 4}
 
 PRESETS = (
@@ -93,7 +88,7 @@ PRESETS = (
         published=f"hf://hunyuanvideo-community/HunyuanVideo/vae/{_FILE}",
         licence="Tencent Hunyuan Community License",
         source="https://github.com/Tencent-Hunyuan/HunyuanVideo",
-        note="clips go through whole; diffusers by default blends overlapping pieces of more than 16 frames, which gives other latents",
+        note="whole clips only; diffusers' default blends overlapping pieces of more than 16 frames, which gives other latents",
     ),
     Preset(
         name="cogvideox",
@@ -126,7 +121,7 @@ PRESETS = (
         licence="NVIDIA Open Model License",
         source="https://github.com/NVIDIA/Cosmos",
         aliases=("cosmos-cv8x8x8",),
-        note="one latent, no Gaussian: moments cannot be stored",
+        note="gives one latent and no Gaussian: moments cannot be stored",
     ),
     Preset(
         name="ltx-video",
@@ -140,7 +135,7 @@ PRESETS = (
         published=f"hf://Lightricks/LTX-Video/vae/{_FILE}",
         licence="LTX-Video Open Weights License",
         source="https://github.com/Lightricks/LTX-Video",
-        note="0.9.0; mean and std lie in its weights and are known once it is loaded",
+        note="0.9.0; mean and std are stored with its weights and known once it is loaded",
     ),
     Preset(
         name="allegro",
@@ -149,7 +144,7 @@ PRESETS = (
         published=f"hf://rhymes-ai/Allegro/vae/{_FILE}",
         licence="Apache-2.0",
         source="https://github.com/rhymes-ai/Allegro",
-        note="clips go through whole; diffusers always blends tiles of 24x320x320, which gives other latents for any other size",
+        note="whole clips only; diffusers always blends tiles of 24x320x320, which gives other latents for any other size",
     ),
     Preset(
         name="mochi",

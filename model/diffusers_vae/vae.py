@@ -1,18 +1,18 @@
-"""VAEs of diffusers behind our doors: its classes, our checks, our states.
+"""Network class for VAEs of diffusers: the library's modules with this package's interface, checks and states.
 
-Enters: a configuration and weights as published; videos `B 3 T H W` in [-1, 1] or latents. Leaves: raw posterior means (never a sample,
-never scaled), videos, and the state of the next chunk where the class can be taken in chunks without loss:
+Takes videos `B 3 T H W` in [-1, 1] or latents; returns raw posterior means (not sampled, not scaled) or videos, and the state of
+the next chunk for classes that can be run in chunks without loss:
 
 | class                             | encode            | decode            | by                                            |
 |-----------------------------------|-------------------|-------------------|-----------------------------------------------|
 | Wan                               | any 4n+1, 4n, ... | any               | its own feature cache (`wan_stream.py`)       |
-| AutoencoderKL (SD, SDXL)          | any               | any               | frames that know nothing of each other        |
+| AutoencoderKL (SD, SDXL)          | any               | any               | frames, which do not depend on each other     |
 | TemporalDecoder (SVD)             | any               | whole clips       | the same; its decoder mixes frames            |
-| HunyuanVideo, CogVideoX, Cosmos,  | whole clips       | whole clips       | why: `facts.WHOLE_CLIPS`, and `clips.py`      |
+| HunyuanVideo, CogVideoX, Cosmos,  | whole clips       | whole clips       | reasons: `facts.WHOLE_CLIPS`, `clips.py`      |
 | LTXVideo, Allegro, Mochi          |                   |                   |                                               |
 
-On a CPU videos of a batch go through one by one, so that batches change no bit either. What diffusers offers to save memory (tiles,
-framewise coding) blends overlapping pieces and stays off.
+On a CPU the videos of a batch are processed one by one, so that batches give the same bits. diffusers' options to save memory (tiles,
+framewise coding) blend overlapping pieces and stay off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from model.diffusers_vae.clips import AllegroClips, LTXClips, WholeClips
 from model.diffusers_vae.facts import DETERMINISTIC, WHOLE_CLIPS
-from model.diffusers_vae.frames import Frames, FramesToClip
+from model.diffusers_vae.frames import FrameCoder, FrameEncoderClipDecoder
 from model.diffusers_vae.module import check_weights, empty_module, filled, full_config, library, random_weights
 from model.diffusers_vae.wan_stream import WanStream, open_stream
 from model.vae import CausalVAE
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from model.state import CausalState
-    from model.vae import Memory
+    from model.vae import StateTensors
     from model.weights import WeightsSha256
 
 __all__ = ["NUMERICS", "DiffusersVAE", "build", "check", "random_weights"]
 
-NUMERICS = 1  # of this adapter; the library's own version is part of `config`
+NUMERICS = 1  # version of this adapter's arithmetic; the library's version is part of `config`
 
-Coder = WholeClips | Frames | WanStream
+Coder = WholeClips | FrameCoder | WanStream
 
 
 class DiffusersVAE(CausalVAE):
-    """A VAE of diffusers ready to run; see `model.interface.VideoVAE` for the contract.
+    """VAE of diffusers ready to run; implements `model.interface.VideoVAE`.
 
-    `config` holds every option in force and the version of diffusers. Where a direction takes whole clips only, a state or `last=False`
-    is a ValueError that says why; classes without a Gaussian refuse `moments=True`.
+    `config` holds every option in force and the version of diffusers. If a direction takes whole clips only, a state or `last=False` raises
+    ValueError with the reason; classes without a Gaussian refuse `moments=True`.
     """
 
     numerics = NUMERICS
@@ -61,45 +61,45 @@ class DiffusersVAE(CausalVAE):
 
     @property
     def decode_chunking(self) -> str:
-        """As `spec.chunking`, for the other direction."""
+        """`spec.chunking`, for decoding."""
         if self._coder.decodes_whole:
             return "none"
         return "exact" if self.device.type == "cpu" else "rounding"
 
     def _check_state(self, state: CausalState | None, kind: str, batch: int, grid: tuple[int, int]) -> None:
-        because = self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole
-        if state is not None and because:
-            raise ValueError(self._takes_whole(kind, because))
+        reason = self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole
+        if state is not None and reason:
+            raise ValueError(self._needs_whole_clips(kind, reason))
         super()._check_state(state, kind, batch, grid)
 
-    def _takes_whole(self, kind: str, because: str) -> str:
-        return f"{self.spec.network} {kind}s whole clips, because {because}; give every frame of a clip in one call, without a state"
+    def _needs_whole_clips(self, kind: str, reason: str) -> str:
+        return f"{self.spec.network} {kind}s whole clips, because {reason}; pass every frame of a clip in one call, without a state"
 
     def _run_encoder(
         self, video_BCTHW: torch.Tensor, state: CausalState | None, *, moments: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
         if moments and self.config["_class_name"] in DETERMINISTIC:
             raise ValueError(
-                f"{self.spec.network} gives one latent and no Gaussian, so it has no log-variance; encode with moments=False"
+                f"{self.spec.network} gives one latent and no Gaussian, so there is no log-variance; encode with moments=False"
             )
         results = [self._coder.encode(*part) for part in self._parts(video_BCTHW, state)]
         mean = self._joined([mean for (mean, _), _ in results])
         logvar = self._joined([logvar for (_, logvar), _ in results if logvar is not None]) if moments else None
         memories = [memory for _, memory in results]
-        return mean, logvar, self._after("encode", memories, self._grid_of(video_BCTHW), video_BCTHW.shape[0])
+        return mean, logvar, self._state_after("encode", memories, self._grid_of(video_BCTHW), video_BCTHW.shape[0])
 
     def _run_decoder(
         self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool
     ) -> tuple[torch.Tensor, CausalState]:
         if not last and self._coder.decodes_whole:
-            raise ValueError(self._takes_whole("decode", self._coder.decodes_whole))
+            raise ValueError(self._needs_whole_clips("decode", self._coder.decodes_whole))
         results = [self._coder.decode(*part) for part in self._parts(latent_BCthw, state)]
         B, _, _, h, w = latent_BCthw.shape
         video = self._joined([video for video, _ in results])
-        return video, self._after("decode", [memory for _, memory in results], (h, w), B)
+        return video, self._state_after("decode", [memory for _, memory in results], (h, w), B)
 
-    def _parts(self, clips: torch.Tensor, state: CausalState | None) -> list[tuple[torch.Tensor, Memory | None]]:
-        """What goes through the module at once, with what it carries: on a CPU each video alone, elsewhere the batch."""
+    def _parts(self, clips: torch.Tensor, state: CausalState | None) -> list[tuple[torch.Tensor, StateTensors | None]]:
+        """Inputs of each call of the module, with their states: single videos on a CPU, the batch on other devices."""
         clips = clips.to(self.device, self.dtype)
         memory = None if state is None else state.tensors
         if self.device.type != "cpu":
@@ -112,19 +112,19 @@ class DiffusersVAE(CausalVAE):
     def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(parts).to(self.input_dtype).contiguous()
 
-    def _after(self, kind: str, memories: list[Memory], grid: tuple[int, int], batch: int) -> CausalState:
+    def _state_after(self, kind: str, memories: list[StateTensors], grid: tuple[int, int], batch: int) -> CausalState:
         if self._coder.encodes_whole if kind == "encode" else self._coder.decodes_whole:
             return self._ended(kind, batch, grid)
         tensors = memories[0] if len(memories) == 1 else [torch.cat(parts) for parts in zip(*memories, strict=True)]
-        return self._remember(kind, grid, tensors or [torch.empty((batch, 0), device=self.device)])
+        return self._next_state(kind, grid, tensors or [torch.empty((batch, 0), device=self.device)])
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
-    """Weights compared with their network, which is not built; the configuration as it is in force, and what it says of chunks.
+    """Compares weights with their network, without building it. The result's configuration and spec hold what is in force.
 
     Raises:
-        ValueError: diffusers is missing or too old, a configuration its class cannot be built from, keys or shapes that are not this
-            configuration's, or non-finite weights.
+        ValueError: diffusers is missing or too old, a configuration its class cannot be built from, keys or shapes of another
+            configuration, or non-finite weights.
     """
     module = empty_module(spec.network, config)
     config = full_config(module)
@@ -140,7 +140,7 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
 def build(
     checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
 ) -> DiffusersVAE:
-    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    """Network with these weights; `provenance`: `checkpoint` or `seed`."""
     coder: Coder = checked.empty
     coder.module = filled(coder.module, checked.weights, device, dtype)
     spec = checked.spec.on_device(device.type)
@@ -148,17 +148,17 @@ def build(
 
 
 def _coder(kind: str, module: Any, spec: LatentSpec) -> Coder:
-    """The way through a class of this name."""
+    """Coder for a class of this name."""
     if kind == "AutoencoderKLWan":
         stream = open_stream(module, spec.space_stride)
         if isinstance(stream, WanStream):
             return stream
-        because = f"diffusers {library().__version__} does not keep its cache as this adapter knows it"
-        warnings.warn(f"{spec.network} encodes and decodes whole clips only: {because} ({stream})", stacklevel=3)
-        return WholeClips(module, because)
+        reason = f"this adapter does not know how diffusers {library().__version__} keeps its cache"
+        warnings.warn(f"{spec.network} encodes and decodes whole clips only: {reason} ({stream})", stacklevel=3)
+        return WholeClips(module, reason)
     if kind == "AutoencoderKLTemporalDecoder":
-        return FramesToClip(module)
+        return FrameEncoderClipDecoder(module)
     if kind == "AutoencoderKL":
-        return Frames(module)
+        return FrameCoder(module)
     whole = {"AutoencoderKLAllegro": AllegroClips, "AutoencoderKLLTXVideo": LTXClips}.get(kind, WholeClips)
     return whole(module, WHOLE_CLIPS[kind])

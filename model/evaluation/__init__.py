@@ -1,5 +1,5 @@
-"""How well a network gives back what went in: the maths of `lathe evaluate`.
+"""Metrics of reconstruction quality, used by `lathe evaluate`. Needs the extra `lathe[training]`.
 
-`roundtrip` (a clip through encoder and decoder), `fidelity` (PSNR, SSIM, LPIPS, preservation of one clip), `tally` (of many), `latents`
-(statistics of the codes), `frechet` and `i3d` (rFVD), `pictures` (which clips to show). Needs the extra `lathe[training]`.
+`roundtrip` (a clip through encoder and decoder), `fidelity` (PSNR, SSIM, LPIPS, preservation of one clip), `summary` (over many clips),
+`latents` (statistics of latents), `frechet` and `i3d` (rFVD), `examples` (selects clips for the picture sheet).
 """

@@ -1,16 +1,15 @@
-"""How alike one clip and its reconstruction are, measured frame by frame as the frames come.
+"""Quality of one clip's reconstruction, measured frame by frame.
 
-Enters: uint8 RGB frames `3 T H W` of both, black 0, white 255. Leaves: a `ClipQuality`. torchmetrics computes PSNR and SSIM of each frame,
-`model.training.perceptual` LPIPS; here they are put together. Memory is that of the frames handed in, whatever a clip's length.
+Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQuality`. torchmetrics computes PSNR and SSIM of each frame,
+`model.training.perceptual` LPIPS. Memory depends on the frames passed at once, not on the clip's length.
 
-What the numbers mean
-- **psnr**: of each frame by itself, peak 255; frames' mean. Identical frames, whose PSNR is infinite, count as 100 dB as in published code.
-- **psnr_of_mse**: of the mean squared error over all frames of the clip. Never above the mean of PSNRs (Jensen): one bad frame weighs.
-- **ssim**: 11x11 Gaussian window, sigma 1.5, per colour; mean over pixels and colours of each frame; frames' mean.
-- **lpips**: LPIPS-VGG of each frame in [-1, 1]; frames' mean.
+- **psnr**: mean over frames of each frame's PSNR, peak 255. Identical frames (infinite PSNR) count as 100 dB, as in published code.
+- **psnr_of_mse**: PSNR of the mean squared error over all frames. At most the mean of PSNRs (Jensen): a single bad frame counts more.
+- **ssim**: 11x11 Gaussian window, sigma 1.5, per colour; mean over pixels, colours and frames.
+- **lpips**: LPIPS-VGG of each frame in [-1, 1]; mean over frames.
 - **degree** of information preservation: 1 - sum|x - x'| / sum|x|, pixels from 0 (black) to 1 (IV-VAE supplement 1.1, equation 2). It
-  depends on where zero is: the paper does not say, and another range gives another number.
-- **ssim_positions**: mean SSIM of the frames at position 1, 2, ... of their groups, the frames coded alone at the start left out (IV-VAE
+  depends on which value is zero, which the paper does not say; another range gives another number.
+- **ssim_positions**: mean SSIM of the frames at position 1, 2, ... of their groups, without the frames coded alone at the start (IV-VAE
   supplement 1.2).
 """
 
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     from model.training.perceptual import LPIPS
 
 WHITE = 255.0
-MOST_DB = 100.0  # what identical frames count as
+MOST_DB = 100.0  # value of identical frames
 SMALLEST_SIDE = 11  # SSIM's window
-FRAMES_AT_ONCE = 4  # of SSIM and LPIPS: memory does not grow with the chunks that come
+FRAMES_AT_ONCE = 4  # passed to SSIM and LPIPS, so that memory does not grow with the chunks added
 
 
 @dataclass(frozen=True, slots=True)
 class ClipQuality:
-    """Measures of one clip; see the module for their meaning. `lpips` is None without weights, `degree` None where all is black."""
+    """Measures of one clip; the module defines them. `lpips` is None without weights, `degree` None if every pixel is black."""
 
     frames: int
     psnr: float
@@ -44,19 +43,19 @@ class ClipQuality:
     ssim: float
     lpips: float | None
     degree: float | None
-    groups: int  # of frames, behind those coded alone
-    ssim_positions: tuple[float, ...]  # empty where there is no group
+    groups: int  # groups of frames, without the frames coded alone
+    ssim_positions: tuple[float, ...]  # empty if there is no group
     frame_psnr: tuple[float, ...]
     frame_ssim: tuple[float, ...]
-    error_sum: float  # sum|x - x'| and sum|x|, pixels from 0 to 1: what a corpus's degree is made of
+    error_sum: float  # sum|x - x'|, pixels from 0 to 1; with `light_sum`, sum|x|, it gives a corpus's degree
     light_sum: float
 
 
 class ClipMeter:
-    """Takes the frames of one clip in order, in as many parts as they come; `result` once they are all there."""
+    """Measures one clip from its frames, added in order and in parts of any size; call `result` after the last."""
 
     def __init__(self, lead_frames: int, time_stride: int, lpips: LPIPS | None = None) -> None:
-        """`lead_frames` are coded alone at the start (1 or 0), then groups of `time_stride`."""
+        """`lead_frames` frames are coded alone at the start (1 or 0), then groups of `time_stride`."""
         self._lead, self._stride, self._lpips = lead_frames, time_stride, lpips
         self._psnr: list[float] = []
         self._ssim: list[float] = []
@@ -64,7 +63,7 @@ class ClipMeter:
         self._squares = self._errors = self._light = self._values = 0
 
     def add(self, original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
-        """The next frames: uint8 `3 T H W` of both, T may be 0.
+        """Adds the next frames: uint8 `3 T H W` of both, T may be 0.
 
         Raises:
             ValueError: not uint8, not three colours, shapes that differ, sides under 11 pixels.
@@ -80,23 +79,21 @@ class ClipMeter:
         self._errors += int(difference.abs().sum())
         self._light += int(original_TCHW.sum(dtype=torch.int64))
         self._values += difference.numel()
-        original, other = (
-            original_TCHW.double(),
-            other_TCHW.double(),
-        )  # sums of squares are exact, in whatever parts frames come
+        # sums of squares are exact in float64, whatever parts the frames come in
+        original, other = original_TCHW.double(), other_TCHW.double()
         decibels = peak_signal_noise_ratio(other, original, data_range=WHITE, reduction="none", dim=(1, 2, 3))
         self._psnr += decibels.clamp(max=MOST_DB).tolist()
         original, other = original.float(), other.float()
-        likeness = structural_similarity_index_measure(other, original, data_range=WHITE, reduction="none")
-        assert isinstance(likeness, torch.Tensor)  # noqa: S101 - a pair only with return_full_image
-        self._ssim += likeness.reshape(-1).tolist()  # torchmetrics drops the axis of a single frame
+        similarity = structural_similarity_index_measure(other, original, data_range=WHITE, reduction="none")
+        assert isinstance(similarity, torch.Tensor)  # noqa: S101 - returns a pair only with return_full_image
+        self._ssim += similarity.reshape(-1).tolist()  # torchmetrics drops the axis of a single frame
         if self._lpips is not None:
             self._distances += self._lpips(original / (WHITE / 2) - 1, other / (WHITE / 2) - 1).tolist()
 
     def result(self) -> ClipQuality:
-        """Of everything added. Raises ValueError where that is nothing."""
+        """Quality of all frames added. Raises ValueError if there are none."""
         if not self._psnr:
-            raise ValueError("a clip without a frame has no quality; add frames first")
+            raise ValueError("got no frames; add frames before reading the result")
         return ClipQuality(
             frames=len(self._psnr),
             psnr=_mean(self._psnr),
@@ -120,7 +117,7 @@ def clip_quality(
     time_stride: int = 4,
     lpips: LPIPS | None = None,
 ) -> ClipQuality:
-    """`ClipMeter` for a clip that is there as a whole: uint8 `3 T H W` of both. Raises ValueError as its `add`."""
+    """Quality of a whole clip: uint8 `3 T H W` of both. Raises ValueError as `ClipMeter.add`."""
     meter = ClipMeter(lead_frames, time_stride, lpips)
     meter.add(original_CTHW, other_CTHW)
     return meter.result()
@@ -132,7 +129,7 @@ def decibels_of(mean_square: float) -> float:
 
 
 def by_position(values: Sequence[float], lead_frames: int, time_stride: int) -> tuple[float, ...]:
-    """Means over the frames at each position of complete groups (IV-VAE supplement 1.2); empty where there is no such group."""
+    """Means over the frames at each position of complete groups (IV-VAE supplement 1.2); empty if there is no complete group."""
     grouped = values[lead_frames:]
     groups = len(grouped) // time_stride
     if not groups:
@@ -141,7 +138,7 @@ def by_position(values: Sequence[float], lead_frames: int, time_stride: int) -> 
 
 
 def check_pair(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
-    """Raises ValueError unless both are uint8 `3 T H W`, alike in shape, with sides SSIM's window fits into."""
+    """Raises ValueError unless both are uint8 `3 T H W` of the same shape, with sides of at least SSIM's window."""
     for clip in (original_CTHW, other_CTHW):
         if clip.ndim != 4 or clip.shape[0] != 3 or clip.dtype != torch.uint8:
             raise ValueError(f"expected uint8 frames (3, T, H, W), got {clip.dtype} {tuple(clip.shape)}")
@@ -151,7 +148,7 @@ def check_pair(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
         )
     if min(original_CTHW.shape[2:]) < SMALLEST_SIDE:
         raise ValueError(
-            f"SSIM looks through a window of {SMALLEST_SIDE} pixels; got frames of {original_CTHW.shape[2]}x{original_CTHW.shape[3]}"
+            f"SSIM needs frames of at least {SMALLEST_SIDE} pixels a side, got {original_CTHW.shape[2]}x{original_CTHW.shape[3]}"
         )
 
 

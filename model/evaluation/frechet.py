@@ -1,7 +1,7 @@
-"""Frechet video distance between originals and reconstructions (rFVD): means and covariances of features, the distance of two Gaussians.
+"""Frechet video distance between originals and reconstructions (rFVD), from means and covariances of I3D features.
 
-Enters: windows of frames, through a network of features; features `(N, F)`. Leaves: one number. Features are summed up in float64, so
-memory does not grow with the number of videos. FVD: Unterthiner et al. 2018; the distance of Gaussians: Dowson and Landau 1982.
+Features `(N, F)` are summed in float64, so memory does not grow with the number of videos. FVD: Unterthiner et al. 2018; distance of
+Gaussians: Dowson and Landau 1982.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.evaluation.i3d import FEATURES, WINDOW_FRAMES, prepared
+from model.evaluation.i3d import FEATURES, WINDOW_FRAMES, to_i3d_input
 
 if TYPE_CHECKING:
     from model.evaluation.i3d import I3D
 
 
 class FeatureMoments:
-    """Mean and covariance of rows that come a few at a time."""
+    """Mean and covariance of rows, accumulated in parts."""
 
     def __init__(self, width: int = FEATURES) -> None:
         self.count = 0
@@ -25,14 +25,14 @@ class FeatureMoments:
         self._products = torch.zeros((width, width), dtype=torch.float64)
 
     def add(self, rows_NF: torch.Tensor) -> None:
-        """More rows `(N, F)` of any floating type."""
+        """Adds rows `(N, F)` of any floating dtype."""
         rows = rows_NF.detach().to("cpu", torch.float64)
         self.count += rows.shape[0]
         self._total += rows.sum(0)
         self._products += rows.T @ rows
 
     def mean_and_covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(F,)` and `(F, F)`, with N - 1 as FVD's authors divide. Raises ValueError for fewer than two rows."""
+        """Mean `(F,)` and covariance `(F, F)`, divided by N - 1 as FVD's authors do. Raises ValueError for fewer than two rows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two rows, got {self.count}")
         mean = self._total / self.count
@@ -44,8 +44,8 @@ def frechet_distance(
 ) -> float:
     """|m - m'|^2 + trace(S + S' - 2 (S S')^(1/2)) of two Gaussians over the same F features, all float64.
 
-    The trace of the root is that of (S^(1/2) S' S^(1/2))^(1/2), whose eigenvalues are real: no general matrix root is needed, and
-    singular covariances (fewer videos than features) do no harm.
+    The trace of the root is computed from (S^(1/2) S' S^(1/2))^(1/2), whose eigenvalues are real: this needs no general matrix
+    root and works for singular covariances (fewer videos than features).
     """
     root = _root(covariance)
     crossed = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
@@ -59,7 +59,7 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class WindowFeatures:
-    """Features of a clip and its reconstruction: windows of 16 frames from the first on, side by side; a shorter rest is not used."""
+    """Features of a clip and its reconstruction in consecutive windows of 16 frames; remaining frames are not used."""
 
     def __init__(self, network: I3D) -> None:
         self._network = network
@@ -68,33 +68,33 @@ class WindowFeatures:
         self.other: list[torch.Tensor] = []
 
     def add(self, original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
-        """The next frames, uint8 `3 T H W` of both."""
+        """Adds the next frames, uint8 `3 T H W` of both."""
         if self._frames is not None:
             original_CTHW = torch.cat([self._frames[0], original_CTHW], dim=1)
             other_CTHW = torch.cat([self._frames[1], other_CTHW], dim=1)
         while original_CTHW.shape[1] >= WINDOW_FRAMES:
-            for video, found in ((original_CTHW, self.original), (other_CTHW, self.other)):
-                window = prepared(video[None, :, :WINDOW_FRAMES])
+            for video, features in ((original_CTHW, self.original), (other_CTHW, self.other)):
+                window = to_i3d_input(video[None, :, :WINDOW_FRAMES])
                 with torch.inference_mode():
-                    found.append(self._network(window).cpu())
+                    features.append(self._network(window).cpu())
             original_CTHW, other_CTHW = original_CTHW[:, WINDOW_FRAMES:], other_CTHW[:, WINDOW_FRAMES:]
         self._frames = original_CTHW, other_CTHW
 
 
 class VideoDistance:
-    """rFVD of many clips."""
+    """rFVD over many clips."""
 
     def __init__(self) -> None:
         self._original, self._other = FeatureMoments(), FeatureMoments()
 
     def add(self, features: WindowFeatures) -> None:
-        """One clip's windows."""
+        """Adds the windows of one clip."""
         for rows, moments in ((features.original, self._original), (features.other, self._other)):
             if rows:
                 moments.add(torch.cat(rows))
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready: the distance (None for fewer than two windows) and the number of windows behind it."""
+        """JSON-ready: the distance (None for fewer than two windows) and the number of windows."""
         windows = self._original.count
         if windows < 2:
             return {"rfvd": None, "windows": windows, "window_frames": WINDOW_FRAMES}

@@ -1,9 +1,9 @@
-"""I3D, the network whose logits FVD compares: an Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017, figure 3).
+"""I3D, the network whose logits FVD compares: Inception-v1 inflated to three dimensions (Carreira and Zisserman 2017, figure 3).
 
-Enters: weights under the names of the published PyTorch port (`i3d_pretrained_400.pt`: `Conv3d_1a_7x7.conv3d.weight`,
-`Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`, ...); videos `N 3 T 224 224` in [-1, 1]. Leaves: 400 logits of Kinetics-400 per video.
+Takes weights under the names of the published PyTorch port (`i3d_pretrained_400.pt`: `Conv3d_1a_7x7.conv3d.weight`,
+`Mixed_3b.b1a.bn.running_mean`, `logits.conv3d.bias`, ...) and videos `N 3 T 224 224` in [-1, 1]; returns 400 Kinetics logits per video.
 
-Convolutions and pools pad as TensorFlow's "same": as little as possible, the odd pixel behind. No weights come with this package.
+Convolutions and pools pad as TensorFlow's "same": as little as possible, an odd pixel at the end. No weights ship with this package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FEATURES = 400  # classes of Kinetics-400
 SIDE = 224
-WINDOW_FRAMES = 16  # what FVD's published numbers are of; at least 9, so that the last pool has its two steps
+WINDOW_FRAMES = 16  # as in published FVD numbers; at least 9, because the last pool has two steps
 # Widths of the branches: 1x1x1; 1x1x1 then 3x3x3; 1x1x1 then 3x3x3; pool then 1x1x1.
 MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
@@ -46,7 +46,7 @@ Triple = tuple[int, int, int]
 
 
 def pad_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
-    """Zeros around T, H and W so that a window of this stride starts at every `stride`-th place."""
+    """Pads T, H and W with zeros so that windows start at every `stride`-th position."""
     padding: list[int] = []
     for size, k, s in zip(x_NCTHW.shape[2:], kernel, stride, strict=True):
         total = max(k - (size % s or s), 0)
@@ -55,12 +55,12 @@ def pad_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Ten
 
 
 def pool_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
-    """Largest values; padding counts as zero, which is no more than any value behind a ReLU."""
+    """Max pooling; padding counts as zero, which never exceeds a value after a ReLU."""
     return F.max_pool3d(pad_same(x_NCTHW, kernel, stride), kernel, stride)
 
 
-class Unit(nn.Module):
-    """Convolution, batch norm, ReLU; the logits have a bias instead of the other two."""
+class ConvUnit(nn.Module):
+    """Convolution, batch norm, ReLU; the last layer (`last`) has a bias instead of norm and ReLU."""
 
     def __init__(self, width: int, out: int, side: int, stride: int = 1, *, last: bool = False) -> None:
         super().__init__()
@@ -69,20 +69,20 @@ class Unit(nn.Module):
         self.bn = None if last else nn.BatchNorm3d(out, eps=NORM_EPSILON)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`N C T H W` -> the same with other channels, T, H and W divided by the stride (rounded up)."""
+        """`N C T H W` -> `N C' T' H' W'`, with T, H and W divided by the stride (rounded up)."""
         x = self.conv3d(pad_same(x, self.kernel, self.stride))
         return x if self.bn is None else F.relu(self.bn(x))
 
 
-class Mixed(nn.Module):
-    """An Inception block: four branches side by side."""
+class InceptionBlock(nn.Module):
+    """Inception block: four parallel branches."""
 
     def __init__(self, width: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.b0 = Unit(width, widths[0], 1)
-        self.b1a, self.b1b = Unit(width, widths[1], 1), Unit(widths[1], widths[2], 3)
-        self.b2a, self.b2b = Unit(width, widths[3], 1), Unit(widths[3], widths[4], 3)
-        self.b3b = Unit(width, widths[5], 1)
+        self.b0 = ConvUnit(width, widths[0], 1)
+        self.b1a, self.b1b = ConvUnit(width, widths[1], 1), ConvUnit(widths[1], widths[2], 3)
+        self.b2a, self.b2b = ConvUnit(width, widths[3], 1), ConvUnit(widths[3], widths[4], 3)
+        self.b3b = ConvUnit(width, widths[5], 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`N C T H W` -> `N C' T H W`."""
@@ -91,16 +91,16 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """The network, for features only: it never learns, and dropout is left out."""
+    """Feature extractor; it is not trained, and dropout is left out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)
-        self.Conv3d_2b_1x1 = Unit(64, 64, 1)
-        self.Conv3d_2c_3x3 = Unit(64, 192, 3)
+        self.Conv3d_1a_7x7 = ConvUnit(3, 64, 7, 2)
+        self.Conv3d_2b_1x1 = ConvUnit(64, 64, 1)
+        self.Conv3d_2c_3x3 = ConvUnit(64, 192, 3)
         for name, (width, widths) in MIXED.items():
-            self.add_module(name, Mixed(width, widths))
-        self.logits = Unit(1024, FEATURES, 1, last=True)
+            self.add_module(name, InceptionBlock(width, widths))
+        self.logits = ConvUnit(1024, FEATURES, 1, last=True)
         self.requires_grad_(False)
 
     def forward(self, video_NCTHW: torch.Tensor) -> torch.Tensor:
@@ -115,8 +115,8 @@ class I3D(nn.Module):
         return x.mean((2, 3, 4))
 
 
-def prepared(video_NCTHW: torch.Tensor) -> torch.Tensor:
-    """uint8 `N 3 T H W` -> floats in [-1, 1] at 224 x 224: every frame resized (bilinear) as a whole, as FVD's authors do."""
+def to_i3d_input(video_NCTHW: torch.Tensor) -> torch.Tensor:
+    """uint8 `N 3 T H W` -> float in [-1, 1] at 224 x 224: every whole frame resized (bilinear), as FVD's authors do."""
     N, C, T, H, W = video_NCTHW.shape
     frames = video_NCTHW.transpose(1, 2).reshape(N * T, C, H, W).float()
     frames = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -124,11 +124,11 @@ def prepared(video_NCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def load_i3d(uri: str) -> I3D:
-    """I3D with the weights of a file: safetensors, or a `.pt` of tensors only (path, `hf://...`, or any scheme checkpoints come by).
+    """Loads I3D from safetensors or a `.pt` of tensors only (path, `hf://...`, or any scheme of checkpoints).
 
     Raises:
         FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
-        ValueError: a damaged file or a TorchScript archive (a program, which is not run), keys or shapes that are not I3D's.
+        ValueError: a damaged file, a TorchScript archive (a program, which is not run), or keys or shapes of another network.
     """
     from model import checkpoint
 
@@ -136,12 +136,12 @@ def load_i3d(uri: str) -> I3D:
 
 
 def i3d_from_state_dict(weights: Mapping[str, torch.Tensor]) -> I3D:
-    """I3D from tensors under their published names. Raises ValueError for other keys or shapes, or values that are not finite."""
+    """I3D from tensors under their published names. Raises ValueError for other keys or shapes, or non-finite values."""
     network = I3D()
-    # batch counters say nothing about features, and older files have none
+    # batch counters do not affect features, and older files lack them
     wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
-    check_keys("I3D (Kinetics-400)", wanted, given)
-    check_finite("I3D (Kinetics-400)", given)
-    network.load_state_dict({key: value.float() for key, value in given.items()}, strict=False)
+    loaded = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    check_keys("I3D (Kinetics-400)", wanted, loaded)
+    check_finite("I3D (Kinetics-400)", loaded)
+    network.load_state_dict({key: value.float() for key, value in loaded.items()}, strict=False)
     return network.eval()

@@ -1,6 +1,6 @@
-"""What latents are like: per channel mean, deviation and range, of however many, mergeable.
+"""Statistics of latents `C t h w`: mean, deviation and range per channel, accumulated in float64 and mergeable.
 
-Enters: latents `C t h w`. Leaves: plain lists, one number a channel. Sums are float64; merging is that of Chan, Golub and LeVeque (1979).
+Merging follows Chan, Golub and LeVeque (1979).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 
 
 class LatentMoments:
-    """Running statistics over every position of every latent added."""
+    """Running statistics per channel, over every position of every latent added."""
 
     def __init__(self) -> None:
-        self.count = 0  # values a channel
+        self.count = 0  # values per channel
         self.mean = self.m2 = self.least = self.most = torch.zeros(0, dtype=torch.float64)
 
     def add(self, latent_Cthw: torch.Tensor) -> None:
-        """One more latent, any floating type. Raises ValueError for another number of channels."""
+        """Adds a latent of any floating dtype. Raises ValueError for another number of channels."""
         values = latent_Cthw.detach().to("cpu", torch.float64).flatten(1)
         other = LatentMoments()
         other.count = values.shape[1]
@@ -28,7 +28,7 @@ class LatentMoments:
         self.merge(other)
 
     def merge(self, other: LatentMoments) -> None:
-        """Takes in what another has seen. Raises ValueError for another number of channels."""
+        """Adds the statistics of `other`. Raises ValueError for another number of channels."""
         if not other.count:
             return
         if not self.count:
@@ -36,7 +36,7 @@ class LatentMoments:
             self.least, self.most = other.least, other.most
             return
         if other.mean.shape != self.mean.shape:
-            raise ValueError(f"latents of {len(other.mean)} channels among those of {len(self.mean)}")
+            raise ValueError(f"got latents of {len(other.mean)} channels, expected {len(self.mean)}")
         total = self.count + other.count
         delta = other.mean - self.mean
         self.m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / total)

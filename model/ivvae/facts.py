@@ -1,4 +1,4 @@
-"""IV-VAE's plain facts: configuration keys, published networks and what their latents are. No torch."""
+"""Facts about IV-VAE: configuration keys, published networks, what their latents are. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.interface import LatentSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What the published code is always run with; other values would be another architecture.
+# Values of every published network; others would be another architecture.
 _FIXED: dict[str, Any] = {"num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
 
 
@@ -18,7 +18,7 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-# (z_dim, dim) -> scale, shift of the published networks: constants of the authors' code, not in the files
+# (z_dim, dim) -> scale, shift of the published networks; constants of the authors' code, not in the files.
 _CONSTANTS = {
     (4, 64): (1.3196, 0.1250),
     (8, 64): (1.0940, -0.0322),
@@ -76,7 +76,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
 
 
 def _latent_part(config: Mapping[str, Any]) -> LatentPart:
-    """The top-level pair gives each branch's mean, then its log-variance. The head before it mixes all channels."""
+    """The top-level pair gives each branch's mean, then its log-variance; the head before it mixes all channels."""
     rows = config["z_dim"] // 2
     return LatentPart(
         mean=("encoder.",),
@@ -100,12 +100,12 @@ def _preset(name: str, z: int, dim: int, aliases: tuple[str, ...] = ()) -> Prese
         name=name,
         family="ivvae",
         config={"z_dim": z, "dim": dim},
-        published=None,  # ModelScope, which has no scheme here
+        published=None,  # they are on ModelScope, which `load` cannot fetch from
         licence="see source",
         source="https://github.com/ali-vilab/iv-vae",
         aliases=aliases,
-        note=f"weights: ModelScope wpy1999/iv-vae, weights/ivvae_z{z}_dim{dim}.pth; download and give the file as checkpoint. "
-        "The authors' encode returns a sample, (z - shift) * scale; here the raw mean is given and the constants are recorded",
+        note=f"weights: ModelScope wpy1999/iv-vae, weights/ivvae_z{z}_dim{dim}.pth; download the file and give it as checkpoint. "
+        "The authors' encode returns a sample, (z - shift) * scale; Lathe returns the raw mean and records the constants",
     )
 
 

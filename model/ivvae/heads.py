@@ -1,11 +1,7 @@
-"""IV-VAE's last layers of both directions: the dilated head of the posterior, and the head that gives pixels.
+"""IV-VAE's last layers, in at least float32: the dilated head of the posterior, and the head that gives pixels (spec sections 3, 4, 8).
 
-Enters: published parameters, then the residual stream `T B H W 2c`. Leaves: mean or log-variance, or frames. Always in at least
-float32. Source: spec sections 3, 4 and 8.
-
-The six convolutions of the encoder's head, the 1x1 over their outputs and the top-level 1x1 pair are linear in a row: each of mean and
-log-variance is one kernel of 41 taps, run as five dilated 3x3 kernels with few outputs. Of the decoder's last pair each frame needs
-one half.
+The encoder's head is six convolutions, a 1x1 over their outputs and the top-level 1x1 pair, all linear: mean and log-variance are each one
+kernel of 41 taps, run as five dilated 3x3 kernels with few outputs. In the decoder's head each frame needs one half of the pair.
 """
 
 from __future__ import annotations
@@ -16,31 +12,33 @@ import torch
 
 from model.convolution import FrameConv
 from model.ivvae.blocks import NormSiLU
-from model.ivvae.memory import stripes
 from model.ivvae.parameters import DILATIONS
+from model.ivvae.stream_state import stripes
 
 if TYPE_CHECKING:
     from model.ivvae import parameters
-    from model.ivvae.memory import Run
+    from model.ivvae.stream_state import StreamState
 
 GROUP = 4  # frames of a latent
 
 
 class PosteriorHead:
-    """Norm, SiLU, and the folded kernels of the mean and of the log-variance."""
+    """Norm, SiLU, and the folded kernels of mean and log-variance."""
 
     def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
-        wide = torch.promote_types(dtype, torch.float32)
-        self.norm = NormSiLU(cast("parameters.Gain", network.encoder.head[0]), device, wide)
+        full_dtype = torch.promote_types(dtype, torch.float32)
+        self.norm = NormSiLU(cast("parameters.NormGain", network.encoder.head[0]), device, full_dtype)
         weight, bias = _top(network)
         half = weight.shape[0] // 4  # rows are [mean 2-D | logvar 2-D | mean 3-D | logvar 3-D], a quarter each
         mean = [*range(half), *range(2 * half, 3 * half)]
         logvar = [row + half for row in mean]
         pyramid = cast("parameters.PyramidHead", network.encoder.head[2])
-        self.mean, self.logvar = (_dilated(pyramid, weight[rows], bias[rows], device, wide) for rows in (mean, logvar))
+        self.mean, self.logvar = (
+            _dilated(pyramid, weight[rows], bias[rows], device, full_dtype) for rows in (mean, logvar)
+        )
 
-    def __call__(self, x_TBHWC: torch.Tensor, run: Run, *, moments: bool) -> list[torch.Tensor]:
-        """`(T, B, h, w, 2c)` -> mean `(T, B, h, w, z)`, and the log-variance where asked for."""
+    def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState, *, moments: bool) -> list[torch.Tensor]:
+        """`(T, B, h, w, 2c)` -> mean `(T, B, h, w, z)`, and with `moments` the log-variance."""
         normed = torch.empty_like(x_TBHWC)
         self.norm(x_TBHWC, normed)
         x_NCHW = normed.flatten(0, 1).permute(0, 3, 1, 2)
@@ -55,24 +53,24 @@ class PosteriorHead:
 
 
 def _top(network: parameters.Network) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top-level pair and the head's 1x1 as one matrix on the six outputs: `(2z, 12z)`, bias `(2z,)`, float64."""
+    """Folds the top-level pair and the head's 1x1 into one matrix on the six outputs: `(2z, 12z)`, bias `(2z,)`, float64."""
     pair, last = network.conv1, cast("parameters.PyramidHead", network.encoder.head[2]).PAC_conv.conv
     weight = torch.cat([pair.conv_2d.weight.double().flatten(1), pair.conv_3d.weight.double().flatten(1)])
     bias = torch.cat([cast("torch.Tensor", conv.bias).double() for conv in (pair.conv_2d, pair.conv_3d)])
-    inner_bias = cast("torch.Tensor", last.bias).double()
-    return weight @ last.weight.double().flatten(1), weight @ inner_bias + bias
+    last_bias = cast("torch.Tensor", last.bias).double()
+    return weight @ last.weight.double().flatten(1), weight @ last_bias + bias
 
 
 def _dilated(
     pyramid: parameters.PyramidHead, top: torch.Tensor, bias: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> list[FrameConv]:
-    """One 3x3 kernel per dilation; the 1x1 is added to the first one's centre."""
+    """One 3x3 kernel per dilation; the 1x1 kernel is added to the centre of the first."""
     names = ["PAC_0", *(f"PAC_{dilation}" for dilation in DILATIONS)]
     convs = [cast("parameters.FrameConv2d", getattr(pyramid, name)).conv for name in names]
     z = convs[0].weight.shape[0] // 2
     kernels = []
     for index, conv in enumerate(convs):
-        # the outputs' first halves stand before all second halves
+        # the first halves of all outputs come before all second halves
         rows = torch.cat([top[:, index * z : (index + 1) * z], top[:, (6 + index) * z : (7 + index) * z]], dim=1)
         kernels.append(torch.einsum("om,mikl->oikl", rows, conv.weight.double()))
         bias = bias + rows @ cast("torch.Tensor", conv.bias).double()
@@ -85,43 +83,45 @@ def _dilated(
 
 
 class PixelHead:
-    """Norm, SiLU, and one convolution per frame that gives what the 2-D kernel and each tap of the 3-D kernel make of it.
+    """Norm, SiLU, and one convolution per frame whose outputs are those of the 2-D kernel and of each tap of the 3-D kernel.
 
-    Frame 0 of a group (and of the clip) shows the 2-D branch, the others the 3-D branch, so nothing of the past is needed.
+    Frame 0 of a group (and of the clip) is the 2-D branch's output, the others the 3-D branch's, so no past frame is needed.
     """
 
     def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
-        self.wide = torch.promote_types(dtype, torch.float32)
-        self.norm = NormSiLU(cast("parameters.Gain", network.decoder.head[0]), device, self.wide)
+        self.full_dtype = torch.promote_types(dtype, torch.float32)
+        self.norm = NormSiLU(cast("parameters.NormGain", network.decoder.head[0]), device, self.full_dtype)
         pair = cast("parameters.ConvPair", network.decoder.head[2])
-        flat, taps = pair.conv_2d.weight.double(), pair.conv_3d.weight.double()
-        before, here, behind = taps.unbind(2)
-        self.flat = FrameConv(flat, pair.conv_2d.bias, device, self.wide, padding=(0, 1))
+        spatial, taps = pair.conv_2d.weight.double(), pair.conv_3d.weight.double()
+        previous, present, following = taps.unbind(2)
+        self.spatial = FrameConv(spatial, pair.conv_2d.bias, device, self.full_dtype, padding=(0, 1))
         bias = torch.zeros(12, dtype=torch.float64)
         bias[:3], bias[6:9] = cast("torch.Tensor", pair.conv_2d.bias), cast("torch.Tensor", pair.conv_3d.bias)
-        self.all = FrameConv(torch.cat([flat, before, here, behind]), bias, device, self.wide, padding=(0, 1))
+        self.all = FrameConv(
+            torch.cat([spatial, previous, present, following]), bias, device, self.full_dtype, padding=(0, 1)
+        )
 
-    def __call__(self, x_TBHWC: torch.Tensor, run: Run) -> torch.Tensor:
+    def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
         """`(T, B, H, W, 2c)` -> frames `(T, B, H, W, 3)`."""
         T, B, H, W, channels = x_TBHWC.shape
-        room = run.bordered("head", T, B, H, W, channels, self.wide)
+        buffer = stream.bordered("head", T, B, H, W, channels, self.full_dtype)
         out = x_TBHWC.new_empty((T, B, H, W, 3))
-        rows = stripes(H, W, run.device)
+        rows = stripes(H, W, stream.device)
         for top, end in rows:
-            self.norm(x_TBHWC[:, :, top:end], room[:, :, top + 1 : end + 1])
+            self.norm(x_TBHWC[:, :, top:end], buffer[:, :, top + 1 : end + 1])
         for top, end in rows:
-            window = room[:, :, top : end + 2].flatten(0, 1).permute(0, 3, 1, 2)
-            y = (self.flat if run.lead else self.all)(window).permute(0, 2, 3, 1).unflatten(0, (T, B))
-            out[:, :, top:end] = y if run.lead else _shown(y)
+            window = buffer[:, :, top : end + 2].flatten(0, 1).permute(0, 3, 1, 2)
+            y = (self.spatial if stream.first else self.all)(window).permute(0, 2, 3, 1).unflatten(0, (T, B))
+            out[:, :, top:end] = y if stream.first else _frames_from_taps(y)
         return out
 
 
-def _shown(y_TBHWC: torch.Tensor) -> torch.Tensor:
-    """Twelve outputs of every frame (2-D; taps for the next, this and the previous frame) -> the three that are shown."""
+def _frames_from_taps(y_TBHWC: torch.Tensor) -> torch.Tensor:
+    """Twelve outputs per frame (2-D; taps for the next, this and the previous frame) -> the three colours of each frame."""
     y = y_TBHWC.unflatten(0, (-1, GROUP))
-    flat, to_next, here, to_previous = y.split(3, dim=-1)
-    out = torch.empty_like(flat)
-    out[:, 0] = flat[:, 0]
-    out[:, 1:] = here[:, 1:] + to_next[:, :-1]
+    spatial, to_next, present, to_previous = y.split(3, dim=-1)
+    out = torch.empty_like(spatial)
+    out[:, 0] = spatial[:, 0]
+    out[:, 1:] = present[:, 1:] + to_next[:, :-1]
     out[:, 1:-1] += to_previous[:, 2:]
     return out.flatten(0, 1)

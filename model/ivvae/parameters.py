@@ -1,9 +1,6 @@
-"""IV-VAE's parameters under their published names, and reproducible random ones for trials.
+"""IV-VAE's parameters under their published names, and random ones for trials (spec sections 2, 3, 4, 7). No forward pass here.
 
-Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
-There is no forward pass here; `model.ivvae.coder` prepares these parameters for running. Source: spec sections 2, 3, 4 and 7.
-
-"Width c" is channels per branch: features have 2c channels, the 2-D branch first.
+"Width c" means channels per branch: features have 2c channels, the 2-D branch first.
 """
 
 from __future__ import annotations
@@ -18,11 +15,11 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DILATIONS = (1, 3, 6, 9, 12)  # of the encoder head's 3x3 convolutions; a 1x1 stands before them
+DILATIONS = (1, 3, 6, 9, 12)  # of the 3x3 convolutions in the encoder's head, which follow a 1x1
 
 
-class Gain(nn.Module):
-    """One factor per channel of a norm; `axes` trailing axes of one."""
+class NormGain(nn.Module):
+    """Gain of a norm, one factor per channel, with `axes` trailing axes of size one."""
 
     def __init__(self, channels: int, axes: int) -> None:
         super().__init__()
@@ -30,7 +27,7 @@ class Gain(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """A 2-D and a 3-D convolution that both read every channel (`Sep_Conv3d`)."""
+    """2-D and 3-D convolution that both read every channel (published as `Sep_Conv3d`)."""
 
     def __init__(self, channels_in: int, width_out: int, size: int) -> None:
         super().__init__()
@@ -39,7 +36,7 @@ class ConvPair(nn.Module):
 
 
 class FrameConv2d(nn.Module):
-    """One convolution per frame over both branches (`Sep_Conv2d`)."""
+    """Convolution of single frames over both branches (published as `Sep_Conv2d`)."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
         super().__init__()
@@ -47,7 +44,7 @@ class FrameConv2d(nn.Module):
 
 
 class Residual3d(nn.Module):
-    """Norm, SiLU, pair, norm, SiLU, (dropout), pair; a 1x1 shortcut where the width changes."""
+    """Norm, SiLU, pair, norm, SiLU, (dropout), pair; a 1x1 shortcut if the width changes."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -59,7 +56,7 @@ class Residual3d(nn.Module):
 
 
 class Residual2d(nn.Module):
-    """The same with a convolution per frame; the width never changes."""
+    """`Residual3d` with convolutions of single frames; the width does not change."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,31 +68,31 @@ class Residual2d(nn.Module):
 
 def _residual(channels_in: int, channels_out: int, first: nn.Module, second: nn.Module) -> nn.Sequential:
     return nn.Sequential(
-        Gain(channels_in, 3), nn.Identity(), first, Gain(channels_out, 3), nn.Identity(), nn.Identity(), second
+        NormGain(channels_in, 3), nn.Identity(), first, NormGain(channels_out, 3), nn.Identity(), nn.Identity(), second
     )
 
 
-class HalfAttention(nn.Module):
+class BranchAttention(nn.Module):
     """Attention of one branch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = Gain(width, 2)
+        self.norm = NormGain(width, 2)
         self.to_qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj = nn.Conv2d(width, width, 1)
 
 
 class Attention(nn.Module):
-    """Each branch attends to itself."""
+    """Attention of each branch to itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.Attention_2d = HalfAttention(width)
-        self.Attention_3d = HalfAttention(width)
+        self.Attention_2d = BranchAttention(width)
+        self.Attention_3d = BranchAttention(width)
 
 
 class Resample(nn.Module):
-    """Halving or doubling of space, and of time where `time_conv` is there."""
+    """Downsampling or upsampling by 2 in space, and in time if there is a `time_conv`."""
 
     def __init__(self, width_in: int, width_out: int, time_conv: nn.Conv3d | None) -> None:
         super().__init__()
@@ -107,7 +104,7 @@ class Resample(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """Six convolutions of one input side by side, and a 1x1 over their outputs (`PAC`)."""
+    """Six parallel convolutions of one input, and a 1x1 over their outputs (published as `PAC`)."""
 
     def __init__(self, channels: int, z: int) -> None:
         super().__init__()
@@ -118,12 +115,12 @@ class PyramidHead(nn.Module):
 
 
 def widths(config: Mapping[str, Any]) -> list[int]:
-    """Channels per branch at 1, 1/2, 1/4 and 1/8 of the picture's size."""
+    """Channels per branch at 1, 1/2, 1/4 and 1/8 of the frame size."""
     return [config["dim"] * factor for factor in config["dim_mult"]]
 
 
 class Encoder(nn.Module):
-    """Spec section 3."""
+    """Parameters of the encoder (spec section 3)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -136,11 +133,11 @@ class Encoder(nn.Module):
             *(Attention(eighth), Residual2d(eighth), Attention(eighth), Residual2d(eighth), Attention(eighth)),
         )
         self.middle = nn.Sequential(Residual2d(eighth), Attention(eighth), Residual2d(eighth))
-        self.head = nn.Sequential(Gain(2 * eighth, 3), nn.Identity(), PyramidHead(2 * eighth, config["z_dim"]))
+        self.head = nn.Sequential(NormGain(2 * eighth, 3), nn.Identity(), PyramidHead(2 * eighth, config["z_dim"]))
 
 
 class Decoder(nn.Module):
-    """Spec section 4."""
+    """Parameters of the decoder (spec section 4)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -159,7 +156,7 @@ class Decoder(nn.Module):
             Resample(half, half // 2, None),
             *(Residual3d(half // 2, full), Residual3d(full, full), Residual3d(full, full)),
         )
-        self.head = nn.Sequential(Gain(2 * full, 3), nn.Identity(), ConvPair(2 * full, 3, 3))
+        self.head = nn.Sequential(NormGain(2 * full, 3), nn.Identity(), ConvPair(2 * full, 3, 3))
 
 
 def _down(width: int) -> Resample:
@@ -183,15 +180,15 @@ class Network(nn.Module):
 
 
 def empty_network(config: Mapping[str, Any]) -> Network:
-    """The network on the meta device: names and shapes, no memory."""
+    """Network on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return Network(config)
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+    """Reproducible random float32 weights by published key; each tensor depends only on the seed and its key.
 
-    Scaled so that activations stay of order one. Latents made with them mean nothing.
+    Scaled so that activations stay of order one. Their latents mean nothing.
     """
     return {
         key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in empty_network(config).state_dict().items()
@@ -205,5 +202,5 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
         return 1 + 0.02 * noise
     if key.endswith("bias"):
         return 0.02 * noise
-    gain = 0.4 if key.startswith("decoder.head") else 1.0  # so that videos come out within the value range, mostly
+    gain = 0.4 if key.startswith("decoder.head") else 1.0  # keeps most of a decoded video within the value range
     return noise * (gain * float(np.prod(shape[1:])) ** -0.5)

@@ -1,10 +1,8 @@
-"""Halving and doubling of space and time in IV-VAE, prepared for running.
+"""Downsampling and upsampling by 2 in space and time, with weights prepared for speed, on the residual stream `T B H W 2c` (sections 2, 8).
 
-Enters: published parameters, then the residual stream `T B H W 2c`. Leaves: a new stream. Source: spec sections 2 and 8.
-
-Folded, exactly up to rounding: going down, the motion branch's kernel over two frames into its spatial one, and frames of the key
-branch that nobody reads are left out; going up, nearest-neighbour doubling with the 3x3 kernel behind it is four 2x2 kernels on the
-small grid, one per corner of a doubled pixel.
+Folded, exact up to rounding. Down: the motion branch's kernel over two frames is folded into its spatial one, and frames of the key branch
+that are not read are not computed. Up: nearest-neighbour doubling and the 3x3 kernel after it are four 2x2 kernels on the small grid, one
+per corner of a doubled pixel.
 """
 
 from __future__ import annotations
@@ -14,21 +12,23 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from model.convolution import FrameConv
-from model.ivvae.memory import stripes
+from model.ivvae.stream_state import stripes
 
 if TYPE_CHECKING:
     from torch import nn
 
     from model.ivvae import parameters
-    from model.ivvae.memory import Run
+    from model.ivvae.stream_state import StreamState
 
 
-class Down:
-    """Half the rows and columns; half the frames too where `time` is set, but for a clip's first frame, which stays."""
+class Downsample:
+    """Downsampling by 2 of rows and columns, and of frames if `time`; a clip's first frame stays one frame."""
 
     def __init__(self, block: parameters.Resample, device: torch.device, dtype: torch.dtype) -> None:
-        flat, motion = _kernels(block)
-        self.flat, self.motion = (FrameConv(weight, bias, device, dtype, stride=2) for weight, bias in (flat, motion))
+        spatial, motion = _kernels(block)
+        self.spatial, self.motion = (
+            FrameConv(weight, bias, device, dtype, stride=2) for weight, bias in (spatial, motion)
+        )
         time_conv = cast("nn.Conv3d | None", getattr(block, "time_conv", None))
         self.time = time_conv is not None
         if time_conv is not None:
@@ -36,61 +36,63 @@ class Down:
             kernel = torch.cat([torch.einsum("om,mikl->oikl", tap, motion[0]) for tap in over_two.unbind(2)], dim=1)
             self.two_frames = FrameConv(kernel, bias + over_two.sum(2) @ motion[1], device, dtype, stride=2)
 
-    def __call__(self, x_TBHWC: torch.Tensor, run: Run) -> torch.Tensor:
+    def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
         """`(T, B, H, W, 2c)` -> `(T or T/2, B, H/2, W/2, 2c)`."""
         T, B, H, W, channels = x_TBHWC.shape
-        c, step = channels // 2, 2 if self.time and not run.lead else 1
+        c, step = channels // 2, 2 if self.time and not stream.first else 1
         out = x_TBHWC.new_empty((T // step, B, H // 2, W // 2, channels))
-        for top, end in stripes(H // 2, W // 2, run.device):
+        for top, end in stripes(H // 2, W // 2, stream.device):
             source = x_TBHWC[:, :, 2 * top : 2 * end + 1]
-            flat = [source[::step, ..., :c]]
+            spatial = [source[::step, ..., :c]]
             motion = [source[k::step, ..., c:] for k in range(step)]
-            out[:, :, top:end, :, :c] = self._conv(self.flat, flat, 2 * (end - top), run)
+            out[:, :, top:end, :, :c] = self._conv(self.spatial, spatial, 2 * (end - top), stream)
             out[:, :, top:end, :, c:] = self._conv(
-                self.motion if step == 1 else self.two_frames, motion, 2 * (end - top), run
+                self.motion if step == 1 else self.two_frames, motion, 2 * (end - top), stream
             )
         return out
 
     @staticmethod
-    def _conv(conv: FrameConv, parts: list[torch.Tensor], rows: int, run: Run) -> torch.Tensor:
-        """Parts side by side on the channel axis, zeros right and below, the convolution."""
-        T, B, given, W, c = parts[0].shape
-        padded = torch.empty((T * B, rows + 1, W + 1, c * len(parts)), dtype=run.dtype, device=run.device)
+    def _conv(conv: FrameConv, parts: list[torch.Tensor], rows: int, stream: StreamState) -> torch.Tensor:
+        """Concatenates parts along channels, pads zeros right and below, and convolves."""
+        T, B, height, W, c = parts[0].shape
+        padded = torch.empty((T * B, rows + 1, W + 1, c * len(parts)), dtype=stream.dtype, device=stream.device)
         padded[:, :, W].zero_()
-        padded[:, given:].zero_()
+        padded[:, height:].zero_()
         for index, part in enumerate(parts):
-            padded[:, :given, :W, index * c : (index + 1) * c].unflatten(0, (T, B)).copy_(part)
+            padded[:, :height, :W, index * c : (index + 1) * c].unflatten(0, (T, B)).copy_(part)
         return conv(padded.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (T, B))
 
 
-class Up:
-    """Twice the rows and columns, half the channels; twice the frames too where `time` is set, but for a clip's first latent."""
+class Upsample:
+    """Upsampling by 2 of rows and columns with half the channels, and of frames if `time`; a clip's first latent stays one frame."""
 
     def __init__(self, block: parameters.Resample, device: torch.device, dtype: torch.dtype) -> None:
-        flat, motion = _kernels(block)
-        self.flat, self.motion = (
-            [_corners(weight, bias, row, device, dtype) for row in (0, 1)] for weight, bias in (flat, motion)
+        spatial, motion = _kernels(block)
+        self.spatial, self.motion = (
+            [_corners(weight, bias, row, device, dtype) for row in (0, 1)] for weight, bias in (spatial, motion)
         )
-        self.width = int(flat[0].shape[0])
+        self.width = int(spatial[0].shape[0])
         time_conv = cast("nn.Conv3d | None", getattr(block, "time_conv", None))
         self.time = time_conv is not None
         if time_conv is not None:
             self.two_frames = FrameConv(time_conv.weight[..., 0], time_conv.bias, device, dtype)
 
-    def __call__(self, x_TBHWC: torch.Tensor, run: Run) -> torch.Tensor:
+    def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
         """`(T, B, H, W, 2c)` -> `(T or 2T, B, 2H, 2W, c)`."""
         T, B, H, W, channels = x_TBHWC.shape
-        c, step = channels // 2, 2 if self.time and not run.lead else 1
+        c, step = channels // 2, 2 if self.time and not stream.first else 1
         out = x_TBHWC.new_empty((T, step, B, 2 * H, 2 * W, 2 * self.width))
-        for top, end in stripes(H, W, run.device):
+        for top, end in stripes(H, W, stream.device):
             above, below = max(top - 1, 0), min(end + 1, H)
             source = x_TBHWC[:, :, above:below]
-            place = slice(above - top + 1, below - top + 1)  # of these rows in a window with a row more at each side
-            flat = source[..., :c][:, None]
+            place = slice(
+                above - top + 1, below - top + 1
+            )  # these rows within a window that has one more row on each side
+            spatial = source[..., :c][:, None]
             motion = source[..., c:][:, None] if step == 1 else self._doubled(source[..., c:])
             target = out[:, :, :, 2 * top : 2 * end]
-            self._conv(self.flat, flat, place, target[..., : self.width], run)
-            self._conv(self.motion, motion, place, target[..., self.width :], run)
+            self._conv(self.spatial, spatial, place, target[..., : self.width], stream)
+            self._conv(self.motion, motion, place, target[..., self.width :], stream)
         return out.flatten(0, 1)
 
     def _doubled(self, x_TBHWC: torch.Tensor) -> torch.Tensor:
@@ -98,11 +100,13 @@ class Up:
         y = self.two_frames(x_TBHWC.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return y.unflatten(0, x_TBHWC.shape[:2]).unflatten(-1, (2, -1)).movedim(-2, 1)
 
-    def _conv(self, corners: list[FrameConv], x: torch.Tensor, place: slice, out: torch.Tensor, run: Run) -> None:
-        """`x` `(T, n, B, rows, W, c)` -> `out` `(T, 1 or 2, B, 2 rows, 2 W, width)`; a single frame of `x` may fill two of `out`."""
+    def _conv(
+        self, corners: list[FrameConv], x: torch.Tensor, place: slice, out: torch.Tensor, stream: StreamState
+    ) -> None:
+        """`x` `(T, n, B, rows, W, c)` -> `out` `(T, 1 or 2, B, 2 rows, 2 W, width)`; one frame of `x` may fill two of `out`."""
         T, n, B, _, W, c = x.shape
         rows = out.shape[3] // 2
-        window = torch.zeros((T * n * B, rows + 2, W, c), dtype=run.dtype, device=run.device)
+        window = torch.zeros((T * n * B, rows + 2, W, c), dtype=stream.dtype, device=stream.device)
         window[:, place].unflatten(0, (T, n, B)).copy_(x)
         for row, conv in enumerate(corners):
             y = conv(window[:, row : row + rows + 1].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (T, n, B))
@@ -117,7 +121,7 @@ def _kernels(block: parameters.Resample) -> list[tuple[torch.Tensor, torch.Tenso
 
 
 def _corners(weight: torch.Tensor, bias: torch.Tensor, row: int, device: torch.device, dtype: torch.dtype) -> FrameConv:
-    """The two kernels of a doubled pixel's upper (0) or lower (1) corners, left one first; 2x2 each, bordered columns."""
+    """Kernels of a doubled pixel's upper (0) or lower (1) corners, the left one first; 2x2 each, with bordered columns."""
     upper = _halved(weight, 2, row)
     return FrameConv(
         torch.cat([_halved(upper, 3, column) for column in (0, 1)]),
@@ -129,6 +133,6 @@ def _corners(weight: torch.Tensor, bias: torch.Tensor, row: int, device: torch.d
 
 
 def _halved(weight: torch.Tensor, axis: int, side: int) -> torch.Tensor:
-    """Three taps on the doubled grid are two on the small one: the pair that falls on one pixel is summed."""
+    """Reduces three taps on the doubled grid to two on the small one: the two that fall on the same pixel are summed."""
     a, b, c = weight.split(1, dim=axis)
     return torch.cat([a, b + c] if side == 0 else [a + b, c], dim=axis)

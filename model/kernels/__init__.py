@@ -1,9 +1,7 @@
-"""Kernels for GPUs, each beside the plain PyTorch it stands for, and the one place that decides whether they run.
+"""GPU kernels in Triton, each with a reference in plain PyTorch, and the choice of whether to use them.
 
-Enters: a device, an arithmetic and perhaps a wish. Leaves: the name of a backend and its kernels (None: plain PyTorch).
-The kernels are written in Triton, which is imported only where they are chosen.
-
-`convolve_norm`, `geglu`, `planes_to_rows`: the kernels. `graphs`: steps recorded once as CUDA graphs.
+`convolve_norm`, `geglu`, `planes_to_rows`: the kernels. `graphs`: steps recorded once as CUDA graphs. Triton is imported only if the fused
+backend is chosen.
 """
 
 from __future__ import annotations
@@ -22,39 +20,39 @@ BACKENDS = ("plain", "fused")
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What a fused network runs on. Signatures and meaning: the `reference` of each module of this package."""
+    """Functions a fused network runs on. Their signatures and meaning are those of `reference` in each module of this package."""
 
     convolve_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     geglu: Callable[[torch.Tensor], torch.Tensor]
     planes_to_rows: Callable[..., torch.Tensor]
 
 
-def choose(device: torch.device, dtype: torch.dtype, wish: str | None = None) -> str:
-    """The backend for a device and an arithmetic: `wish`, or the fastest that is exact up to rounding there.
+def choose(device: torch.device, dtype: torch.dtype, requested: str | None = None) -> str:
+    """Backend for a device and dtype: `requested`, or the fastest that is exact up to rounding.
 
-    Fused kernels pay where matrix units make everything between the products the larger part: 16-bit arithmetic on CUDA. float32 and
-    float64 run plain, as does CUDA without Triton (torch for Linux brings it; elsewhere it may be missing).
+    Fused kernels pay off in 16-bit arithmetic on CUDA, where the time between the products is the larger part. float32 and float64 run
+    plain, as does CUDA without Triton (torch for Linux installs it; elsewhere it may be missing).
 
     Raises:
-        ValueError: an unknown wish, or fused kernels where they cannot run.
+        ValueError: an unknown backend, or fused kernels that cannot run here.
     """
     fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     installed = importlib.util.find_spec("triton") is not None
-    if wish is None:
+    if requested is None:
         return "fused" if fits and installed else "plain"
-    if wish not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {wish!r}")
-    if wish == "fused" and not fits:
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {requested!r}")
+    if requested == "fused" and not fits:
         raise ValueError(f"the fused backend runs bfloat16 or float16 on CUDA; got {dtype} on {device}. Use 'plain'")
-    if wish == "fused" and not installed:
+    if requested == "fused" and not installed:
         raise ValueError(
             "the fused backend needs the package triton, which is not installed. Use 'plain', or install it"
         )
-    return wish
+    return requested
 
 
 def load(backend: str) -> Kernels | None:
-    """The kernels of a backend that `choose` gave; None for plain."""
+    """Kernels of a backend that `choose` returned; None for plain."""
     if backend == "plain":
         return None
     from model.kernels import convolve_norm, geglu, planes_to_rows

@@ -1,8 +1,8 @@
-"""Causal depthwise 3x3x3 convolution and the LayerNorm that follows it, channel-last, in one pass over memory.
+"""Kernel: causal depthwise 3x3x3 convolution and the LayerNorm after it, channel-last, in one pass over memory.
 
-Enters: a residual stream `B 2+t h w C` whose first two rows are the past. Leaves: the convolved stream `B t h w C` in the same dtype,
-and its normalised tokens in the dtype of the product that reads them. The residual is part of the kernel's middle tap, and the norm's
-affine part belongs to the product that follows. Sums are float32.
+Takes a residual stream `B 2+t h w C` whose first two rows are the past. Returns the convolved stream `B t h w C` in the same dtype, and its
+normalised tokens in the dtype of the product that reads them. The caller folds the residual into the kernel's middle tap, and the norm's
+affine part into the next product. Sums are float32.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-COLUMNS = 8  # neighbouring tokens a program handles, so that they share what they read
+COLUMNS = 8  # neighbouring tokens per program, which share what they read
 
 
 def reference(
     padded_BthwC: torch.Tensor, taps_KC: torch.Tensor, bias_C: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel computes, in plain PyTorch.
+    """The same computation in plain PyTorch.
 
-    `taps_KC` float32 `(27, C)`, in order of frame, row, column, frame 2 being the present; `bias_C` float32.
+    `taps_KC` float32 `(27, C)`, in order of frame, row, column, where frame 2 is the present; `bias_C` float32.
     """
     channels = padded_BthwC.shape[-1]
     taps = taps_KC.T.reshape(channels, 1, 3, 3, 3)
@@ -51,7 +51,7 @@ def fused(
 
 
 def warps(block: int) -> int:
-    """Of a program with `block` channels: so many that its sums and loads fit into registers."""
+    """Warps of a program with `block` channels: enough that its sums and loads fit into registers."""
     return 8 if block >= 512 else 4
 
 
@@ -83,9 +83,9 @@ def _convolve_norm(  # type: ignore[no-untyped-def]
         first = ((video * (rows + 2) + row + frame).to(tl.int64) * height + above) * width
         for across in tl.static_range(3):
             beside = column + across - 1
-            there = (above >= 0) & (above < height) & (beside >= 0) & (beside < width)
+            valid = (above >= 0) & (above < height) & (beside >= 0) & (beside < width)
             source = padded_ptr + (first + beside)[:, None] * CHANNELS + channel[None, :]
-            x = tl.load(source, mask=there[:, None] & used[None, :], other=0.0).to(tl.float32)
+            x = tl.load(source, mask=valid[:, None] & used[None, :], other=0.0).to(tl.float32)
             tap = tl.load(taps_ptr + (tap_line * 3 + across) * CHANNELS + channel, mask=used, other=0.0)
             total += x * tap[None, :]
     total += tl.load(bias_ptr + channel, mask=used, other=0.0)[None, :]

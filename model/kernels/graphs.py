@@ -1,8 +1,7 @@
-"""Steps of the same shapes recorded once as CUDA graphs and replayed: no launch overhead, however many kernels a step has.
+"""Steps recorded once per shape as CUDA graphs and replayed, which removes the launch overhead of their kernels.
 
-Enters: a step (a function of tensors that keeps nothing), and its tensors. Leaves: what the step returns, in fresh memory. A graph is an
-optimisation only: a shape seen for the first time runs as it is, and any number of shapes may take turns (those that find no place run
-as they are, and those that could not be recorded for lack of memory: `StepGraphs.given_up`).
+A step is a function of tensors that keeps no state. Results are always those of calling it, in fresh memory: shapes that are new,
+that exceed `CAPACITY`, or whose recording ran out of memory (`StepGraphs.unrecordable`) run eagerly.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ if TYPE_CHECKING:
     Replay = Callable[[Sequence[torch.Tensor]], Tensors]
 
 CAPACITY = 4  # graphs kept; each holds the memory of one step
-PATIENCE = 2  # times a shape runs as it is before it is recorded: rare shapes are never worth a graph, and kernels compile meanwhile
-IDLE = 64  # runs after which a graph nobody asked for may make room; recording takes as long as many steps
+# Eager runs of a shape before it is recorded: rare shapes are not worth a graph, and kernels compile meanwhile.
+EAGER_RUNS = 2
+IDLE_RUNS = 64  # runs after which an unused graph may be replaced; recording takes as long as many steps
 SHAPES_COUNTED = 256
 
 
 class StepGraphs:
-    """A small store of recorded steps; one that lies idle makes room. `record` makes one from a step and example tensors.
+    """Recorded steps by name and shapes, at most `CAPACITY`; an idle one is replaced. `record` makes one from a step and example tensors.
 
     Attributes:
-        given_up: keys of steps whose recording ran out of memory. They run as they are and are never recorded again.
+        unrecordable: keys of steps whose recording ran out of memory; they always run eagerly.
     """
 
     def __init__(self, record: Callable[[Step, Sequence[torch.Tensor]], Replay] | None = None) -> None:
@@ -39,8 +39,8 @@ class StepGraphs:
         self._graphs: OrderedDict[Hashable, Replay] = OrderedDict()
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._runs = 0
-        self._used: dict[Hashable, int] = {}  # the last run of each graph
-        self.given_up: set[Hashable] = set()
+        self._used: dict[Hashable, int] = {}  # number of the last run of each graph
+        self.unrecordable: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -49,7 +49,7 @@ class StepGraphs:
         """`step(*tensors)`. Steps of one `name` and the same shapes must be the same function.
 
         Raises:
-            RuntimeError: the step does not fit, with no graph held (`model.out_of_memory`).
+            RuntimeError: out of memory even without any graph (`model.out_of_memory`).
         """
         key = (name, tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors), _float32_products())
         self._runs += 1
@@ -58,87 +58,89 @@ class StepGraphs:
         except (RuntimeError, MemoryError) as error:
             if not self._graphs or not is_out_of_memory(error):
                 raise
-        self.clear()  # what graphs hold may be what the step needs; out here the traceback is gone, and with it what it held
+        # Free the graphs' memory and try again. Outside the except block, so that the traceback no longer holds tensors.
+        self.clear()
         return step(*tensors)
 
     def clear(self) -> None:
-        """Forgets all graphs and gives their memory back; a shape must keep coming anew to be recorded again."""
+        """Drops all graphs and frees their memory; shapes are counted from zero again."""
         self._graphs.clear()
         self._used.clear()
         self._seen.clear()
 
     def _run(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Tensors:
         replay = self._graphs.get(key)
-        if replay is None and self._has_place(key):
-            replay = self._recorded(key, step, tensors)
+        if replay is None and self._may_record(key):
+            replay = self._record_or_none(key, step, tensors)
         if replay is None:
             return step(*tensors)
         self._graphs.move_to_end(key)
         self._used[key] = self._runs
         return replay(tensors)
 
-    def _has_place(self, key: Hashable) -> bool:
-        """Counts the shape, and says whether it may be recorded now; an idle graph makes room."""
-        if key in self.given_up:
+    def _may_record(self, key: Hashable) -> bool:
+        """Counts a run of the shape; whether it may be recorded now. Drops an idle graph if all places are taken."""
+        if key in self.unrecordable:
             return False
         times = self._seen[key] = self._seen.pop(key, 0) + 1
         if len(self._seen) > SHAPES_COUNTED:
             self._seen.popitem(last=False)
-        if times <= PATIENCE:
+        if times <= EAGER_RUNS:
             return False
         if len(self._graphs) >= CAPACITY:
             oldest = next(iter(self._graphs))
-            if self._runs - self._used[oldest] <= IDLE:
+            if self._runs - self._used[oldest] <= IDLE_RUNS:
                 return False
             del self._graphs[oldest], self._used[oldest]
         return True
 
-    def _recorded(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Replay | None:
-        """The new graph, or None where memory does not suffice for one."""
+    def _record_or_none(self, key: Hashable, step: Step, tensors: Sequence[torch.Tensor]) -> Replay | None:
+        """The new graph, or None if memory ran out."""
         try:
             replay = self._record(step, tensors)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.given_up.add(key)
+            self.unrecordable.add(key)
             return None
         self._graphs[key] = replay
         return replay
 
 
 def _float32_products() -> tuple[str, str]:
-    """A graph keeps the arithmetic it was recorded under, so that is part of what it is looked up by."""
-    backends: Any = torch.backends  # what its stubs leave out
+    """Precision of float32 products; part of the key, because a graph keeps the precision it was recorded with."""
+    backends: Any = torch.backends  # the type stubs lack these attributes
     return backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
 
 
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def record_cuda(step: Step, tensors: Sequence[torch.Tensor]) -> Replay:
-    """One step as a CUDA graph with memory of its own; replaying copies the tensors in and the results out, on the current stream.
+    """Records a step as a CUDA graph with its own memory. A replay copies the inputs in and the results out, on the current stream.
 
     Raises:
-        RuntimeError: beside what is held there is no memory for the step once more, or for the graph; nothing of the attempt stays.
+        RuntimeError: not enough memory to run the step again or to record it; everything allocated for it is freed.
     """
-    held = [tensor.clone() for tensor in tensors]
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(here)
+    static = [tensor.clone() for tensor in tensors]
+    current, warmup = torch.cuda.current_stream(), torch.cuda.Stream()
+    warmup.wait_stream(current)
     try:
-        with torch.cuda.stream(aside):  # libraries set up their workspaces here, which recording must not do
-            step(*held)
+        # libraries allocate their workspaces in this run, which is not allowed while recording
+        with torch.cuda.stream(warmup):
+            step(*static)
     finally:
-        here.wait_stream(aside)  # also after an error: what was queued aside still reads `held`
+        current.wait_stream(warmup)  # after an error too: queued work still reads `static`
     graph = torch.cuda.CUDAGraph()
-    # torch leaves its capture stream current when it cannot end a recording: the outer context returns to this one.
-    # thread_local: other threads may allocate and copy meanwhile
-    with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        results = step(*held)
+    # If a recording fails, torch leaves its capture stream current: the outer context returns to this one.
+    # thread_local: other threads may allocate and copy meanwhile.
+    with torch.cuda.stream(current), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        results = step(*static)
 
     @torch.no_grad()
-    def replay(now: Sequence[torch.Tensor]) -> Tensors:
+    def replay(inputs: Sequence[torch.Tensor]) -> Tensors:
         with torch.inference_mode(mode=False):
-            for mine, given in zip(held, now, strict=True):
-                mine.copy_(given, non_blocking=True)
+            for target, source in zip(static, inputs, strict=True):
+                target.copy_(source, non_blocking=True)
             graph.replay()
         return tuple(result.clone() for result in results)
 

@@ -1,7 +1,7 @@
-"""uint8 YUV planes -> RGB pixel blocks, one row per token: colour matrix, gamut clamp and rearrangement in one pass over memory.
+"""Kernel: uint8 YUV planes -> RGB pixel blocks, one row per token; colour matrix, gamut clamp and rearrangement in one pass over memory.
 
-Enters: planes `B T 3 H W` and the affine colour map of each video (`model.colour.rgb_map`). Leaves: rows `(B*t*h*w, 3*depth*side*side)`
-in the network's value range, block in C order (rgb, frame, row, column).
+Takes planes `B T 3 H W` and the affine colour map of each video (`model.colour.rgb_map`). Returns rows `(B*t*h*w,
+3*depth*side*side)` in the network's value range, block in C order (rgb, frame, row, column).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-TOKENS = 4  # neighbouring tokens a program handles
+TOKENS = 4  # neighbouring tokens per program
 
 
 def reference(
@@ -21,7 +21,7 @@ def reference(
     side: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """What the kernel computes, in plain PyTorch. `map_B34` float32."""
+    """The same computation in plain PyTorch. `map_B34` is float32."""
     B, T, _, H, W = planes_BT3HW.shape
     rgb = torch.einsum("brc,btchw->brthw", map_B34[:, :, :3], planes_BT3HW.float()) + map_B34[:, :, 3, None, None, None]
     cells = rgb.clamp_(*value_range).reshape(B, 3, T // depth, depth, H // side, side, W // side, side)
@@ -42,9 +42,7 @@ def fused(
     rows = torch.empty((B * t * h * w, 3 * block), dtype=dtype, device=planes_BT3HW.device)
     video, frame, plane, line, step = planes_BT3HW.stride()
     if step != 1:
-        raise ValueError(
-            f"expected planes whose pixels of a line lie side by side, got strides {planes_BT3HW.stride()}"
-        )
+        raise ValueError(f"expected planes whose pixels of a line are contiguous, got strides {planes_BT3HW.stride()}")
     _planes_to_rows[(B * t * h, triton.cdiv(w, TOKENS))](
         *(planes_BT3HW, map_B34.contiguous(), rows, *value_range, t, h, w, video, frame, plane, line),
         SIDE=side,
@@ -85,8 +83,8 @@ def _planes_to_rows(  # type: ignore[no-untyped-def]
     start = (
         planes_ptr + video.to(tl.int64) * stride_video + group.to(tl.int64) * (PIXELS // SIDE // SIDE) * stride_frame
     )
-    place = frame * stride_frame + (i * SIDE + up) * stride_line + across
-    source = start + place[None, :] + token[:, None] * SIDE
+    offset = frame * stride_frame + (i * SIDE + up) * stride_line + across
+    source = start + offset[None, :] + token[:, None] * SIDE
     y = tl.load(source, mask=inside, other=0).to(tl.float32)
     u = tl.load(source + stride_plane, mask=inside, other=0).to(tl.float32)
     v = tl.load(source + 2 * stride_plane, mask=inside, other=0).to(tl.float32)

@@ -1,7 +1,7 @@
-"""LeanVAE's encoder and decoder prepared for running: everything next to something linear is folded into it.
+"""LeanVAE's encoder and decoder, prepared for speed: linear maps that follow each other are folded into one.
 
-Enters: parameters, then pixels or latents with the past rows of every layer. Leaves: posterior heads' outputs or videos, and the new
-past. No checks and no chunking here; `model.leanvae.vae` does both.
+Takes pixels or latents with each layer's past rows; returns the outputs of the posterior heads, or a video, and the new past rows.
+Checks of inputs and splitting into steps are in `model.leanvae.vae`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from model.leanvae.fused import FusedLayer
 from model.leanvae.pixels import FRAMES, first_frame, groups, unpatchify
 from model.leanvae.tokens import (
     BLOCK,
-    PAST,
-    Carry,
+    HISTORY_ROWS,
+    LayerHistory,
     NAFLayer,
     Projection,
-    RowMemory,
+    RowHistory,
     blocks,
     by_rows,
+    full_dtype,
+    run_row,
     run_stack,
     spans,
-    through,
-    wide_dtype,
 )
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from model.kernels import Kernels
     from model.leanvae.parameters import Network, Stack
     from model.leanvae.pixels import Pixels
-    from model.leanvae.tokens import Step
+    from model.leanvae.tokens import HiddenBlock
 
 
-class Prepared:
-    """Shared by both directions: where and in which arithmetic, and the numbering of layers that carry state.
+class PreparedCoder:
+    """Base of encoder and decoder: device, dtypes, and the numbering of layers that have state.
 
-    With `kernels` the layers run fused (`model.leanvae.fused`), without them plain.
+    With `kernels` the layers are `FusedLayer`s (`model.leanvae.fused`), otherwise `NAFLayer`s.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Prepared:
         dtype: torch.dtype,
         kernels: Kernels | None = None,
     ) -> None:
-        self.device, self.dtype, self.wide, self.kernels = device, dtype, wide_dtype(dtype), kernels
+        self.device, self.dtype, self.full_dtype, self.kernels = device, dtype, full_dtype(dtype), kernels
         self.low, self.width = config["l_dim"], config["embedding_dim"]
         self.patch = config["patch_size"][1]
-        self.side = 2 * self.patch  # pixels of a token
+        self.side = 2 * self.patch  # of a token, in pixels
         self.slots = 0
 
     def layers(self, stack: Stack, *, residual: bool) -> list[NAFLayer]:
-        """A stack's layers, each with the next free slot of the state."""
+        """Layers of a stack; each gets the next free slot of the state."""
         prepared: list[NAFLayer] = []
         for conv, ffd in zip(stack.dconv_layer, stack.ffd_layer, strict=True):
             ds_conv = cast("nn.Conv3d", cast("nn.ModuleDict", conv)["ds_conv"])
@@ -76,13 +76,15 @@ class Prepared:
             self.slots += 1
         return prepared
 
-    def project(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Projection:
-        """A product in the network's arithmetic, or at least in float32."""
-        return Projection(weight, bias, self.device, self.wide if wide else self.dtype)
+    def project(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, full_precision: bool = False
+    ) -> Projection:
+        """Projection computed in the network's dtype, or with `full_precision` in at least float32."""
+        return Projection(weight, bias, self.device, self.full_dtype if full_precision else self.dtype)
 
 
-class Encoder(Prepared):
-    """Pixels -> posterior."""
+class Encoder(PreparedCoder):
+    """Encoder with folded weights: pixels -> outputs of the posterior heads."""
 
     def __init__(self, network: Network, *arguments: Any) -> None:
         super().__init__(network, *arguments)
@@ -95,9 +97,9 @@ class Encoder(Prepared):
         # the last narrowing product and the heads are both linear: head(y + narrow(h)) = head y + (head narrow) h
         narrow = self.fusion_layers[-1].narrow_weight()
         phi, std = network.latent_bottleneck.phi.double(), network.std_layer
-        self.mean_heads = self.project(phi, wide=True), self.project(phi @ narrow)
+        self.mean_heads = self.project(phi, full_precision=True), self.project(phi @ narrow)
         self.logvar_heads = (
-            self.project(std.weight, std.bias, wide=True),
+            self.project(std.weight, std.bias, full_precision=True),
             self.project(std.weight.double() @ narrow),
         )
 
@@ -107,12 +109,12 @@ class Encoder(Prepared):
 
     @property
     def pixel_dtype(self) -> torch.dtype:
-        """Of pixels and of the product that reads them.
+        """Dtype of pixels and of the product that reads them.
 
-        Eight-bit pixels would lose their last bit in bfloat16. The fused path keeps three bits more in float16, at the full rate of a GPU's
-        matrix units; elsewhere this product runs in float32 at least.
+        bfloat16 would lose the last bit of 8-bit pixels. The fused path uses float16, which has three more bits and runs at the
+        full rate of a GPU's matrix units; otherwise this product runs in at least float32.
         """
-        return torch.float16 if self.kernels is not None and self.wide != self.dtype else self.wide
+        return torch.float16 if self.kernels is not None and self.full_dtype != self.dtype else self.full_dtype
 
     def __call__(
         self,
@@ -120,10 +122,12 @@ class Encoder(Prepared):
         past: Sequence[torch.Tensor] | None,
         heads: Sequence[tuple[Projection, Projection]],
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
-        """One output `B t h w d` per pair of heads (token part, hidden part), and the new state's tensors."""
+        """One output `B t h w d` per pair of heads (one for tokens, one for the hidden layer), and the new state's tensors."""
         rows, (height, width) = -(-pixels.frames // FRAMES), pixels.size
         shape = (pixels.batch, rows, height // self.side, width // self.side)
-        outputs = [torch.empty((*shape, of_token.width), dtype=self.wide, device=self.device) for of_token, _ in heads]
+        outputs = [
+            torch.empty((*shape, of_token.width), dtype=self.full_dtype, device=self.device) for of_token, _ in heads
+        ]
         run = self._run_rows if by_rows(self.device) else self._run_grid
         return outputs, run(pixels, past, heads, outputs)
 
@@ -134,21 +138,25 @@ class Encoder(Prepared):
         heads: Sequence[tuple[Projection, Projection]],
         outputs: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """One row of one video after another through all layers: little memory, and all of it stays in cache."""
+        """Runs all layers on one row of one video at a time, so that intermediate values are few and stay in cache."""
         B, rows, h, w = outputs[0].shape[:4]
-        memories = [RowMemory(past, self.slots, video) for video in range(B)]
-        for video, memory in enumerate(memories):
+        histories = [RowHistory(past, self.slots, video) for video in range(B)]
+        for video, history in enumerate(histories):
             for row in range(rows):
                 embedded = self._embed(pixels, slice(video, video + 1), slice(row, row + 1), past is None)
                 x = embedded.view(h, w, self.width)
-                low = through(self.low_layers, x[..., : self.low].contiguous(), memory)
-                high = through(self.high_layers, x[..., self.low :].contiguous(), memory)
-                x = through(self.fusion_layers[:-1], torch.cat([low, high], dim=-1), memory)
+                low = run_row(self.low_layers, x[..., : self.low].contiguous(), history)
+                high = run_row(self.high_layers, x[..., self.low :].contiguous(), history)
+                x = run_row(self.fusion_layers[:-1], torch.cat([low, high], dim=-1), history)
                 last = self.fusion_layers[-1]
-                self._read(last.row_steps(memory.window(last.slot, x)), heads, [out[video, row] for out in outputs])
+                self._read(
+                    last.row_hidden_blocks(history.window(last.slot, x)), heads, [out[video, row] for out in outputs]
+                )
         if B == 1:
-            return tuple(memories[0].last(slot).unsqueeze(0) for slot in range(self.slots))  # fresh memory already
-        return tuple(torch.stack([memory.last(slot) for memory in memories]) for slot in range(self.slots))
+            return tuple(
+                histories[0].last(slot).unsqueeze(0) for slot in range(self.slots)
+            )  # `last` returns fresh memory
+        return tuple(torch.stack([history.last(slot) for history in histories]) for slot in range(self.slots))
 
     def _run_grid(
         self,
@@ -157,32 +165,32 @@ class Encoder(Prepared):
         heads: Sequence[tuple[Projection, Projection]],
         outputs: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        """All rows of all videos through one layer after another."""
+        """Runs one layer after another on all rows of all videos."""
         B, rows, h, w = outputs[0].shape[:4]
-        carry, like = Carry(past, self.slots), outputs[0]
-        low = carry.room(self.low_layers[0].slot, B, rows, (h, w), self.low, like)
-        high = carry.room(self.high_layers[0].slot, B, rows, (h, w), self.width - self.low, like)
+        history, like = LayerHistory(past, self.slots), outputs[0]
+        low = history.padded_input(self.low_layers[0].slot, B, rows, (h, w), self.low, like)
+        high = history.padded_input(self.high_layers[0].slot, B, rows, (h, w), self.width - self.low, like)
         for start, stop, _ in groups(slice(0, rows), past is None):
             embedded = self._embed(pixels, slice(0, B), slice(start, stop), past is None)
             embedded = embedded.view(B, stop - start, h, w, self.width)
-            low[:, PAST + start : PAST + stop].copy_(embedded[..., : self.low])
-            high[:, PAST + start : PAST + stop].copy_(embedded[..., self.low :])
-        x = carry.room(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
-        run_stack(self.low_layers, low, carry, x[:, PAST:, ..., : self.low])
+            low[:, HISTORY_ROWS + start : HISTORY_ROWS + stop].copy_(embedded[..., : self.low])
+            high[:, HISTORY_ROWS + start : HISTORY_ROWS + stop].copy_(embedded[..., self.low :])
+        x = history.padded_input(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
+        run_stack(self.low_layers, low, history, x[:, HISTORY_ROWS:, ..., : self.low])
         del low
-        run_stack(self.high_layers, high, carry, x[:, PAST:, ..., self.low :])
+        run_stack(self.high_layers, high, history, x[:, HISTORY_ROWS:, ..., self.low :])
         del high
         last = self.fusion_layers[-1]
         if len(self.fusion_layers) > 1:
-            following = carry.room(last.slot, B, rows, (h, w), self.width, like)
-            run_stack(self.fusion_layers[:-1], x, carry, following[:, PAST:])
+            following = history.padded_input(last.slot, B, rows, (h, w), self.width, like)
+            run_stack(self.fusion_layers[:-1], x, history, following[:, HISTORY_ROWS:])
             x = following
-        carry.keep(last.slot, x)
-        self._read(last.steps(x), heads, outputs)
-        return carry.kept()
+        history.save(last.slot, x)
+        self._read(last.hidden_blocks(x), heads, outputs)
+        return history.new_state()
 
     def _embed(self, pixels: Pixels, videos: slice, span: slice, image: bool) -> torch.Tensor:
-        """Tokens `(n, C)` of rows that are all of one kind."""
+        """Tokens `(n, C)` of a span of rows that all cover the same number of frames."""
         ((_, _, depth),) = groups(span, image)
         frames = slice(first_frame(span.start, image), first_frame(span.stop, image))
         tokens = pixels.rows(videos, frames, depth, self.side)
@@ -192,24 +200,27 @@ class Encoder(Prepared):
         return torch.cat([projection(tokens[block]) for block in blocks(tokens.shape[0])])
 
     def _read(
-        self, steps: Iterable[Step], heads: Sequence[tuple[Projection, Projection]], outputs: Sequence[torch.Tensor]
+        self,
+        steps: Iterable[HiddenBlock],
+        heads: Sequence[tuple[Projection, Projection]],
+        outputs: Sequence[torch.Tensor],
     ) -> None:
-        """The heads on the last layer's tokens and hidden layer, into `outputs`."""
+        """Applies the heads to the last layer's tokens and hidden layer, into `outputs`."""
         for block, y_NC, hidden in steps:
             for out, (of_token, of_hidden) in zip(outputs, heads, strict=True):
                 out.view(-1, of_token.width)[block] = of_token(y_NC).add_(of_hidden(hidden))
 
 
-class Decoder(Prepared):
-    """Latents -> pixels."""
+class Decoder(PreparedCoder):
+    """Decoder with folded weights: latents -> pixels."""
 
     def __init__(self, network: Network, *arguments: Any) -> None:
         super().__init__(network, *arguments)
         bottleneck, coder = network.latent_bottleneck, network.decoder
         phi = bottleneck.phi
-        self.start = self.project(bottleneck.Q, wide=True)
-        self.sense, self.lift = self.project(phi, wide=True), self.project(phi.T, wide=True)
-        self.steps = [float(weight) for weight in bottleneck.weights]
+        self.initial = self.project(bottleneck.Q, full_precision=True)
+        self.sense, self.lift = self.project(phi, full_precision=True), self.project(phi.T, full_precision=True)
+        self.step_sizes = [float(weight) for weight in bottleneck.weights]
         self.thresholds = [float(threshold) for threshold in bottleneck.threshold]
         self.analysis = [self.layers(stack, residual=False) for stack in bottleneck.forward_l]  # type: ignore[arg-type]
         self.synthesis = [self.layers(stack, residual=False) for stack in bottleneck.backward_l]  # type: ignore[arg-type]
@@ -222,49 +233,49 @@ class Decoder(Prepared):
     def _unpatch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
         weight = haar.fold_unpatch(low[0].weight, high[0].weight, signs, self.patch)
         bias = haar.fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs, self.patch).sum(1)
-        return self.project(weight, bias, wide=True)
+        return self.project(weight, bias, full_precision=True)
 
     def __call__(
         self, latent_BtHWC: torch.Tensor, past: Sequence[torch.Tensor] | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Video `B 3 T H W` and the new state's tensors; the first row is an image where `past` is None."""
+        """Video `B 3 T H W` and the new state's tensors; the first row is an image if `past` is None."""
         B, rows, h, w, _ = latent_BtHWC.shape
-        carry = Carry(past, self.slots)
-        recovered = self.recover(latent_BtHWC, carry)
+        history = LayerHistory(past, self.slots)
+        recovered = self.recover(latent_BtHWC, history)
         like = recovered
 
-        padded = carry.room(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
-        padded[:, PAST:].copy_(recovered)
-        run_stack(self.fusion_layers, padded, carry, recovered)
+        padded = history.padded_input(self.fusion_layers[0].slot, B, rows, (h, w), self.width, like)
+        padded[:, HISTORY_ROWS:].copy_(recovered)
+        run_stack(self.fusion_layers, padded, history, recovered)
         tokens = torch.empty_like(recovered)
         for layers, part in ((self.low_layers, slice(0, self.low)), (self.high_layers, slice(self.low, self.width))):
-            padded = carry.room(layers[0].slot, B, rows, (h, w), part.stop - part.start, like)
-            padded[:, PAST:].copy_(recovered[..., part])
-            run_stack(layers, padded, carry, tokens[..., part])
+            padded = history.padded_input(layers[0].slot, B, rows, (h, w), part.stop - part.start, like)
+            padded[:, HISTORY_ROWS:].copy_(recovered[..., part])
+            run_stack(layers, padded, history, tokens[..., part])
         del padded, recovered
-        return self._pixels(tokens, image=past is None), carry.kept()
+        return self._pixels(tokens, image=past is None), history.new_state()
 
-    def recover(self, latent_BtHWC: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """Unrolled iterations: latents `B t h w d` -> features `B t h w C`."""
+    def recover(self, latent_BtHWC: torch.Tensor, history: LayerHistory) -> torch.Tensor:
+        """Runs the unrolled iterations: latents `B t h w d` -> features `B t h w C`."""
         B, rows, h, w, d = latent_BtHWC.shape
         recovered = latent_BtHWC.new_empty((B, rows, h, w, self.width))
-        everywhere = list(spans(B, rows, self.device))
-        for where in everywhere:
-            recovered[where].copy_(self.start(latent_BtHWC[where].reshape(-1, d)).view_as(recovered[where]))
+        parts = list(spans(B, rows, self.device))
+        for part in parts:
+            recovered[part].copy_(self.initial(latent_BtHWC[part].reshape(-1, d)).view_as(recovered[part]))
         for step, threshold, analysis, synthesis in zip(
-            self.steps, self.thresholds, self.analysis, self.synthesis, strict=True
+            self.step_sizes, self.thresholds, self.analysis, self.synthesis, strict=True
         ):
-            for where in everywhere:
-                r, y = recovered[where].reshape(-1, self.width), latent_BtHWC[where].reshape(-1, d)
+            for part in parts:
+                r, y = recovered[part].reshape(-1, self.width), latent_BtHWC[part].reshape(-1, d)
                 gradient = self.lift(self.sense(r).sub_(y))
-                recovered[where].sub_(gradient.view_as(recovered[where]), alpha=step)
-            inner = carry.room(analysis[0].slot, B, rows, (h, w), self.width, recovered)
-            inner[:, PAST:].copy_(recovered)
-            sparse = carry.room(synthesis[0].slot, B, rows, (h, w), self.width, recovered)
-            run_stack(analysis, inner, carry, sparse[:, PAST:])
-            sparse[:, PAST:].copy_(soft_threshold(sparse[:, PAST:], threshold))
+                recovered[part].sub_(gradient.view_as(recovered[part]), alpha=step)
+            padded = history.padded_input(analysis[0].slot, B, rows, (h, w), self.width, recovered)
+            padded[:, HISTORY_ROWS:].copy_(recovered)
+            sparse = history.padded_input(synthesis[0].slot, B, rows, (h, w), self.width, recovered)
+            run_stack(analysis, padded, history, sparse[:, HISTORY_ROWS:])
+            sparse[:, HISTORY_ROWS:].copy_(soft_threshold(sparse[:, HISTORY_ROWS:], threshold))
             correction = torch.empty_like(recovered)
-            run_stack(synthesis, sparse, carry, correction)
+            run_stack(synthesis, sparse, history, correction)
             recovered += correction
         return recovered
 

@@ -1,4 +1,4 @@
-"""LeanVAE's plain facts: configuration keys, published networks and what their latents are. No torch."""
+"""Facts about LeanVAE: configuration keys, published networks, what their latents are. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WHOLE_NUMBERS = (
-    "latent_dim",
-    "embedding_dim",
-    "l_dim",
-    "h_dim",
-    "sep_num_layer",
-    "fusion_num_layer",
-    "ista_iter_num",
-    "ista_layer_num",
+    *("latent_dim", "embedding_dim", "l_dim", "h_dim"),
+    *("sep_num_layer", "fusion_num_layer", "ista_iter_num", "ista_layer_num"),
 )
 PATCH_FRAMES = 2  # coefficient frames of a patch; with the Haar transform 4 video frames
 SOURCE = "https://github.com/westlake-repl/LeanVAE"
@@ -50,7 +44,7 @@ WAN22_STD = (
     *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
     *(0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
 )
-# The shipped network's raw latents over 300 of the clips it learned from.
+# Measured on the shipped network's raw latents of 300 of its training clips.
 MINI_MEAN = (
     *(0.0114, -0.0007, 0.0024, -0.0119, -0.0491, -0.0167, 0.0178, 0.0241),
     *(0.0004, 0.0177, -0.0014, -0.0040, 0.0072, 0.0063, -0.0120, -0.0155),
@@ -68,7 +62,7 @@ _STATISTICS = {
 _SCALES = {4: 0.7744, 16: 1.0}  # the authors' constants for the two published widths
 
 _SENSED = "coefficients of a learned linear projection (compressed sensing); channels are not ordered"
-_ALIGNED = "latents that imitate those of {}: a diffusion transformer trained on them takes (z - mean) / std of these"
+_ALIGNED = "latents that imitate those of {}: a diffusion transformer trained on those takes (z - mean) / std"
 _SEMANTICS = {"leanvae-wan21-dim16": _ALIGNED.format("Wan 2.1"), "leanvae-wan22-dim48": _ALIGNED.format("Wan 2.2")}
 
 
@@ -103,9 +97,9 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
 
 
 def _patch_side(name: str, patch: Any) -> int:
-    """Side of a patch in wavelet coefficients, half of its side in pixels."""
-    sound = isinstance(patch, (list, tuple)) and len(patch) == 3 and all(type(side) is int for side in patch)
-    if not sound or patch[0] != PATCH_FRAMES or patch[1] != patch[2] or patch[1] < 1:
+    """Side of a patch in wavelet coefficients, which is half of its side in pixels."""
+    is_triple = isinstance(patch, (list, tuple)) and len(patch) == 3 and all(type(side) is int for side in patch)
+    if not is_triple or patch[0] != PATCH_FRAMES or patch[1] != patch[2] or patch[1] < 1:
         raise ValueError(
             f"{name}: patch_size must be [{PATCH_FRAMES}, n, n] wavelet coefficients (4 frames of 2n x 2n pixels), got {patch!r}"
         )
@@ -113,9 +107,9 @@ def _patch_side(name: str, patch: Any) -> int:
 
 
 def _range(name: str, bounds: Any) -> tuple[float, float]:
-    sound = isinstance(bounds, (list, tuple)) and len(bounds) == 2
+    is_pair = isinstance(bounds, (list, tuple)) and len(bounds) == 2
     if (
-        not sound
+        not is_pair
         or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in bounds)
         or bounds[0] >= bounds[1]
     ):
@@ -124,20 +118,15 @@ def _range(name: str, bounds: Any) -> tuple[float, float]:
 
 
 _CONFIG = {
-    "embedding_dim": 512,
-    "l_dim": 128,
-    "h_dim": 384,
-    "sep_num_layer": 2,
-    "fusion_num_layer": 4,
-    "ista_iter_num": 2,
-    "ista_layer_num": 2,
+    **{"embedding_dim": 512, "l_dim": 128, "h_dim": 384, "sep_num_layer": 2, "fusion_num_layer": 4},
+    **{"ista_iter_num": 2, "ista_layer_num": 2},
 }
-# What the published files leave out because their code has it fixed. `value_range` is in no file at all.
+# Keys the published files omit because the authors' code fixes them; no file has `value_range`.
 _FIXED = {"patch_size": [PATCH_FRAMES, 4, 4], "value_range": [-0.5, 0.5]}
 
 
 def _latent_part(config: Mapping[str, Any]) -> LatentPart:
-    """The decoder alone iterates: the encoder's latent is one product with `phi`."""
+    """Only the decoder iterates: the encoder's latent is one product with `phi`."""
     del config
     return LatentPart(
         mean=("encoder.", "latent_bottleneck.phi"),
@@ -156,7 +145,7 @@ FAMILY = Family(
 )
 
 _UNPUBLISHED = (
-    "no weights are published: load a checkpoint of your own training by this name, so that range and statistics fit. The raw latent is "
+    "no weights are published: load your own checkpoint under this name, so that range and statistics fit. The raw latent is "
     "stored; the authors' own code returns (z - mean) / std"
 )
 
@@ -189,7 +178,7 @@ PRESETS = (
         published=f"embedded://{MINI}",
         licence="Apache-2.0",
         source=SOURCE,
-        note="for demos, tests and gates, not for production: narrow, and it has never seen a real video, only synthetic ones",
+        note="for demos and tests, not for production: a narrow network, trained on synthetic videos only",
     ),
     Preset(
         name="leanvae-wan21-dim16",
@@ -204,16 +193,15 @@ PRESETS = (
         name="leanvae-wan22-dim48",
         family="leanvae",
         config={
-            "latent_dim": 48,
-            "embedding_dim": 768,
-            "l_dim": 192,
-            "h_dim": 576,
-            "sep_num_layer": 3,
-            "fusion_num_layer": 5,
-            "ista_iter_num": 5,
-            "ista_layer_num": 2,
-            "patch_size": [PATCH_FRAMES, 8, 8],
-            "value_range": [-1.0, 1.0],
+            **{
+                "latent_dim": 48,
+                "embedding_dim": 768,
+                "l_dim": 192,
+                "h_dim": 576,
+                "sep_num_layer": 3,
+                "fusion_num_layer": 5,
+            },
+            **{"ista_iter_num": 5, "ista_layer_num": 2, "patch_size": [PATCH_FRAMES, 8, 8], "value_range": [-1.0, 1.0]},
         },
         published=None,
         licence="MIT",

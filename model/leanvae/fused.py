@@ -1,6 +1,6 @@
-"""A NAF layer on fused kernels: convolution and norm in one, one product for value and gate, the gate in one.
+"""NAF layer on fused GPU kernels: convolution with norm, one product for value and gate, and GEGLU.
 
-Enters and leaves: what `model.leanvae.tokens.NAFLayer` takes and gives, whole grids at once. Equal to it up to rounding.
+Same interface as `model.leanvae.tokens.NAFLayer` on whole grids; equal to it up to rounding.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from model.kernels import Kernels
-    from model.leanvae.tokens import Affine, Step
+    from model.leanvae.tokens import Affine, HiddenBlock
 
-# Tokens of a product. Its packed output, 5.6 kB a token at the widest, then stays in the level-2 cache of a large GPU (50 MB) until the
-# gate has read it, and the products still fill every multiprocessor several times over.
+# Tokens of a product. Its packed output, at most 5.6 kB a token, should stay in the level-2 cache of a large GPU (50 MB) until the
+# gate reads it, while the products still fill every multiprocessor several times.
 BLOCK = 8192
 
 
 class FusedLayer(NAFLayer):
     """`NAFLayer` for 16-bit arithmetic on a GPU; the residual stream stays float32."""
 
-    inner_multiple = 64  # whole tiles of a GPU's matrix units
+    inner_multiple = 64  # fills whole tiles of a GPU's matrix units
 
     def __init__(self, *layer: Any) -> None:
         *plain, kernels = layer
@@ -41,25 +41,25 @@ class FusedLayer(NAFLayer):
     def _convolved_and_normed(self, padded_BthwC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._kernels.convolve_norm(padded_BthwC, self._taps_KC, self._bias_C, self.eps, self._packed.dtype)
 
-    def _hidden_blocks(self, normed_BthwC: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _gated_blocks(self, normed_BthwC: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         normed_NC = normed_BthwC.view(-1, self.channels)
         for start in range(0, normed_NC.shape[0], BLOCK):
             block = slice(start, min(start + BLOCK, normed_NC.shape[0]))
             yield block, self._kernels.geglu(self._packed(normed_NC[block]))
 
-    def steps(self, padded_BthwC: torch.Tensor) -> Iterator[Step]:
-        """As `NAFLayer.steps`, in blocks of `BLOCK` tokens over the whole grid."""
+    def hidden_blocks(self, padded_BthwC: torch.Tensor) -> Iterator[HiddenBlock]:
+        """`NAFLayer.hidden_blocks`, in blocks of `BLOCK` tokens over the whole grid."""
         y, normed = self._convolved_and_normed(padded_BthwC)
         y_NC = y.view(-1, self.channels)
-        for block, hidden in self._hidden_blocks(normed):
+        for block, hidden in self._gated_blocks(normed):
             yield block, y_NC[block], hidden
 
     def __call__(self, padded_BthwC: torch.Tensor, out_BthwC: torch.Tensor) -> None:
-        """As `NAFLayer.__call__`."""
+        """`NAFLayer.__call__` on a whole grid."""
         y, normed = self._convolved_and_normed(padded_BthwC)
         branch = torch.empty_like(normed)
-        for block, hidden in self._hidden_blocks(normed):
-            self.narrow.into(hidden, branch.view(-1, self.channels)[block])
+        for block, hidden in self._gated_blocks(normed):
+            self.narrow.write_to(hidden, branch.view(-1, self.channels)[block])
         if self.residual:
             torch.add(y, branch, out=out_BthwC)
         else:

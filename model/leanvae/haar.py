@@ -1,30 +1,30 @@
-"""Haar wavelets as LeanVAE uses them (coefficients +1/-1, stride 2), and how they fold into the patch projections around them.
+"""Haar wavelets of LeanVAE (coefficients +1/-1, stride 2), and their folding into the patch projections next to them.
 
-Enters: pixels or weights. Leaves: coefficients (band-major channels: 3 * band + rgb), or kernels that go straight between
-pixels and tokens. Both transforms are linear and so are the projections next to them, so the pair is one matrix.
+Coefficients have band-major channels: 3 * band + rgb. The transform and the projection are both linear, so each pair becomes one matrix
+between pixels and tokens.
 """
 
 from __future__ import annotations
 
 import torch
 
-# Nominal filters are +-1/sqrt2 and the published code rescales to +-1; using +-1 avoids rounding the filters in low precision.
+# Nominal filters are +-1/sqrt2 and the published code rescales them to +-1; using +-1 avoids rounding the filters in low precision.
 
 
 def image_signs() -> torch.Tensor:
-    """`(4, 1, 2, 2)`: sign of band, row, column of a 2x2 cell. The *width* bit is the more significant one."""
+    """`(4, 1, 2, 2)`: sign by band, frame, row, column of a 2x2 cell. In the band index the *width* bit is the more significant one."""
     low_high = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     return torch.einsum("wc,hb->whbc", low_high, low_high).reshape(4, 1, 2, 2)
 
 
 def video_signs() -> torch.Tensor:
-    """`(8, 2, 2, 2)`: sign of band, frame, row, column of a 2x2x2 cell. Bits are time, height, width."""
+    """`(8, 2, 2, 2)`: sign by band, frame, row, column of a 2x2x2 cell. Bits of the band index are time, height, width."""
     low_high = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     return torch.einsum("ta,hb,wc->thwabc", low_high, low_high, low_high).reshape(8, 2, 2, 2)
 
 
 def analyse(video_BCTHW: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
-    """Pixels -> coefficients `B, bands*C, T/ft, H/2, W/2`, where `signs` is `(bands, ft, 2, 2)`."""
+    """Pixels -> coefficients `B, bands*C, T/ft, H/2, W/2`; `signs` is `(bands, ft, 2, 2)`."""
     B, C, T, H, W = video_BCTHW.shape
     bands, frames = signs.shape[:2]
     cells = video_BCTHW.reshape(B, C, T // frames, frames, H // 2, 2, W // 2, 2)
@@ -42,7 +42,7 @@ def synthesise(coefficients: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
 
 
 def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
-    """Haar then two patch projections -> one projection from pixels.
+    """Folds the Haar transform and two patch projections into one projection from pixels.
 
     `low` `(l, 3*pt*patch^2)` reads band 0, `high` `(h, (bands-1)*3*pt*patch^2)` the others. Returns float64
     `(l+h, 3 * pt*ft * (2*patch)^2)`; the input vector is the pixel block in C order (rgb, frame, row, column).
@@ -55,7 +55,7 @@ def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch
 
 
 def fold_unpatch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
-    """Two un-patch projections then the inverse Haar -> one projection to pixels, laid out as in `fold_patch`.
+    """Folds two un-patch projections and the inverse Haar transform into one projection to pixels, laid out as in `fold_patch`.
 
     `low` `(3*pt*patch^2, l)`, `high` `((bands-1)*3*pt*patch^2, h)`; a bias is folded by passing it as a column.
     Returns float64 `(pixels, l+h)`.

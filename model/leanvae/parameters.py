@@ -1,8 +1,4 @@
-"""LeanVAE's parameters under their published names, and reproducible random ones for trials.
-
-Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
-There is no forward pass here; `model.leanvae` prepares these parameters for running.
-"""
+"""LeanVAE's parameters under their published names, and random ones for trials. No forward pass here."""
 
 from __future__ import annotations
 
@@ -22,17 +18,17 @@ class Stack(nn.Module):
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
-        inner = int(8 / 3 * channels)
+        hidden = int(8 / 3 * channels)
         self.dconv_layer = nn.ModuleList(
             nn.ModuleDict({"ds_conv": nn.Conv3d(channels, channels, 3, groups=channels)}) for _ in range(layers)
         )
         self.ffd_layer = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(channels),
-                nn.Linear(channels, 2 * inner, bias=False),
+                nn.Linear(channels, 2 * hidden, bias=False),
                 nn.Identity(),  # GEGLU
                 nn.Identity(),  # dropout of 0
-                nn.Linear(inner, channels, bias=False),
+                nn.Linear(hidden, channels, bias=False),
             )
             for _ in range(layers)
         )
@@ -47,14 +43,14 @@ class Coder(nn.Module):
         frames, rows, columns = config["patch_size"]
         image = 3 * rows * columns  # coefficients of one band in a patch of frame 0
         video = frames * image
-        for name, inside, outside in (
+        for name, width, coefficients in (
             ("video_low_proj", low, video),
             ("video_high_proj", high, 7 * video),
             ("image_low_proj", low, image),
             ("image_high_proj", high, 3 * image),
         ):
-            # a rearrangement without parameters stands before the encoder's projections and after the decoder's
-            parts = (nn.Linear(inside, outside),) if decoder else (nn.Identity(), nn.Linear(outside, inside))
+            # the published modules have a rearrangement without parameters before the encoder's projections and after the decoder's
+            parts = (nn.Linear(width, coefficients),) if decoder else (nn.Identity(), nn.Linear(coefficients, width))
             self.add_module(name, nn.Sequential(*parts))
         self.low_layer = Stack(low, config["sep_num_layer"])
         self.high_layer = Stack(high, config["sep_num_layer"])
@@ -87,15 +83,15 @@ class Network(nn.Module):
 
 
 def empty_network(config: Mapping[str, Any]) -> Network:
-    """The network on the meta device: names and shapes, no memory."""
+    """Network on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return Network(config)
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+    """Reproducible random float32 weights by published key; each tensor depends only on the seed and its key.
 
-    Scaled so that activations stay of order one. Latents made with them mean nothing.
+    Scaled so that activations stay of order one. Their latents mean nothing.
     """
     return {
         key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in empty_network(config).state_dict().items()
@@ -119,5 +115,5 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if "ds_conv" in key:
         noise = 0.3 * noise
     elif key.startswith("decoder.") and "_proj." in key:
-        noise = 0.25 * noise  # so that videos come out within the value range, mostly
+        noise = 0.25 * noise  # keeps most of a decoded video within the value range
     return noise * fan_in**-0.5

@@ -1,8 +1,7 @@
-"""Where LeanVAE's pixels come from and go to: float videos or uint8 YUV planes, a block of pixels per token.
+"""LeanVAE's pixel input and output: float videos `B 3 T H W` or uint8 YUV planes `B T 3 H W`, as rows of pixel blocks, one block per token.
 
-Enters: a video `B 3 T H W` or planes `B T 3 H W` with the matrix of each video. Leaves: rows of pixel blocks, one per token, block in C
-order (rgb, frame, row, column), which one product turns into tokens. Planes become RGB only here, a few frames at a time: the 3x3
-matrix and the gamut clamp; the scaling into a network's range is part of the same map (docs/adr/0005).
+A block is in C order (rgb, frame, row, column); one product turns it into a token. Planes become RGB here, a few frames at a time: one
+affine map does the 3x3 matrix and the scaling into the network's range, then values are clamped to the gamut (docs/adr/0005).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
     from model.kernels import Kernels
 
-FRAMES = 4  # of one token
+FRAMES = 4  # frames of a token
 
 
 class Pixels(Protocol):
-    """Frames of a batch of videos, on their way in."""
+    """Input frames of a batch of videos."""
 
     batch: int
     frames: int
@@ -32,25 +31,25 @@ class Pixels(Protocol):
         """Height, width."""
         ...
 
-    def cut(self, frames: slice) -> Pixels:
-        """The same videos, fewer frames."""
+    def select_frames(self, frames: slice) -> Pixels:
+        """These frames of the same videos."""
         ...
 
     def rows(self, videos: slice, frames: slice, depth: int, side: int) -> torch.Tensor:
-        """Blocks of `depth` frames by `side` by `side` pixels of a part of the videos: `(b*t*h*w, 3*depth*side*side)`."""
+        """Blocks of `depth` frames by `side` by `side` pixels from these videos and frames: `(b*t*h*w, 3*depth*side*side)`."""
         ...
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What the frames are made of, batch first; `of_tensors` puts it together again."""
+        """Tensors that hold the frames, batch first; the inverse of `from_tensors`."""
         ...
 
-    def of_tensors(self, tensors: Sequence[torch.Tensor]) -> Pixels:
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> Pixels:
         """Frames of the same kind from tensors shaped like `tensors()`."""
         ...
 
 
 class FloatPixels:
-    """A float video `B 3 T H W` in the network's range, moved to `device` and `dtype` when a step needs it."""
+    """Float video `B 3 T H W` in the network's range, moved to `device` and `dtype` when a step needs it."""
 
     def __init__(self, video_BCTHW: torch.Tensor, device: torch.device, dtype: torch.dtype) -> None:
         self._video, self._device, self._dtype = video_BCTHW, device, dtype
@@ -61,21 +60,21 @@ class FloatPixels:
         """Height, width."""
         return self._video.shape[3], self._video.shape[4]
 
-    def cut(self, frames: slice) -> FloatPixels:
-        """The same videos, fewer frames, on the network's device."""
+    def select_frames(self, frames: slice) -> FloatPixels:
+        """These frames of the same videos, on the network's device."""
         part = self._video[:, :, frames].to(self._device, self._dtype, non_blocking=True)
         return FloatPixels(part, self._device, self._dtype)
 
     def rows(self, videos: slice, frames: slice, depth: int, side: int) -> torch.Tensor:
-        """Pixel blocks as `Pixels.rows` says."""
+        """Pixel blocks, see `Pixels.rows`."""
         return patchify(self._video[videos, :, frames], depth, side)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The video."""
+        """The video tensor."""
         return (self._video,)
 
-    def of_tensors(self, tensors: Sequence[torch.Tensor]) -> FloatPixels:
-        """Another video."""
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> FloatPixels:
+        """Pixels of another video tensor."""
         return FloatPixels(tensors[0], self._device, self._dtype)
 
 
@@ -101,30 +100,30 @@ class PlanePixels:
         self._map_B34: torch.Tensor | None = None
         if kernels is not None:
             colours = rgb_map(matrices, value_range).float()
-            self._map_B34 = colours.to(planes_BT3HW.device, non_blocking=True)  # nothing here waits for the device
+            self._map_B34 = colours.to(planes_BT3HW.device, non_blocking=True)  # must not wait for the device
 
     @property
     def size(self) -> tuple[int, int]:
         """Height, width."""
         return self._planes.shape[3], self._planes.shape[4]
 
-    def cut(self, frames: slice) -> PlanePixels:
-        """The same videos, fewer frames."""
+    def select_frames(self, frames: slice) -> PlanePixels:
+        """These frames of the same videos."""
         return self._with(self._planes[:, frames], self._map_B34)
 
     def rows(self, videos: slice, frames: slice, depth: int, side: int) -> torch.Tensor:
-        """Pixel blocks as `Pixels.rows` says, in the network's range."""
+        """Pixel blocks in the network's range, see `Pixels.rows`."""
         planes = self._planes[videos, frames]
         if self._kernels is not None and self._map_B34 is not None:
             return self._kernels.planes_to_rows(planes, self._map_B34[videos], self._range, depth, side, self._dtype)
         return patchify(yuv_to_video(planes, self._matrices[videos], self._range, self._dtype), depth, side)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The planes, and where kernels convert them the matrices."""
+        """The planes, and the colour maps if kernels convert them."""
         return (self._planes,) if self._map_B34 is None else (self._planes, self._map_B34)
 
-    def of_tensors(self, tensors: Sequence[torch.Tensor]) -> PlanePixels:
-        """Other planes, of the same matrices unless those are among the tensors."""
+    def from_tensors(self, tensors: Sequence[torch.Tensor]) -> PlanePixels:
+        """Pixels of other planes; the colour matrices are these, unless the tensors include colour maps."""
         return self._with(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
     def _with(self, planes_BT3HW: torch.Tensor, map_B34: torch.Tensor | None) -> PlanePixels:
@@ -134,12 +133,12 @@ class PlanePixels:
 
 
 def first_frame(row: int, image: bool) -> int:
-    """Frame at which a latent row begins; `image` says that row 0 is a single frame."""
+    """Index of the first frame of a latent row; `image`: row 0 is a single frame."""
     return FRAMES * row - (FRAMES - 1) * image if row else 0
 
 
 def groups(span: slice, image: bool) -> list[tuple[int, int, int]]:
-    """A span of latent rows as (start, stop, frames of a token): row 0 of a video's first chunk is one frame, all others four."""
+    """Splits a span of latent rows into (start, stop, frames per token): row 0 of a video's first chunk is one frame, others four."""
     if not image or span.start > 0:
         return [(span.start, span.stop, FRAMES)]
     first = [(0, 1, 1)]
@@ -154,7 +153,7 @@ def patchify(video_BCTHW: torch.Tensor, depth: int, side: int) -> torch.Tensor:
 
 
 def unpatchify(blocks_NP: torch.Tensor, depth: int, side: int, video_BCTHW: torch.Tensor) -> None:
-    """Inverse of `patchify`, into existing memory."""
+    """Inverse of `patchify`, written into `video_BCTHW`."""
     B, C, T, H, W = video_BCTHW.shape
     cells = blocks_NP.view(B, T // depth, H // side, W // side, C, depth, side, side)
     video_BCTHW.copy_(cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, C, T, H, W))

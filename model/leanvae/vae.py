@@ -1,10 +1,8 @@
-"""LeanVAE: 4x8x8 or 4x16x16, causal, a Haar transform and linear patches around NAF layers, latents by compressed sensing.
+"""LeanVAE ready to run: splits chunks into steps, passes the causal state on, replays recorded steps on CUDA.
 
-Enters: published weights and configuration; videos `B 3 T H W` in `spec.value_range` (first chunk 4n+1 frames, later ones 4n), uint8
-planes, or latents. Leaves: raw posterior means `B d t h w`, videos, and the causal state for the next chunk.
-
-This file checks, steps through chunks and hands the state on. The arithmetic is in `model.leanvae.coder` (with `haar`, `pixels`, `tokens`
-and `fused` beside it), the parameters in `model.leanvae.parameters`. Nothing of a video is kept between calls.
+Takes videos `B 3 T H W` in `spec.value_range` (first chunk 4n+1 frames, later ones 4n), uint8 planes, or latents; returns raw
+posterior means `B d t h w` or videos, and the state for the next chunk. The arithmetic is in `model.leanvae.coder`, the parameters in
+`model.leanvae.parameters`. Nothing of a video is kept between calls.
 """
 
 from __future__ import annotations
@@ -33,25 +31,25 @@ if TYPE_CHECKING:
     from model.leanvae.pixels import Pixels
     from model.leanvae.tokens import Projection
     from model.state import CausalState
-    from model.vae import Memory
+    from model.vae import StateTensors
     from model.weights import CheckedWeights, WeightsSha256
 
 
 __all__ = ["NUMERICS", "LeanVAE", "build", "check", "random_weights"]
 
-NUMERICS = 2  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
+NUMERICS = 2  # increase when the same weights and frames give other bits; part of every build's fingerprint
 
-# A chunk of more tokens than this is stepped through, so that memory does not grow with it. A GPU wants more rows at a time: the state
-# of every layer is copied once a step.
+# Larger chunks are split into steps of this many tokens, so that memory does not grow with the chunk. A GPU gets more rows per
+# step, because every step copies the state of every layer.
 STEP_TOKENS, STEP_TOKENS_GPU = 1 << 16, 1 << 19
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class LeanVAE(CausalVAE):
-    """LeanVAE ready to run; see `model.interface.VideoVAE` for the contract.
+    """LeanVAE ready to run; implements `model.interface.VideoVAE`.
 
-    On a CPU latents and videos are bit for bit the same under any chunking and any batch; on other devices to rounding
-    (`spec.chunking` says which). `decode` needs no look-ahead, so `last` changes nothing here.
+    On a CPU latents and videos have the same bits for any chunking and any batch; on other devices they are equal up to rounding
+    (`spec.chunking` says which). `decode` needs no look-ahead, so `last` has no effect.
 
     Attributes, besides those of `CausalVAE`:
         network: parameters under their published names.
@@ -71,7 +69,7 @@ class LeanVAE(CausalVAE):
         return f"{super().__repr__()[:-1]}, {self.backend})"
 
     def with_backend(self, backend: str) -> LeanVAE:
-        """The same weights, device and arithmetic on another backend.
+        """The same weights, device and dtype on another backend.
 
         Raises:
             ValueError: an unknown backend, or one that cannot run here.
@@ -87,7 +85,7 @@ class LeanVAE(CausalVAE):
         *,
         moments: bool = False,
     ) -> tuple[Posterior, CausalState]:
-        """As `CausalVAE.encode_planes`. Planes become pixel rows a few frames at a time; a float video never exists as a whole."""
+        """As `CausalVAE.encode_planes`. Planes become pixel rows a few frames at a time; the whole float video is never in memory."""
         inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
         planes_BT3HW = planes_BT3HW.to(self.device, non_blocking=True)
         dtype = self._encoder.pixel_dtype
@@ -103,12 +101,12 @@ class LeanVAE(CausalVAE):
         return self._posterior(pixels, state, moments=moments)
 
     def features(self, video_BCTHW: torch.Tensor, state: CausalState | None = None) -> tuple[torch.Tensor, CausalState]:
-        """What the heads read: `B C t H/8 W/8`. Arguments as `encode`."""
+        """Input of the posterior heads: `B C t H/8 W/8`. Arguments as for `encode`."""
         inputs.check_video(video_BCTHW, self.spec, first=state is None)
         encoder = self._encoder
         heads = (
-            encoder.project(torch.eye(encoder.width), wide=True),
-            encoder.project(encoder.fusion_layers[-1].narrow_weight(), wide=True),
+            encoder.project(torch.eye(encoder.width), full_precision=True),
+            encoder.project(encoder.fusion_layers[-1].narrow_weight(), full_precision=True),
         )
         pixels = FloatPixels(video_BCTHW, self.device, encoder.pixel_dtype)
         with self._arithmetic():
@@ -122,8 +120,8 @@ class LeanVAE(CausalVAE):
         (mean, *rest), state = self._run_heads(pixels, state, heads, self._graphs)
         return mean, rest[0].clamp_(*LOGVAR_RANGE) if moments else None, state
 
-    def _here(self) -> AbstractContextManager[object]:
-        """Kernels run on the current CUDA device; this makes it the network's."""
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Context that makes the network's CUDA device current; kernels run on the current device."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _run_heads(
@@ -141,31 +139,31 @@ class LeanVAE(CausalVAE):
         image, pieces = past is None, []
         for start, stop in self._steps(rows, pixels.batch, grid):
             frames = slice(first_frame(start, image), first_frame(stop, image))
-            with self._here():
-                piece, past = self._encode_step(pixels.cut(frames), past, heads, graphs)
+            with self._on_device():
+                piece, past = self._encode_step(pixels.select_frames(frames), past, heads, graphs)
             pieces.append(piece)
         outputs = [torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3).contiguous() for parts in zip(*pieces, strict=True)]
-        return outputs, self._remember("encode", grid, past or ())
+        return outputs, self._next_state("encode", grid, past or ())
 
     def _encode_step(
         self,
         pixels: Pixels,
-        past: Memory | None,
+        past: StateTensors | None,
         heads: Sequence[tuple[Projection, Projection]],
         graphs: StepGraphs | None,
-    ) -> tuple[Sequence[torch.Tensor], Memory]:
-        """One run of the encoder, recorded and replayed where `graphs` are given."""
+    ) -> tuple[Sequence[torch.Tensor], StateTensors]:
+        """One run of the encoder, recorded and replayed if `graphs` is given."""
         if graphs is None:
             return self._encoder(pixels, past, heads)
-        given = pixels.tensors()
+        frames = pixels.tensors()
 
-        def step(*tensors: torch.Tensor) -> Memory:
-            before = tensors[len(given) :] or None
-            outputs, after = self._encoder(pixels.of_tensors(tensors[: len(given)]), before, heads)
+        def step(*tensors: torch.Tensor) -> StateTensors:
+            before = tensors[len(frames) :] or None
+            outputs, after = self._encoder(pixels.from_tensors(tensors[: len(frames)]), before, heads)
             return (*outputs, *after)
 
-        done = graphs.run((type(pixels), len(heads)), step, (*given, *(past or ())))
-        return done[: len(heads)], done[len(heads) :]
+        results = graphs.run((type(pixels), len(heads)), step, (*frames, *(past or ())))
+        return results[: len(heads)], results[len(heads) :]
 
     def _run_decoder(
         self, latent_BCthw: torch.Tensor, state: CausalState | None, *, last: bool
@@ -176,11 +174,11 @@ class LeanVAE(CausalVAE):
         pieces = []
         for start, stop in self._steps(rows, B, (h, w)):
             latent = latent_BCthw[:, :, start:stop].to(self.device, self.input_dtype)
-            with self._here():
+            with self._on_device():
                 piece, past = self._decoder(latent.permute(0, 2, 3, 4, 1).contiguous(), past)
             pieces.append(piece)
         video = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-        return video, self._remember("decode", (h, w), past or ())
+        return video, self._next_state("decode", (h, w), past or ())
 
     def _steps(self, rows: int, batch: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
         tokens = STEP_TOKENS if self.device.type == "cpu" else STEP_TOKENS_GPU
@@ -197,10 +195,10 @@ class LeanVAE(CausalVAE):
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
-    """Weights compared with their network, which is not built.
+    """Compares weights with the network of this configuration, without building it.
 
     Raises:
-        ValueError: keys or shapes that are not this configuration's, or non-finite weights.
+        ValueError: keys or shapes of another configuration, or non-finite weights.
     """
     return check_weights(empty_network(config), spec, config, weights)
 
@@ -208,6 +206,6 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
 def build(
     checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
 ) -> LeanVAE:
-    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    """Network with these weights; `provenance`: `checkpoint` or `seed`."""
     spec = checked.spec.on_device(device.type)
     return LeanVAE(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

@@ -1,10 +1,8 @@
-"""Which clips a step learns from: a timetable fixed by the recipe, and the micro-batches it lists, made ready in loader processes.
+"""Schedule of micro-batches, fixed by the recipe, and their loading in worker processes.
 
-Enters: a `Stage`, the run's seed, a `ClipSource`. Leaves: `MicroBatch`es in order, from any step on.
-
-A step has `stage.batches` micro-batches, numbered through the stage; number n belongs to step n // batches. Its group, its clips, their
-crops and flips follow from (seed, stage, n) alone. So how many processes share a step, how many loaders feed each and where a run was
-resumed change nothing in what is learned from.
+A step has `stage.batches` micro-batches, numbered through the stage; number n belongs to step n // batches. Its group, clips,
+crops and flips follow from (seed, stage, n) alone. So the data of a step do not depend on the number of processes that share it,
+on the number of loaders, or on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
     from model.training.recipe import Group, Stage
     from model.training.source import Clip, ClipSource
 
-AHEAD = 3  # micro-batches that each loader process keeps ready
-# What the seed is drawn for; numbers of their own keep draws apart.
+AHEAD = 3  # micro-batches that each loader process prefetches
+# Purposes of seeded draws; each has its own number, so that draws do not coincide.
 GROUPS, CROPS = 1, 2
 
 
@@ -34,14 +32,14 @@ class MicroBatch(NamedTuple):
     video_BCTHW: torch.Tensor  # uint8 RGB `B 3 T H W`
 
 
-class Timetable:
-    """The micro-batches of a stage: which group each is of, and which clip of the source is its first.
+class StageSchedule:
+    """Micro-batches of a stage: the group of each, and its first clip.
 
-    Clips are numbered through all stages, from `first_clip` on; none is used twice.
+    Clips are numbered through all stages from `first_clip`; none is used twice.
     """
 
     def __init__(self, stage: Stage, number: int, seed: int, first_clip: int) -> None:
-        """`number` is the stage's place in the recipe."""
+        """`number` is the stage's index in the recipe."""
         self.stage = stage
         count = stage.steps * stage.batches
         weights = np.array([group.weight for group in stage.groups])
@@ -53,43 +51,43 @@ class Timetable:
         self.next_clip = first_clip + int(sizes.sum())
 
     def group(self, number: int) -> Group:
-        """Of a micro-batch."""
+        """Group of a micro-batch."""
         return self.stage.groups[int(self._group[number])]
 
     def clips(self, number: int) -> range:
-        """Clips of a micro-batch, by their numbers in the source."""
+        """RankSampler of a micro-batch's clips in the source."""
         first = int(self._first[number])
         return range(first, first + self.group(number).batch)
 
 
-def timetables(stages: tuple[Stage, ...], seed: int) -> list[Timetable]:
-    """Of all stages of a recipe."""
-    tables: list[Timetable] = []
+def stage_schedules(stages: tuple[Stage, ...], seed: int) -> list[StageSchedule]:
+    """Schedules of all stages of a recipe."""
+    tables: list[StageSchedule] = []
     for number, stage in enumerate(stages):
-        tables.append(Timetable(stage, number, seed, tables[-1].next_clip if tables else 0))
+        tables.append(StageSchedule(stage, number, seed, tables[-1].next_clip if tables else 0))
     return tables
 
 
-class MicroBatches(Dataset[MicroBatch]):
-    """Micro-batch n of a stage, whenever asked for."""
+class MicroBatchDataset(Dataset[MicroBatch]):
+    """Dataset that loads micro-batch n of a stage."""
 
-    def __init__(self, source: ClipSource, table: Timetable, seed: int) -> None:
+    def __init__(self, source: ClipSource, table: StageSchedule, seed: int) -> None:
         self._source, self._table, self._seed = source, table, seed
 
     def __getitem__(self, number: int) -> MicroBatch:
-        """Raises ValueError where the source does not keep its promise."""
+        """Loads micro-batch `number`. Raises ValueError if the source returns a clip of another size or dtype."""
         group = self._table.group(number)
         keys, videos = [], []
         for index in self._table.clips(number):
             clip = self._source.clip(index, group.frames, group.height, group.width)
             _check(clip, group)
             keys.append(clip.key)
-            videos.append(_piece(clip.video_CTHW, group, np.random.default_rng([self._seed, CROPS, index])))
+            videos.append(_random_crop(clip.video_CTHW, group, np.random.default_rng([self._seed, CROPS, index])))
         return MicroBatch(number, tuple(keys), torch.stack(videos))
 
 
-class Numbers(Sampler[int]):
-    """The micro-batches of some steps that are one rank's: every `world`-th of each step's."""
+class RankSampler(Sampler[int]):
+    """RankSampler of one rank's micro-batches in a range of steps: every `world`-th of each step."""
 
     def __init__(self, steps: range, per_step: int, rank: int, world: int) -> None:
         self._steps, self._own = steps, range(rank, per_step, world)
@@ -105,14 +103,14 @@ class Numbers(Sampler[int]):
 
 
 def load(
-    batches: MicroBatches, *, steps: range, per_step: int, rank: int, world: int, loaders: int
+    batches: MicroBatchDataset, *, steps: range, per_step: int, rank: int, world: int, loaders: int
 ) -> Iterator[MicroBatch]:
-    """The micro-batches of these steps that are this rank's, in order; `loaders` processes make them (0: this one).
+    """Loads this rank's micro-batches of the steps, in order, in `loaders` processes (0: in this process).
 
-    Every rank has as many of each step: `per_step` is a multiple of `world`.
+    `per_step` is a multiple of `world`, so all ranks have equally many per step.
     """
-    numbers = Numbers(steps, per_step, rank, world)
-    # Loaders are started afresh, not forked: a fork copies locks that threads of arithmetic, Ray or CUDA hold.
+    numbers = RankSampler(steps, per_step, rank, world)
+    # Loaders are spawned, not forked: a fork copies locks that threads of BLAS, Ray or CUDA hold.
     processes = {"multiprocessing_context": "spawn", "prefetch_factor": AHEAD} if loaders else {}
     loader = DataLoader(batches, sampler=numbers, batch_size=None, num_workers=loaders, **processes)  # type: ignore[arg-type]
     return iter(loader)
@@ -124,13 +122,13 @@ def _check(clip: Clip, group: Group) -> None:
     fits = colours == 3 and frames == group.frames and height >= group.height and width >= group.width
     if not fits or video.dtype != torch.uint8:
         raise ValueError(
-            f"the source gave clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with "
+            f"the source returned clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with "
             f"sides of at least {group.height}x{group.width}"
         )
 
 
-def _piece(video_CTHW: torch.Tensor, group: Group, draw: np.random.Generator) -> torch.Tensor:
-    """A random piece of the group's size, mirrored half of the time."""
+def _random_crop(video_CTHW: torch.Tensor, group: Group, draw: np.random.Generator) -> torch.Tensor:
+    """Random crop of the group's size, flipped half of the time."""
     top = int(draw.integers(video_CTHW.shape[2] - group.height + 1))
     left = int(draw.integers(video_CTHW.shape[3] - group.width + 1))
     piece = video_CTHW[:, :, top : top + group.height, left : left + group.width]

@@ -1,8 +1,7 @@
-"""Networks that tell original patches from reconstructed ones.
+"""PatchGAN discriminators: frames `N 3 H W` or clips `B 3 T H W` -> logits, one per patch.
 
-Enters: frames `N 3 H W` or clips `B 3 T H W`. Leaves: logits, one per patch. Sources: pix2pix (Isola et al. 2017, section 3.2.2 and
-appendix 6.1.2) for single frames, as LeanVAE takes it (spec section 13); the same with 3-D kernels of three for WF-VAE (section 3.4, spec
-section 14).
+Sources: pix2pix (Isola et al. 2017, section 3.2.2 and appendix 6.1.2) for single frames, as LeanVAE uses it (spec section 13); the
+same with 3-D kernels of three for WF-VAE (section 3.4, spec section 14).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEAK = 0.2
-WIDEST = 8  # times the first layer's channels
+WIDEST = 8  # largest width, relative to the first layer's
 
 
 class PatchDiscriminator2d(nn.Module):
-    """PatchGAN of single frames: 4x4 kernels, `layers` halvings, batch norm; 70x70 pixels see one logit with three layers."""
+    """PatchGAN of single frames: 4x4 kernels, `layers` downsamplings, batch norm; with three layers a logit sees 70x70 pixels."""
 
     takes = "frames"
 
@@ -64,9 +63,9 @@ DISCRIMINATORS: dict[str, type[PatchDiscriminator2d] | type[PatchDiscriminator3d
 def _patch_gan(
     convolution: Callable[..., nn.Module], norm: Callable[[int], nn.Module], size: int, strides: list, channels: int
 ) -> nn.Sequential:
-    """Convolutions with leaky ReLU, norms on all but the first, and one logit at the end.
+    """Convolutions with leaky ReLU, norms on all but the first, and one output channel of logits.
 
-    Convolutions before a norm have no bias, which the norm would take away again.
+    Convolutions before a norm have no bias, because the norm would cancel it.
     """
     modules: list[nn.Module] = [convolution(3, channels, size, stride=strides[0], padding=1), nn.LeakyReLU(LEAK)]
     width = channels
@@ -83,7 +82,7 @@ def _patch_gan(
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
-    """Convolutions normal with deviation 0.02, norms' gains normal around 1 with the same, biases zero (pix2pix, appendix 6.2)."""
+    """Normal convolutions (deviation 0.02), norm gains normal around 1 with the same deviation, zero biases (pix2pix, appendix 6.2)."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):

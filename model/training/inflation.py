@@ -1,14 +1,13 @@
-"""IV-VAE's beginning: an image VAE made into a video VAE that does to every frame what the image VAE did.
+"""Inflation for IV-VAE: weights of an image VAE -> weights of a video VAE that treats every frame as the image VAE did.
 
-Enters: kernels of an image VAE, or of an IV-VAE that has learned on images. Leaves: the kernels of the video VAE, with time in them.
 Source: supplement 2.2, equations 3 and 4; spec sections 2, 7 and 10.
 
-The image VAE is the same network without time (`image_keys` lists it): features of twice the width, one convolution `conv` where the video
-VAE has a pair, no `time_conv`. The pair divides its outputs: the first half becomes the 2-D branch, the second the 3-D branch with its
-kernel in the present frame. The picture's last convolution is given to both branches whole, since either may draw the frame.
+The image VAE is the same network without time (`image_keys` lists its keys): features of twice the width, one convolution `conv` where the
+video VAE has a pair, no `time_conv`. The pair splits its outputs: the first half becomes the 2-D branch, the second the 3-D branch with its
+kernel in the present frame. Both branches get the whole last convolution, because either may produce a frame.
 
-No image VAE of this kind is published. One is had by training an IV-VAE on images: what it does to one frame is an image VAE
-(`image_part`), and `inflate` takes its weights as they are.
+No such image VAE is published. To get one, train an IV-VAE on images: what it does to one frame is an image VAE (`image_part`),
+and `inflate` accepts its weights directly.
 """
 
 from __future__ import annotations
@@ -25,17 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FLAT, DEEP = ".conv_2d.", ".conv_3d."
-LAST = "decoder.head.2"  # both branches draw a picture
-KEY_FRAME = (
-    0  # of the two that a temporal halving reads: the first, which is the group's key frame once two halvings are done
-)
+LAST = "decoder.head.2"  # convolution to pixels, whole in both branches
+# Frame that a temporal halving keeps: the first of two, which is the group's key frame after two halvings.
+KEY_FRAME = 0
 
 
 def inflate_centre(kernel_OIhw: torch.Tensor, frames: int = 3) -> torch.Tensor:
-    """A 2-D kernel `(O, I, kh, kw)` -> `(O, I, frames, kh, kw)`: the kernel in the middle, zeros around it (centre initialisation).
+    """Centre initialisation: 2-D kernel `(O, I, kh, kw)` -> `(O, I, frames, kh, kw)` with the kernel in the middle and zeros around it.
 
     Raises:
-        ValueError: a kernel of another rank, or an even number of frames, which has no middle.
+        ValueError: a kernel of another rank, or an even number of frames.
     """
     if kernel_OIhw.ndim != 4 or frames < 1 or frames % 2 == 0:
         raise ValueError(
@@ -47,17 +45,17 @@ def inflate_centre(kernel_OIhw: torch.Tensor, frames: int = 3) -> torch.Tensor:
 
 
 def halving_kernel(channels: int, size: tuple[int, int, int] = (2, 1, 1), frame: int = KEY_FRAME) -> torch.Tensor:
-    """Equation 3: `(c, c, *size)` that copies frame `frame` (-1: the last, for causal kernels) and drops the others."""
+    """Equation 3: kernel `(c, c, *size)` that copies frame `frame` (-1: the last, for causal kernels) and drops the others."""
     return _identity(channels, size, frame)
 
 
 def doubling_kernel(channels: int, size: tuple[int, int, int] = (1, 1, 1), frame: int = 0) -> torch.Tensor:
-    """Equation 4: `(2c, c, *size)` whose two halves, stacked as two frames, both repeat frame `frame`."""
+    """Equation 4: kernel `(2c, c, *size)` whose two halves, stacked as two frames, both repeat frame `frame`."""
     return torch.cat([_identity(channels, size, frame)] * 2)
 
 
 def image_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The image VAE's parameters by name, on the meta device: names and shapes, no memory."""
+    """The image VAE's parameters by key, on the meta device: names and shapes without memory."""
     expected: dict[str, torch.Tensor] = {}
     for key, meta in _video_keys(config).items():
         if FLAT in key:
@@ -69,14 +67,14 @@ def image_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def inflate(config: Mapping[str, Any], image_weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An image VAE's weights -> those of the IV-VAE of `config`, by published key.
+    """Weights of an image VAE -> weights of the IV-VAE of `config`, by published key.
 
-    `image_weights` are by the keys of `image_keys(config)`, or an IV-VAE's own, of which the image part is taken. The video VAE encodes a
-    frame as the image VAE does; a static video gives that latent in every row; any video decodes to frames that the image VAE draws from
-    its latents, each repeated over its group.
+    `image_weights` have the keys of `image_keys(config)`, or are an IV-VAE's own, whose image part is taken. The video VAE encodes
+    a frame as the image VAE does; a static video has the same latent in every row; a video decodes to the frames the image VAE
+    decodes from its latents, each repeated over its group.
 
     Raises:
-        ValueError: weights that are neither; lists what is missing, extra or misshapen.
+        ValueError: other weights; lists what is missing, extra or misshapen.
     """
     if any(DEEP in key for key in image_weights):
         image_weights = image_part(config, image_weights)
@@ -96,41 +94,41 @@ def inflate(config: Mapping[str, Any], image_weights: Mapping[str, torch.Tensor]
 
 
 def image_part(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What an IV-VAE does to a clip of one frame, as an image VAE: published weights -> those of `image_keys(config)`.
+    """Image VAE contained in an IV-VAE (its effect on a clip of one frame): published weights -> those of `image_keys(config)`.
 
-    A 3-D kernel that sees the one frame twice and nothing behind it (spec section 2) is the sum of its first two taps.
+    A 3-D kernel that sees one frame twice and no following frame (spec section 2) is the sum of its first two taps.
 
     Raises:
-        ValueError: weights that are not an IV-VAE's of `config`; lists what is missing, extra or misshapen.
+        ValueError: weights of another network than the IV-VAE of `config`; lists what is missing, extra or misshapen.
     """
     check_keys("the IV-VAE to take the image part of", _video_keys(config), weights)
-    found: dict[str, torch.Tensor] = {}
+    image: dict[str, torch.Tensor] = {}
     for key in image_keys(config):
         if key in weights:
-            found[key] = weights[key].clone()
+            image[key] = weights[key].clone()
             continue
         flat, deep = (weights[key.replace(".conv.", branch)] for branch in (FLAT, DEEP))
         if key.startswith(LAST):
-            found[key] = flat.clone()  # an image is the 2-D branch's
+            image[key] = flat.clone()  # the 2-D branch produces images
         else:
-            found[key] = torch.cat([flat, deep[:, :, :2].sum(2) if deep.ndim == 5 else deep])
-    return found
+            image[key] = torch.cat([flat, deep[:, :, :2].sum(2) if deep.ndim == 5 else deep])
+    return image
 
 
 def _video_keys(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The video VAE's parameters by name, on the meta device. Raises ValueError for an impossible configuration."""
+    """The video VAE's parameters by key, on the meta device. Raises ValueError for an impossible configuration."""
     full = complete("ivvae", config)
     spec("ivvae", full)
     return empty_network(full).state_dict()
 
 
 def _half(tensor: torch.Tensor, key: str, half: int) -> torch.Tensor:
-    """The outputs of one branch."""
+    """Rows of one branch."""
     return tensor.clone() if key.startswith(LAST) else tensor.chunk(2)[half].clone()
 
 
 def _time(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A kernel or bias that halves or doubles time."""
+    """Kernel or bias that halves or doubles time."""
     if len(shape) == 1:
         return torch.zeros(shape)
     outputs, channels, *size = shape

@@ -1,7 +1,4 @@
-"""The latent that training decodes: drawn from its posterior with noise that the trainer gives.
-
-Enters: a posterior, and noise of its shape. Leaves: the latent, through which gradients reach mean and log-variance.
-"""
+"""Sampling of the latent that training decodes, from its posterior and given noise."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ if TYPE_CHECKING:
     from model.posterior import Posterior
 
 
-def drawn(posterior: Posterior, noise_BCthw: torch.Tensor | None) -> torch.Tensor:
-    """`B d t h w`: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4), or the mean where there is no noise.
+def sample_latent(posterior: Posterior, noise_BCthw: torch.Tensor | None) -> torch.Tensor:
+    """`B d t h w`: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, section 2.4), or the mean if noise is None.
 
     Raises:
         ValueError: noise of another shape; a posterior without log-variance.
@@ -23,7 +20,7 @@ def drawn(posterior: Posterior, noise_BCthw: torch.Tensor | None) -> torch.Tenso
     if noise_BCthw is None:
         return mean
     if logvar is None:
-        raise ValueError("a latent is drawn from mean and log-variance, got a posterior without log-variance")
+        raise ValueError("sampling needs mean and log-variance; got a posterior without log-variance")
     if noise_BCthw.shape != mean.shape:
         raise ValueError(
             f"expected noise of the latent's shape {tuple(mean.shape)}, got {tuple(noise_BCthw.shape)}; "

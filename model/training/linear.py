@@ -1,12 +1,12 @@
-"""The best linear autoencoder of pixel blocks: the start of a training run, and the bar it must clear.
+"""Best linear autoencoder of pixel blocks, by principal components: initial weights and baseline of a training run.
 
-Enters: clips `B 3 T H W` of any scaling, T = 4n+1. Leaves: principal components of 4 x side x side blocks for groups of frames and of
-1 x side x side blocks for frame 0, as a `LinearAutoencoder` with latents `B d t h w` of unit variance per channel.
+Takes clips `B 3 T H W` of any scaling, T = 4n+1; returns a `LinearAutoencoder` of 4 x side x side blocks for groups of frames and
+1 x side x side blocks for frame 0, with latents `B d t h w` of unit variance per channel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 COLOURS = 3
-# Components of less variance than this part of the largest, or than this in itself, are not made larger than with it.
+# Components with less variance than this share of the largest, or than this absolute value, are not scaled up further.
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 1e-9, 1e-12
 
 
@@ -25,15 +25,15 @@ RELATIVE_FLOOR, ABSOLUTE_FLOOR = 1e-9, 1e-12
 class BlockComponents:
     """Principal components of one kind of block, all float64; P = 3 * frames * side^2 in the order (rgb, frame, row, column)."""
 
-    mean: torch.Tensor  # (P,)
-    encode: torch.Tensor  # (d, P), block minus mean -> latent of unit variance
-    decode: torch.Tensor  # (P, d), latent -> block minus mean
-    covariance: torch.Tensor  # (P, P), of the blocks it was fitted on
+    mean: torch.Tensor = field(repr=False)  # (P,)
+    encode: torch.Tensor = field(repr=False)  # (d, P), block minus mean -> latent of unit variance
+    decode: torch.Tensor = field(repr=False)  # (P, d), latent -> block minus mean
+    covariance: torch.Tensor = field(repr=False)  # (P, P), of the blocks it was fitted on
 
 
 @dataclass(frozen=True, slots=True)
 class LinearAutoencoder:
-    """Frame 0 by `image`, every four frames after it by `video`, each block by itself."""
+    """Codes frame 0 with `image` and every four frames after it with `video`, each block independently."""
 
     image: BlockComponents
     video: BlockComponents
@@ -41,7 +41,7 @@ class LinearAutoencoder:
 
     @property
     def latent_channels(self) -> int:
-        """Of either part."""
+        """Latent channels of both parts."""
         return int(self.video.encode.shape[0])
 
     def encode(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class LinearAutoencoder:
 
 
 def assemble(blocks_BthwP: torch.Tensor, depth: int, side: int) -> torch.Tensor:
-    """Pixel blocks of tokens -> `B 3 depth*t side*h side*w`, differentiable; inverse of `model.leanvae.pixels.patchify`."""
+    """Pixel blocks of tokens -> `B 3 depth*t side*h side*w`, differentiable; the inverse of `model.leanvae.pixels.patchify`."""
     B, t, h, w, _ = blocks_BthwP.shape
     cells = blocks_BthwP.reshape(B, t, h, w, COLOURS, depth, side, side)
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, COLOURS, t * depth, h * side, w * side)
@@ -89,7 +89,7 @@ def check_clip(video_BCTHW: torch.Tensor, side: int) -> None:
 
 
 class _Moments:
-    """Mean and covariance of rows, summed up in float64."""
+    """Mean and covariance of rows, accumulated in float64."""
 
     def __init__(self, width: int) -> None:
         self.count = 0
@@ -108,18 +108,18 @@ class _Moments:
 
 
 def fit_linear(clips: Iterable[torch.Tensor], latent_channels: int, *, side: int = 8) -> LinearAutoencoder:
-    """Principal component analysis of every block of every clip, one pass, in memory that does not grow with their number.
+    """Principal component analysis of all blocks of all clips in one pass; memory does not grow with their number.
 
     Args:
         clips: floating `B 3 T H W`, T = 4n+1, in the network's value range; sizes may differ.
-        latent_channels: d, at most 3 * side^2 (all there is in a block of frame 0).
-        side: pixels of a block, twice the configuration's patch.
+        latent_channels: d, at most 3 * side^2 (the size of a block of frame 0).
+        side: side of a block in pixels, twice the configuration's patch.
 
-    The image part is turned (an orthogonal map of its latents, which changes no reconstruction) so that a frame and the same frame repeated
-    four times have latents as alike as possible: causal layers then see one signal in every row.
+    The image part's latents are rotated (which changes no reconstruction) so that a frame, and the same frame repeated four times,
+    have latents as similar as possible: causal layers then see the same signal in every row.
 
     Raises:
-        ValueError: clips that do not fit; fewer blocks of either kind than numbers in a latent.
+        ValueError: clips that do not fit; fewer blocks of a kind than latent channels.
     """
     still, moving = COLOURS * side * side, COLOURS * FRAMES * side * side
     if not 1 <= latent_channels <= still:
@@ -130,19 +130,19 @@ def fit_linear(clips: Iterable[torch.Tensor], latent_channels: int, *, side: int
         moments[1].add(patchify(clip[:, :, :1], 1, side))
         if clip.shape[2] > 1:
             moments[FRAMES].add(patchify(clip[:, :, 1:], FRAMES, side))
-    for depth, found in moments.items():
-        if found.count <= latent_channels:
+    for depth, sums in moments.items():
+        if sums.count <= latent_channels:
             raise ValueError(
-                f"{found.count} blocks of {depth} frame(s) are too few for {latent_channels} components; give more clips, "
+                f"{sums.count} blocks of {depth} frame(s) are too few for {latent_channels} components; give more clips, "
                 f"with at least {FRAMES + 1} frames among them"
             )
     image = _components(*moments[1].mean_and_covariance(), latent_channels)
     video = _components(*moments[FRAMES].mean_and_covariance(), latent_channels)
-    return LinearAutoencoder(_turned(image, video), video, side)
+    return LinearAutoencoder(_rotated(image, video), video, side)
 
 
 def principal(covariance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest variances, and their directions as columns; signs are fixed (the largest entry is positive)."""
+    """The `count` largest variances, and their directions as columns, with fixed signs (the largest entry is positive)."""
     variances, directions = torch.linalg.eigh(covariance)
     variances, directions = variances.flip(0)[:count].clamp_min(0), directions.flip(1)[:, :count]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
@@ -156,8 +156,8 @@ def _components(mean: torch.Tensor, covariance: torch.Tensor, count: int) -> Blo
     return BlockComponents(mean, (directions / deviations).T, directions * deviations, covariance)
 
 
-def _turned(image: BlockComponents, video: BlockComponents) -> BlockComponents:
-    """The image part with its latents turned towards those of the same frame repeated (orthogonal Procrustes)."""
+def _rotated(image: BlockComponents, video: BlockComponents) -> BlockComponents:
+    """The image part with its latents rotated towards those of the same frame repeated (orthogonal Procrustes)."""
     still = image.mean.shape[0]
     per_colour = still // COLOURS
     repeat = torch.eye(COLOURS * per_colour, dtype=torch.float64).view(COLOURS, 1, per_colour, still)

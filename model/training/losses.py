@@ -1,7 +1,6 @@
-"""The terms of the published objectives, one small function each.
+"""Loss terms of the published objectives: scalars with gradients, one small function each.
 
-Enters: originals, reconstructions, posteriors, coefficients, logits. Leaves: scalars with gradients. Which are summed with what weights is
-decided in `model.training.objective`; the perceptual terms are in `model.training.perceptual`.
+`model.training.objective` weights and sums them; the perceptual terms are in `model.training.perceptual`.
 
 Sources: LeanVAE (ICCV 2025, training objective; spec section 13), WF-VAE (section 3.4, equations 5 to 7; spec section 14), IV-VAE
 (supplement 3.1, equation 5; spec section 10), LeCam (Tseng et al. 2021, equation 4), VQGAN (Esser et al. 2021, equation 7).
@@ -27,17 +26,17 @@ ADAPTIVE_EPSILON, ADAPTIVE_CEILING = 1e-6, 1e4  # WF-VAE equation 7; the ceiling
 
 
 def pixel_l1(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Mean over everything of |x - y| (LeanVAE)."""
+    """Mean of |x - y| over all elements (LeanVAE)."""
     return (original_BCTHW - reconstruction_BCTHW).abs().mean()
 
 
 def pixel_mse(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Mean of (x - y)^2, which PSNR measures. In none of the papers, whose L1 draws edges sharper and loses a little PSNR for it."""
+    """Mean of (x - y)^2, which PSNR measures. No paper uses it: their L1 gives sharper edges and slightly lower PSNR."""
     return (original_BCTHW - reconstruction_BCTHW).square().mean()
 
 
 def haar_l1(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """L1 on Haar coefficients (LeanVAE): (low band, high bands), each the mean over frame 0's 2-D part plus that over the 3-D part.
+    """L1 of Haar coefficients (LeanVAE): (low band, high bands), each the mean over frame 0's 2-D part plus that over the 3-D part.
 
     Coefficients are the unscaled sums and differences of spec section 3 (signs +1 and -1). An image has no second part.
 
@@ -75,14 +74,14 @@ def kl_divergence(posterior: Posterior) -> torch.Tensor:
 
 
 def energy_flow(encoded: Sequence[torch.Tensor], decoded: Sequence[torch.Tensor]) -> torch.Tensor:
-    """WL loss (WF-VAE equation 5): sum of |encoder's - decoder's| coefficients over the levels, mean over videos.
+    """WL loss (WF-VAE equation 5): sum over levels of |encoder's - decoder's| coefficients, mean over videos.
 
     Args:
         encoded: `B C t h w` per level, as the encoder's energy flow reads them.
-        decoded: the same as the decoder predicts them.
+        decoded: the same, as the decoder predicts them.
 
     Raises:
-        ValueError: levels that do not pair up.
+        ValueError: levels that do not match.
     """
     if (
         len(encoded) != len(decoded)
@@ -90,7 +89,7 @@ def energy_flow(encoded: Sequence[torch.Tensor], decoded: Sequence[torch.Tensor]
         or any(a.shape != b.shape for a, b in zip(encoded, decoded, strict=True))
     ):
         raise ValueError(
-            f"coefficients of both directions must pair up, got {[tuple(part.shape) for part in encoded]} and "
+            f"coefficients of encoder and decoder must match, got {[tuple(part.shape) for part in encoded]} and "
             f"{[tuple(part.shape) for part in decoded]}"
         )
     return torch.stack([(a - b).abs().sum() for a, b in zip(encoded, decoded, strict=True)]).sum() / encoded[0].shape[0]
@@ -115,9 +114,9 @@ def hinge_generator(logits_fake: torch.Tensor) -> torch.Tensor:
 
 
 class LeCam(nn.Module):
-    """LeCam regulariser: keeps the discriminator's answers near the running means of its past ones (LeanVAE: decay 0.999, weight 0.005).
+    """LeCam regulariser: pulls the discriminator's logits towards running means of its past ones (LeanVAE: decay 0.999, weight 0.005).
 
-    The running means are buffers, so they travel with a checkpoint; they begin at zero. With several processes the means are those of all.
+    The running means are buffers, so checkpoints hold them; they start at zero. With several processes they are means over all.
     """
 
     real: torch.Tensor
@@ -133,13 +132,13 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> None:
-        """Moves the running means towards this step's."""
-        now = torch.stack([logits_real.float().mean(), logits_fake.float().mean()])
+        """Updates the running means with this step's logits."""
+        means = torch.stack([logits_real.float().mean(), logits_fake.float().mean()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(now)
-            now /= torch.distributed.get_world_size()
-        self.real.lerp_(now[0].to(self.real), 1.0 - self.decay)
-        self.fake.lerp_(now[1].to(self.fake), 1.0 - self.decay)
+            torch.distributed.all_reduce(means)
+            means /= torch.distributed.get_world_size()
+        self.real.lerp_(means[0].to(self.real), 1.0 - self.decay)
+        self.fake.lerp_(means[1].to(self.fake), 1.0 - self.decay)
 
     def forward(self, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
         """mean(max(0, real - running fake)^2) + mean(max(0, running real - fake)^2)."""
@@ -147,10 +146,10 @@ class LeCam(nn.Module):
 
 
 def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
-    """How strong the adversarial term may be: the ratio of both terms' gradient norms at the last layer (WF-VAE equation 7).
+    """Adaptive weight of the adversarial term: ratio of both terms' gradient norms at the last layer (WF-VAE equation 7).
 
-    Two losses that depend on the parameter `last_layer`, whose graphs are kept -> |grad reconstruction| / (|grad adversarial| + 1e-6), at
-    most 1e4, without a gradient.
+    Takes two losses that depend on the parameter `last_layer`; keeps their graphs. Returns |grad reconstruction| / (|grad adversarial| +
+    1e-6), at most 1e4, detached.
     """
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)

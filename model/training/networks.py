@@ -1,7 +1,4 @@
-"""The networks that can be trained, by name.
-
-Enters: the name of a family or preset, a configuration over it, a seed. Leaves: the network with gradients, freshly initialised.
-"""
+"""Trainable networks by name, freshly initialised."""
 
 from __future__ import annotations
 
@@ -26,25 +23,26 @@ def trainable(
     recompute: bool = False,
     linear: LinearAutoencoder | None = None,
 ) -> Trainable:
-    """`network` (family or preset) with `config` over its published keys, ready to learn, in float32 on the CPU.
+    """Trainable `network` (family or preset) with `config` over its published keys, float32 on the CPU.
 
     Args:
-        network: as `lathe models` names it.
-        config: published keys, over the preset's.
-        seed: of the parameters; nothing else decides them.
-        recompute: blocks keep only their inputs and run twice: less memory, about a third more time.
-        linear: the autoencoder that a LeanVAE begins as (`fit_linear`).
+        network: a name listed by `lathe models`.
+        config: published keys, which override the preset's.
+        seed: of the parameters, which depend on nothing else.
+        recompute: blocks keep only their inputs and run again in the backward pass: less memory, about a third more time.
+        linear: autoencoder that a LeanVAE starts as (`fit_linear`).
 
     Raises:
-        ValueError: an unknown network, one that cannot be trained here, an impossible configuration, `linear` for another than LeanVAE.
+        ValueError: unknown network, one that cannot be trained here, impossible configuration, `linear` for a network that is not
+        a LeanVAE.
     """
     family, full = family_of(network).name, complete(network, config)
     if family not in FAMILIES:
         raise ValueError(
-            f"{network} is of family {family}, which cannot be trained here; families that can: {', '.join(FAMILIES)}, and their presets"
+            f"{network} is of family {family}, which cannot be trained here; expected one of {', '.join(FAMILIES)}, or a preset of these"
         )
     if linear is not None and family != "leanvae":
-        raise ValueError(f"only leanvae begins as a linear autoencoder, got {network} of family {family}")
+        raise ValueError(f"only leanvae can start as a linear autoencoder, got {network} of family {family}")
     if family == "leanvae":
         from model.training.trainable import TrainableLeanVAE
 

@@ -1,7 +1,7 @@
-"""What training minimises: the terms of a recipe, weighted and summed, for the autoencoder and for the discriminator.
+"""Training objective: the weighted sum of a recipe's terms, for the autoencoder and for the discriminator.
 
-Enters: an `ObjectiveRecipe`, then originals, reconstructions and posteriors. Leaves: a loss with gradients, and every term's unweighted
-value under its name, for the logs. Each term is a function of `model.training.losses` or `model.training.perceptual`.
+Terms are functions of `model.training.losses` and `model.training.perceptual`. Results are a loss with gradients, and the
+unweighted value of every term by name, for the logs.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     Coefficients = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]  # of the encoder, of the decoder
 
-GROUP = 4  # frames that LPIPS looks at together with frame 0
-NOT_RECONSTRUCTION = ("kl", "wl")  # adaptive weights compare with the other terms alone (VQGAN equation 7)
-FOOLING = {"non_saturating": losses.non_saturating_generator, "hinge": losses.hinge_generator}
+GROUP = 4  # frames that LPIPS compares in addition to frame 0
+NOT_RECONSTRUCTION = ("kl", "wl")  # terms that adaptive weights leave out of the reconstruction loss (VQGAN equation 7)
+GENERATOR_LOSSES = {"non_saturating": losses.non_saturating_generator, "hinge": losses.hinge_generator}
 
 
 class Objective:
-    """A recipe at work. It keeps the discriminator and the regulariser's running means, and nothing else between steps.
+    """Objective of one stage. Between steps it keeps only the discriminator and the regulariser's running means.
 
     Attributes:
-        recipe: as given. network: the discriminator, or None. lecam: its regulariser, or None.
+        recipe: the recipe. discriminator: the discriminator, or None. lecam: its regulariser, or None.
     """
 
     def __init__(
@@ -47,73 +47,73 @@ class Objective:
         lpips: LPIPS | None = None,
         seed: int = 0,
     ) -> None:
-        """`value_range` is of the videos, `seed` of the discriminator.
+        """`value_range`: of the videos; `seed`: of the discriminator.
 
         Raises:
-            ValueError: the recipe asks for LPIPS and there is none.
+            ValueError: the recipe uses LPIPS and `lpips` is None.
         """
         if recipe.wants("lpips", "lpips_sum") and lpips is None:
             raise ValueError(
-                "the recipe has a weight for LPIPS, whose weights were not given: load them with load_lpips(FILE), or leave the terms "
-                "lpips and lpips_sum out (pyramid needs no weights)"
+                "the recipe weights LPIPS, but its weights were not given: load them with load_lpips(FILE), or remove the terms "
+                "lpips and lpips_sum (pyramid needs no weights)"
             )
         self.recipe, self._lpips = recipe, lpips
         low, high = value_range
         self._gain, self._offset = 2.0 / (high - low), -(high + low) / (high - low)  # to [-1, 1]
-        self.network: nn.Module | None = None
+        self.discriminator: nn.Module | None = None
         self.lecam: losses.LeCam | None = None
         if recipe.adversarial is not None:
             adversarial = recipe.adversarial
-            self.network = DISCRIMINATORS[adversarial.discriminator](
+            self.discriminator = DISCRIMINATORS[adversarial.discriminator](
                 adversarial.channels, adversarial.layers, seed=seed
             )
             self.lecam = losses.LeCam(adversarial.lecam_decay)
 
     def to(self, device: torch.device | str) -> Objective:
-        """Moves what it keeps."""
-        for module in (self.network, self.lecam, self._lpips):
+        """Moves all its modules to a device."""
+        for module in (self.discriminator, self.lecam, self._lpips):
             if module is not None:
                 module.to(device)
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: discriminator and running means; empty without an adversarial term."""
-        if self.network is None or self.lecam is None:
+        """State of a resumed run: discriminator and running means; empty without an adversarial term."""
+        if self.discriminator is None or self.lecam is None:
             return {}
-        return {"network": self.network.state_dict(), "lecam": self.lecam.state_dict()}
+        return {"network": self.discriminator.state_dict(), "lecam": self.lecam.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for the state of another recipe."""
-        expected = () if self.network is None else ("network", "lecam")
+        """Restores `state_dict`. Raises ValueError for the state of another recipe."""
+        expected = () if self.discriminator is None else ("network", "lecam")
         if tuple(state) != expected:
             raise ValueError(
                 f"the objective's state holds {list(state)}, expected {list(expected)}; resume with the same recipe"
             )
-        if self.network is not None and self.lecam is not None:
-            self.network.load_state_dict(state["network"])
+        if self.discriminator is not None and self.lecam is not None:
+            self.discriminator.load_state_dict(state["network"])
             self.lecam.load_state_dict(state["lecam"])
 
     def adversarial_at(self, step: int) -> bool:
-        """Whether the adversarial term is on, so that the discriminator is to be trained too."""
+        """Whether the adversarial term is active at this step, so that the discriminator is trained too."""
         return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
 
     def check_clips(self, batch: int, frames: int, height: int, width: int) -> None:
-        """Raises ValueError where the discriminator cannot judge `batch` clips of this size. Nothing is computed."""
-        if self.recipe.adversarial is None or self.network is None:
+        """Raises ValueError if the discriminator cannot process `batch` clips of this size. Computes nothing."""
+        if self.recipe.adversarial is None or self.discriminator is None:
             return
-        judge, like = (
-            deepcopy(self.network).to("meta"),
-            self._as_taken(torch.empty((batch, 3, frames, height, width), device="meta")),
+        network, clips = (
+            deepcopy(self.discriminator).to("meta"),
+            self._discriminator_input(torch.empty((batch, 3, frames, height, width), device="meta")),
         )
         try:
-            judge(like)
+            network(clips)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"objective.adversarial: a {self.recipe.adversarial.discriminator} of {self.recipe.adversarial.layers} layers cannot judge "
-                f"{batch} clips of {frames}x{height}x{width} ({error}); give it fewer layers, or larger clips"
+                f"objective.adversarial: {self.recipe.adversarial.discriminator} with {self.recipe.adversarial.layers} layers "
+                f"cannot process {batch} clips of {frames}x{height}x{width} ({error}); use fewer layers or larger clips"
             ) from error
 
-    def generator(
+    def generator_loss(
         self,
         original_BCTHW: torch.Tensor,
         reconstruction_BCTHW: torch.Tensor,
@@ -124,13 +124,13 @@ class Objective:
         generator: torch.Generator,
         last_layer: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The autoencoder's loss, and {term: unweighted value} with `gan`, `gan_weight` (as applied) and `loss` besides.
+        """The autoencoder's loss, and {term: unweighted value}, with `gan`, `gan_weight` (as applied) and `loss`.
 
-        `coefficients` are the energy flow's of both directions, for `wl`; `step` decides whether the adversarial term is on;
-        `generator` draws the group that LPIPS looks at; `last_layer` is where gradients are compared, for an adaptive weight.
+        `coefficients`: the energy flow's, of encoder and decoder, for the term wl. `step` decides whether the adversarial term is active.
+        `generator` draws the group of frames that LPIPS compares. `last_layer`: where an adaptive weight compares gradients.
 
         Raises:
-            ValueError: shapes that differ; a term whose inputs are missing.
+            ValueError: shapes that differ; a term without its inputs.
         """
         _check_alike(original_BCTHW, reconstruction_BCTHW)
         values = self._terms(original_BCTHW, reconstruction_BCTHW, posterior, coefficients, generator)
@@ -138,14 +138,14 @@ class Objective:
         loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         if self.adversarial_at(step):
             reconstruction = [weights[name] * value for name, value in values.items() if name not in NOT_RECONSTRUCTION]
-            values["gan"] = self._fooling(reconstruction_BCTHW)
+            values["gan"] = self._generator_loss(reconstruction_BCTHW)
             values["gan_weight"] = self._gan_weight(reconstruction, values["gan"], last_layer)
             loss = loss + values["gan_weight"] * values["gan"]
         loss = loss * self._area_factor(original_BCTHW)
         values["loss"] = loss
         return loss, {name: value.detach() for name, value in values.items()}
 
-    def discriminator(
+    def discriminator_loss(
         self,
         original_BCTHW: torch.Tensor,
         reconstruction_BCTHW: torch.Tensor,
@@ -155,19 +155,19 @@ class Objective:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The discriminator's loss, and {`hinge`, `lecam`, `logits_real`, `logits_fake`, `discriminator_loss`: value}.
 
-        `network` stands in for the discriminator, for instance the same one wrapped for data-parallel training. The running means move.
+        `network` replaces the discriminator, for instance by its wrapper for data-parallel training. Updates the running means.
 
         Raises:
-            ValueError: shapes that differ, or the term is not on at this step.
+            ValueError: shapes that differ, or the term is not active at this step.
         """
         _check_alike(original_BCTHW, reconstruction_BCTHW)
         adversarial, lecam = self.recipe.adversarial, self.lecam
-        network = self.network if network is None else network
+        network = self.discriminator if network is None else network
         if adversarial is None or network is None or lecam is None or not self.adversarial_at(step):
             start = "never" if adversarial is None else f"at step {adversarial.start}"
-            raise ValueError(f"the adversarial term starts {start}, got step {step}; ask adversarial_at(step) first")
-        real = network(self._as_taken(original_BCTHW.detach()))
-        fake = network(self._as_taken(reconstruction_BCTHW.detach()))
+            raise ValueError(f"the adversarial term starts {start}, got step {step}; check adversarial_at(step) first")
+        real = network(self._discriminator_input(original_BCTHW.detach()))
+        fake = network(self._discriminator_input(reconstruction_BCTHW.detach()))
         lecam.update(real, fake)
         values = {
             "hinge": losses.hinge_discriminator(real, fake),
@@ -191,7 +191,7 @@ class Objective:
         coefficients: Coefficients | None,
         generator: torch.Generator,
     ) -> dict[str, torch.Tensor]:
-        """Unweighted values of the terms that have a weight."""
+        """Unweighted values of all terms with a weight."""
         recipe, found = self.recipe, dict[str, torch.Tensor]()
         if recipe.wants("l1"):
             found["l1"] = losses.pixel_l1(original, reconstruction)
@@ -202,7 +202,7 @@ class Objective:
         if recipe.wants("frame_sum"):
             found["frame_sum"] = losses.frame_sum(original, reconstruction)
         if recipe.wants("lpips", "lpips_sum", "pyramid"):
-            frames = self._looked_at(original, reconstruction, generator)
+            frames = self._perceptual_frames(original, reconstruction, generator)
             if self._lpips is not None and recipe.wants("lpips", "lpips_sum"):
                 found["lpips"] = self._lpips(*(part * self._gain + self._offset for part in frames)).mean()
                 found["lpips_sum"] = found["lpips"] * original[0, :, 0].numel()
@@ -216,27 +216,27 @@ class Objective:
             found["wl"] = losses.energy_flow(*coefficients)
         return {name: value for name, value in found.items() if recipe.wants(name)}
 
-    def _looked_at(
+    def _perceptual_frames(
         self, original: torch.Tensor, reconstruction: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The frames `N 3 H W` that perceptual terms compare."""
+        """Frames `N 3 H W` that perceptual terms compare."""
         if self.recipe.perceptual_frames == "all":
             return _frames(original), _frames(reconstruction)
-        index = frames_looked_at(original.shape[0], original.shape[2], generator).to(original.device)
+        index = perceptual_frame_indices(original.shape[0], original.shape[2], generator).to(original.device)
         videos = torch.arange(original.shape[0], device=original.device)[:, None]
         picked = [video.transpose(1, 2)[videos, index].flatten(0, 1) for video in (original, reconstruction)]
         return picked[0], picked[1]
 
-    def _as_taken(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        """A video as the discriminator takes it."""
-        return _frames(video_BCTHW) if getattr(self.network, "takes", "") == "frames" else video_BCTHW
+    def _discriminator_input(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """The video in the layout the discriminator takes."""
+        return _frames(video_BCTHW) if getattr(self.discriminator, "takes", "") == "frames" else video_BCTHW
 
-    def _fooling(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        if self.recipe.adversarial is None or self.network is None:
+    def _generator_loss(self, reconstruction: torch.Tensor) -> torch.Tensor:
+        if self.recipe.adversarial is None or self.discriminator is None:
             raise RuntimeError("no adversarial term")
-        with frozen(self.network):
-            logits = self.network(self._as_taken(reconstruction))
-        return FOOLING[self.recipe.adversarial.generator](logits)
+        with frozen(self.discriminator):
+            logits = self.discriminator(self._discriminator_input(reconstruction))
+        return GENERATOR_LOSSES[self.recipe.adversarial.generator](logits)
 
     def _gan_weight(
         self, reconstruction: Sequence[torch.Tensor], gan: torch.Tensor, last_layer: torch.Tensor | None
@@ -257,8 +257,8 @@ class Objective:
         return 1.0 if area is None else area / (video.shape[3] * video.shape[4])
 
 
-def frames_looked_at(videos: int, frames: int, generator: torch.Generator) -> torch.Tensor:
-    """Frame 0 and one random group of four per video: indices `(videos, 5)`, or `(videos, 1)` for images (LeanVAE)."""
+def perceptual_frame_indices(videos: int, frames: int, generator: torch.Generator) -> torch.Tensor:
+    """Indices of frame 0 and one random group of four per video: `(videos, 5)`, or `(videos, 1)` for images (LeanVAE)."""
     first = torch.zeros((videos, 1), dtype=torch.long)
     if frames <= GROUP:
         return first
@@ -268,14 +268,14 @@ def frames_looked_at(videos: int, frames: int, generator: torch.Generator) -> to
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Gradients pass through `network` and leave none in its parameters."""
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in learning:
+    """Context in which gradients pass through `network` without accumulating in its parameters."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
@@ -286,6 +286,6 @@ def _frames(video_BCTHW: torch.Tensor) -> torch.Tensor:
 def _check_alike(original: torch.Tensor, reconstruction: torch.Tensor) -> None:
     if original.shape != reconstruction.shape or original.ndim != 5:
         raise ValueError(
-            f"expected an original and a reconstruction (B, 3, T, H, W) alike, got {tuple(original.shape)} and "
+            f"expected an original and a reconstruction of the same shape (B, 3, T, H, W), got {tuple(original.shape)} and "
             f"{tuple(reconstruction.shape)}"
         )

@@ -1,7 +1,6 @@
-"""What an objective is made of, as plain data: weights by name of term, and the published sums.
+"""Objective as plain data: the `objective` section of a recipe file, with weights by name of term, and the published objectives.
 
-Enters: the `objective` section of a recipe file. Leaves: an `ObjectiveRecipe`, known to be possible; `LEANVAE`, `WFVAE` and `IVVAE` are
-those of the papers. `model.training.objective` puts it to work.
+`LEANVAE`, `WFVAE` and `IVVAE` are those of the papers. `model.training.objective` computes them.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ if TYPE_CHECKING:
 
 TERMS = {
     "l1": "mean |x - y| over pixels",
-    "mse": "mean (x - y)^2 over pixels; not of the papers",
+    "mse": "mean (x - y)^2 over pixels; not in the papers",
     "haar_low": "L1 on low Haar bands",
     "haar_high": "L1 on high Haar bands",
     "frame_sum": "sum of |x - y| over a frame",
-    "lpips": "LPIPS-VGG, mean over the frames looked at",
-    "lpips_sum": "LPIPS-VGG counted once per number of a frame, to stand beside frame_sum",
+    "lpips": "LPIPS-VGG, mean over the frames compared",
+    "lpips_sum": "LPIPS-VGG times the number of values in a frame, to match frame_sum",
     "pyramid": "Laplacian pyramid L1, needs no weights and is not LPIPS",
     "kl": "KL to the standard normal, summed over a latent",
-    "wl": "L1 between both directions' energy-flow coefficients (WF-VAE)",
+    "wl": "L1 between the energy-flow coefficients of encoder and decoder (WF-VAE)",
 }
 FRAMES = ("all", "group")
 DISCRIMINATORS = ("patch2d", "patch3d")  # built in `model.training.discriminators`
@@ -35,7 +34,7 @@ GENERATORS = ("non_saturating", "hinge")
 class AdversarialRecipe:
     """The adversarial term."""
 
-    weight: float  # of the generator's term; a factor on the measured ratio where `adaptive`
+    weight: float  # of the generator's term; with `adaptive` a factor on the measured ratio
     discriminator: str = "patch2d"
     channels: int = 64
     layers: int = 3
@@ -52,7 +51,7 @@ class AdversarialRecipe:
             _weight(f"adversarial.{name}", getattr(self, name))
         _weight("adversarial.lecam_decay", self.lecam_decay)
         if self.lecam_decay >= 1:
-            raise ValueError(f"adversarial.lecam_decay must lie in [0, 1), got {self.lecam_decay!r}")
+            raise ValueError(f"adversarial.lecam_decay must be in [0, 1), got {self.lecam_decay!r}")
         if type(self.adaptive) is not bool:
             raise ValueError(f"adversarial.adaptive must be true or false, got {self.adaptive!r}")
         for name, least in (("channels", 1), ("layers", 1), ("start", 0)):
@@ -63,11 +62,11 @@ class AdversarialRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveRecipe:
-    """Weights by name of term; terms of weight zero are not computed."""
+    """Weights by name of term. Terms of weight zero are not computed."""
 
     terms: Mapping[str, float] = field(default_factory=dict)
     perceptual_frames: str = "all"  # "group": frame 0 and one random group of four of every video (LeanVAE)
-    reference_area: int | None = None  # everything is multiplied by this over a frame's pixels (IV-VAE equation 5)
+    reference_area: int | None = None  # the loss is multiplied by this over a frame's pixels (IV-VAE equation 5)
     adversarial: AdversarialRecipe | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +86,7 @@ class ObjectiveRecipe:
 
 
 def objective_recipe(section: Mapping[str, Any]) -> ObjectiveRecipe:
-    """The recipe of a file's `objective` section. Raises ValueError for unknown keys, names and impossible values."""
+    """Recipe from a file's `objective` section. Raises ValueError for unknown keys or names and impossible values."""
     _keys("objective", section, ObjectiveRecipe)
     given = dict(section)
     adversarial = given.pop("adversarial", None)
@@ -102,7 +101,7 @@ def objective_recipe(section: Mapping[str, Any]) -> ObjectiveRecipe:
 
 
 def objective_section(recipe: ObjectiveRecipe) -> dict[str, Any]:
-    """A file's `objective` section that gives this recipe."""
+    """The `objective` section of a file for this recipe."""
     return asdict(recipe)
 
 
@@ -113,7 +112,7 @@ def _known(what: str, name: Any, names: Mapping[str, Any] | Sequence[str]) -> No
 
 def _weight(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-        hint = " (YAML takes 1e-7 for text; write 1.0e-7)" if isinstance(value, str) else ""
+        hint = " (YAML reads 1e-7 as text; write 1.0e-7)" if isinstance(value, str) else ""
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}{hint}")
 
 
@@ -137,7 +136,7 @@ WFVAE = ObjectiveRecipe(
     terms={"frame_sum": 1.0, "lpips_sum": 1.0, "kl": 1e-6, "wl": 0.1},
     adversarial=AdversarialRecipe(weight=0.5, discriminator="patch3d", generator="hinge", adaptive=True),
 )
-# Supplement 3.1 of IV-VAE, last stage; those before have no adversarial term. Which discriminator is not published.
+# Supplement 3.1 of IV-VAE, last stage; earlier stages have no adversarial term. The discriminator is not published.
 IVVAE = ObjectiveRecipe(
     terms={"frame_sum": 1.0, "lpips_sum": 1.0, "kl": 3e-6},
     reference_area=256 * 256,

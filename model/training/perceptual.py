@@ -1,10 +1,9 @@
-"""Distances between pictures as eyes see them: LPIPS-VGG where its weights can be had, and one that needs no weights and is not LPIPS.
+"""Perceptual distances of images: LPIPS-VGG, whose weights must be given, and a Laplacian pyramid, which needs none and is not LPIPS.
 
-Enters: pictures `N 3 H W` in [-1, 1] (LPIPS) or any scaling (pyramid); weight files. Leaves: one distance per picture.
+Both take images `N 3 H W`, in [-1, 1] (LPIPS) or of any scaling (pyramid), and return one distance per image.
 
-LPIPS (Zhang et al. 2018, section 3, "lin" version 0.1): features of VGG16 after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, normed
-along their channels, squared differences weighted per channel, averaged over the picture, summed over the five. No weights come with this
-package; whoever wants LPIPS names files, whoever has none must say so in the recipe.
+LPIPS (Zhang et al. 2018, section 3, "lin" version 0.1): features of VGG16 after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, normalised
+along channels; squared differences weighted per channel, averaged over the image, summed over the five. No weights ship with this package.
 """
 
 from __future__ import annotations
@@ -21,22 +20,21 @@ from model.weights import check_finite, check_keys
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Outputs of each convolution, "pool" halving in between, as torchvision numbers `features`; a tap is taken before every pool.
+# Output channels of each convolution, with a halving "pool" between, as torchvision numbers `features`; features are taken before
+# every pool.
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 TAPS = (3, 8, 15, 22, 29)  # layers of `features` whose outputs are compared
 TAP_CHANNELS = (64, 128, 256, 512, 512)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's statistics for values in [-1, 1]
 NORM_EPSILON = 1e-10
-SMALLEST = 16  # a side that five levels leave something of
-# What the packages' full files hold besides: the classifier, and copies of the heads and of the input scaling.
+SMALLEST = 16  # minimum side: four 2x2 poolings must leave at least one pixel
+# Other contents of the packages' full files: the classifier, and copies of the heads and of the input scaling.
 IGNORED = ("classifier.", "lins.", "scaling_layer.")
-SLICED = re.compile(
-    r"net\.slice\d\.(\d+\.(?:weight|bias))"
-)  # the lpips package's own name of `features.*`, same numbers
+SLICED = re.compile(r"net\.slice\d\.(\d+\.(?:weight|bias))")  # the lpips package's name of `features.*`, same numbers
 
 
 class LPIPS(nn.Module):
-    """LPIPS-VGG. Its parameters never learn; distances have gradients to both pictures."""
+    """LPIPS-VGG. Its parameters are not trained; distances have gradients for both images."""
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -58,10 +56,10 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, original_NCHW: torch.Tensor, other_NCHW: torch.Tensor) -> torch.Tensor:
-        """Two sets of pictures `N 3 H W` in [-1, 1] -> distances `(N,)`.
+        """Two sets of images `N 3 H W` in [-1, 1] -> distances `(N,)`.
 
         Raises:
-            ValueError: shapes that differ, not three colours, or sides under 16 pixels.
+            ValueError: shapes that differ, not three colours, or sides below 16 pixels.
         """
         _check_pictures(original_NCHW, other_NCHW, SMALLEST)
         N = original_NCHW.shape[0]
@@ -70,7 +68,7 @@ class LPIPS(nn.Module):
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in TAPS:
-                # not a root of a sum: its gradient where every channel is zero would be NaN
+                # vector_norm, not the root of a sum, whose gradient is NaN where every channel is zero
                 normed = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + NORM_EPSILON)
                 squares = (normed[:N] - normed[N:]).square()
                 distance = distance + (squares * self.heads[TAPS.index(index)]).sum(1).mean((1, 2))
@@ -78,37 +76,37 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(features: str, heads: str | None = None) -> LPIPS:
-    """LPIPS with the weights of files (paths, `hf://...`, or any scheme `model.checkpoint.read` takes).
+    """Loads LPIPS from files (paths, `hf://...`, or any scheme `model.checkpoint.read` takes).
 
     Args:
-        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not needed and not read), or the lpips package's
+        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not read), or in the lpips package's
             (`net.slice1.0.weight`, ...).
-        heads: the five linear layers in that package's names (`lin0.model.1.weight`, ...); None: they are in the first file too.
+        heads: the five linear layers in that package's names (`lin0.model.1.weight`, ...); None: they are in the first file.
 
     Raises:
         FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
-        ValueError: a damaged file, keys or shapes that are not LPIPS-VGG's, non-finite values.
+        ValueError: a damaged file, keys or shapes of another network, non-finite values.
     """
     from model import checkpoint
 
-    found = dict(checkpoint.read(features, want_config=False).weights)
+    weights = dict(checkpoint.read(features, want_config=False).weights)
     if heads is not None:
-        found |= checkpoint.read(heads, want_config=False).weights
-    return lpips_from_state_dict(found)
+        weights |= checkpoint.read(heads, want_config=False).weights
+    return lpips_from_state_dict(weights)
 
 
 def lpips_from_state_dict(weights: Mapping[str, torch.Tensor]) -> LPIPS:
     """LPIPS from tensors under `features.*` (torchvision) and `lin0..4.model.1.weight` (lpips package).
 
     Raises:
-        ValueError: keys or shapes that are not LPIPS-VGG's, non-finite values.
+        ValueError: keys or shapes of another network, non-finite values.
     """
     network = LPIPS()
     wanted = {_published(key): value for key, value in network.state_dict().items()}
-    given = {SLICED.sub(r"features.\1", key): value for key, value in weights.items() if not key.startswith(IGNORED)}
-    check_keys("LPIPS-VGG", wanted, given)
-    check_finite("LPIPS-VGG", given)
-    network.load_state_dict({key: given[_published(key)].float() for key in network.state_dict()})
+    loaded = {SLICED.sub(r"features.\1", key): value for key, value in weights.items() if not key.startswith(IGNORED)}
+    check_keys("LPIPS-VGG", wanted, loaded)
+    check_finite("LPIPS-VGG", loaded)
+    network.load_state_dict({key: loaded[_published(key)].float() for key in network.state_dict()})
     return network.eval()
 
 
@@ -117,16 +115,16 @@ def _published(key: str) -> str:
 
 
 def pyramid_distance(original_NCHW: torch.Tensor, other_NCHW: torch.Tensor, levels: int = 3) -> torch.Tensor:
-    """Laplacian pyramid L1: how much details of every size differ. No weights, and *not* LPIPS: it knows sizes, not what eyes look for.
+    """Laplacian pyramid L1: difference of details at every scale. Needs no weights; it is *not* LPIPS and does not model perception.
 
-    Lap1 of Bojanowski et al. 2018 (section 3.1): the weights 2^(2j) of its sums make every level's mean count alike. A band is a picture
-    minus its 2x2 means; the next level goes on with those means; the last one is compared whole.
+    Lap1 of Bojanowski et al. 2018 (section 3.1), whose weights 2^(2j) give every level's mean the same weight. A band is an image
+    minus its 2x2 means; the next level uses those means; the last means are compared whole.
 
-    Two sets of pictures `N 3 H W` of one scaling, whose sides divide by 2^levels -> `(N,)`: the mean over colours and pixels of each of
-    the `levels` bands' absolute difference, summed over bands and the last means.
+    Takes two sets of images `N 3 H W` of one scaling, with sides divisible by 2^levels; returns `(N,)`: the mean absolute
+    difference of each of the `levels` bands, summed over bands and the last means.
 
     Raises:
-        ValueError: shapes that differ or do not divide.
+        ValueError: shapes that differ or are not divisible.
     """
     if levels < 1:
         raise ValueError(f"a pyramid needs at least one level, got {levels}")
@@ -147,7 +145,7 @@ def pyramid_distance(original_NCHW: torch.Tensor, other_NCHW: torch.Tensor, leve
 def _check_pictures(original: torch.Tensor, other: torch.Tensor, smallest: int) -> None:
     if original.shape != other.shape or original.ndim != 4 or original.shape[1] != 3:
         raise ValueError(
-            f"expected two sets of pictures (N, 3, H, W) alike, got {tuple(original.shape)}, {tuple(other.shape)}"
+            f"expected two sets of images (N, 3, H, W) of the same shape, got {tuple(original.shape)}, {tuple(other.shape)}"
         )
     if min(original.shape[2:]) < smallest:
-        raise ValueError(f"pictures must have sides of at least {smallest}, got {tuple(original.shape[2:])}")
+        raise ValueError(f"images must have sides of at least {smallest}, got {tuple(original.shape[2:])}")

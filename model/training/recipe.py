@@ -1,7 +1,6 @@
-"""A recipe: everything that decides what a training run does, as plain data. No torch.
+"""Training recipe: everything that decides what a run does, as plain data from a YAML file and overrides. No torch.
 
-Enters: a recipe file (`model/training/recipes/NAME.yaml`, or one of your own), and values that override it. Leaves: a `TrainingRecipe`,
-known to be possible as far as plain data tell it. Two runs of the same recipe on the same clips are the same run.
+Recipes are `model/training/recipes/NAME.yaml` or the user's own. Two runs of the same recipe on the same clips are the same run.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RECIPES = Path(__file__).with_name("recipes")
-# What may differ between a run and its continuation: it changes what is written down, not what is learned.
+# May differ between a run and its continuation: affects what is written, not what is learned.
 ONLY_BOOKKEEPING = ("log_every", "sheet_every", "checkpoint_every", "keep_checkpoints", "compile", "recompute")
 
 
 class Part(BaseModel):
-    """A frozen part of a recipe that refuses unknown keys."""
+    """Frozen part of a recipe that refuses unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -32,50 +31,50 @@ class Part(BaseModel):
 
 
 class Group(Part):
-    """Clips of one size; a micro-batch holds clips of one group. One frame: images."""
+    """Clips of one size. A micro-batch holds clips of one group. One frame: images."""
 
     frames: int = Field(ge=1)
     """Frames of a clip; the network's rule (4n+1) must allow them."""
     height: int = Field(ge=1)
-    """Pixels, as `width`; a random piece of this size is cut out of larger clips."""
+    """Pixels, like `width`; larger clips are randomly cropped to this size."""
     width: int = Field(ge=1)
     """Pixels."""
     batch: int = Field(ge=1)
-    """Clips of a micro-batch."""
+    """Clips per micro-batch."""
     weight: float = Field(1.0, gt=0)
-    """How often this group comes, beside the others' weights."""
+    """Relative frequency of this group."""
 
 
 class OptimizerRecipe(Part):
-    """Which optimizer; learning rates are the stages'."""
+    """Optimizer and its options; learning rates belong to the stages."""
 
     name: Literal["adam", "adamw", "muon"] = "adamw"
-    """`muon`: orthogonalised momentum for the matrices of token layers (LeanVAE), AdamW for all else."""
+    """`muon`: orthogonalised momentum for the matrices of token layers (LeanVAE), AdamW for the other parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's two moments."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of matrices and kernels; biases and gains have none."""
+    """For matrices and kernels; biases and gains have none."""
     clip: float | None = Field(1.0, gt=0)
-    """Longest gradient, over all parameters; null: as it comes."""
+    """Largest gradient norm, over all parameters; null: no clipping."""
     muon_factor: float = Field(2.0, gt=0)
-    """The learning rate of orthogonalised matrices, relative to the others'."""
+    """Learning rate of orthogonalised matrices, relative to the others'."""
 
 
 class Start(Part):
-    """What the network begins as. Exactly one of these, or none: chance, from the seed."""
+    """Initial weights: at most one of these; none: random, from the seed."""
 
     linear: int | None = Field(None, ge=1)
     """Principal components of this many clips of the first stage's first group (LeanVAE)."""
     image: str | None = None
-    """An image VAE's checkpoint, inflated in time (IV-VAE)."""
+    """Checkpoint of an image VAE, inflated in time (IV-VAE)."""
     weights: str | None = None
-    """A checkpoint of this network."""
+    """Checkpoint of this network."""
 
     @model_validator(mode="after")
     def _one(self) -> Start:
         given = [name for name in ("linear", "image", "weights") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"a run starts from one thing, got {' and '.join(given)}")
+            raise ValueError(f"start takes one of linear, image, weights; got {' and '.join(given)}")
         return self
 
 
@@ -84,7 +83,7 @@ def _parse_objective(value: Any) -> Any:
 
 
 class Stage(Part):
-    """A stretch of training with one objective and one set of groups."""
+    """Part of a run with one objective and one set of groups."""
 
     name: str = Field(min_length=1)
     """Unique in the recipe; overrides and logs use it."""
@@ -93,21 +92,21 @@ class Stage(Part):
     learning_rate: float = Field(gt=0)
     """Of the autoencoder, after `warm_up`."""
     final_learning_rate: float = Field(ge=0)
-    """Reached by a cosine at the stage's last step, or where `decay_steps` says."""
+    """Reached by a cosine at the stage's last step, or after `decay_steps`."""
     decay_steps: int | None = Field(None, ge=1)
-    """Steps after which the final rate is reached, where that is not the stage's length: fewer, and it stays; more, and it never is."""
+    """Steps of the cosine; null: the stage's length. If shorter than the stage, the final rate is held; if longer, it is not reached."""
     warm_up: int = Field(0, ge=0)
     """Steps from zero to `learning_rate`."""
     discriminator_learning_rate: float | None = Field(None, gt=0)
-    """Constant; null: the autoencoder's."""
+    """Constant; null: the autoencoder's rate."""
     new_discriminator: bool = False
-    """Forget what the last stage's learned. Otherwise one of the same make goes on learning."""
+    """Start with a new discriminator. Otherwise one of the same architecture is kept from the last stage."""
     objective: Annotated[ObjectiveRecipe, BeforeValidator(_parse_objective), PlainSerializer(objective_section)]
     """Terms and weights; an adversarial term's `start` counts from the stage's first step."""
     groups: tuple[Group, ...] = Field(min_length=1)
     """Clip sizes; each micro-batch is drawn from one of them."""
     batches: int = Field(1, ge=1)
-    """Micro-batches of a step, shared out among all processes: those a process has more than one of are accumulated."""
+    """Micro-batches per step, shared among all processes; a process accumulates its own."""
 
     @model_validator(mode="after")
     def _rates(self) -> Stage:
@@ -123,25 +122,25 @@ class Stage(Part):
 
 
 class TrainingRecipe(Part):
-    """The whole run."""
+    """Recipe of a whole run."""
 
     network: str
     """Family or preset of `lathe models`."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Published keys, over the preset's."""
+    """Published keys, which override the preset's."""
     seed: int = Field(0, ge=0)
-    """Of everything that is drawn: parameters, groups, crops, latents."""
+    """For all random draws: parameters, groups, crops, latents."""
     start: Start = Start()
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the large products; pixels, norms, latents and losses stay float32."""
     compile: bool = False
-    """Through `torch.compile`."""
+    """Use `torch.compile`."""
     recompute: bool = False
-    """Layers keep only their inputs and run twice: less memory, a third more time."""
+    """Layers keep only their inputs and run again in the backward pass: less memory, a third more time."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     discriminator_optimizer: OptimizerRecipe = OptimizerRecipe()
     ema: float | None = Field(None, ge=0, lt=1)
-    """Decay per step of the averaged weights, which are what a run publishes; null: the last weights are."""
+    """Decay per step of the averaged weights, which a run publishes; null: it publishes the last weights."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of `metrics.jsonl`."""
     sheet_every: int = Field(1000, ge=1)
@@ -157,13 +156,13 @@ class TrainingRecipe(Part):
     def _fits(self) -> TrainingRecipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages need names of their own, got {', '.join(names)}")
+            raise ValueError(f"stages need different names, got {', '.join(names)}")
         spec = registry.spec(self.network, self.config)
         flows = registry.family_of(registry.resolve(self.network)).name == "wfvae"
         for stage in self.stages:
             if stage.objective.wants("wl") and not flows:
                 raise ValueError(
-                    f"stage {stage.name!r} has the term wl, which compares a WF-VAE's energy flow; {self.network} has none"
+                    f"stage {stage.name!r} has the term wl, which needs a WF-VAE's energy flow; {self.network} has none"
                 )
             for group in stage.groups:
                 spec.latent_frames(group.frames)
@@ -172,32 +171,32 @@ class TrainingRecipe(Part):
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON- and YAML-ready; `training_recipe` of it is this recipe again."""
+        """JSON- and YAML-ready; the inverse of `training_recipe`."""
         return self.model_dump(mode="json")
 
 
 def training_recipe(section: Mapping[str, Any]) -> TrainingRecipe:
-    """A recipe from plain data. Raises ValueError with one line per failure: where, what was got, what was expected."""
+    """Recipe from plain data. Raises ValueError with one line per failure: where, what was got, what was expected."""
     if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
         raise ValueError(f"recipe: expected a mapping with {', '.join(TrainingRecipe.model_fields)}, got {section!r}")
     try:
         return TrainingRecipe(**section)
     except ValidationError as error:
-        found = error.errors()
-        # a part that is refused is missed in its list too, which says nothing new and repeats the whole list
-        inner = [item for item in found if item["type"] != "too_short" or _alone(item, found)]
-        raise ValueError(f"recipe: {'; '.join(_explain(item) for item in inner)}") from None
+        errors = error.errors()
+        # a refused item also makes its list too short, which adds nothing and repeats the whole list
+        shown = [item for item in errors if item["type"] != "too_short" or _alone(item, errors)]
+        raise ValueError(f"recipe: {'; '.join(_explain(item) for item in shown)}") from None
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainingRecipe:
-    """One of the recipes here by name, or a file; `overrides` replace its values as `overridden` does.
+    """Loads a built-in recipe by name, or a recipe file; `overrides` replace its values as in `overridden`.
 
     Raises:
-        FileNotFoundError: neither a recipe here nor a file; names those that are.
+        FileNotFoundError: neither a built-in recipe nor a file; names the built-in ones.
         ValueError: not YAML, or not a recipe.
     """
     path = recipe_path(name_or_path)
@@ -211,7 +210,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """Where a recipe lies. Raises FileNotFoundError naming the recipes there are."""
+    """Path of a recipe. Raises FileNotFoundError with the names of the built-in recipes."""
     for path in (RECIPES / f"{name_or_path}.yaml", Path(name_or_path)):
         if path.is_file():
             return path
@@ -220,7 +219,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
 
 
 def differences(begun: TrainingRecipe, wanted: TrainingRecipe) -> list[str]:
-    """What keeps `wanted` from continuing a run of `begun`: `key: was A, is B` for each; bookkeeping may differ."""
+    """Differences that keep `wanted` from continuing a run of `begun`, as `key: was A, is B`; bookkeeping may differ."""
     old, new = begun.to_dict(), wanted.to_dict()
     return [
         f"{key}: was {old[key]!r}, is {new[key]!r}"
@@ -230,9 +229,9 @@ def differences(begun: TrainingRecipe, wanted: TrainingRecipe) -> list[str]:
 
 
 def overridden(section: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data with other values: mappings key by key, stages by their name, all else replaced.
+    """A recipe's plain data with overrides: mappings are merged by key, stages by name, other values replaced.
 
-    `{"stages": {"reconstruction": {"steps": 100}}}` changes that stage and leaves the others.
+    `{"stages": {"reconstruction": {"steps": 100}}}` changes that stage only.
 
     Raises:
         ValueError: no stage of that name.
@@ -248,7 +247,7 @@ def _over(base: Any, value: Any) -> Any:
     if isinstance(base, list) and all(isinstance(part, dict) and "name" in part for part in base):
         names = [part["name"] for part in base]
         if unknown := [str(name) for name in value if name not in names]:
-            raise ValueError(f"no stage is called {', '.join(unknown)}; there are {', '.join(map(str, names))}")
+            raise ValueError(f"no stage is named {', '.join(unknown)}; expected one of {', '.join(map(str, names))}")
         return [_over(part, value.get(part["name"], {})) for part in base]
     return value
 

@@ -1,7 +1,4 @@
-"""What every network that can be trained answers, and how it is asked.
-
-Enters: a clip, and the noise its latent is drawn with. Leaves: a `Reconstruction`, with gradients.
-"""
+"""Interface of trainable networks: a clip and noise in, a `Reconstruction` with gradients out."""
 
 from __future__ import annotations
 
@@ -18,31 +15,31 @@ if TYPE_CHECKING:
 
 
 class Coefficients(NamedTuple):
-    """Sub-bands along the energy flow (WF-VAE section 3.2), in matching order."""
+    """Haar bands along the energy flow (WF-VAE section 3.2), in matching order."""
 
     encoder: Sequence[torch.Tensor]
     decoder: Sequence[torch.Tensor]
 
 
 class Reconstruction(NamedTuple):
-    """A clip gone through encoder and decoder."""
+    """Output of a trainable network for a clip."""
 
-    video_BCTHW: torch.Tensor  # float32, in `spec.value_range` but not clamped to it
+    video_BCTHW: torch.Tensor  # float32, in `spec.value_range` but not clamped
     posterior: Posterior  # mean and log-variance `B d t h w`, float32
     coefficients: Coefficients | None = None
 
 
 class Trainable(Protocol):
-    """A published network with gradients: an `nn.Module` whose `state_dict()` has exactly the published keys and shapes."""
+    """Published network with gradients: an `nn.Module` whose `state_dict()` has exactly the published keys and shapes."""
 
     config: dict[str, Any]  # complete, in published keys
     spec: LatentSpec
 
     def __call__(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
-        """Float `B 3 T H W` in `spec.value_range` -> Reconstruction of mean + deviation * noise, or of the mean where there is no noise.
+        """Float `B 3 T H W` in `spec.value_range` -> Reconstruction of mean + deviation * noise, or of the mean if noise is None.
 
-        Every parameter gets a gradient (zero where it had no part, never None), for clips of one frame too: data-parallel training and
-        optimizers want it.
+        Every parameter gets a gradient (zero if unused, never None), also for clips of one frame: data-parallel training and optimizers
+        need it.
 
         Raises:
             ValueError: wrong rank, dtype, frame count or size.
@@ -50,9 +47,9 @@ class Trainable(Protocol):
         ...
 
     def last_layer(self) -> nn.Parameter:
-        """The last weight before the video's pixels, where adaptive weights compare gradients."""
+        """Last weight before the video's pixels, where adaptive weights compare gradients."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of `nn.Module`."""
+        """As `nn.Module.named_parameters`."""
         ...

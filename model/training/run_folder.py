@@ -1,14 +1,14 @@
-"""A run's folder: checkpoints that survive a kill at any moment, and the weights it publishes.
+"""Folder of a training run: checkpoints that survive a kill at any moment, and the published weights.
 
-    FOLDER/recipe.yaml          what is being run
-    FOLDER/metrics.jsonl        one line per logged step        (`model.training.journal`)
+    FOLDER/recipe.yaml          the recipe
+    FOLDER/metrics.jsonl        one line per logged step        (`model.training.metrics_log`)
     FOLDER/tensorboard/         the same for TensorBoard
     FOLDER/sheets/              originals and reconstructions
     FOLDER/checkpoints/         everything a continuation needs, the last few
     FOLDER/lock                 held by the process that writes
-    FOLDER/weights/             config.json and model.safetensors, what `--checkpoint` takes, and run.json: how they came about
+    FOLDER/weights/             config.json and model.safetensors, for `--checkpoint`, and run.json: how they were made
 
-Enters: a `TrainingRecipe`, states. Leaves: files that are whole or not there. One process of a run writes, all read.
+Files are written atomically. One process of a run writes, all read.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 PARTIAL = ".partial"
-PATIENCE_S = 10.0  # a process that was killed a moment ago may still be going
+PATIENCE_S = 10.0  # a killed process may take a moment to end
 
 
 class RunFolder:
-    """Paths and whole files of a run."""
+    """Paths of a run's folder, and atomic writing of its files."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -50,125 +50,125 @@ class RunFolder:
         self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self._recipe = self.path / "recipe.yaml"
 
-    def begin(self, recipe: TrainingRecipe) -> None:
-        """Makes the folder, or makes sure that it holds a run of this recipe; without a checkpoint it may become one.
+    def prepare(self, recipe: TrainingRecipe) -> None:
+        """Creates the folder, or checks that it holds a run of this recipe. A run without a checkpoint takes over the recipe.
 
         Raises:
-            ValueError: it holds checkpoints of another recipe, something that is no run, or a run under way of another recipe.
+            ValueError: it holds checkpoints of another recipe, is not a run's folder, or another recipe's run is in progress.
         """
         if self._recipe.exists():
-            changed = differences(self._begun(), recipe)
-            if changed and self._saved():
+            changed = differences(self._saved_recipe(), recipe)
+            if changed and self._saved_checkpoints():
                 raise ValueError(
-                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); a run continues with what it was begun with: "
-                    "restore that, or give a folder of its own (start: {weights: …} begins where another run ended)"
+                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); a run continues with its own recipe only: "
+                    "restore it, or give a new folder (start: {weights: …} continues from another run's weights)"
                 )
-            if changed:  # nothing was learned yet: a first attempt that failed is corrected in place
-                with self.held():
-                    self._put(recipe)
+            if changed:  # nothing was learned yet, so a failed first attempt may be corrected in place
+                with self.locked():
+                    self._write_recipe(recipe)
         else:
-            # a kill while the recipe was written leaves this much of a folder
+            # left behind by a kill while the recipe was written
             partial = self._recipe.name + PARTIAL
             if self.path.exists() and any(path.name != partial for path in self.path.iterdir()):
-                raise ValueError(f"{self.path} is not empty and holds no run; give an empty folder")
+                raise ValueError(f"{self.path} is not empty and is not a run's folder; give an empty folder")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._put(recipe)
+            self._write_recipe(recipe)
         for folder in (self.checkpoints, self.sheets, self.weights):
             folder.mkdir(exist_ok=True)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nobody else writes, for as long as the context lasts; a process that dies lets go.
+    def locked(self) -> Iterator[None]:
+        """Context that locks the folder for writing; the lock ends with the process.
 
         Raises:
-            ValueError: another process has it, and still has after `PATIENCE_S`.
+            ValueError: another process holds the lock, and still does after `PATIENCE_S`.
         """
         with (self.path / "lock").open("ab") as file:
             deadline = time.monotonic() + PATIENCE_S
-            while not _locked(file):
+            while not _try_lock(file):
                 if time.monotonic() > deadline:
                     raise ValueError(
-                        f"{self.path} belongs to a run that is under way in another process; wait for it, stop it, or give another folder"
+                        f"{self.path} is in use by a run in another process; wait for it, stop it, or give another folder"
                     )
                 time.sleep(0.1)
             yield
 
     def save(self, step: int, state: Mapping[str, Any], *, keep: int) -> None:
-        """The state after `step` steps; all but the last `keep` are removed."""
-        _whole(self.checkpoints / f"step-{step:09d}.pt", lambda path: torch.save(dict(state), path))
-        for old in self._saved()[:-keep]:
+        """Saves the state after `step` steps, and removes all but the last `keep` checkpoints."""
+        _write_atomically(self.checkpoints / f"step-{step:09d}.pt", lambda path: torch.save(dict(state), path))
+        for old in self._saved_checkpoints()[:-keep]:
             old.unlink()
 
     def last_step(self) -> int:
-        """Steps of the newest checkpoint; 0 where there is none."""
-        saved = self._saved()
+        """Step of the newest checkpoint; 0 if there is none."""
+        saved = self._saved_checkpoints()
         return _step(saved[-1]) if saved else 0
 
     def load(self, step: int, device: torch.device) -> dict[str, Any]:
-        """The state after `step` steps. Only plain data and tensors are read, whatever the file holds.
+        """State after `step` steps. Reads only plain data and tensors, whatever the file contains.
 
         Raises:
-            ValueError: the file was damaged after it was written.
+            ValueError: the file is damaged.
         """
         path = self.checkpoints / f"step-{step:09d}.pt"
         if not is_zipfile(path):
             raise ValueError(
-                f"{path} is damaged: {path.stat().st_size} bytes that are no whole checkpoint; remove it, and the run goes on from the one "
-                "before it, or begins again where there is none"
+                f"{path} is damaged ({path.stat().st_size} bytes, not a complete checkpoint); remove it, and the run continues from the "
+                "previous one, or starts again if there is none"
             )
         state = torch.load(path, map_location=device, weights_only=True)
         return dict(state)
 
     def publish(self, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Weights as `--checkpoint FOLDER/weights` takes them; beside them `facts` (network, step, ...), recipe, data and curve."""
+        """Writes weights for `--checkpoint FOLDER/weights`, and run.json with `facts` (network, step, ...), recipe, data and loss curve."""
         text = json.dumps(config, indent=1)
-        _whole(self.weights / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        _write_atomically(self.weights / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         metadata = {key: str(value) for key, value in facts.items()}
-        _whole(self.weights / "model.safetensors", lambda path: save_file(tensors, path, metadata=metadata))
-        told = {"recipe": self._begun().to_dict(), "data": self._data(), "loss": self.curve()}
-        text = json.dumps({**facts, **told}, indent=1)
-        _whole(self.weights / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        _write_atomically(self.weights / "model.safetensors", lambda path: save_file(tensors, path, metadata=metadata))
+        record = {"recipe": self._saved_recipe().to_dict(), "data": self._data(), "loss": self.curve()}
+        text = json.dumps({**facts, **record}, indent=1)
+        _write_atomically(self.weights / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     def curve(self, points: int = 100) -> list[dict[str, float]]:
-        """The logged values as at most so many means over stretches of steps; `step` is the last of each."""
+        """Logged values as at most `points` means over ranges of steps; `step` is the last of each range."""
         lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
         length = -(-len(lines) // points)
         return [_mean(lines[start : start + length]) for start in range(0, len(lines), length or 1)]
 
     def _data(self) -> Any:
-        """What whoever began the run left in `data.json` about where its clips come from; None where nobody did."""
+        """Content of `data.json`, where the caller may describe the source of clips; None if there is none."""
         path = self.path / "data.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def _put(self, recipe: TrainingRecipe) -> None:
+    def _write_recipe(self, recipe: TrainingRecipe) -> None:
         text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-        _whole(self._recipe, lambda path: path.write_text(text, encoding="utf-8"))
+        _write_atomically(self._recipe, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def _begun(self) -> TrainingRecipe:
+    def _saved_recipe(self) -> TrainingRecipe:
         return training_recipe(yaml.safe_load(self._recipe.read_text(encoding="utf-8")))
 
-    def keep_lines(self, last: int) -> None:
-        """Forgets logged steps after `last`, which will come again."""
+    def drop_lines_after(self, last: int) -> None:
+        """Removes logged steps after `last`, which will be repeated."""
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= last]
         text = "".join(f"{line}\n" for line in kept)
-        _whole(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
+        _write_atomically(self.metrics, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def clean(self) -> None:
-        """Removes what a killed process left half written."""
+    def remove_partial_files(self) -> None:
+        """Removes files that a killed process left incomplete."""
         for left in self.path.rglob(f"*{PARTIAL}"):
             left.unlink()
 
-    def _saved(self) -> list[Path]:
+    def _saved_checkpoints(self) -> list[Path]:
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else iter(())
         return sorted((path for path in found if CHECKPOINT.fullmatch(path.name)), key=_step)
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Whether the file's lock is this process's now."""
+def _try_lock(file: BinaryIO) -> bool:
+    """Tries to lock the file; True if this process now holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -179,29 +179,31 @@ def _locked(file: BinaryIO) -> bool:
 def _step(path: Path) -> int:
     match = CHECKPOINT.fullmatch(path.name)
     if match is None:
-        raise ValueError(f"{path.name} is no checkpoint's name")
+        raise ValueError(f"{path.name} is not the name of a checkpoint, step-NNNNNNNNN.pt")
     return int(match[1])
 
 
 def _mean(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every value that all lines have, to five digits."""
+    """Mean of every value that all lines have, to five digits."""
     shared = [name for name, value in lines[0].items() if name != "step" and all(name in line for line in lines)]
     numbers = [name for name in shared if isinstance(lines[0][name], float)]
     means = {name: float(f"{sum(line[name] for line in lines) / len(lines):.5g}") for name in numbers}
     return {"step": lines[-1]["step"], **means}
 
 
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Written aside, made durable and renamed: readers see the old file or the new one. Raises OSError where the disk does not take it."""
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes to a temporary file, syncs and renames it: readers see the old or the new file. Raises OSError if the disk refuses it."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         write(partial)
     except (RuntimeError, SafetensorError) as error:
-        # What torch and safetensors make of a full disk; torch's own text names a position in its archive and no reason.
+        # errors of torch and safetensors for a full disk; torch's text names a position in its archive and no reason
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         free = disk_usage(path.parent).free
-        raise OSError(f"{path} could not be written, on a disk with {free} bytes free ({error}); make room") from error
+        raise OSError(
+            f"{path} could not be written ({error}); the disk has {free} bytes free. Free some space and run again"
+        ) from error
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,6 @@
-"""Where a trainer's clips come from: anything that can say what clip number n is.
+"""Clip sources of the trainer: clip number n is the same whenever and wherever it is requested.
 
-Enters: a number and a size. Leaves: that clip, the same one whenever and wherever it is asked for. Numbers are all a resumed or a
-distributed run has to remember of its data.
+So a resumed or distributed run has to remember only numbers of its data.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ if TYPE_CHECKING:
 
 
 class Clip(NamedTuple):
-    """A clip and its name."""
+    """Clip with its name."""
 
-    key: str  # what an error message names
+    key: str  # name for error messages
     video_CTHW: torch.Tensor  # uint8 RGB `3 T H W`, black 0, white 255
 
 
 class ClipSource(Protocol):
-    """Endless numbered clips. Sources travel to data-loading processes, so they pickle; what cannot (open files) is opened there."""
+    """Endless numbered clips. Sources are pickled to data-loading processes; open files and the like are opened there."""
 
     def clip(self, index: int, frames: int, height: int, width: int) -> Clip:
-        """Clip number `index` (>= 0) with exactly so many frames, of at least `height` x `width` pixels; one frame is an image.
+        """Clip number `index` (>= 0) with exactly `frames` frames of at least `height` x `width` pixels; one frame is an image.
 
-        A pure function of the source and its arguments. Where a clip is larger than asked for, the trainer cuts a random piece out.
+        A pure function of the source and its arguments. Larger clips are cropped by the trainer.
 
         Raises:
-            ValueError: a size this source cannot give.
+            ValueError: a size that this source does not have.
         """
         ...
 
 
 class SyntheticSource:
-    """Clips of `model.training.scenes`; never runs out, never repeats."""
+    """Clips of `model.training.scenes`; endless and without repetition."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,7 +1,4 @@
-"""What a network begins a run as.
-
-Enters: a recipe, and clips where the recipe begins with their principal components. Leaves: a network with gradients.
-"""
+"""Initial network of a run, as its recipe says."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ if TYPE_CHECKING:
     from model.training.source import ClipSource
 
 
-def begin(recipe: TrainingRecipe, source: ClipSource, *, first: bool) -> Trainable:
-    """The recipe's network, filled as its `start` says; with `first` false by chance alone, to be overwritten.
+def start_network(recipe: TrainingRecipe, source: ClipSource, *, first: bool) -> Trainable:
+    """The recipe's network, filled according to its `start`; with `first` false only randomly initialised, because it will be overwritten.
 
     Raises:
-        ValueError: a start that does not fit the network; weights of another one.
+        ValueError: a start that does not fit the network; weights of another network.
     """
     config, start = registry.complete(recipe.network, recipe.config), recipe.start
     linear = _principal(recipe, source) if first and start.linear is not None else None
@@ -54,7 +51,7 @@ def to_range(video: torch.Tensor, spec: LatentSpec) -> torch.Tensor:
 
 
 def to_pixels(video: torch.Tensor, spec: LatentSpec) -> torch.Tensor:
-    """The nearest uint8 pixels."""
+    """Nearest uint8 pixels."""
     low, high = spec.value_range
     return ((video - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
 

@@ -1,10 +1,8 @@
-"""LeanVAE with gradients: the published network as its formulas say, channel-last, for training.
+"""Trainable LeanVAE: the published network as its formulas define it, channel-last (spec sections 3 to 8).
 
-Enters: a configuration in its published keys; clips `B 3 T H W` in `spec.value_range`, T = 4n+1 (one frame is an image). Leaves: the
-reconstruction, and the posterior it was drawn from. `state_dict()` has exactly the published keys, so that
-`model.from_state_dict("leanvae", config, network.state_dict())` is the same network made ready to encode. Source: spec sections 3 to 8.
-
-How the parameters begin is in `model.training.initialisation`.
+Takes clips `B 3 T H W` in `spec.value_range`, T = 4n+1 (one frame is an image); returns the reconstruction and its posterior.
+`state_dict()` has exactly the published keys, so `model.from_state_dict("leanvae", config, network.state_dict())` is the same
+network ready to encode. Initial weights are in `model.training.initialisation`.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from model.posterior import Posterior
 from model.registry import complete, spec
 from model.training.depthwise import causal_depthwise
 from model.training.initialisation import initialise, start_linear
-from model.training.latents import drawn
+from model.training.latents import sample_latent
 from model.training.linear import LinearAutoencoder, assemble, fit_linear
 from model.training.reconstruction import Reconstruction
 
@@ -37,18 +35,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearAutoencoder", "TrainableLeanVAE", "fit_linear"]
 
-INNER_MULTIPLE = 16
+HIDDEN_MULTIPLE = 16
 
 
 class TrainableLeanVAE(Network):
-    """LeanVAE's parameters with a forward pass that keeps what the backward pass needs.
+    """LeanVAE with a forward pass that keeps what the backward pass needs.
 
-    Works under `torch.autocast` as the network does in 16-bit arithmetic: the products of NAF layers follow it, while pixels, the residual
-    stream, norms and latents stay float32. Images leave the video's patches a gradient of zero and not none, so that every parameter takes
-    part in every pass, as data-parallel training wants it (given that the loss has a use for the log-variance: KL, or a drawn latent).
+    Under `torch.autocast` the products of NAF layers run in 16 bits; pixels, the residual stream, norms and latents stay float32.
+    Images give the video patches a gradient of zero, not None, so that every parameter takes part in every pass, which
+    data-parallel training needs (if the loss uses the log-variance, by KL or a sampled latent).
 
     Attributes:
-        config: the complete configuration. spec: LatentSpec. recompute: layers keep only their input and run twice (memory for time).
+        config: complete configuration. spec: LatentSpec. recompute: layers keep only their input and run again (saves memory).
     """
 
     def __init__(
@@ -59,13 +57,13 @@ class TrainableLeanVAE(Network):
         linear: LinearAutoencoder | None = None,
         recompute: bool = False,
     ) -> None:
-        """Initialised from `seed`; with `linear` it is that autoencoder until the first step.
+        """Initialised from `seed`; with `linear` equal to that autoencoder until the first step.
 
         Raises:
             ValueError: an impossible configuration, or a linear autoencoder that does not fit it.
         """
         full = complete("leanvae", config)
-        described = spec("leanvae", full)  # refuses what cannot be, before memory is taken
+        described = spec("leanvae", full)  # rejects impossible configurations before allocating memory
         super().__init__(full)
         self.config, self.spec, self.recompute = full, described, recompute
         self._side, self._patch = 2 * full["patch_size"][1], full["patch_size"][1]
@@ -74,13 +72,13 @@ class TrainableLeanVAE(Network):
             start_linear(self, linear)
 
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
-        """A clip -> its `Reconstruction` (video not clamped). The latent is mean + deviation * noise, or the mean where there is no noise.
+        """A clip -> its `Reconstruction` (video not clamped). The latent is mean + deviation * noise, or the mean if noise is None.
 
         Raises:
-            ValueError: wrong rank, dtype, frame count or size; noise that has not the latent's shape.
+            ValueError: wrong rank, dtype, frame count or size; noise of another shape than the latent.
         """
         posterior = self.encode(video_BCTHW)
-        return Reconstruction(self.decode(drawn(posterior, noise_BCthw)), posterior)
+        return Reconstruction(self.decode(sample_latent(posterior, noise_BCthw)), posterior)
 
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
         """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError as `forward`."""
@@ -114,13 +112,13 @@ class TrainableLeanVAE(Network):
         return torch.cat([image, video], dim=2)
 
     def last_layer(self) -> nn.Parameter:
-        """The last weight before the video's pixels, where adaptive weights compare gradients."""
+        """Last weight before the video's pixels, where adaptive weights compare gradients."""
         return cast("nn.Parameter", cast("Any", self.decoder.video_high_proj)[0].weight)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     def _embed(self, video_BCTHW: torch.Tensor, low: Any, high: Any, depth: int) -> torch.Tensor:
-        """Haar transform and patch projections as one product from pixels: `B 3 T H W` -> `B t h w C` (spec 3, 4, 11.1)."""
+        """Haar transform and patch projections as one product: pixels `B 3 T H W` -> `B t h w C` (spec 3, 4, 11.1)."""
         B, _, T, H, W = video_BCTHW.shape
         kernel = haar.fold_patch(low[1].weight, high[1].weight, _signs(depth), self._patch).to(low[1].weight.dtype)
         rows = patchify(video_BCTHW, depth, self._side) if T else video_BCTHW.new_empty((0, kernel.shape[1]))
@@ -128,7 +126,7 @@ class TrainableLeanVAE(Network):
         return tokens.view(B, T // depth, H // self._side, W // self._side, kernel.shape[0])
 
     def _pixels(self, tokens_BthwC: torch.Tensor, low: Any, high: Any, depth: int) -> torch.Tensor:
-        """Un-patch and inverse Haar as one product: `B t h w C` -> `B 3 T H W` (spec 8, 11.7)."""
+        """Un-patch projections and inverse Haar transform as one product: `B t h w C` -> `B 3 T H W` (spec 8, 11.7)."""
         low, high, signs = low[0], high[0], _signs(depth)
         weight = haar.fold_unpatch(low.weight, high.weight, signs, self._patch).to(low.weight.dtype)
         bias = haar.fold_unpatch(low.bias[:, None], high.bias[:, None], signs, self._patch).sum(1).to(low.bias.dtype)
@@ -143,8 +141,8 @@ class TrainableLeanVAE(Network):
         ):
             error = exact_linear(recovered, bottleneck.phi) - latent_BthwC
             moved = recovered - step * exact_linear(error, bottleneck.phi.T)
-            inner = self._stack(cast("Stack", analysis), moved, residual=False)
-            sparse = inner.sign() * F.relu(inner.abs() - threshold)
+            features = self._stack(cast("Stack", analysis), moved, residual=False)
+            sparse = features.sign() * F.relu(features.abs() - threshold)
             recovered = moved + self._stack(cast("Stack", synthesis), sparse, residual=False)
         return recovered
 
@@ -159,7 +157,7 @@ class TrainableLeanVAE(Network):
 
 
 def naf_layer(x_BthwC: torch.Tensor, ds_conv: nn.Conv3d, ffd: nn.Sequential, residual: bool) -> torch.Tensor:
-    """`x + ds(x)`, then `x + ffd(x)`; without the sums where `residual` is false (spec 5)."""
+    """`x + ds(x)`, then `x + ffd(x)`; without the sums if `residual` is false (spec 5)."""
     mixed = causal_depthwise(x_BthwC, ds_conv.weight, cast("torch.Tensor", ds_conv.bias))
     x_BthwC = x_BthwC + mixed if residual else mixed
     value, gate, narrow = _even(cast("nn.Linear", ffd[1]).weight, cast("nn.Linear", ffd[4]).weight)
@@ -169,18 +167,18 @@ def naf_layer(x_BthwC: torch.Tensor, ds_conv: nn.Conv3d, ffd: nn.Sequential, res
 
 
 def _even(widen: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of value, gate and narrowing product with the hidden width (341, 1365) filled up with zeros to whole vectors and tiles.
+    """Weights of value, gate and narrowing product, with the hidden width (341, 1365) zero-padded to whole vectors and tiles.
 
     Zeros stay zero through `a * gelu(g)`. Products of odd widths cost a fifth more on a CPU, and cannot use a GPU's matrix units at all.
     """
-    channels, inner = narrow.shape
-    fill = -inner % INNER_MULTIPLE
-    value, gate = F.pad(widen.view(2, inner, channels), (0, 0, 0, fill)).unbind(0)
+    channels, hidden = narrow.shape
+    fill = -hidden % HIDDEN_MULTIPLE
+    value, gate = F.pad(widen.view(2, hidden, channels), (0, 0, 0, fill)).unbind(0)
     return value, gate, F.pad(narrow, (0, fill))
 
 
 def exact_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A product that autocast leaves alone: eight-bit pixels and latents would lose bits in bfloat16."""
+    """Linear map without autocast: 8-bit pixels and latents would lose bits in bfloat16."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(weight.dtype), weight, bias)
 

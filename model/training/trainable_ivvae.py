@@ -1,14 +1,13 @@
-"""IV-VAE with gradients: the published network over the whole clip, for training.
+"""Trainable IV-VAE: the published network over the whole clip. Section numbers are those of the specification (sections 2 to 5).
 
-Enters: a configuration in its published keys; clips `B 3 T H W` in [-1, 1], T = 4n+1 (one frame is an image). Leaves: the reconstruction
-and the posterior. `state_dict()` has exactly the published keys, so that `model.from_state_dict("ivvae", config, network.state_dict())`
-is the same network made ready to encode; `model.training.inflation` makes such weights of an image VAE's. Source: spec sections 2 to 5;
-section numbers below are the specification's.
+Takes clips `B 3 T H W` in [-1, 1], T = 4n+1 (one frame is an image); returns the reconstruction and its posterior. `state_dict()`
+has exactly the published keys, so `model.from_state_dict("ivvae", config, network.state_dict())` is the same network ready to encode;
+`model.training.inflation` makes such weights from an image VAE's.
 
-The published code runs one group of frames after another and caches the last frame of each layer. Here a pair of convolutions is one
-convolution per frame that gives the 2-D output and what each tap of the 3-D kernel makes of the frame; those are added up between
-neighbouring frames, so that the whole clip goes through at once and no frame is padded. Inside, frames come first: `B T C H W`, of which
-frames as the batch are a view.
+The published code processes groups of frames in turn and caches the last frame of each layer. Here a pair of convolutions is one
+convolution per frame that computes the 2-D output and the product of each tap of the 3-D kernel; these are summed over
+neighbouring frames, so that the whole clip is processed at once without padding frames. Frames come first, `B T C H W`, so that
+using them as the batch is a view.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from model import inputs
 from model.ivvae.parameters import DILATIONS, Attention, Network, Resample, Residual2d, Residual3d
 from model.posterior import Posterior
 from model.registry import complete, spec
-from model.training.clip_layers import exact, idle, initialise, twice, wide
-from model.training.latents import drawn
+from model.training.clip_layers import at_least_float32, initialise, recomputed, with_zero_gradient, without_autocast
+from model.training.latents import sample_latent
 from model.training.reconstruction import Reconstruction
 
 if TYPE_CHECKING:
@@ -31,30 +30,30 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model.ivvae.parameters import ConvPair, FrameConv2d, Gain, HalfAttention, PyramidHead
+    from model.ivvae.parameters import BranchAttention, ConvPair, FrameConv2d, NormGain, PyramidHead
 
 GROUP = 4  # frames of a latent
 
 
 class TrainableIVVAE(Network):
-    """IV-VAE's parameters with a forward pass that keeps what the backward pass needs.
+    """IV-VAE with a forward pass that keeps what the backward pass needs.
 
-    Works under `torch.autocast`: the convolutions and attention between pixels and latents follow it, while the first and last
-    convolutions, norms, the residual stream and latents stay float32. Images have no part in the layers that halve and double time, which
-    get a gradient of zero from them and not none.
+    Under `torch.autocast` the convolutions and attention between pixels and latents run in 16 bits; the first and last convolutions, norms,
+    the residual stream and latents stay float32. Images do not use the layers that halve and double time; these get a gradient of zero, not
+    None.
 
     Attributes:
-        config: the complete configuration. spec: LatentSpec. recompute: blocks keep only their input and run twice (memory for time).
+        config: complete configuration. spec: LatentSpec. recompute: blocks keep only their input and run again (saves memory).
     """
 
     def __init__(self, config: Mapping[str, Any], *, seed: int = 0, recompute: bool = False) -> None:
-        """Initialised from `seed` as the published code does it (`model.training.clip_layers.initialise`).
+        """Initialised from `seed` like the published code (`model.training.clip_layers.initialise`).
 
         Raises:
             ValueError: an impossible configuration.
         """
         full = complete("ivvae", config)
-        described = spec("ivvae", full)  # refuses what cannot be, before memory is taken
+        described = spec("ivvae", full)  # rejects impossible configurations before allocating memory
         with torch.device("meta"):
             super().__init__(full)
         self.to_empty(device="cpu")
@@ -62,24 +61,23 @@ class TrainableIVVAE(Network):
         initialise(self, seed)
 
     def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
-        """A clip -> its `Reconstruction` (video not clamped). The latent is mean + deviation * noise, or the mean where there is no noise.
+        """A clip -> its `Reconstruction` (video not clamped). The latent is mean + deviation * noise, or the mean if noise is None.
 
         Raises:
-            ValueError: wrong rank, dtype, frame count or size; noise that has not the latent's shape.
+            ValueError: wrong rank, dtype, frame count or size; noise of another shape than the latent.
         """
         posterior = self.encode(video_BCTHW)
-        return Reconstruction(self.decode(drawn(posterior, noise_BCthw)), posterior)
+        return Reconstruction(self.decode(sample_latent(posterior, noise_BCthw)), posterior)
 
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
         """`B 3 T H W` -> mean and log-variance (not clamped, as published) `B z t h w`. Raises ValueError as `forward`."""
         inputs.check_video(video_BCTHW, self.spec, first=True)
         coder = self.encoder
-        h = exact(pair, _frames_first(video_BCTHW, coder.conv1), coder.conv1, GROUP)
-        h = self._shrunk(h, [*coder.downsamples, *coder.middle])
-        h = exact(pyramid, activated(h, coder.head[0]), cast("PyramidHead", coder.head[2]))
-        moments = exact(point_pair, h, self.conv1).unflatten(
-            2, (2, 2, -1)
-        )  # of both branches, means before log-variances
+        h = without_autocast(pair, _frames_first(video_BCTHW, coder.conv1), coder.conv1, GROUP)
+        h = self._encoder_blocks(h, [*coder.downsamples, *coder.middle])
+        h = without_autocast(pyramid, activated(h, coder.head[0]), cast("PyramidHead", coder.head[2]))
+        # of both branches, means before log-variances
+        moments = without_autocast(point_pair, h, self.conv1).unflatten(2, (2, 2, -1))
         mean, logvar = (half.flatten(2, 3).transpose(1, 2) for half in moments.unbind(3))
         return Posterior(mean, logvar)
 
@@ -87,33 +85,33 @@ class TrainableIVVAE(Network):
         """`B z t h w` (neither scaled nor shifted) -> `B 3 T H W`, not clamped. Raises ValueError for anything else."""
         inputs.check_latent(latent_BCthw, self.spec)
         coder = self.decoder
-        h = exact(point_pair, _frames_first(latent_BCthw, self.conv2), self.conv2)
-        h = exact(frame_conv, h, coder.conv1.conv)
-        h = self._grown(h, [*coder.middle, *coder.upsamples])
-        both = exact(pair, activated(h, coder.head[0]), cast("ConvPair", coder.head[2]), GROUP)
-        return _shown(both).transpose(1, 2)
+        h = without_autocast(point_pair, _frames_first(latent_BCthw, self.conv2), self.conv2)
+        h = without_autocast(frame_conv, h, coder.conv1.conv)
+        h = self._decoder_blocks(h, [*coder.middle, *coder.upsamples])
+        both = without_autocast(pair, activated(h, coder.head[0]), cast("ConvPair", coder.head[2]), GROUP)
+        return _select_branch(both).transpose(1, 2)
 
     def last_layer(self) -> nn.Parameter:
-        """The kernel that draws key frames and images, where adaptive weights compare gradients; every clip has one."""
+        """Kernel of key frames and images, where adaptive weights compare gradients; every clip has a key frame."""
         return cast("nn.Parameter", cast("ConvPair", self.decoder.head[2]).conv_2d.weight)
 
-    def _shrunk(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
-        """Through blocks of the encoder, `GROUP` frames to a latent at first."""
+    def _encoder_blocks(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
+        """Applies blocks of the encoder; the first sees `GROUP` frames per latent."""
         group = GROUP
         for block in blocks:
             if isinstance(block, Resample):
-                x = twice(self.recompute, down, x, block)
+                x = recomputed(self.recompute, downsample, x, block)
                 group //= 2 if _over_time(block) else 1
             else:
                 x = self._block(x, block, group)
         return x
 
-    def _grown(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
-        """Through blocks of the decoder, one frame to a latent at first."""
+    def _decoder_blocks(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
+        """Applies blocks of the decoder; the first sees one frame per latent."""
         group = 1
         for block in blocks:
             if isinstance(block, Resample):
-                x = twice(self.recompute, up, x, block)
+                x = recomputed(self.recompute, upsample, x, block)
                 group *= 2 if _over_time(block) else 1
             else:
                 x = self._block(x, block, group)
@@ -121,55 +119,54 @@ class TrainableIVVAE(Network):
 
     def _block(self, x: torch.Tensor, block: nn.Module, group: int) -> torch.Tensor:
         if isinstance(block, Residual3d):
-            return twice(self.recompute, residual_3d, x, block, group)
+            return recomputed(self.recompute, residual_3d, x, block, group)
         if isinstance(block, Residual2d):
-            return twice(self.recompute, residual_2d, x, block)
-        return twice(self.recompute, attention, x, cast("Attention", block))
+            return recomputed(self.recompute, residual_2d, x, block)
+        return recomputed(self.recompute, attention, x, cast("Attention", block))
 
 
 # ---- layers: `B T C H W` to the same ------------------------------------------------------------------------------
 
 
 def frame_conv(x_BTCHW: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """`P2` (section 2): one convolution of every frame, zeros around it."""
+    """`P2` (section 2): convolution of every frame with zero padding."""
     return _per_frame(x_BTCHW, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2)
 
 
 def pair(x_BTCHW: torch.Tensor, convs: ConvPair, group: int) -> torch.Tensor:
-    """`P3` of 3x3(x3) kernels (section 2) on a whole clip, `group` frames to a group after the first: the 2-D outputs, then the 3-D ones.
+    """`P3` with 3x3(x3) kernels (section 2) on a whole clip, `group` frames to a group after the first: 2-D outputs, then 3-D ones.
 
-    A frame's 3-D output reads the frame before it (frame 0 reads itself in its place), itself, and the frame behind it within its group.
+    A frame's 3-D output reads the previous frame (frame 0 reads itself instead), itself, and the next frame of its group.
     """
     flat, taps = convs.conv_2d, convs.conv_3d
     weight = torch.cat([flat.weight, *taps.weight.unbind(2)])
     zeros = taps.weight.new_zeros(taps.out_channels)
     bias = torch.cat([_bias(flat), zeros, _bias(taps), zeros])
     y = _per_frame(x_BTCHW, weight, bias, padding=1)
-    key, to_next, here, to_previous = y.split([flat.out_channels, *[taps.out_channels] * 3], dim=2)
-    begins = (
-        torch.arange(x_BTCHW.shape[1] - 1, device=x_BTCHW.device) % group == 0
-    )  # of frames 1, 2, ...: first of its group
-    behind = to_previous[:, 1:].masked_fill(begins[:, None, None, None], 0.0)
-    motion = here + torch.cat([to_next[:, :1], to_next[:, :-1]], dim=1) + F.pad(behind, (0, 0, 0, 0, 0, 0, 0, 1))
+    key, to_next, present, to_previous = y.split([flat.out_channels, *[taps.out_channels] * 3], dim=2)
+    # whether frame 1, 2, ... is the first of its group
+    begins = torch.arange(x_BTCHW.shape[1] - 1, device=x_BTCHW.device) % group == 0
+    following = to_previous[:, 1:].masked_fill(begins[:, None, None, None], 0.0)
+    motion = present + torch.cat([to_next[:, :1], to_next[:, :-1]], dim=1) + F.pad(following, (0, 0, 0, 0, 0, 0, 0, 1))
     return torch.cat([key, motion], dim=2)
 
 
 def point_pair(x_BTCHW: torch.Tensor, convs: ConvPair) -> torch.Tensor:
-    """`P3` of 1x1(x1) kernels (section 2): a product at every position."""
+    """`P3` with 1x1(x1) kernels (section 2): a product at every position."""
     weight = torch.cat([convs.conv_2d.weight, convs.conv_3d.weight.squeeze(2)])
     return _per_frame(x_BTCHW, weight, torch.cat([_bias(convs.conv_2d), _bias(convs.conv_3d)]))
 
 
 def activated(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
-    """Norm and SiLU. What lies between them is not kept but made again in the backward pass: little work, much memory."""
-    return twice(True, lambda x: F.silu(norm(x, gain)), x_BTCHW)
+    """Norm and SiLU, recomputed in the backward pass: little work, much memory."""
+    return recomputed(True, lambda x: F.silu(norm(x, gain)), x_BTCHW)
 
 
 def norm(x_BTCHW: torch.Tensor, gain: nn.Module) -> torch.Tensor:
-    """`Nrm` (section 2) in at least float32: each half's channels at a position brought to length sqrt(c), times gamma."""
-    halves = wide(x_BTCHW).unflatten(2, (2, -1))
+    """`Nrm` (section 2) in at least float32: each half's channels at a position scaled to length sqrt(c), times gamma."""
+    halves = at_least_float32(x_BTCHW).unflatten(2, (2, -1))
     unit = F.normalize(halves, dim=3) * halves.shape[3] ** 0.5
-    return unit.flatten(2, 3) * cast("Gain", gain).gamma.flatten()[:, None, None]
+    return unit.flatten(2, 3) * cast("NormGain", gain).gamma.flatten()[:, None, None]
 
 
 def residual_3d(x_BTCHW: torch.Tensor, block: Residual3d, group: int) -> torch.Tensor:
@@ -178,7 +175,7 @@ def residual_3d(x_BTCHW: torch.Tensor, block: Residual3d, group: int) -> torch.T
     h = pair(activated(x_BTCHW, layers[0]), layers[2], group)
     h = pair(activated(h, layers[3]), layers[6], group)
     shortcut = getattr(block, "shortcut", None)
-    return wide(x_BTCHW if shortcut is None else point_pair(x_BTCHW, shortcut)) + h
+    return at_least_float32(x_BTCHW if shortcut is None else point_pair(x_BTCHW, shortcut)) + h
 
 
 def residual_2d(x_BTCHW: torch.Tensor, block: Residual2d) -> torch.Tensor:
@@ -186,27 +183,27 @@ def residual_2d(x_BTCHW: torch.Tensor, block: Residual2d) -> torch.Tensor:
     layers: Any = block.residual
     h = frame_conv(activated(x_BTCHW, layers[0]), layers[2].conv)
     h = frame_conv(activated(h, layers[3]), layers[6].conv)
-    return wide(x_BTCHW) + h
+    return at_least_float32(x_BTCHW) + h
 
 
 def attention(x_BTCHW: torch.Tensor, block: Attention) -> torch.Tensor:
-    """`At` (section 2): in every frame each branch attends to itself, one head."""
-    halves = zip(wide(x_BTCHW).chunk(2, dim=2), (block.Attention_2d, block.Attention_3d), strict=True)
+    """`At` (section 2): each branch attends to itself within every frame, one head."""
+    halves = zip(at_least_float32(x_BTCHW).chunk(2, dim=2), (block.Attention_2d, block.Attention_3d), strict=True)
     return torch.cat([half + _attended(half, branch) for half, branch in halves], dim=2)
 
 
-def _attended(x_BTCHW: torch.Tensor, branch: HalfAttention) -> torch.Tensor:
+def _attended(x_BTCHW: torch.Tensor, branch: BranchAttention) -> torch.Tensor:
     normed = F.normalize(x_BTCHW, dim=2) * x_BTCHW.shape[2] ** 0.5 * branch.norm.gamma
     qkv = frame_conv(normed, branch.to_qkv).flatten(0, 1).flatten(2).transpose(1, 2)
     q, k, v = qkv[:, None].chunk(3, dim=-1)
-    seen = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-    return frame_conv(seen.reshape(x_BTCHW.shape), branch.proj)
+    mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+    return frame_conv(mixed.reshape(x_BTCHW.shape), branch.proj)
 
 
-def down(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
+def downsample(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
     """`Down2d` or `Down3d` (section 2): zeros at the right and bottom edge, stride 2; then pairs of frames after the first become one.
 
-    Of the 2-D branch every second frame is kept; the others need not be halved.
+    The 2-D branch keeps every second frame, so the others are not computed.
     """
     key, motion = x_BTCHW.chunk(2, dim=2)
     if _over_time(block):
@@ -220,12 +217,12 @@ def down(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
             joined = _per_frame(pairs, conv.weight.transpose(1, 2).flatten(1, 2), conv.bias)
             motion = torch.cat([first, joined], dim=1)
         else:
-            motion = idle(first, conv)
+            motion = with_zero_gradient(first, conv)
     return torch.cat([key, motion], dim=2)
 
 
-def up(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
-    """`Up2d` or `Up3d` (section 2): frames after the first become two each; then every point becomes four, and a convolution."""
+def upsample(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
+    """`Up2d` or `Up3d` (section 2): frames after the first become two each; then every pixel becomes four, and a convolution."""
     key, motion = x_BTCHW.chunk(2, dim=2)
     if _over_time(block):
         conv: Any = block.time_conv
@@ -234,12 +231,12 @@ def up(x_BTCHW: torch.Tensor, block: Resample) -> torch.Tensor:
             both = _per_frame(motion[:, 1:], conv.weight.squeeze(2), conv.bias).unflatten(2, (2, -1))
             motion = torch.cat([motion[:, :1], both.flatten(1, 2)], dim=1)
         else:
-            motion = idle(motion, conv)
+            motion = with_zero_gradient(motion, conv)
     return torch.cat([_doubled(key, block.resample_2d[1]), _doubled(motion, block.resample_3d[1])], dim=2)
 
 
 def pyramid(x_BTCHW: torch.Tensor, head: PyramidHead) -> torch.Tensor:
-    """`PAC` (section 3): six convolutions of one input, first halves of their outputs before second halves, a point kernel over them."""
+    """`PAC` (section 3): six convolutions of one input, first halves of all outputs before second halves, a 1x1 convolution over them."""
     convs = [head.PAC_0.conv, *(cast("FrameConv2d", getattr(head, f"PAC_{rate}")).conv for rate in DILATIONS)]
     outputs = [
         _per_frame(x_BTCHW, conv.weight, conv.bias, padding=rate, dilation=max(rate, 1)).unflatten(2, (2, -1))
@@ -262,8 +259,8 @@ def _doubled(x_BTCHW: torch.Tensor, conv: nn.Module) -> torch.Tensor:
     return frame_conv(larger, cast("nn.Conv2d", conv))
 
 
-def _shown(both_BTCHW: torch.Tensor) -> torch.Tensor:
-    """Six outputs -> three (section 4): frame 0 and every group's first frame are the 2-D branch's, the others the 3-D branch's."""
+def _select_branch(both_BTCHW: torch.Tensor) -> torch.Tensor:
+    """Six outputs -> three (section 4): the 2-D branch's for frame 0 and every group's first frame, the 3-D branch's for the others."""
     flat, deep = both_BTCHW.chunk(2, dim=2)
     frames = torch.arange(flat.shape[1], device=flat.device)
     key = (frames == 0) | (frames % GROUP == 1)

@@ -1,10 +1,10 @@
-"""The training run: recipe and clips in, a folder of checkpoints, logs and weights out; one process or many.
+"""Training run in one or many processes: from a recipe and clips to a folder of checkpoints, logs and published weights.
 
-Enters: a `TrainingRecipe`, a `ClipSource`, a folder, and `torch.distributed`'s process group where one was begun. Leaves: `FOLDER/weights`,
-and a folder that the same call continues from after a kill.
+Takes a `TrainingRecipe`, a `ClipSource`, a folder, and the process group of `torch.distributed` if one exists. After a kill, the same call
+continues from the folder.
 
-A run keeps no random state. What is drawn follows from (seed, stage, micro-batch); rates from the step; so the state of a run after a step
-is parameters, their averages, and the optimizers' moments, and a run that was killed and continued is the run that was not.
+A run has no random state: draws follow from (seed, stage, micro-batch), and rates from the step. So its state after a step is parameters,
+their averages and the optimizers' moments, and a killed and continued run equals one that was not killed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from model.training import batches
-from model.training.journal import Journal
 from model.training.learner import Learner
+from model.training.metrics_log import MetricsLog
 from model.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -28,36 +28,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from model.training.batches import MicroBatch, Timetable
+    from model.training.batches import MicroBatch, StageSchedule
     from model.training.perceptual import LPIPS
     from model.training.recipe import Stage, TrainingRecipe
     from model.training.source import ClipSource
 
     OnStep = Callable[[int, Mapping[str, float]], None]
 
-SHOWN = 4  # clips on a sheet: the first of the first stage's first group
+SHOWN = 4  # clips on a sheet, the first ones of the first stage's first group
 
 
 class Ranks(NamedTuple):
-    """This process among those of the run."""
+    """Rank of this process and number of processes in the run."""
 
     rank: int
     world: int
 
     @classmethod
-    def here(cls) -> Ranks:
-        """Of the process group that was begun; alone where there is none."""
+    def current(cls) -> Ranks:
+        """Ranks of the current process group; (0, 1) if there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls(0, 1)
 
-    def all(self, thing: Any) -> list[Any]:
-        """Everyone's, in order of rank; all wait for all."""
+    def gather(self, value: Any) -> list[Any]:
+        """Values of all processes, in order of rank; waits for all."""
         if self.world == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
 
 def train(
@@ -70,47 +70,48 @@ def train(
     lpips: LPIPS | None = None,
     on_step: OnStep | None = None,
 ) -> Path:
-    """Runs a recipe to its end, from where `folder` has it.
+    """Runs a recipe to its end, continuing from the state in `folder`.
 
     Args:
-        recipe: what to do.
-        source: clips; the same ones when a run continues.
-        folder: of this run alone; on a file system that all processes see.
+        recipe: the recipe.
+        source: clips; must be the same when a run continues.
+        folder: of this run only, on a file system that all processes share.
         device: of this process.
-        loaders: processes that make clips, per training process; 0: the training process does.
-        lpips: where the recipe has a term for it.
-        on_step: told (step, values) of logged steps, in the process of rank 0. What it raises ends the run.
+        loaders: processes that load clips, per training process; 0: the training process loads them.
+        lpips: needed if the recipe has a term for it.
+        on_step: called with (step, values) of logged steps, in the process of rank 0. Its exceptions end the run.
 
     Returns:
-        FOLDER/weights, which `--checkpoint` takes.
+        FOLDER/weights, for `--checkpoint`.
 
     Raises:
-        ValueError: a recipe that cannot be, a folder with another run or one under way, a damaged checkpoint, processes that cannot share a
-            step out, clips that do not fit.
+        ValueError: an impossible recipe, a folder with another run or one in progress, a damaged checkpoint, a number of processes
+        that cannot
+            share a step, clips that do not fit.
         FloatingPointError: a loss or gradient is not finite; names the step, the terms and the clips. The last checkpoint is good.
-        ModuleNotFoundError: what training needs besides is not installed.
+        ModuleNotFoundError: an optional package for training is not installed.
     """
-    ranks = Ranks.here()
+    ranks = Ranks.current()
     _check_shares(recipe, ranks.world)
     files = RunFolder(folder)
     if ranks.rank == 0:
-        files.begin(recipe)
-    with files.held() if ranks.rank == 0 else nullcontext():
+        files.prepare(recipe)
+    with files.locked() if ranks.rank == 0 else nullcontext():
         if ranks.rank == 0:
-            files.clean()
-        (done, *_) = ranks.all(files.last_step())
+            files.remove_partial_files()
+        (done, *_) = ranks.gather(files.last_step())
         learner = Learner(recipe, source, torch.device(device), lpips, first=not done and ranks.rank == 0)
         learner.distribute(ranks.world)
         if done:
             learner.load_state_dict(files.load(done, learner.device))
-        journal = Journal(files, done) if ranks.rank == 0 else None
-        run = _Run(recipe, source, files, learner, ranks, journal, loaders, on_step)
+        metrics_log = MetricsLog(files, done) if ranks.rank == 0 else None
+        run = _Run(recipe, source, files, learner, ranks, metrics_log, loaders, on_step)
         try:
-            run.go(done)
+            run.run(done)
         finally:
-            if journal is not None:
-                journal.close()
-    ranks.all(None)  # nobody leaves before the weights are there
+            if metrics_log is not None:
+                metrics_log.close()
+    ranks.gather(None)  # all processes wait until the weights are written
     return files.weights
 
 
@@ -118,42 +119,42 @@ def _check_shares(recipe: TrainingRecipe, world: int) -> None:
     for stage in recipe.stages:
         if stage.batches % world:
             raise ValueError(
-                f"stage {stage.name!r} has {stage.batches} micro-batches a step, which {world} processes cannot share; make batches a "
-                f"multiple of {world}, or run another number of processes"
+                f"stage {stage.name!r} has {stage.batches} micro-batches a step, which {world} processes cannot share; set batches to a "
+                f"multiple of {world}, or change the number of processes"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run under way in this process."""
+    """Training run in this process."""
 
     recipe: TrainingRecipe
     source: ClipSource
     files: RunFolder
     learner: Learner
     ranks: Ranks
-    journal: Journal | None  # rank 0 has one
+    metrics_log: MetricsLog | None  # rank 0 has one
     loaders: int
     on_step: OnStep | None
 
-    def go(self, done: int) -> None:
-        """All steps after the first `done`."""
+    def run(self, done: int) -> None:
+        """Runs all steps after the first `done`."""
         if not done:
-            self._picture(0)
+            self._write_sheet(0)
         before = 0
-        tables = batches.timetables(self.recipe.stages, self.recipe.seed)
+        tables = batches.stage_schedules(self.recipe.stages, self.recipe.seed)
         for number, (stage, table) in enumerate(zip(self.recipe.stages, tables, strict=True)):
             first = max(0, done - before)
             if first < stage.steps:
                 if first == 0:
-                    self.learner.enter(number)
+                    self.learner.start_stage(number)
                 self._stage(stage, table, first, before)
             before += stage.steps
 
-    def _stage(self, stage: Stage, table: Timetable, first: int, before: int) -> None:
-        """The stage's steps from its step `first` on; `before`: steps of the stages before."""
+    def _stage(self, stage: Stage, table: StageSchedule, first: int, before: int) -> None:
+        """Runs the stage from its step `first`; `before`: steps of earlier stages."""
         stream = batches.load(
-            batches.MicroBatches(self.source, table, self.recipe.seed),
+            batches.MicroBatchDataset(self.source, table, self.recipe.seed),
             steps=range(first, stage.steps),
             per_step=stage.batches,
             rank=self.ranks.rank,
@@ -165,63 +166,63 @@ class _Run:
             last = step == self.recipe.steps
             values = self._step(stream, stage.batches // self.ranks.world, within, step)
             if step % self.recipe.log_every == 0 or last:
-                self._tell(step, stage, values)
+                self._log(step, stage, values)
             if step % self.recipe.sheet_every == 0 or last:
-                self._picture(step)
+                self._write_sheet(step)
             if step % self.recipe.checkpoint_every == 0 or last:
-                self._keep(step)
+                self._publish_and_checkpoint(step)
 
     def _step(self, stream: Iterator[MicroBatch], own: int, within: int, step: int) -> list[dict[str, Any]]:
-        """One step with `own` micro-batches of this process. Leaves the values of each."""
+        """Runs one step with `own` micro-batches in this process. Returns the values of each."""
         keys: list[str] = []
         values: list[dict[str, Any]] = []
-        for place in range(own):
+        for index in range(own):
             clock = time.perf_counter()
             batch = next(stream)
             waited = time.perf_counter() - clock
             keys += batch.keys
-            found = self.learner.accumulate(batch, within, share=1.0 / own, last=place == own - 1)
-            values.append(found | {"waited": waited, "seconds": time.perf_counter() - clock})
-        lengths = self.learner.gradient_lengths(within)
+            terms = self.learner.accumulate(batch, within, share=1.0 / own, last=index == own - 1)
+            values.append(terms | {"waited": waited, "seconds": time.perf_counter() - clock})
+        lengths = self.learner.clip_gradients(within)
         if not all(map(isfinite, lengths.values())):
             self._stop(step, keys, values, lengths)
-        rate = self.learner.move(within)
-        return [found | lengths | {"learning_rate": rate} for found in values]
+        rate = self.learner.update(within)
+        return [terms | lengths | {"learning_rate": rate} for terms in values]
 
     def _stop(self, step: int, keys: list[str], values: list[dict[str, Any]], lengths: dict[str, float]) -> None:
-        """Raises, in all processes alike: gradients were exchanged, so all have the same ones."""
-        broken = sorted({name for found in values for name, value in found.items() if not isfinite(float(value))})
-        everyone = self.ranks.all((keys, broken))
-        terms = sorted({name for _, names in everyone for name in names}) or [
+        """Raises FloatingPointError in all processes, which all have the same exchanged gradients."""
+        broken = sorted({name for terms in values for name, value in terms.items() if not isfinite(float(value))})
+        everyone = self.ranks.gather((keys, broken))
+        names = sorted({name for _, own in everyone for name in own}) or [
             name for name, length in lengths.items() if not isfinite(length)
         ]
         clips = [key for own, _ in everyone for key in own]
         slower = "lower the learning rate"
         if self.files.last_step():  # the folder's recipe is fixed
-            slower = f"{slower} in a folder of its own that begins with start: {{weights: {self.files.weights}}}"
+            slower = f"{slower} in a new folder that starts with start: {{weights: {self.files.weights}}}"
         raise FloatingPointError(
-            f"step {step} is not finite ({', '.join(terms)}); its clips: {', '.join(clips)}. Nothing was learned from them; the last "
-            f"checkpoint is good, and goes the same way again. Look at the clips, or {slower}"
+            f"step {step} is not finite ({', '.join(names)}); its clips: {', '.join(clips)}. Nothing was learned from them. The last "
+            f"checkpoint is good, but continuing from it fails at the same step: check the clips, or {slower}"
         )
 
-    def _tell(self, step: int, stage: Stage, values: list[dict[str, Any]]) -> None:
-        """Means over the micro-batches of all processes."""
+    def _log(self, step: int, stage: Stage, values: list[dict[str, Any]]) -> None:
+        """Logs means over the micro-batches of all processes."""
         means = [
             {
-                name: float(torch.stack([torch.as_tensor(found[name], dtype=torch.float64) for found in values]).mean())
+                name: float(torch.stack([torch.as_tensor(own[name], dtype=torch.float64) for own in values]).mean())
                 for name in values[0]
             }
         ]
-        everyone = [own for rank in self.ranks.all(means) for own in rank]
+        everyone = [own for rank in self.ranks.gather(means) for own in rank]
         mean = {name: sum(own[name] for own in everyone) / len(everyone) for name in everyone[0]}
-        if self.journal is not None:
-            self.journal.values(step, stage.name, mean)
+        if self.metrics_log is not None:
+            self.metrics_log.values(step, stage.name, mean)
             if self.on_step is not None:
                 self.on_step(step, mean)
 
-    def _picture(self, step: int) -> None:
-        """The first clips and what the published weights make of them."""
-        if self.journal is None:
+    def _write_sheet(self, step: int) -> None:
+        """Writes a sheet of the first clips and their reconstructions by the published weights."""
+        if self.metrics_log is None:
             return
         group = self.recipe.stages[0].groups[0]
         pairs, titles = [], []
@@ -230,13 +231,13 @@ class _Run:
             video = clip.video_CTHW[:, :, : group.height, : group.width]
             pairs.append((video, self.learner.reconstruct(video[None])[0]))
             titles.append(clip.key)
-        self.journal.sheet(step, pairs, titles)
+        self.metrics_log.sheet(step, pairs, titles)
 
-    def _keep(self, step: int) -> None:
-        """The weights of now, then a checkpoint: where there is one, nobody comes back to publish what it stands for."""
-        if self.journal is None:
+    def _publish_and_checkpoint(self, step: int) -> None:
+        """Publishes weights, then writes a checkpoint: a resumed run starts after the checkpoint and would not publish these weights."""
+        if self.metrics_log is None:
             return
-        self.journal.flush()
+        self.metrics_log.flush()
         network = self.learner.network
         facts = {"network": self.recipe.network, "seed": self.recipe.seed, "steps": step}
         self.files.publish(network.config, self.learner.weights(), facts)

@@ -1,4 +1,4 @@
-"""WF-VAE's plain facts: configuration keys, published networks and what their latents are. No torch."""
+"""Facts about WF-VAE: configuration keys, published networks, what their latents are. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COUNTS = (
-    "latent_dim",
-    "base_channels",
-    "encoder_num_resblocks",
-    "encoder_energy_flow_hidden_size",
-    "decoder_num_resblocks",
-    "decoder_energy_flow_hidden_size",
-    "connect_res_layer_num",
+    *("latent_dim", "base_channels", "encoder_num_resblocks", "encoder_energy_flow_hidden_size"),
+    *("decoder_num_resblocks", "decoder_energy_flow_hidden_size", "connect_res_layer_num"),
 )
 CHOICES = {
     "attention_type": ("AttnBlock3DFix", "AttnBlock3D"),
@@ -25,43 +20,34 @@ CHOICES = {
     "norm_type": ("layernorm", "groupnorm"),
     "t_interpolation": ("trilinear", "nearest"),
 }
-# of level 1 (4x in time | 8x in time) and level 2, in the published spelling
+# Blocks of level 1 (4x in time: plane, 8x: volume) and level 2 (volume), with the published spelling of their keys.
 _PLANE = ("Downsample", "HaarWaveletTransform2D", "Upsample", "InverseHaarWaveletTransform2D")
 _VOLUME = (
-    "Spatial2xTime2x3DDownsample",
-    "HaarWaveletTransform3D",
-    "Spatial2xTime2x3DUpsample",
-    "InverseHaarWaveletTransform3D",
+    *("Spatial2xTime2x3DDownsample", "HaarWaveletTransform3D"),
+    *("Spatial2xTime2x3DUpsample", "InverseHaarWaveletTransform3D"),
 )
-_LEVEL_KEYS = {
-    level: (
-        f"l{level}_dowmsample_block",
-        f"l{level}_downsample_wavelet",
-        f"l{level}_upsample_block",
-        f"l{level}_upsample_wavelet",
-    )
-    for level in (1, 2)
-}
+_KEY_ENDS = ("dowmsample_block", "downsample_wavelet", "upsample_block", "upsample_wavelet")
+_LEVEL_KEYS = {level: tuple(f"l{level}_{end}" for end in _KEY_ENDS) for level in (1, 2)}
 BLOCKS_4X = dict(zip(_LEVEL_KEYS[1] + _LEVEL_KEYS[2], _PLANE + _VOLUME, strict=True))
 BLOCKS_8X = dict(zip(_LEVEL_KEYS[1] + _LEVEL_KEYS[2], _VOLUME + _VOLUME, strict=True))
-GROUPS = 32  # of groupnorm
+GROUPS = 32  # groups of groupnorm
 
 
 def time_stride(config: Mapping[str, Any]) -> int:
-    """Frames of a latent: 4, or 8 where level 1 halves time too."""
+    """FrameBlock per latent: 8 if level 1 also halves time, else 4."""
     return 8 if config["l1_dowmsample_block"] == _VOLUME[0] else 4
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
-    """Whether a latent depends on its own and earlier frames only: not with statistics or attention over all frames."""
+    """Whether a latent depends on its own and earlier frames only; statistics or attention over all frames prevent it."""
     mixing = config.get("use_attention", True) and config["attention_type"] == "AttnBlock3D"
     return config["norm_type"] == "layernorm" and not mixing
 
 
 def constants(name: str, key: str, value: Any, channels: int) -> float | tuple[float, ...] | None:
-    """A configured scale or shift: a number, one per channel, or None.
+    """Configured scale or shift: a number, one number per channel, or None.
 
-    Published files carry four entries whatever the latent's width, the class default that nothing uses; those say nothing.
+    Published files hold four entries whatever the latent's width, an unused default of the class; they are ignored.
 
     Raises:
         ValueError: neither None, a number nor a list of numbers.
@@ -85,7 +71,7 @@ def check_counts(name: str, config: Mapping[str, Any], keys: tuple[str, ...]) ->
 
 
 def check_choices(name: str, config: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ValueError where a value is none of the known ones."""
+    """Raises ValueError if a value is not one of the allowed ones."""
     for key, known in choices.items():
         if config[key] not in known:
             raise ValueError(f"{name}: config key {key} must be {' or '.join(map(repr, known))}, got {config[key]!r}")
@@ -130,7 +116,7 @@ def _describe(name: str, config: Mapping[str, Any]) -> LatentSpec:
     )
 
 
-# The defaults of the published class, but for scale and shift: no key, no recommendation.
+# Defaults of the published class, except scale and shift: without a key there is no recommendation.
 _DEFAULTS = {
     "latent_dim": 8,
     "base_channels": 128,
@@ -158,7 +144,7 @@ _DECODER_KEYS = (
 
 
 def latent_part(config: Mapping[str, Any], other_keys: tuple[str, ...]) -> LatentPart:
-    """Of both versions: the encoder, whose last convolution gives the means of all channels, then the log-variances."""
+    """Latent part of both versions: the encoder. Its last convolution gives the means of all channels, then the log-variances."""
     return LatentPart(
         mean=("encoder.",), shared={"encoder.conv_out.": config["latent_dim"]}, other_keys=frozenset(other_keys)
     )
@@ -182,8 +168,8 @@ _ALIASES = {("s", 8): ("wfvae-s",), ("m", 8): ("wfvae-m",), ("l", 16): ("wfvae-l
 _PUBLISHED = {("l", 16): "hf://chestnutlzj/WF-VAE-L-16Chn/diffusion_pytorch_model.safetensors"}
 _NOTES = {
     ("s", 8): (
-        "the shape of Open-Sora Plan 1.3 (encoder energy flow of 64 channels). Its weights: the family name `wfvae` with "
-        "hf://LanguageBind/Open-Sora-Plan-v1.3.0/vae/merged.ckpt, so that the config.json beside them decides what varied"
+        "the shape of Open-Sora Plan 1.3 (encoder energy flow of 64 channels). To load its weights, use the family name `wfvae` with "
+        "hf://LanguageBind/Open-Sora-Plan-v1.3.0/vae/merged.ckpt, so that the config.json beside them applies"
     )
 }
 
@@ -228,7 +214,7 @@ PRESETS = (
         published=None,
         note=(
             "8x8x8, the shape of Open-Sora Plan 1.5 (weights: LanguageBind/Open-Sora-Plan-v1.5.0 on the Hugging Face hub); "
-            "a file's own configuration brings its scale and shift"
+            "scale and shift come from a file's own configuration"
         ),
     ),
 )

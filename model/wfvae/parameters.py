@@ -1,8 +1,4 @@
-"""WF-VAE's parameters under their published names, and reproducible random ones for trials.
-
-Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
-There is no forward pass here; `model.wfvae.encoder` and `model.wfvae.decoder` prepare these parameters for running.
-"""
+"""WF-VAE's parameters under their published names, and random ones for trials. No forward pass here."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ EPS = 1e-6
 
 
 class LayerNorm(nn.Module):
-    """Over the channels of a position; published one level down."""
+    """LayerNorm over the channels of a position; its published keys have the prefix `norm.`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,56 +27,56 @@ class LayerNorm(nn.Module):
 
 
 def normaliser(kind: str, channels: int) -> nn.Module:
-    """`layernorm` or `groupnorm`."""
+    """Norm of kind `layernorm` or `groupnorm`."""
     return LayerNorm(channels) if kind == "layernorm" else nn.GroupNorm(GROUPS, channels, eps=EPS)
 
 
-class Clip(nn.Module):
-    """A causal convolution over frames; published one level down."""
+class CausalConv3d(nn.Module):
+    """CausalConv convolution over frames; its published keys have the prefix `conv.`."""
 
-    def __init__(self, inside: int, outside: int, kernel: int = 3, *, bias: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, *, bias: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(inside, outside, kernel, bias=bias)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, bias=bias)
 
 
-class Inner(nn.Module):
-    """A resampling block: its convolution, of frames or over frames."""
+class Resample(nn.Module):
+    """Convolution of a resampling block, of single frames or over frames."""
 
     def __init__(self, channels: int, *, causal: bool) -> None:
         super().__init__()
-        self.conv = Clip(channels, channels) if causal else nn.Conv2d(channels, channels, 3)
+        self.conv = CausalConv3d(channels, channels) if causal else nn.Conv2d(channels, channels, 3)
 
 
 class Residual(nn.Module):
-    """A residual block of two convolutions, of frames or over frames."""
+    """Residual block of two convolutions, of single frames or over frames."""
 
-    def __init__(self, inside: int, outside: int, norm: str, *, causal: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, *, causal: bool = True) -> None:
         super().__init__()
-        conv: Callable[..., nn.Module] = Clip if causal else nn.Conv2d
-        self.norm1, self.conv1 = normaliser(norm, inside), conv(inside, outside, 3)
-        self.norm2, self.conv2 = normaliser(norm, outside), conv(outside, outside, 3)
-        if inside != outside:
-            self.nin_shortcut = conv(inside, outside, 1)
+        conv: Callable[..., nn.Module] = CausalConv3d if causal else nn.Conv2d
+        self.norm1, self.conv1 = normaliser(norm, in_channels), conv(in_channels, out_channels, 3)
+        self.norm2, self.conv2 = normaliser(norm, out_channels), conv(out_channels, out_channels, 3)
+        if in_channels != out_channels:
+            self.nin_shortcut = conv(in_channels, out_channels, 1)
 
 
 class Attention(nn.Module):
-    """Attention with one head."""
+    """Single-head attention."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.norm = normaliser(norm, channels)
         for name in ("q", "k", "v", "proj_out"):
-            self.add_module(name, Clip(channels, channels, 1))
+            self.add_module(name, CausalConv3d(channels, channels, 1))
 
 
 class Analysis(nn.Module):
-    """Filters of a forward Haar transform: frozen convolutions (over frames) or buffers (of frames)."""
+    """Filters of a forward Haar transform: frozen convolutions (over frames) or buffers (single frames)."""
 
     def __init__(self, *, volume: bool) -> None:
         super().__init__()
         if volume:
             for name in VOLUME_BANDS:
-                self.add_module(f"{name}_conv", Clip(1, 1, 2, bias=False))
+                self.add_module(f"{name}_conv", CausalConv3d(1, 1, 2, bias=False))
         else:
             for name in PLANE_BANDS:
                 self.register_buffer(name, torch.empty(1, 1, 2, 2))
@@ -96,7 +92,7 @@ class Synthesis(nn.Module):
 
 
 def middle(channels: int, before: int, after: int, config: Mapping[str, Any]) -> nn.Sequential:
-    """Residual block, attention where configured, residual block; `before` and `after` are the widths at the ends."""
+    """Residual block, attention if configured, residual block; `before` and `after` are the input and output widths."""
     norm = config["norm_type"]
     attention = [Attention(channels, norm)] if config["use_attention"] else []
     return nn.Sequential(Residual(before, channels, norm), *attention, Residual(channels, after, norm))
@@ -110,16 +106,16 @@ class Encoder(nn.Module):
         c, e = config["base_channels"], config["encoder_energy_flow_hidden_size"]
         n, norm, fast = config["encoder_num_resblocks"], config["norm_type"], time_stride(config) == 8
         self.down1 = nn.Sequential(
-            nn.Conv2d(24, c, 3), *(Residual(c, c, norm, causal=False) for _ in range(n)), Inner(c, causal=fast)
+            nn.Conv2d(24, c, 3), *(Residual(c, c, norm, causal=False) for _ in range(n)), Resample(c, causal=fast)
         )
         self.down2 = nn.Sequential(
-            nn.Conv2d(c + e, 2 * c, 3), *(Residual(2 * c, 2 * c, norm) for _ in range(n)), Inner(2 * c, causal=True)
+            nn.Conv2d(c + e, 2 * c, 3), *(Residual(2 * c, 2 * c, norm) for _ in range(n)), Resample(2 * c, causal=True)
         )
         self.connect_l1 = nn.Conv2d(24 if fast else 12, e, 3)
         self.connect_l2 = nn.Conv2d(24, e, 3)
         self.mid = middle(4 * c, 2 * c + e, 4 * c, config)
         self.norm_out = normaliser(norm, 4 * c)
-        self.conv_out = Clip(4 * c, 2 * config["latent_dim"])
+        self.conv_out = CausalConv3d(4 * c, 2 * config["latent_dim"])
         self.wavelet_transform_in = Analysis(volume=True)
         self.wavelet_transform_l1 = Analysis(volume=fast)
         self.wavelet_transform_l2 = Analysis(volume=True)
@@ -132,16 +128,16 @@ class Decoder(nn.Module):
         super().__init__()
         c, e, m = config["base_channels"], config["decoder_energy_flow_hidden_size"], config["connect_res_layer_num"]
         n, norm, fast = config["decoder_num_resblocks"], config["norm_type"], time_stride(config) == 8
-        self.conv_in = Clip(config["latent_dim"], 4 * c)
+        self.conv_in = CausalConv3d(config["latent_dim"], 4 * c)
         self.mid = middle(4 * c, 4 * c, 4 * c + e, config)
         self.up2 = nn.Sequential(
             *(Residual(4 * c, 4 * c, norm) for _ in range(n)),
-            Inner(4 * c, causal=True),
+            Resample(4 * c, causal=True),
             Residual(4 * c, 4 * c + e, norm),
         )
         self.up1 = nn.Sequential(
             *(Residual((2 if index else 4) * c, 2 * c, norm) for index in range(n)),
-            Inner(2 * c, causal=fast),
+            Resample(2 * c, causal=fast),
             Residual(2 * c, 2 * c, norm),
         )
         self.layer = nn.Sequential(Residual(2 * c, c, norm), Residual(c, c, norm))
@@ -163,35 +159,35 @@ class Network(nn.Module):
 
 
 def empty_network(config: Mapping[str, Any]) -> Network:
-    """The network on the meta device: names and shapes, no memory."""
+    """Network on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return Network(config)
 
 
 def is_filter(key: str) -> bool:
-    """Whether a published key names a Haar filter, which training never changes."""
+    """Whether a published key names a Haar filter, which training does not change."""
     return "wavelet_transform" in key
 
 
 def with_filters(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` with those Haar filters at their defaults that the file lacks.
+    """`weights`, with default Haar filters where they are missing.
 
-    They are the one exception to strict keys: averaged (EMA) weights are of what is trained, so they come without filters.
+    The one exception to strict keys: averaged (EMA) weights cover trained tensors only, so they lack the filters.
     """
     absent = (key for key in expected if is_filter(key) and key not in weights)
     return {**weights, **{key: default_filter(key) for key in absent}}
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Reproducible float32 weights by published key; each tensor depends on the seed and its own name alone.
+    """Reproducible random float32 weights by published key; each tensor depends only on the seed and its key.
 
-    Scaled so that activations stay of order one; Haar filters are the real ones. Latents made with them mean nothing.
+    Scaled so that activations stay of order one; Haar filters are the real ones. Their latents mean nothing.
     """
     return random_tensors(empty_network(config), seed)
 
 
 def random_tensors(network: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """`random_weights` of any network built of these blocks."""
+    """`random_weights` of any network made of these blocks."""
     return {key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in network.state_dict().items()}
 
 
@@ -205,7 +201,7 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if len(shape) == 1:  # a norm
         return 1 + 0.02 * noise
     if ".conv2." in key or ".proj_out." in key:
-        noise = 0.5 * noise  # branches that are added to the residual stream
+        noise = 0.5 * noise  # branches added to the residual stream
     elif key.startswith("decoder.conv_out") or "decoder.connect" in key or "flow_conv" in key:
-        noise = 0.25 * noise  # so that videos come out within the value range, mostly
+        noise = 0.25 * noise  # keeps most of a decoded video within the value range
     return noise * int(np.prod(shape[1:])) ** -0.5

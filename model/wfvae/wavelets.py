@@ -1,7 +1,7 @@
 """Haar transforms of WF-VAE, as cells of pixels and small matrices.
 
-Enters: frames `B T H W C` (channel-last) and the filters a checkpoint holds. Leaves: cells (the pixels of each 2x2x2 or 2x2 block side
-by side as channels) and the matrices between cells and bands, which fold into the convolution next to them.
+A cell holds the pixels of one 2x2x2 or 2x2 block as channels. The matrices between cells and bands are made from the filters in a
+checkpoint and fold into the convolution next to them.
 
 Cell channel = C * tap + c with taps in the order (frame, row, column); band channel = C * band + c, low band first.
 """
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 VOLUME_BANDS = ("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v")  # band = 4 time + 2 row + column
 PLANE_BANDS = ("aa", "ad", "da", "dd")  # low, rows, columns, both
-VOLUME_GAIN = 0.3536  # not 1 / sqrt(8): the rounded constant is what the networks were trained with
+VOLUME_GAIN = 0.3536  # not 1 / sqrt(8): the networks were trained with this rounded constant
 PLANE_GAIN = 0.5
 
 
 def default_filter(key: str) -> torch.Tensor:
-    """The filter that a published key names, `(1, 1, 2, 2, 2)` or `(1, 1, 2, 2)` float32."""
+    """Haar filter that a published key names, `(1, 1, 2, 2, 2)` or `(1, 1, 2, 2)` float32."""
     name = key.split("wavelet_transform", 1)[1].split(".")[1].removesuffix("_conv")
     if name in PLANE_BANDS:
         rows, columns = name[1] == "d", name[0] == "d"
@@ -35,29 +35,29 @@ def default_filter(key: str) -> torch.Tensor:
 
 
 def filters_of(weights: Mapping[str, torch.Tensor], prefix: str) -> torch.Tensor:
-    """`(bands, taps)` float64 of the transform published under `prefix`, forward or inverse."""
+    """Filters of the transform, forward or inverse, published under `prefix`: `(bands, taps)` float64."""
     names = PLANE_BANDS if f"{prefix}.aa" in weights else VOLUME_BANDS
     keys = [key if (key := f"{prefix}.{name}") in weights else f"{key}_conv.conv.weight" for name in names]
     return torch.stack([weights[key].detach().double().cpu().flatten() for key in keys])
 
 
 def per_colour(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix between bands and taps -> between `3 * band + rgb` and `3 * tap + rgb`."""
+    """Expands a matrix between bands and taps to one between `3 * band + rgb` and `3 * tap + rgb`."""
     return torch.kron(matrix.contiguous(), torch.eye(3, dtype=matrix.dtype))
 
 
 def fold_analysis(weight_OIhw: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """A convolution of bands -> the same of cells, float64."""
+    """Weight of a convolution that reads bands -> weight of the same convolution on cells, float64."""
     return torch.einsum("oihw,ij->ojhw", weight_OIhw.detach().double(), per_colour(filters))
 
 
 def fold_synthesis(weight: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """What makes bands (first axis: bands) -> what makes cells, float64."""
+    """Weight or bias that produces bands (first axis) -> one that produces cells, float64."""
     return torch.einsum("ij,i...->j...", per_colour(filters), weight.detach().double())
 
 
 def volume_cells(x_BTHWC: torch.Tensor, *, first: bool) -> torch.Tensor:
-    """`B T H W C` -> `B T/2 H/2 W/2 8C`; at the start of a video with one copy of the first frame in front."""
+    """`B T H W C` -> `B T/2 H/2 W/2 8C`; at the start of a video the first frame is repeated in front."""
     if first:
         x_BTHWC = torch.cat([x_BTHWC[:, :1], x_BTHWC], dim=1)
     B, T, H, W, C = x_BTHWC.shape
@@ -73,7 +73,7 @@ def plane_cells(x_BTHWC: torch.Tensor) -> torch.Tensor:
 
 
 def from_volume_cells(cells_BTHWC: torch.Tensor, *, first: bool) -> torch.Tensor:
-    """`B T H W 8C` -> `B 2T 2H 2W C`; at the start of a video without the first frame."""
+    """`B T H W 8C` -> `B 2T 2H 2W C`; at the start of a video the first frame is dropped."""
     B, T, H, W, C = cells_BTHWC.shape
     x = cells_BTHWC.view(B, T, H, W, 2, 2, 2, C // 8).permute(0, 1, 4, 2, 5, 3, 6, 7)
     return x.reshape(B, 2 * T, 2 * H, 2 * W, C // 8)[:, int(first) :]

@@ -1,4 +1,4 @@
-"""WFVAE2: the second version of WF-VAE, whose weights were never published. Blocks and stepping are those of `model.wfvae`.
+"""WFVAE2: the second version of WF-VAE, whose weights were not published. Blocks and stepping are those of `model.wfvae`.
 
-`facts` (plain data), `parameters` (published names), `coder` (both directions prepared for running), `vae` (the network ready to run).
+`facts` (plain data), `parameters` (published names), `coder` (encoder and decoder prepared for speed), `vae` (network ready to run).
 """

@@ -1,4 +1,4 @@
-"""WFVAE2's plain facts: configuration keys and what its latents are. No torch. No network of it was published, so there is no preset."""
+"""Facts about WFVAE2: configuration keys and what its latents are. No torch. No weights were published, so there is no preset."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COUNTS = (
-    "latent_dim",
-    "encoder_num_resblocks",
-    "encoder_energy_flow_size",
-    "decoder_num_resblocks",
-    "decoder_energy_flow_size",
+    *("latent_dim", "encoder_num_resblocks", "encoder_energy_flow_size"),
+    *("decoder_num_resblocks", "decoder_energy_flow_size"),
 )
 CHOICES = {
     "norm_type": ("layernorm", "groupnorm"),
@@ -45,7 +42,7 @@ _DEFAULTS = {
 
 
 def decoder_widths(config: Mapping[str, Any]) -> list[int]:
-    """Widths of the decoder, finest first: its own or the encoder's."""
+    """Widths of the decoder, finest first: its own, or the encoder's if it has none."""
     return list(config["decoder_base_channels"] or config["base_channels"])
 
 

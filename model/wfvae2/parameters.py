@@ -1,7 +1,4 @@
-"""WFVAE2's parameters under their published names, and reproducible random ones for trials.
-
-Enters: a configuration in its published keys. Leaves: the parameter tree (`state_dict()` has exactly the published keys), or tensors.
-"""
+"""WFVAE2's parameters under their published names, and random ones for trials."""
 
 from __future__ import annotations
 
@@ -11,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from model.wfvae.parameters import Analysis, Attention, Clip, Inner, Residual, Synthesis, normaliser, random_tensors
+from model.wfvae.parameters import (
+    Analysis,
+    Attention,
+    CausalConv3d,
+    Resample,
+    Residual,
+    Synthesis,
+    normaliser,
+    random_tensors,
+)
 from model.wfvae2.facts import decoder_widths
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def middle(channels: int, config: Mapping[str, Any]) -> nn.Sequential:
-    """The configured blocks at the deepest width."""
+    """Configured blocks at the deepest width."""
     norm = config["norm_type"]
     return nn.Sequential(
         *(
@@ -30,38 +36,38 @@ def middle(channels: int, config: Mapping[str, Any]) -> nn.Sequential:
 
 
 class Down(nn.Module):
-    """One level of the encoder."""
+    """DecoderLevel of the encoder."""
 
-    def __init__(self, inside: int, outside: int, layer: str, block: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layer: str, block: str, config: Mapping[str, Any]) -> None:
         super().__init__()
         flow, norm, volume = config["encoder_energy_flow_size"], config["norm_type"], layer == "thw"
         causal = block == "ResnetBlock3D"
         self.res_block = nn.ModuleList(
-            Residual(inside, inside, norm, causal=causal) for _ in range(config["encoder_num_resblocks"] - 1)
+            Residual(in_channels, in_channels, norm, causal=causal) for _ in range(config["encoder_num_resblocks"] - 1)
         )
-        self.down = Inner(inside, causal=volume)
+        self.down = Resample(in_channels, causal=volume)
         self.wavelet_transform = Analysis(volume=volume)
         self.in_flow_conv = nn.Conv2d(24 if volume else 12, flow, 3)
-        self.out_res_block = Residual(inside + flow, outside, norm, causal=causal)
+        self.out_res_block = Residual(in_channels + flow, out_channels, norm, causal=causal)
 
 
 class Up(nn.Module):
-    """One level of the decoder."""
+    """DecoderLevel of the decoder."""
 
-    def __init__(self, inside: int, outside: int, layer: str, block: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layer: str, block: str, config: Mapping[str, Any]) -> None:
         super().__init__()
         flow, norm, volume = config["decoder_energy_flow_size"], config["norm_type"], layer == "thw"
         causal = block == "ResnetBlock3D"
-        self.branch_conv = Residual(inside, inside + flow, norm, causal=causal)
+        self.branch_conv = Residual(in_channels, in_channels + flow, norm, causal=causal)
         self.out_flow_conv = nn.Sequential(
             Residual(flow, flow, norm, causal=causal), nn.Conv2d(flow, 24 if volume else 12, 3)
         )
         self.inverse_wavelet_transform = Synthesis(volume=volume)
         self.res_block = nn.ModuleList(
-            Residual(inside, inside, norm, causal=causal) for _ in range(config["decoder_num_resblocks"] - 2)
+            Residual(in_channels, in_channels, norm, causal=causal) for _ in range(config["decoder_num_resblocks"] - 2)
         )
-        self.up = Inner(inside, causal=volume)
-        self.out_res_block = Residual(inside, outside, norm, causal=causal)
+        self.up = Resample(in_channels, causal=volume)
+        self.out_res_block = Residual(in_channels, out_channels, norm, causal=causal)
 
 
 class Encoder(nn.Module):
@@ -78,16 +84,16 @@ class Encoder(nn.Module):
         )
         self.mid = middle(widths[-1], config)
         self.norm_out = normaliser(config["norm_type"], widths[-1])
-        self.conv_out = Clip(widths[-1], 2 * config["latent_dim"])
+        self.conv_out = CausalConv3d(widths[-1], 2 * config["latent_dim"])
 
 
 class Decoder(nn.Module):
-    """Parameters of the decoder; levels from the deepest on."""
+    """Parameters of the decoder; levels from the deepest to the finest."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         widths = decoder_widths(config)[::-1]
-        self.conv_in = Clip(config["latent_dim"], widths[0])
+        self.conv_in = CausalConv3d(config["latent_dim"], widths[0])
         self.mid = middle(widths[0], config)
         self.up_blocks = nn.ModuleList(
             Up(*pair, layer, block, config)
@@ -109,11 +115,11 @@ class Network(nn.Module):
 
 
 def empty_network(config: Mapping[str, Any]) -> Network:
-    """The network on the meta device: names and shapes, no memory."""
+    """Network on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return Network(config)
 
 
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Reproducible float32 weights by published key; see `model.wfvae.parameters.random_weights`."""
+    """Reproducible random float32 weights by published key; see `model.wfvae.parameters.random_weights`."""
     return random_tensors(empty_network(config), seed)

@@ -1,6 +1,6 @@
-"""WFVAE2 ready to run: videos or latents in, raw posteriors or videos and the causal state out, as `model.wfvae.vae`.
+"""WFVAE2 ready to run, with the interface of `model.wfvae.vae`.
 
-Its authors published no tiling. Its layers are those of WF-VAE and as causal, so it is stepped through the same way, as losslessly.
+Its layers are WF-VAE's and equally causal, so it is stepped the same way and chunks are as lossless. The authors published no tiling.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NUMERICS", "WFVAE2", "build", "check", "random_weights"]
 
-NUMERICS = 1  # raise whenever the same weights and frames would give other bits; part of every build's fingerprint
+NUMERICS = 1  # increase when the same weights and frames give other bits; part of every build's fingerprint
 
 
 class WFVAE2(StreamedVAE):
-    """WFVAE2 ready to run; see `model.interface.VideoVAE` for the contract and `model.wfvae.vae.WFVAE` for the promises."""
+    """WFVAE2 ready to run; implements `model.interface.VideoVAE`, with the properties of `model.wfvae.vae.WFVAE`."""
 
     numerics = NUMERICS
 
@@ -45,10 +45,10 @@ class WFVAE2(StreamedVAE):
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:
-    """Weights compared with their network, which is not built.
+    """Compares weights with the network of this configuration, without building it.
 
     Raises:
-        ValueError: keys or shapes that are not this configuration's, or non-finite weights.
+        ValueError: keys or shapes of another configuration, or non-finite weights.
     """
     network = empty_network(config)
     return check_weights(network, spec, config, with_filters(network.state_dict(), weights))
@@ -57,6 +57,6 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
 def build(
     checked: CheckedWeights, sha256: WeightsSha256, device: torch.device, dtype: torch.dtype, **provenance: Any
 ) -> WFVAE2:
-    """The VAE of these weights; `provenance`: `checkpoint` or `seed`."""
+    """Network with these weights; `provenance`: `checkpoint` or `seed`."""
     spec = checked.spec.on_device(device.type)
     return WFVAE2(fill(checked), spec, checked.config, sha256, device, dtype, **provenance)

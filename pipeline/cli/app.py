@@ -6,11 +6,11 @@ SIGTERM or SIGHUP: running shards were finished, and the same command resumes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import network_commands
+from pipeline.cli import network_commands, output_commands
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -33,9 +33,11 @@ from pipeline.cli.terminal import (
     guard,
     show,
     storage_config,
-    store_at,
 )
 from pipeline.process import signals
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
 
 app = typer.Typer(
     name="lathe",
@@ -93,6 +95,9 @@ def encode(
             "limits that this run has raised.",
         ),
     ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
+    ] = False,
     strict: Strict = None,
     config: Config = None,
     set_: Overrides = None,
@@ -125,12 +130,14 @@ def encode(
 
     def run() -> None:
         with signals.handled():  # before any slow step
-            _encode(flags, config, tuple(set_ or ()))
+            job = _encode(flags, config, tuple(set_ or ()))
+            if publish:
+                output_commands.publish_job(job)
 
     guard(run, debug=debug)
 
 
-def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> EncodeJob:
     from pipeline.cli.progress import display_for
     from pipeline.config import build_job
     from pipeline.engine.driver import encode as driver
@@ -144,6 +151,7 @@ def _encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...
         raise
     finally:
         display.close(report)
+    return job
 
 
 @app.command()
@@ -192,7 +200,7 @@ def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson =
     def run() -> None:
         from pipeline.operate.status import status as status_of
 
-        show(status_of(store_at(output, endpoint_url)), "status_lines", as_json)
+        show(status_of(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
 
     guard(run, debug=debug)
 
@@ -221,7 +229,8 @@ def verify(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson =
     def run() -> None:
         from pipeline.operate.verify import verify_output
 
-        report = verify_output(store_at(output, endpoint_url))
+        store, number = output_commands.open_numbered(output, endpoint_url)
+        report = verify_output(store, snapshot=number)
         show(report.to_dict(), "verify_lines", as_json)
         if not report.ok:
             raise typer.Exit(1)
@@ -250,6 +259,10 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(output_commands.publish)
+app.command()(output_commands.snapshots)
+app.command()(output_commands.diff)
+app.command()(output_commands.stats)
 app.command()(network_commands.train)
 app.command()(network_commands.models)
 app.command()(network_commands.check)

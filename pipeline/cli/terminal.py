@@ -60,7 +60,10 @@ Strict = Annotated[
         help="Exit with code 2 if a folder, pattern or list contains objects that would not be encoded.",
     ),
 ]
-Output = Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix that encode wrote.")]
+Output = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT[@N]", help="Folder or s3://bucket/prefix that encode wrote; out@3 for snapshot 3."),
+]
 StoreSettings = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 service other than AWS.")]
 
 
@@ -98,13 +101,6 @@ def storage_config(endpoint_url: str | None) -> Any:
     from pipeline.config import StorageConfig, validate
 
     return validate(StorageConfig, {"endpoint_url": endpoint_url})
-
-
-def store_at(output: str, endpoint_url: str | None) -> Any:
-    """The store of an output. Raises InputError for an unknown scheme."""
-    from pipeline.storage import open_store
-
-    return open_store(output, storage_config(endpoint_url))
 
 
 def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:

@@ -50,8 +50,14 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 
 def status_lines(status: dict[str, Any]) -> list[str]:
     """The dictionary of `pipeline.operate.status`."""
+    snapshot = status.get("snapshot")
+    what = (
+        f"snapshot {snapshot['number']} of {snapshot['created']}"
+        if snapshot
+        else f"last commit {status['last_commit'] or 'never'}"
+    )
     lines = [
-        f"{status['output']}: {status['shards']} shards done, last commit {status['last_commit'] or 'never'}",
+        f"{status['output']}: {status['shards']} shards done, {what}",
         f"  samples   {status['samples']} in = {status['encoded']} encoded + {status['rejected']} rejected",
         f"  clips     {status['clips']} written + {status['clips_rejected']} rejected, {status['frames']} frames, "
         f"{status['files']} files, {size(status['bytes'])}",
@@ -62,6 +68,10 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines += warning_lines(status["warnings"])
     for fingerprint, shards in status["fingerprints"].items():
         lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {shards} shards")
+    if pending := status.get("pending"):
+        lines.append(
+            f"  pending   {pending['shards']} shards with {pending['clips']} clips that no snapshot has yet; `lathe publish` takes them in"
+        )
     progress = status["progress"]
     if progress:
         age = max(0.0, time.time() - progress["updated"])

@@ -1,6 +1,6 @@
-"""Options of a job, declared once: flags, YAML and `--set` in, one frozen `EncodeJob` out. No torch, no Ray.
+"""Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`: the options with type, unit, default and meaning, validated where they are declared
+- `sections`: the options with type, unit, default and meaning, and their validation
 - `merge`: combines defaults, YAML, flags and overrides
 """
 

@@ -1,6 +1,6 @@
-"""Merges defaults, a YAML file, flags and `--set` overrides into one validated job, and explains what is invalid in one line.
+"""Merge of defaults, a YAML file, flags and `--set` overrides into one validated job. An error names the invalid field in one line.
 
-Sources in order: defaults < `--config` file < flags < `--set section.key=value`.
+Later sources win: defaults < `--config` file < flags < `--set section.key=value`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pipeline.errors import ConfigError
 
 
 def build_job(flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()) -> EncodeJob:
-    """Merges defaults, a YAML file, flags (dotted names, None = not given) and `section.key=value` overrides.
+    """The job of defaults, a YAML file, flags (by dotted names; None: not given) and `section.key=value` overrides.
 
     Raises:
-        ConfigError: names the field, the value got and what was expected.
+        ConfigError: an invalid field; the message names it, its value and what was expected.
     """
     return build(EncodeJob, flags, config_path=config_path, overrides=overrides)
 
@@ -28,7 +28,7 @@ def build_job(flags: dict[str, Any], *, config_path: str | None = None, override
 def build(
     kind: type[Section], flags: dict[str, Any], *, config_path: str | None = None, overrides: tuple[str, ...] = ()
 ) -> Any:
-    """As `build_job`, for any kind of job."""
+    """Like `build_job`, for any kind of job."""
     values: dict[str, Any] = _read_yaml(config_path, kind) if config_path else {}
     for path, value in flags.items():
         if value is not None and value != () and value != []:
@@ -42,7 +42,7 @@ def build(
 
 
 def validate(kind: type[Section], values: dict[str, Any]) -> Any:
-    """`kind(**values)` with the first failure as a one-line ConfigError that names the field."""
+    """`kind(**values)`; invalid fields are a one-line ConfigError that names them."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -91,7 +91,7 @@ def _read_yaml(path: str, kind: type[Section]) -> dict[str, Any]:
     loaded = _parse_yaml(text, f"--config {path}")
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
-    # A section whose lines are all commented out is empty; keys that are not text become unknown fields.
+    # A section whose lines are all comments is empty; keys that are not text become unknown fields.
     sections = {name for name, field in kind.model_fields.items() if isinstance(field.default, Section)}
     return {str(name): {} if value is None and name in sections else value for name, value in loaded.items()}
 
@@ -106,5 +106,5 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def ray_address_from_environment() -> str | None:
-    """`RAY_ADDRESS`, which `ray job submit` sets. The environment is read in this package only."""
+    """`RAY_ADDRESS`, which `ray job submit` sets. Only this package reads the environment."""
     return os.environ.get("RAY_ADDRESS") or None

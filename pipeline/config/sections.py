@@ -1,6 +1,6 @@
-"""Sections of an `EncodeJob`: every option with its type, unit, default and meaning, validated where it is declared.
+"""Sections of an `EncodeJob`: every option with its type, unit, default, meaning and validation.
 
-Options that depend on the network (frame counts) are checked against plain data of `model.registry` when the job is resolved.
+Options that depend on the network (frame counts) are checked later, against the network's strides.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pipeline.records import Bucket
 
 MiB = 1024 * 1024
-EMBEDDED = "leanvae-mini-dim16"  # whose weights come with the package
+EMBEDDED = "leanvae-mini-dim16"  # its weights come with the package
 
 
 class Section(BaseModel):
-    """A frozen group of knobs that refuses unknown names and spends a docstring on each field."""
+    """A frozen group of options. Unknown names are refused; every field has a docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
@@ -29,7 +29,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_inputs(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value  # commas belong to brace patterns here
+    return [value] if isinstance(value, str) else value  # not split at commas, which are part of brace patterns
 
 
 def _as_rate(value: Any) -> Any:
@@ -61,26 +61,26 @@ def parse_bucket(text: str) -> Bucket:
 
 
 class ModelConfig(Section):
-    """Which network, which weights, where it runs."""
+    """The network, its weights and its device."""
 
     name: str = "leanvae-dim16"
-    """Registered network; `lathe models` lists them. With no weights and no configuration given, the one whose weights come with Lathe."""
+    """Registered network; `lathe models` lists them. Default without weights and configuration: the one whose weights come with Lathe."""
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     """Weights: a local path, `s3://bucket/key` or `hf://owner/repo/file`. Official .ckpt, training .ckpt or .safetensors."""
     untrained: int | None = Field(None, ge=0)
-    """Seed for random weights instead of a checkpoint. The latents mean nothing; for trials only, and recorded as such."""
+    """Seed for random weights instead of a checkpoint, for trials: the latents are meaningless, and the output records it."""
     config: dict[str, Any] | None = None
-    """Network configuration in its published names, where it is not the registered one (needed for bare safetensors of a variant)."""
+    """Network configuration with its published names, if it is not the registered one (needed for safetensors of a variant)."""
     device: str = "auto"
-    """`auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N`."""
+    """`auto` (CUDA if available, else CPU), `cpu`, `cuda`, `cuda:N`."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. Part of the fingerprint."""
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_said(cls, values: Any) -> Any:
-        said = {name for name, value in values.items() if value is not None} if isinstance(values, dict) else {"name"}
-        return values if said & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
+    def _default_network(cls, values: Any) -> Any:
+        given = {name for name, value in values.items() if value is not None} if isinstance(values, dict) else {"name"}
+        return values if given & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
 
     @field_validator("device")
     @classmethod
@@ -92,30 +92,30 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
         if self.checkpoint is not None and self.untrained is not None:
-            raise ValueError("checkpoint and untrained exclude each other: give one of them")
+            raise ValueError("checkpoint and untrained exclude each other: set only one of them")
         return self
 
 
 class ClipConfig(Section):
-    """How clips are cut from a video."""
+    """Which clips are cut from a video."""
 
     fps: Fps = "source"
-    """Sampling rate by presentation time, or `source`: every frame as it is."""
+    """Sampling rate by presentation time, frames per second, or `source`: every frame."""
     frames: Annotated[tuple[int, ...], BeforeValidator(_as_list)] = (17,)
-    """Clip lengths on the sampling grid; must fit the network's rule (4n+1). The longest that fits a video is taken."""
+    """Clip lengths in frames of the sampling grid, which the network must take (4n+1). The longest that fits a video is used."""
     size: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ("256x256",)
-    """Bucket sizes HEIGHTxWIDTH; with several, the nearest aspect ratio is taken. `area:HxW` derives one per video: that many pixels,
-    the nearest aspect ratio, multiples of `multiple_of`."""
+    """Bucket sizes HEIGHTxWIDTH; of several, that of the nearest aspect ratio is used. `area:HxW` derives one per video: at most that many
+    pixels, the nearest aspect ratio, sides that are multiples of `multiple_of`."""
     buckets: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    """Explicit FRAMESxHEIGHTxWIDTH list; replaces `frames` and `size`."""
+    """List of FRAMESxHEIGHTxWIDTH; replaces `frames` and `size`."""
     multiple_of: int = Field(16, ge=8)
     """Sides of area-derived buckets are multiples of this many pixels."""
     select: str = "head"
     """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent)."""
     upscale: bool = False
-    """Allow sources smaller than the bucket to be enlarged. Otherwise they are rejected as `too_small`."""
+    """Enlarge sources that are smaller than the bucket. Otherwise they are rejected as `too_small`."""
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
-    """Reject (`fps_too_low`) a source slower than this fraction of the target rate, instead of repeating its frames."""
+    """Reject a source slower than this fraction of `fps` as `fps_too_low`, instead of repeating its frames."""
 
     @field_validator("size")
     @classmethod
@@ -124,7 +124,7 @@ class ClipConfig(Section):
             raise ValueError("expected at least one HEIGHTxWIDTH")
         areas = [text for text in value if text.startswith("area:")]
         if areas and len(value) > 1:
-            raise ValueError(f"area:HxW stands alone, got {','.join(value)!r}")
+            raise ValueError(f"expected area:HxW alone, got {','.join(value)!r}")
         for text in value:
             parse_size(text.removeprefix("area:"))
         return value
@@ -152,7 +152,7 @@ class ClipConfig(Section):
 
 
 class DecodeConfig(Section):
-    """Limits and policies of decoding. Limits are checked before anything of that size is allocated."""
+    """Limits and policies of decoding. A limit is checked before memory of that size is allocated."""
 
     max_pixels: int = Field(7680 * 4320, ge=1)
     """Largest coded frame, pixels."""
@@ -163,40 +163,40 @@ class DecodeConfig(Section):
     max_video_bytes: int = Field(8 * 1024 * MiB, ge=1)
     """Largest encoded file, bytes."""
     timeout_s: float = Field(120.0, gt=0)
-    """A decoder that gives no answer for this long is killed; the video is tried once more, then rejected as `decode_timeout`."""
+    """A decoder that does not answer for this many seconds is killed; the video is tried once more, then rejected as `decode_timeout`."""
     memory_bytes: int = Field(8 * 1024 * MiB, ge=256 * MiB)
-    """Address-space limit of a decoder process beyond what it holds at start."""
+    """Address space that a decoder process may use beyond that at its start, bytes."""
     hdr: Literal["reject", "convert"] = "reject"
     """PQ and HLG video: reject (`hdr`), or tone-map to BT.709."""
     interlaced: Literal["reject", "deinterlace", "keep"] = "deinterlace"
     """Interlaced video: reject (`interlaced`), deinterlace with bwdif, or keep the comb."""
     damage: Literal["reject", "warn"] = "reject"
-    """Frames that the decoder could not decode or had to conceal: reject the clips that hold one (`corrupt_stream`), or keep them, with
-    `damaged_frames` among the warnings of the row."""
+    """Frames that the decoder cannot decode or conceals: reject clips with such frames (`corrupt_stream`), or keep them, with a warning
+    `damaged_frames` in the row."""
     untagged_matrix: Literal["auto", "bt601", "bt709"] = "auto"
     """Colour matrix of untagged video. `auto`: BT.709 from 720 lines up, else BT.601, as players do."""
 
 
 class StorageConfig(Section):
-    """Object storage. Credentials stay in the client's own chain (environment, profile, instance role)."""
+    """Object storage. Credentials come from the client's own chain (environment, profile, instance role)."""
 
     endpoint_url: str | None = None
-    """S3 endpoint other than AWS; `AWS_ENDPOINT_URL` does the same."""
+    """URL of an S3 endpoint other than AWS; `AWS_ENDPOINT_URL` does the same."""
     read_ahead_bytes: int = Field(64 * MiB, ge=MiB)
     """Most bytes fetched ahead of the tar parser, per shard."""
     part_bytes: int = Field(8 * MiB, ge=64 * 1024)
-    """Size of one ranged GET."""
+    """Bytes of one ranged GET."""
     spool_bytes: int = Field(8 * MiB, ge=MiB)
-    """A single video larger than this goes to a temporary file instead of memory, where several of each shard wait."""
+    """Videos of more bytes wait for their decoder in a temporary file, others in memory; several per shard wait."""
     patience_s: float = Field(180.0, gt=0)
-    """How long one request is retried, with pauses that grow to 15 s, before the store counts as unavailable. For a download: how long no
-    byte may arrive."""
+    """Seconds for which one request is retried, with pauses that grow to 15 s, before the store counts as unavailable. For a download:
+    longest time without a byte."""
     max_attempts: int | None = Field(None, ge=1)
-    """Most tries of one request, whatever the time. For a download: most tries in a row without a byte. Default: `patience_s` alone."""
+    """Most tries of one request. For a download: most tries in a row without a byte. Default: no limit but `patience_s`."""
     connect_timeout_s: float = Field(10.0, gt=0)
-    """TCP/TLS connect."""
+    """Longest TCP/TLS connect, seconds."""
     read_timeout_s: float = Field(60.0, gt=0)
-    """Silence on an open connection."""
+    """Longest silence on an open connection, seconds."""
     files_per_shard: int = Field(64, ge=1)
     """Most plain video files per virtual shard."""
     shard_bytes: int = Field(1024 * MiB, ge=1)
@@ -204,55 +204,55 @@ class StorageConfig(Section):
 
 
 class WriteConfig(Section):
-    """What is stored and how."""
+    """Format and dtype of the output."""
 
     format: Literal["parquet", "tar"] = "parquet"
     """Parquet, or WebDataset tar."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Storage type of latents."""
     moments: bool = False
-    """Store the log-variance beside the mean."""
+    """Store the log-variance in addition to the mean."""
     row_group_bytes: int = Field(2 * MiB, ge=64 * 1024, le=1024 * MiB)
-    """Parquet row group target: what a reader fetches for one row at random."""
+    """Target size of a Parquet row group, bytes: what a reader fetches for one row at random."""
     file_bytes: int = Field(512 * MiB, ge=MiB)
-    """A data file is closed when it passes this size."""
+    """A data file is closed when it exceeds this size, bytes."""
     max_abs: float = Field(1e4, gt=0)
-    """Latents beyond this magnitude are absurd: their clip is rejected as `non_finite_latent`."""
+    """Largest plausible magnitude of a latent value; a clip with a larger one is rejected as `non_finite_latent`."""
 
 
 class EngineConfig(Section):
-    """Who does the work."""
+    """Processes, batches and retries of a build."""
 
     executor: Literal["ray", "inline"] = "ray"
-    """Ray actors, or everything in this process (decoding still in child processes)."""
+    """`ray`: encoders are Ray actors. `inline`: the encoder runs in this process, with decoders in child processes."""
     address: str | None = None
-    """Ray cluster to join. Without it `RAY_ADDRESS` if set, else a private local Ray."""
+    """Ray cluster to join. Default: `RAY_ADDRESS` if set, else a private local Ray."""
     encoders: int | None = Field(None, ge=1)
     """Encoder actors. Default: one per GPU, or one on CPU."""
     decoders: int | None = Field(None, ge=1)
     """Decoder processes per encoder. Default: CPU cores per encoder, at least one, at most 16."""
     decoder_cpus: float = Field(1.0, gt=0)
-    """CPUs a decoder actor asks of a cluster."""
+    """CPUs that a decoder actor requests from a cluster."""
     encoder_cpus: float = Field(1.0, gt=0)
-    """CPUs an encoder actor asks of a cluster."""
+    """CPUs that an encoder actor requests from a cluster."""
     threads: int | None = Field(None, ge=1)
     """Arithmetic threads of a CPU encoder. Default: CPU cores divided among the encoders."""
     chunk_frames: int = Field(16, ge=4)
     """Frames per encode step after the first frame; rounded down to the network's time stride."""
     batch: int | None = Field(None, ge=1)
-    """Most chunks per encode step. Default: as many as make the step large enough for the device."""
+    """Most chunks per encode step. Default: enough to use the device fully."""
     frame_bytes: int = Field(512 * MiB, ge=16 * MiB)
-    """Most decoded bytes waiting in front of one encoder; a small encoder keeps less, a few of its steps."""
+    """Most bytes of decoded frames that wait for one encoder. A small network keeps less: a few encode steps."""
     attempts: int = Field(3, ge=1)
-    """Times a shard is tried before it is given up."""
+    """Most attempts at a shard before it is given up."""
     shard_video_s: float = Field(1800.0, gt=0)
-    """Seconds of video after which a group of plain files ends, so that a kill costs no more; what is left becomes another shard."""
+    """Seconds of video after which a group of plain files ends, so that a kill costs no more work; the rest becomes another shard."""
     credit: int = Field(2, ge=1, le=8)
-    """Shards handed to an encoder at a time; the next one is fetched while the current one finishes."""
+    """Shards given to an encoder at a time; the next one is fetched while the current one finishes."""
     hang_s: float = Field(600.0, gt=0)
-    """An encoder that reports no progress for this long is killed and its shards handed to another."""
+    """An encoder without progress for this many seconds is killed, and its shards go to another one."""
     outage_s: float = Field(3600.0, ge=0)
-    """How long a build waits for storage that does not answer or fails for every shard. Then it ends; the same command resumes."""
+    """Seconds that a build waits for storage that does not answer or fails for every shard. Then it ends; the same command resumes."""
 
 
 BuildPoint = Literal[
@@ -263,33 +263,34 @@ BuildPoint = Literal[
     "after_upload",
     "before_commit",
     "before_read_back",
-    "in_clean_up",  # an attempt that lost or failed has deleted one of its objects
+    "in_clean_up",  # an attempt that lost or failed has deleted the first of its objects
     "after_commit",
 ]
-DrillPoint = Literal[BuildPoint, "in_decoder", "in_training"]
+PublishPoint = Literal["before_manifest", "before_snapshot", "after_snapshot"]
+DrillPoint = Literal[BuildPoint, PublishPoint, "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):
-    """Fire drills: break on purpose at a named point, once per marker file, to see that nothing is lost or doubled."""
+    """Deliberate failure at a named point, to test that nothing is lost or doubled."""
 
     point: DrillPoint | None = None
-    """Where; None: no drill."""
+    """Point of the failure; None: no failure."""
     action: Literal["kill", "crash", "hang", "raise"] = "kill"
-    """SIGKILL to the process itself, a segmentation fault, sleep for ever, or raise a transient error."""
+    """SIGKILL to the process itself, a segmentation fault, an endless sleep, or a transient error."""
     times: int = Field(1, ge=1)
-    """How often, over all processes that share the marker folder."""
+    """Number of failures, over all processes that share `marker_dir`."""
     marker_dir: str | None = None
-    """Local folder where each firing leaves a file; needed with `point`."""
+    """Local folder where each failure leaves a file; required with `point`."""
 
     @model_validator(mode="after")
     def _marker(self) -> DrillConfig:
         if self.point is not None and self.marker_dir is None:
-            raise ValueError("a drill needs marker_dir, the folder that counts its firings")
+            raise ValueError("drill.point needs marker_dir, the folder where failures are counted")
         return self
 
 
 class EncodeJob(Section):
-    """A whole build: inputs, output and every knob. Immutable; `fingerprint`-relevant fields are named in `docs/formats.md`."""
+    """A build: inputs, output and all options. `docs/formats.md` names the fields that are part of the fingerprint."""
 
     inputs: Annotated[tuple[str, ...], BeforeValidator(_as_inputs)]
     """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line)."""
@@ -303,29 +304,26 @@ class EncodeJob(Section):
     engine: EngineConfig = EngineConfig()
     drill: DrillConfig = DrillConfig()
     retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
-    """Encode inputs of finished shards again that were rejected: `()` those that limits rejected which this job does not have,
-    else those with one of these reasons. None: leave them."""
+    """Encode rejected inputs of finished shards again: those with one of these reasons, or with `()` those rejected by limits that differ
+    in this job. None: none of them."""
     reject_budget: float = Field(0.05, ge=0, le=1)
-    """Largest fraction of damaged inputs before the build stops; a single one never stops it unless this is 0. 1: nothing stops it."""
+    """Largest fraction of damaged inputs; beyond it the build stops. A single damaged input stops it only if this is 0. 1: no limit."""
     strict: bool = False
-    """Refuse inputs whose folders, patterns or lists hold something that is passed over: another suffix, an image, a hidden file, a link
-    that leads to nothing, a caption without a video. Otherwise it is counted and said."""
+    """Refuse inputs whose folders, patterns or lists hold anything that is not encoded: another suffix, an image, a hidden file, a broken
+    link, a caption without a video. Otherwise such entries are counted and reported."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
 
     def limits(self) -> dict[str, float]:
-        """Options that reject inputs and cannot change a latent: not in the fingerprint, but in each receipt."""
+        """Options that reject inputs but cannot change a latent. They are not in the fingerprint, but in each receipt."""
         decode = ("max_pixels", "max_frames", "max_duration_s", "max_video_bytes", "timeout_s", "memory_bytes")
-        return {
-            **{f"decode.{name}": getattr(self.decode, name) for name in decode},
-            "write.max_abs": self.write.max_abs,
-        }
+        return {f"decode.{name}": getattr(self.decode, name) for name in decode} | {"write.max_abs": self.write.max_abs}
 
     @model_validator(mode="after")
     def _one_gpu_an_actor(self) -> EncodeJob:
         if self.engine.executor == "ray" and self.model.device.startswith("cuda:"):
             raise ValueError(
-                f"model.device: {self.model.device} cannot be chosen under Ray, which gives each encoder one GPU under the name cuda; use "
+                f"model.device: {self.model.device} cannot be chosen with Ray, where each encoder sees one GPU, named cuda; use "
                 f"--device cuda and set CUDA_VISIBLE_DEVICES={self.model.device[5:]} before Ray starts, or --executor inline"
             )
         return self

@@ -1,17 +1,17 @@
-"""What the user named becomes shards: objects listed, never opened.
+"""Resolution of the inputs that a user names into shards. Objects are listed, never opened.
 
-Enters: paths, folders, globs, braces, list files, `s3://…` of the same. Leaves: `Shard`s in a fixed order, each object once, or one error
-that names what matched nothing and what is there instead. Tars are shards of their own; plain videos are grouped into virtual ones.
+Takes paths, folders, globs, braces and list files, local or `s3://…`. Returns `Shard`s in a fixed order, each object once, or one error
+with the inputs that match nothing and what there is instead. Each tar is a shard; plain videos are grouped into virtual shards.
 
-- A pattern's `*` and `?` stop at `/`, `**` does not; a folder that matches is taken with everything in it.
-- `@list` (or a plain `.txt`/`.list`) names one input a line. A line that begins with `#` is a comment, unless a file has just this name.
-  Relative lines are relative to the list's folder, or to the current one if the first of them is not there.
-- What folders and patterns hold besides is counted in `PassedOver`: other suffixes, hidden files, links that lead to nothing, fifos,
-  folders that may not be read, captions without a video.
+- In a pattern, `*` and `?` do not match `/`, `**` does. A folder that matches is taken with everything in it.
+- `@list` (or a plain `.txt`/`.list`) names one input per line. A line that begins with `#` is a comment, unless a file has that name.
+  Relative lines are relative to the list's folder, or to the current one if the first of them is not in the list's folder.
+- Other contents of folders and patterns are counted in `PassedOver`: other suffixes, hidden files, broken links, fifos, folders that may
+  not be read, captions without a video.
 
 - `search`: inputs looked up in their stores
 - `listing`, `lists`, `patterns`: one folder or pattern; list files; braces and globs
-- `kinds`, `texts`, `passed_over`: what a file is by its name; captions without a video; what is not encoded, counted
+- `kinds`, `texts`, `passed_over`: kind of a file by its name; captions without a video; counts of what is not encoded
 - `grouping`: plain videos as shards
 """
 
@@ -36,13 +36,13 @@ __all__ = ["TAR_SUFFIXES", "PassedOver", "group_files", "media_kind", "resolve_i
 
 
 def resolve_inputs(inputs: Iterable[str], config: StorageConfig, passed_over: PassedOver | None = None) -> list[Shard]:
-    """Every object that `inputs` name, as shards: tars in the order named, then plain videos in groups.
+    """Shards of all objects that `inputs` name: tars in the order named, then groups of plain videos.
 
-    `passed_over` is filled with what folders, patterns and lists hold besides.
+    Other contents of folders, patterns and lists are counted in `passed_over`.
 
     Raises:
         InputError: an input matches nothing, a named object is missing, a list cannot be read.
-        AccessError: a bucket or folder refuses to be listed.
+        AccessError: a bucket or folder cannot be listed.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
     search = Search(config, passed_over)
@@ -57,6 +57,6 @@ def resolve_inputs(inputs: Iterable[str], config: StorageConfig, passed_over: Pa
 
 
 def _without_texts(inputs: list[str]) -> list[str]:
-    """Without captions and json of videos that are named too: a shell names both for `folder/*`."""
+    """`inputs` without captions and JSON of videos among them: a shell expands `folder/*` to both."""
     stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text) == "video"}
     return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0].removesuffix(CAPTION) in stems)]

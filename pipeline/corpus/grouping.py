@@ -1,4 +1,4 @@
-"""Plain videos as virtual shards: consecutive files, bounded in number and bytes."""
+"""Grouping of plain videos into virtual shards of consecutive files, limited in number and bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def group_files(objects: Iterable[SourceObject], config: StorageConfig) -> list[Shard]:
-    """Plain videos, sorted by URI, as virtual shards of consecutive files, named after the folder they share.
+    """Virtual shards of plain videos in the order of their URIs, named after the folder that their files share.
 
-    A group ends at `files_per_shard` files or before it would pass `shard_bytes`; a larger file is a group of its own.
+    A group ends at `files_per_shard` files or before it would exceed `shard_bytes`; a larger file is a group of its own.
     """
     groups: list[list[SourceObject]] = []
     group_bytes = 0
@@ -31,12 +31,12 @@ def group_files(objects: Iterable[SourceObject], config: StorageConfig) -> list[
 
 
 def tar_shard(source: SourceObject) -> Shard:
-    """A tar as a shard, named by its folder and file."""
+    """The shard of a tar, named after its folder and file."""
     return Shard("tar", "/".join(source.uri.split("/")[-2:]), (source,))
 
 
 def _shared_folder(group: list[SourceObject]) -> str:
     folders = [os.path.dirname(source.uri) for source in group]
-    if len({"://" in folder for folder in folders}) > 1:  # local ones and a bucket's
+    if len({"://" in folder for folder in folders}) > 1:  # local folders and a bucket
         return "files"
     return os.path.commonpath(folders).rpartition("/")[2] or "files"

@@ -1,4 +1,4 @@
-"""What a file is by its name alone: a tar shard, a video, a text beside one, or something that is passed over, and why."""
+"""Kinds of files by name: a tar shard, a video, a text beside a video, or a file that is not encoded, with the reason."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pipeline.records import VIDEO_EXTENSIONS
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LIST_SUFFIXES = (".txt", ".list")
-TEXT_SUFFIXES = (".txt", ".json", ".caption")  # that the reader looks for beside a video
+TEXT_SUFFIXES = (".txt", ".json", ".caption")  # read beside a video
 VIDEOS = frozenset(VIDEO_EXTENSIONS)
 LONGEST_SUFFIX = 12
 
 NO_SUFFIX = "without an extension"
 OTHER_SUFFIX = "with another extension"
-UNKNOWN = "not a suffix of video or tar that is read; rename or convert what is video"
+UNKNOWN = "not a suffix of a video or tar; rename or convert videos"
 
-# Suffixes of files that are often in a corpus and never encoded, by the reason that the user reads.
+# Reason -> suffixes of files that are often in a corpus and never encoded.
 _REASONS = {
     "images are not encoded": "jpg jpeg jpe jfif png bmp tif tiff webp heic heif avif jxl jp2 j2k jpx ico svg "
     "psd exr hdr tga dng cr2 nef arw ppm pgm pbm pnm dpx mpo",
@@ -50,7 +50,7 @@ PACKED_ENDS = tuple(PACKED_TARS)
 
 
 def media_kind(name: str) -> Literal["tar", "video"] | None:
-    """What a file is by its name."""
+    """Kind of a file by its suffix; None if it is neither."""
     lower = name.lower()
     if lower.endswith(TAR_SUFFIXES):
         return "tar"
@@ -58,18 +58,18 @@ def media_kind(name: str) -> Literal["tar", "video"] | None:
 
 
 def is_text(name: str) -> bool:
-    """Whether it would be read if a video of the same name lay beside it."""
+    """Whether the file is read if a video of the same name lies beside it."""
     return name.lower().endswith(TEXT_SUFFIXES)
 
 
 def is_hidden(relative: str) -> bool:
-    """Hidden files, AppleDouble `._x` and `__MACOSX`; `relative` is the path below the folder that was named."""
-    parts = [part for part in relative.split("/") if part not in {".", ".."}]  # in a bucket these are names like others
+    """Whether a file is hidden, AppleDouble (`._x`) or in `__MACOSX`. `relative` is its path below the folder that was named."""
+    parts = [part for part in relative.split("/") if part not in {".", ".."}]  # ordinary names in a bucket
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def suffix(name: str) -> str:
-    """Suffix as it is counted, in small letters: `.jpg`, `.tar.zst`; "no suffix" or another description where it is unusual."""
+    """Suffix under which a file is counted, in lower case: `.jpg`, `.tar.zst`, or a description if there is none or it is unusual."""
     lower = name.rpartition("/")[2].lower()
     packed = next((end for end in PACKED_TARS if lower.endswith(end)), None) if lower.endswith(PACKED_ENDS) else None
     if packed is not None:
@@ -81,5 +81,5 @@ def suffix(name: str) -> str:
 
 
 def reason(suffix: str) -> str:
-    """Why files with a suffix are passed over."""
+    """Why files with a suffix are not encoded."""
     return PACKED_TARS.get(suffix) or REASONS.get(suffix) or UNKNOWN

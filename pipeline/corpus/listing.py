@@ -1,4 +1,4 @@
-"""One listing of a folder, prefix or pattern: its tars and videos, and what it holds besides, counted by kind."""
+"""Listing of one folder, prefix or pattern: its tars and videos, and counts of its other entries."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipeline.corpus.passed_over import PassedOver
     from pipeline.storage import ObjectInfo, Store, Unlisted
 
-NAMED = 5  # suffixes, reasons
-MOST_SUFFIXES = 500  # that are told apart: files may be numbered by their suffix
+NAMED = 5  # suffixes and reasons in a message
+MOST_SUFFIXES = 500  # counted separately: files may be numbered by their suffix
 HIDDEN = "names that begin with a dot, and __MACOSX"
 
 
@@ -29,25 +29,25 @@ def list_folder(
     recursive: bool = True,
     matches: Callable[[str], bool] = lambda key: True,
 ) -> tuple[list[SourceObject], Counter[str]]:
-    """Tars and videos whose keys match, in key order, and counts of what else matches, by suffix.
+    """Tars and videos whose keys match, in key order, and counts by suffix of other entries that match.
 
-    `below`: the folder in front of names that may be hidden.
+    `below`: the folder that was named; names behind it may be hidden.
     """
     found: list[SourceObject] = []
-    besides = _Besides(store, passed_over, matches)
-    for info in store.list(prefix, recursive=recursive, unlisted=besides.unlisted):
+    others = _OtherEntries(store, passed_over, matches)
+    for info in store.list(prefix, recursive=recursive, unlisted=others.unlisted):
         if not matches(info.key):
             continue
         if is_hidden(info.key[len(below) :]):
-            besides.hidden(info.key)
-        elif besides.file(info):
+            others.hidden(info.key)
+        elif others.file(info):
             found.append(source_of(store, info))
-    besides.end()
-    return found, besides.counts
+    others.end()
+    return found, others.counts
 
 
-class _Besides:
-    """Files and entries of one listing that are not tars or videos. `counts`: by suffix, texts of videos included."""
+class _OtherEntries:
+    """Entries of one listing that are not tars or videos. `counts` are by suffix and include texts of videos."""
 
     def __init__(self, store: Store, passed_over: PassedOver, matches: Callable[[str], bool]) -> None:
         self.counts: Counter[str] = Counter()
@@ -57,7 +57,7 @@ class _Besides:
         self._texts = TextsAlone()
 
     def file(self, info: ObjectInfo) -> bool:
-        """The next file in key order. True: it is a tar or video."""
+        """Takes the next file in key order; returns whether it is a tar or video."""
         key, kind, text = info.key, media_kind(info.key), is_text(info.key)
         self._texts_alone(self._texts.take(key, video=kind == "video", text=text))
         if kind:
@@ -70,18 +70,18 @@ class _Besides:
         return False
 
     def hidden(self, key: str) -> None:
-        """A file that is hidden, or lies in a hidden folder."""
+        """Takes a file that is hidden or in a hidden folder."""
         self._count("hidden")
         self._pass_over(key, "hidden", HIDDEN)
 
     def unlisted(self, entry: Unlisted) -> None:
-        """An entry that is not a file."""
+        """Takes an entry that is not a file."""
         if self._matches(entry.key):
             self._count(entry.what)
             self._pass_over(entry.key, entry.what, entry.why)
 
     def end(self) -> None:
-        """After the last file."""
+        """Ends the listing."""
         self._texts_alone(self._texts.rest())
 
     def _texts_alone(self, keys: Iterator[str]) -> None:
@@ -96,7 +96,7 @@ class _Besides:
 
 
 def source_of(store: Store, info: ObjectInfo) -> SourceObject:
-    """A listed object as an input."""
+    """The source object of a listed one."""
     return SourceObject(store.uri(info.key), info.size, info.etag)
 
 
@@ -107,6 +107,6 @@ def tally(names: Counter[str]) -> str:
 
 
 def why_not(suffixes: Iterable[str]) -> str:
-    """Reasons why files of these suffixes are not encoded, in brackets; empty where it is only that they are not known."""
+    """Reasons why files of these suffixes are not encoded, in brackets; empty if the suffixes are just unknown."""
     reasons = dict.fromkeys(why for name in suffixes if (why := reason(name)) != UNKNOWN)
     return f" ({'; '.join(list(reasons)[:NAMED])})" if reasons else ""

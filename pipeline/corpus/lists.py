@@ -1,4 +1,4 @@
-"""Text of a list file as lines: encodings, comments, and what relative lines are relative to."""
+"""Lines of a list file: encodings, comments, and the folder of relative lines."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import re
 from pipeline.corpus.patterns import WILDCARD, expand_braces
 from pipeline.errors import InputError
 
-LONGEST_NAME = 1024  # bytes of a key on S3; a longer comment is not looked up as a name
+LONGEST_NAME = 1024  # bytes of a key on S3; a longer comment cannot be a name
 
 
 def list_lines(data: bytes, name: str) -> list[str]:
-    """Lines without those that are empty, comments included. `name`: of the list, for errors.
+    """Lines that are not empty, comments included. `name` of the list is for errors.
 
-    UTF-8 and UTF-16 (with its byte order mark). Other bytes are those of a local file name, as `find` writes it.
+    Text is UTF-8, or UTF-16 with a byte order mark. Bytes that are not UTF-8 are kept: `find` writes local file names as they are.
 
     Raises:
-        InputError: it is not text.
+        InputError: `data` is not text.
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -35,12 +35,12 @@ def list_lines(data: bytes, name: str) -> list[str]:
 
 
 def is_comment(line: str) -> bool:
-    """Whether a line is a comment, unless a file has just this name."""
+    """Whether a line is a comment, unless a file has exactly this name."""
     return line.startswith("#")
 
 
 def base_folder(folder: str, texts: list[str]) -> str:
-    """What relative lines of a list are relative to: its folder, or the current one (empty) if the first of them is not there."""
+    """Folder of relative lines: that of the list, or "" (the current one) if the first of them is not in the list's folder."""
     first = next((text for text in texts if is_relative(text) and not text.startswith("@")), None)
     if first is None or "://" in folder:
         return folder
@@ -50,12 +50,12 @@ def base_folder(folder: str, texts: list[str]) -> str:
 
 
 def is_relative(text: str) -> bool:
-    """Whether a line is relative to the list."""
+    """Whether a line is a relative path."""
     return is_comment(text) or ("://" not in text and not text.startswith(("/", "~")))
 
 
 def joined(base: str, text: str) -> str:
-    """A line as an input."""
+    """The input of a line whose list has base folder `base`."""
     if not base or not is_relative(text):
         return text
     return f"{(glob.escape(base) if WILDCARD.search(text) else base).rstrip('/')}/{text}"

@@ -1,4 +1,4 @@
-"""Files that were listed and will not be encoded: counted by kind, with the reason and one example of each, in one line."""
+"""Counts of listed files that are not encoded, by kind, with the reason and one example of each, as one line of text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.errors import InputError
 REASONS_SHOWN = 16
 KINDS_SHOWN = 5  # of one reason
 MOST_KINDS = 500
-MOST_REMEMBERED = 200_000  # URIs that are counted once although several inputs list them
+MOST_REMEMBERED = 200_000  # URIs that are counted once, although several inputs list them
 LONGEST_EXAMPLE = 100
 
 
 @dataclass(slots=True)
 class Kind:
-    """Files of one suffix, or entries of one nature, that are passed over for one reason."""
+    """Files of one suffix, or other entries of one type, that are passed over for one reason."""
 
     what: str  # ".jpg", "link", "hidden"
     why: str
@@ -26,10 +26,10 @@ class Kind:
 
 
 class PassedOver:
-    """What an input holds besides tars and videos. Bounded, whatever it holds.
+    """Counts of the entries of inputs that are not tars or videos, in bounded memory.
 
     Args:
-        own: URIs that are not counted: objects of the output of this run (those that end in `/` with all below them).
+        own: URIs of the output of this run, which are not counted; one that ends in `/` stands for everything below it.
     """
 
     def __init__(self, own: tuple[str, ...] = ()) -> None:
@@ -43,7 +43,7 @@ class PassedOver:
         return self.count > 0
 
     def add(self, uri: str, what: str, why: str) -> None:
-        """One file or entry. One that was counted before, through another input, is not counted again."""
+        """Counts a file or entry, unless it was counted before through another input."""
         known = hash(uri)
         if known in self._known or (self._own and uri.startswith(self._own)):
             return
@@ -59,7 +59,7 @@ class PassedOver:
         return sorted(self._kinds.values(), key=lambda kind: (-kind.count, kind.what, kind.why))
 
     def line(self) -> str:
-        """`passed over 3 of 120 files: 2 .jpg (images are not encoded; e.g. /d/a.jpg), …`; empty if there is nothing to say."""
+        """`passed over 3 of 120 files: 2 .jpg (images are not encoded; e.g. /d/a.jpg), …`; empty if nothing was passed over."""
         if not self.count:
             return ""
         by_reason: dict[str, list[Kind]] = {}
@@ -81,13 +81,13 @@ class PassedOver:
         return {"line": self.line(), "passed_over": self.count, "taken": self.taken, "kinds": kinds}
 
     def refuse(self) -> None:
-        """For `strict`: raises InputError, with the line, if anything was passed over."""
+        """For `strict`: raises InputError with the line if anything was passed over."""
         if self.count:
-            raise InputError(f"strict: {self.line()}; take them out of the inputs, or leave --strict out")
+            raise InputError(f"strict: {self.line()}; remove them from the inputs, or run without --strict")
 
 
 def shown(uri: str) -> str:
-    r"""A URI as it can be printed on one line: bytes that are not UTF-8 as `\xff`, control characters escaped, a long one cut."""
+    r"""A URI for printing on one line: bytes that are not UTF-8 as `\xff`, control characters escaped, cut if long."""
     text = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     half = LONGEST_EXAMPLE // 2
@@ -95,7 +95,7 @@ def shown(uri: str) -> str:
 
 
 def _is_entry(kind: Kind) -> bool:
-    """A link, fifo or folder, which may have stood for an input, not a file of another kind. Named first."""
+    """Whether it is a link, fifo or folder rather than a file. These are named first: they may have been meant as inputs."""
     return kind.what.isalpha() and kind.what != "hidden"
 
 

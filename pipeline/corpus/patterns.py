@@ -1,4 +1,4 @@
-"""Brace and glob patterns of names: expansion, and the regular expression of a glob over whole keys."""
+"""Brace and glob patterns: expansion of braces, and the regular expression of a glob over whole keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_EXPANSIONS = 1_000_000
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a{0..2}.tar` -> three names; nested and several braces multiply.
+    """Names of a brace pattern: `a{0..2}.tar` -> three names; several braces multiply.
 
     Raises:
         InputError: more than `MOST_EXPANSIONS` names.
@@ -31,7 +31,7 @@ def expand_braces(text: str) -> list[str]:
 
 
 def pattern_regex(pattern: str) -> str:
-    """Regular expression of a glob over whole keys: `*` and `?` stop at `/`, `**` does not."""
+    """Regular expression of a glob over whole keys: `*` and `?` do not match `/`, `**` does."""
     parts = []
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[!^]?\]?[^\]]*\]|.", pattern, flags=re.S):
         simple = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}.get(token)

@@ -1,7 +1,6 @@
-"""Inputs looked up in their stores: names, folders, patterns and list files become `SourceObject`s, in order.
+"""Search for inputs in their stores: names, folders, patterns and list files become `SourceObject`s, in order.
 
-In: one input as the user wrote it. Out: its tars and videos; the rest is counted in `PassedOver`. An input that gives nothing is an error
-that says what is there.
+Other contents are counted in `PassedOver`. An input without a tar or video is an error that says what there is instead.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ EXPECTED = "expected .tar, .tar.gz, .mp4, .webm, …"
 
 
 class Search:
-    """One resolution: stores by root, so that each bucket is asked once whether it answers."""
+    """Search for all inputs of one job. Keeps stores by root, so that each bucket is checked once."""
 
     def __init__(self, config: StorageConfig, passed_over: PassedOver) -> None:
         self._config = config
@@ -40,11 +39,11 @@ class Search:
         self._stores: dict[str, Store] = {}
 
     def input(self, text: str, depth: int = 0) -> list[SourceObject]:
-        """All objects of one input. `depth`: lists that it was named in.
+        """All objects of one input. `depth`: number of list files around it.
 
         Raises:
             InputError: it matches nothing, a named object is missing, a list cannot be read or names itself.
-            AccessError: a bucket or folder refuses to be listed.
+            AccessError: a bucket or folder cannot be listed.
         """
         if not text:
             raise InputError("an input is empty; expected a path, a pattern, @list.txt or s3://bucket/prefix")
@@ -55,7 +54,7 @@ class Search:
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)
         if depth == MOST_LISTS:
-            raise InputError(f"@{shown(text)}: lists within lists, {MOST_LISTS} deep; does one name itself?")
+            raise InputError(f"@{shown(text)}: lists within lists, {MOST_LISTS} deep; check whether one names itself")
         try:
             lines = list_lines(store.read(key), text)
         except NotFound:
@@ -78,7 +77,7 @@ class Search:
         return found
 
     def _lines(self, name: str, patterns: list[str]) -> list[SourceObject]:
-        """Objects of lines of the list `name`, which errors name: a shell gives notes in a folder as lists, too."""
+        """Objects of the lines of list `name`. Errors name the list, since a shell expands `*` also to text files that are not lists."""
         try:
             return self._patterns(f"@{name}", patterns)
         except InputError as error:
@@ -89,7 +88,7 @@ class Search:
             ) from None
 
     def _names_among(self, comments: list[str], base: str) -> set[str]:
-        """Lines that begin with `#` and are names of what is there. In a bucket only those are looked up that end as tars and videos do."""
+        """Lines that begin with `#` and name an existing file. In a bucket only those with a suffix of a tar or video are looked up."""
         if "://" not in base:
             return {line for line in comments if os.path.lexists(os.path.join(base, line))}
         places = {line: self._split(joined(base, line)) for line in comments if media_kind(line)}
@@ -100,7 +99,7 @@ class Search:
         return {line for line, (store, key) in places.items() if (store.root, key) in known}
 
     def _patterns(self, origin: str, patterns: list[str]) -> list[SourceObject]:
-        """Objects of names, folders and patterns without braces, in order. `origin` is what the user wrote."""
+        """Objects of names, folders and patterns without braces, in order. `origin` is the input as written by the user."""
         literal = [not WILDCARD.search(pattern) or self._exists(pattern) for pattern in patterns]
         places = [self._split(pattern, wild=not plain) for pattern, plain in zip(patterns, literal, strict=True)]
         known = self._look_up([place for place, plain in zip(places, literal, strict=True) if plain])
@@ -127,18 +126,18 @@ class Search:
         return found
 
     def _expand(self, text: str) -> list[str]:
-        """Names without braces; a name that happens to hold some is itself."""
+        """Names of a brace pattern; a file whose name contains braces is found under that name."""
         return expand_braces(text) if "{" in text and not self._exists(text) else [text]
 
     def _exists(self, text: str) -> bool:
-        """Whether there is an object of just this name, whatever pattern characters it holds."""
+        """Whether an object has exactly this name, pattern characters included."""
         if "://" not in text:
             return os.path.exists(local_path(text))
         store, key = self._split(text)
         return bool(key) and not key.endswith("/") and _stat(store, key) is not None
 
     def _look_up(self, places: list[tuple[Store, str]]) -> dict[tuple[str, str], ObjectInfo]:
-        """Which names exist: few by asking for each, many of one folder by one listing of what they begin with."""
+        """The names that exist: a few are looked up one by one, many of one folder by one listing of their common prefix."""
         wanted: dict[tuple[str, str], set[str]] = {}
         for store, key in places:
             if key and not key.endswith("/"):
@@ -158,16 +157,16 @@ class Search:
         return known
 
     def _folder(self, store: Store, key: str, pattern: str, *, marker: bool = False) -> list[SourceObject]:
-        """Everything below a folder or prefix; nothing if there is no such folder. `marker`: an empty object of just this name is there."""
+        """Everything below a folder or prefix; nothing if there is no such folder. `marker`: an empty object has exactly this name."""
         if media_kind(key) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
-            return []  # a file that is not there; a thousand of them are not worth a thousand listings
+            return []  # a missing file: no listing for each, since there may be thousands
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-        found, besides = list_folder(store, prefix, self._passed_over, below=prefix)
-        if besides and not found:
+        found, others = list_folder(store, prefix, self._passed_over, below=prefix)
+        if others and not found:
             raise InputError(
-                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(besides)}{why_not(besides)}"
+                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others)}"
             )
-        if not besides and not found and store.root == "/" and os.path.isdir(f"/{key}"):
+        if not others and not found and store.root == "/" and os.path.isdir(f"/{key}"):
             raise InputError(f"{shown(pattern)}: the folder is empty; expected tar shards or videos")
         return found
 
@@ -178,7 +177,7 @@ class Search:
         folder = fixed.rpartition("/")[0]
         only_last = "/" not in key[len(fixed) :]
         matcher = re.compile(pattern_regex(key) + r"(?:/.*)?", flags=re.S)
-        found, besides = list_folder(
+        found, others = list_folder(
             store,
             fixed,
             self._passed_over,
@@ -188,23 +187,24 @@ class Search:
         )
         if not found:
             nothing = f"matched nothing; {self._neighbours(store, fixed)}"
-            raise InputError(
-                f"{shown(pattern)}: {f'matched only {tally(besides)}{why_not(besides)}' if besides else nothing}"
-            )
+            matched = f"matched only {tally(others)}{why_not(others)}" if others else nothing
+            raise InputError(f"{shown(pattern)}: {matched}")
         return found
 
     def _missing_message(self, origin: str, missing: list[str], total: int) -> str:
-        told = {pattern: self._described(pattern) for pattern in missing[:NAMED_IN_ERRORS]}
+        entries = {pattern: self._described(pattern) for pattern in missing[:NAMED_IN_ERRORS]}
         if total == 1:
             store, key = self._split(missing[0])
-            name, odd = shown(missing[0]), told[missing[0]]
-            return f"{name} {odd}; {EXPECTED}" if odd else f"{name} does not exist; {self._neighbours(store, key)}"
-        named = ", ".join(f"{shown(pattern)} ({odd})" if odd else shown(pattern) for pattern, odd in told.items())
+            name, entry = shown(missing[0]), entries[missing[0]]
+            return f"{name} {entry}; {EXPECTED}" if entry else f"{name} does not exist; {self._neighbours(store, key)}"
+        named = ", ".join(
+            f"{shown(pattern)} ({entry})" if entry else shown(pattern) for pattern, entry in entries.items()
+        )
         more = ", …" if len(missing) > NAMED_IN_ERRORS else ""
         return f"{shown(origin)}: {len(missing)} of {total} do not exist: {named}{more}"
 
     def _described(self, pattern: str) -> str:
-        """What is there under a name that is neither file nor folder: `is a fifo, not a file`. Empty if nothing is."""
+        """Description of an entry that is neither file nor folder: `is a fifo, not a file`. Empty if there is no entry."""
         store, key = self._split(pattern)
         entry = store.described(key) if key else None
         if entry is None:
@@ -214,7 +214,7 @@ class Search:
         return f"is a {entry.what} that {entry.why}" if entry.what == "link" else f"is a {entry.what}, {entry.why}"
 
     def _neighbours(self, store: Store, key: str) -> str:
-        """What is in the folder of `key`, or in the nearest one above that is there."""
+        """Contents of the folder of `key`, or of the nearest existing one above, as text."""
         folder = key.rpartition("/")[0]
         while True:
             prefix = f"{folder}/" if folder else ""
@@ -227,9 +227,9 @@ class Search:
             folder = folder.rpartition("/")[0]
 
     def _split(self, text: str, *, wild: bool = False) -> tuple[Store, str]:
-        """Store and key of an absolute or relative path or an `s3://` URI; a bucket must answer at once.
+        """Store and key of an absolute or relative path or an `s3://` URI. A new store must pass its `preflight`.
 
-        `wild`: the text is a pattern. The current folder is put in front of it; pattern characters in that stand for themselves.
+        `wild`: the text is a pattern. Pattern characters of the current folder, which is put before it, are escaped.
         """
         if "://" in text and not text.startswith("file://"):
             scheme, _, rest = text.partition("://")
@@ -256,7 +256,7 @@ def _stat(store: Store, key: str) -> ObjectInfo | None:
 
 
 def _is_marker(store: Store, info: ObjectInfo) -> bool:
-    """An empty object with others below its name: what is meant is those."""
+    """Whether this is an empty object with others below its name: those are the input."""
     return "://" in store.root and info.size == 0 and next(iter(store.list(f"{info.key}/")), None) is not None
 
 

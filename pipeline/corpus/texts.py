@@ -1,4 +1,4 @@
-"""Captions and json of a listing that have no video of the same name beside them, found in one pass in key order."""
+"""Search for captions and JSON without a video of the same name, in one pass over a listing in key order."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ CAPTION = ".caption"
 @dataclass(slots=True)
 class _Stem:
     name: str  # the key without its suffix
-    begins: str  # what keys of it begin with
+    prefix: str  # of its keys
     has_video: bool = False
     texts: list[str] = field(default_factory=list)
 
 
 class TextsAlone:
-    """Takes keys in order, gives texts without a video as soon as that is certain.
+    """Takes keys in order, yields texts without a video as soon as that is certain.
 
-    Keys that begin with `stem.` follow each other in a listing, those of `stem.more.` within them.
-    So what is open is a chain of stems, each of which begins with the one before, however many files there are.
+    Keys that begin with `stem.` are adjacent in a listing, those of `stem.more.` among them. So the open stems are a chain in which each
+    begins with the one before, for any number of files.
     """
 
     def __init__(self) -> None:
         self._open: list[_Stem] = []
 
     def take(self, key: str, *, video: bool, text: bool) -> Iterator[str]:
-        """The next key. Gives texts of stems that end before it."""
-        while self._open and not key.startswith(self._open[-1].begins):
+        """Takes the next key; yields texts of stems that end before it."""
+        while self._open and not key.startswith(self._open[-1].prefix):
             yield from self._close()
         if not video and not text:
             return
@@ -56,7 +56,7 @@ class TextsAlone:
         return self._open[at - 1]
 
     def rest(self) -> Iterator[str]:
-        """After the last key."""
+        """Ends the listing; yields the remaining texts."""
         while self._open:
             yield from self._close()
 

@@ -1,8 +1,9 @@
-"""Access to `model/` for encoding: chunks of frames in, raw latents and causal states out. Foreign errors become ours here.
+"""Access to `model/` for encoding: takes chunks of frames, returns raw latents and causal states. Converts errors of `model/` into Lathe's.
 
-- `network`: which network a job means, loaded
-- `running`, `staging`: steps on the device; transfers to it and back
-- `step_budget`: how many chunks and frames go through at once
+- `network`: the network of a job: its identity, loading it
+- `running`, `staging`: encode steps on the device; transfers to it and back
+- `step_budget`: number of chunks and frames per step
+- `environment`: the machine, for receipts
 - `examination`: `lathe check`
 """
 

@@ -1,7 +1,4 @@
-"""`lathe check`: the losslessness of the user's own network, weights and machine, measured.
-
-Enters: the model section of a job and a frame size. Leaves: a JSON-ready verdict with one line per property.
-"""
+"""`lathe check`: measures whether the user's network, weights and machine give lossless chunks; returns a JSON-ready verdict."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def check_network(config: ModelConfig, size: str = "64x64") -> dict[str, Any]:
-    """Encodes and decodes a synthetic video in many ways and compares; see `model.losslessness`.
+    """Encodes and decodes a synthetic video in many ways and compares the results; see `model.losslessness`.
 
     Raises:
-        ConfigError: a size the network cannot take, CUDA where there is none.
+        ConfigError: a size the network cannot take, or CUDA requested without a CUDA device.
         CheckpointError: no weights, unsafe weights, weights of another network.
     """
     try:

@@ -1,7 +1,4 @@
-"""Which network a job means, and where it runs: names to specifications, `auto` made definite, weights loaded.
-
-Enters: the model section of a job. Leaves: a `LatentSpec` without torch where the name suffices, else the network itself.
-"""
+"""The network of a job: name and configuration to `LatentSpec` (without torch if the name suffices), identity, device, loading."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Which network it is.
+    """Identity of a job's network.
 
-    `identity`: what can change a latent; goes into the fingerprint. `provenance`: the file the weights came from, and hash and
-    configuration of the whole network, which decoding needs; goes into metadata only.
+    `identity`: everything that can change a latent; part of the fingerprint. `provenance`: origin of the weights, and hash and
+    configuration of the whole network, which decoding needs; recorded in metadata only.
     """
 
     spec: LatentSpec
@@ -35,40 +32,41 @@ class Network:
 
 
 def identify(config: ModelConfig, *, moments: bool = False) -> Network:
-    """The network of a job, found by reading its checkpoint once; no network is built. Bad checkpoints show before workers start.
+    """Identifies the network of a job by reading its checkpoint once, without building it. Finds bad checkpoints before workers start.
 
     Args:
         config: the model section of the job.
-        moments: whether the log-variance is stored too, so that its tensors count.
+        moments: whether the log-variance is stored too; its tensors then count.
 
     Raises:
         CheckpointError: no weights, unsafe weights, weights of another network.
-        AccessError: a hub that refused or could not be reached.
+        AccessError: the hub refused access or could not be reached.
     """
     load_torch()
     with _foreign_errors(config):
-        found = model.identify(config.name, config.checkpoint, config.config, untrained=config.untrained)
-    return network_of(found, moments=moments)
+        identity = model.identify(config.name, config.checkpoint, config.config, untrained=config.untrained)
+    return network_of(identity, moments=moments)
 
 
-def network_of(found: model.Identity, *, moments: bool) -> Network:
-    """The record of a network, of which the log-variance counts only with `moments`."""
+def network_of(network: model.Identity, *, moments: bool) -> Network:
+    """`Network` of a model identity; the log-variance counts only with `moments`."""
     identity = {
-        "network": found.spec.network,
-        "config": found.latent_config,
-        "latent_weights_sha256": found.latent_sha256(moments=moments),
-        "untrained": found.seed is not None,
-        "numerics": found.numerics,
+        "network": network.spec.network,
+        "config": network.latent_config,
+        "latent_weights_sha256": network.latent_sha256(moments=moments),
+        "untrained": network.seed is not None,
+        "numerics": network.numerics,
     }
-    origin = found.checkpoint.to_dict() if found.checkpoint else {"untrained_seed": found.seed}
-    return Network(found.spec, identity, {**origin, "weights_sha256": found.sha256.all, "config": dict(found.config)})
+    origin = network.checkpoint.to_dict() if network.checkpoint else {"untrained_seed": network.seed}
+    provenance = {**origin, "weights_sha256": network.sha256.all, "config": dict(network.config)}
+    return Network(network.spec, identity, provenance)
 
 
 def known_spec(config: ModelConfig) -> LatentSpec | None:
-    """The latent specification as far as name and configuration tell it (loads no torch); None if only the checkpoint can.
+    """Latent specification from name and configuration (imports no torch); None if only the checkpoint has it.
 
     Raises:
-        ConfigError: unknown network; names those that are known.
+        ConfigError: unknown network; lists the known ones.
     """
     if config.name in FAMILIES and config.config is None:
         return None
@@ -79,7 +77,7 @@ def known_spec(config: ModelConfig) -> LatentSpec | None:
 
 
 def resolve_device(device: str, compute_dtype: str, *, cuda: bool) -> tuple[str, str]:
-    """`auto` made definite, given whether the encoders will have CUDA: (device, compute dtype)."""
+    """Resolves `auto`, given whether the encoders will have CUDA: (device, compute dtype)."""
     device = ("cuda" if cuda else "cpu") if device == "auto" else device
     dtype = ("bfloat16" if device.startswith("cuda") else "float32") if compute_dtype == "auto" else compute_dtype
     return device, dtype
@@ -91,9 +89,9 @@ def cuda_available() -> bool:
 
 
 def load_torch() -> Any:
-    """Torch, told before it loads that idle arithmetic threads sleep instead of spinning.
+    """Imports torch with idle OpenMP threads set to sleep instead of spin.
 
-    Decoders share the cores with a CPU encoder; spinning threads made an encode step up to five times slower beside one busy process.
+    Decoders share the cores with a CPU encoder: spinning threads made an encode step up to five times slower beside one busy process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -102,18 +100,16 @@ def load_torch() -> Any:
 
 
 def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
-    """The network on its device.
+    """Loads the network on its device.
 
     Raises:
-        ConfigError: CUDA asked for where there is none.
+        ConfigError: CUDA requested without a CUDA device.
         CheckpointError: no weights, unsafe weights, weights of another network.
-        AccessError: a hub that refused or could not be reached.
+        AccessError: the hub refused access or could not be reached.
     """
     torch = load_torch()
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"model.device: {device} was asked for, but this process sees no CUDA device; use cpu or auto"
-        )
+        raise ConfigError(f"model.device: {device} was requested, but torch finds no CUDA device; use cpu or auto")
     with _foreign_errors(config):
         return model.load(
             config.name,
@@ -127,7 +123,7 @@ def load_vae(config: ModelConfig, device: str, compute_dtype: str) -> Any:
 
 @contextmanager
 def _foreign_errors(config: ModelConfig) -> Iterator[None]:
-    """Errors of `model` while weights are read, as ours."""
+    """Converts errors of `model` while weights are read into Lathe's."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -139,7 +135,7 @@ def _foreign_errors(config: ModelConfig) -> Iterator[None]:
 
 
 def describe_network(vae: Any) -> dict[str, Any]:
-    """Which network with which weights runs where, JSON-ready, for whoever reports on it."""
+    """Network description for reports, JSON-ready: name, weights, device, dtype."""
     return {
         "network": vae.spec.network,
         "weights_sha256": vae.weights_sha256,

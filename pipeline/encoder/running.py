@@ -1,12 +1,12 @@
-"""A network at work: steps of chunks through it, with the states their clips carry.
+"""Encoder: runs steps of chunks through the network, with the causal states of their clips.
 
-Enters: `FrameChunk`s of equal shape with the state each clip carries. Leaves: states at once, numpy latents when asked for. On CUDA a
-launched step runs while the next one is prepared. Out of memory halves the batch and then the chunk, which changes no value.
+Takes `FrameChunk`s of equal shape with their states; returns new states at once, and numpy latents on request. On CUDA a launched step runs
+while the next one is prepared. If memory runs out, the batch and then the chunk are halved, which does not change any value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from pipeline.config import ModelConfig
     from pipeline.records import ChunkShape, FrameChunk
 
-# Pixel-frames per encode step: on CPU a step of this size runs its matrix products at full rate, more only adds latency;
-# a GPU wants far more rows before its matrix units are busy.
+# Pixel-frames per encode step. On a CPU a step of this size runs its matrix products at full rate, and more only adds latency; a
+# GPU needs far more rows to fill its matrix units.
 STEP_PIXELS_CPU = 17 * 256 * 256
 STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Result of one chunk: float32 `CTHW` on the latent grid, and what the clip's next chunk needs."""
+    """Result of one chunk: float32 `CTHW` on the latent grid, and the state for the clip's next chunk."""
 
-    mean_Cthw: np.ndarray
-    logvar_Cthw: np.ndarray | None
-    state: Any
+    mean_Cthw: np.ndarray = field(repr=False)
+    logvar_Cthw: np.ndarray | None = field(repr=False)
+    state: Any = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step under way: `states` can go into the next step at once; `results` waits for the latents."""
+    """Launched step: `states` can be passed to the next step at once; `results` waits for the latents."""
 
-    states: list[Any]
+    states: list[Any] = field(repr=False)
     results: Callable[[], list[Encoded]]
 
 
 class Encoder:
-    """A network on its device. `threads`: arithmetic threads (None: torch's choice); `batch`: most chunks a step (None: by size)."""
+    """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size)."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Encoder:
         torch = load_torch()
         if threads is not None:
             torch.set_num_threads(threads)
-        from model.out_of_memory import is_out_of_memory  # loads torch, which `load_torch` prepares for
+        from model.out_of_memory import is_out_of_memory  # imports torch, so only after `load_torch`
 
         self._is_out_of_memory = is_out_of_memory
         self._vae = load_vae(config, device, compute_dtype)
@@ -75,29 +75,29 @@ class Encoder:
             STEP_PIXELS_CUDA if self._cuda else STEP_PIXELS_CPU, batch, self._free_bytes if self._cuda else None
         )
         self.spec: LatentSpec = self._vae.spec
-        self.overlaps = self._staging.overlaps  # whether a step runs on while the caller prepares the next
+        self.overlaps = self._staging.overlaps  # whether a step runs while the caller prepares the next
 
     def network(self) -> Network:
-        """What the weights and the arithmetic are, as `identify` found it."""
+        """Identity of the loaded network, equal to that of `identify`."""
         return network_of(self._vae.identity(), moments=self._moments)
 
     def largest_batch(self, shape: ChunkShape) -> int:
-        """Chunks of this shape per step."""
+        """Most chunks of this shape per step."""
         return self._budget.chunks(*shape[1:])
 
     def choices(self) -> dict[str, int]:
-        """Chunks a step by chunk shape, as chosen so far."""
+        """Chunks per step by chunk shape, as chosen so far."""
         return self._budget.choices()
 
     def encode(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> list[Encoded]:
-        """`launch`, and wait for it."""
+        """Runs a step and waits for its results."""
         return self.launch(chunks, states).results()
 
     def launch(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> Launched:
-        """One step: `chunks` are alike in shape, `states` (None for first chunks) belong to them in order.
+        """Launches a step: `chunks` have equal shapes, `states` (None for first chunks) are theirs, in order.
 
         Raises:
-            ConfigError: not even one group of frames fits into the device's memory.
+            ConfigError: a single group of frames does not fit into the device's memory.
         """
         frames, _, height, width = chunks[0].planes_T3HW.shape
         if len(chunks) == 1 and self._budget.too_long(frames, height, width):
@@ -108,7 +108,7 @@ class Encoder:
             if not self._is_out_of_memory(error):
                 raise
             self._budget.ran_out(len(chunks), frames, height, width)
-        self._release_memory()  # out here the traceback is gone, and with it what it held
+        self._release_memory()  # after the except block, so that the traceback no longer holds tensors
         if len(chunks) == 1:
             return self._launch_in_parts(chunks[0], states[0])
         half = len(chunks) // 2
@@ -116,7 +116,7 @@ class Encoder:
         return Launched(a.states + b.states, lambda: a.results() + b.results())
 
     def _launch_in_parts(self, chunk: FrameChunk, state: Any) -> Launched:
-        """One chunk that is too large, in two along time, on a group boundary: the same latents from less memory."""
+        """Runs a chunk that is too large in two parts along time, split at a group: the same latents with less memory."""
         spec, frames = self.spec, chunk.planes_T3HW.shape[0]
         lead = spec.lead_frames if chunk.first else 0
         groups = (frames - lead) // spec.time_stride
@@ -125,9 +125,9 @@ class Encoder:
                 f"clips.size: {chunk.planes_T3HW.shape[2]}x{chunk.planes_T3HW.shape[3]} does not fit into the device's memory even "
                 f"as {frames} frames alone; use a smaller size, "
                 + (
-                    f"or shorter clips: {spec.network} encodes clips whole"
+                    f"or shorter clips: {spec.network} encodes whole clips"
                     if spec.chunking == "none"
-                    else "or fewer engine.decoders: every clip under way keeps its causal state there"
+                    else "or fewer engine.decoders: every clip in progress keeps its causal state there"
                 )
             )
         cut = lead + groups // 2 * spec.time_stride
@@ -148,11 +148,11 @@ class Encoder:
             posterior, after = self._vae.encode_planes(planes_BT3HW, matrices, carried, moments=self._moments)
             mean = self._staging.download(posterior.mean)
             logvar = None if posterior.logvar is None else self._staging.download(posterior.logvar)
-        # A last chunk's state has no use; keeping it would hold device memory until the clip is written.
+        # Drop the state of last chunks: it is not needed, and would hold device memory until the clip is written.
         parts = self._vae.split_state(after)
         kept = [None if chunk.last else parts[i] for i, chunk in enumerate(chunks)]
         frames, _, height, width = chunks[0].planes_T3HW.shape
-        # A later step holds the state three times more: as it comes in, stacked, and taken apart.
+        # A later step needs the state three times more: as input, stacked, and split.
         self._budget.ran(len(chunks), frames, height, width, self._peak_since(before), 3 * after.nbytes)
 
         def results() -> list[Encoded]:
@@ -164,7 +164,7 @@ class Encoder:
     # ---- memory of the device ---------------------------------------------------------------------------------------
 
     def _free_bytes(self) -> int:
-        """What the device has left for this process, counting what the allocator holds and does not use."""
+        """Memory available to this process, including what the allocator has reserved but not used."""
         cuda = self._torch.cuda
         free, _ = cuda.mem_get_info(self._device)
         return int(free + cuda.memory_reserved(self._device) - cuda.memory_allocated(self._device))

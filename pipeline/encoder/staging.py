@@ -1,7 +1,8 @@
-"""The way of bytes to the device and back. On CUDA through pinned memory and a stream of their own, so that transfers hide behind work.
+"""Transfers of planes to the device and of latents back. On CUDA they use pinned memory and a separate stream, so that they
+overlap with work.
 
-Enters: uint8 planes of chunks alike in shape; latents on the device. Leaves: planes `B T 3 H W` on the device, ordered before the work
-that is launched next; a promise of numpy latents.
+`upload` takes uint8 planes of chunks of equal shape, and returns `B T 3 H W` on the device, ordered before work that is launched later.
+`download` returns a function that waits for the latents and returns them as numpy.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
     import torch
 
-BUFFERS = 2  # one on its way to the device while the next is filled
+BUFFERS = 2  # one is copied to the device while the other is filled
 
 
 class HostStaging:
-    """For a CPU: nothing moves."""
+    """Staging for a CPU, where nothing is transferred."""
 
     overlaps = False
 
@@ -31,18 +32,18 @@ class HostStaging:
 
     def upload(self, planes: Sequence[np.ndarray]) -> torch.Tensor:
         """`T 3 H W` arrays -> one tensor `B T 3 H W`."""
-        # Arrays out of Ray's object store are read-only, which torch warns about; stacking copies, and one chunk is cheap to copy.
-        alone = len(planes) == 1 and planes[0].flags.writeable
-        return self._torch.from_numpy(planes[0][None] if alone else np.stack(planes))
+        # Arrays from Ray's object store are read-only, which torch warns about; stacking copies, and one chunk is cheap to copy.
+        single = len(planes) == 1 and planes[0].flags.writeable
+        return self._torch.from_numpy(planes[0][None] if single else np.stack(planes))
 
     def download(self, latent_BCthw: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Float32 `B C t h w` when called."""
+        """Function that returns float32 `B C t h w`."""
         array: np.ndarray = latent_BCthw.float().numpy()
         return lambda: array
 
 
 class CudaStaging:
-    """Two pinned buffers, as large as the largest batch, and a copy stream: a batch travels while the one before it is in the network."""
+    """Staging for CUDA: two pinned buffers for the largest batch, and a copy stream; a batch is copied while the last one is encoded."""
 
     overlaps = True
 
@@ -55,7 +56,7 @@ class CudaStaging:
         ]
 
     def upload(self, planes: Sequence[np.ndarray]) -> torch.Tensor:
-        """`T 3 H W` arrays -> one tensor `B T 3 H W` on the device; work launched on the current stream afterwards sees it whole."""
+        """`T 3 H W` arrays -> one tensor `B T 3 H W` on the device; work launched later on the current stream sees all of it."""
         torch = self._torch
         buffer, copied = self._free_buffer((len(planes), *planes[0].shape))
         view = buffer.numpy()
@@ -66,11 +67,11 @@ class CudaStaging:
             on_device = buffer.to(self._device, non_blocking=True)
             copied.record(self._copies)
         working.wait_event(copied)
-        on_device.record_stream(working)  # its memory is the copy stream's; it must outlive the work
+        on_device.record_stream(working)  # memory of the copy stream must not be reused before the work ends
         return on_device
 
     def download(self, latent_BCthw: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Float32 `B C t h w` when called; calling waits for the work that makes it."""
+        """Function that waits for the work and returns float32 `B C t h w`."""
         torch = self._torch
         pinned = torch.empty(latent_BCthw.shape, dtype=torch.float32, pin_memory=True)
         pinned.copy_(latent_BCthw, non_blocking=True)
@@ -85,7 +86,7 @@ class CudaStaging:
         return wait
 
     def _free_buffer(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, Any]:
-        """The buffer used longest ago, once its last copy is done, cut to this shape; it grows where it is too small."""
+        """Oldest buffer, after its last copy is done, as a view of this shape; enlarged if it is too small."""
         flat, copied = self._buffers.pop(0)
         copied.synchronize()  # returns at once for an event never recorded
         size = math.prod(shape)

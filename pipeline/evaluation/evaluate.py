@@ -1,8 +1,8 @@
-"""`lathe evaluate`: the order of things. A composition of corpus, reader, decoders, the network and its instruments.
+"""`lathe evaluate`: entry point. Connects corpus, reader, decoders, network and metrics.
 
-Enters: an `EncodeJob` whose output is the folder to write, files with weights for LPIPS and I3D. Leaves: a summary, and in the folder
-`summary.json`, `clips.parquet`, `rejects.jsonl`, `sheet.png`, `plots/`. Clips are read, cut and converted as `lathe encode` does it; each
-goes through the network chunk by chunk, so memory depends neither on the corpus nor on a clip's length.
+Takes an `EncodeJob` whose output is the folder to write, and files with weights for LPIPS and I3D. Returns a summary, and writes
+`summary.json`, `clips.parquet`, `rejects.jsonl`, `sheet.png`, `plots/`. Clips are read, cut and converted as `lathe encode` does; each goes
+through the network chunk by chunk, so memory depends neither on the corpus nor on a clip's length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
-from pipeline.video.clips import resolve_rules
+from pipeline.video.clips import chunk_length, resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipRules
 
-WHOLE_CHUNK = 1 << 20  # frames: more than any clip of a network that encodes clips whole
 EXTRA = ("torchmetrics", "matplotlib")
-SMALLEST_SIDE = 11  # pixels SSIM's window needs
+SMALLEST_SIDE = 11  # pixels of SSIM's window
 NEWS_S = 15.0
 
 
@@ -42,17 +41,17 @@ def evaluate(
     i3d: str | None = None,
     news: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measures every clip of the corpus and writes the folder `job.output`. `news` gets a line now and then.
+    """Measures every clip of the corpus and writes the folder `job.output`. `news` is called with a line every 15 seconds.
 
     Raises:
-        UsageError: something about the command is wrong, also weights that do not match; nothing was measured.
-        InputError: no clip of the corpus can be used; says why.
-        NonFiniteLatent: the network gave NaN or infinity.
+        UsageError: the command is wrong, for example weights that do not fit; nothing was measured.
+        InputError: no clip of the corpus is usable; gives the reasons.
+        NonFiniteLatent: the network returned NaN or infinity.
     """
     folder = _checked_folder(job.output)
     _check_extra()
     if (known := known_spec(job.model)) is not None:
-        _rules(job, known)  # frame counts and sizes it cannot take are found before anything is loaded
+        _rules(job, known)  # rejects frame counts and sizes before anything is loaded
     shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
     if job.strict:
         passed_over.refuse()
@@ -64,23 +63,25 @@ def evaluate(
     from pipeline.engine.decoders.sample_stream import SampleStream
     from pipeline.evaluation.measuring import Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
-    from pipeline.evaluation.samples import SamplesUnderWay
+    from pipeline.evaluation.samples import SamplesInProgress
 
     instruments = Instruments(job, device, dtype, lpips, i3d)
     rules = _rules(job, instruments.spec)
     _make(folder)
     findings = Findings(job.write.dtype)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(instruments, findings, rows)
-        with SampleStream(job, shards, rules, _chunk_frames(job, instruments.spec), device) as stream:
-            told = time.monotonic()
+        samples = SamplesInProgress(instruments, findings, rows)
+        spec = instruments.spec
+        length = chunk_length(job.engine.chunk_frames, spec.time_stride, chunked=spec.chunking != "none")
+        with SampleStream(job, shards, rules, length, device) as stream:
+            reported = time.monotonic()
             for event in stream:
                 samples.take(event)
-                if time.monotonic() - told > NEWS_S:
-                    told = time.monotonic()
+                if time.monotonic() - reported > NEWS_S:
+                    reported = time.monotonic()
                     news(f"{findings.clips} clips so far, mean PSNR {findings.mean_psnr:.2f} dB")
     if not findings.clips:
-        raise InputError(_why_nothing(rows, samples.videos))
+        raise InputError(_no_clip_message(rows, samples.videos))
     summary = {
         "format_version": 1,
         "lathe_version": version("lathe"),
@@ -97,7 +98,7 @@ def evaluate(
 
 
 def _write(summary: dict[str, Any], findings: Findings, folder: Path) -> dict[str, Any]:
-    """Pictures and the summary, which comes last: where it is, everything is."""
+    """Writes pictures and then the summary: if the summary exists, everything does."""
     from pipeline.evaluation.plots import write_plots
 
     findings.write_sheet(folder / "sheet.png")
@@ -110,12 +111,12 @@ def _write(summary: dict[str, Any], findings: Findings, folder: Path) -> dict[st
 
 def _checked_folder(output: str) -> Path:
     if "://" in output:
-        raise OutputError(f"--output {output}: an evaluation is written to a local folder; name one")
+        raise OutputError(f"--output {output}: an evaluation is written to a local folder; give its path")
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--output {output}: is a file; name a folder that is new or empty")
+        raise OutputError(f"--output {output}: is a file; give a new or empty folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"--output {output}: the folder is not empty; name a new one, so that nothing is mixed")
+        raise OutputError(f"--output {output}: the folder is not empty; give a new one")
     return folder
 
 
@@ -123,13 +124,13 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"--output {folder}: cannot be made: {error.strerror}; name another folder") from error
+        raise OutputError(f"--output {folder}: cannot be created ({error.strerror}); give another folder") from error
 
 
 def _check_extra() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"evaluating needs {' and '.join(missing)}; install them: pip install 'lathe[training]'")
+        raise ConfigError(f"evaluation needs {' and '.join(missing)}; install them: pip install 'lathe[training]'")
 
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
@@ -138,25 +139,19 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
         enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride
         raise ConfigError(
-            f"clips.multiple_of: SSIM looks through a window of {SMALLEST_SIDE} pixels, and of an area sides may come down to "
+            f"clips.multiple_of: SSIM needs sides of at least {SMALLEST_SIDE} pixels, but with an area a side can be as small as "
             f"{rules.multiple_of}; set it to {enough}"
         )
     if min(sides, default=SMALLEST_SIDE) < SMALLEST_SIDE:
         raise ConfigError(
-            f"clips.size: SSIM looks through a window of {SMALLEST_SIDE} pixels, got sides down to {min(sides)}; use larger ones"
+            f"clips.size: SSIM needs sides of at least {SMALLEST_SIDE} pixels, got {min(sides)}; use larger ones"
         )
     return rules
 
 
-def _chunk_frames(job: EncodeJob, spec: LatentSpec) -> int:
-    if spec.chunking == "none":
-        return WHOLE_CHUNK
-    return max(spec.time_stride, job.engine.chunk_frames // spec.time_stride * spec.time_stride)
-
-
-def _why_nothing(rows: ClipRows, videos: int) -> str:
+def _no_clip_message(rows: ClipRows, videos: int) -> str:
     if not rows.rejected:
-        return f"no clip to measure: {videos} videos in the inputs gave none"
+        return f"no clip to measure: {videos} videos in the inputs have none"
     reasons = [
         f"{reason} {item['count']} ({', '.join(item['keys'])}: {item['message']})"
         for reason, item in rows.reasons.items()

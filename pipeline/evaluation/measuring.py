@@ -1,7 +1,7 @@
-"""The evaluation's door to `model/`: a network with its instruments, chunks of clips in, findings out. Foreign errors become ours here.
+"""Calls of the evaluation into `model/`: measures the chunks of clips and accumulates results. Converts errors of `model/` into Lathe's.
 
-Enters: the job, files with weights of LPIPS and I3D, `FrameChunk`s. Leaves: a `ClipResult` for each clip; sums over all as a JSON-ready
-summary and a sheet of pictures.
+Takes the job, files with weights of LPIPS and I3D, and `FrameChunk`s; returns a `ClipResult` for each clip, and for all a
+JSON-ready summary and a picture sheet.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from model.evaluation.examples import ExampleSelection, FrameSampler
 from model.evaluation.fidelity import ClipMeter
 from model.evaluation.frechet import VideoDistance, WindowFeatures
 from model.evaluation.i3d import load_i3d
 from model.evaluation.latents import LatentMoments
-from model.evaluation.pictures import Reel, Showcase
 from model.evaluation.roundtrip import RoundTrip
-from model.evaluation.tally import Tally
+from model.evaluation.summary import QualitySummary
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from model.training.perceptual import load_lpips
 from pipeline.encoder.network import describe_network, load_torch, load_vae
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
+from pipeline.format.tensors import STORAGE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,32 +35,31 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.records import ClipPlan, FrameChunk, Sample
 
-ELEMENT_BITS = {"float16": 16, "bfloat16": 16, "float32": 32}
 PIXEL_BITS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """Everything measured on one clip."""
+    """Measurements of one clip."""
 
     quality: ClipQuality
     latents: LatentMoments
-    elements: int  # numbers in its latent
+    elements: int  # values in its latent
     features: WindowFeatures | None
 
 
 class Instruments:
-    """A network on its device with everything that measures it."""
+    """Network and metric networks on their device."""
 
     def __init__(
         self, job: EncodeJob, device: str, dtype: str, lpips: Sequence[str] = (), i3d: str | None = None
     ) -> None:
-        """`lpips`: one file, or VGG16 and linear heads apart.
+        """`lpips`: one file, or VGG16 and linear heads in two.
 
         Raises:
-            ConfigError: CUDA where there is none, more than two LPIPS files.
+            ConfigError: CUDA requested without a CUDA device, more than two LPIPS files.
             CheckpointError: no weights, unsafe weights, weights of another network.
-            AccessError: a hub that refused or could not be reached.
+            AccessError: the hub refused access or could not be reached.
         """
         if len(lpips) > 2:
             raise ConfigError(f"--lpips: expected one file, or VGG16 and heads; got {len(lpips)}")
@@ -72,12 +72,12 @@ class Instruments:
         self.i3d = _loaded("--i3d", i3d, lambda: load_i3d(i3d)).to(self.vae.device) if i3d else None
 
     def facts(self) -> dict[str, Any]:
-        """What was measured, JSON-ready."""
+        """Description of what was measured, JSON-ready."""
         return {**describe_network(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
 
 
 class ClipMeasurement:
-    """One clip on its way through the instruments."""
+    """Measurement of one clip in progress."""
 
     def __init__(self, instruments: Instruments, sample: Sample, plan: ClipPlan) -> None:
         self._instruments, self._sample, self._plan = instruments, sample, plan
@@ -85,14 +85,14 @@ class ClipMeasurement:
         self._trip = RoundTrip(instruments.vae)
         self._meter = ClipMeter(spec.lead_frames, spec.time_stride, instruments.lpips)
         self._features = WindowFeatures(instruments.i3d) if instruments.i3d is not None else None
-        self._latents, self._elements, self._reel = LatentMoments(), 0, Reel()
+        self._latents, self._elements, self._sampler = LatentMoments(), 0, FrameSampler()
 
     def push(self, chunk: FrameChunk) -> None:
-        """The next chunk of the clip.
+        """Adds the next chunk of the clip.
 
         Raises:
-            NonFiniteLatent: the network gave NaN or infinity.
-            ConfigError: a chunk that does not fit into the device's memory.
+            NonFiniteLatent: the network returned NaN or infinity.
+            ConfigError: a chunk does not fit into the device's memory.
         """
         torch = self._instruments._torch
         planes = chunk.planes_T3HW if chunk.planes_T3HW.flags.writeable else chunk.planes_T3HW.copy()
@@ -101,7 +101,7 @@ class ClipMeasurement:
             self._latents.add(step.latent_Cthw)
             self._elements += step.latent_Cthw.numel()
             self._meter.add(step.original_CTHW, step.reconstruction_CTHW)
-            self._reel.add(step.original_CTHW, step.reconstruction_CTHW)
+            self._sampler.add(step.original_CTHW, step.reconstruction_CTHW)
             if self._features is not None:
                 self._features.add(step.original_CTHW, step.reconstruction_CTHW)
         except FloatingPointError as error:
@@ -117,51 +117,51 @@ class ClipMeasurement:
             ) from error
 
     def result(self) -> ClipResult:
-        """After the last chunk."""
+        """Measurements of the clip; call after the last chunk."""
         return ClipResult(self._meter.result(), self._latents, self._elements, self._features)
 
     def pictures(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A few frames of original and reconstruction, uint8 `3 T H W` on the CPU, of at most 384 pixels a side."""
-        return self._reel.frames()
+        """A few frames of original and reconstruction, uint8 `3 T H W` on the CPU, with sides of at most 384 pixels."""
+        return self._sampler.frames()
 
 
 @dataclass(slots=True)
 class _Bucket:
-    tally: Tally = field(default_factory=Tally)
+    quality: QualitySummary = field(default_factory=QualitySummary)
     pixels: int = 0
     elements: int = 0
 
 
 class Findings:
-    """Sums over clips: `add` in the corpus's order, so that the same corpus gives the same numbers; `show` in any."""
+    """Results over all clips. `add` must follow the corpus's order, so that the same corpus gives the same numbers; `show` need not."""
 
     def __init__(self, storage_dtype: str) -> None:
-        self._bits = ELEMENT_BITS[storage_dtype]
+        self._bits = 8 * STORAGE_TYPES[storage_dtype].num_bytes
         self._all = _Bucket()
         self._buckets: dict[str, _Bucket] = defaultdict(_Bucket)
-        self._latents, self._distance, self._showcase = LatentMoments(), VideoDistance(), Showcase()
+        self._latents, self._distance, self._examples = LatentMoments(), VideoDistance(), ExampleSelection()
 
     @property
     def clips(self) -> int:
-        """How many so far."""
-        return self._all.tally.clips
+        """Number of clips so far."""
+        return self._all.quality.clips
 
     @property
     def mean_psnr(self) -> float:
-        """Of the clips so far, dB."""
-        found = self._all.tally.summary()["psnr"]
-        return float(found["mean"]) if found else 0.0
+        """Mean PSNR of the clips so far, in dB."""
+        psnr = self._all.quality.summary()["psnr"]
+        return float(psnr["mean"]) if psnr else 0.0
 
     def show(self, number: int, sample: Sample, plan: ClipPlan, run: ClipMeasurement) -> None:
-        """A finished clip of sample `number`, for the sheet: its pictures are kept or forgotten at once."""
+        """Offers a finished clip of sample `number` for the sheet; its frames are kept or dropped at once."""
         psnr = run.result().quality.psnr
         title = f"{psnr:.2f} dB  {sample.key}, clip {plan.index}"
-        self._showcase.offer(psnr, f"{sample.uri} {number} {plan.index}", title, run.pictures())
+        self._examples.offer(psnr, f"{sample.uri} {number} {plan.index}", title, run.pictures())
 
     def add(self, plan: ClipPlan, result: ClipResult) -> None:
-        """One more clip."""
+        """Adds a clip."""
         for bucket in (self._all, self._buckets[str(plan.bucket)]):
-            bucket.tally.add(result.quality)
+            bucket.quality.add(result.quality)
             bucket.pixels += result.quality.frames * plan.bucket.height * plan.bucket.width
             bucket.elements += result.elements
         self._latents.merge(result.latents)
@@ -169,7 +169,7 @@ class Findings:
             self._distance.add(result.features)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready; `rfvd` says how many windows it is of."""
+        """JSON-ready; `rfvd` includes the number of windows."""
         return {
             "overall": self._summary_of(self._all),
             "buckets": {name: self._summary_of(self._buckets[name]) for name in sorted(self._buckets)},
@@ -178,15 +178,15 @@ class Findings:
         }
 
     def write_sheet(self, path: Path) -> None:
-        """The worst, the typical and the best clips as a PNG."""
-        chosen = self._showcase.chosen()
-        pairs = [(shown.original_CTHW, shown.other_CTHW) for _, shown in chosen]
-        write_sheet(path, pairs, titles=[f"{label}: {shown.title}" for label, shown in chosen])
+        """Writes the worst, median and best clips as a PNG."""
+        chosen = self._examples.chosen()
+        pairs = [(example.original_CTHW, example.other_CTHW) for _, example in chosen]
+        write_sheet(path, pairs, titles=[f"{label}: {example.title}" for label, example in chosen])
 
     def _summary_of(self, bucket: _Bucket) -> dict[str, Any]:
         per_pixel = bucket.elements * self._bits / bucket.pixels
         compression = {"bits_per_pixel": per_pixel, "compression_ratio": PIXEL_BITS / per_pixel}
-        return {**bucket.tally.summary(), **compression}
+        return {**bucket.quality.summary(), **compression}
 
 
 def _loaded(flag: str, uri: str, load: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation's numbers. Enters: its summary. Leaves: PNG files; no window, no global state of the plotting library."""
+"""Plots of an evaluation's summary, as PNG files; opens no window and changes no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ BAR = "#3b6ea5"
 
 
 def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:
-    """`psnr_histogram.png`, `psnr_by_frame.png`, and `ssim_by_position.png` where there are groups of frames, into `folder`."""
+    """Writes `psnr_histogram.png`, `psnr_by_frame.png`, and, if there are groups of frames, `ssim_by_position.png` into `folder`."""
     folder.mkdir()
     overall = summary["overall"]
     name = summary["network"]["network"]
-    written = [_drawn(folder / "psnr_histogram.png", f"{name}: PSNR of clips", lambda axes: _histogram(axes, overall))]
+    written = [
+        _save_plot(folder / "psnr_histogram.png", f"{name}: PSNR of clips", lambda axes: _histogram(axes, overall))
+    ]
     curves = {"all": overall} if len(summary["buckets"]) == 1 else summary["buckets"]
     written.append(
-        _drawn(folder / "psnr_by_frame.png", f"{name}: PSNR over time", lambda axes: _over_time(axes, curves))
+        _save_plot(folder / "psnr_by_frame.png", f"{name}: PSNR over time", lambda axes: _over_time(axes, curves))
     )
     if overall["ssim_by_position"]:
         title = f"{name}: SSIM by position in a group of frames"
-        written.append(_drawn(folder / "ssim_by_position.png", title, lambda axes: _positions(axes, overall)))
+        written.append(_save_plot(folder / "ssim_by_position.png", title, lambda axes: _positions(axes, overall)))
     return written
 
 
-def _drawn(path: Path, title: str, draw: Any) -> Path:
+def _save_plot(path: Path, title: str, draw: Any) -> Path:
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
@@ -52,8 +54,8 @@ def _histogram(axes: Axes, overall: dict[str, Any]) -> None:
 
 
 def _over_time(axes: Axes, curves: dict[str, dict[str, Any]]) -> None:
-    for name, found in curves.items():
-        axes.plot(found["psnr_by_frame"], marker="o", markersize=3, label=name)
+    for name, summary in curves.items():
+        axes.plot(summary["psnr_by_frame"], marker="o", markersize=3, label=name)
     axes.set_xlabel("frame of the clip")
     axes.set_ylabel("mean PSNR, dB")
     if len(curves) > 1:
@@ -63,8 +65,8 @@ def _over_time(axes: Axes, curves: dict[str, dict[str, Any]]) -> None:
 def _positions(axes: Axes, overall: dict[str, Any]) -> None:
     values = overall["ssim_by_position"]
     axes.bar(range(1, len(values) + 1), values, color=BAR)
-    room = max(overall["ssim_margin"], 0.002)
-    axes.set_ylim(min(values) - room, max(values) + room)
+    margin = max(overall["ssim_margin"], 0.002)
+    axes.set_ylim(min(values) - margin, max(values) + margin)
     axes.set_xticks(range(1, len(values) + 1))
     axes.set_xlabel("position in the group")
     axes.set_ylabel("mean SSIM")

@@ -1,7 +1,4 @@
-"""A line for each clip and each reject, written as they come.
-
-Enters: results and rejects. Leaves: `clips.parquet` (one row per clip), `rejects.jsonl` (one object per reject), and the rejects' tally.
-"""
+"""Files with one row per clip and reject, written as results arrive: `clips.parquet`, `rejects.jsonl`; also counts rejects by reason."""
 
 from __future__ import annotations
 
@@ -40,11 +37,11 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 1000
-EXAMPLES = 3  # keys named for each reason
+EXAMPLES = 3  # keys listed per reason
 
 
 class ClipRows:
-    """The two files, inside `with`. The parquet file begins with its first row."""
+    """Context manager that writes both files. The parquet file is created with its first row."""
 
     def __init__(self, clips: Path, rejects: Path) -> None:
         self._path = clips
@@ -66,7 +63,7 @@ class ClipRows:
         self._rejects.close()
 
     def add(self, sample: Sample, plan: ClipPlan, result: ClipResult) -> None:
-        """One clip."""
+        """Writes one clip."""
         quality = result.quality
         self._rows.append(
             {
@@ -92,9 +89,9 @@ class ClipRows:
             self._flush()
 
     def reject(self, reject: Reject) -> None:
-        """One input, or one clip of it, that was not measured."""
-        told = {name: _storable(value) if isinstance(value, str) else value for name, value in asdict(reject).items()}
-        self._rejects.write(json.dumps(told) + "\n")
+        """Writes an input, or a clip of one, that was not measured."""
+        row = {name: _storable(value) if isinstance(value, str) else value for name, value in asdict(reject).items()}
+        self._rejects.write(json.dumps(row) + "\n")
         self.rejected += 1
         reason = self.reasons.setdefault(
             reject.reason, {"count": 0, "policy": reject.policy, "keys": [], "message": reject.message}
@@ -114,5 +111,5 @@ class ClipRows:
 
 
 def _storable(text: str) -> str:
-    """`text` as valid Unicode, spelled as in a latent's row: bytes of a file's name that are no UTF-8 become visible escapes."""
+    """`text` as valid Unicode, as in a latent's row: bytes of a file name that are not UTF-8 become escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

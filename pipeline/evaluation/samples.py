@@ -1,6 +1,6 @@
-"""Samples under way: what happens to them in any order, clips measured as they come, finished samples entered in the corpus's order.
+"""Samples in progress: measures clips as their chunks arrive, and writes finished samples in the corpus's order.
 
-Enters: `SampleEvent`s. Leaves: rows, rejects and findings, the same ones in the same order however many decoders there are.
+So rows, rejects and results are the same, in the same order, for any number of decoders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Video:
-    """A sample under way."""
+    """Sample in progress."""
 
     sample: Sample | None
     plans: dict[int, ClipPlan] = field(default_factory=dict)
@@ -33,22 +33,22 @@ class _Video:
     ended: bool = False
 
 
-class SamplesUnderWay:
-    """See the module. What is kept of a sample that waits for its turn: numbers, no pictures."""
+class SamplesInProgress:
+    """Samples between their first event and their turn in the corpus's order. Keeps numbers of a waiting sample, not frames."""
 
     def __init__(self, instruments: Instruments, findings: Findings, rows: ClipRows) -> None:
         self._instruments, self._findings, self._rows = instruments, findings, rows
         self._videos: dict[int, _Video] = {}
         self._next = 0
-        self.videos = 0  # entered, rejected ones too
+        self.videos = 0  # written, including rejected ones
 
     def take(self, event: SampleEvent) -> None:
-        """One event; enters every sample whose turn has come."""
+        """Processes one event; writes every sample whose turn has come."""
         video = self._videos.setdefault(event.number, _Video(event.sample))
         what = event.what
         if isinstance(what, OpenedVideo):
             video.plans = {plan.index: plan for plan in what.clips}
-            if not video.opened:  # a decoder that died opens it again
+            if not video.opened:  # a restarted decoder opens it again
                 video.rejects += what.rejects
             video.opened = True
         elif isinstance(what, FrameChunk):
@@ -66,7 +66,7 @@ class SamplesUnderWay:
         elif isinstance(what, VideoEnded):
             video.ended = True
         while (first := self._videos.get(self._next)) is not None and first.ended:
-            self._enter(self._videos.pop(self._next))
+            self._write(self._videos.pop(self._next))
             self._next += 1
 
     def _measure(self, number: int, video: _Video, chunk: FrameChunk) -> None:
@@ -76,7 +76,9 @@ class SamplesUnderWay:
         if chunk.first:
             video.run = ClipMeasurement(self._instruments, video.sample, plan)
         if video.run is None:
-            raise RuntimeError(f"a chunk of {video.sample.key}, clip {chunk.clip}, came before the clip's first")
+            raise RuntimeError(
+                f"a chunk of {video.sample.key}, clip {chunk.clip}, arrived before the clip's first chunk"
+            )
         video.run.push(chunk)
         if chunk.last:
             video.settled.add(chunk.clip)
@@ -84,7 +86,7 @@ class SamplesUnderWay:
             self._findings.show(number, video.sample, plan, video.run)
             video.run = None
 
-    def _enter(self, video: _Video) -> None:
+    def _write(self, video: _Video) -> None:
         self.videos += 1
         for reject in video.rejects:
             self._rows.reject(reject)

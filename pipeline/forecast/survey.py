@@ -14,6 +14,7 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.records import Sample
 
-ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 UNREADABLE = (
     AccessError,
     NotFound,
@@ -49,7 +49,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     latent = LatentSize(
         channels=spec.latent_channels,
-        bytes_per_element=ELEMENT_BYTES[job.write.dtype],
+        bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
         tensors=2 if job.write.moments else 1,

@@ -115,9 +115,23 @@ def snapshot_key(number: int) -> str:
     return f"{SNAPSHOTS}{number}.json"
 
 
-def snapshot_files_key(number: int) -> str:
-    """Key of a snapshot's manifest of data files (Parquet)."""
-    return f"{SNAPSHOTS}{number}/files.idx"
+def snapshot_number(key: str) -> int | None:
+    """Inverse of `snapshot_key`; None if `key` is not the key of a snapshot."""
+    match = re.fullmatch(rf"{SNAPSHOTS}([1-9]\d*)\.json", key)
+    return None if match is None else int(match[1])
+
+
+def snapshot_table_key(number: int, name: str, sha256: str) -> str:
+    """Key of a table of a snapshot (Parquet), such as its manifest of data files, `name` "files".
+
+    It is named by its contents: two publishers of one number never write different bytes to the same key.
+    """
+    return f"{SNAPSHOTS}{number}/{name}-{sha256[:16]}.idx"
+
+
+def takedown_key(name: str) -> str:
+    """Key of the record of a takedown."""
+    return f"{TAKEDOWNS}{name}.json"
 
 
 def is_foreign_cache(key: str) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import DamagedInput
-from pipeline.records import ChannelStats
+from pipeline.records import LATENT_DTYPES, ChannelStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,11 +36,16 @@ class StorageType:
     exponent: int
     safetensors: str
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one value."""
+        return np.dtype(self.numpy).itemsize
+
 
 STORAGE_TYPES = {
-    "float16": StorageType("<f2", "<u2", 0x7C00, "F16"),
-    "bfloat16": StorageType("<u2", "<u2", 0x7F80, "BF16"),  # numpy has no bfloat16: uint16 holds the bits
-    "float32": StorageType("<f4", "<u4", 0x7F800000, "F32"),
+    "float16": StorageType(LATENT_DTYPES["float16"], "<u2", 0x7C00, "F16"),
+    "bfloat16": StorageType(LATENT_DTYPES["bfloat16"], "<u2", 0x7F80, "BF16"),
+    "float32": StorageType(LATENT_DTYPES["float32"], "<u4", 0x7F800000, "F32"),
 }
 
 

@@ -14,6 +14,7 @@ from pipeline.format.index import read_index
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns
 from pipeline.records import Counts
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Share:
     rows: int
     frames: int
     num_bytes: int  # of the whole file where all rows count, else of the tensors of those that do
+    hidden: tuple[int, ...] = ()  # positions of rows that do not count
 
 
 def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
@@ -40,13 +42,18 @@ def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]
     Raises:
         OutputError: a receipt of another format version, or of another shard.
     """
-    overlaps = Overlaps(Summaries(store, workers).all())
+    overlaps = Overlaps(Summaries(store, workers).all(), read_takedowns(store))
     return (overlaps.counted(receipt) for receipt in Ledger(store).all(workers))
 
 
 def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
     """Those rows of this receipt's files that count."""
-    if part.whole:
+    return [row for row in counting(part, rows) if not part.takedowns.hides(row)]
+
+
+def counting(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
+    """As `shown`, with rows that were taken down."""
+    if not part.hidden_uris and not part.hidden_samples:
         return rows
     uris = set(map(storable, part.hidden_uris))  # as rows spell them
     samples = {(storable(uri), storable(key)) for uri, key in part.hidden_samples}
@@ -60,15 +67,22 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
     if part.superseded:
         return Counts(), []
-    found, lost = [], []
+    found, lost, taken = [], [], []
     for item in receipt.files:
         rows, _ = read_index(store.read(item.index_key))
-        seen = shown(part, rows)
-        ids = {row.id for row in seen}
-        lost += [row for row in rows if row.id not in ids]
-        num_bytes = sum(span.length for row in seen for span in row.spans())
-        found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes))
-    return receipt.added() + _negative(_hidden_counts(part, lost)), found
+        counted = counting(part, rows)
+        seen = [row for row in counted if not part.takedowns.hides(row)]
+        positions = {row.row for row in counted}
+        lost += [row for row in rows if row.row not in positions]
+        taken += [row for row in counted if part.takedowns.hides(row)]
+        positions = {row.row for row in seen}
+        hidden = tuple(row.row for row in rows if row.row not in positions)
+        num_bytes = sum(span.length for row in seen for span in row.spans()) if hidden else item.num_bytes
+        found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes, hidden))
+    taken_counts = Counts(
+        clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken)
+    )  # of inputs that were encoded all the same
+    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:

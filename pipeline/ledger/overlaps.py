@@ -11,16 +11,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.ledger.summaries import EMPTY, UNKNOWN_CONTENT, source_id, uri_id
+from pipeline.ledger.takedowns import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import Receipt, Reject
 
 Sample = tuple[str, str]  # uri of the source, key of the sample
@@ -36,9 +40,6 @@ class Hidden:
     retried: set[Sample] = field(default_factory=set)  # samples whose rejects a later retry replaces
 
 
-NOTHING = Hidden()
-
-
 @dataclass(frozen=True, slots=True)
 class CountedReceipt:
     """A receipt and the part of it that counts."""
@@ -47,6 +48,9 @@ class CountedReceipt:
     hidden_uris: frozenset[str] = frozenset()
     hidden_samples: frozenset[Sample] = frozenset()
     retried: frozenset[Sample] = frozenset()
+    takedowns: Takedowns = NONE  # those that touch this receipt; counts of inputs are not changed by them
+    # Of a snapshot: data files that it names, by key, with positions of their rows that do not count. None: not of a snapshot.
+    positions: dict[str, frozenset[int]] | None = None
 
     def counts(self, uri: str, key: str) -> bool:
         """Whether rows of this sample count here."""
@@ -60,7 +64,7 @@ class CountedReceipt:
     @property
     def whole(self) -> bool:
         """All rows count."""
-        return not self.hidden_uris and not self.hidden_samples
+        return not self.hidden_uris and not self.hidden_samples and not self.takedowns
 
     @property
     def superseded(self) -> bool:
@@ -74,7 +78,8 @@ class CountedReceipt:
 class Overlaps:
     """The rules of the module, applied to the receipts of an output, one summary a shard."""
 
-    def __init__(self, summaries: Iterable[ReceiptSummary]) -> None:
+    def __init__(self, summaries: Iterable[ReceiptSummary], takedowns: Takedowns = NONE) -> None:
+        self.takedowns = takedowns
         self._hidden: dict[str, Hidden] = defaultdict(Hidden)
         self._owner: dict[Source, str] = {}  # by source and by content: shard id
         ordered = sorted(summaries, key=lambda item: item.precedence)
@@ -99,12 +104,30 @@ class Overlaps:
     def counted(self, receipt: Receipt) -> CountedReceipt:
         """`receipt` with the part of it that counts."""
         found = self._hidden.get(receipt.shard_id)
+        takedowns = self.takedowns if self.takedowns.touches(receipt) else NONE
         if found is None:
-            return CountedReceipt(receipt)
+            return CountedReceipt(receipt, takedowns=takedowns)
         uris = frozenset(
             source.uri for source in receipt.shard.objects if found.sources and source_id(source) in found.sources
         )
-        return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried))
+        return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried), takedowns)
+
+    def hide(self, item: ReceiptSummary, source: bytes, uri: bytes) -> None:
+        """Hides one source of a base receipt, in its retries too, because another version of the input counts."""
+        self._hidden[item.shard_id].sources.add(source)
+        for retry in self.retries.get(item.shard_id, ()):
+            if uri in retry.uri_ids():
+                self._hidden[retry.shard_id].samples |= {one for one in _samples(retry) if uri_id(one[0]) == uri}
+
+    def state(self, item: ReceiptSummary) -> bytes:
+        """8 bytes that stand for the part of a receipt that counts: equal for one attempt as long as the same rows are shown."""
+        found = self._hidden.get(item.shard_id)
+        takedowns = self.takedowns.keys_for(item.uri_ids()) if self.takedowns else []
+        if found is None and not takedowns:
+            return whole_state(item.attempt)
+        found = found or Hidden()
+        parts = (sorted(map(bytes.hex, found.sources)), sorted(found.samples), sorted(found.retried), takedowns)
+        return _digest(item.attempt, json.dumps(parts))
 
     def _own(self, item: ReceiptSummary) -> None:
         for source, content in zip(item.source_ids(), item.content_ids(), strict=True):
@@ -127,11 +150,8 @@ class Overlaps:
         for item, uri, source in empty:
             tries = [(retry, retry.positions()[uri]) for retry in self.retries[item.shard_id] if uri in retry.uri_ids()]
             recovered = any(not retry.marks[position] & EMPTY for retry, position in tries)
-            if last[item.fingerprint, uri] == source or recovered:
-                continue
-            self._hidden[item.shard_id].sources.add(source)
-            for retry, _ in tries:
-                self._hidden[retry.shard_id].samples |= {one for one in _samples(retry) if uri_id(one[0]) == uri}
+            if last[item.fingerprint, uri] != source and not recovered:
+                self.hide(item, source, uri)
 
     def _place_retry(self, item: ReceiptSummary) -> None:
         retry = item.retried()
@@ -155,6 +175,15 @@ class Overlaps:
                 self._hidden[other.shard_id].retried.add(sample)
         if counts:
             earlier.append(item)
+
+
+def whole_state(attempt: str) -> bytes:
+    """`Overlaps.state` of a receipt of which all rows count."""
+    return _digest(attempt, "")
+
+
+def _digest(attempt: str, parts: str) -> bytes:
+    return hashlib.blake2b(f"{attempt}\0{parts}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _samples(item: ReceiptSummary) -> set[Sample]:

@@ -72,10 +72,10 @@ class Ledger:
             raise OutputError(f"{self._store.root} is not a latent set: it has no {CURRENT.set_key}")
         return found
 
-    def listed(self) -> Iterator[ObjectInfo]:
-        """Objects named like receipts that hold at least one byte, in key order, by one LIST."""
-        names = self._store.list(self.layout.receipts)
-        return (info for info in names if info.size and self.layout.receipt_name(info.key))
+    def listed(self, *, empty: bool = False) -> Iterator[ObjectInfo]:
+        """Objects named like receipts, in key order, by one LIST; with `empty` also those that hold no byte."""
+        found = self._store.list(self.layout.receipts)
+        return (info for info in found if (info.size or empty) and self.layout.receipt_name(info.key))
 
     def done(self) -> set[str]:
         """Ids of all shards that have a receipt, by one LIST and no reads. A receipt that was cut off counts here."""

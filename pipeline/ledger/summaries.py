@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound
@@ -19,12 +20,13 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.records import Retry, SourceObject, retry_from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.format.layout import Layout
     from pipeline.records import Receipt
     from pipeline.storage import ObjectInfo, Store
 
+ROWS_AT_ONCE = 4096  # of a cache object between Arrow and Python objects
 WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
 ID_BYTES = 16
 URI_BYTES = 8
@@ -43,9 +45,9 @@ class ReceiptSummary:
     fingerprint: str
     created: str
     attempt: str
-    sources: bytes  # `source_id` of each object, concatenated
-    uris: bytes  # `uri_id` of each object, concatenated
-    contents: bytes  # `content_id` of each object, concatenated
+    sources: bytes = field(repr=False)  # `source_id` of each object, concatenated
+    uris: bytes = field(repr=False)  # `uri_id` of each object, concatenated
+    contents: bytes = field(repr=False)  # `content_id` of each object, concatenated
     retry: str | None  # JSON of `Retry`
     same_as: (
         str | None
@@ -55,9 +57,13 @@ class ReceiptSummary:
     clips: int
     damaged: int
     damaged_regions: int
-    marks: bytes  # of plain files, for each object the sum of DAMAGED and EMPTY
+    marks: bytes = field(repr=False)  # of plain files, for each object the sum of DAMAGED and EMPTY
     reasons: str  # JSON: rejects by reason
     limits: str  # JSON: see `Receipt.limits`
+
+    def __post_init__(self) -> None:
+        for name in ("fingerprint", "container", "reasons", "limits"):  # mostly equal over 100,000 receipts: kept once
+            object.__setattr__(self, name, sys.intern(getattr(self, name)))
 
     @property
     def precedence(self) -> tuple[str, str]:
@@ -152,21 +158,32 @@ class Summaries:
         self._cached_objects: list[str] = []
         self._found: list[ReceiptSummary] = []
         self._read = 0
+        self.cut_off: list[str] = []
+        """Shards all of whose receipts are empty or cut off; filled by `all`."""
 
-    def all(self) -> list[ReceiptSummary]:
+    def all(self, listener: Callable[[Receipt], None] | None = None) -> list[ReceiptSummary]:
         """One summary a shard: of several receipts of one shard, that of the one that counts. Cut-off receipts are left out.
+
+        Args:
+            listener: is called with every receipt that had to be read, because no cache knows it.
 
         Raises:
             OutputError: a receipt of another format version.
         """
-        infos = {info.key: info for info in self._ledger.listed()}
+        infos = {info.key: info for info in self._ledger.listed(empty=True)}
         known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
-        missing = [key for key in infos if key not in known]
+        missing = [key for key, info in infos.items() if key not in known and info.size]
         for key, receipt in zip(missing, self._ledger.read_all(([key] for key in missing), self._workers), strict=True):
             if receipt is not None:
                 known[key] = summarise(receipt, infos[key])
+                if listener is not None:
+                    listener(receipt)
         self._read, self._found = len(missing), list(known.values())
-        return _first_of_each_shard(self._found)
+        found = _first_of_each_shard(self._found)
+        done = {item.shard_id for item in found}
+        names = map(self._ledger.layout.receipt_name, infos)
+        self.cut_off = sorted({name.shard_id for name in names if name is not None} - done)
+        return found
 
     def save(self) -> None:
         """Writes a cache object if enough receipts had to be read, and removes those it replaces. Best called when a run ends."""
@@ -212,8 +229,12 @@ def _to_parquet(found: list[ReceiptSummary]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(item) for item in found], schema=_schema()), out, compression="zstd")
+    out, schema = io.BytesIO(), _schema()
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for at in range(0, max(len(found), 1), ROWS_AT_ONCE):
+            part = found[at : at + ROWS_AT_ONCE]
+            columns = [pa.array([getattr(item, each.name) for item in part], each.type) for each in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return out.getvalue()
 
 
@@ -223,9 +244,10 @@ def _from_parquet(data: bytes) -> list[ReceiptSummary]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.equals(_schema()):
+            return []
+        # By batches: as dictionaries the rows are ten times as large as in the file.
+        return [ReceiptSummary(**row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
     except (pa.ArrowException, OSError):
         return []
-    if not table.schema.equals(_schema()):
-        return []
-    return [ReceiptSummary(**row) for row in table.to_pylist()]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.look.stored import StoredClip
-    from pipeline.video.decode import Shown, Video
+    from pipeline.video.decode import Video
 
 UNAVAILABLE = (InputError, AccessError, SourceChanged, StorageUnavailable, BadDataError)
 """Errors of an original that is missing although the output is intact."""
@@ -102,12 +102,9 @@ class ClipFrames:
         top, left, height, width = facts["crop"]
         self._geometry = Geometry(facts["scaled_height"], facts["scaled_width"], top, left, height, width)
         start, fps = facts["clip_start_frame"], clip.receipt.fingerprint_parts["clips"]["fps"]
-        wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
-        self._wanted: list[int] = wanted.tolist()
+        self._video = video
+        self._wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
         self._taken = 0
-        self._shown: Iterator[Shown] = video.frames(np.unique(wanted).tolist())
-        self._current = -1
-        self._planes_3HW = np.empty((3, height, width), np.uint8)
         self.matrix = video.info.color_matrix
 
     def take(self, count: int) -> np.ndarray:
@@ -118,10 +115,4 @@ class ClipFrames:
         """
         part = self._wanted[self._taken : self._taken + count]
         self._taken += len(part)
-        planes_T3HW = np.empty((len(part), *self._planes_3HW.shape), np.uint8)
-        for row, index in enumerate(part):
-            if index != self._current:  # at a rate above the source's one frame fills several positions
-                next(self._shown).write(self._planes_3HW, self._geometry)
-                self._current = index
-            planes_T3HW[row] = self._planes_3HW
-        return planes_T3HW
+        return self._video.planes(part, self._geometry)

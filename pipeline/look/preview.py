@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, OutputError
+from pipeline.ledger.snapshots import split_number
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
 from pipeline.storage import open_store
@@ -53,7 +54,7 @@ def preview(
     """Writes the sheet. Returns `sheet` (its path), `clips`, `without_original`, `network`, `notices`.
 
     Args:
-        output: folder or `s3://bucket/prefix` that `lathe encode` wrote.
+        output: folder or `s3://bucket/prefix` that `lathe encode` wrote; `OUTPUT@3` for snapshot 3.
         storage: access to the output and the sources.
         sheet: a local file; None: `preview.png` in the output, or in the current folder if that is not local.
         clips: how many to show at most.
@@ -66,9 +67,10 @@ def preview(
     """
     if clips < 1:
         raise ConfigError(f"--clips: expected at least 1, got {clips}")
-    store = open_store(output, storage)
+    root, number = split_number(output)
+    store = open_store(root, storage)
     path = _sheet_path(sheet, store)
-    chosen = choose(store)
+    chosen = choose(store, number)
 
     from pipeline.look.showing import LatentDecoder, save_sheet
 

@@ -6,13 +6,13 @@ in parts of a few groups with carried state, so memory does not depend on a clip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.colour import yuv_to_video
-from model.evaluation.pictures import Reel
+from model.evaluation.examples import FrameSampler
 from model.evaluation.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
@@ -37,15 +37,17 @@ SHEET_PIXELS = 1600  # width of the sheet
 class Picture:
     """A few frames of a clip, uint8 `3 T H W`: the original (white where there is none) and the decoded latent."""
 
-    original_CTHW: torch.Tensor
-    decoded_CTHW: torch.Tensor
+    original_CTHW: torch.Tensor = field(repr=False)
+    decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
 
 
 class LatentDecoder:
     """The network that made the latents, on its device. Its weights are checked against those recorded."""
 
-    def __init__(self, encoder: dict[str, Any], checkpoint: str | None, device: str) -> None:
+    def __init__(
+        self, encoder: dict[str, Any], checkpoint: str | None, device: str, compute_dtype: str = "auto"
+    ) -> None:
         """`encoder`: the entry of that name in a data file's metadata. `checkpoint`: present place of the weights, if it is another.
 
         Raises:
@@ -60,7 +62,7 @@ class LatentDecoder:
             {"name": encoder["network"], "config": encoder["checkpoint"]["config"], "device": device, **source},
         )
         cuda = device.startswith("cuda") or (device == "auto" and cuda_available())
-        where, dtype = resolve_device(device, "auto", cuda=cuda)
+        where, dtype = resolve_device(device, compute_dtype, cuda=cuda)
         try:
             self.vae = load_vae(config, where, dtype)
         except CheckpointError as error:
@@ -90,7 +92,7 @@ class LatentDecoder:
             ConfigError: a clip that does not fit into the device's memory.
             DamagedInput: the source is damaged.
         """
-        reel, decibels = Reel(), list[float]()
+        reel, decibels = FrameSampler(), list[float]()
         try:
             for decoded_CTHW in self._decoded(clip, latent):
                 original_CTHW = self._torch.full_like(decoded_CTHW, 255)

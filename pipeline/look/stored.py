@@ -23,7 +23,9 @@ from pipeline.format.tensors import payload_hash
 from pipeline.ledger.counted import shown
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, precedence
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.inspect import HEAD_BYTES, inspect_path
 from pipeline.storage.ranged_file import RangedFile
 
@@ -57,28 +59,53 @@ class Chosen:
     other_networks: int
 
 
-def choose(store: Store) -> Chosen:
-    """Receipts with clips of the network that committed last; of a large output at most `MOST_RECEIPTS`, evenly spread.
+def choose(store: Store, number: int | None = None) -> Chosen:
+    """Receipts with clips of the network that committed last; of a large output at most `MOST_RECEIPTS`, evenly spread. With `number`
+    only those of that snapshot.
 
     Raises:
         OutputError: the output is not a latent set, or has another format version.
-        InputError: no shard is finished, or none gave a clip.
+        InputError: no shard is finished, or none gave a clip; no snapshot `number`.
     """
     ledger = Ledger(store)
     ledger.latent_set()
+    if number is not None:
+        return _chosen(_of_snapshot(store, ledger, number), f"snapshot {number} of {store.root}")
     summaries = Summaries(store).all()
     if not summaries:
         raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
-    overlaps = Overlaps(summaries)
+    overlaps = Overlaps(summaries, read_takedowns(store))
     keys = sorted(item.key for item in summaries if item.clips)
     spread = [keys[i * len(keys) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)] if keys else []
     read = ledger.read_all([key] for key in (keys if len(keys) <= MOST_RECEIPTS else spread))
     found = [overlaps.counted(receipt) for receipt in read if receipt is not None]
+    return _chosen(found, f"{store.root} ({len(summaries)} shards done)")
+
+
+def _of_snapshot(store: Store, ledger: Ledger, number: int) -> list[CountedReceipt]:
+    """Receipts of files that a snapshot names, evenly spread, with the rows that it hides."""
+    snapshots = Snapshots(store)
+    table = snapshots.table(snapshots.read(number), "files", ["shard_id", "key", "hidden"])
+    shards = sorted(set(table["shard_id"].to_pylist()))
+    if len(shards) > MOST_RECEIPTS:
+        shards = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
+    positions: dict[str, dict[str, frozenset[int]]] = {shard: {} for shard in shards}
+    for row in table.to_pylist():
+        if row["shard_id"] in positions:
+            positions[row["shard_id"]][row["key"]] = frozenset(row["hidden"])
+    takedowns = read_takedowns(store)
+    found = [(shard, ledger.read(shard)) for shard in shards]
+    return [
+        CountedReceipt(receipt, takedowns=takedowns, positions=positions[shard])
+        for shard, receipt in found
+        if receipt is not None
+    ]
+
+
+def _chosen(found: list[CountedReceipt], where: str) -> Chosen:
     filled = [part for part in found if part.receipt.files and not part.superseded]
     if not filled:
-        raise InputError(
-            f"{store.root} holds no clip: none of its {len(summaries)} finished shards gave one; see `lathe status`"
-        )
+        raise InputError(f"{where} holds no clip; see `lathe status`")
     newest = max((part.receipt for part in filled), key=precedence)
     networks = {_network_key(part.receipt) for part in filled}
     same = tuple(part for part in filled if _network_key(part.receipt) == _network_key(newest))
@@ -97,6 +124,8 @@ def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[Store
     by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
     for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
         for file in part.receipt.files:
+            if part.positions is not None and file.key not in part.positions:
+                continue
             by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file))
     yield from _round_robin(_round_robin(files) for _, files in sorted(by_bucket.items()))
 
@@ -123,7 +152,8 @@ def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[
         ) from None
     seen: Counter[str] = Counter()
     turns = []
-    for row in shown(part, rows):
+    hidden = part.positions[file.key] if part.positions is not None else frozenset()
+    for row in (row for row in shown(part, rows) if row.row not in hidden):
         turns.append((seen[row.source_hash], row.row))
         seen[row.source_hash] += 1
     for _, position in sorted(turns):

@@ -16,6 +16,7 @@ from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import read_footer, read_index
 from pipeline.format.layout import LAYOUTS, SET_KEYS
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots, split_number
 from pipeline.ledger.totals import describe_stats, tally
 from pipeline.records import Receipt
 from pipeline.storage import locate, open_store
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.storage import Store
 
+DESCRIBED = ("spec", "latent", "normalisation", "container", "versions")
 HEAD_BYTES = 64 * 1024  # one request gets a tar's first member, whatever its metadata says
 
 
@@ -44,7 +46,35 @@ def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
             root, key = locate(uri)
             store = open_store(root, config)
             return {"uri": uri, **read(store, key, store.stat(key).size)}
-    return inspect_output(open_store(uri, config))
+    output, number = split_number(uri)
+    store = open_store(output, config)
+    return inspect_output(store) if number is None else inspect_snapshot(store, number)
+
+
+def inspect_snapshot(store: Store, number: int) -> dict[str, Any]:
+    """The record of a snapshot, with what a data file of each fingerprint says of its network.
+
+    Raises:
+        InputError: no such snapshot; says which there are.
+    """
+    latent_set = Ledger(store).latent_set()
+    snapshots = Snapshots(store)
+    snapshot = snapshots.read(number)
+    files = snapshots.table(snapshot, "files", ["key", "fingerprint"]).to_pydict()
+    first = dict(zip(reversed(files["fingerprint"]), reversed(files["key"]), strict=True))
+    found = asdict(snapshot)
+    for fingerprint, item in found["fingerprints"].items():
+        metadata = file_metadata(store, first[fingerprint]) if fingerprint in first else {}
+        item.update({name: metadata.get(name) for name in DESCRIBED})
+        item["statistics"] = describe_stats(snapshot.fingerprints[fingerprint].stats)
+        del item["stats"]
+    return {
+        "kind": "snapshot",
+        "uri": f"{store.root}@{number}",
+        "name": latent_set.name,
+        "uuid": latent_set.uuid,
+        **found,
+    }
 
 
 def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
@@ -55,8 +85,8 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
     latent_set = ledger.latent_set()
     found = []
     for item in tally(store, workers).values():
-        metadata = _file_metadata(store, item.sample_file) if item.sample_file else {}
-        described = {name: metadata.get(name) for name in ("spec", "latent", "normalisation", "container", "versions")}
+        metadata = file_metadata(store, item.sample_file) if item.sample_file else {}
+        described = {name: metadata.get(name) for name in DESCRIBED}
         found.append({**item.to_dict(), **described})
     return {
         "kind": "output",
@@ -68,7 +98,12 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
     }
 
 
-def _file_metadata(store: Store, key: str) -> dict[str, Any]:
+def file_metadata(store: Store, key: str) -> dict[str, Any]:
+    """What a data file says of itself (docs/formats.md).
+
+    Raises:
+        InputError: missing, or not a file that Lathe wrote.
+    """
     read = _tar if key.endswith(".tar") else _parquet
     metadata: dict[str, Any] = read(store, key, store.stat(key).size)["metadata"]
     return metadata

@@ -1,7 +1,6 @@
-"""How far a build has come, from its output alone: usable from any machine while it runs, and after it died.
+"""How far an output is, from the output alone: on any machine, while a build runs and after it ended.
 
-Enters: a store. Leaves: a JSON-ready dict of receipts added up, and the running build's own last word
-(`_progress/{build}.json`) if there is one.
+Takes a store, returns a JSON-ready dict: the sums over receipts or of a snapshot, and the last heartbeat of the build that is running.
 """
 
 from __future__ import annotations
@@ -14,24 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound, OutputError
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.totals import by_frequency, tally
 from pipeline.records import Counts
 
 if TYPE_CHECKING:
+    from pipeline.ledger.snapshots import Snapshot
     from pipeline.storage import Store
 
 MISSED = 3  # intervals without news before a build counts as dead
 
 
-def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
-    """What is done: shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings, last commit,
-    heartbeat.
+def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict[str, Any]:
+    """What is done: shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings, last commit, heartbeat.
+
+    Of a published output these are the numbers of a snapshot, the newest or snapshot `number`. With the newest, `pending` counts receipts
+    that it does not cover; no other receipt is read.
 
     Raises:
-        OutputError: no latent set there, or a receipt that cannot be read.
+        OutputError: not a latent set, or a receipt that cannot be read.
+        InputError: no snapshot `number`.
     """
     ledger = Ledger(store)
     latent_set = ledger.latent_set()
+    snapshots = Snapshots(store)
+    snapshot = snapshots.latest() if number is None else snapshots.read(number)
+    if snapshot is not None:
+        pending = _pending(ledger, snapshots, snapshot, workers) if number is None else None
+        return {
+            "output": store.root,
+            "name": latent_set.name,
+            "uuid": latent_set.uuid,
+            **_published(snapshot),
+            "pending": pending,
+            "progress": heartbeat(store, ledger.layout.progress),
+        }
     tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
     reasons: Counter[str] = Counter()
@@ -51,11 +67,36 @@ def status(store: Store, *, workers: int = 8) -> dict[str, Any]:
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        "progress": _heartbeat(store, ledger.layout.progress),
+        "progress": heartbeat(store, ledger.layout.progress),
     }
 
 
-def _heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
+def _published(snapshot: Snapshot) -> dict[str, Any]:
+    counts = snapshot.counts
+    return {
+        "snapshot": {"number": snapshot.number, "parent": snapshot.parent, "created": snapshot.created},
+        "fingerprints": {name: item.shards for name, item in snapshot.fingerprints.items()},
+        **{name: n for name, n in counts.items() if name != "rows"},
+        "clips": counts["rows"],
+        "rejects": snapshot.rejects,
+        "warnings": {},
+        "open_shards": list(snapshot.open_shards),
+        "last_commit": snapshot.created,
+    }
+
+
+def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: int) -> dict[str, Any] | None:
+    """Receipts that no snapshot covers, each counted whole; None if there is none. What they replace shows when they are published."""
+    covered = set(snapshots.table(snapshot, "receipts", ["shard_id"])["shard_id"].to_pylist())
+    keys = [keys for shard, keys in ledger.keys_by_shard().items() if shard not in covered]
+    found = [receipt for receipt in ledger.read_all(keys, workers) if receipt is not None]
+    if not found:
+        return None
+    counts = sum((receipt.added() for receipt in found), Counts())
+    return {"shards": len(found), **asdict(counts), "last_commit": max(receipt.created for receipt in found)}
+
+
+def heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
     """The build started last of those that live: whose object was renewed within three of its intervals."""
     live = []
     for info in store.list(prefix):

@@ -22,19 +22,24 @@ from pipeline.format.layout import DATA, is_foreign_cache
 from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
 from pipeline.ledger.counted import shown
 from pipeline.ledger.latent_set import layout_by_names
+from pipeline.ledger.manifest import written_file
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, imbalances
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns
 from pipeline.records import FORMAT_VERSIONS
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.format.index import IndexRow
     from pipeline.format.layout import Layout
-    from pipeline.records import Receipt, WrittenFile
+    from pipeline.records import WrittenFile
     from pipeline.storage import ObjectInfo, Store
+
+    Visible = Callable[[list[IndexRow]], list[IndexRow]]
 
 PIECE_BYTES = 8 * 1024 * 1024
 LISTED_IDS = 20  # doubled ids named one by one; the rest are counted
@@ -88,8 +93,8 @@ class _Checked:
     bytes_read: int = 0
 
 
-def verify_output(store: Store, *, deep: bool = True, workers: int = 4) -> VerifyReport:
-    """Verifies the output at `store`; memory is a few pieces and eight bytes a row.
+def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = None, workers: int = 4) -> VerifyReport:
+    """Verifies the output at `store`, or only what snapshot number `snapshot` names; memory is a few pieces and eight bytes a row.
 
     Raises:
         StorageUnavailable, AccessError: the store could not be asked. What is wrong with the output is reported, not
@@ -103,6 +108,9 @@ def verify_output(store: Store, *, deep: bool = True, workers: int = 4) -> Verif
     except OutputError as error:
         expected = f"an output of format version {min(FORMAT_VERSIONS)} to {max(FORMAT_VERSIONS)}"
         report.problems.append(Problem(layout.set_key, error.message, expected))
+    if snapshot is not None:
+        _verify_snapshot(store, snapshot, report, workers)
+        return report
     stored = [
         info for prefix in (DATA, layout.index) for info in store.list(prefix)
     ]  # before receipts: see `receipts.orphans`
@@ -127,6 +135,45 @@ def verify_output(store: Store, *, deep: bool = True, workers: int = 4) -> Verif
     return report
 
 
+def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: int) -> None:
+    """Every file that the manifest names, and its rows and frames that count, without a look at receipts."""
+    snapshots, takedowns = Snapshots(store), read_takedowns(store)
+    snapshot = snapshots.read(number)
+    try:
+        files = snapshots.table(snapshot, "files").to_pylist()
+    except (OutputError, ValueError) as error:
+        report.problems.append(Problem(f"snapshot {number}", str(error), "its table of files as it was published"))
+        return
+    report.shards = len({row["shard_id"] for row in files})
+    report.files = len(files)
+    ids: list[tuple[str, np.ndarray]] = []
+
+    def check(row: dict[str, Any]) -> _Checked:
+        checked = _Checked(None)
+        hidden = set(row["hidden"])
+        item = written_file(row)
+
+        def visible(rows: list[IndexRow]) -> list[IndexRow]:
+            return [found for found in rows if found.row not in hidden and not takedowns.hides(found)]
+
+        _check_file(store, item, visible, row["fingerprint"], report.deep, checked)
+        if not takedowns and not checked.problems and (checked.rows, checked.frames) != (row["rows"], row["frames"]):
+            found = f"{checked.rows} rows, {checked.frames} frames that count"
+            checked.problems.append(Problem(item.key, found, f"{row['rows']} rows, {row['frames']} frames"))
+        return checked
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+        for checked in pool.map(check, files):
+            report.problems += checked.problems
+            report.bytes_read += checked.bytes_read
+            report.rows += checked.rows
+            report.frames += checked.frames
+            ids += checked.ids
+    if not takedowns and report.rows != snapshot.counts["rows"] and report.ok:
+        report.problems.append(Problem(f"snapshot {number}", f"{report.rows} rows", f"{snapshot.counts['rows']} rows"))
+    report.problems += _doubled_ids(store, ids)
+
+
 def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
     caches = [info for info in unnamed if is_foreign_cache(info.key)]
     orphans = [info for info in unnamed if not is_foreign_cache(info.key)]
@@ -146,7 +193,7 @@ def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
 def _overlaps(store: Store, layout: Layout) -> Overlaps:
     """Which receipt counts for what. Of nothing where a receipt is of another format: it is reported by itself."""
     try:
-        return Overlaps(Summaries(store, layout=layout).all())
+        return Overlaps(Summaries(store, layout=layout).all(), read_takedowns(store))
     except OutputError:
         return Overlaps([])
 
@@ -186,11 +233,13 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
         )
     for item in receipt.files:
-        _check_file(store, item, part, deep, checked)
+        _check_file(store, item, lambda rows: shown(part, rows), receipt.fingerprint, deep, checked)
     return checked
 
 
-def _check_file(store: Store, item: WrittenFile, part: CountedReceipt, deep: bool, checked: _Checked) -> None:
+def _check_file(
+    store: Store, item: WrittenFile, visible: Visible, fingerprint: str, deep: bool, checked: _Checked
+) -> None:
     infos: dict[str, ObjectInfo] = {}
     for key, size in ((item.key, item.num_bytes), (item.index_key, item.index_bytes)):
         try:
@@ -200,16 +249,16 @@ def _check_file(store: Store, item: WrittenFile, part: CountedReceipt, deep: boo
             continue
         if infos[key].size != size:
             checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
-    rows = _check_index(store, item, part, checked) if item.index_key in infos else []
+    rows = _check_index(store, item, visible, checked) if item.index_key in infos else []
     if item.key not in infos:
         return
     if deep:
         _check_bytes(store, item, infos[item.key], rows, checked)
     if item.key.endswith(".parquet"):
-        _check_footer(store, item, infos[item.key], part.receipt, checked)
+        _check_footer(store, item, infos[item.key], fingerprint, checked)
 
 
-def _check_index(store: Store, item: WrittenFile, part: CountedReceipt, checked: _Checked) -> list[IndexRow]:
+def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Checked) -> list[IndexRow]:
     data = store.read(item.index_key)
     checked.bytes_read += len(data)
     if (found := hashlib.sha256(data).hexdigest()) != item.index_sha256:
@@ -233,15 +282,15 @@ def _check_index(store: Store, item: WrittenFile, part: CountedReceipt, checked:
         if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
             where = f"{item.index_key}#{row.id}"
             checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its place and shape"))
-    visible = shown(part, rows)
-    checked.rows += len(visible)
-    checked.frames += sum(row.num_frames for row in visible)
-    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in visible], np.uint64)))
+    counted = visible(rows)
+    checked.rows += len(counted)
+    checked.frames += sum(row.num_frames for row in counted)
+    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in counted], np.uint64)))
     return rows
 
 
 def _length(row: IndexRow) -> int:
-    return math.prod(row.shape) * np.dtype(STORAGE_TYPES[row.dtype].numpy).itemsize
+    return math.prod(row.shape) * STORAGE_TYPES[row.dtype].num_bytes
 
 
 def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[IndexRow], checked: _Checked) -> None:
@@ -259,7 +308,7 @@ def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[I
     checked.problems += [Problem(f"{item.key}#{bad.id}", bad.found, bad.expected) for bad in checker.problems]
 
 
-def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, receipt: Receipt, checked: _Checked) -> None:
+def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, fingerprint: str, checked: _Checked) -> None:
     try:
         footer, metadata = read_footer(RangedFile(store, item.key, info.size), item.key)
     except InputError as error:
@@ -267,9 +316,8 @@ def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, receipt: Re
         return
     if footer.num_rows != item.rows:
         checked.problems.append(Problem(item.key, f"{footer.num_rows} rows", f"{item.rows} rows"))
-    if (metadata or {}).get("fingerprint") != receipt.fingerprint:
-        found = (metadata or {}).get("fingerprint")
-        checked.problems.append(Problem(item.key, f"fingerprint {found}", f"fingerprint {receipt.fingerprint}"))
+    if (found := (metadata or {}).get("fingerprint")) != fingerprint:
+        checked.problems.append(Problem(item.key, f"fingerprint {found}", f"fingerprint {fingerprint}"))
 
 
 def _id_hash(text: str) -> int:

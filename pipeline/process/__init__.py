@@ -1,6 +1,6 @@
-"""The operating-system process.
+"""Signals, temporary folders and deliberate failures of the operating-system process.
 
 - `signals`: SIGINT, SIGTERM and SIGHUP of a command
-- `scratch`: temporary folders that a kill does not leave behind
+- `scratch`: temporary folders that are removed even after a kill
 - `kill_points`: named points where a test makes the process die, hang or fail
 """

@@ -1,7 +1,4 @@
-"""Fire drills: a named point in the code may be told to die, hang or fail, so that "kill anything" is rehearsed, not believed.
-
-Enters: the job's `drill` section and the name of the point just reached. Leaves: nothing, if the process survives.
-"""
+"""Deliberate failures at named points of the code, set by the job's `drill` section: they test that a kill loses and doubles nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def fire(drill: DrillConfig, point: str) -> None:
-    """Does what the drill says if this is its point and it has not fired `times` times yet (marker files count, across processes)."""
+    """Fails as `drill` says, if `point` is its point and it has failed fewer than `times` times (marker files count, over all processes).
+
+    Raises:
+        TransientError: `drill.action` is "raise".
+    """
     if drill.point != point or drill.marker_dir is None:
         return
     folder = Path(drill.marker_dir)
@@ -40,4 +41,4 @@ def _act(action: str, point: str) -> None:
     if action == "hang":
         while True:
             time.sleep(3600)
-    raise TransientError(f"fire drill at {point}")
+    raise TransientError(f"deliberate failure at {point} (drill.point)")

@@ -1,8 +1,4 @@
-"""Temporary folder that does not outlive its process: locked while it is used, deleted when closed, and if its process was killed, by
-the next one on the machine.
-
-Enters: nothing. Leaves: the path of an empty folder, below `TMPDIR`.
-"""
+"""Temporary folders below `TMPDIR`, locked while in use and removed on close, or by the next process if this one was killed."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ LOCK = ".lock"
 
 @contextmanager
 def local_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """Turns an `OSError` of local temporary files into `StorageUnavailable`: another try, perhaps elsewhere, may succeed."""
+    """Turns an `OSError` of local temporary files into `StorageUnavailable`: another try, perhaps on another machine, may succeed."""
     try:
         yield
     except OSError as error:
@@ -37,10 +33,10 @@ def local_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
 
 
 class ScratchFolder:
-    """Made at once; `close` deletes it with all that is in it. `path` is absolute.
+    """An empty folder at `path` (absolute); `close` deletes it with its contents.
 
     Raises:
-        StorageUnavailable: it cannot be made; names the folder above it and the reason.
+        StorageUnavailable: it cannot be created; the message names the folder above it and the cause.
     """
 
     def __init__(self) -> None:
@@ -49,7 +45,7 @@ class ScratchFolder:
 
     def _make(self) -> None:
         _sweep()
-        # Locked before it gets the name that sweepers look for.
+        # Locked before it gets the name by which `_sweep` finds it.
         made = tempfile.mkdtemp(prefix=f".{PREFIX}")
         try:
             self._lock = os.open(os.path.join(made, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
@@ -70,8 +66,8 @@ class ScratchFolder:
 
 
 def _sweep() -> None:
-    """Deletes folders of this user whose process is gone: their lock is free. Passes over what it may not read."""
-    # Sweeping is a courtesy to the disk: a temporary folder that cannot be listed (mode 1733) can still be used.
+    """Deletes folders of this user whose process has ended: their lock is free. Skips folders that it may not read."""
+    # Not required: a temporary folder that cannot be listed (mode 1733) can still be used.
     with suppress(OSError):
         for entry in os.scandir(tempfile.gettempdir()):
             if entry.name.startswith(PREFIX):
@@ -84,7 +80,7 @@ def _sweep_one(entry: os.DirEntry[str]) -> None:
         return
     lock = os.open(os.path.join(entry.path, LOCK), os.O_RDWR)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process lives
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process is alive
         shutil.rmtree(entry.path, ignore_errors=True)
     finally:
         os.close(lock)

@@ -1,10 +1,9 @@
-"""SIGINT, SIGTERM and SIGHUP of a command, for the whole of its run, start included. Light: imports nothing but the standard library.
+"""Handlers of SIGINT, SIGTERM and SIGHUP for a whole command, start included. Imports only the standard library, so it loads fast.
 
-Rule: outside `deferred()` the first signal raises KeyboardInterrupt in the main thread (nothing runs yet that must be drained). Inside
-`deferred()` it only sets a flag, which the owner of the block reads with `requested()`. The second signal raises KeyboardInterrupt
-anywhere; the third ends the process at once with exit code 130. Signals within `BURST_S` count as one: a closed terminal sends SIGHUP
-twice (shell and kernel), systemd sends SIGTERM and SIGHUP. The handler itself neither prints nor takes a lock. Only commands install it
-(`handled()`); a program that uses Lathe as a library keeps its own handlers.
+Outside `deferred()` the first signal raises KeyboardInterrupt in the main thread: there is nothing to drain yet. Inside `deferred()` it
+only sets a flag, which the block reads with `requested()`. The second signal always raises KeyboardInterrupt, the third ends the process
+with exit code 130. Signals within `BURST_S` count as one: a closed terminal sends SIGHUP twice (shell and kernel), systemd sends SIGTERM
+and SIGHUP. The handler neither prints nor takes a lock. Only commands install it (`handled()`), not programs that use Lathe as a library.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal has come that a deferred block let pass."""
+    """Raises KeyboardInterrupt if a signal came inside a deferred block."""
     if requested():
         raise KeyboardInterrupt
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Installs the handlers, and puts back those that were there. Outside the main thread it does nothing: Python allows none there."""
+    """Installs the handlers for the block. Outside the main thread, where Python allows no handlers, it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,7 +62,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block the first signal only sets the flag."""
+    """Block in which the first signal only sets the flag."""
     _State.deferring += 1
     try:
         yield
@@ -72,9 +71,7 @@ def deferred() -> Iterator[None]:
 
 
 def reinstall() -> None:
-    """Installs the handlers that Python knows once more: native code (`ray.init`, `ray.shutdown`) replaces them without Python's
-    knowledge. Outside the main thread it does nothing.
-    """
+    """Installs Python's current handlers again: native code (`ray.init`, `ray.shutdown`) replaces them. Only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in STOPPING:

@@ -1,12 +1,12 @@
-"""A shard becomes samples, streamed in order with flat memory; nothing leaves silently.
+"""Reader of shards: streams the samples of a tar, or of a group of plain video files, in bounded memory.
 
-Enters: a `Shard` (one tar, or a group of plain video files). Leaves: `Sample | Reject` in the same order on every read, and counters of
-whatever was odd. A video is held in memory up to `spool_bytes`, larger ones in a temporary file until `release`; a plain local file is
-never copied, its own path is handed out. Names inside archives are only ever keys, never paths.
+Takes a `Shard`, yields `Sample | Reject` in the same order on every read, and counts oddities. A video is held in memory up to
+`spool_bytes`, larger ones in a temporary file until `release`. Local video files are not copied: the sample has their path. Names inside
+archives are only used as keys, never as paths.
 
-- `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hashes of what is read; encoded videos in memory or temporary files
-- `member_names`, `grouping`: keys of members; members as samples
-- `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and json made storable; their character encoding
+- `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hash of the bytes read; encoded videos in memory or temporary files
+- `member_names`, `key_group`, `grouping`: keys of members; members of one key; members as samples
+- `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and JSON made storable; their character encoding
 - `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
 """
 
@@ -18,8 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
-from pipeline.reader.grouping import Grouper, Video, count, sample_of
+from pipeline.reader.grouping import Grouper, count
 from pipeline.reader.hashed_stream import HashedStream
+from pipeline.reader.key_group import Video, sample_of
 from pipeline.reader.member_names import TEXT_EXTENSIONS, member_name, why_skipped
 from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
@@ -43,7 +44,7 @@ MiB = 1024 * 1024
 def read_samples(
     shard: Shard, config: StorageConfig, *, max_video_bytes: int, counters: dict[str, int] | None = None
 ) -> Iterator[Sample | Reject]:
-    """`ShardReader` for those who are done with a sample when they ask for the next: its temporary file is gone then."""
+    """Like `ShardReader`, but releases each sample when the next is requested."""
     with ShardReader(shard, config, max_video_bytes=max_video_bytes, counters=counters) as reader:
         for item in reader:
             yield item
@@ -52,19 +53,19 @@ def read_samples(
 
 
 class ShardReader:
-    """Iterate once; `release` a sample when its video is no longer needed; `close` at the end, from any thread.
+    """Iterator over a shard, once. `release` a sample when its video is no longer needed; `close` at the end, from any thread.
 
-    `counters` fills while reading: a slug to how often (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
+    `counters` is filled while reading: slug -> number (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
 
-    `unread(source, error)` is called for a plain file that cannot be read although others may: refused, vanished or
-    replaced since it was listed, or the store failed for all its patience. If it returns True, reading goes on with the
-    next file. Else, without it, and for tars, the error is raised.
+    `unread(source, error)` is called for a plain file that cannot be read although others may: refused, deleted or replaced since it was
+    listed, or the store failed for `patience_s`. If it returns True, reading goes on with the next file. Otherwise, without it, and for
+    tars, the error is raised.
 
     Raises while iterating:
         StorageUnavailable: the store failed after all tries, or the temporary folder; the shard may be read again.
         SourceChanged: an object is not the one that was listed.
-        NotFound: an object is gone.
-        AccessError: an object is refused.
+        NotFound: an object does not exist any more.
+        AccessError: access to an object is denied.
     """
 
     def __init__(
@@ -82,15 +83,15 @@ class ShardReader:
         self._max_video_bytes = max_video_bytes
         self._spool = Spool(config.spool_bytes)
         self._unread = unread
-        self.digests: dict[str, str] = {}  # of a tar, once it is read: BLAKE2b-128 in hex of the object's bytes, by URI
+        self.digests: dict[str, str] = {}  # of a tar, once it is read: URI -> BLAKE2b-128 in hex of the object's bytes
         self._stream: ReadStream | None = None
         self._waited_s = 0.0
-        self._received_bytes = 0  # by streams that are done, by ranges and side files
+        self._received_bytes = 0  # by finished streams, ranges and sidecars
         self._guard = threading.Lock()  # of `_stream` and `_received_bytes`
         self._closed = False
         self._places: dict[
             str, tuple[int, int]
-        ] = {}  # where in an uncompressed tar a name's contents lie, for hard links
+        ] = {}  # name -> first byte and size in an uncompressed tar, for hard links
 
     @property
     def wait_s(self) -> float:
@@ -99,7 +100,7 @@ class ShardReader:
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that have arrived from storage so far, from any thread. It never shrinks."""
+        """Bytes received from storage so far; never shrinks. For any thread."""
         with self._guard:
             return self._received_bytes + (self._stream.received_bytes if self._stream is not None else 0)
 
@@ -109,7 +110,7 @@ class ShardReader:
             try:
                 item = next(items, None)
             except ValueError:
-                if self._closed:  # the stream was closed under us: the consumer is gone
+                if self._closed:  # `close` was called from another thread
                     return
                 raise
             if item is None or self._closed:
@@ -117,7 +118,7 @@ class ShardReader:
             yield item
 
     def release(self, sample: Sample) -> None:
-        """The video of `sample` is no longer needed. Never touches a file that was not made here."""
+        """Deletes the temporary file of `sample`, if it has one. Other files are never touched."""
         if isinstance(sample.video, str):
             self._spool.drop(sample.video)
 
@@ -190,15 +191,14 @@ class ShardReader:
             yield reject
 
     def _video(self, member: Member, name: MemberName, source: SourceObject) -> Video:
-        """A video member read, or why it cannot be."""
+        """A video member with its contents, or the reason why they cannot be read."""
         if member.info.issym():
-            message = (
-                f"{name.path} is a symbolic link to {member.info.linkname!r}; pack the shard with `tar --dereference`"
-            )
+            target = member.info.linkname
+            message = f"{name.path} is a symbolic link to {target!r}; pack the shard with `tar --dereference`"
             return Video(name, None, fault=("unresolved_symlink", message, False))
         contents = self._contents(member, source)
         if contents is None:
-            message = f"{name.path} is a hard link to {member.info.linkname!r}, which is not kept"
+            message = f"{name.path} is a hard link to {member.info.linkname!r}, which cannot be read again"
             return Video(name, None, fault=("unresolved_hardlink", message, False))
         size, pieces = contents
         if size == 0:
@@ -227,7 +227,7 @@ class ShardReader:
         grouper.add_text(name, _parsed(name.extension, data, size), len(data))
 
     def _contents(self, member: Member, source: SourceObject) -> tuple[int, Iterable[bytes]] | None:
-        """Size and pieces of a member; of a hard link, its target's, read again from the object. None if that cannot be had."""
+        """Size and pieces of a member. A hard link's target is read again from the object; None if that is not possible."""
         if not member.info.islnk():
             if member.offset is not None:
                 self._places[member.name] = (member.offset, member.size)
@@ -248,7 +248,7 @@ class ShardReader:
             data = store.read_range(key, start + at, length, etag=source.etag)
             self._received(len(data))
             if len(data) < length:
-                raise CutShort(f"bytes {start + at} to {start + at + length} are not there")
+                raise CutShort(f"bytes {start + at} to {start + at + length} are missing")
             yield data
 
     # --- plain files --------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class ShardReader:
                 yield item
 
     def _read_file(self, index: int, source: SourceObject) -> Sample | Reject:
-        # A function of the URI alone: ids are made of keys and must not depend on which files are grouped together.
+        # Only of the URI: clip ids are made from keys and must not depend on how files are grouped.
         file_name = source.uri.rpartition("/")[2]
         key = _printable(os.path.splitext(file_name)[0])
         extension = source.uri.rpartition(".")[2].lower()
@@ -283,7 +283,7 @@ class ShardReader:
         return sample_of(replace(bare, file_name=_printable(file_name)), captions, metadata)
 
     def _file(self, source: SourceObject) -> bytes | str:
-        """A local file's own path, checked to be readable and the one listed; a remote one's bytes, or a temporary copy."""
+        """Path of a local file, after a check that it can be read and is the one listed; bytes or a temporary copy of a remote one."""
         with self._open(source) as stream:
             if not source.uri.startswith("s3://"):
                 self._received(1)  # its bytes are read by the decoder
@@ -305,7 +305,7 @@ class ShardReader:
 
 
 def _parsed(extension: str, data: bytes, size: int) -> Caption | Metadata:
-    """A text member or file; of one that is too long only the beginning was read."""
+    """A parsed text member or sidecar of `size` bytes; if it is too long, `data` is only its beginning."""
     if extension == "json":
         return Metadata(warnings=("oversized_metadata",)) if size > TEXT_BYTES else parse_metadata(data)
     return Caption(None, ("oversized_caption",)) if size > TEXT_BYTES else parse_caption(data)
@@ -321,5 +321,5 @@ def _why_no_file(member: Member) -> str | None:
 
 
 def _printable(key: str) -> str:
-    r"""Bytes of a name that are not UTF-8, which tarfile gives as surrogates, are spelled `\xff`."""
+    r"""A name with `\xff` for bytes that are not UTF-8 (surrogates of the file system)."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,23 +1,23 @@
-"""Members of a tar become samples: WebDataset's rules, and a sample or reject for every video.
+"""Grouping of the members of a tar into samples: WebDataset's rules, and a sample or reject for every video.
 
-In: named members with their contents, in archive order. Out: `Sample`s and `Reject`s, in the same order on every read.
+Takes named members with their contents in archive order; yields `Sample`s and `Reject`s, in the same order on every read.
 
-- A key is the path up to the first dot of the file's name, as in WebDataset. Members of a key belong together.
+- A key is the path up to the first dot of the file's name, as in WebDataset. Members of one key belong together.
 - A key with one video is one sample of that key. Of several videos with different names (`yt.f137.mp4`, `yt.f248.mp4`) each is a sample
-  whose key is its path without the extension, with the texts of that name, else those of the key if no video has just the key's name.
+  whose key is its path without the extension. It gets the texts of that name, else those of the key if no video has just the key's name.
 - Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
-- A name that comes again is rejected as `duplicate_key`, and texts behind it are taken as the second one's.
+- A repeated name is rejected as `duplicate_key`, and texts behind it count as those of the second video.
 
-A sample leaves when its key ends and it has a video and a caption or metadata. Others wait in a window bounded in bytes, because their
-missing part, or another video of their key, may follow out of order.
+A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
+missing part or another video of their key may follow out of order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import TEXT_EXTENSIONS, caption_stem, preference
+from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_of
+from pipeline.reader.member_names import preference
 from pipeline.reader.texts import Caption, Metadata
 from pipeline.records import Reject, Sample
 
@@ -27,88 +27,36 @@ if TYPE_CHECKING:
     from pipeline.reader.member_names import MemberName
 
 MiB = 1024 * 1024
-WINDOW_BYTES = 32 * MiB  # what may wait for its missing part
-GROUP_BYTES = 200  # what an empty group costs
+WINDOW_BYTES = 32 * MiB  # limit of what waits for its missing part
 FIELDS_NAMED = 16
 LATE = (
-    "{name} comes after another video of that name or key was handed on; the first of each was taken. "
+    "{name} comes after another video of that name or key was taken; the first of each counts. "
     "Pack the shard with every name once, sorted by name"
 )
 
-Fault = tuple[str, str, bool]  # reason, message, policy
-
-
-@dataclass(slots=True)
-class Video:
-    """A video member: its contents, or why they cannot be had."""
-
-    name: MemberName
-    contents: bytes | str | None
-    num_bytes: int = 0  # in memory or in a file: both are held
-    span: tuple[int, int] | None = None  # where in the object its bytes lie, if they lie there as they are
-    fault: Fault | None = None
-    index: int = 0
-    repeated: bool = False  # its name came again: texts from there on are the second one's
-
-
-@dataclass(slots=True)
-class Group:
-    """What is known of one key so far. Stems are paths without the last extension."""
-
-    key: str
-    index: int
-    again: bool = False  # samples of this key left before
-    videos: dict[str, Video] = field(default_factory=dict)  # by stem
-    stems: set[str] = field(default_factory=set)  # of all videos, of those that left too
-    texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
-    used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
-    fields: dict[str, None] = field(default_factory=dict)  # what follows the key, for messages
-    extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
-    all_extensions: set[str] = field(default_factory=set)
-    stem: str = ""  # of the last member
-    beside_damage: bool = False  # a broken header lay next to it, so that something of it may be lost
-    held_bytes: int = GROUP_BYTES
-
-    @property
-    def complete(self) -> bool:
-        """Nothing more is expected: every video has a text, and its key is certain."""
-        lone = len(self.stems) == 1 and not self.again and self.key not in self.stems
-        return bool(self.videos) and not lone and all(self.texts_of(video) for video in self.videos.values())
-
-    def texts_of(self, video: Video) -> list[tuple[str, str]]:
-        """Texts of a video, captions first: its own, then those of the key where they can only be meant for it."""
-        stems = [video.name.stem]
-        if not self.again and self.key not in self.stems:
-            stems.append(self.key)
-        names = [
-            (name, extension)
-            for stem in stems
-            for name, extension in ((caption_stem(stem), "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
-            if name in {stem, caption_stem(stem)} or name not in self.stems
-        ]
-        return [name for name in (*names, *((stem, "json") for stem in stems)) if name in self.texts]
-
 
 class Grouper:
-    """Feed it with `enter`, then fill the group it gives; `close_current` and `drain` give what is ready."""
+    """Grouper of one tar: call `enter` for each member, then add it; `enter`, `close_current` and `drain` yield what is ready."""
 
     def __init__(self, uri: str, counters: dict[str, int]) -> None:
         self.current: Group | None = None
         self._uri = uri
         self._counters = counters
-        self._waiting: dict[str, Group] = {}  # in order of their first member; the current one is among them
+        self._waiting: dict[str, Group] = {}  # by key, in order of their first member, the current one included
         self._waiting_bytes = 0
-        self._left: set[str] = set()  # keys that are done
-        self._taken: dict[str, str] = {}  # stems of videos that were handed on, each with its file name
+        self._left: set[str] = set()  # emitted keys
+        self._taken: dict[str, str] = {}  # stems of emitted videos -> file name
         self._sample_keys: set[str] = set()
-        self._without_video: dict[str, tuple[Reject, int]] = {}  # keys that left so, told at the end; number of texts
+        self._without_video: dict[
+            str, tuple[Reject, int]
+        ] = {}  # key -> reject, emitted at the end, and number of texts
         self._count = 0
         self._last_extensions: set[str] = set()
-        self._scattered = False  # a key came back: members are not adjacent here
+        self._scattered = False  # a key was repeated: its members are not adjacent
         self._beside_damage = False
 
     def enter(self, name: MemberName) -> Iterator[Sample | Reject]:
-        """A member follows: what is ready before it. Afterwards `current` is its group."""
+        """Starts a member: yields what is ready before it and makes its group `current`."""
         group = self.current
         if group is None or group.key != name.key:
             yield from self.close_current()
@@ -136,7 +84,7 @@ class Grouper:
     # --- members of the current group ---------------------------------------------------------------------------------
 
     def refusal(self, name: MemberName) -> Reject | None:
-        """Why a video is not even read, if so: a name that came before, or a better video of its stem is there."""
+        """The reject of a video that need not be read: its name was there before, or a better video of its stem is."""
         group = self._group()
         if (taken := self._taken.get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
@@ -149,7 +97,7 @@ class Grouper:
         return self._extra(name, held.name.path) if _better(held, name) else None
 
     def add_video(self, video: Video) -> tuple[Video, Reject] | None:
-        """Takes a video; of two with one stem the one that is let go, with its reject."""
+        """Adds a video. If its stem has two now, returns the one that is dropped, with its reject."""
         group, stem = self._group(), video.name.stem
         held = group.videos.get(stem)
         if group.again and not group.stems:
@@ -175,7 +123,7 @@ class Grouper:
         return held, loss
 
     def _late_video(self, group: Group, stem: str) -> None:
-        """The key left before: without a video, so that this is its first one, or with texts that could have been of this stem."""
+        """A video of a key that was emitted: without a video, so this is its first one, or with texts that may belong to this stem."""
         if (found := self._without_video.pop(group.key, None)) is not None:
             group.again = False
             self._left.discard(group.key)
@@ -184,16 +132,16 @@ class Grouper:
             count(self._counters, "late_members")
 
     def wants_text(self, name: MemberName) -> bool:
-        """Whether a caption or json is the first of its name, and not behind the second video of that name."""
+        """Whether a caption or JSON is the first of its name, and not behind a second video of that name."""
         group = self._group()
         video = group.videos.get(name.stem)
         return (name.stem, name.extension) not in group.texts and not (video is not None and video.repeated)
 
     def add_text(self, name: MemberName, text: Caption | Metadata, num_bytes: int) -> None:
-        """Takes a caption or json."""
+        """Adds a caption or JSON."""
         group = self._group()
         group.texts[name.stem, name.extension] = text
-        parsed = 4 if isinstance(text, Metadata) else 1  # objects take more than their spelling
+        parsed = 4 if isinstance(text, Metadata) else 1  # parsed objects take more memory than their text
         group.held_bytes += len(name.stem) + parsed * num_bytes
 
     def _group(self) -> Group:
@@ -201,15 +149,15 @@ class Grouper:
             raise ValueError("no member was entered")
         return self.current
 
-    # --- what leaves --------------------------------------------------------------------------------------------------
+    # --- emission -----------------------------------------------------------------------------------------------------
 
     def close_current(self) -> Iterator[Sample | Reject]:
-        """The key changes: the group leaves if it is complete, else it waits and may push others out."""
+        """Ends the current key: its group is emitted if complete, else it waits, and may push the oldest ones out of the window."""
         group, self.current = self.current, None
         if group is None:
             return
-        self._last_extensions = self._extensions(group)
-        if not self._scattered and group.complete:  # in this order: the second looks at every video
+        self._last_extensions = group.last_extensions
+        if not self._scattered and group.complete:  # in this order: `complete` reads every video
             yield from self._leave(group)
             return
         self._waiting_bytes += group.held_bytes
@@ -219,22 +167,22 @@ class Grouper:
             yield from self._leave(oldest)
 
     def damaged(self) -> None:
-        """A broken header was met: the groups on both sides of it may have lost something."""
+        """Records a broken header: the groups on both sides of it may have lost members."""
         self._beside_damage = True
         if self.current is not None:
             self.current.beside_damage = True
 
     def cut_short(self, message: str, *, member: MemberName | None) -> Iterator[Sample | Reject]:
-        """The archive ended early, inside `member` of the current key or between members: a reject of each video that lost something.
+        """The archive ended early, inside `member` or between members: yields a reject for each video of the current key that is cut.
 
-        Without such a video, or when it is not certain that one did, the reject has no key.
+        If no video certainly did, the reject has no key.
         """
         group = self.current
-        lost = None if group is None else self._lost(group, member)
+        lost = None if group is None else group.cut(member, self._last_extensions or {"txt", "json"})
         if group is None or not (lost or (lost is not None and not group.stems and not group.again)):
             yield self._cut(None, message)
             return
-        if not lost:  # texts alone
+        if not lost:  # only texts
             self.current = None
             del self._waiting[group.key]
             yield self._cut(group.key, message)
@@ -242,38 +190,8 @@ class Grouper:
             del group.videos[video.name.stem]
             yield self._cut(video.name.stem if group.again or len(group.stems) > 1 else group.key, message)
 
-    def _lost(self, group: Group, member: MemberName | None) -> list[Video] | None:
-        """Videos of the current key whose own bytes or texts are cut, or may follow behind the cut. None if the key is whole."""
-        if member is not None and member.is_video:
-            held = group.videos.get(member.stem)
-            cut = held is not None and held.name.path == member.path and held.fault is not None
-            return [held] if held is not None and cut and held.fault and held.fault[0] == "truncated_shard" else None
-        if member is not None and member.extension in TEXT_EXTENSIONS:
-            if (member.stem, member.extension) in group.texts:
-                return None
-            stem = member.stem.removesuffix(".caption")
-            own = group.videos.get(stem)
-            if own is not None or stem != group.key:
-                return [own] if own is not None else None if group.stems else []
-            return [video for video in group.videos.values() if not self._own_text(group, video)]
-        expected = self._last_extensions or {"txt", "json"}
-        held = group.videos.get(group.stem) or next(iter(group.videos.values()), None)
-        whole = group.stem in group.videos or len(group.videos) == 1
-        if whole and self._extensions(group) >= expected:
-            return None
-        if member is not None and held is not None and group.texts_of(held):
-            return None  # an unused field is cut behind its texts
-        if len(group.videos) < 2 and (group.stem in {group.key, *group.videos} or not group.videos):
-            return list(group.videos.values())
-        video = group.videos.get(group.stem)
-        return None if video is None else [video]
-
-    @staticmethod
-    def _own_text(group: Group, video: Video) -> bool:
-        return video.name.stem != group.key and any(stem == video.name.stem for stem, _ in group.texts_of(video))
-
     def drain(self) -> Iterator[Sample | Reject]:
-        """The end: everything that still waits, in order."""
+        """Ends the archive: yields all groups that wait, in order."""
         yield from self.close_current()
         for group in list(self._waiting.values()):
             yield from self._leave(group)
@@ -281,28 +199,22 @@ class Grouper:
         yield from (reject for reject, _ in self._without_video.values())
         self._without_video.clear()
 
-    @staticmethod
-    def _extensions(group: Group) -> set[str]:
-        if len(group.stems) > 1:
-            return group.extensions.get(group.stem, set())
-        return group.all_extensions
-
     def _leave(self, group: Group) -> Iterator[Sample | Reject]:
         del self._waiting[group.key]
         if not group.stems:
             if group.again:
-                if group.texts:  # of a sample that left before
+                if group.texts:  # of a sample that was emitted before
                     count(self._counters, "late_members", len(group.texts))
             else:
                 self._left.add(group.key)
-                self._without_video[group.key] = self._faulty(group.key, _no_video(group)), len(group.texts)
+                self._without_video[group.key] = self._faulty(group.key, group.no_video()), len(group.texts)
             return
         yield from [self._settle(group, video) for video in list(group.videos.values())]
         self._left.add(group.key)
         self._forget_texts(group, set(group.texts))
 
     def _relieve(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
-        """A key with more members than may wait: videos whose keys are certain leave, and texts without a video are let go."""
+        """Shrinks a key that exceeds the limit: emits videos whose keys are certain, drops texts without a video."""
         if len(group.stems) > 1:
             yield from [self._settle(group, video) for video in list(group.videos.values()) if video.name.stem != stem]
         kept = {stem, group.key, *group.videos}
@@ -322,29 +234,19 @@ class Grouper:
     def _settle(self, group: Group, video: Video) -> Sample | Reject:
         del group.videos[video.name.stem]
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
-        if key in self._sample_keys:  # `a.mp4` far behind `a.1.mp4`, which had the key
+        if key in self._sample_keys:  # `a.mp4` far behind `a.1.mp4`, which got the key
             key = video.name.path
         names = group.texts_of(video)
         group.used |= set(names)
         if video.contents is None:
             return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
-        self._taken[video.name.stem] = video.name.path  # not a faulty one: the same name may come again and be good
+        self._taken[video.name.stem] = video.name.path  # not a faulty one: the name may come again with a good video
         self._sample_keys.add(key)
         captions = [text for name in names if isinstance(text := group.texts[name], Caption)]
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
-        return sample_of(
-            Sample(
-                key,
-                video.index,
-                self._uri,
-                video.contents,
-                video.name.extension,
-                span=video.span,
-                file_name=video.name.path,
-            ),
-            captions,
-            metadata,
-        )
+        name, contents = video.name, video.contents
+        bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)
+        return sample_of(bare, captions, metadata)
 
     # --- rejects ------------------------------------------------------------------------------------------------------
 
@@ -356,27 +258,11 @@ class Grouper:
         return self._faulty(name.stem, ("duplicate_key", LATE.format(name=name.path), False))
 
     def _extra(self, name: MemberName, kept: str) -> Reject:
-        message = f"{name.path} is the same sample as {kept}, which was taken; rename one of them to have both"
+        message = f"{name.path} is the same sample as {kept}, which was taken; rename one of them to encode both"
         return self._faulty(name.path, ("extra_video", message, True))
 
     def _cut(self, key: str | None, message: str) -> Reject:
         return Reject(key, "read", "truncated_shard", message, policy=False, uri=self._uri)
-
-
-def sample_of(bare: Sample, captions: list[Caption], metadata: Metadata) -> Sample:
-    """`bare` with its texts: the first caption that says something, else that of the metadata, and the warnings of what was looked at."""
-    warnings: list[str] = []
-    text = None
-    for caption in (*captions, metadata.caption):
-        if text is None:
-            text = caption.text
-            warnings += caption.warnings
-    return replace(
-        bare,
-        caption=text,
-        metadata=metadata.values,
-        warnings=tuple(dict.fromkeys([*warnings, *metadata.warnings])),
-    )
 
 
 def count(counters: dict[str, int], slug: str, n: int = 1) -> None:
@@ -386,13 +272,3 @@ def count(counters: dict[str, int], slug: str, n: int = 1) -> None:
 
 def _better(held: Video, name: MemberName) -> bool:
     return preference(held.name) <= preference(name)
-
-
-def _no_video(group: Group) -> Fault:
-    """video2dataset writes caption and metadata of failed downloads too: that is policy, not damage, unless a header broke nearby."""
-    found = ", ".join(sorted(group.fields)) or "nothing readable"
-    if group.beside_damage:
-        return "corrupt_header", f"no video beside a broken tar header; found {found}", False
-    values = next((text.values for text in group.texts.values() if isinstance(text, Metadata)), {})
-    told = [f"{name}: {values[name]}" for name in ("status", "error_message") if values.get(name)]
-    return "no_video", "; ".join([f"no video, only {found}", *told])[:500], True

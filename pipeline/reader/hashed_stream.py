@@ -1,4 +1,4 @@
-"""Stream that hashes what is read through it: the digest of an object that is read as a whole anyway."""
+"""Stream that hashes the bytes read through it: the digest of an object that is read whole anyway."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class HashedStream:
         return self._stream.tell()
 
     def finish(self) -> str:
-        """Reads what is left, which is little behind the end of an archive, and returns the BLAKE2b-128 of the object in hex."""
+        """Reads the rest (little, behind the end of an archive) and returns the BLAKE2b-128 of the object in hex."""
         while self.read(BLOCK_BYTES):
             pass
         return self._digest.hexdigest()

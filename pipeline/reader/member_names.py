@@ -1,4 +1,4 @@
-"""Names of tar members: key, stem and extension of a path, and which names are never samples."""
+"""Names of tar members: key, stem and extension of a path, and names that are never samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MemberName:
 
     @property
     def field(self) -> str:
-        """WebDataset's: what follows the key's dot, in lower case."""
+        """The field in WebDataset's sense: the part behind the key's dot, in lower case."""
         return self.path[len(self.key) + 1 :].lower()
 
     @property
@@ -33,7 +33,7 @@ class MemberName:
 
 
 def member_name(name: str) -> MemberName | None:
-    r"""None without a dot in the file's name. Bytes that are not UTF-8, which tarfile gives as surrogates, are spelled `\xff`."""
+    r"""The parts of a member's path; None if the file's name has no dot. Bytes that are not UTF-8 (surrogates of tarfile) become `\xff`."""
     while name.startswith("./"):
         name = name[2:].lstrip("/")
     path = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -48,12 +48,12 @@ def member_name(name: str) -> MemberName | None:
 
 
 def caption_stem(stem: str) -> str:
-    """`a.Caption` as `a.caption`: the stem of `a.Caption.txt`, which is found in any case."""
+    """`a.Caption` as `a.caption`, the stem of `a.Caption.txt`: captions are found in upper and lower case."""
     return stem[: -len(CAPTION)] + CAPTION if stem.lower().endswith(CAPTION) else stem
 
 
 def why_skipped(name: str) -> str | None:
-    """Counter of names that are never samples: AppleDouble, hidden files, WebDataset's `__x__`; None for all others."""
+    """Counter slug for names that are never samples: AppleDouble, hidden files, WebDataset's `__x__`; None for all others."""
     base = name.rpartition("/")[2]
     if base.startswith("._") or "__MACOSX" in name.split("/"):
         return "skipped_appledouble"
@@ -63,5 +63,5 @@ def why_skipped(name: str) -> str | None:
 
 
 def preference(name: MemberName) -> tuple[int, bool, str]:
-    """Which of several videos with one stem is taken, lowest first: by `VIDEO_EXTENSIONS`, small letters before capitals."""
+    """Sort key of several videos with one stem, of which the lowest is taken: by `VIDEO_EXTENSIONS`, lower case before upper case."""
     return VIDEO_RANK[name.extension], not name.path.endswith(name.extension), name.path

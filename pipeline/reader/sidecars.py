@@ -1,9 +1,8 @@
-"""Captions and json beside a plain video file: `clip.txt`, `clip.caption`, `clip.caption.txt`, `clip.json`, in any case.
+"""Captions and JSON beside a plain video file: `clip.txt`, `clip.caption`, `clip.caption.txt`, `clip.json`, in upper or lower case.
 
-In: a plain video's object. Out: (extension, bytes) of each text beside it, in the order in which captions are preferred. Local names are
-asked for in three spellings, which costs a few microseconds; other spellings come from one listing of the folder for all its videos. In a
-bucket, one listing of what begins with `clip.` tells the names, and each text that is there is one GET. A bucket that refuses to list is
-asked for the three spellings.
+In a local folder, three spellings are tried by name, which costs a few microseconds; other spellings come from one listing of the folder
+for all its videos. In a bucket, one listing of the keys that begin with `clip.` finds the names, and each text costs one GET. If the bucket
+refuses to list, the three spellings are tried.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ FOLDERS_KEPT = 4
 
 
 def read_sidecars(source: SourceObject, config: StorageConfig, refused: Callable[[], None]) -> list[tuple[str, bytes]]:
-    """See the module. Of a text longer than `TEXT_BYTES` one byte more than that is read.
+    """(extension, bytes) of each text beside the video `source`, preferred captions first. At most `TEXT_BYTES + 1` bytes of each.
 
-    `refused` is called once if the store does not let a text be read. A bucket that refuses to list answers so for absent texts too.
+    `refused` is called once if the store denies a text. A bucket that refuses to list also denies texts that do not exist.
 
     Raises:
         StorageUnavailable: the store fails.
@@ -61,21 +60,20 @@ def read_sidecars(source: SourceObject, config: StorageConfig, refused: Callable
 
 
 def _in_bucket(store: Store, stem: str) -> dict[str, list[str]]:
-    """By suffix, keys of texts that begin as the video's."""
+    """Suffix -> keys of texts of the video."""
     try:
-        return _by_suffix(
-            stem, [info.key for info in store.list(f"{stem}.", recursive=False) if _suffix(stem, info.key)]
-        )
+        keys = [info.key for info in store.list(f"{stem}.", recursive=False)]
+        return _by_suffix(stem, [key for key in keys if _suffix(stem, key)])
     except AccessError:
         return {suffix: [f"{stem}.{spelling}" for spelling in SPELLINGS[suffix]] for suffix in SUFFIXES}
 
 
 def _in_folder(folder: str, stem: str) -> dict[str, list[str]]:
-    """By suffix, names that a text may have: the three spellings, and others that are there."""
+    """Suffix -> names that a text may have: the three spellings, and others that the folder has."""
     try:
         with translated(folder):
             odd = _odd_spellings(folder, os.stat(folder).st_mtime_ns).get(stem, [])
-    except (AccessError, NotFound):  # a folder may let its files be read and not be listed
+    except (AccessError, NotFound):  # files can be readable in a folder that cannot be listed
         odd = []
     others = _by_suffix(stem, [name for name in odd if _suffix(stem, name)])
     return {suffix: [*(f"{stem}.{end}" for end in SPELLINGS[suffix]), *others[suffix]] for suffix in SUFFIXES}
@@ -83,7 +81,7 @@ def _in_folder(folder: str, stem: str) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=FOLDERS_KEPT)
 def _odd_spellings(folder: str, changed_ns: int) -> dict[str, list[str]]:
-    """Names of texts whose suffix has none of the three spellings, by what stands before it. `changed_ns`: of the folder."""
+    """Stem -> names of texts whose suffix has none of the three spellings. `changed_ns` of the folder is part of the cache key."""
     found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -95,13 +93,13 @@ def _odd_spellings(folder: str, changed_ns: int) -> dict[str, list[str]]:
 
 
 def _suffix(stem: str, name: str) -> str | None:
-    """Suffix of the text `name` of a video, in small letters; None if it is not one."""
+    """Suffix of a text of the video, in lower case; None if `name` is not one."""
     suffix = name[len(stem) + 1 :].lower()
     return suffix if name.startswith(f"{stem}.") and suffix in SUFFIXES else None
 
 
 def _by_suffix(stem: str, names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of texts, those in small letters first."""
+    """Suffix -> names of texts, lower case first."""
     found: dict[str, list[str]] = {suffix: [] for suffix in SUFFIXES}
     for name in sorted(names, key=lambda name: (not name.endswith(name.lower()[len(stem) + 1 :]), name)):
         found[name[len(stem) + 1 :].lower()].append(name)

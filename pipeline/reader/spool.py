@@ -1,8 +1,4 @@
-"""Where encoded videos wait for their decoder: in memory while small, in temporary files when large.
-
-Enters: pieces of bytes and their size. Leaves: bytes, or the path of a file that lives until it is dropped. Nothing outlives
-its process for long.
-"""
+"""Buffer of encoded videos for decoders: small ones in memory, large ones in temporary files, which do not outlive their process."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Spool:
-    """Files in one temporary folder, made when the first is needed. Safe to use from several threads."""
+    """Files in one temporary folder, created with the first of them. Safe to use from several threads."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
@@ -29,11 +25,11 @@ class Spool:
         self._closed = False
 
     def hold(self, pieces: Iterable[bytes], size: int) -> bytes | str:
-        """Bytes up to `memory_bytes`, else the path of a file with them.
+        """The bytes of `pieces` if `size` is at most `memory_bytes`, else the path of a file that holds them until `drop`.
 
         Raises:
             ValueError: the spool is closed.
-            StorageUnavailable: the temporary folder cannot be made, or the file not be written.
+            StorageUnavailable: the temporary folder or the file cannot be written.
         """
         if size <= self._memory_bytes:
             held = io.BytesIO()
@@ -50,9 +46,9 @@ class Spool:
         return path
 
     def drop(self, path: str) -> None:
-        """Deletes a file that was made here; any other path is left alone."""
+        """Deletes a file of this spool; other paths are not touched."""
         if self._scratch is not None and os.path.dirname(path) == self._scratch.path:
-            with suppress(FileNotFoundError):  # somebody else was first
+            with suppress(FileNotFoundError):  # dropped before
                 os.unlink(path)
 
     def close(self) -> None:

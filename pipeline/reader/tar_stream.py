@@ -1,8 +1,8 @@
-"""A tar read once, forward, that says what is wrong with it instead of ending early.
+"""Forward reader of a tar that reports damage instead of ending early.
 
-Enters: an ordered stream of an archive, plain or gz/bz2/xz by content. Leaves: its members in order, and `Damage` wherever the bytes stop
-being a tar. Headers are parsed by Python's `tarfile`; what it treats as a quiet end (a truncated tar, zero blocks between two
-archives, a broken header) is seen here: reading goes on behind zero blocks, and behind a broken header at the next valid one.
+Takes a stream of an archive, plain or gz/bz2/xz (detected by content). Yields its members in order, and `Damage` for bytes that are not a
+tar. Python's `tarfile` parses the headers, but silently ends at a truncation, at zero blocks between two archives and at a broken header.
+This reader continues behind zero blocks, and behind a broken header at the next valid one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 BLOCK = tarfile.BLOCKSIZE
 PIECE_BYTES = 1024 * 1024
-HEADER_BYTES = 1024 * 1024  # most that one member's headers may take; names and attributes need far less
-CHAIN_BYTES = 16 * 1024  # a header longer than this is skipped as a whole when it turns out bad
+HEADER_BYTES = 1024 * 1024  # limit for the headers of one member; names and attributes need far less
+CHAIN_BYTES = 16 * 1024  # a broken header longer than this is skipped as a whole
 GLOBAL_HEADERS = 64  # most keywords a global header may set
 MAGIC = b"ustar"
 MAGIC_OFFSET = 257
-# Of tarfile's own names these four are missing from its published types.
+# These four names of tarfile are missing from its published types.
 EndMarker = tarfile.EOFHeaderError  # type: ignore[attr-defined]
 NothingLeft = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
 CutHeader = tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 BadHeader = tarfile.InvalidHeaderError  # type: ignore[attr-defined]
-# What tarfile lets through when a header lies: bad numbers, endless chains of long names, sparse maps without an end.
+# What tarfile raises for false headers: bad numbers, endless chains of long names, endless sparse maps.
 BAD_HEADER = (tarfile.TarError, ValueError, KeyError, IndexError, OverflowError, RecursionError)
 
 
@@ -45,7 +45,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that are not the tar they should be. `member` is the name of the member whose contents are cut short, if one is."""
+    """Bytes that are not a valid tar. `member` is the name of the member whose contents are cut short, if one is."""
 
     reason: str  # truncated_shard | corrupt_header | corrupt_compression | unsupported_compression | not_a_tar
     message: str
@@ -53,23 +53,21 @@ class Damage:
 
 
 class CutShort(Exception):
-    """The archive ends inside the member being read, or its sparse map points outside of it."""
+    """The archive ends inside the member being read, or the sparse map of the member points outside of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry. Its contents can be read until the next one is asked for, once."""
+    """One entry. Its contents can be read once, before the next entry is requested."""
 
     info: tarfile.TarInfo
     name: str
     size: int
-    offset: (
-        int | None
-    )  # of the contents in the object, where the object holds them as they are (no compression, no holes)
+    offset: int | None  # of the contents in the object; None if they are compressed or sparse
     _open: Callable[[], Readable]
 
     def read(self) -> bytes:
-        """All of it.
+        """The contents.
 
         Raises:
             CutShort: there is less than the header says.
@@ -77,7 +75,7 @@ class Member:
         return b"".join(self._pieces(self.size))
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it, a megabyte at a time. Raises as `read`."""
+        """The contents, a megabyte at a time. Raises as `read`."""
         return self._pieces(PIECE_BYTES)
 
     def _pieces(self, piece_bytes: int) -> Iterator[bytes]:
@@ -94,7 +92,7 @@ class Member:
 
 
 class TarStream:
-    """Iterate once. `counters` collects what is odd and harmless: concatenated archives, short end markers, bytes skipped."""
+    """Iterator over the members of a tar, once. `counters` counts oddities: joined archives, short end markers, skipped bytes."""
 
     def __init__(self, stream: Readable, counters: dict[str, int]) -> None:
         self._bytes = _Forward(stream)
@@ -106,7 +104,7 @@ class TarStream:
 
     @property
     def compressed(self) -> bool:
-        """Whether offsets in the object mean nothing."""
+        """Whether the tar is compressed, so that offsets in the object are meaningless."""
         return self._bytes.compressed
 
     def __iter__(self) -> Iterator[Member | Damage]:
@@ -121,7 +119,7 @@ class TarStream:
             except BAD_HEADER:
                 if self._bytes.header_cut:
                     if self._zeros and not any(self._bytes.header):
-                        break  # padding that is no multiple of a block
+                        break  # padding that is not a multiple of a block
                     yield self._cut_header()
                     return
                 yield self._resync()
@@ -139,7 +137,7 @@ class TarStream:
         yield from self._ending()
 
     def _header(self) -> tarfile.TarInfo:
-        """The next header with its extensions; tarfile does the parsing, and may take `HEADER_BYTES` for it."""
+        """The next header with its extensions, parsed by tarfile, of at most `HEADER_BYTES`."""
         with self._bytes.parsing():
             info = tarfile.TarInfo.fromtarfile(self._context)
         if (
@@ -157,9 +155,9 @@ class TarStream:
         return Member(info, info.name, info.size, offset, lambda: self._bytes)
 
     def _skip_contents(self, info: tarfile.TarInfo) -> Damage | None:
-        """Moves to the next header."""
+        """Moves to the next header; returns the damage if the contents are cut short."""
         following, here = self._context.offset, self._bytes.tell()
-        if here > following:  # only a lying sparse map reads past its own contents
+        if here > following:  # only a false sparse map reads past its own contents
             return Damage("corrupt_header", f"member {info.name!r} claims more bytes than it holds", info.name)
         self._bytes.seek(following)
         if self._bytes.tell() == following:
@@ -178,13 +176,13 @@ class TarStream:
         return Damage("truncated_shard", f"archive ends inside a header, at byte {self._bytes.tell()}")
 
     def _resync(self) -> Damage:
-        """Skips to the next block that is a header by its magic and checksum, or to the end."""
+        """Skips to the next block with the magic and checksum of a header, or to the end."""
         start = self._bytes.give_back_header()
         found, ended_in_zeros = self._bytes.skip_to(_is_header)
         skipped = self._bytes.tell() - start
         self._context.pax_headers = {}
         if not found and self._bytes.corrupt:
-            self._zeros = 2  # said once: an end marker is not missed on top
+            self._zeros = 2  # reported once: no missing end marker in addition
             message, self._bytes.corrupt = self._bytes.corrupt, ""
             return Damage("corrupt_compression", message)
         if not found and self._members == 0:
@@ -193,7 +191,9 @@ class TarStream:
         self._count("resynced_headers")
         self._count("resynced_bytes", skipped)
         self._zeros = 2 if ended_in_zeros else 0
-        return Damage("corrupt_header", f"{skipped} bytes from byte {start} on are no tar; went on behind them")
+        return Damage(
+            "corrupt_header", f"{skipped} bytes from byte {start} on are not a tar; reading went on behind them"
+        )
 
     def _ending(self) -> Iterator[Damage]:
         if self._bytes.corrupt:
@@ -213,27 +213,27 @@ class TarStream:
 
 
 class _Context(tarfile.TarFile):
-    """What `TarInfo.fromtarfile` wants around it. Does not read by itself and keeps no list of members."""
+    """The TarFile that `TarInfo.fromtarfile` needs. It does not read by itself and keeps no list of members."""
 
     def next(self) -> None:
-        """Nothing: `TarStream` asks for headers."""
+        """Does nothing: `TarStream` reads the headers."""
         return None
 
 
 class _Forward:
-    """File-like over a stream: read, tell, seek forward, give back. Decompresses; remembers why it ended."""
+    """Forward-only file over a stream, decompressed, with bytes that can be given back. Records why it ended."""
 
     def __init__(self, stream: Readable) -> None:
         self.cut = False  # the compressed data breaks off
-        self.corrupt = ""  # why the compressed data is no such thing
-        self.header = bytearray()  # what the header being parsed took
-        self.header_cut = False  # the end came while it was parsed
+        self.corrupt = ""  # error of the decompressor
+        self.header = bytearray()  # bytes of the header being parsed
+        self.header_cut = False  # the stream ended inside that header
         self._ended = False
         self._parsing = False
         self._position = 0
         self._back = b""
         self._head = _read_fully(stream, 6)
-        source: Any = _Joined(self._head, stream)  # the three below ask for more than they use
+        source: Any = _Joined(self._head, stream)  # the types of the three below demand more than they use
         self._source: Any = source
         self.compressed = True
         if self._head[:3] == b"\x1f\x8b\x08":
@@ -247,12 +247,12 @@ class _Forward:
 
     @property
     def at_end(self) -> bool:
-        """Nothing is left, and a read has seen it."""
+        """Whether a read has reached the end, and nothing was given back since."""
         return self._ended and not self._back
 
     def read(self, n: int = -1) -> bytes:
         if self._parsing and len(self.header) + n > HEADER_BYTES:
-            raise BadHeader("header without an end")
+            raise BadHeader(f"header longer than {HEADER_BYTES} bytes")
         data, self._back = self._back[:n], self._back[n:]
         if len(data) < n and not self._ended:
             data += self._draw(n - len(data))
@@ -284,7 +284,7 @@ class _Forward:
         return False
 
     def seek(self, position: int) -> int:
-        """Forward only, stops at the end."""
+        """Moves forward, at most to the end; returns the position."""
         if position < self._position:
             raise tarfile.StreamError("cannot go back")
         while self._position < position and self.read(min(position - self._position, PIECE_BYTES)):
@@ -293,7 +293,7 @@ class _Forward:
 
     @contextmanager
     def parsing(self) -> Iterator[None]:
-        """One header: its bytes are kept, so that they can be given back, and bounded."""
+        """Context in which one header is parsed: its bytes are bounded, and kept so that they can be given back."""
         self.header.clear()
         self.header_cut = False
         self._parsing = True
@@ -303,9 +303,9 @@ class _Forward:
             self._parsing = False
 
     def give_back_header(self) -> int:
-        """Undoes what the last header took, but for one byte (so that it is not found again). Returns where it began.
+        """Gives back the last header, but for one byte, so that it is not found again. Returns its position.
 
-        A long chain of headers is not given back: a hostile one would be parsed again from each of its links.
+        A long chain of headers is not given back: a hostile one would be parsed again from each header in it.
         """
         start = self._position - len(self.header)
         if len(self.header) <= CHAIN_BYTES:
@@ -314,7 +314,7 @@ class _Forward:
         return start
 
     def skip_to(self, is_header: Callable[[bytes], bool]) -> tuple[bool, bool]:
-        """Stands on the next header afterwards, or at the end: (found one, the end is zero blocks)."""
+        """Moves to the next header or to the end. Returns (whether there is a header, whether the end is zero blocks)."""
         window = b""
         while piece := self.read(PIECE_BYTES):
             window += piece
@@ -333,14 +333,12 @@ class _Forward:
         """Reason and message for bytes in which no header was found."""
         if self._head[:4] == b"\x28\xb5\x2f\xfd":
             return "unsupported_compression", "zstd is not supported; expected tar, tar.gz, tar.bz2 or tar.xz"
-        return (
-            "not_a_tar",
-            f"no tar header in {self._position} bytes (they begin with {self._head!r}); expected tar, gz, bz2 or xz",
-        )
+        found = f"no tar header in {self._position} bytes (they begin with {self._head!r})"
+        return "not_a_tar", f"{found}; expected tar, gz, bz2 or xz"
 
 
 class _Joined:
-    """A stream with its first bytes, which were looked at, put back."""
+    """A stream behind its first bytes, which were read before."""
 
     def __init__(self, head: bytes, stream: Readable) -> None:
         self._head = head

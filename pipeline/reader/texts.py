@@ -1,7 +1,7 @@
-"""Captions and metadata of a sample: bytes of a `.txt` or `.json` in, clean text or plain JSON values out, with warnings.
+"""Parsers of captions and metadata: the bytes of a `.txt` or `.json` become text or JSON values, with warnings for the row.
 
-What is kept is always storable: text without control characters, replacement characters and halves of surrogate pairs; metadata that is
-strict JSON, at most `LEVELS` deep. A row's `warnings` say what was lost or guessed.
+Results can always be stored: text without control characters, replacement characters and halves of surrogate pairs; metadata that is
+strict JSON, at most `LEVELS` deep. The warnings say what was lost or guessed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from pipeline.reader.text_encoding import decode_text
 
-TEXT_BYTES = 4 * 1024 * 1024  # longest caption or json that is read; each row holds a copy
+TEXT_BYTES = 4 * 1024 * 1024  # longest caption or JSON that is read; each row holds a copy
 LEVELS = 32  # of nested objects and lists in metadata
 CAPTION_KEYS = ("caption", "text", "prompt")
-SMALLEST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1  # that readers of JSON take
+SMALLEST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1  # range that JSON readers accept
 INTEGER_DIGITS = 20
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 REPLACEMENT = "\ufffd"
@@ -25,7 +25,7 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A caption; None if there is no text or it cannot be decoded."""
+    """A caption. `text` is None if there is none or it cannot be decoded."""
 
     text: str | None = None
     warnings: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """A json. `values` is empty where it was refused; `caption` is what a refused one said too."""
+    """Metadata. `values` is empty if the JSON was refused; `caption` is its caption, even of a refused one."""
 
     values: dict[str, Any] = field(default_factory=dict)
     caption: Caption = Caption()
@@ -41,7 +41,7 @@ class Metadata:
 
 
 def parse_caption(data: bytes) -> Caption:
-    """Text in whatever encoding, see `decode_text`; None with a warning where none is likely."""
+    """Caption in any encoding that `decode_text` detects; None with a warning if it detects none."""
     if len(data) > TEXT_BYTES:
         return Caption(None, ("oversized_caption",))
     decoded = decode_text(data)
@@ -54,7 +54,7 @@ def parse_caption(data: bytes) -> Caption:
 
 
 def parse_metadata(data: bytes) -> Metadata:
-    """A JSON object; anything else becomes empty, with a warning."""
+    """Metadata of a JSON object; empty with a warning for anything else."""
     if len(data) > TEXT_BYTES:
         return Metadata(warnings=("oversized_metadata",))
     decoded = decode_text(data)
@@ -66,7 +66,7 @@ def parse_metadata(data: bytes) -> Metadata:
     parser = _Parser(warnings)
     try:
         value = parser.parse(decoded.text.lstrip("\ufeff\0").rstrip("\0"))
-    except RecursionError:  # from some thousand levels on
+    except RecursionError:  # some thousand levels
         return Metadata(warnings=("deep_metadata",))
     except ValueError:
         return Metadata(warnings=("bad_json",))
@@ -90,17 +90,17 @@ def _caption_of(metadata: dict[str, Any]) -> Caption:
 
 
 class _Parser:
-    """JSON to plain values, counting in `warnings` what strict readers would refuse."""
+    """Parser of JSON to plain values. Adds to `warnings` what strict readers would refuse."""
 
     def __init__(self, warnings: set[str]) -> None:
         self._warnings = warnings
 
     def parse(self, text: str) -> Any:
-        """Values as `json.loads` gives them, but null for NaN and Infinity and strings for endless integers."""
+        """Values as of `json.loads`, but None for NaN and Infinity and strings for huge integers."""
         return json.loads(text, parse_constant=self._constant, parse_int=self._integer, object_pairs_hook=self._object)
 
     def storable(self, value: Any) -> Any:
-        """`value` with strings and numbers that every reader of JSON takes."""
+        """`value` with strings and numbers that every JSON reader accepts."""
         if isinstance(value, str):
             return _storable_text(value)
         if isinstance(value, float) and not math.isfinite(value):  # 1e999
@@ -134,5 +134,5 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def _storable_text(text: str) -> str:
-    r"""Without NUL; halves of surrogate pairs, which JSON can spell and UTF-8 cannot, as visible escapes `\ud800`."""
+    r"""`text` without NUL, and with escapes (`\ud800`) for halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode("utf-8")

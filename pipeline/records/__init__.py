@@ -1,28 +1,35 @@
-"""Records that flow between packages: plain, frozen, picklable values. No torch, no I/O.
+"""Records that flow between packages: frozen, picklable values, which check themselves if they reach disk. No torch, no I/O.
 
-- `flow`: from a listed object to a latent clip
+    Shard of SourceObjects → Sample → OpenedVideo, FrameChunks → LatentClip
+    any stage → Reject → Receipt          (every input that is not encoded gets a Reject)
+
+- `inputs`: listed objects, shards, samples, rejects
+- `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
 """
 
-from pipeline.records.flow import (
-    VIDEO_EXTENSIONS,
+from pipeline.records.clips import (
+    LATENT_DTYPES,
     Bucket,
     ChunkShape,
     ClipFailed,
     ClipPlan,
     ClipRules,
-    EncodedVideo,
     FrameChunk,
     LatentClip,
     OpenedVideo,
+    VideoEnded,
+    VideoInfo,
+)
+from pipeline.records.inputs import (
+    VIDEO_EXTENSIONS,
+    EncodedVideo,
     Reject,
     RetriedSample,
     Retry,
     Sample,
     Shard,
     SourceObject,
-    VideoEnded,
-    VideoInfo,
     retry_from_dict,
     shard_from_dict,
     stable_hash,
@@ -32,6 +39,7 @@ from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Rece
 
 __all__ = [
     "FORMAT_VERSIONS",
+    "LATENT_DTYPES",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",

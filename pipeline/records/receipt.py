@@ -1,4 +1,4 @@
-"""Results: files that were written, counts, statistics, and the receipt that holds them. Plain, frozen, picklable values."""
+"""Records of results: written files, counts, statistics and the receipt of a shard. Frozen, picklable values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.records.flow import Reject, Shard, shard_from_dict
+from pipeline.records.inputs import Reject, Shard, shard_from_dict
 
 FORMAT_VERSIONS = (1, 2)
 """Format versions of outputs. A receipt has that of its output; versions differ in the names of objects, see `format.layout`."""
@@ -14,7 +14,7 @@ FORMAT_VERSIONS = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A data file and its side index, under attempt-unique keys relative to the output."""
+    """A data file and its side index. Keys are relative to the output and used by one attempt only; hashes are hex."""
 
     key: str
     index_key: str
@@ -24,14 +24,18 @@ class WrittenFile:
     rows: int
     sha256: str
     index_sha256: str
-    frames: int = 0  # pixel frames over all rows: what the bucket alone does not tell where clips are whole videos
+    frames: int = 0  # video frames of all rows; needed because buckets of whole videos name no length
     ranges: dict[str, list[Any]] = field(default_factory=dict)
     """Least and greatest value of `id`, `fps` and `num_frames` over all rows; empty in receipts of version 1."""
+
+    def __post_init__(self) -> None:
+        if not self.key or not self.index_key or min(self.num_bytes, self.index_bytes, self.rows, self.frames) < 0:
+            raise ValueError(f"WrittenFile wants two keys and sizes and counts of at least 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelStats:
-    """Per-channel running statistics of stored latents, mergeable (Chan et al.). Lists have one entry a channel."""
+    """Running statistics of stored latents, one entry per channel. They can be merged (Chan et al.)."""
 
     n: int
     mean: tuple[float, ...]
@@ -39,9 +43,13 @@ class ChannelStats:
     min: tuple[float, ...]
     max: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.n < 0 or len({len(self.mean), len(self.m2), len(self.min), len(self.max)}) > 1:
+            raise ValueError(f"ChannelStats wants n of at least 0 and four lists of one length, got {self}")
+
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ChannelStats:
-        """Inverse of `asdict` after a trip through JSON, where tuples become lists."""
+        """Inverse of `asdict`, from values read back from JSON."""
         return cls(raw["n"], *(tuple(raw[name]) for name in ("mean", "m2", "min", "max")))
 
     def merge(self, other: ChannelStats) -> ChannelStats:
@@ -63,16 +71,14 @@ class ChannelStats:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a shard attempt's time went, in seconds. The first three are of the encode loop's thread and do not overlap; writing and
-    decoding go on beside it.
-    """
+    """Seconds that a shard attempt spent. The first three are of the encode loop's thread and do not overlap."""
 
     fetch_s: float = 0.0  # waiting for storage
     decode_wait_s: float = 0.0  # waiting for frames
     encode_s: float = 0.0  # in the network
     write_s: float = 0.0  # building, hashing and storing files, in the attempt's own thread
     total_s: float = 0.0
-    decode_cpu_s: float = 0.0  # spent inside decoders, overlaps the rest
+    decode_cpu_s: float = 0.0  # CPU time of decoders; overlaps the rest
 
     def __add__(self, other: Timings) -> Timings:
         return Timings(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
@@ -80,7 +86,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What went in and what came out. `samples = encoded + rejected`, `clips_planned = clips + clips_rejected`."""
+    """Samples and clips of a shard. `samples = encoded + rejected`, `clips_planned = clips + clips_rejected`."""
 
     samples: int = 0
     encoded: int = 0  # samples with at least one clip written
@@ -88,23 +94,26 @@ class Counts:
     clips_planned: int = 0
     clips: int = 0
     clips_rejected: int = 0
-    frames: int = 0  # pixel frames in written clips
-    damaged: int = 0  # damaged inputs, samples and regions: what the reject budget looks at
-    # Damage of a tar that belongs to no sample (a truncated end, a broken header); part of `damaged`.
-    damaged_regions: int = 0
+    frames: int = 0  # video frames of written clips
+    damaged: int = 0  # damaged samples and regions, for the reject budget
+    damaged_regions: int = (
+        0  # damage of a tar that belongs to no sample (truncated end, broken header); part of `damaged`
+    )
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
     def check(self) -> None:
-        """Raises ValueError if the books do not balance."""
+        """Raises ValueError if one of the two sums is wrong."""
         if self.samples != self.encoded + self.rejected or self.clips_planned != self.clips + self.clips_rejected:
-            raise ValueError(f"counts do not reconcile: {self}")
+            raise ValueError(
+                f"counts do not reconcile: expected samples = encoded + rejected, clips_planned = clips + clips_rejected; got {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The object that says a shard is done and names its files: the only truth readers trust."""
+    """The record that a shard is done. It names the shard's files; files that no receipt names do not count."""
 
     format_version: int
     shard_id: str
@@ -119,20 +128,22 @@ class Receipt:
     stats: ChannelStats | None
     timings: Timings
     notes: dict[str, Any] = field(default_factory=dict)  # device, host-independent environment, reader counters
-    # Options that reject inputs and are not part of the fingerprint, as they were: a later run may have others.
+    # Options that reject inputs and are not part of the fingerprint, with their values in this build.
     limits: dict[str, float] = field(default_factory=dict)
-    # By URI, the BLAKE2b-128 in hex of the object's bytes, where they were read as a whole.
+    # URI -> BLAKE2b-128 in hex of the object's bytes, for objects that were read whole.
     digests: dict[str, str] = field(default_factory=dict)
-    # By URI, the shard of an older version of the object that has the same bytes. Nothing of such a receipt was encoded.
+    # URI -> shard id of an older version of the object with the same bytes. Such a receipt has no rows of its own.
     same_as: dict[str, str] = field(default_factory=dict)
     empty: tuple[str, ...] = ()  # URIs of plain files that gave no clip
-    # What was odd in inputs that were encoded: counters of the reader, encoded samples by kind of row warning, `no_caption`. A retry
-    # counts only samples that no earlier receipt holds.
+    # Counters of the reader, and encoded samples by kind of row warning or `no_caption`. A retry counts only samples that no earlier
+    # receipt counts.
     warnings: dict[str, int] = field(default_factory=dict)
-    recovered: tuple[tuple[str, str], ...] = ()  # of a retry: (uri, key) of samples that have clips now and had none
+    recovered: tuple[
+        tuple[str, str], ...
+    ] = ()  # of a retry: (uri, key) of samples that had no clips before and have some now
 
     def added(self) -> Counts:
-        """What this receipt adds to the counts of an output. A retry replaces what an earlier receipt says of the same samples."""
+        """What this receipt adds to the counts of an output. A retry replaces the earlier counts of its samples, so some are negative."""
         counts, retry = self.counts, self.shard.retry
         if retry is None:
             return counts
@@ -157,7 +168,7 @@ class Receipt:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: not a receipt, or of another format version.
+            ValueError: not a receipt, another format version, or a record that fails its check.
         """
         raw = json.loads(data)
         if not isinstance(raw, dict) or raw.get("format_version") not in FORMAT_VERSIONS:

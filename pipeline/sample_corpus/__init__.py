@@ -1,9 +1,9 @@
-"""Small varied corpus of real encoded videos, so that a first run needs nothing from outside.
+"""Small varied corpus of real encoded videos, so that a first run needs no other input.
 
-Takes a folder and a seed; writes WebDataset tars (or plain files) of synthetic scenes in many codecs, sizes and rates, with captions:
-among them a rotated one, a variable-rate one, one too small, one too short, one whose download failed, one that is cut off.
+Takes a folder and a seed; writes WebDataset tars (or plain files) of synthetic scenes in many codecs, sizes and rates, with
+captions. Among them are a rotated video, a variable-rate one, one too small, one too short, a failed download, and a truncated file.
 
-- `scenes`: the moving pictures
+- `scenes`: the moving images
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ import numpy as np
 from pipeline.errors import OutputError
 from pipeline.sample_corpus.scenes import SCENES
 
-# Without macroblock tree: its vector code reads memory it never wrote, and the bytes differ from run to run.
+# Without macroblock tree: its vector code reads uninitialised memory, so bytes would differ between runs.
 X264 = {"preset": "veryfast", "crf": "23", "threads": "1", "x264-params": "mbtree=0"}
 X265 = {"preset": "ultrafast", "crf": "26", "x265-params": "log-level=none:pools=none:frame-threads=1"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b:v": "0"}
 AV1 = {"preset": "12", "crf": "35", "svtav1-params": "lp=1"}
 QUALITY = {"qscale": "5", "flags": "+qscale", "global_quality": "590"}
-UNTAGGED = {"mjpeg", "mpeg4"}  # cannot carry a matrix: BT.601, as players assume
-BT709 = 1  # H.273
-MTIME = 1_700_000_000  # in every tar header: the same seed makes the same bytes
+UNTAGGED = {"mjpeg", "mpeg4"}  # cannot store a colour matrix; players assume BT.601
+BT709 = 1  # code in H.273
+MTIME = 1_700_000_000  # in every tar header, so that the same seed gives the same bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One video: what it shows and how it is encoded. `height` and `width` are stored pixels, before rotation."""
+    """One video: scene and encoding. `height` and `width` are stored pixels, before rotation."""
 
     scene: str
     caption: str
@@ -82,7 +82,7 @@ RECIPES = (
 
 @dataclass(frozen=True, slots=True)
 class SampleSummary:
-    """What was made: `files` relative to `folder`, samples in all, those with a video, those whose video is damaged."""
+    """Result of `make_samples`: `files` relative to `folder`, number of samples, of videos, and of damaged videos."""
 
     folder: str
     files: tuple[str, ...]
@@ -106,10 +106,9 @@ class SampleSummary:
 def make_samples(
     folder: str, *, seed: int = 0, shards: int = 2, layout: Literal["tar", "files"] = "tar"
 ) -> SampleSummary:
-    """Writes the corpus into `folder`: tars `000000.tar` … or, with `layout="files"`, one video per file with a caption
-    beside it.
+    """Writes the corpus into `folder`: tars `000000.tar` …, or with `layout="files"` one video per file with its caption beside it.
 
-    The same seed gives the same bytes with the same version of libav. Takes some ten seconds.
+    The same seed gives the same bytes with the same version of libav. Takes about ten seconds.
 
     Raises:
         OutputError: `folder` cannot be written.
@@ -183,9 +182,9 @@ def _write_files(target: Path, samples: Iterator[dict[str, Any]]) -> list[str]:
 
 
 def encode_recipe(recipe: Recipe, seed: int) -> bytes:
-    """The encoded file. Bit-exact muxing leaves out dates and random identifiers."""
+    """Encodes a video to bytes. Bit-exact muxing leaves out dates and random identifiers."""
     if recipe.codec == "libsvtav1":
-        os.environ.setdefault("SVT_LOG", "1")  # errors only; the library has no other switch
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; the library has no other option
     buffer = io.BytesIO()
     container = {"mkv": "matroska"}.get(recipe.ext, recipe.ext)
     with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as output:
@@ -199,7 +198,7 @@ def encode_recipe(recipe: Recipe, seed: int) -> bytes:
             stream.codec_context.color_range = 2 if recipe.pix_fmt.startswith("yuvj") else 1
         if recipe.rotation:
             stream.set_display_rotation(recipe.rotation)
-        for number, rgb_HW3 in enumerate(_pictures(recipe, seed)):
+        for number, rgb_HW3 in enumerate(_images(recipe, seed)):
             frame = _frame(recipe, rgb_HW3)
             frame.pts = _uneven_ms(number, recipe.fps) if recipe.variable_rate else number
             frame.time_base = time_base
@@ -208,7 +207,7 @@ def encode_recipe(recipe: Recipe, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
+def _images(recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
     scene: Callable[[np.random.Generator, int, int], Callable[[float], np.ndarray]] = SCENES[recipe.scene]
     draw = scene(np.random.default_rng(seed), recipe.height, recipe.width)
     for number in range(round(recipe.seconds * recipe.fps)):
@@ -223,5 +222,5 @@ def _frame(recipe: Recipe, rgb_HW3: np.ndarray) -> Any:
 
 
 def _uneven_ms(number: int, fps: int) -> int:
-    # Every fifth frame comes late, and a pause of a quarter second every twenty.
+    # Every fifth frame is late, and every twenty frames there is a pause of a quarter second.
     return round(number * 1000 / fps) + (15 if number % 5 == 4 else 0) + 250 * (number // 20)

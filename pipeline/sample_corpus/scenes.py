@@ -1,6 +1,6 @@
-"""Synthetic moving pictures for the sample corpus: gradients, solids, textures, edges.
+"""Synthetic moving images for the sample corpus.
 
-Enters: a random generator, height, width. Leaves: a function from seconds to an RGB picture, uint8 `H x W x 3`.
+A scene maps a random generator, height and width to a function from seconds to an RGB image, uint8 `H W 3`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` colours apart in hue, float32 `count x 3` in [0, 255]."""
+    """`count` colours of different hues, float32 `count x 3` in [0, 255]."""
     hue = (rng.random() + np.arange(count) / count)[:, None] + np.array([0, 1 / 3, 2 / 3])
     return (128 + 110 * np.cos(2 * np.pi * hue)).astype(np.float32)
 
@@ -34,12 +34,12 @@ def _blend(mask_HW: np.ndarray, over: np.ndarray, under: np.ndarray) -> np.ndarr
     return under + mask_HW[..., None] * (over - under)
 
 
-def _picture(rgb_HW3: np.ndarray) -> np.ndarray:
+def _to_uint8(rgb_HW3: np.ndarray) -> np.ndarray:
     return np.clip(rgb_HW3, 0, 255).astype(np.uint8)
 
 
 def plasma(rng: np.random.Generator, height: int, width: int) -> Draw:
-    """Interfering waves, all gradients."""
+    """Interfering waves: only gradients."""
     y, x = _grid(height, width)
     colours = _palette(rng, 2)
     angles = rng.uniform(0, 2 * np.pi, 3)
@@ -47,13 +47,13 @@ def plasma(rng: np.random.Generator, height: int, width: int) -> Draw:
 
     def draw(seconds: float) -> np.ndarray:
         total = sum(np.sin(wave + seconds * (1.5 + n)) for n, wave in enumerate(waves))
-        return _picture(_blend(0.5 + total / 6, colours[0], colours[1]))
+        return _to_uint8(_blend(0.5 + total / 6, colours[0], colours[1]))
 
     return draw
 
 
 def discs(rng: np.random.Generator, height: int, width: int) -> Draw:
-    """Shaded balls that bounce before a gradient: fast motion and occlusion."""
+    """Shaded balls bouncing in front of a gradient: fast motion and occlusion."""
     y, x = _grid(height, width)
     colours = _palette(rng, 4)
     backdrop = _blend(np.clip(0.2 + y, 0, 1), colours[3] * 0.4, colours[3])
@@ -65,20 +65,20 @@ def discs(rng: np.random.Generator, height: int, width: int) -> Draw:
         rgb = backdrop.copy()
         for n in range(3):
             radius = 0.09 + 0.03 * n
-            at = np.abs((speed[n] * seconds + phase[n]) % 2 - 1) * (high, wide)  # there and back
-            top, left = (int(max(0, (place - radius) * longer)) for place in at)
+            position = np.abs((speed[n] * seconds + phase[n]) % 2 - 1) * (high, wide)  # back and forth
+            top, left = (int(max(0, (coordinate - radius) * longer)) for coordinate in position)
             box = slice(top, top + int(2 * radius * longer) + 2), slice(left, left + int(2 * radius * longer) + 2)
-            down, across = y[box] - np.float32(at[0]), x[box] - np.float32(at[1])
+            down, across = y[box] - np.float32(position[0]), x[box] - np.float32(position[1])
             light = np.clip(1.25 - np.hypot(down + 0.03, across + 0.03) / (radius + 0.03), 0.2, 1.2)
             edge = np.clip((1 - np.hypot(down, across) / radius) * 24, 0, 1)
             rgb[box] = _blend(edge, light[..., None] * colours[n], rgb[box])
-        return _picture(rgb)
+        return _to_uint8(rgb)
 
     return draw
 
 
 def rings(rng: np.random.Generator, height: int, width: int) -> Draw:
-    """Rings that run outward from a wandering point: fine detail of rising frequency."""
+    """Rings moving outward from a wandering point: fine detail of rising frequency."""
     y, x = _grid(height, width)
     colours = _palette(rng, 2)
     centre = rng.uniform(0.25, 0.45, 2)
@@ -86,7 +86,7 @@ def rings(rng: np.random.Generator, height: int, width: int) -> Draw:
     def draw(seconds: float) -> np.ndarray:
         distance = np.hypot(y - centre[0] - 0.05 * np.sin(seconds), x - centre[1] - 0.05 * np.cos(seconds))
         wave = 0.5 + 0.5 * np.sin(60 * distance - 5 * seconds) * np.exp(-2 * distance)
-        return _picture(_blend(wave, colours[0], colours[1]))
+        return _to_uint8(_blend(wave, colours[0], colours[1]))
 
     return draw
 
@@ -103,13 +103,13 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> Draw:
             shift = round(seconds * (20 + 30 * n))
             mask = np.clip(np.roll(layer, shift, axis=1) * 2.2 - 0.9, 0, 0.85)
             rgb = _blend(mask, _colour(250, 246, 240) - 30 * n, rgb)
-        return _picture(rgb)
+        return _to_uint8(rgb)
 
     return draw
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, octaves: int) -> np.ndarray:
-    """Smooth noise in [0, 1] that repeats in both directions, float32 `HW`."""
+    """Smooth periodic noise in [0, 1], float32 `HW`."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = 3 * 2**octave
@@ -127,7 +127,7 @@ def _interpolate(lattice: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def checker(rng: np.random.Generator, height: int, width: int) -> Draw:
-    """A turning, breathing checkerboard: hard edges."""
+    """Rotating and pulsating checkerboard: hard edges."""
     y, x = _grid(height, width)
     colours = _palette(rng, 2)
     turn = rng.uniform(0.15, 0.4)
@@ -137,7 +137,7 @@ def checker(rng: np.random.Generator, height: int, width: int) -> Draw:
         u = scale * ((x - 0.4) * np.cos(angle) + (y - 0.3) * np.sin(angle))
         v = scale * ((y - 0.3) * np.cos(angle) - (x - 0.4) * np.sin(angle))
         board = 0.5 + 0.5 * np.tanh(9 * np.sin(u) * np.sin(v))
-        return _picture(_blend(board, colours[0], colours[1] * (0.6 + 0.4 * y[..., None])))
+        return _to_uint8(_blend(board, colours[0], colours[1] * (0.6 + 0.4 * y[..., None])))
 
     return draw
 

@@ -1,8 +1,8 @@
 """All access to files and object stores: one interface for a local folder and for `s3://bucket/prefix`.
 
-Takes a root URI and the job's storage section, gives a `Store` (keys relative to the root, bytes, ordered read streams) and errors of
-`pipeline.errors`, never those of a client library. Stores pickle; what they hold open is made again in the process that uses it.
-boto3 is imported when the first `s3://` root is opened.
+`open_store` takes a root URI and the job's storage section and returns a `Store`. Keys are relative to the root. Errors are those of
+`pipeline.errors`, never of a client library. Stores can be pickled: connections are opened again in the process that uses them. boto3 is
+imported with the first `s3://` root.
 
 - `local`, `local_listing`, `local_errors`: a folder
 - `s3`, `connection`, `patience`, `refusals`: S3 and servers with its API; clients; retries; what a failed request means
@@ -46,10 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as the store sees it now.
-
-    `etag` has no quotes; a local file's is `mtime_ns-size`. `modified` is seconds since 1970, UTC.
-    """
+    """An object as the store lists it now. `etag` has no quotes, a local file's is `mtime_ns-size`; `modified` is in seconds since 1970."""
 
     key: str
     size: int
@@ -59,7 +56,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Unlisted:
-    """An entry of a local folder that is not an object: a link that leads to nothing, a fifo, a folder that may not be read."""
+    """An entry of a local folder that is not an object: a broken link, a fifo, a folder that may not be read."""
 
     key: str
     what: str  # link | fifo | socket | device | folder | file
@@ -74,7 +71,7 @@ class ReadStream(Protocol):
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that have arrived from the store, read-ahead included. It grows as long as the store delivers."""
+        """Bytes received from the store, read-ahead included."""
         ...
 
     def read(self, n: int = -1) -> bytes:
@@ -91,7 +88,7 @@ class ReadStream(Protocol):
         ...
 
     def close(self) -> None:
-        """Stops read-ahead and lets go of connections. A `read` that waits in another thread ends with ValueError."""
+        """Stops read-ahead and releases connections. A `read` that waits in another thread ends with ValueError."""
         ...
 
     def __enter__(self) -> ReadStream: ...
@@ -102,30 +99,30 @@ class ReadStream(Protocol):
 
 
 class Store(ABC):
-    """Objects under a root. Keys are relative, `/`-separated, and data: one that would leave the root is a ValueError.
+    """Objects under a root. Keys are relative and `/`-separated; a key that would leave the root is a ValueError.
 
-    Objects are created and deleted under the plain names that `check_key` takes. Those of other writers are read under whatever name they
-    have: a local file by any path below the root, an object of a whole bucket by any key.
+    Objects are created and deleted under keys that pass `check_key`. Objects of other writers can be read under other names: a local file
+    by any path below the root, an object of a whole bucket by any key.
 
-    Every method raises `StorageUnavailable` for what may pass (on S3 after `patience_s` of retries), `AccessError` for what a person
-    must fix, `NotFound` for a missing object.
+    Every method raises `StorageUnavailable` for temporary failures (on S3 after `patience_s` of retries), `AccessError` for failures that
+    a person must fix, `NotFound` for a missing object.
     """
 
     root: str
 
     @abstractmethod
     def uri(self, key: str) -> str:
-        """Where `key` lives: an absolute path, or `s3://bucket/key`."""
+        """URI of `key`: an absolute path, or `s3://bucket/key`."""
 
     @abstractmethod
     def list(
         self, prefix: str = "", *, recursive: bool = True, unlisted: Callable[[Unlisted], None] | None = None
     ) -> Iterator[ObjectInfo]:
-        """Objects whose key starts with `prefix`, in key order, streamed.
+        """Streams the objects whose key starts with `prefix`, in key order.
 
-        Without `recursive` only those without a further `/`. A root or prefix that does not exist is empty. Keys come as
-        they are stored, odd ones too. With `unlisted`, entries of a local folder that are not files are told, and one that may not be read
-        costs only itself; without it, that is an AccessError.
+        Without `recursive` only those without a further `/`. A root or prefix that does not exist is empty. Keys are returned as stored,
+        even if they fail `check_key`. `unlisted` is called for entries of a local folder that are not files or may not be read; without
+        it, one that may not be read is an AccessError.
         """
 
     @abstractmethod
@@ -146,35 +143,34 @@ class Store(ABC):
 
     @abstractmethod
     def open_stream(self, key: str, *, size: int, etag: str) -> ReadStream:
-        """Ordered stream over the object as it was listed, read ahead within the bounds of the configuration."""
+        """Ordered stream over the object as it was listed, with read-ahead within the configured limits."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Creates or replaces an object at once; nobody sees a part of it."""
+        """Creates or replaces an object atomically; readers never see a part of it."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Creates the object; False if there is one with other bytes, True also where our own bytes are there already.
+        """Creates the object. Returns False if there is one with other bytes, True if it holds `data` now.
 
-        On a store where `conditional_writes()` is False this promises nothing.
+        Without `conditional_writes()` this guarantees nothing.
         """
 
     @abstractmethod
     def upload(
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
     ) -> ObjectInfo:
-        """Copies a local file in, large ones in parts; a failure leaves nothing. Returns what the store then holds.
+        """Copies a local file into the store, large ones in parts; a failure leaves no object. Returns the stored object.
 
-        `progress` is called with the number of bytes sent since its last call, possibly from other threads. Bytes that are sent again count
-        again.
+        `progress` is called with the bytes sent since its last call, possibly from other threads. Bytes that are sent again count again.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Removes the object; a missing one is fine."""
+        """Removes the object, if it exists."""
 
     def exists(self, key: str) -> bool:
-        """Whether `stat` finds it."""
+        """Whether there is such an object."""
         try:
             self.stat(key)
         except NotFound:
@@ -182,15 +178,14 @@ class Store(ABC):
         return True
 
     def described(self, key: str) -> Unlisted | None:
-        """What is under a name that `stat` does not find and that is not a folder; None if nothing is."""
+        """The entry with a name that `stat` does not find and that is not a folder; None if there is none."""
         return None
 
     @abstractmethod
     def conditional_writes(self) -> bool:
-        """Whether a second create-only put is refused: tried once with a scratch key, then remembered.
+        """Whether the store refuses a second create-only put. Tried once with a scratch key, then cached.
 
-        True says the store knows the condition, not that it settles races atomically (OpenStack Swift does not): read
-        back what you wrote.
+        True does not mean that the store settles races atomically (OpenStack Swift does not): read back what you wrote.
         """
 
     @abstractmethod
@@ -198,30 +193,30 @@ class Store(ABC):
         """Writes and removes a scratch object.
 
         Raises:
-            OutputError: a local folder that cannot be made or written.
-            AccessError: the bucket refuses.
+            OutputError: a local folder that cannot be created or written.
+            AccessError: the bucket denies it.
         """
 
     @abstractmethod
     def probe(self) -> None:
-        """Asks once, with short timeouts and no retries, whether the store answers. For waiting out an outage.
+        """Sends one request with short timeouts and no retries, to find the end of an outage.
 
         Raises:
-            StorageUnavailable: nothing answers, or the store throttles or fails.
-            AccessError: it refuses.
+            StorageUnavailable: no answer, or the store throttles or fails.
+            AccessError: the store denies access.
         """
 
     @abstractmethod
     def preflight(self) -> None:
-        """Says within seconds whether the root can be reached and listed, instead of after all retries.
+        """Checks within seconds, without all retries, that the root can be reached and listed.
 
         Raises:
-            AccessError: unreachable, unknown bucket, refused credentials; names what to check.
+            AccessError: unreachable, unknown bucket, refused credentials; the message names what to check.
         """
 
 
 def check_key(key: str) -> str:
-    """`key` itself if it stays under a root.
+    """Returns `key` if Lathe may create an object of that name.
 
     Raises:
         ValueError: empty, absolute, with a `..` or `.` part, a backslash or a NUL.
@@ -232,7 +227,7 @@ def check_key(key: str) -> str:
 
 
 def check_place(key: str) -> str:
-    """`key` itself if it is a path below a root, whatever characters it has (a backslash is one of them).
+    """Returns `key` if it is a path below a root; unlike `check_key` it allows a backslash.
 
     Raises:
         ValueError: empty, absolute, with a `..` or `.` part or a NUL.
@@ -243,7 +238,7 @@ def check_place(key: str) -> str:
 
 
 def open_store(root_uri: str, config: StorageConfig) -> Store:
-    """The store behind a root: `s3://bucket[/prefix]`, `file:///path` or a path. Opens nothing yet.
+    """The store of a root: `s3://bucket[/prefix]`, `file:///path` or a path. Sends no request.
 
     Raises:
         InputError: another scheme, or no bucket.
@@ -268,7 +263,7 @@ def locate(uri: str) -> tuple[str, str]:
 
 
 def stat_uri(uri: str, config: StorageConfig) -> ObjectInfo:
-    """`Store.stat` for a whole URI; the key in the answer is relative to `locate(uri)`'s root."""
+    """`Store.stat` for a whole URI; the key of the result is relative to the root of `locate(uri)`."""
     root, key = locate(uri)
     return open_store(root, config).stat(key)
 
@@ -280,7 +275,7 @@ def read_uri(uri: str, config: StorageConfig) -> bytes:
 
 
 def open_source(source: SourceObject, config: StorageConfig) -> ReadStream:
-    """Ordered stream over an object of the corpus, pinned to the size and etag it was listed with."""
+    """Ordered stream over an object of the corpus; an error if its size or etag is not the listed one."""
     root, key = locate(source.uri)
     return open_store(root, config).open_stream(key, size=source.size, etag=source.etag)
 

@@ -1,7 +1,6 @@
-"""Model checkpoints that live in object storage.
+"""Local cache of model checkpoints in object storage, by URI and ETag: a replaced checkpoint is another file.
 
-Enters: `s3://bucket/key`. Leaves: the path of a local copy, kept in a cache folder under its ETag: a replaced checkpoint is another file.
-The folder is `LATHE_CACHE`, else the platform's place for caches.
+The folder is `LATHE_CACHE`, else the platform's cache folder.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ BLOCK_BYTES = 8 * 1024 * 1024
 
 
 def fetch(uri: str, config: StorageConfig | None = None) -> str:
-    """Path of a local file with the bytes that `uri` holds now. Asks the store each time, downloads once.
+    """Path of a local copy of the current object at `uri`. Each call asks the store for its ETag; the object is downloaded once.
 
-    Processes that want the same checkpoint at once wait for the first of them; a download that was killed leaves no half file.
+    Processes that need the same checkpoint at the same time wait for the first of them; a killed download leaves no partial file.
 
     Raises:
-        CheckpointError: no such object.
-        AccessError: bucket, credentials or endpoint refuse.
+        CheckpointError: no such object, or the cache folder cannot be written.
+        AccessError: the bucket, the credentials or the endpoint are refused.
         StorageUnavailable: the store failed after all tries.
     """
     config = config or StorageConfig()
@@ -81,7 +80,7 @@ def _download(source: SourceObject, path: Path, config: StorageConfig) -> None:
 
 @contextmanager
 def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Holds the lock file; the system lets go of it when the process dies."""
+    """Holds the lock file; the system releases it if the process dies."""
     with open(lock, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
 """boto3 clients, one per process and configuration, with Lathe's own retries.
 
-botocore's retry modes end after seconds and share a quota among all threads of a client: after about a hundred retries nothing is retried
-until something succeeds. Here botocore tries once, and a handler of its `needs-retry` event decides and waits: it sees every request of the
-client, those of paginators and of s3transfer's threads included. Credentials stay in boto3's own chain and appear in no message.
+botocore's retry modes end after seconds and share a quota among all threads of a client: after about a hundred retries it retries nothing
+until a request succeeds. Here botocore tries once, and a handler of its `needs-retry` event decides and waits. It handles every request of
+the client, including those of paginators and of s3transfer's threads. Credentials come from boto3's own chain and appear in no message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import botocore.exceptions as refusals
 from botocore.config import Config
 
 from pipeline.storage.patience import Patience, is_reached, mark_reached
-from pipeline.storage.refusals import is_busy, kind, say_answer
+from pipeline.storage.refusals import answer_text, is_busy, kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 POOL_CONNECTIONS = 32  # streams of two shards, eight threads each, and uploads beside them
 QUICK_S = 4.0  # timeouts of a preflight or probe
-FIRST_CONTACT_S = 10.0  # how long an endpoint that never answered is tried: a wrong address should be told soon
-CLEANUP_S = 10.0  # how long the parts of a failed upload are tried to be removed; its error waits for that
+FIRST_CONTACT_S = 10.0  # retries of an endpoint that never answered: a wrong address should be reported soon
+CLEANUP_S = 10.0  # retries of removing the parts of a failed upload; its error waits for that
 PATIENCE = "lathe-patience"  # key in botocore's request context
 
 
@@ -45,7 +45,7 @@ class Connection:
             "read_timeout": min(QUICK_S, config.read_timeout_s) if quick else config.read_timeout_s,
             "max_pool_connections": POOL_CONNECTIONS,
         }
-        # The endpoint may come from the job, AWS_ENDPOINT_URL or a profile: boto3 knows, so it is asked.
+        # The endpoint may be set by the job, AWS_ENDPOINT_URL or a profile; boto3 resolves it.
         self._session = boto3.session.Session()
         self.client = self._session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
         if not re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(self.client.meta.endpoint_url).hostname or ""):
@@ -53,28 +53,28 @@ class Connection:
             settings["request_checksum_calculation"] = settings["response_checksum_validation"] = "when_required"
             self.client = self._session.client("s3", endpoint_url=config.endpoint_url, config=Config(**settings))
         self.client.meta.events.register("before-call.s3", self._begin)
-        # First: botocore's own handler sits on the same event and would decide before.
+        # First, else botocore's own handler of the same event would decide.
         self.client.meta.events.register_first("needs-retry.s3", self._decide)
 
     @property
     def host(self) -> str:
-        """Host and port of the endpoint; a URL may hold a password, this does not."""
+        """Host and port of the endpoint, without the password that a URL may hold."""
         return urlsplit(self.client.meta.endpoint_url).netloc.rpartition("@")[2]
 
     @property
     def reached(self) -> bool:
-        """Whether the endpoint has ever answered: before, a refused connection is a wrong address, after, an outage."""
+        """Whether the endpoint has ever answered: a refused connection is a wrong address before, an outage after."""
         return is_reached(self._config)
 
     @property
     def renewable(self) -> bool:
-        """Whether a new client may find other credentials than this one holds."""
+        """Whether a new client may get other credentials than this one has."""
         credentials = self._session.get_credentials()
         return credentials is not None and credentials.method not in {"env", "explicit"}
 
     @contextmanager
     def using(self, patience: Patience) -> Iterator[Any]:
-        """The client. Requests of this thread share `patience`; requests of other threads get one each."""
+        """The client. Requests of this thread share `patience`; requests of other threads get their own."""
         self._using.patience = patience
         try:
             yield self.client
@@ -82,7 +82,7 @@ class Connection:
             self._using.patience = None
 
     def _begin(self, context: dict[str, Any], **_: object) -> None:
-        """Event `before-call`, once per request: patience counts from here."""
+        """Event `before-call`, once per request: the time for retries starts here."""
         context[PATIENCE] = getattr(self._using, "patience", None) or patience_of(self._config)
 
     def _decide(
@@ -93,15 +93,15 @@ class Connection:
         request_dict: dict[str, Any],
         **_: object,
     ) -> int | None:
-        """Event `needs-retry`, after every try: 0 sends the request again, None leaves the outcome as it is."""
+        """Event `needs-retry`, after every try: 0 sends the request again, None keeps the outcome."""
         patience: Patience = request_dict["context"][PATIENCE]
         cleanup = CLEANUP_S if operation.name == "AbortMultipartUpload" else None
         if response is not None:
             mark_reached(self._config)
-            # A lost upload must be begun anew, which the caller does.
+            # A lost upload must be started again, which the caller does.
             if not is_busy(response[1]) or response[1].get("Error", {}).get("Code") == "NoSuchUpload":
                 return None
-            patience.again(say_answer(response[1]), within_s=cleanup)
+            patience.again(answer_text(response[1]), within_s=cleanup)
             return 0
         if not isinstance(caught_exception, (refusals.ConnectionError, refusals.HTTPClientError)):
             return None
@@ -120,12 +120,12 @@ _connecting = threading.Lock()
 
 
 def patience_of(config: StorageConfig, cancelled: threading.Event | None = None) -> Patience:
-    """The patience of one request or download."""
+    """Retries of one request or download."""
     return Patience(config.patience_s, config.max_attempts, cancelled)
 
 
 def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
-    """One client per process and configuration: clients are safe to share among threads, not to fork or pickle."""
+    """The client of this process for a configuration. Clients may be shared among threads, but not forked or pickled."""
     key = (
         os.getpid(),
         quick,
@@ -142,7 +142,7 @@ def connect(config: StorageConfig, *, quick: bool = False) -> Connection:
 
 
 def forget(connection: Connection) -> None:
-    """Drops a client from the shared ones: the next `connect` makes another, which reads the credentials anew."""
+    """Removes a shared client: the next `connect` creates another one, which reads the credentials again."""
     with _connecting:
         for key, known in list(_connections.items()):
             if known is connection:

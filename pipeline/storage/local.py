@@ -1,7 +1,7 @@
-"""`Store` on a local folder.
+"""`Store` of a local folder.
 
-New objects are written beside their place under a hidden name, flushed to disk, then renamed (or linked, where the name must be free).
-Hidden leftovers of killed writers are never listed.
+New objects are written under a hidden name in their folder, flushed to disk, then renamed (or linked, if the name must be free). Hidden
+files of killed writers are never listed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 1024 * 1024
 UPLOAD_BYTES = 8 * 1024 * 1024
-# What link(2) answers on file systems without hard links (FAT, some FUSE and network mounts).
+# Errors of link(2) on file systems without hard links (FAT, some FUSE and network mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 CREATE_TRIES = 100  # for a name that is taken when it is linked and free when it is read
 
 
 class LocalStore(Store):
-    """Objects are files under `root`. A root that does not exist is an empty store until something is written."""
+    """Files under `root`. A root that does not exist is an empty store until an object is written."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
@@ -45,7 +45,7 @@ class LocalStore(Store):
     def list(
         self, prefix: str = "", *, recursive: bool = True, unlisted: Callable[[Unlisted], None] | None = None
     ) -> Iterator[ObjectInfo]:
-        """Files in key order. Links are followed, save to a folder above; those that lead to nothing or to themselves are not listed."""
+        """Files in key order. Links are followed, except to a folder above; broken links are not listed."""
         folder = prefix.rpartition("/")[0]
         if folder:
             check_place(folder)
@@ -75,7 +75,7 @@ class LocalStore(Store):
             return os.pread(file.fileno(), length, start)
 
     def open_stream(self, key: str, *, size: int, etag: str) -> LocalStream:
-        """The file itself, with the kernel told to read ahead."""
+        """The file, with read-ahead by the kernel."""
         return LocalStream(self.uri(key), size, etag)
 
     def write(self, key: str, data: bytes) -> None:
@@ -89,7 +89,7 @@ class LocalStore(Store):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Links a finished file to its name, which fails if the name is taken: atomic, also between machines on NFS.
 
-        Without hard links, a kill at the wrong moment leaves an empty object; see `_claim_and_replace`.
+        Without hard links, a kill at the wrong moment leaves an empty file; see `_claim_and_replace`.
         """
         path = self.uri(check_key(key))
         with self._scratch(path) as scratch:
@@ -111,7 +111,7 @@ class LocalStore(Store):
     def upload(
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
     ) -> ObjectInfo:
-        """Copies beside the place, flushes, renames."""
+        """Copies to a hidden name, flushes, renames."""
         path = self.uri(check_key(key))
         with self._scratch(path) as scratch:
             with open(local_path, "rb") as source, open(scratch, "xb") as file:
@@ -126,22 +126,22 @@ class LocalStore(Store):
         return self.stat(key)
 
     def delete(self, key: str) -> None:
-        """Removes the file; a missing one is fine. Folders stay."""
+        """Removes the file, if it exists. Folders stay."""
         path = self.uri(check_key(key))
         with translated(path), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
 
     def described(self, key: str) -> Unlisted | None:
-        """A link that leads to nothing or to itself, a fifo, a socket, a device, a file that may not be looked at."""
+        """A broken link, a fifo, a socket, a device, or a file whose status cannot be read."""
         found = described(self.uri(key))
         return None if found is None else Unlisted(key, *found)
 
     def conditional_writes(self) -> bool:
-        """Always: `link` and `O_EXCL` are the file system's own."""
+        """Always True: the file system has `link` and `O_EXCL`."""
         return True
 
     def check_writable(self) -> None:
-        """Writes and removes a scratch file, making the folder if need be."""
+        """Writes and removes a scratch file; creates the folder if there is none."""
         probe = os.path.join(self.root, "probe")
         with self._scratch(probe) as scratch:
             _write_flushed(scratch, b"lathe")
@@ -152,7 +152,7 @@ class LocalStore(Store):
             os.scandir(self.root).close()
 
     def probe(self) -> None:
-        """Asks the mount of the root, or of the nearest folder above that exists, for the folder's status."""
+        """Reads the status of the root, or of the nearest folder above it that exists."""
         folder = self.root
         with translated(self.root):
             while True:
@@ -164,7 +164,7 @@ class LocalStore(Store):
 
     @contextmanager
     def _scratch(self, path: str) -> Iterator[str]:
-        """A free hidden name in the folder of `path`, gone afterwards."""
+        """A free hidden name in the folder of `path`; a file of that name is removed afterwards."""
         folder = os.path.dirname(path)
         scratch = os.path.join(folder, f"{SCRATCH}{uuid.uuid4().hex}")
         with translated(path, writing=True):
@@ -177,7 +177,7 @@ class LocalStore(Store):
 
 
 class LocalStream:
-    """A plain file read in order. Ends with SourceChanged if the file is not, or no longer, the one that was listed."""
+    """Ordered stream over a file. Raises SourceChanged if it is not the one that was listed, at the start or at the end."""
 
     def __init__(self, path: str, size: int, etag: str) -> None:
         self.size = size
@@ -186,8 +186,7 @@ class LocalStream:
         self._etag = etag
         self._position = 0
         with translated(path):
-            # The stream owns the file: it is closed in close().
-            self._file = open(path, "rb", buffering=BUFFER_BYTES)  # noqa: SIM115
+            self._file = open(path, "rb", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by `close`
         try:
             _check_unchanged(self._file.fileno(), path, etag)
             if hasattr(os, "posix_fadvise"):
@@ -211,7 +210,7 @@ class LocalStream:
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that have arrived."""
+        """Bytes read so far."""
         return self._position
 
     def tell(self) -> int:
@@ -248,7 +247,7 @@ def _write_flushed(path: str, data: bytes) -> None:
 
 
 def _name_exclusively(scratch: str, path: str) -> None:
-    """Gives `scratch` the name `path`, whole at once. Raises FileExistsError if the name is taken."""
+    """Gives `scratch` the name `path` atomically. Raises FileExistsError if the name is taken."""
     try:
         os.link(scratch, path)
     except OSError as error:
@@ -258,13 +257,13 @@ def _name_exclusively(scratch: str, path: str) -> None:
 
 
 def _claim_and_replace(scratch: str, path: str) -> None:
-    """Gives `scratch` the name `path` if that is free, where links are not supported.
+    """Gives `scratch` the name `path` if that is free, on file systems without hard links.
 
-    Creating an empty file is the exclusive step, a rename then puts the whole contents in its place. A kill between the two leaves a file
-    of zero bytes, never a part: readers take an empty receipt for none.
+    Creating an empty file claims the name exclusively, then a rename replaces it by the contents. A kill between the two leaves an empty
+    file, never a partial one. Readers ignore empty receipts.
 
     Raises:
-        FileExistsError: the name is taken, or our claim was removed and another process holds it.
+        FileExistsError: the name is taken, or the claim was removed and another process has the name.
     """
     while True:
         claim = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -281,7 +280,7 @@ def _claim_and_replace(scratch: str, path: str) -> None:
 
 
 def _flush_folder(path: str) -> None:
-    """Makes a rename or link survive a power cut."""
+    """Flushes the folder, so that a rename or link survives a power cut."""
     descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Errors of the operating system, as errors of `pipeline.errors`. For files of `LocalStore` and `local_listing`."""
+"""Translation of operating-system errors of local files into errors of `pipeline.errors`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import AccessError, LatheError, NotFound, OutputError, Stor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Failures of a mount that pass: a network file system that lost its server, a disk that is busy.
+# Temporary failures of a mount: a network file system that lost its server, a disk that is busy.
 PASSING = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
@@ -24,10 +24,10 @@ def translated(path: str, *, writing: bool = False) -> Iterator[None]:
     """Turns errors of the operating system into those of `pipeline.errors`.
 
     Raises:
-        NotFound: there is no such file, or its name leads to something else.
-        StorageUnavailable: the error may pass.
-        OutputError: another error, while writing.
-        AccessError: another error, while reading.
+        NotFound: there is no such file, or the name is not that of a file.
+        StorageUnavailable: the failure may be temporary.
+        OutputError: another error while writing.
+        AccessError: another error while reading.
     """
     try:
         yield
@@ -47,7 +47,7 @@ def _explained(error: OSError, path: str, writing: bool) -> LatheError:
             f"{path} cannot be written: {reason}; check the folder's owner, its mount and the free space", uri=path
         )
     if error.errno == errno.ELOOP:
-        return NotFound(f"{path} leads back to itself by symbolic links; name the file that is meant", uri=path)
+        return NotFound(f"{path} leads back to itself by symbolic links; name the file itself", uri=path)
     if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
         return NotFound(f"{path} is not a file: {reason}", uri=path)
     return AccessError(

@@ -1,7 +1,7 @@
-"""Listing of a local folder: files in key order, and what of it is not a file, with the reason.
+"""Listing of a local folder: its files in key order, and entries that are not files, with the reason.
 
-In: a root folder and a key prefix. Out: `ObjectInfo`s. Links are followed, save to a folder above. An entry that cannot be listed costs
-itself where the caller takes `Unlisted` entries (a corpus), and the listing where it does not (an output must be seen whole).
+Links are followed, except to a folder above. An entry that cannot be read is skipped if the caller takes `Unlisted` entries (for a corpus);
+otherwise the listing fails (an output must be listed completely).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.storage.local_errors import translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SCRATCH = ".lathe-tmp-"  # names of files that are being written
-# What a link that leads to nothing answers (also one that leads to itself), and a file that was deleted since it was seen.
+SCRATCH = ".lathe-tmp-"  # begins the names of files that are being written
+# Errors of broken links (also of links to themselves), and of files that were deleted since they were listed.
 DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 REFUSED = DANGLING | {errno.EACCES, errno.EPERM}
 
 
 class Listing:
-    """One listing below `root` of keys that start with `prefix`. `unlisted` is called for each entry that is not listed."""
+    """Listing of the keys below `root` that start with `prefix`. `unlisted` is called for each entry that is not listed."""
 
     def __init__(self, root: str, prefix: str, recursive: bool, unlisted: Callable[[Unlisted], None] | None) -> None:
         self._root = root
@@ -47,29 +47,31 @@ class Listing:
     def _entries(
         self, folder: str, above: tuple[tuple[int, int], ...]
     ) -> Iterator[ObjectInfo | tuple[str, tuple[tuple[int, int], ...]]]:
-        """Files of one folder, and folders in it with what leads to them (device and inode of each), all in key order."""
+        """Files and subfolders of one folder in key order; a subfolder with the (device, inode) of all folders above it."""
         path = os.path.join(self._root, folder) if folder else self._root
         with translated(path):
             try:
                 here = os.stat(path)
-                # A folder sorts as its keys do: "a-b" < "a/b" < "a0".
+                # A folder sorts like its keys: "a-b" < "a/b" < "a0".
                 named = sorted(
                     ((f"{entry.name}/" if self._is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
                     key=_by_name,
                 )
             except (FileNotFoundError, NotADirectoryError):
                 if above:
-                    self._tell(folder, "folder", "deleted while it was listed")
+                    self._report(folder, "folder", "deleted while it was listed")
                 return
             except OSError as error:
                 if not above or self._unlisted is None or error.errno not in REFUSED:
                     raise
-                self._tell(folder, "folder", f"cannot be read: {error.strerror}")
+                self._report(folder, "folder", f"cannot be read: {error.strerror}")
                 return
         if (identity := (here.st_dev, here.st_ino)) in above:
-            self._tell(folder, "folder", "the same as one above it, by a link")
+            self._report(folder, "folder", "the same as one above it, by a link")
             return
-        for name, entry in named:
+        named.reverse()
+        while named:  # an entry keeps what `stat` told it: half a kilobyte each
+            name, entry = named.pop()
             key = f"{folder}/{name}" if folder else name
             if name.endswith("/"):
                 if self._recursive and (key.startswith(self._prefix) or self._prefix.startswith(key)):
@@ -97,19 +99,19 @@ class Listing:
                 if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
                     raise
                 if error.errno not in DANGLING:
-                    self._tell(key, "file", f"cannot be read: {error.strerror}")
+                    self._report(key, "file", f"cannot be read: {error.strerror}")
                     return None
         if self._unlisted is not None:
-            self._tell(key, *(described(entry.path) or ("file", "deleted while it was listed")))
+            self._report(key, *(described(entry.path) or ("file", "deleted while it was listed")))
         return None
 
-    def _tell(self, key: str, what: str, why: str) -> None:
+    def _report(self, key: str, what: str, why: str) -> None:
         if self._unlisted is not None:
             self._unlisted(Unlisted(key, what, why))
 
 
 def described(path: str) -> tuple[str, str] | None:
-    """What is at `path` and not a file or folder, and why it is not read: `("fifo", "not a file")`. None if nothing is there."""
+    """Kind of an entry that is not a file or folder, and why it is not read: `("fifo", "not a file")`. None if there is no entry."""
     try:
         mode = os.lstat(path).st_mode
     except OSError as error:

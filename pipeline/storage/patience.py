@@ -1,11 +1,8 @@
-"""How long a request is retried, and which endpoints are known to work.
-
-`Patience` waits between the tries of one request or download. `mark_reached` records for this process that an endpoint has answered.
-"""
+"""Retries of a request: `Patience` waits between its tries, `mark_reached` records for this process that an endpoint has answered."""
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  # registers its join of worker threads; ours, registered later, runs before it
+import concurrent.futures.thread  # noqa: F401  # registers its join of worker threads; ours is registered later and runs before it
 import random
 import threading
 import time
@@ -17,8 +14,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 15.0
 _reached: set[str | None] = set()
-# Set when the interpreter begins to exit. The worker threads of s3transfer are joined then: without this event an
-# upload to a store that is away would keep a finished process alive for the rest of its patience.
+# Set when the interpreter begins to exit, which joins the worker threads of s3transfer. Without it, an upload to a store that does not
+# answer would keep a finished process alive until its retries end.
 _exiting = threading.Event()
 threading._register_atexit(_exiting.set)  # type: ignore[attr-defined]  # atexit itself runs after the join
 
@@ -26,19 +23,19 @@ threading._register_atexit(_exiting.set)  # type: ignore[attr-defined]  # atexit
 def mark_reached(config: StorageConfig) -> None:
     """Records that the endpoint of `config` has answered, here or in the process that started this one.
 
-    From then on a refused connection or an unknown host is an outage (`StorageUnavailable` after `patience_s`) and not a
-    wrong address (`AccessError` within seconds).
+    From then on a refused connection or an unknown host is an outage (`StorageUnavailable` after `patience_s`), not a wrong address
+    (`AccessError` within seconds).
     """
     _reached.add(config.endpoint_url)
 
 
 def is_reached(config: StorageConfig) -> bool:
-    """Whether the endpoint of `config` is known to work."""
+    """Whether the endpoint of `config` has answered."""
     return config.endpoint_url in _reached
 
 
 class OutOfPatience(Exception):
-    """The tries are used up. Internal to this package: stores turn it into an error of `pipeline.errors`."""
+    """All tries failed. Internal to this package: stores turn it into an error of `pipeline.errors`."""
 
     def __init__(self, what: str, detail: str, tries: int, seconds: float) -> None:
         super().__init__(what)
@@ -65,7 +62,7 @@ class Patience:
         self.progress()
 
     def progress(self) -> None:
-        """Something arrived: time and tries count from here."""
+        """Bytes arrived: time and tries are counted from here."""
         self._began = time.monotonic()
         self._tries = 0
 
@@ -77,7 +74,7 @@ class Patience:
         `within_s` shortens the patience for this failure; `cause` becomes the cause of OutOfPatience.
 
         Raises:
-            OutOfPatience: time or tries are used up, or the process is exiting.
+            OutOfPatience: no time or tries are left, or the process is exiting.
             ValueError: cancelled.
         """
         self._tries += 1
@@ -85,12 +82,12 @@ class Patience:
         left = (self._seconds if within_s is None else min(within_s, self._seconds)) - passed
         if left <= 0 or (self._most is not None and self._tries >= self._most) or _exiting.is_set():
             raise OutOfPatience(what, detail, self._tries, passed) from cause
-        # 2**8 * 0.1 s is past the longest pause. The last pause ends with the patience, so the last try is made then.
+        # 2**8 * 0.1 s exceeds the longest pause. The last pause ends when the time does, so the last try is made then.
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._tries - 1, 8)) * random.uniform(0.5, 1.0)
         self._wait(min(pause, left))
 
     def _wait(self, seconds: float) -> None:
-        """Ends early when cancelled or when the process exits; two events, so one of them is polled."""
+        """Ends early if cancelled or if the process exits; of these two events one is polled."""
         if self._cancelled is None:
             _exiting.wait(seconds)
             return

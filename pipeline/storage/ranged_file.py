@@ -1,7 +1,4 @@
-"""A stored object as a seekable file, read by ranges: for footers and headers, without fetching the rest.
-
-Enters: a store and a key. Leaves: a file object for pyarrow and tarfile. `bytes_read` says what it cost.
-"""
+"""A stored object as a seekable file that is read by ranges: pyarrow and tarfile read footers and headers without fetching the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RangedFile(io.RawIOBase):
-    """Read-only; one request a read."""
+    """Read-only file; one request per read. `bytes_read` counts the bytes fetched."""
 
     def __init__(self, store: Store, key: str, size: int) -> None:
         super().__init__()

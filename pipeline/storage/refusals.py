@@ -1,6 +1,6 @@
-"""What a failed S3 request means. Takes answers and exceptions of botocore, gives errors of `pipeline.errors`.
+"""Translation of failed S3 requests: answers and exceptions of botocore become errors of `pipeline.errors`.
 
-Only codes and statuses of the server are repeated, never its text, which may quote a key id.
+Messages repeat codes and statuses of the server, never its text, which may quote a key id.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from pipeline.storage.connection import Connection
     from pipeline.storage.patience import OutOfPatience
 
-# What can go wrong while a body is received, after the request itself succeeded.
+# Failures while a body is received, after the request itself succeeded.
 BROKEN_BODY = (refusals.HTTPClientError, refusals.IncompleteReadError, StreamError, OSError)
 CLIENT_FAILURES = (refusals.BotoCoreError, StreamError)
 BUSY_STATUSES = {408, 409, 429}
-# Answers that pass, by code: some come with status 400 or 403.
+# Codes of temporary failures; some come with status 400 or 403.
 BUSY_CODES = {
     "BandwidthLimitExceeded", "InternalError", "NoSuchUpload", "OperationAborted", "PriorRequestNotComplete",
     "RequestLimitExceeded", "RequestThrottled", "RequestThrottledException", "RequestTimeout", "RequestTimeoutException",
     "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "TooManyRequests",
     "TooManyRequestsException",
 }  # fmt: skip
-# Refusals of the access key or its signature: every request with it fails, whatever the object.
+# Refusals of the access key or its signature: every request with it fails, for any object.
 CREDENTIAL_CODES = {
     "AccountProblem", "AuthorizationHeaderMalformed", "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "NotSignedUp",
     "RequestTimeTooSkewed", "SignatureDoesNotMatch",
@@ -55,21 +55,21 @@ def _code(answer: dict[str, Any]) -> str:
 
 
 def is_busy(answer: dict[str, Any]) -> bool:
-    """Whether a parsed answer is a failure that may pass when the same request is sent again or begun anew."""
+    """Whether a parsed answer is a temporary failure: the same request may succeed if sent again."""
     status = _status(answer)
     if _code(answer) in BUSY_CODES:
         return True
     return status in BUSY_STATUSES or (status >= 500 and status != 501)
 
 
-def say_answer(answer: dict[str, Any]) -> str:
-    """`answered SlowDown (503)`, or `answered 503` where the answer has no code of its own."""
+def answer_text(answer: dict[str, Any]) -> str:
+    """`answered SlowDown (503)`, or `answered 503` if the answer has no code of its own."""
     code, status = _code(answer), _status(answer)
     return f"answered {status}" if not code or code == str(status) else f"answered {code} ({status})"
 
 
 def kind(error: BaseException) -> str:
-    """Name of the error at the bottom of a chain of wrappers: `ConnectionRefused`, `NameResolution`, `ReadTimeout`."""
+    """Name of the innermost of wrapped errors: `ConnectionRefused`, `NameResolution`, `ReadTimeout`."""
     name = type(error).__name__
     seen: set[int] = set()
     below: BaseException | None = error
@@ -85,58 +85,58 @@ def kind(error: BaseException) -> str:
 def changed(where: str, detail: str) -> SourceChanged:
     """The object under `where` is not the one that was listed."""
     return SourceChanged(
-        f"{where} was replaced while it was read: {detail}; run the build again to take the new one", uri=where
+        f"{where} was replaced while it was read: {detail}; run the build again to encode the new one", uri=where
     )
 
 
 def explain_answer(error: Any, where: str, bucket: str, connection: Connection, *, key: str) -> LatheError:
-    """The server refused. `key` is empty where the request was about the bucket."""
+    """The error for an answer of the server. `key` is empty if the request was about the bucket."""
     status, code = http_status(error), server_code(error) or "unknown"
-    said = f"{where}: the store answered {code} ({status})"
+    answered = f"{where}: the store answered {code} ({status})"
     if code in {"NoSuchBucket", "InvalidBucketName"}:
         return AccessError(
             f"bucket {bucket!r} does not exist ({code}); check its name, the endpoint and the region", uri=where
         )
     if is_busy(error.response):
-        return StorageUnavailable(said, uri=where)
+        return StorageUnavailable(answered, uri=where)
     if status == 404:
         return NotFound(f"{where} does not exist", uri=where)
     if status == 412:
         return changed(where, "its ETag is no longer the one listed")
     if code in EXPIRED_CODES:
-        return _expired(said, where, connection)
+        return _expired(answered, where, connection)
     if status == 401 or code in CREDENTIAL_CODES or (status == 403 and not key):
         return AccessError(
-            f"{said}: bucket {bucket!r} refuses these credentials; check the access key, its rights to list, get and "
+            f"{answered}: bucket {bucket!r} refuses these credentials; check the access key, its rights to list, get and "
             "put, and the clock",
             uri=where,
         )
     if status == 403 or code == "InvalidObjectState" or code.startswith("KMS."):
-        return AccessError(f"{said}{_object_cause(error, code, bucket)}", uri=where)
-    return AccessError(f"{said}; check the endpoint, the region and what the store supports", uri=where)
+        return AccessError(f"{answered}{_object_cause(error, code, bucket)}", uri=where)
+    return AccessError(f"{answered}; check the endpoint, the region and what the store supports", uri=where)
 
 
-def _expired(said: str, where: str, connection: Connection) -> LatheError:
-    """A client signs every retry with the token it holds, so the request is not repeated.
+def _expired(answered: str, where: str, connection: Connection) -> LatheError:
+    """The error for an expired session token. The request is not repeated: a client signs every retry with the same token.
 
-    botocore renews tokens by their expiry time, before the server refuses them; this answer means that renewal outside of it failed
-    or is late (a profile that another program renews, single sign-on, a clock that is off). The connection is dropped and the next
-    one reads the chain anew, so this passes. Tokens from the environment cannot change in a running process: a person must act.
+    botocore renews tokens before they expire. So a renewal outside of it failed or is late (a profile that another program renews, single
+    sign-on, a wrong clock). The connection is dropped and the next one reads the credentials again, so the failure is temporary. Tokens
+    from the environment cannot change in a running process: a person must set new ones.
     """
     if connection.renewable:
         return StorageUnavailable(
-            f"{said}: the session token has expired; renew it (profile, single sign-on or role), it is read anew",
+            f"{answered}: the session token has expired; renew it (profile, single sign-on or role), it is read again",
             uri=where,
         )
     return AccessError(
-        f"{said}: the session token in the environment has expired; set a new AWS_SESSION_TOKEN with its keys and run the "
+        f"{answered}: the session token in the environment has expired; set a new AWS_SESSION_TOKEN with its keys and run the "
         "same command again",
         uri=where,
     )
 
 
 def _object_cause(error: Any, code: str, bucket: str) -> str:
-    """What one refused object needs. The server's text is searched for "kms", not repeated."""
+    """What to do about one refused object. The server's text is searched for "kms", but not repeated."""
     if code == "InvalidObjectState":
         return ": this object is archived (Glacier or Deep Archive); restore it and run again"
     if "kms" in f"{code} {error.response.get('Error', {}).get('Message', '')}".lower():
@@ -152,14 +152,14 @@ def _object_cause(error: Any, code: str, bucket: str) -> str:
 
 
 def explain_setup(error: Exception, where: str) -> AccessError:
-    """No client could be made: an endpoint that is not a URL, a profile that does not exist."""
+    """The error for a client that cannot be created: the endpoint is not a URL, or the profile does not exist."""
     return AccessError(
         f"no S3 client for {where}: {unsecret(error)}; check endpoint_url and the AWS profile", uri=where
     )
 
 
 def explain_given_up(error: OutOfPatience, where: str, connection: Connection, *, outage: bool) -> LatheError:
-    """Every try failed. Unless this is an `outage`, an unreachable endpoint that never answered is a wrong address."""
+    """The error if every try failed. Unless `outage`, an unreachable endpoint that never answered is a wrong address."""
     unreached = isinstance(error.__cause__, refusals.ConnectionError)  # refused, unresolvable, TLS, connect timeout
     if unreached and not (outage or connection.reached):
         return AccessError(
@@ -171,7 +171,7 @@ def explain_given_up(error: OutOfPatience, where: str, connection: Connection, *
 
 
 def explain_failure(error: Exception, where: str, connection: Connection) -> LatheError:
-    """The client failed before or after the request itself, where nothing is retried."""
+    """The error for a failure of the client before or after the request itself, which is not retried."""
     if isinstance(error, (refusals.NoCredentialsError, refusals.PartialCredentialsError)):
         return AccessError(
             f"no credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the "

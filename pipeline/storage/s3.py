@@ -1,7 +1,7 @@
-"""`Store` on S3 and servers with its API.
+"""`Store` of S3 and servers with its API.
 
-Takes `s3://bucket/prefix` and the storage section. Requests are retried by `connection.Connection`. A body that breaks off is
-resumed here at the byte reached, pinned to the ETag, so that a replaced object is noticed and never mixed in.
+`connection.Connection` retries requests. A body that breaks off is resumed here at the byte reached, with the same ETag, so that bytes of a
+replaced object are never mixed in.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
 
 MiB = 1024 * 1024
-# Each block is a sign of life, and a connection that stalls loses at most one: at 20 kB/s one arrives every 3 s. Costs 0.3 s CPU a GB
-# over blocks of 1 MiB (measured on loopback: 2.1 s to 1.8 s).
+# Small, since each block counts as progress, and a connection that stalls loses at most one: at 20 kB/s one arrives every 3 s. Costs 0.3 s
+# CPU per GB more than blocks of 1 MiB (measured on loopback: 2.1 s against 1.8 s).
 BLOCK_BYTES = 64 * 1024
 PROBE = ".lathe-probe-"
-# "auto" would pick the CRT client on some machines, which sends custom endpoints' transfers to AWS itself.
+# "auto" would pick the CRT client on some machines, which sends transfers for custom endpoints to AWS.
 UPLOADS = TransferConfig(
     multipart_threshold=16 * MiB, multipart_chunksize=16 * MiB, max_concurrency=4, preferred_transfer_client="classic"
 )
@@ -69,7 +69,7 @@ class S3Store(Store):
         return f"s3://{self._bucket}/{self._prefix}{self._checked(key)}"
 
     def _checked(self, key: str) -> str:
-        """Any key of a whole bucket, where anybody writes. Below a prefix, which is an output, those that Lathe makes."""
+        """Any key of a whole bucket, which holds objects of other writers. Below a prefix, which is an output, only keys of `check_key`."""
         if self._prefix or not key:
             return check_key(key)
         return key
@@ -99,12 +99,12 @@ class S3Store(Store):
                 head = client.head_object(**self._object(key))
         except AccessError as error:
             if http_status(error.__cause__) == 403:
-                self._ask_why(key)
+                self._raise_reason(key)
             raise
         return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"].timestamp())
 
-    def _ask_why(self, key: str) -> None:
-        """A HEAD is refused without a reason, the answer has no body. A GET of one byte is refused with one."""
+    def _raise_reason(self, key: str) -> None:
+        """Raises the error with its reason: the answer to a refused HEAD has none, that to a GET of one byte has."""
         with self._answers(key) as client:
             client.get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
 
@@ -138,7 +138,7 @@ class S3Store(Store):
             client.put_object(**self._object(key), Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """PUT with `If-None-Match: *`. 412 may answer our own repeated request, so the object is read back."""
+        """PUT with `If-None-Match: *`. A 412 may be the answer to our own repeated request, so the object is read back."""
         check_key(key)
         patience = patience_of(self._config)
         while True:
@@ -156,7 +156,7 @@ class S3Store(Store):
     def upload(
         self, local_path: str | os.PathLike[str], key: str, *, progress: Callable[[int], None] | None = None
     ) -> ObjectInfo:
-        """PUT, or multipart from 16 MiB on; s3transfer aborts what it cannot finish."""
+        """PUT, or multipart from 16 MiB on; s3transfer aborts uploads that it cannot finish."""
         size = os.stat(local_path).st_size
 
         def sent(n: int) -> None:
@@ -167,7 +167,7 @@ class S3Store(Store):
             with open(local_path, "rb") as file, self._answers(key) as client:
                 client.upload_fileobj(file, self._bucket, self._prefix + check_key(key), Config=UPLOADS, Callback=sent)
         except StorageUnavailable as error:
-            # The answer to "complete" may be lost: then the upload is gone because the object is there.
+            # If the answer to "complete" was lost, the upload no longer exists, but the object does.
             if server_code(error.__cause__) != "NoSuchUpload" or not self._holds(key, local_path, size):
                 raise
         stored = self.stat(key)
@@ -176,7 +176,7 @@ class S3Store(Store):
         return stored
 
     def _holds(self, key: str, local_path: str | os.PathLike[str], size: int) -> bool:
-        """Whether the object has the bytes of the file. An older object may have the same size, so the bytes are compared."""
+        """Whether the object has the bytes of the file. Bytes are compared: an older object may have the same size."""
         try:
             info = self.stat(key)
         except NotFound:
@@ -198,7 +198,7 @@ class S3Store(Store):
             return
 
     def conditional_writes(self) -> bool:
-        """Puts a scratch object twice; remembered, also in pickled copies."""
+        """Puts a scratch object twice; the result is cached, also in pickled copies."""
         if self._conditional is None:
             key = f"{PROBE}{uuid.uuid4().hex}"
             self.write(key, b"first")
@@ -241,9 +241,9 @@ class S3Store(Store):
     def _answers(
         self, key: str, *, quick: bool = False, patience: Patience | None = None, outage: bool = False
     ) -> Iterator[Any]:
-        """The client. What it raises inside becomes an error of `pipeline.errors`; `key` is empty for the bucket itself.
+        """The client. Its errors in the block become errors of `pipeline.errors`. `key` is empty for requests about the bucket.
 
-        `outage`: an unreachable endpoint is one, even if it never answered in this process.
+        `outage`: an unreachable endpoint is an outage, even if it never answered in this process.
         """
         where = f"s3://{self._bucket}/{self._prefix}{key}"
         try:
@@ -264,7 +264,7 @@ class S3Store(Store):
 
 
 class _Download:
-    """Bytes `[start, stop)` of one object (`stop` None: to its end). A broken body is resumed at the byte reached.
+    """Download of bytes `[start, stop)` of one object (`stop` None: to its end). A broken body is resumed at the byte reached.
 
     `received` is called with the size of each block that arrives.
     """
@@ -290,10 +290,10 @@ class _Download:
         self.patience = patience_of(store._config, cancelled)
 
     def run(self) -> bytearray:
-        """All of it, shorter only where the object ends.
+        """The bytes; fewer only if the object ends.
 
         Raises:
-            StorageUnavailable: no byte came for `patience_s`, or in `max_attempts` tries.
+            StorageUnavailable: no byte arrived for `patience_s`, or in `max_attempts` tries.
             ValueError: cancelled.
         """
         with self.store._answers(self.key, patience=self.patience) as client:
@@ -310,15 +310,15 @@ class _Download:
         return self.data
 
     def _request(self, client: Any) -> Any:
-        """The body from the byte reached on; None where nothing is left. The first answer fixes `stop` and `etag`."""
+        """The body from the byte reached on; None if no bytes are left. The first answer sets `stop` and `etag`."""
         reached = self.start + len(self.data)
-        ask = self.store._object(self.key)
+        request = self.store._object(self.key)
         if self.etag is not None:
-            ask["IfMatch"] = f'"{self.etag}"'
+            request["IfMatch"] = f'"{self.etag}"'
         if reached or self.stop is not None:
-            ask["Range"] = f"bytes={reached}-{'' if self.stop is None else self.stop - 1}"
+            request["Range"] = f"bytes={reached}-{'' if self.stop is None else self.stop - 1}"
         try:
-            answer = client.get_object(**ask)
+            answer = client.get_object(**request)
         except ClientError as error:
             if http_status(error) == 416:
                 return None
@@ -329,7 +329,7 @@ class _Download:
         return answer["Body"]
 
     def _check_range(self, answer: dict[str, Any], reached: int) -> int:
-        """Size of the object. The answer must start at the byte asked for; some servers call that 200, not 206."""
+        """Size of the object. Checks that the answer starts at the byte requested; some servers send status 200 for that, not 206."""
         given = answer.get("ContentRange")
         if given is None and reached == 0 and (self.stop is None or answer["ContentLength"] <= self.stop):
             return int(answer["ContentLength"])
@@ -345,7 +345,7 @@ class _Download:
         return int(match[2])
 
     def _check_etag(self, answer: dict[str, Any]) -> None:
-        """Some servers ignore If-Match; the ETag of the answer tells."""
+        """Compares the ETag of the answer, since some servers ignore If-Match."""
         found = answer.get("ETag", "").strip('"')
         if self.etag is not None and found and found != self.etag:
             answer["Body"].close()

@@ -1,7 +1,6 @@
-"""Ordered read-ahead: several ranged requests in flight, one stream of bytes out, memory bounded in bytes.
+"""Ordered read-ahead of one object: several ranged requests at a time, within a limit of bytes.
 
-Enters: a function that fetches one range (and survives its own failures), the object's size, the bounds. Leaves: a
-`ReadStream`. The reader draws from finished parts, so a slow consumer never keeps a socket idle until the server drops it.
+Reads are served from finished parts, so a slow consumer never keeps a connection idle until the server drops it.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MOST_THREADS = 8
-LOOK_UP_S = 0.5  # how often a waiting reader looks whether the stream was closed under it
+LOOK_UP_S = 0.5  # interval at which a waiting reader checks whether the stream was closed
 
 
 class FetchRange(Protocol):
-    """What a stream draws from."""
+    """Function that fetches one range of an object, with its own retries."""
 
     def __call__(
         self, start: int, length: int, cancelled: threading.Event, received: Callable[[int], None]
     ) -> bytes | bytearray:
-        """Bytes `[start, start + length)`, complete or an error; gives up with ValueError once `cancelled` is set.
+        """Bytes `[start, start + length)`, all of them. Raises ValueError once `cancelled` is set.
 
         Calls `received` with the size of each block that arrives.
         """
@@ -34,7 +33,7 @@ class FetchRange(Protocol):
 
 
 class RangeStream:
-    """Parts of `part_bytes`, fetched in order by a few threads; `window_bytes` bound what is held or on its way."""
+    """`ReadStream` over parts of `part_bytes`, fetched in order by a few threads; at most `window_bytes` are held or requested."""
 
     def __init__(self, fetch: FetchRange, *, size: int, part_bytes: int, window_bytes: int) -> None:
         self.size = size
@@ -45,8 +44,8 @@ class RangeStream:
         self._part_bytes = part_bytes
         self._most_parts = max(1, window_bytes // part_bytes)
         self._position = 0
-        self._asked = 0  # bytes handed to the fetchers so far
-        self._part = memoryview(b"")  # what is left of the part being read
+        self._asked = 0  # bytes requested so far
+        self._part = memoryview(b"")  # rest of the part being read
         self._coming: deque[Future[bytes | bytearray]] = deque()
         self._cancelled = threading.Event()
         threads = max(1, min(self._most_parts, MOST_THREADS, -(-size // part_bytes)))
@@ -69,7 +68,7 @@ class RangeStream:
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that have arrived from the store, read-ahead included."""
+        """Bytes received from the store, read-ahead included."""
         return self._received_bytes
 
     def tell(self) -> int:
@@ -77,7 +76,7 @@ class RangeStream:
         return self._position
 
     def close(self) -> None:
-        """Stops read-ahead; requests on their way end at their next block of bytes."""
+        """Stops read-ahead; running requests end at their next block of bytes."""
         self._cancelled.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._part = memoryview(b"")
@@ -101,14 +100,14 @@ class RangeStream:
         return data
 
     def _ask(self) -> None:
-        """Keeps as many parts coming as the window has room for."""
+        """Requests parts until the window is full."""
         while len(self._coming) < self._most_parts and self._asked < self.size:
             length = min(self._part_bytes, self.size - self._asked)
             self._coming.append(self._pool.submit(self._fetch, self._asked, length, self._cancelled, self._received))
             self._asked += length
 
     def _next_part(self) -> bytes | bytearray:
-        """The part in hand is used up: room for one more request, then wait for the oldest."""
+        """Requests one more part and waits for the oldest one."""
         if self._cancelled.is_set():
             raise ValueError("read from a closed stream")
         self._part = memoryview(b"")
@@ -117,7 +116,7 @@ class RangeStream:
         try:
             return self._wait(self._coming.popleft())
         except BaseException:
-            self.close()  # the bytes after a lost part must never be taken for the part
+            self.close()  # the bytes behind a lost part must never be returned in its place
             raise
         finally:
             self.wait_s += time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""Where every video of a corpus lies, so that any of them can be had without reading the others.
+"""Index of the videos of a corpus: object, offset and size of each, so that any can be read without the others.
 
-Enters: shards. Leaves: a `CorpusIndex`, made in one pass of the pipeline's own reader and kept as Parquet with the run. It is as good as
-the objects it was made from: when one of them has another size or etag, or there are more or fewer of them, it is made again.
+Made in one pass of the pipeline's reader and stored as Parquet with the run. It is made again if an object's size or etag changed,
+or objects were added or removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 
 
 class Place(NamedTuple):
-    """A video: its sample's key, and which bytes of which object it is."""
+    """Location of a video: its sample's key, and its bytes within an object."""
 
     key: str
     source: SourceObject
@@ -40,17 +40,17 @@ class Place(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the object is the video and nothing else."""
+        """Whether the object contains only the video."""
         return self.start == 0 and self.size == self.source.size
 
     @property
     def name(self) -> str:
-        """What an error message calls it: its URI, with the key inside of a shard."""
+        """Name for error messages: the object's URI, with the key if it is inside a shard."""
         return self.source.uri if self.whole else f"{self.source.uri}/{self.key}"
 
 
 class CorpusIndex:
-    """Places in the order of the corpus. Pickles, in the memory its columns take."""
+    """Locations in the order of the corpus. Pickles; takes the memory of its columns."""
 
     def __init__(self, table: pa.Table) -> None:
         """`table` has the columns of `SCHEMA`."""
@@ -72,13 +72,13 @@ def corpus_index(
     unusable: Unusable,
     notice: Callable[[str], None],
 ) -> CorpusIndex:
-    """The index at `path` if it is one of these shards as they are now, else a new one, put there.
+    """Loads the index at `path` if it fits the shards as they are now; otherwise makes a new one and stores it there.
 
-    Samples without a video, and what the reader rejects, go to `unusable`.
+    Samples without a video, and rejects of the reader, are added to `unusable`.
 
     Raises:
-        InputError: a compressed tar; shards without a single video.
-        StorageUnavailable, SourceChanged: as the reader.
+        InputError: a compressed tar, or shards without any video.
+        StorageUnavailable, SourceChanged: errors of the reader.
     """
     listing = _listing(shards, limits)
     if path.exists():
@@ -86,13 +86,13 @@ def corpus_index(
         table = pq.read_table(path)
         if table.schema.metadata.get(LISTING) == listing:
             return CorpusIndex(table.cast(SCHEMA).replace_schema_metadata(None))
-        notice("the corpus is not the one this run began with: it goes on with the new one")
-    notice(f"reading {len(shards)} shards once, to know where their videos lie")
-    unusable.forget()
+        notice("the corpus has changed since this run started; the run continues with the new one")
+    notice(f"reading {len(shards)} shards once, to index their videos")
+    unusable.clear()
     places = list(_places(shards, storage, limits, unusable))
     if not places:
-        told = ", ".join(f"{reason} ({count})" for reason, count in unusable.tally().items())
-        raise InputError(f"data.inputs: not a single video in {len(shards)} shards{f': {told}' if told else ''}")
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in unusable.counts().items())
+        raise InputError(f"data.inputs: no video in {len(shards)} shards{f': {reasons}' if reasons else ''}")
     rows = [(p.key, p.source.uri, p.source.etag, p.source.size, p.start, p.size) for p in places]
     arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
@@ -103,7 +103,7 @@ def corpus_index(
 
 
 def _listing(shards: Sequence[Shard], limits: DecodeConfig) -> bytes:
-    """What decides about an index, as a hash."""
+    """Hash of everything an index depends on."""
     objects = [[source.uri, source.size, source.etag] for shard in shards for source in shard.objects]
     return stable_hash([objects, limits.max_video_bytes]).encode()
 
@@ -123,7 +123,7 @@ def _places(
 def _place(sample: Sample, source: SourceObject) -> Place:
     if sample.span is None:
         raise InputError(
-            f"{source.uri} holds {sample.key!r} compressed or with holes; training reads videos at random, which needs a plain tar: "
-            "unpack it (gunzip, bunzip2, unxz), the videos inside are compressed already"
+            f"{source.uri} holds {sample.key!r} compressed or sparse; training reads videos in random order, which needs a plain tar: "
+            "unpack it (gunzip, bunzip2, unxz), its videos are compressed already"
         )
     return Place(sample.key, source, *sample.span)

@@ -1,7 +1,6 @@
-"""The bytes of one video at a time, out of shards and folders near and far.
+"""Fetcher of single videos from shards and folders, local or remote: as bytes, or as the path of a local file.
 
-Enters: a `Place`. Leaves: the encoded video as bytes, or the path of a local file. One ranged read per video; those fetched last are kept
-within a budget.
+One ranged read per video; recently fetched videos are cached within a budget.
 """
 
 from __future__ import annotations
@@ -24,44 +23,44 @@ if TYPE_CHECKING:
 
 
 class Fetcher:
-    """Fetches for one process. Pickles without what it holds."""
+    """Fetcher of one process. Pickles without its cache and connections."""
 
     def __init__(self, storage: StorageConfig, cache_bytes: int) -> None:
         self._storage, self._cache_bytes = storage, cache_bytes
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._stores: dict[str, Store] = {}
         self._spool = Spool(self._storage.spool_bytes)
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._kept_bytes = 0
+        self._cache: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, object]:
         return {"_storage": self._storage, "_cache_bytes": self._cache_bytes}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._begin()
+        self._reset()
 
     @contextmanager
     def video(self, place: Place) -> Iterator[bytes | str]:
-        """The encoded video, for as long as the context lasts.
+        """Context with the encoded video.
 
         Raises:
-            SourceChanged: the object is not the one that was listed.
-            StorageUnavailable, NotFound, AccessError: as the store.
+            SourceChanged: the object was replaced since it was listed.
+            StorageUnavailable, NotFound, AccessError: errors of the store.
             DamagedInput: `truncated_shard`, the object ends early.
         """
         if place.whole and not place.source.uri.startswith("s3://"):
             yield self._local(place)
             return
-        if (kept := self._kept.get((place.source.uri, place.start))) is not None:
-            self._kept.move_to_end((place.source.uri, place.start))
-            yield kept
+        if (cached := self._cache.get((place.source.uri, place.start))) is not None:
+            self._cache.move_to_end((place.source.uri, place.start))
+            yield cached
             return
         video = self._spool.hold(self._pieces(place), place.size)
         if isinstance(video, bytes):
-            self._keep(place, video)
+            self._add_to_cache(place, video)
             yield video
             return
         try:
@@ -73,27 +72,27 @@ class Fetcher:
         found = stat_uri(place.source.uri, self._storage)
         if found.etag != place.source.etag:
             raise SourceChanged(
-                f"{place.source.uri} was replaced: listed as {place.source.etag}, now {found.etag}; run again to go on with the new one"
+                f"{place.source.uri} was replaced: listed as {place.source.etag}, now {found.etag}; run again to continue with the new one"
             )
         return os.path.join(*locate(place.source.uri))
 
     def _pieces(self, place: Place) -> Iterator[bytes]:
         root, key = locate(place.source.uri)
         store = self._stores.setdefault(root, open_store(root, self._storage))
-        for at in range(0, place.size, self._storage.part_bytes):
-            length = min(self._storage.part_bytes, place.size - at)
-            data = store.read_range(key, place.start + at, length, etag=place.source.etag)
+        for offset in range(0, place.size, self._storage.part_bytes):
+            length = min(self._storage.part_bytes, place.size - offset)
+            data = store.read_range(key, place.start + offset, length, etag=place.source.etag)
             if len(data) < length:
                 raise DamagedInput(
-                    "truncated_shard", f"bytes {place.start + at} to {place.start + at + length} are not there"
+                    "truncated_shard", f"bytes {place.start + offset} to {place.start + offset + length} are missing"
                 )
             yield data
 
-    def _keep(self, place: Place, video: bytes) -> None:
+    def _add_to_cache(self, place: Place, video: bytes) -> None:
         if len(video) > self._cache_bytes:
             return
-        self._kept[place.source.uri, place.start] = video
-        self._kept_bytes += len(video)
-        while self._kept_bytes > self._cache_bytes:
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= len(dropped)
+        self._cache[place.source.uri, place.start] = video
+        self._cached_bytes += len(video)
+        while self._cached_bytes > self._cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= len(dropped)

@@ -1,7 +1,7 @@
-"""Every knob of a training job. Enters: YAML, flags, `--set`. Leaves: one frozen `TrainJob`, and the recipe it means.
+"""Options of a training job: YAML, flags and `--set` become one frozen `TrainJob` and its recipe.
 
-How clips are decoded and fetched is said in the sections of an encoding job (`decode`, `storage`): one meaning for both. What is learned,
-from how many clips of which size, is the recipe's (`model.training.recipe`).
+Decoding and fetching use the sections of an encoding job (`decode`, `storage`), with the same meaning. What is trained, on how
+many clips of which size, is in the recipe (`model.training.recipe`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def _as_features(value: Any) -> Any:
 
 
 class RandomClipConfig(Section):
-    """How clips are drawn from a video: any moment, any place, scaled within bounds."""
+    """How clips are drawn from a video: at any moment and position, scaled within bounds."""
 
     fps: Fps = "source"
-    """Sampling rate by presentation time, or `source`: every frame as it is. Images are any frame."""
+    """Sampling rate by presentation time, or `source`: every frame. Images are any frame."""
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
-    """Sources slower than this fraction of `fps` are not used (`fps_too_low`), instead of repeating their frames."""
+    """Sources slower than this fraction of `fps` are not used (`fps_too_low`), because their frames would repeat."""
     scale: tuple[float, float] = (1.0, 2.0)
-    """Smallest and largest scaled frame, as a multiple of the frame that just covers the clip; a random piece is cut out of it."""
+    """Smallest and largest scaled frame, as a multiple of the frame that just covers the clip; the clip is a random crop of it."""
     min_side: int = Field(1, ge=1)
-    """Videos whose shorter side has fewer pixels are not used (`too_small`)."""
+    """Videos whose shorter side is smaller are not used (`too_small`). Pixels."""
     upscale: bool = False
-    """Allow videos smaller than the clip to be enlarged. Otherwise they are not used (`too_small`)."""
+    """Allow enlarging videos smaller than the clip. Otherwise they are not used (`too_small`)."""
 
     @field_validator("scale")
     @classmethod
     def _scale(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not (1 <= value[0] <= value[1] and math.isfinite(value[1])):
-            raise ValueError(f"expected two rising factors of at least 1, such as [1, 2], got {list(value)}")
+            raise ValueError(f"expected two increasing factors of at least 1, such as [1, 2], got {list(value)}")
         return value
 
 
@@ -54,21 +54,21 @@ class SyntheticConfig(Section):
     """Clips of `model.training.scenes`."""
 
     seed: int = Field(0, ge=0)
-    """Another seed, other clips."""
+    """Another seed gives other clips."""
 
 
 class DataConfig(Section):
-    """Where clips come from: made, or cut from videos."""
+    """Source of clips: generated, or cut from videos."""
 
     synthetic: SyntheticConfig | None = None
-    """Generated videos, without end; give `{seed: 0}`."""
+    """Generated videos, without end, for example `{seed: 0}`."""
     inputs: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
-    """Tar shards or videos, as for `encode`: paths, globs, braces, folders, `s3://…` of the same, `@list.txt`. Tars uncompressed."""
+    """Tar shards or videos, as for `encode`: paths, globs, braces, folders, `s3://…` of the same, `@list.txt`. Only uncompressed tars."""
     clips: RandomClipConfig = RandomClipConfig()
     seed: int = Field(0, ge=0)
-    """Of the order of videos, and of moments, scales and places."""
+    """For the order of videos, and for moments, scales and positions."""
     cache_bytes: int = Field(256 * MiB, ge=0)
-    """Most bytes of fetched videos that each loading process keeps."""
+    """Most bytes of fetched videos that each loading process caches."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -81,38 +81,38 @@ class DataConfig(Section):
 
 
 class LPIPSConfig(Section):
-    """Weights of the perceptual distance; a plain string means `features`."""
+    """Weights of the perceptual distance; a plain string sets `features`."""
 
     features: str = Field(min_length=1)
     """VGG16 of torchvision or of the lpips package: path, `s3://…` or `hf://owner/repo/file`."""
     heads: str | None = None
-    """The package's five linear layers, where the first file does not hold them."""
+    """The package's five linear layers, if the first file does not contain them."""
 
 
 class TrainJob(Section):
-    """A whole training run."""
+    """Options of a training run."""
 
     recipe: str | dict[str, Any]
-    """A recipe by name, its file, or the mapping itself."""
+    """Name of a recipe, its file, or the mapping itself."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Values over the recipe's; mappings key by key, stages by their name (`stages: {reconstruction: {steps: 100}}`), all else replaced."""
+    """Overrides of the recipe: mappings by key, stages by name (`stages: {reconstruction: {steps: 100}}`), other values replaced."""
     data: DataConfig
     output: str = Field(min_length=1)
-    """Folder of the run; with several machines, one that all of them see. The same job again goes on from there."""
+    """Folder of the run; with several machines, one that all of them share. The same job again continues from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA if there is one."""
     workers: int = Field(1, ge=1)
-    """Training processes, each with a GPU where there are some. More than one run through Ray Train."""
+    """Training processes, each with a GPU if there are any. More than one run through Ray Train."""
     ray: bool = False
-    """Through Ray Train with a single process too: it begins again by itself where that process dies."""
+    """Use Ray Train also for a single process, which restarts it if it dies."""
     address: str | None = None
     """Ray cluster to join. Without it `RAY_ADDRESS` if set, else a private local Ray."""
     worker_cpus: float = Field(1.0, gt=0)
-    """CPUs a training process asks of a cluster; its loaders run there too."""
+    """CPUs that a training process requests from a cluster; its loaders share them."""
     restarts: int = Field(3, ge=0)
-    """Times that Ray Train begins again from the last checkpoint after a process died."""
+    """Times that Ray Train restarts from the last checkpoint after a process died."""
     loaders: int = Field(1, ge=0)
-    """Processes that make clips, per training process; 0: the training process does."""
+    """Processes that load clips, per training process; 0: the training process loads them."""
     lpips: Annotated[LPIPSConfig | None, BeforeValidator(_as_features)] = None
     """For recipes with a perceptual term."""
     decode: DecodeConfig = DecodeConfig()
@@ -134,14 +134,14 @@ class TrainJob(Section):
     def _output(cls, value: str) -> str:
         if "://" in value and not value.startswith("file://"):
             raise ValueError(
-                f"expected a folder, local or on a file system that all machines see, got {value!r}; a run "
-                "appends to its files, copy it to an object store when it is done"
+                f"expected a folder, local or on a file system that all machines share, got {value!r}; a run "
+                "appends to its files, so copy it to an object store afterwards"
             )
         return value
 
     @property
     def distributed(self) -> bool:
-        """Whether Ray Train runs it."""
+        """Whether Ray Train runs the job."""
         return self.ray or self.workers > 1
 
 
@@ -154,10 +154,10 @@ def build_train_job(
 
 
 def recipe_of(job: TrainJob) -> TrainingRecipe:
-    """The recipe a job means.
+    """Recipe of a job.
 
     Raises:
-        ConfigError: no such recipe; a key or value it cannot have.
+        ConfigError: unknown recipe, or an impossible key or value.
     """
     from model.training.recipe import load_recipe, overridden, training_recipe
 

@@ -1,7 +1,7 @@
-"""One clip from anywhere in one video, as encoding would have seen it.
+"""Random clip of one video, decoded as for encoding.
 
-Enters: an encoded video, a size, a random generator. Leaves: uint8 RGB of that size. Frames on screen, colours, orientation and scaling are
-those of the pipeline's decoder and of its door to the network; only the moment, the scale and the place are drawn.
+Takes an encoded video, a size and a random generator; returns uint8 RGB of that size. Frames on screen, colours, orientation and
+scaling are those of the pipeline's decoder and of the network's input; only moment, scale and position are random.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 def random_clip(
     video: bytes | str, limits: DecodeConfig, config: RandomClipConfig, size: Bucket, draw: np.random.Generator
 ) -> torch.Tensor:
-    """uint8 RGB `3 T H W` of `size`, black 0, white 255: the encoder's RGB, rounded to the nearest of 256 values.
+    """Random clip as uint8 RGB `3 T H W` of `size`, black 0, white 255: the encoder's RGB, rounded to 256 values.
 
     Args:
         video: encoded bytes, or a local path.
-        limits: of decoding; `timeout_s` and `memory_bytes` bind only decoders that can be killed, which this one is not.
-        config: what may be drawn.
+        limits: of decoding; `timeout_s` and `memory_bytes` apply to decoder processes that can be killed, so not here.
+        config: ranges of what is drawn.
         size: of the clip.
-        draw: decides the first frame, the scale and the place, in this order.
+        draw: generator for the first frame, the scale and the position, in this order.
 
     Raises:
         PolicyReject: `too_short`, `too_small`, `fps_too_low`, and those of `decode.open_video`.
-        DamagedInput: as `decode.open_video` and `Video.frames`.
+        DamagedInput: as `decode.open_video` and `Video.planes`.
     """
     opened = open_video(video, limits)
     try:
         fps = None if config.fps == "source" else float(config.fps)
         _check(opened, config, fps, size)
-        room = clips.grid_length(len(opened.times_s), opened.end_s, fps) - size.frames
-        start = int(draw.integers(room + 1))
+        latest = clips.grid_length(len(opened.times_s), opened.end_s, fps) - size.frames
+        start = int(draw.integers(latest + 1))
         wanted = clips.frames_on_screen(opened.times_s, start, start + size.frames, fps)
         geometry = _geometry(opened.info, config, size, draw)
-        planes_T3HW = _decode(opened, wanted, geometry)
+        planes_T3HW = opened.planes(wanted, geometry)
         matrix = opened.info.color_matrix
     finally:
         opened.close()
@@ -58,7 +58,7 @@ def random_clip(
 
 
 def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Bucket) -> None:
-    """Whether the video has such a clip, by the rules clips are cut with for encoding."""
+    """Raises PolicyReject if the video has no such clip, by the rules for encoding."""
     info = video.info
     if min(info.height, info.width) < config.min_side:
         raise PolicyReject("too_small", f"{info.height}x{info.width} pixels, data.clips.min_side is {config.min_side}")
@@ -76,13 +76,13 @@ def _check(video: Video, config: RandomClipConfig, fps: float | None, size: Buck
         space_stride=1,
         lead_frames=1,
     )
-    _, rejects = clips.plan(info, video.times_s, video.end_s, rules)
+    _, rejects = clips.choose_clips(info, video.times_s, video.end_s, rules)
     if rejects:
         raise PolicyReject(rejects[0].reason, rejects[0].message.replace("clips.", "data.clips."))
 
 
 def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.random.Generator) -> Geometry:
-    """Scaled to cover the clip, times a factor even on a logarithmic scale, not beyond the video's own size; then any place."""
+    """Random geometry: scaled to cover the clip times a log-uniform factor, not beyond the video's own size; then a random position."""
     cover = max(size.height / info.height, size.width / info.width)
     smallest, largest = np.log(config.scale)
     factor = min(float(np.exp(draw.uniform(smallest, largest))), max(1.0, 1 / cover))
@@ -90,13 +90,3 @@ def _geometry(info: VideoInfo, config: RandomClipConfig, size: Bucket, draw: np.
     width = max(size.width, round(info.width * cover * factor))
     top, left = int(draw.integers(height - size.height + 1)), int(draw.integers(width - size.width + 1))
     return Geometry(height, width, top, left, size.height, size.width)
-
-
-def _decode(video: Video, wanted: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Planes `T 3 H W` of the frames `wanted`, which ascends and repeats where a frame stays on screen."""
-    planes_T3HW = np.empty((len(wanted), 3, geometry.height, geometry.width), np.uint8)
-    distinct, first, times = np.unique(wanted, return_index=True, return_counts=True)
-    for shown, row, repeats in zip(video.frames(distinct.tolist()), first, times, strict=True):
-        shown.write(planes_T3HW[row], geometry)
-        planes_T3HW[row + 1 : row + repeats] = planes_T3HW[row]
-    return planes_T3HW

@@ -1,7 +1,6 @@
-"""A training job in this process: what it means, whether it can be, and the run itself.
+"""Training job in this process: checks, preparation, and the run.
 
-Enters: a `TrainJob`. Leaves: the folder of weights, or an error of `pipeline.errors`. `prepare` finds what is wrong before anything starts;
-`learn` is also what each process of Ray Train does.
+`prepare` finds errors before anything starts; `learn` runs the training, also in each process of Ray Train.
 """
 
 from __future__ import annotations
@@ -29,38 +28,38 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[int, Mapping[str, float]], None]
 
-WRAPPED = "Caught "  # how torch's loaders begin the text of an error of theirs, before its traceback
+WRAPPED = "Caught "  # start of an error text of torch's loaders, followed by the traceback
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that can begin, or go on. Pickles."""
+class PreparedRun:
+    """Run that can start or continue. Pickles."""
 
     job: TrainJob
     recipe: TrainingRecipe
     source: ClipSource
     folder: Path
-    done: int  # steps of an earlier run that it goes on from
+    done: int  # steps already done by an earlier run
     unusable: Unusable | None  # of a corpus
 
 
-def prepare(job: TrainJob, progress_log: ProgressLog) -> Prepared:
-    """Everything that can be wrong before a network exists; makes the folder and indexes the corpus.
+def prepare(job: TrainJob, progress_log: ProgressLog) -> PreparedRun:
+    """Finds everything that can be wrong before a network exists; creates the folder and indexes the corpus.
 
     Raises:
-        ConfigError: recipe, folder or sizes that cannot be; says which.
+        ConfigError: an impossible recipe, folder or size; says which.
         InputError: inputs that match nothing, compressed tars, a corpus without a usable clip.
         OutputError: a folder that cannot be written.
     """
     from pipeline.encoder.network import load_torch
 
-    load_torch()  # before anything else does: its idle threads sleep, and leave the cores to the loaders
+    load_torch()  # before anything else imports torch: its idle threads then sleep and leave the cores to the loaders
     from model.training.run_folder import RunFolder
 
     recipe = recipe_of(job)
     files = RunFolder(os.path.abspath(local_path(job.output)))
     try:
-        files.begin(recipe)
+        files.prepare(recipe)
         done = files.last_step()
     except ValueError as error:
         raise ConfigError(f"output: {error}") from None
@@ -68,28 +67,28 @@ def prepare(job: TrainJob, progress_log: ProgressLog) -> Prepared:
         raise ConfigError(f"output: {job.output} cannot be a run's folder: {error.strerror}") from None
     progress_log.begin(recipe.steps)
     if done:
-        progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; going on from there")
+        progress_log.notice(f"{job.output} holds {done} of {recipe.steps} steps; continuing from there")
     else:
         progress_log.notice(f"{recipe.steps} steps of {recipe.network} into {job.output}")
     _remember_data(job, files.path, progress_log)
     source, unusable = _source(job, recipe, files.path, progress_log)
-    return Prepared(job, recipe, source, files.path, done, unusable)
+    return PreparedRun(job, recipe, source, files.path, done, unusable)
 
 
-def learn(prepared: Prepared, device: str, on_step: OnStep) -> Path:
-    """The run, or this process's part of it where a process group was begun. Leaves FOLDER/weights.
+def learn(prepared: PreparedRun, device: str, on_step: OnStep) -> Path:
+    """Runs the training, or this process's part of it if there is a process group. Returns FOLDER/weights.
 
     Raises:
-        ConfigError: a recipe that cannot be on this machine, or with so many processes.
-        CheckpointError: weights it begins with that are not there or do not fit.
-        TrainingError: it began and failed; the same command goes on from the last checkpoint.
+        ConfigError: a recipe that does not fit this machine or this number of processes.
+        CheckpointError: initial weights that are missing or do not fit.
+        TrainingError: the run started and failed; the same command continues from the last checkpoint.
     """
     from model.training.trainer import train
 
     job = prepared.job
     lpips = _lpips(job)
 
-    def told(step: int, values: Mapping[str, float]) -> None:
+    def report(step: int, values: Mapping[str, float]) -> None:
         on_step(step, values)
         drill.fire(job.drill, "in_training")
 
@@ -101,7 +100,7 @@ def learn(prepared: Prepared, device: str, on_step: OnStep) -> Path:
             device=device,
             loaders=job.loaders,
             lpips=lpips,
-            on_step=told,
+            on_step=report,
         )
     except FloatingPointError as error:
         raise TrainingError(str(error)) from error
@@ -110,33 +109,34 @@ def learn(prepared: Prepared, device: str, on_step: OnStep) -> Path:
     except (ValueError, ModuleNotFoundError) as error:
         raise ConfigError(_last_words(error)) from error
     except OSError as error:
-        if (
-            isinstance(error, FileNotFoundError) and error.errno is None
-        ):  # of `model.checkpoint`: what the run starts from
+        # `model.checkpoint` raises FileNotFoundError without errno for the weights a run starts from
+        if isinstance(error, FileNotFoundError) and error.errno is None:
             raise CheckpointError(f"start: {error}") from error
-        raise TrainingError(f"{prepared.folder}: {error}; the same command goes on from the last checkpoint") from error
+        raise TrainingError(
+            f"{prepared.folder}: {error}; the same command continues from the last checkpoint"
+        ) from error
     except RuntimeError as error:
-        if (known := _told(error)) is None:
+        if (known := _known_failure(error)) is None:
             raise
         raise TrainingError(known) from error
 
 
 def definite_device(device: str) -> str:
-    """`auto` made definite for this process.
+    """Resolves `auto` for this process.
 
     Raises:
-        ConfigError: CUDA asked for where there is none.
+        ConfigError: CUDA requested without a CUDA device.
     """
     from pipeline.encoder.network import cuda_available
 
-    there = cuda_available()
-    if device == "cuda" and not there:
-        raise ConfigError("device: cuda was asked for, but this process sees no CUDA device; use cpu or auto")
-    return "cuda" if there and device != "cpu" else "cpu"
+    available = cuda_available()
+    if device == "cuda" and not available:
+        raise ConfigError("device: cuda was requested, but torch finds no CUDA device; use cpu or auto")
+    return "cuda" if available and device != "cpu" else "cpu"
 
 
 def _remember_data(job: TrainJob, folder: Path, progress_log: ProgressLog) -> None:
-    """Keeps with the run where its clips come from, and says where that is not what it began with: what goes on is another run then."""
+    """Stores the source of clips with the run, and gives notice if it changed: what continues is then another run."""
     wanted = job.data.model_dump(mode="json", exclude={"cache_bytes"})
     path = folder / "data.json"
     if path.exists():
@@ -146,7 +146,9 @@ def _remember_data(job: TrainJob, folder: Path, progress_log: ProgressLog) -> No
         ]
         if not changed:
             return
-        progress_log.notice(f"data is not what this run began with ({'; '.join(changed)}): it goes on with the new one")
+        progress_log.notice(
+            f"data has changed since this run started ({'; '.join(changed)}); the run continues with the new one"
+        )
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
     partial.replace(path)
@@ -168,10 +170,12 @@ def _source(
     shards = resolve_inputs(data.inputs or (), job.storage, passed_over := PassedOver())
     if passed_over:
         progress_log.notice(passed_over.line())
-    place = folder / "corpus"
-    place.mkdir(exist_ok=True)
-    unusable = Unusable(place / "unusable.jsonl")
-    index = corpus_index(shards, place / "index.parquet", job.storage, job.decode, unusable, progress_log.notice)
+    corpus_folder = folder / "corpus"
+    corpus_folder.mkdir(exist_ok=True)
+    unusable = Unusable(corpus_folder / "unusable.jsonl")
+    index = corpus_index(
+        shards, corpus_folder / "index.parquet", job.storage, job.decode, unusable, progress_log.notice
+    )
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
     groups = {(group.frames, group.height, group.width) for stage in recipe.stages for group in stage.groups}
     source.check(sorted(groups))
@@ -193,7 +197,7 @@ def _lpips(job: TrainJob) -> LPIPS | None:
 
 
 def _without_traceback(error: LatheError) -> LatheError:
-    """An error of a loading process comes as the text of its traceback; this is the error it was."""
+    """Removes the traceback that a loading process puts around its error's message."""
     if error.message.startswith(WRAPPED):
         error.message = _last_words(error)
         error.args = (error.message, *error.args[1:])
@@ -201,22 +205,22 @@ def _without_traceback(error: LatheError) -> LatheError:
 
 
 def _last_words(error: Exception) -> str:
-    """What an error said, without the traceback that torch's loaders wrap around it."""
+    """Message of an error without the traceback that torch's loaders wrap around it."""
     text = str(error)
     if not text.startswith(WRAPPED):
         return text
     return text.strip().rpartition(f"{type(error).__name__}: ")[2]
 
 
-def _told(error: RuntimeError) -> str | None:
-    """Failures of torch's own that have a name for users; None for all others, which are bugs."""
+def _known_failure(error: RuntimeError) -> str | None:
+    """Message for failures of torch that users can act on; None for all others, which are bugs."""
     from model.out_of_memory import is_out_of_memory
 
     if is_out_of_memory(error):
-        return "training ran out of memory; use smaller batches in the recipe (with more of them a step), or recompute: true"
+        return "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
     if str(error).startswith("DataLoader worker"):
         return (
-            f"{_last_words(error)}; a loading process died, of memory or of a video that breaks its decoder. The same command goes on from "
-            "the last checkpoint; data.cache_bytes and loaders say how much memory loading takes"
+            f"{_last_words(error)}; a loading process died, from lack of memory or of a video that crashes its decoder. The same "
+            "command continues from the last checkpoint; data.cache_bytes and loaders limit the memory of loading"
         )
     return None

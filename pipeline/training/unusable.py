@@ -1,7 +1,4 @@
-"""Samples that no clip can be cut from: said once each, whoever of many loading processes meets them.
-
-Enters: key, reason, message. Leaves: a line of `unusable.jsonl`. Loaders, ranks and runs that continue share the file.
-"""
+"""List of samples without a usable clip, each reported once in `unusable.jsonl`, which loaders, ranks and continued runs share."""
 
 from __future__ import annotations
 
@@ -17,50 +14,50 @@ if TYPE_CHECKING:
 
 
 class Unusable:
-    """The list of a run. Pickles; processes that append to it at once wait for each other."""
+    """Unusable samples of a run. Pickles; concurrent processes lock the file to append."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._known: set[tuple[str, str, str]] = set()
-        self._read = 0  # bytes of the file that are known
+        self._read = 0  # bytes of the file read so far
 
     def add(self, uri: str, key: str, reason: str, message: str) -> None:
-        """Says it, unless it was said."""
-        said = uri, key, reason
-        if said in self._known:
+        """Appends the sample and reason, unless they are listed."""
+        entry = uri, key, reason
+        if entry in self._known:
             return
         line = json.dumps({"uri": uri, "key": key, "reason": reason, "message": message}) + "\n"
         with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process dies
-            self._catch_up(file)
-            if said not in self._known:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released by the system if the process dies
+            self._read_new_lines(file)
+            if entry not in self._known:
                 file.write(line.encode())
-        self._known.add(said)
+        self._known.add(entry)
 
-    def forget(self) -> None:
-        """The corpus is another one: what was said of the last is gone."""
+    def clear(self) -> None:
+        """Removes the list, because the corpus has changed."""
         self.path.unlink(missing_ok=True)
         self._known, self._read = set(), 0
 
-    def tally(self) -> dict[str, int]:
-        """How many samples there are of each reason."""
+    def counts(self) -> dict[str, int]:
+        """Number of samples by reason."""
         if not self.path.exists():
             return {}
         with self.path.open("rb") as file:
-            self._catch_up(file)
+            self._read_new_lines(file)
         return dict(Counter(reason for _, _, reason in self._known).most_common())
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_known": set(), "_read": 0}
 
-    def _catch_up(self, file: IO[bytes]) -> None:
+    def _read_new_lines(self, file: IO[bytes]) -> None:
         file.seek(self._read)
         for line in file:
-            if not line.endswith(b"\n"):  # a process died while it wrote: closed by the next line, and skipped for good
+            if not line.endswith(b"\n"):  # incomplete, because its writer died: end it here, and skip it
                 if file.writable():
                     file.write(b"\n")
                 break
             self._read += len(line)
             if line.startswith(b"{") and line.endswith(b"}\n"):
-                told = json.loads(line)
-                self._known.add((told["uri"], told["key"], told["reason"]))
+                entry = json.loads(line)
+                self._known.add((entry["uri"], entry["key"], entry["reason"]))

@@ -1,6 +1,6 @@
-"""A video becomes clips of planes.
+"""Videos as clips of YUV planes.
 
-- `clips`: which clips a video gives
+- `clips`: which clips are cut from a video
 - `cutting`: cuts them in one pass, inside a decoder process
-- `decode`: bytes to frames
+- `decode`: encoded bytes to frames
 """

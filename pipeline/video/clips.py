@@ -1,8 +1,7 @@
-"""Which clips a video gives: pure planning on times and sizes. Enters: `VideoInfo`, frame times, `ClipRules`. Leaves:
-`ClipPlan`s, rejects.
+"""Choice of the clips of a video, from its frame times and size: takes `VideoInfo`, times and `ClipRules`, returns `ClipPlan`s or a reject.
 
-The sampling grid has positions k at time k / fps (or is the frames themselves, at source rate). On screen at a position
-is the last frame not after it. A clip is a run of positions, scaled to cover its bucket and centre-cropped.
+Position k of the sampling grid is at time k / fps (at source rate it is frame k). The frame on screen there is the last one that is not
+later. A clip is a run of positions, scaled to cover its bucket and centre-cropped.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
 SAME_ASPECT = 1e-9
+WHOLE_CLIP = 1 << 20  # frames: more than any clip has. Chunk length of networks that encode a clip in one step
 
 
 # --- the job's rules --------------------------------------------------------------------------------------------------
@@ -31,10 +31,10 @@ SAME_ASPECT = 1e-9
 def resolve_rules(
     config: ClipConfig, time_stride: int, space_stride: int, network: str, lead_frames: int = 1
 ) -> ClipRules:
-    """The job's clip section against a network's strides; it codes `lead_frames` (1 or 0) alone before its groups in time.
+    """The job's clip section, resolved for a network that takes `time_stride * n + lead_frames` frames (`lead_frames` is 1 or 0).
 
     Raises:
-        ConfigError: frame counts or sizes the network cannot take; names those near them that it can.
+        ConfigError: frame counts or sizes that the network does not take; the message names near ones that it takes.
     """
     select, _, argument = config.select.partition(":")
     whole = select == "whole"
@@ -103,6 +103,11 @@ def _check_multiple(multiple: int, area: int, stride: int, network: str) -> None
         raise ConfigError(f"clips.size: an area of {area} pixels holds no {multiple}x{multiple} block")
 
 
+def chunk_length(chunk_frames: int, time_stride: int, *, chunked: bool = True) -> int:
+    """Frames per encode step after the first one: `chunk_frames` rounded down to the time stride, or `WHOLE_CLIP` if not `chunked`."""
+    return max(time_stride, chunk_frames // time_stride * time_stride) if chunked else WHOLE_CLIP
+
+
 # --- the sampling grid ------------------------------------------------------------------------------------------------
 
 
@@ -111,18 +116,14 @@ def _tolerance_s(fps: float) -> float:
 
 
 def grid_length(num_frames: int, end_s: float, fps: float | None) -> int:
-    """Positions on the grid: every frame at source rate, else all k whose time k / fps comes before the end of the
-    video.
-    """
+    """Number of grid positions: of frames at source rate (`fps` None), else of all k with k / fps before the end of the video."""
     if fps is None:
         return num_frames
     return max(1, math.ceil((end_s - _tolerance_s(fps)) * fps))
 
 
 def frames_on_screen(times_s: np.ndarray, start: int, stop: int, fps: float | None) -> np.ndarray:
-    """Frame index (int64, not descending) on screen at each grid position of `[start, stop)`. `times_s` float64,
-    ascending from 0.
-    """
+    """Index (int64, not descending) of the frame on screen at each grid position of `[start, stop)`. `times_s` (float64) ascend from 0."""
     positions = np.arange(start, stop, dtype=np.int64)
     if fps is None:
         return positions
@@ -130,10 +131,10 @@ def frames_on_screen(times_s: np.ndarray, start: int, stop: int, fps: float | No
     return np.searchsorted(times_s, late_s, side="right").astype(np.int64) - 1
 
 
-# --- planning ---------------------------------------------------------------------------------------------------------
+# --- choice -----------------------------------------------------------------------------------------------------------
 
 
-def plan(
+def choose_clips(
     info: VideoInfo,
     times_s: np.ndarray,
     end_s: float,
@@ -142,10 +143,9 @@ def plan(
     key: str | None = None,
     uri: str | None = None,
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
-    """The clips of a video in order, or the reason why there are none (`too_short`, `too_small`, `fps_too_low`; all
-    policy).
+    """The clips of a video in order, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
 
-    `times_s` float64 are the shown frames' times from 0, `end_s` is when the last one ends. A `whole` clip has
+    `times_s` (float64) are the times of the shown frames from 0, `end_s` is the end of the last one, in seconds. A `whole` clip has
     `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject.
     """
 
@@ -155,13 +155,13 @@ def plan(
     if rules.fps is not None and info.fps < rules.min_fps_ratio * rules.fps:
         return refused(
             "fps_too_low",
-            f"{info.fps:g} frames per second, clips.fps {rules.fps:g} with clips.min_fps_ratio {rules.min_fps_ratio:g} "
+            f"{info.fps:g} frames per second; clips.fps {rules.fps:g} with clips.min_fps_ratio {rules.min_fps_ratio:g} "
             f"needs {rules.min_fps_ratio * rules.fps:g}",
         )
     available = grid_length(len(times_s), end_s, rules.fps)
     offered = _offered(info, rules)
     shortest = min((bucket.frames for bucket in rules.buckets), default=min(rules.frame_counts))
-    shortest = shortest or rules.lead_frames or rules.time_stride  # 0: the whole video, whatever its length
+    shortest = shortest or rules.lead_frames or rules.time_stride  # 0: the whole video, of any length
     if available < shortest:
         return refused("too_short", f"{available} frames at the sampling rate, the shortest clip needs {shortest}")
     fitting = [bucket for bucket in offered if bucket.frames <= available]
@@ -170,7 +170,7 @@ def plan(
         return refused(
             "too_small",
             f"{info.height}x{info.width} pixels for {available} frames would have to be enlarged to {wanted}; "
-            "clips.upscale allows it",
+            "set clips.upscale to allow it",
         )
     fps = info.fps if rules.fps is None else rules.fps
     clips = []
@@ -186,7 +186,7 @@ def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
 
 
 def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules) -> int:
-    """Grid positions after the last clip that a rule meant to cover the whole video (tile, slide, whole) leaves out."""
+    """Grid positions after the last clip; 0 for rules that are not meant to cover the whole video (head, uniform)."""
     if not clips or rules.select in ("head", "uniform"):
         return 0
     last = clips[-1]
@@ -203,9 +203,9 @@ def _place(info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRu
         return [(start, bucket) for start in range(0, available - bucket.frames + 1, rules.select_arg)]
     if rules.select == "uniform":
         count = min(rules.select_arg, available // bucket.frames)
-        room = available - bucket.frames
-        # One clip sits at the start; several spread from the first to the last position, without overlap.
-        return [(room * n // max(1, count - 1), bucket) for n in range(count)]
+        last_start = available - bucket.frames
+        # One clip is at the start; several are spread evenly over the video, without overlap.
+        return [(last_start * n // max(1, count - 1), bucket) for n in range(count)]
     return _tile(info, offered, available)
 
 
@@ -218,7 +218,7 @@ def _tile(info: VideoInfo, offered: list[Bucket], available: int) -> Iterable[tu
 
 
 def _offered(info: VideoInfo, rules: ClipRules) -> list[Bucket]:
-    """Buckets this video could fill with its size, whatever its length."""
+    """Buckets that this video is large enough for, of any length."""
     if rules.area is not None:
         height, width = _derived_size(info.width / info.height, rules.area, rules.multiple_of)
         candidates = [Bucket(frames, height, width) for frames in rules.frame_counts]
@@ -228,9 +228,7 @@ def _offered(info: VideoInfo, rules: ClipRules) -> list[Bucket]:
 
 
 def _derived_size(aspect: float, area: int, multiple: int) -> tuple[int, int]:
-    """Height and width, multiples of `multiple`, at most `area` pixels, nearest to `aspect` (width / height); then the
-    largest.
-    """
+    """Height and width in multiples of `multiple`, of at most `area` pixels: nearest to `aspect` (width / height), then the largest."""
     best = (math.inf, 0, multiple, multiple)
     for height in range(multiple, area // multiple + 1, multiple):
         width = area // height // multiple * multiple
@@ -240,7 +238,7 @@ def _derived_size(aspect: float, area: int, multiple: int) -> tuple[int, int]:
 
 
 def _choose(info: VideoInfo, offered: list[Bucket], available: int) -> Bucket:
-    """The longest that fits, then the nearest aspect ratio, then the largest."""
+    """The longest bucket that fits, then that of the nearest aspect ratio, then the largest."""
     frames = max(bucket.frames for bucket in offered if bucket.frames <= available)
     aspect = info.width / info.height
 

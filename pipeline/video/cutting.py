@@ -1,26 +1,25 @@
-"""Cuts the clips of one video: the composition of decode and clips that runs inside a decoder process.
+"""Cutter of the clips of one video, run inside a decoder process.
 
-Enters: `CutRequest`. Leaves, one per call: `OpenedVideo`, then `FrameChunk`s and `ClipFailed`s in clip order, then
-`VideoEnded`. One sequential pass over the stream; frames that later clips share are kept scaled, never more than one
-clip's worth.
+Takes a `CutRequest`; returns an `OpenedVideo`, then one `FrameChunk` or `ClipFailed` per call in clip order, then `VideoEnded`. It reads
+the stream once. Scaled frames that the next clip shares are kept, at most one clip of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 
 from pipeline.config import DecodeConfig, DrillConfig
-from pipeline.errors import BadDataError, PolicyReject
-from pipeline.process import kill_points as drill
+from pipeline.errors import BadDataError
+from pipeline.process import kill_points
 from pipeline.records import ClipFailed, ClipPlan, ClipRules, EncodedVideo, FrameChunk, OpenedVideo, Reject, VideoEnded
 from pipeline.video import clips
-from pipeline.video.decode import Shown, Video, open_video
+from pipeline.video.decode import Video, open_video
 from pipeline.video.decode.planes import Geometry
 
 Result = TypeVar("Result")
@@ -28,24 +27,22 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """What a decoder is asked: a video, the rules, the limits. `chunk_frames` 0: each clip comes as a single chunk. `etag`: of the
-    object that the sample came from, where known.
-    """
+    """Request to a decoder: a video, the clip rules and the limits of decoding."""
 
-    sample: EncodedVideo
+    video: EncodedVideo
     rules: ClipRules
     limits: DecodeConfig
-    chunk_frames: int
+    chunk_frames: int  # per chunk after the first; 0: each clip is one chunk
     drill: DrillConfig
-    etag: str | None = None
-    headers_only: bool = False  # a decoder process closes the video once it is open; nothing is cut
+    etag: str | None = None  # of the object that holds the video, if known
+    headers_only: bool = False  # the video is opened and closed; nothing is cut
 
 
 class Cutter:
-    """Answers `open` once, then `next` until it returns `VideoEnded` (and `VideoEnded` again from there on)."""
+    """Cutting of one video: `open` once, then `next` until it returns `VideoEnded`; it returns that again if called once more."""
 
     def __init__(self, request: CutRequest) -> None:
-        """Does nothing yet: `open` does."""
+        """Opens nothing; `open` does."""
         self._request = request
         self._video: Video | None = None
         self._answers: Iterator[FrameChunk | ClipFailed] = iter(())
@@ -53,12 +50,11 @@ class Cutter:
         self._frames_decoded = 0
 
     def open(self) -> OpenedVideo:
-        """Opens the video and plans its clips.
+        """Opens the video and chooses its clips.
 
         Raises:
-            DamagedInput: see `decode.open_video`.
-            PolicyReject: see `decode.open_video`.
-            StorageUnavailable, SourceChanged, SourceRefused: the file below cannot be read, here and in `next`.
+            DamagedInput, PolicyReject: see `decode.open_video`.
+            StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read, here and in `next`.
         """
         return self._timed(self._open)
 
@@ -79,7 +75,7 @@ class Cutter:
             self._video = None
 
     def _timed(self, work: Callable[[], Result]) -> Result:
-        # Decoding is single-threaded, so this thread's CPU time is all of it.
+        # Decoding is single-threaded: its CPU time is this thread's.
         started = time.thread_time()
         try:
             return work()
@@ -87,23 +83,20 @@ class Cutter:
             self._cpu_s += time.thread_time() - started
 
     def _open(self) -> OpenedVideo:
-        sample, rules = self._request.sample, self._request.rules
-        self._video = video = open_video(sample.video, self._request.limits)
-        planned, rejects = clips.plan(video.info, video.times_s, video.end_s, rules, key=sample.key, uri=sample.uri)
+        encoded, rules = self._request.video, self._request.rules
+        self._video = video = open_video(encoded.video, self._request.limits)
+        info, key, uri = video.info, encoded.key, encoded.uri
+        planned, rejects = clips.choose_clips(info, video.times_s, video.end_s, rules, key=key, uri=uri)
         available = clips.grid_length(len(video.times_s), video.end_s, rules.fps)
-        info = video.info
         if tail := clips.uncovered_tail(planned, available, rules):
             info = replace(info, warnings=(*info.warnings, f"tail_frames:{tail}"))
         if rules.select == "uniform" and 0 < len(planned) < rules.select_arg:
             info = replace(info, warnings=(*info.warnings, f"uniform_clips:{len(planned)}/{rules.select_arg}"))
         if damage := video.incomplete:
-            # What is there can be cut, but a clip of the whole video it is not.
+            # Clips can be cut from the frames that are there, but not one of the whole video.
             planned = () if rules.select == "whole" else planned
-            found = video.info.num_frames
-            rejects = (
-                *rejects,
-                Reject(sample.key, "decode", "truncated", damage, False, uri=sample.uri, frames_recovered=found),
-            )
+            found = info.num_frames
+            rejects = (*rejects, Reject(key, "decode", "truncated", damage, False, uri=uri, frames_recovered=found))
         if planned:
             self._answers = _cut(video, planned, available, self._request)
         return OpenedVideo(info, planned, rejects)
@@ -111,10 +104,10 @@ class Cutter:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A planned clip with the frame of each of its positions and its chunk borders."""
+    """A planned clip with the frame index of each position and the borders of its chunks."""
 
     plan: ClipPlan
-    frames: np.ndarray  # int64, frame index on screen at each position
+    frames: np.ndarray = field(repr=False)  # int64, index of the frame on screen at each position
     borders: tuple[int, ...]
 
     @property
@@ -129,92 +122,70 @@ def _prepare(plan: ClipPlan, times_s: np.ndarray, available: int, request: CutRe
     count = plan.bucket.frames or clips.whole_frames(available - plan.start, rules.time_stride, rules.lead_frames)
     frames = clips.frames_on_screen(times_s, plan.start, plan.start + count, rules.fps)
     if request.chunk_frames:
-        step = max(rules.time_stride, request.chunk_frames // rules.time_stride * rules.time_stride)
+        step = clips.chunk_length(request.chunk_frames, rules.time_stride)
         borders = (0, *range(min(count, rules.lead_frames + step), count, step), count)
     else:
         borders = (0, count)
     return _Cut(plan, frames, borders)
 
 
-class _Roll:
-    """The one pass over the stream: frames in the order the clips need them, and those kept for a later, overlapping
-    clip.
-    """
+class _ScaledFrames:
+    """Scaled frames of a video, asked for in ascending order but for those that were kept for an overlapping clip."""
 
     def __init__(self, video: Video) -> None:
         self._video = video
-        self._index = -1
-        self._current: Shown | None = None
         self._kept: dict[tuple[int, Geometry], tuple[np.ndarray, bool]] = {}
 
     def write(self, index: int, geometry: Geometry, out_3HW: np.ndarray, keep: bool) -> bool:
-        """Fills `out_3HW` with what is on screen at frame `index`; keeps a copy if a later clip will want it. Whether it is damaged."""
+        """Fills `out_3HW` with the frame at `index` and keeps a copy if `keep`. Returns whether the frame is damaged."""
         kept = self._kept.get((index, geometry))
         if kept is not None:
             out_3HW[:], damaged = kept
             return damaged
-        if index != self._index or self._current is None:
-            self._current = None
-            self._current, self._index = self._video.show(index), index
-        self._current.write(out_3HW, geometry)
-        damaged = self._current.damaged is not None
+        shown = self._video.show(index)
+        shown.write(out_3HW, geometry)
+        damaged = shown.damaged is not None
         if keep:
             self._kept[index, geometry] = out_3HW.copy(), damaged
         return damaged
 
     def forget_before(self, index: int) -> None:
-        """Drops kept frames that no later clip wants."""
+        """Drops kept frames before `index`."""
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] >= index}
 
 
 def _cut(
     video: Video, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
 ) -> Iterator[FrameChunk | ClipFailed]:
-    """All chunks of all clips, in order. A clip with a frame that cannot be had fails; the next one goes on behind it."""
-    roll = _Roll(video)
+    """All chunks of all clips, in order. A clip with a frame that cannot be decoded fails; the next clip goes on behind that frame."""
+    scaled = _ScaledFrames(video)
     fired = False
     for position, plan in enumerate(planned):
         cut = _prepare(plan, video.times_s, available, request)
-        wanted_later = _first_frame(planned[position + 1 : position + 2], video.times_s, request.rules.fps)
+        next_clip = _first_frame(planned[position + 1 : position + 2], video.times_s, request.rules.fps)
         done = 0
         try:
             for start, stop in pairwise(cut.borders):
                 planes_T3HW = np.empty((stop - start, 3, plan.bucket.height, plan.bucket.width), dtype=np.uint8)
                 damaged = 0
                 for row, index in enumerate(cut.frames[start:stop].tolist()):
-                    damaged += roll.write(index, cut.geometry, planes_T3HW[row], keep=index >= wanted_later)
+                    damaged += scaled.write(index, cut.geometry, planes_T3HW[row], keep=index >= next_clip)
                     done += 1
                 if not fired:
-                    drill.fire(request.drill, "in_decoder")
+                    kill_points.fire(request.drill, "in_decoder")
                     fired = True
                 pts_s = tuple(video.times_s[cut.frames[start:stop]].tolist())
                 last = stop == len(cut.frames)
                 matrix = video.info.color_matrix
                 yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=start == 0, last=last, damaged=damaged)
         except BadDataError as error:
-            yield _failed(plan, error, done, request.sample)
-        roll.forget_before(wanted_later)
+            reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
+            yield ClipFailed(plan.index, reject)
+        scaled.forget_before(next_clip)
 
 
 def _first_frame(later: tuple[ClipPlan, ...], times_s: np.ndarray, fps: float | None) -> int:
-    """First frame of the next clip; beyond every frame when there is none."""
+    """First frame of the next clip; the number of frames if there is none."""
     if not later:
         return len(times_s)
     return int(clips.frames_on_screen(times_s, later[0].start, later[0].start + 1, fps)[0])
-
-
-def _failed(plan: ClipPlan, error: BadDataError, done: int, sample: EncodedVideo) -> ClipFailed:
-    policy = isinstance(error, PolicyReject)
-    return ClipFailed(
-        plan.index,
-        Reject(
-            sample.key,
-            "decode",
-            error.reason,
-            error.message,
-            policy,
-            uri=sample.uri,
-            clip=plan.index,
-            frames_recovered=done,
-        ),
-    )

@@ -38,7 +38,7 @@ def validate(folder, *configs):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert child.returncode == 0, child.stderr
     return [line for line in child.stdout.splitlines() if line.startswith(("valid", "refused"))]

@@ -79,7 +79,7 @@ def submit(api, account):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     api.server.shutdown()
     api.server.server_close()

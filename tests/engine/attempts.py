@@ -42,7 +42,7 @@ class HeldStore(LocalStore):
 
     def step(self):
         self._moves.release()
-        assert self._moved.acquire(timeout=60)
+        assert self._moved.acquire(timeout=240)
 
     def upload(self, local_path, key, *, progress=None):
         self.begun.set()
@@ -59,7 +59,7 @@ def start(shard, context, store=None, progress=None):
 
 def until(what, attempt=None):
     """Polls until `what()` is true, at most a minute."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (found := what()):
         if attempt is not None:
             attempt.poll()

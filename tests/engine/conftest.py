@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked_command
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,13 +30,12 @@ class RayCluster:
         self.environment = environment
 
     def lathe(self, *arguments, **options) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=180, env=self.environment, **options
-        )
+        """A command that finds this cluster's environment, to its end."""
+        return forked_command.run(*arguments, env=self.environment, **options)
 
-    @staticmethod
-    def command(*arguments) -> list[str]:
-        return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    def start(self, *arguments, **options) -> forked_command.ForkedCommand:
+        """The same, left running."""
+        return forked_command.start(*arguments, env=self.environment, **options)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def ray_cluster(tmp_path_factory):
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         for wanted in (port, dashboard):
             while True:
                 assert head.poll() is None, (folder / "ray.log").read_text()

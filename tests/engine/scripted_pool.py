@@ -11,6 +11,7 @@ from pipeline.engine.worker.encode_loop import ShardFailure
 from pipeline.engine.worker.pool import ShardEnded, WorkerUp
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import StorageUnavailable
+from pipeline.format.layout import CURRENT
 from pipeline.records import Counts, Shard, SourceObject, Timings
 from pipeline.storage.local import LocalStore
 from tests.tiny_corpus import tiny_job
@@ -83,6 +84,7 @@ def make_build(tmp_path, store, pool, *overrides, shards=6):
     context = object.__new__(BuildContext)
     object.__setattr__(context, "job", job)
     object.__setattr__(context, "fingerprint", "f" * 32)
+    object.__setattr__(context, "layout", CURRENT)
     uri = str(tmp_path / "in")
     todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
     report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)

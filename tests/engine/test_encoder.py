@@ -114,6 +114,7 @@ def test_build_batches_and_the_default_batch_depends_on_the_size(tmp_path):
         make_corpus(tmp_path / "in", shards=3),
         tmp_path / "out",
         "engine.batch=3",
+        "engine.decoders=2",
         "clips.select=whole",
         "engine.credit=3",
     )

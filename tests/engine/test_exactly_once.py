@@ -13,6 +13,7 @@ from pipeline.errors import NothingEncoded, RejectBudgetExceeded
 from pipeline.operate.status import status
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import receipts, rows, tiny_flags, tiny_job, video_bytes, write_tar
 
@@ -42,8 +43,7 @@ def assert_sound(output, clean):
 
 
 def lathe(*arguments, **options):
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return forked_command.run(*arguments, **options)
 
 
 def test_run_over_one_file_between_two_full_runs_doubles_no_row(folder, clean, tmp_path):
@@ -69,17 +69,11 @@ def two_at_once(folder, output, environment=None):
     flags = tiny_flags("--executor", "inline")
     listings = [[folder], [folder / f"{name}.mp4" for name in "bcd"]]
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "encode", *map(str, listing), str(output), *flags, *size],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        forked_command.start("encode", *listing, output, *flags, *size, env=environment)
         for listing, size in zip(listings, (["--set", "storage.files_per_shard=3"], []), strict=True)
     ]
     for run in runs:
-        _, stderr = run.communicate(timeout=120)
+        _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr
 
 
@@ -235,7 +229,7 @@ def test_resume_of_a_finished_build_starts_no_ray_and_builds_no_network(folder, 
         [sys.executable, "-c", program, "encode", str(folder), str(tmp_path / "out"), *flags],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=environment,
     )
     assert run.returncode == 0, run.stderr

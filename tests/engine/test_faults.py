@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.encoder import Encoder
 from pipeline.engine.decoders import losses
 from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.engine.driver import encode as driver
+from pipeline.engine.driver.progress import Silent
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import latent_spool
 from pipeline.errors import AccessError, BuildError, InputError, ShardsFailed, StorageUnavailable
@@ -216,18 +218,22 @@ def test_access_lost_during_a_build_fails_it_with_its_report(shard, tmp_path, mo
     small = write_tar(tmp_path / "b.tar", {"a": {"mp4": video_bytes(9), "txt": b"x"}})
     commit = Ledger.commit
 
+    heard = threading.Event()
+
+    class Listening(Silent):
+        def update(self, progress):
+            if progress.shards_done == 1:
+                heard.set()
+
     def refuse_the_second(self, receipt):
         if receipt.shard.name.endswith("b.tar"):
             return commit(self, receipt)
-        deadline = time.monotonic() + 20.0
-        while not self.done() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.5)  # until the driver has heard of it
+        assert heard.wait(240)
         raise AccessError("the store answered 403")
 
     monkeypatch.setattr(Ledger, "commit", refuse_the_second)
     with pytest.raises(BuildError, match=r"403.*resumes") as caught:
-        pipeline.encode(tiny_job([shard, small], tmp_path / "out"))
+        driver.encode(tiny_job([shard, small], tmp_path / "out"), Listening())
     assert caught.value.exit_code == 1
     assert caught.value.report.shards_done == 1
 

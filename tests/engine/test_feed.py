@@ -68,7 +68,7 @@ def sample(index, frames=10, video=None):
     return Sample(f"k{index}", index, "u", video_bytes(frames, seed=index) if video is None else video, "mp4")
 
 
-def collect(feed, *, ended, timeout_s=30.0, consume=True):
+def collect(feed, *, ended, timeout_s=240.0, consume=True):
     """Events by sample key until `ended` samples have ended or been rejected."""
     events = defaultdict(list)
     deadline, count = time.monotonic() + timeout_s, 0
@@ -156,7 +156,7 @@ def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
 def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks_at_most):
     source = Samples(*[("o", sample(n, frames=49)) for n in range(4)])
     feed = run(source, **budget)
-    held, deadline, quiet = 0, time.monotonic() + 60, 0
+    held, deadline, quiet = 0, time.monotonic() + 240, 0
     while quiet < 10:  # turns in which nothing arrives although nothing was consumed: the budget is used up
         arrived = sum(event.what.nbytes for event in feed.events(0.1) if isinstance(event.what, FrameChunk))
         held += arrived
@@ -284,10 +284,10 @@ def test_whole_clips_use_the_budget_over_all_lanes(rules):
 
 def test_wake_ends_a_wait_for_events(run):
     feed = run(Samples())
-    threading.Timer(0.2, feed.wake).start()
     begun = time.monotonic()
-    assert feed.events(10.0) == []
-    assert 0.1 < time.monotonic() - begun < 5.0
+    threading.Timer(0.2, feed.wake).start()
+    assert feed.events(280.0) == []
+    assert 0.2 <= time.monotonic() - begun < 240.0
 
 
 def test_cancelled_owner_gets_no_further_event(run):
@@ -295,7 +295,7 @@ def test_cancelled_owner_gets_no_further_event(run):
     stays = [("stays", sample(n)) for n in range(2, 4)]
     source = Samples(*gone)
     feed = run(source, frame_bytes=2 * CHUNK)
-    events, deadline = [], time.monotonic() + 20.0
+    events, deadline = [], time.monotonic() + 240.0
     while not any(isinstance(event.what, FrameChunk) for event in events):
         assert time.monotonic() < deadline
         events += feed.events(0.2)
@@ -320,7 +320,7 @@ def test_decoder_that_hangs_in_a_cancelled_video_is_replaced(run, tmp_path):
     drill = DrillConfig(point="in_decoder", action="hang", marker_dir=str(tmp_path / "markers"))
     source = Samples(("gone", sample(0, video=large)))
     feed = run(source, drill=drill, lanes=1)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 240.0
     while not (tmp_path / "markers").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -332,7 +332,7 @@ def test_decoder_that_hangs_in_a_cancelled_video_is_replaced(run, tmp_path):
 def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run):
     source = Samples()
     feed = run(source, lanes=1)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 240.0
     while not feed.ready_lanes:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -342,7 +342,7 @@ def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run)
         time.sleep(0.02)
     closing = threading.Thread(target=feed.close, daemon=True)
     closing.start()
-    closing.join(20.0)
+    closing.join(240.0)
     assert not closing.is_alive()
     assert not feed._thread.is_alive()
 
@@ -364,7 +364,7 @@ def test_a_decoder_gets_no_caption_and_no_metadata(run):
     huge = {"unpicklable": lambda: None, "nested": nested, "large": "x" * (10 << 20)}
     given = [replace(sample(n), caption="x" * (10 << 20), metadata=huge) for n in range(2)]
     feed = run(Samples(*[("owner", item) for item in given]))
-    found, deadline = [], time.monotonic() + 30
+    found, deadline = [], time.monotonic() + 240.0
     while sum(isinstance(event.what, VideoEnded) for event in found) < 2:
         assert time.monotonic() < deadline
         found += feed.events(0.2)

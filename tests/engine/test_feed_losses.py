@@ -23,7 +23,7 @@ class Scripted:
         self.answers = [(lane, -1, LaneReady()) for lane in range(count)]
 
     def open(self, lane, ticket, request):
-        if answers := self.script.get(request.sample.key):
+        if answers := self.script.get(request.video.key):
             answer = answers.pop(0)
             self.answers.append((lane, -1 if isinstance(answer, WorkerLost) else ticket, answer))
 

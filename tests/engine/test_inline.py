@@ -21,7 +21,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clean(corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("clean") / "out"
-    report = pipeline.encode(tiny_job(corpus, output))
+    report = pipeline.encode(tiny_job(corpus, output, "engine.decoders=2"))
     return output, report
 
 

@@ -13,6 +13,7 @@ import pipeline
 from pipeline.config import StorageConfig
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_flags, tiny_job
 
@@ -41,9 +42,7 @@ def clean_rows(corpus, tmp_path_factory):
 
 
 def lathe(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
+    return forked_command.run(*arguments, **options)
 
 
 def drill_flags(point, folder, times=1):
@@ -140,16 +139,8 @@ def test_permanent_failure_is_exit_code_1_and_names_the_shard(corpus, clean_rows
 
 def test_two_runs_at_once_make_one_set_of_rows(corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "encode",
-        str(corpus),
-        str(output),
-        *tiny_flags("--executor", "inline"),
-    ]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    command = ["encode", corpus, output, *tiny_flags("--executor", "inline")]
+    runs = [forked_command.start(*command) for _ in range(2)]
     for run in runs:
         _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr
@@ -160,13 +151,9 @@ def test_the_first_signal_drains_the_second_stops(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", shards=6, samples=2)
     output = tmp_path / "out"
     flags = tiny_flags("--executor", "inline", "--set", "engine.credit=1")
-    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
-    run = subprocess.Popen(
-        [*command, *drill_flags("after_commit", tmp_path / "markers"), "--set", "drill.action=hang"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ["encode", corpus, output, *flags]
+    drill = drill_flags("after_commit", tmp_path / "markers")
+    run = forked_command.start(*command, *drill, "--set", "drill.action=hang")
     while not (tmp_path / "markers").exists():
         assert run.poll() is None
         time.sleep(0.05)
@@ -177,6 +164,6 @@ def test_the_first_signal_drains_the_second_stops(tmp_path):
     _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     assert "resumes" in stderr
-    finished = lathe(*command[3:])
+    finished = lathe(*command)
     assert finished.returncode == 0, finished.stderr
     assert sum(receipt.counts.samples for receipt in receipts(output)) == 12

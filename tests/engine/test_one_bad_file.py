@@ -108,6 +108,6 @@ def test_a_file_is_not_set_aside_while_its_store_does_not_answer(folder, monkeyp
     monkeypatch.setattr(
         "pipeline.engine.worker.shard_reading.open_store", lambda *arguments: SimpleNamespace(probe=fail)
     )
-    assert not attempt._go_on_without(shard.objects[0], error)
+    assert not attempt._reading._go_on_without(shard.objects[0], error)
     attempt.abort()
     assert attempt.ended(60)

@@ -35,7 +35,7 @@ def results(ray_cluster, s3_server, tmp_path_factory):
         f"{root}/a.tar",
     ]
     environment = {**ray_cluster.environment, **s3_server.environment()}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.engine.ray import pool as ray_pool
 from pipeline.engine.ray.losses import LoadFailures
+from tests import forked_command
 from tests.engine.test_signals import PRIVATE
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
@@ -39,7 +40,7 @@ def encoders(below: int | None = None) -> list[psutil.Process]:
 
 
 def wait_for(condition, alive=lambda: True):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert alive()
         assert time.monotonic() < deadline
@@ -50,8 +51,7 @@ def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
     """The first encoder is stopped while the second is killed three times during its start."""
     output = tmp_path / "out"
     flags = tiny_flags("--set", "engine.encoders=2", "--set", "engine.credit=1", "--set", "engine.decoders=1")
-    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *flags]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PRIVATE)
+    run = forked_command.start("encode", corpus, output, *flags, env=PRIVATE)
     seen = set()
 
     def alive():
@@ -74,7 +74,7 @@ def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
         seen.add(victim.pid)
         victim.kill()
     first.resume()
-    stdout, stderr = run.communicate(timeout=120)
+    stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 0, stderr
     assert stderr.count("did not come up") == 3
     assert "encoder-1 lost" not in stderr
@@ -101,13 +101,9 @@ def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, t
     """As when a laptop sleeps: driver and encoder stand still for longer than hang_s, and go on."""
     output = tmp_path / "out"
     flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
-    command = ray_cluster.command(
-        "encode", corpus, output, *flags, "--set", "engine.hang_s=4", "--set", "engine.credit=1"
-    )
+    flags += ["--set", "engine.hang_s=4", "--set", "engine.credit=1"]
     before = {process.pid for process in encoders()}
-    run = subprocess.Popen(
-        command, env=ray_cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    run = ray_cluster.start("encode", corpus, output, *flags)
     wait_for((output / "_receipts").exists, lambda: run.poll() is None)
     mine = [process for process in encoders() if process.pid not in before]
     for process in mine:
@@ -118,7 +114,7 @@ def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, t
     run.send_signal(signal.SIGCONT)
     for process in mine:
         process.resume()
-    _, stderr = run.communicate(timeout=120)
+    _, stderr = run.communicate(timeout=300)
     assert run.returncode == 0, stderr
     assert "lost" not in stderr
     assert len(receipts(output)) == SHARDS
@@ -145,16 +141,15 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
         # More CPUs than the head has: the encoder must go to the new node.
         flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
-        command = ray_cluster.command("encode", corpus, output, *flags, *more)
-        run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = ray_cluster.start("encode", corpus, output, *flags, *more)
         wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()
-        node.wait(30)
+        node.wait(240)
         node = subprocess.Popen(
             join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        _, stderr = run.communicate(timeout=180)
+        _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr
         assert "attempt 1 of" not in stderr
         assert "may or may not" not in stderr
@@ -162,4 +157,4 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
-        node.wait(30)
+        node.wait(240)

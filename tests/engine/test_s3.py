@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -12,6 +10,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import AccessError
 from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.tiny_corpus import TINY_NETWORK, make_corpus, rows, tiny_flags, tiny_job
 
@@ -41,10 +40,8 @@ def without_uri(table):
 
 def test_from_s3_to_s3_gives_the_rows_of_a_local_run(remote, corpus, tmp_path):
     output = remote.root + "/out/latents"
-    command = [sys.executable, "-m", "pipeline", "encode", remote.root + "/in/nested/{000000..000001}.tar", output]
-    run = subprocess.run(
-        [*command, *tiny_flags("--executor", "inline")], capture_output=True, text=True, timeout=300, env=os.environ
-    )
+    command = ["encode", remote.root + "/in/nested/{000000..000001}.tar", output]
+    run = forked_command.run(*command, *tiny_flags("--executor", "inline"))
     assert run.returncode == 0, run.stderr
     assert "6 in = 4 encoded + 2 rejected" in run.stdout
     pipeline.encode(tiny_job(corpus, tmp_path / "local"))
@@ -60,18 +57,10 @@ def test_from_s3_to_s3_gives_the_rows_of_a_local_run(remote, corpus, tmp_path):
 )
 def test_killed_build_on_s3_is_finished_by_the_next_run(remote, tmp_path, point, action):
     output = remote.root + "/out"
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "encode",
-        remote.root + "/in/nested/*.tar",
-        output,
-        *tiny_flags("--executor", "inline"),
-    ]
+    command = ["encode", remote.root + "/in/nested/*.tar", output, *tiny_flags("--executor", "inline")]
     drill = ["--set", f"drill.point={point}", "--set", f"drill.marker_dir={tmp_path}"]
-    assert subprocess.run([*command, *drill], capture_output=True, timeout=300).returncode == -9
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert forked_command.run(*command, *drill).returncode == -9
+    again = forked_command.run(*command)
     assert again.returncode == 0, again.stderr
     table = rows(output)
     assert len(table) == len(without_uri(table)) > 0
@@ -122,16 +111,8 @@ def test_unreachable_output_is_refused_before_anything_starts(remote, corpus, fi
 
 def test_wrong_credentials_are_one_line_without_the_secret(remote, corpus):
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "very-wrong-secret"}
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "encode",
-        str(corpus),
-        remote.root + "/out",
-        *tiny_flags("--executor", "inline"),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    command = ["encode", corpus, remote.root + "/out", *tiny_flags("--executor", "inline")]
+    run = forked_command.run(*command, env=environment)
     assert run.returncode == 2
     assert len(run.stderr.strip().splitlines()) == 1
     assert "very-wrong-secret" not in run.stderr

@@ -1,8 +1,6 @@
 """A real S3 server that is stopped during a real build, and started again."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -10,6 +8,7 @@ import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.faulty_proxy import FaultyProxy
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
@@ -41,16 +40,10 @@ def test_short_outage_fails_no_shard(s3, tmp_path):
     for path in sorted(corpus.iterdir()):
         store.upload(path, path.name)
     with LeavingProxy(s3.address) as proxy:
-        command = [sys.executable, "-m", "pipeline", "encode", s3.root + "/in/*.tar", s3.root + "/out"]
+        command = ["encode", s3.root + "/in/*.tar", s3.root + "/out"]
         # A patience shorter than the outage: it is the build that waits.
         flags = tiny_flags("--executor", "inline", "--set", "storage.max_attempts=2", "--set", "engine.attempts=1")
-        run = subprocess.run(
-            [*command, *flags],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint},
-        )
+        run = forked_command.run(*command, *flags, env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint})
         assert proxy.returned.is_set()
     assert run.returncode == 0, run.stderr
     assert "6 of 6 shards encoded" in run.stdout

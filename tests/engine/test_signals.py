@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.cli import progress
 from pipeline.process import signals
+from tests import forked_command
 from tests.engine.test_kill import drill_flags
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags, video_bytes, write_tar
 
@@ -36,11 +37,8 @@ def temporary():
 
 
 def start(corpus, output, temporary, *flags, **options):
-    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output), *tiny_flags(*flags)]
     environment = {**PRIVATE, "TMPDIR": str(temporary)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+    return forked_command.start("encode", corpus, output, *tiny_flags(*flags), env=environment, **options)
 
 
 def wait_for(condition, run):
@@ -70,14 +68,14 @@ def left_behind(temporary):
 
 
 def assert_nothing_left(temporary):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while left_behind(temporary) != ([], []) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_behind(temporary) == ([], [])
 
 
-def assert_stopped(run, temporary, within_s=300):
-    _, stderr = run.communicate(timeout=within_s)
+def assert_stopped(run, temporary):
+    _, stderr = run.communicate(timeout=300)
     assert run.returncode == 130, stderr
     assert re.search(r"^lathe: stopped.*; the same command resumes$", stderr, re.M), stderr
     assert "Traceback" not in stderr
@@ -87,7 +85,15 @@ def assert_stopped(run, temporary, within_s=300):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_during_start_up_ends_the_command(corpus, tmp_path, temporary, number):
-    run = start(corpus, tmp_path / "out", temporary, "--executor", "inline")
+    """In a fresh interpreter, which has all its imports before it."""
+    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(tmp_path / "out")]
+    run = subprocess.Popen(
+        [*command, *tiny_flags("--executor", "inline")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**PRIVATE, "TMPDIR": str(temporary)},
+    )
     wait_for(lambda: catches(run, signal.SIGHUP), run)
     run.send_signal(number)
     assert_stopped(run, temporary)
@@ -131,18 +137,15 @@ def test_closed_terminal_does_not_stop_the_drain(corpus, tmp_path, temporary, pr
     """SIGHUP comes more than once, with a terminal that can no longer be written to."""
     master, slave = os.openpty()
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", "encode", str(corpus), str(output)]
-    flags = tiny_flags("--executor", "inline", "--set", "engine.credit=1", "--progress", progress)
-    run = subprocess.Popen(
-        [*command, *flags], stdout=slave, stderr=slave, stdin=slave, env={**PRIVATE, "TMPDIR": str(temporary)}
-    )
+    flags = ("--executor", "inline", "--set", "engine.credit=1", "--progress", progress)
+    run = start(corpus, output, temporary, *flags, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     wait_for(lambda: (output / "_receipts").exists(), run)
     os.close(master)
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # from the shell, the kernel, systemd
         run.send_signal(number)
         time.sleep(0.01)
-    assert run.wait(60) == 130
+    assert run.wait(300) == 130
     assert receipts(output)
     assert_nothing_left(temporary)
 
@@ -162,7 +165,7 @@ def test_a_build_on_a_private_ray_that_fails_leaves_nothing_behind(corpus, tmp_p
     run = start(
         corpus, tmp_path / "out", temporary, *drill, "--set", "drill.action=raise", "--set", "engine.attempts=1"
     )
-    _, stderr = run.communicate(timeout=180)
+    _, stderr = run.communicate(timeout=300)
     assert run.returncode == 1, stderr
     assert "4 of 4 shards failed" in stderr
     assert_nothing_left(temporary)
@@ -235,16 +238,7 @@ def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_p
     """The store takes the request and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline",
-            "encode",
-            str(corpus),
-            str(tmp_path / "out"),
-            "--executor",
-            "inline",
-        ]
+        command = ["encode", corpus, tmp_path / "out", "--executor", "inline"]
         flags = ["--model", "leanvae-dim16", "--checkpoint", "s3://b/w.ckpt"]
         environment = {
             **PRIVATE,
@@ -253,16 +247,13 @@ def test_a_signal_while_the_checkpoint_is_fetched_ends_the_command(corpus, tmp_p
             "AWS_ACCESS_KEY_ID": "a",
             "AWS_SECRET_ACCESS_KEY": "b",
         }
-        run = subprocess.Popen(
-            [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        silent.settimeout(100)
+        run = forked_command.start(*command, *flags, env=environment)
+        silent.settimeout(300)
         connection, _ = silent.accept()
         with connection:
             connection.recv(1)
-            time.sleep(0.5)
             run.send_signal(signal.SIGINT)
-            assert_stopped(run, temporary, within_s=30)
+            assert_stopped(run, temporary)
 
 
 @pytest.mark.parametrize("display", [progress.Json, progress.Plain])
@@ -286,14 +277,8 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
         "import sys, time\nif 'pipeline.engine.decoders.lane_process' in sys.orig_argv:\n    time.sleep(3600)\n"
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    command = [sys.executable, "-m", "pipeline", "plan", str(tmp_path / "a.tar"), "--set", "engine.decoders=2"]
-    run = subprocess.Popen(
-        [*command, "--set", f"storage.spool_bytes={1 << 20}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**PRIVATE, "TMPDIR": str(temporary), "PYTHONPATH": paths},
-    )
+    command = ["plan", tmp_path / "a.tar", "--set", "engine.decoders=2", "--set", f"storage.spool_bytes={1 << 20}"]
+    run = forked_command.start(*command, env={**PRIVATE, "TMPDIR": str(temporary), "PYTHONPATH": paths})
     plan = psutil.Process(run.pid)
     wait_for(lambda: len(plan.children()) == 2, run)
     wait_for(lambda: list(temporary.glob("lathe-scratch-*/*")), run)

@@ -51,7 +51,7 @@ class Arrivals:
 
     def wait_for(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: self.count >= count, timeout=60), f"{self.count} clips, not {count}"
+            assert self.changed.wait_for(lambda: self.count >= count, timeout=240), f"{self.count} clips, not {count}"
 
 
 @pytest.mark.parametrize("select", ["head", "whole"])

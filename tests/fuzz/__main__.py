@@ -1,6 +1,6 @@
-"""`make fuzz`: batches of mutants until the time is over. `FUZZ_S` seconds (default: without end), `FUZZ_SEED` the first batch's number.
+"""`make fuzz`: batches of mutants for `FUZZ_S` seconds (default: endless). `FUZZ_SEED` is the number of the first batch.
 
-Each batch is made of its number alone: `FUZZ_SEED=n FUZZ_S=1 make fuzz` repeats batch n. Inputs of a failing batch are kept in
+A batch depends only on its number: `FUZZ_SEED=n FUZZ_S=1 make fuzz` repeats batch n. Inputs of a failing batch are kept in
 `fuzz-failures/`.
 """
 
@@ -22,7 +22,7 @@ HANG_S = 900.0  # for one batch
 
 
 def main() -> int:
-    """Exit code 1 when a batch failed."""
+    """Returns exit code 1 if a batch failed."""
     ends = time.monotonic() + float(os.environ.get("FUZZ_S") or math.inf)
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(1 << 31))
     reasons: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""One batch of mutants through a real build: what must hold of it whatever the mutants are.
+"""One batch of mutants in a real build, with the checks that must hold for any mutants.
 
-Every sample is encoded or rejected with a reason; the counts add up; the run neither crashes nor hangs; the output is sound; nothing
+Every sample is encoded or rejected with a reason; the counts add up; the run neither crashes nor hangs; the output is valid; nothing
 outside of it is written, and no file that a mutant names is read.
 """
 
@@ -54,7 +54,7 @@ def known_reasons() -> set[str]:
 
 @dataclass
 class Batch:
-    """Mutants made from a seed, and where they lie."""
+    """Mutants made from a seed, and their folder."""
 
     seed: int
     folder: Path
@@ -76,7 +76,7 @@ class Batch:
 
 
 def make(folder: Path, seed: int, *, mutants: int, files: int, tars: int) -> Batch:
-    """Writes a tar of `mutants` mutated videos, `files` mutated videos as such, and `tars` mutated tars."""
+    """Writes a tar of `mutants` mutated videos, `files` mutated plain videos, and `tars` mutated tars."""
     batch, rng = Batch(seed, folder), random.Random(seed)
     batch.inputs.mkdir(parents=True)
     batch.secret.write_bytes(small())
@@ -110,7 +110,7 @@ def make(folder: Path, seed: int, *, mutants: int, files: int, tars: int) -> Bat
 
 
 def surroundings(batch: Batch) -> set[str]:
-    """Names in the folders where something could be left behind, but those of the batch's own folders."""
+    """Names in the folders where files could be left over, without the batch's own folders."""
     found = {str(path) for path in batch.folder.parent.rglob("*") if batch.output not in (path, *path.parents)}
     return found | {name for name in os.listdir(tempfile.gettempdir()) if "escape" in name}
 
@@ -126,7 +126,7 @@ def was_read(batch: Batch) -> bool:
 
 
 def check(batch: Batch) -> tuple[list[str], Counter[str]]:
-    """Builds the batch. What was found to be wrong, in words, and how often each reason was given."""
+    """Builds the batch; returns failed checks as text, and the number of rejects by reason."""
     before = surroundings(batch)
     forget_reading(batch)
     select = SELECTS[batch.seed % len(SELECTS)]
@@ -145,7 +145,7 @@ def check(batch: Batch) -> tuple[list[str], Counter[str]]:
 
 
 def _faults(batch: Batch) -> Iterator[str]:
-    """What receipts and rows say that must not be."""
+    """Failed checks of receipts and rows, as text."""
     known, done = known_reasons(), receipts(batch.output)
     accounted = {str(row["source_key"]) for row in rows(batch.output).values()}
     if len([receipt for receipt in done if receipt.shard.kind == "tar"]) != batch.tars:
@@ -169,7 +169,7 @@ def _faults(batch: Batch) -> Iterator[str]:
 
 
 def keep(batch: Batch, folder: Path) -> Path:
-    """Copies the inputs of a batch to where they stay."""
+    """Copies the inputs of a batch to a folder that is kept."""
     target = folder / f"seed-{batch.seed}"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(batch.inputs, target)

@@ -1,4 +1,4 @@
-"""Mutations of files: a seeded generator gives the same mutants in every run."""
+"""Mutations of files by a seeded generator, which gives the same mutants in every run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 
-HEAD = 1500  # bytes; headers deserve their share
+HEAD = 1500  # bytes: headers are mutated more often
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 Mutation = Callable[[bytearray, random.Random], None]
 
 
 def _place(data: bytearray, rng: random.Random) -> int:
-    """Somewhere, half of the time near the head or the end."""
+    """A position, half of the time near the beginning or the end."""
     size = max(1, len(data))
     area = rng.randrange(4)
     if area == 0:
@@ -23,14 +23,14 @@ def _place(data: bytearray, rng: random.Random) -> int:
 
 
 def flip_bits(data: bytearray, rng: random.Random) -> None:
-    """1 to 100 bits."""
+    """Flips 1 to 100 bits."""
     for _ in range(rng.choice((1, 1, 3, 20, 100))):
         if data:
             data[_place(data, rng)] ^= 1 << rng.randrange(8)
 
 
 def set_bytes(data: bytearray, rng: random.Random) -> None:
-    """A run of bytes becomes noise, zeros or ones."""
+    """Replaces a run of bytes by noise, zeros or ones."""
     at, size = _place(data, rng), rng.choice((1, 4, 60, 500))
     fill = rng.choice((None, 0, 0xFF))
     data[at : at + size] = (
@@ -39,25 +39,25 @@ def set_bytes(data: bytearray, rng: random.Random) -> None:
 
 
 def cut_end(data: bytearray, rng: random.Random) -> None:
-    """The end is missing."""
+    """Removes the end."""
     del data[rng.randrange(len(data) + 1) :]
 
 
 def cut_piece(data: bytearray, rng: random.Random) -> None:
-    """Something in between is missing."""
+    """Removes bytes in the middle."""
     at = _place(data, rng)
     del data[at : at + rng.choice((1, 4, 188, 2000))]
 
 
 def insert_piece(data: bytearray, rng: random.Random) -> None:
-    """Something is there twice, or noise is."""
+    """Doubles a run of bytes, or inserts noise."""
     at, size = _place(data, rng), rng.choice((1, 4, 188, 2000))
     source = _place(data, rng)
     data[at:at] = data[source : source + size] if rng.random() < 0.5 else rng.randbytes(size)
 
 
 def swap_chunks(data: bytearray, rng: random.Random) -> None:
-    """Two chunks change places."""
+    """Swaps two chunks."""
     size = rng.choice((4, 188, 512, 4096))
     if len(data) > 2 * size:
         first, second = (rng.randrange(len(data) // size) * size for _ in range(2))
@@ -67,7 +67,7 @@ def swap_chunks(data: bytearray, rng: random.Random) -> None:
 
 
 def change_number(data: bytearray, rng: random.Random) -> None:
-    """A field of 1 to 8 bytes becomes an extreme, or a little more or less: sizes, counts, times."""
+    """Sets a field of 1 to 8 bytes to an extreme, or changes it a little: sizes, counts, times."""
     at, form = _place(data, rng), rng.choice((">B", ">H", "<H", ">I", "<I", ">Q"))
     width = struct.calcsize(form)
     if at + width <= len(data):
@@ -77,7 +77,7 @@ def change_number(data: bytearray, rng: random.Random) -> None:
 
 
 def name_a_path(paths: Sequence[str]) -> Mutation:
-    """A path is written over bytes, as a reference to another file."""
+    """Writes a path over bytes, as a reference to another file."""
 
     def mutation(data: bytearray, rng: random.Random) -> None:
         at, text = _place(data, rng), rng.choice(paths).encode() + b"\0"

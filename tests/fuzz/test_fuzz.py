@@ -1,4 +1,4 @@
-"""A short run of the fuzzer with fixed seeds; `make fuzz` goes on with others. And the fuzzer's checks notice what they are there for."""
+"""A short run of the fuzzer with fixed seeds (`make fuzz` uses others), and tests of its checks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.odd_inputs.table import small
 
 
 @pytest.mark.parametrize("seed", [2])
-def test_mutants_are_encoded_or_rejected_and_nothing_else_happens(seed, tmp_path):
+def test_mutants_are_encoded_or_rejected(seed, tmp_path):
     batch = batches.make(tmp_path / "batch", seed, mutants=60, files=10, tars=6)
     found, reasons = batches.check(batch)
     assert not found
     assert reasons.total() > 10, "hardly anything was harmed"
 
 
-def test_a_batch_is_made_of_its_seed_alone(tmp_path):
+def test_a_batch_depends_only_on_its_seed(tmp_path):
     made = []
     for name in ("a", "b"):
         folder = tmp_path / name / "batch"
@@ -30,14 +30,14 @@ def test_a_batch_is_made_of_its_seed_alone(tmp_path):
     assert mutate(small(), random.Random(1)) == mutate(small(), random.Random(1)) != mutate(small(), random.Random(2))
 
 
-def test_a_file_that_is_left_behind_is_noticed(tmp_path):
+def test_a_leftover_file_is_detected(tmp_path):
     batch = batches.make(tmp_path / "batch", 0, mutants=1, files=0, tars=0)
     before = batches.surroundings(batch)
     (tmp_path / "escaped.mp4").touch()
     assert batches.surroundings(batch) - before == {str(tmp_path / "escaped.mp4")}
 
 
-def test_reading_outside_of_the_inputs_is_noticed(tmp_path):
+def test_reading_outside_the_inputs_is_detected(tmp_path):
     batch = batches.make(tmp_path / "batch", 0, mutants=1, files=0, tars=0)
     batches.forget_reading(batch)
     assert not batches.was_read(batch)
@@ -47,7 +47,7 @@ def test_reading_outside_of_the_inputs_is_noticed(tmp_path):
     assert batches.was_read(batch)
 
 
-def test_a_sample_that_vanishes_and_a_missing_receipt_are_noticed(tmp_path):
+def test_a_lost_sample_and_a_missing_receipt_are_detected(tmp_path):
     batch = batches.make(tmp_path / "batch", 9, mutants=1, files=0, tars=0)
     batch.keys.add("vanished")
     batch.tars += 1

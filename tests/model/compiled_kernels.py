@@ -1,4 +1,4 @@
-"""A program for tests: every kernel compiled for a Hopper GPU, which needs none; spilled bytes printed as JSON."""
+"""Program for tests: compiles every kernel for a Hopper GPU, without needing one, and prints the spilled bytes as JSON."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ NUMBERS = {"eps": "fp32", "low": "fp32", "high": "fp32"}
 
 
 def stack_bytes(function, pointers, constants, warps):
-    """Bytes of a thread's stack: registers that did not suffice."""
+    """Stack bytes per thread: spilled registers."""
     names = [parameter.name for parameter in function.params]
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, NUMBERS.get(name, "i32")) for name in names

@@ -1,4 +1,4 @@
-"""The golden LeanVAE: published-code outputs of a tiny network, and that network loaded here."""
+"""Outputs of the published LeanVAE code for a tiny network ("golden" vectors), and that network loaded here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Golden:
         return self.tensors[name]
 
     def check(self, name: str, got: torch.Tensor) -> None:
-        """The tolerance the vectors were published with."""
+        """Tolerance published with the vectors."""
         want = self[name]
         assert got.shape == want.shape, name
         worst, allowed = (got - want).abs().max().item(), 1e-5 * max(1.0, want.abs().max().item())
@@ -41,7 +41,7 @@ class Golden:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from threads, and lose much on a busy machine."""
+    """Runs with one thread: tiny networks gain nothing from more, and lose much on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""A tiny configuration of every class, for the tests of the diffusers adapter."""
+"""Tiny configurations of every diffusers class."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ WHOLE = tuple(name for name in TINY if name not in CHUNKED)
 
 @functools.cache
 def tiny(name: str, **options: Any) -> Any:
-    """The tiny network of that name with random weights, loaded once."""
+    """Tiny network of that name with random weights, loaded once."""
     return model.load("diffusers", config=TINY[name], untrained=0, **options)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Uniform in [-1, 1]."""
+    """Uniform noise in [-1, 1]."""
     return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
 
 
 def clip(spec: Any, batch: int = 1, groups: int = 2, seed: int = 0) -> torch.Tensor:
-    """Noise of `groups` groups behind the lead frame, two latent pixels wide (four where pixels are cheap)."""
+    """Noise of `groups` groups after the lead frame, two latent pixels wide (four for cheap networks)."""
     side = 2 * spec.space_stride if spec.space_stride > 8 else 4 * spec.space_stride
     return noise(batch, 3, spec.lead_frames + groups * spec.time_stride, side, side, seed=seed)

@@ -1,6 +1,6 @@
-"""A program for tests: every kernel under Triton's interpreter against its reference, errors printed as JSON.
+"""Program for tests: runs every kernel in Triton's interpreter and prints its error against the reference as JSON.
 
-It is a program because Triton reads `TRITON_INTERPRET` when it is first imported.
+A separate program, because Triton reads `TRITON_INTERPRET` when it is first imported.
 """
 
 import json
@@ -17,7 +17,7 @@ MATRICES = ["bt709", "bt601"]
 
 
 def relative(got, want):
-    """Largest difference over the largest value wanted."""
+    """Largest difference relative to the largest expected value."""
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     return ((got.double() - want.double()).abs().max() / want.double().abs().max()).item()

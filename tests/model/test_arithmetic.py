@@ -1,4 +1,4 @@
-"""Process-wide switches of torch under calls in several threads. The switches exist without a GPU, so all of this runs on a CPU."""
+"""Process-wide torch switches while threads call networks. The switches exist without a GPU, so all of this runs on a CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def now() -> tuple[str, str, bool]:
 
 @pytest.fixture(autouse=True)
 def programs_own():
-    """What the program has chosen: tf32 everywhere and 16-bit sums."""
+    """Settings of the program: tf32 everywhere and 16-bit sums."""
     before = now()
     CONV.fp32_precision = MATMUL.fp32_precision = "tf32"
     MATMUL.allow_fp16_accumulation = True
@@ -29,7 +29,7 @@ def programs_own():
 
 
 class Call(threading.Thread):
-    """A call in a thread of its own, open until told to end."""
+    """Call in its own thread, open until told to end."""
 
     def __init__(self, switches: ProcessSwitches, products: str = "ieee", error: Exception | None = None) -> None:
         super().__init__(daemon=True)
@@ -63,7 +63,7 @@ def opened(call: Call) -> Call:
 
 
 @pytest.mark.parametrize("first_ends_first", [True, False])
-def test_overlapping_calls_leave_the_programs_setting(programs_own, first_ends_first):
+def test_overlapping_calls_restore_the_programs_setting(programs_own, first_ends_first):
     switches = ProcessSwitches()
     calls = [opened(Call(switches)), opened(Call(switches))]
     for call in calls if first_ends_first else reversed(calls):
@@ -73,7 +73,7 @@ def test_overlapping_calls_leave_the_programs_setting(programs_own, first_ends_f
     assert [call.seen for call in calls] == [[("ieee", "ieee", False)] * 2] * 2
 
 
-def test_the_context_of_every_network_call_is_the_guarded_one(programs_own):
+def test_every_network_call_runs_in_the_guarded_context(programs_own):
     cuda = torch.device("cuda")
     one, other = own_arithmetic(cuda), own_arithmetic(cuda)
     one.__enter__()
@@ -85,7 +85,7 @@ def test_the_context_of_every_network_call_is_the_guarded_one(programs_own):
     assert now() == programs_own
 
 
-def test_a_call_of_another_setting_waits_and_is_not_overtaken(programs_own):
+def test_a_call_with_another_setting_waits_and_is_not_overtaken(programs_own):
     switches = ProcessSwitches()
     first = opened(Call(switches))
     other = Call(switches, "tf32")
@@ -103,7 +103,7 @@ def test_a_call_of_another_setting_waits_and_is_not_overtaken(programs_own):
     assert now() == programs_own
 
 
-def test_many_threads_of_both_settings_compute_with_their_own(programs_own):
+def test_threads_with_different_settings_each_compute_with_their_own(programs_own):
     switches, wrong = ProcessSwitches(), []
 
     def work(products: str) -> None:
@@ -122,7 +122,7 @@ def test_many_threads_of_both_settings_compute_with_their_own(programs_own):
     assert now() == programs_own
 
 
-def test_a_call_that_fails_puts_the_setting_back(programs_own):
+def test_a_failing_call_restores_the_setting(programs_own):
     switches = ProcessSwitches()
     opened(Call(switches, error=OSError("broken"))).finish()
     assert now() == programs_own
@@ -133,10 +133,10 @@ def test_a_call_that_fails_puts_the_setting_back(programs_own):
         assert now() == ("tf32", "tf32", False)
 
 
-def test_calls_within_calls(programs_own):
+def test_nested_calls_need_the_same_setting(programs_own):
     switches = ProcessSwitches()
     with switches.held("ieee"), switches.held("ieee"):
-        with pytest.raises(RuntimeError, match="tf32 products inside one with ieee"), switches.held("tf32"):
+        with pytest.raises(RuntimeError, match="tf32 products inside a call with ieee"), switches.held("tf32"):
             pass
         assert now() == ("ieee", "ieee", False)
     assert now() == programs_own
@@ -144,7 +144,7 @@ def test_calls_within_calls(programs_own):
         pass
 
 
-def test_a_switch_the_program_sets_meanwhile_stays():
+def test_a_switch_set_during_a_call_is_not_restored():
     switches = ProcessSwitches()
     call = opened(Call(switches))
     MATMUL.fp32_precision = "none"
@@ -152,7 +152,7 @@ def test_a_switch_the_program_sets_meanwhile_stays():
     assert now() == ("tf32", "none", True)
 
 
-def test_gradients_and_autocast_of_other_threads_stay(programs_own):
+def test_other_threads_keep_their_gradients_and_autocast(programs_own):
     with torch.autocast("cpu", torch.bfloat16):
         with own_arithmetic(torch.device("cpu")):
             assert not torch.is_grad_enabled()

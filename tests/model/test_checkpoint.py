@@ -1,4 +1,4 @@
-"""Every layout loads to the same network; nothing in a file runs; strict keys; schemes and fetchers."""
+"""Checkpoint loading: every layout gives the same network, nothing in a file runs, keys are strict, schemes have fetchers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model.weights import check_finite
 
 
 class RunsCode:
-    """Unpickling this touches a file: what a hostile checkpoint does, made harmless."""
+    """Unpickling this touches a file, as a hostile checkpoint could."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -53,7 +53,7 @@ def save(tmp_path, content, name="weights.ckpt", **how) -> str:
     return str(path)
 
 
-def test_official_layout_brings_its_configuration(golden, tmp_path):
+def test_official_layout_contains_the_configuration(golden, tmp_path):
     path = save(tmp_path, official(golden))
     loaded = model.load("leanvae", path)
     golden.check("out/A_z", loaded.encode(golden["in/A"])[0].mean)
@@ -64,7 +64,7 @@ def test_official_layout_brings_its_configuration(golden, tmp_path):
     assert json.loads(json.dumps(info.to_dict()))["layout"] == "official"
 
 
-def test_old_file_format_loads_too(golden, tmp_path):
+def test_old_file_format_loads(golden, tmp_path):
     path = save(tmp_path, official(golden), _use_new_zipfile_serialization=False)
     golden.check("out/B_z", model.load("leanvae", path).encode(golden["in/B"])[0].mean)
 
@@ -78,7 +78,7 @@ def test_training_layout_drops_prefix_and_losses_and_needs_a_configuration(golde
     assert loaded.checkpoint.layout == "training"
 
 
-def test_the_same_weights_hash_alike_in_every_container(golden, vae, tmp_path):
+def test_the_same_weights_have_the_same_hash_in_every_container(golden, vae, tmp_path):
     pt = {"format": "pt"}
     save_file(golden.weights, tmp_path / "m.safetensors", metadata={**pt, "config": json.dumps(golden.config)})
     folder = tmp_path / "folder"
@@ -99,17 +99,17 @@ def test_the_same_weights_hash_alike_in_every_container(golden, vae, tmp_path):
         assert model.load("leanvae", path, config=config).weights_sha256 == vae.weights_sha256, path
 
 
-def test_a_file_of_another_configuration_is_not_the_preset(golden, tmp_path):
+def test_a_file_with_another_configuration_is_refused_for_a_preset(golden, tmp_path):
     path = save(tmp_path, official(golden))
     with pytest.raises(ValueError, match=r"not leanvae-dim16.*latent_dim is 4, not 16.*family name"):
         model.load("leanvae-dim16", path)
     bare = save(tmp_path, golden.weights, "bare.pth")
-    with pytest.raises(ValueError, match=r"not those of leanvae-dim4: .*misshapen: .*expected \(4, 512\)"):
+    with pytest.raises(ValueError, match=r"do not fit leanvae-dim4: .*misshapen: .*expected \(4, 512\)"):
         model.load("leanvae-dim4", bare)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_does_not_run(golden, tmp_path, zipped):
+def test_a_file_that_would_run_code_is_refused_and_not_run(golden, tmp_path, zipped):
     trap = tmp_path / "trap"
     path = save(tmp_path, {**official(golden), "extra": RunsCode(trap)}, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -122,13 +122,13 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(golden, tmp_path
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_options_of_other_classes_are_refused_by_name(golden, tmp_path):
+def test_pickled_classes_are_refused_by_name(golden, tmp_path):
     path = save(tmp_path, official(golden, when=datetime.timedelta(1)))
     with pytest.raises(ValueError, match=r"refers to datetime\.timedelta"):
         model.load("leanvae", path)
 
 
-def test_convert_with_trust_makes_a_safe_copy(golden, vae, tmp_path):
+def test_convert_with_trust_writes_a_safe_copy(golden, vae, tmp_path):
     trap = tmp_path / "trap"
     path = save(tmp_path, {**official(golden, when=datetime.timedelta(1)), "extra": RunsCode(trap)})
     out = tmp_path / "safe.safetensors"
@@ -139,11 +139,11 @@ def test_convert_with_trust_makes_a_safe_copy(golden, vae, tmp_path):
     assert converted.weights_sha256 == vae.weights_sha256
     assert converted.config == vae.config
     assert [item.name for item in tmp_path.iterdir() if "partial" in item.name] == []
-    with pytest.raises(ValueError, match=r"is a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"must be a \.safetensors file"):
         checkpoint.convert(path, tmp_path / "out.pt")
 
 
-def test_convert_to_half_the_bytes(golden, vae, tmp_path):
+def test_convert_can_store_float16(golden, vae, tmp_path):
     path, out = save(tmp_path, official(golden)), tmp_path / "half.safetensors"
     checkpoint.convert(path, out, dtype="float16")
     found = checkpoint.read(str(out)).weights
@@ -153,10 +153,10 @@ def test_convert_to_half_the_bytes(golden, vae, tmp_path):
     assert model.load("leanvae", str(out)).weights_sha256 != vae.weights_sha256
     with pytest.raises(ValueError, match=r"dtype must be one of .*float16.*; got 'int8'"):
         checkpoint.convert(path, out, dtype="int8")
-    with pytest.raises(FileNotFoundError, match=r"no folder for .*; make it, or name another"):
+    with pytest.raises(FileNotFoundError, match=r"folder of .* does not exist; create it, or give another"):
         checkpoint.convert(path, tmp_path / "none" / "out.safetensors")
     (tmp_path / "taken.safetensors").mkdir()
-    with pytest.raises(OSError, match=r"taken.safetensors cannot be written .*; name another file"):
+    with pytest.raises(OSError, match=r"taken.safetensors cannot be written .*; give another path"):
         checkpoint.convert(path, tmp_path / "taken.safetensors")
     assert not list(tmp_path.glob("*.partial"))
     huge = {**whole, next(iter(whole)): torch.full_like(next(iter(whole.values())), 1e6)}
@@ -166,7 +166,7 @@ def test_convert_to_half_the_bytes(golden, vae, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
 @pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
-def test_damaged_files(golden, tmp_path, name, keep):
+def test_damaged_files_are_refused(golden, tmp_path, name, keep):
     if name.endswith("ckpt"):
         save(tmp_path, official(golden), name)
     else:
@@ -192,23 +192,23 @@ def test_a_text_file_is_not_a_checkpoint(golden, tmp_path):
         ({"args": "x", "state_dict": {"a": torch.zeros(1)}}, "args must be a dict or argparse.Namespace, got str"),
     ],
 )
-def test_unknown_layouts(tmp_path, content, words):
+def test_unknown_layouts_are_refused(tmp_path, content, words):
     with pytest.raises(ValueError, match=words):
         model.load("leanvae-dim4", save(tmp_path, content))
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_bad_sidecar(golden, tmp_path, text):
+def test_a_config_json_that_is_not_an_object_is_refused(golden, tmp_path, text):
     save_file(golden.weights, tmp_path / "w.safetensors")
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"configuration in .*config\.json"):
         model.load("leanvae", str(tmp_path / "w.safetensors"))
 
 
-def test_keys_are_strict_and_listed(golden):
+def test_missing_and_extra_keys_are_refused_and_listed(golden):
     renamed = {key.replace("encoder.", "enc."): t for key, t in golden.weights.items()}
     moved = [key for key in golden.weights if key.startswith("encoder.")]
-    with pytest.raises(ValueError, match="not those of leanvae") as caught:
+    with pytest.raises(ValueError, match="do not fit leanvae") as caught:
         model.from_state_dict("leanvae", golden.config, renamed)
     message = str(caught.value)
     assert f"{len(moved)} missing: " in message
@@ -225,20 +225,20 @@ def test_keys_are_strict_and_listed(golden):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_weights(golden, value):
+def test_non_finite_weights_are_refused(golden, value):
     weights = {key: t.clone() for key, t in golden.weights.items()}
     weights["latent_bottleneck.phi"][0, 3] = value
     with pytest.raises(ValueError, match=r"1 tensors with NaN or infinity: latent_bottleneck\.phi"):
         model.from_state_dict("leanvae", golden.config, weights)
 
 
-def test_integer_weights(golden):
+def test_integer_weights_are_refused(golden):
     weights = {**golden.weights, "latent_bottleneck.phi": golden.weights["latent_bottleneck.phi"].to(torch.int8)}
     with pytest.raises(ValueError, match=r"floating point.*latent_bottleneck.phi \(torch.int8\)"):
         model.from_state_dict("leanvae", golden.config, weights)
 
 
-def test_the_network_does_not_share_memory_with_the_caller(golden):
+def test_the_network_shares_no_memory_with_the_caller(golden):
     weights = {key: t.clone() for key, t in golden.weights.items()}
     loaded = model.from_state_dict("leanvae", golden.config, weights)
     for tensor in weights.values():
@@ -246,7 +246,7 @@ def test_the_network_does_not_share_memory_with_the_caller(golden):
     golden.check("out/B_z", loaded.encode(golden["in/B"])[0].mean)
 
 
-def test_nothing_there(tmp_path):
+def test_missing_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing\.ckpt"):
         model.load("leanvae-dim4", str(tmp_path / "missing.ckpt"))
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors"):
@@ -257,13 +257,13 @@ def test_nothing_there(tmp_path):
         model.load("leanvae-dim4", str(tmp_path))
 
 
-def test_unknown_schemes_are_named():
-    with pytest.raises(ValueError, match=r"nobody handles ftp://; known: a local path, hf://"):
+def test_unknown_schemes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"no fetcher for ftp://; expected a local path, hf://"):
         model.load("leanvae-dim4", "ftp://host/weights.ckpt")
 
 
-def test_a_registered_fetcher_serves_its_scheme(golden, vae, tmp_path, monkeypatch):
-    """A real installed distribution with an entry point, as the object-store side is."""
+def test_a_registered_fetcher_is_used_for_its_scheme(golden, vae, tmp_path, monkeypatch):
+    """An installed distribution with an entry point, like the package's own for object stores."""
     site = tmp_path / "site"
     meta = site / "shelf_fetcher-1.0.dist-info"
     meta.mkdir(parents=True)
@@ -278,13 +278,13 @@ def test_a_registered_fetcher_serves_its_scheme(golden, vae, tmp_path, monkeypat
     assert loaded.weights_sha256 == vae.weights_sha256
     assert loaded.checkpoint.uri == "shelf://vae/weights.ckpt"
     shutil.rmtree(meta)
-    with pytest.raises(ValueError, match="nobody handles shelf"):
+    with pytest.raises(ValueError, match="no fetcher for shelf"):
         model.load("leanvae", "shelf://vae/weights.ckpt")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_one_value_that_is_not_finite_is_found(value, dtype):
+def test_a_single_non_finite_value_is_found(value, dtype):
     good = {
         "a": torch.randn(3, 50).to(dtype),
         "empty": torch.empty(0, 4, dtype=dtype),

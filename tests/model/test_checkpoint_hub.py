@@ -1,4 +1,4 @@
-"""`hf://` against a local server that speaks the hub's file protocol; the real client library does the talking."""
+"""`hf://` with the real client library, against a local server that implements the hub's file protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """GET and HEAD of /{repo}/resolve/{revision}/{file}, with the headers and error codes the hub sends."""
+    """Serves GET and HEAD of /{repo}/resolve/{revision}/{file} with the hub's headers and error codes."""
 
     files: dict[str, bytes]
     repo = "someone/vae"
@@ -66,7 +66,7 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Suppresses log output."""
 
 
 @pytest.fixture
@@ -99,13 +99,13 @@ def hub(golden, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["hf://someone/vae/LeanVAE.ckpt", "hf://someone/vae/LeanVAE.ckpt@v1"])
-def test_a_file_of_the_hub(hub, vae, uri):
+def test_a_hub_file_loads(hub, vae, uri):
     loaded = model.load("leanvae", uri)
     assert loaded.weights_sha256 == vae.weights_sha256
     assert loaded.checkpoint.uri == uri
 
 
-def test_configuration_beside_the_weights(hub, golden, vae):
+def test_config_json_beside_hub_weights_is_used(hub, golden, vae):
     assert model.load("leanvae", "hf://someone/vae/tiny/model.safetensors").weights_sha256 == vae.weights_sha256
     with pytest.raises(ValueError, match="needs a configuration"):
         model.load("leanvae", "hf://someone/vae/alone/model.safetensors")
@@ -118,19 +118,19 @@ def test_configuration_beside_the_weights(hub, golden, vae):
     [
         ("hf://someone/vae/other.ckpt", FileNotFoundError, "no such file or revision"),
         ("hf://someone/vae/LeanVAE.ckpt@v9", FileNotFoundError, "no such file or revision"),
-        ("hf://nobody/vae/LeanVAE.ckpt", FileNotFoundError, "no such repository, or a private one"),
-        ("hf://someone/gated/LeanVAE.ckpt", RuntimeError, "access must be asked for"),
+        ("hf://nobody/vae/LeanVAE.ckpt", FileNotFoundError, "no such repository, or it is private"),
+        ("hf://someone/gated/LeanVAE.ckpt", RuntimeError, "access is restricted"),
         ("hf://someone/broken/LeanVAE.ckpt", RuntimeError, "the hub answered 400"),
         ("hf://someone/half/LeanVAE.ckpt", RuntimeError, "the hub answered 400"),
         ("hf://someone/vae", ValueError, r"expected hf://owner/repo/file\[@revision\]"),
     ],
 )
-def test_what_the_hub_refuses(hub, uri, error, words):
+def test_refusals_of_the_hub_have_clear_errors(hub, uri, error, words):
     with pytest.raises(error, match=words):
         model.load("leanvae", uri)
 
 
-def test_an_unreachable_hub(hub, monkeypatch):
+def test_an_unreachable_hub_is_an_error(hub, monkeypatch):
     hub.shutdown()
     hub.server_close()
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client's own back-off: half a minute

@@ -1,4 +1,4 @@
-"""Which of diffusers' VAEs can be taken in chunks: the ones that say so lose no bit, the others say why, and the reasons are true."""
+"""Chunking of diffusers' VAEs: those that claim it lose no bit, the others give a reason, and the reasons are true."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import model
 from model.diffusers_vae import wan_stream
 from model.diffusers_vae.facts import WHOLE_CLIPS
-from model.losslessness import decode_in, encode_in, examine
+from model.losslessness import decode_chunked, encode_chunked, examine
 from tests.model.diffusers_networks import CHUNKED, TINY, WHOLE, clip, noise, tiny
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_every_promise_holds_to_the_bit(name):
-    """Chunks, batches, interleaving, states gathered and scattered, prefixes, images, both ways; or whole clips only."""
+def test_every_claimed_property_holds_bit_for_bit(name):
+    """All properties (chunks, batches, interleaving, states, prefixes, images) in both directions, or whole clips only."""
     vae = tiny(name)
     assert vae.spec.chunking == ("exact" if name in CHUNKED else "none")
     assert vae.decode_chunking == ("exact" if name in ("wan-2.1", "wan-2.2", "sd") else "none")
@@ -33,18 +33,18 @@ def test_every_promise_holds_to_the_bit(name):
 
 @given(st.sets(st.integers(1, 4)), st.booleans())
 @settings(max_examples=5, deadline=None)
-def test_wan_in_any_partition(cuts, bf16):
+def test_wan_gives_the_same_bits_for_any_partition(cuts, bf16):
     vae = tiny("wan-2.1", dtype=torch.bfloat16) if bf16 else tiny("wan-2.2")
     ends = sorted({*cuts, 5})
     video = noise(1, 3, 17, 32, 32)
-    whole = encode_in(vae, video, [5], moments=True)
-    assert torch.equal(encode_in(vae, video, ends, moments=True), whole)
+    whole = encode_chunked(vae, video, [5], moments=True)
+    assert torch.equal(encode_chunked(vae, video, ends, moments=True), whole)
     latent = whole[:, : vae.spec.latent_channels]
-    assert torch.equal(decode_in(vae, latent, ends), decode_in(vae, latent, [5]))
+    assert torch.equal(decode_chunked(vae, latent, ends), decode_chunked(vae, latent, [5]))
 
 
-def test_wan_states_of_different_moments_go_into_one_batch():
-    """After its first step the cache of diffusers has other shapes than later; ours has not."""
+def test_wan_states_of_different_steps_share_a_batch():
+    """diffusers' cache has other shapes after its first step than later; the adapter's has not."""
     vae = tiny("wan-2.1")
     young, old = noise(1, 3, 9, 32, 32, seed=1), noise(1, 3, 17, 32, 32, seed=2)
     _, after_image = vae.encode(young[:, :, :1])
@@ -65,7 +65,7 @@ def test_wan_state_does_not_grow():
 
 
 @pytest.mark.parametrize("name", [*WHOLE, "svd"])
-def test_whole_clips_say_so(name):
+def test_networks_for_whole_clips_refuse_chunks_with_the_reason(name):
     vae = tiny(name)
     video = clip(vae.spec)
     posterior, encoded = vae.encode(video)
@@ -73,7 +73,7 @@ def test_whole_clips_say_so(name):
     _, decoded = vae.decode(decoded_from)
     if name != "svd":
         because = WHOLE_CLIPS[TINY[name]["_class_name"]]
-        with pytest.raises(ValueError, match=f"encodes whole clips, because {because}; give every frame of a clip"):
+        with pytest.raises(ValueError, match=f"encodes whole clips, because {because}; pass every frame of a clip"):
             vae.encode(video[:, :, : vae.spec.time_stride], encoded)
     with pytest.raises(ValueError, match="decodes whole clips, because"):
         vae.decode(decoded_from, decoded)
@@ -82,8 +82,8 @@ def test_whole_clips_say_so(name):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_a_prefix_of_the_video_gives(name):
-    """The latent of a prefix is a prefix of the latent exactly where the spec calls the network causal."""
+def test_a_prefix_gives_the_prefix_exactly_for_causal_networks(name):
+    """The latent of a prefix is a prefix of the latent exactly if the spec calls the network causal."""
     vae = tiny(name)
     video = clip(vae.spec, groups=3)
     whole = vae.encode(video)[0].mean
@@ -93,7 +93,7 @@ def test_what_a_prefix_of_the_video_gives(name):
     assert vae.spec.causal or difference > 1e-3
 
 
-def test_cogvideox_is_exact_only_between_batches_that_a_stream_cannot_know():
+def test_cogvideox_is_exact_only_between_batches_that_depend_on_the_length():
     module = tiny("cogvideox")._coder.module
     video = noise(1, 3, 17, 32, 32)
     with torch.no_grad():
@@ -107,8 +107,8 @@ def test_cogvideox_is_exact_only_between_batches_that_a_stream_cannot_know():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_batch_in_one_pass_as_other_devices_take_it(name):
-    """On a CPU videos go through one by one; elsewhere together, which is the same up to rounding, the carried memory too."""
+def test_a_batch_in_one_pass_is_equal_up_to_rounding(name):
+    """On a CPU videos are processed one by one; on other devices together, which is equal up to rounding, states included."""
     vae, coder = tiny(name), tiny(name)._coder
     video = clip(vae.spec, batch=2)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_batch_in_one_pass_as_other_devices_take_it(name):
     assert (together - vae.decode(mean)[0]).abs().max() < 1e-4 * max(1, together.abs().max())
 
 
-def test_frames_of_image_networks_know_nothing_of_each_other():
+def test_frames_of_image_networks_are_independent():
     vae = tiny("sd")
     video = clip(vae.spec, groups=4)
     assert torch.equal(vae.encode(video.flip(2))[0].mean.flip(2), vae.encode(video)[0].mean)
@@ -133,23 +133,25 @@ def test_frames_of_image_networks_know_nothing_of_each_other():
 
 
 def refused(reason):
-    with pytest.warns(UserWarning, match=rf"encodes and decodes whole clips only: diffusers .* its cache .*{reason}"):
+    with pytest.warns(
+        UserWarning, match=rf"encodes and decodes whole clips only: this adapter does not know .* its cache .*{reason}"
+    ):
         vae = tiny.__wrapped__("wan-2.1")
     assert (vae.spec.chunking, vae.decode_chunking) == ("none", "none")
     video = noise(1, 3, 9, 32, 32)
     latent, state = vae.encode(video)
     assert vae.decode(latent.mean)[0].shape == video.shape
-    with pytest.raises(ValueError, match="encodes whole clips, because diffusers"):
+    with pytest.raises(ValueError, match="encodes whole clips, because this adapter"):
         vae.encode(video[:, :, 1:], state)
     return latent.mean
 
 
-def test_a_cache_that_is_not_there(monkeypatch):
+def test_a_missing_cache_falls_back_to_whole_clips(monkeypatch):
     monkeypatch.delattr(autoencoder_kl_wan, "patchify")
     assert torch.equal(refused("patchify"), tiny("wan-2.1").encode(noise(1, 3, 9, 32, 32))[0].mean)
 
 
-def test_a_cache_that_means_something_else(monkeypatch):
+def test_a_cache_with_another_meaning_falls_back_to_whole_clips(monkeypatch):
     real = wan_stream.WanStream._encode_step
     monkeypatch.setattr(
         wan_stream.WanStream, "_encode_step", lambda self, frames, places: real(self, frames, [*places])
@@ -157,7 +159,7 @@ def test_a_cache_that_means_something_else(monkeypatch):
     refused("latents differ|cache")
 
 
-def test_a_cache_that_keeps_growing(monkeypatch):
+def test_a_growing_cache_falls_back_to_whole_clips(monkeypatch):
     real, steps = wan_stream.WanStream._encode_step, itertools.count(1)
 
     def growing(self, frames, places):
@@ -169,8 +171,8 @@ def test_a_cache_that_keeps_growing(monkeypatch):
     refused("the cache still changes its shapes in step 3")
 
 
-def test_wan_with_shortcuts_in_time_steps_like_the_class():
-    """`first_chunk` matters to the residual decoder of Wan 2.2 alone."""
+def test_residual_wan_in_chunks_equals_the_class():
+    """`first_chunk` matters only for the residual decoder of Wan 2.2."""
     vae = tiny("wan-2.2")
     module = vae._coder.module
     latent = noise(1, 4, 3, 4, 4)

@@ -1,4 +1,4 @@
-"""diffusers' own folders through our door: the same bits as the library gives, strict keys, errors that say what to do."""
+"""Loading of diffusers folders: the same bits as the library, strict keys, errors that say what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def options(name):
 
 
 def saved(name, folder):
-    """The library's module with its own initial weights, seeded, and the folder its `save_pretrained` writes."""
+    """The library's module with its own seeded initial weights, and the folder that `save_pretrained` writes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         module = getattr(diffusers, TINY[name]["_class_name"])(**options(name)).eval()
@@ -39,7 +39,7 @@ def saved(name, folder):
 
 @torch.no_grad()
 def by_the_library(name, module, video):
-    """Latents, log-variance and video as diffusers' own `encode` and `decode` give them."""
+    """Latents, log-variance and video from diffusers' own `encode` and `decode`."""
     if name in ("svd", "sd"):
         posteriors = [module.encode(video[:, :, t]).latent_dist for t in range(video.shape[2])]
         mean, logvar = (torch.stack([getattr(p, kind) for p in posteriors], dim=2) for kind in ("mean", "logvar"))
@@ -61,7 +61,7 @@ def by_the_library(name, module, video):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_saved_folder_gives_the_bits_of_the_library(name, tmp_path):
+def test_a_saved_folder_gives_the_same_bits_as_the_library(name, tmp_path):
     module = saved(name, tmp_path)
     vae = model.load("diffusers", str(tmp_path))
     video = noise(1, 3, 24 if name == "allegro" else vae.spec.lead_frames + 2 * vae.spec.time_stride, *SIDES[name])
@@ -80,7 +80,7 @@ def test_a_saved_folder_gives_the_bits_of_the_library(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_nothing_blends(name):
+def test_blending_options_are_off(name):
     module = tiny(name)._coder.module
     for switch in ("use_slicing", *built.BLENDING):
         assert not getattr(module, switch, False), switch
@@ -89,7 +89,7 @@ def test_nothing_blends(name):
     assert not latent.mean.requires_grad
 
 
-def test_the_library_by_itself_would_blend_longer_hunyuan_clips(tmp_path):
+def test_the_library_blends_longer_hunyuan_clips_by_default(tmp_path):
     module = saved("hunyuan-video", tmp_path)
     vae = model.load("diffusers", str(tmp_path))
     video = noise(1, 3, 21, 16, 16)
@@ -100,7 +100,7 @@ def test_the_library_by_itself_would_blend_longer_hunyuan_clips(tmp_path):
         assert torch.equal(module.encode(video).latent_dist.mode(), whole)
 
 
-def test_untrained_weights_are_reproducible_and_touch_no_global_generator():
+def test_untrained_weights_are_reproducible_and_leave_the_global_generator():
     before = torch.random.get_rng_state()
     one, again = tiny("wan-2.1"), model.load("diffusers", config=TINY["wan-2.1"], untrained=0)
     other = model.load("diffusers", config=TINY["wan-2.1"], untrained=1)
@@ -127,7 +127,7 @@ def test_the_configuration_in_force_is_recorded_with_the_version():
     ("name", "dtype"),
     [("wan-2.1", torch.bfloat16), ("sd", torch.bfloat16), ("wan-2.1", torch.float64), ("cosmos", torch.float64)],
 )
-def test_other_arithmetic(name, dtype):
+def test_other_dtypes_stay_close(name, dtype):
     plain, other = tiny(name), tiny(name, dtype=dtype)
     video = clip(plain.spec)
     want, got = plain.encode(video)[0].mean, other.encode(video)[0].mean
@@ -136,7 +136,7 @@ def test_other_arithmetic(name, dtype):
     assert other.decode(got)[0].dtype == got.dtype
 
 
-def test_weights_in_half_precision_as_some_are_published(tmp_path):
+def test_half_precision_weights_load(tmp_path):
     saved("sd", tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file)
@@ -150,13 +150,15 @@ def test_weights_in_half_precision_as_some_are_published(tmp_path):
 
 def test_a_preset_refuses_another_network_of_its_class(tmp_path):
     saved("wan-2.1", tmp_path)
-    with pytest.raises(ValueError, match=r"is not wan-2.1: by its own configuration base_dim is 8, not 96, z_dim is 4"):
+    with pytest.raises(
+        ValueError, match=r"is not wan-2.1: its own configuration says base_dim is 8, not 96, z_dim is 4"
+    ):
         model.load("wan-2.1", str(tmp_path))
-    with pytest.raises(ValueError, match="is not sdxl: by its own configuration _class_name is 'AutoencoderKLWan'"):
+    with pytest.raises(ValueError, match="is not sdxl: its own configuration says _class_name is 'AutoencoderKLWan'"):
         model.load("sdxl", str(tmp_path))
 
 
-def test_keys_are_strict(tmp_path):
+def test_missing_and_extra_keys_are_refused(tmp_path):
     module = saved("sd", tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     weights = dict(module.state_dict())
@@ -166,32 +168,32 @@ def test_keys_are_strict(tmp_path):
         model.load("diffusers", str(tmp_path))
 
 
-def test_a_folder_of_shards(tmp_path):
+def test_sharded_weights_are_refused(tmp_path):
     saved("sd", tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     file.rename(tmp_path / "diffusion_pytorch_model-00001-of-00002.safetensors")
     (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").write_bytes(b"")
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"in parts \(2 .safetensors files and an index\).*max_shard_size"):
+    with pytest.raises(ValueError, match=r"sharded weights \(2 .safetensors files and an index\).*max_shard_size"):
         model.load("diffusers", str(tmp_path))
 
 
-def test_without_the_library(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r"pip install 'lathe\[diffusers\]'"):
         model.load("diffusers", config=TINY["sd"], untrained=0)
 
 
-def test_a_library_without_the_class(monkeypatch):
+def test_a_library_without_the_class_is_named(monkeypatch):
     monkeypatch.setattr(built, "library", lambda: types.SimpleNamespace(__version__="0.20.0"))
-    with pytest.raises(ValueError, match=r"diffusers 0.20.0, which is installed, has no AutoencoderKLWan"):
+    with pytest.raises(ValueError, match=r"the installed diffusers 0.20.0 has no AutoencoderKLWan"):
         model.load("wan-2.1", untrained=0)
 
 
-def test_options_the_class_does_not_know_are_named():
+def test_unknown_options_are_named_in_a_warning():
     weights = tiny("sd")._coder.module.state_dict()
     with pytest.warns(
-        UserWarning, match=r"AutoencoderKL of diffusers .* does not know the configuration's clip_output"
+        UserWarning, match=r"AutoencoderKL of diffusers .* ignores unknown configuration keys: clip_output"
     ):
         model.from_state_dict("diffusers", {**TINY["sd"], "clip_output": False}, weights)
 
@@ -199,6 +201,6 @@ def test_options_the_class_does_not_know_are_named():
 @pytest.mark.parametrize(
     "change", [{"down_block_types": ["NoSuchBlock"] * 2}, {"norm_num_groups": 3}, {"block_out_channels": ["a", "b"]}]
 )
-def test_configurations_the_class_cannot_be_built_from(change):
+def test_unbuildable_configurations_are_refused(change):
     with pytest.raises(ValueError, match="AutoencoderKL cannot be built from this configuration"):
         model.load("diffusers", config={**TINY["sd"], **change}, untrained=0)

@@ -1,4 +1,4 @@
-"""From videos to rows with each of diffusers' VAEs: what is stored is what the network gives for the clip, with its constants beside it."""
+"""Builds with diffusers' VAEs: stored rows are the network's latents of the clip, with its constants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
 
 
 def clips_by_hand(job, spec):
-    """Planes `T 3 H W` and matrix of each clip of the corpus' second video, put together from the cutter's chunks."""
+    """Planes `T 3 H W` and matrix of each clip of the corpus's second video, joined from the cutter's chunks."""
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
     sample = Sample("000001", 1, "u", video_bytes(13, seed=1), "mp4")
     cutter = Cutter(CutRequest(sample, rules, DecodeConfig(), 1 << 20, DrillConfig()))
@@ -45,7 +45,7 @@ def clips_by_hand(job, spec):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_corpus_becomes_latents(name, corpus, tmp_path):
+def test_a_build_stores_the_latents_of_the_network(name, corpus, tmp_path):
     vae, frames = tiny(name), FRAMES.get(name, 5)
     flags = {"model.name": "diffusers", "model.config": TINY[name], "clips.frames": str(frames)}
     job = tiny_job(corpus, tmp_path / "out", "engine.chunk_frames=4", "engine.decoders=1", **flags)
@@ -77,7 +77,7 @@ def test_a_corpus_becomes_latents(name, corpus, tmp_path):
     assert (written["mean"] is None, written["scale"] is None) == (name not in PER_CHANNEL, name in PER_CHANNEL)
 
 
-def test_moments_of_a_network_without_any_are_refused_at_the_start(corpus, tmp_path):
+def test_storing_moments_is_refused_at_start_for_deterministic_networks(corpus, tmp_path):
     flags = {"model.name": "diffusers", "model.config": TINY["cosmos"], "clips.frames": "9"}
     with pytest.raises(ConfigError, match=r"write\.moments: .*no log-variance"):
         pipeline.encode(tiny_job(corpus, tmp_path / "out", "write.moments=true", **flags))

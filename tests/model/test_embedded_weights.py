@@ -1,4 +1,4 @@
-"""The weights that come with Lathe: loaded by name alone, what their card says, better than principal components on clips never seen."""
+"""The weights that ship with Lathe: loaded by name, consistent with their card, better than principal components on unseen clips."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def psnr(ours, original):
     return float(-10 * (ours.clamp(-0.5, 0.5) - original).square().mean().log10())
 
 
-def test_gives_back_what_it_never_saw(vae):
-    """Issue's bar on real clips is 1.5 dB; `benchmarks/quality.py` measures those."""
+def test_unseen_clips_are_reconstructed_better_than_by_principal_components(vae):
+    """The bar for real clips is 1.5 dB; `benchmarks/quality.py` measures them."""
     linear = fit_linear(clips(range(24)), 16)
     gains = []
     for video in clips(range(UNSEEN, UNSEEN + 6)):
@@ -45,14 +45,14 @@ def test_gives_back_what_it_never_saw(vae):
     assert min(gains) > 0
 
 
-def test_says_where_it_came_from(vae):
+def test_provenance_is_recorded(vae):
     assert vae.checkpoint.uri == f"embedded://{NAME}"
     assert not vae.untrained
     assert model.load(NAME, registry.PRESETS[NAME].published).weights_sha256 == vae.weights_sha256
     assert "not for production" in registry.card(NAME)["note"]
 
 
-def test_latents_have_the_statistics_it_states(vae):
+def test_latents_have_the_stated_statistics(vae):
     spec = vae.spec
     latents = torch.cat([vae.encode(video)[0].mean for video in clips(range(UNSEEN, UNSEEN + 12))])
     normal = (latents - torch.tensor(spec.mean).view(1, -1, 1, 1, 1)) / torch.tensor(spec.std).view(1, -1, 1, 1, 1)
@@ -60,16 +60,16 @@ def test_latents_have_the_statistics_it_states(vae):
     assert 0.7 < normal.std() < 1.3
 
 
-def test_is_lossless(vae):
+def test_chunks_are_lossless(vae):
     assert all(finding.difference == 0 for finding in examine(vae, height=32, width=32))
 
 
-def test_comes_with_its_card_and_recipe():
+def test_card_and_recipe_ship_with_the_weights():
     assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
     assert json.loads((FOLDER / "config.json").read_text()) == registry.complete(NAME)
     run = json.loads((FOLDER / "run.json").read_text())
     assert training_recipe(run["recipe"]) == load_recipe("leanvae-mini")
     assert run["loss"][-1]["step"] == load_recipe("leanvae-mini").steps
     card = (FOLDER / "README.md").read_text()
-    for said in ("never seen a real video", "not for production", "seed 0"):
-        assert said in card
+    for text in ("never seen a real video", "not for production", "seed 0"):
+        assert text in card

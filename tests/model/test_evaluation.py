@@ -1,4 +1,4 @@
-"""The maths of `lathe evaluate` on values worked out by hand, and on a real network."""
+"""Metrics of `lathe evaluate` on hand-computed values and on a real network."""
 
 import math
 
@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import model
+from model.evaluation.examples import KEPT_FRAMES, SAMPLE, ExampleSelection, FrameSampler
 from model.evaluation.fidelity import MOST_DB, ClipMeter, by_position, clip_quality
 from model.evaluation.latents import LatentMoments
-from model.evaluation.pictures import KEPT_FRAMES, SAMPLE, Reel, Showcase
 from model.evaluation.roundtrip import RoundTrip, eight_bits
-from model.evaluation.tally import Tally
+from model.evaluation.summary import QualitySummary
 from model.training.perceptual import LPIPS
 from tests.tiny_corpus import TINY_NETWORK
 
 
 def flat(*levels, side=16):
-    """A clip whose frames are of one value each."""
+    """Clip whose frames have one value each."""
     return torch.tensor(levels, dtype=torch.uint8)[None, :, None, None].expand(3, -1, side, side).contiguous()
 
 
@@ -29,7 +29,7 @@ def db(mse):
     return 10 * math.log10(255**2 / mse)
 
 
-def test_quality_of_flat_frames_by_hand():
+def test_quality_of_flat_frames_equals_hand_computed_values():
     quality = clip_quality(flat(100, 100, 50, 50, 200), flat(110, 100, 50, 55, 180))
     errors = [100, 0, 0, 25, 400]
     assert quality.frame_psnr == pytest.approx([MOST_DB if e == 0 else db(e) for e in errors], abs=1e-4)
@@ -48,7 +48,7 @@ def test_quality_of_flat_frames_by_hand():
     assert quality.groups == 1
 
 
-def test_frames_may_come_in_any_parts():
+def test_quality_does_not_depend_on_how_frames_are_split():
     original, other = noise(0, 9), noise(1, 9)
     whole = clip_quality(original, other)
     meter = ClipMeter(1, 4)
@@ -60,7 +60,7 @@ def test_frames_may_come_in_any_parts():
     assert whole.psnr > whole.psnr_of_mse
 
 
-def test_identical_clips_are_perfect_and_black_ones_preserve_nothing_measurable():
+def test_identical_clips_are_perfect_and_black_clips_have_no_degree():
     same = clip_quality(noise(0), noise(0))
     assert (same.psnr, same.psnr_of_mse, same.degree) == (MOST_DB, MOST_DB, 1.0)
     assert same.ssim == pytest.approx(1.0)
@@ -75,7 +75,7 @@ def test_positions_skip_the_lead_and_average_over_groups():
     assert by_position([0.5], 1, 1) == ()
 
 
-def test_lpips_is_of_frames_in_minus_one_to_one():
+def test_lpips_gets_frames_in_minus_one_to_one():
     lpips = LPIPS().eval()
     original, other = noise(0), noise(1)
     quality = clip_quality(original, other, lpips=lpips)
@@ -92,25 +92,25 @@ def test_lpips_is_of_frames_in_minus_one_to_one():
     [
         (noise(0).float(), noise(0).float(), "expected uint8 frames .*float32"),
         (noise(0), noise(0, 4), "differ in shape"),
-        (noise(0, side=8), noise(0, side=8), "window of 11 pixels; got frames of 8x8"),
+        (noise(0, side=8), noise(0, side=8), "at least 11 pixels a side, got 8x8"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(original, other, message):
+def test_unmeasurable_clips_are_refused(original, other, message):
     with pytest.raises(ValueError, match=message):
         clip_quality(original, other)
 
 
 def test_a_clip_without_frames_is_refused():
-    with pytest.raises(ValueError, match="without a frame"):
+    with pytest.raises(ValueError, match="no frames"):
         ClipMeter(1, 4).result()
 
 
-def test_a_tally_is_the_mean_over_clips_and_sums_where_the_paper_sums():
+def test_summary_averages_over_clips_and_sums_where_the_paper_sums():
     clips = [clip_quality(noise(0), noise(1)), clip_quality(flat(10, 20), flat(12, 20)), clip_quality(flat(0), flat(0))]
-    tally = Tally()
+    summary = QualitySummary()
     for quality in clips:
-        tally.add(quality)
-    found = tally.summary()
+        summary.add(quality)
+    found = summary.summary()
     psnr = torch.tensor([q.psnr for q in clips], dtype=torch.float64)
     assert (found["clips"], found["frames"]) == (3, 8)
     assert found["psnr"] == pytest.approx(
@@ -132,16 +132,16 @@ def test_a_tally_is_the_mean_over_clips_and_sums_where_the_paper_sums():
     assert found["psnr_histogram"]["100"] == 1
 
 
-def test_positions_weigh_by_their_groups():
+def test_ssim_positions_are_weighted_by_groups():
     long, short = clip_quality(noise(0, 9), noise(1, 9)), clip_quality(noise(2, 5), noise(3, 5))
-    tally = Tally()
-    tally.add(long)
-    tally.add(short)
+    summary = QualitySummary()
+    summary.add(long)
+    summary.add(short)
     frames = [[*long.frame_ssim[1 + p :: 4], *short.frame_ssim[1 + p :: 4]] for p in range(4)]
-    assert tally.summary()["ssim_by_position"] == pytest.approx([sum(f) / 3 for f in frames])
+    assert summary.summary()["ssim_by_position"] == pytest.approx([sum(f) / 3 for f in frames])
 
 
-def test_latent_moments_are_those_of_all_values_together():
+def test_merged_latent_moments_equal_those_of_all_values():
     parts = [torch.randn((4, t, 3, 5), generator=torch.Generator().manual_seed(t)) * 3 + 7 for t in (1, 4, 2)]
     moments = LatentMoments()
     for part in parts:
@@ -156,7 +156,7 @@ def test_latent_moments_are_those_of_all_values_together():
         "max": values.amax(1),
     }.items():
         assert found[name] == pytest.approx(want.tolist())
-    with pytest.raises(ValueError, match="5 channels among those of 4"):
+    with pytest.raises(ValueError, match="5 channels, expected 4"):
         moments.add(torch.zeros(5, 1, 1, 1))
 
 
@@ -166,7 +166,7 @@ def test_eight_bits_are_clamped_and_rounded():
 
 
 @pytest.mark.parametrize("ends", [(9,), (5, 9), (1, 5, 9)])
-def test_a_round_trip_in_chunks_is_that_of_the_whole(ends):
+def test_a_round_trip_in_chunks_equals_that_of_the_whole_clip(ends):
     vae = model.load("leanvae", config=TINY_NETWORK, untrained=0)
     video = noise(0, 9, 32)
     float_video = video[None].float() / 255 - 0.5
@@ -184,7 +184,7 @@ def test_a_round_trip_in_chunks_is_that_of_the_whole(ends):
     assert torch.allclose(torch.cat([s.latent_Cthw for s in steps], dim=1), latent[0], atol=1e-5)
 
 
-def test_planes_go_the_way_of_encode_and_the_original_is_what_it_saw():
+def test_planes_are_encoded_as_in_a_build_and_the_original_is_the_network_input():
     vae = model.load("leanvae", config=TINY_NETWORK, untrained=0)
     planes = torch.randint(16, 236, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     planes[:, :, :8, :8] = torch.tensor([81, 90, 240], dtype=torch.uint8)[:, None, None]  # BT.601 red
@@ -194,9 +194,9 @@ def test_planes_go_the_way_of_encode_and_the_original_is_what_it_saw():
     assert red.tolist() == pytest.approx([254, 0, 0], abs=1.5)
 
 
-def test_frames_held_back_meet_their_originals():
+def test_held_back_frames_are_paired_with_their_originals():
     class Late:
-        """A network of one frame a latent that gives each back a chunk later: `2 * frames` is all of its arithmetic."""
+        """Network with one frame per latent that returns each a chunk later; its arithmetic is `2 * frames`."""
 
         def __init__(self, chunking):
             self.decode_chunking, self.device, self.input_dtype = chunking, torch.device("cpu"), torch.float32
@@ -218,7 +218,7 @@ def test_frames_held_back_meet_their_originals():
             assert torch.equal(step.original_CTHW, step.reconstruction_CTHW)
 
 
-def test_values_that_are_not_finite_stop_it():
+def test_non_finite_values_are_an_error():
     vae = model.load("leanvae", config=TINY_NETWORK, untrained=0)
     trip = RoundTrip(vae)
     trip._vae.encode = lambda video, state: (type("P", (), {"mean": torch.full((1, 4, 2, 4, 4), math.nan)})(), None)
@@ -227,34 +227,34 @@ def test_values_that_are_not_finite_stop_it():
 
 
 @pytest.mark.parametrize(("frames", "shown"), [(1, [0]), (9, [0, 4, 8]), (17, [0, 8, 16]), (81, [0, 32, 80])])
-def test_a_reel_keeps_frames_spread_over_a_clip_of_any_length(frames, shown):
-    reel, clip = Reel(), flat(*range(frames))
+def test_the_frame_sampler_keeps_frames_spread_over_clips_of_any_length(frames, shown):
+    sampler, clip = FrameSampler(), flat(*range(frames))
     for start in range(0, frames, 4):
-        reel.add(clip[:, start : start + 4], clip[:, start : start + 4])
-    original, other = reel.frames(3)
+        sampler.add(clip[:, start : start + 4], clip[:, start : start + 4])
+    original, other = sampler.frames(3)
     assert original[0, :, 0, 0].tolist() == other[0, :, 0, 0].tolist() == shown
-    assert len(reel._kept) <= KEPT_FRAMES
+    assert len(sampler._frames) <= KEPT_FRAMES
 
 
-def test_a_showcase_keeps_the_worst_the_middle_and_the_best():
+def test_the_selection_keeps_worst_median_and_best():
     clips = {f"clip {i}": float(i) for i in range(21)}
     orders = [list(clips), list(reversed(clips))]
     for order in orders:
-        showcase = Showcase(2)
+        selection = ExampleSelection(2)
         for name in order:
-            showcase.offer(clips[name], name, name.upper(), (flat(1), flat(2)))
-        assert [(label, shown.score) for label, shown in showcase.chosen()] == [
+            selection.offer(clips[name], name, name.upper(), (flat(1), flat(2)))
+        assert [(label, shown.score) for label, shown in selection.chosen()] == [
             *(("worst", 0), ("worst", 1), ("median", 10), ("median", 11), ("best", 19), ("best", 20)),
         ]
-        assert showcase.chosen()[0][1].title == "CLIP 0"
-    alone = Showcase(3)
+        assert selection.chosen()[0][1].title == "CLIP 0"
+    alone = ExampleSelection(3)
     alone.offer(1.0, "one", "one", (flat(1), flat(2)))
     assert [label for label, _ in alone.chosen()] == ["worst"]
 
 
-def test_a_showcase_of_many_clips_keeps_few_and_the_same_ones_in_any_order():
+def test_the_selection_keeps_few_clips_independent_of_order():
     names = [f"clip {i}" for i in range(500)]
-    first, second = Showcase(), Showcase()
+    first, second = ExampleSelection(), ExampleSelection()
     for name in names:
         first.offer(float(name[5:]), name, name, (flat(1), flat(2)))
     for name in reversed(names):
@@ -265,9 +265,9 @@ def test_a_showcase_of_many_clips_keeps_few_and_the_same_ones_in_any_order():
     assert all(100 < score < 400 for score in middle)
 
 
-def test_large_pictures_are_kept_small():
-    reel = Reel()
+def test_large_frames_are_reduced():
+    sampler = FrameSampler()
     clip = torch.full((3, 1, 400, 800), 9, dtype=torch.uint8)
-    reel.add(clip, clip)
-    assert reel.frames()[0].shape == (3, 1, 192, 384)
-    assert (reel.frames()[0] == 9).all()
+    sampler.add(clip, clip)
+    assert sampler.frames()[0].shape == (3, 1, 192, 384)
+    assert (sampler.frames()[0] == 9).all()

@@ -1,4 +1,4 @@
-"""rFVD: the distance of Gaussians by hand, windows, and the I3D network under its published names on weights we write."""
+"""rFVD: distance of Gaussians by hand, windows, and I3D with weights written under its published names."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from safetensors.torch import save_file
 from torchmetrics.image.fid import _compute_fid
 
 from model.evaluation.frechet import FeatureMoments, VideoDistance, WindowFeatures, frechet_distance
-from model.evaluation.i3d import I3D, load_i3d, pad_same, pool_same, prepared
+from model.evaluation.i3d import I3D, load_i3d, pad_same, pool_same, to_i3d_input
 
 
 def spread(seed, rows=50, width=6):
     return torch.randn((rows, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_distances_of_diagonal_gaussians_by_hand():
+def test_distances_of_diagonal_gaussians_equal_hand_computed_values():
     # one dimension: (m - m')^2 + (s - s')^2 with standard deviations s
     mean, other = torch.tensor([1.0, 2.0]).double(), torch.tensor([4.0, 2.0]).double()
     covariance, wider = torch.diag(torch.tensor([4.0, 9.0]).double()), torch.diag(torch.tensor([25.0, 9.0]).double())
@@ -38,14 +38,14 @@ def test_distances_agree_with_torchmetrics():
     assert frechet_distance(*found) == pytest.approx(_compute_fid(*found).item(), rel=1e-9)
 
 
-def test_one_row_has_no_covariance():
+def test_covariance_of_one_row_is_refused():
     moments = FeatureMoments(6)
     moments.add(spread(0, 1))
     with pytest.raises(ValueError, match="at least two rows, got 1"):
         moments.mean_and_covariance()
 
 
-def test_windows_are_of_sixteen_frames_and_a_rest_is_left_out():
+def test_windows_have_sixteen_frames_and_remaining_frames_are_dropped():
     seen = []
 
     def network(window_NCTHW):
@@ -72,14 +72,14 @@ def test_windows_are_of_sixteen_frames_and_a_rest_is_left_out():
 def test_frames_are_resized_whole_and_scaled():
     video = torch.zeros((1, 3, 1, 10, 30), dtype=torch.uint8)
     video[:, :, :, :, 15:] = 255
-    found = prepared(video)
+    found = to_i3d_input(video)
     assert found.shape == (1, 3, 1, 224, 224)
     assert found[..., 0, 0].unique().item() == -1
     assert found[..., 0, -1].unique().item() == 1
     assert found[0, 0, 0, 0].mean() == pytest.approx(0, abs=1e-6)
 
 
-def test_same_padding_puts_the_odd_zero_behind():
+def test_same_padding_puts_the_odd_zero_at_the_end():
     line = torch.arange(1.0, 6.0).reshape(1, 1, 1, 1, 5)
     assert pad_same(line, (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]
     assert pad_same(line[..., :4], (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 0, 0]
@@ -87,7 +87,7 @@ def test_same_padding_puts_the_odd_zero_behind():
 
 
 def fresh_weights():
-    """Random weights under the published names, written from the shapes of the network."""
+    """Random weights under the published names, written from the network's shapes."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for key, value in I3D().state_dict().items():
@@ -116,7 +116,7 @@ def test_the_network_reads_published_names_and_gives_400_logits(tmp_path):
     save_file(weights, tmp_path / "i3d.safetensors")
     torch.save(weights, tmp_path / "i3d.pt")
     network = load_i3d(str(tmp_path / "i3d.safetensors"))
-    video = prepared(torch.randint(0, 256, (1, 3, 9, 32, 32), dtype=torch.uint8))
+    video = to_i3d_input(torch.randint(0, 256, (1, 3, 9, 32, 32), dtype=torch.uint8))
     with torch.inference_mode():
         logits = network(video)
         assert logits.shape == (1, 400)
@@ -132,7 +132,7 @@ def test_the_network_reads_published_names_and_gives_400_logits(tmp_path):
 
 
 def running_numbers(weights):
-    """Of batch norms: the means and variances, which are no parameters."""
+    """Means and variances of batch norms, which are not parameters."""
     return sum(value.numel() for key, value in weights.items() if "running_" in key)
 
 

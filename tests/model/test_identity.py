@@ -1,4 +1,4 @@
-"""What the identity of a network covers: the tensors and configuration keys that reach the latent, every one of them and no others."""
+"""Identity of a network: it covers exactly the tensors and configuration keys that reach the latent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def network(name: str) -> Any:
 
 
 def module_of(vae: Any) -> Any:
-    """Its parameters by published key."""
+    """Parameters by published key."""
     return vae.network if hasattr(vae, "network") else vae._coder.module
 
 
@@ -65,7 +65,7 @@ def encoded(vae: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 class Changed:
-    """The network of that name with other values in some tensors -> its latents. Changed in place, which is quicker than building it."""
+    """Latents of the network of that name with changed tensors. Changes it in place, which is faster than building it."""
 
     def __init__(self, name: str) -> None:
         self.vae, self.family = network(name), config_of(name)[0]
@@ -90,7 +90,7 @@ class Changed:
 
 
 def noisy(tensor: torch.Tensor, rows: Any = ...) -> torch.Tensor:
-    """Other values in `rows`."""
+    """Changes the values in `rows`."""
     changed = tensor.clone()
     seed = torch.Generator().manual_seed(1)
     changed[rows] += 0.5 * torch.rand(tensor[rows].shape, generator=seed) + 0.1
@@ -98,7 +98,7 @@ def noisy(tensor: torch.Tensor, rows: Any = ...) -> torch.Tensor:
 
 
 def single_changes(name: str, weights: dict[str, torch.Tensor]) -> list[tuple[str, str, torch.Tensor]]:
-    """(role, key, changed tensor): a tensor at a time, by the declaration; rows of either head apart."""
+    """(role, key, changed tensor), one tensor at a time, by the declaration; rows of mean and log-variance separately."""
     vae, (family, _) = network(name), config_of(name)
     part = registry.family_of(family).latent_part(vae.config)
     found = []
@@ -114,7 +114,7 @@ def single_changes(name: str, weights: dict[str, torch.Tensor]) -> list[tuple[st
 
 
 @everywhere
-def test_every_tensor_that_counts_changes_latent_and_identity(name):
+def test_encoder_tensors_change_latent_and_identity(name):
     one = Changed(name)
     mean, logvar = one.encoded({})
     before = one.sha256({})
@@ -140,7 +140,7 @@ def test_every_tensor_that_counts_changes_latent_and_identity(name):
 
 
 @everywhere
-def test_every_tensor_that_does_not_count_changes_neither(name):
+def test_other_tensors_change_neither_latent_nor_identity(name):
     one = Changed(name)
     mean, logvar = one.encoded({})
     before = one.sha256({})
@@ -182,7 +182,7 @@ FIXED = {
 
 
 def other_configs(name: str) -> dict[str, dict[str, Any]]:
-    """Changes of the configuration by the keys they concern: one key at a time."""
+    """Changes of the configuration, one key at a time."""
     vae, found = network(name), dict[str, dict[str, Any]]()
     others = registry.family_of(config_of(name)[0]).latent_part(vae.config).other_keys
     for key in sorted(others & vae.config.keys() - FIXED - set(PAIRED)):
@@ -224,7 +224,7 @@ def test_configuration_of_the_decoder_and_constants_change_no_latent_and_no_iden
         assert logvar is None or torch.equal(other_logvar, logvar), key
 
 
-def test_every_other_configuration_key_counts():
+def test_other_configuration_keys_change_the_identity():
     for name in NETWORKS:
         identity = network(name).identity()
         others = registry.family_of(config_of(name)[0]).latent_part(identity.config).other_keys
@@ -245,7 +245,7 @@ def saved(name: str, folder: Any, weights: dict[str, torch.Tensor]) -> str:
 
 
 @everywhere
-def test_a_checkpoint_that_is_read_has_the_identity_of_the_network_that_is_loaded(name, tmp_path):
+def test_identify_and_load_give_the_same_identity(name, tmp_path):
     family, config = config_of(name)
     path = saved(name, tmp_path, {key: tensor.clone() for key, tensor in module_of(network(name)).state_dict().items()})
     loaded = model.load(family, path)
@@ -260,7 +260,7 @@ def test_a_preset_is_identified_by_name_alone():
 
 
 @pytest.mark.parametrize("name", ["leanvae", "wfvae", "ivvae", "sd"])
-def test_identifying_refuses_what_loading_refuses(name, tmp_path):
+def test_identify_refuses_what_load_refuses(name, tmp_path):
     family = config_of(name)[0]
     weights = {key: tensor.clone() for key, tensor in module_of(network(name)).state_dict().items()}
     key = next(key for key in weights if key.startswith("decoder."))
@@ -282,7 +282,7 @@ def test_identifying_refuses_what_loading_refuses(name, tmp_path):
         model.identify("wfvae-s", str(tmp_path / "nothing.safetensors"))
 
 
-def test_the_dtype_of_the_file_counts(tmp_path):
+def test_the_dtype_of_the_file_changes_the_identity(tmp_path):
     weights = {key: tensor.clone() for key, tensor in network("leanvae").network.state_dict().items()}
     half = {key: tensor.half() if key.startswith("encoder.") else tensor for key, tensor in weights.items()}
     decoder = {key: tensor.half() if key.startswith("decoder.") else tensor for key, tensor in weights.items()}
@@ -293,14 +293,14 @@ def test_the_dtype_of_the_file_counts(tmp_path):
     assert halved.all != whole.sha256.all
 
 
-def test_haar_filters_left_out_of_a_file_change_nothing(tmp_path):
+def test_haar_filters_missing_from_a_file_do_not_change_the_identity(tmp_path):
     weights = {key: tensor.clone() for key, tensor in network("wfvae").network.state_dict().items()}
     trained = {key: tensor for key, tensor in weights.items() if "wavelet_transform" not in key}
     assert len(trained) < len(weights)
     assert model.identify("wfvae", saved("wfvae", tmp_path, trained)).sha256 == network("wfvae").sha256
 
 
-def test_identifying_prepares_no_network(tmp_path, monkeypatch):
+def test_identify_builds_no_network(tmp_path, monkeypatch):
     from model.leanvae import vae
 
     path = saved("leanvae", tmp_path, dict(network("leanvae").network.state_dict()))
@@ -308,8 +308,8 @@ def test_identifying_prepares_no_network(tmp_path, monkeypatch):
     assert model.identify("leanvae", path).sha256 == network("leanvae").sha256
 
 
-def test_the_hashes_stay_as_they_are():
-    """They are in the fingerprints of every output: another value would encode everything again."""
+def test_hashes_equal_their_recorded_values():
+    """They are in the fingerprints of every output: other values would encode everything again."""
     identity = network("leanvae").identity()
     assert identity.sha256.all.startswith("032bc21491bd2317")
     assert identity.latent_sha256(moments=False).startswith("096e51c36e6f3298")

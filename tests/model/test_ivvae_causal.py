@@ -1,4 +1,4 @@
-"""IV-VAE's own causal rules: what a state holds, what a group may see, and the way of devices that take a chunk at once.
+"""Causal rules of IV-VAE: content of a state, frames that a group sees, and whole chunks in one step as on other devices.
 
 Random partitions, batches and interleavings of every network are in `test_lossless.py`.
 """
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import model
-from model.ivvae.memory import stripes
-from model.losslessness import decode_in, encode_in
+from model.ivvae.stream_state import stripes
+from model.losslessness import decode_chunked, encode_chunked
 from tests.model.conftest import Golden
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -39,7 +39,7 @@ def pixels(seed: int, batch: int, frames: int, height: int, width: int) -> torch
 
 
 def test_every_partition_gives_the_same_bits(vae):
-    """All eight ways to cut four latents, both directions, a batch of two, with frames of several stripes."""
+    """All eight partitions of four latents, both directions, a batch of two, frames of several stripes."""
     video = pixels(0, 2, 9, 24, 520)
     assert len(stripes(24, 520, vae.device)) > 1
     whole = vae.encode(video)[0].mean
@@ -49,12 +49,12 @@ def test_every_partition_gives_the_same_bits(vae):
     latent, frames = vae.encode(small)[0].mean, vae.decode(vae.encode(small)[0].mean)[0]
     for inner in itertools.chain.from_iterable(itertools.combinations(range(1, 4), n) for n in range(4)):
         ends = [*inner, 4]
-        assert torch.equal(encode_in(vae, small, ends), latent), ends
-        assert torch.equal(decode_in(vae, latent, ends), frames), ends
-    assert torch.equal(encode_in(vae, video, [1, 2, 3]), whole)
+        assert torch.equal(encode_chunked(vae, small, ends), latent), ends
+        assert torch.equal(decode_chunked(vae, latent, ends), frames), ends
+    assert torch.equal(encode_chunked(vae, video, [1, 2, 3]), whole)
 
 
-def test_a_latent_sees_its_own_group_and_what_was_before(vae):
+def test_a_latent_depends_on_its_own_group_and_earlier_frames(vae):
     """Latent k depends on frames 4k-3 .. 4k and earlier ones, never on a later one."""
     video = pixels(2, 1, 13, 16, 16)
     before = vae.encode(video)[0].mean
@@ -83,8 +83,8 @@ def test_frames_of_a_latent_depend_on_no_later_latent(vae):
             assert not torch.equal(other[:, :, frame], video[:, :, frame])
 
 
-def test_a_chunk_of_one_frame_is_not_a_rule(vae):
-    """What makes the first frame special is that nothing was before it. A later chunk is never taken for a first one."""
+def test_a_later_chunk_of_one_frame_is_refused(vae):
+    """The first frame is special because nothing precedes it; a later chunk is never treated as a first one."""
     video = pixels(4, 1, 5, 16, 16)
     image, state = vae.encode(video[:, :, :1])
     with pytest.raises(ValueError, match="4n frames in every chunk after the first, got 1"):
@@ -98,7 +98,7 @@ def test_a_chunk_of_one_frame_is_not_a_rule(vae):
 
 
 def test_a_state_holds_the_last_frame_of_every_convolution(vae):
-    """13 in the encoder; 18 in the decoder, whose head shows no frame that reads the past."""
+    """13 in the encoder; 18 in the decoder, whose head needs no past."""
     video = pixels(5, 2, 9, 16, 24)
     posterior, encoding = vae.encode(video)
     _, decoding = vae.decode(posterior.mean)
@@ -122,8 +122,8 @@ def test_a_state_can_be_used_twice(vae):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_a_chunk_at_once_is_the_same_to_rounding(golden, dtype):
-    """The way of other devices: all groups and all videos in one step, with both ways to compute a pair."""
+def test_a_chunk_in_one_step_is_equal_up_to_rounding(golden, dtype):
+    """As on other devices: all groups and videos in one step, with both ways to compute a pair."""
     vae = network(golden, dtype)
     video = pixels(7, 2, 17, 16, 24)
     stepped, state = vae.encode(video, moments=True)
@@ -139,16 +139,16 @@ def test_a_chunk_at_once_is_the_same_to_rounding(golden, dtype):
     agree(at_once.mean, stepped.mean)
     agree(at_once.logvar, stepped.logvar)
     agree(vae.decode(stepped.mean)[0], decoded)
-    agree(decode_in(vae, stepped.mean, [1, 3, 5]), decoded)
-    agree(decode_in(vae, stepped.mean, [2, 5]), decoded)
-    agree(encode_in(vae, video, [2, 4, 5]), stepped.mean)
+    agree(decode_chunked(vae, stepped.mean, [1, 3, 5]), decoded)
+    agree(decode_chunked(vae, stepped.mean, [2, 5]), decoded)
+    agree(encode_chunked(vae, video, [2, 4, 5]), stepped.mean)
     for a, b in zip(state.tensors, other.tensors, strict=True):
         assert (a.double() - b.double()).abs().max() <= 3 * bound * a.abs().max()
 
 
 @pytest.mark.parametrize("stepwise", [True, False])
-def test_shifted_frames_are_the_same_network(golden, monkeypatch, stepwise):
-    """How pairs are computed elsewhere, in float32 so that the published vectors can judge it; groups and videos at once too."""
+def test_both_ways_to_compute_pairs_agree(golden, monkeypatch, stepwise):
+    """Pairs as computed on other devices, in float32 to compare with the published vectors; groups and videos in one step."""
     monkeypatch.setattr("model.ivvae.pair_conv.filters_minimally", lambda device, dtype: False)
     vae = network(golden)
     vae.stepwise = stepwise
@@ -158,4 +158,4 @@ def test_shifted_frames_are_the_same_network(golden, monkeypatch, stepwise):
     for b in (0, 1):
         golden.check("out/A_mu", twice[b : b + 1])
         golden.check("out/A_dec", video[b : b + 1])
-    golden.check("out/B_mu", encode_in(vae, golden["in/B"], [1, 2]))
+    golden.check("out/B_mu", encode_chunked(vae, golden["in/B"], [1, 2]))

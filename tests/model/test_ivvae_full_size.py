@@ -1,4 +1,4 @@
-"""The published sizes: parameter counts, files, refusals; and at full width sane activations, agreement with the plain network."""
+"""IV-VAE at the published sizes: parameter counts, files, refusals; at full width sane activations and agreement with the plain network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def golden() -> Golden:
         ("ivvae-z16-dim96", 241_854_742, 101_698_784, 140_154_630, 0.7619, -0.0483),
     ],
 )
-def test_published_sizes_and_constants(name, total, encoder, decoder, scale, shift):
+def test_parameter_counts_and_constants_are_the_published_ones(name, total, encoder, decoder, scale, shift):
     network, spec = empty_network(complete(name)), model.spec(name)
     count = {part: sum(p.numel() for p in module.parameters()) for part, module in network.named_children()}
     assert (sum(count.values()), count["encoder"], count["decoder"]) == (total, encoder, decoder)
@@ -39,7 +39,7 @@ def test_published_sizes_and_constants(name, total, encoder, decoder, scale, shi
     assert "key-frame" in spec.channel_semantics
 
 
-def test_short_names_and_where_the_files_are():
+def test_aliases_resolve_and_notes_locate_the_files():
     assert {registry.resolve(f"ivvae-z{z}-dim64") for z in (4, 8, 16)} == {"ivvae-z4", "ivvae-z8", "ivvae-z16"}
     assert all(PRESETS[name].published is None for name in PRESETS if name.startswith("ivvae"))
     with pytest.raises(ValueError, match=r"ModelScope wpy1999/iv-vae, weights/ivvae_z8_dim64.pth.*checkpoint=PATH"):
@@ -61,12 +61,12 @@ def test_short_names_and_where_the_files_are():
         ({"scale_factor": "1.3"}, "scale_factor must be a number or None, got '1.3'"),
     ],
 )
-def test_impossible_configurations(golden, change, words):
+def test_impossible_configurations_are_refused(golden, change, words):
     with pytest.raises(ValueError, match=words):
         model.spec("ivvae", {**golden.config, **change})
 
 
-def test_what_a_configuration_may_leave_out(golden):
+def test_configurations_may_omit_keys_with_defaults(golden):
     spec = model.spec("ivvae", {"z_dim": 6, "dim": 4})
     assert (spec.latent_channels, spec.scale, spec.shift) == (6, None, None)
     with pytest.raises(ValueError, match="missing: dim"):
@@ -75,7 +75,7 @@ def test_what_a_configuration_may_leave_out(golden):
 
 
 def test_other_widths_agree_with_the_plain_network():
-    """A width that changes in the first block needs a shortcut there; z of 6."""
+    """A width that changes in the first block, which needs a shortcut; z of 6."""
     vae = model.load("ivvae", config={"z_dim": 6, "dim": 2, "dim_mult": [2, 3, 4, 4]}, untrained=5)
     video = torch.rand((1, 3, 9, 16, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain = PlainIVVAE(vae.config, vae.network.state_dict())
@@ -86,7 +86,7 @@ def test_other_widths_agree_with_the_plain_network():
     assert torch.allclose(vae.decode(mean)[0], plain.decode(mean), atol=1e-5)
 
 
-def test_checkpoints_as_published_and_as_safetensors(golden, tmp_path):
+def test_published_and_safetensors_checkpoints_load(golden, tmp_path):
     pth, copy = tmp_path / "ivvae_z4_dim4.pth", tmp_path / "copy.safetensors"
     torch.save(golden.weights, pth)
     save_file(golden.weights, copy)
@@ -101,9 +101,7 @@ def test_weights_of_another_size_are_refused(golden, tmp_path):
     assert len(golden.weights) == 362
     path = tmp_path / "ivvae_z4_dim4.pth"
     torch.save(golden.weights, path)
-    with pytest.raises(
-        ValueError, match=r"not those of ivvae-z4: \d+ misshapen: encoder.conv1.conv_2d.weight is \(4, 3"
-    ):
+    with pytest.raises(ValueError, match=r"do not fit ivvae-z4: \d+ misshapen: encoder.conv1.conv_2d.weight is \(4, 3"):
         model.load("ivvae-z4", str(path))
     few = {key: value for key, value in golden.weights.items() if not key.startswith("encoder.head")}
     with pytest.raises(ValueError, match=r"missing: encoder.head.0.gamma, .* and 5 more"):
@@ -140,7 +138,7 @@ def test_full_width_agrees_with_the_plain_network_and_is_sane(full):
     assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), posterior.mean)
 
 
-def test_full_width_in_bfloat16(full):
+def test_full_width_in_bfloat16_stays_close(full):
     video = torch.rand((1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
     low = model.from_state_dict("ivvae-z4", None, full.network.state_dict(), dtype="bfloat16")
     for got, want in (

@@ -1,4 +1,4 @@
-"""IV-VAE against vectors made by the published code."""
+"""IV-VAE compared with vectors from the published code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import model
 from benchmarks.ivvae_plain import PlainIVVAE
-from model.losslessness import decode_in, encode_in
+from model.losslessness import decode_chunked, encode_chunked
 from tests.model.conftest import Golden
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -27,12 +27,12 @@ def vae(golden: Golden) -> Any:
 
 
 def raw(golden: Golden, clip: str) -> torch.Tensor:
-    """The published decode undoes scale and shift first; ours takes the raw latent."""
+    """The published decode undoes scale and shift first; Lathe's takes the raw latent."""
     return golden[f"out/{clip}_latent"] / golden.config["scale_factor"] + golden.config["shift_factor"]
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_mean_and_log_variance(golden, vae, clip):
+def test_mean_and_log_variance_equal_the_published_ones(golden, vae, clip):
     posterior, _ = vae.encode(golden[f"in/{clip}"], moments=True)
     golden.check(f"out/{clip}_mu", posterior.mean)
     golden.check(f"out/{clip}_logvar", posterior.logvar)
@@ -46,23 +46,23 @@ def test_recorded_constants_give_the_published_latent(golden, vae, clip):
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
-def test_encode_in_the_chunks_of_the_published_code(golden, vae, frames):
+def test_encoding_in_published_chunks_equals_the_published_latents(golden, vae, frames):
     rows = golden["out/A_mu"].shape[2]
-    got = encode_in(vae, golden["in/A"], [*range(1, rows, frames // 4), rows], moments=True)
+    got = encode_chunked(vae, golden["in/A"], [*range(1, rows, frames // 4), rows], moments=True)
     mean, logvar = got.chunk(2, dim=1)
     golden.check(f"out/A_mu_chunk{frames}", mean)
     golden.check(f"out/A_logvar_chunk{frames}", logvar)
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_decode(golden, vae, clip):
+def test_decoding_equals_the_published_video(golden, vae, clip):
     golden.check(f"out/{clip}_dec", vae.decode(raw(golden, clip))[0])
 
 
 @pytest.mark.parametrize("latents", [1, 2, 4])
-def test_decode_in_the_chunks_of_the_published_code(golden, vae, latents):
+def test_decoding_in_published_chunks_equals_the_published_video(golden, vae, latents):
     rows = golden["out/A_mu"].shape[2]
-    got = decode_in(vae, raw(golden, "A"), [*range(1, rows, latents), rows])
+    got = decode_chunked(vae, raw(golden, "A"), [*range(1, rows, latents), rows])
     golden.check("out/A_dec" if latents == 1 else f"out/A_dec_chunk{latents}", got)
 
 
@@ -75,7 +75,7 @@ def test_float64_is_at_least_as_close(golden):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_stays_close_and_answers_in_float32(golden, dtype):
+def test_low_precision_stays_close_and_returns_float32(golden, dtype):
     rough = model.from_state_dict("ivvae", golden.config, golden.weights, dtype=dtype)
     bound = {"bfloat16": 3e-2, "float16": 4e-3}[dtype]
     mean, video = rough.encode(golden["in/A"])[0].mean, rough.decode(raw(golden, "A"))[0]
@@ -85,7 +85,7 @@ def test_low_precision_stays_close_and_answers_in_float32(golden, dtype):
         assert 1e-6 < error < bound, (name, error)
 
 
-def test_a_sample_is_seeded(golden, vae):
+def test_samples_are_reproducible(golden, vae):
     posterior, _ = vae.encode(golden["in/B"], moments=True)
     drawn = [posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
@@ -94,7 +94,7 @@ def test_a_sample_is_seeded(golden, vae):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_the_plain_reference_of_the_benchmark_is_the_same_network(golden, clip):
+def test_the_benchmarks_plain_network_agrees(golden, clip):
     plain = PlainIVVAE(golden.config, golden.weights)
     mean, logvar = plain.encode(golden[f"in/{clip}"])
     golden.check(f"out/{clip}_mu", mean)

@@ -1,4 +1,4 @@
-"""The pair of convolutions against its definition, both ways of computing it; the layers around it against PyTorch's own."""
+"""Pairs of convolutions compared with their definition, computed in both ways; other layers compared with PyTorch's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from model.convolution import FrameConv
-from model.ivvae.memory import Run, stripes
 from model.ivvae.pair_conv import PairConv
 from model.ivvae.parameters import ConvPair, Resample
-from model.ivvae.resample import Down, Up
+from model.ivvae.resample import Downsample, Upsample
+from model.ivvae.stream_state import StreamState, stripes
 
 pytestmark = pytest.mark.filterwarnings("error")
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
-    """Weights in float64, so that the reference is exact."""
+    """Float64 weights, for an exact reference."""
     drawn = {key: draw(*value.shape, scale=value[0].numel() ** -0.5) for key, value in module.state_dict().items()}
     module.double().load_state_dict(drawn)
     return module.requires_grad_(False)
@@ -35,7 +35,7 @@ def close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def by_definition(pair: ConvPair, window_TBHWC: torch.Tensor, group: int) -> torch.Tensor:
-    """Spec section 2: zero behind every group, the frame before from the group before."""
+    """Spec section 2: zero after every group; the previous frame is that of the group before."""
     outputs = []
     for start in range(1, window_TBHWC.shape[0], group):
         x = window_TBHWC[start - 1 : start + group]
@@ -51,7 +51,7 @@ def by_definition(pair: ConvPair, window_TBHWC: torch.Tensor, group: int) -> tor
 @pytest.mark.parametrize(
     ("width", "group", "groups", "batch"), [(3, 4, 1, 1), (3, 4, 3, 2), (3, 2, 2, 1), (64, 2, 1, 1)]
 )
-def test_groups(monkeypatch, width, group, groups, batch, dtype, shifted):
+def test_groups_follow_the_definition(monkeypatch, width, group, groups, batch, dtype, shifted):
     if shifted:
         monkeypatch.setattr("model.ivvae.pair_conv.filters_minimally", lambda device, dtype: False)
     pair = fill(ConvPair(2 * width, width, 3))
@@ -62,7 +62,7 @@ def test_groups(monkeypatch, width, group, groups, batch, dtype, shifted):
 
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("width", [3, 64])
-def test_first_frame_meets_itself_before_and_zero_behind(width, dtype):
+def test_the_first_frame_is_its_own_past_and_has_no_next_frame(width, dtype):
     pair = fill(ConvPair(2 * width, width, 3))
     frame = draw(2, 8, 10, 2 * width).to(dtype)
     x = frame.double()
@@ -72,8 +72,8 @@ def test_first_frame_meets_itself_before_and_zero_behind(width, dtype):
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 1), (4, 5), (11, 30)])
 @pytest.mark.parametrize("channels", [8, 128])
-def test_frames_that_bring_their_border_rows(monkeypatch, channels, rows, columns):
-    """Strips of a few rows inside a stripe, where the wide ones go by Winograd's transform."""
+def test_bordered_frames_need_no_padding(monkeypatch, channels, rows, columns):
+    """Strips of a few rows within a stripe; many channels use Winograd's transform."""
     monkeypatch.setattr("model.winograd.STRIP_VALUES", 1)
     monkeypatch.setattr("model.winograd.LEAST_TILES", 40)
     weight, bias, x = draw(channels, channels, 3, 3, scale=0.05), draw(channels), draw(2, channels, rows, columns)
@@ -82,15 +82,15 @@ def test_frames_that_bring_their_border_rows(monkeypatch, channels, rows, column
     close(conv(x.float()), F.conv2d(x, weight, bias, padding=(0, 1)), torch.float32)
 
 
-def run_of(lead: bool, dtype: torch.dtype) -> Run:
-    return Run(None if lead else (), 0, {}, CPU, dtype)
+def state_of(lead: bool, dtype: torch.dtype) -> StreamState:
+    return StreamState(None if lead else (), 0, {}, CPU, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lead", [True, False])
-def test_halving(monkeypatch, lead, dtype):
-    monkeypatch.setattr("model.ivvae.memory.STRIPE_PIXELS", 10)
-    monkeypatch.setattr("model.ivvae.memory.STRIPE_ROWS", 2)
+def test_downsampling_equals_pytorch(monkeypatch, lead, dtype):
+    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_PIXELS", 10)
+    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_ROWS", 2)
     block = fill(Resample(4, 4, torch.nn.Conv3d(4, 4, (2, 1, 1))))
     x = draw(1 if lead else 4, 2, 12, 10, 8)
     padded = F.pad(x.permute(1, 4, 0, 2, 3), (0, 1, 0, 1))
@@ -102,14 +102,14 @@ def test_halving(monkeypatch, lead, dtype):
         flat, motion = flat[:, :, ::2], F.conv3d(motion, block.time_conv.weight, block.time_conv.bias, stride=(2, 1, 1))
     want = torch.cat([flat, motion], dim=1).permute(2, 0, 3, 4, 1)
     assert len(stripes(6, 5, CPU)) > 1
-    close(Down(block, CPU, dtype)(x.to(dtype), run_of(lead, dtype)), want, dtype)
+    close(Downsample(block, CPU, dtype)(x.to(dtype), state_of(lead, dtype)), want, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lead", [True, False])
-def test_doubling(monkeypatch, lead, dtype):
-    monkeypatch.setattr("model.ivvae.memory.STRIPE_PIXELS", 10)
-    monkeypatch.setattr("model.ivvae.memory.STRIPE_ROWS", 2)
+def test_upsampling_equals_pytorch(monkeypatch, lead, dtype):
+    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_PIXELS", 10)
+    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_ROWS", 2)
     block = fill(Resample(4, 2, torch.nn.Conv3d(4, 8, 1)))
     x = draw(1 if lead else 2, 2, 6, 5, 8)
     flat, motion = x.permute(1, 4, 0, 2, 3).chunk(2, dim=1)
@@ -127,4 +127,4 @@ def test_doubling(monkeypatch, lead, dtype):
         for half, conv in ((flat, block.resample_2d), (motion, block.resample_3d))
     ]
     want = torch.cat(halves, dim=1).permute(2, 0, 3, 4, 1)
-    close(Up(block, CPU, dtype)(x.to(dtype), run_of(lead, dtype)), want, dtype)
+    close(Upsample(block, CPU, dtype)(x.to(dtype), state_of(lead, dtype)), want, dtype)

@@ -1,15 +1,15 @@
-"""The store of recorded steps: when a shape is recorded, what is forgotten, that values never depend on it."""
+"""Recorded steps: when a shape is recorded, which graphs are dropped, and that values do not depend on it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from model.kernels.graphs import CAPACITY, IDLE, PATIENCE, StepGraphs
+from model.kernels.graphs import CAPACITY, EAGER_RUNS, IDLE_RUNS, StepGraphs
 
 
 class Recorder:
-    """Stands for CUDA: remembers example tensors as a graph's own memory, and replays the step on them."""
+    """Replaces CUDA: keeps copies of the inputs as a graph does, and replays the step on them."""
 
     def __init__(self):
         self.recorded, self.replayed = 0, 0
@@ -31,17 +31,17 @@ def double(x):
     return (2 * x,)
 
 
-def test_a_shape_is_recorded_once_it_keeps_coming():
+def test_a_repeated_shape_is_recorded_once():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
-    for time in range(PATIENCE + 3):
+    for time in range(EAGER_RUNS + 3):
         x = torch.full((2, 3), float(time))
         (got,) = graphs.run("double", double, (x,))
         assert torch.equal(got, 2 * x)
     assert (recorder.recorded, recorder.replayed, len(graphs)) == (1, 3, 1)
 
 
-def test_names_shapes_and_types_are_told_apart():
+def test_graphs_are_kept_by_name_shape_and_dtype():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
     calls = [
@@ -50,7 +50,7 @@ def test_names_shapes_and_types_are_told_apart():
         ("double", double, torch.ones(2, dtype=torch.float64)),
         ("negate", lambda x: (-x,), torch.ones(2)),
     ]
-    for _ in range(PATIENCE + 2):
+    for _ in range(EAGER_RUNS + 2):
         for name, step, x in calls:
             (got,) = graphs.run(name, step, (x,))
             assert torch.equal(got, step(x)[0])
@@ -58,7 +58,7 @@ def test_names_shapes_and_types_are_told_apart():
     assert recorder.recorded == len(graphs) == 4
 
 
-def test_an_idle_graph_makes_room_and_a_busy_one_does_not():
+def test_only_idle_graphs_are_replaced():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
 
@@ -69,13 +69,13 @@ def test_an_idle_graph_makes_room_and_a_busy_one_does_not():
 
     known = range(1, CAPACITY + 1)
     for size in known:
-        use(*[size] * (PATIENCE + 1))
+        use(*[size] * (EAGER_RUNS + 1))
     # one shape too many, taking turns with the others: it finds no place, and nobody loses his
-    for _ in range(IDLE):
+    for _ in range(IDLE_RUNS):
         use(*known, CAPACITY + 1)
     assert (recorder.recorded, len(graphs)) == (CAPACITY, CAPACITY)
     # all but the first go on; the first lies idle and makes room
-    for _ in range(IDLE):
+    for _ in range(IDLE_RUNS):
         use(*known[1:], CAPACITY + 1)
     assert (recorder.recorded, len(graphs)) == (CAPACITY + 1, CAPACITY)
     replayed = recorder.replayed
@@ -85,15 +85,15 @@ def test_an_idle_graph_makes_room_and_a_busy_one_does_not():
     assert recorder.replayed == replayed + CAPACITY
 
 
-def test_what_a_step_returned_is_not_touched_by_the_next():
+def test_results_are_not_overwritten_by_the_next_step():
     graphs = StepGraphs(Recorder())
-    results = [graphs.run("double", double, (torch.full((2,), float(n)),))[0] for n in range(PATIENCE + 3)]
-    assert [float(result[0]) for result in results] == [2.0 * n for n in range(PATIENCE + 3)]
+    results = [graphs.run("double", double, (torch.full((2,), float(n)),))[0] for n in range(EAGER_RUNS + 3)]
+    assert [float(result[0]) for result in results] == [2.0 * n for n in range(EAGER_RUNS + 3)]
 
 
-def test_out_of_memory_gives_back_what_graphs_hold():
+def test_out_of_memory_frees_all_graphs():
     graphs = StepGraphs(Recorder())
-    for _ in range(PATIENCE + 1):
+    for _ in range(EAGER_RUNS + 1):
         graphs.run("double", double, (torch.ones(2),))
     assert len(graphs) == 1
 
@@ -105,7 +105,7 @@ def test_out_of_memory_gives_back_what_graphs_hold():
     assert len(graphs) == 0
 
 
-def test_a_step_that_cannot_be_recorded_for_lack_of_memory_runs_as_it_is_for_good():
+def test_a_step_too_large_to_record_always_runs_eagerly():
     recorder, attempts = Recorder(), []
 
     def record(step, tensors):
@@ -115,12 +115,12 @@ def test_a_step_that_cannot_be_recorded_for_lack_of_memory_runs_as_it_is_for_goo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     graphs = StepGraphs(record)
-    for time in range(PATIENCE + 4):
+    for time in range(EAGER_RUNS + 4):
         for size in (2, 3):
             x = torch.full((size,), float(time))
             assert torch.equal(graphs.run("double", double, (x,))[0], 2 * x)
     assert attempts == [3]
-    assert len(graphs.given_up) == 1
+    assert len(graphs.unrecordable) == 1
     # the other shape keeps its graph
     assert (recorder.recorded, recorder.replayed, len(graphs)) == (1, 4, 1)
 
@@ -130,14 +130,14 @@ def test_other_failures_of_a_recording_are_raised():
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs = StepGraphs(record)
-    for _ in range(PATIENCE):
+    for _ in range(EAGER_RUNS):
         graphs.run("double", double, (torch.ones(2),))
     with pytest.raises(RuntimeError, match="not permitted"):
         graphs.run("double", double, (torch.ones(2),))
-    assert not graphs.given_up
+    assert not graphs.unrecordable
 
 
-def test_a_step_that_fits_without_graphs_is_run_again_without_them():
+def test_a_step_that_fits_without_graphs_is_retried_without_them():
     recorder = Recorder()
     graphs = StepGraphs(recorder)
     calls = []
@@ -148,20 +148,20 @@ def test_a_step_that_fits_without_graphs_is_run_again_without_them():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return (x + 1,)
 
-    for _ in range(PATIENCE + 1):
+    for _ in range(EAGER_RUNS + 1):
         graphs.run("double", double, (torch.ones(2),))
     (got,) = graphs.run("large", fits_alone, (torch.ones(2),))
     assert torch.equal(got, torch.full((2,), 2.0))
     assert calls == [1, 0]
     # what was forgotten must keep coming to be recorded again
-    for _ in range(PATIENCE):
+    for _ in range(EAGER_RUNS):
         graphs.run("double", double, (torch.ones(2),))
     assert (recorder.recorded, len(graphs)) == (1, 0)
     graphs.run("double", double, (torch.ones(2),))
     assert (recorder.recorded, len(graphs)) == (2, 1)
 
 
-def test_a_step_that_never_fits_is_tried_once_more_and_only_where_graphs_were_held():
+def test_a_step_that_never_fits_is_retried_once_if_graphs_were_held():
     graphs, tries = StepGraphs(Recorder()), []
 
     def too_large(x):
@@ -171,14 +171,14 @@ def test_a_step_that_never_fits_is_tried_once_more_and_only_where_graphs_were_he
     with pytest.raises(torch.OutOfMemoryError):
         graphs.run("large", too_large, (torch.ones(2),))
     assert tries == [0]
-    for _ in range(PATIENCE + 1):
+    for _ in range(EAGER_RUNS + 1):
         graphs.run("double", double, (torch.ones(2),))
     with pytest.raises(torch.OutOfMemoryError):
         graphs.run("large", too_large, (torch.ones(2),))
     assert tries == [0, 1, 0]
 
 
-def test_a_replay_without_memory_for_its_results_gives_way_to_the_step():
+def test_a_replay_that_runs_out_of_memory_falls_back_to_the_step():
     def record(step, tensors):
         def replay(now):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -186,25 +186,25 @@ def test_a_replay_without_memory_for_its_results_gives_way_to_the_step():
         return replay
 
     graphs = StepGraphs(record)
-    for _ in range(PATIENCE + 1):
+    for _ in range(EAGER_RUNS + 1):
         assert torch.equal(graphs.run("double", double, (torch.ones(2),))[0], torch.full((2,), 2.0))
     assert len(graphs) == 0
 
 
 @pytest.fixture
 def convolutions():
-    """torch's switch for float32 convolutions, put back afterwards."""
+    """torch's switch for float32 convolutions, restored afterwards."""
     switch = torch.backends.cudnn.conv
     before = switch.fp32_precision
     yield switch
     switch.fp32_precision = before
 
 
-def test_a_graph_is_not_replayed_under_another_float32_arithmetic(convolutions):
+def test_a_graph_is_not_replayed_under_another_float32_precision(convolutions):
     recorder = Recorder()
     graphs = StepGraphs(recorder)
     for precision in ("ieee", "tf32"):
         convolutions.fp32_precision = precision
-        for _ in range(PATIENCE + 1):
+        for _ in range(EAGER_RUNS + 1):
             graphs.run("double", double, (torch.ones(2),))
     assert (recorder.recorded, recorder.replayed) == (2, 2)

@@ -1,6 +1,6 @@
-"""Losslessness as properties: any chunking, batch or interleaving gives the same bits on a CPU.
+"""Lossless chunking of LeanVAE as properties: any chunking, batch or interleaving gives the same bits on a CPU.
 
-Nothing is remembered but the state.
+No state is kept outside the returned one.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_any_batch_gives_the_same_bits(vae, order, take, seed):
 
 @FEW
 @given(turns=st.permutations([0] * 3 + [1] * 3), seed=st.integers(0, 99))
-def test_interleaved_videos_never_touch(vae, turns, seed):
+def test_interleaved_videos_do_not_affect_each_other(vae, turns, seed):
     videos = [pixels(seed, 1, 3, 16, 16), pixels(seed + 100, 1, 3, 16, 16)]
     latents: list[list[torch.Tensor]] = [[], []]
     states = [None, None]
@@ -95,8 +95,8 @@ def test_interleaved_videos_never_touch(vae, turns, seed):
 
 @FEW
 @given(starts=st.lists(st.integers(1, 3), min_size=2, max_size=4), seed=st.integers(0, 99), data=st.data())
-def test_states_gather_and_scatter(vae, starts, seed, data):
-    """Videos at different positions go on in one batch, in any order, as continuous batching does."""
+def test_states_can_be_stacked_and_split(vae, starts, seed, data):
+    """Videos at different positions continue in one batch, in any order, as in continuous batching."""
     videos = [pixels(seed + n, 1, 5, 16, 24) for n in range(len(starts))]
     order = data.draw(st.permutations(range(len(videos))))
     states = [vae.encode(video[:, :, : frame(row)])[1] for video, row in zip(videos, starts, strict=True)]
@@ -143,15 +143,15 @@ def test_split_states_own_their_memory(vae, batch):
     assert sum(part.nbytes for part in vae.split_state(state)) == state.nbytes
 
 
-def test_the_state_holds_no_more_than_two_rows_per_layer(vae):
-    """Memory does not grow with the video: the state after 3 rows is as large as after 30."""
+def test_the_state_holds_two_rows_per_layer(vae):
+    """The state after 3 rows is as large as after 30."""
     nbytes = {rows: vae.encode(pixels(4, 1, rows, 16, 16))[1].nbytes for rows in (1, 3, 30)}
     assert len(set(nbytes.values())) == 1
     for tensor in vae.encode(pixels(4, 1, 5, 16, 16))[1].tensors:
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def test_long_chunks_are_stepped_through_with_the_same_bits(vae, monkeypatch):
+def test_long_chunks_in_steps_give_the_same_bits(vae, monkeypatch):
     video = pixels(5, 2, 7, 16, 16)
     whole = vae.encode(video, moments=True)[0]
     decoded = vae.decode(whole.mean)[0]
@@ -163,7 +163,7 @@ def test_long_chunks_are_stepped_through_with_the_same_bits(vae, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_other_arithmetic_is_as_lossless(golden, dtype):
+def test_other_dtypes_are_as_lossless(golden, dtype):
     other = model.from_state_dict("leanvae", golden.config, golden.weights, dtype=dtype)
     video = pixels(6, 2, 4, 16, 24)
     whole, _ = encode(other, video, [4])

@@ -1,4 +1,4 @@
-"""The fused network: on the kernels' references it meets the published vectors; on a GPU it is the plain one up to rounding."""
+"""Fused LeanVAE: with the kernels' references it gives the published vectors; on a GPU it equals the plain one up to rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import model.colour
 from model import kernels
 from model.colour import yuv_to_video
 from model.kernels import Kernels, convolve_norm, geglu, planes_to_rows
-from model.kernels.graphs import PATIENCE, StepGraphs
+from model.kernels.graphs import EAGER_RUNS, StepGraphs
 from model.leanvae import coder, tokens
 from tests.model.test_kernel_graphs import Recorder
 
@@ -22,11 +22,11 @@ MATRICES = ["bt709", "bt601"]
 
 @pytest.fixture
 def references(monkeypatch):
-    """Fused networks, made on a CPU of the kernels' references, and handled in whole grids as on a GPU."""
-    for room in (tokens, coder):
-        monkeypatch.setattr(room, "by_rows", lambda device: False)
+    """Fused networks on a CPU, with the kernels' references, processing whole grids as on a GPU."""
+    for module in (tokens, coder):
+        monkeypatch.setattr(module, "by_rows", lambda device: False)
     own = Kernels(convolve_norm.reference, geglu.reference, planes_to_rows.reference)
-    monkeypatch.setattr(kernels, "choose", lambda device, dtype, wish=None: wish or "fused")
+    monkeypatch.setattr(kernels, "choose", lambda device, dtype, requested=None: requested or "fused")
     monkeypatch.setattr(kernels, "load", lambda backend: own if backend == "fused" else None)
 
 
@@ -53,7 +53,7 @@ def relative(got, want):
 
 
 @pytest.mark.parametrize("block", [8192, 5])
-def test_it_meets_the_published_vectors(fused, golden, monkeypatch, block):
+def test_fused_layers_give_the_published_vectors(fused, golden, monkeypatch, block):
     monkeypatch.setattr("model.leanvae.fused.BLOCK", block)
     assert fused.backend == "fused"
     assert "fused" in repr(fused)
@@ -66,14 +66,14 @@ def test_it_meets_the_published_vectors(fused, golden, monkeypatch, block):
     golden.check("out/B_dec", fused.decode(golden["out/B_z"])[0])
 
 
-def test_planes_are_their_video(fused):
+def test_planes_and_float_video_agree(fused):
     planes = planes_of(2, 9, 16, 24)
     want, _ = fused.encode(yuv_to_video(planes, MATRICES))
     assert relative(fused.encode_planes(planes, MATRICES)[0].mean, want.mean) <= 1e-5
     first, state = fused.encode_planes(planes[:, :5], MATRICES)
     rest, _ = fused.encode_planes(planes[:, 5:], MATRICES, state)
     assert relative(torch.cat([first.mean, rest.mean], dim=2), want.mean) <= 1e-5
-    with pytest.raises(ValueError, match="one colour matrix per video, 2 in all"):
+    with pytest.raises(ValueError, match=r"one colour matrix per video \(2\)"):
         fused.encode_planes(planes, ["bt709"])
 
 
@@ -90,7 +90,7 @@ def test_low_precision_is_no_worse_than_plain(references, golden, dtype):
     assert errors["fused"] < 2 * errors["plain"], errors
 
 
-def test_another_backend_is_another_network_of_the_same_weights(fused, golden):
+def test_with_backend_keeps_the_weights(fused, golden):
     plain = fused.with_backend("plain")
     assert (plain.backend, fused.backend) == ("plain", "fused")
     assert plain.weights_sha256 == fused.weights_sha256
@@ -100,7 +100,7 @@ def test_another_backend_is_another_network_of_the_same_weights(fused, golden):
 
 
 def test_recorded_steps_give_the_same_latents(fused):
-    """Chunks, images, batches, sizes and both doors in turn, as a build feeds them, until all are replayed."""
+    """Chunks, images, batches, sizes, planes and float video in turn, as in a build, until all are replayed."""
     recorder = Recorder()
     planes = planes_of(3, 13, 16, 32)
     video = yuv_to_video(planes, ["bt709"] * 3)
@@ -117,7 +117,7 @@ def test_recorded_steps_give_the_same_latents(fused):
 
     want = latents()
     fused._graphs = StepGraphs(recorder)
-    for _ in range(PATIENCE + 2):
+    for _ in range(EAGER_RUNS + 2):
         for got, expected in zip(latents(), want, strict=True):
             assert torch.equal(got, expected)
     assert recorder.replayed > 3 * recorder.recorded / 2 > 0
@@ -129,7 +129,7 @@ def test_recorded_steps_give_the_same_latents(fused):
 
 @pytest.mark.gpu
 @needs_gpu
-def test_kernels_on_the_gpu_are_their_references():
+def test_kernels_on_the_gpu_equal_their_references():
     torch.manual_seed(0)
     packed = torch.randn(1000, 2 * 1408, device="cuda", dtype=torch.bfloat16)
     assert relative(geglu.fused(packed), geglu.reference(packed)) <= 2**-8
@@ -150,7 +150,7 @@ def test_kernels_on_the_gpu_are_their_references():
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("name", ["leanvae-dim16", "leanvae-wan22-dim48"])
-def test_the_fused_network_on_the_gpu_is_the_plain_one(name):
+def test_the_fused_network_on_the_gpu_agrees_with_the_plain_one(name):
     exact = model.load(name, untrained=0, device="cuda")
     fused = model.load(name, untrained=0, device="cuda", dtype="bfloat16")
     plain = fused.with_backend("plain")
@@ -161,7 +161,7 @@ def test_the_fused_network_on_the_gpu_is_the_plain_one(name):
     for vae in (plain, fused):
         whole = vae.encode_planes(planes, MATRICES)[0].mean
         errors[vae.backend] = relative(whole, want)
-        for _ in range(PATIENCE + 2):  # until steps are replayed
+        for _ in range(EAGER_RUNS + 2):  # until steps are replayed
             first, state = vae.encode_planes(planes[:, :5], MATRICES)
             rest, _ = vae.encode_planes(planes[:, 5:], MATRICES, state)
             assert relative(torch.cat([first.mean, rest.mean], dim=2), whole) <= 2e-2
@@ -175,7 +175,7 @@ def test_the_fused_network_on_the_gpu_is_the_plain_one(name):
 def test_steps_do_not_wait_for_the_gpu():
     fused = model.load("leanvae-dim4", untrained=0, device="cuda", dtype="bfloat16")
     planes = planes_of(1, 5, 64, 64).cuda()
-    for _ in range(PATIENCE + 2):
+    for _ in range(EAGER_RUNS + 2):
         fused.encode_planes(planes, ["bt709"])
     torch.cuda.set_sync_debug_mode("error")
     try:

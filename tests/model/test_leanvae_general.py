@@ -1,4 +1,4 @@
-"""The general family: other patches, widths, depths and ranges, and the presets aligned with Wan, against plain layer-by-layer networks."""
+"""LeanVAE in general: other patches, widths, depths and ranges, and Wan-aligned presets, compared with plain networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def part(weights, prefix):
 
 
 def residual_stack(weights, prefix, x_BthwC):
-    """x + ds(x), then x + ffd(x), as the encoder's yardstick writes it."""
+    """x + ds(x), then x + ffd(x), as in the encoder's plain reference."""
     own = part(weights, prefix)
     channels, layers = x_BthwC.shape[-1], sum(key.endswith("ds_conv.bias") for key in own)
     stack = ResNAF(channels, int(8 / 3 * channels), layers)
@@ -41,7 +41,7 @@ def residual_stack(weights, prefix, x_BthwC):
 
 
 def bare_stack(weights, prefix, x_BthwC):
-    """ds(x), then ffd(x), without the sums: the bottleneck's layers."""
+    """ds(x), then ffd(x), without the sums: layers of the bottleneck."""
     own, channels = part(weights, prefix), x_BthwC.shape[-1]
     for layer in range(sum(key.endswith("ds_conv.bias") for key in own)):
         taps, bias = (own[f"dconv_layer.{layer}.ds_conv.{name}"] for name in ("weight", "bias"))
@@ -100,7 +100,7 @@ def close(got, want):
     [{}, {"patch_size": [2, 4, 4]}, {"patch_size": [2, 1, 1], "value_range": [-0.5, 0.5]}, {"latent_dim": 40}],
     ids=["4x16x16", "4x8x8", "4x2x2", "as wide as the features"],
 )
-def test_any_configuration_is_the_plain_network(change):
+def test_any_configuration_agrees_with_the_plain_network(change):
     vae = model.load("leanvae", config={**WIDE, **change}, untrained=3)
     weights = vae.network.state_dict()
     side = vae.spec.space_stride
@@ -113,7 +113,7 @@ def test_any_configuration_is_the_plain_network(change):
     assert close(decoded, plain_decode(vae.config, weights, latent))
 
 
-def test_the_plain_decoder_is_the_published_one(golden):
+def test_the_plain_decoder_equals_the_published_one(golden):
     config = {**golden.config, "patch_size": [2, 4, 4]}
     golden.check("out/A_dec", plain_decode(config, golden.weights, golden["out/A_z"]))
 
@@ -129,7 +129,7 @@ def test_larger_patches_are_as_lossless(wide):
     assert torch.equal(torch.cat([one, others], dim=2), wide.decode(whole)[0])
 
 
-def test_what_does_not_fit_a_larger_patch_is_named(wide):
+def test_sizes_that_do_not_fit_a_larger_patch_are_refused(wide):
     with pytest.raises(ValueError, match=r"multiples of 16, got height 24 .*16 or 32"):
         wide.encode(torch.zeros(1, 3, 5, 24, 16))
     with pytest.raises(ValueError, match=r"floating-point values in \[-1, 1\]"):
@@ -150,7 +150,7 @@ def test_black_and_white_are_the_ends_of_the_range(wide):
         ("leanvae-wan22-dim48", (4, 16), 48, facts.WAN22_MEAN, facts.WAN22_STD),
     ],
 )
-def test_presets_that_feed_wan(name, stride, channels, mean, std):
+def test_wan_aligned_presets_have_the_published_shapes(name, stride, channels, mean, std):
     spec, preset = model.spec(name), registry.PRESETS[name]
     assert (spec.time_stride, spec.space_stride, spec.latent_channels) == (*stride, channels)
     assert (spec.value_range, spec.mean, spec.std, spec.scale) == ((-1.0, 1.0), mean, std, None)
@@ -187,7 +187,7 @@ def test_statistics_belong_to_the_preset_and_scales_to_the_published_configurati
         ({"value_range": "unit"}, "value_range must be two numbers"),
     ],
 )
-def test_impossible_patches_and_ranges(change, words):
+def test_impossible_patches_and_ranges_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         model.spec("leanvae", {**WIDE, **change})
 

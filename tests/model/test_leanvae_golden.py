@@ -1,4 +1,4 @@
-"""LeanVAE against vectors made by the published code."""
+"""LeanVAE compared with vectors from the published code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import model
 from benchmarks.leanvae_plain import PlainLeanVAE
 from model.leanvae import haar
-from model.leanvae.tokens import Carry
+from model.leanvae.tokens import LayerHistory
 
 CHUNKS_ENC = (5, 9, 13)
 CHUNKS_DEC = (2, 3, 4)
@@ -35,22 +35,22 @@ def decode_in_chunks(vae, latent, first):
 
 
 @pytest.mark.parametrize("clip", ["A", "B"])
-def test_encode(golden, vae, clip):
+def test_encoding_equals_the_published_latents(golden, vae, clip):
     golden.check(f"out/{clip}_z", vae.encode(golden[f"in/{clip}"])[0].mean)
 
 
 @pytest.mark.parametrize("first", CHUNKS_ENC)
-def test_chunked_encode(golden, vae, first):
+def test_chunked_encoding_equals_the_published_latents(golden, vae, first):
     golden.check(f"out/A_z_chunk{first}", encode_in_chunks(vae, golden["in/A"], first))
 
 
 @pytest.mark.parametrize("clip", ["A", "B"])
-def test_decode(golden, vae, clip):
+def test_decoding_equals_the_published_video(golden, vae, clip):
     golden.check(f"out/{clip}_dec", vae.decode(golden[f"out/{clip}_z"])[0])
 
 
 @pytest.mark.parametrize("first", CHUNKS_DEC)
-def test_chunked_decode(golden, vae, first):
+def test_chunked_decoding_equals_the_published_video(golden, vae, first):
     golden.check(f"out/A_dec_chunk{first}", decode_in_chunks(vae, golden["out/A_z"], first))
 
 
@@ -59,7 +59,7 @@ def test_image_is_a_video_of_one_frame(golden, vae):
     golden.check("out/img_dec", vae.decode(golden["out/img_z"])[0].squeeze(2))
 
 
-def test_logvar_is_the_clamped_published_one_and_leaves_the_mean_alone(golden, vae):
+def test_logvar_is_the_clamped_published_one_and_does_not_change_the_mean(golden, vae):
     posterior, _ = vae.encode(golden["in/A"], moments=True)
     raw = golden["out/A_logvar_raw"]
     assert raw.abs().max() < 20  # so that the clamp to [-30, 20] is the identity here
@@ -76,18 +76,18 @@ def test_logvar_is_clamped(golden):
     assert logvar[:, 1:].unique().tolist() == [20.0]
 
 
-def test_features(golden, vae):
+def test_features_equal_the_published_ones(golden, vae):
     features, _ = vae.features(golden["in/A"])
     golden.check("mid/A_features", features.permute(0, 2, 3, 4, 1))
 
 
-def test_ista_output(golden, vae):
+def test_ista_output_equals_the_published_one(golden, vae):
     latent = golden["out/A_z"].permute(0, 2, 3, 4, 1).contiguous()
     decoder = vae._decoder
-    golden.check("mid/A_recovered", decoder.recover(latent, Carry(None, decoder.slots)))
+    golden.check("mid/A_recovered", decoder.recover(latent, LayerHistory(None, decoder.slots)))
 
 
-def test_haar_coefficients_and_their_inverse(golden):
+def test_haar_coefficients_equal_the_published_ones_and_invert(golden):
     video = golden["in/A"]
     image_part = haar.analyse(video[:, :, :1], haar.image_signs())
     video_part = haar.analyse(video[:, :, 1:], haar.video_signs())
@@ -105,7 +105,7 @@ def test_float64_is_at_least_as_close(golden):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_stays_close_and_answers_in_float32(golden, dtype):
+def test_low_precision_stays_close_and_returns_float32(golden, dtype):
     rough = model.from_state_dict("leanvae", golden.config, golden.weights, dtype=dtype)
     bound = {"bfloat16": 4e-2, "float16": 5e-3}[dtype]
     mean = rough.encode(golden["in/A"])[0].mean
@@ -116,7 +116,7 @@ def test_low_precision_stays_close_and_answers_in_float32(golden, dtype):
         assert 1e-6 < error < bound, (name, error)
 
 
-def test_the_plain_reference_of_the_benchmark_is_the_same_network(golden):
+def test_the_benchmarks_plain_network_agrees(golden):
     plain = PlainLeanVAE(golden.config, golden.weights)
     for clip in ("A", "B"):
         golden.check(f"out/{clip}_z", plain(golden[f"in/{clip}"]))

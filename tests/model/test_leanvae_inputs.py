@@ -1,4 +1,4 @@
-"""What the VAE refuses, and that the message says what was got, what was expected and what fits."""
+"""Inputs that LeanVAE refuses, with messages that say what was got, what was expected and what fits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def video(*shape: int) -> torch.Tensor:
         (video(1, 3, 5, 16, 16).to(torch.uint8), ["floating-point", "[-0.5, 0.5]", "torch.uint8", "encode_planes"]),
     ],
 )
-def test_encode_refuses(vae, bad, words):
+def test_encode_refuses_invalid_videos(vae, bad, words):
     with pytest.raises(ValueError, match="got") as caught:
         vae.encode(bad)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -52,7 +52,7 @@ def test_later_chunks_have_4n_frames(vae, frames, fits):
         (video(1, 4, 1, 2, 2).to(torch.int32), ["floating-point latents", "torch.int32"]),
     ],
 )
-def test_decode_refuses(vae, bad, words):
+def test_decode_refuses_invalid_latents(vae, bad, words):
     with pytest.raises(ValueError, match="got") as caught:
         vae.decode(bad)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -81,7 +81,7 @@ def test_a_state_must_fit_the_chunk(vae, golden):
         vae.decode(video(2, 4, 1, 2, 3), vae.encode(video(2, 3, 1, 16, 24))[1])
 
 
-def test_only_states_of_a_kind_stack(vae):
+def test_only_states_of_the_same_kind_stack(vae):
     small, wide = vae.encode(video(1, 3, 1, 16, 16))[1], vae.encode(video(1, 3, 1, 16, 24))[1]
     with pytest.raises(ValueError, match=r"cannot be stacked.*grid 2x3.*grid 2x2"):
         vae.stack_states([small, wide])
@@ -110,7 +110,7 @@ def test_values_a_little_outside_do_not_warn(golden):
         fresh.encode(torch.linspace(-0.7, 0.7, 3 * 16 * 16).reshape(1, 3, 1, 16, 16))
 
 
-def test_outputs_take_part_in_autograd_of_others(vae):
+def test_latents_can_be_used_in_autograd(vae):
     """Latents are ordinary tensors, not inference tensors: a trainer may use them in a loss."""
     mean = vae.encode(video(1, 3, 1, 16, 16))[0].mean
     weight = torch.ones((), requires_grad=True)

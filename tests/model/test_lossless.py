@@ -1,6 +1,6 @@
-"""Promise 1 as properties, for every network and both directions: partitions, batches, interleavings, gathered states, prefixes.
+"""Lossless chunking as properties of every network in both directions: partitions, batches, interleavings, stacked states, prefixes.
 
-Where a network claims exactness the results must be the same bits, elsewhere and in other devices' place to the stated rounding.
+If a network claims exactness, results must have the same bits; otherwise they may differ by the stated rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import model
-from model.losslessness import ROUNDING, decode_in, encode_in, examine, first_frame_of, synthetic_video
+from model.losslessness import ROUNDING, decode_chunked, encode_chunked, examine, first_frame_of, synthetic_video
 from tests.model.conftest import FIXTURES
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -52,7 +52,7 @@ def claim(vae: Any, direction: str) -> str:
 def material(
     name: str, direction: str, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three inputs of a direction and what each gives by itself, whole."""
+    """Three inputs of a direction, and the whole result of each."""
     vae = network(name, dtype)
     videos = synthetic_video(vae, seed, 3, GROUPS, 16, 24)
     latents = torch.cat([vae.encode(videos[b : b + 1])[0].mean for b in range(3)])
@@ -62,7 +62,7 @@ def material(
 
 
 def run(vae: Any, direction: str, inputs: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    return (encode_in if direction == "encode" else decode_in)(vae, inputs, ends)
+    return (encode_chunked if direction == "encode" else decode_chunked)(vae, inputs, ends)
 
 
 def step(vae: Any, direction: str, inputs: torch.Tensor, rows: slice, state: Any) -> tuple[torch.Tensor, Any]:
@@ -88,7 +88,7 @@ seeds = st.sampled_from([0, 1])
 @everywhere
 @FEW
 @given(ends=partitions, batch=st.integers(1, 3), seed=seeds)
-def test_any_partition_of_any_batch(name, direction, ends, batch, seed):
+def test_any_partition_of_any_batch_gives_the_same_result(name, direction, ends, batch, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
     agree(vae, direction, run(vae, direction, inputs[:batch], ends), alone[:batch])
@@ -98,7 +98,7 @@ def test_any_partition_of_any_batch(name, direction, ends, batch, seed):
 @everywhere
 @FEW
 @given(order=st.permutations(range(3)), take=st.integers(2, 3), seed=seeds)
-def test_any_composition_of_a_batch(name, direction, order, take, seed):
+def test_any_composition_of_a_batch_gives_the_same_result(name, direction, order, take, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
     chosen = order[:take]
@@ -109,7 +109,7 @@ def test_any_composition_of_a_batch(name, direction, order, take, seed):
 @everywhere
 @FEW
 @given(turns=st.permutations([0] * ROWS + [1] * ROWS), seed=seeds)
-def test_interleaved_videos_never_touch(name, direction, turns, seed):
+def test_interleaved_videos_do_not_affect_each_other(name, direction, turns, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
     parts: list[list[torch.Tensor]] = [[], []]
@@ -126,8 +126,8 @@ def test_interleaved_videos_never_touch(name, direction, turns, seed):
 @everywhere
 @FEW
 @given(order=st.permutations(range(3)), first=st.integers(1, 3), seed=seeds)
-def test_states_gather_and_scatter(name, direction, order, first, seed):
-    """Videos begun alone go on in one batch, in any order, and end alone, as continuous batching has it."""
+def test_states_can_be_stacked_and_split(name, direction, order, first, seed):
+    """Videos that start separately continue in one batch, in any order, and end separately, as in continuous batching."""
     vae = network(name)
     inputs, alone = material(name, direction, seed)
     begun = [step(vae, direction, inputs[b : b + 1], slice(0, first), None) for b in range(3)]
@@ -145,7 +145,7 @@ def test_states_gather_and_scatter(name, direction, order, first, seed):
 @everywhere
 @pytest.mark.parametrize("rows", range(1, ROWS))
 def test_a_prefix_gives_the_prefix(name, direction, rows):
-    """Of a decoder that looks ahead: what it gives out while more may follow."""
+    """A decoder with look-ahead is compared on the frames it returns before the end."""
     vae = network(name)
     inputs, alone = material(name, direction, 0)
     part, _ = step(vae, direction, inputs, slice(0, rows), None)
@@ -161,19 +161,19 @@ def test_an_image_is_the_first_latent(name):
 
 
 @everywhere
-def test_moments_have_the_bits_of_the_mean(name):
+def test_computing_moments_does_not_change_the_mean(name):
     vae = network(name)
     videos, latents = material(name, "encode", 0)
     posterior, _ = vae.encode(videos[:1], moments=True)
     assert torch.equal(posterior.mean, latents[:1])
-    chunked = encode_in(vae, videos[:1], [1, ROWS], moments=True)
+    chunked = encode_chunked(vae, videos[:1], [1, ROWS], moments=True)
     agree(vae, "encode", chunked, torch.cat([posterior.mean, posterior.logvar], dim=1))
 
 
 @directions
 @everywhere
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_low_precision_too(name, direction, dtype):
+def test_low_precision_is_lossless_too(name, direction, dtype):
     vae = network(name, dtype)
     inputs, alone = material(name, direction, 0, dtype)
     for ends in ([1, 2, ROWS], list(range(1, ROWS + 1))):
@@ -181,15 +181,15 @@ def test_in_low_precision_too(name, direction, dtype):
 
 
 @everywhere
-def test_low_precision_is_the_same_network(name):
-    """How far bfloat16 products are from float32 on a tiny random network: a bound, so that a wrong cast is seen."""
+def test_low_precision_stays_close_to_float32(name):
+    """Bound for the difference between bfloat16 and float32 products on a tiny random network, to notice a wrong cast."""
     _, exact = material(name, "encode", 0)
     _, low = material(name, "encode", 0, torch.bfloat16)
     assert 0 < ((low - exact).norm() / exact.norm()).item() < 0.03
 
 
 @everywhere
-def test_the_examination_finds_what_is_so_and_what_is_not(name, monkeypatch):
+def test_examine_reports_true_and_false_claims(name, monkeypatch):
     vae = network(name)
     findings = list(examine(vae, height=16, width=24, groups=3))
     assert len(findings) == 19
@@ -213,7 +213,7 @@ def test_the_examination_finds_what_is_so_and_what_is_not(name, monkeypatch):
     assert "the same call again" not in broken
 
 
-def test_frames_behind_a_row():
+def test_first_frame_of_a_latent_row():
     spec = network("leanvae").spec
     assert [first_frame_of(spec, row) for row in range(4)] == [0, 1, 5, 9]
     assert [b - a for a, b in pairwise(first_frame_of(spec, row) for row in range(4))] == [1, 4, 4]

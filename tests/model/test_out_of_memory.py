@@ -1,4 +1,4 @@
-"""Every wording in which memory runs out is known as that, and no other failure is."""
+"""Every out-of-memory error is recognised, and no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.kernels.graphs import PATIENCE, StepGraphs
+from model.kernels.graphs import EAGER_RUNS, StepGraphs
 from model.out_of_memory import is_out_of_memory
 
 # As torch, its libraries and the driver say them.
@@ -38,17 +38,17 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_wordings_of_memory_that_ran_out(text):
+def test_every_out_of_memory_text_is_recognised(text):
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(ValueError(text))  # an argument that quotes one
 
 
 @pytest.mark.parametrize("text", OTHERS)
-def test_other_failures_are_not_taken_for_it(text):
+def test_other_failures_are_not_recognised(text):
     assert not is_out_of_memory(RuntimeError(text))
 
 
-def test_classes_of_memory_that_ran_out():
+def test_out_of_memory_classes_are_recognised():
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(MemoryError())
     failed = torch.AcceleratorError("CUDA error: memory allocation")
@@ -58,7 +58,7 @@ def test_classes_of_memory_that_ran_out():
     assert not is_out_of_memory(failed)
 
 
-def test_real_allocations_that_fail():
+def test_real_failed_allocations_are_recognised():
     with pytest.raises(RuntimeError) as of_torch:
         torch.empty(1 << 62, dtype=torch.uint8)
     with pytest.raises(MemoryError) as of_numpy:
@@ -73,7 +73,7 @@ def test_a_recording_that_runs_out_of_memory_leaves_the_step_unrecorded(text):
         raise RuntimeError(text)
 
     graphs = StepGraphs(record)
-    for _ in range(PATIENCE + 2):
+    for _ in range(EAGER_RUNS + 2):
         (got,) = graphs.run("double", lambda x: (2 * x,), (torch.ones(2),))
         assert torch.equal(got, torch.full((2,), 2.0))
-    assert len(graphs.given_up) == 1
+    assert len(graphs.unrecordable) == 1

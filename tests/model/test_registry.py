@@ -1,4 +1,4 @@
-"""Names and specs cost no torch; loading needs weights and says where they are."""
+"""Registry: names and specs need no torch; loading needs weights and says where they are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import model
 from model import registry
 
 
-def test_names_and_specs_load_no_torch():
+def test_names_and_specs_import_no_torch():
     code = (
         "import sys, model; names = model.names(); specs = [model.spec(name).to_dict() for name in names]; "
         "heavy = {'torch', 'numpy', 'safetensors', 'huggingface_hub'} & set(sys.modules); "
         "assert {'leanvae-dim4', 'leanvae-dim16', 'ivvae-z4'} <= set(names) and not heavy, (names, heavy)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
 def test_specs_of_the_published_networks():
@@ -31,7 +31,7 @@ def test_specs_of_the_published_networks():
 
 
 @pytest.mark.parametrize("name", ["leanvae-dim8", "wf-vae", ""])
-def test_unknown_names_list_the_known(name):
+def test_unknown_names_are_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"unknown network .*leanvae-dim4, leanvae-dim16.*leanvae"):
         model.spec(name)
     with pytest.raises(ValueError, match="unknown network"):
@@ -53,7 +53,7 @@ def test_a_family_needs_a_complete_configuration(golden):
         ({"l_dim": 16}, r"embedding_dim must be l_dim \+ h_dim, got 32 and 16 \+ 24"),
     ],
 )
-def test_impossible_configurations(golden, change, words):
+def test_impossible_configurations_are_refused(golden, change, words):
     with pytest.raises(ValueError, match=words):
         model.spec("leanvae", {**golden.config, **change})
 
@@ -69,7 +69,7 @@ def test_loading_without_weights_says_what_to_do():
     with pytest.raises(ValueError, match=r"hf://Yumic/LeanVAE/LeanVAE-dim16.ckpt.*checkpoint=.*untrained=") as caught:
         model.load("leanvae-dim16")
     assert "MIT" in str(caught.value)
-    with pytest.raises(ValueError, match="both a checkpoint and untrained"):
+    with pytest.raises(ValueError, match="both checkpoint and untrained"):
         model.load("leanvae-dim16", "x.ckpt", untrained=1)
 
 
@@ -88,7 +88,7 @@ def test_untrained_weights_are_reproducible_and_sane(golden):
     assert one.decode(mean)[0].abs().max() < 20
 
 
-def test_plain_attributes(vae, golden):
+def test_a_loaded_network_has_its_documented_attributes(vae, golden):
     assert vae.config == registry.complete("leanvae", golden.config)
     assert (vae.numerics, vae.untrained, vae.seed, vae.checkpoint) == (2, False, None, None)
     assert len(vae.weights_sha256) == 64
@@ -97,6 +97,6 @@ def test_plain_attributes(vae, golden):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "double"])
-def test_unknown_dtypes(golden, dtype):
+def test_unknown_dtypes_are_refused(golden, dtype):
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, float64"):
         model.from_state_dict("leanvae", golden.config, golden.weights, dtype=dtype)

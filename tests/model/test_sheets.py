@@ -1,4 +1,4 @@
-"""Sheets: the pictures are where they should be, pixel for pixel."""
+"""Picture sheets: every frame is in its place, pixel for pixel."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_titles_are_drawn_and_never_run_into_the_next_block():
     assert sheet([pair]).height == plain.shape[0] - LINE
 
 
-def test_blocks_go_on_in_the_next_row_and_large_pictures_shrink():
+def test_blocks_wrap_to_the_next_row_and_large_frames_are_reduced():
     pairs = [(clip(i, 1), clip(i + 1, 1)) for i in range(3)]
     assert sheet(pairs, width=3 * (24 + GAP) + GAP).size == (3 * 24 + 4 * GAP, 32 + SEAM + 2 * GAP)
     assert sheet(pairs, width=3 * (24 + GAP) + GAP - 1).size == (2 * 24 + 3 * GAP, 2 * (32 + SEAM) + 3 * GAP)
@@ -65,12 +65,12 @@ def test_frames_are_spread_from_the_first_to_the_last(total, frames, shown):
     ("columns", "titles", "message"),
     [
         ([], None, "at least one pair"),
-        ([(clip(0), clip(1))], ["a", "b"], "one title for each of 1 pairs, got 2"),
+        ([(clip(0), clip(1))], ["a", "b"], "expected 1 titles, one per pair; got 2"),
         ([(clip(0), clip(1).float())], None, "expected uint8 clips .*float32"),
         ([(clip(0)[0], clip(1)[0])], None, "expected uint8 clips"),
         ([(clip(0), clip(1, frames=4))], None, "differ in shape"),
     ],
 )
-def test_what_is_no_pair_of_clips_is_refused(columns, titles, message):
+def test_invalid_pairs_are_refused(columns, titles, message):
     with pytest.raises(ValueError, match=message):
         sheet(columns, titles)

@@ -1,4 +1,4 @@
-"""The folded, row-by-row layers against the formula they stand for, and the packed product against the plain one."""
+"""Folded NAF layers compared with their formula, and the packed product with the plain one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def layer_of(stack: Stack, *, residual: bool) -> tokens.NAFLayer:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_a_layer_is_its_formula(residual):
+def test_a_layer_equals_its_formula(residual):
     torch.manual_seed(0)
     stack = Stack(24, 1)
     conv, (norm, widen, _, _, narrow) = stack.dconv_layer[0]["ds_conv"], stack.ffd_layer[0]
@@ -41,7 +41,7 @@ def test_a_layer_is_its_formula(residual):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1024, 512, 1376), (16, 24, 80), (1, 8, 16), (333, 352, 128)])
-def test_the_packed_product_is_the_plain_one(dtype, shape):
+def test_the_packed_product_equals_the_plain_one(dtype, shape):
     rows, inside, outside = shape
     x, weight, bias = torch.randn(rows, inside), torch.randn(outside, inside) * inside**-0.5, torch.randn(outside)
     projection = tokens.Projection(weight, bias, CPU, dtype)
@@ -50,7 +50,7 @@ def test_the_packed_product_is_the_plain_one(dtype, shape):
     assert (projection(x).double() - want).abs().max() <= bound * want.abs().max()
 
 
-def test_which_backend_serves_which_arithmetic(monkeypatch):
+def test_the_backend_follows_device_and_dtype(monkeypatch):
     def backend(dtype):
         return tokens.Projection(torch.zeros(4, 4), None, CPU, dtype).backend
 
@@ -66,8 +66,8 @@ def test_which_backend_serves_which_arithmetic(monkeypatch):
 
 
 def test_layers_work_without_the_packed_product(golden, monkeypatch):
-    """As on a build of PyTorch without oneDNN: same vectors, still bit for bit under chunking."""
-    monkeypatch.setattr("model.leanvae.tokens._packs", lambda device, dtype: False)
+    """Without oneDNN, as in some builds of PyTorch: the same vectors, still exact under chunking."""
+    monkeypatch.setattr("model.leanvae.tokens._can_pack", lambda device, dtype: False)
     plain = model.from_state_dict("leanvae", golden.config, golden.weights)
     whole = plain.encode(golden["in/A"])[0].mean
     golden.check("out/A_z", whole)
@@ -76,10 +76,10 @@ def test_layers_work_without_the_packed_product(golden, monkeypatch):
     assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), whole)
 
 
-def test_the_path_of_other_devices_gives_the_same_vectors(golden, monkeypatch):
-    """Whole grids at once, as on a GPU, run here on the CPU: batches, chunks, images."""
-    for room in (tokens, coder):
-        monkeypatch.setattr(room, "by_rows", lambda device: False)
+def test_whole_grid_processing_gives_the_same_vectors(golden, monkeypatch):
+    """Whole grids at once, as on a GPU, on the CPU: batches, chunks, images."""
+    for module in (tokens, coder):
+        monkeypatch.setattr(module, "by_rows", lambda device: False)
     vae = model.from_state_dict("leanvae", golden.config, golden.weights)
     posterior, _ = vae.encode(golden["in/A"], moments=True)
     golden.check("out/A_z", posterior.mean)
@@ -104,8 +104,8 @@ def test_other_depths_agree_with_the_plain_network(golden, layers):
     assert video.shape == golden["in/B"].shape
 
 
-def test_a_carry_with_a_layer_not_run_is_an_error():
-    carry = tokens.Carry(None, 2)
-    carry.keep(0, torch.zeros(1, 3, 2, 2, 4))
-    with pytest.raises(RuntimeError, match="1 of 2 layers left no state"):
-        carry.kept()
+def test_reading_the_state_before_all_layers_ran_is_an_error():
+    carry = tokens.LayerHistory(None, 2)
+    carry.save(0, torch.zeros(1, 3, 2, 2, 4))
+    with pytest.raises(RuntimeError, match="1 of 2 layers saved no history"):
+        carry.new_state()

@@ -1,4 +1,4 @@
-"""The discriminators are those of the papers: sizes, shapes, how they begin."""
+"""Discriminators are those of the papers: sizes, shapes, initial weights."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_a_logit_of_single_frames_sees_70_pixels():
     assert rows.max() - rows.min() + 1 == 70
 
 
-def test_clips_are_halved_twice_in_time():
+def test_clips_are_downsampled_twice_in_time():
     assert PatchDiscriminator3d(4)(torch.zeros(2, 3, 17, 32, 48)).shape == (2, 1, 5, 4, 6)
     assert PatchDiscriminator3d(4)(torch.zeros(2, 3, 1, 32, 32)).shape == (2, 1, 1, 4, 4)  # images too
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_they_begin_as_pix2pix_does(name):
+def test_initial_weights_are_those_of_pix2pix(name):
     network = DISCRIMINATORS[name](32)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
@@ -51,7 +51,7 @@ def test_they_begin_as_pix2pix_does(name):
     assert not torch.equal(network.state_dict()[key], other.state_dict()[key])
 
 
-def test_they_refuse_each_others_input():
+def test_each_refuses_the_others_input():
     with pytest.raises(ValueError, match="expected frames"):
         PatchDiscriminator2d(4)(torch.zeros(1, 3, 1, 32, 32))
     with pytest.raises(ValueError, match="expected clips"):

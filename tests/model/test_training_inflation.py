@@ -1,4 +1,4 @@
-"""An inflated IV-VAE does to every key frame what the image VAE does, written here plainly."""
+"""An inflated IV-VAE treats every key frame as the image VAE does, which is written out here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = {"dim": 4, "z_dim": 4, "dim_mult": [1, 2, 4, 4]}
 
 
 class ImageVAE:
-    """IV-VAE's layers without time: one convolution where the video network has a pair. Pictures `N 3 H W`, latents `N z h w`."""
+    """IV-VAE without time: one convolution where the video network has a pair. Images `N 3 H W`, latents `N z h w`."""
 
     def __init__(self, weights):
         self.w = weights
@@ -89,7 +89,7 @@ def random_image_weights(seed=0):
 
 @pytest.fixture(scope="module")
 def pair():
-    """The image VAE, and the video VAE it became."""
+    """The image VAE, and the video VAE inflated from it."""
     weights = random_image_weights()
     config = model.registry.complete("ivvae-z4-dim64", CONFIG)
     return ImageVAE(weights), model.from_state_dict("ivvae", config, inflation.inflate(CONFIG, weights))
@@ -100,7 +100,7 @@ def close(got, want):
     assert (got - want).abs().max() <= 1e-4 * want.abs().max()
 
 
-def test_an_image_is_the_image_vaes(pair):
+def test_images_are_coded_as_by_the_image_vae(pair):
     image, video = pair
     x = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
     z = video.encode(x[:, :, None])[0].mean
@@ -108,7 +108,7 @@ def test_an_image_is_the_image_vaes(pair):
     close(video.decode(z)[0][:, :, 0], image.decode(z[:, :, 0]))
 
 
-def test_a_static_video_is_the_image_in_every_frame(pair):
+def test_a_static_video_has_the_image_in_every_frame(pair):
     image, video = pair
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
     z = video.encode(x[:, :, None].repeat(1, 1, 9, 1, 1))[0].mean
@@ -116,7 +116,7 @@ def test_a_static_video_is_the_image_in_every_frame(pair):
     close(video.decode(z)[0], image.decode(image.encode(x))[:, :, None].repeat(1, 1, 9, 1, 1))
 
 
-def test_of_any_video_key_frames_are_kept_and_repeated(pair):
+def test_key_frames_of_a_video_are_kept_and_repeated(pair):
     image, video = pair
     x = torch.rand(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
     z = video.encode(x)[0].mean
@@ -126,7 +126,7 @@ def test_of_any_video_key_frames_are_kept_and_repeated(pair):
     close(video.decode(z)[0][0].transpose(0, 1), frames)
 
 
-def test_kernels_are_inflated_in_their_middle():
+def test_kernels_are_inflated_at_their_centre():
     kernel = torch.arange(1.0, 19.0).reshape(1, 2, 3, 3)
     inflated = inflation.inflate_centre(kernel)
     assert inflated.shape == (1, 2, 3, 3, 3)

@@ -1,4 +1,4 @@
-"""IV-VAE with gradients is the published network; it starts from an image VAE, and its published objective can be minimised."""
+"""The trainable IV-VAE equals the published network, starts from an image VAE, and its published objective can be minimised."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def close(got, want, bound=1e-5):
 
 
 @pytest.mark.parametrize("clip", ["A", "B", "img"])
-def test_it_computes_what_the_published_network_does(clip):
+def test_output_equals_the_published_network(clip):
     golden = Golden("ivvae-tiny")
     network = TrainableIVVAE(golden.config)
     network.load_state_dict(golden.weights)
@@ -40,7 +40,7 @@ def test_it_computes_what_the_published_network_does(clip):
         golden.check(f"out/{clip}_dec", network.decode(raw))
 
 
-def test_its_weights_load_as_the_network_that_encodes():
+def test_weights_load_as_the_network_that_encodes():
     network = TrainableIVVAE({**SMALL, "dim_mult": [1, 2, 3, 3], "dim": 4}, seed=5)
     ready = model.from_state_dict("ivvae", network.config, network.state_dict())
     for video in (pixels(2, 3, 9, 16, 24), pixels(1, 3, 1, 16, 16)):
@@ -53,7 +53,7 @@ def test_its_weights_load_as_the_network_that_encodes():
 
 @pytest.mark.parametrize("frames", [1, 9])
 def test_every_parameter_has_a_gradient(frames):
-    """Of an image too: zero where a single frame has no use for a layer, and nowhere else."""
+    """For images too: zero if a single frame does not use a layer, and only then."""
     network = TrainableIVVAE(SMALL)
     reconstruction, posterior, coefficients = network(pixels(2, 3, frames, 16, 16))
     assert coefficients is None
@@ -66,7 +66,7 @@ def test_every_parameter_has_a_gradient(frames):
 
 
 def test_gradients_are_those_of_the_formulas():
-    """The whole network in float64 against finite differences along one random direction."""
+    """The whole network in float64, compared with finite differences along one random direction."""
     torch.manual_seed(0)
     network = TrainableIVVAE(SMALL).double()
     video = pixels(1, 3, 9, 16, 16).double()
@@ -87,8 +87,8 @@ def test_gradients_are_those_of_the_formulas():
     assert slope == pytest.approx((found[0] - found[1]) / 2e-8, rel=1e-5)
 
 
-def test_the_published_objective_falls():
-    """Ten steps of Adam on the sum without the adversarial term; LPIPS needs weights."""
+def test_training_reduces_the_published_objective():
+    """Ten steps of Adam on the objective without the adversarial term; LPIPS would need weights."""
     recipe = replace(IVVAE, terms={**IVVAE.terms, "lpips_sum": 0.0}, adversarial=None)
     objective, network = Objective(recipe, (-1.0, 1.0)), TrainableIVVAE(SMALL)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -97,7 +97,7 @@ def test_the_published_objective_falls():
     draw, losses = torch.Generator().manual_seed(0), []
     for _ in range(10):
         reconstruction, posterior, _ = network(video, torch.randn((1, 4, 2, 4, 4), generator=draw))
-        loss, values = objective.generator(video, reconstruction, posterior, step=0, generator=draw)
+        loss, values = objective.generator_loss(video, reconstruction, posterior, step=0, generator=draw)
         assert set(values) == {"frame_sum", "kl", "loss"}
         optimizer.zero_grad()
         loss.backward()
@@ -108,7 +108,7 @@ def test_the_published_objective_falls():
 
 
 def kept(network, video):
-    """The gradients of a pass, and how many bytes it kept for them besides parameters."""
+    """Gradients of a pass, and the bytes it kept for them besides parameters."""
     parameters = {parameter.data_ptr() for parameter in network.parameters()}
     sizes = {}
 
@@ -131,7 +131,7 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
     assert all(torch.equal(grads[key], again[key]) for key in grads)
 
 
-def test_sixteen_bit_arithmetic_keeps_latents_wide():
+def test_sixteen_bit_arithmetic_keeps_latents_float32():
     network, video = TrainableIVVAE(SMALL), pixels(1, 3, 5, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(video)
@@ -143,7 +143,7 @@ def test_sixteen_bit_arithmetic_keeps_latents_wide():
     assert {parameter.grad.dtype for parameter in network.parameters() if parameter.grad is not None} == {torch.float32}
 
 
-def test_it_begins_from_its_seed_alone_and_with_activations_of_order_one():
+def test_initial_weights_depend_on_the_seed_only_and_give_activations_of_order_one():
     torch.manual_seed(1)
     one, same, other = (TrainableIVVAE(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(1)))  # untouched
@@ -156,7 +156,7 @@ def test_it_begins_from_its_seed_alone_and_with_activations_of_order_one():
     assert 0.02 < video.std() < 2
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_configurations_and_inputs_are_refused():
     with pytest.raises(ValueError, match="z_dim must be even"):
         TrainableIVVAE({**SMALL, "z_dim": 3})
     network = TrainableIVVAE(SMALL)
@@ -173,14 +173,14 @@ def test_what_cannot_be_is_refused():
 
 @pytest.fixture(scope="module")
 def learned():
-    """Stands for an IV-VAE that has learned on images, and the IV-VAE that it becomes; float64."""
+    """An IV-VAE as if trained on images, and the IV-VAE inflated from it; float64."""
     images = TrainableIVVAE(SMALL, seed=7).double()
     videos = TrainableIVVAE(SMALL).double()
     videos.load_state_dict(inflation.inflate(SMALL, images.state_dict()))
     return images, videos
 
 
-def test_what_was_learned_on_images_is_kept(learned):
+def test_inflation_keeps_what_was_learned_on_images(learned):
     images, videos = learned
     picture = pixels(2, 3, 1, 16, 24)
     with torch.no_grad():
@@ -189,8 +189,8 @@ def test_what_was_learned_on_images_is_kept(learned):
         close(videos.decode(want), images.decode(want), 1e-10)
 
 
-def test_it_begins_by_repeating_key_frames(learned):
-    """Every frame of a group is drawn from the group's first, by the image VAE."""
+def test_an_inflated_network_repeats_key_frames(learned):
+    """Every frame of a group is the image VAE's reconstruction of the group's first frame."""
     images, videos = learned
     clip = pixels(1, 3, 9, 16, 16, seed=1)
     with torch.no_grad():
@@ -198,8 +198,8 @@ def test_it_begins_by_repeating_key_frames(learned):
         close(videos(clip).video_BCTHW[0].transpose(0, 1), drawn[[0, *[1] * 4, *[2] * 4]], 1e-10)
 
 
-def test_everything_learns_from_there(learned):
-    """Zeros of inflated kernels get gradients as well."""
+def test_every_parameter_of_an_inflated_network_gets_gradients(learned):
+    """Zeros of inflated kernels get gradients too."""
     network = TrainableIVVAE(SMALL)
     network.load_state_dict(learned[1].state_dict())
     network(pixels(1, 3, 9, 16, 16))[0].square().sum().backward()
@@ -209,7 +209,7 @@ def test_everything_learns_from_there(learned):
     assert [key for key, tap in taps.items() if not tap.min() > 0] == []
 
 
-def test_an_image_part_needs_an_ivvae():
+def test_image_part_refuses_other_networks():
     weights = TrainableIVVAE(SMALL).state_dict()
     del weights["conv2.conv_3d.bias"]
     with pytest.raises(ValueError, match=r"take the image part of: 1 missing: conv2\.conv_3d\.bias"):

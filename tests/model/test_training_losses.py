@@ -1,4 +1,4 @@
-"""Every term of the objectives on numbers small enough to work out by hand."""
+"""Every loss term on hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.training import losses
 
 
 def one_pixel(frames, *, at, value, side=2):
-    """Two clips that differ by `value` in one number."""
+    """Two clips that differ by `value` in one element."""
     x = torch.zeros(1, 3, frames, side, side)
     y = x.clone()
     y[at] = value
@@ -47,7 +47,7 @@ def test_haar_bands_of_a_constant_difference_are_low_only():
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4, 4), (1, 3, 5, 4, 3)])
-def test_haar_bands_need_pairs(shape):
+def test_haar_bands_need_odd_frames_and_even_sides(shape):
     with pytest.raises(ValueError, match="odd number of frames and even sides"):
         losses.haar_l1(torch.zeros(shape), torch.zeros(shape))
 
@@ -73,11 +73,11 @@ def test_energy_flow_sums_levels_per_video():
     decoded = [torch.full_like(encoded[0], 0.5), torch.ones_like(encoded[1])]
     assert losses.energy_flow(encoded, decoded).item() == pytest.approx(12 * 4 * 0.5 + 24)
     for wrong in ([encoded[0]], [decoded[1], decoded[0]]):
-        with pytest.raises(ValueError, match="pair up"):
+        with pytest.raises(ValueError, match="must match"):
             losses.energy_flow(encoded, wrong)
 
 
-def test_hinge_forgives_what_is_clear_enough():
+def test_hinge_is_zero_beyond_the_margin():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
     assert losses.hinge_discriminator(real, fake).item() == pytest.approx(0.5 * (0.5 / 2 + 1.5 / 2))
     assert losses.hinge_generator(fake).item() == pytest.approx(1.25)
@@ -89,7 +89,7 @@ def test_non_saturating_generator_takes_the_mean_of_a_frame_first():
     assert losses.non_saturating_generator(logits).item() == pytest.approx(want)
 
 
-def test_lecam_measures_against_running_means():
+def test_lecam_compares_with_running_means():
     lecam = losses.LeCam(decay=0.9)
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -1.0])
     assert lecam(real, fake).item() == pytest.approx((1 + 9) / 2 + 1)  # the means are still zero
@@ -101,7 +101,7 @@ def test_lecam_measures_against_running_means():
     assert lecam(torch.tensor([-5.0]), torch.tensor([5.0])).item() == 0.0  # only the sure side is held back
 
 
-def test_lecam_travels_in_a_checkpoint():
+def test_lecam_means_are_saved_in_checkpoints():
     lecam, again = losses.LeCam(), losses.LeCam()
     lecam.update(torch.tensor([4.0]), torch.tensor([-2.0]))
     again.load_state_dict(lecam.state_dict())

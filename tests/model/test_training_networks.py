@@ -1,4 +1,4 @@
-"""Networks that can be trained, by name of family or preset; those that cannot are refused by name."""
+"""Trainable networks by name of family or preset; the others are refused by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_by_name_keeps_what_trainers_are_promised(name):
+def test_every_trainable_network_fulfils_the_interface(name):
     config, kind = NETWORKS[name]
     network = trainable(name, config, seed=3, recompute=True)
     assert type(network) is kind
@@ -49,7 +49,7 @@ def test_a_network_by_name_keeps_what_trainers_are_promised(name):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(ValueError, match=f"cannot be trained here; families that can: {', '.join(FAMILIES)}"):
+    with pytest.raises(ValueError, match=f"cannot be trained here; expected one of {', '.join(FAMILIES)}"):
         trainable("wan-2.1", {})
     with pytest.raises(ValueError, match="of family wfvae2, which cannot be trained"):
         trainable("wfvae2", {})
@@ -59,11 +59,13 @@ def test_other_networks_are_refused():
         trainable("wfvae-s", {"base_channels": 1.5})
 
 
-def test_only_leanvae_begins_as_a_linear_autoencoder():
+def test_only_leanvae_starts_as_a_linear_autoencoder():
     linear = fit_linear([torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5], 4)
     video = torch.rand(1, 3, 5, 16, 16) - 0.5
     with torch.no_grad():
         mean = trainable("leanvae", LEAN, linear=linear).encode(video).mean
     assert (mean - linear.encode(video)).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="only leanvae begins as a linear autoencoder, got ivvae-z4 of family ivvae"):
+    with pytest.raises(
+        ValueError, match="only leanvae can start as a linear autoencoder, got ivvae-z4 of family ivvae"
+    ):
         trainable("ivvae-z4", {"dim": 2}, linear=linear)

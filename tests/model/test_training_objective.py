@@ -1,4 +1,4 @@
-"""The sum of the terms: weights, switch-on step, what reaches whom, and refusals."""
+"""The objective: weights, first step of the adversarial term, gradients, refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.posterior import Posterior
-from model.training.objective import Objective, frames_looked_at, frozen
+from model.training.objective import Objective, frozen, perceptual_frame_indices
 from model.training.objective_recipe import (
     IVVAE,
     LEANVAE,
@@ -24,7 +24,7 @@ GAN = AdversarialRecipe(weight=0.2, channels=4, start=10, lecam=0.005)
 
 
 class Brightness(torch.nn.Module):
-    """Stands in for LPIPS, whose thirteen convolutions need no second test: the mean difference, in [-1, 1]."""
+    """Replaces LPIPS by the mean difference in [-1, 1]; its thirteen convolutions are tested elsewhere."""
 
     def forward(self, x, y):
         assert x.shape == y.shape
@@ -47,7 +47,7 @@ def test_leanvae_is_the_published_sum():
     x, _, posterior = clips()
     y = x + 0.25  # so that every term is known
     objective = Objective(LEANVAE, RANGE, lpips=Brightness())
-    loss, values = objective.generator(x, y, posterior, step=599_999, generator=draw())
+    loss, values = objective.generator_loss(x, y, posterior, step=599_999, generator=draw())
     want = {"l1": 0.25, "haar_low": 0.25 * 12, "haar_high": 0.0, "lpips": 0.5, "kl": 2.0 * 4 * 32, "loss": loss.item()}
     assert values.keys() == want.keys()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(want, abs=1e-6)
@@ -59,7 +59,7 @@ def test_wfvae_is_the_published_sum():
     layer, pattern = torch.nn.Parameter(torch.tensor(0.25)), (y - x).detach().sign()
     objective = Objective(WFVAE, RANGE, lpips=Brightness())
     coefficients = ([torch.zeros(2, 12, 1, 2, 2)], [torch.ones(2, 12, 1, 2, 2)])
-    loss, values = objective.generator(
+    loss, values = objective.generator_loss(
         x, x + layer * pattern, posterior, coefficients, step=0, generator=draw(), last_layer=layer
     )
     numbers = 3 * 32 * 32
@@ -70,9 +70,9 @@ def test_wfvae_is_the_published_sum():
     want = 0.75 * numbers + 1e-6 * 256 + 0.1 * 48 + (values["gan_weight"] * values["gan"]).item()
     assert loss.item() == pytest.approx(want, rel=1e-5)
     with pytest.raises(ValueError, match="energy-flow coefficients"):
-        objective.generator(x, x + layer * pattern, posterior, step=0, generator=draw(), last_layer=layer)
+        objective.generator_loss(x, x + layer * pattern, posterior, step=0, generator=draw(), last_layer=layer)
     with pytest.raises(ValueError, match="needs last_layer"):
-        objective.generator(x, x + layer * pattern, posterior, coefficients, step=0, generator=draw())
+        objective.generator_loss(x, x + layer * pattern, posterior, coefficients, step=0, generator=draw())
 
 
 def test_an_adaptive_weight_balances_gradients_of_reconstruction_and_gan():
@@ -82,7 +82,7 @@ def test_an_adaptive_weight_balances_gradients_of_reconstruction_and_gan():
     objective = Objective(ObjectiveRecipe({"l1": 3.0, "kl": 1.0}, adversarial=adversarial), RANGE)
     posterior = Posterior(layer * posterior.mean, posterior.logvar)  # its gradient is not to count
     call = {"step": 0, "generator": draw(), "last_layer": layer}
-    loss, values = objective.generator(x, x + layer * pattern, posterior, **call)
+    loss, values = objective.generator_loss(x, x + layer * pattern, posterior, **call)
     (of_loss,) = torch.autograd.grad(loss, layer)
     of_kl = 4.0 * 0.25 * 128
     assert abs(of_loss.item() - of_kl - 3.0) == pytest.approx(0.5 * 3.0, rel=1e-3)
@@ -92,52 +92,52 @@ def test_an_adaptive_weight_balances_gradients_of_reconstruction_and_gan():
 def test_ivvae_is_normalised_to_256_squared():
     x, _, posterior = clips()
     objective = Objective(IVVAE, RANGE, lpips=Brightness())
-    loss, values = objective.generator(x, x + 0.25, posterior, step=0, generator=draw())
+    loss, values = objective.generator_loss(x, x + 0.25, posterior, step=0, generator=draw())
     want = 0.75 * 3 * 32 * 32 + 3e-6 * 256 + 0.8 * values["gan"].item()
     assert loss.item() == pytest.approx(64 * want, rel=1e-5)  # 256^2 is 64 times 32^2
 
 
-def test_the_adversarial_term_switches_on():
+def test_the_adversarial_term_starts_at_its_step():
     x, y, posterior = clips()
     objective = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=GAN), RANGE)
-    before, values = objective.generator(x, y, posterior, step=9, generator=draw())
+    before, values = objective.generator_loss(x, y, posterior, step=9, generator=draw())
     assert not objective.adversarial_at(9)
     assert "gan" not in values
-    after, values = objective.generator(x, y, posterior, step=10, generator=draw())
+    after, values = objective.generator_loss(x, y, posterior, step=10, generator=draw())
     assert objective.adversarial_at(10)
     assert after.item() == pytest.approx(before.item() + 0.2 * values["gan"].item(), rel=1e-6)
     assert values["gan"].item() == pytest.approx(math.log(2), abs=0.2)  # a discriminator that knows nothing
     with pytest.raises(ValueError, match="starts at step 10, got step 9"):
-        objective.discriminator(x, y, step=9)
+        objective.discriminator_loss(x, y, step=9)
     with pytest.raises(ValueError, match="starts never"):
-        Objective(ObjectiveRecipe({"l1": 1.0}), RANGE).discriminator(x, y, step=9)
+        Objective(ObjectiveRecipe({"l1": 1.0}), RANGE).discriminator_loss(x, y, step=9)
 
 
-def test_each_side_learns_from_its_own_loss_only():
+def test_each_network_gets_gradients_from_its_own_loss_only():
     x, y, posterior = clips()
     objective = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=GAN), RANGE)
-    loss, _ = objective.generator(x, y, posterior, step=10, generator=draw())
+    loss, _ = objective.generator_loss(x, y, posterior, step=10, generator=draw())
     loss.backward()
     assert y.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in objective.network.parameters())
+    assert all(parameter.grad is None for parameter in objective.discriminator.parameters())
     y.grad = None
-    loss, values = objective.discriminator(x, y, step=10)
+    loss, values = objective.discriminator_loss(x, y, step=10)
     loss.backward()
     assert y.grad is None
-    assert all(parameter.grad is not None for parameter in objective.network.parameters())
+    assert all(parameter.grad is not None for parameter in objective.discriminator.parameters())
     assert loss.item() == pytest.approx(values["hinge"].item() + 0.005 * values["lecam"].item(), rel=1e-6)
     assert objective.lecam.real.item() == pytest.approx(0.001 * values["logits_real"].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["patch2d", "patch3d"])
-def test_the_discriminator_learns_to_tell(name):
+def test_the_discriminator_learns_to_separate_real_from_fake(name):
     x, _, _ = clips()
     y = torch.zeros_like(x)
     recipe = ObjectiveRecipe({"l1": 1.0}, adversarial=AdversarialRecipe(weight=1.0, discriminator=name, channels=4))
     objective = Objective(recipe, RANGE)
-    optimizer = torch.optim.Adam(objective.network.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(objective.discriminator.parameters(), 1e-2)
     for _ in range(8):
-        loss, values = objective.discriminator(x, y, step=0)
+        loss, values = objective.discriminator_loss(x, y, step=0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -146,62 +146,62 @@ def test_the_discriminator_learns_to_tell(name):
     assert loss.item() < 0.9
 
 
-def test_a_wrapped_discriminator_is_used_where_given():
+def test_a_given_wrapper_of_the_discriminator_is_used():
     class Twice(torch.nn.Module):
         def forward(self, frames):
             return 2 * torch.ones(frames.shape[0], 1, 2, 2) * (frames.mean() > 0.05)
 
     x = torch.full((1, 3, 1, 32, 32), 0.1)
     objective = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=GAN), RANGE)
-    loss, _ = objective.discriminator(x, x - 0.1, step=10, network=Twice())
+    loss, _ = objective.discriminator_loss(x, x - 0.1, step=10, network=Twice())
     assert loss.item() == pytest.approx(0.5 + 0.005 * 4, rel=1e-2)
 
 
-def test_what_it_keeps_can_be_resumed():
+def test_state_can_be_restored():
     x, y, _ = clips()
     recipe = ObjectiveRecipe({"l1": 1.0}, adversarial=GAN)
     objective, again = Objective(recipe, RANGE, seed=1), Objective(recipe, RANGE, seed=2)
-    objective.discriminator(x, y, step=10)
+    objective.discriminator_loss(x, y, step=10)
     again.load_state_dict(objective.state_dict())
-    objective.network.eval()
-    again.network.eval()
-    assert objective.discriminator(x, y, step=10)[0].item() == again.discriminator(x, y, step=10)[0].item()
+    objective.discriminator.eval()
+    again.discriminator.eval()
+    assert objective.discriminator_loss(x, y, step=10)[0].item() == again.discriminator_loss(x, y, step=10)[0].item()
     plain = Objective(ObjectiveRecipe({"l1": 1.0}), RANGE)
     assert plain.state_dict() == {}
     with pytest.raises(ValueError, match="same recipe"):
         plain.load_state_dict(objective.state_dict())
 
 
-def test_lpips_looks_at_frame_0_and_one_group():
-    seen = [tuple(row) for row in frames_looked_at(200, 13, draw()).tolist()]
+def test_lpips_compares_frame_0_and_one_group():
+    seen = [tuple(row) for row in perceptual_frame_indices(200, 13, draw()).tolist()]
     assert set(seen) == {(0, 1, 2, 3, 4), (0, 5, 6, 7, 8), (0, 9, 10, 11, 12)}
-    assert frames_looked_at(2, 1, draw()).tolist() == [[0], [0]]
+    assert perceptual_frame_indices(2, 1, draw()).tolist() == [[0], [0]]
     x = torch.zeros(1, 3, 9, 32, 32)
     y = x.clone()
     y[:, :, 5:] = 0.25  # the second group only
     objective = Objective(ObjectiveRecipe({"lpips": 1.0}, "group"), RANGE, lpips=Brightness())
-    found = {objective.generator(x, y, None, step=0, generator=draw(seed))[0].item() for seed in range(8)}
+    found = {objective.generator_loss(x, y, None, step=0, generator=draw(seed))[0].item() for seed in range(8)}
     assert sorted(found) == pytest.approx([0.0, 0.5 * 4 / 5])
     everything = Objective(ObjectiveRecipe({"lpips": 1.0}), RANGE, lpips=Brightness())
-    assert everything.generator(x, y, None, step=0, generator=draw())[0].item() == pytest.approx(0.5 * 4 / 9)
+    assert everything.generator_loss(x, y, None, step=0, generator=draw())[0].item() == pytest.approx(0.5 * 4 / 9)
 
 
-def test_the_pyramid_stands_in_where_there_is_no_lpips():
+def test_the_pyramid_term_needs_no_lpips():
     x, y, posterior = clips(frames=1)
     objective = Objective(ObjectiveRecipe({"pyramid": 2.0}), RANGE)
-    loss, values = objective.generator(x, y, posterior, step=0, generator=draw())
+    loss, values = objective.generator_loss(x, y, posterior, step=0, generator=draw())
     assert loss.item() == pytest.approx(2 * pyramid_distance(x[:, :, 0], y[:, :, 0]).mean().item(), rel=1e-6)
     assert set(values) == {"pyramid", "loss"}
 
 
 @pytest.mark.parametrize("recipe", [LEANVAE, WFVAE, IVVAE])
-def test_absent_lpips_is_said(recipe):
+def test_missing_lpips_is_refused(recipe):
     with pytest.raises(ValueError, match=r"load_lpips.*pyramid needs no weights"):
         Objective(recipe, RANGE)
-    assert Objective(recipe, RANGE, lpips=LPIPS()).to("cpu").network is not None
+    assert Objective(recipe, RANGE, lpips=LPIPS()).to("cpu").discriminator is not None
 
 
-def test_frozen_puts_back_what_it_found():
+def test_frozen_restores_requires_grad():
     network = torch.nn.Linear(2, 2)
     network.bias.requires_grad_(False)
     with frozen(network):
@@ -221,7 +221,7 @@ def test_a_section_becomes_a_recipe():
 
 
 @pytest.mark.parametrize(
-    ("section", "complaint"),
+    ("section", "message"),
     [
         ({"terms": {"l2": 1.0}}, "unknown term 'l2'; known: l1, mse, haar_low"),
         ({"terms": {"l1": -1.0}}, "terms.l1 must be a number of at least 0"),
@@ -239,12 +239,14 @@ def test_a_section_becomes_a_recipe():
         ({"terms": {"l1": 1.0}, "adversarial": 0.2}, "must be a mapping"),
     ],
 )
-def test_impossible_sections_are_refused(section, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_impossible_sections_are_refused(section, message):
+    with pytest.raises(ValueError, match=message):
         objective_recipe(section)
 
 
 def test_videos_that_differ_in_shape_are_refused():
     objective = Objective(ObjectiveRecipe({"l1": 1.0}), RANGE)
-    with pytest.raises(ValueError, match="alike"):
-        objective.generator(torch.zeros(1, 3, 1, 8, 8), torch.zeros(1, 3, 1, 8, 16), None, step=0, generator=draw())
+    with pytest.raises(ValueError, match="same shape"):
+        objective.generator_loss(
+            torch.zeros(1, 3, 1, 8, 8), torch.zeros(1, 3, 1, 8, 16), None, step=0, generator=draw()
+        )

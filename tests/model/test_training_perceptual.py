@@ -1,4 +1,4 @@
-"""LPIPS against its formula written out, its files and their refusals; the pyramid on hand-made pictures."""
+"""LPIPS compared with its formula, its files and refusals; the pyramid on hand-made images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.training import perceptual
 
 
 def vgg_and_heads(seed=0):
-    """Random weights in the published names: torchvision's convolutions, the lpips package's heads."""
+    """Random weights under the published names: torchvision's convolutions, the lpips package's heads."""
     draw = torch.Generator().manual_seed(seed)
     features, channels, index = {}, 3, 0
     for entry in perceptual.VGG16:
@@ -32,7 +32,7 @@ def files():
 
 
 def plain_lpips(x, y, features, heads):
-    """The formula, layer by layer, as the papers have it."""
+    """The formula of the papers, layer by layer."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     x, y = ((part - shift[:, None, None]) / scale[:, None, None] for part in (x, y))
     total, conv = 0.0, 0
@@ -48,7 +48,7 @@ def plain_lpips(x, y, features, heads):
     return total
 
 
-def test_lpips_is_its_formula(files):
+def test_lpips_equals_its_formula(files):
     network = perceptual.lpips_from_state_dict(files[0] | files[1])
     draw = torch.Generator().manual_seed(1)
     x, y = (torch.rand(2, 3, 16, 32, generator=draw) * 2 - 1 for _ in range(2))
@@ -69,7 +69,7 @@ def test_lpips_of_black_features_has_a_gradient(files):
     assert torch.isfinite(y.grad).all()
 
 
-def test_lpips_comes_from_one_file_or_two(files, tmp_path):
+def test_lpips_loads_from_one_file_or_two(files, tmp_path):
     features, heads = files
     small = {key: value for key, value in features.items() if key in ("features.0.weight", "features.0.bias")}
     torch.save(features | {"classifier.0.weight": torch.zeros(2, 2)}, tmp_path / "vgg16.pth")
@@ -77,14 +77,14 @@ def test_lpips_comes_from_one_file_or_two(files, tmp_path):
     network = perceptual.load_lpips(str(tmp_path / "vgg16.pth"), str(tmp_path / "heads.safetensors"))
     assert torch.equal(network.features[0].weight, features["features.0.weight"])
     assert torch.equal(network.heads[4], heads["lin4.model.1.weight"])
-    with pytest.raises(ValueError, match=r"not those of LPIPS-VGG: 5 missing: lin0\.model\.1\.weight"):
+    with pytest.raises(ValueError, match=r"do not fit LPIPS-VGG: 5 missing: lin0\.model\.1\.weight"):
         perceptual.load_lpips(str(tmp_path / "vgg16.pth"))
     save_file(small, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="24 missing"):
         perceptual.load_lpips(str(tmp_path / "part.safetensors"), str(tmp_path / "heads.safetensors"))
 
 
-def test_lpips_reads_the_packages_own_state(files):
+def test_lpips_loads_the_packages_state_dict(files):
     starts, whole = (0, 4, 9, 16, 23), {}
     for key, value in files[0].items():
         _, index, kind = key.split(".")
@@ -106,19 +106,19 @@ def test_lpips_refuses_files_that_do_not_match(files):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "complaint"),
+    ("one", "other", "message"),
     [
         ((1, 3, 16, 16), (2, 3, 16, 16), "alike"),
         ((1, 1, 16, 16), (1, 1, 16, 16), "alike"),
         ((1, 3, 8, 16), (1, 3, 8, 16), "at least 16"),
     ],
 )
-def test_lpips_refuses_pictures_it_cannot_compare(one, other, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_lpips_refuses_invalid_images(one, other, message):
+    with pytest.raises(ValueError, match=message):
         perceptual.LPIPS()(torch.zeros(one), torch.zeros(other))
 
 
-def test_pyramid_counts_every_level_alike():
+def test_pyramid_weights_every_level_equally():
     x = torch.zeros(2, 3, 8, 8)
     flat = x + torch.tensor([0.5, 0.0])[:, None, None, None]
     assert perceptual.pyramid_distance(x, flat).tolist() == [0.5, 0.0]  # no detail differs, only the last means
@@ -128,7 +128,7 @@ def test_pyramid_counts_every_level_alike():
     assert perceptual.pyramid_distance(x, halves).tolist() == [1.0, 1.0]  # all of it in the coarsest band
 
 
-def test_pyramid_refuses_sizes_that_do_not_halve():
+def test_pyramid_refuses_indivisible_sizes():
     with pytest.raises(ValueError, match="multiples of 8"):
         perceptual.pyramid_distance(torch.zeros(1, 3, 8, 12), torch.zeros(1, 3, 8, 12))
     with pytest.raises(ValueError, match="at least one level"):

@@ -1,4 +1,4 @@
-"""The recipes here say what was published, and one trainer runs all of them, shrunk until a step is nothing."""
+"""Built-in recipes state what was published, and all of them run, reduced to tiny steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NARROW = {
 
 
 def shrunk(name, **changes):
-    """A recipe with all its terms, stages and groups, one step to a stage, small clips; LPIPS' place is taken by what needs no weights."""
+    """A recipe with all its terms, stages and groups, one step per stage, small clips; LPIPS is replaced by a term without weights."""
     section = load_recipe(name).to_dict() | changes
     section |= {"config": NARROW[name], "precision": "float32", "log_every": 1}
     for stage in section["stages"]:
@@ -49,7 +49,7 @@ def shrunk(name, **changes):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_objectives_are_the_published_ones(name):
-    """The stage list stands for the adversarial term's start; WF-VAE's code has one layer more than is ours by default."""
+    """Stages replace the adversarial term's start; WF-VAE's code has one layer more than the default here."""
     stages, want = load_recipe(name).stages, PUBLISHED[name]
     adversarial = replace(want.adversarial, start=0, layers=4 if name == "wfvae" else 3)
     assert stages[-2].objective == replace(want, adversarial=adversarial if name == "wfvae" else None)
@@ -75,36 +75,36 @@ def test_steps_rates_and_clips_are_the_published_ones():
 
 
 def run(recipe, folder):
-    """Its weights by published key, and what was logged of its steps."""
-    told = []
-    weights = train(recipe, SyntheticSource(0), folder, loaders=0, on_step=lambda step, values: told.append(values))
+    """Weights by published key, and the logged values of all steps."""
+    logged = []
+    weights = train(recipe, SyntheticSource(0), folder, loaders=0, on_step=lambda step, values: logged.append(values))
     (file,) = weights.glob("*.safetensors")
-    return load_file(file), told
+    return load_file(file), logged
 
 
-def check(recipe, begun, weights, told):
-    """Every step had its terms, parameters moved, and the network that encodes takes them."""
-    for stage, values in zip(recipe.stages, told, strict=True):
+def check(recipe, initial, weights, logged):
+    """Every step had its terms, parameters changed, and the network that encodes loads them."""
+    for stage, values in zip(recipe.stages, logged, strict=True):
         adversarial = {"gan", "gan_weight", "hinge"} if stage.objective.adversarial else set()
         assert {*stage.objective.terms, *adversarial, "loss"} <= set(values)
         assert ("gan" in values) == bool(adversarial)
-    assert begun.keys() == weights.keys()
-    assert any(not torch.equal(begun[key], weights[key]) for key in begun)
+    assert initial.keys() == weights.keys()
+    assert any(not torch.equal(initial[key], weights[key]) for key in initial)
     ready = model.from_state_dict(recipe.network, recipe.config, weights)
     assert ready.encode(torch.zeros(1, 3, 5, 16, 16))[0].mean.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["leanvae", "wfvae"])
-def test_one_trainer_runs_them(name, tmp_path):
+def test_every_published_recipe_runs(name, tmp_path):
     recipe = shrunk(name)
-    begun = trainable(recipe.network, recipe.config, seed=recipe.seed).state_dict()
-    check(recipe, begun, *run(recipe, tmp_path))
+    initial = trainable(recipe.network, recipe.config, seed=recipe.seed).state_dict()
+    check(recipe, initial, *run(recipe, tmp_path))
 
 
 def test_ivvae_starts_from_its_image_run(tmp_path):
-    """Images first; what they taught is inflated, and goes on learning on clips and images."""
+    """Trained on images first, then inflated and trained on clips and images."""
     first = shrunk("ivvae-image")
-    images, told = run(first, tmp_path / "images")
-    check(first, trainable(first.network, first.config, seed=first.seed).state_dict(), images, told)
+    images, logged = run(first, tmp_path / "images")
+    check(first, trainable(first.network, first.config, seed=first.seed).state_dict(), images, logged)
     recipe = shrunk("ivvae", start={"image": str(tmp_path / "images" / "weights")})
     check(recipe, inflate(recipe.config, images), *run(recipe, tmp_path / "clips"))

@@ -1,4 +1,4 @@
-"""Recipes are refused for what is wrong with them; rates and timetables are the functions they are said to be."""
+"""Recipes: impossible ones are refused; rates and schedules are the documented functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from model.training.batches import MicroBatches, Numbers, timetables
+from model.training.batches import MicroBatchDataset, RankSampler, stage_schedules
 from model.training.optimisation import Optimizers, learning_rate
 from model.training.recipe import RECIPES, differences, load_recipe, training_recipe
 from model.training.source import Clip
@@ -17,12 +17,12 @@ from tests.model.training_process import CONFIG, recipe
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
-def test_recipes_here_are_recipes(name):
+def test_built_in_recipes_are_valid(name):
     found = load_recipe(name)
     assert training_recipe(yaml.safe_load(yaml.safe_dump(found.to_dict()))) == found
 
 
-def test_overrides_go_key_by_key():
+def test_overrides_merge_by_key():
     found = load_recipe("leanvae-mini", {"seed": 4, "config": {"latent_dim": 8}, "optimizer": {"name": "adamw"}})
     plain = load_recipe("leanvae-mini")
     assert (found.seed, found.config["latent_dim"], found.optimizer.name) == (4, 8, "adamw")
@@ -38,11 +38,11 @@ def test_overrides_find_stages_by_name():
     found = load_recipe("leanvae", {"stages": {second: {"steps": 7, "warm_up": 0}}}).to_dict()
     assert found["stages"][1] == plain["stages"][1] | {"steps": 7, "warm_up": 0}
     assert found["stages"][0] == plain["stages"][0]
-    with pytest.raises(ValueError, match=f"no stage is called third; there are .*{second}"):
+    with pytest.raises(ValueError, match=f"no stage is named third; expected one of .*{second}"):
         load_recipe("leanvae", {"stages": {"third": {"steps": 7}}})
 
 
-def test_no_such_recipe():
+def test_an_unknown_recipe_is_refused():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'leenvae'.*leanvae-mini"):
         load_recipe("leenvae")
 
@@ -65,17 +65,17 @@ def broken_stage(**changes):
         (broken_stage(groups=[]), "stages.0.groups"),
         (broken_stage(groups=[{"frames": 8, "height": 32, "width": 32, "batch": 1}]), "takes 4n.1 frames, got 8"),
         (broken_stage(groups=[{"frames": 9, "height": 36, "width": 32, "batch": 1}]), "multiples of 8, got height 36"),
-        (broken_stage(name="adversarial"), "names of their own"),
+        (broken_stage(name="adversarial"), "need different names"),
         (broken_stage(learning_rate=1e-9), "must not exceed learning_rate 1e-09"),
         (broken_stage(learning_rate=float("inf")), "learning_rate: Input should be a finite number, got inf$"),
         (broken_stage(objective=None), "objective must be a mapping with terms, .*; got None$"),
         (
             broken_stage(objective={"terms": {"l1": 1, "wl": 1}}),
-            "term wl, which compares a WF-VAE's .*; leanvae has none$",
+            "term wl, which needs a WF-VAE's .*; leanvae has none$",
         ),
         (
             broken_stage(objective={"terms": {"l1": 1}, "adversarial": {"weight": 1, "lecam_decay": 1}}),
-            r"lecam_decay must lie in \[0, 1\), got 1$",
+            r"lecam_decay must be in \[0, 1\), got 1$",
         ),
         (
             broken_stage(objective={"terms": {"l1": 1}, "adversarial": {"weight": 1, "adaptive": "yes"}}),
@@ -90,19 +90,19 @@ def broken_stage(**changes):
         (None, "expected a mapping with network, .*, got None$"),
         (broken_stage(decay_steps=2), "decay_steps must exceed warm_up 2, got 2"),
         (broken_stage(warm_up=11), "must not exceed the stage's 10 steps, got 11"),
-        (broken(start={"linear": 4, "image": "x"}), "starts from one thing, got linear and image"),
+        (broken(start={"linear": 4, "image": "x"}), "start takes one of .*; got linear and image"),
         (broken(network="leenvae"), "leenvae"),
         (broken(config=CONFIG | {"latent_dim": 0}), "latent_dim must be a whole number of at least 1, got 0$"),
         (broken(ema=1.5), "recipe: ema: Input should be less than 1, got 1.5"),
         ({"network": "leanvae-dim4"}, "recipe: stages: is required"),
     ],
 )
-def test_what_cannot_be_is_refused(section, message):
+def test_impossible_recipes_are_refused(section, message):
     with pytest.raises(ValueError, match=message):
         training_recipe(section)
 
 
-def test_rates():
+def test_learning_rates_follow_warm_up_and_cosine():
     stage = recipe().stages[0].model_copy(update={"steps": 13, "warm_up": 2, "learning_rate": 1.0})
     rates = [learning_rate(stage, step) for step in range(13)]
     assert rates[:3] == [0.5, 1.0, 1.0]
@@ -115,8 +115,8 @@ def test_rates():
     assert learning_rate(late, 12) == pytest.approx(1e-4 + 0.9999 * 0.5)
 
 
-def test_timetable_uses_every_clip_once():
-    tables = timetables(recipe(steps=400).stages, seed=3)
+def test_the_schedule_uses_every_clip_once():
+    tables = stage_schedules(recipe(steps=400).stages, seed=3)
     clips, groups = [], Counter()
     for table in tables:
         for number in range(table.stage.steps * table.stage.batches):
@@ -124,18 +124,18 @@ def test_timetable_uses_every_clip_once():
             groups[table.group(number).frames] += 1
     assert clips == list(range(len(clips)))
     assert 0.68 < groups[5] / sum(groups.values()) < 0.82  # of 800, three in four; 4.6 deviations
-    again = timetables(recipe(steps=400).stages, seed=4)[0]
+    again = stage_schedules(recipe(steps=400).stages, seed=4)[0]
     assert any(again.group(n) != tables[0].group(n) for n in range(400))
 
 
-def test_ranks_share_steps_out():
-    shares = [list(Numbers(range(5, 7), 4, rank, 2)) for rank in range(2)]
+def test_ranks_share_the_micro_batches_of_a_step():
+    shares = [list(RankSampler(range(5, 7), 4, rank, 2)) for rank in range(2)]
     assert shares == [[20, 22, 24, 26], [21, 23, 25, 27]]
-    assert len(Numbers(range(5, 7), 4, 0, 2)) == 4
+    assert len(RankSampler(range(5, 7), 4, 0, 2)) == 4
 
 
 class Ramp:
-    """Pixels that tell where they came from: column in red, row in green."""
+    """Pixels that encode their position: column in red, row in green."""
 
     def clip(self, index, frames, height, width):
         columns, rows = torch.arange(width + 20), torch.arange(height + 10)
@@ -143,9 +143,9 @@ class Ramp:
         return Clip(str(index), video[:, None].expand(-1, frames, -1, -1).to(torch.uint8))
 
 
-def test_pieces_are_cut_and_mirrored():
-    table = timetables(recipe(steps=100).stages, seed=3)[0]
-    batches, corners, mirrored = MicroBatches(Ramp(), table, seed=3), set(), Counter()
+def test_clips_are_cropped_and_flipped():
+    table = stage_schedules(recipe(steps=100).stages, seed=3)[0]
+    batches, corners, mirrored = MicroBatchDataset(Ramp(), table, seed=3), set(), Counter()
     for number in range(100):
         batch = batches[number]
         assert torch.equal(batch.video_BCTHW, batches[number].video_BCTHW)
@@ -174,7 +174,7 @@ class Tokens(torch.nn.Module):
         return self.proj(self.ffd_layer(x))
 
 
-def test_muon_moves_token_matrices_alike_in_all_directions():
+def test_muon_updates_token_matrices_equally_in_all_directions():
     torch.manual_seed(0)
     network = Tokens()
     optimizers = Optimizers(network, recipe().optimizer.model_copy(update={"clip": 0.5}))
@@ -191,8 +191,8 @@ def test_muon_moves_token_matrices_alike_in_all_directions():
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_gains_do_not_decay():
-    """Whatever their shape; kernels, depthwise ones too, do."""
+def test_gains_have_no_weight_decay():
+    """Gains of any shape; kernels, also depthwise ones, decay."""
     network = torch.nn.Module()
     shapes = {"gain": (4, 1, 1), "bias": (4,), "step": (), "kernel": (4, 1, 3, 3), "matrix": (4, 2)}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""A run that is stopped and continued, or shared out among processes, is the run that was neither; a broken step is refused and named."""
+"""Training runs: stopping, continuing and sharing among processes change nothing; a broken step is refused and named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 import model
 from model.training import losses, run_folder
-from model.training.batches import MicroBatches, timetables
+from model.training.batches import MicroBatchDataset, stage_schedules
 from model.training.learner import Learner
 from model.training.run_folder import RunFolder
 from model.training.source import Clip, SyntheticSource
@@ -24,13 +24,13 @@ from tests.model.training_process import CONFIG, recipe
 
 
 def lines(folder):
-    """Logged values by step, without how long they took."""
+    """Logged values by step, without times."""
     found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in ("seconds", "waited")} for line in found]
 
 
 class Remembered:
-    """Clips that are made once for all runs here."""
+    """Clips generated once for all runs in this module."""
 
     def __init__(self, source):
         self._clip = functools.cache(source.clip)
@@ -44,7 +44,7 @@ CLIPS = Remembered(SyntheticSource(5))
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread_from_the_start():
-    """Fixtures of the module are made before the folder's own rule holds; sums are split as threads are."""
+    """Sets one thread before the folder's own fixture can: sums depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def one_thread_from_the_start():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nothing happened to."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(recipe(), CLIPS, folder, loaders=0)
     return folder
@@ -72,7 +72,7 @@ def stop_at(step):
 
 
 @pytest.mark.parametrize("step", [7, 16])  # in the first stage, in the other
-def test_continues_where_it_was_stopped(whole, tmp_path, step):
+def test_a_stopped_run_continues_to_the_same_weights(whole, tmp_path, step):
     with pytest.raises(Stopped):
         train(recipe(checkpoint_every=4), CLIPS, tmp_path / "run", loaders=0, on_step=stop_at(step))
     train(recipe(), CLIPS, tmp_path / "run", loaders=0)
@@ -96,14 +96,14 @@ def same_state(ours, theirs):
 
 
 def start(folder, meeting="", rank=0, world=1, loaders=0):
-    """A training process, told to speak of every step."""
+    """A training process that reports every step."""
     command = [sys.executable, "-m", "tests.model.training_process", str(folder), str(meeting)]
     numbers = [str(number) for number in (rank, world, loaders)]
     return subprocess.Popen([*command, *numbers], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_are_one(whole, tmp_path):
-    """Half of each step's micro-batches each: gradients are sums in another order."""
+def test_two_processes_train_like_one(whole, tmp_path):
+    """Half of each step's micro-batches each: gradients are summed in another order."""
     with (
         start(tmp_path / "run", tmp_path / "meeting", 0, 2) as first,
         start(tmp_path / "run", tmp_path / "meeting", 1, 2) as second,
@@ -120,8 +120,8 @@ def test_two_processes_are_one(whole, tmp_path):
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-4)
 
 
-def test_publishes_what_encodes(whole):
-    """The weights are averaged ones, better than the start, and a checkpoint as any other."""
+def test_published_weights_encode(whole):
+    """The weights are the averaged ones, better than the start, and a checkpoint like any other."""
     vae = model.load("leanvae", str(whole / "weights"))
     source, network = CLIPS, RunFolder(whole).load(20, "cpu")["network"]
     assert any(not torch.equal(network[key], value) for key, value in vae_weights(whole).items())
@@ -145,14 +145,14 @@ def test_logs_the_terms_of_each_stage(whole):
 
 
 class Always:
-    """One and the same clip, whatever its number."""
+    """The same clip for every number."""
 
     def clip(self, index, frames, height, width):
         return CLIPS.clip(3, frames, height, width)
 
 
-def test_the_loss_falls(tmp_path):
-    """On a clip that is seen again and again, mirrored or not; from chance, and published averages are better than the start too."""
+def test_training_reduces_the_loss(tmp_path):
+    """On one clip seen repeatedly, flipped or not, from random weights; published averages are better than the start too."""
     stage = recipe().to_dict()["stages"][0] | {"steps": 40, "learning_rate": 3e-3, "final_learning_rate": 3e-3}
     stage |= {"groups": stage["groups"][:1], "batches": 1}
     train(recipe(stages=[stage], start={}), Always(), tmp_path / "run", loaders=0)
@@ -165,79 +165,79 @@ def test_the_loss_falls(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "kept"), [({}, True), ({"new_discriminator": True}, False)])
-def test_a_discriminator_goes_on_or_not(change, kept):
-    """From stage to stage, with its optimizer's moments; one of another make never."""
+def test_a_discriminator_is_kept_only_for_the_same_architecture(change, kept):
+    """It is kept from stage to stage with its optimizer's moments, unless its architecture changes."""
     second = recipe().to_dict()["stages"][1]
     stages = [second, second | {"name": "again"} | change, second | {"name": "other"}]
     stages[2]["objective"] = second["objective"] | {"adversarial": second["objective"]["adversarial"] | {"channels": 5}}
     learner = Learner(recipe(stages=stages), CLIPS, torch.device("cpu"), None, first=False)
     learner.distribute(1)
-    learner.enter(0)
+    learner.start_stage(0)
     first = learner.state_dict()
     with torch.no_grad():
         first["objective"]["network"]["layers.0.weight"].add_(1.0)
     before = first["objective"]["network"]["layers.0.weight"].clone()
-    learner.enter(1)
+    learner.start_stage(1)
     assert torch.equal(learner.state_dict()["objective"]["network"]["layers.0.weight"], before) == kept
-    learner.enter(2)
+    learner.start_stage(2)
     assert learner.state_dict()["objective"]["network"]["layers.0.weight"].shape[0] == 5
 
 
-def test_what_a_later_stage_lacks_is_missed_at_once():
+def test_requirements_of_later_stages_are_checked_at_the_start():
     first, second = recipe().to_dict()["stages"]
     late = recipe(stages=[first, second | {"objective": {"terms": {"lpips": 1.0}}}])
-    with pytest.raises(ValueError, match="weight for LPIPS, whose weights were not given"):
+    with pytest.raises(ValueError, match="weights LPIPS, but its weights were not given"):
         Learner(late, CLIPS, torch.device("cpu"), None, first=False)
 
 
 def test_a_discriminator_too_deep_for_its_clips_is_refused_at_once():
     first, second = recipe().to_dict()["stages"]
     second["objective"]["adversarial"] |= {"layers": 6}
-    with pytest.raises(ValueError, match=r"a patch2d of 6 layers cannot judge 2 clips of 5x32x32 \(.*fewer layers"):
+    with pytest.raises(ValueError, match=r"patch2d with 6 layers cannot process 2 clips of 5x32x32 \(.*fewer layers"):
         Learner(recipe(stages=[first, second]), CLIPS, torch.device("cpu"), None, first=False)
 
 
 def test_a_loss_that_is_not_finite_leaves_no_finite_gradient(monkeypatch):
-    """In no process: gradients are all that processes exchange. What overflows may have a gradient that does not."""
+    """In no process: gradients are all that processes exchange. A loss that overflows may have finite gradients."""
     short = recipe(start={})
     learner = Learner(short, CLIPS, torch.device("cpu"), None, first=True)
     learner.distribute(1)
-    learner.enter(0)
-    batch = MicroBatches(CLIPS, timetables(short.stages, 5)[0], 5)[0]
+    learner.start_stage(0)
+    batch = MicroBatchDataset(CLIPS, stage_schedules(short.stages, 5)[0], 5)[0]
     monkeypatch.setattr(losses, "kl_divergence", lambda posterior: posterior.mean.mean().float() * 0 + float("inf"))
     values = learner.accumulate(batch, 0, share=1.0, last=True)
     assert torch.isinf(values["loss"])
-    assert not isfinite(learner.gradient_lengths(0)["gradient"])
+    assert not isfinite(learner.clip_gradients(0)["gradient"])
 
 
-def test_refuses_another_recipe(whole):
+def test_a_folder_of_another_recipe_is_refused(whole):
     with pytest.raises(ValueError, match=r"another recipe \(config: was .*'latent_dim': 4.*is .*'latent_dim': 5"):
         train(recipe(config=CONFIG | {"latent_dim": 5}), CLIPS, whole)
     with pytest.raises(ValueError, match="seed: was 3, is 4"):
         train(recipe(seed=4), CLIPS, whole)
 
 
-def test_what_was_never_learned_from_may_become_another_run(tmp_path):
-    """Whatever is left of a first attempt that failed or was killed at once."""
+def test_a_run_without_a_checkpoint_may_change_its_recipe(tmp_path):
+    """Left over from a first attempt that failed or was killed at once."""
     files = RunFolder(tmp_path)
     (tmp_path / "recipe.yaml.partial").write_text("net")
-    files.begin(recipe())
-    files.begin(recipe(seed=4))
-    with files.held():
+    files.prepare(recipe())
+    files.prepare(recipe(seed=4))
+    with files.locked():
         files.save(1, {}, keep=1)
     with pytest.raises(ValueError, match="seed: was 4, is 3"):
-        files.begin(recipe())
+        files.prepare(recipe())
 
 
-def test_one_run_to_a_folder(tmp_path, monkeypatch):
+def test_a_folder_is_locked_by_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "PATIENCE_S", 0.0)
     files = RunFolder(tmp_path)
-    files.begin(recipe())
-    with files.held():
+    files.prepare(recipe())
+    with files.locked():
         for wanted in (recipe(), recipe(seed=4)):
-            with pytest.raises(ValueError, match="a run that is under way in another process; wait for it"):
+            with pytest.raises(ValueError, match="in use by a run in another process; wait for it"):
                 train(wanted, CLIPS, tmp_path, loaders=0)
-    with files.held():  # let go of
+    with files.locked():  # let go of
         pass
 
 
@@ -259,19 +259,19 @@ def test_weights_are_those_of_the_last_step_wherever_a_kill_falls(tmp_path, monk
     assert json.loads((tmp_path / "run" / "weights" / "run.json").read_text())["steps"] == 4
     newest = tmp_path / "run" / "checkpoints" / "step-000000004.pt"
     newest.write_bytes(newest.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"000000004.pt is damaged: 5000 bytes .* remove it"):
+    with pytest.raises(ValueError, match=r"000000004.pt is damaged \\(5000 bytes.* remove it"):
         train(short, CLIPS, tmp_path / "run", loaders=0)
 
 
-def test_a_full_disk_is_said(tmp_path):
-    """As torch and safetensors find it: a file that may not grow."""
+def test_a_full_disk_has_a_clear_error(tmp_path):
+    """As torch and safetensors see it: a file that cannot grow."""
     files, before = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    files.begin(recipe())
+    files.prepare(recipe())
     files.metrics.touch()
     tensors = {"a": torch.zeros(100_000)}
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"step-000000001.pt could not be written, on a disk with \d+ bytes free"):
+        with pytest.raises(OSError, match=r"step-000000001.pt could not be written .*the disk has \d+ bytes free"):
             files.save(1, tensors, keep=1)
         with pytest.raises(OSError, match=r"model.safetensors could not be written"):
             files.publish({}, tensors, {})
@@ -279,14 +279,14 @@ def test_a_full_disk_is_said(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_refuses_a_folder_with_other_things(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "holiday.mp4").touch()
-    with pytest.raises(ValueError, match="is not empty and holds no run"):
+    with pytest.raises(ValueError, match="is not empty and is not a run"):
         train(recipe(), CLIPS, tmp_path)
 
 
 class Poisoned:
-    """A source that is fine until its clip 9, which is of the wrong kind."""
+    """Source whose clip 9 has the wrong dtype."""
 
     def __init__(self, bad):
         self.bad = bad
@@ -296,13 +296,13 @@ class Poisoned:
         return Clip(f"clip-{index}", self.bad(video) if index == 9 else video.to(torch.uint8))
 
 
-def test_a_broken_clip_is_named(tmp_path):
+def test_an_invalid_clip_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"clip clip-9 as torch.float32 .*expected uint8 \(3, "):
         train(recipe(), Poisoned(lambda video: video.float()), tmp_path / "run", loaders=0)
 
 
-def test_stops_at_what_is_not_finite(tmp_path):
-    """A rate that makes parameters overflow; the step and the clips are named, the last checkpoint stays finite."""
+def test_a_non_finite_step_stops_the_run_and_is_named(tmp_path):
+    """A rate that makes parameters overflow; step and clips are named, the last checkpoint stays finite."""
     stages = [dict(stage) for stage in recipe().to_dict()["stages"]]
     stages[0] |= {"learning_rate": 1e30, "final_learning_rate": 1e30}
     wild = recipe(stages=stages, checkpoint_every=1, optimizer={"name": "adamw"})
@@ -314,9 +314,9 @@ def test_stops_at_what_is_not_finite(tmp_path):
     assert RunFolder(tmp_path / "run").last_step() == step - 1
 
 
-def test_processes_must_share_a_step(monkeypatch, tmp_path):
+def test_processes_must_divide_the_micro_batches(monkeypatch, tmp_path):
     from model.training import trainer
 
-    monkeypatch.setattr(trainer.Ranks, "here", classmethod(lambda cls: cls(0, 3)))
+    monkeypatch.setattr(trainer.Ranks, "current", classmethod(lambda cls: cls(0, 3)))
     with pytest.raises(ValueError, match="2 micro-batches a step, which 3 processes cannot share"):
         train(recipe(), CLIPS, tmp_path / "run")

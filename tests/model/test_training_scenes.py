@@ -1,4 +1,4 @@
-"""Synthetic videos: pure functions of (seed, index), and statistics that natural video is known for."""
+"""Synthetic videos: pure functions of (seed, index) with the statistics of natural video."""
 
 import itertools
 
@@ -14,7 +14,7 @@ SAMPLE = 64  # clips of 9 x 64 x 64 the statistics are taken over
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As in a loader's worker: many small operations gain nothing from more, and wait for one another on a busy machine."""
+    """Runs with one thread, as in a loader's worker: many small operations do not gain from more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def grey(sample):
     return sample @ colours.LUMA
 
 
-def test_a_clip_is_uint8_rgb_of_the_size_asked_for():
+def test_a_clip_is_uint8_rgb_of_the_requested_size():
     for frames, height, width in [(17, 48, 80), (1, 64, 64), (5, 33, 50), (2, 16, 16)]:
         video = clip(0, 3, frames, height, width)
         assert video.shape == (3, frames, height, width)
@@ -62,7 +62,7 @@ def test_threads_do_not_change_a_bit():
     assert torch.equal(alone, together)
 
 
-def test_ranks_share_the_film_and_resume_where_they_stopped():
+def test_ranks_share_the_sequence_and_resume():
     whole = list(itertools.islice(SyntheticVideos(3, 2, 32, 32), 8))
     ranks = [itertools.islice(SyntheticVideos(3, 2, 32, 32, start=rank, stride=2), 4) for rank in range(2)]
     woven = [video for pair in zip(*ranks, strict=True) for video in pair]
@@ -75,12 +75,12 @@ def test_ranks_share_the_film_and_resume_where_they_stopped():
 @pytest.mark.parametrize(
     "arguments", [(-1, 0, 5, 32, 32), (0, -1, 5, 32, 32), (0, 0, 0, 32, 32), (0, 0, 5, 15, 32), (0, 0, 5, 32, 8)]
 )
-def test_what_no_clip_can_be_is_refused(arguments):
+def test_impossible_clip_sizes_are_refused(arguments):
     with pytest.raises(ValueError, match="got"):
         clip(*arguments)
 
 
-def test_videos_that_cannot_be_are_refused_before_the_first():
+def test_impossible_videos_are_refused_on_construction():
     with pytest.raises(ValueError, match="stride must be at least 1; got 0"):
         SyntheticVideos(0, 5, 32, 32, stride=0)
     with pytest.raises(ValueError, match="at least 1 frame"):
@@ -133,8 +133,8 @@ def test_light_differs_between_clips_and_uses_the_range(grey):
     assert np.quantile(grey, 0.98) > 0.9
 
 
-def test_channels_rise_and_fall_together(sample):
-    """Achromatic spread is the largest, blue-yellow next, red-green the least (Ruderman, Cronin and Chiao 1998)."""
+def test_colour_channels_are_correlated(sample):
+    """Achromatic spread is largest, then blue-yellow, then red-green (Ruderman, Cronin and Chiao 1998)."""
     pixels = (sample - sample.mean((1, 2, 3), keepdims=True))[:, ::4, ::2, ::2].reshape(-1, 3)
     grey_sd, blue_yellow, red_green = (pixels @ colours.AXES).std(0)
     assert grey_sd > 3 * blue_yellow
@@ -165,7 +165,7 @@ def test_a_clip_where_nothing_moves_repeats_one_frame(monkeypatch):
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5])
-def test_a_field_has_the_slope_it_was_asked_for(exponent):
+def test_a_field_has_the_requested_slope(exponent):
     field = fields.power_field(np.random.default_rng(0), (128, 128), exponent)
     power = np.abs(np.fft.fft2(field)) ** 2
     frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None])
@@ -201,7 +201,7 @@ def test_shapes_stay_within_their_radius_and_have_soft_edges(kind):
             assert mask[np.hypot(y, x) > 23].max() == 0
 
 
-def test_a_canvas_is_shown_where_its_map_puts_it():
+def test_a_canvas_appears_where_its_map_puts_it():
     canvas = torch.zeros(4, 24, 24)
     canvas[:, 8:16, 8:16] = 1
     maps = np.stack([np.diag([0.5, 0.5, 1.0]) for _ in range(2)])
@@ -214,17 +214,19 @@ def test_a_canvas_is_shown_where_its_map_puts_it():
     assert torch.equal(frames, expected[:, None].expand(-1, 3, -1, -1))
 
 
-def test_nearer_layers_see_more_of_the_camera():
-    course = motion.Course(np.array([[0.0, 0.0], [10.0, -4.0]]), np.zeros(2), np.zeros(2))
+def test_nearer_layers_move_more_with_the_camera():
+    course = motion.Trajectory(np.array([[0.0, 0.0], [10.0, -4.0]]), np.zeros(2), np.zeros(2))
     assert course.maps(depth=0.5)[1, :2, 2].tolist() == [5.0, -2.0]
-    turned = motion.Course(np.zeros((1, 2)), np.array([np.pi / 2]), np.array([np.log(2.0)])).maps(about=(3.0, 0.0))[0]
+    turned = motion.Trajectory(np.zeros((1, 2)), np.array([np.pi / 2]), np.array([np.log(2.0)])).maps(about=(3.0, 0.0))[
+        0
+    ]
     assert turned @ [3, 0, 1] == pytest.approx([3, 0, 1])
     assert turned @ [4, 0, 1] == pytest.approx([3, 2, 1])
     moving = [course.maps(), motion.resting(2).maps()]
     assert motion.fastest(moving, 1, 0.0) == 10.0
 
 
-def test_lens_and_codec_do_what_they_say():
+def test_optical_effects_have_their_documented_effect():
     torch.manual_seed(0)
     frames = torch.rand(2, 3, 20, 28)
     flat = torch.full((1, 3, 20, 28), 0.25)
@@ -239,7 +241,7 @@ def test_lens_and_codec_do_what_they_say():
     assert 0.05 < (coarse - frames).std() < frames.std()
 
 
-def test_letters_fit_where_they_are_put():
+def test_letters_fit_the_given_size():
     for height, widest in [(7, 40), (15, 200), (31, 64)]:
         mask = lettering.lettering(np.random.default_rng(1), height, widest)
         assert mask.shape[1] <= max(widest, 7 * height / 7)

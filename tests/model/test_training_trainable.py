@@ -1,4 +1,4 @@
-"""The network with gradients is the published network; its linear start is the autoencoder it was given; training only improves it."""
+"""The trainable LeanVAE equals the published network; its linear start equals the linear autoencoder, and training improves it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LATENT = (6, 3, 4, 6)  # of `moving_clips`
 
 
 def noise(seed, count=1, frames=3):
-    """What `TrainableLeanVAE` draws the latents of `count` clips with."""
+    """Noise that `TrainableLeanVAE` uses for the latents of `count` clips."""
     shape = (count, LATENT[0], frames, *LATENT[2:])
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def moving_clips(count=6, frames=9, height=32, width=48, seed=0):
-    """Soft colours that drift, with a little noise: blocks with a few strong components and many weak ones."""
+    """Drifting soft colours with little noise: blocks with a few strong components and many weak ones."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(0, 6, height), torch.linspace(0, 9, width), indexing="ij")
     clips = []
@@ -41,7 +41,7 @@ def moving_clips(count=6, frames=9, height=32, width=48, seed=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread_from_the_start():
-    """Fixtures of the module are made before the folder's own rule holds."""
+    """Sets one thread before the folder's own fixture can."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def linear(clips):
 
 @pytest.fixture(scope="module")
 def trained(clips, linear):
-    """A few steps from the linear start, and the errors on the way."""
+    """A few steps from the linear start, with the errors on the way."""
     network = TrainableLeanVAE(CONFIG, linear=linear)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     video, errors = torch.cat(clips[:2]), []
@@ -74,7 +74,7 @@ def trained(clips, linear):
     return network, errors
 
 
-def test_it_computes_what_the_published_network_does(golden):
+def test_output_equals_the_published_network(golden):
     network = TrainableLeanVAE(golden.config)
     network.load_state_dict(golden.weights)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_it_computes_what_the_published_network_does(golden):
         golden.check("out/A_dec", network.decode(golden["out/A_z"]))
 
 
-def test_its_weights_load_as_the_network_that_encodes(trained, clips):
+def test_weights_load_as_the_network_that_encodes(trained, clips):
     network, _ = trained
     ready = model.from_state_dict("leanvae", network.config, network.state_dict())
     video = torch.cat(clips[:2])
@@ -105,7 +105,7 @@ def test_an_image_is_coded_like_the_first_frame(trained, clips):
         assert network(clips[0][:, :, :1])[0].shape == (1, 3, 1, 32, 48)
 
 
-def test_it_begins_as_the_linear_autoencoder(clips, linear):
+def test_a_linear_start_equals_the_linear_autoencoder(clips, linear):
     network = TrainableLeanVAE(CONFIG, linear=linear)
     video = clips[0]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_every_parameter_has_a_gradient(trained, clips):
 
 
 def test_gradients_are_those_of_the_formulas():
-    """The whole network in float64 against finite differences along one random direction."""
+    """The whole network in float64, compared with finite differences along one random direction."""
     torch.manual_seed(0)
     network = TrainableLeanVAE(CONFIG).double()
     for parameter in network.parameters():
@@ -167,7 +167,7 @@ def test_recomputed_layers_give_the_same_gradients(clips):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_a_latent_is_its_mean_and_deviations_of_the_noise(trained, clips):
+def test_a_latent_is_mean_plus_deviation_times_noise(trained, clips):
     network, _ = trained
     with torch.no_grad():
         posterior = network.encode(clips[0])
@@ -187,7 +187,7 @@ def test_sixteen_bit_arithmetic_keeps_pixels_and_latents_exact(clips, linear):
     assert (posterior.mean - linear.encode(clips[0])).abs().max() < 1e-4
 
 
-def test_the_same_seed_is_the_same_network():
+def test_the_same_seed_gives_the_same_network():
     one, same, other = (TrainableLeanVAE(CONFIG, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["latent_bottleneck.phi"], other["latent_bottleneck.phi"])
@@ -207,14 +207,14 @@ def test_linear_latents_are_principal_components(clips, linear):
     assert error.item() == pytest.approx(torch.linalg.eigvalsh(blocks.covariance)[:-6].sum().item(), rel=1e-9)
 
 
-def test_a_frame_and_its_repetition_have_like_latents(clips, linear):
+def test_a_frame_and_its_repetition_have_similar_latents(clips, linear):
     still = torch.cat(clips)[:, :, :1].expand(-1, -1, 5, -1, -1)
     image, video = linear.encode(still).unbind(2)
     assert torch.nn.functional.cosine_similarity(image.flatten(), video.flatten(), dim=0) > 0.8
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels", "complaint"),
+    ("shape", "channels", "message"),
     [
         ((1, 3, 8, 16, 16), 4, "4n\\+1 frames"),
         ((1, 3, 5, 16, 12), 4, "multiples of 8"),
@@ -223,8 +223,8 @@ def test_a_frame_and_its_repetition_have_like_latents(clips, linear):
         ((1, 3, 5, 16, 16), 193, "1..192"),
     ],
 )
-def test_clips_that_cannot_be_fitted_are_refused(shape, channels, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_clips_are_refused_for_fitting(shape, channels, message):
+    with pytest.raises(ValueError, match=message):
         fit_linear([torch.zeros(shape)], channels)
 
 

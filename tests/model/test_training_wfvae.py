@@ -1,4 +1,4 @@
-"""WF-VAE with gradients is the published network, in every configuration, and its published objective can be minimised."""
+"""The trainable WF-VAE equals the published network in every configuration, and its published objective can be minimised."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def published(name):
 
 
 @everywhere
-def test_it_computes_what_the_published_network_does(name):
+def test_output_equals_the_published_network(name):
     golden, network = published(name)
     for clip in ("A", "B", "img"):
         with torch.no_grad():
@@ -62,7 +62,7 @@ def test_it_computes_what_the_published_network_does(name):
 
 
 @everywhere
-def test_coefficients_of_both_directions_are_the_published_ones(name):
+def test_coefficients_of_encoder_and_decoder_equal_the_published_ones(name):
     golden, network = published(name)
     with torch.no_grad():
         video, posterior, coefficients = network(golden["in/A"])
@@ -85,7 +85,7 @@ def test_coefficients_of_both_directions_are_the_published_ones(name):
     ],
     ids=["nearest", "no attention", "older attention", "8x8x8", "groupnorm"],
 )
-def test_its_weights_load_as_the_network_that_encodes(config, frames):
+def test_weights_load_as_the_network_that_encodes(config, frames):
     network = TrainableWFVAE(config, seed=5)
     ready = model.from_state_dict("wfvae", network.config, network.state_dict())
     for video in (pixels(2, 3, frames, 16, 24), pixels(1, 3, 1, 16, 16)):
@@ -100,7 +100,7 @@ def test_its_weights_load_as_the_network_that_encodes(config, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_every_parameter_has_a_gradient_and_filters_are_no_parameters(frames):
+def test_every_parameter_has_a_gradient_and_filters_are_buffers(frames):
     network = TrainableWFVAE(SMALL)
     video = pixels(1, 3, frames, 16, 16)
     reconstruction, posterior, _ = network(video, noise(network.encode(video).mean))
@@ -111,7 +111,7 @@ def test_every_parameter_has_a_gradient_and_filters_are_no_parameters(frames):
 
 
 def test_gradients_are_those_of_the_formulas():
-    """The whole network in float64 against finite differences along one random direction, energy flow included."""
+    """The whole network in float64, compared with finite differences along one random direction, energy flow included."""
     torch.manual_seed(0)
     network = TrainableWFVAE(SMALL).double()
     video = pixels(1, 3, 5, 16, 16).double()
@@ -133,8 +133,8 @@ def test_gradients_are_those_of_the_formulas():
     assert slope == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-5)
 
 
-def test_the_published_objective_falls():
-    """Ten steps of Adam on stage I's sum; LPIPS needs weights, and a discriminator a trainer."""
+def test_training_reduces_the_published_objective():
+    """Ten steps of Adam on stage I's objective; LPIPS would need weights, and a discriminator a trainer."""
     recipe = replace(WFVAE, terms={**WFVAE.terms, "lpips_sum": 0.0}, adversarial=None)
     assert isinstance(recipe, ObjectiveRecipe)
     objective, network = Objective(recipe, (-1.0, 1.0)), TrainableWFVAE(SMALL)
@@ -144,7 +144,7 @@ def test_the_published_objective_falls():
     draw, losses = torch.Generator().manual_seed(0), []
     for _ in range(10):
         reconstruction, posterior, coefficients = network(video, torch.randn((1, 4, 2, 4, 4), generator=draw))
-        loss, values = objective.generator(video, reconstruction, posterior, coefficients, step=0, generator=draw)
+        loss, values = objective.generator_loss(video, reconstruction, posterior, coefficients, step=0, generator=draw)
         assert set(values) == {"frame_sum", "kl", "wl", "loss"}
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +155,7 @@ def test_the_published_objective_falls():
 
 
 def kept(network, video):
-    """The gradients of a pass, and how many bytes it kept for them besides parameters."""
+    """Gradients of a pass, and the bytes it kept for them besides parameters."""
     parameters = {parameter.data_ptr() for parameter in network.parameters()}
     sizes = {}
 
@@ -178,7 +178,7 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
     assert all(torch.equal(grads[key], again[key]) for key in grads)
 
 
-def test_sixteen_bit_arithmetic_keeps_latents_and_coefficients_wide():
+def test_sixteen_bit_arithmetic_keeps_latents_and_coefficients_float32():
     network, video = TrainableWFVAE(SMALL), pixels(1, 3, 5, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(video)
@@ -192,7 +192,7 @@ def test_sixteen_bit_arithmetic_keeps_latents_and_coefficients_wide():
     assert {parameter.grad.dtype for parameter in network.parameters() if parameter.grad is not None} == {torch.float32}
 
 
-def test_it_begins_from_its_seed_alone_and_with_activations_of_order_one():
+def test_initial_weights_depend_on_the_seed_only_and_give_activations_of_order_one():
     torch.manual_seed(1)
     one, same, other = (TrainableWFVAE(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(1)))  # untouched
@@ -207,7 +207,7 @@ def test_it_begins_from_its_seed_alone_and_with_activations_of_order_one():
     assert 0.02 < video.std() < 2
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_configurations_and_inputs_are_refused():
     with pytest.raises(ValueError, match="base_channels must be a whole number"):
         TrainableWFVAE({**SMALL, "base_channels": 0})
     network = TrainableWFVAE(SMALL)

@@ -1,6 +1,6 @@
-"""WF-VAE's own ways with time: what a decoder holds back, states at their ends, full widths in chunks.
+"""Time in WF-VAE: frames a decoder holds back, states at the end of a video, full widths in chunks.
 
-That any chunks, batches and interleavings agree is tested for every network in `test_lossless.py`.
+Agreement of any chunks, batches and interleavings is tested for every network in `test_lossless.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pixels(*shape: int) -> torch.Tensor:
     ],
     ids=["4x", "4x nearest", "8x", "8x nearest", "second"],
 )
-def test_frames_come_out_as_soon_as_they_can_be_known(vae, counts):
+def test_frames_are_returned_as_soon_as_they_are_final(vae, counts):
     stride = vae.spec.time_stride
     latent = vae.encode(pixels(1, 3, 4 * stride + 1, 16, 24))[0].mean
     frames, state = [], None
@@ -50,29 +50,29 @@ def test_frames_come_out_as_soon_as_they_can_be_known(vae, counts):
     assert torch.equal(torch.cat(frames, dim=2), vae.decode(latent)[0])
 
 
-def test_a_latent_enters_the_wide_path_once(monkeypatch):
-    """No latent is decoded again to look ahead: one call of the middle's first block per latent."""
+def test_each_latent_is_decoded_once(monkeypatch):
+    """No latent is decoded twice for look-ahead: one call of the middle's first block per latent."""
     vae, seen = network("wfvae-tiny"), []
     latent = vae.encode(pixels(1, 3, 17, 16, 16))[0].mean
-    enter = vae._decoder.enter
-    monkeypatch.setattr(vae._decoder, "enter", lambda x, memory: seen.append(x.shape[1]) or enter(x, memory))
+    conv_in = vae._decoder.conv_in
+    monkeypatch.setattr(vae._decoder, "conv_in", lambda x, stream: seen.append(x.shape[1]) or conv_in(x, stream))
     state = None
     for row in range(5):
         _, state = vae.decode(latent[:, :, row : row + 1], state, last=row == 4)
     assert seen == [1] * 5
 
 
-def test_nothing_follows_the_last_latent():
+def test_a_state_after_the_last_latent_is_refused():
     vae = network("wfvae-tiny")
     latent = vae.encode(pixels(1, 3, 9, 16, 16))[0].mean
     _, state = vae.decode(latent)
     assert state.nbytes == 0
-    with pytest.raises(ValueError, match=r"does not continue.*last=False"):
+    with pytest.raises(ValueError, match=r"cannot be continued.*last=False"):
         vae.decode(latent, state)
 
 
 def test_states_before_and_after_the_first_latent_do_not_stack():
-    """One holds a frame back and the other not yet; encoders have no such difference."""
+    """One holds a frame back and the other does not; encoders have no such difference."""
     vae = network("wfvae-tiny")
     latent = vae.encode(pixels(1, 3, 9, 16, 16))[0].mean
     begun, going = (vae.decode(latent[:, :, :rows], last=False)[1] for rows in (1, 2))
@@ -96,8 +96,8 @@ def test_states_do_not_grow_and_own_their_memory(fixture):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def test_on_other_devices_steps_are_whole_chunks(monkeypatch):
-    """The way of a GPU, walked on the CPU: the same values to rounding, in one step after the first frame."""
+def test_whole_chunk_steps_are_equal_up_to_rounding(monkeypatch):
+    """Steps of a GPU, run on the CPU: equal up to rounding, one step after the first frame."""
     vae = network("wfvae-tiny")
     video = pixels(2, 3, 17, 16, 24)
     want = vae.encode(video, moments=True)[0]
@@ -121,7 +121,7 @@ HALF = {**PRESETS["wfvae-s-8ch"].config, "base_channels": 64, "decoder_energy_fl
 
 @pytest.fixture(scope="module")
 def wide():
-    """Half as wide as the smallest published network: wide enough for every fast path, from one to the other."""
+    """Half as wide as the smallest published network, which is enough to use every fast path."""
     vae = model.load("wfvae", config=HALF, untrained=0)
     backends = {
         conv.conv.backend for block in vae._encoder.stages[2] for conv in (getattr(block, "conv1", None),) if conv
@@ -131,8 +131,8 @@ def wide():
     return vae
 
 
-def test_full_width_in_chunks_and_batches_against_the_plain_network(wide):
-    """With odd sides on the latent grid."""
+def test_full_width_in_chunks_and_batches_agrees_with_the_plain_network(wide):
+    """With odd sides of the latent grid."""
     video = pixels(2, 3, 9, 24, 40)
     whole = wide.encode(video, moments=True)[0]
     want = PlainWFVAE(wide.config, wide.network.state_dict()).posterior(video)
@@ -145,7 +145,7 @@ def test_full_width_in_chunks_and_batches_against_the_plain_network(wide):
     assert torch.equal(torch.cat(parts, dim=2), whole.mean[1:])
 
 
-def test_full_width_decode_in_chunks_and_in_bfloat16(wide):
+def test_full_width_decoding_is_exact_in_chunks_and_close_in_bfloat16(wide):
     posterior = wide.encode(pixels(1, 3, 5, 16, 16), moments=True)[0]
     assert 0.2 < posterior.mean.std() < 4
     assert 0.2 < posterior.logvar.std() < 4

@@ -1,4 +1,4 @@
-"""WF-VAE's published layouts load to the same network: exported safetensors, training checkpoints with and without averages."""
+"""Published layouts of WF-VAE load to the same network: safetensors exports, training checkpoints with and without averages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(golden, tmp_path):
 
 
 def training(golden, *, averaged: bool):
-    """What the authors' trainer saves; the average is of trained parameters only, wrapped for several processes."""
+    """What the authors' trainer saves; the average covers trained parameters only, with the prefix of data-parallel wrapping."""
     other = {key: t + 1 for key, t in golden.weights.items()}
     trained = {f"module.{key}": t for key, t in golden.weights.items() if not is_filter(key)}
     return {
@@ -51,7 +51,7 @@ def same_network(golden, vae):
     golden.check("out/A_dec", vae.decode(golden["out/A_mean"])[0])
 
 
-def test_exported_folder(golden, folder):
+def test_an_exported_folder_loads(golden, folder):
     save_file(golden.weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     vae = model.load("wfvae", str(folder))
     same_network(golden, vae)
@@ -60,20 +60,20 @@ def test_exported_folder(golden, folder):
 
 
 @pytest.mark.parametrize(("averaged", "layout"), [(True, "averaged"), (False, "generator")])
-def test_training_folder(golden, folder, averaged, layout):
+def test_a_training_folder_loads(golden, folder, averaged, layout):
     torch.save(training(golden, averaged=averaged), folder / "checkpoint-700000.ckpt")
     vae = model.load("wfvae", str(folder))
     same_network(golden, vae)
     assert vae.checkpoint.layout == layout
 
 
-def test_a_checkpoint_goes_before_what_was_exported_beside_it(golden, folder):
+def test_a_checkpoint_is_preferred_to_the_export_beside_it(golden, folder):
     save_file({key: t + 1 for key, t in golden.weights.items()}, folder / "diffusion_pytorch_model.safetensors")
     torch.save(training(golden, averaged=True), folder / "merged.ckpt")
     same_network(golden, model.load("wfvae", str(folder)))
 
 
-def test_a_bare_state_dict(golden, folder):
+def test_a_bare_state_dict_loads(golden, folder):
     torch.save({"state_dict": golden.weights}, folder / "merged.ckpt")
     vae = model.load("wfvae", str(folder / "merged.ckpt"))
     same_network(golden, vae)
@@ -81,7 +81,7 @@ def test_a_bare_state_dict(golden, folder):
 
 
 def test_filters_of_the_file_are_used(golden, folder):
-    """A cast to bfloat16 and back rounds them; the network is then run with the rounded ones."""
+    """Casting them to bfloat16 and back rounds them; the network then uses the rounded ones."""
     rounded = {key: t.bfloat16().float() if is_filter(key) else t for key, t in golden.weights.items()}
     save_file(rounded, folder / "model.safetensors")
     bands = model.load("wfvae", str(folder)).coefficients(golden["in/A"])[0]
@@ -112,12 +112,12 @@ def test_only_filters_may_be_missing(golden):
         (8, None, None),
     ],
 )
-def test_scale_and_shift_are_recorded_where_they_fit(golden, channels, stated, kept):
+def test_scale_and_shift_are_recorded_if_they_fit(golden, channels, stated, kept):
     spec = model.spec("wfvae", {**golden.config, "latent_dim": channels, "scale": stated, "shift": stated})
     assert (spec.scale, spec.shift) == (kept, kept)
 
 
 @pytest.mark.parametrize("stated", ["1", [True], [], [None, 1.0]])
-def test_impossible_scale(golden, stated):
+def test_an_impossible_scale_is_refused(golden, stated):
     with pytest.raises(ValueError, match="scale must be a number or a list of numbers"):
         model.spec("wfvae", {**golden.config, "scale": stated})

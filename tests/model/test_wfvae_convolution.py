@@ -1,4 +1,4 @@
-"""Prepared convolutions against PyTorch's in float64: every backend, odd sizes, strides, the start of a video."""
+"""Prepared convolutions compared with PyTorch in float64: every backend, odd sizes, strides, the start of a video."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
         (192, 200, 3, 1, 1, "winograd"),
     ],
 )
-def test_frames(dtype, inside, outside, kernel, stride, padding, backend):
+def test_frame_convolutions_equal_pytorch(dtype, inside, outside, kernel, stride, padding, backend):
     weight, bias = draw(outside, inside, kernel, kernel, scale=0.1), draw(outside)
     conv = FrameConv(weight, bias, CPU, dtype, stride=stride, padding=padding)
     x = draw(2, inside, 11, 14).to(dtype).float()
@@ -47,9 +47,9 @@ def test_frames(dtype, inside, outside, kernel, stride, padding, backend):
 
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize(("channels", "stride"), [(12, 1), (12, 2), (192, 1)])
-def test_clips_with_a_past_and_without(dtype, channels, stride):
+def test_clip_convolutions_equal_pytorch_with_and_without_past(dtype, channels, stride):
     weight, bias, padding = draw(channels, channels, 3, 3, 3, scale=0.05), draw(channels), 2 - stride
-    conv = ClipConv(weight, bias, CPU, dtype, stride=stride, padding=padding, steady=2)
+    conv = ClipConv(weight, bias, CPU, dtype, stride=stride, padding=padding, usual_frames=2)
     frames = draw(1, 7, 9, 7, channels).to(dtype)
 
     def want(clip_BTHWC: torch.Tensor) -> torch.Tensor:
@@ -66,8 +66,8 @@ def test_clips_with_a_past_and_without(dtype, channels, stride):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 6), (40, 33)])
 @pytest.mark.parametrize(("taps", "paired"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_winograd_at_every_edge(monkeypatch, taps, paired, frames, height, width):
-    """Strips of a few rows, the last one shorter; frames with odd sides; pairs of frames and a last one by itself."""
+def test_winograd_is_right_at_every_edge(monkeypatch, taps, paired, frames, height, width):
+    """Strips of a few rows, the last one shorter; frames with odd sides; pairs of frames and a single last one."""
     monkeypatch.setattr("model.winograd.STRIP_VALUES", 1)
     monkeypatch.setattr("model.winograd.LEAST_TILES", 51)
     weight, bias = draw(5, 6, taps, 3, 3), draw(5)
@@ -80,7 +80,9 @@ def test_winograd_at_every_edge(monkeypatch, taps, paired, frames, height, width
     assert torch.allclose(without_bias + bias.float(), got, atol=1e-4)
 
 
-def test_steady_pairs_of_frames_are_transformed_in_time():
+def test_pairs_of_frames_are_transformed_in_time():
     weight = draw(192, 192, 3, 3, 3)
-    paired = [ClipConv(weight, None, CPU, torch.float32, padding=1, steady=n).winograd.paired for n in (1, 2, 3, 4)]
+    paired = [
+        ClipConv(weight, None, CPU, torch.float32, padding=1, usual_frames=n).winograd.paired for n in (1, 2, 3, 4)
+    ]
     assert paired == [False, True, False, True]

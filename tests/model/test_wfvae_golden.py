@@ -1,4 +1,4 @@
-"""WF-VAE (4x8x8 and 8x8x8) and WFVAE2 against vectors made by the published code."""
+"""WF-VAE (4x8x8 and 8x8x8) and WFVAE2 compared with vectors from the published code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def network(name, dtype="float32"):
 
 @pytest.mark.parametrize("clip", ["A", "B", "img"])
 @everywhere
-def test_encode(name, clip):
+def test_encoding_equals_the_published_latents(name, clip):
     golden, vae = vectors(name), network(name)
     posterior, _ = vae.encode(golden[f"in/{clip}"], moments=True)
     golden.check(f"out/{clip}_mean", posterior.mean)
@@ -43,18 +43,18 @@ def test_encode(name, clip):
 
 @pytest.mark.parametrize("clip", ["A", "B", "img"])
 @everywhere
-def test_decode(name, clip):
+def test_decoding_equals_the_published_video(name, clip):
     vectors(name).check(f"out/{clip}_dec", network(name).decode(vectors(name)[f"out/{clip}_mean"])[0])
 
 
 @tiled
-def test_std(name):
+def test_log_variance_equals_the_published_one(name):
     logvar = network(name).encode(vectors(name)["in/A"], moments=True)[0].logvar
     vectors(name).check("out/A_std", (0.5 * logvar).exp())
 
 
 @everywhere
-def test_coefficients_of_both_sides(name):
+def test_coefficients_of_encoder_and_decoder_equal_the_published_ones(name):
     golden, vae = vectors(name), network(name)
     found = (*vae.coefficients(golden["in/A"]), *vae.decoded_coefficients(golden["out/A_mean"]))
     for key, got in zip(COEFFICIENTS[name], found, strict=True):
@@ -63,7 +63,7 @@ def test_coefficients_of_both_sides(name):
 
 @pytest.mark.parametrize("which", [0, 1])
 @tiled
-def test_chunked_encode(name, which):
+def test_chunked_encoding_equals_the_published_latents(name, which):
     """The published tiling: the first frame alone, then chunks."""
     golden, vae, size = vectors(name), network(name), CHUNKS[name][which]
     video, means, logvars = golden["in/A"], [], []
@@ -78,7 +78,7 @@ def test_chunked_encode(name, which):
 
 @pytest.mark.parametrize("size", [2, 4])
 @tiled
-def test_chunked_decode(name, size):
+def test_chunked_decoding_equals_the_published_video(name, size):
     golden, vae = vectors(name), network(name)
     latent, frames, state = golden["out/A_mean"], [], None
     for start in (0, *range(1, latent.shape[2], size)):
@@ -111,7 +111,7 @@ def test_float64_is_at_least_as_close(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @everywhere
-def test_low_precision_stays_close_and_answers_in_float32(name, dtype):
+def test_low_precision_stays_close_and_returns_float32(name, dtype):
     golden, rough = vectors(name), network(name, dtype)
     bound = {"bfloat16": 4e-2, "float16": 6e-3}[dtype]
     mean, video = rough.encode(golden["in/A"])[0].mean, rough.decode(golden["out/A_mean"])[0]

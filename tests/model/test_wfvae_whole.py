@@ -1,4 +1,4 @@
-"""Configurations that see all frames at once load, answer as the plain network, and refuse to be chunked; impossible ones are named."""
+"""Configurations that see all frames at once load, agree with the plain network, and refuse chunks; impossible ones are refused."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def check_whole(vae, words):
             vae.decode(want[0], last=False)
 
 
-def test_groupnorm():
-    """As published without a key said: groupnorm and nearest are the class defaults."""
+def test_groupnorm_needs_whole_clips():
+    """As published files without these keys: groupnorm and nearest are the class defaults."""
     check_whole(
         model.load("wfvae", config=GROUPNORM, untrained=3), "norm_type 'groupnorm' takes its statistics over all"
     )
 
 
-def test_the_older_attention(tiny):
+def test_the_older_attention_needs_whole_clips(tiny):
     vae = model.load("wfvae", config={**tiny, "attention_type": "AttnBlock3D"}, untrained=3)
     check_whole(vae, "its attention, 'AttnBlock3D', mixes the frames")
 
 
-def test_without_attention(tiny):
+def test_a_network_without_attention_agrees_with_the_plain_one(tiny):
     vae = model.load("wfvae", config={**tiny, "use_attention": False, "attention_type": "AttnBlock3D"}, untrained=3)
     assert vae.spec.chunking == "exact"
     video = pixels(1, 3, 5, 16, 16)
@@ -74,7 +74,7 @@ def test_without_attention(tiny):
     agree(vae.decode(plain(video))[0], plain.decode(plain(video)))
 
 
-def test_wfvae2_with_groupnorm_is_whole():
+def test_wfvae2_with_groupnorm_needs_whole_clips():
     sizes = {"base_channels": [32, 32, 64], "encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
     vae = model.load("wfvae2", config={**sizes, "latent_dim": 4, "norm_type": "groupnorm"}, untrained=0)
     assert vae.spec.chunking == "none"
@@ -110,7 +110,7 @@ def test_parameter_counts_are_the_measured_ones(name):
     assert (count(network), count(network.encoder), count(network.decoder)) == COUNTS[name]
 
 
-def test_parameter_counts_of_the_smallest_groupnorm_net_and_others():
+def test_parameter_counts_of_other_configurations_are_the_measured_ones():
     config = {**FAMILIES["wfvae"].defaults, **GROUPNORM}
     assert round(count(empty_network(config)) / 1e6, 1) == 9.2
     wider = {**PRESETS["wfvae-s-8ch"].config, "connect_res_layer_num": 2}
@@ -119,12 +119,12 @@ def test_parameter_counts_of_the_smallest_groupnorm_net_and_others():
     assert [round(count(part) / 1e6, 1) for part in (second, second.encoder)] == [131.2, 49.1]
 
 
-def test_state_dict_of_the_published_size():
+def test_the_state_dict_has_the_published_size():
     assert len(empty_network(PRESETS["wfvae-l-16ch"].config).state_dict()) == 244
 
 
 @pytest.mark.parametrize("name", ["wfvae-s", "wfvae-m-888-32ch"])
-def test_specs(name):
+def test_specs_follow_the_configuration(name):
     spec = model.spec(name)
     assert spec.value_range == (-1.0, 1.0)
     assert (spec.latent_channels, spec.time_stride) == {"wfvae-s": (8, 4)}.get(name, (32, 8))
@@ -147,7 +147,7 @@ def test_specs(name):
         ({"l2_dowmsample_block": "Downsample"}, "l2_dowmsample_block.*must be Spatial2xTime2x3DDownsample"),
     ],
 )
-def test_impossible_configurations(tiny, change, words):
+def test_impossible_configurations_are_refused(tiny, change, words):
     with pytest.raises(ValueError, match=words):
         model.spec("wfvae", {**tiny, **change})
 
@@ -164,6 +164,6 @@ def test_impossible_configurations(tiny, change, words):
         ({"norm_type": "groupnorm"}, "groupnorm has 32 groups"),
     ],
 )
-def test_impossible_configurations_of_the_second_version(tiny2, change, words):
+def test_impossible_configurations_of_wfvae2_are_refused(tiny2, change, words):
     with pytest.raises(ValueError, match=words):
         model.spec("wfvae2", {**tiny2, **change})

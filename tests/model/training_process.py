@@ -1,4 +1,4 @@
-"""A small run, here and as a process of its own: `python -m tests.model.training_process FOLDER MEETING RANK WORLD LOADERS`."""
+"""A small training run, also as a process: `python -m tests.model.training_process FOLDER MEETING RANK WORLD LOADERS`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = {
 
 
 def recipe(steps=20, **other):
-    """Two stages, clips and images, the second with a discriminator."""
+    """Two stages with clips and images, the second with a discriminator."""
     adversarial = {"weight": 0.1, "channels": 4, "layers": 1, "adaptive": True, "lecam": 0.01}
     stage = {
         **{"steps": steps // 2, "learning_rate": 1e-3, "final_learning_rate": 1e-4, "warm_up": 2, "batches": 2},
@@ -41,16 +41,16 @@ def recipe(steps=20, **other):
 
 
 def main(folder, meeting, rank, world, loaders):
-    """Says the number of every step."""
+    """Prints the number of every step."""
     torch.set_num_threads(1)
     if int(world) > 1:
         where = f"file://{meeting}"
         torch.distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_size=int(world))
 
-    def told(step, values):
+    def report(step, values):
         print(step, flush=True)
 
-    train(recipe(), SyntheticSource(5), folder, loaders=int(loaders), on_step=told)
+    train(recipe(), SyntheticSource(5), folder, loaders=int(loaders), on_step=report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tars whose members have odd names, order or contents. Each function returns bytes."""
+"""Tars with odd names, orders or contents of members. Each function returns bytes."""
 
 from __future__ import annotations
 

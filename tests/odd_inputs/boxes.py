@@ -1,4 +1,4 @@
-"""Boxes of mp4 files and elements of Matroska files, found and rewritten in place: what no muxer writes by itself."""
+"""Editing of boxes of mp4 files and elements of Matroska files in place, to make files that no muxer writes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def box(kind: bytes, contents: bytes) -> bytes:
 
 
 def rebuilt(data: bytes, change: Callable[[bytes, bytes], bytes | None]) -> bytes:
-    """All boxes again; `change(type, contents)` gives new contents, None to drop the box. Of use while `moov` comes last, since offsets of
-    samples stay.
+    """All boxes, with contents `change(type, contents)`, or without the box if that is None. Only for files in which `moov` comes last,
+    since offsets of data are not changed.
     """
     made = b""
     for kind, contents in boxes(data):
@@ -125,7 +125,7 @@ def cluster_times(mkv: bytes) -> list[int]:
 
 
 def with_cluster_times(mkv: bytes, change: Callable[[int, int], int]) -> bytes:
-    """Each cluster's time becomes `change(position, time)`, in milliseconds; it must fit the bytes that are there."""
+    """Changes each cluster's time to `change(position, time)`, in milliseconds, which must fit into the same bytes."""
     made = bytearray(mkv)
     for position, (at, size) in enumerate(_cluster_times(mkv)):
         time = int.from_bytes(mkv[at : at + size], "big")
@@ -164,7 +164,7 @@ def without_block_times(mkv: bytes, positions: Sequence[int]) -> bytes:
 
 
 def with_pixel_crop(mkv: bytes, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> bytes:
-    """The track says that so many pixels of each side are not shown. What its header grows, the Void element before it shrinks."""
+    """Adds PixelCrop, in pixels of each side. The Void element before the header shrinks by as much as the header grows."""
     crops = {0x54CC: left, 0x54BB: top, 0x54DD: right, 0x54AA: bottom}
     extra = b"".join(struct.pack(">HBH", kind, 0x82, value) for kind, value in crops.items() if value)
     segment = _child(mkv, 0, 0x18538067)
@@ -183,7 +183,7 @@ def with_pixel_crop(mkv: bytes, *, left: int = 0, top: int = 0, right: int = 0, 
 
 
 class Element(NamedTuple):
-    """An element of Matroska: where its size lies, how long that is, where its contents start and how many bytes they are."""
+    """An element of Matroska: position and length of its size, position and length of its contents."""
 
     size_at: int
     length: int
@@ -192,7 +192,7 @@ class Element(NamedTuple):
 
 
 def _child(data: bytes, at: int, identifier: int) -> Element:
-    """The first element called `identifier` among those that follow each other from `at` on."""
+    """The first element with `identifier` among the siblings from `at` on."""
     while at < len(data):
         width = 9 - data[at].bit_length()
         size, length = _element_size(data, at + width)
@@ -211,7 +211,7 @@ def _set_size(data: bytearray, element: Element, size: int) -> None:
 
 
 def _move_seek_entries(data: bytearray, segment: int, after: int, before: int, change: int) -> None:
-    """Positions in the seek head between `after` and `before` (from the segment's start) become others."""
+    """Changes positions in the seek head between `after` and `before` (from the segment's start)."""
     head = _child(bytes(data), segment, 0x114D9B74)
     at = head.start
     while (at := data.find(b"\x53\xac", at, head.start + head.size)) >= 0:

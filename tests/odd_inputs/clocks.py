@@ -78,7 +78,7 @@ def broken_clusters(change, options: dict[str, str] | None = None) -> bytes:
 
 
 def flv_restarted() -> bytes:
-    """Two FLV streams, the second's header left out: 0-47, then 100-147."""
+    """Two FLV streams, the second without its header: 0-47, then 100-147."""
     first, second = encode(range(48), "flv"), encode(range(100, 148), "flv")
     return first + second[13:]
 
@@ -125,7 +125,7 @@ def repeated() -> bytes:
 
 
 def negative_start(container: str = "mp4") -> bytes:
-    """Decode times before zero and no edit list that says so: 0-71."""
+    """Decode times before zero without an edit list: 0-71."""
     options = {"use_editlist": "0"} if container == "mp4" else {"avoid_negative_ts": "disabled"}
     return encode(range(72), container, options=X264_B, container_options=options)
 

@@ -1,4 +1,4 @@
-"""Frames of a file as Lathe gives them: read through, or in clips by any rule."""
+"""Frames of a file as Lathe decodes them: all in order, or in clips of a rule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULES = {
 
 
 def rules(name: str = "tile", size: str = "64x96", frames: int = 5) -> ClipRules:
-    """A clip rule of `RULES`, at the size of the numbered videos unless told otherwise."""
+    """A clip rule of `RULES`, by default at the size of the numbered videos."""
     clips = validate(ClipConfig, {"frames": frames, "size": size, "upscale": True, **RULES[name]})
     return resolve_rules(clips, 4, 8, "test")
 
@@ -45,7 +45,7 @@ class Through(NamedTuple):
 
 
 def read_through(data: bytes | str, size: tuple[int, int] | None = None) -> Through:
-    """All frames, scaled to `size` (height, width; default: as shown). Raises what `open_video` raises."""
+    """All frames, scaled to `size` (height, width; default: as shown). Raises as `open_video`."""
     video = open_video(data, LIMITS)
     try:
         height, width = size or (video.info.height, video.info.width)
@@ -53,7 +53,7 @@ def read_through(data: bytes | str, size: tuple[int, int] | None = None) -> Thro
         planes: list[np.ndarray] = []
         error = None
         try:
-            for shown in video.frames(range(video.info.num_frames)):
+            for shown in map(video.show, range(video.info.num_frames)):
                 planes.append(np.empty((3, height, width), np.uint8))
                 shown.write(planes[-1], geometry)
         except BadDataError as caught:
@@ -72,7 +72,7 @@ class Cut(NamedTuple):
 
 
 def cut(data: bytes | str, clip_rules: ClipRules, chunk_frames: int = 8) -> Cut:
-    """Cuts a video inside this process. Raises what `Cutter.open` raises."""
+    """Cuts a video inside this process. Raises as `Cutter.open`."""
     cutter = Cutter(
         CutRequest(Sample("key", 0, "uri", data, "mp4"), clip_rules, LIMITS, chunk_frames, validate(DrillConfig, {}))
     )

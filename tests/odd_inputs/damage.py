@@ -1,6 +1,6 @@
-"""Videos with damage: harmed, missing or overwritten packets, cut files. Each function returns bytes.
+"""Videos with damage: broken, missing or overwritten packets, cut files. Each function returns bytes.
 
-Frames 0-95 at 24 fps with a key frame every 24, so that one harmed packet costs at most 24 frames.
+Frames 0-95 at 24 fps with a key frame every 24, so that one broken packet costs at most 24 frames.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS = {
 
 @functools.cache
 def whole(kind: Kind) -> bytes:
-    """The undamaged video. Encoded once a process: encoders give other bytes under load, and truth and damaged copy must agree."""
+    """The undamaged video. Encoded once per process: encoders write other bytes under load, and original and damaged copy must agree."""
     return encode(range(FRAMES), kind.container, kind.codec, options=X264_B if kind.b_frames else None)
 
 
@@ -52,27 +52,27 @@ def edited(kind: Kind, edit: Edit) -> bytes:
 
 
 def one_packet(kind: Kind, position: int = 30) -> bytes:
-    """One packet is noise."""
+    """One packet becomes noise."""
     return edited(kind, harming(position))
 
 
 def one_in_every_group(kind: Kind) -> bytes:
-    """A packet of each group is noise."""
+    """A packet of each group becomes noise."""
     return edited(kind, harming(*range(6, FRAMES, GROUP)))
 
 
 def tail_of_packet(kind: Kind, position: int = 30) -> bytes:
-    """One packet is noise after its headers."""
+    """One packet becomes noise behind its headers."""
     return edited(kind, harming(position, keep=24))
 
 
 def lost_packets(kind: Kind, *positions: int) -> bytes:
-    """Packets are missing."""
+    """Some packets are missing."""
     return edited(kind, without(*positions))
 
 
 def overwritten(kind: Kind, near: int = 30, seed: int = 3) -> bytes:
-    """Bytes inside a packet are others, and the container does not notice."""
+    """Bytes inside a packet are replaced; the container is consistent."""
     data = whole(kind)
     container, packets = packets_of(data)
     container.close()

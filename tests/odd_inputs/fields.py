@@ -1,4 +1,4 @@
-"""Interlaced H.264 whose fields are pictures of their own, as cameras record it. libav encodes none, so the stream is written here:
+"""Interlaced H.264 whose fields are separate pictures, as cameras record it. libav cannot encode it, so the stream is written here, with
 uncompressed macroblocks (I_PCM) in field pictures.
 """
 

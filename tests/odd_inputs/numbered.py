@@ -1,4 +1,4 @@
-"""Test videos whose frames carry their own number: eight blocks (bit k white = 2^k) in a band across the middle, and four corner colours.
+"""Test videos whose frames show their own number: eight blocks (bit k white = 2^k) in a band across the middle, and four corner colours.
 
 `encode(numbers, ...)` -> bytes of a video; `number_of(planes)` reads a decoded frame. Numbers are 0 to 255.
 """

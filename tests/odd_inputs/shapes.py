@@ -1,6 +1,4 @@
-"""Videos of uncommon colour, shape and surroundings: palettes, cropping, cover art, rotation, side data, encryption, and files that are
-something else. Each function returns bytes.
-"""
+"""Videos with palettes, cropping, cover art, rotation, side data or encryption, and files that are not videos. Functions return bytes."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def _framed_video(container: str, border: tuple[int, int, int, int], **settings)
 
 
 def pixel_crop(left: int = 32, top: int = 16, right: int = 32, bottom: int = 16) -> bytes:
-    """Matroska that says which part of its picture is shown: the numbered 96x64 of it."""
+    """Matroska with PixelCrop: the numbered 96x64 of its picture are shown."""
     video = _framed_video("matroska", (left, top, right, bottom), container_options={"write_crc32": "0"})
     return boxes.with_pixel_crop(video, left=left, top=top, right=right, bottom=bottom)
 
@@ -153,7 +151,7 @@ def _profile() -> bytes:
 
 
 def encrypted(codec: str = "libx264", scheme: str = "cenc-aes-ctr") -> bytes:
-    """mp4 whose samples are encrypted; the key is not there."""
+    """mp4 with encrypted samples and without the key."""
     options = {"encryption_scheme": scheme, "encryption_key": KEY, "encryption_kid": KEY}
     return encode(range(FRAMES), "mp4", codec, container_options=options)
 
@@ -172,7 +170,7 @@ def audio_only(container: str = "mp4", codec: str = "aac") -> bytes:
 
 
 def still(codec: str = "mjpeg") -> bytes:
-    """One image as such: JPEG, PNG or WebP."""
+    """One image: JPEG, PNG or WebP."""
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.time_base = WIDTH, HEIGHT, Fraction(1, 24)
     context.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24", "libwebp": "yuv420p"}[codec]
@@ -182,14 +180,14 @@ def still(codec: str = "mjpeg") -> bytes:
 
 
 def web_page() -> bytes:
-    """What a failed download leaves."""
+    """The HTML page of a failed download."""
     return (
         b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>" + b"<p>no</p>" * 50 + b"</body></html>"
     )
 
 
 def pointer_file() -> bytes:
-    """What Git LFS leaves where a file was not fetched."""
+    """The pointer of Git LFS for a file that was not fetched."""
     return b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
 
 
@@ -202,7 +200,7 @@ def archive() -> bytes:
 
 
 def with_sound_longer(seconds: int = 4) -> bytes:
-    """Frames 0-47 beside sound that goes on."""
+    """Frames 0-47 with a longer sound track."""
     video, packets = packets_of(encode(range(48), "mp4"))
     buffer = io.BytesIO()
     with video, av.open(buffer, "w", format="mp4") as output:

@@ -59,7 +59,7 @@ def one_group(container: str = "matroska") -> bytes:
 
 
 def falsely_marked(container: str = "matroska") -> bytes:
-    """Every packet is marked as a key frame, though few are: 0-71."""
+    """Every packet is flagged as a key frame, although few are: 0-71."""
 
     def edit(packets: list[av.Packet]) -> list[av.Packet]:
         copies = [replaced(packet, bytes(packet)) for packet in packets]

@@ -1,6 +1,6 @@
-"""Table of odd inputs, each with what is right: the numbers of its shown frames and their times, or the reason why it is refused.
+"""Table of odd inputs, each with the expected result: the numbers and times of its shown frames, or the reason of its reject.
 
-`VIDEOS` are files that give frames, `DAMAGED` are files of which some frames cannot be had, `REFUSED` are files that give none.
+`VIDEOS` give all their frames, `DAMAGED` only some of them, `REFUSED` none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Make = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Odd:
-    """A file and what is right of it. Files are made once a process, see `data`."""
+    """A file with its expected result. Files are made once per process, see `data`."""
 
     name: str
     make: Make
@@ -29,7 +29,7 @@ class Odd:
     end_s: float | None = None
     size: tuple[int, int] = (HEIGHT, WIDTH)  # as shown
     warnings: frozenset[str] = frozenset()  # kinds that must be among those of the video
-    optional: frozenset[int] = frozenset()  # numbers whose frames may be left out: where they belong nobody knows
+    optional: frozenset[int] = frozenset()  # numbers of frames that may be missing: their place is unknown
     colours: bool = False  # the corners are compared too
     # Of damaged files:
     lost: frozenset[int] = frozenset()  # numbers of frames that may be missing or in rejected clips
@@ -51,7 +51,7 @@ class Odd:
 
 @functools.cache
 def made(make: Make) -> bytes:
-    """What `make` gives, made once."""
+    """The result of `make`, cached."""
     return make()
 
 
@@ -329,5 +329,5 @@ ALL: list[Odd] = [*VIDEOS, *DAMAGED, *REFUSED]
 
 
 def small() -> bytes:
-    """An ordinary video, for a corpus that must give something."""
+    """An ordinary video, for a corpus that must give at least one clip."""
     return encode(range(24))

@@ -1,4 +1,4 @@
-"""Videos some or all of whose packets carry no time, and elementary streams. Each function returns bytes."""
+"""Videos with packets without times, and elementary streams. Each function returns bytes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def program_stream(codec: str = "mpeg2video", options: dict[str, str] | None = N
 
 
 def elementary(codec: str, container: str, fps: Fraction | int) -> bytes:
-    """A raw stream of frames 0-47 whose sequence header tells the rate."""
+    """A raw stream of frames 0-47 with the rate in its sequence header."""
     if codec == "libx265":
         return encode(range(48), container, codec, options=X265, fps=fps)
     options = X264 if codec == "libx264" else {**MPEG, "bf": "0"}

@@ -1,4 +1,4 @@
-"""Cropping put into containers that PyAV cannot write: Matroska's PixelCrop, MP4's `clap`."""
+"""Writers of cropping into containers, which PyAV lacks: Matroska's PixelCrop, MP4's `clap`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _number(data: bytes | bytearray, position: int) -> int:
 
 
 def _element(data: bytes | bytearray, begin: int, end: int, number: int) -> tuple[int, int]:
-    """Where the content of the first element `number` between `begin` and `end` lies."""
+    """Position of the content of the first element `number` between `begin` and `end`."""
     while begin < end:
         after = begin + _number(data, begin)
         found = int.from_bytes(data[begin:after], "big")

@@ -1,4 +1,4 @@
-"""What decoding gives, as arrays: the reading side of `tests.video_files`."""
+"""Decoded frames as arrays, for tests with `tests.video_files`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,11 @@ def limits(**values: object) -> DecodeConfig:
 def planes(video: Video, indices: list[int] | range, height: int = 0, width: int = 0) -> np.ndarray:
     """Frames at `indices`, scaled without a crop to the given size (default: as shown)."""
     height, width = height or video.info.height, width or video.info.width
-    geometry = Geometry(height, width, 0, 0, height, width)
-    out_T3HW = np.empty((len(indices), 3, height, width), np.uint8)
-    for row, shown in enumerate(video.frames(indices)):
-        shown.write(out_T3HW[row], geometry)
-    return out_T3HW
+    return video.planes(np.array(indices), Geometry(height, width, 0, 0, height, width))
 
 
 def lumas(data: bytes, config: DecodeConfig = LIMITS) -> list[int]:
-    """Mean luma of each frame: with `numbered` pictures, which frame it is."""
+    """Mean luma of each frame; for `numbered` pictures it identifies the frame."""
     video = open_video(data, config)
     try:
         return [round(frame[0].mean()) for frame in planes(video, range(video.info.num_frames))]

@@ -85,10 +85,11 @@ def commit(
         rows.append(IndexRow(name, len(rows), 0, 4, "", None, None, None, (1,), "float32", "v5", 5, *text, None))
     files = ()
     if rows:
-        index = f"_index/{attempt}.idx"
+        data, index = f"data/{attempt}.parquet", f"_index/{attempt}.idx"
         write_index(spool / attempt, rows, {})
-        store.upload(spool / attempt, index)
-        files = (WrittenFile(f"data/{attempt}.parquet", index, "v5", 4, 4, len(rows), "", "", 5 * len(rows)),)
+        size = store.upload(spool / attempt, index).size
+        store.write(data, bytes(4))
+        files = (WrittenFile(data, index, "v5", 4, size, len(rows), "", "", 5 * len(rows)),)
     made = Receipt(
         format_version=CURRENT.version,
         shard_id=shard.id(FINGERPRINT),

@@ -1,4 +1,4 @@
-"""`lathe models` and `lathe check`: what is known of a network, and whether it is lossless here."""
+"""`lathe models` and `lathe check`: facts about a network, and whether it is lossless here."""
 
 import json
 
@@ -18,7 +18,7 @@ def lathe(*arguments, code=0):
     return result
 
 
-def test_every_network_has_a_line_with_what_a_user_must_know():
+def test_models_lists_every_network_with_its_facts():
     header, *lines = lathe("models").stdout.splitlines()
     assert header.split()[:4] == ["name", "channels", "stride", "frames"]
     assert [line.split()[0] for line in lines] == list(registry.names())
@@ -36,7 +36,7 @@ def test_every_network_has_a_line_with_what_a_user_must_know():
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_all_about_one_network(name):
+def test_models_shows_the_facts_of_one_network(name):
     told = lathe("models", name).stdout
     assert told.startswith(name)
     card = json.loads(lathe("models", name, "--json").stdout)[name]
@@ -49,12 +49,12 @@ def test_all_about_one_network(name):
         assert lathe("models", alias).stdout == told
 
 
-def test_unknown_names_and_families_are_told_apart():
+def test_unknown_names_and_families_have_different_errors():
     assert "leanvae-dim16" in lathe("models", "nonesuch", code=2).stderr
     assert "family" in lathe("models", "leanvae", code=2).stderr
 
 
-def test_check_measures_and_says_so():
+def test_check_reports_its_measurements():
     result = lathe("check", "leanvae", *TINY, "--untrained", 0, "--size", "16x24", "--device", "cpu")
     assert "UNTRAINED" in result.stdout
     assert "lossless" in result.stdout.splitlines()[0]
@@ -67,7 +67,7 @@ def test_check_measures_and_says_so():
     assert {finding["difference"] for finding in verdict["findings"]} == {0.0}
 
 
-def test_check_fails_where_a_network_is_not_lossless(monkeypatch):
+def test_check_fails_for_a_network_that_is_not_lossless(monkeypatch):
     from model.leanvae.vae import LeanVAE
 
     split = LeanVAE.split_state
@@ -88,7 +88,7 @@ def test_check_fails_where_a_network_is_not_lossless(monkeypatch):
         (("leanvae", "--checkpoint", "nowhere.ckpt"), "nowhere.ckpt"),
     ],
 )
-def test_wrong_commands_are_one_line_and_exit_code_2(arguments, words):
+def test_wrong_commands_give_one_line_and_exit_code_2(arguments, words):
     result = lathe("check", *arguments, code=2)
     assert words in result.stderr
     assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Clip planning: buckets, modes, the sampling grid, and the reasons for planning nothing."""
+"""Choice of clips: buckets, modes, the sampling grid, and policy rejects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pipeline.config import ClipConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.records import Bucket, ClipPlan, ClipRules, Reject, VideoInfo
-from pipeline.video.clips import frames_on_screen, grid_length, plan, resolve_rules, uncovered_tail, whole_frames
+from pipeline.video.clips import (
+    choose_clips,
+    frames_on_screen,
+    grid_length,
+    resolve_rules,
+    uncovered_tail,
+    whole_frames,
+)
 
 
 def rules_of(**values: object) -> ClipRules:
@@ -42,7 +49,7 @@ def planned(
     rules: ClipRules, frames: int = 100, fps: float = 25.0, height: int = 360, width: int = 640
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
     info = info_of(frames, fps, height, width)
-    return plan(info, np.arange(frames) / fps, frames / fps, rules, key="k", uri="u")
+    return choose_clips(info, np.arange(frames) / fps, frames / fps, rules, key="k", uri="u")
 
 
 def spans(clips: tuple[ClipPlan, ...]) -> list[tuple[int, int]]:
@@ -81,7 +88,7 @@ def test_frames_times_sizes_and_explicit_buckets():
         ({"size": "area:8x8", "multiple_of": 16}, r"^clips\.size: an area of 64 pixels holds no 16x16 block$"),
     ],
 )
-def test_what_the_network_cannot_take_is_a_config_error(values, message):
+def test_frame_counts_and_sizes_that_the_network_does_not_take_are_config_errors(values, message):
     with pytest.raises(ConfigError, match=message):
         rules_of(**values)
 
@@ -120,7 +127,7 @@ def test_2997_to_16_keeps_real_time():
     gaps=st.lists(st.floats(0.001, 0.4), min_size=1, max_size=60),
     fps=st.floats(1.0, 120.0),
 )
-def test_grid_is_ascending_within_the_video_and_shows_what_is_due(gaps, fps):
+def test_grid_ascends_within_the_video_and_shows_the_last_frame_before_each_time(gaps, fps):
     times_s = np.concatenate([[0.0], np.cumsum(gaps[:-1])])
     end_s = float(times_s[-1] + gaps[-1])
     length = grid_length(len(times_s), end_s, fps)
@@ -146,7 +153,7 @@ def test_head():
     assert not rejects
 
 
-def test_tile_is_greedy_and_back_to_back():
+def test_tile_takes_the_longest_buckets_without_gaps():
     clips, _ = planned(rules_of(frames=[5, 17, 33], select="tile"), frames=94)
     assert spans(clips) == [(0, 33), (33, 66), (66, 83), (83, 88), (88, 93)]
     assert [clip.index for clip in clips] == [0, 1, 2, 3, 4]
@@ -166,7 +173,7 @@ def test_uniform_spreads_from_start_to_end_without_overlap():
     assert spans(planned(rules_of(select="uniform:4"), frames=17)[0]) == [(0, 17)]
 
 
-def test_whole_has_no_length_of_its_own():
+def test_a_whole_clip_has_no_bucket_length():
     rules = rules_of(select="whole")
     (clip,), _ = planned(rules, frames=100)
     assert clip.bucket == Bucket(0, 256, 256)
@@ -175,8 +182,8 @@ def test_whole_has_no_length_of_its_own():
     assert [whole_frames(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 5, 5, 9]
 
 
-def test_networks_that_code_no_frame_alone():
-    """Frames in plain groups (`4n`), and frame by frame (`n`)."""
+def test_networks_without_a_lead_frame_take_multiples_of_their_stride():
+    """Networks that take groups (`4n` frames), and single frames (`n`)."""
     with pytest.raises(
         ConfigError, match=r"clips\.frames: net takes 4n frames, got 17; counts near it that fit: 16 or 20"
     ):
@@ -211,7 +218,7 @@ def test_nearest_aspect_ratio_then_largest():
     assert planned(rules, height=190, width=320)[0][0].bucket == Bucket(17, 96, 160)  # the larger would be enlarged
 
 
-def test_a_longer_bucket_that_would_be_enlarged_gives_way():
+def test_a_shorter_bucket_is_taken_if_the_longer_one_needs_upscaling():
     rules = rules_of(buckets=["49x480x832", "17x256x256"])
     assert planned(rules, height=300, width=500)[0][0].bucket == Bucket(17, 256, 256)
     assert planned(rules, height=480, width=854)[0][0].bucket == Bucket(49, 480, 832)
@@ -283,13 +290,13 @@ def test_clips_lie_inside_the_video_and_cover_their_bucket(
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_too_short_names_what_there_is_and_what_is_needed():
+def test_too_short_names_the_frames_found_and_needed():
     _, (reject,) = planned(rules_of(frames=[17, 33], fps=8.0), frames=40, fps=25.0)
     assert reject.reason == "too_short"
     assert reject.message == "13 frames at the sampling rate, the shortest clip needs 17"
 
 
-def test_too_small_unless_upscaling_is_asked_for():
+def test_too_small_unless_upscaling_is_allowed():
     _, (reject,) = planned(rules_of(size="256x256"), height=144, width=192)
     assert reject.reason == "too_small"
     assert reject.message.startswith("144x192 pixels")
@@ -298,7 +305,7 @@ def test_too_small_unless_upscaling_is_asked_for():
     assert (clip.scaled_height, clip.scaled_width) == (256, 341)
 
 
-def test_fps_too_low():
+def test_a_source_slower_than_the_ratio_is_fps_too_low():
     _, (reject,) = planned(rules_of(fps=24.0), fps=15.0)
     assert (reject.reason, reject.policy) == ("fps_too_low", True)
     assert "15 frames per second" in reject.message

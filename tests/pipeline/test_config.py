@@ -1,4 +1,4 @@
-"""Every knob is validated where it is declared; the error names the field, what was got, and what is known."""
+"""Validation of options: the error names the field, its value and what is valid."""
 
 import pickle
 
@@ -35,7 +35,7 @@ def test_braces_in_inputs_keep_their_commas():
         ("clips.fps=abc", r"clips.fps: expected a number of frames per second or 'source', got 'abc'"),
         ("clips.fps=-1", r"clips.fps: .*greater than 0.*got -1"),
         ("clips.size=big", r"clips.size: expected HEIGHTxWIDTH such as 256x256, got 'big'"),
-        ("clips.size=[area:64x64, 32x32]", r"area:HxW stands alone"),
+        ("clips.size=[area:64x64, 32x32]", r"expected area:HxW alone"),
         ("clips.buckets=17x64", r"clips.buckets: expected FRAMESxHEIGHTxWIDTH"),
         ("clips.select=slide", r"clips.select: expected head, tile, whole, slide:STRIDE or uniform:N, got 'slide'"),
         ("clips.frames=0", r"clips.frames: expected frame counts of at least 1"),
@@ -53,7 +53,7 @@ def test_braces_in_inputs_keep_their_commas():
         ("clips.fps=2024-99-99", r"--set clips.fps=2024-99-99: not YAML"),
     ],
 )
-def test_a_wrong_field_is_named(override, text):
+def test_the_error_names_the_invalid_field(override, text):
     with pytest.raises(ConfigError, match=text) as caught:
         build_job(FLAGS, overrides=(override,))
     assert caught.value.exit_code == 2
@@ -81,7 +81,7 @@ def test_an_empty_section_of_a_job_file_is_the_default(tmp_path):
         (b"1: 2", "1: no such field"),
     ],
 )
-def test_a_job_file_that_is_none(tmp_path, content, text):
+def test_an_unreadable_job_file_is_an_error(tmp_path, content, text):
     path = tmp_path / "job.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -89,7 +89,7 @@ def test_a_job_file_that_is_none(tmp_path, content, text):
         build_job(FLAGS, config_path=str(path))
 
 
-def test_what_is_required_is_said():
+def test_missing_required_fields_are_named():
     with pytest.raises(ConfigError, match="inputs: is required; output: is required"):
         build_job({})
 
@@ -101,7 +101,7 @@ def sections(kind=EncodeJob):
             yield from sections(field.annotation)
 
 
-def test_every_knob_is_documented_where_it_is_declared():
+def test_every_option_has_a_docstring():
     undocumented = [
         f"{kind.__name__}.{name}"
         for kind in sections()
@@ -111,7 +111,7 @@ def test_every_knob_is_documented_where_it_is_declared():
     assert undocumented == []
 
 
-def test_a_numbered_gpu_under_ray_is_refused_with_what_to_do_instead():
+def test_a_numbered_gpu_with_ray_is_refused_with_an_alternative():
     flags = {"inputs": ["in"], "output": "out", "model.device": "cuda:1"}
     with pytest.raises(ConfigError, match=r"--device cuda and set CUDA_VISIBLE_DEVICES=1"):
         build_job(flags)

@@ -1,4 +1,4 @@
-"""List files: one input a line, in the encodings that editors write, with comments that may also be names."""
+"""List files: one input per line, in the encodings of editors, with comments that may also be names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TREE = [
 
 
 class Corpus:
-    """A root with `TREE` under it, and answers as keys below that root."""
+    """A root with `TREE` below it; results are keys below that root."""
 
     def __init__(self, root: str, config: StorageConfig) -> None:
         self.root = root
@@ -74,7 +74,7 @@ def test_lists_name_one_input_a_line(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names nothing"):
         corpus.keys("empty.txt")
     store.write("loop.txt", b"@loop.txt\n")
-    with pytest.raises(InputError, match="does one name itself"):
+    with pytest.raises(InputError, match="check whether one names itself"):
         corpus.keys("loop.txt")
     with pytest.raises(InputError, match=r"absent\.txt does not exist"):
         corpus.keys("absent.txt")
@@ -157,7 +157,7 @@ def test_an_error_in_a_line_of_a_list_names_the_list(tmp_path: Path, line: str, 
     assert f"Leave {tmp_path}/README.txt out if it is not a list" in str(raised.value)
 
 
-def test_a_pattern_takes_no_text_as_a_list(corpus: Corpus) -> None:
+def test_a_pattern_does_not_read_text_files_as_lists(corpus: Corpus) -> None:
     corpus.store.write("videos/README.txt", b"Notes about this corpus\n")
     corpus.store.write("videos/all.list", b"../tars/0.tar\n")
     for pattern in ("videos/*", "videos", "v*"):

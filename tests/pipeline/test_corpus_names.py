@@ -1,4 +1,4 @@
-"""Names that are unusual: keys of buckets that anybody may have written, local names of any bytes. Each works, or costs only itself."""
+"""Unusual names: keys of buckets with other writers, local names of any bytes. Each is read, or only it is skipped."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_local_names_of_any_bytes_are_read(tmp_path: Path) -> None:
     assert list(read_all([str(tmp_path / names[0])], StorageConfig())) == [str(tmp_path / names[0])], "named directly"
 
 
-def test_a_folder_deeper_than_paths_may_be_costs_itself(tmp_path: Path) -> None:
+def test_a_folder_deeper_than_a_path_may_be_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     here = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -136,7 +136,7 @@ def test_folders_may_be_nested_as_deep_as_paths_are_long(tmp_path: Path) -> None
     assert shard.objects[0].uri == video
 
 
-def test_what_is_named_and_no_file_is_called_what_it_is(tmp_path: Path) -> None:
+def test_a_named_entry_that_is_not_a_file_is_described(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lone.mp4")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     (tmp_path / "gone.mp4").symlink_to("nowhere.mp4")

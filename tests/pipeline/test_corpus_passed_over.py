@@ -1,4 +1,4 @@
-"""What a folder holds besides videos: counted by kind, said in one line, refused by `--strict`."""
+"""Entries that are not encoded: counted by kind, reported in one line, refused by `--strict`."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ KINDS = {
     ".tar.zst": (1, "zstd tars: repack as .tar or .tar.gz", "d.tar.zst"),
     ".zip": (1, "archives other than tar: unpack them, or repack as .tar", "e.zip"),
     ".m3u8": (1, "playlists name other files; name those", "f.m3u8"),
-    ".weird": (1, "not a suffix of video or tar that is read; rename or convert what is video", "g.weird"),
+    ".weird": (1, "not a suffix of a video or tar; rename or convert videos", "g.weird"),
     "without an extension": (
         1,
-        "not a suffix of video or tar that is read; rename or convert what is video",
+        "not a suffix of a video or tar; rename or convert videos",
         "LICENSE",
     ),
     "hidden": (3, "names that begin with a dot, and __MACOSX", ".DS_Store"),
@@ -65,7 +65,7 @@ KINDS = {
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, StorageConfig]:
-    """An empty root, and how to reach it."""
+    """An empty root with its configuration."""
     if request.param == "local":
         return str(tmp_path / "data"), StorageConfig()
     server: S3Server = request.getfixturevalue("s3")
@@ -110,7 +110,7 @@ def test_a_pattern_passes_over_only_what_it_matches(tmp_path: Path) -> None:
     assert look(f"@{tmp_path}/list.lst").count == 3
 
 
-def test_nothing_is_said_of_videos_with_captions(tmp_path: Path) -> None:
+def test_videos_with_captions_are_not_reported(tmp_path: Path) -> None:
     for name in (
         "a.mp4",
         "a.txt",
@@ -131,7 +131,7 @@ def test_nothing_is_said_of_videos_with_captions(tmp_path: Path) -> None:
     assert len(resolve_inputs(named, StorageConfig())[0].objects) == 4
 
 
-def test_texts_are_matched_while_little_is_held() -> None:
+def test_texts_are_matched_in_bounded_memory() -> None:
     keys = sorted(f"d/{n:04d}{part}" for n in range(500) for part in (".mp4", ".txt", ".v.mp4", ".v.json", ".w.txt"))
     texts, found, held = TextsAlone(), [], 0
     for key in keys:
@@ -142,7 +142,7 @@ def test_texts_are_matched_while_little_is_held() -> None:
     assert held == 2
 
 
-def test_the_line_stays_short_and_printable_whatever_there_is() -> None:
+def test_the_line_is_always_short_and_printable() -> None:
     passed_over = PassedOver()
     for n in range(3000):
         passed_over.add(f"/d/\n\x1b[31m\udce9 {n}.s{n}", f".s{n}", "unknown")
@@ -154,7 +154,7 @@ def test_the_line_stays_short_and_printable_whatever_there_is() -> None:
     assert "of 500 other" not in passed_over.line()
 
 
-def test_each_odd_entry_of_a_folder_costs_itself_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_odd_entry_of_a_folder_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.mp4", "sub/b.mp4", "locked/c.mp4", "blind/d.mp4", "e.mp4", "z/f.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -185,7 +185,7 @@ def test_each_odd_entry_of_a_folder_costs_itself_and_is_named(tmp_path: Path, mo
 
 
 def _break(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    """`locked` may not be listed, in `blind` nothing may be looked at, `e.mp4` and `z` vanish once they were seen. Also for root."""
+    """`locked` cannot be listed, entries of `blind` have no status, `e.mp4` and `z` are deleted once listed. Also for root."""
     scandir = os.scandir
 
     class Blind:
@@ -214,7 +214,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr(os, "scandir", broken)
 
 
-def test_an_output_is_listed_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_is_listed_completely_or_an_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "locked").mkdir()
     _break(monkeypatch, tmp_path)
     with pytest.raises(AccessError, match="locked"):
@@ -227,7 +227,7 @@ def lathe(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
-def test_plan_and_encode_say_it_and_strict_refuses_before_anything_is_done(tmp_path: Path) -> None:
+def test_plan_and_encode_report_passed_over_files_and_strict_refuses_first(tmp_path: Path) -> None:
     corpus, out = tmp_path / "in", tmp_path / "in" / "out"
     corpus.mkdir()
     (corpus / "a.mp4").write_bytes(video_bytes(9))
@@ -250,7 +250,7 @@ def test_plan_and_encode_say_it_and_strict_refuses_before_anything_is_done(tmp_p
     )
 
 
-def test_kinds_are_told_by_the_whole_suffix() -> None:
+def test_kinds_depend_on_the_whole_suffix() -> None:
     for name, expected in {
         "a.JPG": ".jpg",
         "x/a.tar.ZST": ".tar.zst",

@@ -1,4 +1,4 @@
-"""Cutting: chunks of the right frames and lengths, independent of chunking and neighbours; failures settle every clip."""
+"""Cutting: frames and lengths of chunks, independent of chunk length and other clips; failures end every clip."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def planes_of(chunks: list[FrameChunk]) -> np.ndarray:
 
 
 def frames_of(chunks: list[FrameChunk]) -> list[int]:
-    """Which of the 16 recognisable pictures each frame is."""
+    """Number of the picture (of 16 recognisable ones) of each frame."""
     return [round((frame[0].mean() - 24) / 13) for frame in planes_of(chunks)]
 
 
@@ -84,7 +84,7 @@ def test_first_chunk_has_one_frame_more(numbers, chunk_frames, lengths):
     assert frames_of(chunks) == [i % 16 for i in range(33)]
 
 
-def test_without_a_lone_first_frame_all_chunks_are_alike(numbers):
+def test_without_a_lead_frame_all_chunks_have_one_length(numbers):
     request = request_of(numbers, frames=17, chunk_frames=8)
     rules = resolve_rules(validate(ClipConfig, {"size": "48x48", "frames": 16}), 4, 8, "net", lead_frames=0)
     _, answers, _ = cut(dataclasses.replace(request, rules=rules))
@@ -99,7 +99,7 @@ def test_chunking_changes_no_pixel(texture):
         )
 
 
-def test_head_reads_no_further_than_it_must(numbers):
+def test_head_decodes_only_the_frames_it_needs(numbers):
     _, _, ended = cut(request_of(numbers, frames=17))
     assert ended.frames_decoded < 25
     assert ended.decode_s > 0
@@ -108,7 +108,7 @@ def test_head_reads_no_further_than_it_must(numbers):
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
-def test_tile_gives_every_frame_once_and_notes_the_tail(numbers):
+def test_tile_gives_every_frame_once_and_warns_of_the_tail(numbers):
     opened, answers, ended = cut(request_of(numbers, frames=[5, 17], select="tile"))
     clips = by_clip(answers)
     assert [sum(len(c.planes_T3HW) for c in chunks) for chunks in clips.values()] == [17] * 5 + [5] * 3
@@ -121,11 +121,11 @@ def test_tile_gives_every_frame_once_and_notes_the_tail(numbers):
 
 @pytest.mark.parametrize("select", ["slide:5", "slide:17", "slide:30", "uniform:4", "tile"])
 @pytest.mark.parametrize("fps", ["source", 12.0, 40.0])
-def test_a_clip_is_the_same_whatever_else_is_cut(texture, select, fps):
+def test_a_clip_does_not_depend_on_the_other_clips(texture, select, fps):
     opened, answers, ended = cut(request_of(texture, frames=17, select=select, fps=fps, min_fps_ratio=0.5))
     clips = by_clip(answers)
     assert len(clips) == len(opened.clips) > 1
-    assert ended.frames_decoded <= 100  # one pass, however clips overlap
+    assert ended.frames_decoded <= 100  # one pass, although clips overlap
     length = {"source": 100, 12.0: 48, 40.0: 160}[fps]
     everything = cut(request_of(texture, frames=length // 4 * 4 - 3, fps=fps, min_fps_ratio=0.5, chunk_frames=0))[1]
     reference = planes_of(by_clip(everything)[0])
@@ -153,7 +153,7 @@ def test_whole_streams_to_the_last_group(numbers):
     assert [chunk.last for chunk in chunks] == [False] * 5 + [True]
 
 
-def test_fewer_uniform_clips_than_asked_are_noted(numbers):
+def test_fewer_uniform_clips_than_requested_are_a_warning(numbers):
     opened, answers, _ = cut(request_of(numbers, frames=33, select="uniform:5"))
     assert "uniform_clips:3/5" in opened.info.warnings
     assert list(by_clip(answers)) == [0, 1, 2]
@@ -168,7 +168,7 @@ def test_two_buckets_in_one_video(texture):
     }
 
 
-def test_rotated_video_goes_to_an_upright_bucket():
+def test_a_rotated_video_gets_a_portrait_bucket():
     data = encode(8, size=(48, 96), rotation=-90, options=FAST)
     opened, answers, _ = cut(request_of(data, frames=5, size=["32x64", "64x32"]))
     assert str(opened.clips[0].bucket) == "5x64x32"
@@ -185,7 +185,7 @@ def test_a_video_that_gives_no_clip_ends_at_once(numbers):
     assert ended.frames_decoded == 1
 
 
-def test_garbage_is_raised_by_open():
+def test_open_raises_for_undecodable_bytes():
     with pytest.raises(DamagedInput) as caught:
         Cutter(request_of(b"nothing")).open()
     assert caught.value.reason == "undecodable"
@@ -202,7 +202,7 @@ def faststart() -> bytes:
     )
 
 
-def test_what_a_cut_off_file_holds_is_cut_and_the_rest_is_reported(faststart):
+def test_clips_of_a_truncated_file_are_cut_and_the_truncation_is_rejected(faststart):
     opened, answers, _ = cut(request_of(cut_off(faststart), frames=9, select="tile"))
     assert len(opened.clips) >= 2
     assert [(r.reason, r.stage, r.policy, r.clip) for r in opened.rejects] == [("truncated", "decode", False, None)]
@@ -213,13 +213,13 @@ def test_what_a_cut_off_file_holds_is_cut_and_the_rest_is_reported(faststart):
     assert finished
 
 
-def test_a_cut_off_file_is_not_a_whole_video(faststart):
+def test_a_truncated_file_gives_no_whole_clip(faststart):
     opened, answers, _ = cut(request_of(cut_off(faststart), select="whole"))
     assert (opened.clips, answers) == ((), [])
     assert opened.rejects[0].reason == "truncated"
 
 
-def test_where_the_stream_breaks_finished_clips_stand_and_the_rest_fail():
+def test_clips_before_a_break_of_the_stream_stand_and_the_others_fail():
     # A packet of HEVC that says it is longer than it is: the decoder refuses it, after half of the stream.
     data = bytearray(
         encode(60, codec="libx265", options={"preset": "ultrafast", "x265-params": "log-level=none"}, picture=textured)
@@ -244,7 +244,7 @@ def test_where_the_stream_breaks_finished_clips_stand_and_the_rest_fail():
         assert 0 <= failure.reject.frames_recovered < 5
 
 
-def test_fewer_frames_than_packets_promise_is_an_early_end(numbers, monkeypatch):
+def test_fewer_frames_than_packets_is_ended_early(numbers, monkeypatch):
     # No file is known to do this; the frames of a real one are withheld instead.
     give = FrameStream.next
     monkeypatch.setattr(FrameStream, "next", lambda self: None if self.position >= 30 else give(self))
@@ -253,10 +253,10 @@ def test_fewer_frames_than_packets_promise_is_an_early_end(numbers, monkeypatch)
     assert {a.clip for a in answers if isinstance(a, FrameChunk) and a.last} == {0}
 
 
-# --- living in a process ----------------------------------------------------------------------------------------------
+# --- in a process -----------------------------------------------------------------------------------------------------
 
 
-def test_requests_and_answers_travel_between_processes(texture):
+def test_requests_and_answers_can_be_pickled(texture):
     request = request_of(texture, frames=17)
     again = pickle.loads(pickle.dumps(request))  # noqa: S301  # ours
     opened, answers, _ = cut(again)
@@ -264,7 +264,7 @@ def test_requests_and_answers_travel_between_processes(texture):
     assert np.array_equal(planes_of(by_clip(answers)[0]), planes_of(by_clip(cut(request)[1])[0]))
 
 
-def test_after_the_end_it_stays_ended_and_close_may_come_any_time(numbers):
+def test_next_after_the_end_and_close_at_any_time_are_allowed(numbers):
     cutter = Cutter(request_of(numbers, frames=17))
     cutter.close()
     cutter.open()
@@ -277,18 +277,18 @@ def test_after_the_end_it_stays_ended_and_close_may_come_any_time(numbers):
     cutter.close()
 
 
-def test_the_drill_fires_after_the_first_chunk_once(numbers, tmp_path: Path):
+def test_the_deliberate_failure_happens_once_after_the_first_chunk(numbers, tmp_path: Path):
     drill = {"point": "in_decoder", "action": "raise", "marker_dir": str(tmp_path)}
     cutter = Cutter(request_of(numbers, frames=17, drill=drill))
     cutter.open()
-    with pytest.raises(TransientError, match="fire drill at in_decoder"):
+    with pytest.raises(TransientError, match="deliberate failure at in_decoder"):
         cutter.next()
     assert [path.name for path in tmp_path.iterdir()] == ["in_decoder-0"]
     cutter.close()
     assert len(by_clip(cut(request_of(numbers, frames=17, drill=drill))[1])[0]) == 2
 
 
-def test_a_long_video_is_cut_in_flat_memory(tmp_path: Path):
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path: Path):
     # Peak resident memory of a fresh process, for 8 and 120 s of 320x180: a file read from disk, streamed whole.
     script = (
         "import sys, resource\n"

@@ -1,4 +1,4 @@
-"""Decoding: every frame at its time and as shown, in planes; whatever the codec, container and geometry."""
+"""Decoding: order, times, geometry and jumps of frames, for several codecs and containers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_frame_of_every_codec_comes_in_order_at_its_level(codec, container
     video.close()
 
 
-def test_info_says_what_the_video_is():
+def test_info_has_codec_sizes_rate_and_hash():
     data = encode(6, size=(48, 80), fps=Fraction(30000, 1001), options=FAST, tags={"colorspace": 1, "color_range": 1})
     info = open_video(data, LIMITS).info
     assert (info.codec, info.width, info.height, info.rotation, info.sample_aspect) == ("h264", 80, 48, 0, (1, 1))
@@ -67,7 +67,7 @@ def test_info_says_what_the_video_is():
     assert open_video(data, LIMITS).info == info
 
 
-def test_a_path_gives_what_bytes_give(tmp_path):
+def test_a_path_gives_the_same_video_as_bytes(tmp_path):
     data = encode(6, options=FAST)
     path = tmp_path / "a:b %d.mp4"  # neither a protocol nor a pattern
     path.write_bytes(data)
@@ -136,7 +136,7 @@ def test_sample_aspect_ratio_widens_the_picture():
 
 
 @pytest.mark.parametrize("size", [(51, 67), (35, 64), (64, 33)])
-def test_odd_sizes_and_padded_lines(size):
+def test_odd_sizes_and_padded_lines_are_decoded(size):
     rgb = np.full((*size, 3), 90, np.uint8)
     rgb[:, : size[1] // 2] = 200
     data = encode([rgb] * 2, size=size, codec="ffv1", container="matroska", pix_fmt="yuv420p", source_format="rgb24")
@@ -151,7 +151,7 @@ def test_crop_is_a_window_of_the_scaled_picture():
     data = encode(1, size=(96, 128), picture=textured, options=FAST)
     whole = planes(open_video(data, LIMITS), [0], 48, 64)[0]
     out = np.empty((3, 32, 40), np.uint8)
-    next(open_video(data, LIMITS).frames([0])).write(out, Geometry(48, 64, 7, 11, 32, 40))
+    open_video(data, LIMITS).show(0).write(out, Geometry(48, 64, 7, 11, 32, 40))
     assert np.array_equal(out, whole[:, 7:39, 11:51])
 
 
@@ -172,7 +172,7 @@ def _smooth(width: int, height: int) -> np.ndarray:
     return frame
 
 
-def test_a_picture_that_changes_shape_is_refused_and_one_that_only_shrinks_is_not():
+def test_a_change_of_aspect_ratio_is_refused_and_a_change_of_size_is_not():
     def joined(*size: int) -> Video:
         first = encode(10, size=(64, 128), container="mpegts", options=FAST)
         second = encode(

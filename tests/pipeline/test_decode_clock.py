@@ -1,4 +1,4 @@
-"""Clocks that restart are continued: segments follow each other, and inside of one nothing changes."""
+"""Repair of clocks: segments follow each other, and times inside a segment keep their distances."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_segments_follow_each_other(parts, order):
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=80), st.booleans())
-def test_a_clock_that_runs_is_left_alone(gaps, reorders):
+def test_an_ascending_clock_is_not_changed(gaps, reorders):
     pts = np.cumsum(gaps)
     if reorders:
         pts = pts.copy()
@@ -63,7 +63,7 @@ def test_a_clock_that_runs_is_left_alone(gaps, reorders):
     assert np.array_equal(ticks, pts)
 
 
-def test_times_that_mean_nothing_are_no_clock():
+def test_a_clock_that_breaks_too_often_is_unusable():
     pts = np.random.default_rng(0).permutation(400)
     assert continue_clock(pts, np.full(400, NO_TIME), np.ones(400, bool), PLAIN) is None
 
@@ -96,7 +96,7 @@ def test_equal_times_are_spread_before_the_next(gaps):
     assert usual_gap(ticks) >= 1
 
 
-def test_a_time_far_from_its_neighbours_is_wild_and_a_gap_is_not():
+def test_a_time_far_from_its_neighbours_is_an_outlier_and_a_gap_is_not():
     pts = np.arange(40) * 40
     assert wild_times(pts, 10_000).tolist() == []
     hostile = pts.copy()
@@ -106,7 +106,7 @@ def test_a_time_far_from_its_neighbours_is_wild_and_a_gap_is_not():
     assert wild_times(np.array([0, 90_000]), 10_000).tolist() == []
 
 
-def test_many_recordings_behind_each_other_are_one_clock():
+def test_many_joined_recordings_get_one_clock():
     pts = np.tile(np.arange(48) * 3600, 3000)
     points = np.arange(len(pts)) % 48 == 0
     ticks, starts = continue_clock(pts, pts.copy(), points, TRANSPORT)

@@ -1,4 +1,4 @@
-"""Colour: matrices are named, ranges become limited, HDR and interlaced video go by the job's policy."""
+"""Colour: matrices by tag, limited range, and the policies for HDR and interlaced video."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.video_files import encode, luma_of
         (2, "bt601", "untagged_color:bt601"),
     ],
 )
-def test_matrix_is_named_from_the_tags(tag, matrix, warning):
+def test_matrix_follows_the_tags(tag, matrix, warning):
     info = open_video(encode(2, options=FAST, tags={"colorspace": tag}), LIMITS).info
     assert info.color_matrix == matrix
     assert (warning in info.warnings) if warning else not info.warnings
@@ -38,7 +38,7 @@ def test_untagged_matrix_follows_height_or_the_job():
     assert (forced.color_matrix, forced.warnings) == ("bt709", ("untagged_color:bt709",))
 
 
-def test_a_matrix_we_cannot_undo_is_refused():
+def test_an_unsupported_matrix_is_refused():
     with pytest.raises(PolicyReject, match="colour matrix 8") as caught:
         open_video(encode(1, options=FAST, tags={"colorspace": 8}), LIMITS)
     assert caught.value.reason == "color_matrix"

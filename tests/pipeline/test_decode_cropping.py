@@ -1,4 +1,4 @@
-"""What a container cuts off its frames is not shown: PixelCrop and `clap`, with rotation, pixel shape, fields and ranges."""
+"""Cropping of the container (PixelCrop, `clap`) with rotation, sample aspect ratio, fields and ranges."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.errors import BadDataError
 from pipeline.video.decode import Video, open_video
 from pipeline.video.decode.container import OpenContainer
 from pipeline.video.decode.cropping import Cropper, Margins
+from pipeline.video.decode.encoded_file import MemoryFile
 from pipeline.video.decode.matroska_crop import impossible_crops
 from tests.pipeline.cropped_files import with_box, with_clap, with_pixel_crop
 from tests.pipeline.decoded import FAST, LIMITS, planes
@@ -59,7 +60,7 @@ def quarters(video: Video) -> np.ndarray:
 
 
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska"])
-def test_only_the_window_is_shown(container):
+def test_only_the_cropped_window_is_shown(container):
     video = open_video(cropped(container), LIMITS)
     info = video.info
     assert (info.width, info.height, info.coded_width, info.coded_height) == (96, 80, 160, 120)
@@ -67,13 +68,13 @@ def test_only_the_window_is_shown(container):
     np.testing.assert_allclose(quarters(video), CORNERS, atol=4)
 
 
-def test_the_window_is_cut_before_the_frame_is_turned():
+def test_cropping_applies_before_rotation():
     video = open_video(cropped("mp4", rotation=-90), LIMITS)
     assert (video.info.width, video.info.height, video.info.rotation) == (80, 96, 90)
     np.testing.assert_allclose(quarters(video), np.rot90(CORNERS, -1), atol=4)
 
 
-def test_pixel_shape_applies_to_the_window():
+def test_sample_aspect_ratio_applies_to_the_cropped_window():
     info = open_video(cropped("mp4", aspect=Fraction(2)), LIMITS).info  # `pasp` is of pixels
     assert (info.width, info.height) == (192, 80)
     plain = encode(1, size=(HEIGHT, WIDTH), codec="ffv1", container="matroska")
@@ -83,7 +84,7 @@ def test_pixel_shape_applies_to_the_window():
     assert (info.width, info.height) == (160, 80)
 
 
-def test_fields_are_joined_before_the_window_is_cut():
+def test_deinterlacing_applies_before_cropping():
     options = {"flags": "+ildct+ilme", "x264-params": "tff=1", "qp": "2"}
     video = open_video(cropped("mp4", options=options, frames=4), LIMITS)
     assert {"deinterlaced", "cropped:96x80+20+10"} <= set(video.info.warnings)
@@ -91,7 +92,7 @@ def test_fields_are_joined_before_the_window_is_cut():
 
 
 @pytest.mark.parametrize("codec", ["mjpeg", "png"])
-def test_range_and_colours_survive_the_cut(codec):
+def test_cropping_keeps_range_and_colours(codec):
     full = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}[codec]
     plain = encode(
@@ -103,7 +104,7 @@ def test_range_and_colours_survive_the_cut(codec):
     assert video.info.color_range == open_video(plain, LIMITS).info.color_range
 
 
-def test_a_window_between_chroma_samples_is_rounded_as_libav_does():
+def test_a_window_between_chroma_samples_is_rounded_as_by_libav():
     data = encode(2, size=(HEIGHT, WIDTH), options=FAST, container="matroska")
     info = open_video(with_pixel_crop(data, left=3, right=2, top=1, bottom=0), LIMITS).info
     assert "cropped:154x118+2+0" in info.warnings
@@ -115,14 +116,14 @@ def test_a_window_between_chroma_samples_is_rounded_as_libav_does():
     [(400, 80), (-80, 80), (0, 80), (80, 80, 100), (80, 80, 0, -90), (Fraction(1, 3), Fraction(1, 5)), (160, 120)],
     ids=str,
 )
-def test_an_aperture_that_cannot_be_is_ignored(aperture):
+def test_an_impossible_aperture_is_ignored(aperture):
     data = with_clap(encode(2, size=(HEIGHT, WIDTH), options=FAST), *aperture)
     video = open_video(data, LIMITS)
     assert (video.info.width, video.info.height) == (WIDTH, HEIGHT)
     assert planes(video, range(2)).shape == (2, 3, HEIGHT, WIDTH)
 
 
-def test_margins_that_leave_nothing_of_the_frames_are_ignored_with_a_warning():
+def test_margins_larger_than_the_frames_are_ignored_with_a_warning():
     plain = encode(
         1, size=(HEIGHT, WIDTH), options=FAST, container="matroska"
     )  # 160 pixels, of which the header says 400
@@ -131,7 +132,7 @@ def test_margins_that_leave_nothing_of_the_frames_are_ignored_with_a_warning():
     assert "bad_crop:100/80/0/0" in video.info.warnings
 
 
-def test_frames_of_another_size_are_cut_in_proportion():
+def test_frames_of_another_size_are_cropped_in_proportion():
     small, large = av.VideoFrame(64, 32, "yuv420p"), av.VideoFrame(128, 64, "yuv420p")
     cropper = Cropper(Margins(32, 0, 16, 16), large)
     cut = [cropper.cut(frame) for frame in (large, small, large)]
@@ -158,7 +159,7 @@ def test_two_threads_read_the_same_cropping():
 
 @pytest.mark.parametrize("margins", [{"left": 200, "right": 10}, {"top": 60, "bottom": 60}, {"left": 65535}], ids=str)
 @pytest.mark.parametrize("as_file", [False, True])
-def test_margins_that_leave_nothing_by_the_header_are_ignored_with_a_warning(margins, as_file, tmp_path):
+def test_margins_larger_than_the_size_in_the_header_are_ignored_with_a_warning(margins, as_file, tmp_path):
     # libav 8.1 opens no such file.
     data = with_pixel_crop(encode(2, size=(HEIGHT, WIDTH), options=FAST, container="matroska"), **margins)
     (tmp_path / "a.mkv").write_bytes(data)
@@ -174,9 +175,9 @@ MKV = with_pixel_crop(encode(2, size=(HEIGHT, WIDTH), options=FAST, container="m
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 700), st.binary(max_size=24), st.integers(0, len(MKV)))
-def test_a_hostile_header_has_patches_of_its_own_bytes_or_none(position, noise, length):
+def test_patches_of_a_hostile_header_cover_only_crop_elements(position, noise, length):
     header = (MKV[:position] + noise + MKV[position + len(noise) :])[:length]
-    for start, patch in impossible_crops(header):
+    for start, patch in impossible_crops(MemoryFile(header)):
         assert 0 <= start < start + len(patch) <= len(header)
         assert header[start : start + 2] in VIDEO_CROPS
         assert patch[0] == 0xEC

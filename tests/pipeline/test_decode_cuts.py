@@ -1,4 +1,4 @@
-"""Streams that are cut, spliced, lack packets or hold packets without a picture: what libav shows is shown, and damage costs its group."""
+"""Cut and spliced streams, lost packets and packets without a picture: the frames are those of libav, damage stays in its group."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOST = -1
 
 
 def shown(data: bytes) -> tuple[list[int], tuple[str, ...]]:
-    """The number of each frame in order, `LOST` for one that is refused; the kinds of warnings."""
+    """Numbers of the frames in order, `LOST` for a rejected one; kinds of warnings."""
     video = open_video(data, LIMITS)
     numbers = []
     for index in range(video.info.num_frames):
@@ -55,7 +55,7 @@ def opened_groups(container: str) -> bytes:
 
 
 @pytest.mark.parametrize("container", ["matroska", "mpegts", "flv"])
-def test_a_copy_that_starts_at_a_keyframe_of_an_open_group_begins_there(container):
+def test_a_copy_from_a_keyframe_of_an_open_group_begins_with_that_keyframe(container):
     data = opened_groups(container)
     _, packets = packets_of(data)
     keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
@@ -64,7 +64,7 @@ def test_a_copy_that_starts_at_a_keyframe_of_an_open_group_begins_there(containe
     assert shown(one_group) == (list(range(24, 45)), ("undecodable_start",))
 
 
-def test_a_damaged_packet_costs_its_own_open_group():
+def test_a_damaged_packet_costs_only_its_open_group():
     data = encode(range(96), "matroska", "libx265", options=OPEN_X265)
     numbers, _ = shown(remux(data, "matroska", harming(30)))
     assert numbers == [*range(30), *[LOST] * 18, *range(48, 96)]
@@ -98,14 +98,14 @@ def between(nal: bytes) -> Callable[[list], Iterator[av.Packet]]:
         ("libx264", X264, "matroska", b"\0\0\0\x05\x06\x05\x01\x00\x80"),  # a message
     ],
 )
-def test_a_packet_without_a_picture_shows_nothing_and_costs_nothing(codec, options, container, nal):
+def test_a_packet_without_a_picture_shows_no_frame_and_damages_none(codec, options, container, nal):
     data = remux(encode(range(72), container, codec, options=options), container, between(nal))
     numbers, warnings = shown(data)
     assert numbers == list(range(72))
     assert warnings == ()
 
 
-def test_a_bad_message_of_h265_is_no_damage_of_its_picture():
+def test_a_bad_message_of_h265_does_not_damage_its_picture():
     message = bytes([39 << 1, 1, 137, 2, 1, 2, 0x80])  # mastering display, cut short
     unit = len(message).to_bytes(4, "big") + message
     data = encode(range(48), "mp4", "libx265", options=X265)
@@ -115,7 +115,7 @@ def test_a_bad_message_of_h265_is_no_damage_of_its_picture():
     assert numbers == list(range(48))
 
 
-def test_lost_transport_packets_are_damage_or_at_least_said():
+def test_lost_transport_packets_are_damage_or_a_warning():
     whole = encode(range(96), "mpegts", "libx265", options=X265)
     clean, _ = shown(whole)
     assert clean == list(range(96))
@@ -136,12 +136,12 @@ def test_an_flv_clock_that_falls_far_back_is_continued(again_s):
 
 
 @pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
-def test_pictures_that_h264_numbers_say_are_missing_cost_what_is_built_on_them(container):
+def test_pictures_missing_by_h264_frame_numbers_damage_the_frames_predicted_from_them(container):
     numbers, _ = shown(lost_packets(Kind("libx264", container), 30))
     assert numbers == [*range(30), *[LOST] * 17, *range(48, 96)]
 
 
-def test_a_clock_that_breaks_inside_a_group_which_goes_on_costs_nothing():
+def test_a_clock_break_inside_a_continuous_group_damages_no_frame():
     data = encode(range(72), "mpegts", "libx264", options=X264)
 
     def reset(packets: list) -> Iterator[av.Packet]:
@@ -154,7 +154,7 @@ def test_a_clock_that_breaks_inside_a_group_which_goes_on_costs_nothing():
     assert shown(joined) == (list(range(72)), ("clock_restarts",))
 
 
-def test_one_wild_time_voids_no_other():
+def test_one_outlier_time_does_not_invalidate_others():
     def edit(packets: list) -> Iterator[av.Packet]:
         for place, packet in enumerate(packets):
             packet.pts += int(20 / packet.time_base) if place == 30 else 0
@@ -165,7 +165,7 @@ def test_one_wild_time_voids_no_other():
     assert "untimed_frames" in warnings
 
 
-def test_a_long_damaged_group_at_the_beginning_is_rejected_and_what_follows_is_not():
+def test_a_long_damaged_group_at_the_beginning_is_rejected_and_later_clips_are_not():
     options = {**X264, "g": "1200", "keyint_min": "1200"}
     data = encode([n % 256 for n in range(1300)], "matroska", options=options, size=(64, 64))
     rest = [n % 256 for n in range(1200, 1300)]
@@ -175,7 +175,7 @@ def test_a_long_damaged_group_at_the_beginning_is_rejected_and_what_follows_is_n
     assert shown(remux(data, "matroska", harming(0, keep=60))) == (rest, ("undecodable_start",))
 
 
-def test_damage_at_the_beginning_is_not_passed_over_when_frames_are_deinterlaced():
+def test_damage_at_the_beginning_is_found_when_frames_are_deinterlaced():
     numbers, warnings = shown(remux(structure.interlaced("matroska"), "matroska", harming(1)))
     assert len(numbers) == 48
     assert numbers[26:] == list(range(26, 48))
@@ -196,7 +196,7 @@ def test_program_streams_that_leap_at_a_join_lose_no_time_and_at_most_a_frame():
     assert "clock_restarts" in warnings
 
 
-def test_a_last_frame_is_not_believed_to_last_for_minutes_where_no_header_says_when_it_ends():
+def test_an_absurd_duration_of_the_last_frame_is_ignored_without_an_end_in_the_header():
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov"}) as output:
         stream = output.add_stream("libx264", rate=25)

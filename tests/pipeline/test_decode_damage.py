@@ -1,4 +1,4 @@
-"""Damage costs its group of pictures, or is kept with a warning: by any clip rule the same frames have the same pixels."""
+"""Damaged frames: their clips are rejected, or kept with a warning. The pixels of a frame are the same for any clip rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_any_rule_gives_the_same_pixels_for_the_same_frame(kind, policy):
     assert_same_by_any_rule(harmed(kind), policy)
 
 
-def test_kept_damage_around_a_keyframe_does_not_depend_on_where_decoding_began():
+def test_kept_damage_around_a_keyframe_does_not_depend_on_where_decoding_begins():
     kind = damage.KINDS["vp8-webm"]  # its decoder repeats the frame before
     assert_same_by_any_rule(damage.edited(kind, damage.harming(*range(40, 60, 2))), "warn")
 
@@ -79,15 +79,15 @@ def test_a_damaged_frame_rejects_the_clips_that_hold_it_or_is_counted(kind):
     assert {a.clip for a in kept if isinstance(a, FrameChunk) and a.damaged} == lost
 
 
-def test_words_say_what_happened_and_to_which_frames():
+def test_the_message_names_the_cause_and_the_damaged_frames():
     video = open_video(harmed("h264-b-mkv"), validate(DecodeConfig, {}))
     with pytest.raises(pipeline.errors.DamagedInput, match=r"packet 30 .*frames 2\d to 47 depend on it"):
-        for _ in video.frames(range(96)):
+        for _ in map(video.show, range(96)):
             pass
     assert video.show(60 + 12).index == 72  # and later frames can be asked for
 
 
-def test_a_row_says_how_many_of_its_frames_are_damaged(tmp_path):
+def test_a_row_counts_its_damaged_frames(tmp_path):
     source = tmp_path / "harmed.mkv"
     source.write_bytes(harmed("h264-b-mkv"))
     clips = {"clips.select": "tile", "clips.frames": 9, "clips.size": "64x64"}

@@ -1,5 +1,5 @@
-"""Shown frames, their count and their times are those of libav's own decode of the whole stream, in every container and codec that can be
-written here.
+"""Comparison with libav: the frames, their number and their times are those of its decode of the whole stream, for every container and
+codec that can be written here.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ VARIABLE = (
 
 
 def encoded(container: str, codec: str, **settings) -> bytes | None:
-    """A numbered video; None where the container does not take the codec."""
+    """A numbered video; None if the container does not take the codec."""
     encoder, options, pix_fmt, size = CODECS[codec]
     if container in PRIVATE and codec not in NAMED_IN_MPEG:
         return None
@@ -111,7 +111,7 @@ def libav_times(frames: list[av.VideoFrame], container: str, reordered: bool) ->
 
 
 def decoded_by_libav(data: bytes) -> list[av.VideoFrame]:
-    """All frames; none where libav cannot read what it wrote."""
+    """All frames; none if libav cannot read the file it wrote."""
     try:
         frames = decode_with_libav(data)
     except (av.error.FFmpegError, IndexError):  # IndexError: no stream
@@ -120,7 +120,7 @@ def decoded_by_libav(data: bytes) -> list[av.VideoFrame]:
 
 
 def differences(data: bytes, frames: list[av.VideoFrame], container: str, codec: str) -> Iterator[str]:
-    """What Lathe shows otherwise than libav."""
+    """Differences between the frames of Lathe and those of libav."""
     try:
         found = read_through(data)
     except BadDataError as error:
@@ -139,7 +139,7 @@ def differences(data: bytes, frames: list[av.VideoFrame], container: str, codec:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_codec_of_a_container_is_shown_as_libav_shows_it(container):
+def test_frames_and_times_of_every_codec_and_container_are_those_of_libav(container):
     wrong, compared = {}, []
     for codec in CODECS:
         data = encoded(container, codec)

@@ -1,4 +1,4 @@
-"""One colour through every pixel format that libav can scale: our planes give it back by the matrix that the video's facts name."""
+"""One colour in every pixel format that libav can scale: the planes have it, by the matrix in the video's properties."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_formats_that_libav_only_reads_keep_the_colour(name):
     np.testing.assert_allclose(through(frame), RED, atol=5)
 
 
-def test_a_format_that_libav_cannot_scale_is_refused_by_its_name():
+def test_a_format_that_libav_cannot_scale_is_refused_with_its_name():
     red = av.VideoFrame.from_ndarray(np.full((SIDE, SIDE, 3), RED, np.uint8), format="rgb24")
     with pytest.raises(PolicyReject, match="pixel format rgb4") as caught:
         through(VideoReformatter().reformat(red, SIDE, SIDE, "rgb4"))
@@ -126,7 +126,7 @@ def test_palettes_keep_their_colours(codec, container, height):
 
 
 @pytest.mark.parametrize("pix_fmt", ["gbrp", "rgb24"])
-def test_rgb_stored_as_such_keeps_its_colour(pix_fmt):
+def test_rgb_keeps_its_colour(pix_fmt):
     picture = np.full((64, 64, 3), RED, np.uint8)
     codec = {"gbrp": "libx264rgb", "rgb24": "png"}[pix_fmt]
     stored = {"gbrp": "bgr24"}.get(pix_fmt, pix_fmt)
@@ -137,7 +137,7 @@ def test_rgb_stored_as_such_keeps_its_colour(pix_fmt):
     np.testing.assert_allclose(to_rgb(planes(video, [0])[0], video.info.color_matrix), RED, atol=3)
 
 
-def test_hdr_that_is_stored_as_rgb_keeps_its_colour():
+def test_hdr_in_rgb_keeps_its_colour():
     light = np.array([1 / 8, 1 / 48, 1 / 32])  # of reference white, below the knee of the tone curve
     picture = np.full((64, 64, 3), 65535 * light_to_pq(np.float32(REFERENCE_WHITE) * light), np.uint16)
     frames = [av.VideoFrame.from_ndarray(picture, format="rgb48le").reformat(format="gbrp10le")]

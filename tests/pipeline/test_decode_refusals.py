@@ -1,4 +1,4 @@
-"""Refusals: what is no video, what passes a limit, what is cut off; each with its reason."""
+"""Rejects of undecodable files, of files beyond a limit and of truncated files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reason_of(data: bytes, config: DecodeConfig = LIMITS) -> tuple[type[BadDataE
 
 
 @pytest.mark.parametrize("data", [b"x" * 5000, bytes(range(256)) * 20], ids=["letters", "bytes"])
-def test_bytes_of_no_format_are_undecodable(data):
+def test_bytes_of_an_unknown_format_are_undecodable(data):
     assert reason_of(data) == (DamagedInput, "undecodable")
 
 
@@ -46,24 +46,24 @@ def test_limits_hold_before_decoding(values, reason, container):
     assert len(lumas(encode(8, options=FAST, container=container))) == 8
 
 
-def test_a_file_cut_off_gives_its_frames_and_then_says_so():
+def test_a_truncated_file_gives_its_frames_and_is_reported():
     data = encode(60, picture=textured, options=FAST, container_options={"movflags": "faststart"})
     video = open_video(data[: len(data) * 2 // 3], LIMITS)
     assert "60 frames" in video.incomplete
     assert 30 < video.info.num_frames < 45
     seen = []
     with pytest.raises(DamagedInput) as caught:
-        seen.extend(shown.index for shown in video.frames(range(60)))
+        seen.extend(shown.index for shown in map(video.show, range(60)))
     assert caught.value.reason == "corrupt_stream"
     assert 30 < caught.value.frames_recovered < 45
 
 
-def test_without_its_index_a_cut_off_mp4_is_undecodable():
+def test_a_truncated_mp4_without_its_index_is_undecodable():
     data = encode(30, picture=textured, options=FAST)
     assert reason_of(data[: len(data) * 2 // 3]) == (DamagedInput, "undecodable")
 
 
-def test_a_stream_cut_off_in_other_containers_says_that_it_ends_early():
+def test_a_truncated_stream_in_other_containers_has_a_warning():
     data = encode(60, picture=textured, options=FAST, container="matroska")
     warnings = open_video(data[: len(data) * 2 // 3], LIMITS).info.warnings
     assert any(warning.startswith("video_ends_early:1.") for warning in warnings)
@@ -80,24 +80,24 @@ def test_only_named_errors_leave_the_decoder(monkeypatch, error):
     video = open_video(encode(4, options=FAST), LIMITS)
     with monkeypatch.context() as patched:
         patched.setattr(FrameStream, "next", failing)
-        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(video.frames([0, 3]))):
+        for call in (lambda: open_video(encode(4, options=FAST), LIMITS), lambda: list(map(video.show, [0, 3]))):
             with pytest.raises(DamagedInput) as caught:
                 call()
             assert caught.value.reason == reason
-    shown = next(open_video(encode(4, options=FAST), LIMITS).frames([0]))
+    shown = open_video(encode(4, options=FAST), LIMITS).show(0)
     monkeypatch.setattr(Scaler, "write", failing)
     with pytest.raises(DamagedInput) as caught:
         shown.write(np.empty((3, 32, 32), np.uint8), Geometry(32, 32, 0, 0, 32, 32))
     assert caught.value.reason == reason
 
 
-def test_close_twice():
+def test_close_may_be_called_twice():
     video = open_video(encode(2, options=FAST), LIMITS)
     video.close()
     video.close()
 
 
-def test_an_mp4_that_is_cut_before_or_in_its_index_is_called_so():
+def test_the_reject_of_an_mp4_without_index_says_so():
     data = encode(12, options=FAST)
     for cut, words in ((-4, "no index"), (40, "")):
         with pytest.raises(DamagedInput, match=words or "header is cut|Invalid data") as caught:

@@ -1,4 +1,4 @@
-"""What a frame carries besides its pixels: orientation is used wherever it stands, everything else is passed by without harm."""
+"""Side data of frames: every kind of orientation is applied, all other kinds are ignored safely."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exif_jpeg(orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", SHOWN)
 @pytest.mark.parametrize("container", ["avi", "mov", "matroska"])
-def test_exif_of_a_jpeg_turns_it(orientation, container):
+def test_exif_orientation_of_a_jpeg_is_applied(orientation, container):
     data = mux([exif_jpeg(orientation)] * 2, "mjpeg", container, "yuvj420p")
     np.testing.assert_allclose(seen(data), SHOWN[orientation](np.array(CORNERS)), atol=3)
 
@@ -75,7 +75,7 @@ def test_exif_of_a_jpeg_turns_it(orientation, container):
 @pytest.mark.parametrize(
     ("container", "orientation"), [("mp4", 2), ("mp4", 4), ("mov", 6), ("mov", 7), ("matroska", 6), ("matroska", 3)]
 )
-def test_the_containers_matrix_turns_it(container, orientation):
+def test_the_containers_display_matrix_is_applied(container, orientation):
     # Counter-clockwise degrees, then a mirror.
     rotation, hflip = {2: (0, True), 3: (180, False), 4: (180, True), 6: (-90, False), 7: (90, True)}[orientation]
     settings = {"rotation": rotation, "hflip": hflip, "container": container, "options": {"qp": "1"}}
@@ -85,7 +85,7 @@ def test_the_containers_matrix_turns_it(container, orientation):
 
 @pytest.mark.parametrize(("codec", "container"), [("libx264", "h264"), ("libx265", "hevc")])
 @pytest.mark.parametrize(("hflip", "vflip", "turns"), [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 0, 3)])
-def test_display_orientation_in_the_stream_turns_it(codec, container, hflip, vflip, turns):
+def test_display_orientation_in_the_stream_is_applied(codec, container, hflip, vflip, turns):
     options = {"qp": "1"} if codec == "libx264" else {**X265, "x265-params": X265["x265-params"] + ":qp=1"}
     data = encode(
         X265_FRAMES, size=(HEIGHT, WIDTH), picture=quarters, codec=codec, container=container, options=options
@@ -151,7 +151,7 @@ def test_profiles_and_unknown_side_data_corrupt_no_memory(tmp_path):
     assert (found.returncode, found.stdout.strip()) == (0, "sound"), found.stderr[-500:]
 
 
-def test_hdr_metadata_beside_a_matrix_is_passed_by():
+def test_hdr_metadata_beside_a_matrix_is_ignored():
     master = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
     options = {**X265, "x265-params": f"{X265['x265-params']}:{master}:qp=4"}
     settings = {"size": (HEIGHT, WIDTH), "picture": quarters, "codec": "libx265", "rotation": 90}

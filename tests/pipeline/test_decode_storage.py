@@ -1,4 +1,4 @@
-"""An I/O error of a video's file is an error of the storage, in whatever phase of decoding it happens and whatever libav makes of it."""
+"""I/O errors of a video's file are storage errors in every phase of decoding."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sicken(monkeypatch: pytest.MonkeyPatch, error: OSError, opened_before: int, 
 
 
 def cut(video: bytes | str) -> list[Any]:
-    """All answers of a cutter, what it raises as the last."""
+    """All answers of a cutter; the last is the error it raises, if any."""
     limits = validate(DecodeConfig, {})
     cutter = Cutter(CutRequest(Sample("key", 0, "uri", video, "mp4"), RULES, limits, 4, validate(DrillConfig, {})))
     answers: list[Any] = []
@@ -96,7 +96,7 @@ def noise(index: int, width: int, height: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of more than a megabyte: libav reads 256 kB at a time."""
+    """Larger than a megabyte: libav reads 256 kB at a time."""
     folder = tmp_path_factory.mktemp("videos")
     found = {}
     for container in CONTAINERS:
@@ -112,7 +112,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_failing_read_is_the_storages_in_every_phase(
+def test_a_failing_read_is_a_storage_error_in_every_phase(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch, container: str, phase: str
 ) -> None:
     sicken(monkeypatch, OSError(errno.ESTALE, os.strerror(errno.ESTALE)), *PHASES[phase])
@@ -124,7 +124,7 @@ def test_a_failing_read_is_the_storages_in_every_phase(
 
 @pytest.mark.parametrize("name", MEANING)
 @pytest.mark.parametrize("phase", ["hash open", "hash", "demux", "decode"])
-def test_the_system_error_decides_what_a_failing_file_means(
+def test_the_system_error_decides_the_storage_error(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str, phase: str
 ) -> None:
     code = getattr(errno, name)
@@ -135,10 +135,10 @@ def test_the_system_error_decides_what_a_failing_file_means(
     assert not any(isinstance(answer, BadDataError) for answer in before)
 
 
-def test_the_frames_before_a_failing_read_are_those_of_a_healthy_file(
+def test_the_frames_before_a_failing_read_are_those_of_an_intact_file(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libav makes a half packet of a failed read: it must not become a picture."""
+    """libav returns a partial packet after a failed read: it must not become a picture."""
     healthy = cut(files["matroska"])  # libav reads the end of the others when it opens them
     sicken(monkeypatch, OSError(errno.EIO, "Input/output error"), *PHASES["decode end"])
     *before, last = cut(files["matroska"])
@@ -148,20 +148,20 @@ def test_the_frames_before_a_failing_read_are_those_of_a_healthy_file(
         assert (got.planes_T3HW == wanted.planes_T3HW).all()
 
 
-def test_a_real_read_error_is_the_storages() -> None:
+def test_a_real_read_error_is_a_storage_error() -> None:
     # Linux answers EIO for a page that is not mapped: here page 0.
     with pytest.raises(StorageUnavailable, match="/proc/self/mem"):
         open_video("/proc/self/mem", validate(DecodeConfig, {}))
 
 
-def test_a_file_that_is_gone_or_a_folder_now_has_changed(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_or_became_a_folder_is_source_changed(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.mp4", tmp_path):
         with pytest.raises(SourceChanged, match="removed or replaced"):
             open_video(str(path), validate(DecodeConfig, {}))
 
 
-def test_harmed_bytes_are_damage_on_a_disk_as_in_memory(tmp_path: Path) -> None:
-    """Hostile headers make libav seek to impossible offsets, which the system refuses: that is no failing disk."""
+def test_damaged_bytes_are_damage_on_disk_and_in_memory(tmp_path: Path) -> None:
+    """Hostile headers make libav seek to impossible offsets, which the system refuses: the disk does not fail."""
     rng = random.Random(7)
     path = tmp_path / "video"
     for container in CONTAINERS:

@@ -1,4 +1,4 @@
-"""Of several video streams the one that moves is taken, and the user hears of the others."""
+"""Containers with several video streams: the moving one is decoded, and a warning counts the others."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_a_single_picture_before_the_video_is_not_taken(container, cover):
     assert lumas(data) == pytest.approx([luma_of(i) for i in range(12)], abs=1)
 
 
-def test_a_moving_jpeg_wins_over_a_still_of_another_codec():
+def test_a_motion_jpeg_is_preferred_to_a_still_of_another_codec():
     info = open_video(joined("mov", ("libx264", 1, SIDE), ("mjpeg", 9, SMALL)), LIMITS).info
     assert (info.codec, info.num_frames) == ("mjpeg", 9)
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
-def test_of_two_videos_libavs_best_is_taken_and_the_other_is_told(container):
+def test_of_two_videos_libavs_best_is_taken_with_a_warning(container):
     data = joined(container, ("libx264", 12, SIDE), VIDEO)
     with av.open(io.BytesIO(data)) as opened:
         best = opened.streams.best("video")
@@ -81,7 +81,7 @@ def test_of_two_videos_libavs_best_is_taken_and_the_other_is_told(container):
     assert "extra_streams:1" in info.warnings
 
 
-def test_a_disabled_track_gives_way_to_an_enabled_one():
+def test_an_enabled_track_is_preferred_to_a_disabled_one():
     data = bytearray(joined("mp4", ("libx264", 12, SIDE), VIDEO))
     flags = data.index(b"tkhd") + 7
     data[flags] &= ~1  # not enabled
@@ -98,11 +98,11 @@ def test_flagged_cover_art_is_never_the_video():
     assert caught.value.reason == "no_video_stream"
 
 
-def test_sound_before_the_video_does_not_hide_which_stream_moves():
+def test_the_moving_stream_is_found_behind_sound():
     data = joined("nut", ("mjpeg", 1, SIDE), VIDEO, sound_s=3)
     assert open_video(data, LIMITS).info.width == SMALL
 
 
-def test_stills_alone_are_taken_as_they_are():
+def test_a_file_with_only_stills_gives_one_of_them():
     info = open_video(joined("mov", ("mjpeg", 1, SIDE), ("mjpeg", 1, SMALL)), LIMITS).info
     assert info.num_frames == 1

@@ -1,4 +1,4 @@
-"""HDR to SDR: the published curves at known points, neutral greys stay neutral, order and hue survive."""
+"""Tone mapping: the published curves at known points; greys stay neutral, order and hue are kept."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ def test_hue_of_a_bt709_red_survives():
     assert abs(blue) < 0.06
 
 
-def test_bits_only_scale():
+def test_bit_depth_only_scales():
     eight, sixteen = limited_yuv([0.5, 0.4, 0.3], 10), limited_yuv([0.5, 0.4, 0.3], 16)
     assert abs(to_sdr(eight, 10, "pq").astype(int) - to_sdr(sixteen, 16, "pq").astype(int)).max() <= 1

@@ -1,4 +1,4 @@
-"""`lathe evaluate` on real files: every number against one worked out apart, what is refused, decoders that die."""
+"""`lathe evaluate` on real files: every number compared with a separate computation, refusals, decoders that die."""
 
 import functools
 import json
@@ -26,13 +26,13 @@ SIDE = 48
 
 @functools.cache  # the encoder's bytes are not the same twice
 def picture(frames, start=0):
-    """Gradients and a moving block, as H.264 of 64x64."""
+    """Gradients and a moving block, as 64x64 H.264."""
     return encode([textured(start + n, 64, 64) for n in range(frames)])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads that wait for one another on a busy machine take most of such small tests' time."""
+    """Runs with one thread: on a busy machine more would take most of such small tests' time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder with a network's configuration and weights."""
+    """Folder with a network's configuration and weights."""
     network = model.load("leanvae", config=TINY_NETWORK, untrained=0)
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "config.json").write_text(json.dumps(network.config))
@@ -82,7 +82,7 @@ def run(corpus, checkpoint, tmp_path_factory):
 
 
 def by_hand(video, plan_rules, vae):
-    """PSNR per frame and clip, from the decoder's planes through the network's public doors, in numpy."""
+    """PSNR per frame and clip, from the decoder's planes through the network's public methods, in numpy."""
     sample = Sample("x", 0, "x", video, "mp4")
     cutter = Cutter(CutRequest(sample, plan_rules, DecodeConfig(), 0, DrillConfig()))
     cutter.open()
@@ -102,7 +102,7 @@ def by_hand(video, plan_rules, vae):
     return found
 
 
-def test_every_clip_has_a_row_with_the_numbers_a_plain_computation_gives(run, corpus, checkpoint):
+def test_every_row_equals_a_plain_computation(run, corpus, checkpoint):
     _, folder = run
     rows = pq.read_table(folder / "clips.parquet").to_pylist()
     assert [(row["key"], row["clip"], row["bucket"]) for row in rows] == [
@@ -130,7 +130,7 @@ def test_every_clip_has_a_row_with_the_numbers_a_plain_computation_gives(run, co
         assert row["lpips"] is None
 
 
-def test_the_summary_is_made_of_the_rows_and_rejects(run):
+def test_the_summary_agrees_with_rows_and_rejects(run):
     summary, folder = run
     rows = pq.read_table(folder / "clips.parquet").to_pylist()
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -165,7 +165,7 @@ def test_pictures_are_drawn(run):
         assert np.asarray(Image.open(folder / "plots" / name).convert("L")).std() > 5
 
 
-def test_small_chunks_more_decoders_and_one_that_dies_change_no_number(run, corpus, checkpoint, tmp_path):
+def test_chunk_size_decoders_and_a_dying_decoder_change_no_number(run, corpus, checkpoint, tmp_path):
     flags = {"engine.decoders": 2, "engine.chunk_frames": 4, "drill.point": "in_decoder"}
     flags |= {"drill.marker_dir": str(tmp_path / "markers")}
     again = evaluate(job_of(corpus, tmp_path / "out", checkpoint, **flags))
@@ -181,7 +181,7 @@ def test_small_chunks_more_decoders_and_one_that_dies_change_no_number(run, corp
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_the_command_prints_a_table_or_json_and_measures_lpips_and_rfvd_where_weights_are(
+def test_the_command_prints_a_table_or_json_with_lpips_and_rfvd_if_weights_are_given(
     corpus, checkpoint, tmp_path, monkeypatch
 ):
     from model.evaluation import i3d
@@ -231,10 +231,14 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         ((corpus,), full, "the folder is not empty; name a new one"),
         ((corpus,), full / "a.txt", "is a file; name a folder"),
         ((corpus,), "s3://bucket/x", "a local folder"),
-        ((corpus, "--model", "leanvae", "--size", "48x48"), full / "a.txt" / "b", "cannot be made: Not a directory"),
+        (
+            (corpus, "--model", "leanvae", "--size", "48x48"),
+            full / "a.txt" / "b",
+            "cannot be created (Not a directory)",
+        ),
         ((corpus, *ours, "--size", "50x48"), new, "sides that are multiples of 8, got 50x48"),
         ((corpus, *ours, "--frames", "16"), new, "takes 4n+1 frames, got 16"),
-        ((corpus, *ours, "--size", "8x48"), new, "window of 11 pixels, got sides down to 8"),
+        ((corpus, *ours, "--size", "8x48"), new, "at least 11 pixels, got 8"),
         ((corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:64x64"), new, "down to 8; set it to 16"),
         ((corpus / "nothing.tar", *ours), new, "nothing.tar"),
         ((corpus, "--model", "leanvae", "--lpips", other), new, f"--lpips {other}: the weights"),
@@ -271,7 +275,7 @@ def test_a_corpus_without_a_clip_says_why(checkpoint, tmp_path):
     assert "too_short 1 (c: " in text
 
 
-def test_an_interrupted_evaluation_does_not_promise_to_resume(corpus, checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_is_not_resumable(corpus, checkpoint, tmp_path, monkeypatch):
     def interrupt(job, **options):
         raise KeyboardInterrupt
 

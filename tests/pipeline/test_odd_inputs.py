@@ -1,4 +1,4 @@
-"""Every odd input gives the frames that a player shows, or is refused with a reason; by any clip rule its frames have the same pixels."""
+"""Odd inputs: each gives the frames that a player shows, or a reject. The pixels of a frame are the same for any clip rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_rgb(planes_3HW: np.ndarray, matrix: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("odd", VIDEOS, ids=by_name)
-def test_the_frames_of_an_odd_video_are_those_that_a_player_shows(odd):
+def test_an_odd_video_gives_the_frames_that_a_player_shows(odd):
     found = read_through(odd.data())
     if found.error is not None:
         raise found.error
@@ -53,7 +53,7 @@ def test_the_frames_of_an_odd_video_are_those_that_a_player_shows(odd):
 
 @pytest.mark.parametrize("odd", DAMAGED, ids=by_name)
 def test_damage_costs_the_frames_it_touches_and_no_others(odd):
-    """A frame that is given has the pixels of the undamaged video; one outside of what was touched is given."""
+    """Frames that are returned have the pixels of the undamaged video; all frames outside the damage are returned."""
     whole: list[np.ndarray] = []
     for make in odd.truth:
         whole += read_through(made(make)).planes
@@ -77,7 +77,7 @@ def test_damage_costs_the_frames_it_touches_and_no_others(odd):
 
 
 @pytest.mark.parametrize("odd", REFUSED, ids=by_name)
-def test_what_gives_no_frames_is_refused_with_the_reason(odd):
+def test_a_file_without_frames_is_refused_with_the_reason(odd):
     with pytest.raises(BadDataError) as caught:
         read_through(odd.data())
     assert caught.value.reason in odd.reasons
@@ -107,11 +107,11 @@ def test_any_clip_rule_gives_the_same_pixels_for_the_same_frame(odd):
 
 @pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
 @pytest.mark.parametrize("make", [structure.b_frames, structure.b_frames_hevc])
-def test_two_far_frames_cost_about_a_group_of_pictures_each(make, container):
+def test_two_distant_frames_decode_about_one_group_each(make, container):
     video = open_video(make(container), LIMITS)
     try:
         geometry, planes = Geometry(64, 96, 0, 0, 64, 96), np.empty((2, 3, 64, 96), np.uint8)
-        for out, shown in zip(planes, video.frames([0, 140]), strict=True):
+        for out, shown in zip(planes, map(video.show, [0, 140]), strict=True):
             shown.write(out, geometry)
         assert [number_of(frame) for frame in planes] == [0, 140]
         assert video.frames_decoded <= 2 * GROUP

@@ -1,12 +1,10 @@
-"""Odd inputs as a folder, in a tar and on S3, by plan, and through whole builds under both executors."""
+"""Odd inputs in a folder, in a tar and on S3, in a plan, and in builds with both executors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.errors import BadDataError
 from pipeline.reader import read_samples
 from pipeline.records import Reject, Sample
 from pipeline.storage import open_store
+from tests import forked_command
 from tests.engine.test_inline import assert_same_rows
 from tests.odd_inputs import archives
 from tests.odd_inputs.cutting import cut, rules
@@ -35,7 +34,7 @@ SAMPLE_OF_ROWS = (
 
 
 def outcome(video: bytes | str) -> str:
-    """Everything that a video gives, in few words: its clips' pixels and rejects, or why it was refused."""
+    """Result of a video: hashes of its clips' pixels and its rejects, or the reason of its own reject."""
     try:
         found = cut(video, rules("tile"))
     except BadDataError as error:
@@ -49,7 +48,7 @@ def outcome(video: bytes | str) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """What the bytes of each file give."""
+    """Result of each file, decoded from bytes."""
     return {name: outcome(odd.data()) if odd.data() else "empty_video" for name, odd in BY_NAME.items()}
 
 
@@ -71,7 +70,7 @@ def in_tar(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
 
 
 def on_s3(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
-    """Every fourth file as such, the others in a tar."""
+    """Every fourth file as a plain file, the others in a tar."""
     root = s3()
     store = open_store(root, STORAGE)
     odds = list(BY_NAME.values())
@@ -86,7 +85,7 @@ def on_s3(tmp_path: Path, s3: Callable[[], str]) -> list[str]:
 @pytest.mark.parametrize(
     "place", [in_folder, in_tar, pytest.param(on_s3, marks=pytest.mark.s3)], ids=lambda p: p.__name__
 )
-def test_a_file_gives_the_same_wherever_it_lies(place, tmp_path, request, outcomes):
+def test_a_file_gives_the_same_in_a_folder_a_tar_and_a_bucket(place, tmp_path, request, outcomes):
     inputs = place(tmp_path, lambda: request.getfixturevalue("s3").root)
     found = {}
     for shard in resolve_inputs(inputs, STORAGE):
@@ -115,7 +114,7 @@ def test_names_with_dots_give_a_sample_each_with_its_own_caption(tmp_path):
 @pytest.mark.parametrize(
     ("make", "videos"), [(archives.same_key, 3), (archives.same_key_apart, 3), (archives.two_videos_of_a_key, 2)]
 )
-def test_no_video_of_a_tar_vanishes(make, videos, tmp_path):
+def test_every_video_of_a_tar_is_a_sample_or_a_reject(make, videos, tmp_path):
     items = read_tar(tmp_path, make())
     assert len(items) == videos
     captions = {item.key: item.caption for item in items if isinstance(item, Sample)}
@@ -138,29 +137,14 @@ def test_captions_are_text_or_missing_but_never_damaged(tmp_path):
 
 def plan_of(folder: Path) -> dict:
     """`lathe plan --json`."""
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "pipeline",
-            "plan",
-            str(folder),
-            "--model",
-            "leanvae",
-            "--frames",
-            "5",
-            "--size",
-            "32x32",
-        ),
-        *("--clips", "uniform:2", "--json", "--set", f"model.config={json.dumps(TINY_NETWORK)}"),
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    size = ("--model", "leanvae", "--frames", "5", "--size", "32x32", "--clips", "uniform:2")
+    run = forked_command.run("plan", folder, *size, "--json", "--set", f"model.config={json.dumps(TINY_NETWORK)}")
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 
 def test_a_build_does_what_plan_predicts(tmp_path):
-    """Damage inside a stream is what plan cannot see: it decodes one frame of each video. Clips of such videos may fail."""
+    """`plan` decodes one frame of each video, so it cannot find damage inside a stream. Clips of such videos may fail."""
     damaged = {odd.name for odd in DAMAGED}
     planned, built = {}, {}
     for part, odds in (
@@ -191,10 +175,10 @@ def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
     (folder / "ordinary.mp4").write_bytes(small())
     (folder / "deep.tar").write_bytes(archives.nested_json())
     for executor in ("inline", "ray"):
-        command = [sys.executable, "-m", "pipeline", "encode", folder, tmp_path / executor]
+        command = ["encode", folder, tmp_path / executor]
         flags = tiny_flags("--executor", executor, "--set", "reject_budget=1", "--set", "clips.select=uniform:3")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        run = subprocess.run([*map(str, command), *flags], capture_output=True, text=True, timeout=200, env=environment)
+        run = forked_command.run(*command, *flags, env=environment)
         assert run.returncode == 0, run.stderr
         assert "Traceback" not in run.stderr
     inline, ray = (rows(tmp_path / executor) for executor in ("inline", "ray"))

@@ -156,9 +156,9 @@ class _Crashing(ProcessLanes):
 
     def open(self, lane, ticket, request):
         super().open(lane, ticket, request)
-        if request.sample.key.startswith("crash"):
+        if request.video.key.startswith("crash"):
             os.kill(self._children[lane].process.pid, signal.SIGSEGV)
-        if request.sample.key.startswith("hang"):
+        if request.video.key.startswith("hang"):
             os.kill(self._children[lane].process.pid, signal.SIGSTOP)
 
 

@@ -1,4 +1,4 @@
-"""Shards as people make them: WebDataset's rules, and every pitfall handled and counted."""
+"""Reading of tars: WebDataset's rules, and oddities that are handled and counted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shard_of(*uris: str | Path, config: StorageConfig | None = None, kind: Any =
 
 
 def read(path: Path, **fields: Any) -> tuple[list[Sample | Reject], dict[str, int]]:
-    """All items of a tar, twice, which must agree."""
+    """All items of a tar, read twice with equal results."""
     limit = fields.pop("max_video_bytes", LIMIT)
     counters: dict[str, int] = {}
     shard, config = shard_of(path), StorageConfig(**fields)
@@ -65,7 +65,7 @@ def brief(items: list[Sample | Reject]) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_a_shard_of_video2dataset(tmp_path: Path) -> None:
+def test_a_shard_of_video2dataset_is_read(tmp_path: Path) -> None:
     failed = {"status": "failed_to_download", "error_message": "HTTP 404", "url": "x"}
     path = pack(
         tmp_path / "00000.tar",
@@ -115,7 +115,7 @@ def test_keys_and_fields_are_those_of_webdataset(tmp_path: Path) -> None:
         assert sorted(item.index for item in items if isinstance(item, Sample)) == list(range(len(theirs)))
 
 
-def test_what_is_no_sample_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_members_that_are_not_samples_are_skipped_and_counted(tmp_path: Path) -> None:
     entries = [
         ("s", (tarfile.DIRTYPE, "")),
         ("s/._000.mp4", b"apple"),
@@ -150,7 +150,7 @@ def test_what_is_no_sample_is_passed_over_and_counted(tmp_path: Path) -> None:
     }
 
 
-def test_scattered_members_come_together(tmp_path: Path) -> None:
+def test_scattered_members_of_a_key_become_one_sample(tmp_path: Path) -> None:
     names = [f"{n:03d}" for n in range(50)]
     for order in (("mp4", "json", "txt"), ("json", "mp4", "txt"), ("txt", "json", "mp4")):
         path = pack(tmp_path / "x.tar", [(f"{name}.{field}", b'{"n": 1}') for field in order for name in names])
@@ -162,7 +162,7 @@ def test_scattered_members_come_together(tmp_path: Path) -> None:
         assert counters == {"reopened_keys": 100}
 
 
-def test_parts_that_come_too_late_are_rejected_never_a_second_sample(tmp_path: Path) -> None:
+def test_late_members_are_rejected_and_make_no_second_sample(tmp_path: Path) -> None:
     complete = [("a.mp4", b"1"), ("a.txt", b"one"), ("b.mp4", b"2"), ("b.txt", b"two")]
     late = [("a.mp4", b"3"), ("a.txt", b"three"), ("c.mp4", b"4"), ("a.json", b"{}"), ("c.txt", b"x")]
     items, counters = read(pack(tmp_path / "x.tar", complete + late))
@@ -211,7 +211,7 @@ def test_names_are_keys_and_never_paths(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "in" / "x.tar"}
 
 
-def test_names_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     items, counters = read(
         pack(tmp_path / "x.tar", [("caf\udce9.mp4", b"1"), ("caf\udce8.mp4", b"2")], form=tarfile.GNU_FORMAT)
     )
@@ -239,7 +239,7 @@ def test_hard_links_are_followed_in_the_archive(tmp_path: Path) -> None:
     assert ("b", "unresolved_hardlink", False) in brief(items), "no ranges inside a compressed archive"
 
 
-def test_sparse_files_of_gnu_tar(tmp_path: Path) -> None:
+def test_sparse_files_of_gnu_tar_are_expanded(tmp_path: Path) -> None:
     sparse = tmp_path / "s.mp4"
     with sparse.open("wb") as file:
         file.truncate(MiB)
@@ -254,7 +254,7 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-def test_compression_is_told_by_content(tmp_path: Path, mode: str) -> None:
+def test_compression_is_detected_by_content(tmp_path: Path, mode: str) -> None:
     entries = [
         (f"{n}.{field}", os.urandom(20_000) if field == "mp4" else b"words")
         for n in range(20)

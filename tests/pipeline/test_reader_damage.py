@@ -1,4 +1,4 @@
-"""Broken, hostile and half-written archives: each gives reasons, none raises, hangs, or changes a sample."""
+"""Broken, hostile and truncated archives: each gives rejects; none raises, hangs or changes a sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def items_of(tmp_path: Path, data: bytes) -> tuple[list[Sample | Reject], dict[s
 
 
 def check_samples(items: list[Sample | Reject]) -> list[Sample]:
-    """What left as a sample is exactly what went in, and no key left twice."""
+    """Checks that each sample equals one that was packed, and that no key comes twice."""
     samples = [item for item in items if isinstance(item, Sample)]
     for sample in samples:
         n = int(sample.key)
@@ -60,7 +60,7 @@ def rejects(items: list[Sample | Reject]) -> list[Reject]:
     return [item for item in items if isinstance(item, Reject)]
 
 
-def test_every_cut_is_told_and_loses_only_what_lay_behind_it(tmp_path: Path, whole: bytes) -> None:
+def test_every_cut_is_reported_and_loses_only_the_members_behind_it(tmp_path: Path, whole: bytes) -> None:
     members = places(whole)
     end = members[-1].offset_data + BLOCK
     for cut in sorted(
@@ -97,20 +97,20 @@ def test_every_cut_is_told_and_loses_only_what_lay_behind_it(tmp_path: Path, who
         assert [told.key for told in rejects(items)] == [None] * (cut == end)
 
 
-def test_a_cut_that_takes_only_the_caption_takes_the_sample(tmp_path: Path) -> None:
+def test_a_sample_whose_caption_is_cut_is_rejected(tmp_path: Path) -> None:
     data = pack(tmp_path / "a.tar", [(f"{n}.{e}", b"x") for n in range(3) for e in ("mp4", "txt")]).read_bytes()
     cut = next(member.offset for member in places(data) if member.name == "2.txt")
     items, _ = items_of(tmp_path, data[:cut])
     assert brief(items) == [("0", b"x", "x"), ("1", b"x", "x"), ("2", "truncated_shard", False)]
 
 
-def test_a_cut_between_videos_alone_keeps_the_last(tmp_path: Path) -> None:
+def test_a_cut_between_videos_without_texts_keeps_the_last_one(tmp_path: Path) -> None:
     data = pack(tmp_path / "a.tar", [(f"{n}.mp4", b"x") for n in range(3)]).read_bytes()
     items, _ = items_of(tmp_path, data[: places(data)[2].offset])
     assert sorted(brief(items), key=str) == [("0", b"x", None), ("1", b"x", None), (None, "truncated_shard", False)]
 
 
-def test_zero_blocks_between_archives_are_stepped_over(tmp_path: Path, whole: bytes) -> None:
+def test_zero_blocks_between_archives_are_skipped(tmp_path: Path, whole: bytes) -> None:
     second = pack(tmp_path / "b.tar", [("zz.mp4", b"z"), ("zz.txt", b"z")]).read_bytes()
     items, counters = items_of(tmp_path, whole + second)
     assert [item.key for item in items] == [*(f"{n:03d}" for n in range(SAMPLES)), "zz"]
@@ -138,7 +138,7 @@ def test_a_broken_header_costs_its_member_only(tmp_path: Path, whole: bytes, jun
         assert counters["resynced_bytes"] >= member.size
 
 
-def test_bytes_lost_or_inserted_are_overcome(tmp_path: Path, whole: bytes) -> None:
+def test_reading_goes_on_behind_lost_or_inserted_bytes(tmp_path: Path, whole: bytes) -> None:
     middle = places(whole)[6].offset
     for damaged in (whole[: middle + 100] + whole[middle + 333 :], whole[:middle] + b"x" * 777 + whole[middle:]):
         items, counters = items_of(tmp_path, damaged)
@@ -147,7 +147,7 @@ def test_bytes_lost_or_inserted_are_overcome(tmp_path: Path, whole: bytes) -> No
         assert counters["resynced_headers"] == 1
 
 
-def test_what_is_no_tar_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_is_rejected_as_such(tmp_path: Path) -> None:
     for data, reason in {
         b"<!DOCTYPE html><html>404</html>" * 100: "not_a_tar",
         os.urandom(5000): "not_a_tar",
@@ -167,7 +167,7 @@ def test_what_is_no_tar_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-def test_compressed_archives_break_in_their_own_way(tmp_path: Path, mode: str) -> None:
+def test_damage_of_compressed_archives_is_reported(tmp_path: Path, mode: str) -> None:
     entries = [
         (f"{n:03d}.{e}", os.urandom(30_000) if e == "mp4" else b"words") for n in range(10) for e in ("mp4", "txt")
     ]
@@ -189,11 +189,11 @@ def test_compressed_archives_break_in_their_own_way(tmp_path: Path, mode: str) -
 
 @fuzz
 @given(cut=st.integers(0, 20_000))
-def test_any_cut(tmp_path: Path, whole: bytes, cut: int) -> None:
+def test_any_cut_gives_whole_samples_and_rejects(tmp_path: Path, whole: bytes, cut: int) -> None:
     items, _ = items_of(tmp_path, whole[:cut])
     check_samples(items)
     end = places(whole)[-1].offset_data + BLOCK
-    # Without one whole zero block behind the last member nobody can say that it was the last.
+    # Without one whole zero block behind the last member it is unknown whether it was the last.
     assert len(rejects(items)) == (cut < end + BLOCK)
 
 
@@ -202,10 +202,10 @@ def test_any_cut(tmp_path: Path, whole: bytes, cut: int) -> None:
     header=st.integers(0, SAMPLES * len(FIELDS) - 1),
     edits=st.dictionaries(st.integers(0, 499), st.integers(0, 255), min_size=1, max_size=12),
 )
-def test_headers_that_lie_with_a_right_checksum(
+def test_false_headers_with_a_valid_checksum_keep_the_samples_before(
     tmp_path: Path, whole: bytes, header: int, edits: dict[int, int]
 ) -> None:
-    # Sizes, types, links, sparse maps, long-name chains: whatever it says, reading ends and the neighbours before it are whole.
+    # Any sizes, types, links, sparse maps, long-name chains: reading ends and the samples before are whole.
     member = places(whole)[header]
     block = bytearray(whole[member.offset : member.offset_data])
     for at, value in edits.items():
@@ -223,7 +223,7 @@ def test_headers_that_lie_with_a_right_checksum(
 
 @fuzz
 @given(data=st.binary(max_size=3000), at=st.integers(0, 12_000))
-def test_any_bytes_in_the_middle(tmp_path: Path, whole: bytes, data: bytes, at: int) -> None:
+def test_any_bytes_in_the_middle_keep_the_samples_before(tmp_path: Path, whole: bytes, data: bytes, at: int) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(whole[:at] + data + whole[at + len(data) :])
     for item in read_samples(shard_of(path), StorageConfig(), max_video_bytes=LIMIT):

@@ -1,4 +1,4 @@
-"""Names in a tar: dots, several videos of one key, names that repeat. Every video is a sample or a reject, each with its own texts."""
+"""Names in a tar: dots, several videos of one key, repeated names. Every video is a sample or a reject, with its own texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_videos_with_dots_are_samples_of_their_full_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("order", range(4))
-def test_the_order_of_members_decides_no_key_and_no_caption(tmp_path: Path, order: int) -> None:
+def test_keys_and_captions_do_not_depend_on_the_order_of_members(tmp_path: Path, order: int) -> None:
     groups = [captioned(stem) for stem in (*DOTTED, "k", "lone.orig")]
     entries = {
         0: [entry for group in groups for entry in group],
@@ -99,7 +99,7 @@ def test_of_videos_that_differ_in_their_extension_one_is_taken(tmp_path: Path) -
         assert counters == {}
 
 
-def test_a_video_that_can_be_had_wins(tmp_path: Path) -> None:
+def test_a_readable_video_is_preferred(tmp_path: Path) -> None:
     for order in ((0, 1), (1, 0)):
         entries = [("a.mp4", b""), ("a.webm", b"webm")]
         items, _ = read(pack(tmp_path / "x.tar", [entries[n] for n in order]))
@@ -129,8 +129,8 @@ def test_an_archive_that_was_appended_to_keeps_its_first_samples(tmp_path: Path)
     assert counters == {"late_members": 1}
 
 
-def test_videos_of_one_key_far_apart_are_samples_of_their_own(tmp_path: Path) -> None:
-    """Behind the window the first one has left with the key."""
+def test_videos_of_one_key_far_apart_are_separate_samples(tmp_path: Path) -> None:
+    """Behind the window the first video was emitted with the key."""
     far: list[Entry] = [(f"far{n}.mp4", bytes(12 * MiB)) for n in range(4)]
     entries = [*captioned("t.1"), *far, *captioned("t.2"), *captioned("t.1"), ("t.mp4", b"plain")]
     items, counters = read(pack(tmp_path / "x.tar", entries))

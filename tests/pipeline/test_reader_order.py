@@ -1,4 +1,4 @@
-"""Members of a tar in unlucky orders: no video is lost because of what came before it, and an archive's cut costs only what it hit."""
+"""Unusual orders of members: no video is lost because of earlier members, and a cut rejects only the videos that it hits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.records import Reject
 from tests.pipeline.test_reader import Entry, MiB, brief, pack, read
 
 
-def test_a_video_whose_key_left_is_no_repetition(tmp_path: Path) -> None:
+def test_a_video_of_an_emitted_key_is_not_a_duplicate(tmp_path: Path) -> None:
     names = ("a.1.mp4", "a.2.mp4", "a.txt", "b.mp4", "b.txt", "a.mp4")
     items, counters = read(pack(tmp_path / "x.tar", [(name, name.encode()) for name in names]))
     assert ("a", b"a.mp4", None) in brief(items)
@@ -30,7 +30,7 @@ def test_a_video_far_behind_its_text_is_one_sample(tmp_path: Path) -> None:
     assert counters["late_members"] == 1
 
 
-def test_many_texts_fit_the_window() -> None:
+def test_many_texts_fit_into_the_window() -> None:
     grouper = Grouper("x.tar", {})
     for n in range(45_000):
         name = member_name(f"{n:06d}.txt")
@@ -43,7 +43,7 @@ def test_many_texts_fit_the_window() -> None:
 
 @pytest.mark.parametrize("first", [b"", (tarfile.SYMTYPE, "gone"), (tarfile.LNKTYPE, "gone")])
 @pytest.mark.parametrize("between", [[], [("o.mp4", b"o"), ("o.txt", b"o")]])
-def test_a_faulty_video_yields_to_a_good_one(tmp_path: Path, first: object, between: list[Entry]) -> None:
+def test_a_good_video_replaces_a_faulty_one(tmp_path: Path, first: object, between: list[Entry]) -> None:
     entries = [("k.mp4", first), ("k.txt", b"c"), *between, ("k.mp4", b"good"), ("k.txt", b"c")]
     items, _ = read(pack(tmp_path / "x.tar", entries))  # type: ignore[arg-type]
     assert [entry for entry in brief(items) if entry[1] == b"good"] == [("k", b"good", "c")]
@@ -64,7 +64,7 @@ def test_a_faulty_video_yields_to_a_good_one(tmp_path: Path, first: object, betw
         ("o.mp4 o.txt a.mp4", {"o"}, [("a", "truncated_shard")]),
     ],
 )
-def test_a_cut_costs_what_it_hit(
+def test_a_cut_rejects_only_the_videos_that_lost_bytes(
     tmp_path: Path, members: str, kept: set[str], rejects: list[tuple[str | None, str]]
 ) -> None:
     path = pack(tmp_path / "x.tar", [(name, bytes([65]) * 600) for name in members.split()])

@@ -1,4 +1,4 @@
-"""Texts beside plain files and in tars: found in any case, for few requests, and a refused one costs only itself."""
+"""Texts beside plain files and in tars: found in any case, with few requests; a denied text does not cost its video."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def texts_of(inputs: list[str], config: StorageConfig) -> dict[str, Any]:
     return {item.file_name: (item.key, item.caption, item.metadata, item.warnings) for item in items}
 
 
-def test_texts_beside_files_of_a_folder(tmp_path: Path) -> None:
+def test_texts_beside_files_of_a_folder_are_read(tmp_path: Path) -> None:
     for name, data in SIDECARS.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "f.txt").mkdir()
@@ -74,14 +74,14 @@ def test_texts_beside_files_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_texts_beside_files_in_a_bucket(s3: S3Server) -> None:
+def test_texts_beside_files_in_a_bucket_are_read(s3: S3Server) -> None:
     store = open_store(f"{s3.root}/v", s3.config())
     for name, data in SIDECARS.items():
         store.write(name, data)
     assert texts_of([f"{s3.root}/v"], s3.config()) == EXPECTED
 
 
-def test_a_folder_that_may_not_be_listed_gives_the_texts_of_the_usual_spellings(
+def test_texts_with_usual_spellings_are_read_from_a_folder_that_cannot_be_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.mp4", "a.TXT", "b.mp4", "b.tXt"):
@@ -96,7 +96,7 @@ def test_a_folder_that_may_not_be_listed_gives_the_texts_of_the_usual_spellings(
     assert [item.caption for item in items if isinstance(item, Sample)] == ["a.TXT", None]
 
 
-def test_a_refused_text_costs_itself_and_is_counted(tmp_path: Path) -> None:
+def test_a_refused_text_is_counted_and_the_video_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"v")
     (tmp_path / "a.json").write_bytes(b'{"caption": "of a"}')
     os.mknod(tmp_path / "a.txt", stat.S_IFREG)
@@ -120,7 +120,7 @@ def _refusing(method: Callable[..., Any], refused: str) -> Callable[..., Any]:
 
 @pytest.mark.s3
 @pytest.mark.parametrize("absent", ["as absent", "as refused"])
-def test_a_bucket_that_refuses_to_list_gives_texts_all_the_same(s3: S3Server, absent: str) -> None:
+def test_texts_are_read_from_a_bucket_that_refuses_to_list(s3: S3Server, absent: str) -> None:
     store = open_store(f"{s3.root}/v", s3.config())
     for name in ("a.mp4", "a.txt", "b.mp4"):
         store.write(name, name.encode())
@@ -142,13 +142,13 @@ def test_a_bucket_that_refuses_to_list_gives_texts_all_the_same(s3: S3Server, ab
 
 
 @pytest.mark.s3
-def test_looking_for_texts_in_a_bucket_costs_one_listing_and_one_request_for_each_text(s3: S3Server) -> None:
-    store = open_store(f"{s3.root}/v", s3.config())
+def test_texts_in_a_bucket_cost_one_listing_and_one_request_each(moto: S3Server) -> None:
+    store = open_store(f"{moto.root}/v", moto.config())
     for name in ("a.mp4", "a.tXt", *(f"a.{n}.note" for n in range(1001)), "b.mp4"):
         store.write(name, b"words")
-    shards = resolve_inputs([f"{s3.root}/v/a.mp4", f"{s3.root}/v/b.mp4"], s3.config())
-    with FaultyProxy(s3.address) as proxy:
-        config = s3.config(endpoint_url=proxy.endpoint)
+    shards = resolve_inputs([f"{moto.root}/v/a.mp4", f"{moto.root}/v/b.mp4"], moto.config())
+    with FaultyProxy(moto.address) as proxy:
+        config = moto.config(endpoint_url=proxy.endpoint)
         items = [item for shard in shards for item in read_samples(shard, config, max_video_bytes=LIMIT)]
         lists = [target for _, target in proxy.requests if "list-type=2" in target]
         others = [target.rpartition("/")[2] for _, target in proxy.requests if "list-type=2" not in target]
@@ -157,7 +157,7 @@ def test_looking_for_texts_in_a_bucket_costs_one_listing_and_one_request_for_eac
     assert sorted(others) == ["a.mp4", "a.tXt", "b.mp4"]
 
 
-def test_texts_in_a_tar(tmp_path: Path) -> None:
+def test_texts_in_a_tar_are_found_in_any_case(tmp_path: Path) -> None:
     items, _ = read(pack(tmp_path / "x.tar", list(SIDECARS.items())))
     found = {item.file_name: item for item in items if isinstance(item, Sample)}
     for name, (_, caption, metadata, warnings) in EXPECTED.items():

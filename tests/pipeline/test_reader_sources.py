@@ -1,4 +1,4 @@
-"""Where samples come from: temporary files, plain video files, object storage; and what a long shard costs."""
+"""Sources of samples: temporary files, plain video files, object storage; memory for a long shard."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_large_videos_wait_in_files_until_released(tmp_path: Path, monkeypatch: 
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_what_a_killed_reader_left_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_files_of_a_killed_reader_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
     path = pack(tmp_path / "x.tar", [("a.mp4", bytes(MiB + 1))])
     temp = tmp_path / "tmp"
     temp.mkdir()
@@ -79,7 +79,7 @@ def test_what_a_killed_reader_left_is_swept_and_a_living_ones_is_not(tmp_path: P
         process.communicate(b"x")
 
 
-def test_plain_files_are_handed_out_by_path_and_never_deleted(tmp_path: Path) -> None:
+def test_plain_files_are_read_in_place_and_never_deleted(tmp_path: Path) -> None:
     for name, content in {
         "b.mp4": b"v",
         "b.txt": b"words",
@@ -141,7 +141,7 @@ def test_closing_from_another_thread_ends_iteration(tmp_path: Path) -> None:
     assert seen == 3
 
 
-def test_memory_is_flat_in_the_length_of_a_shard(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_length_of_a_shard(tmp_path: Path) -> None:
     def peak(samples: int) -> int:
         path = pack(
             tmp_path / f"{samples}.tar",
@@ -160,7 +160,7 @@ def test_memory_is_flat_in_the_length_of_a_shard(tmp_path: Path) -> None:
     assert many < 8 * MiB
 
 
-def test_a_large_video_is_held_once(tmp_path: Path) -> None:
+def test_a_large_video_is_in_memory_once(tmp_path: Path) -> None:
     shard = shard_of(pack(tmp_path / "x.tar", [("a.mp4", bytes(64 * MiB))]))
     tracemalloc.start()
     (sample,) = read_samples(shard, StorageConfig(spool_bytes=256 * MiB), max_video_bytes=LIMIT)
@@ -175,7 +175,7 @@ def test_a_large_video_is_held_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_a_shard_from_s3_reads_as_from_a_file_even_over_a_bad_line(s3: S3Server, tmp_path: Path) -> None:
+def test_a_shard_from_s3_equals_the_local_one_despite_broken_connections(s3: S3Server, tmp_path: Path) -> None:
     entries = [
         (f"{n:03d}.{e}", os.urandom(150_000) if e == "mp4" else b"words")
         for n in range(20)
@@ -204,7 +204,7 @@ def test_a_shard_from_s3_reads_as_from_a_file_even_over_a_bad_line(s3: S3Server,
 
 
 @pytest.mark.s3
-def test_a_dead_store_is_no_truncated_shard(s3: S3Server, tmp_path: Path) -> None:
+def test_a_store_that_does_not_answer_is_not_a_truncated_shard(s3: S3Server, tmp_path: Path) -> None:
     open_store(s3.root, s3.config()).upload(pack(tmp_path / "x.tar", [("a.mp4", bytes(MiB))]), "x.tar")
     (shard,) = resolve_inputs([f"{s3.root}/x.tar"], s3.config())
     with FaultyProxy(s3.address, always(Fault("cut", after_bytes=0))) as proxy:
@@ -214,7 +214,7 @@ def test_a_dead_store_is_no_truncated_shard(s3: S3Server, tmp_path: Path) -> Non
 
 
 @pytest.mark.s3
-def test_plain_videos_in_a_bucket_bring_their_captions(s3: S3Server) -> None:
+def test_plain_videos_in_a_bucket_have_their_captions(s3: S3Server) -> None:
     store = open_store(f"{s3.root}/v", s3.config())
     for name, content in {
         "a.mp4": b"small",

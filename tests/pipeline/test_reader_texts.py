@@ -1,4 +1,4 @@
-"""Captions in any encoding and json of any kind: text, or nothing with a warning; never replacement characters, NULs or invalid JSON."""
+"""Captions in any encoding and any JSON: text, or none with a warning; never replacement characters, NULs or invalid JSON."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ TEXTS = [text for texts in CAPTIONS.values() for text in texts]
 
 
 @pytest.mark.parametrize("encoding", CAPTIONS)
-def test_a_short_caption_is_read_in_its_encoding_and_says_that_it_was_guessed(encoding: str) -> None:
+def test_a_short_caption_is_read_in_its_encoding_with_a_warning(encoding: str) -> None:
     for text in CAPTIONS[encoding]:
         caption = parse_caption(text.encode(encoding))
         assert caption.text == text, caption
@@ -102,7 +102,7 @@ def test_unicode_with_a_mark_is_never_a_guess(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
-def test_unicode_without_a_mark_is_told_by_its_zero_bytes(encoding: str) -> None:
+def test_unicode_without_a_mark_is_detected_by_its_zero_bytes(encoding: str) -> None:
     latin = [
         *CAPTIONS["cp1252"],
         "a dog runs",
@@ -116,7 +116,7 @@ def test_unicode_without_a_mark_is_told_by_its_zero_bytes(encoding: str) -> None
         assert parse_caption(text.encode(encoding)).text == text
 
 
-def test_what_cannot_be_text_is_null_with_a_warning() -> None:
+def test_bytes_that_are_not_text_give_no_caption_and_a_warning() -> None:
     for data in (
         b"\xff\xfea",
         b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
@@ -131,7 +131,7 @@ def test_what_cannot_be_text_is_null_with_a_warning() -> None:
         assert parse_caption(blank) == parse_caption(b"")
 
 
-def test_characters_that_are_no_text_are_taken_out() -> None:
+def test_control_characters_are_removed() -> None:
     assert parse_caption(b"a dog\x00 runs\x00\x00").text == "a dog runs"
     assert parse_caption(b"\x00one\x07\ttwo\r\nthree\x7f\xc2\x85 ").text == "one\ttwo\r\nthree"
     replaced = parse_caption("caf\ufffd".encode())
@@ -142,7 +142,7 @@ def test_characters_that_are_no_text_are_taken_out() -> None:
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=20).map(lambda text: text.encode("utf-16", "surrogatepass"))))
 @example(b"dog\0\0\0\0\0")
 @example(b"\xff\xfe\0\0")
-def test_no_bytes_give_anything_but_storable_text(data: bytes) -> None:
+def test_any_bytes_give_storable_text_or_none(data: bytes) -> None:
     caption = parse_caption(data)
     assert caption.text is None or (caption.text.strip() and not {"\0", "\ufffd"} & set(caption.text))
     assert caption.text is None or caption.text.encode()
@@ -153,7 +153,7 @@ def test_no_bytes_give_anything_but_storable_text(data: bytes) -> None:
     assert caption.text or not text.isprintable() or not text or "\0" in data.decode() or caption.warnings
 
 
-def test_long_texts_are_decoded_in_time() -> None:
+def test_long_texts_are_decoded_in_bounded_time() -> None:
     for text, encoding in (("größere Hunde ", "cp1252"), ("一只狗在跑，", "gb18030"), ("犬が走る。", "shift_jis")):
         long = text * (1_000_000 // len(text))
         assert parse_caption(long.encode(encoding)).text == long.strip()
@@ -164,14 +164,14 @@ def test_long_texts_are_decoded_in_time() -> None:
 
 
 def strict(value: dict[str, Any]) -> str:
-    """The column as it is written, checked by two readers that take no more than the standard."""
+    """The column as written, checked by two readers that accept only standard JSON."""
     text = json.dumps(value, ensure_ascii=True, sort_keys=True, allow_nan=False)
     assert duckdb.execute("select json_valid(?)", [text]).fetchone() == (True,)
     json.dumps(json.loads(text), ensure_ascii=False).encode()  # no half of a surrogate pair
     return text
 
 
-def test_numbers_that_json_lacks_become_null_or_text() -> None:
+def test_nonstandard_json_numbers_become_null_or_text() -> None:
     found = parse_metadata(b'{"a": NaN, "b": [Infinity, -Infinity, 1e999, 2.5], "c": 18446744073709551616, "d": -7}')
     assert found.values == {"a": None, "b": [None, None, None, 2.5], "c": "18446744073709551616", "d": -7}
     assert found.warnings == ("huge_integers", "nonfinite_metadata")
@@ -180,7 +180,7 @@ def test_numbers_that_json_lacks_become_null_or_text() -> None:
     strict(found.values)
 
 
-def test_strings_that_cannot_be_stored_are_made_so() -> None:
+def test_strings_that_cannot_be_stored_are_escaped() -> None:
     found = parse_metadata(rb'{"caption": "half \ud800 pair\u0000", "k\ud800": "x\u0000y", "emoji": "\ud83d\ude00"}')
     assert found.caption.text == "half  pair"
     assert found.values == {"caption": "half \\ud800 pair", "k\\ud800": "xy", "emoji": "😀"}
@@ -188,7 +188,7 @@ def test_strings_that_cannot_be_stored_are_made_so() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "gb18030"])
-def test_json_comes_in_the_encodings_of_captions(encoding: str) -> None:
+def test_json_is_read_in_the_encodings_of_captions(encoding: str) -> None:
     text = "一只狗在海边的公园里跑" if encoding == "gb18030" else "größer"
     found = parse_metadata(json.dumps({"caption": text, "n": 1}, ensure_ascii=False).encode(encoding))
     assert (found.caption.text, found.values["n"]) == (text, 1)
@@ -208,7 +208,7 @@ def test_nesting_is_bounded(levels: int, kind: tuple[bytes, bytes]) -> None:
     assert parse_metadata(b'{"a": %s}' % inner).warnings == ()
 
 
-def test_json_that_is_refused_says_why() -> None:
+def test_refused_json_has_a_warning_with_the_reason() -> None:
     for data, warning in {
         b"{not json": "bad_json",
         b"": "bad_json",
@@ -240,7 +240,7 @@ JSON = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=4))
-def test_metadata_is_always_json_that_strict_readers_take(value: dict[str, Any]) -> None:
+def test_metadata_is_always_strict_json(value: dict[str, Any]) -> None:
     found = parse_metadata(json.dumps(value).encode())
     strict(found.values)
     if "nonfinite_metadata" not in found.warnings:

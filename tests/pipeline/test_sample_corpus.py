@@ -1,4 +1,4 @@
-"""The sample corpus: varied, reproducible, readable as WebDataset; one file of it is broken, and what is refused is known."""
+"""The sample corpus: varied, reproducible, readable as WebDataset; with one truncated file and known rejects."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def items(folder: Path) -> list[Sample | Reject]:
     return result
 
 
-def test_it_is_small_quick_and_two_shards(corpus):
+def test_the_corpus_is_small_and_has_two_shards(corpus):
     folder, summary, seconds = corpus
     assert summary.files == ("000000.tar", "000001.tar")
     assert summary.num_bytes == sum(path.stat().st_size for path in folder.iterdir()) < 5e6
@@ -60,7 +60,7 @@ def test_it_is_small_quick_and_two_shards(corpus):
     assert seconds < 60  # 12 s on an idle core
 
 
-def test_every_sample_has_words_and_all_but_one_a_video(corpus):
+def test_every_sample_has_a_caption_and_all_but_one_a_video(corpus):
     found = members(corpus[0])
     assert list(found) == [f"{index:06d}" for index in range(20)]
     without = [key for key, fields in found.items() if set(fields) == {"txt", "json"}]
@@ -71,7 +71,7 @@ def test_every_sample_has_words_and_all_but_one_a_video(corpus):
     assert json.loads(found["000007"]["json"])["status"] == "failed_to_download"
 
 
-def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
+def test_a_default_job_encodes_sixteen_and_rejects_the_others_with_reasons(corpus):
     plan = forecast_job(build_job({"inputs": [str(corpus[0])], "output": "."}))
     assert (plan.samples, plan.with_clips) == (20, 16)
     assert {reason: (d.count, d.policy, d.keys) for reason, d in plan.dropped.items()} == {
@@ -82,7 +82,7 @@ def test_a_default_job_encodes_sixteen_and_knows_why_not_the_others(corpus):
     }
 
 
-def test_it_is_varied(corpus):
+def test_codecs_sizes_and_rates_vary(corpus):
     from pipeline.video.decode import open_video
 
     infos = []
@@ -99,7 +99,7 @@ def test_it_is_varied(corpus):
     assert all(info.color_matrix == ("bt601" if info.codec in ("mjpeg", "mpeg4") else "bt709") for info in infos)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(corpus):
+def test_the_seed_decides_the_bytes(corpus):
     found = members(corpus[0])
     for index in (2, 3, 6, 12, 13, 15):  # VP9, AV1, MPEG-4, variable rate, HEVC, H.264
         fields = sample_corpus._sample(index, RECIPES[index], 0)
@@ -118,7 +118,7 @@ def test_tars_are_reproducible_to_the_byte(monkeypatch, tmp_path):
     assert len(digests) == 1
 
 
-def test_plain_files(monkeypatch, tmp_path):
+def test_plain_files_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(sample_corpus, "RECIPES", (RECIPES[15], RECIPES[7], RECIPES[19]))
     summary = make_samples(str(tmp_path / "files"), layout="files")
     assert summary.files == ("000000.json", "000000.mp4", "000000.txt", "000002.json", "000002.mp4", "000002.txt")
@@ -131,6 +131,6 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
         make_samples(str(tmp_path / "file" / "below"))
 
 
-def test_shards_must_fit():
+def test_an_impossible_number_of_shards_is_refused():
     with pytest.raises(ValueError, match="expected 1 to 20, got 0"):
         make_samples("/nonexistent", shards=0)

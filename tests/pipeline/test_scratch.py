@@ -1,4 +1,4 @@
-"""Temporary folders and files when the disk, the folder or its other contents are not as they should be."""
+"""Temporary folders and files on a full disk, with missing permissions or foreign contents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.reader.spool import Spool
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """The kernel refuses to let a file grow past `num_bytes`, as a full disk would."""
+    """Files cannot grow beyond `num_bytes`, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -31,13 +31,13 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 
 
 def unusable(tmp_path: Path, kind: str) -> str:
-    """A folder name under which no folder can be made, whoever asks."""
+    """A path below which no folder can be created, even by root."""
     (tmp_path / "file").write_bytes(b"")
     return {"missing": str(tmp_path / "missing"), "a file": str(tmp_path / "file"), "read-only": "/proc"}[kind]
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file", "read-only"])
-def test_a_folder_that_cannot_be_made_is_said_in_one_line(
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     folder = unusable(tmp_path, kind)
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(
         assert "\n" not in str(caught.value)
 
 
-def test_sweeping_passes_over_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeping_skips_folders_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / f"{PREFIX}file").write_bytes(b"")
     (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / f"{PREFIX}link")
@@ -66,7 +66,9 @@ def test_sweeping_passes_over_what_it_cannot_read(tmp_path: Path, monkeypatch: p
     assert set(os.listdir(tmp_path)) == before
 
 
-def test_a_video_that_fills_the_disk_is_storage_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_fills_the_disk_is_a_storage_error_and_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spool = Spool(memory_bytes=10)
     with largest_file(5000), pytest.raises(StorageUnavailable, match=r"cannot be written: File too large"):
@@ -77,9 +79,7 @@ def test_a_video_that_fills_the_disk_is_storage_not_damage(tmp_path: Path, monke
     spool.close()
 
 
-def test_what_the_store_raises_while_a_video_is_spooled_stays_what_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_the_store_while_spooling_are_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def pieces() -> Iterator[bytes]:
@@ -91,7 +91,7 @@ def test_what_the_store_raises_while_a_video_is_spooled_stays_what_it_is(
 
 
 @pytest.mark.parametrize("limit", [0, 3000, 7000])
-def test_latents_that_fill_the_disk_are_said_so_and_kill_nothing(
+def test_latents_that_fill_the_disk_are_an_error_and_not_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """While pieces are appended, and when the whole is mapped: a write to a map beyond a full disk would be SIGBUS."""
@@ -109,7 +109,7 @@ def fill(spool: LatentSpool, piece: np.ndarray) -> None:
     spool.finish()
 
 
-def test_a_map_of_latents_is_reserved_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space_of_memory_mapped_latents_is_reserved_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent_spool, "MEMORY_BYTES", 100)
     spool = LatentSpool(tmp_path)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Checkpoints from a real S3 server: downloaded once, replaced when replaced, never half."""
+"""Checkpoints from a real S3 server: downloaded once, again if replaced, never partially."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_replaced_checkpoint_is_another_file(s3: S3Server) -> None:
     assert (Path(first).read_bytes(), Path(second).read_bytes()) == (b"one", b"two")
 
 
-def test_processes_that_want_it_at_once_share_one_download(s3: S3Server, cache: Path) -> None:
+def test_simultaneous_processes_share_one_download(s3: S3Server, cache: Path) -> None:
     open_store(s3.root, s3.config()).write("x.ckpt", os.urandom(2_000_000))
     code = (
         "import sys; from pipeline.storage.checkpoints import fetch; from pipeline.config import StorageConfig\n"
@@ -90,7 +90,9 @@ def test_a_broken_download_leaves_nothing(s3: S3Server, cache: Path) -> None:
     assert Path(fetch(f"{s3.root}/x.ckpt")).stat().st_size == 2_000_000
 
 
-def test_what_a_person_must_fix_is_named(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_a_person_must_fix_name_the_cause(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CheckpointError, match=r"no/such\.ckpt"):
         fetch(f"{s3.root}/no/such.ckpt")
     with pytest.raises((AccessError, CheckpointError), match="no-such-bucket"):
@@ -102,7 +104,7 @@ def test_what_a_person_must_fix_is_named(s3: S3Server, tmp_path: Path, monkeypat
         fetch(f"{s3.root}/x.ckpt")
 
 
-def test_the_cache_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LATHE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")

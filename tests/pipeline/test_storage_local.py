@@ -1,4 +1,4 @@
-"""Create-only writes on a file system without hard links: one winner, and never a part under the final name."""
+"""Create-only writes on a file system without hard links: one writer wins, and no partial file gets the final name."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_kill_leaves_an_empty_object_or_none_but_never_a_part(tmp_path: Path, 
     assert [info.size for info in store.list()] == ([] if left is None else [0])
 
 
-def test_a_later_put_loses_unless_its_bytes_are_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_put_loses_unless_the_object_has_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", _refuse)
     store = open_store(str(tmp_path), StorageConfig())
     assert store.put_if_absent("x", b"mine")
@@ -134,14 +134,14 @@ def test_an_object_deleted_between_the_lost_link_and_its_reading_is_created(
     assert (tmp_path / "r.json").read_bytes() == b"ours"
 
 
-def test_a_name_that_is_taken_by_a_link_to_nothing_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+def test_a_broken_link_under_the_name_is_an_error_and_not_an_endless_loop(tmp_path: Path) -> None:
     (tmp_path / "r.json").symlink_to("nowhere")
     with pytest.raises(StorageUnavailable, match="the name was taken"):
         open_store(str(tmp_path), StorageConfig()).put_if_absent("r.json", b"ours")
 
 
 @pytest.mark.parametrize("target", ["self", "other", "nowhere", "a.mp4/below", "x" * 300])
-def test_links_that_lead_to_nothing_or_to_themselves_are_passed_over(tmp_path: Path, target: str) -> None:
+def test_broken_links_are_not_listed(tmp_path: Path, target: str) -> None:
     (tmp_path / "a.mp4").write_bytes(b"a")
     (tmp_path / "self").symlink_to(target)
     (tmp_path / "other").symlink_to("self")

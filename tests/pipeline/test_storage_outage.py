@@ -1,4 +1,4 @@
-"""A store that is away, busy or slow: every request is retried for `patience_s`, on real sockets."""
+"""A store that does not answer, is busy or slow: every request is retried for `patience_s`, on real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _nothing_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_reached", set())
 
 
-# --- away ---------------------------------------------------------------------------------------------------------------
+# --- outage -------------------------------------------------------------------------------------------------------------
 
 
 def test_sixteen_threads_survive_a_store_that_is_away_for_seconds(s3: S3Server, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_sixteen_threads_survive_a_store_that_is_away_for_seconds(s3: S3Server, 
         with proxy.fault("away"):
             time.sleep(4.0)
         over.set()
-        assert all(done.result(60) >= 1 for done in work_of)
+        assert all(done.result(240) >= 1 for done in work_of)
 
 
 def test_every_request_to_a_store_that_is_away_is_retried_until_its_patience_ends(s3: S3Server) -> None:
@@ -92,7 +92,7 @@ def test_every_request_to_a_store_that_is_away_is_retried_until_its_patience_end
     assert sum(tries for _, tries in told) >= 3 * 64, told
 
 
-def test_max_attempts_bounds_the_tries_whatever_the_patience(s3: S3Server) -> None:
+def test_max_attempts_limits_the_tries_for_any_patience(s3: S3Server) -> None:
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, through(proxy, patience_s=600, max_attempts=3))
         store.write("x", b"1")
@@ -143,7 +143,7 @@ def test_a_process_that_exits_does_not_wait_for_its_uploads(s3: S3Server, tmp_pa
         check=False,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
     )
     assert "ThreadPoolExecutor" in done.stdout, "the upload was under way"
 
@@ -152,7 +152,7 @@ def test_a_process_that_exits_does_not_wait_for_its_uploads(s3: S3Server, tmp_pa
 
 
 def _each_kind_fails_first(times: int) -> tuple[Callable[[str, str, int], Fault | None], dict[str, int]]:
-    """A rule: the first requests of each kind are answered with a status that passes, without a code."""
+    """A rule: the first requests of each kind get a status of a temporary failure, without a code."""
     seen: dict[str, int] = {}
     statuses = itertools.cycle((503, 500, 502, 504, 429, 408))
 
@@ -192,7 +192,7 @@ def test_every_kind_of_request_survives_a_busy_store(s3: S3Server, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["cut", "lose_answer"])
-def test_broken_answers_of_every_kind_are_asked_for_again(s3: S3Server, name: str, tmp_path: Path) -> None:
+def test_broken_answers_of_every_kind_are_retried(s3: S3Server, name: str, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(os.urandom(17 * MiB))
     with FaultyProxy(s3.address) as proxy:
@@ -235,7 +235,7 @@ def test_an_upload_that_the_server_lost_is_not_taken_for_an_older_object(s3: S3S
             store.upload(path, "big")  # same size, other bytes
 
 
-def test_bytes_that_arrive_renew_the_patience_of_a_download(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arriving_bytes_restart_the_patience_of_a_download(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.2)
     data = os.urandom(2 * MiB)
     with FaultyProxy(s3.address, always(Fault("cut", after_bytes=128 * KiB))) as proxy:
@@ -289,7 +289,7 @@ def test_an_endpoint_that_never_answered_is_a_wrong_address_within_seconds(
 
 
 @NOWHERE
-def test_an_endpoint_that_is_marked_as_reached_is_away_and_not_wrong(
+def test_an_endpoint_marked_as_reached_is_an_outage_and_not_a_wrong_address(
     s3_server: S3Server, address: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "FIRST_CONTACT_S", 0.0)
@@ -301,7 +301,7 @@ def test_an_endpoint_that_is_marked_as_reached_is_away_and_not_wrong(
             act()
 
 
-def test_a_preflight_that_was_answered_marks_the_endpoint(s3: S3Server) -> None:
+def test_an_answered_preflight_marks_the_endpoint_as_reached(s3: S3Server) -> None:
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, through(proxy, patience_s=0.5))
         store.preflight()  # has a client of its own
@@ -316,7 +316,7 @@ def test_a_probe_is_one_request(s3: S3Server) -> None:
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, through(proxy, patience_s=600))
         with proxy.fault("away"), pytest.raises(StorageUnavailable, match="1 try"):
-            store.probe()  # also where nothing ever answered
+            store.probe()  # also if the endpoint never answered
         store.probe()
         assert len(proxy.requests) == 1
         for name, error in (("throttle", StorageUnavailable), ("refuse", AccessError)):
@@ -327,7 +327,7 @@ def test_a_probe_is_one_request(s3: S3Server) -> None:
             store.probe()
 
 
-def test_a_probe_of_a_folder_asks_its_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_of_a_folder_checks_its_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path / "not" / "made"), StorageConfig())
     store.probe()
     (tmp_path / "not").touch()  # a file where a folder is expected: the mount answers
@@ -347,7 +347,7 @@ def test_a_probe_of_a_folder_asks_its_mount(tmp_path: Path, monkeypatch: pytest.
                 store.probe()
 
 
-def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+def _until(true: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

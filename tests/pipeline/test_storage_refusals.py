@@ -1,4 +1,4 @@
-"""Refusals: what is said when the store refuses one object, the bucket or the credentials, and when a token expires."""
+"""Errors for a denied object, bucket or credential, and for an expired token."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_refused_object_is_named_with_its_likely_causes(
 
 
 @pytest.mark.s3
-def test_a_key_mentioned_in_the_servers_text_is_a_hint_and_stays_unsaid(s3: S3Server, proxy: FaultyProxy) -> None:
+def test_kms_in_the_servers_text_is_a_hint_and_is_not_repeated(s3: S3Server, proxy: FaultyProxy) -> None:
     text = b"<Error><Code>AccessDenied</Code><Message>no kms:Decrypt for arn:aws:iam::12:user/AKIA</Message></Error>"
     proxy.rule = always(Fault("status", code=403, body=text))
     with pytest.raises(AccessError, match="KMS key") as caught:
@@ -78,7 +78,7 @@ def test_a_key_mentioned_in_the_servers_text_is_a_hint_and_stays_unsaid(s3: S3Se
 @pytest.mark.parametrize(
     "code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken"]
 )
-def test_refused_credentials_are_not_the_objects_fault(s3: S3Server, proxy: FaultyProxy, code: str) -> None:
+def test_refused_credentials_are_not_blamed_on_the_object(s3: S3Server, proxy: FaultyProxy, code: str) -> None:
     proxy.turn_on("refuse", code=code)
     store = open_store(s3.root, config(proxy))
     for act in (lambda: store.read("clips/a.tar"), lambda: store.stat("clips/a.tar"), lambda: store.write("x", b"")):
@@ -112,7 +112,7 @@ def test_an_expired_token_of_the_environment_is_for_a_person_to_renew(
 
 
 @pytest.mark.s3
-def test_an_expired_token_of_a_profile_passes_once_the_profile_is_renewed(
+def test_an_expired_token_of_a_profile_is_temporary(
     s3: S3Server, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = tmp_path / "credentials"

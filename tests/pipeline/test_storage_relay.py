@@ -1,4 +1,4 @@
-"""The relay of the fault tests does what its table says: each named fault, on and off, in front of a real server."""
+"""The proxy of the fault tests: each named fault, on and off, before a real server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def once(proxy: FaultyProxy, **fields: object) -> StorageConfig:
     return StorageConfig(**{"endpoint_url": proxy.endpoint, "max_attempts": 1, **fields})  # type: ignore[arg-type]
 
 
-def test_faults_hit_while_they_are_on_and_only_whom_they_name(s3: S3Server) -> None:
+def test_faults_apply_only_while_on_and_only_to_named_requests(s3: S3Server) -> None:
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, once(proxy, read_timeout_s=0.5))
         store.write("a", b"1" * 1000)
@@ -44,7 +44,7 @@ def test_faults_hit_while_they_are_on_and_only_whom_they_name(s3: S3Server) -> N
         assert proxy.hits["cut"] == 2
 
 
-def test_a_slow_line_carries_its_rate_and_latency_both_ways(s3: S3Server) -> None:
+def test_a_slow_connection_has_its_rate_and_latency_in_both_directions(s3: S3Server) -> None:
     data = bytes(400_000)
     with FaultyProxy(s3.address) as proxy:
         store = open_store(s3.root, once(proxy))

@@ -1,4 +1,4 @@
-"""Training jobs: what is refused where it is said, which recipe is meant, what a flag wins over."""
+"""Training jobs: refused values, the recipe of a job, precedence of flags."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.tiny_training import RECIPE, write_job
 SYNTHETIC = {"recipe": "leanvae-mini", "data": {"synthetic": {"seed": 3}}, "output": "run"}
 
 
-def test_a_job_is_its_file_its_flags_and_its_overrides(tmp_path):
+def test_a_job_merges_file_flags_and_overrides(tmp_path):
     path = write_job(tmp_path / "job.yaml", data={"synthetic": {"seed": 3}}, workers=2, lpips="vgg.safetensors")
     job = build_train_job({"output": "elsewhere"}, config_path=str(path), overrides=("workers=1", "data.seed=7"))
     assert (job.output, job.workers, job.data.seed, job.data.synthetic.seed) == ("elsewhere", 1, 7, 3)
@@ -21,7 +21,7 @@ def test_a_job_is_its_file_its_flags_and_its_overrides(tmp_path):
     assert build_train_job({}, config_path=str(path)).distributed
 
 
-def test_an_input_may_stand_alone_and_a_rate_may_be_text():
+def test_a_single_input_and_a_rate_as_text_are_accepted():
     job = build_train_job({**SYNTHETIC, "data": {"inputs": "a,{0..2}.tar", "clips": {"fps": "8"}}})
     assert job.data.inputs == ("a,{0..2}.tar",)
     assert job.data.clips.fps == 8.0
@@ -56,14 +56,14 @@ def test_an_input_may_stand_alone_and_a_rate_may_be_text():
         ({"workers": 0}, "workers: Input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(values, message):
+def test_impossible_values_are_refused_by_name(values, message):
     flags = {"recipe": "leanvae-mini", "data.synthetic": {"seed": 3}, "output": "run", **values}
     with pytest.raises(ConfigError) as caught:
         build_train_job(flags)
     assert str(caught.value).startswith(message)
 
 
-def test_a_job_without_data_says_so():
+def test_a_job_without_data_is_refused():
     with pytest.raises(ConfigError, match="data: is required"):
         build_train_job({"recipe": "leanvae-mini", "output": "run"})
 
@@ -88,13 +88,13 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping_and_overrides_reach_into_all_thr
         ({**RECIPE, "network": "leanvaa"}, "recipe: .*leanvaa"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_a_wrong_setting(recipe, message):
+def test_an_impossible_recipe_is_a_config_error(recipe, message):
     with pytest.raises(ConfigError, match=message) as caught:
         recipe_of(build_train_job({**SYNTHETIC, "recipe": recipe}))
     assert caught.value.exit_code == 2
 
 
-def test_the_example_is_a_job():
+def test_the_example_is_a_valid_job():
     example = Path(__file__).resolve().parents[2] / "docs" / "train.example.yaml"
     job = build_train_job({}, config_path=str(example))
     assert job.data.clips.scale == (1.0, 2.0)

@@ -1,4 +1,4 @@
-"""`lathe train`, as a user runs it: to the end, through a kill, into every refusal."""
+"""`lathe train` as a user runs it: to the end, through a kill, and into every refusal."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ def invoke(*arguments) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
-    """A run of twelve steps on the corpus, in this process: folder and what it said."""
+    """A run of twelve steps on the corpus in this process: its folder and its output."""
     folder = tmp_path_factory.mktemp("finished")
     job = write_job(folder / "job.yaml", data={"inputs": [str(corpus)], "clips": {"scale": [1, 1.5]}})
     return folder, invoke(job)
 
 
-def test_a_run_ends_with_weights_and_the_command_that_uses_them(finished, corpus):
+def test_a_run_ends_with_weights_and_prints_the_command_that_uses_them(finished, corpus):
     folder, (code, out, err) = finished
     assert code == 0, err
-    told = err.splitlines()
-    assert told[:3] == [
+    printed = err.splitlines()
+    assert printed[:3] == [
         f"lathe: 12 steps of leanvae into {folder / 'run'}",
-        "lathe: reading 2 shards once, to know where their videos lie",
+        "lathe: reading 2 shards once, to index their videos",
         "lathe: 6 videos",
     ]
-    assert told[3].startswith("lathe: step 6/12, loss ")
-    assert told[-1].startswith("lathe: step 12/12, loss ")
+    assert printed[3].startswith("lathe: step 6/12, loss ")
+    assert printed[-1].startswith("lathe: step 12/12, loss ")
     weights = folder / "run" / "weights"
     run = json.loads((weights / "run.json").read_text())
     assert (run["steps"], run["data"]["inputs"], run["data"]["clips"]["scale"]) == (12, [str(corpus)], [1, 1.5])
     assert run["recipe"]["network"] == "leanvae"
-    assert f"videos of no use: too_short (2); see {folder / 'run' / 'corpus' / 'unusable.jsonl'}" in out
+    assert f"unusable videos: too_short (2); see {folder / 'run' / 'corpus' / 'unusable.jsonl'}" in out
     assert out.splitlines()[-1] == f"use them: lathe encode --model leanvae --checkpoint {weights} INPUT... OUTPUT"
     arguments = [
         "--model",
@@ -82,7 +82,7 @@ def test_a_run_ends_with_weights_and_the_command_that_uses_them(finished, corpus
     assert "4 encoded" in found.stdout
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(finished, corpus, tmp_path):
+def test_a_killed_run_continues_to_the_same_weights(finished, corpus, tmp_path):
     folder, _ = finished
     data = {"inputs": [str(corpus)], "clips": {"scale": [1, 1.5]}}
     drill = {"point": "in_training", "marker_dir": str(tmp_path / "markers")}
@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, corpus, tmp_path):
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0] == {
         "event": "notice",
-        "text": f"{tmp_path / 'run'} holds 4 of 12 steps; going on from there",
+        "text": f"{tmp_path / 'run'} holds 4 of 12 steps; continuing from there",
     }
     assert [event["step"] for event in events if event["event"] == "progress"] == [6, 12]
     assert events[-1]["event"] == "report"
@@ -118,7 +118,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished):
     for seed in (1, 0):  # said; and what was said is what the next is compared with
         _, _, err = invoke(folder / "job.yaml", "--set", f"data.seed={seed}", "--set", "data.cache_bytes=0")
         assert (
-            f"data is not what this run began with (seed: was {1 - seed}, is {seed}): it goes on with the new one"
+            f"data has changed since this run started (seed: was {1 - seed}, is {seed}); the run continues with the new one"
             in err
         )
     assert (folder / "run" / "metrics.jsonl").read_text() == before
@@ -129,14 +129,14 @@ def job_of(tmp_path, **values):
     return build_train_job({**job, **values})
 
 
-def prepared(tmp_path, **values) -> run.Prepared:
+def prepared(tmp_path, **values) -> run.PreparedRun:
     return run.prepare(job_of(tmp_path, **values), ProgressLog("none"))
 
 
 def learned(tmp_path, source=None, **values) -> LatheError:
-    """The error a run ends with."""
+    """Error that a run ends with."""
     made = prepared(tmp_path, **values)
-    made = run.Prepared(made.job, made.recipe, source or made.source, made.folder, 0, None)
+    made = run.PreparedRun(made.job, made.recipe, source or made.source, made.folder, 0, None)
     with pytest.raises(LatheError) as caught:
         run.learn(made, "cpu", lambda step, values: None)
     return caught.value
@@ -148,21 +148,21 @@ def test_a_folder_of_another_recipe_or_of_something_else_is_refused(finished, tm
         prepared(folder, overrides={"seed": 1})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
-    with pytest.raises(ConfigError, match=r"output: .* is not empty and holds no run"):
+    with pytest.raises(ConfigError, match=r"output: .* is not empty and is not a run"):
         prepared(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output: .*cannot be a run's folder"):
         prepared(tmp_path, output=str(tmp_path / "file" / "run"))
 
 
-def test_a_corpus_of_no_use_stops_before_anything_is_learned(corpus, tmp_path):
+def test_an_unusable_corpus_is_refused_before_training(corpus, tmp_path):
     groups = {"stages": [{**RECIPE["stages"][0], "groups": [{"frames": 33, "height": 32, "width": 32, "batch": 1}]}]}
-    with pytest.raises(InputError, match=r"none of 6 videos gives a clip of 33 frames of 32x32: too_short \(6\)"):
+    with pytest.raises(InputError, match=r"none of 6 videos has a clip of 33 frames of 32x32: too_short \(6\)"):
         prepared(tmp_path, data={"inputs": [str(corpus)]}, overrides=groups)
 
 
 class Spoiled(SyntheticSource):
-    """Fails on its fourth clip, in whatever process."""
+    """Source that fails on its fourth clip, in any process."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(0)
@@ -174,17 +174,17 @@ class Spoiled(SyntheticSource):
         return super().clip(index, frames, height, width)
 
 
-def test_what_a_loading_process_raises_is_what_the_user_reads(tmp_path):
-    error = learned(tmp_path, Spoiled(InputError("data.inputs: none of 3 videos gives a clip")), loaders=1)
+def test_errors_of_loading_processes_reach_the_user_unchanged(tmp_path):
+    error = learned(tmp_path, Spoiled(InputError("data.inputs: none of 3 videos has a clip")), loaders=1)
     assert type(error) is InputError
-    assert str(error) == "data.inputs: none of 3 videos gives a clip"
-    error = learned(tmp_path, Spoiled(ValueError("the source gave a clip: of 3 frames")))
+    assert str(error) == "data.inputs: none of 3 videos has a clip"
+    error = learned(tmp_path, Spoiled(ValueError("the source returned a clip: of 3 frames")))
     assert type(error) is ConfigError
-    assert str(error) == "the source gave a clip: of 3 frames"
+    assert str(error) == "the source returned a clip: of 3 frames"
 
 
 class Deadly(SyntheticSource):
-    """Its first clip ends the loading process, as a decoder that crashes would."""
+    """Source whose first clip ends the loading process, as a crashing decoder would."""
 
     def clip(self, index, frames, height, width):
         if torch.utils.data.get_worker_info() is not None:
@@ -192,13 +192,13 @@ class Deadly(SyntheticSource):
         return super().clip(index, frames, height, width)
 
 
-def test_a_loading_process_that_dies_ends_the_run_with_a_reason(tmp_path):
+def test_a_dying_loading_process_ends_the_run_with_a_reason(tmp_path):
     error = learned(tmp_path, Deadly(0), loaders=1)
     assert type(error) is TrainingError
     assert "a loading process died" in str(error)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_clips(tmp_path):
+def test_a_non_finite_loss_ends_the_run_naming_step_and_clips(tmp_path):
     stage = {**RECIPE["stages"][0], "learning_rate": 1e30, "final_learning_rate": 1e30}
     error = learned(tmp_path, overrides={"stages": [stage], "optimizer": {"clip": None}})
     assert type(error) is TrainingError
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_clips(tmp_path):
     assert "synthetic/0/" in str(error)
 
 
-def test_weights_that_are_not_there_or_not_those_are_named(tmp_path):
+def test_missing_or_wrong_weights_are_named(tmp_path):
     gone = learned(tmp_path / "a", overrides={"start": {"weights": str(tmp_path / "gone.safetensors")}})
     assert gone.exit_code == 2
     assert "gone.safetensors" in str(gone)
@@ -228,7 +228,7 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[-1]])
-def test_memory_that_runs_out_is_told_without_the_librarys_numbers(text):
-    told = run._told(RuntimeError(text))
-    assert told.startswith("training ran out of memory; use smaller batches")
-    assert run._told(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+def test_out_of_memory_is_reported_without_the_librarys_numbers(text):
+    message = run._known_failure(RuntimeError(text))
+    assert message.startswith("training ran out of memory; use smaller batches")
+    assert run._known_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -1,4 +1,4 @@
-"""Clips of a corpus: the pipeline's own pixels, drawn as a pure function of number and seed, from whatever of the corpus is of use."""
+"""Clips of a corpus: the pipeline's own pixels, a pure function of number and seed, from the usable videos."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAKEN = bytes(range(256)) * 8
 def open_corpus(
     run: Path, *inputs: object, storage: StorageConfig | None = None, told: list[str] | None = None, **data
 ):
-    """The source a job over `inputs` would have, its index and its list in `run`."""
+    """Source of a job over `inputs`, with its index and its list of unusable samples in `run`."""
     run.mkdir(exist_ok=True)
     storage = storage or StorageConfig()
     config = validate(DataConfig, {"inputs": [str(text) for text in inputs], **data})
@@ -52,13 +52,13 @@ def numbered(count: int, **settings) -> bytes:
 
 
 def numbers(video_CTHW: torch.Tensor) -> list[int]:
-    """Which frames of a `numbered` video these are."""
+    """Numbers of these frames of a `numbered` video."""
     luma = 16 + video_CTHW.float().mean((0, 2, 3)) * (219 / 255)
     return [round((value - 24) / 13) for value in luma.tolist()]
 
 
 def encoders_pixels(data: bytes, size: Bucket) -> torch.Tensor:
-    """The clip at the video's head as encoding decodes, scales and colours it; black 0, white 255, not rounded."""
+    """First clip of the video as encoding decodes, scales and colours it; black 0, white 255, not rounded."""
     rules = ClipRules(
         *("head", 0, None, (size.frames,), (size,), None),
         **{"multiple_of": 1, "upscale": False, "min_fps_ratio": 0.9, "time_stride": 1, "space_stride": 1},
@@ -83,7 +83,7 @@ def encoders_pixels(data: bytes, size: Bucket) -> torch.Tensor:
     ],
     ids=["plain", "rotated", "mirrored", "full range", "10 bit", "matroska"],
 )
-def test_a_clip_has_the_pixels_that_encoding_gives_the_network(tmp_path, settings):
+def test_a_clip_has_the_pixels_that_encoding_uses(tmp_path, settings):
     data = video_files.encode(5, size=(64, 64), picture=video_files.textured, options=FAST, **settings)
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
     source = open_corpus(tmp_path / "run", shard, clips={"scale": [1, 1]})
@@ -116,7 +116,7 @@ def ramp(index: int, width: int, height: int) -> np.ndarray:
     return picture
 
 
-def test_scales_and_places_are_drawn_within_their_bounds(tmp_path):
+def test_scales_and_positions_are_drawn_within_their_bounds(tmp_path):
     data = video_files.encode(1, size=(64, 128), picture=ramp, options={**FAST, "qp": "2"})
     shard = write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
 
@@ -138,7 +138,7 @@ def test_scales_and_places_are_drawn_within_their_bounds(tmp_path):
 
 
 def small_corpus(folder: Path) -> Path:
-    """Two tars and a plain file with six good videos of 6 frames, and three that are of no use."""
+    """Two tars and a plain file with six good videos of 6 frames, and three unusable ones."""
     folder.mkdir()
     good = [video_bytes(6, 48, 48, seed) for seed in range(6)]
     write_tar(folder / "0.tar", {f"a{n}": {"mp4": good[n], "txt": b"x"} for n in range(3)})
@@ -156,7 +156,7 @@ def keys(source: CorpusSource, count: int, frames: int = 5) -> list[str]:
     return [source.clip(n, frames, 32, 32).key.rpartition("/")[2] for n in range(count)]
 
 
-def test_every_epoch_visits_every_video_in_an_order_of_its_own(tmp_path):
+def test_every_epoch_visits_every_video_in_its_own_order(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     source = open_corpus(tmp_path / "run", corpus, clips={"upscale": True})
     seen = [source.clip(n, 1, 16, 16).key.rpartition("/")[2] for n in range(16)]
@@ -169,7 +169,7 @@ def test_every_epoch_visits_every_video_in_an_order_of_its_own(tmp_path):
         "c.mp4",
         "short",
         "small",
-    ]  # one frame of 16 pixels: only one is of no use
+    ]  # one frame of 16 pixels: only one is unusable
     assert len(source) == 9
     for epoch in (source._order(0), source._order(1)):
         assert sorted(epoch) == list(range(9))
@@ -178,7 +178,7 @@ def test_every_epoch_visits_every_video_in_an_order_of_its_own(tmp_path):
     assert keys(open_corpus(tmp_path / "run", corpus, seed=1), 9) != keys(source, 9)
 
 
-def test_videos_of_no_use_are_said_once_and_the_next_takes_their_turn(tmp_path):
+def test_unusable_videos_are_reported_once_and_replaced_by_the_next(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     source = open_corpus(tmp_path / "run", corpus)
     names = [source._index[n].name.rpartition("/")[2] for n in range(9)]
@@ -199,7 +199,7 @@ def test_videos_of_no_use_are_said_once_and_the_next_takes_their_turn(tmp_path):
     assert len((tmp_path / "run" / "unusable.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_video_that_brings_out_a_foreign_error_is_skipped_and_said_once(tmp_path, monkeypatch):
+def test_a_video_that_raises_an_unknown_error_is_skipped_and_reported_once(tmp_path, monkeypatch):
     corpus = small_corpus(tmp_path / "corpus")
     resolve = decode.resolve
 
@@ -217,7 +217,7 @@ def test_a_video_that_brings_out_a_foreign_error_is_skipped_and_said_once(tmp_pa
     assert line["message"].startswith("unexpected ValueError while opening the video: 31 is not a valid Type")
 
 
-def test_a_clip_depends_on_nothing_but_its_number(tmp_path):
+def test_a_clip_depends_on_its_number_only(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     source = open_corpus(tmp_path / "run", corpus)
     clips = [source.clip(n, 5, 24, 32) for n in range(7)]
@@ -230,25 +230,25 @@ def test_a_clip_depends_on_nothing_but_its_number(tmp_path):
         assert tuple(again.video_CTHW.shape) == (3, 5, 24, 32)
 
 
-def test_a_corpus_without_a_usable_clip_says_why(tmp_path):
+def test_a_corpus_without_a_usable_clip_is_refused_with_reasons(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     source = open_corpus(tmp_path / "run", corpus)
     with pytest.raises(InputError) as caught:
         source.check([(1, 32, 32), (7, 32, 32)])
     message = str(caught.value)
     assert message.startswith(
-        "data.inputs: none of 9 videos gives a clip of 7 frames of 32x32: too_short (8), undecodable (1)"
+        "data.inputs: none of 9 videos has a clip of 7 frames of 32x32: too_short (8), undecodable (1)"
     )
     assert caught.value.exit_code == 2
     write_tar(corpus / "empty.tar", {"x": {"txt": b"only words"}})
-    with pytest.raises(InputError, match=r"not a single video in 1 shards: no_video \(1\)"):
+    with pytest.raises(InputError, match=r"no video in 1 shards: no_video \(1\)"):
         open_corpus(tmp_path / "words", corpus / "empty.tar")
 
 
 def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
     corpus, told = small_corpus(tmp_path / "corpus"), []
     first = open_corpus(tmp_path / "run", corpus, told=told)
-    assert told == ["reading 3 shards once, to know where their videos lie"]
+    assert told == ["reading 3 shards once, to index their videos"]
     again = open_corpus(tmp_path / "run", corpus, told=told)
     assert len(told) == 1
     places = [first._index[n] for n in range(9)]
@@ -260,9 +260,9 @@ def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
         keys(again, 9)
     Unusable(tmp_path / "run" / "unusable.jsonl").add("gone.tar", "y", "too_short", "of the corpus that was")
     changed = open_corpus(tmp_path / "run", corpus, told=told)
-    assert told[1:] == ["the corpus is not the one this run began with: it goes on with the new one", told[0]]
+    assert told[1:] == ["the corpus has changed since this run started; the run continues with the new one", told[0]]
     assert len(changed) == 7
-    assert Unusable(tmp_path / "run" / "unusable.jsonl").tally() == {"no_video": 1}  # of the new corpus alone
+    assert Unusable(tmp_path / "run" / "unusable.jsonl").counts() == {"no_video": 1}  # of the new corpus alone
 
 
 def test_a_compressed_tar_is_refused(tmp_path):
@@ -306,7 +306,7 @@ def test_object_storage_is_read_one_video_at_a_time(tmp_path, moto: S3Server, mo
     assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], "room for two: the oldest goes"
 
 
-def test_a_list_is_whole_after_a_process_died_while_it_wrote(tmp_path):
+def test_the_unusable_list_survives_a_process_killed_while_writing(tmp_path):
     path = tmp_path / "unusable.jsonl"
     one, other = Unusable(path), Unusable(path)
     one.add("a.tar", "k", "too_short", "3 frames")
@@ -315,11 +315,11 @@ def test_a_list_is_whole_after_a_process_died_while_it_wrote(tmp_path):
         file.write(b'{"uri": "a.tar", "ke')
     other.add("a.tar", "l", "too_small", "8 pixels")
     one.add("a.tar", "l", "too_small", "8 pixels")
-    assert Unusable(path).tally() == one.tally() == {"too_short": 1, "too_small": 1}
+    assert Unusable(path).counts() == one.counts() == {"too_short": 1, "too_small": 1}
     assert len(path.read_text().splitlines()) == 3
 
 
-def test_a_broken_end_costs_only_the_clips_that_want_it(tmp_path):
+def test_a_damaged_end_rejects_only_clips_that_need_it(tmp_path):
     options = {"options": {**FAST, "g": "8"}, "container_options": {"movflags": "faststart"}}
     data = video_files.encode(40, picture=video_files.textured, **options)
     whole = len(data) * 6 // 10
@@ -331,10 +331,10 @@ def test_a_broken_end_costs_only_the_clips_that_want_it(tmp_path):
         open_corpus(tmp_path / "other", shard).clip(n, 2, 32, 32).key.rpartition("/")[2] for n in range(30)
     ]
     assert 0 < found.count("broken") < 15
-    assert source._unusable.tally() == {"corrupt_stream": 1}
+    assert source._unusable.counts() == {"corrupt_stream": 1}
 
 
-def test_a_large_video_waits_in_a_file_of_its_own(tmp_path):
+def test_a_large_video_is_spooled_to_a_file(tmp_path):
     data = bytes(range(256)) * 5000
     write_tar(tmp_path / "a.tar", {"a": {"mp4": data}})
     source = open_corpus(tmp_path / "run", tmp_path / "a.tar", storage=StorageConfig(spool_bytes=MiB))

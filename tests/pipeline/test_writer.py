@@ -267,12 +267,9 @@ def test_misshapen_clips_are_refused(store: Store, spool: Path, clip: object, me
             writer.add(clip)
 
 
-def test_wrong_numpy_type_is_a_programming_error(store: Store, spool: Path) -> None:
-    with (
-        shard_writer(store, spool, WriteConfig()) as writer,
-        pytest.raises(ValueError, match="travels as numpy float16"),
-    ):
-        writer.add(latent_clip(0, array=np.zeros((4, 5, 8, 6), ">f2").astype(">f2")))
+def test_wrong_numpy_type_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="of numpy <f2, got >f2"):
+        latent_clip(0, array=np.zeros((4, 5, 8, 6), ">f2"))
 
 
 def test_an_empty_shard_has_no_files(store: Store, spool: Path) -> None:

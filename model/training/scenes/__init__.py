@@ -1,5 +1,5 @@
-"""Synthetic videos with the statistics of natural ones: moving dead leaves, filmed. The door is `clips`.
+"""Synthetic videos with the statistics of natural ones: moving dead leaves, seen by a camera. Entry point: `clips`.
 
-`clips` joins shots; `shot` builds and films a scene of `sets`, `leaves`, `shapes`, `lettering`, `colours`, `fields`, along the
-courses of `motion`, through `warping`; `optics` is lens, sensor and codec.
+`clips` joins shots; `shot` builds and renders a scene from `sets`, `leaves`, `shapes`, `lettering`, `colours` and `fields`, with the
+trajectories of `motion`, through `warping`; `optics` simulates lens, sensor and codec.
 """

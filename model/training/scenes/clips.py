@@ -1,8 +1,8 @@
-"""Synthetic clips, endless. Enters: a seed, an index, a size. Leaves: uint8 RGB `(3, T, H, W)`, 0 to 255.
+"""Synthetic clips by seed and index: uint8 RGB `(3, T, H, W)`, 0 to 255.
 
-A clip is a pure function of its arguments: every random number comes from a PCG64 generator seeded with (seed, index). On one machine, with
-the same versions of numpy and torch, the bits are the same each time, in each process and for any number of threads. Many small
-operations make a clip: workers with one thread each are the fast way to many (`torch.utils.data.DataLoader`'s are such).
+A clip is a pure function of its arguments: all random numbers come from a PCG64 generator seeded with (seed, index). On one machine, with
+the same versions of numpy and torch, the bits are the same in every process and for any number of threads. A clip consists of many small
+operations, so many single-threaded workers (such as those of `torch.utils.data.DataLoader`) are the fastest way to many clips.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 SMALLEST = 16
 """Pixels of the smallest height or width."""
 
-_CUT, _STATIC = 0.12, 0.06  # shares of clips of 17 frames with a cut, and of clips in which nothing ever changes
+_CUT, _STATIC = 0.12, 0.06  # share of 17-frame clips with a cut, and share of clips without any change
 
 
 def _check(seed: int, index: int, frames: int, height: int, width: int) -> None:
     if seed < 0 or index < 0:
-        raise ValueError(f"seed and index count from 0; got seed {seed}, index {index}")
+        raise ValueError(f"seed and index must be at least 0; got seed {seed}, index {index}")
     if frames < 1 or height < SMALLEST or width < SMALLEST:
-        raise ValueError(f"a clip has at least 1 frame of {SMALLEST} x {SMALLEST}; got {frames} of {height} x {width}")
+        raise ValueError(
+            f"a clip needs at least 1 frame of {SMALLEST} x {SMALLEST}; got {frames} of {height} x {width}"
+        )
 
 
 def clip(seed: int, index: int, frames: int, height: int, width: int) -> torch.Tensor:
-    """Clip number `index` of the endless film `seed`: uint8 RGB `(3, frames, height, width)`, black 0, white 255.
+    """Clip number `index` of the endless sequence `seed`: uint8 RGB `(3, frames, height, width)`, black 0, white 255.
 
-    Images are clips of one frame.
+    A clip of one frame is an image.
 
     Raises:
         ValueError: a negative seed or index, no frame, a side under 16 pixels.
@@ -45,23 +47,23 @@ def clip(seed: int, index: int, frames: int, height: int, width: int) -> torch.T
     if moving and rng.random() < _CUT * min(frames / 17, 2):
         shown = _two_shots(rng, frames, height, width)
     else:
-        shown = shot.film(rng, frames if moving else 1, height, width, moving=moving)
+        shown = shot.render(rng, frames if moving else 1, height, width, moving=moving)
     shown = optics.develop(shown, rng, moving=moving)
     pixels = shown.mul_(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
     return pixels.expand(frames, -1, -1, -1).transpose(0, 1).contiguous()
 
 
 def _two_shots(rng: np.random.Generator, frames: int, height: int, width: int) -> torch.Tensor:
-    """Two shots after one another: cut hard, dissolved over some frames, or faded through black."""
+    """Two consecutive shots, joined by a hard cut, a dissolve, or a fade through black."""
     at = int(rng.integers(1, frames))
-    manner = rng.choice(["hard", "dissolve", "fade"], p=[0.6, 0.28, 0.12])
-    long = 0 if manner == "hard" else int(rng.integers(2, max(frames, 4)))
+    transition = rng.choice(["hard", "dissolve", "fade"], p=[0.6, 0.28, 0.12])
+    long = 0 if transition == "hard" else int(rng.integers(2, max(frames, 4)))
     start, stop = max(at - long // 2, 0), min(at + (long + 1) // 2, frames)
-    first = shot.film(rng, stop, height, width)
-    second = shot.film(rng, frames - start, height, width)
+    first = shot.render(rng, stop, height, width)
+    second = shot.render(rng, frames - start, height, width)
     part = torch.arange(1, stop - start + 1, dtype=torch.float32)[:, None, None, None] / (stop - start + 1)
     before, after = first[start:], second[: stop - start]
-    if manner == "dissolve":
+    if transition == "dissolve":
         between = torch.lerp(before, after, part)
     else:
         between = before * (1 - 2 * part).clamp_(min=0) + after * (2 * part - 1).clamp_(min=0)
@@ -70,13 +72,13 @@ def _two_shots(rng: np.random.Generator, frames: int, height: int, width: int) -
 
 @dataclass(frozen=True)
 class SyntheticVideos:
-    """Clips `start`, `start + stride`, `start + 2 stride`, ... of the film `seed`, without end.
+    """Clips `start`, `start + stride`, `start + 2 stride`, ... of the sequence `seed`, without end.
 
-    Rank r of n takes `start=r, stride=n`; to resume after k clips of a rank, `start=r + k * n`. Iterating again begins again.
-    Each item is what `clip` returns.
+    Rank r of n uses `start=r, stride=n`; to resume after k clips of a rank, `start=r + k * n`. Every iteration starts again.
+    Items are those of `clip`.
 
     Raises:
-        ValueError: on construction, what `clip` refuses, or a stride below 1.
+        ValueError: on construction, for arguments that `clip` refuses or a stride below 1.
     """
 
     seed: int

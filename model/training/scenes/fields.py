@@ -1,7 +1,7 @@
-"""Random fields whose energy falls with frequency, as in nature. Enters: a generator and a size. Leaves: float32 arrays of zero mean.
+"""Random fields with a natural frequency spectrum: float32 arrays of zero mean.
 
-The amplitude of natural images falls about as 1/f (power 1/f^2: Field 1987; Ruderman and Bialek 1994), and in time as well (Dong and
-Atick 1995). A field here is white noise shaped in the Fourier domain, so it repeats at its edges without a seam.
+The amplitude of natural images falls about as 1/f (power 1/f^2: Field 1987; Ruderman and Bialek 1994), also in time (Dong and
+Atick 1995). A field is white noise shaped in the Fourier domain, so it is periodic.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=64)
 def _frequency(shape: tuple[int, ...], steepness: tuple[float, ...]) -> np.ndarray:
-    """Distance from zero frequency for `rfftn` of `shape`, in cycles per field along the longest axis; read-only."""
+    """Squared distance from zero frequency for `rfftn` of `shape`, in cycles per field along the longest axis; read-only."""
     longest = max(shape)
     squares = np.zeros((1,) * len(shape), np.float32)
     for axis, (length, weight) in enumerate(zip(shape, steepness, strict=True)):
         line = np.fft.rfftfreq(length) if axis == len(shape) - 1 else np.fft.fftfreq(length)
-        place = [1] * len(shape)
-        place[axis] = -1
-        squares = squares + ((weight * longest * line) ** 2).astype(np.float32).reshape(place)
+        layout = [1] * len(shape)
+        layout[axis] = -1
+        squares = squares + ((weight * longest * line) ** 2).astype(np.float32).reshape(layout)
     squares[(0,) * len(shape)] = np.inf  # no mean
     squares.flags.writeable = False
     return squares
@@ -35,7 +35,7 @@ def power_field(
 ) -> np.ndarray:
     """Gaussian field of `shape` whose amplitude falls as 1/f^`exponent`: float32, mean 0, standard deviation 1.
 
-    `steepness` stretches the frequency axes: a larger number means less change along that axis. An axis of length 1 is allowed.
+    `steepness` scales the frequency axes: a larger number means less change along that axis. Axes of length 1 are allowed.
     """
     size = tuple(int(length) for length in shape)
     squares = _frequency(size, tuple(steepness) if steepness is not None else (1.0,) * len(size))
@@ -46,7 +46,7 @@ def power_field(
 
 
 def ramp(rng: np.random.Generator, height: int, width: int, tilt: float | None = None) -> np.ndarray:
-    """A plane from -1 to 1 across the field at a random angle, or at `tilt` radians from horizontal: float32 `(height, width)`."""
+    """Plane from -1 to 1 across the field at a random angle, or at `tilt` radians from horizontal: float32 `(height, width)`."""
     angle = rng.uniform(0, 2 * np.pi) if tilt is None else tilt
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
@@ -57,7 +57,7 @@ def ramp(rng: np.random.Generator, height: int, width: int, tilt: float | None =
 def wander(rng: np.random.Generator, moments: np.ndarray, period: float, channels: int = 1) -> np.ndarray:
     """Smooth random curves over time, standard deviation about 1: float64 `(len(moments), channels)`.
 
-    A sum of three sines with periods around `period`, so that any moment, also between frames, has a value.
+    Each is a sum of three sines with periods around `period`, defined at any moment, also between frames.
     """
     periods = period * np.exp(rng.uniform(-0.7, 0.7, (3, channels)))
     phases = rng.uniform(0, 2 * np.pi, (3, channels))

@@ -1,8 +1,7 @@
-"""Painting leaves: a shape, its colour, its texture and shading, laid over what is there. Enters: a canvas. Leaves: the canvas, painted on.
+"""Painting of leaves onto a canvas: a shape with colour, texture and shading.
 
-The dead leaves model (Matheron 1968; Lee, Mumford and Huang 2001): opaque shapes, sizes falling as r^-3, each hiding what lies under
-it, give the scale invariance, the edges and the heavy tails of natural images. A canvas is float32 `(4, h, w)`: RGB times opacity, and
-opacity.
+The dead leaves model (Matheron 1968; Lee, Mumford and Huang 2001), opaque shapes with sizes falling as r^-3 that cover each other, has the
+scale invariance, edges and heavy tails of natural images. A canvas is float32 `(4, h, w)`: RGB times opacity, and opacity.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _PATTERNS = ("plain", "noise", "detail", "grating", "stripes", "checker")
 
 @dataclass(frozen=True)
 class Materials:
-    """What leaves of one scene are made of: colours, texture sheets, how much texture, how soft the edges, where the light comes from,
-    and how many of the small leaves are of one stuff with what they lie on.
+    """Appearance of the leaves of one scene: colours, texture sheets, amount of texture, softness of edges, direction of light,
+    and the share of small leaves with the colour of what they cover (`kinship`).
     """
 
     palette: Palette
-    sheets: tuple[np.ndarray, ...]  # float32 (h, w), mean 0, deviation 1: larger than any leaf they cover, or repeated
+    sheets: tuple[np.ndarray, ...]  # float32 (h, w), mean 0, deviation 1; repeated if smaller than a leaf
     texture: float
     softness: float
     light: float
@@ -35,18 +34,18 @@ class Materials:
 
 
 def empty(height: int, width: int) -> np.ndarray:
-    """A canvas nothing is painted on: `(4, height, width)` zeros."""
+    """Empty canvas: `(4, height, width)` zeros."""
     return np.zeros((4, height, width), np.float32)
 
 
 def radii(rng: np.random.Generator, count: int, smallest: float, largest: float) -> np.ndarray:
-    """`count` radii with density r^-3 between `smallest` and `largest` (Lee, Mumford and Huang 2001, section 4)."""
+    """Random radii with density r^-3 between `smallest` and `largest` (Lee, Mumford and Huang 2001, section 4)."""
     low, high = float(smallest) ** -2, float(max(largest, smallest)) ** -2
     return (low - rng.random(count) * (low - high)) ** -0.5
 
 
 def random_materials(rng: np.random.Generator, palette: Palette, size: int, edge: float) -> Materials:
-    """Materials for a canvas `size` pixels wide whose sharpest edges are `edge` pixels wide."""
+    """Random materials for a canvas `size` pixels wide whose sharpest edges are `edge` pixels wide."""
     side = 96 if size < 300 else 192
     sheets = [fields.power_field(rng, (side, side), rng.uniform(0.6, 1.6)) for _ in range(2)]
     sheets.append(_detail(rng, side))
@@ -62,7 +61,7 @@ def random_materials(rng: np.random.Generator, palette: Palette, size: int, edge
 
 
 def _detail(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A sheet of leaves too small to paint one by one on every canvas: grey leaves at twice the size, halved."""
+    """Texture sheet of leaves too small to paint one by one: grey leaves at twice the size, then halved."""
     sheet = fields.power_field(rng, (2 * side, 2 * side), 1.2)
     for radius in radii(rng, 70, 3, side / 2):
         shape = shapes.random_shape(rng, float(radius))
@@ -74,7 +73,7 @@ def _detail(rng: np.random.Generator, side: int) -> np.ndarray:
 def _blend(
     canvas: np.ndarray, shape: shapes.Shape, centre: np.ndarray, softness: float, grey: float, keep: float
 ) -> None:
-    """Lays one flat grey over `canvas` inside `shape`, keeping the part `keep` of what shows the ground's texture."""
+    """Paints a flat grey shape on `canvas`, which keeps the share `keep` of the texture below."""
     window = _window(canvas, shape.radius + softness, centre)
     if window is None:
         return
@@ -84,7 +83,7 @@ def _blend(
 
 
 def _window(canvas: np.ndarray, reach: float, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The part of `canvas` within `reach` of `centre` (row, column), and its coordinates about the centre; None outside."""
+    """Part of `canvas` within `reach` of `centre` (row, column), and its coordinates from the centre; None if it is outside."""
     height, width = canvas.shape[-2:]
     top, left = max(int(centre[0] - reach), 0), max(int(centre[1] - reach), 0)
     bottom, right = min(int(centre[0] + reach) + 2, height), min(int(centre[1] + reach) + 2, width)
@@ -96,51 +95,51 @@ def _window(canvas: np.ndarray, reach: float, centre: np.ndarray) -> tuple[np.nd
 
 
 def paint(
-    rng: np.random.Generator, canvas: np.ndarray, shape: shapes.Shape, centre: np.ndarray, made_of: Materials
+    rng: np.random.Generator, canvas: np.ndarray, shape: shapes.Shape, centre: np.ndarray, materials: Materials
 ) -> None:
-    """Lays one leaf over `canvas` with its centre at `centre` (row, column, in pixels)."""
-    softness = made_of.softness
+    """Paints one leaf on `canvas` with its centre at `centre` (row, column, in pixels)."""
+    softness = materials.softness
     window = _window(canvas, shape.radius * 1.1 + softness, centre)
     if window is None:
         return
     patch, y, x = window
     mask = shapes.coverage(shapes.signed_distance(shape, y, x), softness)
-    if shape.radius < 6 * softness:  # too small to see more than its colour
-        colour = made_of.palette.draw(rng)
+    if shape.radius < 6 * softness:  # too small for visible texture
+        colour = materials.palette.draw(rng)
         middle = patch[:, patch.shape[1] // 2, patch.shape[2] // 2]
-        if middle[3] > 0.99 and rng.random() < made_of.kinship:  # mostly of the ground's own colour
-            colour = made_of.palette.vary(rng, middle[:3])
+        if middle[3] > 0.99 and rng.random() < materials.kinship:  # similar to the colour below
+            colour = materials.palette.vary(rng, middle[:3])
         patch[:3] += mask * (colour[:, None, None] - patch[:3])
     else:
-        patch[:3] += mask * (surface(rng, y, x, shape.radius, made_of) - patch[:3])
+        patch[:3] += mask * (surface(rng, y, x, shape.radius, materials) - patch[:3])
     patch[3] += mask * (1 - patch[3])
 
 
-def surface(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, radius: float, made_of: Materials) -> np.ndarray:
-    """The colour of a leaf `radius` pixels large at the coordinates `y`, `x` about its centre: float32 `(3, h, w)`."""
-    palette = made_of.palette
+def surface(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, radius: float, materials: Materials) -> np.ndarray:
+    """Colours of a leaf with `radius` pixels at coordinates `y`, `x` from its centre: float32 `(3, h, w)`."""
+    palette = materials.palette
     colour, tint = palette.draw(rng), palette.tint(rng)
-    direction = made_of.light + rng.normal(0, 0.6)
+    direction = materials.light + rng.normal(0, 0.6)
     strength = rng.normal(0, 0.3) / radius
     shade = 1 + np.float32(strength * np.cos(direction)) * x + np.float32(strength * np.sin(direction)) * y
     if rng.random() < 0.3:  # round: darker towards the rim
         shade = shade * (1 - np.float32(rng.uniform(0.1, 0.6) / radius**2) * (x * x + y * y))
-    amount = made_of.texture * float(np.exp(rng.normal(0, 0.6)))
-    relief = pattern(rng, y, x, radius, made_of)
+    amount = materials.texture * float(np.exp(rng.normal(0, 0.6)))
+    relief = pattern(rng, y, x, radius, materials)
     if relief is None:
         return np.clip(colour[:, None, None] * shade, 0, 1)
     return np.clip(colour[:, None, None] * shade + (tint * np.float32(amount))[:, None, None] * relief, 0, 1)
 
 
 def pattern(
-    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, radius: float, made_of: Materials
+    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, radius: float, materials: Materials
 ) -> np.ndarray | None:
-    """A texture of deviation about 1 at the coordinates, or None for a plain leaf."""
+    """Texture with deviation about 1 at the coordinates, or None for a plain leaf."""
     kind = _PATTERNS[int(np.searchsorted([0.3, 0.6, 0.85, 0.91, 0.96], rng.random()))]
     if kind == "plain":
         return None
     if kind in ("noise", "detail"):
-        sheet = made_of.sheets[2 if kind == "detail" else int(rng.integers(2))]
+        sheet = materials.sheets[2 if kind == "detail" else int(rng.integers(2))]
         zoom = float(rng.choice([1.0, 1.0, 2.0]))
         rows = ((y[:, 0] / zoom).astype(np.int64) + rng.integers(sheet.shape[0])) % sheet.shape[0]
         columns = ((x[0] / zoom).astype(np.int64) + rng.integers(sheet.shape[1])) % sheet.shape[1]
@@ -151,7 +150,7 @@ def pattern(
     wave = np.sin(along * (2 * np.pi / period))
     if kind == "grating":
         return 1.4 * wave
-    edge = period / np.float32(np.pi * made_of.softness)  # as wide as the leaf's own edges
+    edge = period / np.float32(np.pi * materials.softness)  # as wide as the leaf's own edges
     if kind == "checker":
         across = np.float32(np.cos(angle)) * y - np.float32(np.sin(angle)) * x
         wave = wave * np.sin(across * (2 * np.pi / period))

@@ -1,6 +1,6 @@
-"""Letters: titles, subtitles, signs. Enters: a generator. Leaves: a coverage mask of one or two lines of made-up words, float32 `(h, w)`.
+"""Lettering of titles, subtitles and signs: coverage masks of lines of random words, float32 `(h, w)`.
 
-The glyphs are a 5 x 7 dot alphabet of our own, enlarged and smoothed: what matters is thin bright strokes on any ground, not typography.
+The glyphs are a 5 x 7 dot alphabet, enlarged and smoothed: thin bright strokes on any background matter here, not typography.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SPACE = list(_GLYPHS).index(" ")
 
 
 def line(rng: np.random.Generator, letters: int) -> np.ndarray:
-    """One line of `letters` random glyphs in words of a few letters: bool dots `(9, 6 * letters + 1)`, one empty dot around."""
+    """Line of `letters` random glyphs in words of a few letters: bool dots `(9, 6 * letters + 1)` with an empty border of one dot."""
     chosen = rng.integers(0, len(_DOTS) - 1, letters)
     chosen[np.cumsum(rng.integers(3, 8, letters))[: letters // 4] % letters] = _SPACE
     dots = np.zeros((9, 6 * letters + 1), bool)
@@ -51,20 +51,20 @@ def line(rng: np.random.Generator, letters: int) -> np.ndarray:
 
 
 def lettering(rng: np.random.Generator, height: float, widest: int) -> np.ndarray:
-    """A line of text about `height` pixels high and at most `widest` wide, edges smoothed: float32 coverage `(h, w)` in [0, 1]."""
+    """Line of text about `height` pixels high and at most `widest` wide, with smooth edges: float32 coverage `(h, w)` in [0, 1]."""
     dot = max(height / 7, 1.0)
-    room = max(int(widest / dot - 1) // 6, 1)
-    dots = line(rng, int(rng.integers(1, min(room, 24) + 1)))
+    most = max(int(widest / dot - 1) // 6, 1)
+    dots = line(rng, int(rng.integers(1, min(most, 24) + 1)))
     rows, columns = dots.shape
     y = (np.arange(int(rows * dot)) + 0.5) / dot - 0.5
     x = (np.arange(int(columns * dot)) + 0.5) / dot - 0.5
     smooth = _mix(_mix(dots.astype(np.float32), y).T, x).T
-    # between dots the value rises linearly: the outline at one half, sharpened to about a pixel
+    # linear between dots; the outline at one half is sharpened to about a pixel
     return np.clip((smooth - 0.5) * np.float32(min(dot, 2.5)) + 0.5, 0, 1)
 
 
 def _mix(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Linear interpolation between the rows of an array at fractional positions, held at the ends."""
+    """Linear interpolation between the rows of an array at fractional positions, constant beyond the ends."""
     position = np.clip(at, 0, len(rows) - 1)
     low = np.minimum(position.astype(np.int64), len(rows) - 2)
     part = (position - low).astype(np.float32)[:, None]

@@ -1,7 +1,7 @@
-"""How cameras and things move. Enters: a generator and moments in frames. Leaves: one affine map per moment, from rest to where it is.
+"""Motion of cameras and objects: one affine map per moment (in frames), from the rest position to the current one.
 
-A map is float64 `(3, 3)` over homogeneous (x, y, 1), in frame pixels about the frame's centre, x to the right and y down.
-Speeds are log-uniform: most things move little, some much, as in measured optical flow (Roth and Black 2007).
+A map is float64 `(3, 3)` over homogeneous (x, y, 1), in frame pixels from the frame's centre, x to the right and y down. Speeds are
+log-uniform: most things move little, some much, as in measured optical flow (Roth and Black 2007).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from model.training.scenes.fields import wander
 
 
 @dataclass(frozen=True)
-class Course:
-    """Where something is at N moments: `shift_N2` in pixels (x, y), `turn_N` in radians, `growth_N` as a logarithm of scale."""
+class Trajectory:
+    """Trajectory at N moments: `shift_N2` in pixels (x, y), `turn_N` in radians, `growth_N` as logarithm of scale."""
 
     shift_N2: np.ndarray
     turn_N: np.ndarray
     growth_N: np.ndarray
 
     def maps(self, depth: float = 1.0, about: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """`(N, 3, 3)`: turn and growth about the point `about`, then the shift, of which things far away (`depth` < 1) see a part."""
+        """`(N, 3, 3)`: rotation and scaling about the point `about`, then the shift; with `depth` < 1 (far away) only part of it."""
         scale = np.exp(self.growth_N * depth)
         cosine, sine = scale * np.cos(self.turn_N), scale * np.sin(self.turn_N)
         maps = np.zeros((len(scale), 3, 3))
@@ -34,18 +34,18 @@ class Course:
         return maps
 
 
-def resting(count: int) -> Course:
-    """The course of what does not move, at `count` moments."""
-    return Course(np.zeros((count, 2)), np.zeros(count), np.zeros(count))
+def resting(count: int) -> Trajectory:
+    """Trajectory of something at rest, at `count` moments."""
+    return Trajectory(np.zeros((count, 2)), np.zeros(count), np.zeros(count))
 
 
 def _travel(rng: np.random.Generator, moments: np.ndarray) -> np.ndarray:
-    """Distance covered at each moment for a mean speed of one per frame: even, starting, stopping, or to and fro."""
+    """Distance covered at each moment for a mean speed of one per frame: uniform, starting, stopping, or oscillating."""
     middle = (moments[0] + moments[-1]) / 2
-    manner = rng.random()
-    if manner < 0.6:
+    kind = rng.random()
+    if kind < 0.6:
         return moments - middle
-    if manner < 0.8:  # comes to rest, or sets off: a smooth ramp around some moment
+    if kind < 0.8:  # stops or starts: a smooth ramp around some moment
         turning = rng.uniform(moments[0], moments[-1] + 1e-9)
         width = rng.uniform(0.5, 4)
         ramp = width * np.logaddexp(0, (moments - turning) / width)
@@ -58,12 +58,12 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def camera(rng: np.random.Generator, moments: np.ndarray, size: float) -> Course:
-    """A camera over a frame `size` pixels wide: at rest in a third of the scenes, else panning, zooming, rolling, held in a hand."""
-    course = resting(len(moments))
+def camera(rng: np.random.Generator, moments: np.ndarray, size: float) -> Trajectory:
+    """Camera trajectory over a frame `size` pixels wide: at rest in a third of the scenes, else panning, zooming, rolling or handheld."""
+    trajectory = resting(len(moments))
     if rng.random() < 0.35:
-        return course
-    shift, turn, growth = course.shift_N2, course.turn_N, course.growth_N
+        return trajectory
+    shift, turn, growth = trajectory.shift_N2, trajectory.turn_N, trajectory.growth_N
     if rng.random() < 0.7:
         heading = rng.integers(0, 2) * np.pi + rng.normal(0, 0.15) if rng.random() < 0.5 else rng.uniform(0, 2 * np.pi)
         speed = size * _log_uniform(rng, 3e-4, 0.016)
@@ -74,37 +74,37 @@ def camera(rng: np.random.Generator, moments: np.ndarray, size: float) -> Course
         )
     if rng.random() < 0.2:
         turn = turn + _travel(rng, moments) * rng.choice([-1, 1]) * _log_uniform(rng, 5e-4, 0.015)
-    if rng.random() < 0.4:  # a hand: slow sway and a faster tremor, in all directions
+    if rng.random() < 0.4:  # handheld: slow sway and faster tremor
         sway = size * _log_uniform(rng, 5e-4, 8e-3)
         shift = shift + sway * wander(rng, moments, 12.0, 2) + 0.25 * sway * wander(rng, moments, 2.5, 2)
         turn = turn + 0.4 * sway / size * wander(rng, moments, 10.0)[:, 0]
-    return Course(shift, turn, growth)
+    return Trajectory(shift, turn, growth)
 
 
-def thing(rng: np.random.Generator, moments: np.ndarray, size: float) -> Course:
-    """A thing in the scene: drifting, falling, turning, growing as it comes near; some rest."""
-    course = resting(len(moments))
+def object_trajectory(rng: np.random.Generator, moments: np.ndarray, size: float) -> Trajectory:
+    """Trajectory of an object: drifting, falling, turning, growing as it comes near; some rest."""
+    trajectory = resting(len(moments))
     if rng.random() < 0.15:
-        return course
+        return trajectory
     heading = rng.uniform(0, 2 * np.pi)
     speed = size * _log_uniform(rng, 5e-4, 0.03)
     shift = _travel(rng, moments)[:, None] * speed * np.array([np.cos(heading), np.sin(heading)])
-    turn, growth = course.turn_N, course.growth_N
+    turn, growth = trajectory.turn_N, trajectory.growth_N
     if rng.random() < 0.4:
         turn = _travel(rng, moments) * rng.choice([-1, 1]) * _log_uniform(rng, 2e-3, 0.15)
     if rng.random() < 0.35:
         growth = np.clip(_travel(rng, moments) * rng.choice([-1, 1]) * _log_uniform(rng, 1e-3, 0.03), -0.7, 0.7)
     if rng.random() < 0.2:
         shift = shift + 0.01 * size * wander(rng, moments, 8.0, 2)
-    return Course(shift, turn, growth)
+    return Trajectory(shift, turn, growth)
 
 
 def fastest(maps_LN33: list[np.ndarray], per_frame: int, reach: float) -> float:
-    """The largest displacement in pixels from frame to frame, over all courses, of points `reach` pixels from the centre."""
+    """Largest displacement in pixels between frames, over all trajectories, of points `reach` pixels from the centre."""
     corners = np.array([[0, 0, 1], [reach, reach, 1], [-reach, reach, 1]], np.float64).T
     largest = 0.0
     for maps in maps_LN33:
-        places = maps[::per_frame, :2] @ corners
-        if len(places) > 1:
-            largest = max(largest, float(np.abs(np.diff(places, axis=0)).max()))
+        positions = maps[::per_frame, :2] @ corners
+        if len(positions) > 1:
+            largest = max(largest, float(np.abs(np.diff(positions, axis=0)).max()))
     return largest

@@ -1,7 +1,7 @@
-"""From light to file: what lens, sensor and codec do. Enters: frames `(T, 3, H, W)` in [0, 1]. Leaves: the same, less perfect.
+"""Effects of lens, sensor and codec on frames `(T, 3, H, W)` in [0, 1].
 
-Each effect is a function of frames and a generator; `develop` draws which of them a clip has. Most clips have few: web video shrunk to
-a training size has lost most of its noise and blocks.
+Each effect is a function of frames and a generator; `develop` draws which of them a clip gets. Most clips get few: web video reduced to
+training size has lost most of its noise and blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model.training.scenes.fields import power_field, wander
 
 
 def gaussian(frames_NCHW: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur with deviation `sigma` pixels, edges mirrored."""
+    """Gaussian blur with deviation `sigma` pixels; edges are mirrored."""
     height, width = frames_NCHW.shape[-2:]
     reach = min(max(math.ceil(2.5 * sigma), 1), height - 1, width - 1)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma) ** 2)
@@ -28,7 +28,7 @@ def gaussian(frames_NCHW: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def exposure(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A change of light over the clip: a slow drift, or the flicker of lamps; in place."""
+    """Change of brightness over the clip, a slow drift or the flicker of lamps; in place."""
     moments = np.arange(len(frames_T3HW), dtype=np.float64)
     drift = wander(rng, moments, 30.0)[:, 0] * rng.uniform(0.01, 0.12)
     if rng.random() < 0.3:
@@ -37,7 +37,7 @@ def exposure(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
 
 
 def tone(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """How the scene was exposed and graded: gamma, contrast about the middle, lifted blacks; a fifth of all clips are dark."""
+    """Exposure and grading of the scene: gamma, contrast, lifted blacks; a fifth of all clips are dark."""
     gamma = float(np.exp(rng.normal(0, 0.25)))
     gain = float(np.exp(rng.normal(-0.08, 0.12)))
     if rng.random() < 0.2:
@@ -52,17 +52,12 @@ def tone(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def grain(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Noise of sensor or film, new in each frame, stronger in the light (shot noise), less in chroma; in place."""
+    """Noise of sensor or film, new in each frame, stronger in bright areas (shot noise), weaker in chroma; in place."""
     T, _, H, W = frames_T3HW.shape
     strength = float(np.exp(rng.uniform(np.log(0.5), np.log(7)))) / 255
     noise = torch.from_numpy(rng.standard_normal((T, 1, H, W), dtype=np.float32))
     if rng.random() < 0.5:  # coarser than a pixel, as scaling and denoising leave it
-        noise = (
-            noise
-            + torch.roll(noise, (0, 1), (2, 3))
-            + torch.roll(noise, (1, 0), (2, 3))
-            + torch.roll(noise, (1, 1), (2, 3))
-        )
+        noise = sum((torch.roll(noise, shift, (2, 3)) for shift in ((0, 1), (1, 0), (1, 1))), noise)
         noise *= 0.5
     light = frames_T3HW.mean(1, keepdim=True).clamp_(0, 1)
     frames_T3HW.add_(noise * (strength * (0.3 + 0.7 * light.sqrt())))
@@ -73,7 +68,7 @@ def grain(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def soften_chroma(frames_T3HW: torch.Tensor) -> torch.Tensor:
-    """Chroma at half resolution, as 4:2:0 video stores it: brightness keeps its detail, colour does not."""
+    """Reduces chroma to half resolution, as 4:2:0 video stores it; brightness keeps its detail."""
     H, W = frames_T3HW.shape[-2:]
     luma = (frames_T3HW * torch.from_numpy(LUMA)[None, :, None, None]).sum(1, keepdim=True)
     chroma = F.avg_pool2d(frames_T3HW - luma, 2, ceil_mode=True, count_include_pad=False)
@@ -81,7 +76,7 @@ def soften_chroma(frames_T3HW: torch.Tensor) -> torch.Tensor:
 
 
 def _cosines(size: int) -> torch.Tensor:
-    """The orthonormal DCT-II matrix, rows are frequencies."""
+    """Orthonormal DCT-II matrix; rows are frequencies."""
     k, n = np.arange(size)[:, None], np.arange(size)[None, :]
     matrix = np.cos(np.pi * (2 * n + 1) * k / (2 * size)) * np.sqrt(2 / size)
     matrix[0] /= np.sqrt(2)
@@ -89,7 +84,7 @@ def _cosines(size: int) -> torch.Tensor:
 
 
 def quantise(frames_T3HW: torch.Tensor, step: float) -> torch.Tensor:
-    """Loses what a codec loses: cosine coefficients of 8 x 8 blocks rounded to steps that grow with frequency, `step` the first."""
+    """Codec loss: cosine coefficients of 8 x 8 blocks rounded to steps that grow with frequency; `step` is the first."""
     T, C, H, W = frames_T3HW.shape
     padded = F.pad(frames_T3HW, (0, -W % 8, 0, -H % 8), mode="replicate")
     rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
@@ -97,13 +92,13 @@ def quantise(frames_T3HW: torch.Tensor, step: float) -> torch.Tensor:
     blocks = padded.reshape(T, C, rows, 8, columns, 8).permute(0, 1, 2, 4, 3, 5)
     order = torch.arange(8, dtype=torch.float32)
     steps = step * (1 + 0.5 * (order[:, None] + order[None, :]))
-    kept = torch.round(cosines @ blocks @ cosines.T / steps) * steps
-    blocks = (cosines.T @ kept @ cosines).permute(0, 1, 2, 4, 3, 5)
+    rounded = torch.round(cosines @ blocks @ cosines.T / steps) * steps
+    blocks = (cosines.T @ rounded @ cosines).permute(0, 1, 2, 4, 3, 5)
     return blocks.reshape(T, C, rows * 8, columns * 8)[:, :, :H, :W]
 
 
 def glow(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A light in or near the frame: a warm soft spot added, drifting slowly; in place."""
+    """Adds a light in or near the frame: a warm soft spot that drifts slowly; in place."""
     T, _, H, W = frames_T3HW.shape
     moments = np.arange(T, dtype=np.float64)
     centre = (
@@ -118,7 +113,7 @@ def glow(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def shade(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Light that is not even: a vignette or broad moving shadows, multiplied; in place."""
+    """Uneven light: a vignette or broad moving shadows, multiplied; in place."""
     T, _, H, W = frames_T3HW.shape
     if rng.random() < 0.5:
         y, x = torch.linspace(-1, 1, H)[:, None], torch.linspace(-1, 1, W)[None, :]
@@ -129,7 +124,7 @@ def shade(frames_T3HW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def develop(frames_T3HW: torch.Tensor, rng: np.random.Generator, *, moving: bool) -> torch.Tensor:
-    """Everything between the scene and the file, as this clip has it; `moving=False` keeps all frames equal."""
+    """Applies the effects drawn for this clip; `moving=False` keeps all frames equal."""
     if moving and rng.random() < 0.3:
         frames_T3HW = shade(frames_T3HW, rng)
     if moving and rng.random() < 0.15:

@@ -1,7 +1,6 @@
-"""Showing a canvas from where the camera is. Enters: canvases and affine maps. Leaves: frames, float32 `(N, 3, H, W)`.
+"""Resampling of canvases into frames, float32 `(N, 3, H, W)`, by affine maps and bilinear interpolation.
 
-Sampling is bilinear; canvases are painted finer than the frame (`DENSITY`) so that a shift of half a pixel does not soften what it
-moves.
+Canvases have more pixels than the frame (`DENSITY`), so that a shift by half a pixel does not blur.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DENSITY = 1.5
-"""Canvas pixels per frame pixel where nothing is magnified."""
+"""Canvas pixels per frame pixel without magnification."""
 
 
 def still(maps_N33: np.ndarray) -> bool:
-    """Whether nothing moves between the moments."""
+    """Whether all maps are equal."""
     return bool((maps_N33 == maps_N33[:1]).all())
 
 
@@ -34,13 +33,13 @@ def sample(
     beyond: str = "zeros",
     flow_N2HW: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The part `window` (top, bottom, left, right) of a frame of `frame` (height, width) pixels at N moments: `(N, C, h, w)`.
+    """Window (top, bottom, left, right) of a frame of `frame` (height, width) pixels at N moments: `(N, C, h, w)`.
 
-    `maps_N33` take canvas points (canvas pixels about its centre) to frame points. `beyond` is what lies outside the canvas: zeros or
-    reflection. `flow_N2HW` moves the points looked at by so many frame pixels (x, y).
+    `maps_N33` map canvas points (canvas pixels from its centre) to frame points. `beyond` is what lies outside the canvas: zeros or
+    reflection. `flow_N2HW` displaces the sampled points by (x, y) frame pixels.
     """
     top, bottom, left, right = window
-    size = np.array(canvas_CHW.shape[:0:-1], np.float64)  # grid_sample counts from -1 to 1 over the canvas
+    size = np.array(canvas_CHW.shape[:0:-1], np.float64)  # grid_sample uses coordinates from -1 to 1 over the canvas
     back = torch.from_numpy((np.linalg.inv(maps_N33)[:, :2] * (2 / size)[:, None]).astype(np.float32))
     y = torch.arange(top, bottom, dtype=torch.float32).add_(0.5 - frame[0] / 2)[:, None]
     x = torch.arange(left, right, dtype=torch.float32).add_(0.5 - frame[1] / 2)[None, :]
@@ -58,11 +57,11 @@ def sample(
 
 
 def bounds(maps_N33: np.ndarray, canvas: Sequence[int], frame: Sequence[int]) -> tuple[int, int, int, int] | None:
-    """The part of the frame (top, bottom, left, right) a canvas touches at any moment; None where it stays outside."""
+    """Part of the frame (top, bottom, left, right) that a canvas touches at any moment; None if it stays outside."""
     half_y, half_x = canvas[0] / 2, canvas[1] / 2
     corners = np.array([[-half_x, -half_y, 1], [half_x, -half_y, 1], [-half_x, half_y, 1], [half_x, half_y, 1]]).T
-    places = maps_N33[:, :2] @ corners
-    (left, top), (right, bottom) = places.min((0, 2)), places.max((0, 2))
+    positions = maps_N33[:, :2] @ corners
+    (left, top), (right, bottom) = positions.min((0, 2)), positions.max((0, 2))
     top, bottom = max(math.floor(top + frame[0] / 2), 0), min(math.ceil(bottom + frame[0] / 2), frame[0])
     left, right = max(math.floor(left + frame[1] / 2), 0), min(math.ceil(right + frame[1] / 2), frame[1])
     return (top, bottom, left, right) if top < bottom and left < right else None
@@ -74,7 +73,7 @@ def lay_over(
     maps_N33: np.ndarray,
     flow_N2HW: torch.Tensor | None = None,
 ) -> None:
-    """Lays a canvas (RGB times opacity, opacity) over the frames, in place, where it is at each moment."""
+    """Composites a canvas (RGB times opacity, opacity) onto the frames, in place, at each moment."""
     frame = frames_N3HW.shape[-2:]
     window = bounds(maps_N33, canvas_4HW.shape[-2:], frame)
     if window is None:
@@ -87,5 +86,5 @@ def lay_over(
 
 
 def ripple(field_N2hw: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """A coarse field of displacements enlarged to the frame: `(N, 2, h, w)` -> `(N, 2, H, W)`."""
+    """Enlarges a coarse field of displacements to the frame: `(N, 2, h, w)` -> `(N, 2, H, W)`."""
     return F.interpolate(field_N2hw, size=tuple(size), mode="bicubic", align_corners=False)

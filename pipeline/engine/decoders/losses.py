@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from os.path import join
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BadDataError, LatheError, PolicyReject, SourceChanged, StorageUnavailable, WorkerLost
+from pipeline.errors import BadDataError, LatheError, SourceChanged, StorageUnavailable, WorkerLost
 from pipeline.records import Reject
 from pipeline.storage import locate
 
@@ -50,15 +50,7 @@ def after_loss(job: Job, reason: str, error: WorkerLost, now: float) -> tuple[Re
 def after_error(sample: Sample, error: LatheError) -> Reject | LatheError:
     """What the owner is sent when a decoder answers with `error`: a reject where the video is at fault."""
     if isinstance(error, BadDataError):
-        return Reject(
-            sample.key,
-            error.stage or "decode",
-            error.reason,
-            error.message,
-            policy=isinstance(error, PolicyReject),
-            uri=sample.uri,
-            frames_recovered=error.frames_recovered,
-        )
+        return Reject.from_error(error, sample, "decode", frames_recovered=error.frames_recovered)
     if isinstance(error, SourceChanged) and sample.video != join(*locate(sample.uri)):
         # The source itself is unchanged: the next attempt makes another copy.
         text = f"the temporary copy of {sample.key} is gone: {error.message}"

@@ -84,7 +84,7 @@ class DecoderActor:
     def open(self, request: CutRequest, arrived: bool) -> Answer:
         """See `LaneWorker.open`. With `arrived` the video is the one that `fetch` or `append` received."""
         if arrived:
-            request = replace(request, sample=replace(request.sample, video=self._arrival.video))
+            request = replace(request, video=replace(request.video, video=self._arrival.video))
         else:
             self._arrival.drop()
         return self._worker.open(request)
@@ -132,16 +132,16 @@ class RayLanes:
             self._create(lane)
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
-        sample, place = request.sample, self._places[lane]
-        if isinstance(sample.video, bytes) or place is None or place[0] == self._home:
+        video, place = request.video, self._places[lane]
+        if isinstance(video.video, bytes) or place is None or place[0] == self._home:
             self._ask(lane, "open", (request, False), _Asked(None, "answer", ticket))
             return
-        there = replace(request, sample=replace(sample, video=b""))
-        if sample.uri.startswith("s3://") and sample.span is not None and request.etag is not None:
-            asked = _Asked(None, "fetch", ticket, there, sample.video)
-            self._ask(lane, "fetch", (there.sample, request.etag, self._storage), asked)
+        there = replace(request, video=replace(video, video=b""))
+        if video.uri.startswith("s3://") and video.span is not None and request.etag is not None:
+            asked = _Asked(None, "fetch", ticket, there, video.video)
+            self._ask(lane, "fetch", (there.video, request.etag, self._storage), asked)
         else:
-            self._send(lane, ticket, there, sample.video)
+            self._send(lane, ticket, there, video.video)
 
     def pull(self, lane: int, ticket: int) -> None:  # noqa: D102
         self._ask(lane, "pull", (), _Asked(None, "answer", ticket))
@@ -205,7 +205,7 @@ class RayLanes:
         try:
             file = open(path, "rb")  # noqa: SIM115 - closed when all is sent, or by `_clear`
         except OSError as error:
-            self._failed.append((lane, ticket, _unsent(path, request.sample, error)))
+            self._failed.append((lane, ticket, _unsent(path, request.video, error)))
             return
         self._send_piece(lane, _Asked(None, "piece", ticket, request, path, file), first=True)
 
@@ -217,7 +217,7 @@ class RayLanes:
             piece = asked.file.read(PIECE_BYTES)
         except OSError as error:
             asked.file.close()
-            self._failed.append((lane, asked.ticket, _unsent(asked.path, asked.request.sample, error)))
+            self._failed.append((lane, asked.ticket, _unsent(asked.path, asked.request.video, error)))
             return
         if piece:
             self._ask(lane, "append", (piece, first), asked)

@@ -23,7 +23,7 @@ from pipeline.training.run import definite_device, learn
 if TYPE_CHECKING:
     from pipeline.training.job import TrainJob
     from pipeline.training.progress_log import ProgressLog
-    from pipeline.training.run import Prepared
+    from pipeline.training.run import PreparedRun
 
 MiB = 1024 * 1024
 
@@ -56,7 +56,7 @@ class StepChannel:
         return self._fatal
 
 
-def train(prepared: Prepared, progress_log: ProgressLog) -> Path:
+def train(prepared: PreparedRun, progress_log: ProgressLog) -> Path:
     """Runs `prepared` on `job.workers` processes of a cluster, or of a private Ray.
 
     Raises:
@@ -88,7 +88,7 @@ def _gpus(job: TrainJob, cluster: Cluster) -> bool:
     return wanted
 
 
-def _fit(prepared: Prepared, progress_log: ProgressLog, *, use_gpu: bool) -> Path:
+def _fit(prepared: PreparedRun, progress_log: ProgressLog, *, use_gpu: bool) -> Path:
     import ray
 
     try:
@@ -145,7 +145,7 @@ def _work(config: dict[str, Any]) -> None:
     channel = config["channel"]
     if ray.get(channel.fatal.remote()) is not None:
         return
-    prepared: Prepared = ray.get(config["prepared"])
+    prepared: PreparedRun = ray.get(config["prepared"])
     if os.path.isdir(config["here"]):
         os.chdir(config["here"])  # relative names are those of the driver's folder
 

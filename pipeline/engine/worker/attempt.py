@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.engine.worker.build_context import environment
+from pipeline.encoder.environment import environment
 from pipeline.engine.worker.clip_writing import ClipWriting
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.sample_account import ShardAccounts

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.layout import CURRENT
 from pipeline.records import ClipRules, stable_hash
+from pipeline.video.clips import chunk_length
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
@@ -35,7 +36,7 @@ class BuildContext:
     provenance: dict[str, Any]  # where the weights came from
     device: str
     compute_dtype: str
-    chunk_frames: int  # job.engine.chunk_frames on the network's grid; 0: clips are encoded whole
+    chunk_frames: int  # per encode step after the first; see `clips.chunk_length`
     fingerprint_parts: dict[str, Any]
     fingerprint: str
     build: str  # random; names of this build's attempts start with it
@@ -56,7 +57,7 @@ def make_context(
 ) -> BuildContext:
     """Makes the context. Its fingerprint hashes everything that can change a stored value, and nothing else."""
     spec = network.spec.to_dict()
-    stride = network.spec.time_stride
+    chunked = spec["chunking"] != "none"
     parts = {
         "encoder": network.identity,
         "compute_dtype": compute_dtype,
@@ -76,7 +77,7 @@ def make_context(
         provenance=network.provenance,
         device=device,
         compute_dtype=compute_dtype,
-        chunk_frames=max(stride, job.engine.chunk_frames // stride * stride) if spec["chunking"] != "none" else 0,
+        chunk_frames=chunk_length(job.engine.chunk_frames, network.spec.time_stride, chunked=chunked),
         fingerprint_parts=parts,
         fingerprint=stable_hash(parts),
         build=secrets.token_hex(4),
@@ -96,13 +97,3 @@ def versions() -> dict[str, str]:
     """Versions of Lathe and of the libraries that stored values or a file's layout depend on, as this process has them."""
     packages = {name: version(name) for name in ("lathe", "torch", "numpy", "pyarrow")}
     return {**packages, "python": platform.python_version(), **_decoder_version()}
-
-
-def environment(device: str) -> dict[str, str]:
-    """Facts about the machine of an attempt, for its receipt: they may explain differences in the last bit. Not in the fingerprint."""
-    return {
-        "device": device,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }

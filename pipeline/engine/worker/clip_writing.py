@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BadDataError, PolicyReject
+from pipeline.errors import BadDataError
 from pipeline.records import Reject
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ class ClipWriting:
         try:
             self._writer.add(clip)
         except BadDataError as error:
-            stage, policy = error.stage or "encode", isinstance(error, PolicyReject)
-            reject = Reject(sample.key, stage, error.reason, error.message, policy=policy, uri=sample.uri, clip=number)
-            return ClipOutcome(sample, number, clip.num_frames, reject)
+            return ClipOutcome(sample, number, clip.num_frames, Reject.from_error(error, sample, "encode", clip=number))
         return ClipOutcome(sample, number, clip.num_frames, None)
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
-WHOLE_CHUNK = 1 << 20  # frames: more than any clip that is encoded whole
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
 
 
@@ -93,7 +92,7 @@ class EncodeLoop:
             rules=context.rules,
             limits=job.decode,
             drill=job.drill,
-            chunk_frames=context.chunk_frames or WHOLE_CHUNK,
+            chunk_frames=context.chunk_frames,
             frame_bytes=job.engine.frame_bytes,
             largest_batch=encoder.largest_batch,
             etag_of=lambda attempt, sample: attempt.etags[sample.uri],

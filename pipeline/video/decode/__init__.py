@@ -1,13 +1,15 @@
-"""Encoded bytes become frames on screen. Enters: bytes or a local path, the job's limits. Leaves: `Video`.
+"""Decoding by libav: encoded bytes or a local path become a `Video`, whose frames become uint8 YUV planes.
 
     packets (times, no decoding) -> first frame (rotation, tags, interlacing) -> Video.show(index) -> planes
 
-A frame is named by its index among the shown frames. What is on screen at index i is the last decoded frame not after
-its time, as a player shows it. Single-threaded: parallelism is over videos. Raises `BadDataError`, or the storage's error
-where the file itself cannot be read, and nothing else.
+A frame has an index among the shown frames. The frame on screen at index i is the last decoded one that is not later than time i, as
+in a player. Single-threaded: videos are decoded in parallel, not frames. Raises only `BadDataError`, or the storage's error if the
+file cannot be read.
 
 - `encoded_file`, `read_mark`: the bytes as a file for libav; whether a decoder is inside a read
-- `container`, `stream_choice`, `encryption`, `lookalikes`, `refusals`, `matroska_crop`: opening, and why a video cannot be opened
+- `container`, `stream_choice`: opening a container and choosing its video stream
+- `encryption`, `lookalikes`, `refusals`: why a video cannot be opened
+- `ebml`, `matroska_crop`: Matroska elements; Matroska files that libav refuses
 - `packets`, `packet_table`, `clock`, `bitstream`, `h264_pictures`: which frame each packet shows, and when
 - `frame_stream`, `damaged`: decoded frames in order; which are damaged
 - `deinterlacer`, `filtering`, `orientation`, `cropping`: filters
@@ -16,7 +18,6 @@ where the file itself cannot be read, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from pipeline.video.decode.refusals import explained, only_named_errors, refuse_
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
-LOST_FRAMES = 2  # a player repeats a frame over such a hole; more is damage
+LOST_FRAMES = 2  # missing frames over which a player repeats the one before; more are damage
 ASPECT_TOLERANCE = 0.03
 FIELD_ORDERS = range(2, 6)  # libav's tt, bb, tb, bt
 SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a broken header
@@ -45,7 +46,7 @@ SANE_ASPECT = 16.0  # a sample aspect ratio beyond this (or its inverse) is a br
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame on screen: `index` among the shown frames of its video. `damaged`: what happened to it, in words."""
+    """A frame on screen: libav's frame with its index among the shown frames. `damaged`: why it is not intact, as text."""
 
     index: int
     frame: Any
@@ -64,7 +65,7 @@ class Shown:
 
 
 def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
-    """Opens a video, lists its times and decodes its first frame (rotation and interlacing are told nowhere else).
+    """Opens a video, lists its times and decodes its first frame, which alone has the rotation and interlacing.
 
     Raises:
         DamagedInput: `undecodable`, `not_a_video`, `no_decoder`, `truncated`, `corrupt_stream`, `decoder_memory`, `decoder_fault`.
@@ -106,8 +107,8 @@ def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
 def _begin(
     video: bytes | str, limits: DecodeConfig, table: PacketTable, *, deinterlace: bool
 ) -> tuple[FrameStream, tuple[int, Any], tuple[str, ...]]:
-    """A stream, its first good frame with its index, and warnings. A decoder that reports damage and gives nothing then conceals it."""
-    # Opened anew instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
+    """A stream, its first good frame with its index, and warnings. If a strict decoder gives no frame, it is opened again to conceal."""
+    # Opened again instead of rewound: not every format can seek to its beginning, and opening takes 2 ms.
     stream = FrameStream(video, limits, table, deinterlace=deinterlace)
     warnings: tuple[str, ...] = ()
     try:
@@ -131,10 +132,10 @@ def _begin(
 
 
 def _first(stream: FrameStream, table: PacketTable, limits: DecodeConfig) -> tuple[int, Any]:
-    """The index at which the video begins, and a frame that is whole (with `decode.damage` "warn": the first that comes).
+    """The index at which the video begins, and its first undamaged frame (with `decode.damage` "warn": its first frame).
 
-    A video begins at its first point. Frames from there on that are damaged are still its frames. One that begins inside a group
-    of pictures begins at the first frame that is whole.
+    A video begins at its first keyframe, even if frames behind that are damaged. A stream that begins inside a group of pictures begins
+    at its first undamaged frame.
     """
     why, begins_at, begin_is_damaged = "no packet of the video stream gives a frame", table.begins_at, False
     try:
@@ -158,9 +159,7 @@ def _is_interlaced(stream: FrameStream, frame: Any) -> bool:
 
 
 class Video:
-    """An open video. `times_s` float64: seconds of each shown frame from the first one; `end_s`: when the last one
-    ends.
-    """
+    """An open video. `times_s` (float64) has the time of each shown frame from the first one, `end_s` the end of the last, in seconds."""
 
     def __init__(
         self,
@@ -186,7 +185,7 @@ class Video:
         )
         decisions = _apply_policies(colour, interlaced, limits)
         self._stream, self._table = stream, table
-        self._offset = index  # listed frames before the first that can be decoded are not shown
+        self._offset = index  # frames of the table before the first that can be decoded; they are not shown
         self._coded = first.width, first.height
         shown_size, cropper, cropped = _crop(stream.opened, first)
         self._scaler = Scaler(orientation, colour.transfer, cropper)
@@ -224,25 +223,35 @@ class Video:
 
     @property
     def incomplete(self) -> str:
-        """What the container lacks of its frames, in words; empty when nothing is known to be missing."""
+        """Which frames the container lacks, as text; empty if none is known to be missing."""
         return self._table.missing
 
-    def frames(self, wanted: Iterable[int]) -> Iterator[Shown]:
-        """What is on screen at each index of `wanted`, which ascends. Raises as `show`, and ends then."""
-        for index in wanted:
-            yield self.show(index)
+    def planes(self, indices: np.ndarray, geometry: Geometry) -> np.ndarray:
+        """Limited-range Y, U, V planes `(T, 3, H, W)`, uint8, of the frames at `indices`, which ascend and may repeat.
+
+        Raises:
+            DamagedInput, PolicyReject, StorageUnavailable, SourceChanged, SourceRefused: as `show` and `Shown.write`.
+        """
+        planes_T3HW = np.empty((len(indices), 3, geometry.height, geometry.width), np.uint8)
+        previous = -1
+        for row, index in enumerate(indices.tolist()):
+            if index == previous:
+                planes_T3HW[row] = planes_T3HW[row - 1]
+            else:
+                self.show(index).write(planes_T3HW[row], geometry)
+                previous = index
+        return planes_T3HW
 
     @only_named_errors("decoding a frame")
     def show(self, index: int) -> Shown:
-        """What is on screen at `index`, which is not below that of any call before.
+        """The frame on screen at `index`, which must not be smaller than in the calls before.
 
-        Jumps ahead where a keyframe allows it exactly; the pixels are those of a decode from the beginning. A frame that cannot be shown
-        does not keep later ones from being asked for.
+        Jumps ahead to a keyframe only if the pixels are the same as without the jump. After an error, later frames can still be asked for.
 
         Raises:
-            DamagedInput: `corrupt_stream` where the stream breaks or the frame is damaged (with `decode.damage` "warn" such a
-                frame is given as the decoder concealed it, or the one before it), `ended_early` where it holds fewer frames
-                than its packets say; `decoder_fault`, `decoder_memory`.
+            DamagedInput: `corrupt_stream` if the stream breaks or the frame is damaged (with `decode.damage` "warn" it is returned as the
+                decoder concealed it, or the frame before it), `ended_early` if the stream has fewer frames than its packets say,
+                `decoder_fault`, `decoder_memory`.
             PolicyReject: `size_changed`.
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
@@ -263,7 +272,8 @@ class Video:
 
     def _show_damaged(self, index: int, why: str) -> Shown:
         shown = self._current
-        # The frame before, but not of an earlier group: a jump to this one would not have it, and all ways must show the same.
+        # The frame before, but only of the same group of pictures: after a jump to this group there is no earlier one, and the result
+        # must not depend on jumps.
         if shown is None or shown.index + self._offset < self._stream.damaged.group_of(index + self._offset):
             shown = self._coming or shown
         if self._keep_damaged and shown is not None:
@@ -271,7 +281,7 @@ class Video:
         raise DamagedInput("corrupt_stream", why, frames_recovered=index, stage="decode")
 
     def _read(self, index: int) -> Shown | None:
-        """The next frame of the stream, or of where `index` is reached sooner."""
+        """The next frame of the stream, after a jump towards `index` if that is shorter; None at the end."""
         try:
             if self._stream.jump(index + self._offset):
                 self._current = None
@@ -280,7 +290,7 @@ class Video:
                 self._check_shape(frame)
                 if number >= self._offset:
                     return Shown(number - self._offset, frame, self._scaler)
-        except DamagedInput as error:  # the container breaks, or memory is out: nothing follows
+        except DamagedInput as error:  # the container breaks, or memory ran out: no frame follows
             self._broken = error
             raise
         return None
@@ -301,12 +311,12 @@ class Video:
         if self._coming is None:
             message = f"the stream ends after frame {last} of {len(self.times_s)}; frame {index} was wanted"
             return DamagedInput("ended_early", message, frames_recovered=last + 1, stage="decode")
-        message = f"the decoder gave nothing for frame {index}; the next it gave is frame {self._coming.index}"
+        message = f"the decoder gave no frame {index}; the next one is frame {self._coming.index}"
         return DamagedInput("corrupt_stream", message, frames_recovered=index, stage="decode")
 
 
 def _first_tag(frame_tag: int, context_tag: int, unknown: int = 2) -> int:
-    """The frame's tag, or the stream's where the frame has none (2 is "unspecified" in H.273; 0 for the range)."""
+    """The frame's tag, or the stream's if the frame has none (2 is "unspecified" in H.273, 0 for the range)."""
     return int(context_tag) if int(frame_tag) == unknown else int(frame_tag)
 
 
@@ -314,20 +324,19 @@ def _apply_policies(colour: Colour, interlaced: bool, limits: DecodeConfig) -> l
     decisions = []
     if colour.transfer != "sdr":
         if limits.hdr == "reject":
-            raise PolicyReject(
-                "hdr", f"{colour.transfer.upper()} video; decode.hdr=convert would tone-map it", stage="decode"
-            )
+            message = f"{colour.transfer.upper()} video; set decode.hdr=convert to tone-map it"
+            raise PolicyReject("hdr", message, stage="decode")
         decisions.append("tonemapped")
     if interlaced:
         if limits.interlaced == "reject":
-            message = "interlaced video; decode.interlaced=deinterlace or keep would take it"
+            message = "interlaced video; set decode.interlaced=deinterlace or decode.interlaced=keep to encode it"
             raise PolicyReject("interlaced", message, stage="decode")
         decisions.append("deinterlaced" if limits.interlaced == "deinterlace" else "interlaced_kept")
     return decisions
 
 
 def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper | None, tuple[str, ...]]:
-    """Width and height that the container leaves of `frame`, what cuts it, and the warning."""
+    """Width and height of `frame` after the container's cropping, the cropper if there is one, and warnings."""
     margins = opened.margins()
     if margins is None:
         return (frame.width, frame.height), None, ()
@@ -338,7 +347,7 @@ def _crop(opened: OpenContainer, frame: Any) -> tuple[tuple[int, int], Cropper |
 
 
 def _display_size(stream: Any, size: tuple[int, int], orientation: Orientation) -> tuple[int, int, tuple[int, int]]:
-    """Width and height as shown of a stored picture of `size`, and the sample aspect ratio that was applied."""
+    """Displayed width and height of a stored picture of `size`, and the sample aspect ratio that was applied."""
     with damage("undecodable", "reading the sample aspect ratio"):
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     numerator, denominator = (ratio.numerator, ratio.denominator) if ratio else (1, 1)

@@ -1,8 +1,8 @@
-"""What the first bytes of an encoded packet say about it, without decoding. Part of the decode package.
+"""Tests of encoded packets by their first bytes, without decoding. Part of the decode package.
 
-Where a decoder may begin (`point_test`), and which packets show no frame of their own (`hidden_test`).
-Sources: ITU-T H.264 7.3 and D.2.8, ITU-T H.265 7.4.2, RFC 6386 9.1 (VP8), the VP9 bitstream specification 6.2 and Annex B,
-the AV1 bitstream specification 5.3, 5.5 and 5.9.2.
+They say where decoding may begin (`point_test`) and which packets show no frame of their own (`hidden_test`).
+Sources: ITU-T H.264 7.3 and D.2.8, ITU-T H.265 7.4.2, RFC 6386 9.1 (VP8), the VP9 bitstream specification 6.2 and Annex B, the AV1
+bitstream specification 5.3, 5.5 and 5.9.2.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ IDR_SLICE, SEI = 5, 6  # H.264 NAL unit types
 RECOVERY_POINT = 6  # SEI payload type
 HEVC_IRAP = range(16, 22)  # HEVC NAL unit types: BLA, IDR, CRA
 HEVC_NO_PICTURE = range(32, 41)  # parameters, delimiters, ends, filler, messages
-LOOK_BYTES = 16 * 1024  # of a packet that begins with parameters or messages
-HEVC_NO_LEADING = (18, 20)  # those that no picture follows which is shown before them
+LOOK_BYTES = 16 * 1024  # read of a packet that begins with parameters or messages
+HEVC_NO_LEADING = (18, 20)  # keyframes that are not followed by pictures shown before them
 
 AV1_SEQUENCE, AV1_FRAMES = 1, (3, 6, 7)  # AV1 OBU types
 
 
 class Point(IntEnum):
-    """What decoding may rely on at a packet."""
+    """How independent a packet is of those before it. Each value includes the ones below it."""
 
     NONE = 0
     CLEAN = 1  # frames shown from here on do not depend on earlier damage
-    EXACT = 2  # decoding may begin here: frames shown from here on have the pixels of a decode from the beginning
-    CLOSED = 3  # besides, all packets before it show earlier frames, and all after it later ones
+    EXACT = (
+        2  # decoding may begin here: frames shown from here on have the same pixels as in a decode from the beginning
+    )
+    CLOSED = 3  # all packets before it show earlier frames, and all after it later ones
 
 
 def point_test(stream: Any) -> Callable[[Any], Point]:
-    """Asks a keyframe packet what it is.
+    """A function that returns the `Point` of a keyframe packet of `stream`.
 
-    An H.264 "keyframe" may be a recovery point (intra refresh, open GOP with references across); only IDR is certain.
+    An H.264 "keyframe" may be a recovery point (intra refresh, open GOP with references across it); only an IDR picture is independent.
     """
     codec = stream.codec_context.codec.canonical_name
     if codec in EXACT_KEYFRAMES:
@@ -54,10 +56,10 @@ def point_test(stream: Any) -> Callable[[Any], Point]:
 
 
 def hidden_test(stream: Any) -> Callable[[Any], bool] | None:
-    """Asks a packet whether no frame of its own is shown for it; None where every packet of the codec shows one.
+    """A function that returns whether a packet shows no frame of its own; None for codecs whose packets all show one.
 
-    Hidden are reference frames of VP8, VP9 and AV1 that are not shown there, and packets of H.265 that hold parameters or
-    messages and no picture. Of H.264 see `h264_pictures`.
+    These are hidden reference frames of VP8, VP9 and AV1, and packets of H.265 with parameters or messages but no picture. For H.264 see
+    `h264_pictures`.
     """
     codec = stream.codec_context.codec.canonical_name
     if codec == "vp8":
@@ -96,7 +98,7 @@ def _recovers_at_once(payloads: bytes) -> bool:
 
 
 def _varying(data: bytes, at: int) -> tuple[int, int]:
-    """A number as SEI messages spell it: bytes of 255 and a last one, added up."""
+    """A number of an SEI message (bytes of 255 and a last byte, added up), and the position behind it."""
     value = 0
     while at < len(data) and data[at] == 255:
         value, at = value + 255, at + 1
@@ -120,7 +122,7 @@ def _hevc_shows_none(packet: Any, length_size: int) -> bool:
         if data[unit.start] >> 1 & 0x3F not in HEVC_NO_PICTURE:
             return False
         end = unit.end
-    return end == size  # not seen to its end, or damaged: it may hold a picture
+    return end == size  # else it was not read to its end, or is damaged, and may hold a picture
 
 
 def _vp9_shows(data: bytes) -> bool:
@@ -128,7 +130,7 @@ def _vp9_shows(data: bytes) -> bool:
 
 
 def _vp9_frames(data: bytes) -> Iterator[int]:
-    """Where the frames of a packet begin: several in a superframe, which has an index at its end."""
+    """Positions of the frames in a packet. A superframe holds several and has an index at its end."""
     marker = data[-1]
     count, size_bytes = (marker & 7) + 1, (marker >> 3 & 3) + 1
     index_bytes = 2 + count * size_bytes
@@ -145,9 +147,9 @@ def _vp9_frames(data: bytes) -> Iterator[int]:
 
 
 def _vp9_frame_shows(header: int) -> bool:
-    """From the first byte of the uncompressed header."""
+    """Whether a frame is shown, by the first byte of its uncompressed header."""
     profile = header >> 5 & 1 | header >> 3 & 2  # the low bit comes first
-    spare = 3 if profile < 3 else 2  # bits that follow the profile, a reserved one taken away
+    spare = 3 if profile < 3 else 2  # bits behind the profile, without the reserved one
     show_existing = header >> spare & 1
     return bool(show_existing or header >> (spare - 2) & 1)
 
@@ -169,7 +171,7 @@ def _av1_shows(data: bytes) -> bool:
             if data[at] >> 7 or data[at] >> 4 & 1:  # show_existing_frame, show_frame
                 return True
         at += size
-    return not frames  # damaged: it may have held one
+    return not frames  # a packet without a frame is damaged, and may have held one
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:

@@ -1,10 +1,10 @@
-"""One ascending clock for the packets of a video whose own clock may restart, jump or have gaps. Part of the decode package.
+"""Repair of packet times: one ascending clock for a video whose own clock restarts, jumps or has gaps. Part of the decode package.
 
-Takes times in decode order as the container gives them. Gives times on which every segment follows the one before it.
+Takes times in decode order, as the container gives them. Returns times on which every segment follows the one before it.
 
-A clock breaks where times fall back further than reordering explains: at a keyframe that is earlier than what was decoded before
-it, at a packet earlier than all of the last `MOST_REORDERED`, and where decode times fall (MPEG-TS, MPEG-PS, FLV). In MPEG streams
-a leap ahead of more than `LEAP_S` is a break too, as in players: captures leap there, while other containers mean their gaps.
+A clock breaks at a keyframe earlier than what was decoded before it, at a packet earlier than all of the last `MOST_REORDERED`, and where
+decode times fall (MPEG-TS, MPEG-PS, FLV). In MPEG streams a leap ahead of more than `LEAP_S` is a break too, as in players: recordings
+leap when the signal is lost. In other containers a leap is a real gap.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import numpy as np
 
 MOST_REORDERED = 16  # frames that may be decoded before one that is shown earlier (H.264, H.265)
 LEAP_S = 10.0
-MOST_BREAKS = 8  # or an eighth of the packets; a clock that breaks more often says nothing
-LOOK_PACKETS = 2048  # for the next break; more where there is none
-ALONE_AMONG = 4  # packets that follow a wild time and go on from before it
+MOST_BREAKS = 8  # or an eighth of the packets; a clock that breaks more often is unusable
+LOOK_PACKETS = 2048  # searched for the next break; more if there is none in them
+ALONE_AMONG = 4  # packets behind an outlier that must continue from before it
 NO_TIME = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is known of how the times of a stream may run."""
+    """Order of the times of a stream, from its codec and container."""
 
     reorders: bool  # frames may be shown in another order than decoded
-    decode_times: bool  # decode times are the container's own and never fall
-    leap: int | None  # ticks ahead that are a break; None: none are
+    decode_times: bool  # decode times are stored in the container and never fall
+    leap: int | None  # a step ahead of more ticks is a break; None: no step ahead is
 
 
 def continue_clock(
     pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order
 ) -> tuple[np.ndarray, list[int]] | None:
-    """Moves each segment behind the one before it; gives times and the first packet of each further segment.
+    """Moves each segment behind the one before it.
 
     Args:
         pts: int64 in decode order, all known.
-        dts: int64, `NO_TIME` where there is none.
-        is_point: packets before which everything decoded is shown earlier.
+        dts: int64, `NO_TIME` if unknown.
+        is_point: bool, packets before which everything decoded is shown earlier.
         order: of the stream.
 
     Returns:
-        None where the clock breaks so often that it is none.
+        Times and the first packet of each further segment, or None if the clock breaks too often to be usable.
     """
     starts = [0]
     while (at := _next_break(pts, dts, is_point, order, starts[-1])) is not None:
@@ -59,7 +59,7 @@ def continue_clock(
 
 
 def wild_times(pts: np.ndarray, leap: int) -> np.ndarray:
-    """Places of times more than `leap` ticks from what comes before and after, where the packets behind go on from those before."""
+    """Positions of outliers: times more than `leap` ticks from those before and behind, if the times behind continue those before."""
     count = len(pts) - ALONE_AMONG - 1
     if count <= 0:
         return np.empty(0, np.int64)
@@ -72,13 +72,13 @@ def wild_times(pts: np.ndarray, leap: int) -> np.ndarray:
 
 
 def usual_gap(ticks: np.ndarray) -> int:
-    """The median distance of neighbours in time; 1 where there are none."""
+    """Median distance of neighbouring times, in ticks; 1 if there are none."""
     gaps = np.diff(np.unique(ticks))
     return max(1, int(np.median(gaps))) if len(gaps) else 1
 
 
 def spread(ticks: np.ndarray, end: int) -> np.ndarray:
-    """Ascending times, float64, of non-descending `ticks`: equal ones are put evenly before the next, the last ones before `end`."""
+    """Ascending times (float64) of non-descending `ticks`: equal ones are spread evenly up to the next one, the last ones up to `end`."""
     distinct, first, counts = np.unique(ticks, return_index=True, return_counts=True)
     gaps = np.diff(distinct, append=max(end, int(distinct[-1]) + 1))
     place = np.arange(len(ticks)) - np.repeat(first, counts)
@@ -86,7 +86,7 @@ def spread(ticks: np.ndarray, end: int) -> np.ndarray:
 
 
 def fill_gaps(pts: np.ndarray) -> np.ndarray:
-    """Times of packets that have none, put evenly between those of their neighbours. For streams without reordering."""
+    """`pts` with missing times spread evenly between those of their neighbours. For streams without reordering."""
     known = np.flatnonzero(pts != NO_TIME)
     places = np.arange(len(pts))
     filled = np.round(np.interp(places, known, pts[known])).astype(np.int64)
@@ -99,9 +99,9 @@ def fill_gaps(pts: np.ndarray) -> np.ndarray:
 
 
 def _next_break(pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: Order, begin: int) -> int | None:
-    """The first packet after `begin` that does not continue the segment which begins there."""
+    """The first packet after `begin` that does not continue the segment that begins there."""
     look = LOOK_PACKETS
-    while True:  # in blocks, since a recording may have a break every few seconds
+    while True:  # block by block: a recording may have a break every few seconds
         block = slice(begin, begin + look)
         found = _first_break(pts[block], dts[block], is_point[block], order)
         if found is not None:
@@ -112,7 +112,7 @@ def _next_break(pts: np.ndarray, dts: np.ndarray, is_point: np.ndarray, order: O
 
 
 def _first_break(own: np.ndarray, own_dts: np.ndarray, own_points: np.ndarray, order: Order) -> int | None:
-    """The first packet that does not continue what begins with packet 0; what follows it does not matter."""
+    """The first packet that does not continue the segment that begins with packet 0."""
     highest, later = np.maximum.accumulate(own)[:-1], own[1:]
     back = later < highest
     broken = back & own_points[1:] if order.reorders else back

@@ -1,7 +1,6 @@
-"""What a frame's colour tags mean for us. Enters: libav's enumeration values. Leaves: the matrix's name, range, HDR or
-not.
+"""Meaning of a frame's colour tags: libav's enumeration values become the name of a matrix, a range, and SDR or HDR.
 
-Pixels stay YUV: the matrix is only named here and applied by the encoder.
+Planes stay YUV: the matrix is only named here, the encoder applies it. Part of the decode package.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ HD_LINES = 720
 XYZ, BAYER = "xyz12", "bayer_"
 
 MATRICES = {BT709: "bt709", BT470BG: "bt601", SMPTE170M: "bt601", BT2020NC: "bt2020nc"}
-# Near enough to be shown as a neighbour (coefficients differ by less than 0.02), and said in a warning.
+# Treated as a matrix whose coefficients differ by less than 0.02, with a warning.
 NEIGHBOURS = {FCC: ("bt601", "fcc"), SMPTE240M: ("bt709", "smpte240m"), BT2020C: ("bt2020nc", "bt2020c")}
 
 
@@ -34,9 +33,9 @@ class Colour:
 
 
 def rgb_matrix(pixel_format: Any) -> str | None:
-    """The matrix by which swscale makes YUV of this format (PyAV's `VideoFormat`), None where it is YUV or grey already.
+    """The matrix with which swscale converts this format (PyAV's `VideoFormat`) to YUV; None if it is YUV or grey already.
 
-    Palettes and CIE XYZ count as RGB, though libav does not call them so. Raw sensor data becomes BT.601 whatever one asks for.
+    Palettes and CIE XYZ count as RGB here, although libav does not say so. Raw sensor data always becomes BT.601.
     """
     if str(pixel_format.name).startswith(BAYER):
         return "bt601"
@@ -51,10 +50,10 @@ def resolve(
     rgb: str | None,
     untagged: Literal["auto", "bt601", "bt709"],
 ) -> Colour:
-    """Names the matrix that makes RGB of this video's planes. `lines` is the coded height, `rgb` the frames' `rgb_matrix`.
+    """Resolves the colour of a video. `lines` is the coded height, `rgb` the frames' `rgb_matrix`.
 
     Raises:
-        PolicyReject: `color_matrix`, for a matrix that is neither of the three nor close to one (YCgCo, ICtCp, …).
+        PolicyReject: `color_matrix`, for a matrix that is not near one of `MATRICES` (YCgCo, ICtCp, …).
     """
     warnings: tuple[str, ...] = ()
     if rgb:
@@ -64,7 +63,7 @@ def resolve(
     elif matrix in NEIGHBOURS:
         name, tag = NEIGHBOURS[matrix]
         warnings = (f"color_matrix:{tag}~{name}",)
-    elif matrix in (UNSPECIFIED, RGB):  # YUV tagged as RGB is a muxer's zero
+    elif matrix in (UNSPECIFIED, RGB):  # YUV tagged as RGB: a muxer that writes 0 for unknown
         name = untagged if untagged != "auto" else "bt709" if lines >= HD_LINES else "bt601"
         warnings = (f"untagged_color:{name}",)
     else:

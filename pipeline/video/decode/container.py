@@ -1,10 +1,8 @@
-"""Opens a container and picks its video stream, without decoding a frame. Part of the decode package.
+"""An open container with its video stream; no frame is decoded. Part of the decode package.
 
-Takes encoded bytes or a local path, and the job's limits. Gives an open container and its video stream.
-
-Only self-contained formats are probed and no protocol may be opened, so a playlist in the disguise of a video cannot
-reach another file or the network. Every error libav can raise here becomes a `BadDataError`, unless the file below it
-failed: that is an error of the storage.
+Takes encoded bytes or a local path, and the job's limits. Only self-contained formats are probed and no protocol may be opened: a playlist
+named like a video cannot reach another file or the network. Every error of libav becomes a `BadDataError`, or an error of the storage if
+the file could not be read.
 """
 
 from __future__ import annotations
@@ -37,8 +35,7 @@ FORMATS = (
 )
 IO_BYTES = 256 * 1024  # PyAV's default of 32 kB means a call into Python for every 32 kB
 
-# What PyAV raises on broken input besides its own tree: ValueError and arithmetic from headers, OSError from the file
-# below.
+# What PyAV raises on broken input besides its own errors: ValueError and ArithmeticError from headers, OSError from the file.
 LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, OSError, RuntimeError)
 
 
@@ -46,11 +43,11 @@ LIBAV_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, 
 def damage(
     reason: str, doing: str, frames_recovered: int = 0, *, file: EncodedFile | PatchedFile | None = None
 ) -> Iterator[None]:
-    """Turns whatever libav raises inside into `DamagedInput(reason)`. `file` is what libav reads from inside, if it reads.
+    """Turns any error of libav in the block into `DamagedInput(reason)`. `file`: the one that libav reads in the block, if any.
 
     Raises:
         DamagedInput: `no_decoder`, `decoder_memory` or `reason`.
-        StorageUnavailable, SourceChanged, SourceRefused: a read of `file` failed, whether or not libav noticed.
+        StorageUnavailable, SourceChanged, SourceRefused: a read of `file` failed, even if libav hid it.
     """
     try:
         try:
@@ -59,24 +56,18 @@ def damage(
             if file is not None:
                 file.check()
     except av.error.DecoderNotFoundError as error:
-        raise DamagedInput(
-            "no_decoder", f"no decoder for this codec while {doing}: {words_of(error)}", stage="decode"
-        ) from None
+        message = f"no decoder for this codec while {doing}: {error_text(error)}"
+        raise DamagedInput("no_decoder", message, stage="decode") from None
     except MemoryError:
-        raise DamagedInput(
-            "decoder_memory",
-            f"out of memory while {doing}; decode.memory_bytes limits a decoder",
-            frames_recovered=frames_recovered,
-            stage="decode",
-        ) from None
+        message = f"out of memory while {doing}; raise decode.memory_bytes, the limit of a decoder"
+        raise DamagedInput("decoder_memory", message, frames_recovered=frames_recovered, stage="decode") from None
     except LIBAV_ERRORS as error:
-        raise DamagedInput(
-            reason, f"libav failed while {doing}: {words_of(error)}", frames_recovered=frames_recovered, stage="decode"
-        ) from None
+        message = f"libav failed while {doing}: {error_text(error)}"
+        raise DamagedInput(reason, message, frames_recovered=frames_recovered, stage="decode") from None
 
 
-def words_of(error: BaseException) -> str:
-    """What libav says, in one line."""
+def error_text(error: BaseException) -> str:
+    """The text of an error of libav, on one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:200]
 
@@ -108,15 +99,12 @@ def measure(video: bytes | str, limits: DecodeConfig) -> str:
 
 def _check_size(num_bytes: int, limits: DecodeConfig) -> None:
     if num_bytes > limits.max_video_bytes:
-        raise PolicyReject(
-            "too_large",
-            f"encoded file has {num_bytes} bytes, decode.max_video_bytes is {limits.max_video_bytes}",
-            stage="decode",
-        )
+        message = f"encoded file has {num_bytes} bytes, decode.max_video_bytes is {limits.max_video_bytes}"
+        raise PolicyReject("too_large", message, stage="decode")
 
 
 def _open(file: EncodedFile, limits: DecodeConfig) -> tuple[Any, EncodedFile | PatchedFile]:
-    """Libav's container, and the file that it reads: `file`, or one that hides impossible cropping."""
+    """Container of libav, and the file that it reads: `file`, or a view of it without impossible cropping."""
     try:
         return _libav_open(file, limits), file
     except av.error.InvalidDataError:
@@ -130,7 +118,7 @@ def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
     return av.open(
         file,
         mode="r",
-        # Reaches the codec contexts that libav opens to find out about its streams.
+        # Passed on to the codecs that libav opens to probe its streams.
         options={"max_pixels": str(limits.max_pixels)},
         container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
         metadata_errors="replace",
@@ -139,12 +127,10 @@ def _libav_open(file: EncodedFile | PatchedFile, limits: DecodeConfig) -> Any:
 
 
 class OpenContainer:
-    """An open container with its one video stream, single-threaded. `close` releases the container and the file below
-    it. `warnings` are the decisions taken here.
-    """
+    """An open container and one of its video streams, set to decode in one thread. `warnings` are for the row."""
 
     def __init__(self, video: bytes | str, limits: DecodeConfig) -> None:
-        """Opens `video` and picks its stream: libav's best one that moves and is not cover art.
+        """Opens `video` and chooses its stream: libav's best one that is not a still picture or cover art.
 
         Raises:
             DamagedInput: `undecodable`, `no_decoder`.
@@ -174,13 +160,11 @@ class OpenContainer:
         context = self.stream.codec_context
         pixels = max(context.width * context.height, context.coded_width * context.coded_height)
         if pixels > limits.max_pixels:
-            raise PolicyReject(
-                "too_many_pixels",
-                f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}",
-                stage="decode",
+            message = (
+                f"frames of {context.width}x{context.height} are larger than decode.max_pixels {limits.max_pixels}"
             )
-        # Parallelism is over videos. Threads inside one decoder are slower per core and have hung beside PyTorch
-        # (PyAV#1962).
+            raise PolicyReject("too_many_pixels", message, stage="decode")
+        # Videos are decoded in parallel. Threads inside one decoder are slower per core and have hung beside PyTorch (PyAV#1962).
         self.stream.thread_type = "NONE"
         context.thread_count = 1
         context.options = {"max_pixels": str(limits.max_pixels)}
@@ -191,22 +175,22 @@ class OpenContainer:
         return str(self.container.format.name)
 
     def margins(self) -> Margins | None:
-        """What the container cuts off its frames."""
+        """The cropping that the container has for its frames, if any."""
         with damage("undecodable", "reading the container's cropping"):
             return container_margins(self.container, self.stream.index)
 
     def close(self) -> None:
-        """Closes container and file; safe to call twice."""
+        """Closes the container and its file; safe to call twice."""
         if self.container is not None:
             self.container.close()
         self.file.close()
 
 
 def _count_packets(video: bytes | str, limits: DecodeConfig, indices: set[int]) -> Counter[int]:
-    # In a container of its own: not every format can go back to its beginning.
+    # In a container of its own: not every format can seek to its beginning.
     with closing(open_encoded(video)) as file:
         found: Counter[int] = Counter()
-        with suppress(*LIBAV_ERRORS):  # what breaks here is met again when packets are listed
+        with suppress(*LIBAV_ERRORS):  # a break here is found again when packets are listed
             container, _ = _open(file, limits)
             with container:
                 count_packets(container, indices, found)

@@ -1,7 +1,7 @@
-"""The window of a frame that its container says is shown: Matroska's PixelCrop, MP4's `clap`. Part of the decode package.
+"""Cropping that a container has for its frames: Matroska's PixelCrop, MP4's `clap`. Part of the decode package.
 
-Cropping inside the codec (H.264's SPS) is done by libav's decoders; what the container says beside it is left to the caller. It applies to
-the stored frame, before sample aspect ratio and rotation.
+libav's decoders apply the cropping of the codec (H.264's SPS), but not that of the container. It applies to the stored frame, before sample
+aspect ratio and rotation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from av import logging as libav_log
 from pipeline.video.decode.filtering import FilterChain
 
 CROPPING_FORMATS = ("mov", "matroska")
-MAX_TAG_BYTES = 1 << 20  # libav's description lists all tags; a file with more has its cropping ignored
+MAX_TAG_BYTES = 1 << 20  # libav's description lists all tags; for a file with more the cropping is ignored
 STREAM = re.compile(r"  Stream #0:(\d+)")
 CROPPING = re.compile(r" +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)")
 _logging = Lock()  # libav has one log level for all threads
@@ -24,7 +24,7 @@ _logging = Lock()  # libav has one log level for all threads
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Pixels that are not shown on each side, on the frame's own grid."""
+    """Pixels that are not shown on each side of the stored frame."""
 
     left: int
     right: int
@@ -32,7 +32,7 @@ class Margins:
     bottom: int
 
     def window(self, frame: Any) -> Window | None:
-        """What stays of `frame`, rounded to its chroma samples as libav's `crop` does; None where nothing would stay."""
+        """The part of `frame` that is shown, rounded to its chroma samples as libav's `crop` does; None if nothing would be left."""
         step_x, step_y = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
         left, width = self.left, frame.width - self.left - self.right
         top, height = self.top, frame.height - self.top - self.bottom
@@ -46,7 +46,7 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a frame, in its pixels."""
+    """A part of a frame, in pixels of the frame."""
 
     left: int
     top: int
@@ -58,9 +58,9 @@ class Window:
 
 
 def container_margins(container: Any, index: int) -> Margins | None:
-    """What the container cuts off the frames of stream `index`; None where it says nothing.
+    """The cropping that the container has for the frames of stream `index`; None if it has none.
 
-    PyAV 18.1 gives no access to a stream's side data, so it is read from libav's description of the container, as ffprobe prints it.
+    PyAV 18.1 has no access to a stream's side data, so it is read from libav's description of the container, as ffprobe prints it.
     libav has checked it against the size in the header.
     """
     if not str(container.format.name).startswith(CROPPING_FORMATS) or _tag_bytes(container) > MAX_TAG_BYTES:
@@ -91,17 +91,17 @@ def _described(container: Any) -> str:
 
 
 class Cropper:
-    """Cuts a video's window out of its frames. No pixel is copied."""
+    """Crops the frames of a video. No pixel is copied."""
 
     def __init__(self, margins: Margins, first: Any) -> None:
-        """`margins` belong to frames of the size of `first`; a frame of another size is cut in proportion."""
+        """`margins` are for frames of the size of `first`; they are scaled for frames of another size."""
         self._margins = margins
         self._size = first.width, first.height
         self._shape: tuple[int, int, str] | None = None
         self._chain: FilterChain | None = None
 
     def cut(self, frame: Any) -> Any:
-        """The window of `frame`. Raises libav's errors."""
+        """The cropped frame. Raises libav's errors."""
         shape = frame.width, frame.height, frame.format.name
         if shape != self._shape:
             window = self._scaled(frame).window(frame)

@@ -1,7 +1,7 @@
-"""Which frames of a stream are damaged, learned while it is decoded. Part of the decode package.
+"""Record of the damaged frames of a stream, filled while it is decoded. Part of the decode package.
 
-A decoder meets damage in one packet, but what it gives for later packets is built on it, up to the next point where pictures
-stand by themselves. So damage lasts from the earliest frame of these packets to the frame of that point.
+Damage is found in one packet. Later packets are predicted from it, up to the next point where pictures are independent. So the damage
+lasts from the earliest frame of these packets to the frame of that point.
 """
 
 from __future__ import annotations
@@ -10,44 +10,46 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.video.decode.container import words_of
+from pipeline.video.decode.container import error_text
 
 if TYPE_CHECKING:
     from pipeline.video.decode.packet_table import PacketTable
 
 
 class DamagedFrames:
-    """Ranges of frames, each with what was seen. `reach`: how many frames on either side are made from a frame."""
+    """Ranges of damaged frames, each with the reason. `reach`: frames on either side that a filter makes from a frame."""
 
     def __init__(self, table: PacketTable, reach: int) -> None:
-        """Frames behind a join of recordings are damaged before anything is decoded: they are built on what is not there."""
+        """Starts with the frames behind a join of recordings: they are predicted from pictures that the stream does not hold."""
         self._points, self._frames_N = table.points, table.frames_N
         self._count = len(table.times_s)
         self._reach = reach
-        self._ranges: list[tuple[int, int, str]] = []  # first, end, why
-        self.first: str | None = None  # what was seen first, in words
+        self._ranges: list[tuple[int, int, str]] = []  # first frame, end, reason
+        self.first: str | None = None  # reason of the first damage found
         for packet in table.joins:
             at = int(np.searchsorted(self._points.packets, packet))
             first, end = self._reached(packet, at + 1), self._frame_of(at)
             if first < end:
-                self._add(first, end, f"the clock breaks at frame {first}, and what goes on there is no keyframe")
+                self._add(
+                    first, end, f"the clock breaks at frame {first}, and the stream does not go on with a keyframe"
+                )
         for packet in table.gaps:
-            self._from(packet, f"pictures before packet {packet} are missing, and it is built on them")
+            self._from(packet, f"pictures before packet {packet} are missing, and it is predicted from them")
 
     def undecodable(self, packet: int, error: Exception) -> None:
         """The decoder refused a packet."""
-        self._from(packet, f"packet {packet} cannot be decoded ({words_of(error)})")
+        self._from(packet, f"packet {packet} cannot be decoded ({error_text(error)})")
 
     def concealed(self, packet: int) -> None:
-        """The decoder says itself that the frame of a packet is corrupt."""
+        """The decoder flagged the frame of a packet as corrupt."""
         self._from(packet, f"the decoder found packet {packet} corrupt and concealed it")
 
     def lost(self, packet: int) -> None:
-        """The decoder took a packet and gave no frame for it."""
-        self._from(packet, f"the decoder gave nothing for packet {packet}")
+        """The decoder returned no frame for a packet."""
+        self._from(packet, f"the decoder gave no frame for packet {packet}")
 
     def why(self, frame: int) -> str | None:
-        """What happened to a frame, in words; None if nothing is known to have. Frames are asked for in ascending order."""
+        """Why a frame is damaged, as text; None if it is not known to be. Frames must be asked for in ascending order."""
         while len(self._ranges) > 1 and self._ranges[0][1] + self._reach <= frame:
             del self._ranges[0]
         for first, end, text in self._ranges:
@@ -56,7 +58,7 @@ class DamagedFrames:
         return None
 
     def end_of(self, frame: int) -> int:
-        """The first frame behind `frame` that is not known to be damaged."""
+        """The first frame from `frame` on that is not known to be damaged."""
         for first, end, _ in sorted(self._ranges):
             if first - self._reach <= frame < end + self._reach:
                 frame = end + self._reach
@@ -71,7 +73,9 @@ class DamagedFrames:
         at = int(np.searchsorted(self._points.packets, packet, side="right"))
         first, end = self._reached(packet, at), self._frame_of(at)
         if at and 0 <= self._frames_N[packet] < self._frame_of(at - 1):
-            end = self._frame_of(at - 1)  # shown before the point that it follows: nothing behind that is built on it
+            end = self._frame_of(
+                at - 1
+            )  # shown before the point that it follows: nothing behind that is predicted from it
         self._add(first, max(end, first + 1), text)
 
     def _reached(self, packet: int, at: int) -> int:
@@ -91,4 +95,4 @@ class DamagedFrames:
     def _add(self, first: int, end: int, text: str) -> None:
         self.first = self.first or text
         if not any(begin <= first and end <= known for begin, known, _ in self._ranges[-2:]):
-            self._ranges.append((first, end, text))  # only what is new: every packet may be damaged
+            self._ranges.append((first, end, text))  # only what is new: all packets may be damaged

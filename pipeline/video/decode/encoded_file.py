@@ -1,8 +1,7 @@
-"""The encoded video as a file object for libav, which remembers an I/O error. Part of the decode package.
+"""Encoded videos as file objects for libav that remember an I/O error. Part of the decode package.
 
-Takes encoded bytes or a local path. libav turns an OSError of its file into "invalid data" or into an early end of the stream, and PyAV
-prints some; so a failed read is an end of file here, and the caller asks `check` after every libav call. A failing disk or mount is then
-never taken for a damaged video.
+libav turns an OSError of its file into "invalid data" or an early end of the stream, and PyAV prints some. So a failed read returns an
+end of file here, and the caller calls `check` after every libav call. A failing disk or mount is then never taken for a damaged video.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ if TYPE_CHECKING:
 
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 DENIED = {errno.EACCES, errno.EPERM}
-BAD_OFFSET = {errno.EINVAL, errno.EOVERFLOW}  # from seek: an offset that hostile bytes made libav ask for
+BAD_OFFSET = {errno.EINVAL, errno.EOVERFLOW}  # of seek: hostile bytes made libav seek to an impossible offset
 
 
 class MemoryFile(io.BytesIO):
-    """Encoded bytes in memory: nothing below them can fail."""
+    """Encoded bytes in memory, whose reads cannot fail."""
 
     def check(self) -> None:
         """Does nothing."""
 
 
 class DiskFile:
-    """A local file, read without a buffer of its own: libav has one, and hashing reads large blocks."""
+    """A local file without a buffer: libav has one, and hashing reads large blocks."""
 
     def __init__(self, path: str) -> None:
-        """Opens `path`. Raises what `storage_error` makes of the system's error."""
+        """Opens `path`. Raises the errors of `storage_error`."""
         self.name = path
         self.failure: OSError | None = None
         try:
@@ -44,7 +43,7 @@ class DiskFile:
             raise storage_error(error, path) from None
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; empty at the end and after a failure, which `check` raises."""
+        """The next bytes, at most `size`; empty at the end and after a failure, which `check` reports."""
         try:
             with READING:
                 data = self._raw.read(size)
@@ -57,7 +56,7 @@ class DiskFile:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves; returns the new position, or -1 after a failure, which `check` raises. An impossible offset is an OSError."""
+        """Moves; returns the new position, or -1 after a failure, which `check` reports. Raises OSError for an impossible offset."""
         try:
             with READING:
                 return self._raw.seek(offset, whence)
@@ -77,7 +76,7 @@ class DiskFile:
             self._raw.close()
 
     def check(self) -> None:
-        """Raises what the first failed read or seek means, if there was one.
+        """Raises the error of the first read or seek that failed, if one did.
 
         Raises:
             StorageUnavailable, SourceChanged, SourceRefused: see `storage_error`.
@@ -99,11 +98,11 @@ def open_encoded(video: bytes | str) -> EncodedFile:
 
 
 def storage_error(error: OSError, path: str) -> LatheError:
-    """What an OSError of a video's file is: never damage, since another read of the same bytes may succeed."""
+    """The error of the storage for an OSError of a video's file. It is never damage: another read of the same bytes may succeed."""
     reason = error.strerror or str(error)
     if error.errno in GONE:
         message = (
-            f"{path} was removed or replaced before it was decoded ({reason}); run again to encode what is there now"
+            f"{path} was removed or replaced before it was decoded ({reason}); run again to encode the files there now"
         )
         return SourceChanged(message, uri=path, stage="decode")
     if error.errno in DENIED:

@@ -1,7 +1,7 @@
-"""Whether a video is encrypted, from the container's own headers. Part of the decode package.
+"""Detection of encrypted videos from container headers. Part of the decode package.
 
-libav does not say: without the key it decodes Common Encryption to grey frames, or fails with "Invalid data". Knows MP4 (Common
-Encryption, FairPlay), Matroska and WebM (ContentEncryption), ASF (Windows Media DRM) and scrambled MPEG-TS.
+libav does not report encryption: without the key it decodes Common Encryption to grey frames, or fails with "Invalid data".
+Covers MP4 (Common Encryption, FairPlay), Matroska and WebM (ContentEncryption), ASF (Windows Media DRM) and scrambled MPEG-TS.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.video.decode.ebml import MAGIC, MOST_ELEMENTS, SEGMENT, TRACK, TRACKS, find, unsigned
 from pipeline.video.decode.encoded_file import open_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.video.decode.ebml import Element
     from pipeline.video.decode.encoded_file import EncodedFile
 
-MOST_ELEMENTS = 20_000  # boxes or elements that are looked at: a hostile file may hold millions
 ENTRY_BYTES = 64 * 1024  # of a sample description
 PROTECTED_ENTRIES = {b"encv": "Common Encryption", b"drmi": "FairPlay"}
 DESCENDED = {b"moov", b"trak", b"mdia", b"minf", b"stbl"}
 
-EBML = b"\x1a\x45\xdf\xa3"
-SEGMENT, TRACKS, TRACK, TRACK_TYPE, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0x1F43B675
-ENCODINGS, ENCODING, ENCRYPTION = 0x6D80, 0x6240, 0x5035
+TRACK_TYPE, ENCODINGS, ENCODING, ENCRYPTION = 0x83, 0x6D80, 0x6240, 0x5035
 VIDEO_TRACK = 1
 
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -41,7 +40,7 @@ TS_NULL_PID = 0x1FFF
 
 
 def why_encrypted(video: bytes | str) -> str | None:
-    """How the video is encrypted, in words; None if nothing says that it is. Reads a few kB, of MPEG-TS the first MB.
+    """The encryption scheme, as text for a message; None if no header names one. Reads a few kB, of MPEG-TS the first MB.
 
     Raises:
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
@@ -51,7 +50,7 @@ def why_encrypted(video: bytes | str) -> str | None:
         found = None
         if head[4:8] in (b"ftyp", b"styp", b"moov", b"moof", b"free", b"skip", b"wide", b"mdat", b"sidx", b"pdin"):
             found = _mp4(file)
-        elif head.startswith(EBML):
+        elif head.startswith(MAGIC):
             found = "ContentEncryption of Matroska" if _matroska(file) else None
         elif head.startswith(ASF_HEADER):
             found = "Windows Media DRM" if _asf(file, head) else None
@@ -62,7 +61,7 @@ def why_encrypted(video: bytes | str) -> str | None:
 
 
 def lacks_index(video: bytes | str) -> bool:
-    """Whether an MP4 or MOV ends before its index (`moov`), without which nothing of it can be decoded.
+    """Whether an MP4 or MOV has no index (`moov` or `moof`): it ends too early, and nothing of it can be decoded.
 
     Raises:
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
@@ -92,7 +91,7 @@ def _mp4(file: EncodedFile) -> str | None:
 
 
 def _boxes(file: EncodedFile, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and end of the contents of each box, those inside `DESCENDED` ones too, in order."""
+    """Name, first byte and end of the contents of each box, in order, including boxes inside those of `DESCENDED`."""
     ends = [end]
     for _ in range(MOST_ELEMENTS):
         while ends and at + 8 > ends[-1]:
@@ -130,7 +129,7 @@ def _sample_entries(stsd: bytes) -> str | None:
 
 
 def _is_protected(entry: bytes) -> bool:
-    # `tenc`: version and flags, two bytes, then default_isProtected. An entry may be protected only by name.
+    # `tenc`: version and flags, two bytes, then default_isProtected. It may be 0: the entry has the name, but its frames are clear.
     at = entry.find(b"tenc")
     return at < 0 or len(entry) <= at + 10 or entry[at + 10] != 0
 
@@ -139,53 +138,17 @@ def _is_protected(entry: bytes) -> bool:
 
 
 def _matroska(file: EncodedFile) -> bool:
-    for identifier, start, end in _elements(file, 0, _size(file)):
-        if identifier == SEGMENT:
-            for inner, tracks, stop in _elements(file, start, end):
-                if inner == TRACKS:
-                    return any(
-                        _is_encrypted_track(file, first, last)
-                        for track, first, last in _elements(file, tracks, stop)
-                        if track == TRACK
-                    )
-    return False
+    tracks = next(find(file, 0, _size(file), SEGMENT, TRACKS), None)
+    if tracks is None:
+        return False
+    return any(_is_encrypted_video(file, track) for track in find(file, tracks.content, tracks.end, TRACK))
 
 
-def _is_encrypted_track(file: EncodedFile, start: int, end: int) -> bool:
-    kind, encrypted = 0, False
-    for identifier, first, last in _elements(file, start, end):
-        if identifier == TRACK_TYPE:
-            file.seek(first)
-            kind = int.from_bytes(file.read(min(last - first, 8)), "big")
-        elif identifier == ENCODINGS:
-            encrypted = any(
-                inner == ENCRYPTION
-                for encoding, at, stop in _elements(file, first, last)
-                if encoding == ENCODING
-                for inner, _, _ in _elements(file, at, stop)
-            )
-    return kind == VIDEO_TRACK and encrypted
-
-
-def _elements(file: EncodedFile, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Identifier, first byte and end of the contents of each element of one level."""
-    for _ in range(MOST_ELEMENTS):
-        if at + 2 > end:
-            return
-        file.seek(at)
-        header = file.read(12)
-        width = 9 - header[0].bit_length() if header and header[0] else 9
-        if width > 4 or len(header) < width + 1 or not header[width]:
-            return
-        identifier = int.from_bytes(header[:width], "big")
-        length = 9 - header[width].bit_length()
-        value = int.from_bytes(header[width : width + length], "big") & (1 << 7 * length) - 1
-        start = at + width + length
-        unknown = value == (1 << 7 * length) - 1
-        if identifier == CLUSTER and unknown:
-            return
-        at = end if unknown else min(start + value, end)
-        yield identifier, start, at
+def _is_encrypted_video(file: EncodedFile, track: Element) -> bool:
+    kind = next(find(file, track.content, track.end, TRACK_TYPE), None)
+    if kind is None or unsigned(file, kind) != VIDEO_TRACK:
+        return False
+    return any(find(file, track.content, track.end, ENCODINGS, ENCODING, ENCRYPTION))
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

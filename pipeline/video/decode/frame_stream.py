@@ -1,10 +1,10 @@
 """Decoded frames of one stream in order of display, each with its index in the packet table. Part of the decode package.
 
-Enters: a video and its `PacketTable`. Leaves: (index, libav frame), one after the other, with jumps ahead where a
-keyframe allows them exactly, and which frames are damaged. Optionally deinterlaced.
+Takes a video and its `PacketTable`, returns (index, libav frame) one by one, and records which frames are damaged. It jumps ahead only if
+the pixels are the same as without the jump. Optionally deinterlaces.
 
-Each packet gets its place in the stream as its time before it is decoded, so that a frame says which packet it came
-from, whatever the clock of the container does.
+Each packet gets its place in the stream as its time before it is decoded. So the time of a frame says which packet it is of, even if the
+clock of the container is broken.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from pipeline.video.decode.packet_table import NO_PICTURE, PacketTable, near
 if TYPE_CHECKING:
     from pipeline.config import DecodeConfig
 
-MOST_HELD = 40  # frames: a pyramid of 32 pictures gives its first frame 31 frames before the one that is decoded first
-SEEK_FRAMES = 24  # a seek costs about as much as this many small frames
-# Decoders that conceal damage without a word unless told not to. The others flag it, or cannot see it.
+MOST_HELD = 40  # frames: in a pyramid of 32 pictures the first one shown comes 31 frames before the first one decoded
+SEEK_FRAMES = 24  # a seek costs about as much as decoding this many small frames
+# Decoders that conceal damage without a flag, unless they are set to fail. The others flag it, or cannot detect it.
 STRICT = {"mjpeg", "ffv1"}
-# Of these, each packet that shows a frame gives one; others may say "the same again" by giving none.
+# In these codecs each packet that shows a frame gives one. In others a packet without a frame may mean "repeat the last one".
 ALWAYS_GIVES = {"h264", "hevc", "vvc"}
 
 
 class FrameStream:
-    """Reads forward only. `decoded` counts frames that left the codec, `position` is the index of the last one handed
-    out, `damaged` knows which frames are damaged as far as packets were decoded.
+    """Forward reader of frames.
+
+    `decoded` counts frames that left the codec, `position` is the index of the last frame returned, `damaged` has the damaged frames
+    among the packets decoded so far.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class FrameStream:
         deinterlace: bool = False,
         lenient: bool = False,
     ) -> None:
-        """Opens `video` once more; see `OpenContainer` for what it raises. `lenient`: the decoder may conceal damage."""
+        """Opens `video` again; raises as `OpenContainer`. `lenient`: the decoder may conceal damage."""
         self._video, self._limits, self._table = video, limits, table
         self._deinterlace, self._lenient = deinterlace, lenient
         self.damaged = DamagedFrames(table, REACH if deinterlace else 0)
@@ -72,24 +74,23 @@ class FrameStream:
             context.options = {**context.options, "err_detect": "explode"}
         self._packets = self.opened.container.demux(self.opened.stream)
         self._drain: _Drain | None = _Drain(context)
-        self._next_packet = 0  # place in the stream of the packet that comes next
+        self._next_packet = 0  # place in the stream of the next packet
         self._begin()
         self._floor = self._table.begins_at or 0
 
     def _begin(self) -> None:
-        """The codec knows of no earlier packet."""
-        self._known: deque[tuple[int, Any]] = deque()  # index and frame, ready to be handed out
+        """Resets the state for a codec that holds no packet."""
+        self._known: deque[tuple[int, Any]] = deque()  # index and frame, ready to be returned
         self._held: deque[tuple[int, Any]] = deque()  # packet and frame, in order of display
-        self._inside: set[int] = set()  # packets whose frames have not come out
-        self._floor = 0  # frames before it are not expected: they depend on what lies before the beginning
+        self._inside: set[int] = set()  # packets in the codec whose frames have not come out
+        self._floor = 0  # frames before it are not expected: they depend on packets before the beginning
         self._filter = Deinterlacer(self.opened.stream) if self._deinterlace else None
         self._refused = False  # the decoder has refused a packet, and may have lost frames with it
 
     def next(self) -> tuple[int, Any] | None:
-        """Index and frame; None at the end.
+        """The next index and frame; None at the end.
 
-        A frame is handed out when all packets before its own have given theirs, or will not: then it is known which frame it is, and
-        whether it is built on damage.
+        A frame is returned once all packets before its own have given theirs, or never will. Only then its index and its damage are known.
 
         Raises:
             DamagedInput: `corrupt_stream` where the container breaks, `decoder_memory`.
@@ -115,7 +116,7 @@ class FrameStream:
         return index, frame
 
     def _take(self, frame: Any) -> None:
-        """Notes which packet a frame that the decoder gave is of, and whether it is damaged."""
+        """Records the packet of a decoded frame, and whether it is damaged."""
         place = self._place(frame)
         if self._table.frames_N[place] < 0:
             return
@@ -127,14 +128,14 @@ class FrameStream:
         self._held.append((place, frame))
 
     def _give_up(self, place: int) -> None:
-        """Packets before `place` whose frames have not come will not give them."""
+        """Packets before `place` that have not given their frames never will."""
         lost = {other for other in self._inside if other < place}
         self._inside -= lost
         if lost and (self.gives_each or self._refused):
             self.damaged.lost(min(lost))
 
     def _settle(self) -> None:
-        """Names the frames in hand that nothing is missing before: in the order they came, whatever order their times are in."""
+        """Gives indices to the held frames before which none is missing, in the order they came out, not in that of their times."""
         earliest = min(self._inside, default=len(self._table.frames_N))
         settled = []
         while self._held and self._held[0][0] < earliest:
@@ -144,17 +145,17 @@ class FrameStream:
                 self._counter = int(self._table.frames_N[place]) if self._is_exact_N[place] else self._counter + 1
                 self._known.append((self._counter, frame))
             return
-        # Some muxers write decode times as times of display: these are the same times, in another order.
+        # Some muxers write decode times as presentation times: the same times in another order.
         indices = sorted(int(self._table.frames_N[place]) for place, _ in settled)
         self._known.extend((index, frame) for index, (_, frame) in zip(indices, settled, strict=True))
 
     @property
     def gives_each(self) -> bool:
-        """Whether each packet gives a frame if nothing is damaged; other codecs may say "the same again" by giving none."""
+        """Whether each packet gives a frame if nothing is damaged; see `ALWAYS_GIVES`."""
         return self._gives_each and not self._table.counted
 
     def jump(self, index: int) -> bool:
-        """Moves to the last exact point not after frame `index`, if that skips enough; says whether it did.
+        """Moves to the last exact point up to frame `index`, if that skips enough frames. Returns whether it moved.
 
         Raises:
             DamagedInput: `corrupt_stream`.
@@ -186,11 +187,11 @@ class FrameStream:
         self.opened.close()
 
     def _seek(self, at: int) -> Any | None:
-        """The packet of point `at`, found by its time; None, and a stream at its beginning, if it is not there."""
+        """The packet of point `at`, found by its time. None if it is not found; then the stream is at its beginning."""
         points = self._table.points
         pts, dts, pos = int(points.pts[at]), int(points.dts[at]), int(points.pos[at])
         size = int(self._table.sizes_N[points.packets[at]])
-        # By decode time: MPEG-TS searches on it, and where the index holds presentation times it lands earlier at worst.
+        # By decode time: MPEG-TS searches by it. An index of presentation times leads to an earlier place at worst.
         self.opened.container.seek(min(pts, dts) if dts > -(2**62) else pts, stream=self.opened.stream)
         self._packets = self.opened.container.demux(self.opened.stream)
         for packet in self._packets:
@@ -201,7 +202,7 @@ class FrameStream:
                 break
             if packet.is_keyframe and packet.pts is not None and packet.pts > pts:
                 break
-        # The demuxer cannot find a keyframe that it has listed itself: it is not asked again.
+        # The demuxer cannot find a keyframe that it has listed: no further seek is tried.
         self._seekable = False
         self.opened.close()
         self._restart()
@@ -217,9 +218,9 @@ class FrameStream:
         return None
 
     def _read(self) -> Any | None:
-        """The next packet, that which flushes the codec included; None at the end."""
+        """The next packet, including the one that flushes the codec; None at the end."""
         if self._table.missing and self._next_packet >= len(self._table.sizes_N):
-            # Where the container breaks: what the decoder holds is shown, as at the end of a file.
+            # The container breaks here: the frames in the decoder are shown, as at the end of a file.
             drain, self._drain = self._drain, None
             return drain
         file = self.opened.file
@@ -229,21 +230,21 @@ class FrameStream:
         if packet is not None and packet.size:
             sizes = self._table.sizes_N
             if self._next_packet >= len(sizes) or sizes[self._next_packet] != packet.size:
-                message = f"packet {self._next_packet} is another one than when the file was read first"
+                message = f"packet {self._next_packet} is not the one that was there when the file was read first"
                 raise DamagedInput("corrupt_stream", message, frames_recovered=self.position + 1, stage="decode")
             self._next_packet += 1
         return packet
 
     def _decode(self, packet: Any) -> list[Any]:
-        """What comes out when `packet` goes in."""
+        """The frames that leave the codec when `packet` goes in."""
         if packet.size == 0 and packet.dts is not None:
-            return []  # AVI's way to say "the same picture again"
+            return []  # AVI: repeat the last picture
         flush, place = packet.size == 0, self._next_packet - 1
         frames: list[Any] = []
         if not flush:
             if self._is_closed_N[place] and (self.damaged.first is not None or self._limits.damage == "warn"):
-                frames = self._renew()  # nothing that damage has left behind in the decoder goes on, as after a jump
-            # Shortly before a point libav may mean the next group, which a decoder finds out: the flag comes a packet early.
+                frames = self._renew()  # damage in the decoder's state ends here, as it does after a jump
+            # Just before a point the flag may mean the next group, since libav sets it early; the decoder finds damage by itself.
             if packet.is_corrupt and not (
                 self._is_point_N[place + 1 : place + 3].any() or near(place, self._table.breaks)
             ):
@@ -268,7 +269,7 @@ class FrameStream:
         return filtered + self._filter.push(None) if flush else filtered
 
     def _renew(self) -> list[Any]:
-        """What the decoder still holds; afterwards it knows of no earlier packet."""
+        """The frames still in the decoder, which is empty afterwards."""
         context = self.opened.stream.codec_context
         try:
             frames = context.decode(None)
@@ -278,7 +279,7 @@ class FrameStream:
         return list(frames)
 
     def _place(self, frame: Any) -> int:
-        """The packet that a frame came from; a decoder that does not say gives them in the order of their packets."""
+        """The packet of a frame. Frames of a decoder that sets no time are in the order of their packets."""
         if frame.pts is None:
             place = min(self._inside, default=self._next_packet - 1)
         else:
@@ -287,7 +288,7 @@ class FrameStream:
 
 
 class _Drain:
-    """Stands for the packet that empties a decoder, where libav gives none."""
+    """Substitute for libav's packet that empties a decoder."""
 
     size, pts, dts, is_keyframe = 0, None, None, False
 
@@ -295,5 +296,5 @@ class _Drain:
         self._context = context
 
     def decode(self) -> list[Any]:
-        """What the decoder still holds."""
+        """The frames still in the decoder."""
         return list(self._context.decode(None))

@@ -1,9 +1,9 @@
-"""What the packets of an H.264 stream say about their pictures, without decoding.
+"""Parser of the pictures in the packets of an H.264 stream, without decoding. Part of the decode package.
 
-Takes packets in decode order (start codes or length prefixes). Says which show no frame of their own: the second field of a picture whose
-first field came in a packet before, and packets without a picture; and before which a reference picture is missing. Reads sequence
-parameter sets up to `frame_mbs_only_flag` and slice headers up to `bottom_field_flag` (ITU-T H.264 7.3.2.1, 7.3.2.2, 7.3.3, 7.4.3). Part
-of the decode package.
+Takes packets in decode order (with start codes or length prefixes). Finds packets that show no frame of their own (the second field of a
+picture whose first field was in a packet before, and packets without a picture) and packets before which a reference picture is missing.
+Reads sequence parameter sets up to `frame_mbs_only_flag` and slice headers up to `bottom_field_flag` (ITU-T H.264 7.3.2.1, 7.3.2.2, 7.3.3,
+7.4.3).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 IDR = 5
 SLICES = (1, IDR)  # NAL unit types: a slice, of an IDR picture or another
-SLICE_BYTES = 48  # of a slice that are read
+SLICE_BYTES = 48  # read of a slice
 NO_PICTURE = (6, 7, 8, 9, 10, 11, 12, 13, 15)  # messages, parameters, delimiters, ends, filler
 SPS, PPS = 7, 8
 HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # with chroma format and scaling lists
@@ -22,21 +22,21 @@ HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `[start, end)` of a packet: a NAL unit, its header byte first. `end` lies behind the packet if its length says so."""
+    """Bytes `[start, end)` of a NAL unit in a packet, header byte included. A wrong length may put `end` behind the packet."""
 
     start: int
     end: int
 
 
 def nal_length_size(codec: str, extradata: bytes) -> int:
-    """Bytes of the length in front of each NAL unit; 0 means start codes."""
+    """Bytes of the length before each NAL unit; 0 if there are start codes instead."""
     at, shortest = (21, 22) if codec == "hevc" else (4, 6)
     configured = len(extradata) > shortest and extradata[0] == 1
     return (extradata[at] & 3) + 1 if configured else 0
 
 
 def nal_units(data: bytes, length_size: int) -> Iterator[Span]:
-    """NAL units of a packet, empty ones left out."""
+    """NAL units of a packet, without empty ones."""
     position = 0
     while length_size and position + length_size < len(data):
         start = position + length_size
@@ -62,25 +62,25 @@ def unescape(data: bytes) -> bytes:
 
 
 class Pictures:
-    """Remembers parameter sets, the last reference picture and the last unpaired first field. Asked for each packet in order."""
+    """State of the parser: parameter sets, the last reference picture and the last unpaired first field. Takes each packet in order."""
 
-    LOOK_BYTES = 16 * 1024  # of a packet: its parameter sets, messages and first slice header
+    LOOK_BYTES = 16 * 1024  # read of a packet: its parameter sets, messages and first slice header
 
     def __init__(self, extradata: bytes) -> None:
-        """`extradata` holds the parameter sets where the container keeps them."""
+        """`extradata` has the parameter sets that the container holds, if it holds them."""
         self.is_second_field = False  # of the last packet
         self.follows_gap = False  # of the last packet: reference pictures before it are missing
         self._length_size = nal_length_size("h264", extradata)
         self._sequences: dict[int, _Sequence] = {}
         self._sequence_of: dict[int, int] = {}  # picture parameter set -> sequence parameter set
-        self._field: _Slice | None = None  # a first field that waits for its second
+        self._field: _Slice | None = None  # a first field whose second has not come
         self._reference: int | None = None  # frame number of the last reference picture
         units = _configured(extradata) if self._length_size else nal_contents(extradata)
         for unit in units:
             self._remember(unit)
 
     def shows_none(self, packet: Any) -> bool:
-        """Whether the packet completes the picture of the packet before it, or holds no picture at all."""
+        """Whether the packet shows no frame: it completes the picture of the packet before, or holds no picture."""
         self.is_second_field = self.follows_gap = False
         size = packet.size
         data = bytes(memoryview(packet)[: self.LOOK_BYTES]) if size > self.LOOK_BYTES else bytes(packet)
@@ -93,7 +93,7 @@ class Pictures:
                 return self._look(data[span.start : span.start + SLICE_BYTES])
             elif kind not in NO_PICTURE:
                 return False
-        return end == size  # a packet that is damaged may have held one
+        return end == size  # a damaged packet may have held a picture
 
     def _look(self, unit: bytes) -> bool:
         waiting, self._field = self._field, None
@@ -122,11 +122,11 @@ class Pictures:
             elif unit[0] & 0x1F == PPS:
                 number = bits.unsigned()
                 self._sequence_of[number] = bits.unsigned()
-        except IndexError:  # cut short: the decoder will complain
+        except IndexError:  # cut short: the decoder will report it
             return
 
     def _slice(self, unit: bytes) -> _Slice | None:
-        """The beginning of a slice header; None where it cannot be read."""
+        """The beginning of a slice header; None if it cannot be read."""
         try:
             bits = _Bits(unescape(unit[1:]))
             bits.unsigned()  # first_mb_in_slice
@@ -145,18 +145,18 @@ class Pictures:
 
 
 class _Slice(NamedTuple):
-    """What of a slice header tells pictures apart."""
+    """Fields of a slice header that tell pictures apart."""
 
     number: int  # frame_num
     is_field: bool
     bottom: bool
-    numbers: int  # after as many frame_num begins again
+    numbers: int  # frame_num is counted modulo this
     gaps_allowed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """What of a sequence parameter set a slice header is read with."""
+    """Fields of a sequence parameter set that are needed to read a slice header."""
 
     frames_only: bool
     separate_planes: bool
@@ -165,7 +165,7 @@ class _Sequence:
 
 
 class _Bits:
-    """Reads bits, and numbers in Exp-Golomb code. Raises IndexError behind the end."""
+    """Reader of bits and of numbers in Exp-Golomb code. Raises IndexError behind the end."""
 
     def __init__(self, data: bytes) -> None:
         self._left = 8 * len(data)

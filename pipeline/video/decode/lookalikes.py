@@ -1,6 +1,6 @@
-"""Signatures of files that are named like videos and are not: still images, web pages, archives, git-lfs pointers.
+"""Signatures of files that are named like videos but are not: still images, web pages, archives, git-lfs pointers.
 
-Takes the first bytes of a file. Gives what it is in words, and what to do. Part of the decode package.
+Takes the first bytes of a file, returns what it is and what to do, as text for messages. Part of the decode package.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEAD_BYTES = 4096
-TEXT_CHARS = 32  # fewer may be anything
+TEXT_CHARS = 32  # fewer characters are not taken for text
 
 
 @dataclass(frozen=True, slots=True)
 class Lookalike:
-    """`what` the bytes are, with its article; `advice`: what to do.
+    """A kind of file. `what`: its name with the article; `advice`: what to do.
 
     `kind`: a `still` image, an image format that `may_move`, a moving `picture` format that Lathe does not read, `sound`, or `no_video`.
     """
@@ -33,10 +33,10 @@ class Lookalike:
 
 STILL = "Lathe encodes videos; leave images out of the corpus"
 CONVERT = "convert it to a video (mp4, webm) first"
-REFERS = "it only names other files; give those"
+REFERS = "it only names other files; use those as inputs"
 DOWNLOAD = "download the video again"
 UNPACK = "unpack it; shards are plain or gzip-compressed tars named .tar"
-FOREIGN = "give the video itself"
+FOREIGN = "use the video itself as input"
 SOUND = "leave sound out of the corpus"
 
 
@@ -53,7 +53,7 @@ def _brands(*brands: bytes) -> Callable[[bytes], bool]:
     return lambda head: head[4:8] == b"ftyp" and head[8:12] in brands
 
 
-# In this order: the first that fits is the answer.
+# The first one that matches counts.
 TABLE: tuple[tuple[Callable[[bytes], bool], Lookalike], ...] = (
     (_starts(b"\xff\xd8\xff"), Lookalike("a JPEG image", STILL, "still")),
     (
@@ -117,7 +117,7 @@ TABLE: tuple[tuple[Callable[[bytes], bool], Lookalike], ...] = (
 
 
 def lookalike(video: bytes | str) -> Lookalike | None:
-    """What the file looks like that is not a video; None if it may be one, or bytes of any kind.
+    """The kind of a file that is not a video; None if it may be one, or is of no known kind.
 
     Raises:
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
@@ -125,7 +125,7 @@ def lookalike(video: bytes | str) -> Lookalike | None:
     with closing(open_encoded(video)) as file:
         head = file.read(HEAD_BYTES)
         file.check()
-    found = next((what for fits, what in TABLE if fits(head)), None)
+    found = next((kind for matches, kind in TABLE if matches(head)), None)
     if found is None and head and _is_text(head):
         return Lookalike("a text", DOWNLOAD)
     return found

@@ -1,4 +1,4 @@
-"""How stored rows become shown rows: a frame's display matrix as a transpose and two flips. Part of the decode package."""
+"""Orientation of a video: a frame's display matrix as a transpose and two flips. Part of the decode package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER_TYPES = [number for number in range(64) if number != MATRIX_TYPE]  # libav
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """Transpose first, then flips. All eight cases of a display matrix."""
+    """A transpose, then flips: the eight cases of a display matrix."""
 
     transpose: bool = False
     flip_rows: bool = False  # top <-> bottom
@@ -25,14 +25,14 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: Any) -> Orientation:
-        """From the frame's display matrix, if it has one. A tilt is taken as the nearest right angle.
+        """The orientation in the frame's display matrix, if it has one. Other angles are rounded to multiples of 90 degrees.
 
-        `frame.rotation` is not enough: it reads a mirror image as half a turn, or as none. Raises libav's errors.
+        `frame.rotation` is not enough: it reads a mirror image as a rotation by 180 or 0 degrees. Raises libav's errors.
         """
         data = _display_matrix(frame)
         if len(data) < MATRIX_BYTES:
             return cls()
-        # Native int32 (a b u, c d v, x y w): a stored point (x, y) is shown at (a x + c y, b x + d y).
+        # Native int32 (a b u, c d v, x y w): a stored point (x, y) is displayed at (a x + c y, b x + d y).
         a, b, _, c, d, *_ = struct.unpack("=9i", data[:MATRIX_BYTES])
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(False, d < 0, a < 0)
@@ -40,29 +40,29 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """Degrees clockwise, after undoing a mirror image if there is one."""
+        """Degrees clockwise, without the mirroring if there is one."""
         if self.transpose:
             return 90 if self.flip_columns else 270
         return 180 if self.flip_rows else 0
 
     @property
     def mirrored(self) -> bool:
-        """Whether left and right are exchanged besides the rotation."""
+        """Whether left and right are exchanged, in addition to the rotation."""
         return self.transpose == (self.flip_rows == self.flip_columns)
 
     def show(self, plane: np.ndarray) -> np.ndarray:
-        """A view of `plane` as it is to be seen."""
+        """A view of `plane` (H, W) as it is displayed."""
         if self.transpose:
             plane = plane.T
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
 def _display_matrix(frame: Any) -> bytes:
-    """The bytes of the frame's display matrix; empty where it has none.
+    """The bytes of the frame's display matrix; empty if it has none.
 
-    PyAV 18.1's `frame.side_data` wraps all entries at once. It raises ValueError for types it does not know (EXIF, the view of
-    spatial video), and frees an entry's metadata (the name of an ICC profile), which the frame frees again: a crash later. So it is
-    asked only of a frame from which libav's own filters have taken everything but the matrix. 0.2 ms for a frame without one, 1 ms with.
+    PyAV 18.1's `frame.side_data` wraps all entries at once. It raises ValueError for types it does not know (EXIF, the view of spatial
+    video), and frees an entry's metadata (the name of an ICC profile), which the frame frees again: a crash later. So libav's filters first
+    remove everything but the matrix. 0.2 ms for a frame without one, 1 ms with.
     """
     held = FilterChain(frame, [("sidedata", f"mode=select:type={MATRIX_TYPE}")]).apply(frame)
     if held is None:

@@ -1,4 +1,4 @@
-"""Which frame each packet shows, and when: `PacketTable`, and how it is made of packets that were read. Part of the decode package."""
+"""Table of a stream's packets: which frame each one shows, and when; with its construction. Part of the decode package."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipeline.video.decode.container import OpenContainer
     from pipeline.video.decode.packets import Packets
 
-HIDDEN = -1  # the frame of a packet that shows none of its own
-NO_PICTURE = -2  # the frame of a packet that holds parameters or messages alone
+HIDDEN = -1  # frame of a packet that shows none of its own
+NO_PICTURE = -2  # frame of a packet that holds only parameters or messages
 MOST_TIMELESS = 0.1  # of the packets; if more have no time, frames are counted
 # Codecs whose frames may be shown in another order than decoded.
 REORDERING = {
@@ -45,31 +45,31 @@ RAW_FORMATS = {
     "dirac",
 }  # their 25 fps are a guess
 MPEG_FORMATS = {"mpegts", "mpeg"}
-FLV_LEAP = 1 << 31  # ms: libav takes a time that falls far back for one that ran over 32 bits
+FLV_LEAP = 1 << 31  # ms: libav takes a time that falls far back for one that wrapped around 32 bits
 DECODE_TIMES = MPEG_FORMATS | {"flv"}
 FLAG_EARLY = 3  # packets
-ABSURD_LAST = 10  # usual gaps; a last frame said to last longer is believed only as far as the header says
+ABSURD_LAST = 10  # usual gaps; a longer duration of the last frame counts only up to the end in the header
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Points:
-    """Packets where decoding may begin, or where damage ends. One entry each, ascending."""
+    """Packets where decoding may begin, or where damage ends: arrays with one entry each, ascending."""
 
     packets: np.ndarray  # place in the stream, counted in packets
-    frames: np.ndarray  # the first frame that is good from here on
+    frames: np.ndarray  # the first intact frame from here on
     exact: np.ndarray  # bool: decoding may begin here
-    closed: np.ndarray  # bool: besides, no packet before it shows a later frame, and none after it an earlier one
+    closed: np.ndarray  # bool: also, no packet before it shows a later frame, and none after it an earlier one
     pts: np.ndarray
     dts: np.ndarray
     pos: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PacketTable:
-    """Which frame each packet shows, and when.
+    """The frame that each packet shows, and the time of each frame.
 
-    A frame is an index into `times_s`. `frames_N` has it for each packet in the order they are read, `HIDDEN` or `NO_PICTURE` for one
-    that shows no frame of its own. With `counted` it is right only at points: in between, frames come in the order the decoder gives them.
+    A frame is an index into `times_s`. `frames_N` has one for each packet in the order of reading, `HIDDEN` or `NO_PICTURE` for packets
+    that show no frame of their own. If `counted`, it is right only at points: between them, frames are in the order of the decoder.
     """
 
     frames_N: np.ndarray  # int32
@@ -78,19 +78,17 @@ class PacketTable:
     times_s: np.ndarray  # float64, seconds on the container's clock, ascending
     end_s: float
     points: Points
-    begins_at: (
-        int | None
-    )  # the first frame, of a stream that begins with a keyframe; what is shown before it is cut away
+    begins_at: int | None  # first frame of a stream that begins with a keyframe; frames shown before it are cut away
     breaks: tuple[int, ...]  # packets where the clock breaks
-    joins: tuple[int, ...]  # those of them where something else may have been recorded before
-    gaps: tuple[int, ...]  # packets that are built on pictures which the stream does not hold
+    joins: tuple[int, ...]  # those before which another recording may lie
+    gaps: tuple[int, ...]  # packets predicted from pictures that the stream does not hold
     seekable: bool  # whether a time leads to one place
-    missing: str  # what the container lacks of its frames, in words; empty: nothing known
+    missing: str  # which frames the container lacks, as text; empty if none is known to be missing
     warnings: tuple[str, ...]
 
 
 class Tabled:
-    """Packets that have been read, and the ways to make a table of them."""
+    """Construction of a `PacketTable` from the packets of a stream."""
 
     def __init__(self, opened: OpenContainer, packets: Packets, missing: str) -> None:
         self._opened, self._missing = opened, missing
@@ -109,13 +107,13 @@ class Tabled:
         self._warnings: list[str] = []
 
     def table(self) -> PacketTable:
-        """By times where there are any, else by counting."""
+        """The table, by presentation times if the stream has them, else by counting frames."""
         reordered = bool(self._stream.codec_context.has_b_frames)
         if self._time_base:
             known = np.flatnonzero(self._shown & (self._pts != NO_TIME))
             self._pts[known[wild_times(self._pts[known], int(LEAP_S / self._time_base))]] = NO_TIME
         timeless = int(np.count_nonzero(self._pts[self._shown] == NO_TIME))
-        # AVI has decode times only; with reordering what libav passes on as presentation times is a guess, wrong for H.264.
+        # AVI has only decode times. For reordered frames libav guesses presentation times, wrongly for H.264.
         guessed = self._format == "avi" and reordered
         if guessed or not self._time_base or timeless > MOST_TIMELESS * np.count_nonzero(self._shown):
             return self._counted()
@@ -124,7 +122,7 @@ class Tabled:
         return self._timed()
 
     def _place_timeless(self, reordered: bool, timeless: int) -> None:
-        """Frames without a time are put between their neighbours; with reordering their place is unknown, and they are not shown."""
+        """Puts frames without a time between their neighbours. If frames are reordered, their place is unknown, and they are not shown."""
         self._warnings.append(f"untimed_frames:{timeless}")
         if reordered:
             self._shown &= self._pts != NO_TIME
@@ -132,14 +130,13 @@ class Tabled:
             self._pts[self._shown] = fill_gaps(self._pts[self._shown])
 
     def _counted(self) -> PacketTable:
-        # Raw streams and some AVI files carry no presentation times: frames in order of display, at the stream's rate.
+        # Raw streams and some AVI files have no presentation times: frames in order of display, at the stream's rate.
         rate = self._rate()
         count = int(np.count_nonzero(self._shown))
         self._warnings.append(f"no_timestamps:{rate:g}fps")
         frames_N = np.where(self._shown, np.cumsum(self._shown) - 1, HIDDEN)
-        return self._finish(
-            frames_N, np.arange(count, dtype=np.float64) / rate, count / rate, counted=True, seekable=False
-        )
+        times_s = np.arange(count, dtype=np.float64) / rate
+        return self._finish(frames_N, times_s, count / rate, counted=True, seekable=False)
 
     def _rate(self) -> float:
         stream = self._stream
@@ -168,7 +165,7 @@ class Tabled:
         in_order = bool((np.diff(shown_ticks) >= 0).all())
         if len(ticks) < len(shown_ticks):
             self._warnings.append(f"repeated_timestamps:{len(shown_ticks) - len(ticks)}")
-            if in_order:  # all are shown, one after the other until the next time; else their order is unknown
+            if in_order:  # all are shown, spread up to the next time; else their order is unknown
                 frames, times = np.arange(len(shown_ticks)), spread(shown_ticks, end)
         frames_N = np.full(len(self._pts), HIDDEN, np.int64)
         frames_N[self._shown] = frames
@@ -182,7 +179,7 @@ class Tabled:
         )
 
     def _is_point(self) -> np.ndarray:
-        """Packets that a container rightly calls keyframes; one that calls most of them so, of a codec that predicts, is not believed."""
+        """Packets that are keyframes. Flags on most packets of a codec that predicts are ignored, but for verified points."""
         is_point = np.zeros(len(self._pts), bool)
         believed = self._points
         if self._codec not in INTRA_ONLY and len(self._points) > len(self._pts) / 2:
@@ -191,19 +188,19 @@ class Tabled:
         return is_point
 
     def _last_duration(self, ticks: np.ndarray, shown_ticks: np.ndarray, breaks: list[int]) -> int:
-        """Ticks that the last frame stays. The packet's own word counts as far as the header's end allows."""
+        """Ticks that the last frame is shown: the packet's duration, up to the end in the header."""
         last = int(self._durations[self._shown][shown_ticks == ticks[-1]].max())
         gap = usual_gap(ticks) if len(ticks) > 1 else max(1, round(0.04 / self._time_base))
-        room = 0 if breaks else self._header_end() - int(ticks[-1])
+        until_end = 0 if breaks else self._header_end() - int(ticks[-1])
         if last <= 0:
             return gap
-        if room > 0:
-            return min(last, room)
+        if until_end > 0:
+            return min(last, until_end)
         absurd = len(ticks) > 1 and last > max(ABSURD_LAST * gap, int(np.diff(ticks).max()))
         return gap if absurd else last
 
     def _header_end(self) -> int:
-        """When the stream ends by its header, in ticks; 0 if it does not say."""
+        """End of the stream in its header, in ticks; 0 if there is none."""
         stream, container = self._stream, self._opened.container
         if stream.duration:
             return int((stream.start_time or 0) + stream.duration)
@@ -235,7 +232,7 @@ class Tabled:
             end_s=end_s,
             points=self._tabled_points(frames_N, counted),
             begins_at=begins_at,
-            # H.264 numbers its pictures: those say better than a clock whether something is missing.
+            # H.264 numbers its pictures: the numbers show more reliably than a clock whether some are missing.
             joins=breaks if self._format in MPEG_FORMATS and self._codec in REORDERING - {"h264"} else (),
             breaks=breaks,
             gaps=self._gaps,
@@ -245,17 +242,15 @@ class Tabled:
         )
 
     def _tabled_points(self, frames_N: np.ndarray, counted: bool) -> Points:
-        frames, exact = (
-            np.maximum(frames_N[self._points], HIDDEN),
-            self._kinds >= (Point.CLOSED if counted else Point.EXACT),
-        )
+        frames = np.maximum(frames_N[self._points], HIDDEN)
+        exact = self._kinds >= (Point.CLOSED if counted else Point.EXACT)
         for n in np.flatnonzero(frames == HIDDEN).tolist():  # decoding may begin at a frame that an edit list cuts away
             begin, end = self._points[n], self._points[n + 1] if n + 1 < len(self._points) else len(frames_N)
             following = frames_N[begin:end][frames_N[begin:end] >= 0]
             frames[n] = following.min() if len(following) else HIDDEN
-        if counted:  # as many frames may follow that are shown before it
+        if counted:  # up to this many frames behind it may be shown before it
             frames = np.where(exact | (frames == HIDDEN), frames, frames + MOST_REORDERED)
-        # Ascending, so that they can be searched.
+        # Only ascending ones, for binary search.
         keep = frames > np.maximum.accumulate(np.concatenate([[HIDDEN], frames]))[:-1]
         packets = self._points[keep]
         closed = self._kinds[keep] == Point.CLOSED
@@ -265,21 +260,20 @@ class Tabled:
 
 
 def near(packet: int, breaks: tuple[int, ...]) -> bool:
-    """Whether the clock breaks just behind a packet. The counters of a transport stream break there too, which libav takes for a loss,
-    of a packet or two before.
+    """Whether the clock breaks just behind a packet. The counters of a transport stream break there too, and libav flags that as a loss,
+    a packet or two early.
     """
     at = bisect_left(breaks, packet)
     return at < len(breaks) and breaks[at] - packet <= FLAG_EARLY
 
 
 def _early_end(opened: OpenContainer, first_s: float, end_s: float) -> tuple[str, ...]:
-    """A warning when the container is longer than its video: sound that goes on, or a file that was cut off."""
+    """A warning if the container is longer than its video: the sound goes on, or the file was cut off."""
     container = opened.container
     if not container.duration:
         return ()
     header_s = container.duration / 1e6
-    begin_s = (
-        0.0 if "matroska" in opened.format_name else (container.start_time or 0) / 1e6
-    )  # Matroska counts from zero
+    # Matroska counts from zero.
+    begin_s = 0.0 if "matroska" in opened.format_name else (container.start_time or 0) / 1e6
     video_s = end_s - min(first_s, begin_s)
     return (f"video_ends_early:{video_s:.2f}/{header_s:.2f}s",) if header_s - video_s > max(0.5, 0.1 * header_s) else ()

@@ -1,7 +1,4 @@
-"""The packets of an open container read to the end, and what is remembered of them; no frame is decoded. Part of the decode package.
-
-Takes an `OpenContainer` and the job's limits. Gives a `PacketTable`.
-"""
+"""Reading of all packets of an open container into a `PacketTable`; no frame is decoded. Part of the decode package."""
 
 from __future__ import annotations
 
@@ -20,17 +17,19 @@ if TYPE_CHECKING:
 
 
 class Packets:
-    """What is remembered of the packets: flat arrays, about 40 bytes a frame, since a video may have millions."""
+    """Properties of packets in flat arrays, about 40 bytes a frame: a video may have millions."""
 
     def __init__(self) -> None:
         self.pts, self.dts = array("q"), array("q")
         self.durations, self.sizes = array("q"), array("i")
         self.shown = array("b")
-        self.starts_with_key = False  # by the container's word
-        self.gaps: list[int] = []  # packets
-        self.pictureless: list[int] = []
-        self.flagged: list[int] = []  # by the demuxer: transport packets are missing, or the file ends inside
-        self.points, self.pos = array("q"), array("q")  # of points: place and position in the file
+        self.starts_with_key = False  # by the container's flag
+        self.gaps: list[int] = []  # packets predicted from missing pictures
+        self.pictureless: list[int] = []  # packets without a picture
+        self.flagged: list[
+            int
+        ] = []  # as corrupt by the demuxer: transport packets are missing, or the file ends inside
+        self.points, self.pos = array("q"), array("q")  # of points: packet and position in the file
         self.kinds = array("b")
 
     def __len__(self) -> int:
@@ -49,10 +48,10 @@ class Packets:
                 continue
             _check_frames(len(self) + 1, limits)
             pts, dts = packet.pts, packet.dts
-            # A packet of which an edit list shows nothing is discarded; it may still be where decoding begins.
+            # A packet that an edit list cuts away has the flag "discard"; decoding may still begin with it.
             hidden = (is_hidden is not None and is_hidden(packet)) or packet.is_discard
             if pictures is not None and pictures.is_second_field and self.durations:
-                self.durations[-1] = 0  # it was that of a field
+                self.durations[-1] = 0  # it was the duration of a field
             if pictures is not None and pictures.follows_gap:
                 self.gaps.append(len(self))
             if hidden and not packet.is_discard and (codec == "hevc" or (pictures and not pictures.is_second_field)):
@@ -75,13 +74,13 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
     """Reads all packets of the stream; decodes none.
 
     Raises:
-        DamagedInput: `truncated` when no frame of those promised is there;
-            `corrupt_stream` when the container breaks before its first packet.
+        DamagedInput: `truncated` if the header promises frames and there is none; `corrupt_stream` if the container breaks before its
+            first packet.
         PolicyReject: `no_frames`, `too_many_frames`, `too_long`.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     stream = opened.stream
-    promised = stream.frames if "mov" in opened.format_name else 0  # others guess it from rate and duration
+    promised = stream.frames if "mov" in opened.format_name else 0  # other formats guess it from rate and duration
     _check_frames(promised, limits)
     packets, missing = Packets(), ""
     try:
@@ -95,7 +94,7 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
         if promised:
             message = f"the file lacks its end: its header promises {promised} frames, it holds none"
             raise DamagedInput("truncated", message, stage="decode")
-        raise PolicyReject("no_frames", "the video stream holds no frames (a header alone?)", stage="decode")
+        raise PolicyReject("no_frames", "the video stream holds no frames (is it only a header?)", stage="decode")
     if len(packets) < promised:
         missing = f"the file lacks its end: its header promises {promised} frames, it holds {len(packets)}"
     table = Tabled(opened, packets, missing).table()
@@ -105,15 +104,11 @@ def read_packets(opened: OpenContainer, limits: DecodeConfig) -> PacketTable:
 
 def _check_frames(count: int, limits: DecodeConfig) -> None:
     if count > limits.max_frames:
-        raise PolicyReject(
-            "too_many_frames", f"more frames ({count}) than decode.max_frames {limits.max_frames}", stage="decode"
-        )
+        message = f"more frames ({count}) than decode.max_frames {limits.max_frames}"
+        raise PolicyReject("too_many_frames", message, stage="decode")
 
 
 def _check_duration(seconds: float, limits: DecodeConfig) -> None:
     if seconds > limits.max_duration_s:
-        raise PolicyReject(
-            "too_long",
-            f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}",
-            stage="decode",
-        )
+        message = f"video of {seconds:.1f} s is longer than decode.max_duration_s {limits.max_duration_s:g}"
+        raise PolicyReject("too_long", message, stage="decode")

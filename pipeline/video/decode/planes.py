@@ -1,10 +1,6 @@
-"""A decoded frame becomes uint8 YUV 4:4:4 planes of a bucket's size. Part of the decode package.
+"""Scaling of decoded frames to uint8 YUV 4:4:4 planes of a bucket's size. Part of the decode package.
 
-Enters: a libav frame, where it goes (`Geometry`), how it is held (`Orientation`). Leaves: planes written into a given
-array.
-
-One swscale pass, bicubic, straight to limited-range yuv444p: 3.6x cheaper than its RGB path and 10 dB closer to the
-exact resize.
+One bicubic swscale pass to limited-range yuv444p: 3.6x cheaper than swscale's RGB path and 10 dB closer to the exact resize.
 """
 
 from __future__ import annotations
@@ -30,9 +26,7 @@ BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BIT
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where a frame goes, in pixels as shown: scaled to cover, then a `height` x `width` window cut at (`top`,
-    `left`).
-    """
+    """Scaled size of a displayed frame and the `height` x `width` window at (`top`, `left`) that is cut from it, in pixels."""
 
     scaled_height: int
     scaled_width: int
@@ -43,7 +37,7 @@ class Geometry:
 
 
 class Scaler:
-    """Writes frames of one video as planes. Keeps one swscale context (a context per call leaks time, PyAV#1935)."""
+    """Writes frames of one video as planes. Keeps one swscale context: a context per call costs time (PyAV#1935)."""
 
     def __init__(self, orientation: Orientation, transfer: str, cropper: Cropper | None = None) -> None:
         self._orientation = orientation
@@ -55,8 +49,8 @@ class Scaler:
         """Fills `out_3HW` (uint8, `3 x geometry.height x geometry.width`) with limited-range Y, U, V.
 
         Raises:
-            DamagedInput: `corrupt_stream`, when libav cannot convert the frame.
-            PolicyReject: `pixel_format`, when it never can.
+            DamagedInput: `corrupt_stream`, if libav fails to convert the frame.
+            PolicyReject: `pixel_format`, if libav cannot convert frames of this format.
         """
         size = geometry.scaled_width, geometry.scaled_height
         width, height = size[::-1] if self._orientation.transpose else size
@@ -77,7 +71,7 @@ class Scaler:
             out_3HW[:] = to_sdr(target_3HW, 16, self._transfer)
 
     def _reformat(self, frame: Any, width: int, height: int, pixel_format: str) -> Any:
-        # The same matrix on both sides: swscale converts between none. From RGB it makes YUV by it, BT.709 or what `to_sdr` undoes.
+        # The same matrix on both sides, so YUV is not converted. RGB is converted with it: BT.709, or for HDR the one that `to_sdr` undoes.
         hdr_rgb = self._transfer != "sdr" and rgb_matrix(frame.format)
         matrix = Colorspace.BT2020 if hdr_rgb else Colorspace.ITU709
         try:
@@ -95,5 +89,5 @@ class Scaler:
         except FFmpegError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            message = f"libav's scaler cannot read frames of pixel format {frame.format.name}; encode the video in another one"
+            message = f"libav's scaler cannot read frames of pixel format {frame.format.name}; convert the video to another one"
             raise PolicyReject("pixel_format", message, stage="decode") from None

@@ -1,8 +1,7 @@
-"""A byte that a decoder process shares with its owner: whether it is inside a read of its video's file right now.
+"""Shared byte by which a decoder process tells its owner whether it is reading its video's file. Part of the decode package.
 
-A mount that hangs stops a decoder in a read, a hostile video in the codec; only the second is the video's fault. The byte is written by
-the decoder's thread that reads (two stores a read) and read by the owner, which may be another process of the same machine. Part of the
-decode package.
+A mount that hangs stops a decoder in a read, a hostile video stops it in the codec; only the second is the video's fault. The decoder
+writes the byte twice a read. The owner may be another process of the same machine.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ _mark: mmap.mmap | bytearray = bytearray(1)  # not shared with another process
 
 
 def prepare(descriptor: int) -> None:
-    """Makes an empty file one that can be shared. Written, not only sized: a store into a hole of a full disk is a SIGBUS."""
+    """Prepares an empty file for `share`. The byte is written, not only reserved: writing into a hole on a full disk is a SIGBUS."""
     os.write(descriptor, b"\0")
 
 
 def share(descriptor: int) -> None:
-    """This process marks its reads in a file that `prepare` made, from now on."""
+    """From now on this process marks its reads in a file that `prepare` made."""
     global _mark
     _mark = mmap.mmap(descriptor, 1)
 
@@ -34,7 +33,7 @@ def look(descriptor: int) -> mmap.mmap:
 
 
 class Reading:
-    """Marks what runs inside: it may wait for the mount below a video. Not to be nested."""
+    """Context of code that may wait for the mount of a video. Must not be nested."""
 
     def __enter__(self) -> None:
         _mark[0] = 1

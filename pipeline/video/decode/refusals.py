@@ -1,6 +1,6 @@
-"""The reason a user reads where a video cannot be opened: encrypted, a still image, no video at all. Part of the decode package.
+"""Reasons that users read if a video cannot be opened: encrypted, a still image, not a video. Part of the decode package.
 
-Nothing but the errors named here leaves `explained`, so that one video never ends the process that opens it.
+`explained` raises no other errors, so that one video never ends the process that opens it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pipeline.errors import BadDataError, DamagedInput, LatheError, PolicyReject
 from pipeline.video.decode.encryption import lacks_index, why_encrypted
 from pipeline.video.decode.lookalikes import lookalike
 
-# Reasons that say no more than that libav could not make sense of the bytes.
+# Reasons that only say that libav could not read the bytes.
 VAGUE = ("undecodable", "no_decoder", "no_frames", "no_video_stream", "corrupt_stream")
 
 
 @contextmanager
 def explained(video: bytes | str) -> Iterator[None]:
-    """Within the block `video` is opened: a vague refusal becomes one with words that fit what the bytes are.
+    """Context in which `video` is opened: a vague error becomes one that names what the file is.
 
     Raises:
-        PolicyReject: `still_image`, `unsupported_format`, or as the block.
-        DamagedInput: `not_a_video`, `decoder_fault`, `decoder_memory`, or as the block.
+        PolicyReject: `still_image`, `unsupported_format`, or that of the block.
+        DamagedInput: `not_a_video`, `decoder_fault`, `decoder_memory`, or that of the block.
         StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
     """
     with only_named_errors("opening the video"):
@@ -36,7 +36,7 @@ def explained(video: bytes | str) -> Iterator[None]:
 
 @contextmanager
 def only_named_errors(doing: str) -> Iterator[None]:
-    """Any error outside of Lathe's tree, of PyAV or of our arithmetic on hostile numbers, becomes damage of this video. Also a decorator.
+    """Turns errors that are not Lathe's (of PyAV, or of arithmetic on hostile numbers) into damage of this video. Also a decorator.
 
     Raises:
         DamagedInput: `decoder_fault`, `decoder_memory`.
@@ -46,7 +46,7 @@ def only_named_errors(doing: str) -> Iterator[None]:
     except LatheError:
         raise
     except MemoryError:
-        message = f"out of memory while {doing}; decode.memory_bytes limits a decoder"
+        message = f"out of memory while {doing}; raise decode.memory_bytes, the limit of a decoder"
         raise DamagedInput("decoder_memory", message, stage="decode") from None
     except Exception as error:
         text = " ".join(str(error).split())[:200]
@@ -55,7 +55,7 @@ def only_named_errors(doing: str) -> Iterator[None]:
 
 
 def refuse_encrypted(video: bytes | str) -> None:
-    """Refuses what libav would decode to grey frames, without a word.
+    """Refuses encrypted videos: libav would decode them to grey frames without an error.
 
     Raises:
         PolicyReject: `encrypted`.
@@ -67,7 +67,7 @@ def refuse_encrypted(video: bytes | str) -> None:
 
 
 def refuse_still(video: bytes | str, frames: int) -> None:
-    """An image of which libav makes a video of one frame.
+    """Refuses still images, which libav opens as videos of one frame.
 
     Raises:
         PolicyReject: `still_image`.
@@ -87,9 +87,8 @@ def _better(video: bytes | str, error: BadDataError) -> BadDataError | None:
     if found.kind == "sound":
         return PolicyReject("no_video_stream", f"the file holds no video, it is {found.what}", stage="decode")
     if found.kind == "no_video":
-        return DamagedInput(
-            "not_a_video", f"the file is {found.what}; {found.advice} ({error.message})", stage="decode"
-        )
+        message = f"the file is {found.what}; {found.advice} ({error.message})"
+        return DamagedInput("not_a_video", message, stage="decode")
     if found.kind == "picture":
         return PolicyReject("unsupported_format", f"{found.what}; {found.advice}", stage="decode")
     return PolicyReject("still_image", f"{found.what}; {found.advice}", stage="decode")

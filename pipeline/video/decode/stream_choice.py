@@ -1,4 +1,4 @@
-"""Which of a container's video streams is the video: one that moves, not a cover picture. Part of the decode package."""
+"""Choice of the stream to decode among a container's video streams: a moving one, not a cover picture. Part of the decode package."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.errors import DamagedInput, PolicyReject
 
 NEVER = Disposition.attached_pic | Disposition.timed_thumbnails
 MOVING_PACKETS = 2  # a stream with fewer is a picture
-# How far is looked for them: until one stream has a second or so, past sound that comes first.
+# Packets are counted until one stream has about a second, also past sound at the beginning.
 LOOK_PACKETS, LOOK_ALL_PACKETS, LOOK_BYTES = 25, 2000, 64 << 20
 
 
 def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[Any, tuple[str, ...]]:
-    """The stream to decode, and warnings. `count` gives the packets near the beginning, by stream index; it is called only where
-    several streams compete.
+    """The stream to decode, and warnings. `count` returns the number of packets near the beginning, by stream index; it is called only if
+    there are several candidates.
 
     Raises:
         PolicyReject: `no_video_stream`.
@@ -47,7 +47,7 @@ def choose(container: Any, count: Callable[[set[int]], Counter[int]]) -> tuple[A
 
 
 def count_packets(container: Any, indices: set[int], found: Counter[int]) -> None:
-    """Adds to `found` the packets of the streams `indices` near the beginning of an open container, by stream index."""
+    """Counts packets of the streams `indices` near the beginning of an open container, into `found` by stream index."""
     num_bytes = 0
     for number, packet in enumerate(container.demux()):
         num_bytes += packet.size

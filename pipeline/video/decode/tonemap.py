@@ -1,8 +1,7 @@
-"""HDR to SDR in plain float arithmetic. Enters: limited-range YUV 4:4:4 of BT.2100 PQ or HLG. Leaves: 8-bit BT.709
-planes.
+"""Tone mapping of HDR to SDR: limited-range YUV 4:4:4 of BT.2100 PQ or HLG becomes 8-bit BT.709. Part of the decode package.
 
-Light: PQ or HLG -> cd/m² -> BT.2390 roll-off from 1000 cd/m² to reference white (203 cd/m², BT.2408) on the largest
-component, which keeps hues -> BT.709 primaries -> BT.1886 (gamma 2.4). Mid-tones below the knee keep their luminance.
+PQ or HLG -> cd/m² -> BT.2390 roll-off from 1000 cd/m² to reference white (203 cd/m², BT.2408) on the largest component, which keeps hues
+-> BT.709 primaries -> BT.1886 (gamma 2.4). Mid-tones below the knee keep their luminance.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ def roll_off(light: np.ndarray) -> np.ndarray:
 
 
 def to_sdr(planes_3HW: np.ndarray, bits: int, transfer: str) -> np.ndarray:
-    """Limited-range BT.2020 YUV of `bits` bits, uint16 `3HW`, transfer "pq" or "hlg" -> uint8 BT.709 limited-range
-    `3HW`.
-    """
+    """Limited-range BT.2020 YUV `3HW` of `bits` bits (uint16), transfer "pq" or "hlg" -> limited-range BT.709 YUV `3HW` (uint8)."""
     scale = np.float32(1 << (bits - 8))
     luma = (planes_3HW[0] / scale - 16) / 219
     cb, cr = (planes_3HW[1] / scale - 128) / 224, (planes_3HW[2] / scale - 128) / 224

@@ -1,4 +1,4 @@
-"""What feeds an evaluation: samples in order whatever the decoders do, shards closed when done with, sources that change."""
+"""Samples of an evaluation: corpus order whatever the decoders do, shards closed after use, sources that change."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from pipeline.engine.decoders.sample_stream import SampleEvent, SampleStream, _O
 from pipeline.errors import ConfigError, NonFiniteLatent, SourceChanged
 from pipeline.evaluation.measuring import ClipMeasurement, Findings, Instruments
 from pipeline.evaluation.rows import ClipRows
-from pipeline.evaluation.samples import SamplesUnderWay
+from pipeline.evaluation.samples import SamplesInProgress
 from pipeline.records import (
     Bucket,
     ClipFailed,
@@ -64,16 +64,16 @@ def reject(key, clip=None):
     return Reject(key, "decode", "broken", "it broke", policy=False, clip=clip)
 
 
-def entered(instruments, tmp_path, happenings):
-    """Keys and clips of rows, keys and clips of rejects, after these happenings."""
+def written(instruments, tmp_path, events):
+    """Keys and clips of rows, and of rejects, after these events."""
     findings = Findings("float16")
     with ClipRows(tmp_path / "clips.parquet", tmp_path / "rejects.jsonl") as rows:
-        samples = SamplesUnderWay(instruments, findings, rows)
+        samples = SamplesInProgress(instruments, findings, rows)
         added, rejected = [], []
         add, refuse = rows.add, rows.reject
         rows.add = lambda s, p, r: (added.append((s.key, p.index)), add(s, p, r))
         rows.reject = lambda r: (rejected.append((r.key, r.clip)), refuse(r))
-        for event in happenings:
+        for event in events:
             samples.take(event)
     return added, rejected, samples, findings
 
@@ -82,10 +82,10 @@ def opening(*indices, rejects=()):
     return OpenedVideo(INFO, tuple(plan(i) for i in indices), tuple(rejects))
 
 
-def test_samples_are_entered_in_the_corpus_order(instruments, tmp_path):
-    """One of them from a file whose name is no UTF-8."""
+def test_samples_are_written_in_corpus_order(instruments, tmp_path):
+    """One of them from a file whose name is not UTF-8."""
     misnamed = replace(sample(2), uri="/v/\udcff.mp4")
-    happenings = [
+    events = [
         SampleEvent(2, misnamed, opening(0)),
         SampleEvent(0, sample(0), opening(0, 1)),
         SampleEvent(2, misnamed, chunk(0)),
@@ -95,7 +95,7 @@ def test_samples_are_entered_in_the_corpus_order(instruments, tmp_path):
         SampleEvent(0, sample(0), chunk(1)),
         SampleEvent(0, sample(0), VideoEnded(10, 0.0)),
     ]
-    added, rejected, samples, findings = entered(instruments, tmp_path, happenings)
+    added, rejected, samples, findings = written(instruments, tmp_path, events)
     assert added == [("s0", 0), ("s0", 1), ("s2", 0)]
     assert rejected == [("s1", None)]
     assert (samples.videos, findings.clips) == (3, 3)
@@ -111,27 +111,27 @@ def test_a_video_whose_decoder_died_counts_every_clip_and_reject_once(instrument
     failed = SampleEvent(0, sample(0), ClipFailed(2, reject("s0", 2)))
     plain = [*begin, half, rest, failed, SampleEvent(0, sample(0), VideoEnded(9, 0.0))]
     died = [*begin, half, SampleEvent(0, sample(0), Restarted()), *plain]
-    results = [entered(instruments, tmp_path, happenings) for happenings in (plain, died)]
+    results = [written(instruments, tmp_path, events) for events in (plain, died)]
     for added, rejected, _, _ in results:
         assert added == [("s0", 0), ("s0", 1)]
         assert rejected == [("s0", None), ("s0", 2)]
     assert results[0][3].summary()["overall"] == results[1][3].summary()["overall"]
 
 
-def test_values_that_are_not_finite_name_the_clip(instruments):
+def test_non_finite_values_name_the_clip(instruments):
     run = ClipMeasurement(instruments, sample(0), plan(3))
     instruments.vae.encode_planes = lambda planes, matrices, state: (
         type("Posterior", (), {"mean": torch.full((1, 4, 2, 4, 4), torch.nan)})(),
         None,
     )
-    with pytest.raises(NonFiniteLatent, match=r"clip 3: the encoder gave latents that are not finite.*key=s0"):
+    with pytest.raises(NonFiniteLatent, match=r"clip 3: the encoder returned latents that are not finite.*key=s0"):
         run.push(chunk(0))
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("no more"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")], ids=str
 )
-def test_memory_that_does_not_suffice_names_the_setting(instruments, error):
+def test_out_of_memory_names_the_setting(instruments, error):
     run = ClipMeasurement(instruments, sample(0), plan(0))
 
     def full(*arguments):
@@ -145,13 +145,13 @@ def test_memory_that_does_not_suffice_names_the_setting(instruments, error):
 def test_a_shard_is_closed_by_its_last_user():
     class Reader:
         def __init__(self):
-            self.told = []
+            self.log = []
 
         def release(self, sample):
-            self.told.append(sample.key)
+            self.log.append(sample.key)
 
         def close(self):
-            self.told.append("closed")
+            self.log.append("closed")
 
     reader = Reader()
     opened = set()
@@ -160,10 +160,10 @@ def test_a_shard_is_closed_by_its_last_user():
     open_shard.take()
     open_shard.give_back(sample(0))
     open_shard.give_back()  # the one who reads
-    assert reader.told == ["s0"]
+    assert reader.log == ["s0"]
     assert opened == {open_shard}
     open_shard.give_back(sample(1))
-    assert reader.told == ["s0", "s1", "closed"]
+    assert reader.log == ["s0", "s1", "closed"]
     assert opened == set()
 
 
@@ -177,7 +177,7 @@ def test_a_shard_that_changes_while_it_is_read_stops_the_evaluation(tmp_path):
         list(footage)
 
 
-def test_footage_may_be_left_early(tmp_path):
+def test_the_sample_stream_can_be_left_early(tmp_path):
     write_tar(tmp_path / "a.tar", {f"k{i}": {"mp4": video_bytes(9)} for i in range(12)})
     job = tiny_job(tmp_path)
     rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)

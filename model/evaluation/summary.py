@@ -1,8 +1,7 @@
-"""Qualities of many clips, summed up as they come, in memory that does not grow with their number.
+"""Summary of the qualities of many clips, accumulated in memory that does not grow with their number.
 
-Enters: `ClipQuality`. Leaves: a JSON-ready summary. A clip counts once whatever its length (means of PSNR, SSIM and LPIPS are means over
-clips); the preservation degree divides sums over all pixels of all clips, and the SSIM by position averages over all frames at a position,
-as their papers define them.
+Every clip counts once, whatever its length (means of PSNR, SSIM and LPIPS are over clips). The preservation degree divides sums over all
+pixels of all clips, and SSIM by position averages over all frames at a position, as their papers define them.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from model.evaluation.fidelity import MOST_DB
 if TYPE_CHECKING:
     from model.evaluation.fidelity import ClipQuality
 
-BIN_DB = 0.5  # of the histogram, from 0 to `MOST_DB`
-LONGEST_CURVE = 512  # frames of the curve over time; later ones count elsewhere only
+BIN_DB = 0.5  # bin width of the histogram, which spans 0 to `MOST_DB`
+LONGEST_CURVE = 512  # frames of the curve over time; later frames are left out of it
 
 
-class Spread:
-    """Mean, deviation and range of numbers, one at a time (Welford 1962)."""
+class RunningStatistics:
+    """Running mean, deviation and range of numbers (Welford 1962)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self._m2 = 0, 0.0, 0.0
         self.least, self.most = math.inf, -math.inf
 
     def add(self, value: float, times: int = 1) -> None:
-        """One more number, or the same one `times` times."""
+        """Adds a number `times` times."""
         self.count += times
         delta = value - self.mean
         self.mean += delta * times / self.count
@@ -35,31 +34,31 @@ class Spread:
         self.least, self.most = min(self.least, value), max(self.most, value)
 
     def summary(self) -> dict[str, float] | None:
-        """mean, std (of the population), min and max; None where nothing was added."""
+        """mean, std (of the population), min and max; None if nothing was added."""
         if not self.count:
             return None
         deviation = math.sqrt(self._m2 / self.count)
         return {"mean": self.mean, "std": deviation, "min": self.least, "max": self.most}
 
 
-class Tally:
-    """Everything known about a set of clips."""
+class QualitySummary:
+    """Accumulated qualities of a set of clips."""
 
     def __init__(self) -> None:
         self.clips = self.frames = 0
-        self._spreads = {name: Spread() for name in ("psnr", "psnr_of_mse", "ssim", "lpips")}
+        self._statistics = {name: RunningStatistics() for name in ("psnr", "psnr_of_mse", "ssim", "lpips")}
         self._error = self._light = 0.0
-        self._positions: list[Spread] = []
-        self._curve: list[Spread] = []
+        self._positions: list[RunningStatistics] = []
+        self._curve: list[RunningStatistics] = []
         self._bins = [0] * (int(MOST_DB / BIN_DB) + 1)
 
     def add(self, quality: ClipQuality) -> None:
-        """One more clip."""
+        """Adds a clip."""
         self.clips += 1
         self.frames += quality.frames
-        for name, spread in self._spreads.items():
+        for name, statistics in self._statistics.items():
             if (value := getattr(quality, name)) is not None:
-                spread.add(value)
+                statistics.add(value)
         self._error += quality.error_sum
         self._light += quality.light_sum
         _add_each(self._positions, quality.ssim_positions, times=quality.groups)
@@ -68,21 +67,21 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready. `ssim_margin` is the largest difference between positions (IV-VAE supplement, table 5)."""
-        positions = [spread.mean for spread in self._positions]
+        positions = [statistics.mean for statistics in self._positions]
         return {
             "clips": self.clips,
             "frames": self.frames,
-            **{name: spread.summary() for name, spread in self._spreads.items()},
+            **{name: statistics.summary() for name, statistics in self._statistics.items()},
             "degree": 1 - self._error / self._light if self._light else None,
             "ssim_by_position": positions,
             "ssim_margin": max(positions) - min(positions) if positions else None,
-            "psnr_by_frame": [spread.mean for spread in self._curve],
+            "psnr_by_frame": [statistics.mean for statistics in self._curve],
             "psnr_histogram": {f"{i * BIN_DB:g}": count for i, count in enumerate(self._bins) if count},
         }
 
 
-def _add_each(spreads: list[Spread], values: tuple[float, ...], times: int = 1) -> None:
+def _add_each(statistics: list[RunningStatistics], values: tuple[float, ...], times: int = 1) -> None:
     for index, value in enumerate(values):
-        if index == len(spreads):
-            spreads.append(Spread())
-        spreads[index].add(value, times)
+        if index == len(statistics):
+            statistics.append(RunningStatistics())
+        statistics[index].add(value, times)

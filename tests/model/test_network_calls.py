@@ -1,4 +1,4 @@
-"""What every network's doors refuse, and what around a call may not change a latent."""
+"""Calls of every network: what is refused, and which surrounding settings may not change a latent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ everywhere = pytest.mark.parametrize("name", NETWORKS)
 
 
 @everywhere
-def test_the_callers_autocast_and_gradients_change_nothing(name):
+def test_the_callers_autocast_and_gradients_do_not_change_latents(name):
     vae = network(name)
     video = synthetic_video(vae, 0, 1, 1, 16, 16)
     mean = vae.encode(video)[0].mean
@@ -61,7 +61,7 @@ def test_states_of_other_networks_kinds_batches_and_sizes_are_refused(name):
 
 
 @everywhere
-def test_what_is_no_video_is_refused(name):
+def test_invalid_videos_are_refused(name):
     vae = network(name)
     stride = vae.spec.time_stride
     good = synthetic_video(vae, 0, 1, 1, 16, 16)
@@ -69,7 +69,7 @@ def test_what_is_no_video_is_refused(name):
         (good.numpy(), "numpy.ndarray"),
         ([1, 2], "list"),
         (good[0], "shape"),
-        (good[:, :, :stride], f"{stride}n\\+1 frames, got {stride}; counts near it that fit: 1 or {stride + 1}"),
+        (good[:, :, :stride], f"{stride}n\\+1 frames, got {stride}; nearest that fit: 1 or {stride + 1}"),
         (good[..., :12], "multiples of 8, got width 12"),
         ((good * 100).to(torch.uint8), "floating-point"),
     ):
@@ -93,7 +93,7 @@ def test_pixels_of_another_range_are_warned_about_once(name):
 
 
 @everywhere
-def test_weights_that_are_not_this_networks(name):
+def test_weights_of_another_network_are_refused(name):
     family, config = NETWORKS[name][0], network(name).config
     weights = dict(network(name).network.state_dict())
     key = sorted(weights)[0]
@@ -107,16 +107,16 @@ def test_weights_that_are_not_this_networks(name):
         model.from_state_dict(family, config, {**weights, key: torch.full_like(weights[key], torch.nan)})
 
 
-def test_a_family_whose_file_brings_no_configuration_says_so(tmp_path):
+def test_a_family_without_configuration_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
     for family in ("wfvae", "ivvae", "leanvae", "diffusers"):
-        with pytest.raises(ValueError, match="needs a configuration, and none came with"):
+        with pytest.raises(ValueError, match="needs a configuration, but"):
             model.load(family, str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
-def test_cuda_where_there_is_none():
-    with pytest.raises(ValueError, match="sees no CUDA device"):
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(ValueError, match="finds no CUDA device"):
         model.load("ivvae", config=network("ivvae").config, untrained=0, device="cuda")
 
 

@@ -1,7 +1,4 @@
-"""What a run tells: a line per logged step as JSON and for TensorBoard, and now and then a picture sheet.
-
-Enters: the values of a step. Leaves: lines, curves, PNG files in the run's folder. A run that goes on after a kill leaves no step twice.
-"""
+"""Log of a training run: metrics as JSON lines and for TensorBoard, and picture sheets as PNG, in the run's folder."""
 
 from __future__ import annotations
 
@@ -18,29 +15,29 @@ if TYPE_CHECKING:
     from model.training.run_folder import RunFolder
 
 
-class Journal:
-    """Appends to `metrics.jsonl` and to TensorBoard's files. The process that writes a run's folder has one."""
+class MetricsLog:
+    """Appends to `metrics.jsonl` and to TensorBoard's files; only the process that writes the run's folder has one."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
-        """`step`: steps done already; later lines are forgotten.
+        """`step`: steps done already; lines of later steps are removed, because they will be repeated.
 
         Raises:
-            ModuleNotFoundError: TensorBoard is not installed; says what to install.
+            ModuleNotFoundError: TensorBoard is not installed; the message says what to install.
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"training writes logs for TensorBoard and {error.name} is not installed; pip install 'lathe[training]'",
+                f"training writes TensorBoard logs, but {error.name} is not installed; pip install 'lathe[training]'",
                 name=error.name,
             ) from error
-        folder.keep_lines(step)
+        folder.drop_lines_after(step)
         self._folder = folder
         self._lines = folder.metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
 
     def values(self, step: int, stage: str, values: Mapping[str, float]) -> None:
-        """Of step `step` (from 1)."""
+        """Logs values of step `step` (from 1)."""
         line = {"step": step, "stage": stage} | {name: float(value) for name, value in values.items()}
         self._lines.write(f"{json.dumps(line)}\n")
         self._lines.flush()
@@ -48,14 +45,14 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
     def sheet(self, step: int, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], titles: Sequence[str]) -> None:
-        """Originals and reconstructions, uint8 `3 T H W`."""
+        """Writes a sheet of originals and reconstructions, uint8 `3 T H W`."""
         write_sheet(self._folder.sheets / f"step-{step:09d}.png", pairs, titles)
 
     def flush(self) -> None:
-        """Everything told so far can be read."""
+        """Writes buffered values to disk."""
         self._board.flush()
 
     def close(self) -> None:
-        """Nothing more will be told."""
+        """Closes both logs."""
         self._lines.close()
         self._board.close()

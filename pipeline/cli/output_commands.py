@@ -1,0 +1,177 @@
+"""Commands about published outputs: publish, snapshots, diff, stats. `pipeline.cli.app` registers them.
+
+Packages are imported when a command runs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
+
+if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
+
+
+def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
+    """Store and snapshot number of `OUTPUT[@N]`; no number: None."""
+    from pipeline.ledger.snapshots import split_number
+    from pipeline.storage import open_store
+
+    root, number = split_number(output)
+    return open_store(root, storage_config(endpoint_url)), number
+
+
+def publish(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3://bucket/prefix that encode wrote.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT...]", help="The inputs as they are now, to know what is gone or not encoded yet."
+        ),
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Only latents of this fingerprint. [default: all]")
+    ] = None,
+    removed: Annotated[str, typer.Option(help="keep or drop inputs that are gone; drop needs INPUT...")] = "keep",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Publish although shards are not done; they are recorded.")
+    ] = False,
+    reject_budget: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of damaged inputs.")] = 0.05,
+    max_drift: Annotated[
+        float,
+        typer.Option(min=0, help="Largest change of a channel's mean or standard deviation, in standard deviations."),
+    ] = 0.5,
+    canary: Annotated[int, typer.Option(min=0, help="Clips that are encoded again and compared; 0: none.")] = 4,
+    psnr_floor: Annotated[float, typer.Option(help="Lowest mean PSNR of these clips, dB.")] = 15.0,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the latents' weights are now. [default: as recorded]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for these clips.")] = "auto",
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
+
+    def run() -> None:
+        from pipeline.errors import ConfigError
+        from pipeline.look.canary import canary_check
+        from pipeline.operate.publish import PublishOptions, list_inputs
+        from pipeline.operate.publish import publish as make_snapshot
+        from pipeline.operate.publish_checks import Limits
+        from pipeline.storage import open_store
+
+        if removed not in ("keep", "drop"):
+            raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
+        storage = storage_config(endpoint_url)
+        store = open_store(output, storage)
+        check = canary_check(storage, clips=canary, psnr_floor=psnr_floor, checkpoint=checkpoint, device=device)
+        options = PublishOptions(
+            fingerprint=fingerprint,
+            removed="drop" if removed == "drop" else "keep",
+            partial=partial,
+            limits=Limits(reject_budget=reject_budget, drift=max_drift),
+            job={"inputs": inputs} if inputs else None,
+        )
+        listing = list_inputs(inputs, store, storage) if inputs else None
+        show_published(make_snapshot(store, options, listing=listing, canary=check if canary else None), as_json)
+
+    guard(run, debug=debug, again="nothing was published; run the same command again")
+
+
+def publish_job(job: EncodeJob) -> None:
+    """What `encode --publish` does after the build: publishes its output with its inputs as the listing."""
+    from pipeline.look.canary import canary_check
+    from pipeline.operate.publish import PublishOptions, list_inputs
+    from pipeline.operate.publish import publish as make_snapshot
+    from pipeline.operate.publish_checks import Limits
+    from pipeline.storage import open_store
+
+    store = open_store(job.output, job.storage)
+    options = PublishOptions(limits=Limits(reject_budget=job.reject_budget), job=job.model_dump(mode="json"))
+    check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
+    show_published(
+        make_snapshot(store, options, listing=list_inputs(job.inputs, store, job.storage), canary=check), False
+    )
+
+
+def show_published(published: Any, as_json: bool) -> None:
+    """Prints a `Published`."""
+    import json
+
+    from pipeline.cli.snapshot_wording import published_lines
+
+    record = json.loads(published.snapshot.to_json())
+    values = {"made": published.made, "notices": published.notices, "snapshot": record}
+    typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
+
+
+def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the snapshots of an output: when each was made, what it holds, what changed."""
+
+    def run() -> None:
+        import json
+
+        from pipeline.cli.snapshot_wording import snapshots_lines
+        from pipeline.ledger.receipts import Ledger
+        from pipeline.ledger.snapshots import Snapshots
+
+        store, _ = open_numbered(output, endpoint_url)
+        Ledger(store).latent_set()
+        found = Snapshots(store)
+        records = [json.loads(found.read(number).to_json()) for number in found.numbers()]
+        values = {"output": store.root, "snapshots": records}
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
+
+    guard(run, debug=debug)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="OUTPUT@A", help="Earlier snapshot.")],
+    b: Annotated[str, typer.Argument(metavar="OUTPUT@B", help="Later snapshot; the newest without a number.")],
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two snapshots: files, rows and sources added, replaced and dropped."""
+
+    def run() -> None:
+        import json
+
+        from pipeline.cli.snapshot_wording import diff_lines
+        from pipeline.operate.diff import diff as compare
+
+        values = compare(open_numbered(a, endpoint_url), open_numbered(b, endpoint_url))
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(diff_lines(values)))
+
+    guard(run, debug=debug)
+
+
+def stats(
+    output: Output,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of each bucket that are read for histograms.")] = 256,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Histograms per channel and bucket.")] = None,
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Values of stored latents per channel and bucket, the scale and shift they suggest, and the network's own constants."""
+
+    def run() -> None:
+        import json
+
+        from pipeline.cli.snapshot_wording import stats_lines
+        from pipeline.operate.statistics import statistics
+        from pipeline.operate.statistics_plot import plot_statistics
+
+        store, number = open_numbered(output, endpoint_url)
+        values = statistics(store, number, clips=clips)
+        if plot is not None:
+            newest = max(values["fingerprints"].values(), key=lambda item: item["exact"]["values_per_channel"])
+            plot_statistics(newest, plot)
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(stats_lines(values)))
+
+    guard(run, debug=debug)

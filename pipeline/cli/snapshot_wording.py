@@ -1,0 +1,113 @@
+"""Snapshots, differences and statistics as lines of text. Takes JSON-ready dictionaries, returns lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.units import size
+
+SOURCES_SHOWN = 5
+CHANNELS_SHOWN = 32
+
+
+def published_lines(published: dict[str, Any]) -> list[str]:
+    """A `Published`."""
+    snapshot = published["snapshot"]
+    lines = [f"snapshot {snapshot['number']}: {_contents(snapshot)}"] if published["made"] else []
+    if published["made"]:
+        lines += [_changes(snapshot), *map(_check, snapshot["checks"])]
+    return lines + [f"  note      {text}" for text in published["notices"]]
+
+
+def snapshots_lines(found: dict[str, Any]) -> list[str]:
+    """The snapshots of an output, a few lines each."""
+    lines = [f"{found['output']}: {len(found['snapshots'])} snapshots"]
+    for item in found["snapshots"]:
+        lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
+        if item["open_shards"]:
+            lines.append(f"        partial: {len(item['open_shards'])} shards or inputs were not done")
+    return lines
+
+
+def diff_lines(found: dict[str, Any]) -> list[str]:
+    """The dictionary of `pipeline.operate.diff`."""
+    a, b = found["a"], found["b"]
+    files, rows, sources = found["files"], found["rows"], found["sources"]
+    lines = [
+        f"{a['output']}@{a['snapshot']} -> {b['output']}@{b['snapshot']}: {a['rows']} -> {b['rows']} rows, "
+        f"{a['files']} -> {b['files']} files",
+        f"  rows      +{rows['added']} -{rows['dropped']}",
+        f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows",
+        f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced",
+    ]
+    for sign, name in (("+", "added"), ("~", "replaced"), ("-", "dropped")):
+        lines += [f"    {sign} {uri}" for uri in sources[name][:SOURCES_SHOWN]]
+        if (rest := len(sources[name]) - SOURCES_SHOWN) > 0:
+            lines.append(f"    {sign} and {rest} more")
+    for what in ("buckets", "rejects"):
+        if found[what]:
+            lines.append(f"  {what:9} " + ", ".join(f"{name} {n:+d}" for name, n in found[what].items()))
+    return lines
+
+
+def stats_lines(found: dict[str, Any]) -> list[str]:
+    """The dictionary of `pipeline.operate.statistics`."""
+    where = f"{found['output']}@{found['snapshot']}" if found["snapshot"] else f"{found['output']} (nothing published)"
+    lines = [where]
+    for fingerprint, item in found["fingerprints"].items():
+        exact, one = item["exact"], item["suggested"]["one_for_all"]
+        lines.append(
+            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values a channel"
+        )
+        lines.append("    channel        mean         std         min         max")
+        for channel in range(min(len(exact["mean"]), CHANNELS_SHOWN)):
+            values = [exact[name][channel] for name in ("mean", "std", "min", "max")]
+            lines.append(f"    {channel:7d} " + " ".join(f"{value:11.4g}" for value in values))
+        lines.append(
+            f"    suggested   shift {one['shift']:.4g}, scale {one['scale']:.4g} for all channels; per channel: --json"
+        )
+        lines.append(f"    constants   {_constants(item)}")
+        for bucket, part in item["buckets"].items():
+            mean, std = (sum(part[name]) / len(part[name]) for name in ("mean", "std"))
+            lines.append(f"    {bucket:14} {part['clips']} clips read: mean {mean:.4g}, standard deviation {std:.4g}")
+    return lines
+
+
+def _constants(item: dict[str, Any]) -> str:
+    constants, normalised = item["constants"], item["normalised_by_constants"]
+    if normalised is None:
+        return "the network's authors publish none"
+    names = ", ".join(f"{name} {_short(value)}" for name, value in constants.items() if value is not None)
+    return f"{names}: latents normalised so have mean {normalised['mean']:.3g} and standard deviation {normalised['std']:.3g}"
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, list) else f"{value:g}"
+
+
+def _contents(snapshot: dict[str, Any]) -> str:
+    counts = snapshot["counts"]
+    return f"{counts['rows']} rows, {counts['frames']} frames in {counts['files']} files, {size(counts['bytes'])}"
+
+
+def _changes(snapshot: dict[str, Any]) -> str:
+    changes = snapshot["changes"]
+    parent = f"snapshot {snapshot['parent']}" if snapshot["parent"] else "nothing"
+    return (
+        f"  against {parent}: inputs +{changes['inputs_added']} -{changes['inputs_removed']}, {changes['inputs_replaced']} replaced; "
+        f"rows +{changes['rows_added']} -{changes['rows_dropped']}"
+    )
+
+
+def _check(check: dict[str, Any]) -> str:
+    state = "ok" if check["ok"] else "FAILED"
+    return f"  check     {check['name']}: {state if check['judged'] else 'not judged'}{_numbers(check)}"
+
+
+def _numbers(check: dict[str, Any]) -> str:
+    """The numbers of a check that fit on a line."""
+    values = {name: value for name, value in check["numbers"].items() if isinstance(value, (int, float))}
+    shown = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+    return f" ({shown})" if shown else ""

@@ -1,0 +1,227 @@
+"""Tables of a snapshot: data files that count, receipts that are covered, inputs whose version was chosen. Parquet as bytes; no store.
+
+`FILES` is what readers need. `RECEIPTS` and `CHOICES` are what the next snapshot needs to go on without reading these receipts again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.records import ChannelStats, Counts, WrittenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pipeline.ledger.counted import Share
+    from pipeline.ledger.overlaps import CountedReceipt
+    from pipeline.ledger.versions import Versions
+
+ROWS_AT_ONCE = 4096
+COUNTS = tuple(Counts.__slots__)
+
+FILES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index_key", pa.string(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),  # that count
+        pa.field("frames", pa.int64(), nullable=False),  # of rows that count
+        pa.field("bytes", pa.int64(), nullable=False),  # of the file
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("index_bytes", pa.int64(), nullable=False),
+        pa.field("index_sha256", pa.string(), nullable=False),
+        pa.field("shard_id", pa.string(), nullable=False),
+        pa.field("network", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("file_rows", pa.int64(), nullable=False),  # in the file
+        pa.field("file_frames", pa.int64(), nullable=False),
+        pa.field("ranges", pa.string(), nullable=False),  # JSON: `WrittenFile.ranges`
+        pa.field("hidden", pa.list_(pa.int32()), nullable=False),  # positions in the file of rows that do not count
+    ]
+)
+RECEIPTS = pa.schema(
+    [
+        pa.field("shard_id", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("state", pa.binary(8), nullable=False),  # `Overlaps.state`
+        pa.field("own_shard", pa.bool_(), nullable=False),  # counts as a shard: not a retry, nor "unchanged"
+        pa.field("rejects", pa.string(), nullable=False),  # JSON: by reason
+        pa.field("created", pa.string(), nullable=False),
+        pa.field("problem", pa.string()),  # what does not add up in it
+        pa.field("stats", pa.binary()),  # `pack_stats`; null where a part of the receipt counts, or nothing was stored
+        *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
+    ]
+)
+CHOICES = pa.schema(
+    [
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("uri_id", pa.binary(8), nullable=False),
+        pa.field("shard_id", pa.string()),  # null: the input is dropped
+    ]
+)
+
+
+class TableBuilder:
+    """Rows given one by one, kept as Arrow batches: a Python object for each of 100,000 rows would be ten times as large."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds one row."""
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """All rows added so far."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, self._schema)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, self._schema))
+            self._rows = []
+
+
+def file_row(part: CountedReceipt, share: Share) -> dict[str, Any]:
+    """One row of `FILES`."""
+    item, receipt = share.file, part.receipt
+    return {
+        "key": item.key,
+        "index_key": item.index_key,
+        "bucket": item.bucket,
+        "rows": share.rows,
+        "frames": share.frames,
+        "bytes": item.num_bytes,
+        "sha256": item.sha256,
+        "index_bytes": item.index_bytes,
+        "index_sha256": item.index_sha256,
+        "shard_id": receipt.shard_id,
+        "network": str(receipt.fingerprint_parts.get("encoder", {}).get("network", "")),
+        "fingerprint": receipt.fingerprint,
+        "file_rows": item.rows,
+        "file_frames": item.frames,
+        "ranges": json.dumps(item.ranges, sort_keys=True) if item.ranges else "{}",
+        "hidden": share.hidden,
+    }
+
+
+def written_file(row: dict[str, Any]) -> WrittenFile:
+    """The file that a row of `FILES` names."""
+    return WrittenFile(
+        key=row["key"],
+        index_key=row["index_key"],
+        bucket=row["bucket"],
+        num_bytes=row["bytes"],
+        index_bytes=row["index_bytes"],
+        rows=row["file_rows"],
+        sha256=row["sha256"],
+        index_sha256=row["index_sha256"],
+        frames=row["file_frames"],
+        ranges=json.loads(row["ranges"]),
+    )
+
+
+def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str | None) -> dict[str, Any]:
+    """One row of `RECEIPTS`."""
+    receipt = part.receipt
+    rejects: dict[str, int] = {}
+    for reject in receipt.rejects:
+        if part.stands(reject):
+            rejects[reject.reason] = rejects.get(reject.reason, 0) + 1
+    return {
+        "shard_id": receipt.shard_id,
+        "fingerprint": receipt.fingerprint,
+        "state": state,
+        "own_shard": receipt.shard.retry is None and not receipt.same_as and not part.superseded,
+        "rejects": json.dumps(rejects, sort_keys=True),
+        "created": receipt.created,
+        "problem": problem,
+        "stats": pack_stats(receipt.stats) if receipt.stats is not None and part.whole else None,
+        **{name: getattr(counts, name) for name in COUNTS},
+    }
+
+
+def pack_stats(stats: ChannelStats) -> bytes:
+    """float64, little-endian: n, then mean, m2, min, max of each channel."""
+    values = (stats.n, *stats.mean, *stats.m2, *stats.min, *stats.max)
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def stats_arrays(packed: Iterable[bytes]) -> np.ndarray:
+    """float64 `(receipts, 1 + 4 channels)` of receipts of one network, as `pack_stats` orders them."""
+    data = b"".join(packed_list := list(packed))
+    return np.frombuffer(data, "<f8").reshape(len(packed_list), -1) if packed_list else np.empty((0, 1))
+
+
+def merged_stats(values: np.ndarray) -> ChannelStats | None:
+    """Statistics of all receipts together; None if there are none."""
+    if not len(values):
+        return None
+    n = values[:, :1]
+    mean, m2, low, high = np.split(values[:, 1:], 4, axis=1)
+    total = float(n.sum())
+    centre = (n * mean).sum(0) / total
+    spread = m2.sum(0) + (n * (mean - centre) ** 2).sum(0)
+    return ChannelStats(
+        int(total),
+        tuple(centre.tolist()),
+        tuple(spread.tolist()),
+        tuple(low.min(0).tolist()),
+        tuple(high.max(0).tolist()),
+    )
+
+
+def packed_stats(receipts: pa.Table, fingerprint: str) -> np.ndarray:
+    """`stats_arrays` of the receipts of one fingerprint that have statistics."""
+    found = []
+    for batch in receipts.select(["fingerprint", "stats"]).to_batches(ROWS_AT_ONCE):
+        mine = batch.filter(pc.and_(pc.equal(batch["fingerprint"], fingerprint), pc.is_valid(batch["stats"])))
+        if mine.num_rows:
+            found.append(stats_arrays(mine["stats"].to_pylist()))
+    return np.concatenate(found) if found else np.empty((0, 1))
+
+
+def choice_rows(choices: Versions) -> Iterator[dict[str, Any]]:
+    """Rows of `CHOICES`, sorted."""
+    for fingerprint, found in sorted(choices.items()):
+        for uri, shard in sorted(found.items()):
+            yield {"fingerprint": fingerprint, "uri_id": uri, "shard_id": shard}
+
+
+def read_choices(table: pa.Table) -> Versions:
+    """Inverse of `choice_rows`."""
+    found: Versions = {}
+    for row in table.to_pylist():
+        found.setdefault(row["fingerprint"], {})[row["uri_id"]] = row["shard_id"]
+    return found
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file, zstd; equal tables give equal bytes."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd", row_group_size=65536, write_page_checksum=True)
+    return out.getvalue()
+
+
+def from_parquet(data: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Inverse of `to_parquet`.
+
+    Raises:
+        ValueError: not Parquet (`pyarrow.ArrowInvalid` is one), damaged, or with other columns.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    if not file.schema_arrow.equals(schema):
+        raise ValueError(f"has the columns {file.schema_arrow.names}, expected {schema.names}")
+    return file.read(columns)

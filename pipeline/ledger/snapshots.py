@@ -1,0 +1,233 @@
+"""Published snapshots of an output: immutable, numbered lists of the data files that count. What readers start from.
+
+`_snapshots/{n}.json` is the record; it names its tables by key, size and SHA-256. Tables are written first, the record last, create-only: a
+snapshot is there as a whole or not at all. Tables that no record names are what killed or second publishers left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import DrillConfig
+from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
+from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
+from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, from_parquet, to_parquet
+from pipeline.process import kill_points as drill
+from pipeline.records import ChannelStats
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.storage import Store
+
+FORMAT_VERSION = 1
+NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>\d+)")
+LISTED_NUMBERS = 10
+SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check before publishing. `numbers`: what was measured and the limits, JSON-ready. `message` says by how much it failed."""
+
+    name: str
+    ok: bool
+    message: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    judged: bool = True  # False: there was nothing to judge, such as no parent or no source
+
+
+@dataclass(frozen=True, slots=True)
+class TableRef:
+    """One table of a snapshot."""
+
+    key: str
+    num_bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFingerprint:
+    """What a snapshot holds of one fingerprint. `stats` covers receipts of which all rows count."""
+
+    parts: dict[str, Any]
+    network: str
+    shards: int
+    files: int
+    rows: int
+    frames: int
+    bytes: int  # of data files
+    stats: ChannelStats | None
+    constants: dict[str, Any]  # scale, shift, mean, std that the network's authors recommend
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The record of one snapshot. `counts`: shards, samples, encoded, rejected, damaged, clips_rejected, rows, frames, files, bytes."""
+
+    number: int
+    parent: int | None
+    created: str  # UTC, ISO 8601
+    counts: dict[str, int]
+    rejects: dict[str, int]  # by reason
+    buckets: dict[str, dict[str, int]]  # files, rows, frames, bytes
+    fingerprints: dict[str, PublishedFingerprint]
+    changes: dict[str, int]  # against the parent: inputs added, replaced, removed; files and rows added and dropped
+    lineage: dict[str, Any]
+    checks: tuple[Check, ...]
+    open_shards: tuple[str, ...]  # known not to be done, with `--partial`: inputs, builds, receipts that were cut off
+    takedowns: tuple[str, ...]  # keys of those that were subtracted; readers subtract later ones too
+    tables: dict[str, TableRef]
+
+    def to_json(self) -> bytes:
+        """Canonical JSON bytes."""
+        values = {"format": "latentset-snapshot", "format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(values, sort_keys=True, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Snapshot:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: not the record of a snapshot, or one of another format version.
+        """
+        raw: dict[str, Any] = json.loads(data)
+        if raw.pop("format") != "latentset-snapshot" or (found := raw.pop("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"format version {found!r}, this Lathe reads {FORMAT_VERSION}")
+        prints = {
+            name: PublishedFingerprint(
+                **{**item, "stats": None if item["stats"] is None else ChannelStats.from_dict(item["stats"])}
+            )
+            for name, item in raw["fingerprints"].items()
+        }
+        tables = {name: TableRef(**item) for name, item in raw["tables"].items()}
+        checks = tuple(Check(**item) for item in raw["checks"])
+        names = {"open_shards": tuple(raw["open_shards"]), "takedowns": tuple(raw["takedowns"])}
+        return cls(**{**raw, **names, "fingerprints": prints, "tables": tables, "checks": checks})
+
+
+def split_number(output: str) -> tuple[str, int | None]:
+    """`out@3` -> (`out`, 3); without a number (`out`, None)."""
+    match = NUMBERED.fullmatch(output)
+    return (match["output"], int(match["number"])) if match else (output, None)
+
+
+class Snapshots:
+    """The snapshots of one output. Holds no state but the store."""
+
+    def __init__(self, store: Store, failures: DrillConfig | None = None) -> None:
+        """`failures`: where to fail on purpose, for tests."""
+        self._store = store
+        self._drill = failures or DrillConfig()
+
+    def numbers(self) -> list[int]:
+        """Numbers of all snapshots, ascending, by one LIST."""
+        return sorted(number for number, size in self._names() if size)
+
+    def next_number(self) -> int:
+        """The number of a snapshot to be made. A record of zero bytes (a kill on a mount without hard links) uses its number up."""
+        return max((number for number, _ in self._names()), default=0) + 1
+
+    def _names(self) -> list[tuple[int, int]]:
+        found = [(snapshot_number(info.key), info.size) for info in self._store.list(SNAPSHOTS, recursive=False)]
+        return [(number, size) for number, size in found if number is not None]
+
+    def latest(self) -> Snapshot | None:
+        """The newest snapshot; None if nothing is published."""
+        numbers = self.numbers()
+        return self.read(numbers[-1]) if numbers else None
+
+    def read(self, number: int) -> Snapshot:
+        """The record of one snapshot.
+
+        Raises:
+            InputError: there is none of this number; says which there are.
+            OutputError: an object that is not a record of this format version.
+        """
+        key = snapshot_key(number)
+        try:
+            return Snapshot.from_json(self._store.read(key))
+        except NotFound:
+            raise InputError(f"{self._store.root} has no snapshot {number}; {self._available()}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{key} cannot be read as a snapshot: {error}; use the Lathe that made it", uri=self._store.uri(key)
+            ) from None
+
+    def get(self, number: int | None) -> Snapshot:
+        """`read`, or the newest without a number.
+
+        Raises:
+            InputError: no such snapshot, or nothing is published.
+        """
+        if number is not None:
+            return self.read(number)
+        if (found := self.latest()) is None:
+            raise InputError(f"{self._store.root} has no snapshot; run `lathe publish {self._store.root}`")
+        return found
+
+    def _available(self) -> str:
+        numbers = self.numbers()
+        if not numbers:
+            return "nothing is published yet; run `lathe publish`"
+        listed = ", ".join(map(str, numbers[-LISTED_NUMBERS:]))
+        return f"there are {listed}" if len(numbers) <= LISTED_NUMBERS else f"there are {len(numbers)}, up to {listed}"
+
+    def table(self, snapshot: Snapshot, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table of a snapshot: `files`, `receipts` or `choices`; empty where the snapshot has none of this name.
+
+        Raises:
+            OutputError: missing, or not the bytes that were published.
+        """
+        reference = snapshot.tables.get(name)
+        if reference is None:
+            table = SCHEMAS[name].empty_table()
+            return table if columns is None else table.select(columns)
+        uri = self._store.uri(reference.key)
+        try:
+            data = self._store.read(reference.key)
+        except NotFound:
+            raise OutputError(
+                f"snapshot {snapshot.number} lacks its table {reference.key}; publish again", uri=uri
+            ) from None
+        if (found := hashlib.sha256(data).hexdigest()) != reference.sha256:
+            raise OutputError(
+                f"{reference.key} is not the table that was published: sha256 {found}, expected {reference.sha256}; "
+                "publish again",
+                uri=uri,
+            )
+        return from_parquet(data, SCHEMAS[name], columns)
+
+    def write_tables(self, number: int, tables: dict[str, pa.Table]) -> dict[str, TableRef]:
+        """Writes the tables of snapshot `number`. They mean nothing until `create`."""
+        written = {}
+        for name, table in tables.items():
+            data = to_parquet(table)
+            digest = hashlib.sha256(data).hexdigest()
+            key = snapshot_table_key(number, name, digest)
+            drill.fire(self._drill, "before_manifest")
+            self._store.write(key, data)
+            written[name] = TableRef(key, len(data), digest, table.num_rows)
+        return written
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Makes the snapshot visible.
+
+        Raises:
+            PublishFailed: another publisher was first; the snapshot of this number is theirs.
+        """
+        key, data = snapshot_key(snapshot.number), snapshot.to_json()
+        drill.fire(self._drill, "before_snapshot")
+        created = self._store.put_if_absent(key, data)
+        drill.fire(self._drill, "after_snapshot")
+        # Read back whatever the answer was: some stores know If-None-Match and do not settle a race with it.
+        if not created or self._store.read(key) != data:
+            raise PublishFailed(
+                f"another publisher was first: snapshot {snapshot.number} of {self._store.root} is theirs, nothing of this "
+                "run was published; run again to publish what that snapshot does not cover"
+            )

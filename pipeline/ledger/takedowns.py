@@ -1,0 +1,170 @@
+"""Takedowns: records that hide rows from every reader, in every snapshot and in receipts. Create-only; nothing is deleted here.
+
+A record names sources (all versions and clips of a URI), samples (a key of a source), or single rows by id. It says where its rows come
+from, so that a reader opens only the indexes of receipts that hold such a source.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.format.columns import storable
+from pipeline.format.index import read_index
+from pipeline.format.layout import TAKEDOWNS, takedown_key
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.summaries import uri_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.format.index import IndexRow
+    from pipeline.records import Receipt
+    from pipeline.storage import Store
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRow:
+    """One row by its id, and the source that it comes from as rows spell it."""
+
+    id: str
+    source_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Takedown:
+    """One record. `sources` and `samples` as receipts spell them."""
+
+    key: str
+    created: str  # UTC, ISO 8601
+    reason: str
+    sources: tuple[str, ...] = ()
+    samples: tuple[tuple[str, str], ...] = ()  # (uri, key)
+    rows: tuple[TakenRow, ...] = ()
+
+    def to_json(self) -> bytes:
+        """Canonical JSON bytes, without the key."""
+        values = {name: value for name, value in asdict(self).items() if name != "key"}
+        return json.dumps({"format_version": FORMAT_VERSION, **values}, sort_keys=True, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, key: str, data: bytes) -> Takedown:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: not a takedown, or one of another format version.
+        """
+        raw: dict[str, Any] = json.loads(data)
+        if raw["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {raw['format_version']!r}, this Lathe reads {FORMAT_VERSION}")
+        samples = tuple((uri, name) for uri, name in raw["samples"])
+        rows = tuple(TakenRow(**row) for row in raw["rows"])
+        return cls(key, raw["created"], raw["reason"], tuple(raw["sources"]), samples, rows)
+
+
+class Takedowns:
+    """All takedowns of an output as one filter of rows."""
+
+    def __init__(self, records: Iterable[Takedown] = ()) -> None:
+        self.records = tuple(sorted(records, key=lambda item: item.key))
+        self._sources = {storable(uri) for item in self.records for uri in item.sources}
+        self._samples = {(storable(uri), storable(key)) for item in self.records for uri, key in item.samples}
+        self._ids = {row.id for item in self.records for row in item.rows}
+        self._uris = self._sources | {uri for uri, _ in self._samples}
+        self._uris |= {row.source_uri for item in self.records for row in item.rows}
+        self._keys_by_uri: dict[bytes, list[str]] = {}
+        for item in self.records:
+            named = {*item.sources, *(uri for uri, _ in item.samples), *(row.source_uri for row in item.rows)}
+            for uri in named:
+                self._keys_by_uri.setdefault(uri_id(uri), []).append(item.key)
+
+    def __bool__(self) -> bool:
+        return bool(self.records)
+
+    def touches(self, receipt: Receipt) -> bool:
+        """Whether rows of this receipt may be hidden; if not, its indexes need not be read."""
+        return bool(self._uris) and any(storable(source.uri) in self._uris for source in receipt.shard.objects)
+
+    def keys_for(self, uris: Sequence[bytes]) -> list[str]:
+        """Keys of the records that name one of these sources, given as `uri_id`s; sorted."""
+        found = self._keys_by_uri
+        return sorted({key for uri in uris for key in found.get(uri, ())}) if found else []
+
+    def hides(self, row: IndexRow) -> bool:
+        """Whether this row is taken down."""
+        return (
+            row.source_uri in self._sources or (row.source_uri, row.source_key) in self._samples or row.id in self._ids
+        )
+
+
+NONE = Takedowns()
+
+
+def read_takedowns(store: Store) -> Takedowns:
+    """Every takedown of an output: one LIST, and a read for each record.
+
+    Raises:
+        OutputError: a record that cannot be read. Readers must not go on without it: they would show what was taken down.
+    """
+    found = []
+    for info in store.list(TAKEDOWNS):
+        if not info.key.endswith(".json"):
+            continue
+        try:
+            found.append(Takedown.from_json(info.key, store.read(info.key)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{info.key} cannot be read as a takedown: {error}; expected the record Lathe writes. Restore or remove it",
+                uri=store.uri(info.key),
+            ) from None
+    return Takedowns(found)
+
+
+def record_takedown(
+    store: Store,
+    reason: str,
+    *,
+    sources: Sequence[str] = (),
+    samples: Sequence[tuple[str, str]] = (),
+    ids: Sequence[str] = (),
+) -> Takedown:
+    """Writes one takedown. From then on no reader shows these rows; files keep their bytes until they are rewritten.
+
+    Args:
+        store: the output.
+        reason: why, for the people who read it later.
+        sources: URIs as receipts spell them; need not be in the output yet.
+        samples: (URI, key) of samples.
+        ids: ids of rows that are in the output. Finding them reads every index.
+
+    Raises:
+        ConfigError: nothing is named.
+        InputError: an id that no row has.
+    """
+    if not sources and not samples and not ids:
+        raise ConfigError("a takedown names nothing; expected sources, samples or ids of rows")
+    Ledger(store).latent_set()
+    now = datetime.now(UTC)
+    key = takedown_key(f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}")
+    rows = _find_rows(store, ids) if ids else ()
+    made = Takedown(key, now.isoformat(timespec="microseconds"), reason, tuple(sources), tuple(samples), rows)
+    if not store.put_if_absent(key, made.to_json()):
+        raise OutputError(f"{key} is there already; run again", uri=store.uri(key))
+    return made
+
+
+def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
+    wanted, found = set(ids), {}
+    for receipt in Ledger(store).all():
+        for item in receipt.files:
+            rows, _ = read_index(store.read(item.index_key))
+            found.update({row.id: TakenRow(row.id, row.source_uri) for row in rows if row.id in wanted})
+    if missing := sorted(wanted - set(found)):
+        raise InputError(f"{len(missing)} of {len(wanted)} ids are of no row of {store.root}, such as {missing[0]!r}")
+    return tuple(found[name] for name in sorted(found))

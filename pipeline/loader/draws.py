@@ -1,0 +1,44 @@
+"""Counter-based random numbers: pure functions of named values, the same on every machine, rank and version of numpy.
+
+Only Philox's raw 64-bit stream is used, whose values are fixed by its definition (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC11); numpy's distributions and shuffles may change between versions. Permutations sort raw values, with the index below them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+INDEX_BITS = 24  # of a sort key, where they suffice; the random bits above decide, the index breaks ties
+
+
+def key_of(*values: object) -> int:
+    """128-bit key of a sequence of strings and integers."""
+    text = "\x1f".join(f"{type(value).__name__}:{value}" for value in values)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def raw(key: int, n: int) -> np.ndarray:
+    """The first `n` values of the stream of `key`, uint64."""
+    return np.random.Philox(key=key).random_raw(n)
+
+
+def uniform(key: int, n: int) -> np.ndarray:
+    """`n` float64 values in [0, 1)."""
+    return (raw(key, n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(key: int, n: int) -> np.ndarray:
+    """The numbers 0 to n - 1 in random order, int64."""
+    return ordered_by(raw(key, n))
+
+
+def ordered_by(values: np.ndarray) -> np.ndarray:
+    """Indices that sort uint64 `values` by their upper bits, ties by index: int64."""
+    n = len(values)
+    bits = np.uint64(INDEX_BITS if n <= 1 << INDEX_BITS else 32)
+    below = (np.uint64(1) << bits) - np.uint64(1)
+    keys = (values & ~below) | np.arange(n, dtype=np.uint64)
+    keys.sort()  # sorting values that hold their index is faster than argsort
+    return (keys & below).astype(np.int64)

@@ -1,0 +1,133 @@
+"""Which dataset gives the batch of a step: a pure function of weights, their changes at recorded steps, and the datasets' lengths.
+
+Step s takes the part of [0, 1) that holds the fraction of (s + 1) x golden ratio; parts are as wide as their weights, so that every
+stretch of steps is close to the weights. Integers of 64 bits throughout: the same on every machine. A dataset that has given all its
+epochs leaves the mixture.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+BLOCK = 1 << 14  # steps between remembered counts
+
+
+class Weights(NamedTuple):
+    """Weights from a step on; one for each dataset, not negative, not all zero."""
+
+    from_step: int
+    values: tuple[float, ...]
+
+
+class _Block(NamedTuple):
+    """Counts of each dataset's batches before `start`, and the bounds in force from there on (for those that still give batches)."""
+
+    start: int
+    counts: tuple[int, ...]
+    bounds: np.ndarray  # uint64, upper bound of each active part
+    active: np.ndarray  # their dataset numbers
+
+
+class Mixture:
+    """`lengths`: batches that each dataset gives in all, None without end."""
+
+    def __init__(self, lengths: Sequence[int | None], weights: Sequence[Weights]) -> None:
+        """Raises ConfigError for weights that do not fit the datasets."""
+        self._lengths = list(lengths)
+        for item in weights:
+            _check(item, len(lengths))
+        self._weights = sorted(weights)
+        if not self._weights or self._weights[0].from_step > 0:
+            raise ConfigError("weights: expected weights from step 0 on")
+        self._blocks: list[_Block] = []
+        self._end: int | None = None  # steps in all, once known
+        self._tabled, self._table = -1, np.empty((2, 0), np.int64)  # the block last asked for
+        self._open(0, tuple(0 for _ in lengths))
+
+    def total(self) -> int | None:
+        """Steps in all; None without end."""
+        if any(length is None for length in self._lengths):
+            return None
+        while self._end is None:
+            self._advance()
+        return self._end
+
+    def locate(self, step: int) -> tuple[int, int] | None:
+        """Dataset of a step, and which of its batches; None after the end."""
+        while self._end is None and self._blocks[-1].start <= step:
+            self._advance()
+        if self._end is not None and step >= self._end:
+            return None
+        number = bisect_right(self._blocks, step, key=lambda block: block.start) - 1
+        if number != self._tabled:
+            self._tabled, self._table = number, self._tabulate(number)
+        dataset, nth = self._table[:, step - self._blocks[number].start]
+        return int(dataset), int(nth)
+
+    def _tabulate(self, number: int) -> np.ndarray:
+        """Dataset of each step of a block, and which of its batches: int64 (2, steps)."""
+        block = self._blocks[number]
+        stop = self._blocks[number + 1].start if number + 1 < len(self._blocks) else self._end
+        chosen = _choose(block, block.start, stop if stop is not None else block.start + BLOCK)
+        nth = np.empty(len(chosen), np.int64)
+        for dataset in block.active:
+            places = np.flatnonzero(chosen == dataset)
+            nth[places] = block.counts[dataset] + np.arange(len(places))
+        return np.stack([chosen, nth])
+
+    def _advance(self) -> None:
+        """Settles the steps after the last block's start: up to the next block, change of weights, or end of a dataset."""
+        block = self._blocks[-1]
+        stop = block.start + BLOCK
+        changes = [item.from_step for item in self._weights if item.from_step > block.start]
+        stop = min([stop, *changes])
+        chosen = _choose(block, block.start, stop)
+        for dataset in block.active:
+            length = self._lengths[dataset]
+            if length is not None:
+                left = length - block.counts[dataset]
+                places = np.flatnonzero(chosen == dataset)
+                if len(places) >= left:
+                    stop = min(stop, block.start + int(places[left - 1]) + 1)
+        chosen = chosen[: stop - block.start]
+        counts = tuple(n + int((chosen == dataset).sum()) for dataset, n in enumerate(block.counts))
+        self._open(stop, counts)
+
+    def _open(self, start: int, counts: tuple[int, ...]) -> None:
+        values = self._weights[bisect_right([item.from_step for item in self._weights], start) - 1].values
+        active = [
+            number
+            for number, (length, weight) in enumerate(zip(self._lengths, values, strict=True))
+            if weight > 0 and (length is None or counts[number] < length)
+        ]
+        if not active:
+            self._end = start
+            return
+        shares = np.cumsum([values[number] for number in active])
+        bounds = np.array([min(int(share / shares[-1] * 2.0**64), 2**64 - 1) for share in shares], np.uint64)
+        bounds[-1] = np.uint64(2**64 - 1)
+        self._blocks.append(_Block(start, counts, bounds, np.array(active)))
+
+
+def _choose(block: _Block, start: int, stop: int) -> np.ndarray:
+    """Dataset of each step in [start, stop)."""
+    if len(block.active) == 1:
+        return np.full(stop - start, block.active[0])
+    points = np.arange(start + 1, stop + 1, dtype=np.uint64) * GOLDEN  # wraps at 2^64
+    return block.active[np.minimum(np.searchsorted(block.bounds, points, side="right"), len(block.active) - 1)]
+
+
+def _check(weights: Weights, datasets: int) -> None:
+    if len(weights.values) != datasets:
+        raise ConfigError(f"weights: expected {datasets}, one for each dataset, got {len(weights.values)}")
+    if any(not value >= 0 for value in weights.values) or not sum(weights.values) > 0:
+        raise ConfigError(f"weights: expected numbers >= 0, not all zero, got {list(weights.values)}")

@@ -1,0 +1,200 @@
+"""Canary check of `lathe publish`: a few stored clips are cut from their sources and encoded again.
+
+Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
+that made it, else within `TOLERANCE`), and the PSNR of what the stored latent decodes to. Clips whose source is gone or has changed are
+counted; if that is so of all, the check is not judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.encoder.environment import environment
+from pipeline.encoder.network import load_torch
+from pipeline.ledger.receipts import precedence
+from pipeline.ledger.snapshots import Check
+from pipeline.look.originals import UNAVAILABLE, Originals
+from pipeline.look.showing import LatentDecoder
+from pipeline.look.stored import encoder_of, facts, in_turns, latent_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from pipeline.config import StorageConfig
+    from pipeline.ledger.overlaps import CountedReceipt
+    from pipeline.look.stored import StoredClip
+    from pipeline.storage import Store
+
+CHUNK_FRAMES = 16
+WHOLE_FRAMES = 65  # a longer clip is encoded in one piece only up to here
+MISSES = 4  # clips without a source that are passed over, for each clip asked for
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+"""By compute type, on another machine: root mean square of the difference to the stored latent, as a fraction of that of the latent."""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What was found on all clips so far."""
+
+    clips: int = 0
+    without_source: int = 0
+    chunked_differs: list[str] = field(default_factory=list)  # ids
+    bit_exact: int = 0
+    same_machine: int = 0
+    bits_differ: list[str] = field(default_factory=list)  # ids, on the same kind of machine
+    differences: list[float] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+
+
+def canary_check(
+    storage: StorageConfig,
+    *,
+    clips: int = 4,
+    psnr_floor: float = 15.0,
+    checkpoint: str | None = None,
+    device: str = "auto",
+) -> Callable[[Store, Sequence[CountedReceipt]], Check]:
+    """The check as `operate.publish` takes it.
+
+    Args:
+        storage: how to reach the sources.
+        clips: how many to encode again.
+        psnr_floor: lowest mean PSNR of the clips in dB; not applied to untrained weights.
+        checkpoint: where the weights are now, instead of the URI the data files name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    def check(store: Store, parts: Sequence[CountedReceipt]) -> Check:
+        parts = [part for part in parts if part.receipt.files and not part.superseded]
+        if not parts:
+            return Check("canary", True, "no receipt with clips", {"clips": 0}, judged=False)
+        newest = max((part.receipt for part in parts), key=precedence)
+        same = [part for part in parts if part.receipt.fingerprint == newest.fingerprint]
+        compute_dtype = newest.fingerprint_parts["compute_dtype"]
+        decoder = LatentDecoder(encoder_of(store, newest, storage), checkpoint, device, compute_dtype)
+        found = _measure(store, same, decoder, Originals(storage), clips)
+        return _judge(found, TOLERANCE[compute_dtype], psnr_floor, trained=not decoder.vae.untrained)
+
+    return check
+
+
+def _measure(
+    store: Store, parts: Sequence[CountedReceipt], decoder: LatentDecoder, originals: Originals, wanted: int
+) -> _Measured:
+    found = _Measured()
+    for clip in in_turns(store, parts):
+        if found.clips == wanted or found.without_source == MISSES * wanted:
+            break
+        row, latent = facts(store, clip), latent_bytes(store, clip)
+        try:
+            with originals.open(clip, row) as frames:
+                again, differs = _encode_again(decoder, frames, clip.row.num_frames)
+            with originals.open(clip, row) as frames:
+                psnr = decoder.show(clip, latent, frames).psnr
+        except UNAVAILABLE:
+            found.without_source += 1
+            continue
+        found.clips += 1
+        found.chunked_differs += [clip.row.id] if differs else []
+        found.psnr += [] if psnr is None else [psnr]
+        _compare(found, clip, latent, again, decoder)
+    return found
+
+
+def _encode_again(decoder: LatentDecoder, frames: Any, num_frames: int) -> tuple[torch.Tensor, bool]:
+    """The mean float32 `C t h w` of a clip encoded in chunks, and whether its beginning encoded in one piece differs from that."""
+    vae, torch = decoder.vae, load_torch()
+    whole_only = vae.spec.chunking == "none"
+    parts: list[Any] = []
+    head: list[np.ndarray] = []
+    state = None
+    for planes_T3HW in _chunks(frames, num_frames, num_frames if whole_only else CHUNK_FRAMES, vae.spec.lead_frames):
+        with torch.inference_mode():
+            posterior, state = vae.encode_planes(torch.from_numpy(planes_T3HW)[None], [frames.matrix], state)
+        parts.append(posterior.mean[0].float().cpu())
+        if sum(len(planes) for planes in head) + len(planes_T3HW) <= WHOLE_FRAMES:
+            head.append(planes_T3HW)
+    chunked_Cthw = torch.cat(parts, dim=1)
+    if len(head) < 2:
+        return chunked_Cthw, False
+    with torch.inference_mode():
+        posterior, _ = vae.encode_planes(torch.from_numpy(np.concatenate(head))[None], [frames.matrix], None)
+    whole_Cthw = posterior.mean[0].float().cpu()
+    part_Cthw = chunked_Cthw[:, : whole_Cthw.shape[1]]
+    if vae.spec.chunking == "exact" and vae.device.type == "cpu":
+        return chunked_Cthw, not torch.equal(whole_Cthw, part_Cthw)
+    dtype = str(vae.dtype).removeprefix("torch.")
+    return chunked_Cthw, _distance(whole_Cthw, part_Cthw) > TOLERANCE[dtype]
+
+
+def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.ndarray]:
+    """Planes of a clip, `lead + step` frames first, then `step` at a time."""
+    left, count = num_frames, lead + step
+    while left > 0:
+        yield frames.take(min(count, left))
+        left, count = left - count, step
+
+
+def _compare(
+    found: _Measured, clip: StoredClip, latent: bytes, again_Cthw: torch.Tensor, decoder: LatentDecoder
+) -> None:
+    torch = load_torch()
+    dtype = getattr(torch, clip.row.dtype)
+    stored_Cthw = torch.frombuffer(bytearray(latent), dtype=dtype).reshape(clip.row.shape)
+    rounded_Cthw = again_Cthw.to(dtype)
+    equal = rounded_Cthw.shape == stored_Cthw.shape and torch.equal(rounded_Cthw, stored_Cthw)
+    found.bit_exact += equal
+    found.differences.append(_distance(again_Cthw, stored_Cthw.float()) if not equal else 0.0)
+    made_on = clip.receipt.notes.get("environment", {})
+    if decoder.vae.device.type == "cpu" and made_on.get("cpu") and made_on == environment("cpu"):
+        found.same_machine += 1
+        if not equal and decoder.vae.spec.chunking == "exact":
+            found.bits_differ.append(clip.row.id)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Root mean square of the difference, as a fraction of that of `other`; 1 for other shapes."""
+    if one.shape != other.shape:
+        return 1.0
+    size = float(other.double().square().mean().sqrt())
+    return float((one.double() - other.double()).square().mean().sqrt()) / max(size, 1e-12)
+
+
+def _judge(found: _Measured, tolerance: float, floor: float, *, trained: bool) -> Check:
+    largest, psnr = max(found.differences, default=0.0), float(np.mean(found.psnr)) if found.psnr else None
+    numbers = {
+        "clips": found.clips,
+        "without_source": found.without_source,
+        "chunked_differs": len(found.chunked_differs),
+        "same_machine": found.same_machine,
+        "bit_exact": found.bit_exact,
+        "largest_difference": largest,
+        "tolerance": tolerance,
+        "psnr": psnr,
+        "psnr_floor": floor if trained else None,
+    }
+    if not found.clips:
+        return Check("canary", True, "no source of the clips looked at can be read any more", numbers, judged=False)
+    wrong = []
+    if found.chunked_differs:
+        wrong.append(
+            f"{len(found.chunked_differs)} of {found.clips} clips encode to other latents in chunks than whole, "
+            f"such as {found.chunked_differs[0]}"
+        )
+    if found.bits_differ:
+        wrong.append(
+            f"{len(found.bits_differ)} of {found.clips} clips, encoded again on a machine of the kind that made them, "
+            f"differ from what is stored, such as {found.bits_differ[0]} (by up to {largest:.2g} of the latent)"
+        )
+    elif largest > tolerance:
+        wrong.append(
+            f"encoded again, latents differ by up to {largest:.2g} of their size from what is stored, allowed is {tolerance:g}"
+        )
+    if trained and psnr is not None and psnr < floor:
+        wrong.append(f"stored latents decode to {psnr:.2f} dB PSNR on average, expected at least {floor:g} dB")
+    return Check("canary", not wrong, "; ".join(wrong), numbers)

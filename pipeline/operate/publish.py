@@ -1,0 +1,325 @@
+"""`lathe publish`: makes the next snapshot of an output, if it passes its checks. Files are named, never copied.
+
+Takes a store, the inputs as they are listed now (optional), and the canary check as a function (it needs torch). Returns the snapshot.
+Without a listing nothing counts as removed, and shards that are still to do are known only from builds that are running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import DrillConfig
+from pipeline.corpus import resolve_inputs
+from pipeline.errors import InputError, PublishFailed
+from pipeline.ledger.candidate import gather
+from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
+from pipeline.ledger.summaries import source_id
+from pipeline.operate import publish_checks as checks
+from pipeline.operate.inspect import file_metadata
+from pipeline.operate.status import heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.config import StorageConfig
+    from pipeline.ledger.candidate import Candidate
+    from pipeline.ledger.overlaps import CountedReceipt
+    from pipeline.ledger.snapshots import Check
+    from pipeline.operate.publish_checks import Limits
+    from pipeline.records import SourceObject
+    from pipeline.storage import Store
+
+    Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
+
+NAMED = 3  # of open shards, in messages
+CANARY_RECEIPTS = 8
+CONSTANTS = ("scale", "shift", "mean", "std")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """What to publish."""
+
+    fingerprint: str | None = None  # only fingerprints that begin so
+    removed: Literal["keep", "drop"] = "keep"  # inputs that are not listed any more
+    partial: bool = False  # publish although shards are open
+    limits: Limits = field(default_factory=checks.Limits)
+    job: dict[str, Any] | None = None  # recorded as lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The newest snapshot. `made` is False where it holds all there is already."""
+
+    snapshot: Snapshot
+    made: bool
+    notices: list[str]
+
+
+def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
+    """The inputs as they are now, by URI. Latents of the output itself are left out.
+
+    Raises:
+        InputError, AccessError: as for `lathe encode`.
+    """
+    ours = store.uri("data") + "/"
+    found = [source for shard in resolve_inputs(inputs, storage) for source in shard.objects]
+    return sorted((source for source in found if not source.uri.startswith(ours)), key=lambda source: source.uri)
+
+
+def publish(
+    store: Store,
+    options: PublishOptions,
+    *,
+    listing: Sequence[SourceObject] | None = None,
+    canary: Canary | None = None,
+    failures: DrillConfig | None = None,
+    workers: int = 8,
+) -> Published:
+    """Publishes what receipts say and the newest snapshot does not.
+
+    Args:
+        store: the output.
+        options: what to publish.
+        listing: the inputs as they are now; None: not known.
+        canary: encodes a few clips of these receipts again; None: that check is left out.
+        failures: where to fail on purpose, for tests.
+        workers: threads that read receipts.
+
+    Raises:
+        OutputError: not an output, or of another format version.
+        InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
+        PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
+    """
+    if options.removed == "drop" and listing is None:
+        raise InputError(
+            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
+        )
+    Ledger(store).latent_set()
+    snapshots = Snapshots(store, failures)
+    parent, number = snapshots.latest(), snapshots.next_number()
+    candidate = gather(
+        store,
+        parent,
+        fingerprint=options.fingerprint,
+        listing=listing,
+        drop_missing=options.removed == "drop",
+        workers=workers,
+    )
+    if not candidate.receipts.num_rows:
+        asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
+        raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
+    candidate.save_summaries()
+    open_shards = _open_shards(store, candidate)
+    if open_shards and not options.partial:
+        raise PublishFailed(
+            f"{len(open_shards)} shards or inputs are not done: {', '.join(open_shards[:NAMED])}; finish them with "
+            "`lathe encode`, or publish what is done with --partial"
+        )
+    if parent is not None and tuple(open_shards) == parent.open_shards and _same(candidate, parent, snapshots):
+        return Published(parent, False, [f"snapshot {parent.number} holds all there is; nothing was published"])
+    snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
+    tables = {"files": candidate.files, "receipts": candidate.receipts}
+    if any(candidate.selection.choices.values()):
+        tables["choices"] = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
+    snapshot.tables.update(snapshots.write_tables(number, tables))
+    snapshots.create(snapshot)
+    return Published(snapshot, True, _notices(store, snapshot))
+
+
+def _checked(
+    store: Store,
+    candidate: Candidate,
+    options: PublishOptions,
+    number: int,
+    open_shards: list[str],
+    listing: Sequence[SourceObject] | None,
+    canary: Canary | None,
+) -> Snapshot:
+    prints = _fingerprints(store, candidate)
+    limits = options.limits
+    done = [
+        checks.conservation_check(candidate),
+        checks.files_check(store, candidate.files),
+        checks.reject_check(candidate.receipts, limits),
+        checks.finite_check(candidate.receipts),
+        checks.drift_check(candidate, limits),
+        checks.constants_check({name: (item.stats, item.constants) for name, item in prints.items()}, limits),
+    ]
+    if canary is not None and all(check.ok for check in done):
+        done.append(canary(store, candidate.fresh_parts(store, CANARY_RECEIPTS)))
+    if failed := [check for check in done if not check.ok]:
+        error = PublishFailed(
+            f"snapshot {number} was not published, {len(failed)} of {len(done)} checks failed: "
+            + "; ".join(f"{check.name}: {check.message}" for check in failed)
+        )
+        error.checks = done  # type: ignore[attr-defined]
+        raise error
+    return Snapshot(
+        number=number,
+        parent=None if candidate.parent is None else candidate.parent.number,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        counts=_counts(candidate),
+        rejects=_rejects(candidate),
+        buckets=_buckets(candidate.files),
+        fingerprints=prints,
+        changes=_changes(candidate),
+        lineage=_lineage(candidate, options, listing),
+        checks=tuple(done),
+        open_shards=tuple(open_shards),
+        takedowns=tuple(item.key for item in candidate.overlaps.takedowns.records),
+        tables={},
+    )
+
+
+def _open_shards(store: Store, candidate: Candidate) -> list[str]:
+    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
+    found = [source.uri for source in candidate.selection.open_sources]
+    found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
+    running = heartbeat(store, Ledger(store).layout.progress)
+    if running is not None and running.get("running", True):
+        left = int(running.get("shards_total") or 0) - int(running.get("shards_done") or 0)
+        found += [f"{left} shards of the running build {running.get('build')}"] if left > 0 else []
+    return found
+
+
+def _same(candidate: Candidate, parent: Snapshot, snapshots: Snapshots) -> bool:
+    """Whether a snapshot would say what its parent says."""
+    covered = snapshots.table(parent, "receipts", ["shard_id", "state"])
+    return bool(candidate.receipts.select(["shard_id", "state"]).equals(covered))
+
+
+def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFingerprint]:
+    found = {}
+    known = candidate.parent.fingerprints if candidate.parent is not None else {}
+    for fingerprint in sorted(candidate.receipts["fingerprint"].unique().to_pylist()):
+        receipts = candidate.receipts.filter(pc.equal(candidate.receipts["fingerprint"], fingerprint))
+        files = candidate.files.filter(pc.equal(candidate.files["fingerprint"], fingerprint))
+        if fingerprint in known:
+            parts, constants = known[fingerprint].parts, known[fingerprint].constants
+        else:
+            parts = _parts(store, candidate, receipts["shard_id"][0].as_py())
+            constants = _constants(store, files)
+        found[fingerprint] = PublishedFingerprint(
+            parts=parts,
+            network=files["network"][0].as_py() if files.num_rows else "",
+            shards=_sum(receipts, "own_shard"),
+            files=files.num_rows,
+            rows=_sum(files, "rows"),
+            frames=_sum(files, "frames"),
+            bytes=_sum(files, "bytes"),
+            stats=merged_stats(packed_stats(receipts, fingerprint)),
+            constants=constants,
+        )
+    return found
+
+
+def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
+    receipt = Ledger(store).load(candidate.overlaps.by_shard[shard].key)
+    return {} if receipt is None else receipt.fingerprint_parts
+
+
+def _constants(store: Store, files: pa.Table) -> dict[str, Any]:
+    """What the network's authors recommend, as a data file records it; nothing where that cannot be read (the files check says so)."""
+    try:
+        spec = file_metadata(store, files["key"][0].as_py()).get("spec", {}) if files.num_rows else {}
+    except InputError:
+        return {}
+    return {name: spec.get(name) for name in CONSTANTS}
+
+
+def _counts(candidate: Candidate) -> dict[str, int]:
+    receipts, files = candidate.receipts, candidate.files
+    totals = {name: _sum(receipts, name) for name in COUNTS}
+    kept = {name: totals[name] for name in ("samples", "encoded", "rejected", "clips_rejected", "damaged")}
+    sums = {name: _sum(files, name) for name in ("rows", "frames", "bytes")}
+    return {"shards": _sum(receipts, "own_shard"), **kept, "files": files.num_rows, **sums}
+
+
+def _rejects(candidate: Candidate) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    texts = pc.value_counts(candidate.receipts["rejects"])
+    for item in texts.to_pylist():
+        for reason, n in json.loads(item["values"]).items():
+            found[reason] += n * item["counts"]
+    return dict(found.most_common())
+
+
+def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
+    grouped = files.group_by("bucket").aggregate(
+        [("key", "count"), ("rows", "sum"), ("frames", "sum"), ("bytes", "sum")]
+    )
+    return {
+        row["bucket"]: {
+            "files": row["key_count"],
+            "rows": row["rows_sum"],
+            "frames": row["frames_sum"],
+            "bytes": row["bytes_sum"],
+        }
+        for row in grouped.sort_by("bucket").to_pylist()
+    }
+
+
+def _changes(candidate: Candidate) -> dict[str, int]:
+    changes, now, before = candidate.selection.changes, candidate.files, candidate.parent_files
+    new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
+    gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
+    rows_of_both = _sum(now, "rows") - _sum(new, "rows") - (_sum(before, "rows") - _sum(gone, "rows"))
+    return {
+        "inputs_added": changes.added,
+        "inputs_replaced": changes.replaced,
+        "inputs_removed": changes.removed,
+        "files_added": new.num_rows,
+        "files_dropped": gone.num_rows,
+        "rows_added": _sum(new, "rows") + max(0, rows_of_both),
+        "rows_dropped": _sum(gone, "rows") + max(0, -rows_of_both),
+    }
+
+
+def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
+    """Where the snapshot comes from. The digest of the listing is over (uri, size, etag) of the inputs, or of the versions that count."""
+    digest = hashlib.blake2b(digest_size=16)
+    if listing is not None:
+        names = sorted(map(source_id, listing))
+    else:
+        versions = candidate.selection.versions
+        names = sorted(
+            uri + str(shard).encode()
+            for found in versions.values()
+            for uri, shard in found.items()
+            if shard is not None
+        )
+    for name in names:
+        digest.update(name)
+    source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}
+    return {"lathe": version("lathe"), "job": options.job, "listing": source, "removed": options.removed}
+
+
+def _notices(store: Store, snapshot: Snapshot) -> list[str]:
+    found = [
+        f"check {check.name} was not judged: {check.message or 'nothing to compare'}"
+        for check in snapshot.checks
+        if not check.judged
+    ]
+    if snapshot.open_shards:
+        found.append(f"{len(snapshot.open_shards)} shards or inputs are not done and not in the snapshot (--partial)")
+    if not store.conditional_writes():
+        found.append(
+            f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"
+        )
+    return found
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return int(pc.sum(table[column]).as_py() or 0)

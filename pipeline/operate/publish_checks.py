@@ -1,0 +1,234 @@
+"""Checks of a candidate before it is published. Each takes tables and gives a `Check` with its numbers; only `files_check` asks the store.
+
+Statistics are compared with receipts as the unit: values within a video are alike, so that a standard error by the number of values would
+call every difference significant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.ledger.manifest import merged_stats, packed_stats
+from pipeline.ledger.snapshots import Check
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.ledger.candidate import Candidate
+    from pipeline.records import ChannelStats
+    from pipeline.storage import Store
+
+NAMED = 3  # offenders named in a message
+FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the checks allow."""
+
+    reject_budget: float = 0.05
+    """Largest fraction of damaged inputs; one alone never fails, 1 allows all."""
+    drift: float = 0.5
+    """Largest difference to the parent: of a channel's mean in its standard deviations, of its standard deviation as a fraction."""
+    drift_errors: float = 6.0
+    """Differences below this many standard errors never fail."""
+    constants: float = 4.0
+    """Latents normalised by the network's constants: largest mean, and largest factor between their standard deviation and 1."""
+
+
+def conservation_check(candidate: Candidate) -> Check:
+    """Samples in = encoded + rejected, over all receipts; receipts whose own counts disagree; rows of files = clips of receipts."""
+    receipts, files = candidate.receipts, candidate.files
+    samples, encoded, rejected, clips = (_sum(receipts, name) for name in ("samples", "encoded", "rejected", "clips"))
+    rows = _sum(files, "rows")
+    wrong = receipts.filter(pc.is_valid(receipts["problem"]))
+    numbers = {
+        "samples": samples,
+        "encoded": encoded,
+        "rejected": rejected,
+        "clips": clips,
+        "rows": rows,
+        "receipts_wrong": wrong.num_rows,
+    }
+    found = []
+    if wrong.num_rows:
+        first = wrong.slice(0, 1).to_pylist()[0]
+        found.append(f"{wrong.num_rows} receipts do not add up, such as {first['shard_id']}: {first['problem']}")
+    if samples != encoded + rejected:
+        found.append(f"{samples} samples in, but {encoded} encoded + {rejected} rejected = {encoded + rejected}")
+    if rows != clips:
+        found.append(f"receipts count {clips} clips, files hold {rows} rows")
+    return Check("conservation", not found, "; ".join(found), numbers)
+
+
+def files_check(store: Store, files: pa.Table) -> Check:
+    """Every named data file and index is there with its size: one LIST of each folder that they are in."""
+    missing: list[str] = []
+    wrong: list[str] = []
+    for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
+        expected = dict(zip(files[key].to_pylist(), files[size].to_pylist(), strict=True))
+        for prefix in sorted({f"{name.split('/')[0]}/" for name in expected}):
+            for info in store.list(prefix):
+                number = expected.pop(info.key, None)
+                if number is not None and number != info.size:
+                    wrong.append(f"{info.key} ({info.size} bytes, expected {number})")
+        missing += expected
+    found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
+    found += [f"{len(wrong)} files have another size, such as {', '.join(wrong[:NAMED])}"] if wrong else []
+    numbers = {"files": 2 * files.num_rows, "missing": len(missing), "other_size": len(wrong)}
+    return Check("files", not found, "; ".join(found), numbers)
+
+
+def reject_check(receipts: pa.Table, limits: Limits) -> Check:
+    """Damaged inputs stay within the budget. Inputs that the job's rules exclude are counted and never fail."""
+    samples, rejected, damaged, regions = (
+        _sum(receipts, name) for name in ("samples", "rejected", "damaged", "damaged_regions")
+    )
+    inputs = max(samples + regions, damaged)
+    ratio = damaged / inputs if inputs else 0.0
+    allowed = max(limits.reject_budget * inputs, 1 if limits.reject_budget > 0 else 0)
+    ok = limits.reject_budget >= 1 or damaged <= allowed
+    numbers = {
+        "samples": samples,
+        "rejected": rejected,
+        "damaged": damaged,
+        "reject_ratio": rejected / samples if samples else 0.0,
+        "damaged_ratio": ratio,
+        "limit": limits.reject_budget,
+    }
+    message = f"{damaged} of {inputs} inputs are damaged ({ratio:.1%}), allowed are {limits.reject_budget:.1%}; "
+    return Check("rejects", ok, "" if ok else message + "mend them, or raise --reject-budget", numbers)
+
+
+def finite_check(receipts: pa.Table) -> Check:
+    """No receipt has statistics that are not finite: a file of it holds NaN or infinity."""
+    bad, first = 0, ""
+    for fingerprint in receipts["fingerprint"].unique().to_pylist():
+        values = packed_stats(receipts, fingerprint)
+        broken = ~np.isfinite(values).all(axis=1)
+        if broken.any():
+            bad += int(broken.sum())
+            first = first or fingerprint
+    message = (
+        f"{bad} receipts have statistics that are not finite (fingerprint {first[:8]}); `lathe verify` names the rows"
+    )
+    return Check("finite", not bad, message if bad else "", {"receipts_not_finite": bad})
+
+
+def drift_check(candidate: Candidate, limits: Limits) -> Check:
+    """Receipts that the parent does not cover against those that it does, per fingerprint and channel."""
+    numbers: dict[str, Any] = {"limit": limits.drift, "limit_errors": limits.drift_errors}
+    found = []
+    for fingerprint in candidate.parent.fingerprints if candidate.parent is not None else ():
+        fresh = pc.is_in(candidate.receipts["shard_id"], _string_array(candidate.fresh))
+        new = packed_stats(candidate.receipts.filter(fresh), fingerprint)
+        old = packed_stats(candidate.receipts.filter(pc.invert(fresh)), fingerprint)
+        if not len(new) or not len(old):
+            continue
+        measured = _drift(old, new)
+        judged = min(len(old), len(new)) >= FEWEST_RECEIPTS
+        numbers[fingerprint] = {"receipts": len(new), "receipts_before": len(old), "judged": judged, **measured}
+        if not judged:
+            continue
+        for what, unit in (("mean", "standard deviations"), ("std", "of it")):
+            values = measured[what]
+            pairs = zip(values["difference"], values["errors"], strict=True)
+            for channel, (difference, errors) in enumerate(pairs):
+                if abs(difference) > limits.drift and abs(errors) > limits.drift_errors:
+                    found.append(
+                        f"{what} of channel {channel} moved by {difference:+.1%} {unit} ({errors:+.1f} standard errors; "
+                        f"fingerprint {fingerprint[:8]}), allowed are {limits.drift:.0%}"
+                    )
+    judged = any(isinstance(item, dict) and item["judged"] for item in numbers.values())
+    more = f" (and {len(found) - NAMED} more)" if len(found) > NAMED else ""
+    return Check("drift", not found, "; ".join(found[:NAMED]) + more, numbers, judged=judged)
+
+
+def _drift(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+    """Differences of mean (in standard deviations of `old`) and of standard deviation (as a fraction), each with standard errors."""
+    found: dict[str, Any] = {}
+    before, after = merged_stats(old), merged_stats(new)
+    if before is None or after is None:
+        raise ValueError("statistics of no receipt cannot be compared")
+    std_before, std_after = _std(before), _std(after)
+    safe = np.where(std_before > 0, std_before, 1.0)
+    difference = (np.array(after.mean) - np.array(before.mean)) / safe
+    means = [_receipt_means(values) / safe for values in (old, new)]
+    spreads = [np.log(np.maximum(_receipt_stds(values), 1e-12) / safe) for values in (old, new)]
+    ratio = std_after / safe
+    for name, value, units, scaled in (
+        ("mean", difference, means, difference),
+        ("std", ratio - 1, spreads, np.log(np.maximum(ratio, 1e-12))),
+    ):
+        error = np.sqrt(
+            sum(part.var(axis=0, ddof=1) / len(part) for part in units) if min(map(len, units)) > 1 else 0.0
+        )
+        errors = np.divide(scaled, error, out=np.zeros_like(scaled), where=error > 0)
+        errors = np.where((error == 0) & (scaled != 0), np.copysign(1e9, scaled), errors)
+        found[name] = {"difference": value.tolist(), "errors": errors.tolist()}
+    return found
+
+
+def constants_check(statistics: dict[str, tuple[ChannelStats | None, dict[str, Any]]], limits: Limits) -> Check:
+    """Latents normalised by the constants of the network's authors have about mean 0 and standard deviation 1, over all channels."""
+    numbers: dict[str, Any] = {"limit": limits.constants}
+    found = []
+    for fingerprint, (stats, constants) in statistics.items():
+        normalised = normalised_by(stats, constants) if stats is not None else None
+        if normalised is None:
+            continue
+        mean, std = normalised
+        numbers[fingerprint] = {"mean": mean, "std": std, "drift_percent": 100 * (std - 1)}
+        if not (abs(mean) <= limits.constants and 1 / limits.constants <= std <= limits.constants):
+            found.append(
+                f"latents normalised by the network's constants have mean {mean:.2f} and standard deviation {std:.2f} "
+                f"(fingerprint {fingerprint[:8]}); expected about 0 and 1, within a factor of {limits.constants:g}: "
+                "are these the right weights?"
+            )
+    judged = len(numbers) > 1
+    return Check("constants", not found, "; ".join(found), numbers, judged=judged)
+
+
+def normalised_by(stats: ChannelStats, constants: dict[str, Any]) -> tuple[float, float] | None:
+    """Mean and standard deviation over all channels of latents normalised by `constants`; None where the network has none."""
+    mean, std = np.array(stats.mean), _std(stats)
+    if constants.get("mean") is not None and constants.get("std") is not None:
+        means, stds = (
+            (mean - np.array(constants["mean"])) / np.array(constants["std"]),
+            std / np.array(constants["std"]),
+        )
+    elif constants.get("scale") is not None:
+        shift = np.array(constants["shift"] if constants.get("shift") is not None else 0.0)
+        scale = np.array(constants["scale"])
+        means, stds = (mean - shift) * scale, std * scale
+    else:
+        return None
+    overall = float(means.mean())
+    return overall, math.sqrt(float((stds**2).mean() + means.var()))
+
+
+def _std(stats: ChannelStats) -> np.ndarray:
+    return np.sqrt(np.array(stats.m2) / max(stats.n, 1))
+
+
+def _receipt_means(values: np.ndarray) -> np.ndarray:
+    return np.split(values[:, 1:], 4, axis=1)[0]
+
+
+def _receipt_stds(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.split(values[:, 1:], 4, axis=1)[1] / np.maximum(values[:, :1], 1))
+
+
+def _string_array(values: set[str]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(sorted(values), pa.string())
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return int(pc.sum(table[column]).as_py() or 0)

@@ -1,0 +1,264 @@
+"""Order of global batches: the same for every number of ranks and from any step on; every row as often as the rule says."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from pipeline.loader.draws import key_of, permutation, uniform
+from pipeline.loader.epoch import BucketRows, RowsOfBucket, shuffled_rows
+from pipeline.loader.mixture import Mixture, Weights
+from pipeline.loader.order import DatasetRows, Order
+from pipeline.loader.rules import Pack, Tokens, parse_rule, tokens_of
+
+GRIDS = {"1x64x64": (1, 8, 8), "9x64x64": (3, 8, 8), "17x64x96": (5, 8, 12)}
+
+
+def dataset(name="a", **counts):
+    """Buckets by short name: images, short, long."""
+    names = dict(zip(("images", "short", "long"), GRIDS, strict=True))
+    return DatasetRows(
+        name, {names[key]: BucketRows(GRIDS[names[key]], np.array(value, np.int64)) for key, value in counts.items()}
+    )
+
+
+def members(share):
+    """(bucket, row) of every latent of a share, in order."""
+    if isinstance(share, RowsOfBucket):
+        return [(share.bucket, int(row)) for row in share.rows]
+    return [
+        (bucket, int(row)) for sequence in share for bucket, row in zip(sequence.buckets, sequence.rows, strict=True)
+    ]
+
+
+rows = st.lists(st.integers(0, 40), min_size=1, max_size=6)
+datasets = st.builds(
+    lambda counts: [dataset(f"set{i}", images=c[0], short=c[1], long=c[2]) for i, c in enumerate(counts)],
+    st.lists(st.tuples(rows, rows, rows), min_size=1, max_size=3),
+)
+rules = st.sampled_from(
+    [
+        parse_rule(16),
+        parse_rule({"9x64x64": 32, "17x64x96": (16, 0.5)}),
+        Tokens(2048, multiple=16),
+        Pack(240, sequences=16, window=64),
+    ]
+)
+shuffles = st.sampled_from(["none", "full", "window:1", "window:3"])
+
+
+def order_or_none(*arguments, **options):
+    try:
+        return Order(*arguments, **options)
+    except ConfigError as error:
+        if "not one global batch" not in str(error):
+            raise
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(datasets, rules, shuffles, st.integers(0, 5), st.booleans(), st.integers(0, 30))
+def test_ranks_together_read_the_same_batches_on_any_world_and_from_any_step(
+    sets, rule, shuffle, seed, drop_last, start
+):
+    options = {"seed": seed, "shuffle": shuffle, "drop_last": drop_last}
+    if (order := order_or_none(sets, rule, **options)) is None:
+        return
+    for world in (2, 4, 8, 16):
+        resumed = Order(sets, rule, **options)  # nothing remembered of earlier steps
+        resumed.check_world(world)
+        for step in range(start, start + 6):
+            whole, again = order.batch(step), resumed.batch(step)
+            shares = [again.share(rank, world) for rank in range(world)]
+            assert [member for share in shares for member in members(share)] == members(whole.share(0, 1))
+            assert (again.dataset, again.epoch) == (whole.dataset, whole.epoch)
+            if not isinstance(rule, Pack):
+                assert len({(share.bucket, len(share.rows)) for share in shares}) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(datasets, shuffles, st.integers(0, 5), st.integers(1, 3))
+def test_an_epoch_reads_every_row_once_but_for_the_dropped_rest(sets, shuffle, seed, epochs):
+    if (order := order_or_none(sets, parse_rule(8), seed=seed, shuffle=shuffle, epochs=epochs)) is None:
+        return
+    seen = Counter()
+    for step in range(order.total()):
+        batch = order.batch(step)
+        seen.update((batch.dataset, *member) for member in members(batch.content))
+    assert order.batch(order.total()) is None
+    for number, one in enumerate(sets):
+        for bucket, found in one.buckets.items():
+            counts = [seen[number, bucket, row] for row in range(found.total)]
+            assert sum(counts) == epochs * (found.total // 8 * 8)
+            assert max(counts, default=0) <= epochs
+
+
+def test_rows_of_the_last_batch_are_filled_up_from_the_start_where_nothing_is_dropped():
+    order = Order([dataset(short=[10, 3])], parse_rule(8), epochs=1, drop_last=False)
+    found = [member for step in range(order.total()) for member in members(order.batch(step).content)]
+    assert len(found) == 16
+    assert {row for _, row in found} == set(range(13))
+
+
+def test_another_seed_or_epoch_or_dataset_is_another_order():
+    def first(identity="a", seed=0, step=0):
+        return members(Order([dataset(identity, short=[500])], parse_rule(50), seed=seed).batch(step).content)
+
+    assert first() == first()
+    assert len({str(first()), str(first(seed=1)), str(first(identity="b")), str(first(step=10))}) == 4
+
+
+def test_the_order_is_the_one_of_today():
+    """A run of last year resumes only if these numbers never change."""
+    order = Order([dataset(images=[7], short=[5, 4, 3], long=[9])], parse_rule(4), seed=3, shuffle="window:2")
+    assert [members(order.batch(step).content) for step in (0, 3, 8)] == PINNED
+    assert permutation(key_of("x", 1), 8).tolist() == PINNED_PERMUTATION
+    assert np.allclose(uniform(key_of("x", 1), 3), PINNED_UNIFORM)
+
+
+def test_a_window_holds_rows_of_that_many_files():
+    counts = np.array([5, 1, 7, 3, 4], np.int64)
+    file_of = np.repeat(np.arange(5), counts)
+    found = file_of[shuffled_rows(counts, 2, 9)]
+    files = list(dict.fromkeys(found.tolist()))
+    assert sorted(shuffled_rows(counts, 2, 9).tolist()) == list(range(20))
+    windows, at = [], 0
+    while at < len(found):
+        held = set(found[at:].tolist()[:1])
+        size = 0
+        while at + size < len(found) and len(held | {int(found[at + size])}) <= 2:
+            held.add(int(found[at + size]))
+            size += 1
+        windows.append(held)
+        at += size
+    assert [len(held) for held in windows] == [2, 2, 1]
+    assert set().union(*windows) == set(files)
+
+
+def test_keep_takes_the_same_number_of_rows_each_epoch_and_others():
+    order = Order([dataset(short=[100])], parse_rule({"9x64x64": (10, 0.3)}), epochs=2)
+    assert order.total() == 6
+    epochs = [
+        {row for step in range(3 * epoch, 3 * epoch + 3) for _, row in members(order.batch(step).content)}
+        for epoch in (0, 1)
+    ]
+    assert [len(rows) for rows in epochs] == [30, 30]
+    assert epochs[0] != epochs[1]
+
+
+# ---- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+def test_every_stretch_of_steps_is_close_to_the_weights(values):
+    mixture = Mixture([None] * len(values), [Weights(0, tuple(map(float, values)))])
+    chosen = [mixture.locate(step)[0] for step in range(600)]
+    for start in (0, 137, 300):
+        for number, value in enumerate(values):
+            share = chosen[start : start + 300].count(number) / 300
+            assert abs(share - value / sum(values)) < 0.03
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 40_000)), min_size=1, max_size=4),
+    st.lists(st.integers(0, 50_000), max_size=3, unique=True),
+    st.data(),
+)
+def test_a_step_found_alone_is_the_step_found_in_turn(lengths, changes, data):
+    weight = st.tuples(*[st.floats(0.1, 5) for _ in lengths])
+    weights = [Weights(at, data.draw(weight)) for at in sorted({0, *changes})]
+    in_turn, counts = Mixture(lengths, weights), Counter()
+    steps = 3000
+    for step in range(steps):
+        place = in_turn.locate(step)
+        if place is None:
+            assert all(length is not None for length in lengths)
+            assert step == sum(lengths) == in_turn.total()
+            return
+        assert place[1] == counts[place[0]]
+        counts[place[0]] += 1
+    for step in (0, 1, 2999, 60_000):
+        assert Mixture(lengths, weights).locate(step) == in_turn.locate(step)
+
+
+def test_weights_changed_at_a_step_leave_the_steps_before_as_they_were():
+    sets = [dataset("a", short=[400]), dataset("b", short=[400])]
+    before = Order(sets, parse_rule(4), weights=[Weights(0, (1.0, 1.0))])
+    after = Order(sets, parse_rule(4), weights=[Weights(0, (1.0, 1.0)), Weights(30, (1.0, 0.0))])
+    assert [members(before.batch(s).content) for s in range(30)] == [members(after.batch(s).content) for s in range(30)]
+    assert {after.batch(step).dataset for step in range(30, 90)} == {0}
+
+
+def test_image_steps_come_at_their_ratio():
+    order = Order([dataset(images=[200], short=[200], long=[200])], parse_rule(4), image_ratio=0.25)
+    steps = [order.batch(step).content.bucket for step in range(200)]
+    assert abs(steps.count("1x64x64") / 200 - 0.25) < 0.02
+    assert set(steps) == set(GRIDS)
+
+
+# ---- packing ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows, rows, st.integers(0, 3))
+def test_packed_sequences_hold_whole_latents_within_their_length(short, long, seed):
+    one, rule = dataset(short=short, long=long), Pack(200, sequences=1, window=32)
+    if (order := order_or_none([one], rule, seed=seed, epochs=1)) is None:
+        return
+    seen = Counter()
+    for step in range(order.total()):
+        for sequence in order.batch(step).content:
+            tokens = [tokens_of(GRIDS[bucket], rule.patch) for bucket in sequence.buckets]
+            assert sum(tokens) == sequence.tokens <= 200
+            seen.update(zip(sequence.buckets, sequence.rows.tolist(), strict=True))
+    assert set(seen.values()) <= {1}
+    assert len(seen) == sum(short) + sum(long)
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": 1000}, r"gives not one global batch; it has 9x64x64 20 .*lower the batch size"),
+        ({"rule": {"5x8x8": 4}}, r"no dataset has bucket 5x8x8; there are 9x64x64"),
+        ({"rule": {"9x64x64": (4, 1.5)}}, r"bucket 9x64x64: expected a keep probability in \(0, 1\], got 1.5"),
+        ({"rule": Tokens(10)}, r"1 latents of bucket 9x64x64 have 48 tokens, the budget is 10"),
+        ({"rule": Pack(40)}, r"bucket 9x64x64 has 48 tokens, more than Pack.seq_len 40"),
+        ({"rule": 0}, r"batch: expected at least 1, got 0"),
+        ({"rule": "16"}, r"expected a number, a mapping of bucket to number, Tokens\(…\) or Pack\(…\), got str"),
+        ({"shuffle": "window:0"}, r"expected none, full or window:N with N >= 1 files, got 'window:0'"),
+        ({"weights": [Weights(0, (1.0, 1.0))]}, r"weights: expected 1, one for each dataset, got 2"),
+        ({"weights": [Weights(0, (0.0,))]}, r"not all zero"),
+        ({"epochs": 0}, r"epochs: expected a number >= 1 or None"),
+        ({"image_ratio": 0.5}, r"not one global batch of images"),
+    ],
+)
+def test_what_cannot_be_an_order_is_refused(options, message):
+    options = {"rule": 4, **options}
+    with pytest.raises(ConfigError, match=message):
+        Order([dataset(short=[20])], parse_rule(options.pop("rule")), **options)
+
+
+def test_a_world_that_cannot_share_a_batch_is_told_which_could():
+    order = Order([dataset(short=[20])], parse_rule(6))
+    order.check_world(3)
+    with pytest.raises(
+        ConfigError, match=r"bucket 9x64x64 has 6 latents, which 4 ranks cannot share.*divide 6: 1, 2, 3, 6"
+    ):
+        order.check_world(4)
+
+
+PINNED = [
+    [("1x64x64", 0), ("1x64x64", 3), ("1x64x64", 1), ("1x64x64", 2)],
+    [("9x64x64", 3), ("9x64x64", 2), ("9x64x64", 1), ("9x64x64", 9)],
+    [("9x64x64", 7), ("9x64x64", 4), ("9x64x64", 5), ("9x64x64", 0)],
+]
+PINNED_PERMUTATION = [6, 5, 7, 3, 2, 0, 4, 1]
+PINNED_UNIFORM = [0.8566090088692109, 0.9489698030023879, 0.5971185486343263]

@@ -1,0 +1,60 @@
+"""What a snapshot shows and what it ought to show, the second read from receipts by brute force, for tests of publishing."""
+
+from __future__ import annotations
+
+from pipeline.format.index import read_index
+from pipeline.ledger.receipts import Ledger, precedence
+from pipeline.ledger.snapshots import Snapshot, Snapshots
+from pipeline.ledger.takedowns import read_takedowns
+from pipeline.operate.publish import PublishOptions, publish
+from pipeline.records import SourceObject
+from pipeline.storage import Store
+from tests.pipeline.frameless_build import visible
+
+
+def publish_all(store: Store, **options: object) -> Snapshot:
+    """The newest snapshot after publishing what there is."""
+    Ledger(store).prepare("films")
+    listing = options.pop("listing", None)
+    return publish(store, PublishOptions(**options), listing=listing).snapshot
+
+
+def shown_ids(store: Store, snapshot: Snapshot) -> list[str]:
+    """Ids of the rows of a snapshot, as a reader finds them: manifest, indexes, takedowns; sorted."""
+    takedowns = read_takedowns(store)
+    found = []
+    for row in Snapshots(store).table(snapshot, "files").to_pylist():
+        rows = read_index(store.read(row["index_key"]))[0]
+        counted = [item for item in rows if item.row not in row["hidden"]]
+        assert (len(counted), len(rows)) == (row["rows"], row["file_rows"])
+        assert sum(item.num_frames for item in counted) == row["frames"]
+        found += [item.id for item in counted if not takedowns.hides(item)]
+    return sorted(found)
+
+
+def newest_contents(store: Store) -> dict[str, str]:
+    """By URI: digest of the bytes that the newest receipt of it is about."""
+    receipts = {receipt.shard_id: receipt for receipt in Ledger(store).all()}
+    found = {}
+    for receipt in sorted(receipts.values(), key=precedence):
+        for source in receipt.shard.objects if receipt.shard.retry is None else ():
+            about = receipt
+            while about.same_as:
+                about = receipts[about.same_as[source.uri]]
+            found[source.uri] = about.digests[source.uri]
+    return found
+
+
+def expected_ids(store: Store, contents: dict[str, str]) -> list[str]:
+    """Ids of rows that receipts hold of these versions of inputs (URI -> digest), without what was taken down; sorted."""
+    rows = visible(store)  # without takedowns and duplicates
+    return sorted(row.id for row in rows if contents.get(row.source_uri) == row.source_hash)
+
+
+def listed(world: object) -> list[SourceObject]:
+    """The inputs as they are now."""
+    found = []
+    for path in sorted(world.folder.glob("*.mp4")):
+        stat = path.stat()
+        found.append(SourceObject(str(path), stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"))
+    return found

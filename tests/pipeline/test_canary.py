@@ -1,0 +1,172 @@
+"""The canary check on real videos and a tiny network: what passes, and each way to fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.cli.app import app
+from pipeline.config import StorageConfig
+from pipeline.ledger.candidate import gather
+from pipeline.ledger.receipts import Ledger
+from pipeline.look import canary
+from pipeline.look.canary import canary_check
+from pipeline.look.showing import LatentDecoder
+from pipeline.storage import open_store
+from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Two videos of 21 frames in clips of 21: two chunks each."""
+    folder = tmp_path_factory.mktemp("canary")
+    (folder / "corpus").mkdir()
+    for seed, key in enumerate("ab"):
+        (folder / "corpus" / f"{key}.mp4").write_bytes(video_bytes(21, seed=seed))
+    made = tiny_job(folder / "corpus", folder / "out", **{"clips.frames": "21"})
+    pipeline.encode(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def parts(job):
+    store = open_store(job.output, StorageConfig())
+    return store, gather(store, None).fresh_parts(store, 8)
+
+
+def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:
+    check = canary_check(StorageConfig())(*parts)
+    assert (check.ok, check.judged, check.message) == (True, True, "")
+    numbers = check.numbers
+    assert (numbers["clips"], numbers["bit_exact"], numbers["same_machine"], numbers["chunked_differs"]) == (2, 2, 2, 0)
+    assert numbers["psnr"] > 0
+    assert numbers["psnr_floor"] is None  # of untrained weights
+
+
+def with_encoder(monkeypatch, change) -> None:
+    """Puts another encoder in: `change` of the planes and the state."""
+    plain = LatentDecoder.__init__
+
+    def init(self, *arguments) -> None:
+        plain(self, *arguments)
+        encode = self.vae.encode_planes
+        self.vae.encode_planes = lambda planes, matrices, state: change(encode, planes, matrices, state)
+
+    monkeypatch.setattr(LatentDecoder, "__init__", init)
+
+
+def test_an_encoder_that_gives_other_bits_fails(parts, monkeypatch) -> None:
+    with_encoder(monkeypatch, lambda encode, planes, *rest: encode(255 - planes, *rest))
+    check = canary_check(StorageConfig())(*parts)
+    assert not check.ok
+    assert "2 of 2 clips, encoded again on a machine of the kind that made them, differ" in check.message
+
+
+def test_an_encoder_that_forgets_its_state_fails(parts, monkeypatch) -> None:
+    def forget(encode, planes, matrices, state):
+        if state is None:
+            return encode(planes, matrices, None)
+        posterior, after = encode(planes, matrices, state)
+        return replace(posterior, mean=posterior.mean + 1), after
+
+    with_encoder(monkeypatch, forget)
+    check = canary_check(StorageConfig())(*parts)
+    assert "2 of 2 clips encode to other latents in chunks than whole" in check.message
+
+
+def test_on_another_machine_differences_stay_within_the_tolerance(parts, monkeypatch) -> None:
+    monkeypatch.setattr(canary, "environment", lambda device: {"cpu": "another"})
+    noise = iter(np.random.default_rng(0).normal(size=1000))
+
+    def inexact(encode, planes, matrices, state):
+        posterior, after = encode(planes, matrices, state)
+        return replace(posterior, mean=posterior.mean * (1 + 1e-6 * abs(next(noise)))), after
+
+    with pytest.MonkeyPatch.context() as patch:
+        with_encoder(patch, inexact)
+        patch.setattr(canary, "WHOLE_FRAMES", 1)  # what chunks do is another matter here
+        check = canary_check(StorageConfig())(*parts)
+    assert check.ok, check.message
+    assert (check.numbers["same_machine"], check.numbers["bit_exact"]) == (0, 0)
+    with_encoder(monkeypatch, lambda encode, planes, *rest: encode(255 - planes, *rest))
+    assert "from what is stored, allowed is 0.001" in canary_check(StorageConfig())(*parts).message
+
+
+def test_a_round_trip_below_the_floor_fails_for_trained_weights() -> None:
+    found = canary._Measured(clips=2, bit_exact=2, differences=[0.0, 0.0], psnr=[9.0, 10.0])
+    assert (
+        "decode to 9.50 dB PSNR on average, expected at least 15 dB"
+        in canary._judge(found, 1e-3, 15.0, trained=True).message
+    )
+    assert canary._judge(found, 1e-3, 15.0, trained=False).ok
+
+
+def test_sources_that_are_gone_are_not_judged(job, parts, tmp_path) -> None:
+    store, found = parts
+    moved = [
+        replace(
+            part,
+            receipt=replace(
+                part.receipt,
+                shard=replace(
+                    part.receipt.shard,
+                    objects=tuple(replace(item, uri=f"/nowhere{item.uri}") for item in part.receipt.shard.objects),
+                ),
+            ),
+        )
+        for part in found
+    ]
+    check = canary_check(StorageConfig())(store, moved)
+    assert (check.ok, check.judged, check.numbers["without_source"]) == (True, False, 2)
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_commands_publish_list_compare_and_measure(tmp_path) -> None:
+    """As a user: encode --publish, another video, publish, snapshots, diff, stats, and each reader of one snapshot."""
+    corpus, out = tmp_path / "corpus", str(tmp_path / "out")
+    corpus.mkdir()
+    (corpus / "a.mp4").write_bytes(video_bytes(13, seed=1))
+    config = json.dumps(TINY_NETWORK)
+    encode = ["encode", str(corpus), out, "--model", "leanvae", "--untrained", "0", "--frames", "5", "--size", "32x32"]
+    encode += ["--clips", "tile", "--executor", "inline", "--progress", "none", "--set", f"model.config={config}"]
+    assert "snapshot 1: 2 rows, 10 frames in 1 files" in run(*encode, "--publish")
+    (corpus / "b.mp4").write_bytes(video_bytes(13, seed=2))
+    assert "1 shards or inputs are not done" in run("publish", out, str(corpus), code=1)
+    run(*encode)
+    assert "pending   1 shards with 2 clips" in run("status", out)
+    text = run("publish", out, str(corpus))
+    assert "against snapshot 1: inputs +1 -0, 0 replaced; rows +2 -0" in text
+    assert "canary: ok" in text
+    assert [item["counts"]["rows"] for item in json.loads(run("snapshots", out, "--json"))["snapshots"]] == [2, 4]
+    assert "2 -> 4 rows" in run("diff", f"{out}@1", f"{out}@2")
+    found = json.loads(run("stats", f"{out}@2", "--plot", str(tmp_path / "plot.png"), "--json"))
+    (item,) = found["fingerprints"].values()
+    assert (tmp_path / "plot.png").stat().st_size > 0
+    assert item["buckets"]["v5x32x32"]["clips"] == 4
+    assert item["sample"]["mean"] == pytest.approx(item["exact"]["mean"], abs=1e-5)
+    assert item["sample"]["std"] == pytest.approx(item["exact"]["std"], rel=1e-4)
+    assert "0 problems" not in run("verify", f"{out}@1")
+    assert json.loads(run("inspect", f"{out}@1", "--json"))["counts"]["rows"] == 2
+    shown = json.loads(run("preview", f"{out}@1", "--sheet", str(tmp_path / "sheet.png"), "--json"))
+    assert {row["key"] for row in shown["clips"]} == {"a"}
+    assert "no snapshot 5; there are 1, 2" in CliRunner().invoke(app, ["status", f"{out}@5"]).output
+    assert len(list(Ledger(open_store(out, StorageConfig())).all())) == 2

@@ -1,0 +1,184 @@
+"""Any history of encodes, replacements, removals, takedowns and publishes: each snapshot shows what receipts and takedowns say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.takedowns import record_takedown
+from pipeline.operate.publish import PublishOptions, publish
+from tests.pipeline.frameless_build import make_world, visible
+from tests.pipeline.published import expected_ids, listed, newest_contents, publish_all, shown_ids
+
+NAMES = "abcd"
+STEPS = st.one_of(
+    st.tuples(
+        st.just("encode"), st.sets(st.sampled_from(NAMES), min_size=1), st.sets(st.sampled_from(NAMES), max_size=1)
+    ),
+    st.tuples(st.just("replace"), st.sampled_from(NAMES), st.integers(0, 2)),
+    st.tuples(st.just("touch"), st.sampled_from(NAMES)),
+    st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+    st.tuples(st.just("take down"), st.sampled_from(NAMES)),
+    st.tuples(st.just("take down a row"), st.integers(0, 20)),
+    st.tuples(st.just("publish"), st.sampled_from(["blind", "keep", "drop"])),
+)
+
+
+class History:
+    """A real output, and beside it what each of its snapshots should show."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = make_world(folder)
+        self.store = self.world.store
+        Ledger(self.store).prepare("films")
+        self.clock = 0
+        self.decided: dict[str, str | None] = {}  # uri -> digest that counts (None: dropped), as of the last snapshot
+        self.named: set[tuple[str, str]] = set()  # (shard, uri) of receipts when that was made
+        self.contents: dict[int, dict[str, str | None]] = {}  # by snapshot
+
+    def path(self, name: str) -> Path:
+        return self.world.folder / f"{name}.mp4"
+
+    def write(self, name: str, data: bytes) -> None:
+        self.clock += 1
+        self.path(name).write_bytes(data)
+        os.utime(self.path(name), ns=(self.clock * 10**9, self.clock * 10**9))
+
+    def encode(self, names: set[str], damaged: set[str]) -> None:
+        there = [name for name in sorted(names) if self.path(name).exists()]
+        if there:
+            self.world.run("".join(there)).finish(dict.fromkeys(damaged, "too_short"))
+
+    def take_down_row(self, number: int) -> None:
+        if rows := visible(self.store):
+            record_takedown(self.store, "asked", ids=[rows[number % len(rows)].id])
+
+    def publish(self, how: str) -> None:
+        receipts = list(Ledger(self.store).all())
+        if not receipts:
+            return
+        listing = None if how == "blind" else listed(self.world)
+        found = publish(
+            self.store,
+            PublishOptions(removed="drop" if how == "drop" else "keep", partial=True),
+            listing=listing,
+        ).snapshot
+        names = {
+            (receipt.shard_id, source.uri)
+            for receipt in receipts
+            for source in receipt.shard.objects
+            if receipt.shard.retry is None
+        }
+        renewed = {uri for _, uri in names - self.named}
+        newest = newest_contents(self.store)
+        contents = {
+            uri: newest[uri] if uri in renewed or uri not in self.decided else self.decided[uri] for uri in newest
+        }
+        if listing is not None:
+            # A version that is listed counts if any receipt is about it.
+            versions = {
+                (source.uri, source.etag): receipt
+                for receipt in receipts
+                for source in receipt.shard.objects
+                if receipt.shard.retry is None
+            }
+            by_shard = {receipt.shard_id: receipt for receipt in receipts}
+            here = {source.uri: source for source in listing}
+            for uri in contents:
+                if uri not in here:
+                    contents[uri] = None if how == "drop" else contents[uri]
+                elif (receipt := versions.get((uri, here[uri].etag))) is not None:
+                    while receipt.same_as:
+                        receipt = by_shard[receipt.same_as[uri]]
+                    contents[uri] = receipt.digests[uri]
+        self.decided, self.named = contents, names
+        self.contents[found.number] = dict(contents)
+
+    def check(self) -> None:
+        for number in Snapshots(self.store).numbers():
+            snapshot = Snapshots(self.store).read(number)
+            assert snapshot.counts["samples"] == snapshot.counts["encoded"] + snapshot.counts["rejected"]
+            kept = set(shown_ids(self.store, snapshot))
+            assert kept == set(self.rows_then(number)), number
+
+    def rows_then(self, number: int) -> list[str]:
+        """Rows of the contents that counted in a snapshot, of the receipts there were, without all takedowns there are now."""
+        return [row for row in expected_ids(self.store, self.contents[number]) if row in self.ids[number]]
+
+
+def run(history: History, steps: list[tuple]) -> None:
+    history.ids = {}
+    for kind, *rest in steps:
+        if kind == "encode":
+            history.encode(*rest)
+        elif kind == "replace":
+            history.write(rest[0], f"{rest[0]}{rest[1]}".encode() * 5)
+        elif kind == "touch" and history.path(rest[0]).exists():
+            history.write(rest[0], history.path(rest[0]).read_bytes())
+        elif kind == "remove":
+            history.path(rest[0]).unlink(missing_ok=True)
+        elif kind == "take down":
+            record_takedown(history.store, "asked", sources=[str(history.path(rest[0]))])
+        elif kind == "take down a row":
+            history.take_down_row(*rest)
+        elif kind == "publish":
+            history.publish(*rest)
+            for number in history.contents:
+                history.ids.setdefault(number, {row.id for row in visible(history.store)})
+    history.check()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(STEPS, min_size=4, max_size=14))
+def test_every_snapshot_of_any_history_shows_what_receipts_and_takedowns_say(steps: list[tuple]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run(History(Path(folder)), [*steps, ("publish", "blind")])
+
+
+def test_a_reverted_input_counts_again_when_it_is_listed() -> None:
+    """v1, v2, v1 with its old etag: no receipt tells that, only the listing does. The next publish without a listing keeps it so."""
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder))
+        history.write("a", b"one")
+        history.encode({"a"}, set())
+        stat = history.path("a").stat()
+        history.write("a", b"two")
+        history.encode({"a"}, set())
+        first = publish_all(history.store)
+        history.path("a").write_bytes(b"one")
+        os.utime(history.path("a"), ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+        second = publish_all(history.store, listing=listed(history.world), partial=True)
+        digests = [hashlib.blake2b(data, digest_size=16).hexdigest() for data in (b"one", b"two")]
+        ids = [expected_ids(history.store, {str(history.path("a")): digest}) for digest in digests]
+        assert [shown_ids(history.store, snapshot) for snapshot in (first, second)] == [ids[1], ids[0]]
+        assert second.changes["inputs_replaced"] == 1
+        history.encode({"b"}, set())
+        third = publish_all(history.store)
+        assert set(ids[0]) < set(shown_ids(history.store, third))
+        assert not set(ids[1]) & set(shown_ids(history.store, third))
+
+
+def test_a_dropped_input_counts_again_once_a_newer_receipt_names_it() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        history = History(Path(folder))
+        for name in "ab":
+            history.write(name, name.encode())
+        history.encode({"a", "b"}, set())
+        history.path("a").unlink()
+        dropped = publish_all(history.store, listing=listed(history.world), removed="drop", partial=True)
+        assert (dropped.changes["inputs_removed"], dropped.counts["rows"]) == (
+            0,
+            1,
+        )  # nothing was published of it before
+        history.write("a", b"again")
+        history.encode({"a"}, set())
+        again = publish_all(history.store)
+        assert shown_ids(history.store, again) == expected_ids(history.store, newest_contents(history.store))
+        assert again.counts["rows"] == 2
