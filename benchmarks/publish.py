@@ -90,7 +90,6 @@ def add(root: Path, numbers: range, version: int) -> None:
 def step(name: str, root: str) -> dict[str, float]:
     """One measured step, in this process."""
     store = LocalStore(root)
-    begun = time.perf_counter()
     if name == "publish":
         from pipeline.operate.publish import PublishOptions, publish
 
@@ -108,7 +107,7 @@ def step(name: str, root: str) -> dict[str, float]:
         begun = time.perf_counter()
         assert status(store)["snapshot"]
     seconds = time.perf_counter() - begun
-    return {"s": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"s": seconds, "cpu_s": time.process_time(), "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def measured(name: str, root: Path) -> dict[str, float]:

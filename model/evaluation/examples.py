@@ -28,6 +28,9 @@ class Example(NamedTuple):
     original_CTHW: torch.Tensor  # uint8, a few frames
     other_CTHW: torch.Tensor
 
+    def __repr__(self) -> str:
+        return f"Example({self.score:.4g}, {self.name!r}, {tuple(self.original_CTHW.shape)})"
+
 
 class FrameSampler:
     """At most nine frames of a clip of any length, evenly spaced from the first: when full, every other frame is dropped."""

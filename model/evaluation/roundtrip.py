@@ -26,6 +26,9 @@ class ChunkResult(NamedTuple):
     reconstruction_CTHW: torch.Tensor  # uint8 RGB
     latent_Cthw: torch.Tensor  # float32, of the chunk passed in
 
+    def __repr__(self) -> str:
+        return f"ChunkResult({tuple(self.original_CTHW.shape)}, latent {tuple(self.latent_Cthw.shape)})"
+
 
 class RoundTrip:
     """Encoder and decoder run on one clip. Chunks are those of the network's `encode`: first 4n+1 frames, then 4n."""

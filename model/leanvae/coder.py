@@ -117,10 +117,7 @@ class Encoder(PreparedCoder):
         return torch.float16 if self.kernels is not None and self.full_dtype != self.dtype else self.full_dtype
 
     def __call__(
-        self,
-        pixels: Pixels,
-        past: Sequence[torch.Tensor] | None,
-        heads: Sequence[tuple[Projection, Projection]],
+        self, pixels: Pixels, past: Sequence[torch.Tensor] | None, heads: Sequence[tuple[Projection, Projection]]
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         """One output `B t h w d` per pair of heads (one for tokens, one for the hidden layer), and the new state's tensors."""
         rows, (height, width) = -(-pixels.frames // FRAMES), pixels.size

@@ -31,6 +31,9 @@ class MicroBatch(NamedTuple):
     keys: tuple[str, ...]
     video_BCTHW: torch.Tensor  # uint8 RGB `B 3 T H W`
 
+    def __repr__(self) -> str:
+        return f"MicroBatch({self.number}, {self.keys}, {tuple(self.video_BCTHW.shape)})"
+
 
 class StageSchedule:
     """Micro-batches of a stage: the group of each, and its first clip.

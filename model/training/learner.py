@@ -47,13 +47,7 @@ class Learner:
     """
 
     def __init__(
-        self,
-        recipe: TrainingRecipe,
-        source: ClipSource,
-        device: torch.device,
-        lpips: LPIPS | None,
-        *,
-        first: bool,
+        self, recipe: TrainingRecipe, source: ClipSource, device: torch.device, lpips: LPIPS | None, *, first: bool
     ) -> None:
         """Network as the recipe starts it; with `first` false randomly initialised only, because a state will be loaded or received.
 

@@ -40,12 +40,7 @@ class Objective:
     """
 
     def __init__(
-        self,
-        recipe: ObjectiveRecipe,
-        value_range: tuple[float, float],
-        *,
-        lpips: LPIPS | None = None,
-        seed: int = 0,
+        self, recipe: ObjectiveRecipe, value_range: tuple[float, float], *, lpips: LPIPS | None = None, seed: int = 0
     ) -> None:
         """`value_range`: of the videos; `seed`: of the discriminator.
 

@@ -20,6 +20,9 @@ class Coefficients(NamedTuple):
     encoder: Sequence[torch.Tensor]
     decoder: Sequence[torch.Tensor]
 
+    def __repr__(self) -> str:
+        return f"Coefficients({[tuple(bands.shape) for bands in self.encoder]})"
+
 
 class Reconstruction(NamedTuple):
     """Output of a trainable network for a clip."""
@@ -27,6 +30,9 @@ class Reconstruction(NamedTuple):
     video_BCTHW: torch.Tensor  # float32, in `spec.value_range` but not clamped
     posterior: Posterior  # mean and log-variance `B d t h w`, float32
     coefficients: Coefficients | None = None
+
+    def __repr__(self) -> str:
+        return f"Reconstruction({tuple(self.video_BCTHW.shape)})"
 
 
 class Trainable(Protocol):

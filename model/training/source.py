@@ -19,6 +19,9 @@ class Clip(NamedTuple):
     key: str  # name for error messages
     video_CTHW: torch.Tensor  # uint8 RGB `3 T H W`, black 0, white 255
 
+    def __repr__(self) -> str:
+        return f"Clip({self.key!r}, {tuple(self.video_CTHW.shape)})"
+
 
 class ClipSource(Protocol):
     """Endless numbered clips. Sources are pickled to data-loading processes; open files and the like are opened there."""

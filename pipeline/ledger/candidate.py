@@ -1,7 +1,7 @@
 """What the next snapshot of an output would hold: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
 
-A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Memory is a few hundred bytes a
-receipt beside the summaries.
+A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Statistics of receipts stay in
+files on the local disk, so that memory is a few hundred bytes a receipt beside the summaries.
 """
 
 from __future__ import annotations
@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.ledger.counted import Share, shares
-from pipeline.ledger.manifest import FILES, RECEIPTS, TableBuilder, file_row, read_choices, receipt_row
+from pipeline.ledger.manifest import (
+    FILES,
+    RECEIPTS,
+    ROWS_AT_ONCE,
+    TableSpool,
+    file_row,
+    read_choices,
+    receipt_row,
+    sorted_by,
+)
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps, whole_state
 from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
@@ -22,13 +32,15 @@ from pipeline.ledger.takedowns import read_takedowns
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from pipeline.ledger.snapshots import Snapshot
-    from pipeline.ledger.summaries import ReceiptSummary
     from pipeline.ledger.versions import Selection
-    from pipeline.records import Receipt, SourceObject
+    from pipeline.records import Counts, Receipt, SourceObject
     from pipeline.storage import Store
+
+LIGHT = [name for name in RECEIPTS.names if name != "stats"]
 
 
 @dataclass(slots=True)
@@ -40,25 +52,28 @@ class Candidate:
     overlaps: Overlaps
     selection: Selection
     files: pa.Table  # `manifest.FILES`, by key
-    receipts: pa.Table  # `manifest.RECEIPTS`, by shard id
+    receipts: pa.Table  # `manifest.RECEIPTS` without statistics
+    receipts_path: Path  # the whole of it, as Parquet
     fresh: set[str]  # shards that the parent does not cover
+    unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
-    save_summaries: Callable[[], None]  # caches what had to be read
+    keys: dict[str, str]  # of receipts, by shard id
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
         shards = sorted(set(self.files["shard_id"].unique().to_pylist()))
         offered = [shard for shard in shards if shard in self.fresh] or shards
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]
-        read = Ledger(store).read_all([self.overlaps.by_shard[shard].key] for shard in chosen)
+        read = Ledger(store).read_all([self.keys[shard]] for shard in chosen)
         return [self.overlaps.counted(receipt) for receipt in read if receipt is not None]
 
 
 class _Pool:
-    """Rows of receipts as they were read, each with the state that it was counted in."""
+    """Rows of receipts as they are read, each with the state that it was counted in, in two files."""
 
-    def __init__(self) -> None:
-        self._files, self._receipts = TableBuilder(FILES), TableBuilder(RECEIPTS)
+    def __init__(self, folder: Path, name: str) -> None:
+        self._files = TableSpool(FILES, folder / f"{name}-files")
+        self._receipts = TableSpool(RECEIPTS, folder / f"{name}-receipts")
 
     def add_whole(self, receipt: Receipt) -> None:
         """A receipt of which all rows count."""
@@ -69,25 +84,27 @@ class _Pool:
         """A receipt with the part of it that counts; reads its indexes where that is not the whole."""
         self._add(part, *shares(store, part), state)
 
-    def _add(self, part: CountedReceipt, counts, found: list[Share], state: bytes) -> None:  # type: ignore[no-untyped-def]
+    def _add(self, part: CountedReceipt, counts: Counts, found: list[Share], state: bytes) -> None:
         problem = next(iter(imbalances(part.receipt)), None)
         self._receipts.add(receipt_row(part, counts, state, problem))
         for share in found:
             if share.rows:
                 self._files.add(file_row(part, share))
 
-    def tables(self) -> tuple[pa.Table, pa.Table]:
-        """(files, receipts)."""
-        return self._files.table(), self._receipts.table()
+    def finish(self) -> tuple[pa.Table, Path]:
+        """Files as a table, receipts as a Parquet file."""
+        return pq.read_table(self._files.finish()), self._receipts.finish()
 
 
 def gather(
     store: Store,
     parent: Snapshot | None,
+    folder: Path,
     *,
     fingerprint: str | None = None,
     listing: Sequence[SourceObject] | None = None,
     drop_missing: bool = False,
+    save: bool = False,
     workers: int = 8,
 ) -> Candidate:
     """Reads what is new and decides what counts.
@@ -95,21 +112,22 @@ def gather(
     Args:
         store: the output.
         parent: its newest snapshot.
+        folder: local scratch folder; the candidate refers to files in it.
         fingerprint: only receipts of fingerprints that begin so; None: all.
         listing: the inputs as they are now, if known.
         drop_missing: whether inputs that are not in `listing` are dropped.
+        save: whether the output may keep a cache of what had to be read.
         workers: threads that read receipts.
 
     Raises:
         OutputError: a receipt or takedown that cannot be read.
     """
     snapshots = Snapshots(store)
-    empty = (FILES.empty_table(), RECEIPTS.empty_table())
-    parent_files, parent_receipts = (
-        (snapshots.table(parent, "files"), snapshots.table(parent, "receipts")) if parent is not None else empty
-    )
-    covered = set(parent_receipts["shard_id"].to_pylist())
-    pool = _Pool()
+    covered: set[str] = set()
+    if parent is not None:
+        parent_receipts = snapshots.download(parent, "receipts", folder / "parent-receipts")
+        covered.update(pq.read_table(parent_receipts, columns=["shard_id"])["shard_id"].to_pylist())
+    pool = _Pool(folder, "read")
 
     def keep(receipt: Receipt) -> None:
         if receipt.shard_id not in covered and receipt.fingerprint.startswith(fingerprint or ""):
@@ -117,52 +135,86 @@ def gather(
 
     summaries = Summaries(store, workers)
     found = [item for item in summaries.all(keep) if item.fingerprint.startswith(fingerprint or "")]
+    if save:
+        summaries.save()
+    cut_off = summaries.cut_off
     overlaps = Overlaps(found, read_takedowns(store))
+    del summaries, found
     before = read_choices(snapshots.table(parent, "choices")) if parent is not None else {}
     selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing)
     hide_other_versions(overlaps, selection.versions)
-    files, receipts = _combined(store, overlaps, (parent_files, parent_receipts), pool.tables(), workers)
+    wanted = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
+    keys = {item.shard_id: item.key for item in overlaps.by_shard.values()}
+    overlaps.forget_summaries()  # before tables of the same number of rows are read
+    parent_files, sources = FILES.empty_table(), [pool.finish()]
+    if parent is not None:
+        parent_files = snapshots.table(parent, "files")
+        sources.insert(0, (parent_files, parent_receipts))
+    files, receipts_path, taken = _combined(store, overlaps, wanted, keys, sources, folder, workers)
     return Candidate(
         parent=parent,
         parent_files=parent_files,
         overlaps=overlaps,
         selection=selection,
         files=files,
-        receipts=receipts,
-        fresh={shard for shard in overlaps.by_shard if shard not in covered},
-        cut_off=summaries.cut_off,
-        save_summaries=summaries.save,
+        receipts=pq.read_table(receipts_path, columns=LIGHT),
+        receipts_path=receipts_path,
+        fresh={shard for shard in keys if shard not in covered},
+        unchanged=parent is not None and taken == [len(covered), *([0] * (len(taken) - 1))],
+        cut_off=cut_off,
+        keys=keys,
     )
 
 
 def _combined(
-    store: Store, overlaps: Overlaps, parent: tuple[pa.Table, pa.Table], read: tuple[pa.Table, pa.Table], workers: int
-) -> tuple[pa.Table, pa.Table]:
-    """Files and receipts of all shards: rows in `parent` and `read` whose state still holds, and the others read now."""
-    wanted = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
-    tables: list[tuple[pa.Table, pa.Table]] = []
-    for files, receipts in (parent, read):
-        valid = []
-        for shard, state in zip(receipts["shard_id"].to_pylist(), receipts["state"].to_pylist(), strict=True):
-            valid.append(wanted.get(shard) == state)
-            if valid[-1]:
-                del wanted[shard]
-        mask = pa.array(valid, pa.bool_())
-        if all(valid):
-            tables.append((files, receipts))
-            continue
-        kept = receipts.filter(mask)
-        tables.append((files.filter(pc.is_in(files["shard_id"], kept["shard_id"].combine_chunks())), kept))
-    tables.append(_read_now(store, overlaps, wanted, workers))
-    files, receipts = (pa.concat_tables([table[side] for table in tables]) for side in (0, 1))
-    return files.sort_by("key"), receipts.sort_by("shard_id")
+    store: Store,
+    overlaps: Overlaps,
+    wanted: dict[str, bytes],
+    keys: dict[str, str],
+    sources: list[tuple[pa.Table, Path]],
+    folder: Path,
+    workers: int,
+) -> tuple[pa.Table, Path, list[int]]:
+    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now.
+
+    Empties `wanted` (the state by shard) and `sources`.
+    """
+    tables, taken = [], []
+    path = folder / "receipts"
+    with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
+
+        def take(files: pa.Table, receipts: Path) -> None:
+            kept, outdated = 0, []
+            for batch in pq.ParquetFile(receipts).iter_batches(ROWS_AT_ONCE):
+                shards, states = batch["shard_id"].to_pylist(), batch["state"].to_pylist()
+                valid = []
+                for shard, state in zip(shards, states, strict=True):
+                    valid.append(wanted.get(shard) == state)
+                    if valid[-1]:
+                        del wanted[shard]
+                    else:
+                        outdated.append(shard)
+                kept += sum(valid)
+                out.write_batch(batch if all(valid) else batch.filter(pa.array(valid, pa.bool_())))
+            if outdated:
+                files = files.filter(pc.invert(pc.is_in(files["shard_id"], pa.array(outdated, pa.string()))))
+            tables.append(files)
+            taken.append(kept)
+
+        while sources:
+            take(*sources.pop(0))
+        take(*_read_now(store, overlaps, dict(wanted), keys, folder, workers))
+    files = pa.concat_tables(tables)
+    tables.clear()
+    return sorted_by(files, "key"), path, taken
 
 
-def _read_now(store: Store, overlaps: Overlaps, wanted: dict[str, bytes], workers: int) -> tuple[pa.Table, pa.Table]:
-    pool = _Pool()
-    items: list[ReceiptSummary] = [overlaps.by_shard[shard] for shard in wanted]
-    read = Ledger(store).read_all(([item.key] for item in items), workers)
-    for item, receipt in zip(items, read, strict=True):
+def _read_now(
+    store: Store, overlaps: Overlaps, wanted: dict[str, bytes], keys: dict[str, str], folder: Path, workers: int
+) -> tuple[pa.Table, Path]:
+    pool = _Pool(folder, "again")
+    read = Ledger(store).read_all(([keys[shard]] for shard in wanted), workers)
+    for shard, receipt in zip(wanted, read, strict=True):
         if receipt is not None:
-            pool.add(store, overlaps.counted(receipt), wanted[item.shard_id])
-    return pool.tables()
+            pool.add(store, overlaps.counted(receipt), wanted[shard])
+    return pool.finish()

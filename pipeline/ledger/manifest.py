@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from pipeline.records import ChannelStats, Counts, WrittenFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from pipeline.ledger.counted import Share
     from pipeline.ledger.overlaps import CountedReceipt
@@ -54,7 +54,6 @@ RECEIPTS = pa.schema(
         pa.field("state", pa.binary(8), nullable=False),  # `Overlaps.state`
         pa.field("own_shard", pa.bool_(), nullable=False),  # counts as a shard: not a retry, nor "unchanged"
         pa.field("rejects", pa.string(), nullable=False),  # JSON: by reason
-        pa.field("created", pa.string(), nullable=False),
         pa.field("problem", pa.string()),  # what does not add up in it
         pa.field("stats", pa.binary()),  # `pack_stats`; null where a part of the receipt counts, or nothing was stored
         *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
@@ -69,13 +68,13 @@ CHOICES = pa.schema(
 )
 
 
-class TableBuilder:
-    """Rows given one by one, kept as Arrow batches: a Python object for each of 100,000 rows would be ten times as large."""
+class TableSpool:
+    """Rows given one by one, written to a Parquet file: Python objects of 100,000 rows would be ten times as large as Arrow's."""
 
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: pa.Schema, path: Path) -> None:
+        self._schema, self._path = schema, path
         self._rows: list[dict[str, Any]] = []
-        self._batches: list[pa.RecordBatch] = []
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds one row."""
@@ -83,15 +82,28 @@ class TableBuilder:
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
 
-    def table(self) -> pa.Table:
-        """All rows added so far."""
+    def finish(self) -> Path:
+        """The file with all rows."""
         self._flush()
-        return pa.Table.from_batches(self._batches, self._schema)
+        self._writer.close()
+        return self._path
 
     def _flush(self) -> None:
         if self._rows:
-            self._batches.append(pa.RecordBatch.from_pylist(self._rows, self._schema))
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, self._schema))
             self._rows = []
+
+
+def sorted_by(table: pa.Table, column: str) -> pa.Table:
+    """The rows of `table` by one column; moved column by column, so that memory never holds the table twice."""
+    values = table[column]
+    if pc.all(pc.less_equal(values[:-1], values[1:])).as_py() is not False:
+        return table
+    order, columns, names = pc.sort_indices(table, [(column, "ascending")]), [], table.schema
+    while table.num_columns:
+        columns.append(table.column(0).take(order))
+        table = table.remove_column(0)
+    return pa.Table.from_arrays(columns, schema=names)
 
 
 def file_row(part: CountedReceipt, share: Share) -> dict[str, Any]:
@@ -146,7 +158,6 @@ def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str
         "state": state,
         "own_shard": receipt.shard.retry is None and not receipt.same_as and not part.superseded,
         "rejects": json.dumps(rejects, sort_keys=True),
-        "created": receipt.created,
         "problem": problem,
         "stats": pack_stats(receipt.stats) if receipt.stats is not None and part.whole else None,
         **{name: getattr(counts, name) for name in COUNTS},
@@ -165,32 +176,27 @@ def stats_arrays(packed: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(data, "<f8").reshape(len(packed_list), -1) if packed_list else np.empty((0, 1))
 
 
-def merged_stats(values: np.ndarray) -> ChannelStats | None:
-    """Statistics of all receipts together; None if there are none."""
-    if not len(values):
-        return None
-    n = values[:, :1]
-    mean, m2, low, high = np.split(values[:, 1:], 4, axis=1)
-    total = float(n.sum())
-    centre = (n * mean).sum(0) / total
-    spread = m2.sum(0) + (n * (mean - centre) ** 2).sum(0)
-    return ChannelStats(
-        int(total),
-        tuple(centre.tolist()),
-        tuple(spread.tolist()),
-        tuple(low.min(0).tolist()),
-        tuple(high.max(0).tolist()),
-    )
+def merged_stats(parts: Iterable[np.ndarray]) -> ChannelStats | None:
+    """Statistics of all receipts together, given as `stats_arrays`; None if there are none."""
+    merged: ChannelStats | None = None
+    for values in parts:
+        n = values[:, :1]
+        mean, m2, low, high = np.split(values[:, 1:], 4, axis=1)
+        total = float(n.sum())
+        centre = (n * mean).sum(0) / total
+        spread = m2.sum(0) + (n * (mean - centre) ** 2).sum(0)
+        found = ChannelStats(int(total), *(tuple(each.tolist()) for each in (centre, spread, low.min(0), high.max(0))))
+        merged = found if merged is None else merged.merge(found)
+    return merged
 
 
-def packed_stats(receipts: pa.Table, fingerprint: str) -> np.ndarray:
-    """`stats_arrays` of the receipts of one fingerprint that have statistics."""
-    found = []
-    for batch in receipts.select(["fingerprint", "stats"]).to_batches(ROWS_AT_ONCE):
+def packed_stats(receipts: Path, fingerprint: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Shard ids and `stats_arrays` of receipts of one fingerprint that have statistics, from a file of `RECEIPTS`, by parts."""
+    columns = ["shard_id", "fingerprint", "stats"]
+    for batch in pq.ParquetFile(receipts).iter_batches(ROWS_AT_ONCE, columns=columns):
         mine = batch.filter(pc.and_(pc.equal(batch["fingerprint"], fingerprint), pc.is_valid(batch["stats"])))
         if mine.num_rows:
-            found.append(stats_arrays(mine["stats"].to_pylist()))
-    return np.concatenate(found) if found else np.empty((0, 1))
+            yield mine["shard_id"].to_pylist(), stats_arrays(mine["stats"].to_pylist())
 
 
 def choice_rows(choices: Versions) -> Iterator[dict[str, Any]]:
@@ -208,15 +214,14 @@ def read_choices(table: pa.Table) -> Versions:
     return found
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """The table as a Parquet file, zstd; equal tables give equal bytes."""
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", row_group_size=65536, write_page_checksum=True)
-    return out.getvalue()
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Writes the table as a Parquet file, zstd; equal tables give equal bytes."""
+    pq.write_table(table, path, compression="zstd", row_group_size=65536, write_page_checksum=True)
+    return path
 
 
 def from_parquet(data: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Inverse of `to_parquet`.
+    """The table of a file that `write_table` or `TableSpool` made.
 
     Raises:
         ValueError: not Parquet (`pyarrow.ArrowInvalid` is one), damaged, or with other columns.

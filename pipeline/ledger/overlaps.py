@@ -112,6 +112,12 @@ class Overlaps:
         )
         return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried), takedowns)
 
+    def forget_summaries(self) -> None:
+        """Lets go of a kilobyte a receipt. Only `counted` may be called from then on."""
+        self.by_shard.clear()
+        self.retries.clear()
+        self._owner.clear()
+
     def hide(self, item: ReceiptSummary, source: bytes, uri: bytes) -> None:
         """Hides one source of a base receipt, in its retries too, because another version of the input counts."""
         self._hidden[item.shard_id].sources.add(source)

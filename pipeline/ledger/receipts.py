@@ -20,7 +20,7 @@ from pipeline.process import kill_points as drill
 from pipeline.records import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from pipeline.format.layout import Layout
     from pipeline.ledger.latent_set import LatentSet
@@ -156,13 +156,17 @@ class Ledger:
             while pending:
                 yield pending.popleft().result()
 
-    def keys_by_shard(self) -> dict[str, list[str]]:
-        """Keys of receipt objects of every shard, by shard id, cut-off ones included. Several where the store has no conditional
-        writes, or where the first was cut off.
+    def keys_by_shard(self, without: Collection[str] = ()) -> dict[str, list[str]]:
+        """Keys of receipt objects of every shard but `without`, by shard id, cut-off ones included. Several where the store has no
+        conditional writes, or where the first was cut off.
         """
+        known = {self.layout.receipt_key(shard) for shard in without}
         found: dict[str, list[str]] = {}
         for info in self._store.list(self.layout.receipts):
-            if (name := self.layout.receipt_name(info.key)) is not None:
+            if info.key in known:  # a look-up costs a tenth of taking the name apart
+                continue
+            name = self.layout.receipt_name(info.key)
+            if name is not None and name.shard_id not in without:
                 found.setdefault(name.shard_id, []).append(info.key)
         return found
 

@@ -12,14 +12,18 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
-from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, from_parquet, to_parquet
+from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, from_parquet
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from pipeline.storage import Store
@@ -188,6 +192,9 @@ class Snapshots:
         if reference is None:
             table = SCHEMAS[name].empty_table()
             return table if columns is None else table.select(columns)
+        return from_parquet(self._read(snapshot, reference), SCHEMAS[name], columns)
+
+    def _read(self, snapshot: Snapshot, reference: TableRef) -> bytes:
         uri = self._store.uri(reference.key)
         try:
             data = self._store.read(reference.key)
@@ -201,18 +208,23 @@ class Snapshots:
                 "publish again",
                 uri=uri,
             )
-        return from_parquet(data, SCHEMAS[name], columns)
+        return data
 
-    def write_tables(self, number: int, tables: dict[str, pa.Table]) -> dict[str, TableRef]:
-        """Writes the tables of snapshot `number`. They mean nothing until `create`."""
+    def download(self, snapshot: Snapshot, name: str, path: Path) -> Path:
+        """A table of a snapshot as a local Parquet file. Raises as `table`."""
+        path.write_bytes(self._read(snapshot, snapshot.tables[name]))
+        return path
+
+    def write_tables(self, number: int, tables: dict[str, Path]) -> dict[str, TableRef]:
+        """Uploads the tables of snapshot `number`, Parquet files. They mean nothing until `create`."""
         written = {}
-        for name, table in tables.items():
-            data = to_parquet(table)
-            digest = hashlib.sha256(data).hexdigest()
+        for name, path in tables.items():
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
             key = snapshot_table_key(number, name, digest)
             drill.fire(self._drill, "before_manifest")
-            self._store.write(key, data)
-            written[name] = TableRef(key, len(data), digest, table.num_rows)
+            self._store.upload(path, key)
+            written[name] = TableRef(key, path.stat().st_size, digest, pq.read_metadata(path).num_rows)
         return written
 
     def create(self, snapshot: Snapshot) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import sys
 from collections import Counter
@@ -170,20 +171,36 @@ class Summaries:
         Raises:
             OutputError: a receipt of another format version.
         """
-        infos = {info.key: info for info in self._ledger.listed(empty=True)}
-        known = {item.key: item for item in self._cached() if _is_current(item, infos.get(item.key))}
-        missing = [key for key, info in infos.items() if key not in known and info.size]
-        for key, receipt in zip(missing, self._ledger.read_all(([key] for key in missing), self._workers), strict=True):
-            if receipt is not None:
-                known[key] = summarise(receipt, infos[key])
-                if listener is not None:
-                    listener(receipt)
-        self._read, self._found = len(missing), list(known.values())
-        found = _first_of_each_shard(self._found)
-        done = {item.shard_id for item in found}
-        names = map(self._ledger.layout.receipt_name, infos)
-        self.cut_off = sorted({name.shard_id for name in names if name is not None} - done)
-        return found
+        cached = {item.key: item for item in self._cached()}
+        found, missing, unreadable = [], [], []
+        for info in self._ledger.listed(empty=True):
+            item = cached.pop(info.key, None)
+            if item is not None and (item.size, item.etag) == (info.size, info.etag):
+                found.append(item)
+            elif info.size:
+                missing.append(info)
+            else:
+                unreadable.append(info.key)
+        cached.clear()
+        self._read = len(missing)
+        missing.reverse()
+        infos = (missing.pop() for _ in range(self._read))  # each is let go once it is read: an info has 300 bytes
+        waiting, ahead = itertools.tee(infos)
+        receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
+        for info, receipt in zip(waiting, receipts, strict=True):
+            if receipt is None:
+                unreadable.append(info.key)
+                continue
+            found.append(summarise(receipt, info))
+            if listener is not None:
+                listener(receipt)
+        self._found = found
+        first = _first_of_each_shard(found)
+        if unreadable:
+            done = {item.shard_id for item in first}
+            names = map(self._ledger.layout.receipt_name, unreadable)
+            self.cut_off = sorted({name.shard_id for name in names if name is not None} - done)
+        return first
 
     def save(self) -> None:
         """Writes a cache object if enough receipts had to be read, and removes those it replaces. Best called when a run ends."""
@@ -204,10 +221,6 @@ class Summaries:
             with suppress(NotFound):  # another run has just replaced it
                 found += _from_parquet(self._store.read(key))
         return found
-
-
-def _is_current(item: ReceiptSummary, info: ObjectInfo | None) -> bool:
-    return info is not None and (item.size, item.etag) == (info.size, info.etag)
 
 
 def _first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
@@ -247,7 +260,11 @@ def _from_parquet(data: bytes) -> list[ReceiptSummary]:
         file = pq.ParquetFile(pa.BufferReader(data))
         if not file.schema_arrow.equals(_schema()):
             return []
-        # By batches: as dictionaries the rows are ten times as large as in the file.
-        return [ReceiptSummary(**row) for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()]
+        found: list[ReceiptSummary] = []
+        for batch in file.iter_batches(
+            ROWS_AT_ONCE
+        ):  # a Python list of every column at once would take twice the memory
+            found += itertools.starmap(ReceiptSummary, zip(*(column.to_pylist() for column in batch), strict=True))
+        return found
     except (pa.ArrowException, OSError):
         return []

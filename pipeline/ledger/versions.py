@@ -89,19 +89,18 @@ def select_versions(
     for fingerprint, _, uri, shard in owned(overlaps, overlaps.by_shard.values()):
         newest.setdefault(fingerprint, {})[uri] = shard
     fresh = [item for item in overlaps.by_shard.values() if item.shard_id not in covered]
-    for fingerprint, _, uri, _ in owned(overlaps, fresh):
+    for fingerprint, _, uri, _ in owned(overlaps, fresh if covered else ()):
         renewed.setdefault(fingerprint, set()).add(uri)
     if fresh and len(fresh) < len(overlaps.by_shard):
         older = [item for item in overlaps.by_shard.values() if item.shard_id in covered]
         for fingerprint, _, uri, shard in owned(overlaps, older):
             if uri in renewed.get(fingerprint, ()):
                 past.setdefault(fingerprint, {})[uri] = shard
-    versions = {fingerprint: dict(found) for fingerprint, found in newest.items()}
-    for fingerprint, found in versions.items():
+    versions: Versions = {}
+    for fingerprint, found in newest.items():
         kept = before.get(fingerprint, {})
-        found.update(
-            {uri: shard for uri, shard in kept.items() if uri in found and uri not in renewed.get(fingerprint, ())}
-        )
+        still = {uri: shard for uri, shard in kept.items() if uri in found and uri not in renewed.get(fingerprint, ())}
+        versions[fingerprint] = {**found, **still} if still else found
     for fingerprint, found in before.items():
         past.setdefault(fingerprint, {}).update(found)
     decided = versions
@@ -114,7 +113,7 @@ def select_versions(
             fingerprint: {uri: shard for uri, shard in found.items() if newest[fingerprint][uri] != shard}
             for fingerprint, found in decided.items()
         },
-        changes=_changes(decided, newest, past, renewed),
+        changes=_changes(decided, newest, past, renewed if covered else None),
         open_sources=open_sources,
     )
 
@@ -144,12 +143,16 @@ def _listed(
     return decided, open_sources
 
 
-def _changes(decided: Versions, newest: Versions, past: Versions, renewed: dict[str, set[bytes]]) -> InputChanges:
+def _changes(
+    decided: Versions, newest: Versions, past: Versions, renewed: dict[str, set[bytes]] | None
+) -> InputChanges:
+    """`renewed`: None for a first snapshot, of which all inputs are new."""
     changes = InputChanges()
     for fingerprint, found in decided.items():
-        earlier, new = past.get(fingerprint, {}), renewed.get(fingerprint, set())
+        earlier, new = past.get(fingerprint, {}), (renewed or {}).get(fingerprint, set())
         for uri, shard in found.items():
-            was = earlier.get(uri) if uri in earlier or uri in new else newest[fingerprint][uri]
+            known = renewed is not None and uri not in earlier and uri not in new
+            was = newest[fingerprint][uri] if known else earlier.get(uri)
             if was == shard:
                 continue
             if was is None:

@@ -69,7 +69,7 @@ class LatentDecoder:
             if checkpoint is not None:
                 raise
             raise CheckpointError(
-                f"{error.message}; that is where the latents' metadata says the weights are: give their present place with --checkpoint"
+                f"{error.message}; the latents' metadata names this place for the weights: give with --checkpoint where they are now"
             ) from error
         ours = self.vae.identity().sha256
         if encoder["latent_weights_sha256"] not in (ours.mean, ours.moments):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
 from pipeline.errors import InputError, PublishFailed
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats
+from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats, write_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
 from pipeline.ledger.summaries import source_id
@@ -107,32 +109,46 @@ def publish(
             "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
         )
     Ledger(store).latent_set()
-    snapshots = Snapshots(store, failures)
+    with tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
+        return _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
+
+
+def _publish(
+    store: Store,
+    options: PublishOptions,
+    listing: Sequence[SourceObject] | None,
+    canary: Canary | None,
+    snapshots: Snapshots,
+    folder: Path,
+    workers: int,
+) -> Published:
     parent, number = snapshots.latest(), snapshots.next_number()
     candidate = gather(
         store,
         parent,
+        folder,
         fingerprint=options.fingerprint,
         listing=listing,
         drop_missing=options.removed == "drop",
+        save=True,
         workers=workers,
     )
     if not candidate.receipts.num_rows:
         asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
         raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
-    candidate.save_summaries()
     open_shards = _open_shards(store, candidate)
     if open_shards and not options.partial:
         raise PublishFailed(
             f"{len(open_shards)} shards or inputs are not done: {', '.join(open_shards[:NAMED])}; finish them with "
             "`lathe encode`, or publish what is done with --partial"
         )
-    if parent is not None and tuple(open_shards) == parent.open_shards and _same(candidate, parent, snapshots):
+    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged:
         return Published(parent, False, [f"snapshot {parent.number} holds all there is; nothing was published"])
     snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
-    tables = {"files": candidate.files, "receipts": candidate.receipts}
+    tables = {"files": write_table(candidate.files, folder / "files"), "receipts": candidate.receipts_path}
     if any(candidate.selection.choices.values()):
-        tables["choices"] = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
+        choices = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
+        tables["choices"] = write_table(choices, folder / "choices")
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
     return Published(snapshot, True, _notices(store, snapshot))
@@ -153,7 +169,7 @@ def _checked(
         checks.conservation_check(candidate),
         checks.files_check(store, candidate.files),
         checks.reject_check(candidate.receipts, limits),
-        checks.finite_check(candidate.receipts),
+        checks.finite_check(candidate),
         checks.drift_check(candidate, limits),
         checks.constants_check({name: (item.stats, item.constants) for name, item in prints.items()}, limits),
     ]
@@ -194,18 +210,15 @@ def _open_shards(store: Store, candidate: Candidate) -> list[str]:
     return found
 
 
-def _same(candidate: Candidate, parent: Snapshot, snapshots: Snapshots) -> bool:
-    """Whether a snapshot would say what its parent says."""
-    covered = snapshots.table(parent, "receipts", ["shard_id", "state"])
-    return bool(candidate.receipts.select(["shard_id", "state"]).equals(covered))
-
-
 def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFingerprint]:
     found = {}
     known = candidate.parent.fingerprints if candidate.parent is not None else {}
-    for fingerprint in sorted(candidate.receipts["fingerprint"].unique().to_pylist()):
-        receipts = candidate.receipts.filter(pc.equal(candidate.receipts["fingerprint"], fingerprint))
-        files = candidate.files.filter(pc.equal(candidate.files["fingerprint"], fingerprint))
+    names = sorted(candidate.receipts["fingerprint"].unique().to_pylist())
+    for fingerprint in names:
+        receipts, files = candidate.receipts, candidate.files
+        if len(names) > 1:  # a filtered table is a copy
+            receipts = receipts.filter(pc.equal(receipts["fingerprint"], fingerprint))
+            files = files.filter(pc.equal(files["fingerprint"], fingerprint))
         if fingerprint in known:
             parts, constants = known[fingerprint].parts, known[fingerprint].constants
         else:
@@ -219,14 +232,14 @@ def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFing
             rows=_sum(files, "rows"),
             frames=_sum(files, "frames"),
             bytes=_sum(files, "bytes"),
-            stats=merged_stats(packed_stats(receipts, fingerprint)),
+            stats=merged_stats(values for _, values in packed_stats(candidate.receipts_path, fingerprint)),
             constants=constants,
         )
     return found
 
 
 def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
-    receipt = Ledger(store).load(candidate.overlaps.by_shard[shard].key)
+    receipt = Ledger(store).load(candidate.keys[shard])
     return {} if receipt is None else receipt.fingerprint_parts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,12 @@ import pyarrow.compute as pc
 
 from pipeline.ledger.manifest import merged_stats, packed_stats
 from pipeline.ledger.snapshots import Check
+from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.ledger.candidate import Candidate
-    from pipeline.records import ChannelStats
     from pipeline.storage import Store
 
 NAMED = 3  # offenders named in a message
@@ -105,18 +106,16 @@ def reject_check(receipts: pa.Table, limits: Limits) -> Check:
     return Check("rejects", ok, "" if ok else message + "mend them, or raise --reject-budget", numbers)
 
 
-def finite_check(receipts: pa.Table) -> Check:
+def finite_check(candidate: Candidate) -> Check:
     """No receipt has statistics that are not finite: a file of it holds NaN or infinity."""
     bad, first = 0, ""
-    for fingerprint in receipts["fingerprint"].unique().to_pylist():
-        values = packed_stats(receipts, fingerprint)
-        broken = ~np.isfinite(values).all(axis=1)
-        if broken.any():
-            bad += int(broken.sum())
-            first = first or fingerprint
-    message = (
-        f"{bad} receipts have statistics that are not finite (fingerprint {first[:8]}); `lathe verify` names the rows"
-    )
+    for fingerprint in candidate.receipts["fingerprint"].unique().to_pylist():
+        for shards, values in packed_stats(candidate.receipts_path, fingerprint):
+            broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            bad += len(broken)
+            if len(broken):
+                first = first or shards[broken[0]]
+    message = f"{bad} receipts have statistics that are not finite, such as {first}; `lathe verify` names the rows"
     return Check("finite", not bad, message if bad else "", {"receipts_not_finite": bad})
 
 
@@ -125,14 +124,14 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
     numbers: dict[str, Any] = {"limit": limits.drift, "limit_errors": limits.drift_errors}
     found = []
     for fingerprint in candidate.parent.fingerprints if candidate.parent is not None else ():
-        fresh = pc.is_in(candidate.receipts["shard_id"], _string_array(candidate.fresh))
-        new = packed_stats(candidate.receipts.filter(fresh), fingerprint)
-        old = packed_stats(candidate.receipts.filter(pc.invert(fresh)), fingerprint)
-        if not len(new) or not len(old):
+        sides = _sides(candidate, fingerprint)
+        if sides is None:
             continue
+        old, new = sides
         measured = _drift(old, new)
-        judged = min(len(old), len(new)) >= FEWEST_RECEIPTS
-        numbers[fingerprint] = {"receipts": len(new), "receipts_before": len(old), "judged": judged, **measured}
+        judged = min(old.receipts, new.receipts) >= FEWEST_RECEIPTS
+        counted = {"receipts": new.receipts, "receipts_before": old.receipts, "judged": judged}
+        numbers[fingerprint] = {**counted, **measured}
         if not judged:
             continue
         for what, unit in (("mean", "standard deviations"), ("std", "of it")):
@@ -149,25 +148,55 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
     return Check("drift", not found, "; ".join(found[:NAMED]) + more, numbers, judged=judged)
 
 
-def _drift(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Statistics of some receipts together, and of each: mean and standard deviation per channel, float64 `(receipts, channels)`."""
+
+    merged: ChannelStats
+    means: np.ndarray
+    stds: np.ndarray
+
+    @property
+    def receipts(self) -> int:
+        return len(self.means)
+
+
+def _sides(candidate: Candidate, fingerprint: str) -> tuple[_Side, _Side] | None:
+    """Receipts that the parent covers, and the others; None where one of the two is empty."""
+    found: list[_Side] = []
+    for fresh in (False, True):
+        means, stds, parts = [], [], []
+        for shards, values in packed_stats(candidate.receipts_path, fingerprint):
+            mine = values[np.array([(shard in candidate.fresh) == fresh for shard in shards])]
+            if len(mine):
+                mean, m2, _, _ = np.split(mine[:, 1:], 4, axis=1)
+                means.append(mean)
+                stds.append(np.sqrt(m2 / np.maximum(mine[:, :1], 1)))
+                parts.append(merged_stats([mine]))
+        merged = [part for part in parts if part is not None]
+        if not merged:
+            return None
+        found.append(_Side(reduce(ChannelStats.merge, merged), np.concatenate(means), np.concatenate(stds)))
+    return found[0], found[1]
+
+
+def _drift(old: _Side, new: _Side) -> dict[str, Any]:
     """Differences of mean (in standard deviations of `old`) and of standard deviation (as a fraction), each with standard errors."""
     found: dict[str, Any] = {}
-    before, after = merged_stats(old), merged_stats(new)
-    if before is None or after is None:
-        raise ValueError("statistics of no receipt cannot be compared")
-    std_before, std_after = _std(before), _std(after)
+    std_before = _std(old.merged)
     safe = np.where(std_before > 0, std_before, 1.0)
-    difference = (np.array(after.mean) - np.array(before.mean)) / safe
-    means = [_receipt_means(values) / safe for values in (old, new)]
-    spreads = [np.log(np.maximum(_receipt_stds(values), 1e-12) / safe) for values in (old, new)]
-    ratio = std_after / safe
+    difference = (np.array(new.merged.mean) - np.array(old.merged.mean)) / safe
+    ratio = _std(new.merged) / safe
+    means = [side.means / safe for side in (old, new)]
+    spreads = [np.log(np.maximum(side.stds, 1e-12) / safe) for side in (old, new)]
     for name, value, units, scaled in (
         ("mean", difference, means, difference),
         ("std", ratio - 1, spreads, np.log(np.maximum(ratio, 1e-12))),
     ):
-        error = np.sqrt(
-            sum(part.var(axis=0, ddof=1) / len(part) for part in units) if min(map(len, units)) > 1 else 0.0
-        )
+        variance = np.zeros_like(scaled)
+        if min(map(len, units)) > 1:
+            variance = np.sum([part.var(axis=0, ddof=1) / len(part) for part in units], axis=0)
+        error = np.sqrt(variance)
         errors = np.divide(scaled, error, out=np.zeros_like(scaled), where=error > 0)
         errors = np.where((error == 0) & (scaled != 0), np.copysign(1e9, scaled), errors)
         found[name] = {"difference": value.tolist(), "errors": errors.tolist()}
@@ -214,20 +243,6 @@ def normalised_by(stats: ChannelStats, constants: dict[str, Any]) -> tuple[float
 
 def _std(stats: ChannelStats) -> np.ndarray:
     return np.sqrt(np.array(stats.m2) / max(stats.n, 1))
-
-
-def _receipt_means(values: np.ndarray) -> np.ndarray:
-    return np.split(values[:, 1:], 4, axis=1)[0]
-
-
-def _receipt_stds(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.split(values[:, 1:], 4, axis=1)[1] / np.maximum(values[:, :1], 1))
-
-
-def _string_array(values: set[str]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(sorted(values), pa.string())
 
 
 def _sum(table: pa.Table, column: str) -> int:

@@ -7,6 +7,8 @@ of a sample of clips, evenly spread over the files, whose latents are read by th
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,20 +102,28 @@ def statistics(store: Store, number: int | None = None, *, clips: int = 256) -> 
     snapshots = Snapshots(store)
     snapshot = snapshots.read(number) if number is not None else snapshots.latest()
     if snapshot is not None:
-        files, receipts = snapshots.table(snapshot, "files"), snapshots.table(snapshot, "receipts")
+        files = snapshots.table(snapshot, "files")
+        stats = {name: item.stats for name, item in snapshot.fingerprints.items()}
     else:
-        candidate = gather(store, None)
-        files, receipts = candidate.files, candidate.receipts
+        files, stats = _unpublished(store)
     takedowns = read_takedowns(store)
     found = {}
     for fingerprint in sorted(files["fingerprint"].unique().to_pylist()):
-        exact = merged_stats(packed_stats(receipts, fingerprint))
+        exact = stats.get(fingerprint)
         mine = files.filter(pc.equal(files["fingerprint"], fingerprint))
         if exact is not None:
             found[fingerprint] = _described(store, mine, exact, takedowns, clips)
     if not found:
         raise InputError(f"{store.root} holds no clip whose statistics are known; see `lathe status`")
     return {"output": store.root, "snapshot": None if snapshot is None else snapshot.number, "fingerprints": found}
+
+
+def _unpublished(store: Store) -> tuple[pa.Table, dict[str, ChannelStats | None]]:
+    with tempfile.TemporaryDirectory(prefix="lathe-stats-") as folder:
+        candidate = gather(store, None, Path(folder))
+        prints = candidate.receipts["fingerprint"].unique().to_pylist()
+        parts = {name: packed_stats(candidate.receipts_path, name) for name in prints}
+        return candidate.files, {name: merged_stats(values for _, values in found) for name, found in parts.items()}
 
 
 def _described(store: Store, files: pa.Table, exact: ChannelStats, takedowns: Takedowns, clips: int) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def _published(snapshot: Snapshot) -> dict[str, Any]:
 def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: int) -> dict[str, Any] | None:
     """Receipts that no snapshot covers, each counted whole; None if there is none. What they replace shows when they are published."""
     covered = set(snapshots.table(snapshot, "receipts", ["shard_id"])["shard_id"].to_pylist())
-    keys = [keys for shard, keys in ledger.keys_by_shard().items() if shard not in covered]
-    found = [receipt for receipt in ledger.read_all(keys, workers) if receipt is not None]
+    left = ledger.keys_by_shard(without=covered)
+    found = [receipt for receipt in ledger.read_all(left.values(), workers) if receipt is not None]
     if not found:
         return None
     counts = sum((receipt.added() for receipt in found), Counts())

@@ -38,12 +38,7 @@ class CorpusSource:
     """Clips of a corpus. Pickles without open files and without what it has learned."""
 
     def __init__(
-        self,
-        index: CorpusIndex,
-        config: DataConfig,
-        limits: DecodeConfig,
-        storage: StorageConfig,
-        unusable: Unusable,
+        self, index: CorpusIndex, config: DataConfig, limits: DecodeConfig, storage: StorageConfig, unusable: Unusable
     ) -> None:
         """Opens nothing."""
         self._index, self._config, self._limits = index, config, limits

@@ -57,7 +57,7 @@ def test_replaced_object_is_refused(arrival, source):
 
 def test_short_range_read_raises_storage_unavailable(arrival, source):
     uri, etag = source
-    with pytest.raises(StorageUnavailable, match="10 of 20 came"):
+    with pytest.raises(StorageUnavailable, match="got 10 of 20"):
         arrival.fetch(uri, etag, (3 * MiB - 3, 20), CONFIG)
 
 

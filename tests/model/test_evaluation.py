@@ -114,12 +114,7 @@ def test_summary_averages_over_clips_and_sums_where_the_paper_sums():
     psnr = torch.tensor([q.psnr for q in clips], dtype=torch.float64)
     assert (found["clips"], found["frames"]) == (3, 8)
     assert found["psnr"] == pytest.approx(
-        {
-            "mean": psnr.mean().item(),
-            "std": psnr.std(correction=0).item(),
-            "min": psnr.min().item(),
-            "max": MOST_DB,
-        }
+        {"mean": psnr.mean().item(), "std": psnr.std(correction=0).item(), "min": psnr.min().item(), "max": MOST_DB}
     )
     error, light = sum(q.error_sum for q in clips), sum(q.light_sum for q in clips)
     assert found["degree"] == pytest.approx(1 - error / light)
@@ -244,7 +239,7 @@ def test_the_selection_keeps_worst_median_and_best():
         for name in order:
             selection.offer(clips[name], name, name.upper(), (flat(1), flat(2)))
         assert [(label, shown.score) for label, shown in selection.chosen()] == [
-            *(("worst", 0), ("worst", 1), ("median", 10), ("median", 11), ("best", 19), ("best", 20)),
+            *(("worst", 0), ("worst", 1), ("median", 10), ("median", 11), ("best", 19), ("best", 20))
         ]
         assert selection.chosen()[0][1].title == "CLIP 0"
     alone = ExampleSelection(3)

@@ -9,14 +9,7 @@ import torch
 
 from model.posterior import Posterior
 from model.training.objective import Objective, frozen, perceptual_frame_indices
-from model.training.objective_recipe import (
-    IVVAE,
-    LEANVAE,
-    WFVAE,
-    AdversarialRecipe,
-    ObjectiveRecipe,
-    objective_recipe,
-)
+from model.training.objective_recipe import IVVAE, LEANVAE, WFVAE, AdversarialRecipe, ObjectiveRecipe, objective_recipe
 from model.training.perceptual import LPIPS, pyramid_distance
 
 RANGE = (-0.5, 0.5)

@@ -108,8 +108,8 @@ def test_lpips_refuses_files_that_do_not_match(files):
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        ((1, 3, 16, 16), (2, 3, 16, 16), "alike"),
-        ((1, 1, 16, 16), (1, 1, 16, 16), "alike"),
+        ((1, 3, 16, 16), (2, 3, 16, 16), "same shape"),
+        ((1, 1, 16, 16), (1, 1, 16, 16), "same shape"),
         ((1, 3, 8, 16), (1, 3, 8, 16), "at least 16"),
     ],
 )

@@ -43,9 +43,9 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(job):
+def parts(job, tmp_path_factory):
     store = open_store(job.output, StorageConfig())
-    return store, gather(store, None).fresh_parts(store, 8)
+    return store, gather(store, None, tmp_path_factory.mktemp("gathered")).fresh_parts(store, 8)
 
 
 def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:

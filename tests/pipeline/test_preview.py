@@ -245,7 +245,7 @@ def test_source_with_other_contents_is_reported(file_job, tmp_path):
         account = preview(file_job.output, StorageConfig(), sheet=str(tmp_path / "p.png"), clips=1)
     assert [row["key"] for row in account["clips"]] == ["c"]
     assert account["without_original"][0]["reason"].startswith(
-        f"a of {source(file_job, 'a.mp4')} has changed: it hashes"
+        f"a of {source(file_job, 'a.mp4')} has changed: its hash"
     )
 
 
@@ -280,7 +280,7 @@ def test_decoded_pictures_are_shown_alone_without_any_source(tar_job, vae, tmp_p
     assert any(text.startswith("NO ORIGINALS") for text in account["notices"])
     lines = preview_lines({**account, "without_original": account["without_original"] * 4})
     assert sum(line.endswith("decoded only") for line in lines) == 2
-    assert sum("passed over" in line for line in lines) == 8
+    assert sum("skipped: " in line for line in lines) == 8
     assert "  and 8 more without a source" in lines
     store, clip, row = stored(tar_job)["a", 0]
     above, below = block(Image.open(account["sheet"]), GAP, row)

@@ -7,7 +7,7 @@ sometimes a vivid object.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,7 +23,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Palette:
     """Colours of one scene: `colours_N3` to draw from, `saturation` of texture and hue, `vivid` the share of arbitrary colours."""
 
-    colours_N3: np.ndarray
+    colours_N3: np.ndarray = field(repr=False)
     saturation: float
     vivid: float
 

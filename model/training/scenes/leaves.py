@@ -6,7 +6,7 @@ scale invariance, edges and heavy tails of natural images. A canvas is float32 `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +26,9 @@ class Materials:
     """
 
     palette: Palette
-    sheets: tuple[np.ndarray, ...]  # float32 (h, w), mean 0, deviation 1; repeated if smaller than a leaf
+    sheets: tuple[np.ndarray, ...] = field(
+        repr=False
+    )  # float32 (h, w), mean 0, deviation 1; repeated if smaller than a leaf
     texture: float
     softness: float
     light: float

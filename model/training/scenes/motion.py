@@ -6,7 +6,7 @@ log-uniform: most things move little, some much, as in measured optical flow (Ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from model.training.scenes.fields import wander
 class Trajectory:
     """Trajectory at N moments: `shift_N2` in pixels (x, y), `turn_N` in radians, `growth_N` as logarithm of scale."""
 
-    shift_N2: np.ndarray
-    turn_N: np.ndarray
-    growth_N: np.ndarray
+    shift_N2: np.ndarray = field(repr=False)
+    turn_N: np.ndarray = field(repr=False)
+    growth_N: np.ndarray = field(repr=False)
 
     def maps(self, depth: float = 1.0, about: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """`(N, 3, 3)`: rotation and scaling about the point `about`, then the shift; with `depth` < 1 (far away) only part of it."""

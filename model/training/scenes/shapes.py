@@ -6,7 +6,7 @@ Discs, ellipses, polygons, rounded boxes, blobs and bent strokes stand for objec
 from __future__ import annotations
 
 from bisect import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ class Shape:
     angle: float
     roundness: float
     bend: float
-    waves: np.ndarray
+    waves: np.ndarray = field(repr=False)
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ letters. The camera moves over all of it, near layers faster than far ones. A fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class SceneSetup:
     frame: tuple[int, int]
     size: float
     camera: motion.Trajectory
-    moments: np.ndarray
+    moments: np.ndarray = field(repr=False)
     palette: colours.Palette
     moving: bool
 
@@ -52,8 +52,8 @@ class SceneSetup:
 class ScenePart:
     """Canvas of the scene, float32 `(4, h, w)` (`(3, h, w)` for the ground), and its map at each moment, `(N, 3, 3)`."""
 
-    canvas: np.ndarray
-    maps_N33: np.ndarray
+    canvas: np.ndarray = field(repr=False)
+    maps_N33: np.ndarray = field(repr=False)
 
 
 def render(rng: np.random.Generator, frames: int, height: int, width: int, *, moving: bool = True) -> torch.Tensor:

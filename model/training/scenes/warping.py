@@ -68,10 +68,7 @@ def bounds(maps_N33: np.ndarray, canvas: Sequence[int], frame: Sequence[int]) ->
 
 
 def lay_over(
-    frames_N3HW: torch.Tensor,
-    canvas_4HW: torch.Tensor,
-    maps_N33: np.ndarray,
-    flow_N2HW: torch.Tensor | None = None,
+    frames_N3HW: torch.Tensor, canvas_4HW: torch.Tensor, maps_N33: np.ndarray, flow_N2HW: torch.Tensor | None = None
 ) -> None:
     """Composites a canvas (RGB times opacity, opacity) onto the frames, in place, at each moment."""
     frame = frames_N3HW.shape[-2:]
