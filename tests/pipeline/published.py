@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import WriteConfig
 from pipeline.format.index import read_index
 from pipeline.ledger.receipts import Ledger, precedence
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.publish import PublishOptions, publish
-from pipeline.records import SourceObject
+from pipeline.records import Receipt, SourceObject
 from pipeline.storage import Store
 from tests.pipeline.frameless_build import visible
+from tests.pipeline.latent_clips import latent_clip, write_shard
+
+
+def add_shards(store: Store, folder: Path, numbers: range, **changes: object) -> list[Receipt]:
+    """Commits shards of two real clips each."""
+    made = []
+    for number in numbers:
+        clips = [latent_clip(100 * number + n) for n in range(2)]
+        receipt = write_shard(store, folder / "spool", WriteConfig(), clips, shard=number)
+        made.append(Ledger(store).commit(replace(receipt, **changes)))
+    return made
 
 
 def publish_all(store: Store, **options: object) -> Snapshot:

@@ -45,12 +45,12 @@ def test_a_single_input_and_a_rate_as_text_are_accepted():
         ),
         (
             {"data.clips": {"scale": [2, 1]}},
-            "data.clips.scale: expected two rising factors of at least 1, such as [1, 2], got [2.0, 1.0]",
+            "data.clips.scale: expected two increasing factors of at least 1, such as [1, 2], got [2.0, 1.0]",
         ),
         ({"recipe": 3}, "recipe: expected a recipe's name, its file, or a mapping, got 3"),
         (
             {"output": "s3://bucket/run"},
-            "output: expected a folder, local or on a file system that all machines see, got 's3://bucket/run'",
+            "output: expected a folder, local or on a file system that all machines share, got 's3://bucket/run'",
         ),
         ({"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
         ({"workers": 0}, "workers: Input should be greater than or equal to 1, got 0"),
