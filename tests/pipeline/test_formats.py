@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import WriteConfig
+from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.records import Bucket, LatentClip
-from pipeline.writer.parquet_file import SCALARS, parquet_schema
 from tests.pipeline.latent_clips import FINGERPRINT, METADATA, latent_clip, local_store, values_of, write_shard
 
 UNCLOSED_BY_WEBDATASET = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -133,8 +133,8 @@ def test_parquet_columns_are_those_of_the_document(tmp_path: Path, moments: bool
         "clip_end_sec": 2.125,
         "clip_start_frame": 0,
         "duration_sec": 2.125,
-        "scaled_width": 86,
-        "scaled_height": 64,
+        "scaled_width": 230,
+        "scaled_height": 256,
         "src_width": 640,
         "src_height": 480,
         "src_fps": 29.97,
