@@ -144,8 +144,8 @@ class ShardWriter:
         """Checks a clip and takes ownership: its arrays must not change any more; the encoded video is released.
 
         Raises:
-            DamagedInput: `non_finite_latent`: values that are NaN, infinite or above `max_abs`; the message has clip, channel and magnitude.
-                Nothing of the clip is kept; further clips can be added.
+            DamagedInput: `non_finite_latent`: values that are NaN, infinite or above `max_abs`; the message has clip, channel and
+                magnitude. Nothing of the clip is kept; further clips can be added.
             BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard, or a latent too
                 large for a Parquet value (2 GiB).
             StorageUnavailable: the spool folder or the output cannot be written.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import IndexRow, index_row
-from pipeline.format.tensors import release_pages, npy_header, safetensors_header
+from pipeline.format.tensors import npy_header, release_pages, safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -182,4 +182,4 @@ def test_rejects_that_are_retried_lose_and_double_nothing(kind, rejected, first,
 
 def standing(store):
     """Rejects that count."""
-    return [reject for part in counted_receipts(store) for reject in part.receipt.rejects if part.stands(reject)]
+    return [reject for part in counted_receipts(store) for reject in part.receipt.rejects if part.reject_counts(reject)]

@@ -68,7 +68,7 @@ def test_a_second_publish_adds_new_receipts_and_reads_no_others(
 ) -> None:
     add_shards(store, tmp_path, range(3))
     first = publish(store, PublishOptions())
-    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
+    monkeypatch.setattr("pipeline.ledger.summaries.MIN_UNCACHED_RECEIPTS", 1)
     again = publish(store, PublishOptions())
     assert (again.made, again.snapshot) == (False, first.snapshot)
     (new,) = add_shards(store, tmp_path, range(3, 4))

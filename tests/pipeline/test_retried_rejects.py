@@ -191,7 +191,7 @@ class Counting(LocalStore):
 
 
 def test_a_cache_of_summaries_saves_reads_and_is_never_trusted_over_the_list(world, monkeypatch):
-    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
+    monkeypatch.setattr("pipeline.ledger.summaries.MIN_UNCACHED_RECEIPTS", 1)
     world.run("abcdef", "storage.files_per_shard=1").finish()
     store = Counting(world.store.root)
     summaries = Summaries(store)

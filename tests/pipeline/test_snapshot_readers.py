@@ -59,7 +59,7 @@ def test_a_takedown_hides_rows_of_old_snapshots_and_of_receipts(store: Store, tm
     after = publish(store, PublishOptions()).snapshot
     assert (after.counts["rows"], after.takedowns) == (kept, tuple(item.key for item in read_takedowns(store).records))
     assert after.counts["samples"] == before.counts["samples"]
-    with pytest.raises(InputError, match="1 of 1 ids are of no row"):
+    with pytest.raises(InputError, match="1 of 1 ids are not in"):
         record_takedown(store, "asked", ids=["nothing"])
     store.write("_takedowns/broken.json", b"{")
     with pytest.raises(OutputError, match=r"_takedowns/broken\.json cannot be read as a takedown"):

@@ -112,7 +112,7 @@ def _valid_rejects(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple
         (reject, part.receipt)
         for part in receipts
         for reject in part.receipt.rejects
-        if reject.key is not None and reject.uri in uris and part.stands(reject)
+        if reject.key is not None and reject.uri in uris and part.reject_counts(reject)
     ]
 
 
