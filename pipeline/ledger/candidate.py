@@ -60,7 +60,7 @@ class Candidate:
     keys: dict[str, str]  # of receipts, by shard id
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
-        """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; of all receipts if it covers all."""
+        """Up to `most` receipts with rows that the parent does not cover, evenly spread over shards; if it covers all, of all receipts."""
         shards = sorted(set(self.files["shard_id"].unique().to_pylist()))
         offered = [shard for shard in shards if shard in self.fresh] or shards
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]

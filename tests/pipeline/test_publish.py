@@ -146,7 +146,7 @@ def absurd_scale(store: Store, receipts: list[Receipt]) -> None:
         (cut_file, "files", "1 files have another size"),
         (unbalance, "conservation", "samples=99"),
         (not_finite, "finite", "1 receipts have statistics that are not finite"),
-        (too_many_damaged, "rejects", "3 of 9 inputs are damaged (33.3%), allowed are 5.0%"),
+        (too_many_damaged, "rejects", "3 of 9 inputs are damaged (33.3%), the limit is 5.0%"),
         (absurd_scale, "constants", "expected about 0 and 1, within a factor of 4"),
     ],
 )
