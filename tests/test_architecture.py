@@ -101,6 +101,19 @@ def test_a_package_is_imported_only_by(package):
     assert users, f"nobody imports {package}; remove it from the table"
 
 
+def test_only_storage_knows_the_schemes_of_uris():
+    """`startswith("s3://")` elsewhere would be one more place to change for another object store."""
+    tests = re.compile(r"""(startswith|removeprefix|partition|split|in|==)\W*["'](s3|gs)://""")
+    found = [
+        f"{name_of(path)}:{number}"
+        for path in python_files("pipeline")
+        if not name_of(path).startswith("pipeline/storage/")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if tests.search(line)
+    ]
+    assert found == []
+
+
 def test_chains_of_imports_keep_the_contracts():
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

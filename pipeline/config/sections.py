@@ -338,6 +338,6 @@ class EncodeJob(Section):
     @field_validator("output")
     @classmethod
     def _output(cls, value: str) -> str:
-        if not value or (value.startswith("s3://") and not value[5:].split("/")[0]):
+        if not value:
             raise ValueError(f"expected a folder or s3://bucket/prefix, got {value!r}")
         return value
