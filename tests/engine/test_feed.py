@@ -274,7 +274,7 @@ def test_whole_clips_use_the_budget_over_all_lanes(rules):
         largest_batch=lambda shape: 4,
     )
     held, most_lanes = 0, 0
-    for _ in range(60):  # nobody consumes
+    for _ in range(60):  # without a consumer
         before = list(lanes.pulls)
         held += sum(event.what.nbytes for event in feed.pump(1.0) if isinstance(event.what, FrameChunk))
         most_lanes = max(most_lanes, sum(now > then for now, then in zip(lanes.pulls, before, strict=True)))

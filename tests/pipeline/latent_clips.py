@@ -161,7 +161,7 @@ def receipt_of(
     created: str | None = None,
     layout: Layout = CURRENT,
 ) -> Receipt:
-    """A receipt whose books balance, one clip a sample."""
+    """Receipt whose counts add up, one clip per sample."""
     clips = sum(item.rows for item in files)
     return Receipt(
         format_version=layout.version,

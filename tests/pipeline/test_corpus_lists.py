@@ -74,7 +74,7 @@ def test_lists_name_one_input_a_line(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names nothing"):
         corpus.keys("empty.txt")
     store.write("loop.txt", b"@loop.txt\n")
-    with pytest.raises(InputError, match="check whether one names itself"):
+    with pytest.raises(InputError, match="check whether a list includes itself"):
         corpus.keys("loop.txt")
     with pytest.raises(InputError, match=r"absent\.txt does not exist"):
         corpus.keys("absent.txt")
@@ -141,7 +141,7 @@ def test_a_list_may_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
     [
         ("Notes about this corpus.", "does not exist; "),
         ("What is in here?", "matched nothing; "),
-        ("picture.jpg", "no tar shard or video by its name"),
+        ("picture.jpg", "its suffix is not that of a tar or video"),
     ],
 )
 def test_an_error_in_a_line_of_a_list_names_the_list(tmp_path: Path, line: str, why: str) -> None:

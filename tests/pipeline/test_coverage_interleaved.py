@@ -116,7 +116,7 @@ class Play:
             os.utime(self._path(name), ns=(before, before + 1_000_000_000))
 
     def reject(self, name) -> None:
-        """From now on, or no longer, the limit rejects this file."""
+        """Toggles whether this file is rejected."""
         if self.rejected.pop(name, None) is None:
             self.rejected[name] = "decode_timeout"
 

@@ -345,7 +345,7 @@ def test_a_store_without_conditional_writes_is_named(tmp_path: Path) -> None:
 
 
 def test_statistics_of_constant_receipts_do_not_drift(store: Store, tmp_path: Path) -> None:
-    """Standard errors of zero are no division by zero."""
+    """Standard errors of zero do not lead to a division by zero."""
     same = ChannelStats(10, (1.0,) * 4, (10.0,) * 4, (1.0,) * 4, (1.0,) * 4)
     add_shards(store, tmp_path, range(8), stats=same)
     publish(store, PublishOptions())

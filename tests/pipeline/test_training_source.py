@@ -187,7 +187,7 @@ def test_unusable_videos_are_reported_once_and_replaced_by_the_next(tmp_path):
     good = [name not in ("short", "broken", "small") for name in order]
     expected = [next(order[(n + k) % 9] for k in range(9) if good[(n + k) % 9]) for n in range(9)]
     assert keys(source, 9) == expected
-    assert keys(open_corpus(tmp_path / "other", corpus), 9) == expected, "whoever asks"
+    assert keys(open_corpus(tmp_path / "other", corpus), 9) == expected, "independent of the instance"
     told = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
     assert sorted((line["key"], line["reason"]) for line in told) == [
         ("broken", "undecodable"),
@@ -303,7 +303,9 @@ def test_object_storage_is_read_one_video_at_a_time(tmp_path, moto: S3Server, mo
     for place in (a0, a1, a0, a2, a0, a1):
         with fetcher.video(place) as data:
             assert data == (corpus / "0.tar").read_bytes()[place.start :][: place.size]
-    assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], "room for two: the oldest goes"
+    assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], (
+        "the cache holds two: the oldest is dropped"
+    )
 
 
 def test_the_unusable_list_survives_a_process_killed_while_writing(tmp_path):
