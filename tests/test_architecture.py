@@ -213,7 +213,7 @@ def test_an_error_survives_the_way_between_processes(kind):
         error = kind("too_short", "got 3 frames, expected 17", frames_recovered=3, **where)
     else:
         error = kind("got a, expected b", **where)
-    error.report = {"shards": 2}  # rooms may hang their own facts on it
+    error.report = {"shards": 2}  # packages may attach their own facts to it
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert type(again) is kind
     assert (str(again), again.args, again.exit_code) == (str(error), error.args, error.exit_code)

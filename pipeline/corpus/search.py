@@ -75,7 +75,7 @@ class Search:
             if line is not None:
                 found += self.input("@" + joined(base, line.removeprefix("@")), depth + 1)
         if not found:
-            raise InputError(f"list file {text} names nothing; expected one input a line")
+            raise InputError(f"list file {text} is empty; expected one input per line")
         return found
 
     def _lines(self, name: str, patterns: list[str]) -> list[SourceObject]:

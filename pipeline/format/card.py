@@ -41,7 +41,7 @@ def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dty
 {entry}---
 # Video latents
 
-Written by Lathe {metadata["versions"].get("lathe", "")}: one row a clip, with its caption and where it came from.
+Written by Lathe {metadata["versions"].get("lathe", "")}: one row per clip, with its caption and source.
 
 | | |
 |---|---|
@@ -53,7 +53,7 @@ Written by Lathe {metadata["versions"].get("lathe", "")}: one row a clip, with i
 | constants of the network's authors, not applied | {constants or "none"} |
 | fingerprint | `{fingerprint}` |
 
-The fingerprint stands for everything that can change a value. Rows with another one are in another folder of `data/`.
+The fingerprint is a hash of everything that can change a value. Rows with another one are in another folder of `data/`.
 
 {_recipe(fingerprint[:8], container, dtype)}
 `lathe inspect` and `lathe status` describe the output, `lathe preview` shows clips, `lathe verify` checks every byte.

@@ -1,4 +1,4 @@
-"""Checks of a candidate before it is published. Each takes tables and returns a `Check` with its numbers; only `files_check` uses the store.
+"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers; only `files_check` does I/O.
 
 Statistics are compared with receipts as the unit: values within a video are correlated, so a standard error from the number of values
 would make every difference significant.

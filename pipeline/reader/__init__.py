@@ -198,7 +198,8 @@ class ShardReader:
             return Video(name, None, fault=("unresolved_symlink", message, False))
         contents = self._contents(member, source)
         if contents is None:
-            message = f"{name.path} is a hard link to {member.info.linkname!r}, which cannot be read again; pack with `tar --hard-dereference`"
+            target = member.info.linkname
+            message = f"{name.path} is a hard link to {target!r}, which cannot be read again; pack with `tar --hard-dereference`"
             return Video(name, None, fault=("unresolved_hardlink", message, False))
         size, pieces = contents
         if size == 0:

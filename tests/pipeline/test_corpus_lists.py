@@ -71,7 +71,7 @@ def test_lists_name_one_input_a_line(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"@.*bad\.txt: 1 of 2 do not exist: .*nope\.tar"):
         corpus.keys("bad.txt")
     store.write("empty.txt", b"# nothing\n")
-    with pytest.raises(InputError, match="names nothing"):
+    with pytest.raises(InputError, match="is empty"):
         corpus.keys("empty.txt")
     store.write("loop.txt", b"@loop.txt\n")
     with pytest.raises(InputError, match="check whether a list includes itself"):
@@ -120,7 +120,7 @@ def test_a_line_that_begins_with_a_hash_is_a_comment_unless_a_file_has_this_name
     assert corpus.listed("\n".join(lines)) == ["# 1.tar", "tars/0.tar", "#lead.mp4", "#{a}[b].mp4"]
     many = [f"#tars/{n}.tar" for n in range(100)]  # looked up together
     assert corpus.listed("\n".join([*many, "#lead.mp4"])) == ["#lead.mp4"]
-    with pytest.raises(InputError, match="names nothing"):
+    with pytest.raises(InputError, match="is empty"):
         corpus.listed("\n".join(many))
 
 

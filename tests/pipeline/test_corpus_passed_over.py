@@ -240,8 +240,8 @@ def test_plan_and_encode_report_passed_over_files_and_strict_refuses_first(tmp_p
     for command in (("plan", corpus, *sizes, "--strict"), ("encode", corpus, out, *flags, "--strict")):
         assert f"error: strict: {line}; " in lathe(*command, code=2)
     assert not out.exists()
-    told = lathe("encode", corpus, out, *flags)
-    assert told.count(line) == 2, "at the start and in the summary"
+    output = lathe("encode", corpus, out, *flags)
+    assert output.count(line) == 2, "at the start and in the summary"
     assert len(rows(out)) == 1
     (corpus / "b.jpg").unlink()
     again = lathe("encode", corpus, out, *flags, "--strict")

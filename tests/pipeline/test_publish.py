@@ -208,12 +208,12 @@ def test_a_failing_canary_publishes_nothing(store: Store, tmp_path: Path) -> Non
     assert Snapshots(store).numbers() == []
 
 
-def test_open_inputs_stop_it_unless_partial(world: SimpleNamespace) -> None:
-    Ledger(world.store).prepare("films")
-    world.run("ab").finish()
+def test_open_inputs_stop_it_unless_partial(workspace: SimpleNamespace) -> None:
+    Ledger(workspace.store).prepare("films")
+    workspace.run("ab").finish()
     with pytest.raises(PublishFailed, match=r"4 shards or inputs are not done: .*c\.mp4.*--partial"):
-        publish(world.store, PublishOptions(), listing=listed(world))
-    found = publish(world.store, PublishOptions(partial=True), listing=listed(world))
+        publish(workspace.store, PublishOptions(), listing=listed(workspace))
+    found = publish(workspace.store, PublishOptions(partial=True), listing=listed(workspace))
     assert [Path(name).name for name in found.snapshot.open_shards] == ["c.mp4", "d.mp4", "e.mp4", "f.mp4"]
     assert any("4 shards or inputs are not done" in notice for notice in found.notices)
 

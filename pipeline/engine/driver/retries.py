@@ -79,7 +79,8 @@ def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
     known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
     if not_retriable := sorted(set(wanted) & OF_BYTES):
         raise ConfigError(
-            f"retry_rejects: {', '.join(not_retriable)} follow from the bytes of the tar alone; write the tar again, and the next run encodes it"
+            f"retry_rejects: {', '.join(not_retriable)} follow from the bytes of the tar alone; write the tar again, and the next run "
+            "encodes it"
         )
     unknown = sorted(set(wanted) - known)
     if unknown and known:

@@ -81,7 +81,7 @@ class ShardAccounts:
     def opened(
         self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
     ) -> None:
-        """Records that the decoder opened the video: it plans `planned` clips and rejects others. `earlier` clips are in another receipt."""
+        """Records that the decoder opened the video: `planned` clips, and rejects of others. `earlier` clips are in another receipt."""
         account = self.open(sample)
         account.planned, account.earlier = planned, set(earlier)
         # Opened again after a crash: clips that failed before stay failed, with their reasons.
