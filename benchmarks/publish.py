@@ -38,12 +38,6 @@ from pipeline.storage.local import LocalStore
 FINGERPRINT = "5a" * 16
 CHANNELS = 16
 BARS = {"publish_s": 60.0, "publish_mb": 300.0, "open_s": 1.0, "status_s": 2.0}
-NAMES = {
-    "publish_s": "publish, s",
-    "publish_mb": "peak memory of publish, MB",
-    "open_s": "opening the snapshot, s",
-    "status_s": "status of the snapshot, s",
-}
 
 
 def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
@@ -152,7 +146,7 @@ def main() -> None:
         }
         print(json.dumps({"shards": options.shards, "steps": steps}, indent=1, default=asdict))
         for name, value in found.items():
-            print(f"RESULT {value:.2f} <= {BARS[name]:g} {NAMES[name]}, {options.shards} receipts")
+            print(f"RESULT {value:.2f} <= {BARS[name]:g} {name} of {options.shards} receipts")
     finally:
         if not options.folder:
             shutil.rmtree(root, ignore_errors=True)

@@ -1,11 +1,11 @@
 """Ledger of an output: which sources are done, which rows count, what is published.
 
-- `latent_set`: what the output is, and its format version
+- `latent_set`: the set object, and the format version
 - `receipts`: the receipt of each finished shard, created once
-- `summaries`: what a run needs of each receipt, cached
-- `overlaps`, `counted`: which receipt counts for a source; receipts as readers see them
+- `summaries`: facts of each receipt that a run needs, cached
+- `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
-- `versions`, `candidate`: which version of an input counts; what the next snapshot would hold
+- `versions`, `candidate`: which version of an input counts; contents of the next snapshot
 - `takedowns`: records that hide rows from every reader
 """

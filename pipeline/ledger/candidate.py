@@ -1,7 +1,7 @@
-"""What the next snapshot of an output would hold: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
+"""Contents of the next snapshot of an output: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
 
 A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Statistics of receipts stay in
-files on the local disk, so that memory is a few hundred bytes a receipt beside the summaries.
+files on the local disk, so that memory is a few hundred bytes per receipt besides the summaries.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Candidate:
     selection: Selection
     files: pa.Table  # `manifest.FILES`, by key
     receipts: pa.Table  # `manifest.RECEIPTS` without statistics
-    receipts_path: Path  # the whole of it, as Parquet
+    receipts_path: Path  # all columns of `manifest.RECEIPTS`, as Parquet
     fresh: set[str]  # shards that the parent does not cover
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
     keys: dict[str, str]  # of receipts, by shard id
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
-        """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
+        """Up to `most` receipts with rows that the parent does not cover, evenly spread over shards; if it covers all, of all receipts."""
         shards = sorted(set(self.files["shard_id"].unique().to_pylist()))
         offered = [shard for shard in shards if shard in self.fresh] or shards
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]
@@ -69,19 +69,19 @@ class Candidate:
 
 
 class _Pool:
-    """Rows of receipts as they are read, each with the state that it was counted in, in two files."""
+    """Rows of receipts that were read, in two files; each receipt with its `Overlaps.state`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._files = TableSpool(FILES, folder / f"{name}-files")
         self._receipts = TableSpool(RECEIPTS, folder / f"{name}-receipts")
 
     def add_whole(self, receipt: Receipt) -> None:
-        """A receipt of which all rows count."""
+        """Adds a receipt of which all rows count."""
         found = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
         self._add(CountedReceipt(receipt), receipt.added(), found, whole_state(receipt.attempt))
 
     def add(self, store: Store, part: CountedReceipt, state: bytes) -> None:
-        """A receipt with the part of it that counts; reads its indexes where that is not the whole."""
+        """Adds a receipt with the part that counts; reads its indexes if some rows do not count."""
         self._add(part, *shares(store, part), state)
 
     def _add(self, part: CountedReceipt, counts: Counts, found: list[Share], state: bytes) -> None:
@@ -113,10 +113,10 @@ def gather(
         store: the output.
         parent: its newest snapshot.
         folder: local scratch folder; the candidate refers to files in it.
-        fingerprint: only receipts of fingerprints that begin so; None: all.
+        fingerprint: only receipts of fingerprints with this prefix; None: all.
         listing: the inputs as they are now, if known.
         drop_missing: whether inputs that are not in `listing` are dropped.
-        save: whether the output may keep a cache of what had to be read.
+        save: whether to cache the summaries of receipts that were read, in the output.
         workers: threads that read receipts.
 
     Raises:
@@ -175,7 +175,7 @@ def _combined(
     folder: Path,
     workers: int,
 ) -> tuple[pa.Table, Path, list[int]]:
-    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now.
+    """Files and receipts of all shards, and the number of receipts from each source. Rows with an outdated state are read again.
 
     Empties `wanted` (the state by shard) and `sources`.
     """

@@ -1,7 +1,7 @@
-"""`lathe publish`: makes the next snapshot of an output, if it passes its checks. Files are named, never copied.
+"""Publication of the next snapshot of an output, if its checks pass (`lathe publish`). Files are listed, never copied.
 
-Takes a store, the inputs as they are listed now (optional), and the canary check as a function (it needs torch). Returns the snapshot.
-Without a listing nothing counts as removed, and shards that are still to do are known only from builds that are running.
+Takes a store, the present listing of inputs (optional), and the canary check as a function (it needs torch). Returns the snapshot.
+Without a listing nothing counts as removed, and open shards are known only from running builds.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ CONSTANTS = ("scale", "shift", "mean", "std")
 class PublishOptions:
     """What to publish."""
 
-    fingerprint: str | None = None  # only fingerprints that begin so
-    removed: Literal["keep", "drop"] = "keep"  # inputs that are not listed any more
+    fingerprint: str | None = None  # only fingerprints with this prefix
+    removed: Literal["keep", "drop"] = "keep"  # for inputs that are not listed any more
     partial: bool = False  # publish although shards are open
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
@@ -64,7 +64,7 @@ class PublishOptions:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest snapshot. `made` is False where it holds all there is already."""
+    """The newest snapshot. `made` is False if it already covered everything."""
 
     snapshot: Snapshot
     made: bool
@@ -72,7 +72,7 @@ class Published:
 
 
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
-    """The inputs as they are now, by URI. Latents of the output itself are left out.
+    """Present inputs, sorted by URI, without latents of the output itself.
 
     Raises:
         InputError, AccessError: as for `lathe encode`.
@@ -91,24 +91,24 @@ def publish(
     failures: DrillConfig | None = None,
     workers: int = 8,
 ) -> Published:
-    """Publishes what receipts say and the newest snapshot does not.
+    """Publishes a snapshot that covers all receipts, unless the newest already does.
 
     Args:
         store: the output.
         options: what to publish.
-        listing: the inputs as they are now; None: not known.
-        canary: encodes a few clips of these receipts again; None: that check is left out.
+        listing: the present inputs; None: unknown.
+        canary: encodes a few clips of these receipts again and compares; None: this check is left out.
         failures: where to fail on purpose, for tests.
         workers: threads that read receipts.
 
     Raises:
-        OutputError: not an output, or of another format version; a Delta log that somebody else wrote to.
+        OutputError: not an output, or of another format version; a Delta log that another program wrote to.
         InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
     """
     if options.removed == "drop" and listing is None:
         raise InputError(
-            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
+            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them removed inputs are unknown"
         )
     Ledger(store).latent_set()
     with tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
@@ -148,7 +148,7 @@ def _publish(
             "`lathe encode`, or publish what is done with --partial"
         )
     if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged:
-        return Published(parent, False, [f"snapshot {parent.number} holds all there is; nothing was published"])
+        return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
     snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
     tables = {"files": write_table(candidate.files, folder / "files"), "receipts": candidate.receipts_path}
     if any(candidate.selection.choices.values()):
@@ -160,7 +160,7 @@ def _publish(
 
 
 def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
-    """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+    """Updates the Delta view, also after an earlier publisher was killed before that. Returns notices."""
     view = DeltaLog(store).sync() if options.delta else None
     notice = view.notice() if view is not None else None
     return [notice] if notice is not None else []
@@ -212,7 +212,7 @@ def _checked(
 
 
 def _open_shards(store: Store, candidate: Candidate) -> list[str]:
-    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
+    """Names of unfinished work: listed sources without a receipt, cut-off receipts, shards of a running build."""
     found = [source.uri for source in candidate.selection.open_sources]
     found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
     running = heartbeat(store, Ledger(store).layout.progress)
@@ -256,7 +256,7 @@ def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
 
 
 def _constants(store: Store, files: pa.Table) -> dict[str, Any]:
-    """What the network's authors recommend, as a data file records it; nothing where that cannot be read (the files check says so)."""
+    """Constants of the network's authors from the metadata of a data file; empty if it cannot be read (`files_check` reports that)."""
     try:
         spec = file_metadata(store, files["key"][0].as_py()).get("spec", {}) if files.num_rows else {}
     except InputError:
@@ -313,7 +313,7 @@ def _changes(candidate: Candidate) -> dict[str, int]:
 
 
 def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
-    """Where the snapshot comes from. The digest of the listing is over (uri, size, etag) of the inputs, or of the versions that count."""
+    """Origin of the snapshot. The digest of the listing is over (uri, size, etag) of the inputs, or over the versions that count."""
     digest = hashlib.blake2b(digest_size=16)
     if listing is not None:
         names = sorted(map(source_id, listing))

@@ -198,7 +198,8 @@ class ShardReader:
             return Video(name, None, fault=("unresolved_symlink", message, False))
         contents = self._contents(member, source)
         if contents is None:
-            message = f"{name.path} is a hard link to {member.info.linkname!r}, which cannot be read again"
+            target = member.info.linkname
+            message = f"{name.path} is a hard link to {target!r}, which cannot be read again; pack with `tar --hard-dereference`"
             return Video(name, None, fault=("unresolved_hardlink", message, False))
         size, pieces = contents
         if size == 0:
@@ -212,7 +213,7 @@ class ShardReader:
             return Video(name, None, fault=("truncated_shard", str(error), False))
 
     def _take_text(self, member: Member, name: MemberName, grouper: Grouper, source: SourceObject) -> None:
-        if not grouper.wants_text(name):
+        if not grouper.accepts_text(name):
             count(self.counters, "duplicate_fields")
             return
         contents = self._contents(member, source)

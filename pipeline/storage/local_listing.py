@@ -70,7 +70,7 @@ class Listing:
             self._report(folder, "folder", "the same as one above it, by a link")
             return
         named.reverse()
-        while named:  # an entry keeps what `stat` told it: half a kilobyte each
+        while named:  # an entry keeps the result of `stat`: half a kilobyte each
             name, entry = named.pop()
             key = f"{folder}/{name}" if folder else name
             if name.endswith("/"):

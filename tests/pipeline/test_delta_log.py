@@ -19,7 +19,7 @@ from pipeline.operate import delta_log
 from pipeline.operate.delta_log import LOG, DeltaLog
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.storage import open_store
-from tests.pipeline.frameless_build import make_world
+from tests.pipeline.frameless_build import make_workspace
 from tests.pipeline.published import publish_all, shown_ids
 from tests.tiny_corpus import make_corpus, tiny_job, video_bytes, write_tar
 
@@ -175,13 +175,13 @@ def stored_ids(store, number):
 
 
 def test_a_file_with_rows_that_do_not_count_is_left_out_and_said(tmp_path):
-    world = make_world(tmp_path)
-    world.run("abc").finish()
-    publish_all(world.store)
-    assert DeltaLog(world.store).sync().notice() is None
-    record_takedown(world.store, "x", sources=[str(world.folder / "b.mp4")])
-    assert publish_all(world.store).number == 2
-    view = DeltaLog(world.store).sync()
+    workspace = make_workspace(tmp_path)
+    workspace.run("abc").finish()
+    publish_all(workspace.store)
+    assert DeltaLog(workspace.store).sync().notice() is None
+    record_takedown(workspace.store, "x", sources=[str(workspace.folder / "b.mp4")])
+    assert publish_all(workspace.store).number == 2
+    view = DeltaLog(workspace.store).sync()
     assert view.notice() == (
         "the Delta view of snapshot 2 lacks 2 rows of 1 files, which also hold rows that do not count"
     )

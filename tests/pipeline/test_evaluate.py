@@ -228,7 +228,7 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
     save_file({"weight": torch.zeros(2)}, other)
     new, ours = tmp_path / "new", ("--model", "leanvae-dim16")
     cases = [
-        ((corpus,), full, "the folder is not empty; name a new one"),
+        ((corpus,), full, "the folder is not empty; give a new one"),
         ((corpus,), full / "a.txt", "is a file; name a folder"),
         ((corpus,), "s3://bucket/x", "a local folder"),
         (

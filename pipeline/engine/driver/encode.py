@@ -169,9 +169,7 @@ def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     if job.write.moments and not spec.moments:
-        raise ConfigError(
-            f"write.moments: {spec.network} gives one latent and no log-variance; leave moments out to store the latent"
-        )
+        raise ConfigError(f"write.moments: {spec.network} has no log-variance; leave moments out to store the latent")
     return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
 
 
