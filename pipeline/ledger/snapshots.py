@@ -100,7 +100,9 @@ class Snapshot:
         Raises:
             ValueError, KeyError, TypeError: not the record of a snapshot, or one of another format version.
         """
-        raw: dict[str, Any] = json.loads(data)
+        raw: Any = json.loads(data)
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
         if raw.pop("format") != "latentset-snapshot" or (found := raw.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"format version {found!r}, this Lathe reads {FORMAT_VERSION}")
         prints = {
@@ -133,9 +135,14 @@ class Snapshots:
         """Numbers of all snapshots, ascending, by one LIST."""
         return sorted(number for number, size in self._names() if size)
 
-    def next_number(self) -> int:
-        """Number of the next snapshot. A record of zero bytes (a kill on a mount without hard links) occupies its number."""
-        return max((number for number, _ in self._names()), default=0) + 1
+    def newest_and_next(self) -> tuple[Snapshot | None, int]:
+        """The newest snapshot and the number of the next, by one LIST: with two, another publisher's snapshot could come between them.
+
+        A record of zero bytes (a kill on a mount without hard links) occupies its number.
+        """
+        names = self._names()
+        newest = max((number for number, size in names if size), default=None)
+        return None if newest is None else self.read(newest), max((number for number, _ in names), default=0) + 1
 
     def _names(self) -> list[tuple[int, int]]:
         found = [(snapshot_number(info.key), info.size) for info in self._store.list(SNAPSHOTS, recursive=False)]

@@ -60,7 +60,11 @@ class Takedown:
         Raises:
             ValueError, KeyError, TypeError: not a takedown, or one of another format version.
         """
-        raw: dict[str, Any] = json.loads(data)
+        raw: Any = json.loads(data)
+        if not isinstance(raw, dict) or not all(
+            isinstance(raw.get(name), list) for name in ("sources", "samples", "rows")
+        ):
+            raise ValueError("expected a JSON object with the lists sources, samples and rows")
         if raw["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {raw['format_version']!r}, this Lathe reads {FORMAT_VERSION}")
         samples = tuple((uri, name) for uri, name in raw["samples"])
@@ -114,9 +118,9 @@ def read_takedowns(store: Store) -> Takedowns:
     """
     found = []
     for info in store.list(TAKEDOWNS):
-        if not info.key.endswith(".json"):
-            continue
         try:
+            if not info.key.endswith(".json"):
+                raise ValueError("its name does not end in .json")
             found.append(Takedown.from_json(info.key, store.read(info.key)))
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(

@@ -79,8 +79,8 @@ class DeltaLog:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def check(self, newest: int) -> None:
-        """Checks that only Lathe wrote the log, up to snapshot `newest`.
+    def check(self) -> None:
+        """Checks that only Lathe wrote the log.
 
         Raises:
             OutputError: another program wrote to it.
@@ -92,7 +92,7 @@ class DeltaLog:
                 raise self._foreign(name)
             if match is not None and match["kind"] == ".json":
                 versions.append(int(match["version"]))
-        if versions and (max(versions) > newest or not self._ours(max(versions))):
+        if versions and not self._ours(max(versions)):
             raise self._foreign(f"{max(versions):020}.json")
 
     def sync(self) -> DeltaView | None:
@@ -105,7 +105,7 @@ class DeltaLog:
         numbers = snapshots.numbers()
         if not numbers:
             return None
-        self.check(numbers[-1])
+        self.check()
         takedowns = read_takedowns(self._store)
         mark = _mark(takedowns)
         there = self._versions()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import InputError, PublishFailed
+from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats, write_table
 from pipeline.ledger.receipts import Ledger
@@ -113,7 +114,14 @@ def publish(
     Ledger(store).latent_set()
     with tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
-    return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+    try:
+        return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+    except LatheError as error:
+        number = published.snapshot.number
+        raise OutputError(
+            f"snapshot {number} is published, but its Delta view was not written: {error}; publish again to write it, or use "
+            "--no-delta"
+        ) from error
 
 
 def _publish(
@@ -125,9 +133,9 @@ def _publish(
     folder: Path,
     workers: int,
 ) -> Published:
-    parent, number = snapshots.latest(), snapshots.next_number()
+    parent, number = snapshots.newest_and_next()
     if options.delta:
-        DeltaLog(store).check(number - 1)
+        DeltaLog(store).check()
     candidate = gather(
         store,
         parent,
@@ -197,7 +205,7 @@ def _checked(
     return Snapshot(
         number=number,
         parent=None if candidate.parent is None else candidate.parent.number,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
         counts=_counts(candidate),
         rejects=_rejects(candidate),
         buckets=_buckets(candidate.files),
@@ -328,7 +336,15 @@ def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[So
     for name in names:
         digest.update(name)
     source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}
-    return {"lathe": version("lathe"), "job": options.job, "listing": source, "removed": options.removed}
+    return {
+        "lathe": version("lathe"),
+        "job": options.job,
+        "listing": source,
+        "removed": options.removed,
+        "publisher": secrets.token_hex(
+            8
+        ),  # no two records are equal: a publisher knows whether it was its own that won
+    }
 
 
 def _notices(store: Store, snapshot: Snapshot) -> list[str]:

@@ -128,6 +128,19 @@ def test_a_foreign_commit_is_named_and_nothing_is_written(output, name):
         DeltaLog(store).sync()
 
 
+def test_a_log_that_cannot_be_written_leaves_the_snapshot_and_says_so(output, monkeypatch):
+    store, _ = output
+    record_takedown(store, "x", ids=[sorted(stored(store, 3))[0]])
+
+    def fail(self):
+        raise OutputError("no space")
+
+    monkeypatch.setattr(DeltaLog, "sync", fail)
+    with pytest.raises(OutputError, match="snapshot 4 is published, but its Delta view was not written: no space"):
+        publish(store, PublishOptions())
+    assert Snapshots(store).numbers() == [1, 2, 3, 4]
+
+
 def test_a_table_of_somebody_else_in_its_place_is_refused(output):
     store, table = output
     shutil.rmtree(f"{table}/_delta_log")

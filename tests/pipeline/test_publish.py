@@ -256,6 +256,9 @@ def test_bad_input_is_named(store: Store, tmp_path: Path) -> None:
     publish(store, PublishOptions())
     with pytest.raises(InputError, match=r"has no snapshot 3; there are 1$"):
         Snapshots(store).read(3)
+    store.write("_snapshots/2.json", b"null")
+    with pytest.raises(OutputError, match="expected a JSON object, got NoneType"):
+        Snapshots(store).latest()
     store.write("_snapshots/2.json", b'{"format": "latentset-snapshot", "format_version": 9}')
     with pytest.raises(OutputError, match="format version 9, this Lathe reads 1"):
         Snapshots(store).latest()

@@ -61,9 +61,15 @@ def test_a_takedown_hides_rows_of_old_snapshots_and_of_receipts(store: Store, tm
     assert after.counts["samples"] == before.counts["samples"]
     with pytest.raises(InputError, match="1 of 1 ids are not in"):
         record_takedown(store, "asked", ids=["nothing"])
-    store.write("_takedowns/broken.json", b"{")
-    with pytest.raises(OutputError, match=r"_takedowns/broken\.json cannot be read as a takedown"):
-        visible(store)
+    for name, data in (
+        ("broken.json", b"{"),
+        ("text.json", b'{"format_version": 1, "sources": "a.mp4", "samples": [], "rows": []}'),
+        ("upper.JSON", b"{}"),
+    ):
+        store.write(f"_takedowns/{name}", data)
+        with pytest.raises(OutputError, match=rf"_takedowns/{name} cannot be read as a takedown"):
+            visible(store)
+        store.delete(f"_takedowns/{name}")
 
 
 def test_diff_names_what_was_added_replaced_and_dropped(workspace: SimpleNamespace) -> None:
