@@ -149,6 +149,7 @@ def _publish(
     if not candidate.receipts.num_rows:
         asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
         raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
+    _check_receipts_are_there(store, candidate, options.fingerprint or "")
     open_shards = _open_shards(store, candidate)
     if open_shards and not options.partial:
         raise PublishFailed(
@@ -165,6 +166,25 @@ def _publish(
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
     return Published(snapshot, True, _notices(store, snapshot))
+
+
+def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: str) -> None:
+    """Rows whose receipt was lost would otherwise leave the next snapshot without a word.
+
+    Raises:
+        PublishFailed: receipts of files that the parent names are gone.
+    """
+    files = candidate.parent_files.select(["shard_id", "fingerprint"]).to_pydict()
+    named = {
+        shard
+        for shard, found in zip(files["shard_id"], files["fingerprint"], strict=True)
+        if found.startswith(fingerprint)
+    }
+    if gone := sorted(named - candidate.keys.keys()):
+        raise PublishFailed(
+            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number if candidate.parent else 0} "
+            f"names their files, such as that of shard {gone[0]}; restore them, or remove their rows by a takedown"
+        )
 
 
 def _delta_notices(store: Store, options: PublishOptions) -> list[str]:

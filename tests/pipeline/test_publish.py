@@ -264,6 +264,20 @@ def test_bad_input_is_named(store: Store, tmp_path: Path) -> None:
         Snapshots(store).latest()
 
 
+def test_a_lost_receipt_does_not_drop_rows_without_a_word(store: Store, tmp_path: Path) -> None:
+    first, _ = add_shards(store, tmp_path, range(2))
+    publish(store, PublishOptions())
+    for key in [info.key for prefix in ("_receipts/", "_summaries/") for info in store.list(prefix)]:
+        if first.shard_id in key or key.startswith("_summaries/"):
+            store.delete(key)
+    with pytest.raises(
+        PublishFailed,
+        match=f"1 receipts of .* are gone although snapshot 1 names their files, such as that of shard {first.shard_id}",
+    ):
+        publish(store, PublishOptions())
+    assert Snapshots(store).numbers() == [1]
+
+
 def test_a_fingerprint_may_be_chosen(store: Store, tmp_path: Path) -> None:
     (receipt,) = add_shards(store, tmp_path, range(1))
     other = replace(receipt, fingerprint="ab" * 16, shard_id=receipt.shard.id("ab" * 16))
