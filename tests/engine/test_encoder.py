@@ -149,7 +149,7 @@ def test_overlapping_steps_give_the_same_rows(tmp_path, monkeypatch):
         self.overlaps = True
 
     def watched(self):
-        flying.append(self._flying is not None)
+        flying.append(self._in_flight is not None)
         return step(self)
 
     step = EncodeLoop.step
