@@ -168,7 +168,7 @@ def test_restarts_under_load_lose_no_answer_and_leave_no_process(lanes):
     """The drain thread is in the middle of large answers when their lane is replaced."""
     large = request(video_bytes(29, 256, 256))
     large = CutRequest(
-        large.sample,
+        large.video,
         resolve_rules(ClipConfig(frames=(29,), size=("256x256",)), 4, 8, "n"),
         *[DecodeConfig(), 0, DrillConfig()],
     )
