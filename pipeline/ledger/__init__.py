@@ -6,6 +6,6 @@
 - `overlaps`, `counted`: which receipt counts for a source; receipts as readers see them
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
-- `versions`, `candidate`: which version of an input counts; what the next snapshot would hold
+- `versions`, `decisions`, `candidate`: which version of an input counts; what counts of each receipt; what the next snapshot would hold
 - `takedowns`: records that hide rows from every reader
 """

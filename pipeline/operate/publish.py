@@ -23,7 +23,16 @@ from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
 from pipeline.errors import InputError, PublishFailed
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats, write_table
+from pipeline.ledger.manifest import (
+    CHOICES,
+    COUNTS,
+    FILES,
+    choice_rows,
+    merged_stats,
+    packed_stats,
+    release_memory,
+    write_table,
+)
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
 from pipeline.ledger.summaries import source_id
@@ -149,10 +158,12 @@ def _publish(
         )
     if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged:
         return Published(parent, False, [f"snapshot {parent.number} holds all there is; nothing was published"])
+    release_memory()
     snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
-    tables = {"files": write_table(candidate.files, folder / "files"), "receipts": candidate.receipts_path}
-    if any(candidate.selection.choices.values()):
-        choices = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
+    release_memory()
+    tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
+    if any(candidate.decisions.selection.choices.values()):
+        choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
@@ -161,6 +172,7 @@ def _publish(
 
 def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
     """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+    release_memory()
     view = DeltaLog(store).sync() if options.delta else None
     notice = view.notice() if view is not None else None
     return [notice] if notice is not None else []
@@ -202,18 +214,18 @@ def _checked(
         rejects=_rejects(candidate),
         buckets=_buckets(candidate.files),
         fingerprints=prints,
-        changes=_changes(candidate),
+        changes=_changes(store, candidate),
         lineage=_lineage(candidate, options, listing),
         checks=tuple(done),
         open_shards=tuple(open_shards),
-        takedowns=tuple(item.key for item in candidate.overlaps.takedowns.records),
+        takedowns=tuple(item.key for item in candidate.decisions.overlaps.takedowns.records),
         tables={},
     )
 
 
 def _open_shards(store: Store, candidate: Candidate) -> list[str]:
     """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
-    found = [source.uri for source in candidate.selection.open_sources]
+    found = [source.uri for source in candidate.decisions.selection.open_sources]
     found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
     running = heartbeat(store, Ledger(store).layout.progress)
     if running is not None and running.get("running", True):
@@ -251,7 +263,7 @@ def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFing
 
 
 def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
-    receipt = Ledger(store).load(candidate.keys[shard])
+    receipt = Ledger(store).load(candidate.decisions.key(shard))
     return {} if receipt is None else receipt.fingerprint_parts
 
 
@@ -296,10 +308,16 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
     }
 
 
-def _changes(candidate: Candidate) -> dict[str, int]:
-    changes, now, before = candidate.selection.changes, candidate.files, candidate.parent_files
-    new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
-    gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
+def _changes(store: Store, candidate: Candidate) -> dict[str, int]:
+    changes, columns = candidate.decisions.selection.changes, ["key", "rows"]
+    now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
+    if candidate.parent is not None:
+        before = Snapshots(store).table(candidate.parent, "files", columns)
+    release_memory()
+    new, gone = now, before
+    if before.num_rows:
+        new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
+        gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
     rows_of_both = _sum(now, "rows") - _sum(new, "rows") - (_sum(before, "rows") - _sum(gone, "rows"))
     return {
         "inputs_added": changes.added,
@@ -315,16 +333,7 @@ def _changes(candidate: Candidate) -> dict[str, int]:
 def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
     """Where the snapshot comes from. The digest of the listing is over (uri, size, etag) of the inputs, or of the versions that count."""
     digest = hashlib.blake2b(digest_size=16)
-    if listing is not None:
-        names = sorted(map(source_id, listing))
-    else:
-        versions = candidate.selection.versions
-        names = sorted(
-            uri + str(shard).encode()
-            for found in versions.values()
-            for uri, shard in found.items()
-            if shard is not None
-        )
+    names = sorted(map(source_id, listing)) if listing is not None else sorted(candidate.decisions.version_names())
     for name in names:
         digest.update(name)
     source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}
