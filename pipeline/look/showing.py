@@ -40,6 +40,7 @@ class Picture:
     original_CTHW: torch.Tensor = field(repr=False)
     decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
+    ssim: float | None = None  # mean over all frames; None without original
 
 
 class LatentDecoder:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,7 +43,7 @@ from pipeline.operate.inspect import file_metadata
 from pipeline.operate.status import heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.config import StorageConfig
     from pipeline.ledger.candidate import Candidate
@@ -120,9 +121,20 @@ def publish(
             "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
         )
     Ledger(store).latent_set()
-    with tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
+    with _arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
-    return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+        return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+
+
+@contextmanager
+def _arrow_on_malloc() -> Iterator[None]:
+    """Arrow allocates by malloc, of which `release_memory` gives back what is free: 286 MB at most for 100,000 receipts, not 331."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _publish(
