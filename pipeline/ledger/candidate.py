@@ -168,9 +168,9 @@ def gather(
     return Candidate(
         parent=parent,
         decisions=decisions,
-        files=read_table(files_path, LIGHT_FILES),
+        files=read_table(files_path, LIGHT_FILES, ["network", "fingerprint"]),
         files_path=files_path,
-        receipts=read_table(receipts_path, LIGHT),
+        receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects"]),
         receipts_path=receipts_path,
         fresh=fresh,
         unchanged=parent is not None and taken == [covered_shards, *([0] * (len(taken) - 1))],

@@ -222,9 +222,12 @@ def write_table(table: pa.Table, path: Path) -> Path:
     return path
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """The table of a local Parquet file, read in this thread: memory that Arrow's threads free is kept by each of them."""
-    return pq.ParquetFile(path).read(columns, use_threads=False)
+def read_table(path: Path, columns: list[str] | None = None, repeated: list[str] | None = None) -> pa.Table:
+    """The table of a local Parquet file, read in this thread: memory that Arrow's threads free is kept by each of them.
+
+    Columns named by `repeated` become dictionaries: their values are few.
+    """
+    return pq.ParquetFile(path, read_dictionary=repeated).read(columns, use_threads=False)
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

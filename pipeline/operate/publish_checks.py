@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 NAMED = 3  # offenders named in a message
-LISTED_AT_ONCE = 16384  # objects compared with the manifest in one step
+LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
 FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 
@@ -73,7 +73,7 @@ def files_check(store: Store, files: pa.Table) -> Check:
     missing: list[str] = []
     wrong: list[str] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        names = pa.concat_arrays([pa.array([], pa.string()), *files[key].chunks])
+        names = files[key]
         sizes, there = files[size].to_numpy(), np.zeros(len(names), bool)
         for prefix in sorted(
             f"{name}/" for name in pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()

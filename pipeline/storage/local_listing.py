@@ -59,10 +59,9 @@ class Listing:
             try:
                 here = os.stat(path)
                 # A folder sorts like its keys: "a-b" < "a/b" < "a0".
-                named = sorted(
-                    ((f"{entry.name}/" if self._is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
-                    key=_by_name,
-                )
+                entries = list(os.scandir(path))
+                folders = {entry.name for entry in entries if self._is_folder(entry)}
+                entries.sort(key=lambda entry: f"{entry.name}/" if entry.name in folders else entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 if above:
                     self._report(folder, "folder", "deleted while it was listed")
@@ -75,13 +74,14 @@ class Listing:
         if (identity := (here.st_dev, here.st_ino)) in above:
             self._report(folder, "folder", "the same as one above it, by a link")
             return
-        named.reverse()
-        while named:  # an entry keeps what `stat` told it: half a kilobyte each
-            name, entry = named.pop()
+        entries.reverse()
+        while entries:  # an entry keeps what `stat` told it: half a kilobyte each
+            entry = entries.pop()
+            name = entry.name
             key = f"{folder}/{name}" if folder else name
-            if name.endswith("/"):
-                if self._recursive and (key.startswith(self._prefix) or self._prefix.startswith(key)):
-                    yield key[:-1], (*above, identity)
+            if name in folders:
+                if self._recursive and (f"{key}/".startswith(self._prefix) or self._prefix.startswith(f"{key}/")):
+                    yield key, (*above, identity)
             elif key.startswith(self._prefix) and not name.startswith(SCRATCH):
                 info = self._info(key, entry)
                 if info is not None:
@@ -145,7 +145,3 @@ def info_of(key: str, found: os.stat_result) -> ObjectInfo:
 def etag_of(found: os.stat_result) -> str:
     """`mtime_ns-size`."""
     return f"{found.st_mtime_ns}-{found.st_size}"
-
-
-def _by_name(item: tuple[str, os.DirEntry[str]]) -> str:
-    return item[0]
