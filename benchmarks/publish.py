@@ -146,7 +146,7 @@ def main() -> None:
         }
         print(json.dumps({"shards": options.shards, "steps": steps}, indent=1, default=asdict))
         for name, value in found.items():
-            print(f"{name:12} {value:8.2f}  bar {BARS[name]:g}  {'ok' if value <= BARS[name] else 'MISSED'}")
+            print(f"RESULT {value:.2f} <= {BARS[name]:g} {name} of {options.shards} receipts")
     finally:
         if not options.folder:
             shutil.rmtree(root, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.config import DrillConfig, StorageConfig, WriteConfig
 from pipeline.format.layout import CURRENT
-from pipeline.format.tensors import let_go
+from pipeline.format.tensors import release_pages
 from pipeline.records import Bucket, ClipPlan, LatentClip, Sample, VideoInfo
 from pipeline.storage import open_store
 from pipeline.writer import ShardWriter
@@ -124,7 +124,7 @@ def long_latent_here(folder: Path, format: str, mebibytes: int) -> dict[str, Any
         mapped = np.memmap(Path(run) / "latent.bin", np.float16, "w+", shape=(16, frames, 32, 32))
         for channel in range(16):
             mapped[channel] = np.random.default_rng(channel).standard_normal((frames, 32, 32), np.float32)
-            let_go(mapped)
+            release_pages(mapped)
         write(
             Path(run) / "warm",
             WriteConfig(format=format),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Pair = tuple[torch.Tensor, torch.Tensor]
 
 GAP = 8  # pixels between blocks and around them
-SEAM = 2  # pixels between the frames of a block
+FRAME_GAP = 2  # pixels between the frames of a block
 LINE = 16  # height of a line of text
-PAPER, INK = (255, 255, 255), (32, 32, 32)
+BACKGROUND, TEXT_COLOUR = (255, 255, 255), (32, 32, 32)
 
 
 def write_sheet(
@@ -73,7 +73,9 @@ def sheet(
         rows[-1].append(block)
     heights = [max(block.height for block in row) for row in rows]
     whole = Image.new(
-        "RGB", (max(sum(b.width + GAP for b in row) for row in rows) + GAP, sum(heights) + GAP * (len(rows) + 1)), PAPER
+        "RGB",
+        (max(sum(b.width + GAP for b in row) for row in rows) + GAP, sum(heights) + GAP * (len(rows) + 1)),
+        BACKGROUND,
     )
     top = GAP
     for row, height in zip(rows, heights, strict=True):
@@ -106,16 +108,18 @@ def _block(pair: Pair, title: str, titled: bool, frames: int, largest: int) -> I
     size = max(1, round(width * scale)), max(1, round(height * scale))
     shown = shown_frames(total, frames)
     head = LINE if titled else 0
-    block = Image.new("RGB", (len(shown) * (size[0] + SEAM) - SEAM, head + 2 * size[1] + SEAM), PAPER)
+    block = Image.new(
+        "RGB", (len(shown) * (size[0] + FRAME_GAP) - FRAME_GAP, head + 2 * size[1] + FRAME_GAP), BACKGROUND
+    )
     if titled:
         font = ImageFont.load_default()
-        ImageDraw.Draw(block).text((0, 1), _fitting(title, font, block.width), fill=INK, font=font)
+        ImageDraw.Draw(block).text((0, 1), _fitting(title, font, block.width), fill=TEXT_COLOUR, font=font)
     for row, clip in enumerate(pair):
         for column, t in enumerate(shown):
             picture = Image.fromarray(clip[:, t].permute(1, 2, 0).contiguous().cpu().numpy())
             if picture.size != size:
                 picture = picture.resize(size, Image.Resampling.LANCZOS)
-            block.paste(picture, (column * (size[0] + SEAM), head + row * (size[1] + SEAM)))
+            block.paste(picture, (column * (size[0] + FRAME_GAP), head + row * (size[1] + FRAME_GAP)))
     return block
 
 

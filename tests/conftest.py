@@ -21,8 +21,8 @@ from tests.swift_server import SwiftServer, free_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Before anything imports ray or botocore (nothing above does): no shared cluster, no tokens, no phoning home, nobody's AWS
-# profile, no proxy for loopback.
+# Before anything imports ray or botocore (nothing above does): no shared cluster, no tokens, no usage statistics, no AWS
+# profile of the user, no proxy for loopback.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")

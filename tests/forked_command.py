@@ -43,7 +43,7 @@ def start(*arguments: Any, **options: Any) -> ForkedCommand:
 
 
 class ForkedCommand:
-    """What tests use of `subprocess.Popen`, with text streams, for a process that is no child of this one."""
+    """Subset of `subprocess.Popen` with text streams, for a process that is not a child of this one."""
 
     def __init__(self, args: list[str], status: socket.socket, stdout: IO[str] | None, stderr: IO[str] | None) -> None:
         self.args, self.stdout, self.stderr = args, stdout, stderr
@@ -171,13 +171,13 @@ def _server() -> _Server:
 
 
 def _serve(requests: socket.socket) -> None:
-    """Returns in each child, ready to run its command; ends the process when nobody can ask any more."""
+    """Returns in each child, ready to run its command; ends the process when the requesting process is gone."""
     running: dict[int, socket.socket] = {}
     wake_out, wake_in = os.pipe()
     os.set_blocking(wake_in, False)
     signal.set_wakeup_fd(wake_in)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the requesting process
     while True:
         ready, _, _ = select.select([requests, wake_out], [], [])
         if wake_out in ready:

@@ -1,7 +1,7 @@
 """A real S3 server for the tests: OpenStack Swift with its s3api, four small processes on free loopback ports.
 
-Enters: a folder on a file system with user extended attributes (ext4, xfs, btrfs; tmpfs from Linux 6.6 on). Leaves: `SwiftServer` with
-endpoint and keys. No root, no memcached. The processes die with this one, however it dies.
+Takes a folder on a file system with user extended attributes (ext4, xfs, btrfs; tmpfs from Linux 6.6 on), returns a `SwiftServer` with
+endpoint and keys. No root, no memcached. The server processes end when this process ends, also if it is killed.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def require_attributes(folder: Path) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on just now."""
+    """Unused TCP ports of the loopback interface."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [item.getsockname()[1] for item in sockets]
     for item in sockets:

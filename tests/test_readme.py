@@ -9,8 +9,14 @@ import typer
 
 import pipeline
 from pipeline.cli import app as cli
+from pipeline.cli import output_commands
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.takedowns import record_takedown
+from pipeline.operate.publish import PublishOptions, publish
+from pipeline.storage.local import LocalStore
 from tests.deploy.manifests import ROOT, job_of
-from tests.tiny_corpus import rows, tiny_job, video_bytes, write_tar
+from tests.pipeline.published import shown_ids
+from tests.tiny_corpus import rows, tiny_job, video_bytes
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -25,6 +31,7 @@ PAGES += [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_understood(command, monkeypatch):
+    monkeypatch.setattr(output_commands, "publish_job", lambda job: None)
     command = command.split(" -- ")[-1]
     words = shlex.split(command)
     if "encode" in words:
@@ -33,20 +40,64 @@ def test_a_command_is_understood(command, monkeypatch):
         typer.main.get_command(cli.app).commands[words[1]].make_context(words[1], words[2:])
 
 
-def test_its_python_reads_every_row_of_an_output(tmp_path):
-    corpus = write_tar(tmp_path / "a.tar", {key: {"mp4": video_bytes(9), "txt": key.encode()} for key in ("x", "y")})
-    pipeline.encode(tiny_job(corpus, tmp_path / "out", **{"write.dtype": "float16"}))
-    reading, metadata = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "pyarrow" in block)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Two snapshots of three plain videos in one file: in the second a video is replaced and a row taken down. Yields folder and store."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("kept", "replaced", "taken"):
+        (folder / f"{name}.mp4").write_bytes(video_bytes(9, seed=len(name)))
+        (folder / f"{name}.txt").write_text(name)
+    store = LocalStore(str(folder / "out"))
+    job = tiny_job([str(folder / "*.mp4")], folder / "out", **{"write.dtype": "float16"})
+    pipeline.encode(job)
+    publish(store, PublishOptions())
+    (folder / "replaced.mp4").write_bytes(video_bytes(9, seed=99))
+    (folder / "replaced.txt").write_text("new")
+    pipeline.encode(job)
+    publish(store, PublishOptions())
+    (first, *_) = (row["id"] for row in rows(folder / "out").values() if row["caption"] == "taken")
+    record_takedown(store, "asked", ids=[first])
+    return folder, store, first
+
+
+def python_block(word):
+    """The only Python block of the README with this word."""
+    (found,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if word in block)
+    return found
+
+
+@pytest.mark.parametrize(("number", "captions"), [(1, {"kept", "replaced"}), (2, {"kept", "new"})])
+def test_its_loop_reads_the_rows_of_a_snapshot_without_those_taken_down(published, number, captions):
+    folder, store, taken = published
+    program = python_block("os.pread").replace("my/latents", str(folder / "out")).replace("1.json", f"{number}.json")
     found = []
-    program = reading + "                found.append((caption, latent_CTHW))\n"
-    exec(program.replace("my/latents", str(tmp_path / "out")), {"found": found})
-    stored = sorted((row["caption"], row["vae_latent_bytes"]) for row in rows(tmp_path / "out").values())
-    assert sorted((caption, latent.tobytes()) for caption, latent in found) == stored
-    assert found[0][1].ndim == 4
-    assert found[0][1].dtype == np.float16
+    exec(program + '            found.append((row["id"], caption, latent_CTHW))\n', {"found": found})
+    assert sorted(name for name, _, _ in found) == shown_ids(store, Snapshots(store).read(number))
+    assert taken not in {name for name, _, _ in found}
+    assert {caption for _, caption, _ in found} == captions
+    stored = rows(folder / "out")
+    assert all(latent.tobytes() == stored[name]["vae_latent_bytes"] for name, _, latent in found)
+    assert (found[0][2].ndim, found[0][2].dtype) == (4, np.float16)
+
+
+def test_its_constants_are_in_the_files(published):
     names: dict = {}
-    exec(metadata.replace("my/latents", str(tmp_path / "out")), names)
+    exec(python_block("normalisation").replace("my/latents", str(published[0] / "out")), names)
     assert names["constants"].keys() == {"applied", "scale", "shift", "mean", "std"}
+
+
+def test_its_other_engines_read_the_output(published, monkeypatch, tmp_path):
+    folder, store, _ = published
+    publish(store, PublishOptions())  # makes the Delta view anew, without what was taken down
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    lines = [line for line in python_block("scan_delta").splitlines() if "ray.data" not in line]
+    assert len(lines) >= 5
+    names: dict = {}
+    exec("\n".join(lines).replace('"latents', f'"{folder / "out"}'), names)
+    everything = rows(folder / "out")
+    assert set(names["files"]["id"]) == set(everything)
+    assert set(names["first"]["id"]) <= set(everything)
+    assert names["newest"].count_rows() == sum(count for _, count in names["buckets"]) > 0
 
 
 def anchors(page) -> set[str]:

@@ -132,9 +132,9 @@ def test_every_reason_is_documented_with_its_kind_and_no_other():
         slug: {{True: "policy", False: "damage"}.get(kind) for kind in found} - {None}
         for slug, found in reasons().items()
     }
-    told = documented()[0]
-    assert sorted(kinds) == sorted(told)
-    assert {slug: found for slug, found in kinds.items() if found - {told[slug]}} == {}
+    reported = documented()[0]
+    assert sorted(kinds) == sorted(reported)
+    assert {slug: found for slug, found in kinds.items() if found - {reported[slug]}} == {}
 
 
 def test_every_warning_is_documented_and_no_other():

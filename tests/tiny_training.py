@@ -73,6 +73,6 @@ def one_thread() -> Iterator[None]:
 
 
 def lines(folder: Path) -> list[dict]:
-    """What the run in a folder told, as numbers, without how long it took."""
-    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("stage", "seconds", "waited")} for line in told]
+    """Metrics of the run in a folder, without durations."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("stage", "seconds", "waited")} for line in lines]

@@ -7,8 +7,8 @@ Whether these networks could be run in chunks was tried with tiny random ones (`
 | class         | a prefix of the video gives the prefix of the latent | chunks with the state diffusers keeps           |
 |---------------|------------------------------------------------------|-------------------------------------------------|
 | HunyuanVideo  | no: group norms over all frames                      | keeps none                                      |
-| CogVideoX     | no: group norms over batches of 8 frames or more,    | exact between those batches, but where they lie |
-|               | the remainder of the length going into the first     | depends on the length, which a stream lacks     |
+| CogVideoX     | no: group norms over batches of 8 frames or more,    | exact between batches, but batch borders depend |
+|               | the remainder of the length going into the first     | on the clip length, unknown in a stream         |
 | Cosmos        | to rounding: causal convolutions and attention       | keeps none; the attention needs every frame     |
 | LTXVideo      | to rounding: causal convolutions, norms by position  | keeps none                                      |
 | Mochi         | to rounding: causal convolutions and attention       | none to encode; the attention needs every frame |

@@ -121,7 +121,7 @@ PRESETS = (
         licence="NVIDIA Open Model License",
         source="https://github.com/NVIDIA/Cosmos",
         aliases=("cosmos-cv8x8x8",),
-        note="gives one latent and no Gaussian: moments cannot be stored",
+        note="deterministic, has no log-variance: moments cannot be stored",
     ),
     Preset(
         name="ltx-video",

@@ -80,7 +80,7 @@ class DiffusersVAE(CausalVAE):
     ) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
         if moments and self.config["_class_name"] in DETERMINISTIC:
             raise ValueError(
-                f"{self.spec.network} gives one latent and no Gaussian, so there is no log-variance; encode with moments=False"
+                f"{self.spec.network} is deterministic: it has no log-variance; call encode with moments=False"
             )
         results = [self._coder.encode(*part) for part in self._parts(video_BCTHW, state)]
         mean = self._joined([mean for (mean, _), _ in results])

@@ -32,7 +32,7 @@ def normaliser(kind: str, channels: int) -> nn.Module:
 
 
 class CausalConv3d(nn.Module):
-    """CausalConv convolution over frames; its published keys have the prefix `conv.`."""
+    """Causal convolution over frames; its published keys have the prefix `conv.`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, *, bias: bool = True) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def with_filters(expected: Mapping[str, torch.Tensor], weights: Mapping[str, tor
 def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Reproducible random float32 weights by published key; each tensor depends only on the seed and its key.
 
-    Scaled so that activations stay of order one; Haar filters are the real ones. Their latents mean nothing.
+    Scaled so that activations stay of order one; Haar filters are the real ones. Latents of random weights are meaningless.
     """
     return random_tensors(empty_network(config), seed)
 

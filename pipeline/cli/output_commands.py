@@ -5,6 +5,7 @@ Packages are imported when a command runs, so that `--help` is instant.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,6 +69,8 @@ def publish(
         from pipeline.operate.publish_checks import Limits
         from pipeline.storage import open_store
 
+        if not math.isfinite(psnr_floor):
+            raise ConfigError(f"--psnr-floor: expected a number of dB, got {psnr_floor}")
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)

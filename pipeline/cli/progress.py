@@ -72,7 +72,7 @@ class Plain:
 
 
 class Json:
-    """One JSON object a line on stdout: `{"event": "notice" | "progress" | "report", …}`."""
+    """One JSON object per line on stdout: `{"event": "notice" | "progress" | "report", …}`."""
 
     def __init__(self) -> None:
         self._next = 0.0

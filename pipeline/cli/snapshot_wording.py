@@ -11,7 +11,7 @@ CHANNELS_SHOWN = 32
 
 
 def published_lines(published: dict[str, Any]) -> list[str]:
-    """A `Published`."""
+    """Lines that describe a `Published`."""
     snapshot = published["snapshot"]
     lines = [f"snapshot {snapshot['number']}: {_contents(snapshot)}"] if published["made"] else []
     if published["made"]:
@@ -20,7 +20,7 @@ def published_lines(published: dict[str, Any]) -> list[str]:
 
 
 def snapshots_lines(found: dict[str, Any]) -> list[str]:
-    """The snapshots of an output, a few lines each."""
+    """Lines that describe the snapshots of an output, a few lines each."""
     lines = [f"{found['output']}: {len(found['snapshots'])} snapshots"]
     for item in found["snapshots"]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
@@ -30,7 +30,7 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
 
 
 def diff_lines(found: dict[str, Any]) -> list[str]:
-    """The dictionary of `pipeline.operate.diff`."""
+    """Lines that describe a result of `pipeline.operate.diff`."""
     a, b = found["a"], found["b"]
     files, rows, sources = found["files"], found["rows"], found["sources"]
     lines = [
@@ -51,13 +51,13 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
 
 
 def stats_lines(found: dict[str, Any]) -> list[str]:
-    """The dictionary of `pipeline.operate.statistics`."""
+    """Lines that describe a result of `pipeline.operate.statistics`."""
     where = f"{found['output']}@{found['snapshot']}" if found["snapshot"] else f"{found['output']} (nothing published)"
     lines = [where]
     for fingerprint, item in found["fingerprints"].items():
         exact, one = item["exact"], item["suggested"]["one_for_all"]
         lines.append(
-            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values a channel"
+            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values per channel"
         )
         lines.append("    channel        mean         std         min         max")
         for channel in range(min(len(exact["mean"]), CHANNELS_SHOWN)):
@@ -78,7 +78,9 @@ def _constants(item: dict[str, Any]) -> str:
     if normalised is None:
         return "the network's authors publish none"
     names = ", ".join(f"{name} {_short(value)}" for name, value in constants.items() if value is not None)
-    return f"{names}: latents normalised so have mean {normalised['mean']:.3g} and standard deviation {normalised['std']:.3g}"
+    return (
+        f"{names}: normalised latents have mean {normalised['mean']:.3g} and standard deviation {normalised['std']:.3g}"
+    )
 
 
 def _short(value: Any) -> str:

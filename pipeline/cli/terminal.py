@@ -111,7 +111,7 @@ def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:
 
 
 def guard(call: Callable[[], None], *, debug: bool, again: str = "the same command resumes") -> None:
-    """Runs a command; a `LatheError` becomes one line and its exit code. `again` tells the user what to do after an interruption."""
+    """Runs a command; a `LatheError` becomes one line and its exit code. `again`: advice to the user after an interruption."""
     from pipeline.errors import Interrupted, LatheError
 
     try:

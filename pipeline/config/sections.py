@@ -192,7 +192,7 @@ class StorageConfig(Section):
     """Seconds for which one request is retried, with pauses that grow to 15 s, before the store counts as unavailable. For a download:
     longest time without a byte."""
     max_attempts: int | None = Field(None, ge=1)
-    """Most tries of one request. For a download: most tries in a row without a byte. Default: no limit but `patience_s`."""
+    """Most tries of one request. For a download: most tries in a row without a byte. Default: limited only by `patience_s`."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """Longest TCP/TLS connect, seconds."""
     read_timeout_s: float = Field(60.0, gt=0)
@@ -305,7 +305,7 @@ class EncodeJob(Section):
     drill: DrillConfig = DrillConfig()
     retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
     """Encode rejected inputs of finished shards again: those with one of these reasons, or with `()` those rejected by limits that differ
-    in this job. None: none of them."""
+    in this job. None: retry nothing."""
     reject_budget: float = Field(0.05, ge=0, le=1)
     """Largest fraction of damaged inputs; beyond it the build stops. A single damaged input stops it only if this is 0. 1: no limit."""
     strict: bool = False
@@ -338,6 +338,6 @@ class EncodeJob(Section):
     @field_validator("output")
     @classmethod
     def _output(cls, value: str) -> str:
-        if not value or (value.startswith("s3://") and not value[5:].split("/")[0]):
+        if not value:
             raise ValueError(f"expected a folder or s3://bucket/prefix, got {value!r}")
         return value

@@ -1,7 +1,8 @@
 """Resolution of the inputs that a user names into shards. Objects are listed, never opened.
 
-Takes paths, folders, globs, braces and list files, local or `s3://…`. Returns `Shard`s in a fixed order, each object once, or one error
-with the inputs that match nothing and what there is instead. Each tar is a shard; plain videos are grouped into virtual shards.
+Takes paths, folders, globs, braces and list files, local or `s3://…`. Returns `Shard`s in a fixed order, each object once. Raises one
+`InputError` that lists the inputs without match and what their folders contain. Each tar is a shard; plain videos are grouped into virtual
+shards.
 
 - In a pattern, `*` and `?` do not match `/`, `**` does. A folder that matches is taken with everything in it.
 - `@list` (or a plain `.txt`/`.list`) names one input per line. A line that begins with `#` is a comment, unless a file has that name.

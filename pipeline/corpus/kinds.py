@@ -21,13 +21,13 @@ UNKNOWN = "not a suffix of a video or tar; rename or convert videos"
 _REASONS = {
     "images are not encoded": "jpg jpeg jpe jfif png bmp tif tiff webp heic heif avif jxl jp2 j2k jpx ico svg "
     "psd exr hdr tga dng cr2 nef arw ppm pgm pbm pnm dpx mpo",
-    "sound is not encoded; rename to .ogv, .mp4 or .mkv what holds video": "mp3 wav flac aac m4a m4b ogg oga opus "
+    "audio is not encoded; if the file contains video, rename it to .ogv, .mp4 or .mkv": "mp3 wav flac aac m4a m4b ogg oga opus "
     "spx wma aif aiff ac3 eac3 dts mka amr mid midi caf",
     "subtitles are not read": "srt vtt ass ssa sub idx smi ttml dfxp mks lrc",
     "tables are not read; captions are .txt or .json beside a video": "csv tsv jsonl ndjson parquet arrow feather xlsx "
     "npy npz pkl h5 hdf5 tfrecord lance db sqlite",
-    "playlists name other files; name those": "m3u8 m3u mpd pls xspf ffconcat ism ismc sdp",
-    "segments without their header; join them with it": "m4s cmfa",
+    "playlists only list files; pass the listed files as inputs": "m3u8 m3u mpd pls xspf ffconcat ism ismc sdp",
+    "media segments without init segment; concatenate init segment and segments": "m4s cmfa",
     "low-resolution copies that cameras keep beside the video; rename to .mp4 to encode them": "lrv lrf thm",
     "unfinished downloads": "part crdownload ytdl aria2 download partial tmp temp",
     "raw frames without a size; wrap them as .y4m": "yuv rgb nv12 i420 raw",

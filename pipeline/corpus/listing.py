@@ -31,7 +31,7 @@ def list_folder(
 ) -> tuple[list[SourceObject], Counter[str]]:
     """Tars and videos whose keys match, in key order, and counts by suffix of other entries that match.
 
-    `below`: the folder that was named; names behind it may be hidden.
+    `below`: the folder that was named; hidden names are recognised only below it.
     """
     found: list[SourceObject] = []
     others = _OtherEntries(store, passed_over, matches)

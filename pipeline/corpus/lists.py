@@ -28,7 +28,7 @@ def list_lines(data: bytes, name: str) -> list[str]:
         text = "\0"
     if "\0" in text:
         raise InputError(
-            f"list file {name} is not UTF-8 text, nor UTF-16 with a byte order mark; expected one input a line"
+            f"list file {name} is not UTF-8 text, nor UTF-16 with a byte order mark; expected one input per line"
         )
     # Not splitlines(): it also splits at characters that names may hold (U+0085, U+2028, form feed).
     return [line for part in re.split(r"\r\n|\r|\n", text) if (line := part.strip(" \t\v\f"))]

@@ -42,7 +42,7 @@ class Search:
         """All objects of one input. `depth`: number of list files around it.
 
         Raises:
-            InputError: it matches nothing, a named object is missing, a list cannot be read or names itself.
+            InputError: it matches nothing, a named object is missing, a list cannot be read or includes itself.
             AccessError: a bucket or folder cannot be listed.
         """
         if not text:
@@ -54,7 +54,9 @@ class Search:
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)
         if depth == MOST_LISTS:
-            raise InputError(f"@{shown(text)}: lists within lists, {MOST_LISTS} deep; check whether one names itself")
+            raise InputError(
+                f"@{shown(text)}: list files are nested more than {MOST_LISTS} deep; check whether a list includes itself"
+            )
         try:
             lines = list_lines(store.read(key), text)
         except NotFound:
@@ -73,7 +75,7 @@ class Search:
             if line is not None:
                 found += self.input("@" + joined(base, line.removeprefix("@")), depth + 1)
         if not found:
-            raise InputError(f"list file {text} names nothing; expected one input a line")
+            raise InputError(f"list file {text} is empty; expected one input per line")
         return found
 
     def _lines(self, name: str, patterns: list[str]) -> list[SourceObject]:
@@ -112,7 +114,7 @@ class Search:
                     continue
                 if media_kind(key) is None:
                     raise InputError(
-                        f"{shown(pattern)}: no tar shard or video by its name{why_not([suffix(key)])}; {EXPECTED}"
+                        f"{shown(pattern)}: its suffix is not that of a tar or video{why_not([suffix(key)])}; {EXPECTED}"
                     )
                 found.append(source_of(store, info))
             elif not plain:
@@ -186,7 +188,7 @@ class Search:
             matches=lambda name: matcher.fullmatch(name) is not None,
         )
         if not found:
-            nothing = f"matched nothing; {self._neighbours(store, fixed)}"
+            nothing = f"matched nothing; {self._folder_contents(store, fixed)}"
             matched = f"matched only {tally(others)}{why_not(others)}" if others else nothing
             raise InputError(f"{shown(pattern)}: {matched}")
         return found
@@ -196,7 +198,11 @@ class Search:
         if total == 1:
             store, key = self._split(missing[0])
             name, entry = shown(missing[0]), entries[missing[0]]
-            return f"{name} {entry}; {EXPECTED}" if entry else f"{name} does not exist; {self._neighbours(store, key)}"
+            return (
+                f"{name} {entry}; {EXPECTED}"
+                if entry
+                else f"{name} does not exist; {self._folder_contents(store, key)}"
+            )
         named = ", ".join(
             f"{shown(pattern)} ({entry})" if entry else shown(pattern) for pattern, entry in entries.items()
         )
@@ -213,7 +219,7 @@ class Search:
             return entry.why
         return f"is a {entry.what} that {entry.why}" if entry.what == "link" else f"is a {entry.what}, {entry.why}"
 
-    def _neighbours(self, store: Store, key: str) -> str:
+    def _folder_contents(self, store: Store, key: str) -> str:
         """Contents of the folder of `key`, or of the nearest existing one above, as text."""
         folder = key.rpartition("/")[0]
         while True:

@@ -24,8 +24,8 @@ class _Stem:
 class TextsAlone:
     """Takes keys in order, yields texts without a video as soon as that is certain.
 
-    Keys that begin with `stem.` are adjacent in a listing, those of `stem.more.` among them. So the open stems are a chain in which each
-    begins with the one before, for any number of files.
+    Keys that begin with `stem.` are adjacent in a listing, those of `stem.more.` among them. Each open stem is a prefix of the next,
+    so the stack stays short.
     """
 
     def __init__(self) -> None:

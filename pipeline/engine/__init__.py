@@ -1,4 +1,4 @@
-"""The engine of a build: who runs the stages, on which processes, and what follows when one fails.
+"""Execution of the stages: scheduling on processes, and failure handling.
 
 - `driver`: decides what is to do and which worker does it
 - `worker`: one encoder with its shard attempts

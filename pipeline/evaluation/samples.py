@@ -1,6 +1,6 @@
 """Samples in progress: measures clips as their chunks arrive, and writes finished samples in the corpus's order.
 
-So rows, rejects and results are the same, in the same order, for any number of decoders.
+Samples are written in corpus order, so results do not depend on the number of decoders.
 """
 
 from __future__ import annotations

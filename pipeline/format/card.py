@@ -1,7 +1,7 @@
-"""Data card of an output, `_README.md`, and `.huggingface.yaml`, which tells `datasets.load_dataset(root)` what is data.
+"""Data card of an output, `_README.md`, and `.huggingface.yaml`, which names the data files for `datasets.load_dataset(root)`.
 
-Engines that scan the root pass over both names. Spark and pyarrow would open a `README.md` as Parquet. The Hub shows the card once it is
-called `README.md`; it carries the same configuration.
+Engines that scan the root skip both names. Spark and pyarrow would open a `README.md` as Parquet. The Hub shows the card once it is
+renamed to `README.md`; it contains the same configuration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ OURS = "# Written by Lathe, which adds an entry for each fingerprint. Remove thi
 def hugging_face_config(existing: str | None, fingerprint: str, container: str) -> str | None:
     """`.huggingface.yaml` with an entry for the data files of this fingerprint and container.
 
-    Takes what is there now, or None. Returns None if nothing is to be written: the entry is there, or the user has made the file his own
-    by removing its first line.
+    Takes the present contents, or None. Returns None if nothing is to be written: the entry exists, or the user has removed the first line
+    to keep own changes.
     """
     pattern = f"data/{fingerprint[:8]}/**/*.{container}"
     if existing is None:
@@ -26,7 +26,7 @@ def hugging_face_config(existing: str | None, fingerprint: str, container: str) 
 
 
 def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dtype: str, moments: bool) -> str:
-    """Markdown for the people who get the output: what it is, what the values are, how to read them.
+    """Markdown for users of the output: network, meaning of the values, how to read them.
 
     Takes the metadata of the output's data files (`spec`, `encoder`, `versions`), see docs/formats.md.
     """
@@ -41,7 +41,7 @@ def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dty
 {entry}---
 # Video latents
 
-Written by Lathe {metadata["versions"].get("lathe", "")}: one row a clip, with its caption and where it came from.
+Written by Lathe {metadata["versions"].get("lathe", "")}: one row per clip, with its caption and source.
 
 | | |
 |---|---|
@@ -53,7 +53,7 @@ Written by Lathe {metadata["versions"].get("lathe", "")}: one row a clip, with i
 | constants of the network's authors, not applied | {constants or "none"} |
 | fingerprint | `{fingerprint}` |
 
-The fingerprint stands for everything that can change a value. Rows with another one are in another folder of `data/`.
+The fingerprint is a hash of everything that can change a value. Rows with another one are in another folder of `data/`.
 
 {_recipe(fingerprint[:8], container, dtype)}
 `lathe inspect` and `lathe status` describe the output, `lathe preview` shows clips, `lathe verify` checks every byte.

@@ -1,8 +1,7 @@
-"""What a clip becomes on disk, whatever the container: its scalar columns, its payloads, its place in the order.
+"""Rows of latent files: scalar columns, tensor payloads and sort order of one clip, for both containers.
 
-Enters: a `LatentClip`. Leaves: a `LatentRow` that no longer holds the encoded video, only what will be written. Checks
-the id and the
-shape law (latent sizes follow from frames and pixels) on the way.
+Turns a `LatentClip` into a `LatentRow`, which does not hold the encoded video. Checks the id, and that latent sizes follow from frames and
+pixels.
 """
 
 from __future__ import annotations
@@ -56,9 +55,7 @@ SCALARS: dict[str, pa.DataType] = {
 
 _NULLABLE = {"caption"}
 METADATA_MEMBER = "__latentset__"
-"""First member of a tar: the file's metadata as JSON. WebDataset readers skip names of this form; with an extension they
-would not.
-"""
+"""First member of a tar: the file's metadata as JSON. WebDataset readers skip names of this form, but not with an extension."""
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -102,15 +99,15 @@ def latent_row(clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, mome
     """The clip as a row.
 
     Raises:
-        BuildError: an id that could not name a tar member, a shape that does not follow from the clip, or moments
-        missing.
+        BuildError: the id cannot name a tar member, the shape does not follow from the clip, or the clip has moments where none are
+            stored, or none where they are.
     """
     if not ID_PATTERN.fullmatch(clip.id):
-        raise BuildError(f"clip id {clip.id!r} must be of [A-Za-z0-9_-]+", key=clip.sample.key, stage="write")
+        raise BuildError(f"clip id {clip.id!r} must match [A-Za-z0-9_-]+", key=clip.sample.key, stage="write")
     _check_shape(clip, spec)
     if moments != (clip.logvar_CTHW is not None):
         wanted, got = ("mean and log-variance", "mean only") if moments else ("mean only", "mean and log-variance")
-        raise BuildError(f"clip {clip.id} brings {got}, the job stores {wanted}", key=clip.sample.key, stage="write")
+        raise BuildError(f"clip {clip.id} has {got}, the job stores {wanted}", key=clip.sample.key, stage="write")
     return LatentRow(
         id=clip.id,
         order=(clip.sample.index, clip.plan.index),

@@ -1,8 +1,6 @@
-"""The side index of a data file: one row a sample, with the byte range of every tensor, so that readers fetch ranges
-and parse nothing.
+"""Side index of a data file: one row per clip with the byte range of every tensor, so that readers fetch ranges without parsing the file.
 
-Enters: `IndexRow`s of a finished data file. Leaves: `*.idx.parquet`, and rows and `Span`s read back from one. The same
-for both containers.
+Written from the `IndexRow`s of a finished data file as Parquet, and read back as rows and `Span`s. The same for both containers.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = b"latentset"
 UNPLACED = -1
-"""Offset of a tensor whose place is not known yet."""
+"""Offset of a tensor whose position is not known yet."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -52,7 +50,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One sample of a data file: offsets and lengths in bytes from the start of the file, hashes BLAKE2b-128 in hex."""
+    """One row of a data file: offsets and lengths in bytes from the start of the file, hashes BLAKE2b-128 in hex."""
 
     id: str
     row: int
@@ -102,9 +100,7 @@ def index_row(row: LatentRow, position: int, latent_offset: int, logvar_offset: 
 
 
 def write_index(path: Path, rows: Sequence[IndexRow], metadata: dict[str, Any]) -> None:
-    """Writes the side index; `metadata` (JSON-ready: which data file it belongs to, its size and hash) goes to its
-    key-value metadata.
-    """
+    """Writes the side index. `metadata` (JSON-ready: key, size and hash of the data file) goes to its key-value metadata."""
     schema = INDEX_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     pq.write_table(table, path, compression="zstd", data_page_version="1.0", write_page_checksum=True)
@@ -114,7 +110,7 @@ def read_index(data: bytes) -> tuple[list[IndexRow], dict[str, Any]]:
     """Rows in file order and the index's metadata.
 
     Raises:
-        ValueError: not a side index (`pyarrow.ArrowInvalid` is one), or its columns are not these.
+        ValueError: not a side index (`pyarrow.ArrowInvalid` is one), or it has other columns than `INDEX_SCHEMA`.
     """
     table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null"))
@@ -128,7 +124,7 @@ def read_footer(file: io.RawIOBase, name: str) -> tuple[pq.FileMetaData, dict[st
     """Footer of an open Parquet file, and its `latentset` metadata if it has any. Reads the footer only.
 
     Raises:
-        InputError: not Parquet, or damaged; says `name`.
+        InputError: not Parquet, or damaged; the message has `name`.
     """
     try:
         footer = pq.ParquetFile(pa.PythonFile(file, mode="r")).metadata

@@ -1,7 +1,7 @@
-"""Names of the objects of an output, by format version: plain data and functions, no access to stores.
+"""Names of the objects of an output, by format version: plain data and functions, no I/O.
 
-Everything that is not data has a name that starts with `_` or `.`: engines that scan a folder (Spark, pyarrow, Hive) pass such names over.
-Side indexes are Parquet inside and are not called `.parquet`, because tools that glob `**/*.parquet` took them for data (version 1).
+Everything that is not data has a name that starts with `_` or `.`: engines that scan a folder (Spark, pyarrow, Hive) skip such names.
+Side indexes are Parquet inside and are not called `.parquet`, because tools that glob `**/*.parquet` read those of version 1 as data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TAKEDOWNS = "_takedowns/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
-# Objects that other readers write into the folders that they read. Not data, and not what a killed build left.
+# Objects that other readers write into the folders that they read. Neither data nor orphans of a killed build.
 _CACHES = re.compile(
     r"(.*/)?(map_style_cache|sharding_info_[^/]*|\.nv-meta)/.*"  # FastVideo, Megatron-Energon
     r"|.*\.tar\.idx"  # Megatron-Energon
@@ -26,7 +26,7 @@ _ATTEMPT = "[A-Za-z0-9_-]+"
 
 @dataclass(frozen=True, slots=True)
 class ReceiptName:
-    """What the key of a receipt says. `attempt` is set on stores that cannot refuse a second writer."""
+    """Parsed key of a receipt. `attempt` is set on stores that cannot refuse a second writer."""
 
     shard_id: str
     attempt: str | None
@@ -38,7 +38,7 @@ class Layout:
 
     version: int
     set_key: str
-    """The object that says what the folder is."""
+    """Object that marks the folder as a latent set."""
     receipts: str
     index: str
     index_suffix: str
@@ -55,7 +55,7 @@ class Layout:
         return f"{self.index}{data_key.removeprefix(DATA).rpartition('.')[0]}{self.index_suffix}"
 
     def receipt_key(self, shard_id: str, attempt: str | None = None) -> str:
-        """Key of a receipt; with `attempt` as on stores that cannot refuse a second writer."""
+        """Key of a receipt; with `attempt`, its key on stores that cannot refuse a second writer."""
         return f"{self.receipts}{shard_id}{'' if attempt is None else f'--{attempt}'}.json"
 
     def receipt_name(self, key: str) -> ReceiptName | None:
@@ -107,7 +107,7 @@ OWN_FOLDERS = (
     *(DATA, SNAPSHOTS, TAKEDOWNS),
     *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
 )
-"""With `OWN_OBJECTS` all that an output of any version consists of. It may lie inside a folder of inputs."""
+"""Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
 
 
 def snapshot_key(number: int) -> str:
@@ -124,7 +124,7 @@ def snapshot_number(key: str) -> int | None:
 def snapshot_table_key(number: int, name: str, sha256: str) -> str:
     """Key of a table of a snapshot (Parquet), such as its manifest of data files, `name` "files".
 
-    It is named by its contents: two publishers of one number never write different bytes to the same key.
+    The key contains a hash of the contents: two publishers of one number never write different bytes to the same key.
     """
     return f"{SNAPSHOTS}{number}/{name}-{sha256[:16]}.idx"
 

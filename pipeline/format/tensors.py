@@ -1,9 +1,7 @@
-"""Latent arrays as bytes: storage types, hashes, statistics, the checks every latent passes, and tensor file headers.
+"""Latent arrays as bytes: storage types, hashes, per-channel statistics, range checks, and tensor file headers.
 
-Enters: arrays `CTHW` in a storage dtype (bfloat16 as uint16 bits), or the bytes of a finished file. Leaves: memory
-views without a
-copy, per-channel statistics of the real values, BLAKE2b hashes, `.npy` and safetensors headers. Nothing here knows a
-container.
+Takes arrays `CTHW` in a storage dtype (bfloat16 as uint16 bits), or the bytes of a finished file. Returns memory views without a copy,
+float statistics, BLAKE2b hashes, `.npy` and safetensors headers. Independent of the container.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ BLOCK_ELEMENTS = 1 << 18  # values measured at a time: bounds the float32 tempor
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """How one storage dtype lies in memory. `exponent` is its mask of all-ones exponent bits: infinity or NaN."""
+    """Memory layout of one storage dtype. `exponent`: mask of the exponent bits; all set in infinity and NaN."""
 
     numpy: str
     bits: str
@@ -51,9 +49,7 @@ STORAGE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One tensor on its way to disk: a byte view of the array (no copy), its shape, storage dtype and BLAKE2b-128 in
-    hex.
-    """
+    """Bytes of one tensor (a view of the array, no copy) with shape, storage dtype and BLAKE2b-128 in hex."""
 
     data: memoryview
     shape: tuple[int, ...]
@@ -67,14 +63,14 @@ class Payload:
 
 
 def payload(array_CTHW: np.ndarray, dtype: str) -> Payload:
-    """The array's bytes, little-endian in C order; copied only if the array is not laid out so already.
+    """The array's bytes, little-endian in C order; copied only if the array is not contiguous.
 
     Raises:
-        ValueError: the array's numpy type is not the one that carries `dtype`.
+        ValueError: the array's numpy type is not that of `dtype`.
     """
     wanted = np.dtype(STORAGE_TYPES[dtype].numpy)
     if array_CTHW.dtype != wanted:
-        raise ValueError(f"a {dtype} latent travels as numpy {wanted}, got {array_CTHW.dtype}")
+        raise ValueError(f"a {dtype} latent is held as numpy {wanted}, got {array_CTHW.dtype}")
     contiguous = np.ascontiguousarray(array_CTHW)
     data = contiguous.reshape(-1).view(np.uint8).data
     return Payload(data, tuple(array_CTHW.shape), dtype, payload_hash(data))
@@ -89,18 +85,14 @@ def payload_hash(data: bytes | memoryview) -> str:
 
 
 def pieces(data: memoryview) -> Iterator[memoryview]:
-    """`data` in pieces of a few MiB. Pages of a mapped file are let go behind the reader, so that its size is nobody's
-    peak.
-    """
+    """`data` in pieces of 4 MiB. Pages already read are released, so a large file does not raise peak memory."""
     for begin in range(0, len(data), PIECE_BYTES):
         yield data[begin : begin + PIECE_BYTES]
-        let_go(data.obj)
+        release_pages(data.obj)
 
 
-def let_go(array: object) -> None:
-    """Drops a file-mapped array's pages from this process; they stay in the file and come back when touched. Else does
-    nothing.
-    """
+def release_pages(array: object) -> None:
+    """Releases the resident pages of a file-mapped array; an access reads them from the file again. Other arrays: no effect."""
     while isinstance(array, np.ndarray):
         array = array.base
     if isinstance(array, mmap.mmap):
@@ -110,11 +102,11 @@ def let_go(array: object) -> None:
 def measure(
     array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, clip: int, name: str = "latent"
 ) -> ChannelStats:
-    """Per-channel statistics of the real values, in bounded memory; refuses what must never reach disk.
+    """Per-channel statistics of the values as float32, in bounded memory.
 
     Raises:
-        DamagedInput: `non_finite_latent`, a NaN, an infinity (in float16 also what 65504 does not reach) or a
-            magnitude above `max_abs`; says which tensor (`name`), clip, channel and magnitude.
+        DamagedInput: `non_finite_latent`: a NaN, an infinity (in float16: a magnitude above 65504) or a magnitude above `max_abs`; the
+            message has tensor (`name`), clip, channel and magnitude.
     """
     channels, frames, height, width = array_CTHW.shape
     step = min(frames, max(1, BLOCK_ELEMENTS // (channels * height * width)))
@@ -127,7 +119,7 @@ def measure(
         limit = min(max_abs, _LARGEST_HALF) if dtype == "float16" else max_abs
         _refuse_absurd(values_CN, limit, block_CN, dtype, f"{name} of clip {clip}", key)
         stats = stats.merge(_block_stats(values_CN, spare_CN))
-        let_go(array_CTHW)
+        release_pages(array_CTHW)
     return stats
 
 
@@ -135,9 +127,7 @@ _LARGEST_HALF = 65504.0
 
 
 def _to_float32(stored: np.ndarray, dtype: str, out: np.ndarray) -> None:
-    """Stored values as float32, exactly, except that a float16's infinities and NaN become magnitudes above its largest
-    number.
-    """
+    """Stored values as float32, exactly; infinities and NaN of float16 become magnitudes above 65504."""
     if dtype == "float32":
         out[...] = stored
     elif dtype == "bfloat16":
@@ -154,12 +144,12 @@ def _to_float32(stored: np.ndarray, dtype: str, out: np.ndarray) -> None:
 
 def _refuse_absurd(values_CN: np.ndarray, limit: float, stored: np.ndarray, dtype: str, what: str, key: str) -> None:
     low, high = values_CN.min(axis=1), values_CN.max(axis=1)
-    good = (low >= -limit) & (high <= limit)  # NaN survives min and max, and compares as false
+    good = (low >= -limit) & (high <= limit)  # NaN propagates through min and max, and compares as false
     if good.all():
         return
     channel = int(np.flatnonzero(~good)[0])
     exact = stored[channel].astype(np.float32) if dtype == "float16" else values_CN[channel]
-    holds = f", and float16 holds no more than {_LARGEST_HALF:g} (write.dtype)" if dtype == "float16" else ""
+    holds = f", and the largest float16 is {_LARGEST_HALF:g} (write.dtype)" if dtype == "float16" else ""
     raise DamagedInput(
         "non_finite_latent",
         f"{what} has values from {exact.min():g} to {exact.max():g} in channel {channel}; "
@@ -187,7 +177,7 @@ def _block_stats(values_CN: np.ndarray, spare_CN: np.ndarray) -> ChannelStats:
 
 
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    """What precedes the payload in a `.npy` file (version 1.0, C order)."""
+    """Header of a `.npy` file (version 1.0, C order); the payload follows."""
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         out, {"descr": STORAGE_TYPES[dtype].numpy, "fortran_order": False, "shape": shape}
@@ -196,9 +186,7 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def safetensors_header(tensors: dict[str, Payload]) -> bytes:
-    """What precedes the payloads, in the order of `tensors`, in a `.safetensors` file. Written out so that payloads can
-    be streamed.
-    """
+    """Header of a `.safetensors` file; the payloads follow in the order of `tensors`. Made here, so that payloads can be streamed."""
     entries, end = {}, 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.num_bytes
@@ -214,7 +202,7 @@ def safetensors_header(tensors: dict[str, Payload]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a tensor lies in a data file, and the hash of its bytes there."""
+    """Byte range of a tensor in a data file, and the hash of these bytes."""
 
     id: str
     offset: int
@@ -225,7 +213,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class SpanProblem:
-    """A tensor that is not what its index says: `found` against `expected`."""
+    """Difference between a tensor and its index entry."""
 
     id: str
     found: str
@@ -233,9 +221,9 @@ class SpanProblem:
 
 
 class SpanChecker:
-    """Reads a data file once, front to back in pieces of any size: its SHA-256, and every span against its hash.
+    """Check of a data file in one pass, fed in pieces of any size: SHA-256 of the file, and the hash of every span.
 
-    Memory is one piece. `finite=True` also looks for infinities and NaN. Spans must not overlap.
+    Memory: one piece. `finite=True` also counts infinities and NaN. Spans must not overlap.
     """
 
     def __init__(self, spans: Iterable[Span], *, finite: bool) -> None:
@@ -253,7 +241,7 @@ class SpanChecker:
         return self._at
 
     def feed(self, piece: bytes | memoryview) -> None:
-        """The next bytes of the file."""
+        """Takes the next bytes of the file."""
         self._sha256.update(piece)
         view, end = memoryview(piece), self._at + len(piece)
         while self._next < len(self._spans) and self._spans[self._next].offset < end:

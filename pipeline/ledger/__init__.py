@@ -1,9 +1,9 @@
 """Ledger of an output: which sources are done, which rows count, what is published.
 
-- `latent_set`: what the output is, and its format version
+- `latent_set`: the set object, and the format version
 - `receipts`: the receipt of each finished shard, created once
-- `summaries`: what a run needs of each receipt, cached
-- `overlaps`, `counted`: which receipt counts for a source; receipts as readers see them
+- `summaries`: facts of each receipt that a run needs, cached
+- `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
 - `versions`, `decisions`, `candidate`: which version of an input counts; what counts of each receipt; what the next snapshot would hold

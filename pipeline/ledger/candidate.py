@@ -1,4 +1,4 @@
-"""What the next snapshot of an output would hold: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
+"""Contents of the next snapshot of an output: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
 
 A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Summaries, statistics and whole
 rows stay in files on the local disk, so that memory is a few hundred bytes a receipt.
@@ -74,19 +74,19 @@ class Candidate:
 
 
 class _Pool:
-    """Rows of receipts as they are read, each with the state that it was counted in, in two files."""
+    """Rows of receipts that were read, in two files; each receipt with its `Overlaps.state`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._files = TableSpool(FILES, folder / f"{name}-files")
         self._receipts = TableSpool(RECEIPTS, folder / f"{name}-receipts")
 
     def add_whole(self, receipt: Receipt) -> None:
-        """A receipt of which all rows count."""
+        """Adds a receipt of which all rows count."""
         found = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
         self._add(CountedReceipt(receipt), receipt.added(), found, whole_state(receipt.attempt))
 
     def add(self, store: Store, part: CountedReceipt, state: bytes) -> None:
-        """A receipt with the part of it that counts; reads its indexes where that is not the whole."""
+        """Adds a receipt with the part that counts; reads its indexes if some rows do not count."""
         self._add(part, *shares(store, part), state)
 
     def _add(self, part: CountedReceipt, counts: Counts, found: list[Share], state: bytes) -> None:
@@ -118,10 +118,10 @@ def gather(
         store: the output.
         parent: its newest snapshot.
         folder: local scratch folder; the candidate refers to files in it.
-        fingerprint: only receipts of fingerprints that begin so; None: all.
+        fingerprint: only receipts of fingerprints with this prefix; None: all.
         listing: the inputs as they are now, if known.
         drop_missing: whether inputs that are not in `listing` are dropped.
-        save: whether the output may keep a cache of what had to be read.
+        save: whether to cache the summaries of receipts that were read, in the output.
         workers: threads that read receipts.
 
     Raises:

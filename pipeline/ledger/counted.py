@@ -1,7 +1,7 @@
-"""Receipts as readers must see them: each with the part of it that counts, and the counts and bytes of that part.
+"""Receipts with the part of each that counts, and the counts and bytes of that part.
 
-In: the store of an output. Out: `CountedReceipt`s, `Share`s. Where a source was encoded under two receipts, only rows of the earlier one
-are shown; side indexes are read for receipts that are partly hidden, and for no others.
+Takes the store of an output, returns `CountedReceipt`s and `Share`s. If a source was encoded under two receipts, only rows of the earlier
+one are shown. Side indexes are read only for receipts that are partly hidden.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What counts of one data file."""
+    """Part of one data file that counts."""
 
     file: WrittenFile
     rows: int
     frames: int
-    num_bytes: int  # of the whole file where all rows count, else of the tensors of those that do
+    num_bytes: int  # of the file if all rows count, else of the tensors of those that do
     hidden: tuple[int, ...] = ()  # positions of rows that do not count
 
 
 def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
-    """Every receipt with the part of it that counts, by shard id; receipts of which nothing counts included.
+    """Every receipt with the part of it that counts, by shard id, including receipts of which nothing counts.
 
     Raises:
         OutputError: a receipt of another format version, or of another shard.
@@ -47,21 +47,21 @@ def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]
 
 
 def shown(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
-    """Those rows of this receipt's files that count."""
+    """Rows of this receipt's files that count, of those given."""
     return [row for row in counting(part, rows) if not part.takedowns.hides(row)]
 
 
 def counting(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
-    """As `shown`, with rows that were taken down."""
+    """As `shown`, including rows that were taken down."""
     if not part.hidden_uris and not part.hidden_samples:
         return rows
-    uris = set(map(storable, part.hidden_uris))  # as rows spell them
+    uris = set(map(storable, part.hidden_uris))  # spelled as in rows
     samples = {(storable(uri), storable(key)) for uri, key in part.hidden_samples}
     return [row for row in rows if row.source_uri not in uris and (row.source_uri, row.source_key) not in samples]
 
 
 def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
-    """What the counted part of a receipt adds to the counts of the output, and its share of each data file."""
+    """Counts of the part of a receipt that counts, and its share of each data file."""
     receipt = part.receipt
     if part.whole:
         return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
@@ -79,14 +79,13 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         hidden = tuple(row.row for row in rows if row.row not in positions)
         num_bytes = sum(span.length for row in seen for span in row.spans()) if hidden else item.num_bytes
         found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes, hidden))
-    taken_counts = Counts(
-        clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken)
-    )  # of inputs that were encoded all the same
+    # A takedown hides rows, but its inputs still count as encoded.
+    taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
     return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:
-    """What hidden sources of a group of plain files, each of one sample, or hidden samples of a retry contributed to `Receipt.added`."""
+    """Contribution to `Receipt.added` of hidden plain files (one sample each), or of hidden samples of a retry."""
     receipt, retry = part.receipt, part.receipt.shard.retry
     rejects = [item for item in receipt.rejects if not part.counts(str(item.uri), str(item.key))]
     damaged = len({(reject.uri, reject.key) for reject in rejects if not reject.policy})

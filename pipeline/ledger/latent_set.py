@@ -1,4 +1,4 @@
-"""The object that says what an output is, `_latentset.json`, and which format version the output has."""
+"""Set object of an output, `_latentset.json`: its name, id and format version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LatentSet:
-    """What the object says, and the names of everything else in the output."""
+    """Contents of the set object, and the layout of the output."""
 
     name: str
     uuid: str
@@ -26,7 +26,7 @@ class LatentSet:
 
 
 def read_latent_set(store: Store) -> LatentSet | None:
-    """What the output says it is; None if it has no such object.
+    """Contents of the set object; None if the output has none.
 
     Raises:
         OutputError: an output of a newer format version, or a foreign object of that name.
@@ -42,7 +42,7 @@ def read_latent_set(store: Store) -> LatentSet | None:
 
 
 def find_layout(store: Store) -> Layout:
-    """Names of the objects of the output at `store`. One that has nothing yet gets the current version.
+    """Names of the objects of the output at `store`. An empty output gets the current version.
 
     Raises:
         OutputError: as `read_latent_set`.
@@ -53,7 +53,7 @@ def find_layout(store: Store) -> Layout:
 
 
 def layout_by_names(store: Store) -> Layout:
-    """As `find_layout`, from the names of objects alone: also where the set object is damaged, foreign or lost."""
+    """As `find_layout`, from the names of objects alone: works also if the set object is damaged, foreign or lost."""
     newest_first = sorted(LAYOUTS.values(), key=lambda item: -item.version)
     for layout in newest_first:
         if store.exists(layout.set_key):
@@ -65,7 +65,7 @@ def layout_by_names(store: Store) -> Layout:
 
 
 def create_latent_set(store: Store, name: str) -> LatentSet:
-    """The output's latent set, made if there is none yet.
+    """Latent set of the output; created if there is none.
 
     Raises:
         OutputError: as `read_latent_set`.
@@ -81,7 +81,7 @@ def create_latent_set(store: Store, name: str) -> LatentSet:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put_if_absent(layout.set_key, json.dumps(made, indent=1).encode())
-    if (found := read_latent_set(store)) is None:  # ours, or that of another run that was first
+    if (found := read_latent_set(store)) is None:  # written here, or by another run before
         raise OutputError(f"{layout.set_key} was written and cannot be read back", uri=store.uri(layout.set_key))
     return found
 

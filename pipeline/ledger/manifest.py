@@ -1,6 +1,6 @@
-"""Tables of a snapshot: data files that count, receipts that are covered, inputs whose version was chosen. Parquet as bytes; no store.
+"""Tables of a snapshot: data files that count, receipts that are covered, inputs whose version was chosen. Parquet; no access to stores.
 
-`FILES` is what readers need. `RECEIPTS` and `CHOICES` are what the next snapshot needs to go on without reading these receipts again.
+`FILES` is for readers. `RECEIPTS` and `CHOICES` let the next snapshot be made without reading these receipts again.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ RECEIPTS = pa.schema(
         pa.field("shard_id", pa.string(), nullable=False),
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("state", pa.binary(8), nullable=False),  # `Overlaps.state`
-        pa.field("own_shard", pa.bool_(), nullable=False),  # counts as a shard: not a retry, nor "unchanged"
+        pa.field("own_shard", pa.bool_(), nullable=False),  # false for retries and `unchanged` receipts
         pa.field("rejects", pa.string(), nullable=False),  # JSON: by reason
-        pa.field("problem", pa.string()),  # what does not add up in it
-        pa.field("stats", pa.binary()),  # `pack_stats`; null where a part of the receipt counts, or nothing was stored
+        pa.field("problem", pa.string()),  # first inconsistent count
+        pa.field("stats", pa.binary()),  # `pack_stats`; null if some rows do not count, or nothing was stored
         *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
     ]
 )
@@ -70,7 +70,7 @@ CHOICES = pa.schema(
 
 
 class TableSpool:
-    """Rows given one by one, written to a Parquet file: Python objects of 100,000 rows would be ten times as large as Arrow's."""
+    """Parquet file written from single rows. 100,000 rows as Python objects would be ten times as large as in Arrow."""
 
     def __init__(self, schema: pa.Schema, path: Path) -> None:
         self._schema, self._path = schema, path
@@ -84,7 +84,7 @@ class TableSpool:
             self._flush()
 
     def finish(self) -> Path:
-        """The file with all rows."""
+        """Writes the rest and closes the file. Returns its path."""
         self._flush()
         self._writer.close()
         return self._path
@@ -96,7 +96,7 @@ class TableSpool:
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
-    """The rows of `table` by one column; moved column by column, so that memory never holds the table twice."""
+    """`table` sorted by one column. Columns are moved one by one, so that memory never holds the table twice."""
     values = table[column]
     if pc.all(pc.less_equal(values[:-1], values[1:])).as_py() is not False:
         return table
@@ -151,7 +151,7 @@ def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str
     receipt = part.receipt
     rejects: dict[str, int] = {}
     for reject in receipt.rejects:
-        if part.stands(reject):
+        if part.reject_counts(reject):
             rejects[reject.reason] = rejects.get(reject.reason, 0) + 1
     return {
         "shard_id": receipt.shard_id,
@@ -166,19 +166,19 @@ def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str
 
 
 def pack_stats(stats: ChannelStats) -> bytes:
-    """float64, little-endian: n, then mean, m2, min, max of each channel."""
+    """Statistics as float64, little-endian: n, then mean, m2, min and max, each for all channels."""
     values = (stats.n, *stats.mean, *stats.m2, *stats.min, *stats.max)
     return struct.pack(f"<{len(values)}d", *values)
 
 
 def stats_arrays(packed: Iterable[bytes]) -> np.ndarray:
-    """float64 `(receipts, 1 + 4 channels)` of receipts of one network, as `pack_stats` orders them."""
+    """Packed statistics of receipts of one network as float64 `(receipts, 1 + 4 channels)`, in the order of `pack_stats`."""
     data = b"".join(packed_list := list(packed))
     return np.frombuffer(data, "<f8").reshape(len(packed_list), -1) if packed_list else np.empty((0, 1))
 
 
 def merged_stats(parts: Iterable[np.ndarray]) -> ChannelStats | None:
-    """Statistics of all receipts together, given as `stats_arrays`; None if there are none."""
+    """Statistics of all receipts together, from `stats_arrays`; None if there are none."""
     merged: ChannelStats | None = None
     for values in parts:
         n = values[:, :1]
@@ -192,7 +192,7 @@ def merged_stats(parts: Iterable[np.ndarray]) -> ChannelStats | None:
 
 
 def packed_stats(receipts: Path, fingerprint: str) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Shard ids and `stats_arrays` of receipts of one fingerprint that have statistics, from a file of `RECEIPTS`, by parts."""
+    """Shard ids and `stats_arrays` of receipts of one fingerprint that have statistics, from a file of `RECEIPTS`, batch by batch."""
     columns = ["shard_id", "fingerprint", "stats"]
     for batch in read_batches(receipts, columns):
         mine = batch.filter(pc.and_(pc.equal(batch["fingerprint"], fingerprint), pc.is_valid(batch["stats"])))

@@ -1,12 +1,12 @@
-"""Which receipt counts for which source. Pure decisions on summaries of receipts: no I/O, no clock.
+"""Ownership of sources by receipts. Takes receipt summaries; decides which receipt counts for each source. No I/O, no clock.
 
 1. A source object (uri, etag, size) counts in one receipt of a fingerprint, its owner: the one with the lowest (created, attempt). Two runs
-   with other listings or groupings may both have encoded it; their rows are equal, because ids and latents are functions of source and
-   fingerprint, and readers leave out those of the later receipt. An object with the same URI and the same bytes under another etag is
-   the same source here, where both receipts know the hash of its bytes.
-2. A plain file of which no clip was encoded, in a retry neither, does not count once a later receipt has another version of it.
-3. A retry completes one receipt, its base. It counts for a sample while the base counts for the sample's source; of two retries of a
-   sample that did not know of each other, the first one counts.
+   with different listings or groupings may both encode it. Their rows are equal, because ids and latents are functions of source and
+   fingerprint; readers leave out those of the later receipt. An object with the same URI and bytes but another etag is the same source if
+   both receipts have the hash of its bytes.
+2. If neither the first attempt nor a retry encoded a clip of a plain file, it stops counting when a later receipt has another version.
+3. A retry completes one receipt, its base. It counts for a sample while the base counts for the sample's source. If two retries of one
+   sample ran independently, the first counts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Source = tuple[str, bytes]  # fingerprint, id of the source or of its content
 
 @dataclass(slots=True)
 class Hidden:
-    """What of a receipt does not count because another receipt has it."""
+    """Parts of a receipt that another receipt counts for."""
 
     sources: set[bytes] = field(default_factory=set)  # ids of whole sources
     samples: set[Sample] = field(default_factory=set)  # of a retry
@@ -49,15 +49,15 @@ class CountedReceipt:
     hidden_samples: frozenset[Sample] = frozenset()
     retried: frozenset[Sample] = frozenset()
     takedowns: Takedowns = NONE  # those that touch this receipt; counts of inputs are not changed by them
-    # Of a snapshot: data files that it names, by key, with positions of their rows that do not count. None: not of a snapshot.
+    # In a snapshot: its data files, by key, with positions of rows that do not count. None: not in a snapshot.
     positions: dict[str, frozenset[int]] | None = None
 
     def counts(self, uri: str, key: str) -> bool:
         """Whether rows of this sample count here."""
         return uri not in self.hidden_uris and (uri, key) not in self.hidden_samples
 
-    def stands(self, reject: Reject) -> bool:
-        """Whether a reject counts here: its sample does, and was not encoded again since."""
+    def reject_counts(self, reject: Reject) -> bool:
+        """Whether a reject counts: its sample counts here and no later retry replaced it."""
         sample = (str(reject.uri), str(reject.key))
         return self.counts(*sample) and sample not in self.retried
 
@@ -76,7 +76,7 @@ class CountedReceipt:
 
 
 class Overlaps:
-    """The rules of the module, applied to the receipts of an output, one summary a shard."""
+    """Owners of the sources of an output, by the rules of the module, from one summary per shard."""
 
     def __init__(self, summaries: Iterable[ReceiptSummary], takedowns: Takedowns = NONE) -> None:
         self.takedowns = takedowns
@@ -113,20 +113,20 @@ class Overlaps:
         return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried), takedowns)
 
     def forget_summaries(self) -> None:
-        """Lets go of a kilobyte a receipt. Only `counted` may be called from then on."""
+        """Frees the summaries (about 1 kB per receipt). Only `counted` may be called afterwards."""
         self.by_shard.clear()
         self.retries.clear()
         self._owner.clear()
 
     def hide(self, item: ReceiptSummary, source: bytes, uri: bytes) -> None:
-        """Hides one source of a base receipt, in its retries too, because another version of the input counts."""
+        """Hides one source of a base receipt and of its retries, because another version of the input counts."""
         self._hidden[item.shard_id].sources.add(source)
         for retry in self.retries.get(item.shard_id, ()):
             if uri in retry.uri_ids():
                 self._hidden[retry.shard_id].samples |= {one for one in _samples(retry) if uri_id(one[0]) == uri}
 
     def state(self, item: ReceiptSummary) -> bytes:
-        """8 bytes that stand for the part of a receipt that counts: equal for one attempt as long as the same rows are shown."""
+        """8-byte hash of the part of a receipt that counts: equal for one attempt as long as the same rows are shown."""
         found = self._hidden.get(item.shard_id)
         takedowns = self.takedowns.keys_for(item.uri_ids()) if self.takedowns else []
         if found is None and not takedowns:
@@ -145,7 +145,7 @@ class Overlaps:
                 self._hidden[item.shard_id].sources.add(source)
 
     def _drop_replaced(self, bases: list[ReceiptSummary]) -> None:
-        last: dict[Source, bytes] = {}  # by URI: the source that a receipt owns last
+        last: dict[Source, bytes] = {}  # by URI: source with the latest owner
         empty: list[tuple[ReceiptSummary, bytes, bytes]] = []
         for item in bases:
             for position, (uri, source) in enumerate(zip(item.uri_ids(), item.source_ids(), strict=True)):
@@ -165,7 +165,7 @@ class Overlaps:
             raise ValueError(f"{item.key} is not the receipt of a retry")
         base = self.by_shard.get(retry.base)
         if base is not None and base.attempt != retry.base_attempt:
-            base = None  # encoded again since, retried samples too
+            base = None  # the shard was encoded again later, including the retried samples
         sources = {} if base is None else dict(zip(base.uri_ids(), base.source_ids(), strict=True))
         earlier = self.retries[retry.base]
         counts = False

@@ -1,8 +1,8 @@
-"""Receipts of an output: which shards are done, and which files that means. Readers trust receipts and nothing else.
+"""Receipts of an output: which shards are done, and their files. Readers trust only receipts.
 
-In: a `Receipt` whose files are uploaded. Out: the receipt that counts for its shard: ours if it was first, else the other one.
-`_receipts/` holds one object a shard, so one LIST tells which shards are done.
-An object of zero bytes, or one that is not complete JSON, is not a receipt, whoever left it there.
+`commit` takes a `Receipt` whose files are uploaded and returns the receipt that counts for its shard: the first one committed.
+`_receipts/` holds one object per shard, so one LIST gives the shards that are done. An empty object, or one that is not complete JSON, is
+not a receipt.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Ledger:
     """The receipts of one output. Holds no state, so any number may work on one output at a time."""
 
     def __init__(self, store: Store, failures: DrillConfig | None = None, layout: Layout | None = None) -> None:
-        """`failures`: where to fail on purpose, for rehearsals. `layout`: of the output; without it, the output is asked when needed."""
+        """`failures`: where to fail on purpose, for tests. `layout`: of the output; by default it is read from the output when needed."""
         self._store = store
         self._layout = layout
         self._drill = failures or DrillConfig()
 
     def prepare(self, name: str) -> list[str]:
-        """Makes the output a latent set if it is not one yet. Returns lines for the user, usually none.
+        """Makes the output a latent set if it is not one yet. Returns notices for the user, usually none.
 
         Raises:
-            OutputError: the folder holds a newer format version, or something else under our names.
+            OutputError: the folder holds a newer format version, or foreign objects with the same names.
         """
         notices = []
         if not self._store.conditional_writes():
@@ -63,7 +63,7 @@ class Ledger:
         return self._layout
 
     def latent_set(self) -> LatentSet:
-        """What the output says it is.
+        """Contents of the set object.
 
         Raises:
             OutputError: not a latent set, one of a newer format version, or a foreign file of that name.
@@ -73,7 +73,7 @@ class Ledger:
         return found
 
     def listed(self, *, empty: bool = False) -> Iterator[ObjectInfo]:
-        """Objects named like receipts, in key order, by one LIST; with `empty` also those that hold no byte."""
+        """Objects named like receipts, in key order, by one LIST; with `empty` also those of zero bytes."""
         found = self._store.list(self.layout.receipts)
         return (info for info in found if (info.size or empty) and self.layout.receipt_name(info.key))
 
@@ -83,11 +83,11 @@ class Ledger:
         return {name.shard_id for name in names if name is not None}
 
     def commit(self, receipt: Receipt) -> Receipt:
-        """Makes `receipt` the shard's, unless it has one. Returns the one that counts: if its `attempt` is another,
-        delete your files.
+        """Commits `receipt`, unless its shard has one. Returns the receipt that counts; if its `attempt` is another, the caller deletes its
+        files.
 
         Raises:
-            BuildError: the receipt's books do not balance; nothing was written.
+            BuildError: the receipt's counts do not add up; nothing was written.
         """
         if problems := imbalances(receipt):
             raise BuildError(f"receipt refused, {problems[0]}", shard=receipt.shard_id, stage="commit")
@@ -96,9 +96,9 @@ class Ledger:
         key = self.layout.receipt_key(receipt.shard_id)
         self._store.put_if_absent(key, receipt.to_json())
         drill.fire(self._drill, "before_read_back")
-        # Read back whatever the answer was: some stores know If-None-Match but do not settle a race with it.
-        # What stands there may be cut off (a writer killed on a mount without hard links). It is neither trusted nor overwritten:
-        # two attempts that both replaced it could each take the other's receipt away.
+        # Read back in any case: some stores accept If-None-Match but do not decide a race with it.
+        # The object may be cut off (a writer killed on a mount without hard links). It is neither trusted nor overwritten:
+        # two attempts that both replaced it could delete each other's receipt.
         return self.load(key) or self._commit_by_name(receipt)
 
     def _commit_by_name(self, receipt: Receipt) -> Receipt:
@@ -115,7 +115,7 @@ class Ledger:
         return winner
 
     def find(self, shard_id: str) -> Receipt | None:
-        """As `read`, cheaper where the shard is not done: one HEAD on stores with conditional writes.
+        """As `read`, cheaper if the shard is not done: one HEAD on stores with conditional writes.
 
         Raises:
             OutputError: a receipt of another format version, or of another shard.
@@ -171,9 +171,9 @@ class Ledger:
         return found
 
     def load_first(self, keys: Iterable[str]) -> Receipt | None:
-        """Of several receipts of one shard, the one that counts: the lowest (created, attempt), the same for every reader.
+        """Receipt that counts of several of one shard: the lowest (created, attempt), the same for every reader.
 
-        None if none of them is a receipt.
+        None if no key holds a readable receipt.
         """
         found = [receipt for key in keys if (receipt := self.load(key)) is not None]
         return min(found, key=precedence, default=None)
@@ -188,7 +188,7 @@ class Ledger:
             receipt = Receipt.from_json(self._store.read(key))
         except (json.JSONDecodeError, UnicodeDecodeError):
             return None
-        except NotFound:  # listed, and since then deleted by an attempt that came second
+        except NotFound:  # listed, then deleted by an attempt that was second
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{key} cannot be read as a receipt: {error}", uri=self._store.uri(key)) from None
@@ -202,12 +202,12 @@ class Ledger:
 
 
 def precedence(receipt: Receipt) -> tuple[str, str]:
-    """Sorts receipts: where several speak of one thing, the lowest counts, for every reader."""
+    """Sort key of receipts. If several are of one shard or source, the lowest counts, for every reader."""
     return receipt.created, receipt.attempt
 
 
 def imbalances(receipt: Receipt) -> list[str]:
-    """What does not add up in a receipt, worst first; empty when its counts, files, rejects and statistics agree."""
+    """Inconsistencies between counts, files, rejects and statistics of a receipt, worst first; empty if there are none."""
     counts, files = receipt.counts, receipt.files
     found = []
     try:
@@ -234,10 +234,9 @@ def imbalances(receipt: Receipt) -> list[str]:
 
 
 def orphans(store: Store) -> Iterator[ObjectInfo]:
-    """Data files and side indexes that no receipt names: work in progress, or what killed attempts left.
+    """Data files and side indexes that no receipt names: work in progress, or left by killed attempts.
 
-    Lists data before it reads receipts, so a shard committed meanwhile is not called an orphan. Delete only after a
-    grace time.
+    Lists data before it reads receipts, so that a shard committed meanwhile is not an orphan. Delete only after a grace time.
     """
     ledger = Ledger(store)
     listed = [info for prefix in (DATA, ledger.layout.index) for info in store.list(prefix)]

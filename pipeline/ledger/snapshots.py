@@ -1,7 +1,7 @@
-"""Published snapshots of an output: immutable, numbered lists of the data files that count. What readers start from.
+"""Published snapshots of an output: immutable, numbered lists of the data files that count. Readers start here.
 
 `_snapshots/{n}.json` is the record; it names its tables by key, size and SHA-256. Tables are written first, the record last, create-only: a
-snapshot is there as a whole or not at all. Tables that no record names are what killed or second publishers left.
+snapshot is visible completely or not at all. Tables that no record names were left by killed or second publishers.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check before publishing. `numbers`: what was measured and the limits, JSON-ready. `message` says by how much it failed."""
+    """One check before publishing. `numbers`: measured values and limits, JSON-ready. `message`: by how much it failed."""
 
     name: str
     ok: bool
     message: str
     numbers: dict[str, Any] = field(default_factory=dict)
-    judged: bool = True  # False: there was nothing to judge, such as no parent or no source
+    judged: bool = True  # False: nothing to compare, for example no parent or no source
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class TableRef:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFingerprint:
-    """What a snapshot holds of one fingerprint. `stats` covers receipts of which all rows count."""
+    """Part of a snapshot with one fingerprint. `stats` covers receipts of which all rows count."""
 
     parts: dict[str, Any]
     network: str
@@ -85,7 +85,7 @@ class Snapshot:
     lineage: dict[str, Any]
     checks: tuple[Check, ...]
     open_shards: tuple[str, ...]  # known not to be done, with `--partial`: inputs, builds, receipts that were cut off
-    takedowns: tuple[str, ...]  # keys of those that were subtracted; readers subtract later ones too
+    takedowns: tuple[str, ...]  # keys of those applied; readers also apply later ones
     tables: dict[str, TableRef]
 
     def to_json(self) -> bytes:
@@ -100,7 +100,9 @@ class Snapshot:
         Raises:
             ValueError, KeyError, TypeError: not the record of a snapshot, or one of another format version.
         """
-        raw: dict[str, Any] = json.loads(data)
+        raw: Any = json.loads(data)
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
         if raw.pop("format") != "latentset-snapshot" or (found := raw.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"format version {found!r}, this Lathe reads {FORMAT_VERSION}")
         prints = {
@@ -122,7 +124,7 @@ def split_number(output: str) -> tuple[str, int | None]:
 
 
 class Snapshots:
-    """The snapshots of one output. Holds no state but the store."""
+    """Snapshots of one output. Stateless except for the store."""
 
     def __init__(self, store: Store, failures: DrillConfig | None = None) -> None:
         """`failures`: where to fail on purpose, for tests."""
@@ -133,9 +135,14 @@ class Snapshots:
         """Numbers of all snapshots, ascending, by one LIST."""
         return sorted(number for number, size in self._names() if size)
 
-    def next_number(self) -> int:
-        """The number of a snapshot to be made. A record of zero bytes (a kill on a mount without hard links) uses its number up."""
-        return max((number for number, _ in self._names()), default=0) + 1
+    def newest_and_next(self) -> tuple[Snapshot | None, int]:
+        """The newest snapshot and the number of the next, by one LIST: with two, another publisher's snapshot could come between them.
+
+        A record of zero bytes (a kill on a mount without hard links) occupies its number.
+        """
+        names = self._names()
+        newest = max((number for number, size in names if size), default=None)
+        return None if newest is None else self.read(newest), max((number for number, _ in names), default=0) + 1
 
     def _names(self) -> list[tuple[int, int]]:
         found = [(snapshot_number(info.key), info.size) for info in self._store.list(SNAPSHOTS, recursive=False)]
@@ -150,7 +157,7 @@ class Snapshots:
         """The record of one snapshot.
 
         Raises:
-            InputError: there is none of this number; says which there are.
+            InputError: no snapshot of this number; the message has the existing ones.
             OutputError: an object that is not a record of this format version.
         """
         key = snapshot_key(number)
@@ -183,7 +190,7 @@ class Snapshots:
         return f"there are {listed}" if len(numbers) <= LISTED_NUMBERS else f"there are {len(numbers)}, up to {listed}"
 
     def table(self, snapshot: Snapshot, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table of a snapshot: `files`, `receipts` or `choices`; empty where the snapshot has none of this name.
+        """A table of a snapshot: `files`, `receipts` or `choices`; empty if the snapshot has none of this name.
 
         Raises:
             OutputError: missing, or not the bytes that were published.
@@ -216,7 +223,7 @@ class Snapshots:
         return path
 
     def write_tables(self, number: int, tables: dict[str, Path]) -> dict[str, TableRef]:
-        """Uploads the tables of snapshot `number`, Parquet files. They mean nothing until `create`."""
+        """Uploads the tables of snapshot `number`, Parquet files. Readers ignore them until `create`."""
         written = {}
         for name, path in tables.items():
             with open(path, "rb") as file:
@@ -231,13 +238,13 @@ class Snapshots:
         """Makes the snapshot visible.
 
         Raises:
-            PublishFailed: another publisher was first; the snapshot of this number is theirs.
+            PublishFailed: another publisher created the snapshot of this number first.
         """
         key, data = snapshot_key(snapshot.number), snapshot.to_json()
         drill.fire(self._drill, "before_snapshot")
         created = self._store.put_if_absent(key, data)
         drill.fire(self._drill, "after_snapshot")
-        # Read back whatever the answer was: some stores know If-None-Match and do not settle a race with it.
+        # Read back in any case: some stores accept If-None-Match but do not decide a race with it.
         if not created or self._store.read(key) != data:
             raise PublishFailed(
                 f"another publisher was first: snapshot {snapshot.number} of {self._store.root} is theirs, nothing of this "

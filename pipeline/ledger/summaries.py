@@ -1,7 +1,7 @@
-"""Summaries of receipts: what a run must know of each to resume, cached in the output so that resuming reads few receipts.
+"""Summaries of receipts with the facts that a resumed run needs, cached in the output so that resuming reads few receipts.
 
-In: the store of an output. Out: one `ReceiptSummary` a readable receipt object. `_summaries/{hash}.cache` holds those that an earlier
-run knew; an entry is used only if the LIST still shows that receipt with that size and etag. Losing the cache costs reads, nothing else.
+Takes the store of an output, returns one `ReceiptSummary` per readable receipt object. `_summaries/{hash}.cache` holds those of earlier
+runs; an entry is used only if the LIST still has that receipt with that size and etag. Without the cache, receipts are read again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPOOLED_AT_ONCE = 1024  # summaries between objects and a row group
 LISTED_AT_ONCE = 16384
 IDENTITY = ["key", "size", "etag"]
 ROWS_AT_ONCE = 4096  # of a cache object between Arrow and Python objects
-WORTH_SAVING = 256  # receipts read one by one before a cache object is worth its write
+MIN_UNCACHED_RECEIPTS = 256  # receipts read one by one, from which on a cache object is written
 ID_BYTES = 16
 URI_BYTES = 8
 DAMAGED, EMPTY = 1, 2
@@ -46,7 +46,7 @@ UNKNOWN_CONTENT = bytes(ID_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class ReceiptSummary:
-    """One receipt object. Sources are hashes: a corpus may have millions, and they are only ever compared."""
+    """Summary of one receipt object. Sources are hashes: a corpus may have millions, and they are only compared."""
 
     key: str
     size: int
@@ -59,10 +59,8 @@ class ReceiptSummary:
     uris: bytes = field(repr=False)  # `uri_id` of each object, concatenated
     contents: bytes = field(repr=False)  # `content_id` of each object, concatenated
     retry: str | None  # JSON of `Retry`
-    same_as: (
-        str | None
-    )  # JSON: for each object the shard of an older version with the same bytes, see `Receipt.same_as`
-    container: str  # "parquet", "tar", or "" where nothing was written
+    same_as: str | None  # JSON: for each object the shard of an older version with equal bytes, see `Receipt.same_as`
+    container: str  # "parquet", "tar", or "" if nothing was written
     samples: int  # these four as `Receipt.added`
     clips: int
     damaged: int
@@ -72,7 +70,12 @@ class ReceiptSummary:
     limits: str  # JSON: see `Receipt.limits`
 
     def __post_init__(self) -> None:
-        for name in ("fingerprint", "container", "reasons", "limits"):  # mostly equal over 100,000 receipts: kept once
+        for name in (
+            "fingerprint",
+            "container",
+            "reasons",
+            "limits",
+        ):  # mostly equal over 100,000 receipts: stored once
             object.__setattr__(self, name, sys.intern(getattr(self, name)))
 
     @property
@@ -104,13 +107,13 @@ class ReceiptSummary:
 
 
 def source_id(source: SourceObject) -> bytes:
-    """16 bytes that stand for this object with this etag and size."""
+    """16-byte hash of URI, size and etag."""
     text = f"{source.uri}\0{source.size}\0{source.etag}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
 
 
 def content_id(source: SourceObject, digest: str | None) -> bytes:
-    """16 bytes that stand for these bytes under this URI, whatever the etag; zeros where the digest is not known."""
+    """16-byte hash of URI, size and digest of the bytes; zeros if the digest is unknown."""
     if digest is None:
         return UNKNOWN_CONTENT
     text = f"{source.uri}\0{source.size}\0{digest}"
@@ -118,12 +121,12 @@ def content_id(source: SourceObject, digest: str | None) -> bytes:
 
 
 def uri_id(uri: str) -> bytes:
-    """8 bytes that stand for a URI, whatever object is there."""
+    """8-byte hash of a URI."""
     return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=URI_BYTES).digest()
 
 
 def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
-    """The summary of a receipt that lies in the object `info`."""
+    """Summary of a receipt; `info`: its object."""
     retry, added = receipt.shard.retry, receipt.added()
     return ReceiptSummary(
         key=info.key,
@@ -159,7 +162,7 @@ def _marks(receipt: Receipt) -> bytes:
 
 
 class Summaries:
-    """Summaries of all receipts of an output as they are now. `all()` reads; `save()` caches what had to be read one by one."""
+    """Summaries of all present receipts of an output. `all()` reads; `save()` caches those that were read one by one."""
 
     def __init__(self, store: Store, workers: int = 16, layout: Layout | None = None) -> None:
         self._store = store
@@ -173,10 +176,10 @@ class Summaries:
         """Shards all of whose receipts are empty or cut off; filled by `all`."""
 
     def all(self, listener: Callable[[Receipt], None] | None = None) -> list[ReceiptSummary]:
-        """One summary a shard: of several receipts of one shard, that of the one that counts. Cut-off receipts are left out.
+        """One summary per shard: that of the receipt that counts. Cut-off receipts are left out.
 
         Args:
-            listener: is called with every receipt that had to be read, because no cache knows it.
+            listener: called with every receipt that was read because it is not cached.
 
         Raises:
             OutputError: a receipt of another format version.
@@ -194,7 +197,7 @@ class Summaries:
         cached.clear()
         self._read = len(missing)
         missing.reverse()
-        infos = (missing.pop() for _ in range(self._read))  # each is let go once it is read: an info has 300 bytes
+        infos = (missing.pop() for _ in range(self._read))  # each is freed after its receipt is read: 300 bytes
         waiting, ahead = itertools.tee(infos)
         receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
         for info, receipt in zip(waiting, receipts, strict=True):
@@ -274,8 +277,8 @@ class Summaries:
         return sorted({name.shard_id for name in names if name is not None and name.shard_id not in done})
 
     def save(self) -> None:
-        """Writes a cache object if enough receipts had to be read, and removes those it replaces. Best called when a run ends."""
-        if self._read < WORTH_SAVING:
+        """Writes a cache object if enough receipts were read, and removes those it replaces. Call it when a run ends."""
+        if self._read < MIN_UNCACHED_RECEIPTS:
             return
         data = _to_parquet(self._found) if self._spooled is None else self._spooled.read_bytes()
         key = self._ledger.layout.summary_key(hashlib.blake2b(data, digest_size=8).hexdigest())

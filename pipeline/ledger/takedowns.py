@@ -1,7 +1,7 @@
-"""Takedowns: records that hide rows from every reader, in every snapshot and in receipts. Create-only; nothing is deleted here.
+"""Takedowns: records that hide rows from every reader, in every snapshot and in receipts. Create-only; deletes nothing.
 
-A record names sources (all versions and clips of a URI), samples (a key of a source), or single rows by id. It says where its rows come
-from, so that a reader opens only the indexes of receipts that hold such a source.
+A record names sources (all versions and clips of a URI), samples (a key of a source), or single rows by id. It has the source of each
+row, so that a reader opens only the indexes of receipts with such a source.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class TakenRow:
-    """One row by its id, and the source that it comes from as rows spell it."""
+    """One row by its id, and its source as spelled in rows."""
 
     id: str
     source_uri: str
@@ -39,7 +39,7 @@ class TakenRow:
 
 @dataclass(frozen=True, slots=True)
 class Takedown:
-    """One record. `sources` and `samples` as receipts spell them."""
+    """One record. `sources` and `samples` as spelled in receipts."""
 
     key: str
     created: str  # UTC, ISO 8601
@@ -60,7 +60,11 @@ class Takedown:
         Raises:
             ValueError, KeyError, TypeError: not a takedown, or one of another format version.
         """
-        raw: dict[str, Any] = json.loads(data)
+        raw: Any = json.loads(data)
+        if not isinstance(raw, dict) or not all(
+            isinstance(raw.get(name), list) for name in ("sources", "samples", "rows")
+        ):
+            raise ValueError("expected a JSON object with the lists sources, samples and rows")
         if raw["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {raw['format_version']!r}, this Lathe reads {FORMAT_VERSION}")
         samples = tuple((uri, name) for uri, name in raw["samples"])
@@ -69,7 +73,7 @@ class Takedown:
 
 
 class Takedowns:
-    """All takedowns of an output as one filter of rows."""
+    """Filter of rows made of all takedowns of an output."""
 
     def __init__(self, records: Iterable[Takedown] = ()) -> None:
         self.records = tuple(sorted(records, key=lambda item: item.key))
@@ -114,17 +118,17 @@ def read_takedowns(store: Store) -> Takedowns:
     """Every takedown of an output: one LIST, and a read for each record.
 
     Raises:
-        OutputError: a record that cannot be read. Readers must not go on without it: they would show what was taken down.
+        OutputError: a record that cannot be read. Readers must stop: without it they would show rows that were taken down.
     """
     found = []
     for info in store.list(TAKEDOWNS):
-        if not info.key.endswith(".json"):
-            continue
         try:
+            if not info.key.endswith(".json"):
+                raise ValueError("its name does not end in .json")
             found.append(Takedown.from_json(info.key, store.read(info.key)))
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
-                f"{info.key} cannot be read as a takedown: {error}; expected the record Lathe writes. Restore or remove it",
+                f"{info.key} cannot be read as a takedown: {error}; expected a record written by Lathe. Restore or remove it",
                 uri=store.uri(info.key),
             ) from None
     return Takedowns(found)
@@ -142,8 +146,8 @@ def record_takedown(
 
     Args:
         store: the output.
-        reason: why, for the people who read it later.
-        sources: URIs as receipts spell them; need not be in the output yet.
+        reason: why, for later readers.
+        sources: URIs as spelled in receipts; need not be in the output yet.
         samples: (URI, key) of samples.
         ids: ids of rows that are in the output. Finding them reads every index.
 
@@ -159,7 +163,7 @@ def record_takedown(
     rows = _find_rows(store, ids) if ids else ()
     made = Takedown(key, now.isoformat(timespec="microseconds"), reason, tuple(sources), tuple(samples), rows)
     if not store.put_if_absent(key, made.to_json()):
-        raise OutputError(f"{key} is there already; run again", uri=store.uri(key))
+        raise OutputError(f"{key} exists already; run again", uri=store.uri(key))
     return made
 
 
@@ -170,5 +174,5 @@ def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
             rows, _ = read_index(store.read(item.index_key))
             found.update({row.id: TakenRow(row.id, row.source_uri) for row in rows if row.id in wanted})
     if missing := sorted(wanted - set(found)):
-        raise InputError(f"{len(missing)} of {len(wanted)} ids are of no row of {store.root}, such as {missing[0]!r}")
+        raise InputError(f"{len(missing)} of {len(wanted)} ids are not in {store.root}, such as {missing[0]!r}")
     return tuple(found[name] for name in sorted(found))

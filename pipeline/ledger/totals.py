@@ -1,6 +1,6 @@
 """Sums over the receipts of an output, by fingerprint and bucket.
 
-In: the store of an output. Out: `OutputTotals`s, JSON-ready. `status` and `inspect` count this way.
+Takes the store of an output, returns `OutputTotals`s, JSON-ready. Used by `status` and `inspect`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class BucketTotals:
-    """One bucket's share."""
+    """Sums of one bucket."""
 
     files: int = 0
     clips: int = 0
@@ -30,7 +30,7 @@ class BucketTotals:
 
 @dataclass(slots=True)
 class OutputTotals:
-    """All shards made with one fingerprint."""
+    """Sums over all shards of one fingerprint."""
 
     fingerprint: str
     fingerprint_parts: dict[str, Any]
@@ -46,12 +46,10 @@ class OutputTotals:
     timings: Timings = field(default_factory=Timings)
     first_commit: str | None = None
     last_commit: str | None = None
-    sample_file: str | None = None  # key of some data file: where the metadata can be read
+    sample_file: str | None = None  # key of a data file, to read the metadata from
 
     def add(self, part: CountedReceipt, counts: Counts, shares: list[Share]) -> None:
-        """Counts what counts of one shard. Statistics and warnings of a receipt that is partly hidden cannot be split: they are left
-        out.
-        """
+        """Adds the part of one shard that counts. Statistics and warnings of a partly hidden receipt cannot be split and are left out."""
         receipt = part.receipt
         self.shards += receipt.shard.retry is None and not receipt.same_as
         self.counts += counts
@@ -63,7 +61,7 @@ class OutputTotals:
         for warning, n in receipt.warnings.items() if part.whole else ():
             self.warnings[warning] = self.warnings.get(warning, 0) + n
         for reject in receipt.rejects:
-            if part.stands(reject):
+            if part.reject_counts(reject):
                 self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
         for share in shares:
             self.sample_file = self.sample_file or share.file.key
@@ -97,7 +95,7 @@ class OutputTotals:
 
 
 def tally(store: Store, workers: int = 8) -> dict[str, OutputTotals]:
-    """One `OutputTotals` for each fingerprint of an output, in the order they are met. Each source and sample counts once.
+    """One `OutputTotals` for each fingerprint of an output, in the order of receipts. Each source and sample counts once.
 
     Raises:
         OutputError: a receipt of another format version, or of another shard.
@@ -113,7 +111,7 @@ def tally(store: Store, workers: int = 8) -> dict[str, OutputTotals]:
 
 
 def describe_stats(stats: ChannelStats | None) -> dict[str, Any] | None:
-    """Values per channel, and mean, standard deviation, smallest and largest of each; None where there is nothing."""
+    """Number of values per channel, and mean, standard deviation, smallest and largest of each; None without values."""
     if stats is None or stats.n == 0:
         return None
     return {

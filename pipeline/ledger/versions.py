@@ -1,9 +1,9 @@
-"""Which version of each input counts in a published snapshot. Pure decisions on summaries of receipts: no I/O, no clock.
+"""Versions of inputs that count in a published snapshot, chosen from summaries of receipts. No I/O, no clock.
 
 An input is a URI within one fingerprint; a version of it is the receipt that owns its rows (`overlaps.Overlaps.owner`). The rule:
 
-1. The version that the newest receipt of the URI has. A receipt that says "the bytes are those of an older version" means that one.
-2. What an earlier snapshot decided otherwise stays, until a newer receipt names the URI.
+1. The version of the newest receipt of the URI. An `unchanged` receipt has the older version whose bytes it found again.
+2. A different choice of an earlier snapshot stays, until a newer receipt names the URI.
 3. With a listing of the inputs: the version that is listed, if a receipt has it. URIs that are not listed follow `drop_missing`.
 """
 
@@ -30,7 +30,7 @@ Versions = dict[str, dict[bytes, Choice]]
 
 @dataclass(slots=True)
 class InputChanges:
-    """What happened to inputs since the parent, counted by (fingerprint, URI)."""
+    """Changes of inputs since the parent, counted by (fingerprint, URI)."""
 
     added: int = 0
     replaced: int = 0
@@ -39,7 +39,7 @@ class InputChanges:
 
 @dataclass(slots=True)
 class Selection:
-    """The versions that count, how they differ from rule 1, and which listed sources no receipt has."""
+    """Versions that count, their differences from rule 1, and listed sources without a receipt."""
 
     versions: Versions
     choices: Versions  # entries of `versions` that rule 1 alone would not give
@@ -59,7 +59,7 @@ def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[tuple
         places: dict[str, dict[bytes, int]] = {}
         for source, uri, target in zip(item.source_ids(), item.uri_ids(), json.loads(item.same_as), strict=True):
             older = overlaps.by_shard.get(target)
-            if older is None:  # a receipt that is gone covers nothing
+            if older is None:  # the receipt does not exist any more
                 continue
             place = places.setdefault(target, older.positions()).get(uri)
             if place is not None:
@@ -80,11 +80,11 @@ def select_versions(
         overlaps: of all receipts that may be published.
         covered: ids of shards that the parent snapshot covers.
         before: `choices` of the parent.
-        listing: the inputs as they are now; None: not known.
+        listing: the present inputs; None: unknown.
         drop_missing: whether inputs that are not listed are dropped.
     """
     newest: Versions = {}
-    past: Versions = {}  # as the parent saw them, of URIs that newer receipts name
+    past: Versions = {}  # versions in the parent, of URIs that newer receipts name
     renewed: dict[str, set[bytes]] = {}
     for fingerprint, _, uri, shard in owned(overlaps, overlaps.by_shard.values()):
         newest.setdefault(fingerprint, {})[uri] = shard
@@ -146,7 +146,7 @@ def _listed(
 def _changes(
     decided: Versions, newest: Versions, past: Versions, renewed: dict[str, set[bytes]] | None
 ) -> InputChanges:
-    """`renewed`: None for a first snapshot, of which all inputs are new."""
+    """Changes against the parent. `renewed`: None for a first snapshot, in which all inputs are new."""
     changes = InputChanges()
     for fingerprint, found in decided.items():
         earlier, new = past.get(fingerprint, {}), (renewed or {}).get(fingerprint, set())
@@ -165,7 +165,7 @@ def _changes(
 
 
 def hide_other_versions(overlaps: Overlaps, versions: Versions) -> None:
-    """Hides in `overlaps` every source that a receipt owns and whose URI counts in another version, or in none."""
+    """Hides in `overlaps` every source that a receipt owns and whose URI counts in another version or not at all."""
     for item in overlaps.by_shard.values():
         if item.retry is not None or item.same_as is not None:
             continue

@@ -65,7 +65,7 @@ def choose(store: Store, number: int | None = None) -> Chosen:
 
     Raises:
         OutputError: the output is not a latent set, or has another format version.
-        InputError: no shard is finished, or none gave a clip; no snapshot `number`.
+        InputError: no shard is finished, or none has a clip; no snapshot `number`.
     """
     ledger = Ledger(store)
     ledger.latent_set()

@@ -1,10 +1,10 @@
 """Operations on a finished or running output. `publish` writes snapshots; the others change nothing.
 
-- `status`: how far an output is
-- `inspect`: one file, index or receipt, a whole output, or a snapshot
-- `verify`: every receipt, file, byte and offset checked
-- `publish`, `publish_checks`: the next snapshot; what must hold before it is visible
+- `status`: progress of an output
+- `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
+- `verify`: check of every receipt, file, byte and offset
+- `publish`, `publish_checks`: the next snapshot; checks before it is visible
 - `delta_log`: snapshots as a Delta Lake table
-- `diff`: two snapshots compared
-- `statistics`, `statistics_plot`: values of stored latents per channel and bucket, and as a picture
+- `diff`: differences between two snapshots
+- `statistics`, `statistics_plot`: values of stored latents per channel and bucket, as numbers and as a picture
 """

@@ -1,9 +1,9 @@
 """Delta Lake log of a published Parquet output, at `data/_delta_log/`: a view of its snapshots for DuckDB, Polars, Spark, Ray and others.
 
-Version 0 is the empty table, version n is snapshot n. The log is never the truth: it is made from snapshots and may be deleted and made
-again at any time. It lies below `data/`, with paths relative to that, so that a foreign VACUUM sees neither receipts nor indexes.
-A file with a row that does not count is left out whole, because readers without deletion vectors would show that row; after a
-takedown all versions are written anew, so that none names the bytes. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md
+Version 0 is the empty table, version n is snapshot n. The log is derived from snapshots: it may be deleted and rebuilt at any time. It is
+below `data/`, with paths relative to that, so that a foreign VACUUM sees neither receipts nor indexes. A file with a row that does not
+count is left out entirely, because readers without deletion vectors would show that row. After a takedown all versions are rewritten, so
+that none names the file. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ ENGINE = "lathe"
 NAME = re.compile(r"(?P<version>\d{20})(?P<kind>\.json|\.checkpoint\.parquet)")
 LAST_CHECKPOINT = "_last_checkpoint"
 COLUMNS = ["key", "bucket", "rows", "bytes", "ranges", "hidden", "index_key"]
-HEAD_BYTES = 64 * 1024  # of a version, with its first line
+HEAD_BYTES = 64 * 1024  # read of a version to get its first line
 PREFIX_CHARS = 12  # of texts in statistics
 ROWS_AT_ONCE = 4096  # of a manifest turned into Python objects
-# Files added by a version; above, their statistics go to a checkpoint, where they take a tenth of the space.
+# A version that adds more files has their statistics in a checkpoint, in a tenth of the space.
 MANY = 2000
 # A VACUUM with default settings deletes nothing, and writers that do not know the feature refuse to change the table.
 PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["lathe-view"]}
@@ -58,14 +58,14 @@ TYPES = {"string": "string", "int64": "long", "int32": "integer", "double": "dou
 
 @dataclass(frozen=True, slots=True)
 class DeltaView:
-    """The log as it is now: its newest version, and what of that snapshot it leaves out."""
+    """State of the log: its newest version, and the files and rows of that snapshot that it leaves out."""
 
     version: int
     left_out_files: int
     left_out_rows: int
 
     def notice(self) -> str | None:
-        """What a user of the view should know."""
+        """Notice for users if files are left out."""
         if not self.left_out_files:
             return None
         return (
@@ -75,16 +75,16 @@ class DeltaView:
 
 
 class DeltaLog:
-    """The log of one output."""
+    """Delta log of one output."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def check(self, newest: int) -> None:
-        """Whether the log is all Lathe's, up to snapshot `newest`.
+    def check(self) -> None:
+        """Checks that only Lathe wrote the log.
 
         Raises:
-            OutputError: somebody else wrote to it.
+            OutputError: another program wrote to it.
         """
         versions = []
         for name in self._names():
@@ -93,20 +93,20 @@ class DeltaLog:
                 raise self._foreign(name)
             if match is not None and match["kind"] == ".json":
                 versions.append(int(match["version"]))
-        if versions and (max(versions) > newest or not self._ours(max(versions))):
+        if versions and not self._ours(max(versions)):
             raise self._foreign(f"{max(versions):020}.json")
 
     def sync(self) -> DeltaView | None:
-        """Writes the versions that are missing, or all of them if takedowns came since. None: no snapshot has Parquet files.
+        """Writes missing versions, or all of them after new takedowns. Returns None if no snapshot has Parquet files.
 
         Raises:
-            OutputError: somebody else wrote to the log.
+            OutputError: another program wrote to the log.
         """
         snapshots = Snapshots(self._store)
         numbers = snapshots.numbers()
         if not numbers:
             return None
-        self.check(numbers[-1])
+        self.check()
         takedowns = read_takedowns(self._store)
         mark = _mark(takedowns)
         there = self._versions()
@@ -138,15 +138,14 @@ class DeltaLog:
 
     def _foreign(self, name: str) -> OutputError:
         return OutputError(
-            f"{LOG}{name} was not written by Lathe: the log is a view of the snapshots that nobody else may write to. "
-            f"Copy the data first if another table is wanted; delete {self._store.uri(LOG)} to have the view made again, "
-            "or publish with --no-delta",
+            f"{LOG}{name} was not written by Lathe: only Lathe may write this log. To keep foreign changes, copy the data; "
+            f"to rebuild the log, delete {self._store.uri(LOG)} and publish again, or use --no-delta",
             uri=self._store.uri(LOG + name),
         )
 
 
 class _File(NamedTuple):
-    """A data file: what of its row in the manifest the log needs."""
+    """Data file: the columns of its manifest row that the log needs."""
 
     bucket: str
     rows: int
@@ -155,7 +154,7 @@ class _File(NamedTuple):
 
 
 class _Version(NamedTuple):
-    """What one version shows. `files`: by path below `data/`; `snapshot` None: no snapshot has this number."""
+    """Contents of one version. `files`: by path below `data/`; `snapshot` None: no snapshot has this number."""
 
     files: dict[str, _File]
     snapshot: Snapshot | None
@@ -164,7 +163,7 @@ class _Version(NamedTuple):
 
 
 class _Writer:
-    """Writes versions from one on."""
+    """Writer of consecutive versions."""
 
     def __init__(
         self, store: Store, snapshots: Snapshots, takedowns: Takedowns, mark: str, numbers: list[int], *, replace: bool
@@ -175,7 +174,7 @@ class _Writer:
         self._taken: dict[str, bool] = {}  # file -> whether a takedown hides a row of it
 
     def write(self, first: int) -> DeltaView | None:
-        """All versions from `first` to the newest. None: no snapshot has a Parquet file."""
+        """Writes all versions from `first` to the newest. Returns None if no snapshot has a Parquet file."""
         newest = self._numbers[-1]
         if first == 0 and not any(self._has_parquet(number) for number in self._numbers):
             return None
@@ -188,7 +187,7 @@ class _Writer:
             found = self._version(number)
             self._commit(number, found, last.files)
             last = found
-        if first == 0:  # last: until it is there, the next run begins anew
+        if first == 0:  # written last: without it, the next run starts again
             lines = [{"protocol": PROTOCOL}, {"metaData": self._metadata()}]
             self._put(0, [_info(self._mark, None, {}), *lines])
         return DeltaView(newest, last.left_out_files, last.left_out_rows)
@@ -226,7 +225,7 @@ class _Writer:
 
     def _commit(self, number: int, found: _Version, before: dict[str, _File]) -> None:
         files, snapshot = found.files, found.snapshot
-        if snapshot is None:  # a number that a killed publisher used up: nothing changes
+        if snapshot is None:  # number of a killed publisher: nothing changes
             self._put(number, [_info(self._mark, None, {})])
             return
         when = _milliseconds(snapshot.created)
@@ -267,7 +266,7 @@ class _Writer:
             self._store.write(key, data)
         elif not self._store.put_if_absent(key, data) and self._store.read(key) != data:
             raise OutputError(
-                f"{key} is there with other contents; another publisher with other takedowns, or a foreign writer. Publish again",
+                f"{key} exists with other contents: another publisher with other takedowns, or a foreign writer. Publish again",
                 uri=self._store.uri(key),
             )
 
@@ -277,7 +276,7 @@ def _key(version: int) -> str:
 
 
 def _mark(takedowns: Takedowns) -> str:
-    """Digest of the takedowns that a log takes account of."""
+    """Digest of the takedowns applied to a log."""
     return hashlib.blake2b("\n".join(item.key for item in takedowns.records).encode(), digest_size=8).hexdigest()
 
 
@@ -318,12 +317,12 @@ def _lower(value: Any) -> Any:
 
 
 def _upper(value: Any) -> Any:
-    """A text that is cut gets a character above all that ids and buckets have, so that it stays an upper bound."""
+    """Upper bound: `~` after a shortened text sorts after all characters of ids and buckets."""
     return f"{value[:PREFIX_CHARS]}~" if isinstance(value, str) and len(value) > PREFIX_CHARS else value
 
 
 def _delta_schema() -> dict[str, Any]:
-    """All columns that any Parquet file of an output has; those that some lack are null there."""
+    """Delta schema with all columns of any Parquet file of an output; columns that a file lacks are null."""
     return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True)))}
 
 
@@ -336,7 +335,7 @@ def _fields(schema: pa.Schema) -> Iterator[dict[str, Any]]:
 
 
 def _checkpoint(metadata: dict[str, Any], adds: Iterator[dict[str, Any]]) -> bytes:
-    """A Parquet checkpoint: the protocol, the metadata and the files of one version."""
+    """Parquet checkpoint: protocol, metadata and files of one version."""
     texts = pa.map_(pa.string(), pa.string())
     schema = pa.schema(
         {

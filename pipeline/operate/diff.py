@@ -1,6 +1,6 @@
-"""`lathe diff A B`: what another snapshot has and lacks: counts, files, and the rows and sources of files that differ.
+"""Differences between two snapshots: counts, files, rows and sources.
 
-Takes two snapshots, returns a JSON-ready dict. Indexes are read only of files that are in one snapshot, or have other hidden rows.
+Takes two snapshots, returns a JSON-ready dict. Only indexes of files that are in one snapshot, or have other hidden rows, are read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One snapshot, opened."""
+    """One snapshot with its list of files."""
 
     store: Store
     snapshot: Snapshot
     files: dict[str, tuple[str, tuple[int, ...]]]  # by key: index key, positions of hidden rows
 
     def rows(self, keys: list[str], workers: int) -> dict[str, str]:
-        """Ids of the rows that these files show, and their source URIs."""
+        """Source URIs of visible rows in these files, by row id."""
         takedowns = read_takedowns(self.store)
 
         def read(key: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ class _Side:
 
 
 def diff(a: tuple[Store, int | None], b: tuple[Store, int | None], workers: int = 8) -> dict[str, Any]:
-    """What `b` has that `a` lacks ("added") and the other way round ("dropped"); sources in both with other rows are "replaced".
+    """Differences by kind: only in `b` ("added"), only in `a` ("dropped"); sources in both with other rows are "replaced".
 
     Raises:
         InputError: no such snapshot.
@@ -99,7 +99,7 @@ def _facts(side: _Side) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    """What changed, by name; nothing that stayed."""
+    """Non-zero differences by name."""
     names = sorted(set(before) | set(after))
     return {name: n for name in names if (n := after.get(name, 0) - before.get(name, 0))}
 

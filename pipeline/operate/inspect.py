@@ -1,6 +1,6 @@
-"""What is in there: one latent file, index or receipt, or a whole output, told from headers, footers and receipts.
+"""Description of a latent file, index, receipt or output, read from headers, footers and receipts.
 
-Enters: a path or `s3://` URI. Leaves: a JSON-ready dict whose `kind` says what it is. Tensors are never fetched.
+Takes a path or `s3://` URI, returns a JSON-ready dict with a `kind`. Tensors are never read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 DESCRIBED = ("spec", "latent", "normalisation", "container", "versions")
-HEAD_BYTES = 64 * 1024  # one request gets a tar's first member, whatever its metadata says
+HEAD_BYTES = 64 * 1024  # one request reads the first member of a tar
 
 
 def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
     """Describes a data file, side index or receipt, or else the output at `uri`.
 
     Raises:
-        InputError: nothing there, or a file that Lathe did not write.
-        OutputError: a folder that is no latent set, or one of another format version.
+        InputError: no such object, or a file that Lathe did not write.
+        OutputError: a folder that is not a latent set, or one of another format version.
     """
     folder, _, name = uri.rpartition("/")
     if name in SET_KEYS:
@@ -52,10 +52,10 @@ def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
 
 
 def inspect_snapshot(store: Store, number: int) -> dict[str, Any]:
-    """The record of a snapshot, with what a data file of each fingerprint says of its network.
+    """Record of a snapshot, with the network metadata of one data file per fingerprint.
 
     Raises:
-        InputError: no such snapshot; says which there are.
+        InputError: no such snapshot; the message has the existing ones.
     """
     latent_set = Ledger(store).latent_set()
     snapshots = Snapshots(store)
@@ -78,9 +78,7 @@ def inspect_snapshot(store: Store, number: int) -> dict[str, Any]:
 
 
 def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
-    """The whole output: who it is, and for each fingerprint its parts, network, buckets, counts, rejects and
-    statistics.
-    """
+    """Description of an output: name and id, and for each fingerprint its parts, network, buckets, counts, rejects and statistics."""
     ledger = Ledger(store)
     latent_set = ledger.latent_set()
     found = []
@@ -99,7 +97,7 @@ def inspect_output(store: Store, *, workers: int = 8) -> dict[str, Any]:
 
 
 def file_metadata(store: Store, key: str) -> dict[str, Any]:
-    """What a data file says of itself (docs/formats.md).
+    """Metadata of a data file (docs/formats.md).
 
     Raises:
         InputError: missing, or not a file that Lathe wrote.
@@ -114,7 +112,7 @@ def _parquet(store: Store, key: str, size: int) -> dict[str, Any]:
     if metadata is None:
         columns = ", ".join(footer.schema.names[:8])
         raise InputError(
-            f"{store.uri(key)} is Parquet but not Lathe's: no 'latentset' metadata; its columns: {columns}"
+            f"{store.uri(key)} is Parquet that Lathe did not write: no 'latentset' metadata; its columns: {columns}"
         )
     return {
         "kind": "parquet",
@@ -133,13 +131,13 @@ def _tar(store: Store, key: str, size: int) -> dict[str, Any]:
             content = archive.extractfile(first) if first is not None and first.name == METADATA_MEMBER else None
             metadata = None if content is None else json.load(content)
     except tarfile.ReadError as error:
-        raise InputError(f"{store.uri(key)} is no tar: {error}") from None
+        raise InputError(f"{store.uri(key)} is not a readable tar: {error}") from None
     except ValueError as error:
         raise InputError(f"{store.uri(key)}: {METADATA_MEMBER} is not JSON: {error}") from None
     if not isinstance(metadata, dict):
         name = None if first is None else first.name
         raise InputError(
-            f"{store.uri(key)} is not Lathe's: expected {METADATA_MEMBER} as its first member, found {name}"
+            f"{store.uri(key)} was not written by Lathe: expected {METADATA_MEMBER} as its first member, found {name}"
         )
     return {"kind": "tar", "bytes": size, "metadata": metadata}
 

@@ -1,13 +1,14 @@
-"""`lathe publish`: makes the next snapshot of an output, if it passes its checks. Files are named, never copied.
+"""Publication of the next snapshot of an output, if its checks pass (`lathe publish`). Files are listed, never copied.
 
-Takes a store, the inputs as they are listed now (optional), and the canary check as a function (it needs torch). Returns the snapshot.
-Without a listing nothing counts as removed, and shards that are still to do are known only from builds that are running.
+Takes a store, the present listing of inputs (optional), and the canary check as a function (it needs torch). Returns the snapshot.
+Without a listing nothing counts as removed, and open shards are known only from running builds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import InputError, PublishFailed
+from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
@@ -64,8 +65,8 @@ CONSTANTS = ("scale", "shift", "mean", "std")
 class PublishOptions:
     """What to publish."""
 
-    fingerprint: str | None = None  # only fingerprints that begin so
-    removed: Literal["keep", "drop"] = "keep"  # inputs that are not listed any more
+    fingerprint: str | None = None  # only fingerprints with this prefix
+    removed: Literal["keep", "drop"] = "keep"  # for inputs that are not listed any more
     partial: bool = False  # publish although shards are open
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
@@ -74,7 +75,7 @@ class PublishOptions:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest snapshot. `made` is False where it holds all there is already."""
+    """The newest snapshot. `made` is False if it already covered everything."""
 
     snapshot: Snapshot
     made: bool
@@ -82,7 +83,7 @@ class Published:
 
 
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
-    """The inputs as they are now, by URI. Latents of the output itself are left out.
+    """Present inputs, sorted by URI, without latents of the output itself.
 
     Raises:
         InputError, AccessError: as for `lathe encode`.
@@ -101,24 +102,24 @@ def publish(
     failures: DrillConfig | None = None,
     workers: int = 8,
 ) -> Published:
-    """Publishes what receipts say and the newest snapshot does not.
+    """Publishes a snapshot that covers all receipts, unless the newest already does.
 
     Args:
         store: the output.
         options: what to publish.
-        listing: the inputs as they are now; None: not known.
-        canary: encodes a few clips of these receipts again; None: that check is left out.
+        listing: the present inputs; None: unknown.
+        canary: encodes a few clips of these receipts again and compares; None: this check is left out.
         failures: where to fail on purpose, for tests.
         workers: threads that read receipts.
 
     Raises:
-        OutputError: not an output, or of another format version; a Delta log that somebody else wrote to.
+        OutputError: not an output, or of another format version; a Delta log that another program wrote to.
         InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
     """
     if options.removed == "drop" and listing is None:
         raise InputError(
-            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them nothing is known to be gone"
+            "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them removed inputs are unknown"
         )
     Ledger(store).latent_set()
     with _arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
@@ -146,9 +147,9 @@ def _publish(
     folder: Path,
     workers: int,
 ) -> Published:
-    parent, number = snapshots.latest(), snapshots.next_number()
+    parent, number = snapshots.newest_and_next()
     if options.delta:
-        DeltaLog(store).check(number - 1)
+        DeltaLog(store).check()
     candidate = gather(
         store,
         parent,
@@ -162,6 +163,7 @@ def _publish(
     if not candidate.receipts.num_rows:
         asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
         raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
+    _check_receipts_are_there(store, candidate, options.fingerprint or "")
     open_shards = _open_shards(store, candidate)
     if open_shards and not options.partial:
         raise PublishFailed(
@@ -180,6 +182,25 @@ def _publish(
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
     return Published(snapshot, True, _notices(store, snapshot))
+
+
+def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: str) -> None:
+    """Rows whose receipt was lost would otherwise leave the next snapshot without a word.
+
+    Raises:
+        PublishFailed: receipts of files that the parent names are gone.
+    """
+    files = candidate.parent_files.select(["shard_id", "fingerprint"]).to_pydict()
+    named = {
+        shard
+        for shard, found in zip(files["shard_id"], files["fingerprint"], strict=True)
+        if found.startswith(fingerprint)
+    }
+    if gone := sorted(named - candidate.keys.keys()):
+        raise PublishFailed(
+            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number if candidate.parent else 0} "
+            f"names their files, such as that of shard {gone[0]}; restore them, or remove their rows by a takedown"
+        )
 
 
 def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
@@ -221,7 +242,7 @@ def _checked(
     return Snapshot(
         number=number,
         parent=None if candidate.parent is None else candidate.parent.number,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
         counts=_counts(candidate),
         rejects=_rejects(candidate),
         buckets=_buckets(candidate.files),
@@ -280,7 +301,7 @@ def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
 
 
 def _constants(store: Store, files: pa.Table) -> dict[str, Any]:
-    """What the network's authors recommend, as a data file records it; nothing where that cannot be read (the files check says so)."""
+    """Constants of the network's authors from the metadata of a data file; empty if it cannot be read (`files_check` reports that)."""
     try:
         spec = file_metadata(store, files["key"][0].as_py()).get("spec", {}) if files.num_rows else {}
     except InputError:
@@ -343,13 +364,21 @@ def _changes(store: Store, candidate: Candidate) -> dict[str, int]:
 
 
 def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
-    """Where the snapshot comes from. The digest of the listing is over (uri, size, etag) of the inputs, or of the versions that count."""
+    """Origin of the snapshot. The digest of the listing is over (uri, size, etag) of the inputs, or over the versions that count."""
     digest = hashlib.blake2b(digest_size=16)
     names = sorted(map(source_id, listing)) if listing is not None else sorted(candidate.decisions.version_names())
     for name in names:
         digest.update(name)
     source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}
-    return {"lathe": version("lathe"), "job": options.job, "listing": source, "removed": options.removed}
+    return {
+        "lathe": version("lathe"),
+        "job": options.job,
+        "listing": source,
+        "removed": options.removed,
+        "publisher": secrets.token_hex(
+            8
+        ),  # no two records are equal: a publisher knows whether it was its own that won
+    }
 
 
 def _notices(store: Store, snapshot: Snapshot) -> list[str]:

@@ -1,7 +1,7 @@
-"""Checks of a candidate before it is published. Each takes tables and gives a `Check` with its numbers; only `files_check` asks the store.
+"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers; only `files_check` does I/O.
 
-Statistics are compared with receipts as the unit: values within a video are alike, so that a standard error by the number of values would
-call every difference significant.
+Statistics are compared with receipts as the unit: values within a video are correlated, so a standard error from the number of values
+would make every difference significant.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the checks allow."""
+    """Limits of the checks."""
 
     reject_budget: float = 0.05
-    """Largest fraction of damaged inputs; one alone never fails, 1 allows all."""
+    """Largest fraction of damaged inputs. A single one never fails (unless 0); 1 allows all."""
     drift: float = 0.5
-    """Largest difference to the parent: of a channel's mean in its standard deviations, of its standard deviation as a fraction."""
+    """Largest difference to the parent per channel: mean, in standard deviations; standard deviation, as a fraction."""
     drift_errors: float = 6.0
     """Differences below this many standard errors never fail."""
     constants: float = 4.0
@@ -44,7 +44,7 @@ class Limits:
 
 
 def conservation_check(candidate: Candidate) -> Check:
-    """Samples in = encoded + rejected, over all receipts; receipts whose own counts disagree; rows of files = clips of receipts."""
+    """Counts add up: samples in = encoded + rejected, rows of files = clips of receipts, no receipt with an inconsistency."""
     receipts, files = candidate.receipts, candidate.files
     samples, encoded, rejected, clips = (_sum(receipts, name) for name in ("samples", "encoded", "rejected", "clips"))
     rows = _sum(files, "rows")
@@ -69,7 +69,7 @@ def conservation_check(candidate: Candidate) -> Check:
 
 
 def files_check(store: Store, files: pa.Table) -> Check:
-    """Every named data file and index is there with its size: one LIST of each folder that they are in."""
+    """Every data file and index exists with its size; one LIST per top folder."""
     missing: list[str] = []
     wrong: list[str] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
@@ -111,12 +111,12 @@ def reject_check(receipts: pa.Table, limits: Limits) -> Check:
         "damaged_ratio": ratio,
         "limit": limits.reject_budget,
     }
-    message = f"{damaged} of {inputs} inputs are damaged ({ratio:.1%}), allowed are {limits.reject_budget:.1%}; "
-    return Check("rejects", ok, "" if ok else message + "mend them, or raise --reject-budget", numbers)
+    message = f"{damaged} of {inputs} inputs are damaged ({ratio:.1%}), the limit is {limits.reject_budget:.1%}; "
+    return Check("rejects", ok, "" if ok else message + "repair them, or raise --reject-budget", numbers)
 
 
 def finite_check(candidate: Candidate) -> Check:
-    """No receipt has statistics that are not finite: a file of it holds NaN or infinity."""
+    """Statistics of all receipts are finite; otherwise a file holds NaN or infinity."""
     bad, first = 0, ""
     for fingerprint in candidate.receipts["fingerprint"].unique().to_pylist():
         for shards, values in packed_stats(candidate.receipts_path, fingerprint):
@@ -129,7 +129,7 @@ def finite_check(candidate: Candidate) -> Check:
 
 
 def drift_check(candidate: Candidate, limits: Limits) -> Check:
-    """Receipts that the parent does not cover against those that it does, per fingerprint and channel."""
+    """Statistics of new receipts are close to those that the parent covers, per fingerprint and channel."""
     numbers: dict[str, Any] = {"limit": limits.drift, "limit_errors": limits.drift_errors}
     found = []
     for fingerprint in candidate.parent.fingerprints if candidate.parent is not None else ():
@@ -150,7 +150,7 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
                 if abs(difference) > limits.drift and abs(errors) > limits.drift_errors:
                     found.append(
                         f"{what} of channel {channel} moved by {difference:+.1%} {unit} ({errors:+.1f} standard errors; "
-                        f"fingerprint {fingerprint[:8]}), allowed are {limits.drift:.0%}"
+                        f"fingerprint {fingerprint[:8]}), the limit is {limits.drift:.0%}"
                     )
     judged = any(isinstance(item, dict) and item["judged"] for item in numbers.values())
     more = f" (and {len(found) - NAMED} more)" if len(found) > NAMED else ""
@@ -159,7 +159,7 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """Statistics of some receipts together, and of each: mean and standard deviation per channel, float64 `(receipts, channels)`."""
+    """Merged statistics of some receipts, and mean and standard deviation of each, float64 `(receipts, channels)`."""
 
     merged: ChannelStats
     means: np.ndarray
@@ -171,7 +171,7 @@ class _Side:
 
 
 def _sides(candidate: Candidate, fingerprint: str) -> tuple[_Side, _Side] | None:
-    """Receipts that the parent covers, and the others; None where one of the two is empty."""
+    """Statistics of receipts that the parent covers, and of the others; None if one of the two is empty."""
     found: list[_Side] = []
     for fresh in (False, True):
         means, stds, parts = [], [], []
@@ -234,7 +234,7 @@ def constants_check(statistics: dict[str, tuple[ChannelStats | None, dict[str, A
 
 
 def normalised_by(stats: ChannelStats, constants: dict[str, Any]) -> tuple[float, float] | None:
-    """Mean and standard deviation over all channels of latents normalised by `constants`; None where the network has none."""
+    """Mean and standard deviation over all channels of latents normalised by `constants`; None if the network has no constants."""
     mean, std = np.array(stats.mean), _std(stats)
     if constants.get("mean") is not None and constants.get("std") is not None:
         means, stds = (

@@ -1,7 +1,7 @@
-"""`lathe stats`: values of stored latents per channel, over all and per bucket, and the scale and shift that they suggest.
+"""Statistics of stored latents per channel, over all and per bucket, and a scale and shift to normalise with (`lathe stats`).
 
 Mean, standard deviation, smallest and largest over all clips come from receipts and are exact. Histograms and the numbers per bucket are
-of a sample of clips, evenly spread over the files, whose latents are read by their byte ranges.
+from a sample of clips, evenly spread over the files, whose latents are read by byte range.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 BINS = 64
-SPREAD = (
-    5.0  # of a histogram: standard deviations on each side of the mean; values beyond are in its first and last bin
-)
+SPREAD = 5.0  # standard deviations of a histogram on each side of the mean; first and last bin hold all values beyond
 CLIPS_A_FILE = 4
 CONSTANTS = ("scale", "shift", "mean", "std")
 
@@ -61,7 +59,7 @@ class _Sampled:
         self._centre, self._step = centre, 2 * SPREAD * spread / BINS
 
     def add(self, values_CN: np.ndarray) -> None:
-        """float64 values of one clip."""
+        """Adds the float64 values of one clip."""
         shifted = values_CN - self._centre[:, None]
         self.clips, self.n = self.clips + 1, self.n + values_CN.shape[1]
         self._sum += shifted.sum(1)
@@ -87,12 +85,12 @@ class _Sampled:
 
 
 def statistics(store: Store, number: int | None = None, *, clips: int = 256) -> dict[str, Any]:
-    """Statistics by fingerprint, of a snapshot (the newest without a number) or, where nothing is published, of all receipts.
+    """Statistics by fingerprint, of a snapshot (the newest without a number) or, if nothing is published, of all receipts.
 
     Args:
         store: the output.
         number: of the snapshot.
-        clips: clips of each bucket that are read.
+        clips: number of clips to read per bucket.
 
     Raises:
         InputError: no such snapshot, or no clip.
@@ -159,7 +157,7 @@ def _described(store: Store, files: pa.Table, exact: ChannelStats, takedowns: Ta
 
 
 def _sample(store: Store, files: pa.Table, takedowns: Takedowns, clips: int) -> Iterator[np.ndarray]:
-    """float64 `(C, values)` of clips that count, a few of each file, files evenly spread; stops after `clips`."""
+    """Latents of up to `clips` visible clips as float64 `(C, values)`: a few per file, from evenly spread files."""
     rows = files.select(["key", "index_key", "hidden"]).to_pylist()
     most = max(1, -(-clips // CLIPS_A_FILE))
     chosen = rows if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]

@@ -1,4 +1,4 @@
-"""Histograms of `lathe stats` as a picture: one panel a channel, one line a bucket. Needs matplotlib (the `training` extra)."""
+"""Histograms of `lathe stats` as a picture: one panel per channel, one line per bucket. Needs matplotlib (the `training` extra)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How far an output is, from the output alone: on any machine, while a build runs and after it ended.
+"""Progress of an output, from the output alone: on any machine, during and after a build.
 
-Takes a store, returns a JSON-ready dict: the sums over receipts or of a snapshot, and the last heartbeat of the build that is running.
+Takes a store, returns a JSON-ready dict: sums over receipts or of a snapshot, and the last heartbeat of the running build.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pipeline.ledger.snapshots import Snapshot
     from pipeline.storage import Store
 
-MISSED = 3  # intervals without news before a build counts as dead
+MISSED = 3  # intervals without a heartbeat, after which a build counts as dead
 
 
 def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict[str, Any]:
-    """What is done: shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings, last commit, heartbeat.
+    """Counts of shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings; last commit and heartbeat.
 
-    Of a published output these are the numbers of a snapshot, the newest or snapshot `number`. With the newest, `pending` counts receipts
-    that it does not cover; no other receipt is read.
+    For a published output these are the numbers of a snapshot: the newest, or snapshot `number`. With the newest, `pending` counts
+    receipts that it does not cover; no other receipt is read.
 
     Raises:
         OutputError: not a latent set, or a receipt that cannot be read.
@@ -86,7 +86,7 @@ def _published(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: int) -> dict[str, Any] | None:
-    """Receipts that no snapshot covers, each counted whole; None if there is none. What they replace shows when they are published."""
+    """Sums of receipts that the snapshot does not cover; None without such receipts. Replaced rows are subtracted only when published."""
     covered = set(snapshots.table(snapshot, "receipts", ["shard_id"])["shard_id"].to_pylist())
     left = ledger.keys_by_shard(without=covered)
     found = [receipt for receipt in ledger.read_all(left.values(), workers) if receipt is not None]
@@ -97,14 +97,14 @@ def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: 
 
 
 def heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
-    """The build started last of those that live: whose object was renewed within three of its intervals."""
+    """Heartbeat of the latest running build: one whose object was renewed within `MISSED` of its intervals. None if no build runs."""
     live = []
     for info in store.list(prefix):
         try:
             found = json.loads(store.read(info.key))
             if time.time() - found["updated"] < MISSED * found["every_s"]:
                 live.append(found)
-        except NotFound:  # it ended meanwhile
+        except NotFound:  # the build ended meanwhile
             continue
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{info.key} is not a heartbeat: {error}", uri=store.uri(info.key)) from None

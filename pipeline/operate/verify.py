@@ -1,8 +1,7 @@
-"""Checks an output against its own word: every receipt, every file, every byte, every offset.
+"""Verification of an output: compares files with their receipts (sizes, hashes, counts, offsets).
 
-Enters: a store. Leaves: a `VerifyReport` that lists what is wrong (file, found, expected). Deep reads everything once,
-in pieces; without
-`deep` only receipts, sizes, indexes and footers are read. What no receipt names is counted as a notice, not a problem.
+Takes a store, returns a `VerifyReport` with its problems (file, found, expected). `deep` reads all bytes once, in pieces; without it only
+receipts, sizes, indexes and footers are read. Files that no receipt names are a notice, not a problem.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ if TYPE_CHECKING:
     Visible = Callable[[list[IndexRow]], list[IndexRow]]
 
 PIECE_BYTES = 8 * 1024 * 1024
-LISTED_IDS = 20  # doubled ids named one by one; the rest are counted
+LISTED_IDS = 20  # repeated ids that are listed; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is not as it should be."""
+    """One difference between found and expected."""
 
     file: str
     found: str
@@ -56,7 +55,7 @@ class Problem:
 
 @dataclass(slots=True)
 class VerifyReport:
-    """`ok` when nothing is wrong. Notices are worth knowing and no problem: orphans, losing receipts, foreign objects."""
+    """Result of a verification. Notices are not problems: orphans, receipts that do not count, foreign objects."""
 
     root: str
     deep: bool
@@ -82,7 +81,7 @@ class VerifyReport:
 
 @dataclass(slots=True)
 class _Checked:
-    """What checking one shard found. `rows` and `frames` are those that count."""
+    """Result of checking one shard. `rows` and `frames` are those that count."""
 
     part: CountedReceipt | None
     problems: list[Problem] = field(default_factory=list)
@@ -94,11 +93,10 @@ class _Checked:
 
 
 def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = None, workers: int = 4) -> VerifyReport:
-    """Verifies the output at `store`, or only what snapshot number `snapshot` names; memory is a few pieces and eight bytes a row.
+    """Verifies the output at `store`, or only files of snapshot number `snapshot`. Memory: a few pieces, and 8 bytes per row.
 
     Raises:
-        StorageUnavailable, AccessError: the store could not be asked. What is wrong with the output is reported, not
-        raised.
+        StorageUnavailable, AccessError: the store cannot be reached. Problems of the output are reported, not raised.
     """
     report = VerifyReport(store.root, deep)
     layout = layout_by_names(store)
@@ -111,9 +109,8 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
     if snapshot is not None:
         _verify_snapshot(store, snapshot, report, workers)
         return report
-    stored = [
-        info for prefix in (DATA, layout.index) for info in store.list(prefix)
-    ]  # before receipts: see `receipts.orphans`
+    # Listed before receipts: see `receipts.orphans`.
+    stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
     report.notices += [f"{key}: not a receipt's name" for key in foreign]
     named: set[str] = set()
@@ -136,7 +133,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
 
 
 def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: int) -> None:
-    """Every file that the manifest names, and its rows and frames that count, without a look at receipts."""
+    """Checks every file of the manifest, with its rows and frames that count; reads no receipts."""
     snapshots, takedowns = Snapshots(store), read_takedowns(store)
     snapshot = snapshots.read(number)
     try:
@@ -186,12 +183,12 @@ def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
     if orphans:
         report.notices.append(
             f"{len(orphans)} files ({report.orphan_bytes} bytes) that no receipt names, such as {orphans[0].key}: "
-            "a build at work, or what a killed one left"
+            "of a running build, or left by a killed one"
         )
 
 
 def _overlaps(store: Store, layout: Layout) -> Overlaps:
-    """Which receipt counts for what. Of nothing where a receipt is of another format: it is reported by itself."""
+    """Which receipt counts for which source. Empty if a receipt has another format version, which is reported elsewhere."""
     try:
         return Overlaps(Summaries(store, layout=layout).all(), read_takedowns(store))
     except OutputError:
@@ -227,7 +224,7 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
     if not part.whole:
         what = f"{len(part.hidden_uris) or len(part.hidden_samples)} inputs"
         checked.notices.append(f"{keys[0]}: {what} count in another receipt; their rows here are hidden")
-    checked.problems += [Problem(keys[0], text, "books that balance") for text in imbalances(receipt)]
+    checked.problems += [Problem(keys[0], text, "counts that add up") for text in imbalances(receipt)]
     if (expected := receipt.shard.id(receipt.fingerprint)) != receipt.shard_id:
         checked.problems.append(
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
@@ -281,7 +278,7 @@ def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Ch
     for position, row in enumerate(rows):
         if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
             where = f"{item.index_key}#{row.id}"
-            checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its place and shape"))
+            checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its position and shape"))
     counted = visible(rows)
     checked.rows += len(counted)
     checked.frames += sum(row.num_frames for row in counted)
@@ -300,7 +297,7 @@ def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[I
             while piece := stream.read(PIECE_BYTES):
                 checker.feed(piece)
     except SourceChanged as error:
-        checked.problems.append(Problem(item.key, error.message, "a file that stays as it is"))
+        checked.problems.append(Problem(item.key, error.message, "a file that does not change"))
         return
     checked.bytes_read += checker.num_bytes
     if (found := checker.finish()) != item.sha256:
@@ -325,7 +322,7 @@ def _id_hash(text: str) -> int:
 
 
 def _doubled_ids(store: Store, ids: list[tuple[str, np.ndarray]]) -> list[Problem]:
-    """Ids that occur twice. Hashes find the suspects; the indexes that hold them are read again to name them."""
+    """Ids that occur twice. Candidates are found by hash; indexes with candidates are read again for the names."""
     if not ids:
         return []
     values, numbers = np.unique(np.concatenate([hashes for _, hashes in ids]), return_counts=True)

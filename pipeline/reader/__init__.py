@@ -27,7 +27,7 @@ from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
 from pipeline.records import Reject, Sample
-from pipeline.storage import locate, open_source, open_store
+from pipeline.storage import is_remote, locate, open_source, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -198,7 +198,8 @@ class ShardReader:
             return Video(name, None, fault=("unresolved_symlink", message, False))
         contents = self._contents(member, source)
         if contents is None:
-            message = f"{name.path} is a hard link to {member.info.linkname!r}, which cannot be read again"
+            target = member.info.linkname
+            message = f"{name.path} is a hard link to {target!r}, which cannot be read again; pack with `tar --hard-dereference`"
             return Video(name, None, fault=("unresolved_hardlink", message, False))
         size, pieces = contents
         if size == 0:
@@ -212,7 +213,7 @@ class ShardReader:
             return Video(name, None, fault=("truncated_shard", str(error), False))
 
     def _take_text(self, member: Member, name: MemberName, grouper: Grouper, source: SourceObject) -> None:
-        if not grouper.wants_text(name):
+        if not grouper.accepts_text(name):
             count(self.counters, "duplicate_fields")
             return
         contents = self._contents(member, source)
@@ -285,7 +286,7 @@ class ShardReader:
     def _file(self, source: SourceObject) -> bytes | str:
         """Path of a local file, after a check that it can be read and is the one listed; bytes or a temporary copy of a remote one."""
         with self._open(source) as stream:
-            if not source.uri.startswith("s3://"):
+            if not is_remote(source.uri):
                 self._received(1)  # its bytes are read by the decoder
                 return os.path.join(*locate(source.uri))
             return self._spool.hold(iter(lambda: stream.read(MiB), b""), source.size)

@@ -6,7 +6,7 @@ Takes named members with their contents in archive order; yields `Sample`s and `
 - A key with one video is one sample of that key. Of several videos with different names (`yt.f137.mp4`, `yt.f248.mp4`) each is a sample
   whose key is its path without the extension. It gets the texts of that name, else those of the key if no video has just the key's name.
 - Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
-- A repeated name is rejected as `duplicate_key`, and texts behind it count as those of the second video.
+- A repeated name is rejected as `duplicate_key`, and texts after it count as those of the second video.
 
 A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
 missing part or another video of their key may follow out of order.
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from pipeline.reader.member_names import MemberName
 
 MiB = 1024 * 1024
-WINDOW_BYTES = 32 * MiB  # limit of what waits for its missing part
+WINDOW_BYTES = 32 * MiB  # limit of groups that wait for a missing part
 FIELDS_NAMED = 16
 LATE = (
-    "{name} comes after another video of that name or key was taken; the first of each counts. "
-    "Pack the shard with every name once, sorted by name"
+    "{name}: the tar already has a video of this name or key; only the first is encoded. "
+    "Repack with unique, sorted names"
 )
 
 
@@ -47,9 +47,8 @@ class Grouper:
         self._left: set[str] = set()  # emitted keys
         self._taken: dict[str, str] = {}  # stems of emitted videos -> file name
         self._sample_keys: set[str] = set()
-        self._without_video: dict[
-            str, tuple[Reject, int]
-        ] = {}  # key -> reject, emitted at the end, and number of texts
+        # key -> reject, emitted at the end, and number of texts
+        self._without_video: dict[str, tuple[Reject, int]] = {}
         self._count = 0
         self._last_extensions: set[str] = set()
         self._scattered = False  # a key was repeated: its members are not adjacent
@@ -62,7 +61,7 @@ class Grouper:
             yield from self.close_current()
             group = self.current = self._open(name.key)
         elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
-            yield from self._relieve(group, name.stem)
+            yield from self._shrink(group, name.stem)
         group.stem = name.stem
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
@@ -84,7 +83,7 @@ class Grouper:
     # --- members of the current group ---------------------------------------------------------------------------------
 
     def refusal(self, name: MemberName) -> Reject | None:
-        """The reject of a video that need not be read: its name was there before, or a better video of its stem is."""
+        """Reject of a video that need not be read: its name occurred before, or a preferred video of its stem was read."""
         group = self._group()
         if (taken := self._taken.get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
@@ -123,7 +122,9 @@ class Grouper:
         return held, loss
 
     def _late_video(self, group: Group, stem: str) -> None:
-        """A video of a key that was emitted: without a video, so this is its first one, or with texts that may belong to this stem."""
+        """Handles a video whose key was already emitted. If the key had no video, this is its first; otherwise emitted texts may belong to
+        it and are counted as late.
+        """
         if (found := self._without_video.pop(group.key, None)) is not None:
             group.again = False
             self._left.discard(group.key)
@@ -131,8 +132,8 @@ class Grouper:
         elif stem == group.key and stem not in self._sample_keys:
             count(self._counters, "late_members")
 
-    def wants_text(self, name: MemberName) -> bool:
-        """Whether a caption or JSON is the first of its name, and not behind a second video of that name."""
+    def accepts_text(self, name: MemberName) -> bool:
+        """Whether a caption or JSON is the first of its name, and not after a second video of that name."""
         group = self._group()
         video = group.videos.get(name.stem)
         return (name.stem, name.extension) not in group.texts and not (video is not None and video.repeated)
@@ -158,13 +159,13 @@ class Grouper:
             return
         self._last_extensions = group.last_extensions
         if not self._scattered and group.complete:  # in this order: `complete` reads every video
-            yield from self._leave(group)
+            yield from self._emit(group)
             return
         self._waiting_bytes += group.held_bytes
         while self._waiting_bytes > WINDOW_BYTES:
             oldest = next(iter(self._waiting.values()))
             self._waiting_bytes -= oldest.held_bytes
-            yield from self._leave(oldest)
+            yield from self._emit(oldest)
 
     def damaged(self) -> None:
         """Records a broken header: the groups on both sides of it may have lost members."""
@@ -175,7 +176,7 @@ class Grouper:
     def cut_short(self, message: str, *, member: MemberName | None) -> Iterator[Sample | Reject]:
         """The archive ended early, inside `member` or between members: yields a reject for each video of the current key that is cut.
 
-        If no video certainly did, the reject has no key.
+        If it is unknown which video was cut, the reject has no key.
         """
         group = self.current
         lost = None if group is None else group.cut(member, self._last_extensions or {"txt", "json"})
@@ -194,12 +195,12 @@ class Grouper:
         """Ends the archive: yields all groups that wait, in order."""
         yield from self.close_current()
         for group in list(self._waiting.values()):
-            yield from self._leave(group)
+            yield from self._emit(group)
         self._waiting_bytes = 0
         yield from (reject for reject, _ in self._without_video.values())
         self._without_video.clear()
 
-    def _leave(self, group: Group) -> Iterator[Sample | Reject]:
+    def _emit(self, group: Group) -> Iterator[Sample | Reject]:
         del self._waiting[group.key]
         if not group.stems:
             if group.again:
@@ -213,7 +214,7 @@ class Grouper:
         self._left.add(group.key)
         self._forget_texts(group, set(group.texts))
 
-    def _relieve(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
+    def _shrink(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
         """Shrinks a key that exceeds the limit: emits videos whose keys are certain, drops texts without a video."""
         if len(group.stems) > 1:
             yield from [self._settle(group, video) for video in list(group.videos.values()) if video.name.stem != stem]
@@ -234,7 +235,7 @@ class Grouper:
     def _settle(self, group: Group, video: Video) -> Sample | Reject:
         del group.videos[video.name.stem]
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
-        if key in self._sample_keys:  # `a.mp4` far behind `a.1.mp4`, which got the key
+        if key in self._sample_keys:  # `a.mp4` far after `a.1.mp4`, which got the key
             key = video.name.path
         names = group.texts_of(video)
         group.used |= set(names)

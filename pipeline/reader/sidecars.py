@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, NotFound
 from pipeline.reader.texts import TEXT_BYTES
-from pipeline.storage import locate, open_store
+from pipeline.storage import is_remote, locate, open_store
 from pipeline.storage.local_errors import translated
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_sidecars(source: SourceObject, config: StorageConfig, refused: Callable
     root, key = locate(source.uri)
     store = open_store(root, config)
     stem = os.path.splitext(key)[0]
-    is_local = not source.uri.startswith("s3://")
+    is_local = not is_remote(source.uri)
     names = _in_folder(root, stem) if is_local else _in_bucket(store, stem)
     found, is_refused = [], False
     for suffix in SUFFIXES:

@@ -35,6 +35,7 @@ __all__ = [
     "Unlisted",
     "check_key",
     "check_place",
+    "is_remote",
     "locate",
     "mark_reached",
     "open_source",
@@ -289,6 +290,11 @@ def local_path(uri: str) -> str:
     if uri.startswith("file://"):
         return unquote(urlsplit(uri).path)
     return os.path.expanduser(uri)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the object is reached over a network: every scheme but `file://`."""
+    return _scheme(uri) != "file"
 
 
 def _scheme(uri: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import DamagedInput, SourceChanged
 from pipeline.reader.spool import Spool
-from pipeline.storage import locate, open_store, stat_uri
+from pipeline.storage import is_remote, locate, open_store, stat_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class Fetcher:
             StorageUnavailable, NotFound, AccessError: errors of the store.
             DamagedInput: `truncated_shard`, the object ends early.
         """
-        if place.whole and not place.source.uri.startswith("s3://"):
+        if place.whole and not is_remote(place.source.uri):
             yield self._local(place)
             return
         if (cached := self._cache.get((place.source.uri, place.start))) is not None:

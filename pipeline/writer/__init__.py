@@ -1,11 +1,11 @@
-"""Writer of one shard attempt: latents become checked data files with side indexes, under keys no other attempt uses.
+"""Writer of one shard attempt: checked data files with side indexes, under keys that no other attempt uses.
 
-Enters: `LatentClip`s in any order. Leaves: uploaded `WrittenFile`s, which no reader sees until a receipt names them,
-and per-channel statistics. `add` refuses latents that are non-finite, misshapen or doubled. A finished file is read
-back and hashed, then uploaded by other threads while the next one is built.
+Takes `LatentClip`s in any order. Returns uploaded `WrittenFile`s, which no reader sees until a receipt names them, and per-channel
+statistics. `add` refuses non-finite latents, wrong shapes and repeated ids. A finished file is read back and hashed, then uploaded by
+other threads while the next one is built.
 
 - `parquet_file`, `parquet_pages`, `tar_file`: the two containers
-- `upload_queue`: uploads beside the building of files
+- `upload_queue`: uploads while the next files are built
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 READ_BACK_BYTES = 4 * 1024 * 1024
 FINISHED_FILES = 2
-"""Times `write.file_bytes` that may lie finished on the local disk, uploaded or waiting for it."""
+"""Finished files on the local disk, being uploaded or waiting, in multiples of `write.file_bytes`."""
 OPEN_BYTES = 128 * 1024 * 1024
-"""Latents held over all open buckets, or four row groups if that is more; beyond it the fullest bucket is written early."""
+"""Bytes of latents held over all open buckets, or four row groups if that is more; above it the fullest bucket is written early."""
 
 
 class DataFileBuilder(Protocol):
-    """A container format: sorted rows in, finished local file and index rows out."""
+    """Builder of one data file in a container format: takes sorted rows, returns a finished local file and index rows."""
 
     suffix: str
 
@@ -63,7 +63,7 @@ class DataFileBuilder(Protocol):
         ...
 
     def discard(self) -> None:
-        """Deletes what there is."""
+        """Deletes the unfinished file."""
         ...
 
 
@@ -75,7 +75,7 @@ BUILDERS: dict[str, type[ParquetFileBuilder] | type[TarFileBuilder]] = {
 
 @dataclass(slots=True)
 class _OpenBucket:
-    """A bucket being written: rows waiting for their row group, and the file they go to once there is one."""
+    """Bucket being written: rows waiting for their row group, and the open file, if any."""
 
     waiting: list[LatentRow] = field(default_factory=list)
     waiting_bytes: int = 0
@@ -91,21 +91,19 @@ class _OpenBucket:
 
 
 class ShardWriter:
-    """Writes one shard attempt. Use as a context manager: leaving it without `finish`, or by an exception, removes
-    every trace.
+    """Writer of one shard attempt. A context manager: leaving it without `finish`, or by an exception, deletes all files of the attempt.
 
     Args:
         store: the output.
-        spool_dir: local folder for unfinished files; needs space for one file per open bucket, and for
-            `FINISHED_FILES` finished ones.
+        spool_dir: local folder for unfinished files; needs space for one file per open bucket and `FINISHED_FILES` finished ones.
         config: format, dtype, sizes, limits.
         shard_id: 32 hex digits, names the receipt and, shortened, the files.
         attempt: unique to this attempt, so that two attempts never share a key.
         fingerprint: hex; its first 8 digits are a folder.
-        metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`); usually also
-        `fingerprint_parts`, `versions`.
+        metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`), `fingerprint_parts`, `encoder`, `versions`.
         layout: names of the objects of the output.
-        drill: fire drills.
+        drill: where to fail on purpose, for tests.
+        progress: called with the number of bytes written, read back or sent, from any thread.
     """
 
     def __init__(
@@ -143,15 +141,15 @@ class ShardWriter:
             self._spool_dir.mkdir(parents=True, exist_ok=True)
 
     def add(self, clip: LatentClip) -> None:
-        """Checks a clip and takes it over: its arrays must not change any more, the encoded video is let go.
+        """Checks a clip and takes ownership: its arrays must not change any more; the encoded video is released.
 
         Raises:
-            DamagedInput: `non_finite_latent`, values that are NaN, infinite or beyond `max_abs`; names clip, channel
-                and magnitude. Nothing of the clip is kept, and the writer goes on.
-            BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard,
-                or a latent that no Parquet value can hold (2 GiB).
+            DamagedInput: `non_finite_latent`: values that are NaN, infinite or above `max_abs`; the message has clip, channel and
+                magnitude. Nothing of the clip is kept; further clips can be added.
+            BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard, or a latent too
+                large for a Parquet value (2 GiB).
             StorageUnavailable: the spool folder or the output cannot be written.
-            LatheError: what ended an upload.
+            LatheError: an upload failed.
         """
         if clip.dtype != self._config.dtype:
             raise BuildError(
@@ -160,7 +158,9 @@ class ShardWriter:
                 stage="write",
             )
         if clip.id in self._ids:
-            raise BuildError(f"clip id {clip.id} comes twice", key=clip.sample.key, shard=self._shard_id, stage="write")
+            raise BuildError(
+                f"clip id {clip.id} occurs twice", key=clip.sample.key, shard=self._shard_id, stage="write"
+            )
         if self._config.format == "parquet" and clip.latent_CTHW.nbytes > MAX_VALUE_BYTES:
             raise BuildError(
                 f"latent of {clip.latent_CTHW.nbytes} bytes, a Parquet value holds {MAX_VALUE_BYTES}: "
@@ -177,8 +177,8 @@ class ShardWriter:
         self._take(bucket_name(clip.plan.bucket), row)
 
     def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
-        """Closes and checks what is open, and waits until everything is uploaded. Files in the order they were closed;
-        no clips give no files and no statistics.
+        """Closes and checks open files, and waits for all uploads. Returns files in the order they were closed, and statistics; both are
+        empty without clips.
         """
         for name in sorted(self._open):
             self._write_group(name)
@@ -188,24 +188,23 @@ class ShardWriter:
         return tuple(self._files), self._stats if self._stats.n else None
 
     def check_uploads(self) -> None:
-        """Raises what ended an upload, if one failed. `add` and `finish` do so too."""
+        """Raises the error of a failed upload. `add` and `finish` do so too."""
         self._uploads.check()
 
     def stop(self) -> None:
-        """Makes an `add` or `finish` that waits for uploads in another thread raise. `abort` is still due."""
+        """Makes `add` and `finish` raise if they wait for uploads in another thread. `abort` must follow."""
         self._uploads.stop()
 
     def abort(self) -> None:
-        """Deletes every spooled and uploaded file of this attempt; also after `finish`, when another attempt's receipt
-        came first.
+        """Deletes every spooled and uploaded file of this attempt; also after `finish`, if another attempt's receipt was first.
 
         Raises:
-            LatheError: the store refuses to delete; can be called again.
+            LatheError: the store cannot delete; can be called again.
         """
         for opened in self._open.values():
             if opened.builder is not None:
                 opened.builder.discard()
-            if opened.path.name:  # also where making the builder failed
+            if opened.path.name:  # also if the builder could not be made
                 opened.path.unlink(missing_ok=True)
                 opened.index_path.unlink(missing_ok=True)
         self._open.clear()
@@ -265,7 +264,7 @@ class ShardWriter:
         self._files.append(written)
 
     def _finish_file(self, name: str, opened: _OpenBucket, builder: DataFileBuilder) -> WrittenFile:
-        """Closes, reads back and indexes a file; it and its index lie in the spool folder then."""
+        """Closes, reads back and indexes a file. Data file and index are in the spool folder afterwards."""
         key = self._layout.data_key(self._fingerprint, name, self._stem(opened.seq), builder.suffix)
         index_key = self._layout.index_key(key)
         with self._spooling():
@@ -287,7 +286,7 @@ class ShardWriter:
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:
-        """A local disk that fails or is full: another try, perhaps on another machine, may fare better."""
+        """Turns errors of the local disk into `StorageUnavailable`: another attempt, perhaps on another machine, may succeed."""
         try:
             yield
         except OSError as error:
@@ -302,7 +301,7 @@ class ShardWriter:
         return f"{self._shard_id[:16]}-{self._attempt}-{seq:05d}"
 
     def _file_metadata(self, bucket: str) -> dict[str, Any]:
-        """Metadata of a data file, as docs/formats.md lists it. Nothing of the attempt: equal rows give equal files."""
+        """Metadata of a data file, as in docs/formats.md. Independent of the attempt: equal rows give equal files."""
         spec = self._metadata["spec"]
         recommended = {name: spec.get(name) for name in ("scale", "shift", "mean", "std")}
         return {
@@ -333,7 +332,7 @@ class ShardWriter:
 
 
 def _read_back(path: Path, rows: list[IndexRow], progress: Callable[[int], None]) -> tuple[str, int]:
-    """SHA-256 and size of the file as it lies on disk, after comparing every tensor in it with what was handed over.
+    """SHA-256 and size of the file on disk, after checking the hash of every tensor in it.
 
     Raises:
         BuildError: a tensor is not at its offset (a failing disk, or a container that writes another layout).
@@ -347,8 +346,7 @@ def _read_back(path: Path, rows: list[IndexRow], progress: Callable[[int], None]
     for problem in checker.problems:
         raise BuildError(
             f"{path.name} differs from what was written at {problem.id}: found {problem.found}, "
-            f"expected {problem.expected}. "
-            "Nothing was uploaded; check the spool disk",
+            f"expected {problem.expected}. Nothing was uploaded; check the spool disk",
             stage="write",
         )
     return sha256, checker.num_bytes

@@ -1,9 +1,7 @@
-"""Latents as Parquet: a schema every reader opens, laid out so that each tensor is one contiguous byte range of the
-file.
+"""Writer of Parquet latent files: each tensor is one contiguous byte range.
 
-Enters: sorted groups of `LatentRow`s of one bucket. Leaves: a finished local file and its `IndexRow`s. Tensor columns
-are binary,
-non-null, PLAIN and uncompressed, so a value lies in the file exactly as in memory; everything else is zstd.
+Takes sorted groups of `LatentRow`s of one bucket, returns a finished local file and its `IndexRow`s. Tensor columns are binary, non-null,
+PLAIN and uncompressed, so the bytes in the file are those in memory; other columns are zstd.
 """
 
 from __future__ import annotations
@@ -34,30 +32,26 @@ MAX_VALUE_BYTES = 2**31 - 2**20
 """A Parquet page, hence a value, must stay below 2 GiB."""
 
 STREAM_BYTES = 16 * 1024 * 1024
-"""Tensors from here on bypass Arrow's page buffers, if they have a row group to themselves."""
+"""Tensors of this size or more bypass Arrow's page buffers, if they are the only row of a row group."""
 
 _REPEATING = ["media_type", "bucket", "variant", "source_uri", "codec", "color_matrix", "color_range", "fingerprint"]
 _WITH_STATISTICS = ["id", "bucket", "num_frames", "source_hash", "fingerprint"]
 _NEEDLE = 32  # payload bytes that, with the length before them, identify a value in its column chunk
-_PAGE_HEADER = (
-    4096  # how far a value may lie behind the previous one; page headers without statistics are under 100 bytes
-)
+_PAGE_HEADER = 4096  # largest gap searched between two values; page headers without statistics are under 100 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Sought:
-    """A value whose place is looked up once the file is finished."""
+    """Value whose offset is searched in the finished file."""
 
     needle: bytes
     length: int
 
 
 class ParquetFileBuilder:
-    """One file of one bucket. Holds one row group at a time, and Arrow's page buffers of twice the largest tensor in
-    it.
+    """Builder of one file of one bucket. Holds one row group, and Arrow's page buffers of twice the largest tensor in it.
 
-    A row that is a row group alone and has `stream_bytes` or more is streamed instead: its memory does not depend on
-    its length.
+    A row of `stream_bytes` or more that is the only one of its row group is streamed: memory does not depend on its length.
     """
 
     suffix = ".parquet"
@@ -114,10 +108,10 @@ class ParquetFileBuilder:
             )
 
     def close(self) -> list[IndexRow]:
-        """Finishes the file and finds every tensor in it.
+        """Finishes the file and finds the offset of every tensor.
 
         Raises:
-            BuildError: the file does not have the promised layout (a bug, or an Arrow that writes another one).
+            BuildError: the file does not have the documented layout (a bug, or an Arrow version that writes another one).
         """
         self._writer.close()
         self._sink.close()
@@ -133,15 +127,15 @@ class ParquetFileBuilder:
     def discard(self) -> None:
         """Stops writing and deletes the file; safe at any time."""
         self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # closing writes a footer, which fails on a full disk and matters to nobody any more
+        with suppress(OSError):  # closing writes a footer; the file is discarded, so errors are ignored
             self._writer.close()
         self._sink.close()
 
     def _write_page(self, column: str, tensor: Payload) -> StreamedPage:
-        """Behind the row group it belongs to: Spark gives a row group to the reader of the byte range that holds the row group's middle,
-        counted from its first column (ADR 13).
+        """Writes the page after its row group. Spark assigns a row group to the reader of the byte range that contains the row group's
+        middle, counted from its first column (ADR 13).
         """
-        number = self._schema.get_field_index(column)  # every field here is one Parquet column, lists too
+        number = self._schema.get_field_index(column)  # each field is one Parquet column, lists too
         return write_page(self._sink.write, tensor, at=self._sink.tell(), row_group=len(self._groups), column=number)
 
     def _find(self, name: str) -> list[int]:
@@ -172,7 +166,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def _tensor_columns(name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
-    # A streamed tensor gets a stand-in here; its page follows the row group.
+    # A streamed tensor is an empty placeholder here; its page follows the row group.
     arrays = [pa.array([b""], pa.binary())] if streamed else [_binary_of_one(tensor) for tensor in tensors]
     return {
         f"{name}_bytes": pa.chunked_array(arrays, pa.binary()),
@@ -182,9 +176,7 @@ def _tensor_columns(name: str, tensors: list[Payload], streamed: bool) -> dict[s
 
 
 def _binary_of_one(tensor: Payload) -> pa.Array:
-    """The tensor's own memory as a binary array of length one: no copy, and Arrow cuts pages between chunks, not only
-    every 1024 rows.
-    """
+    """The tensor's memory as a binary array of length one: no copy, and Arrow ends pages between chunks, not only every 1024 rows."""
     offsets = np.array([0, tensor.num_bytes], np.int32)
     return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(tensor.data)])
 

@@ -1,11 +1,8 @@
-"""Parquet pages that never pass through memory: one long tensor, streamed into the file as a page of its own.
+"""Streaming of one long tensor into a Parquet file as its own page.
 
-Arrow assembles a page in memory, twice over. For an hour of video that is gigabytes. So the row group is written with a
-stand-in for the tensor, the
-page is written beside it, and the finished file's footer (Thrift, compact protocol) is made to point at the page. The
-stand-in's few bytes stay,
-unreferenced. Enters: payloads, a finished file. Leaves: pages, the file with its footer replaced. Readers see ordinary
-Parquet.
+Arrow assembles a page in memory, in two copies: gigabytes for an hour of video. Therefore the row group is written with an empty
+placeholder for the tensor, the page is written after it, and the footer of the finished file (Thrift, compact protocol) is changed to point
+at the page. The placeholder's few bytes stay unreferenced. Readers see ordinary Parquet.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ MAGIC = b"PAR1"
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _INTEGERS = (_I16, _I32, _I64)
 
-# Field numbers of parquet.thrift, as far as they are needed here.
+# Field numbers of parquet.thrift.
 _ROW_GROUPS, _COLUMNS, _ROW_GROUP_BYTES, _ROW_GROUP_COMPRESSED = 4, 1, 2, 6
 _CHUNK_META, _CHUNK_OFFSET_INDEX, _CHUNK_OFFSET_INDEX_LENGTH = 3, 4, 5
 _META_UNCOMPRESSED, _META_COMPRESSED, _META_DATA_PAGE, _META_SIZES = 6, 7, 9, 16
@@ -35,9 +32,7 @@ _SIZES_BYTES = 1
 
 @dataclass(frozen=True, slots=True)
 class StreamedPage:
-    """A page written by `write_page`: which column chunk it replaces, where it is, its size with header, and its
-    tensor's place.
-    """
+    """Page written by `write_page`: column chunk that it replaces, offset, bytes with header, and bytes of the tensor."""
 
     row_group: int
     column: int
@@ -66,10 +61,10 @@ def write_page(
 
 
 def point_footer_at(path: Path, pages: list[StreamedPage]) -> None:
-    """Replaces the footer of a finished file by one whose column chunks are `pages` where it held stand-ins.
+    """Replaces the footer of a finished file by one whose column chunks are `pages` instead of placeholders.
 
     Raises:
-        ValueError: the file's footer is not as this code knows it.
+        ValueError: the file's footer has another layout than expected.
     """
     with path.open("r+b") as file:
         file.seek(-8, 2)
@@ -107,8 +102,7 @@ def _replace_chunk(footer: dict[int, Any], page: StreamedPage, index_at: int, wr
     chunk[_CHUNK_OFFSET_INDEX_LENGTH] = (_I32, len(index))
 
 
-# --- Thrift compact protocol: structs as {field number: (type, value)}, lists as (element type, values)
-# ------------------
+# Thrift compact protocol: structs as {field number: (type, value)}, lists as (element type, values).
 
 
 def encode_struct(fields: dict[int, tuple[int, Any]]) -> bytes:
@@ -122,7 +116,7 @@ def encode_struct(fields: dict[int, tuple[int, Any]]) -> bytes:
             out.append(kind)
             out += _varint(_zigzag(number))
         last = number
-        if kind not in (_TRUE, _FALSE):  # a boolean field is its type
+        if kind not in (_TRUE, _FALSE):  # the type of a boolean field is its value
             out += _encode(kind, value)
     return bytes(out) + b"\0"
 

@@ -1,9 +1,7 @@
-"""Latents as a WebDataset tar with reproducible bytes, streamed: a latent as long as a film passes through in pieces.
+"""Writer of WebDataset tars with reproducible bytes; tensors are written in pieces of a few MiB.
 
-Enters: sorted groups of `LatentRow`s of one bucket. Leaves: a finished local file and its `IndexRow`s. Per sample,
-adjacent:
-`{id}.latent.npy` (or `.latent.safetensors` for bfloat16 or moments), `{id}.txt`, `{id}.json`; first of all
-`__latentset__`.
+Takes sorted groups of `LatentRow`s of one bucket, returns a finished local file and its `IndexRow`s. The first member is `__latentset__`.
+Each clip has three adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16 or moments), `{id}.txt`, `{id}.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import IndexRow, index_row
-from pipeline.format.tensors import let_go, npy_header, safetensors_header
+from pipeline.format.tensors import npy_header, release_pages, safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +26,7 @@ COPY_BYTES = 4 * 1024 * 1024
 
 
 class TarFileBuilder:
-    """One file of one bucket. Equal rows in equal order give equal bytes: no times, no owners."""
+    """Builder of one file of one bucket. Equal rows in equal order give equal bytes: no times, no owners."""
 
     suffix = ".tar"
 
@@ -51,8 +49,8 @@ class TarFileBuilder:
         """Writes `rows` in the order given."""
         for row in rows:
             latent_at, logvar_at = self._add_tensors(row)
-            # Always there: readers that ask for a tuple of fields fail on a sample that lacks one. The json tells none
-            # from empty.
+            # Written also without caption: readers that ask for a tuple of fields fail on a sample that lacks one.
+            # In the json, "no caption" is null and an empty one is "".
             self._add(f"{row.id}.txt", [(row.scalars["caption"] or "").encode()])
             described = {
                 "id": row.id,
@@ -73,7 +71,7 @@ class TarFileBuilder:
     def discard(self) -> None:
         """Stops writing and deletes the file; safe at any time."""
         self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # closing flushes, which fails on a full disk and matters to nobody any more
+        with suppress(OSError):  # closing flushes; the file is discarded, so errors are ignored
             self._file.close()
 
     def _add_tensors(self, row: LatentRow) -> tuple[int, int | None]:
@@ -87,7 +85,7 @@ class TarFileBuilder:
         return mean_at, mean_at + row.latent.num_bytes if row.logvar else None
 
     def _add(self, name: str, parts: list[bytes | memoryview]) -> int:
-        """Adds a member made of `parts`; the offset of its first content byte in the file."""
+        """Adds a member made of `parts`. Returns the offset of its first content byte in the file."""
         member = tarfile.TarInfo(name)
         member.size = sum(len(part) for part in parts)
         member.mode = 0o644
@@ -97,7 +95,7 @@ class TarFileBuilder:
 
 
 class _Parts(io.RawIOBase):
-    """Byte parts read one after the other, without joining them."""
+    """Stream of byte parts, read one after the other without joining them."""
 
     def __init__(self, parts: list[bytes | memoryview]) -> None:
         self._parts = [memoryview(part) for part in parts]
@@ -107,7 +105,7 @@ class _Parts(io.RawIOBase):
         while missing and self._parts:
             piece, rest = self._parts[0][:missing], self._parts[0][missing:]
             pieces.append(bytes(piece))
-            let_go(piece.obj)
+            release_pages(piece.obj)
             missing -= len(piece)
             self._parts[0] = rest
             if not len(rest):

@@ -1,7 +1,7 @@
-"""Uploads the finished files of one shard attempt, beside whatever builds the next ones.
+"""Queue and threads that upload the finished files of one shard attempt while the next files are built.
 
-Enters: finished local files, each with its side index. Leaves: objects in the output; the local copies are deleted.
-Bounded by bytes on the local disk: `put` waits while more than `most_bytes` are finished and not yet uploaded.
+Takes finished local files with their side indexes; uploads both and deletes the local copies. Bounded by bytes on the local disk: `put`
+waits while more than `most_bytes` are finished and not yet uploaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 UPLOAD_THREADS = 4
-"""Files on their way at a time: small ones cost a round trip each, which a single thread would pay one after the other."""
+"""Concurrent uploads: a small file costs one round trip, and a single thread would wait for them one after the other."""
 
 STOP_S = 5.0
-"""How long `abort` waits for uploads that are under way."""
+"""Seconds that `abort` waits for running uploads."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedFile:
-    """A data file and its index in the spool folder, checked and hashed, and the keys they go to."""
+    """Data file and its index in the spool folder, checked and hashed, with their keys in the output."""
 
     path: Path
     index_path: Path
@@ -45,12 +45,12 @@ class FinishedFile:
 
 
 class UploadQueue:
-    """`put` files, then `finish`; or `abort`. Threads exist only while there is something to upload.
+    """Queue of uploads: `put` files, then `finish`; or `abort`. Threads exist only while files are waiting or being uploaded.
 
     Args:
         store: the output.
-        most_bytes: bytes of finished files on the local disk beyond which `put` waits. One file is always taken.
-        drill: fire drills `before_upload`, `in_upload`, `after_upload`, `in_clean_up`.
+        most_bytes: bytes of finished files on the local disk above which `put` waits. One file is always accepted.
+        drill: where to fail on purpose, for tests: `before_upload`, `in_upload`, `after_upload`, `in_clean_up`.
         progress: called with the number of bytes sent, from any thread.
     """
 
@@ -70,7 +70,7 @@ class UploadQueue:
         self._keys: list[str] = []  # may exist in the store
 
     def put(self, file: FinishedFile) -> None:
-        """Takes a file over. Waits while too many bytes are finished and not uploaded.
+        """Adds a file and takes ownership. Waits while too many bytes are finished and not uploaded.
 
         Raises:
             LatheError: an earlier upload failed, or the queue was aborted meanwhile.
@@ -87,7 +87,7 @@ class UploadQueue:
                 threading.Thread(target=self._run, name="upload", daemon=True).start()
 
     def check(self) -> None:
-        """Raises what ended an upload, if one failed."""
+        """Raises the error of a failed upload."""
         with self._changed:
             self._check()
 
@@ -102,7 +102,7 @@ class UploadQueue:
             self._check()
 
     def stop(self) -> None:
-        """Starts no further upload; `put` and `finish` raise from now on. Does not wait."""
+        """Prevents further uploads; `put` and `finish` raise from now on. Does not wait."""
         with self._changed:
             self._stopped = True
             while self._waiting:
@@ -110,12 +110,12 @@ class UploadQueue:
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Stops, then deletes every object of this queue from the store, and what waits on the local disk.
+        """Stops, then deletes every object of this queue from the store, and waiting files from the local disk.
 
-        An upload that does not end within `STOP_S` deletes its own objects when it does.
+        An upload that takes longer than `STOP_S` deletes its own objects when it ends.
 
         Raises:
-            LatheError: the store refuses to delete; can be called again.
+            LatheError: the store cannot delete; can be called again.
         """
         self.stop()
         with self._changed:
@@ -166,19 +166,19 @@ class UploadQueue:
             with self._changed:
                 if self._stopped:
                     return
-                self._keys.append(key)  # before: an upload that fails half-way may have left something
+                self._keys.append(key)  # before the upload: one that fails half-way may leave an object
             try:
                 self._store.upload(path, key, progress=self._count)
             finally:
-                if self._stopped:  # `abort` may have deleted the key already, before it was there
-                    # Nobody is left to hear of a failure. What stays is an orphan: no receipt names it.
+                if self._stopped:  # `abort` may have deleted the key before the object existed
+                    # The attempt has ended, so errors are ignored; an undeleted object is an orphan without receipt.
                     with suppress(LatheError):
                         self._store.delete(key)
         fire(self._drill, "after_upload")
 
     def _count(self, num_bytes: int) -> None:
         if self._progress is not None:
-            self._progress(max(0, num_bytes))  # clients count backwards when they send a part again
+            self._progress(max(0, num_bytes))  # a client reports a negative number when it sends a part again
         fire(self._drill, "in_upload")
 
     def _delete_local(self, file: FinishedFile) -> None:

@@ -97,7 +97,7 @@ class Full:
         return self
 
     def remote(self, *arguments):
-        raise ObjectStoreFullError("no room")
+        raise ObjectStoreFullError("no space")
 
 
 def main(address, folder, uri):

@@ -69,11 +69,12 @@ def test_clips_in_one_batch_are_encoded_as_if_alone(encoder):
 
 
 def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monkeypatch):
-    calm = Encoder(CONFIG, "cpu", "float32")
+    undisturbed = Encoder(CONFIG, "cpu", "float32")
     clips = [clip(seed, 2, frames=8) for seed in range(3)]
-    expected = [calm.encode([chunks[0]], [None])[0] for chunks in clips]
+    expected = [undisturbed.encode([chunks[0]], [None])[0] for chunks in clips]
     second = [
-        calm.encode([chunks[1]], [first.state])[0].mean_Cthw for chunks, first in zip(clips, expected, strict=True)
+        undisturbed.encode([chunks[1]], [first.state])[0].mean_Cthw
+        for chunks, first in zip(clips, expected, strict=True)
     ]
 
     tight = Encoder(CONFIG, "cpu", "float32", batch=8)

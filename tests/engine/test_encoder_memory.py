@@ -33,7 +33,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def calm():
+def undisturbed():
     chunks = [clip(seed, 1)[0] for seed in range(3)]
     return chunks, [result.mean_Cthw for result in Encoder(CONFIG, "cpu", "float32").encode(chunks, [None] * 3)]
 
@@ -53,8 +53,8 @@ def limited(encoder, monkeypatch, frames, error):
 
 
 @everywhere
-def test_step_is_halved_for_the_out_of_memory_error_of_any_library(library, calm, monkeypatch):
-    chunks, expected = calm
+def test_step_is_halved_for_the_out_of_memory_error_of_any_library(library, undisturbed, monkeypatch):
+    chunks, expected = undisturbed
     encoder = Encoder(CONFIG, "cpu", "float32", batch=8)
     frames = chunks[0].planes_T3HW.shape[0]
     sizes = limited(encoder, monkeypatch, frames, ERRORS[library])
@@ -64,11 +64,11 @@ def test_step_is_halved_for_the_out_of_memory_error_of_any_library(library, calm
 
 
 @everywhere
-def test_step_of_one_chunk_without_memory_is_one_plain_error(library, calm, monkeypatch):
+def test_step_of_one_chunk_without_memory_is_one_plain_error(library, undisturbed, monkeypatch):
     encoder = Encoder(CONFIG, "cpu", "float32")
     limited(encoder, monkeypatch, 0, ERRORS[library])
     with pytest.raises(ConfigError, match=r"clips\.size: 32x40 does not fit into the device's memory") as caught:
-        encoder.encode(calm[0][:1], [None])
+        encoder.encode(undisturbed[0][:1], [None])
     assert "\n" not in str(caught.value)
     for word in ("GiB", "bytes", "CUBLAS", "CUDNN", "allocate", "capacity"):
         assert word not in str(caught.value)
@@ -76,10 +76,10 @@ def test_step_of_one_chunk_without_memory_is_one_plain_error(library, calm, monk
 
 
 @pytest.mark.parametrize("text", OTHERS[:3])
-def test_other_failures_of_a_step_pass_unchanged(text, calm, monkeypatch):
+def test_other_failures_of_a_step_pass_unchanged(text, undisturbed, monkeypatch):
     encoder, error = Encoder(CONFIG, "cpu", "float32", batch=8), RuntimeError(text)
     limited(encoder, monkeypatch, 0, error)
     with pytest.raises(RuntimeError) as raised:
-        encoder.encode(calm[0], [None] * 3)
+        encoder.encode(undisturbed[0], [None] * 3)
     assert raised.value is error
     assert encoder.largest_batch((True, 9, 32, 40)) == 8  # nothing was learned of memory

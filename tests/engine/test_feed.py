@@ -101,13 +101,13 @@ def test_damaged_video_is_rejected_and_the_others_continue(run):
 
 
 def test_a_decoder_killed_once_is_a_restart_and_the_frames_are_the_same(run, tmp_path):
-    calm = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
+    undisturbed = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
     drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path))
     history = collect(run(Samples(("o", sample(0))), drill=drill), ended=1)["o", "k0"]
     restart = kinds(history).index("Restarted")
     again = history[restart + 1 :]
-    assert kinds(again) == kinds(calm)
-    for a, b in zip(again, calm, strict=True):
+    assert kinds(again) == kinds(undisturbed)
+    for a, b in zip(again, undisturbed, strict=True):
         if isinstance(a, FrameChunk):
             assert (a.planes_T3HW == b.planes_T3HW).all()
 
@@ -124,13 +124,13 @@ def test_video_that_crashes_two_decoders_is_rejected_and_the_next_is_not(run, tm
 
 
 def test_two_kills_from_outside_lose_no_frame(run, tmp_path):
-    calm = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
+    undisturbed = collect(run(Samples(("o", sample(0)))), ended=1)["o", "k0"]
     drill = DrillConfig(point="in_decoder", marker_dir=str(tmp_path), times=2)
     history = collect(run(Samples(("o", sample(0))), drill=drill, lanes=1), ended=1)["o", "k0"]
     assert len(os.listdir(tmp_path)) == 2
     restarts = [n for n, kind in enumerate(kinds(history)) if kind == "Restarted"]
     assert len(restarts) == 2
-    assert kinds(history[restarts[-1] + 1 :]) == kinds(calm)
+    assert kinds(history[restarts[-1] + 1 :]) == kinds(undisturbed)
 
 
 def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
@@ -167,8 +167,8 @@ def test_decoded_bytes_stay_within_the_budget_until_consumed(run, budget, chunks
     assert len(collect(feed, ended=4)) == 4
 
 
-class CuttersHere:
-    """Lanes that cut in this process and this thread: answers are there at the next `wait`."""
+class InProcessCutters:
+    """Lanes that cut in this process and thread; answers are ready at the next `wait`."""
 
     def __init__(self, count):
         self.count = count
@@ -228,7 +228,7 @@ def test_largest_expected_chunk_is_the_largest_that_arrives(chunk_frames, lead, 
     """Of a video of 25 frames, 8 a second."""
     shapes, events = [], []
     feed = feed_here(
-        CuttersHere(1),
+        InProcessCutters(1),
         Samples(("o", sample(0, frames=25))),
         ClipConfig(frames=(8 + lead,), size=("32x32",), **rules),
         chunk_frames,
@@ -247,10 +247,10 @@ def test_largest_expected_chunk_is_the_largest_that_arrives(chunk_frames, lead, 
     assert longest <= frames <= longest + (chunk_frames != WHOLE and lead == 0)  # one spare where no frame leads
 
 
-def test_a_video_of_less_than_a_group_is_counted_as_one():
+def test_video_shorter_than_a_group_counts_as_one_group():
     shapes = []
     feed = feed_here(
-        CuttersHere(1),
+        InProcessCutters(1),
         Samples(("o", sample(0, frames=3))),
         ClipConfig(size=("32x32",), select="whole"),
         WHOLE,
@@ -264,7 +264,7 @@ def test_a_video_of_less_than_a_group_is_counted_as_one():
 @pytest.mark.parametrize("rules", [{"frames": (17,), "select": "head"}, {"select": "whole"}])
 def test_whole_clips_use_the_budget_over_all_lanes(rules):
     clip_bytes = 17 * 3 * 32 * 32
-    lanes = CuttersHere(3)
+    lanes = InProcessCutters(3)
     feed = feed_here(
         lanes,
         Samples(*[("o", sample(n, frames=18)) for n in range(30)]),
@@ -274,7 +274,7 @@ def test_whole_clips_use_the_budget_over_all_lanes(rules):
         largest_batch=lambda shape: 4,
     )
     held, most_lanes = 0, 0
-    for _ in range(60):  # nobody consumes
+    for _ in range(60):  # without a consumer
         before = list(lanes.pulls)
         held += sum(event.what.nbytes for event in feed.pump(1.0) if isinstance(event.what, FrameChunk))
         most_lanes = max(most_lanes, sum(now > then for now, then in zip(lanes.pulls, before, strict=True)))

@@ -32,7 +32,7 @@ class Golden:
         return self.tensors[name]
 
     def check(self, name: str, got: torch.Tensor) -> None:
-        """Tolerance published with the vectors."""
+        """Compares `got` with a golden tensor, within the published tolerance."""
         want = self[name]
         assert got.shape == want.shape, name
         worst, allowed = (got - want).abs().max().item(), 1e-5 * max(1.0, want.abs().max().item())

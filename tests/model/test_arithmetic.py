@@ -29,7 +29,7 @@ def programs_own():
 
 
 class Call(threading.Thread):
-    """Call in its own thread, open until told to end."""
+    """Call in its own thread, open until released."""
 
     def __init__(self, switches: ProcessSwitches, products: str = "ieee", error: Exception | None = None) -> None:
         super().__init__(daemon=True)

@@ -70,11 +70,11 @@ def test_only_idle_graphs_are_replaced():
     known = range(1, CAPACITY + 1)
     for size in known:
         use(*[size] * (EAGER_RUNS + 1))
-    # one shape too many, taking turns with the others: it finds no place, and nobody loses his
+    # one shape too many, in turns with the others: it is not recorded, and no graph is dropped
     for _ in range(IDLE_RUNS):
         use(*known, CAPACITY + 1)
     assert (recorder.recorded, len(graphs)) == (CAPACITY, CAPACITY)
-    # all but the first go on; the first lies idle and makes room
+    # all but the first are used; the first is idle and its graph is dropped
     for _ in range(IDLE_RUNS):
         use(*known[1:], CAPACITY + 1)
     assert (recorder.recorded, len(graphs)) == (CAPACITY + 1, CAPACITY)

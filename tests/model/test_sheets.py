@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.sheets import GAP, LINE, SEAM, sheet, shown_frames, write_sheet
+from model.sheets import FRAME_GAP, GAP, LINE, sheet, shown_frames, write_sheet
 
 
 def clip(seed, frames=5, height=16, width=24):
@@ -22,13 +22,13 @@ def test_originals_stand_above_their_reconstructions_pixel_for_pixel(tmp_path):
     pairs = [(clip(0), clip(1)), (clip(2), clip(3))]
     write_sheet(tmp_path / "sheet.png", pairs, titles=["first", "second"])
     picture = np.asarray(Image.open(tmp_path / "sheet.png"))
-    block = 3 * (24 + SEAM) - SEAM
-    assert picture.shape == (GAP + LINE + 16 + SEAM + 16 + GAP, GAP + block + GAP + block + GAP, 3)
+    block = 3 * (24 + FRAME_GAP) - FRAME_GAP
+    assert picture.shape == (GAP + LINE + 16 + FRAME_GAP + 16 + GAP, GAP + block + GAP + block + GAP, 3)
     for number, pair in enumerate(pairs):
         for column, frame in enumerate((0, 2, 4)):
-            left = GAP + number * (block + GAP) + column * (24 + SEAM)
+            left = GAP + number * (block + GAP) + column * (24 + FRAME_GAP)
             for row, video in enumerate(pair):
-                top = GAP + LINE + row * (16 + SEAM)
+                top = GAP + LINE + row * (16 + FRAME_GAP)
                 assert torch.equal(piece(picture, left, top, video[:, frame]), video[:, frame])
 
 
@@ -45,11 +45,11 @@ def test_titles_are_drawn_and_never_run_into_the_next_block():
 
 def test_blocks_wrap_to_the_next_row_and_large_frames_are_reduced():
     pairs = [(clip(i, 1), clip(i + 1, 1)) for i in range(3)]
-    assert sheet(pairs, width=3 * (24 + GAP) + GAP).size == (3 * 24 + 4 * GAP, 32 + SEAM + 2 * GAP)
-    assert sheet(pairs, width=3 * (24 + GAP) + GAP - 1).size == (2 * 24 + 3 * GAP, 2 * (32 + SEAM) + 3 * GAP)
+    assert sheet(pairs, width=3 * (24 + GAP) + GAP).size == (3 * 24 + 4 * GAP, 32 + FRAME_GAP + 2 * GAP)
+    assert sheet(pairs, width=3 * (24 + GAP) + GAP - 1).size == (2 * 24 + 3 * GAP, 2 * (32 + FRAME_GAP) + 3 * GAP)
     big = torch.full((3, 1, 40, 80), 7, dtype=torch.uint8)
     small = np.asarray(sheet([(big, big)], largest=40))
-    assert small.shape == (20 + SEAM + 20 + 2 * GAP, 40 + 2 * GAP, 3)
+    assert small.shape == (20 + FRAME_GAP + 20 + 2 * GAP, 40 + 2 * GAP, 3)
     assert (small[GAP : GAP + 20, GAP : GAP + 40] == 7).all()
 
 

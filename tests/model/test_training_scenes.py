@@ -45,7 +45,7 @@ def test_a_clip_is_uint8_rgb_of_the_requested_size():
 def test_a_clip_is_a_pure_function_of_its_arguments():
     first = [clip(7, index, 5, 48, 48) for index in range(8)]
     torch.manual_seed(1)
-    np.random.seed(1)  # nobody's global state may matter
+    np.random.seed(1)  # global random state must not matter
     again = [clip(7, index, 5, 48, 48) for index in reversed(range(8))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for a, b in itertools.combinations([*first, clip(8, 0, 5, 48, 48)], 2):

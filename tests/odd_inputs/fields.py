@@ -97,7 +97,7 @@ def field_packets(numbers: range) -> Iterator[bytes]:
 
 
 def fields_as_packets(container: str = "mpegts", frames: int = 48) -> bytes:
-    """25 frames a second, each in two packets of 20 ms: 0 to `frames` - 1."""
+    """25 frames per second, each in two packets of 20 ms: 0 to `frames` - 1."""
     packets = list(field_packets(range(frames)))
     if container == "h264":
         return b"".join(packets)

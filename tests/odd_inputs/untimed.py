@@ -43,7 +43,7 @@ def open_gop_cut(container: str) -> bytes:
 
 
 def timeless_blocks(*positions: int, codec: str = "libx264", options: dict[str, str] | None = None) -> bytes:
-    """Matroska with a variable rate, whose packets at `positions` have no time: 0-71."""
+    """Matroska with a variable rate, whose packets at `positions` have no time. Frames 0-71."""
     options = options or (X264 if codec == "libx264" else None)
     data = encode(
         range(72),
@@ -58,7 +58,7 @@ def timeless_blocks(*positions: int, codec: str = "libx264", options: dict[str, 
 
 
 def timeless_transport(*positions: int, codec: str = "libx264", options: dict[str, str] | None = None) -> bytes:
-    """MPEG-TS with a constant rate, whose packets at `positions` have no time: 0-71."""
+    """MPEG-TS with a constant rate, whose packets at `positions` have no time. Frames 0-71."""
     made = bytearray(encode(range(72), "mpegts", codec, options=options))
     position = 0
     for at in range(0, len(made), 188):
@@ -74,7 +74,7 @@ def timeless_transport(*positions: int, codec: str = "libx264", options: dict[st
 
 
 def program_stream(codec: str = "mpeg2video", options: dict[str, str] | None = None) -> bytes:
-    """MPEG-PS, where only the first frame that begins in a pack has a time: 0-71."""
+    """MPEG-PS, where only the first frame that begins in a pack has a time. Frames 0-71."""
     return encode(range(72), "mpeg", codec, options=options)
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.pipeline.frameless_build import make_world
+from tests.pipeline.frameless_build import make_workspace
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> SimpleNamespace:
+def workspace(tmp_path: Path) -> SimpleNamespace:
     """Six small files, an output, and a way to run builds without frames over them."""
-    return make_world(tmp_path)
+    return make_workspace(tmp_path)

@@ -69,7 +69,7 @@ def row_id(uri: str, etag: str) -> str:
 def commit(
     store: LocalStore, job: EncodeJob, shard: Shard, spool: Path, rejected: dict[str, str] | None, created: str | None
 ) -> Receipt:
-    """An attempt at a shard of plain files: a row a file, or the reject given by `rejected` (stem -> reason); then the receipt."""
+    """An attempt at a shard of plain files: one row per file, or the reject given by `rejected` (stem -> reason); then the receipt."""
     attempt = f"{next(ticks):08x}"
     rejected = rejected or {}
     rows, rejects, digests = [], [], {}
@@ -170,7 +170,7 @@ def totals(store: LocalStore) -> Counts:
     return sum((shares(store, part)[0] for part in counted_receipts(store)), Counts())
 
 
-def make_world(tmp_path: Path) -> SimpleNamespace:
+def make_workspace(tmp_path: Path) -> SimpleNamespace:
     """A folder of six videos, an output, a spool folder, and a way to run over some of the files."""
     folder, spool = tmp_path / "in", tmp_path / "spool"
     folder.mkdir()

@@ -161,7 +161,7 @@ def receipt_of(
     created: str | None = None,
     layout: Layout = CURRENT,
 ) -> Receipt:
-    """A receipt whose books balance, one clip a sample."""
+    """Receipt whose counts add up, one clip per sample."""
     clips = sum(item.rows for item in files)
     return Receipt(
         format_version=layout.version,
@@ -191,11 +191,11 @@ def write_shard(
     store: Store, spool: Path, config: WriteConfig, clips: list[LatentClip], *, shard: int = 0, **kw: Any
 ) -> Receipt:
     """Writes `clips` and returns the receipt, not yet committed."""
-    told = {name: kw.pop(name) for name in ("rejects", "created") if name in kw}
+    given = {name: kw.pop(name) for name in ("rejects", "created") if name in kw}
     with shard_writer(store, spool, config, shard=shard, **kw) as writer:
         for clip in clips:
             writer.add(clip)
         files, stats = writer.finish()
     return receipt_of(
-        files, stats, shard=shard, attempt=kw.get("attempt", "a1"), layout=kw.get("layout", CURRENT), **told
+        files, stats, shard=shard, attempt=kw.get("attempt", "a1"), layout=kw.get("layout", CURRENT), **given
     )

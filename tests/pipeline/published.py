@@ -66,10 +66,10 @@ def expected_ids(store: Store, contents: dict[str, str]) -> list[str]:
     return sorted(row.id for row in rows if contents.get(row.source_uri) == row.source_hash)
 
 
-def listed(world: object) -> list[SourceObject]:
+def listed(workspace: object) -> list[SourceObject]:
     """The inputs as they are now."""
     found = []
-    for path in sorted(world.folder.glob("*.mp4")):
+    for path in sorted(workspace.folder.glob("*.mp4")):
         stat = path.stat()
         found.append(SourceObject(str(path), stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"))
     return found

@@ -37,16 +37,16 @@ def test_models_lists_every_network_with_its_facts():
 
 @pytest.mark.parametrize("name", registry.names())
 def test_models_shows_the_facts_of_one_network(name):
-    told = lathe("models", name).stdout
-    assert told.startswith(name)
+    output = lathe("models", name).stdout
+    assert output.startswith(name)
     card = json.loads(lathe("models", name, "--json").stdout)[name]
     assert card["licence"]
     assert card["source"].startswith("https://")
     assert card["published"] is None or card["published"].startswith(("hf://", "embedded://"))
     assert card["spec"]["network"] == name
-    assert card["source"] in told
+    assert card["source"] in output
     for alias in card["aliases"]:
-        assert lathe("models", alias).stdout == told
+        assert lathe("models", alias).stdout == output
 
 
 def test_unknown_names_and_families_have_different_errors():

@@ -71,10 +71,10 @@ def test_lists_name_one_input_a_line(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"@.*bad\.txt: 1 of 2 do not exist: .*nope\.tar"):
         corpus.keys("bad.txt")
     store.write("empty.txt", b"# nothing\n")
-    with pytest.raises(InputError, match="names nothing"):
+    with pytest.raises(InputError, match="is empty"):
         corpus.keys("empty.txt")
     store.write("loop.txt", b"@loop.txt\n")
-    with pytest.raises(InputError, match="check whether one names itself"):
+    with pytest.raises(InputError, match="check whether a list includes itself"):
         corpus.keys("loop.txt")
     with pytest.raises(InputError, match=r"absent\.txt does not exist"):
         corpus.keys("absent.txt")
@@ -120,7 +120,7 @@ def test_a_line_that_begins_with_a_hash_is_a_comment_unless_a_file_has_this_name
     assert corpus.listed("\n".join(lines)) == ["# 1.tar", "tars/0.tar", "#lead.mp4", "#{a}[b].mp4"]
     many = [f"#tars/{n}.tar" for n in range(100)]  # looked up together
     assert corpus.listed("\n".join([*many, "#lead.mp4"])) == ["#lead.mp4"]
-    with pytest.raises(InputError, match="names nothing"):
+    with pytest.raises(InputError, match="is empty"):
         corpus.listed("\n".join(many))
 
 
@@ -141,7 +141,7 @@ def test_a_list_may_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
     [
         ("Notes about this corpus.", "does not exist; "),
         ("What is in here?", "matched nothing; "),
-        ("picture.jpg", "no tar shard or video by its name"),
+        ("picture.jpg", "its suffix is not that of a tar or video"),
     ],
 )
 def test_an_error_in_a_line_of_a_list_names_the_list(tmp_path: Path, line: str, why: str) -> None:

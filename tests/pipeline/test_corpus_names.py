@@ -82,7 +82,7 @@ def test_a_bucket_with_odd_keys_is_encoded_exactly_once(s3: S3Server) -> None:
     assert stored == {f"{s3.root}/{key}" for key in ("/lead.mp4", "in/../up.mp4", "in/good.mp4")}
     again = pipeline.encode(job)
     assert (again.shards_done, again.shards_total, again.shards_before) == (0, 1, 1)
-    assert again.passed_over == report.passed_over, "the output in the bucket is no input"
+    assert again.passed_over == report.passed_over, "the output in the bucket is not an input"
 
 
 def test_local_names_of_any_bytes_are_read(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_a_named_entry_that_is_not_a_file_is_described(tmp_path: Path) -> None:
         "lone.mp4": "lone.mp4 is a fifo, not a file; expected",
         "loop.mp4": "loop.mp4 is a link that leads back to itself; expected",
         "gone.mp4": "gone.mp4 is a link that leads to nothing; expected",
-        "a.jpg": r"a\.jpg: no tar shard or video by its name \(images are not encoded\)",
-        "a.tar.zst": r"a\.tar\.zst: no tar shard or video by its name \(zstd tars: repack as \.tar or \.tar\.gz\)",
+        "a.jpg": r"a\.jpg: its suffix is not that of a tar or video \(images are not encoded\)",
+        "a.tar.zst": r"a\.tar\.zst: its suffix is not that of a tar or video \(zstd tars: repack as \.tar or \.tar\.gz\)",
         "{loop,lone,none}.mp4": r"3 of 3 do not exist: \S+loop.mp4 \(is a link that leads back to itself\), \S+lone.mp4 \(is a fifo",
     }.items():
         with pytest.raises(InputError, match=expected) as caught:

@@ -48,7 +48,7 @@ KINDS = {
     ".webp": (1, "images are not encoded", "m.webp"),
     ".tar.zst": (1, "zstd tars: repack as .tar or .tar.gz", "d.tar.zst"),
     ".zip": (1, "archives other than tar: unpack them, or repack as .tar", "e.zip"),
-    ".m3u8": (1, "playlists name other files; name those", "f.m3u8"),
+    ".m3u8": (1, "playlists only list files; pass the listed files as inputs", "f.m3u8"),
     ".weird": (1, "not a suffix of a video or tar; rename or convert videos", "g.weird"),
     "without an extension": (
         1,
@@ -58,7 +58,7 @@ KINDS = {
     "hidden": (3, "names that begin with a dot, and __MACOSX", ".DS_Store"),
     ".txt": (2, "without a video of the same name", "alone.txt"),
     ".json": (2, "without a video of the same name", "a.more.json"),
-    ".mp3": (1, "sound is not encoded; rename to .ogv, .mp4 or .mkv what holds video", "k.mp3"),
+    ".mp3": (1, "audio is not encoded; if the file contains video, rename it to .ogv, .mp4 or .mkv", "k.mp3"),
     ".part": (1, "unfinished downloads", "l.part"),
 }
 
@@ -240,8 +240,8 @@ def test_plan_and_encode_report_passed_over_files_and_strict_refuses_first(tmp_p
     for command in (("plan", corpus, *sizes, "--strict"), ("encode", corpus, out, *flags, "--strict")):
         assert f"error: strict: {line}; " in lathe(*command, code=2)
     assert not out.exists()
-    told = lathe("encode", corpus, out, *flags)
-    assert told.count(line) == 2, "at the start and in the summary"
+    output = lathe("encode", corpus, out, *flags)
+    assert output.count(line) == 2, "at the start and in the summary"
     assert len(rows(out)) == 1
     (corpus / "b.jpg").unlink()
     again = lathe("encode", corpus, out, *flags, "--strict")

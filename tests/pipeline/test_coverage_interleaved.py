@@ -41,8 +41,8 @@ rejections = [
 ]
 
 
-class Play:
-    """A folder, an output, and builds that go on at the same time."""
+class Scenario:
+    """Folder of inputs, an output, and concurrent builds."""
 
     def __init__(self, root: Path, kind: type[LocalStore]) -> None:
         self.folder, self.away, self.spool = root / "in", root / "away", root / "spool"
@@ -65,7 +65,7 @@ class Play:
             self.runs.append(Run(self.store, paths, self.spool, job))
 
     def retry(self, per_shard) -> None:
-        if standing(self.store):
+        if counted_rejects(self.store):
             try:
                 self.start(NAMES, per_shard, retry_rejects="decode_timeout")
             except ConfigError:  # of inputs that are not listed now
@@ -116,7 +116,7 @@ class Play:
             os.utime(self._path(name), ns=(before, before + 1_000_000_000))
 
     def reject(self, name) -> None:
-        """From now on, or no longer, the limit rejects this file."""
+        """Toggles whether this file is rejected."""
         if self.rejected.pop(name, None) is None:
             self.rejected[name] = "decode_timeout"
 
@@ -125,15 +125,15 @@ class Play:
 
 
 @contextmanager
-def played(kind, script):
+def scenario_after(kind, script):
     root = Path(tempfile.mkdtemp())
     try:
-        play = Play(root, kind)
+        scenario = Scenario(root, kind)
         for action in script:
-            play.act(*action)
+            scenario.act(*action)
         for name in NAMES:
-            play.restore(name)
-        yield play
+            scenario.restore(name)
+        yield scenario
     finally:
         shutil.rmtree(root)
 
@@ -145,12 +145,12 @@ def doubled(rows) -> list[tuple[str, str]]:
 @settings(max_examples=60, deadline=None)
 @given(STORES, st.lists(starts, min_size=2, max_size=2), st.lists(st.one_of(*moves), max_size=20))
 def test_one_clean_run_later_each_input_has_its_row_once(kind, first, script):
-    with played(kind, [*first, *script]) as play:
-        Run(play.store, [str(play.folder)], play.spool, job_for(play.folder)).finish()
-        assert Counter(row.source_key for row in visible(play.store)) == Counter(NAMES)
-        found = totals(play.store)
+    with scenario_after(kind, [*first, *script]) as scenario:
+        Run(scenario.store, [str(scenario.folder)], scenario.spool, job_for(scenario.folder)).finish()
+        assert Counter(row.source_key for row in visible(scenario.store)) == Counter(NAMES)
+        found = totals(scenario.store)
         assert (found.samples, found.encoded, found.rejected, found.clips, found.frames) == (4, 4, 0, 4, 20)
-        assert Run(play.store, [str(play.folder)], play.spool, job_for(play.folder)).todo == []
+        assert Run(scenario.store, [str(scenario.folder)], scenario.spool, job_for(scenario.folder)).todo == []
 
 
 @settings(max_examples=100, deadline=None)
@@ -162,24 +162,24 @@ def test_one_clean_run_later_each_input_has_its_row_once(kind, first, script):
 )
 def test_rejects_that_are_retried_lose_and_double_nothing(kind, rejected, first, script):
     begun = [*(("reject", name) for name in sorted(rejected)), *first, ("finish", 0), ("reject", min(rejected))]
-    with played(kind, [*begun, *script]) as play:
-        assert not doubled(visible(play.store))
-        Run(play.store, [str(play.folder)], play.spool, job_for(play.folder)).finish()
-        if standing(play.store):
-            job = job_for(play.folder, retry_rejects="decode_timeout")
-            Run(play.store, [str(play.folder)], play.spool, job).finish()
-        rows = visible(play.store)
+    with scenario_after(kind, [*begun, *script]) as scenario:
+        assert not doubled(visible(scenario.store))
+        Run(scenario.store, [str(scenario.folder)], scenario.spool, job_for(scenario.folder)).finish()
+        if counted_rejects(scenario.store):
+            job = job_for(scenario.folder, retry_rejects="decode_timeout")
+            Run(scenario.store, [str(scenario.folder)], scenario.spool, job).finish()
+        rows = visible(scenario.store)
         assert not doubled(rows)
         now = {
             (str(path), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
-            for path in play.folder.iterdir()
+            for path in scenario.folder.iterdir()
         }
         assert now <= {(row.source_uri, row.source_hash) for row in rows}
-        found = totals(play.store)
+        found = totals(scenario.store)
         assert (found.samples, found.rejected, found.damaged) == (len(rows), 0, 0)
         assert (found.encoded, found.clips, found.clips_planned, found.clips_rejected) == (len(rows),) * 3 + (0,)
 
 
-def standing(store):
+def counted_rejects(store):
     """Rejects that count."""
-    return [reject for part in counted_receipts(store) for reject in part.receipt.rejects if part.stands(reject)]
+    return [reject for part in counted_receipts(store) for reject in part.receipt.rejects if part.reject_counts(reject)]

@@ -171,7 +171,7 @@ def test_a_long_damaged_group_at_the_beginning_is_rejected_and_later_clips_are_n
     rest = [n % 256 for n in range(1200, 1300)]
     concealed, _ = shown(remux(data, "matroska", harming(0, keep=1000)))
     assert concealed == [*[LOST] * 1200, *rest]
-    # Without its header the packet is no keyframe to libav either: the recording begins inside a group.
+    # Without its header libav does not see a keyframe either: the recording begins inside a group.
     assert shown(remux(data, "matroska", harming(0, keep=60))) == (rest, ("undecodable_start",))
 
 

@@ -83,7 +83,7 @@ VARIABLE = (
     "nut",
     "flv",
     "mpegts",
-)  # ASF keeps one time a frame, and libav takes it for that of decoding
+)  # ASF keeps one time per frame, and libav takes it for that of decoding
 
 
 def encoded(container: str, codec: str, **settings) -> bytes | None:

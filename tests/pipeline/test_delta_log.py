@@ -19,7 +19,7 @@ from pipeline.operate import delta_log
 from pipeline.operate.delta_log import LOG, DeltaLog
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.storage import open_store
-from tests.pipeline.frameless_build import make_world
+from tests.pipeline.frameless_build import make_workspace
 from tests.pipeline.published import publish_all, shown_ids
 from tests.tiny_corpus import make_corpus, tiny_job, video_bytes, write_tar
 
@@ -128,6 +128,19 @@ def test_a_foreign_commit_is_named_and_nothing_is_written(output, name):
         DeltaLog(store).sync()
 
 
+def test_a_log_that_cannot_be_written_leaves_the_snapshot_and_says_so(output, monkeypatch):
+    store, _ = output
+    record_takedown(store, "x", ids=[sorted(stored(store, 3))[0]])
+
+    def fail(self):
+        raise OutputError("no space")
+
+    monkeypatch.setattr(DeltaLog, "sync", fail)
+    with pytest.raises(OutputError, match="snapshot 4 is published, but its Delta view was not written: no space"):
+        publish(store, PublishOptions())
+    assert Snapshots(store).numbers() == [1, 2, 3, 4]
+
+
 def test_a_table_of_somebody_else_in_its_place_is_refused(output):
     store, table = output
     shutil.rmtree(f"{table}/_delta_log")
@@ -175,13 +188,13 @@ def stored_ids(store, number):
 
 
 def test_a_file_with_rows_that_do_not_count_is_left_out_and_said(tmp_path):
-    world = make_world(tmp_path)
-    world.run("abc").finish()
-    publish_all(world.store)
-    assert DeltaLog(world.store).sync().notice() is None
-    record_takedown(world.store, "x", sources=[str(world.folder / "b.mp4")])
-    assert publish_all(world.store).number == 2
-    view = DeltaLog(world.store).sync()
+    workspace = make_workspace(tmp_path)
+    workspace.run("abc").finish()
+    publish_all(workspace.store)
+    assert DeltaLog(workspace.store).sync().notice() is None
+    record_takedown(workspace.store, "x", sources=[str(workspace.folder / "b.mp4")])
+    assert publish_all(workspace.store).number == 2
+    view = DeltaLog(workspace.store).sync()
     assert view.notice() == (
         "the Delta view of snapshot 2 lacks 2 rows of 1 files, which also hold rows that do not count"
     )

@@ -228,8 +228,8 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
     save_file({"weight": torch.zeros(2)}, other)
     new, ours = tmp_path / "new", ("--model", "leanvae-dim16")
     cases = [
-        ((corpus,), full, "the folder is not empty; name a new one"),
-        ((corpus,), full / "a.txt", "is a file; name a folder"),
+        ((corpus,), full, "the folder is not empty; give a new one"),
+        ((corpus,), full / "a.txt", "is a file; give a new or empty folder"),
         ((corpus,), "s3://bucket/x", "a local folder"),
         (
             (corpus, "--model", "leanvae", "--size", "48x48"),
@@ -239,7 +239,11 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         ((corpus, *ours, "--size", "50x48"), new, "sides that are multiples of 8, got 50x48"),
         ((corpus, *ours, "--frames", "16"), new, "takes 4n+1 frames, got 16"),
         ((corpus, *ours, "--size", "8x48"), new, "at least 11 pixels, got 8"),
-        ((corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:64x64"), new, "down to 8; set it to 16"),
+        (
+            (corpus, *ours, "--set", "clips.multiple_of=8", "--size", "area:64x64"),
+            new,
+            "can be as small as 8; set it to 16",
+        ),
         ((corpus / "nothing.tar", *ours), new, "nothing.tar"),
         ((corpus, "--model", "leanvae", "--lpips", other), new, f"--lpips {other}: the weights"),
         ((corpus, "--model", "leanvae", "--i3d", other), new, f"--i3d {other}: the weights"),

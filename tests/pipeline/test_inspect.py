@@ -176,9 +176,9 @@ def test_what_is_not_ours_is_said_so(store: Store, tmp_path: Path) -> None:
         archive.add(tmp_path / "__latentset__", "__latentset__")
     words = {
         "scratched.tar": "__latentset__ is not JSON",
-        "foreign.parquet": "not Lathe's: no 'latentset' metadata; its columns: a, b",
+        "foreign.parquet": "Parquet that Lathe did not write: no 'latentset' metadata; its columns: a, b",
         "broken.parquet": "cannot be read as Parquet",
-        "broken.tar": "is no tar",
+        "broken.tar": "is not a readable tar",
         "foreign.tar": "expected __latentset__ as its first member, found a.json",
         "empty.idx": "cannot be read as a side index",
         "other.json": "cannot be read as a receipt",

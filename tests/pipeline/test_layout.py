@@ -50,7 +50,7 @@ def test_every_command_reads_an_output_of_version_1(tmp_path: Path) -> None:
 
 
 def test_an_output_of_version_1_is_continued_under_its_own_names(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
+    monkeypatch.setattr("pipeline.ledger.summaries.MIN_UNCACHED_RECEIPTS", 1)
     store = old_output(tmp_path)
     ledger = Ledger(store)
     assert ledger.prepare("another") == []

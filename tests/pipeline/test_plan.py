@@ -1,4 +1,4 @@
-"""`lathe plan`: its numbers equal those of cutting, it decodes one frame a video, and no video can end it."""
+"""`lathe plan`: its numbers equal those of cutting, it decodes one frame per video, and no video can stop it."""
 
 from __future__ import annotations
 

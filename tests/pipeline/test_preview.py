@@ -32,7 +32,7 @@ from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
 from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes, write_tar
 
-GAP, LINE, SEAM = 8, 16, 2  # of a sheet: around blocks, the title, between pictures
+GAP, LINE, FRAME_GAP = 8, 16, 2  # of a sheet: around blocks, the title, between pictures
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,8 +119,8 @@ def block(picture, left, row):
     """Original and decoded frames of the sheet's block at `left`: uint8 `3 T H W` of the three shown."""
     height, width = row["crop"][2:]
     pixels = torch.from_numpy(np.asarray(picture).copy())
-    tops = GAP + LINE, GAP + LINE + height + SEAM
-    lefts = [left + i * (width + SEAM) for i in range(3)]
+    tops = GAP + LINE, GAP + LINE + height + FRAME_GAP
+    lefts = [left + i * (width + FRAME_GAP) for i in range(3)]
     return [torch.stack([pixels[y : y + height, x : x + width].permute(2, 0, 1) for x in lefts], dim=1) for y in tops]
 
 
@@ -151,8 +151,8 @@ def test_sheet_shows_the_original_above_the_decoded_latent(container, request, v
         meter.add(original, decoded)
         assert shown["psnr"] == pytest.approx(meter.result().psnr, abs=1e-5)  # float32 logarithms there
         assert (shown["bucket"], shown["frames"]) == (f"v5x32x{row['crop'][3]}", 5)
-        left += 3 * (row["crop"][3] + SEAM) - SEAM + GAP
-    assert picture.size == (left, 2 * GAP + LINE + 2 * 32 + SEAM)
+        left += 3 * (row["crop"][3] + FRAME_GAP) - FRAME_GAP + GAP
+    assert picture.size == (left, 2 * GAP + LINE + 2 * 32 + FRAME_GAP)
     assert account["without_original"] == []
     assert account["notices"] == ["UNTRAINED random weights (seed 0): the decoded pictures are meaningless"]
 

@@ -68,7 +68,7 @@ def test_a_second_publish_adds_new_receipts_and_reads_no_others(
 ) -> None:
     add_shards(store, tmp_path, range(3))
     first = publish(store, PublishOptions())
-    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
+    monkeypatch.setattr("pipeline.ledger.summaries.MIN_UNCACHED_RECEIPTS", 1)
     again = publish(store, PublishOptions())
     assert (again.made, again.snapshot) == (False, first.snapshot)
     (new,) = add_shards(store, tmp_path, range(3, 4))
@@ -156,7 +156,7 @@ def absurd_scale(store: Store, receipts: list[Receipt]) -> None:
         (cut_file, "files", "1 files have another size"),
         (unbalance, "conservation", "samples=99"),
         (not_finite, "finite", "1 receipts have statistics that are not finite"),
-        (too_many_damaged, "rejects", "3 of 9 inputs are damaged (33.3%), allowed are 5.0%"),
+        (too_many_damaged, "rejects", "3 of 9 inputs are damaged (33.3%), the limit is 5.0%"),
         (absurd_scale, "constants", "expected about 0 and 1, within a factor of 4"),
     ],
 )
@@ -218,12 +218,12 @@ def test_a_failing_canary_publishes_nothing(store: Store, tmp_path: Path) -> Non
     assert Snapshots(store).numbers() == []
 
 
-def test_open_inputs_stop_it_unless_partial(world: SimpleNamespace) -> None:
-    Ledger(world.store).prepare("films")
-    world.run("ab").finish()
+def test_open_inputs_stop_it_unless_partial(workspace: SimpleNamespace) -> None:
+    Ledger(workspace.store).prepare("films")
+    workspace.run("ab").finish()
     with pytest.raises(PublishFailed, match=r"4 shards or inputs are not done: .*c\.mp4.*--partial"):
-        publish(world.store, PublishOptions(), listing=listed(world))
-    found = publish(world.store, PublishOptions(partial=True), listing=listed(world))
+        publish(workspace.store, PublishOptions(), listing=listed(workspace))
+    found = publish(workspace.store, PublishOptions(partial=True), listing=listed(workspace))
     assert [Path(name).name for name in found.snapshot.open_shards] == ["c.mp4", "d.mp4", "e.mp4", "f.mp4"]
     assert any("4 shards or inputs are not done" in notice for notice in found.notices)
 
@@ -266,9 +266,26 @@ def test_bad_input_is_named(store: Store, tmp_path: Path) -> None:
     publish(store, PublishOptions())
     with pytest.raises(InputError, match=r"has no snapshot 3; there are 1$"):
         Snapshots(store).read(3)
+    store.write("_snapshots/2.json", b"null")
+    with pytest.raises(OutputError, match="expected a JSON object, got NoneType"):
+        Snapshots(store).latest()
     store.write("_snapshots/2.json", b'{"format": "latentset-snapshot", "format_version": 9}')
     with pytest.raises(OutputError, match="format version 9, this Lathe reads 1"):
         Snapshots(store).latest()
+
+
+def test_a_lost_receipt_does_not_drop_rows_without_a_word(store: Store, tmp_path: Path) -> None:
+    first, _ = add_shards(store, tmp_path, range(2))
+    publish(store, PublishOptions())
+    for key in [info.key for prefix in ("_receipts/", "_summaries/") for info in store.list(prefix)]:
+        if first.shard_id in key or key.startswith("_summaries/"):
+            store.delete(key)
+    with pytest.raises(
+        PublishFailed,
+        match=f"1 receipts of .* are gone although snapshot 1 names their files, such as that of shard {first.shard_id}",
+    ):
+        publish(store, PublishOptions())
+    assert Snapshots(store).numbers() == [1]
 
 
 def test_a_fingerprint_may_be_chosen(store: Store, tmp_path: Path) -> None:
@@ -355,7 +372,7 @@ def test_a_store_without_conditional_writes_is_named(tmp_path: Path) -> None:
 
 
 def test_statistics_of_constant_receipts_do_not_drift(store: Store, tmp_path: Path) -> None:
-    """Standard errors of zero are no division by zero."""
+    """Standard errors of zero do not lead to a division by zero."""
     same = ChannelStats(10, (1.0,) * 4, (10.0,) * 4, (1.0,) * 4, (1.0,) * 4)
     add_shards(store, tmp_path, range(8), stats=same)
     publish(store, PublishOptions())

@@ -14,7 +14,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
-from tests.pipeline.frameless_build import make_world, visible
+from tests.pipeline.frameless_build import make_workspace, visible
 from tests.pipeline.published import expected_ids, listed, newest_contents, publish_all, shown_ids
 
 NAMES = "abcd"
@@ -35,8 +35,8 @@ class History:
     """A real output, and beside it what each of its snapshots should show."""
 
     def __init__(self, folder: Path) -> None:
-        self.world = make_world(folder)
-        self.store = self.world.store
+        self.workspace = make_workspace(folder)
+        self.store = self.workspace.store
         Ledger(self.store).prepare("films")
         self.clock = 0
         self.decided: dict[str, str | None] = {}  # uri -> digest that counts (None: dropped), as of the last snapshot
@@ -44,7 +44,7 @@ class History:
         self.contents: dict[int, dict[str, str | None]] = {}  # by snapshot
 
     def path(self, name: str) -> Path:
-        return self.world.folder / f"{name}.mp4"
+        return self.workspace.folder / f"{name}.mp4"
 
     def write(self, name: str, data: bytes) -> None:
         self.clock += 1
@@ -54,7 +54,7 @@ class History:
     def encode(self, names: set[str], damaged: set[str]) -> None:
         there = [name for name in sorted(names) if self.path(name).exists()]
         if there:
-            self.world.run("".join(there)).finish(dict.fromkeys(damaged, "too_short"))
+            self.workspace.run("".join(there)).finish(dict.fromkeys(damaged, "too_short"))
 
     def take_down_row(self, number: int) -> None:
         if rows := visible(self.store):
@@ -64,7 +64,7 @@ class History:
         receipts = list(Ledger(self.store).all())
         if not receipts:
             return
-        listing = None if how == "blind" else listed(self.world)
+        listing = None if how == "blind" else listed(self.workspace)
         found = publish(
             self.store,
             PublishOptions(removed="drop" if how == "drop" else "keep", partial=True),
@@ -143,7 +143,7 @@ def test_every_snapshot_of_any_history_shows_what_receipts_and_takedowns_say(ste
 
 
 def test_a_reverted_input_counts_again_when_it_is_listed() -> None:
-    """v1, v2, v1 with its old etag: no receipt tells that, only the listing does. The next publish without a listing keeps it so."""
+    """v1, v2, v1 with its old etag: no receipt shows that, only the listing does. The next publish without a listing keeps it."""
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder))
         history.write("a", b"one")
@@ -154,7 +154,7 @@ def test_a_reverted_input_counts_again_when_it_is_listed() -> None:
         first = publish_all(history.store)
         history.path("a").write_bytes(b"one")
         os.utime(history.path("a"), ns=(stat.st_mtime_ns, stat.st_mtime_ns))
-        second = publish_all(history.store, listing=listed(history.world), partial=True)
+        second = publish_all(history.store, listing=listed(history.workspace), partial=True)
         digests = [hashlib.blake2b(data, digest_size=16).hexdigest() for data in (b"one", b"two")]
         ids = [expected_ids(history.store, {str(history.path("a")): digest}) for digest in digests]
         assert [shown_ids(history.store, snapshot) for snapshot in (first, second)] == [ids[1], ids[0]]
@@ -172,7 +172,7 @@ def test_a_dropped_input_counts_again_once_a_newer_receipt_names_it() -> None:
             history.write(name, name.encode())
         history.encode({"a", "b"}, set())
         history.path("a").unlink()
-        dropped = publish_all(history.store, listing=listed(history.world), removed="drop", partial=True)
+        dropped = publish_all(history.store, listing=listed(history.workspace), removed="drop", partial=True)
         assert (dropped.changes["inputs_removed"], dropped.counts["rows"]) == (
             0,
             1,

@@ -81,10 +81,10 @@ def test_every_cut_is_reported_and_loses_only_the_members_behind_it(tmp_path: Pa
         samples = check_samples(items)
         complete = sum(member.offset_data + member.size <= cut for member in members if member.name.endswith("txt"))
         assert len(samples) == complete, cut
-        (told,) = rejects(items)
-        assert (told.reason, told.policy, told.stage) == ("truncated_shard", False, "read")
+        (reject,) = rejects(items)
+        assert (reject.reason, reject.policy, reject.stage) == ("truncated_shard", False, "read")
         begun = sum(member.offset_data <= cut for member in members if member.name.endswith("json"))
-        assert told.key == (f"{complete:03d}" if begun > complete else None), cut
+        assert reject.key == (f"{complete:03d}" if begun > complete else None), cut
     for cut, expected in (
         (end, {}),
         (end + 512, {"short_end_marker": 1}),
@@ -94,7 +94,7 @@ def test_every_cut_is_reported_and_loses_only_the_members_behind_it(tmp_path: Pa
         items, counters = items_of(tmp_path, whole[:cut])
         assert len(check_samples(items)) == SAMPLES
         assert counters == expected
-        assert [told.key for told in rejects(items)] == [None] * (cut == end)
+        assert [reject.key for reject in rejects(items)] == [None] * (cut == end)
 
 
 def test_a_sample_whose_caption_is_cut_is_rejected(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_broken_header_costs_its_member_only(tmp_path: Path, whole: bytes, jun
         else:
             assert isinstance(mine, Sample)
             assert mine.video == content(n, "mp4")
-        (told,) = [item for item in rejects(items) if item.key is None]
-        assert told.reason == "corrupt_header"
+        (reject,) = [item for item in rejects(items) if item.key is None]
+        assert reject.reason == "corrupt_header"
         assert counters["resynced_headers"] == 1
         assert counters["resynced_bytes"] >= member.size
 
@@ -143,7 +143,7 @@ def test_reading_goes_on_behind_lost_or_inserted_bytes(tmp_path: Path, whole: by
     for damaged in (whole[: middle + 100] + whole[middle + 333 :], whole[:middle] + b"x" * 777 + whole[middle:]):
         items, counters = items_of(tmp_path, damaged)
         assert {"000", "001", "003", "004"} <= {item.key for item in items if isinstance(item, Sample)}
-        assert [told.reason for told in rejects(items) if told.key is None] == ["corrupt_header"]
+        assert [reject.reason for reject in rejects(items) if reject.key is None] == ["corrupt_header"]
         assert counters["resynced_headers"] == 1
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_not_a_tar_is_rejected_as_such(tmp_path: Path) -> None:
         b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 3000: "corrupt_compression",
     }.items():
         items, counters = items_of(tmp_path, data)
-        assert [told.reason for told in rejects(items)] == [reason], data[:20]
+        assert [reject.reason for reject in rejects(items)] == [reason], data[:20]
         assert reason not in counters, "a reject says it"
         assert len(items) == 1
     items, counters = items_of(tmp_path, bytes(10240))
@@ -173,13 +173,13 @@ def test_damage_of_compressed_archives_is_reported(tmp_path: Path, mode: str) ->
     ]
     data = pack(tmp_path / "a.tar", entries, f"w:{mode}").read_bytes()
     items, counters = items_of(tmp_path, data[: len(data) // 2])
-    assert [told.reason for told in rejects(items)] == ["truncated_shard"]
+    assert [reject.reason for reject in rejects(items)] == ["truncated_shard"]
     assert counters == {}, "a reject says it"
     broken = bytearray(data)
     broken[len(data) // 2 : len(data) // 2 + 50] = os.urandom(50)
     items, _ = items_of(tmp_path, bytes(broken))
-    reasons = {told.reason for told in rejects(items)}
-    assert reasons, "the damage is told"
+    reasons = {reject.reason for reject in rejects(items)}
+    assert reasons, "the damage is reported"
     assert reasons <= {"corrupt_compression", "truncated_shard", "corrupt_header"}
     items, counters = items_of(tmp_path, data[:-3])
     assert len([item for item in items if isinstance(item, Sample)]) == 10

@@ -219,12 +219,12 @@ def test_every_video_is_a_sample_or_a_reject(tmp_path: Path, names: list[str]) -
         if name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS and not name.rpartition("/")[2].startswith(".")
     ]
     assert len(samples) + len(rejects) == len(videos)
-    told = Counter(item.file_name for item in samples)
+    emitted = Counter(item.file_name for item in samples)
     for item in rejects:
         assert item.reason in {"duplicate_key", "extra_video"}
         assert any(item.key in (name, name.rpartition(".")[0]) for name in videos)
-    assert set(told) <= set(videos)
-    assert max(told.values(), default=1) == 1
+    assert set(emitted) <= set(videos)
+    assert max(emitted.values(), default=1) == 1
     assert len({item.key for item in samples}) == len({item.index for item in samples}) == len(samples)
     for item in samples:
         stem = item.file_name.rpartition(".")[0]

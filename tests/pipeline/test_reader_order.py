@@ -25,8 +25,8 @@ def test_a_video_of_an_emitted_key_is_not_a_duplicate(tmp_path: Path) -> None:
 def test_a_video_far_behind_its_text_is_one_sample(tmp_path: Path) -> None:
     far: list[Entry] = [(f"far{n}.mp4", bytes(12 * MiB)) for n in range(4)]
     items, counters = read(pack(tmp_path / "x.tar", [("k.txt", b"c"), ("n.txt", b"c"), *far, ("k.mp4", b"1")]))
-    told = [entry for entry in brief(items) if not str(entry[0]).startswith("far")]
-    assert sorted(told, key=str) == [("k", b"1", None), ("n", "no_video", True)]
+    emitted = [entry for entry in brief(items) if not str(entry[0]).startswith("far")]
+    assert sorted(emitted, key=str) == [("k", b"1", None), ("n", "no_video", True)]
     assert counters["late_members"] == 1
 
 

@@ -1,4 +1,4 @@
-"""The ledger: one receipt a shard whoever races, whatever dies; other versions and foreign folders refused."""
+"""Ledger: one receipt per shard under races and kills; other versions and foreign folders are refused."""
 
 from __future__ import annotations
 
@@ -207,9 +207,7 @@ def test_on_an_atomic_s3_a_race_has_one_winner(moto: S3Server, tmp_path: Path) -
 
 @pytest.mark.s3
 def test_on_swift_a_shard_goes_from_writer_to_verified(s3: S3Server, tmp_path: Path) -> None:
-    """Swift answers If-None-Match but does not settle races with it: whoever's receipt is there after reading back is
-    the truth.
-    """
+    """Swift accepts If-None-Match but does not decide races with it: the receipt that is read back counts."""
     store = open_store(f"{s3.root}/out", s3.config())
     Ledger(store).prepare("swift")
     winners = race_in_threads([store, open_store(f"{s3.root}/out", s3.config())], tmp_path)
@@ -264,10 +262,10 @@ def test_both_naming_modes_are_read(tmp_path: Path, spool: Path) -> None:
     assert Ledger(atomic).done() == Ledger(plain).done() == {first.shard_id, second.shard_id}
 
 
-# --- books ------------------------------------------------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def test_books_that_do_not_balance_are_not_committed(store: Store, spool: Path) -> None:
+def test_receipts_whose_counts_do_not_add_up_are_not_committed(store: Store, spool: Path) -> None:
     good = write_shard(store, spool, WriteConfig(), [latent_clip(0), latent_clip(1)])
     reject = Reject("k", "decode", "undecodable", "broken", policy=False)
     wrong = {

@@ -25,158 +25,158 @@ from tests.pipeline.frameless_build import (
 LOW = ("decode.max_frames=20",)
 
 
-def test_raised_limit_gives_a_notice_and_is_retried_on_request(world):
-    world.run("abcd", *LOW).finish({"b": "too_many_frames", "c": "too_short"})
-    outcome = world.run("abcd")
+def test_raised_limit_gives_a_notice_and_is_retried_on_request(workspace):
+    workspace.run("abcd", *LOW).finish({"b": "too_many_frames", "c": "too_short"})
+    outcome = workspace.run("abcd")
     assert outcome.todo == []
     (notice,) = outcome.work.notices
     assert "1 inputs of finished shards were rejected by limits" in notice
     assert "too_many_frames 1" in notice
-    retry = world.run("abcd", retry_rejects="")
+    retry = workspace.run("abcd", retry_rejects="")
     (shard,) = retry.todo
     assert [Path(sample.uri).stem for sample in shard.retry.samples] == ["b"]
     retry.finish()
-    assert Counter(row.source_key for row in visible(world.store)) == Counter("abd")
-    assert totals(world.store) == Counts(4, 3, 1, 3, 3, 0, 15)
-    assert world.run("abcd").work.notices == []
-    assert world.run("abcd", retry_rejects="").todo == []
+    assert Counter(row.source_key for row in visible(workspace.store)) == Counter("abd")
+    assert totals(workspace.store) == Counts(4, 3, 1, 3, 3, 0, 15)
+    assert workspace.run("abcd").work.notices == []
+    assert workspace.run("abcd", retry_rejects="").todo == []
 
 
-def test_same_or_lower_limit_gives_no_notice(world):
-    world.run("ab", *LOW).finish({"b": "too_many_frames"})
-    assert world.run("ab", *LOW).work.notices == []
-    assert world.run("ab", "decode.max_frames=10").work.notices == []
+def test_same_or_lower_limit_gives_no_notice(workspace):
+    workspace.run("ab", *LOW).finish({"b": "too_many_frames"})
+    assert workspace.run("ab", *LOW).work.notices == []
+    assert workspace.run("ab", "decode.max_frames=10").work.notices == []
 
 
-def test_named_reasons_are_retried_with_any_limits(world):
-    world.run("abc").finish({"b": "decoder_crashed", "c": "too_short"})
-    assert world.run("abc").work.notices == []
-    first = world.run("abc", retry_rejects="decoder_crashed").finish({"b": "undecodable"})
+def test_named_reasons_are_retried_with_any_limits(workspace):
+    workspace.run("abc").finish({"b": "decoder_crashed", "c": "too_short"})
+    assert workspace.run("abc").work.notices == []
+    first = workspace.run("abc", retry_rejects="decoder_crashed").finish({"b": "undecodable"})
     assert len(first.committed) == 1
-    assert totals(world.store) == Counts(3, 1, 2, 1, 1, 0, 5, damaged=1)
+    assert totals(workspace.store) == Counts(3, 1, 2, 1, 1, 0, 5, damaged=1)
     # The second retry of one sample knows of the first, and replaces its reject.
-    assert world.run("abc", retry_rejects="decoder_crashed").todo == []
-    world.run("abc", retry_rejects="undecodable,too_short").finish()
-    assert Counter(row.source_key for row in visible(world.store)) == Counter("abc")
-    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+    assert workspace.run("abc", retry_rejects="decoder_crashed").todo == []
+    workspace.run("abc", retry_rejects="undecodable,too_short").finish()
+    assert Counter(row.source_key for row in visible(workspace.store)) == Counter("abc")
+    assert totals(workspace.store) == Counts(3, 3, 0, 3, 3, 0, 15)
 
 
-def test_two_retries_at_once_count_once(world):
-    world.run("abc").finish({"b": "decoder_crashed", "c": "too_short"})
-    one = world.run("abc", retry_rejects="decoder_crashed")
-    other = world.run("abc", retry_rejects="decoder_crashed,too_short")
+def test_two_retries_at_once_count_once(workspace):
+    workspace.run("abc").finish({"b": "decoder_crashed", "c": "too_short"})
+    one = workspace.run("abc", retry_rejects="decoder_crashed")
+    other = workspace.run("abc", retry_rejects="decoder_crashed,too_short")
     one.finish()
     other.finish()
-    assert Counter(row.source_key for row in visible(world.store)) == Counter("abc")
+    assert Counter(row.source_key for row in visible(workspace.store)) == Counter("abc")
 
 
-def keys_of(world):
-    return Counter(row.source_key for row in visible(world.store))
+def keys_of(workspace):
+    return Counter(row.source_key for row in visible(workspace.store))
 
 
-def test_a_touched_file_whose_reject_was_retried_stays_done(world):
-    world.run("abc").finish({"b": "decode_timeout"})
-    world.run("abc", retry_rejects="decode_timeout").finish()
-    touch(world.folder / "b.mp4")
-    again = world.run("abc")
+def test_a_touched_file_whose_reject_was_retried_stays_done(workspace):
+    workspace.run("abc").finish({"b": "decode_timeout"})
+    workspace.run("abc", retry_rejects="decode_timeout").finish()
+    touch(workspace.folder / "b.mp4")
+    again = workspace.run("abc")
     assert again.todo == []
     assert again.work.before() == Counts(samples=3, clips=3)
-    assert keys_of(world) == Counter("abc")
-    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+    assert keys_of(workspace) == Counter("abc")
+    assert totals(workspace.store) == Counts(3, 3, 0, 3, 3, 0, 15)
 
 
-def test_the_reject_of_a_touched_file_is_retried_under_the_ids_of_its_base(world):
-    world.run("abc").finish({"b": "decode_timeout"})
-    touch(world.folder / "b.mp4")
-    retry = world.run("abc", retry_rejects="decode_timeout")
+def test_the_reject_of_a_touched_file_is_retried_under_the_ids_of_its_base(workspace):
+    workspace.run("abc").finish({"b": "decode_timeout"})
+    touch(workspace.folder / "b.mp4")
+    retry = workspace.run("abc", retry_rejects="decode_timeout")
     (shard,) = retry.todo
     assert shard.retry.etags[0][1] != shard.objects[0].etag
     retry.finish()
-    touch(world.folder / "b.mp4")
-    assert world.run("abc").todo == []
-    assert keys_of(world) == Counter("abc")
-    assert totals(world.store).samples == 3
+    touch(workspace.folder / "b.mp4")
+    assert workspace.run("abc").todo == []
+    assert keys_of(workspace) == Counter("abc")
+    assert totals(workspace.store).samples == 3
 
 
-def test_a_retry_does_not_count_once_its_base_is_lost_and_made_again(world):
-    world.run("abc").finish({"b": "decode_timeout"})
-    (base,) = [info.key for info in world.store.list("_receipts/")]
-    world.run("abc", retry_rejects="decode_timeout").finish()
-    world.store.write(base, b'{"half')
-    world.run("abc").finish()
-    assert keys_of(world) == Counter("abc")
-    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+def test_a_retry_does_not_count_once_its_base_is_lost_and_made_again(workspace):
+    workspace.run("abc").finish({"b": "decode_timeout"})
+    (base,) = [info.key for info in workspace.store.list("_receipts/")]
+    workspace.run("abc", retry_rejects="decode_timeout").finish()
+    workspace.store.write(base, b'{"half')
+    workspace.run("abc").finish()
+    assert keys_of(workspace) == Counter("abc")
+    assert totals(workspace.store) == Counts(3, 3, 0, 3, 3, 0, 15)
 
 
-def test_a_retry_does_not_count_beside_an_earlier_receipt_that_arrives_late(world):
+def test_a_retry_does_not_count_beside_an_earlier_receipt_that_arrives_late(workspace):
     """The receipt of another build has an earlier time and waited long for its store."""
-    late = world.run("abc", "storage.files_per_shard=2")
+    late = workspace.run("abc", "storage.files_per_shard=2")
     stamp = next(ticks)
-    world.run("abc").finish({"b": "decode_timeout"})
-    world.run("abc", retry_rejects="decode_timeout").finish()
+    workspace.run("abc").finish({"b": "decode_timeout"})
+    workspace.run("abc", retry_rejects="decode_timeout").finish()
     late.finish(created=f"{stamp:08x}")
-    assert keys_of(world) == Counter("abc")
-    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+    assert keys_of(workspace) == Counter("abc")
+    assert totals(workspace.store) == Counts(3, 3, 0, 3, 3, 0, 15)
 
 
-def test_a_sample_that_a_hidden_retry_encoded_can_be_retried_again(world):
-    world.run("ab").finish({"b": "decode_timeout", "a": "decoder_crashed"})
-    outer = world.run("ab", retry_rejects="decode_timeout,decoder_crashed")
-    world.run("ab", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
+def test_a_sample_that_a_hidden_retry_encoded_can_be_retried_again(workspace):
+    workspace.run("ab").finish({"b": "decode_timeout", "a": "decoder_crashed"})
+    outer = workspace.run("ab", retry_rejects="decode_timeout,decoder_crashed")
+    workspace.run("ab", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
     outer.finish()  # encodes both; of b the first retry counts, which rejected it again
-    assert keys_of(world) == Counter("a")
-    world.run("ab", retry_rejects="decode_timeout").finish()
-    assert keys_of(world) == Counter("ab")
-    assert totals(world.store) == Counts(2, 2, 0, 2, 2, 0, 10)
+    assert keys_of(workspace) == Counter("a")
+    workspace.run("ab", retry_rejects="decode_timeout").finish()
+    assert keys_of(workspace) == Counter("ab")
+    assert totals(workspace.store) == Counts(2, 2, 0, 2, 2, 0, 10)
 
 
-def test_a_file_that_only_resembles_a_lost_one_is_encoded(world):
+def test_a_file_that_only_resembles_a_lost_one_is_encoded(workspace):
     """`same_as` names a deleted receipt: it covers nothing."""
-    world.run("ab", "storage.files_per_shard=1").finish()
-    touch(world.folder / "a.mp4")
-    assert world.run("ab").todo == []
-    for info in list(world.store.list("_receipts/")):
-        if b"_index/" in world.store.read(info.key):
-            world.store.write(info.key, b"")
-    world.run("ab").finish()
-    assert keys_of(world) == Counter("ab")
+    workspace.run("ab", "storage.files_per_shard=1").finish()
+    touch(workspace.folder / "a.mp4")
+    assert workspace.run("ab").todo == []
+    for info in list(workspace.store.list("_receipts/")):
+        if b"_index/" in workspace.store.read(info.key):
+            workspace.store.write(info.key, b"")
+    workspace.run("ab").finish()
+    assert keys_of(workspace) == Counter("ab")
 
 
-def test_repaired_file_has_no_reject(world):
-    world.run("abc").finish({"b": "undecodable"})
-    path = world.folder / "b.mp4"
+def test_repaired_file_has_no_reject(workspace):
+    workspace.run("abc").finish({"b": "undecodable"})
+    path = workspace.folder / "b.mp4"
     path.write_bytes(b"mended....")
     touch(path)
-    world.run("abc").finish()
-    assert totals(world.store) == Counts(3, 3, 0, 3, 3, 0, 15)
-    assert world.run("abc").work.before() == Counts(samples=3, clips=3)
+    workspace.run("abc").finish()
+    assert totals(workspace.store) == Counts(3, 3, 0, 3, 3, 0, 15)
+    assert workspace.run("abc").work.before() == Counts(samples=3, clips=3)
     with pytest.raises(
         ConfigError, match="no finished input was rejected as too_shrt; reasons of finished inputs: undecodable"
     ):
-        world.run("abc", retry_rejects="too_shrt")
-    assert world.run("abc", retry_rejects="undecodable").todo == []
+        workspace.run("abc", retry_rejects="too_shrt")
+    assert workspace.run("abc", retry_rejects="undecodable").todo == []
 
 
 @pytest.mark.parametrize("recovered", [True, False])
-def test_a_file_that_was_retried_and_then_replaced_counts_by_its_rows(world, recovered):
-    world.run("ab").finish({"b": "decode_timeout"})
-    world.run("ab", retry_rejects="decode_timeout").finish({} if recovered else {"b": "decode_timeout"})
-    path = world.folder / "b.mp4"
+def test_a_file_that_was_retried_and_then_replaced_counts_by_its_rows(workspace, recovered):
+    workspace.run("ab").finish({"b": "decode_timeout"})
+    workspace.run("ab", retry_rejects="decode_timeout").finish({} if recovered else {"b": "decode_timeout"})
+    path = workspace.folder / "b.mp4"
     path.write_bytes(b"replaced..")
     touch(path)
-    world.run("ab").finish()
-    assert keys_of(world) == Counter("abb" if recovered else "ab")
+    workspace.run("ab").finish()
+    assert keys_of(workspace) == Counter("abb" if recovered else "ab")
     rows = 3 if recovered else 2
-    assert totals(world.store) == Counts(rows, rows, 0, rows, rows, 0, 5 * rows)
+    assert totals(workspace.store) == Counts(rows, rows, 0, rows, rows, 0, 5 * rows)
 
 
-def test_damage_that_a_retry_encoded_does_not_count_against_the_budget(world):
-    world.run("abcdef").finish({"a": "decode_timeout", "b": "decode_timeout"})
-    assert world.run("abcdef").work.before().damaged == 2
-    world.run("abcdef", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
-    assert world.run("abcdef").work.before() == Counts(samples=6, clips=5, damaged=1)
-    assert world.run("ac").work.before().damaged == 0
-    assert world.run("b").work.before().damaged == 1
+def test_damage_that_a_retry_encoded_does_not_count_against_the_budget(workspace):
+    workspace.run("abcdef").finish({"a": "decode_timeout", "b": "decode_timeout"})
+    assert workspace.run("abcdef").work.before().damaged == 2
+    workspace.run("abcdef", retry_rejects="decode_timeout").finish({"b": "decode_timeout"})
+    assert workspace.run("abcdef").work.before() == Counts(samples=6, clips=5, damaged=1)
+    assert workspace.run("ac").work.before().damaged == 0
+    assert workspace.run("b").work.before().damaged == 1
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------
@@ -190,10 +190,10 @@ class Counting(LocalStore):
         return super().read(key)
 
 
-def test_a_cache_of_summaries_saves_reads_and_is_never_trusted_over_the_list(world, monkeypatch):
-    monkeypatch.setattr("pipeline.ledger.summaries.WORTH_SAVING", 1)
-    world.run("abcdef", "storage.files_per_shard=1").finish()
-    store = Counting(world.store.root)
+def test_a_cache_of_summaries_saves_reads_and_is_never_trusted_over_the_list(workspace, monkeypatch):
+    monkeypatch.setattr("pipeline.ledger.summaries.MIN_UNCACHED_RECEIPTS", 1)
+    workspace.run("abcdef", "storage.files_per_shard=1").finish()
+    store = Counting(workspace.store.root)
     summaries = Summaries(store)
     found = summaries.all()
     summaries.save()

@@ -59,24 +59,30 @@ def test_a_takedown_hides_rows_of_old_snapshots_and_of_receipts(store: Store, tm
     after = publish(store, PublishOptions()).snapshot
     assert (after.counts["rows"], after.takedowns) == (kept, tuple(item.key for item in read_takedowns(store).records))
     assert after.counts["samples"] == before.counts["samples"]
-    with pytest.raises(InputError, match="1 of 1 ids are of no row"):
+    with pytest.raises(InputError, match="1 of 1 ids are not in"):
         record_takedown(store, "asked", ids=["nothing"])
-    store.write("_takedowns/broken.json", b"{")
-    with pytest.raises(OutputError, match=r"_takedowns/broken\.json cannot be read as a takedown"):
-        visible(store)
+    for name, data in (
+        ("broken.json", b"{"),
+        ("text.json", b'{"format_version": 1, "sources": "a.mp4", "samples": [], "rows": []}'),
+        ("upper.JSON", b"{}"),
+    ):
+        store.write(f"_takedowns/{name}", data)
+        with pytest.raises(OutputError, match=rf"_takedowns/{name} cannot be read as a takedown"):
+            visible(store)
+        store.delete(f"_takedowns/{name}")
 
 
-def test_diff_names_what_was_added_replaced_and_dropped(world: SimpleNamespace) -> None:
-    Ledger(world.store).prepare("films")
-    world.run("abc").finish()
-    publish_all(world.store)
-    (world.folder / "a.mp4").write_bytes(b"another")
-    (world.folder / "b.mp4").unlink()
+def test_diff_names_what_was_added_replaced_and_dropped(workspace: SimpleNamespace) -> None:
+    Ledger(workspace.store).prepare("films")
+    workspace.run("abc").finish()
+    publish_all(workspace.store)
+    (workspace.folder / "a.mp4").write_bytes(b"another")
+    (workspace.folder / "b.mp4").unlink()
     for name in "ef":
-        (world.folder / f"{name}.mp4").unlink()
-    world.run("acd").finish()
-    publish_all(world.store, listing=listed(world), removed="drop")
-    found = diff((world.store, 1), (world.store, 2))
+        (workspace.folder / f"{name}.mp4").unlink()
+    workspace.run("acd").finish()
+    publish_all(workspace.store, listing=listed(workspace), removed="drop")
+    found = diff((workspace.store, 1), (workspace.store, 2))
     names = {what: [Path(uri).name for uri in uris] for what, uris in found["sources"].items()}
     assert names == {"added": ["d.mp4"], "replaced": ["a.mp4"], "dropped": ["b.mp4"]}
     assert found["rows"] == {"added": 2, "dropped": 2}

@@ -284,8 +284,8 @@ def test_file_uris_are_folders(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_to_be_listed(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pipeline.storage.local import LocalStore; import pipeline.storage.local as room\n"
-        "room.os.replace = room.os.link = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from pipeline.storage.local import LocalStore; import pipeline.storage.local as local\n"
+        "local.os.replace = local.os.link = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "getattr(LocalStore(sys.argv[1]), sys.argv[2])('x', b'half')"
     )
     for method in ("write", "put_if_absent"):

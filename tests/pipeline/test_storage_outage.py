@@ -86,10 +86,10 @@ def test_every_request_to_a_store_that_is_away_is_retried_until_its_patience_end
         store = open_store(s3.root, through(proxy, patience_s=1.0))
         store.write("first", b"contact")
         proxy.turn_on("away")
-        told = list(pool.map(ask, range(64)))
-    assert len(told) == 64
-    assert all(seconds >= 1.0 for seconds, _ in told), told
-    assert sum(tries for _, tries in told) >= 3 * 64, told
+        answers = list(pool.map(ask, range(64)))
+    assert len(answers) == 64
+    assert all(seconds >= 1.0 for seconds, _ in answers), answers
+    assert sum(tries for _, tries in answers) >= 3 * 64, answers
 
 
 def test_max_attempts_limits_the_tries_for_any_patience(s3: S3Server) -> None:

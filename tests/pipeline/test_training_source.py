@@ -34,7 +34,7 @@ SHAKEN = bytes(range(256)) * 8
 
 
 def open_corpus(
-    run: Path, *inputs: object, storage: StorageConfig | None = None, told: list[str] | None = None, **data
+    run: Path, *inputs: object, storage: StorageConfig | None = None, notices: list[str] | None = None, **data
 ):
     """Source of a job over `inputs`, with its index and its list of unusable samples in `run`."""
     run.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def open_corpus(
     config = validate(DataConfig, {"inputs": [str(text) for text in inputs], **data})
     unusable = Unusable(run / "unusable.jsonl")
     shards = resolve_inputs(config.inputs, storage)
-    notice = (told if told is not None else []).append
+    notice = (notices if notices is not None else []).append
     index = corpus_index(shards, run / "index.parquet", storage, DecodeConfig(), unusable, notice)
     return CorpusSource(index, config, DecodeConfig(), storage, unusable)
 
@@ -187,9 +187,9 @@ def test_unusable_videos_are_reported_once_and_replaced_by_the_next(tmp_path):
     good = [name not in ("short", "broken", "small") for name in order]
     expected = [next(order[(n + k) % 9] for k in range(9) if good[(n + k) % 9]) for n in range(9)]
     assert keys(source, 9) == expected
-    assert keys(open_corpus(tmp_path / "other", corpus), 9) == expected, "whoever asks"
-    told = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
-    assert sorted((line["key"], line["reason"]) for line in told) == [
+    assert keys(open_corpus(tmp_path / "other", corpus), 9) == expected, "independent of the instance"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
+    assert sorted((line["key"], line["reason"]) for line in lines) == [
         ("broken", "undecodable"),
         ("none", "no_video"),
         ("short", "too_short"),
@@ -212,8 +212,8 @@ def test_a_video_that_raises_an_unknown_error_is_skipped_and_reported_once(tmp_p
     failing.left = 1
     monkeypatch.setattr(decode, "resolve", failing)
     assert len(keys(open_corpus(tmp_path / "run", corpus), 9)) == 9
-    told = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
-    (line,) = [line for line in told if line["reason"] == "decoder_fault"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
+    (line,) = [line for line in lines if line["reason"] == "decoder_fault"]
     assert line["message"].startswith("unexpected ValueError while opening the video: 31 is not a valid Type")
 
 
@@ -246,11 +246,11 @@ def test_a_corpus_without_a_usable_clip_is_refused_with_reasons(tmp_path):
 
 
 def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
-    corpus, told = small_corpus(tmp_path / "corpus"), []
-    first = open_corpus(tmp_path / "run", corpus, told=told)
-    assert told == ["reading 3 shards once, to index their videos"]
-    again = open_corpus(tmp_path / "run", corpus, told=told)
-    assert len(told) == 1
+    corpus, notices = small_corpus(tmp_path / "corpus"), []
+    first = open_corpus(tmp_path / "run", corpus, notices=notices)
+    assert notices == ["reading 3 shards once, to index their videos"]
+    again = open_corpus(tmp_path / "run", corpus, notices=notices)
+    assert len(notices) == 1
     places = [first._index[n] for n in range(9)]
     assert places == [again._index[n] for n in range(9)]
     for place, seed in zip((places[0], places[2], places[6], places[8]), (0, 2, 3, 5), strict=True):
@@ -259,8 +259,11 @@ def test_the_index_is_made_once_and_again_when_the_corpus_changes(tmp_path):
     with pytest.raises(SourceChanged):
         keys(again, 9)
     Unusable(tmp_path / "run" / "unusable.jsonl").add("gone.tar", "y", "too_short", "of the corpus that was")
-    changed = open_corpus(tmp_path / "run", corpus, told=told)
-    assert told[1:] == ["the corpus has changed since this run started; the run continues with the new one", told[0]]
+    changed = open_corpus(tmp_path / "run", corpus, notices=notices)
+    assert notices[1:] == [
+        "the corpus has changed since this run started; the run continues with the new one",
+        notices[0],
+    ]
     assert len(changed) == 7
     assert Unusable(tmp_path / "run" / "unusable.jsonl").counts() == {"no_video": 1}  # of the new corpus alone
 
@@ -303,7 +306,9 @@ def test_object_storage_is_read_one_video_at_a_time(tmp_path, moto: S3Server, mo
     for place in (a0, a1, a0, a2, a0, a1):
         with fetcher.video(place) as data:
             assert data == (corpus / "0.tar").read_bytes()[place.start :][: place.size]
-    assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], "room for two: the oldest goes"
+    assert [start for _, start, _ in asked] == [a0.start, a1.start, a2.start, a1.start], (
+        "the cache holds two: the oldest is dropped"
+    )
 
 
 def test_the_unusable_list_survives_a_process_killed_while_writing(tmp_path):

@@ -74,7 +74,7 @@ def test_put_waits_while_too_many_bytes_are_finished(store: GatedStore, tmp_path
     assert taken.wait(60)
     thread.join()
     queue.finish()
-    assert keys(store) == [f"{kind}/{n}" for kind in ("data", "index") for n in range(3)]
+    assert keys(store) == [f"{kind}/{n}" for kind in ("_index", "data") for n in range(3)]
     assert list((tmp_path / "spool").iterdir()) == []
 
 

@@ -42,7 +42,7 @@ def rewrite(store: Store, receipt: Receipt, **changes: object) -> None:
     store.write(f"_receipts/{receipt.shard_id}.json", replace(receipt, **changes).to_json())
 
 
-def told(report: VerifyReport) -> str:
+def reported(report: VerifyReport) -> str:
     return "\n".join(f"{item.file} | {item.found} | {item.expected}" for item in report.problems)
 
 
@@ -51,7 +51,7 @@ def told(report: VerifyReport) -> str:
 def test_a_sound_output_is_ok(store: Store, tmp_path: Path, format: str, deep: bool) -> None:
     receipts = build(store, tmp_path, format)
     report = verify_output(store, deep=deep)
-    assert report.ok, told(report)
+    assert report.ok, reported(report)
     assert (report.shards, report.files, report.rows, report.frames, report.orphans) == (3, 3, 12, 12 * 17, 0)
     assert report.notices == []
     indexes = sum(item.index_bytes for receipt in receipts for item in receipt.files)
@@ -72,14 +72,14 @@ def test_any_flipped_byte_is_found(store: Store, tmp_path: Path, format: str) ->
         damaged[at] ^= 1
         store.write(item.key, bytes(damaged))
         report = verify_output(store)
-        assert f"{item.key} | sha256" in told(report)
-        assert (f"{item.key}#{rows[2].id} | hash" in told(report)) == (at == inside or _within(rows[2], at))
+        assert f"{item.key} | sha256" in reported(report)
+        assert (f"{item.key}#{rows[2].id} | hash" in reported(report)) == (at == inside or _within(rows[2], at))
     index = bytearray(store.read(item.index_key))
     index[len(index) // 2] ^= 1
     store.write(item.key, whole)
     store.write(item.index_key, bytes(index))
     for deep in (True, False):
-        assert f"{item.index_key} | sha256" in told(verify_output(store, deep=deep))
+        assert f"{item.index_key} | sha256" in reported(verify_output(store, deep=deep))
 
 
 def _within(row: object, at: int) -> bool:
@@ -147,7 +147,7 @@ def test_damage_is_named(
     damage(store, receipts[1])
     report = verify_output(store, deep=deep)
     assert not report.ok
-    assert words in told(report)
+    assert words in reported(report)
     assert report.shards == (2 if damage is break_receipt else 3)  # the others are checked all the same
 
 
@@ -167,8 +167,8 @@ def test_an_index_that_points_elsewhere_is_found(store: Store, tmp_path: Path) -
         store, receipt, files=(replace(item, index_sha256=hashlib.sha256(data).hexdigest(), index_bytes=len(data)),)
     )
     report = verify_output(store)
-    assert f"#{rows[1].id} | hash" in told(report)
-    assert f"#{rows[3].id} | the file ends at byte {item.num_bytes}" in told(report)
+    assert f"#{rows[1].id} | hash" in reported(report)
+    assert f"#{rows[3].id} | the file ends at byte {item.num_bytes}" in reported(report)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -184,7 +184,7 @@ def test_values_that_are_not_finite_are_found(store: Store, tmp_path: Path, dtyp
         array[3, 4, 7, 5] = bad
         clips = [latent_clip(0, dtype=dtype), latent_clip(1, dtype=dtype, array=array)]
         Ledger(store).commit(write_shard(store, tmp_path / "s", WriteConfig(dtype=dtype), clips))
-    assert "1 values NaN or infinite | finite values" in told(verify_output(store))
+    assert "1 values NaN or infinite | finite values" in reported(verify_output(store))
     assert verify_output(store, deep=False).ok
 
 
@@ -234,4 +234,4 @@ def test_orphans_and_foreign_objects_are_notices(store: Store, tmp_path: Path) -
 def test_an_empty_folder_is_no_output(store: Store) -> None:
     report = verify_output(store)
     assert not report.ok
-    assert "it has no _latentset.json" in told(report)
+    assert "it has no _latentset.json" in reported(report)

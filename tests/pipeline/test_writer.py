@@ -231,7 +231,7 @@ def test_what_float16_cannot_hold_is_absurd_whatever_the_limit(store: Store, spo
     with np.errstate(over="ignore"):
         stored = bits_of(values, "float16")
     with shard_writer(store, spool, WriteConfig(max_abs=1e9)) as writer:
-        with pytest.raises(DamagedInput, match=r"to inf in channel 1.*within ±65504.*float16 holds no more than 65504"):
+        with pytest.raises(DamagedInput, match=r"to inf in channel 1.*within ±65504.*the largest float16 is 65504"):
             writer.add(latent_clip(1, array=stored))
         writer.add(latent_clip(1))  # the id is free: nothing of the refused clip was kept
         assert [item.rows for item in writer.finish()[0]] == [1]
@@ -252,7 +252,7 @@ def test_bad_log_variance_is_refused_too(store: Store, spool: Path) -> None:
     [
         (replace(latent_clip(1), id="a.b"), r"'a.b' must be of"),
         (replace(latent_clip(1), id="a\n"), r"must be of"),
-        (latent_clip(0), "comes twice"),
+        (latent_clip(0), "occurs twice"),
         (replace(latent_clip(1), num_frames=13), "13 frames, expected 17"),
         (latent_clip(1, bucket=WHOLE, num_frames=16, array=np.zeros((4, 4, 8, 6), np.float16)), r"expected 4n\+1"),
         (latent_clip(1, array=np.zeros((4, 5, 6, 8), np.float16)), r"expected \(4, 5, 8, 6\)"),

@@ -44,7 +44,7 @@ def test_leaving_by_an_exception_or_without_finish_removes_everything(store: Sto
     config = WriteConfig(format=format, row_group_bytes=64 * 1024, file_bytes=1024 * 1024)
     clips = [latent_clip(n, bucket=Bucket(17, 512, 512)) for n in range(9)] + [latent_clip(20)]
     writer = shard_writer(store, spool, config)
-    with pytest.raises(BuildError, match="comes twice"), writer:
+    with pytest.raises(BuildError, match="occurs twice"), writer:
         add_all(writer, clips, store)
     with shard_writer(store, spool, config, attempt="a2") as writer:
         for clip in clips:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LaneSender:
-    """Writes to a duplicate of the pipe's descriptor: another thread reads the pipe and may close it.
+    """Queue and thread that write to one decoder's pipe. Uses a duplicate descriptor, because the reading thread may close the pipe.
 
     Raises:
         OSError: the process has no further descriptor.

@@ -33,7 +33,7 @@ from pipeline.format.card import data_card, hugging_face_config
 from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
-from pipeline.storage import Store, open_store
+from pipeline.storage import Store, is_remote, open_store
 from pipeline.video.clips import resolve_rules
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
     if job.strict:
         passed_over.refuse()
-    if job.output.startswith("s3://"):
+    if is_remote(job.output):
         store.preflight()  # reports an error within seconds instead of after all retries
     store.check_writable()
     ledger = Ledger(store)
@@ -169,9 +169,7 @@ def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     if job.write.moments and not spec.moments:
-        raise ConfigError(
-            f"write.moments: {spec.network} gives one latent and no log-variance; leave moments out to store the latent"
-        )
+        raise ConfigError(f"write.moments: {spec.network} has no log-variance; leave moments out to store the latent")
     return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LiveCounts:
-    """Sums of frames and clips are kept, so that reading them costs the same with any number of workers."""
+    """Latest statistics of each worker, with running sums of frames and clips (O(1) to read)."""
 
     def __init__(self) -> None:
         self.frames = 0

@@ -68,7 +68,7 @@ def retry_work(store: Store, work: Work, job: EncodeJob) -> None:
     _add_notice(work, found, job, wanted)
 
 
-# Reasons of the reader that follow from the bytes: another try rejects them again.
+# Reasons of the reader that follow from the bytes: a retry rejects them again.
 OF_BYTES = {
     "duplicate_key", "extra_video", "empty_video", "no_video", "truncated_shard", "unresolved_hardlink", "unresolved_symlink",
     "corrupt_header", "corrupt_compression", "unsupported_compression", "not_a_tar",
@@ -77,9 +77,10 @@ OF_BYTES = {
 
 def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
     known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
-    if vain := sorted(set(wanted) & OF_BYTES):
+    if not_retriable := sorted(set(wanted) & OF_BYTES):
         raise ConfigError(
-            f"retry_rejects: {', '.join(vain)} follow from the bytes of the tar alone; write the tar again, and the next run encodes it"
+            f"retry_rejects: {', '.join(not_retriable)} follow from the bytes of the tar alone; write the tar again, and the next run "
+            "encodes it"
         )
     unknown = sorted(set(wanted) - known)
     if unknown and known:
@@ -112,7 +113,7 @@ def _valid_rejects(receipts: list[CountedReceipt], uris: set[str]) -> list[tuple
         (reject, part.receipt)
         for part in receipts
         for reject in part.receipt.rejects
-        if reject.key is not None and reject.uri in uris and part.stands(reject)
+        if reject.key is not None and reject.uri in uris and part.reject_counts(reject)
     ]
 
 

@@ -1,6 +1,6 @@
 """Inputs with a new modification time or etag and the same bytes as before: found by hash, and recorded in receipts.
 
-Takes sources to do of which an older version is finished. Gives those with the same bytes. Their receipts have no files: the rows of the
+Takes pending sources whose older version is encoded. Returns those with identical bytes. Their receipts have no files: the rows of the
 older version remain the rows of the input, and the next run need not hash it again.
 """
 
@@ -42,12 +42,12 @@ def find_unchanged(
             sizes = {source.uri: source.size for source in receipt.shard.objects}
             for uri, digest in receipt.digests.items():
                 known.setdefault(uri, {}).setdefault((sizes[uri], digest), item)
-    alike = [source for source in touched if any(size == source.size for size, _ in known.get(source.uri, ()))]
+    same_size = [source for source in touched if any(size == source.size for size, _ in known.get(source.uri, ()))]
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="hash") as pool:
-        digests = list(pool.map(lambda source: _digest(source, job), alike))
+        digests = list(pool.map(lambda source: _digest(source, job), same_size))
     found = {
         source: known[source.uri].get((source.size, digest or ""))
-        for source, digest in zip(alike, digests, strict=True)
+        for source, digest in zip(same_size, digests, strict=True)
     }
     return {source: item for source, item in found.items() if item is not None}
 

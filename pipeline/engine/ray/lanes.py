@@ -28,6 +28,7 @@ from pipeline.engine.decoders.exit_status import lost_by, lost_by_report
 from pipeline.engine.decoders.lane_worker import LaneWorker
 from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
+from pipeline.storage import is_remote
 from pipeline.video.decode import read_mark
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class RayLanes:
             self._ask(lane, "open", (request, False), _Asked(None, "answer", ticket))
             return
         there = replace(request, video=replace(video, video=b""))
-        if video.uri.startswith("s3://") and video.span is not None and request.etag is not None:
+        if is_remote(video.uri) and video.span is not None and request.etag is not None:
             asked = _Asked(None, "fetch", ticket, there, video.video)
             self._ask(lane, "fetch", (there.video, request.etag, self._storage), asked)
         else:

@@ -73,7 +73,7 @@ class ShardAccounts:
         return self._closed_bytes + sum(account.bytes_done for account in list(self._open.values()))
 
     def open(self, sample: Sample) -> SampleAccount:
-        """The sample's account, made if there is none."""
+        """Account of the sample; created if there is none."""
         if sample.index not in self._open:
             self._open[sample.index] = SampleAccount(sample, self._source_bytes(sample))
         return self._open[sample.index]
@@ -81,7 +81,7 @@ class ShardAccounts:
     def opened(
         self, sample: Sample, planned: int, rejects: Iterable[Reject], earlier: set[int] | frozenset[int] = frozenset()
     ) -> None:
-        """The decoder has opened the video: it plans this many clips, and rejects others. `earlier` clips are in another receipt."""
+        """Records that the decoder opened the video: `planned` clips, and rejects of others. `earlier` clips are in another receipt."""
         account = self.open(sample)
         account.planned, account.earlier = planned, set(earlier)
         # Opened again after a crash: clips that failed before stay failed, with their reasons.
@@ -93,13 +93,13 @@ class ShardAccounts:
         return any(clip in clips for clips in (account.handed_over, account.written, account.failed, account.earlier))
 
     def handed_over(self, sample: Sample, clip: int, warnings: Iterable[str] = ()) -> None:
-        """The clip is with the writer. `warnings` are its row's, without those of the sample."""
+        """Records that the writer got the clip. `warnings`: those of its row, without those of the sample."""
         account = self.open(sample)
         account.handed_over.add(clip)
         account.warnings.update(warnings)
 
     def written(self, sample: Sample, clip: int, num_frames: int) -> None:
-        """The writer has taken the clip."""
+        """Records that the writer wrote the clip."""
         account = self.open(sample)
         account.handed_over.discard(clip)
         account.written.add(clip)
@@ -107,7 +107,7 @@ class ShardAccounts:
         self._settle(account)
 
     def failed(self, sample: Sample, clip: int, reject: Reject) -> None:
-        """A planned clip that will not be written."""
+        """Records that a planned clip will not be written."""
         account = self.open(sample)
         account.handed_over.discard(clip)
         if clip not in account.failed:
@@ -116,13 +116,13 @@ class ShardAccounts:
         self._settle(account)
 
     def ended(self, sample: Sample) -> None:
-        """All chunks of the sample have arrived; its last clips may still be in the network or with the writer."""
+        """Records that all chunks of the sample have arrived; its last clips may still be in the network or with the writer."""
         account = self.open(sample)
         account.ended = True
         self._settle(account)
 
     def rejected(self, sample: Sample, reject: Reject) -> None:
-        """The rest of the sample was rejected: every clip that is not with the writer yet fails with it."""
+        """Records that the rest of the sample was rejected: every clip that the writer does not have fails with it."""
         account = self.open(sample)
         lost = set(range(account.planned)) - account.written - account.handed_over - account.earlier - account.failed
         account.rejects.append(replace(reject, clips_lost=len(lost)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Packets:
-    """Properties of packets in flat arrays, about 40 bytes a frame: a video may have millions."""
+    """Properties of packets in flat arrays, about 40 bytes per frame: a video may have millions."""
 
     def __init__(self) -> None:
         self.pts, self.dts = array("q"), array("q")

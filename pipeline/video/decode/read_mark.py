@@ -1,4 +1,4 @@
-"""Shared byte by which a decoder process tells its owner whether it is reading its video's file. Part of the decode package.
+"""Shared byte in which a decoder process records for its owner whether it is reading its video's file. Part of the decode package.
 
 A mount that hangs stops a decoder in a read, a hostile video stops it in the codec; only the second is the video's fault. The decoder
 writes the byte twice a read. The owner may be another process of the same machine.
