@@ -396,7 +396,4 @@ def _opened(data: bytes) -> pq.ParquetFile | None:
 def _from_parquet(data: bytes) -> list[ReceiptSummary]:
     """Entries of a cache object; none where it is damaged or has other columns."""
     file = _opened(data)
-    if file is None:
-        return []
-    # a Python list of every column at once would take twice the memory
-    return [item for batch in _batches(file) for item in _objects(batch)]
+    return [] if file is None else [item for batch in _batches(file) for item in _objects(batch)]

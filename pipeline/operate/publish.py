@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
+from pipeline.errors import InputError, PublishFailed
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
@@ -190,15 +190,14 @@ def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: s
     Raises:
         PublishFailed: receipts of files that the parent names are gone.
     """
-    files = candidate.parent_files.select(["shard_id", "fingerprint"]).to_pydict()
-    named = {
-        shard
-        for shard, found in zip(files["shard_id"], files["fingerprint"], strict=True)
-        if found.startswith(fingerprint)
-    }
-    if gone := sorted(named - candidate.keys.keys()):
+    if candidate.parent is None:
+        return
+    files = Snapshots(store).table(candidate.parent, "files", ["shard_id", "fingerprint"])
+    lost = pc.invert(pc.is_in(files["shard_id"], candidate.decisions.shards))
+    lost = files.filter(pc.and_(lost, pc.starts_with(files["fingerprint"], fingerprint)))
+    if gone := sorted(lost["shard_id"].unique().to_pylist()):
         raise PublishFailed(
-            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number if candidate.parent else 0} "
+            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number} "
             f"names their files, such as that of shard {gone[0]}; restore them, or remove their rows by a takedown"
         )
 
