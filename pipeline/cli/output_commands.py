@@ -47,6 +47,7 @@ def publish(
     ] = 0.5,
     canary: Annotated[int, typer.Option(min=0, help="Clips that are encoded again and compared; 0: none.")] = 4,
     psnr_floor: Annotated[float, typer.Option(help="Lowest mean PSNR of these clips, dB.")] = 15.0,
+    ssim_floor: Annotated[float, typer.Option(help="Lowest mean SSIM of these clips.")] = 0.3,
     checkpoint: Annotated[
         str | None, typer.Option(help="Where the latents' weights are now. [default: as recorded]")
     ] = None,
@@ -74,7 +75,9 @@ def publish(
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
         store = open_store(output, storage)
-        check = canary_check(storage, clips=canary, psnr_floor=psnr_floor, checkpoint=checkpoint, device=device)
+        check = canary_check(
+            storage, clips=canary, psnr_floor=psnr_floor, ssim_floor=ssim_floor, checkpoint=checkpoint, device=device
+        )
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",

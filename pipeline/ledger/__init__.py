@@ -6,6 +6,6 @@
 - `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
-- `versions`, `candidate`: which version of an input counts; contents of the next snapshot
+- `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
 - `takedowns`: records that hide rows from every reader
 """

@@ -1,7 +1,7 @@
 """Contents of the next snapshot of an output: the parent's tables, plus receipts it does not cover, minus rows that no longer count.
 
-A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Statistics of receipts stay in
-files on the local disk, so that memory is a few hundred bytes per receipt besides the summaries.
+A receipt is read only if the parent does not cover it, or if another part of it counts than in the parent. Summaries, statistics and whole
+rows stay in files on the local disk, so that memory is a few hundred bytes a receipt.
 """
 
 from __future__ import annotations
@@ -9,38 +9,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.ledger.counted import Share, shares
+from pipeline.ledger.decisions import decide
 from pipeline.ledger.manifest import (
     FILES,
     RECEIPTS,
-    ROWS_AT_ONCE,
     TableSpool,
     file_row,
+    read_batches,
     read_choices,
+    read_table,
     receipt_row,
+    release_memory,
     sorted_by,
+    write_table,
 )
-from pipeline.ledger.overlaps import CountedReceipt, Overlaps, whole_state
+from pipeline.ledger.overlaps import CountedReceipt, whole_state
 from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
-from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.ledger.decisions import Decisions
     from pipeline.ledger.snapshots import Snapshot
-    from pipeline.ledger.versions import Selection
     from pipeline.records import Counts, Receipt, SourceObject
     from pipeline.storage import Store
 
-LIGHT = [name for name in RECEIPTS.names if name != "stats"]
+HEAVY = ("sha256", "index_sha256", "ranges", "file_rows", "file_frames")
+LIGHT = [name for name in RECEIPTS.names if name not in ("stats", "state")]
+LIGHT_FILES = [name for name in FILES.names if name not in HEAVY]
 
 
 @dataclass(slots=True)
@@ -48,24 +54,23 @@ class Candidate:
     """A snapshot that is not checked yet."""
 
     parent: Snapshot | None
-    parent_files: pa.Table
-    overlaps: Overlaps
-    selection: Selection
-    files: pa.Table  # `manifest.FILES`, by key
+    decisions: Decisions
+    files: pa.Table  # `manifest.FILES` without `HEAVY`, by key
+    files_path: Path  # the whole of it, as Parquet
     receipts: pa.Table  # `manifest.RECEIPTS` without statistics
-    receipts_path: Path  # all columns of `manifest.RECEIPTS`, as Parquet
-    fresh: set[str]  # shards that the parent does not cover
+    receipts_path: Path  # the whole of it, as Parquet
+    fresh: pa.Array  # shards that the parent does not cover
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
-    keys: dict[str, str]  # of receipts, by shard id
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
-        """Up to `most` receipts with rows that the parent does not cover, evenly spread over shards; if it covers all, of all receipts."""
-        shards = sorted(set(self.files["shard_id"].unique().to_pylist()))
-        offered = [shard for shard in shards if shard in self.fresh] or shards
+        """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
+        shards = self.files["shard_id"].unique()
+        fresh = shards.filter(pc.is_in(shards, self.fresh))
+        offered = sorted((fresh if len(fresh) else shards).to_pylist())
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]
-        read = Ledger(store).read_all([self.keys[shard]] for shard in chosen)
-        return [self.overlaps.counted(receipt) for receipt in read if receipt is not None]
+        read = Ledger(store).read_all([self.decisions.key(shard)] for shard in chosen)
+        return [self.decisions.overlaps.counted(receipt) for receipt in read if receipt is not None]
 
 
 class _Pool:
@@ -91,9 +96,9 @@ class _Pool:
             if share.rows:
                 self._files.add(file_row(part, share))
 
-    def finish(self) -> tuple[pa.Table, Path]:
-        """Files as a table, receipts as a Parquet file."""
-        return pq.read_table(self._files.finish()), self._receipts.finish()
+    def finish(self) -> tuple[Path, Path]:
+        """Files and receipts, as Parquet files."""
+        return self._files.finish(), self._receipts.finish()
 
 
 def gather(
@@ -126,7 +131,7 @@ def gather(
     covered: set[str] = set()
     if parent is not None:
         parent_receipts = snapshots.download(parent, "receipts", folder / "parent-receipts")
-        covered.update(pq.read_table(parent_receipts, columns=["shard_id"])["shard_id"].to_pylist())
+        covered.update(read_table(parent_receipts, ["shard_id"])["shard_id"].to_pylist())
     pool = _Pool(folder, "read")
 
     def keep(receipt: Receipt) -> None:
@@ -134,87 +139,98 @@ def gather(
             pool.add_whole(receipt)
 
     summaries = Summaries(store, workers)
-    found = [item for item in summaries.all(keep) if item.fingerprint.startswith(fingerprint or "")]
+    spooled = summaries.spool(folder / "summaries", keep)
     if save:
         summaries.save()
-    cut_off = summaries.cut_off
-    overlaps = Overlaps(found, read_takedowns(store))
-    del summaries, found
+    release_memory()
     before = read_choices(snapshots.table(parent, "choices")) if parent is not None else {}
-    selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing)
-    hide_other_versions(overlaps, selection.versions)
-    wanted = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
-    keys = {item.shard_id: item.key for item in overlaps.by_shard.values()}
-    overlaps.forget_summaries()  # before tables of the same number of rows are read
-    parent_files, sources = FILES.empty_table(), [pool.finish()]
+    decisions = decide(
+        spooled,
+        read_takedowns(store),
+        covered,
+        before,
+        listing,
+        fingerprint=fingerprint,
+        drop_missing=drop_missing,
+    )
+    spooled.unlink()
+    fresh, covered_shards = decisions.shards, len(covered)
+    if covered:
+        fresh = fresh.filter(pc.invert(pc.is_in(fresh, pa.array(covered, pa.string()))))
+    covered.clear()  # before tables of the same number of rows are read
+    release_memory()
+    sources = [_Source(*pool.finish(), decisions.repeated)]
     if parent is not None:
-        parent_files = snapshots.table(parent, "files")
-        sources.insert(0, (parent_files, parent_receipts))
-    files, receipts_path, taken = _combined(store, overlaps, wanted, keys, sources, folder, workers)
+        parent_files = snapshots.download(parent, "files", folder / "parent-files")
+        sources.insert(0, _Source(parent_files, parent_receipts))
+    files_path, receipts_path, taken = _combined(store, decisions, sources, folder, workers)
+    release_memory()
     return Candidate(
         parent=parent,
-        parent_files=parent_files,
-        overlaps=overlaps,
-        selection=selection,
-        files=files,
-        receipts=pq.read_table(receipts_path, columns=LIGHT),
+        decisions=decisions,
+        files=read_table(files_path, LIGHT_FILES, ["network", "fingerprint"]),
+        files_path=files_path,
+        receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects"]),
         receipts_path=receipts_path,
-        fresh={shard for shard in keys if shard not in covered},
-        unchanged=parent is not None and taken == [len(covered), *([0] * (len(taken) - 1))],
-        cut_off=cut_off,
-        keys=keys,
+        fresh=fresh,
+        unchanged=parent is not None and taken == [covered_shards, *([0] * (len(taken) - 1))],
+        cut_off=summaries.cut_off,
     )
 
 
-def _combined(
-    store: Store,
-    overlaps: Overlaps,
-    wanted: dict[str, bytes],
-    keys: dict[str, str],
-    sources: list[tuple[pa.Table, Path]],
-    folder: Path,
-    workers: int,
-) -> tuple[pa.Table, Path, list[int]]:
-    """Files and receipts of all shards, and the number of receipts from each source. Rows with an outdated state are read again.
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Rows that were made before, as two Parquet files. `unusable`: shards that have rows of several receipts."""
 
-    Empties `wanted` (the state by shard) and `sources`.
-    """
+    files: Path
+    receipts: Path
+    unusable: pa.Array | None = None
+
+
+def _combined(
+    store: Store, decisions: Decisions, sources: list[_Source], folder: Path, workers: int
+) -> tuple[Path, Path, list[int]]:
+    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now."""
     tables, taken = [], []
-    path = folder / "receipts"
+    path, left = folder / "receipts", np.ones(len(decisions.shards), bool)
     with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
 
-        def take(files: pa.Table, receipts: Path) -> None:
-            kept, outdated = 0, []
-            for batch in pq.ParquetFile(receipts).iter_batches(ROWS_AT_ONCE):
-                shards, states = batch["shard_id"].to_pylist(), batch["state"].to_pylist()
-                valid = []
-                for shard, state in zip(shards, states, strict=True):
-                    valid.append(wanted.get(shard) == state)
-                    if valid[-1]:
-                        del wanted[shard]
-                    else:
-                        outdated.append(shard)
-                kept += sum(valid)
-                out.write_batch(batch if all(valid) else batch.filter(pa.array(valid, pa.bool_())))
-            if outdated:
-                files = files.filter(pc.invert(pc.is_in(files["shard_id"], pa.array(outdated, pa.string()))))
+        def take(source: _Source) -> None:
+            kept, outdated = 0, [pa.array([], pa.string())]
+            for batch in read_batches(source.receipts):
+                places = pc.index_in(batch["shard_id"], decisions.shards)
+                valid = pc.fill_null(pc.equal(decisions.states.take(places), batch["state"]), False)
+                if source.unusable is not None and len(source.unusable):
+                    valid = pc.and_(valid, pc.invert(pc.is_in(batch["shard_id"], source.unusable)))
+                left[places.filter(valid).to_numpy()] = False
+                outdated.append(batch["shard_id"].filter(pc.invert(valid)))
+                mine = batch.filter(valid)
+                kept += mine.num_rows
+                if mine.num_rows:
+                    out.write_batch(mine)
+            release_memory()
+            files = read_table(source.files)
+            if len(gone := pa.concat_arrays(outdated)):
+                files = files.filter(pc.invert(pc.is_in(files["shard_id"], gone)))
             tables.append(files)
             taken.append(kept)
 
-        while sources:
-            take(*sources.pop(0))
-        take(*_read_now(store, overlaps, dict(wanted), keys, folder, workers))
+        for source in sources:
+            take(source)
+        open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
+        take(_read_now(store, decisions, *open_shards, folder, workers))
     files = pa.concat_tables(tables)
     tables.clear()
-    return sorted_by(files, "key"), path, taken
+    return write_table(sorted_by(files, "key"), folder / "files"), path, taken
 
 
 def _read_now(
-    store: Store, overlaps: Overlaps, wanted: dict[str, bytes], keys: dict[str, str], folder: Path, workers: int
-) -> tuple[pa.Table, Path]:
+    store: Store, decisions: Decisions, shards: pa.Array, states: pa.Array, folder: Path, workers: int
+) -> _Source:
     pool = _Pool(folder, "again")
-    read = Ledger(store).read_all(([keys[shard]] for shard in wanted), workers)
-    for shard, receipt in zip(wanted, read, strict=True):
+    keys = decisions.keys.take(pc.index_in(shards, decisions.shards)).to_pylist()
+    read = Ledger(store).read_all(([key] for key in keys), workers)
+    for state, receipt in zip(states.to_pylist(), read, strict=True):
         if receipt is not None:
-            pool.add(store, overlaps.counted(receipt), wanted[shard])
-    return pool.finish()
+            pool.add(store, decisions.overlaps.counted(receipt), state)
+    return _Source(*pool.finish())

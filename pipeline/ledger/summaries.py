@@ -19,14 +19,23 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import NotFound
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import Retry, SourceObject, retry_from_dict
+from pipeline.storage import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from pipeline.format.layout import Layout
     from pipeline.records import Receipt
-    from pipeline.storage import ObjectInfo, Store
+    from pipeline.storage import Store
 
+SPOOLED_AT_ONCE = 1024  # summaries between objects and a row group
+LISTED_AT_ONCE = 16384
+IDENTITY = ["key", "size", "etag"]
 ROWS_AT_ONCE = 4096  # of a cache object between Arrow and Python objects
 MIN_UNCACHED_RECEIPTS = 256  # receipts read one by one, from which on a cache object is written
 ID_BYTES = 16
@@ -161,6 +170,7 @@ class Summaries:
         self._ledger = Ledger(store, layout=layout)
         self._cached_objects: list[str] = []
         self._found: list[ReceiptSummary] = []
+        self._spooled: Path | None = None
         self._read = 0
         self.cut_off: list[str] = []
         """Shards all of whose receipts are empty or cut off; filled by `all`."""
@@ -198,18 +208,79 @@ class Summaries:
             if listener is not None:
                 listener(receipt)
         self._found = found
-        first = _first_of_each_shard(found)
+        first = first_of_each_shard(found)
         if unreadable:
-            done = {item.shard_id for item in first}
-            names = map(self._ledger.layout.receipt_name, unreadable)
-            self.cut_off = sorted({name.shard_id for name in names if name is not None} - done)
+            self.cut_off = self._shards(unreadable, {item.shard_id for item in first})
         return first
+
+    def spool(self, path: Path, listener: Callable[[Receipt], None] | None = None) -> Path:
+        """As `all`, in columns: writes one row for every receipt object to the Parquet file `path`, several of one shard included.
+
+        Raises:
+            OutputError: a receipt of another format version.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        cache = [file for data in self._cached_data() if (file := _opened(data)) is not None]
+        names = pa.concat_arrays([pa.array([], pa.string()), *(_object_names(file) for file in cache)])
+        missing, unreadable, used = self._compared(names)
+        self._read, done = sum(batch.num_rows for batch in missing), set()
+        with pq.ParquetWriter(path, _schema(), compression="zstd") as writer:
+            first = 0
+            for batch in (batch for file in cache for batch in _batches(file)):
+                kept = batch.filter(pa.array(used[first : first + batch.num_rows]))
+                first += batch.num_rows
+                if kept.num_rows:
+                    writer.write_batch(kept)
+            cache.clear()
+            waiting, ahead = itertools.tee(_infos(missing))
+            receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
+            rows: list[ReceiptSummary] = []
+            for info, receipt in zip(waiting, receipts, strict=True):
+                if receipt is None:
+                    unreadable.append(info.key)
+                    continue
+                rows.append(summarise(receipt, info))
+                if listener is not None:
+                    listener(receipt)
+                if len(rows) == SPOOLED_AT_ONCE:
+                    writer.write_batch(_batch(rows))
+                    rows.clear()
+            writer.write_batch(_batch(rows))
+        if unreadable:
+            done.update(pq.ParquetFile(path).read(["shard_id"])["shard_id"].to_pylist())
+        self.cut_off = self._shards(unreadable, done)
+        self._spooled = path
+        return path
+
+    def _compared(self, names: pa.Array) -> tuple[list[pa.RecordBatch], list[str], np.ndarray]:
+        """Listed receipts that the cache lacks (key, size, etag), keys of empty ones, and which entries of the cache still hold."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        used, missing, unreadable = np.zeros(len(names), bool), [], []
+        listed = self._ledger.listed(empty=True)
+        while infos := list(itertools.islice(listed, LISTED_AT_ONCE)):
+            columns = zip(*((info.key, info.size, info.etag) for info in infos), strict=True)
+            batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], IDENTITY)
+            places = pc.index_in(_joined(batch), names) if len(names) else pa.nulls(len(infos), pa.int32())
+            used[places.drop_null().to_numpy()] = True
+            unknown = batch.filter(places.is_null())
+            unreadable += unknown.filter(pc.equal(unknown["size"], 0))["key"].to_pylist()
+            missing.append(unknown.filter(pc.greater(unknown["size"], 0)))
+        return missing, unreadable, used
+
+    def _shards(self, unreadable: list[str], done: Collection[str]) -> list[str]:
+        names = map(self._ledger.layout.receipt_name, unreadable)
+        return sorted({name.shard_id for name in names if name is not None and name.shard_id not in done})
 
     def save(self) -> None:
         """Writes a cache object if enough receipts were read, and removes those it replaces. Call it when a run ends."""
         if self._read < MIN_UNCACHED_RECEIPTS:
             return
-        data = _to_parquet(self._found)
+        data = _to_parquet(self._found) if self._spooled is None else self._spooled.read_bytes()
         key = self._ledger.layout.summary_key(hashlib.blake2b(data, digest_size=8).hexdigest())
         self._store.write(key, data)
         for old in self._cached_objects:
@@ -217,16 +288,18 @@ class Summaries:
                 self._store.delete(old)
 
     def _cached(self) -> list[ReceiptSummary]:
+        return [item for data in self._cached_data() for item in _from_parquet(data)]
+
+    def _cached_data(self) -> Iterator[bytes]:
         layout = self._ledger.layout
         self._cached_objects = [info.key for info in self._store.list(layout.summaries) if layout.is_summary(info.key)]
-        found: list[ReceiptSummary] = []
         for key in self._cached_objects:
             with suppress(NotFound):  # another run has just replaced it
-                found += _from_parquet(self._store.read(key))
-        return found
+                yield self._store.read(key)
 
 
-def _first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
+def first_of_each_shard(found: Iterable[ReceiptSummary]) -> list[ReceiptSummary]:
+    """Of several receipts of one shard, the one that counts."""
     first: dict[str, ReceiptSummary] = {}
     for item in found:
         if item.shard_id not in first or item.precedence < first[item.shard_id].precedence:
@@ -241,31 +314,86 @@ def _schema() -> Any:
     return pa.schema([pa.field(item.name, kinds[str(item.type)]) for item in fields(ReceiptSummary)])
 
 
-def _to_parquet(found: list[ReceiptSummary]) -> bytes:
+def _batch(found: list[ReceiptSummary]) -> pa.RecordBatch:
     import pyarrow as pa
+
+    schema = _schema()
+    columns = [pa.array([getattr(item, each.name) for item in found], each.type) for each in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _to_parquet(found: list[ReceiptSummary]) -> bytes:
     import pyarrow.parquet as pq
 
-    out, schema = io.BytesIO(), _schema()
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+    out = io.BytesIO()
+    with pq.ParquetWriter(out, _schema(), compression="zstd") as writer:
         for at in range(0, max(len(found), 1), ROWS_AT_ONCE):
-            part = found[at : at + ROWS_AT_ONCE]
-            columns = [pa.array([getattr(item, each.name) for item in part], each.type) for each in schema]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            writer.write_batch(_batch(found[at : at + ROWS_AT_ONCE]))
     return out.getvalue()
 
 
-def _from_parquet(data: bytes) -> list[ReceiptSummary]:
-    """Entries of a cache object; none if it is damaged or has other columns: those receipts are read again."""
+def read_summaries(path: Path, rows: np.ndarray) -> list[ReceiptSummary]:
+    """Summaries at these ascending rows of a file that `Summaries.spool` wrote."""
+    import pyarrow.parquet as pq
+
+    found: list[ReceiptSummary] = []
+    first = at = 0
+    for batch in _batches(pq.ParquetFile(path)) if len(rows) else ():
+        end = at + int(rows[at:].searchsorted(first + batch.num_rows))
+        if end > at:
+            found += _objects(batch.take(rows[at:end] - first))
+        first, at = first + batch.num_rows, end
+    return found
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """By row groups: `iter_batches` keeps what it has read until the end."""
+    for number in range(file.num_row_groups):
+        yield from file.read_row_group(number, use_threads=False).to_batches(ROWS_AT_ONCE)
+
+
+def _objects(batch: pa.RecordBatch) -> Iterator[ReceiptSummary]:
+    return itertools.starmap(ReceiptSummary, zip(*(column.to_pylist() for column in batch), strict=True))
+
+
+def _infos(batches: list[pa.RecordBatch]) -> Iterator[ObjectInfo]:
+    for batch in batches:  # an object for each at once would take 300 bytes a receipt
+        for key, size, etag in zip(*(column.to_pylist() for column in batch), strict=True):
+            yield ObjectInfo(key, size, etag, 0.0)
+
+
+def _joined(batch: pa.RecordBatch | pa.Table) -> Any:
+    """One string for key, size and etag."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.binary_join_element_wise(batch["key"], pc.cast(batch["size"], pa.string()), batch["etag"], "\n")
+
+
+def _object_names(file: pq.ParquetFile) -> pa.Array:
+    import pyarrow as pa
+
+    parts = [_joined(batch) for batch in file.read(IDENTITY, use_threads=False).to_batches()]
+    return pa.concat_arrays([pa.array([], pa.string()), *parts])
+
+
+def _opened(data: bytes) -> pq.ParquetFile | None:
+    """A cache object; None where it is damaged or has other columns: those receipts are read again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if not file.schema_arrow.equals(_schema()):
-            return []
-        found: list[ReceiptSummary] = []
-        for batch in file.iter_batches(ROWS_AT_ONCE):  # whole columns as Python lists would take twice the memory
-            found += itertools.starmap(ReceiptSummary, zip(*(column.to_pylist() for column in batch), strict=True))
-        return found
+            return None
+        for _ in _batches(file):  # damage shows here
+            pass
+        return file
     except (pa.ArrowException, OSError):
-        return []
+        return None
+
+
+def _from_parquet(data: bytes) -> list[ReceiptSummary]:
+    """Entries of a cache object; none where it is damaged or has other columns."""
+    file = _opened(data)
+    return [] if file is None else [item for batch in _batches(file) for item in _objects(batch)]

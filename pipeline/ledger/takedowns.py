@@ -100,6 +100,10 @@ class Takedowns:
         found = self._keys_by_uri
         return sorted({key for uri in uris for key in found.get(uri, ())}) if found else []
 
+    def uri_ids(self) -> set[bytes]:
+        """`uri_id` of every source that a record names."""
+        return set(self._keys_by_uri)
+
     def hides(self, row: IndexRow) -> bool:
         """Whether this row is taken down."""
         return (

@@ -1,8 +1,8 @@
 """Canary check of `lathe publish`: a few stored clips are cut from their sources and encoded again.
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
-that made it, else within `TOLERANCE`), and the PSNR of what the stored latent decodes to. Clips whose source is gone or has changed are
-counted; if that is so of all, the check is not judged.
+that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Clips whose source is gone or has changed
+are counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class _Measured:
     bits_differ: list[str] = field(default_factory=list)  # ids, on the same kind of machine
     differences: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
 
 
 def canary_check(
@@ -56,6 +57,7 @@ def canary_check(
     *,
     clips: int = 4,
     psnr_floor: float = 15.0,
+    ssim_floor: float = 0.3,
     checkpoint: str | None = None,
     device: str = "auto",
 ) -> Callable[[Store, Sequence[CountedReceipt]], Check]:
@@ -65,6 +67,7 @@ def canary_check(
         storage: how to reach the sources.
         clips: how many to encode again.
         psnr_floor: lowest mean PSNR of the clips in dB; not applied to untrained weights.
+        ssim_floor: lowest mean SSIM of the clips, as `psnr_floor`.
         checkpoint: where the weights are now, instead of the URI the data files name.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
     """
@@ -78,7 +81,7 @@ def canary_check(
         compute_dtype = newest.fingerprint_parts["compute_dtype"]
         decoder = LatentDecoder(encoder_of(store, newest, storage), checkpoint, device, compute_dtype)
         found = _measure(store, same, decoder, Originals(storage), clips)
-        return _judge(found, TOLERANCE[compute_dtype], psnr_floor, trained=not decoder.vae.untrained)
+        return _judge(found, TOLERANCE[compute_dtype], psnr_floor, ssim_floor, trained=not decoder.vae.untrained)
 
     return check
 
@@ -95,13 +98,14 @@ def _measure(
             with originals.open(clip, row) as frames:
                 again, differs = _encode_again(decoder, frames, clip.row.num_frames)
             with originals.open(clip, row) as frames:
-                psnr = decoder.show(clip, latent, frames).psnr
+                picture = decoder.show(clip, latent, frames)
         except UNAVAILABLE:
             found.without_source += 1
             continue
         found.clips += 1
         found.chunked_differs += [clip.row.id] if differs else []
-        found.psnr += [] if psnr is None else [psnr]
+        found.psnr += [] if picture.psnr is None else [picture.psnr]
+        found.ssim += [] if picture.ssim is None else [picture.ssim]
         _compare(found, clip, latent, again, decoder)
     return found
 
@@ -165,8 +169,9 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.double() - other.double()).square().mean().sqrt()) / max(size, 1e-12)
 
 
-def _judge(found: _Measured, tolerance: float, floor: float, *, trained: bool) -> Check:
-    largest, psnr = max(found.differences, default=0.0), float(np.mean(found.psnr)) if found.psnr else None
+def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: float, *, trained: bool) -> Check:
+    largest = max(found.differences, default=0.0)
+    psnr, ssim = (float(np.mean(values)) if values else None for values in (found.psnr, found.ssim))
     numbers = {
         "clips": found.clips,
         "without_source": found.without_source,
@@ -176,7 +181,9 @@ def _judge(found: _Measured, tolerance: float, floor: float, *, trained: bool) -
         "largest_difference": largest,
         "tolerance": tolerance,
         "psnr": psnr,
-        "psnr_floor": floor if trained else None,
+        "psnr_floor": psnr_floor if trained else None,
+        "ssim": ssim,
+        "ssim_floor": ssim_floor if trained else None,
     }
     if not found.clips:
         return Check("canary", True, "no source of the clips looked at can be read any more", numbers, judged=False)
@@ -195,6 +202,8 @@ def _judge(found: _Measured, tolerance: float, floor: float, *, trained: bool) -
         wrong.append(
             f"encoded again, latents differ by up to {largest:.2g} of their size from what is stored, allowed is {tolerance:g}"
         )
-    if trained and psnr is not None and psnr < floor:
-        wrong.append(f"stored latents decode to {psnr:.2f} dB PSNR on average, expected at least {floor:g} dB")
+    if trained and psnr is not None and psnr < psnr_floor:
+        wrong.append(f"stored latents decode to {psnr:.2f} dB PSNR on average, expected at least {psnr_floor:g} dB")
+    if trained and ssim is not None and ssim < ssim_floor:
+        wrong.append(f"stored latents decode to {ssim:.3f} SSIM on average, expected at least {ssim_floor:g}")
     return Check("canary", not wrong, "; ".join(wrong), numbers)

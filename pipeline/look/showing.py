@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GROUPS_AT_ONCE = 4  # latent frames of a part, in addition to the lead frames at the start
 MOST_DB = 100.0  # PSNR of identical frames, as in `lathe evaluate`
 SHEET_PIXELS = 1600  # width of the sheet
+SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Picture:
     original_CTHW: torch.Tensor = field(repr=False)
     decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
+    ssim: float | None = None  # mean over all frames; None without original
 
 
 class LatentDecoder:
@@ -92,13 +94,14 @@ class LatentDecoder:
             ConfigError: a clip that does not fit into the device's memory.
             DamagedInput: the source is damaged.
         """
-        reel, decibels = FrameSampler(), list[float]()
+        reel, decibels, similarities = FrameSampler(), list[float](), list[float]()
         try:
             for decoded_CTHW in self._decoded(clip, latent):
                 original_CTHW = self._torch.full_like(decoded_CTHW, 255)
                 if original is not None:
                     original_CTHW = self._rgb(original, decoded_CTHW.shape[1])
                     decibels += frame_psnr(original_CTHW, decoded_CTHW)
+                    similarities += frame_ssim(original_CTHW, decoded_CTHW)
                 reel.add(original_CTHW, decoded_CTHW)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -106,7 +109,7 @@ class LatentDecoder:
             raise ConfigError(
                 f"--device: clip {clip.row.id} ({clip.row.bucket}) does not fit into the memory of {self.vae.device}; use cpu"
             ) from error
-        return Picture(*reel.frames(), psnr=sum(decibels) / len(decibels) if decibels else None)
+        return Picture(*reel.frames(), psnr=_mean(decibels), ssim=_mean(similarities))
 
     def _decoded(self, clip: StoredClip, latent: bytes) -> Iterator[torch.Tensor]:
         """Decoded parts in order, uint8 RGB `3 T H W` on the CPU."""
@@ -141,6 +144,38 @@ def frame_psnr(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[fl
     mse_T = difference_CTHW.square().mean(dim=(0, 2, 3))
     decibels: list[float] = (10 * (255.0**2 / mse_T).log10()).clamp(max=MOST_DB).tolist()
     return decibels
+
+
+def frame_ssim(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
+    """SSIM of each frame, peak 255: 11x11 Gaussian window of sigma 1.5, mean over pixels whose window lies inside, and colours.
+
+    As in `model.evaluation.fidelity`, which needs an extra to be installed. Empty for frames smaller than the window.
+    """
+    if min(original_CTHW.shape[2:]) < SSIM_WINDOW:
+        return []
+    offsets = load_torch().arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    weights = (-(offsets / 1.5).square() / 2).exp()
+    window = weights / weights.sum()
+
+    def blurred(pixels_TCHW: torch.Tensor) -> torch.Tensor:
+        rows = (pixels_TCHW.unfold(2, SSIM_WINDOW, 1) * window).sum(-1)
+        return (rows.unfold(3, SSIM_WINDOW, 1) * window).sum(-1)
+
+    found = []
+    for frame in range(original_CTHW.shape[1]):  # one at a time: a window takes 11 times the memory of the frame
+        one, other = (video[:, frame : frame + 1].transpose(0, 1).float() for video in (original_CTHW, other_CTHW))
+        mean, other_mean = blurred(one), blurred(other)
+        variance, other_variance = blurred(one * one) - mean**2, blurred(other * other) - other_mean**2
+        covariance = blurred(one * other) - mean * other_mean
+        light, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        values = (2 * mean * other_mean + light) * (2 * covariance + contrast)
+        values /= (mean**2 + other_mean**2 + light) * (variance.clamp(min=0) + other_variance.clamp(min=0) + contrast)
+        found.append(float(values.mean()))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def save_sheet(path: Path, pictures: Sequence[Picture], titles: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from pipeline.errors import OutputError
 from pipeline.format.columns import parquet_schema
 from pipeline.format.index import read_index
 from pipeline.format.layout import DATA
+from pipeline.ledger.manifest import release_memory
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 
@@ -210,6 +211,7 @@ class _Writer:
                 else:
                     path = row["key"].removeprefix(DATA)
                     files[path] = _File(sys.intern(row["bucket"]), row["rows"], row["bytes"], row["ranges"])
+        release_memory()
         return _Version(files, snapshot, len(left_out), sum(left_out))
 
     def _is_taken(self, row: dict[str, Any]) -> bool:
@@ -238,6 +240,7 @@ class _Writer:
         adds = (_add(path, files[path], when, brief=many) for path in added)
         self._put(number, chain(head, ({"remove": item} for item in removes), ({"add": item} for item in adds)))
         if many:
+            release_memory()
             adds = (_add(path, files[path], when, brief=False) for path in sorted(files))
             self._store.write(f"{LOG}{number:020}.checkpoint.parquet", _checkpoint(self._metadata(), adds))
             last = {"version": number, "size": len(files) + 2}
@@ -377,4 +380,5 @@ def _checkpoint(metadata: dict[str, Any], adds: Iterator[dict[str, Any]]) -> byt
             {"add": {**item, "partitionValues": [], "dataChange": False}} for item in islice(adds, ROWS_AT_ONCE)
         ]:
             writer.write_table(pa.Table.from_pylist(rows, schema))
+            release_memory()
     return out.getvalue()

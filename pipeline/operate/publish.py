@@ -24,7 +24,17 @@ from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
 from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.manifest import CHOICES, COUNTS, choice_rows, merged_stats, packed_stats, write_table
+from pipeline.ledger.manifest import (
+    CHOICES,
+    COUNTS,
+    FILES,
+    arrow_on_malloc,
+    choice_rows,
+    merged_stats,
+    packed_stats,
+    release_memory,
+    write_table,
+)
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
 from pipeline.ledger.summaries import source_id
@@ -112,16 +122,15 @@ def publish(
             "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them removed inputs are unknown"
         )
     Ledger(store).latent_set()
-    with tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
+    with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
-    try:
-        return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
-    except LatheError as error:
-        number = published.snapshot.number
-        raise OutputError(
-            f"snapshot {number} is published, but its Delta view was not written: {error}; publish again to write it, or use "
-            "--no-delta"
-        ) from error
+        try:
+            return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+        except LatheError as error:
+            raise OutputError(
+                f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
+                "to write it, or use --no-delta"
+            ) from error
 
 
 def _publish(
@@ -158,10 +167,12 @@ def _publish(
         )
     if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged:
         return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
+    release_memory()
     snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
-    tables = {"files": write_table(candidate.files, folder / "files"), "receipts": candidate.receipts_path}
-    if any(candidate.selection.choices.values()):
-        choices = pa.Table.from_pylist(list(choice_rows(candidate.selection.choices)), schema=CHOICES)
+    release_memory()
+    tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
+    if any(candidate.decisions.selection.choices.values()):
+        choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
     snapshot.tables.update(snapshots.write_tables(number, tables))
     snapshots.create(snapshot)
@@ -174,21 +185,21 @@ def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: s
     Raises:
         PublishFailed: receipts of files that the parent names are gone.
     """
-    files = candidate.parent_files.select(["shard_id", "fingerprint"]).to_pydict()
-    named = {
-        shard
-        for shard, found in zip(files["shard_id"], files["fingerprint"], strict=True)
-        if found.startswith(fingerprint)
-    }
-    if gone := sorted(named - candidate.keys.keys()):
+    if candidate.parent is None:
+        return
+    files = Snapshots(store).table(candidate.parent, "files", ["shard_id", "fingerprint"])
+    lost = pc.invert(pc.is_in(files["shard_id"], candidate.decisions.shards))
+    lost = files.filter(pc.and_(lost, pc.starts_with(files["fingerprint"], fingerprint)))
+    if gone := sorted(lost["shard_id"].unique().to_pylist()):
         raise PublishFailed(
-            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number if candidate.parent else 0} "
+            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number} "
             f"names their files, such as that of shard {gone[0]}; restore them, or remove their rows by a takedown"
         )
 
 
 def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
-    """Updates the Delta view, also after an earlier publisher was killed before that. Returns notices."""
+    """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+    release_memory()
     view = DeltaLog(store).sync() if options.delta else None
     notice = view.notice() if view is not None else None
     return [notice] if notice is not None else []
@@ -230,18 +241,18 @@ def _checked(
         rejects=_rejects(candidate),
         buckets=_buckets(candidate.files),
         fingerprints=prints,
-        changes=_changes(candidate),
+        changes=_changes(store, candidate),
         lineage=_lineage(candidate, options, listing),
         checks=tuple(done),
         open_shards=tuple(open_shards),
-        takedowns=tuple(item.key for item in candidate.overlaps.takedowns.records),
+        takedowns=tuple(item.key for item in candidate.decisions.overlaps.takedowns.records),
         tables={},
     )
 
 
 def _open_shards(store: Store, candidate: Candidate) -> list[str]:
-    """Names of unfinished work: listed sources without a receipt, cut-off receipts, shards of a running build."""
-    found = [source.uri for source in candidate.selection.open_sources]
+    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
+    found = [source.uri for source in candidate.decisions.selection.open_sources]
     found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
     running = heartbeat(store, Ledger(store).layout.progress)
     if running is not None and running.get("running", True):
@@ -279,7 +290,7 @@ def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFing
 
 
 def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
-    receipt = Ledger(store).load(candidate.keys[shard])
+    receipt = Ledger(store).load(candidate.decisions.key(shard))
     return {} if receipt is None else receipt.fingerprint_parts
 
 
@@ -324,10 +335,16 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
     }
 
 
-def _changes(candidate: Candidate) -> dict[str, int]:
-    changes, now, before = candidate.selection.changes, candidate.files, candidate.parent_files
-    new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
-    gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
+def _changes(store: Store, candidate: Candidate) -> dict[str, int]:
+    changes, columns = candidate.decisions.selection.changes, ["key", "rows"]
+    now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
+    if candidate.parent is not None:
+        before = Snapshots(store).table(candidate.parent, "files", columns)
+    release_memory()
+    new, gone = now, before
+    if before.num_rows:
+        new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
+        gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
     rows_of_both = _sum(now, "rows") - _sum(new, "rows") - (_sum(before, "rows") - _sum(gone, "rows"))
     return {
         "inputs_added": changes.added,
@@ -343,16 +360,7 @@ def _changes(candidate: Candidate) -> dict[str, int]:
 def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
     """Origin of the snapshot. The digest of the listing is over (uri, size, etag) of the inputs, or over the versions that count."""
     digest = hashlib.blake2b(digest_size=16)
-    if listing is not None:
-        names = sorted(map(source_id, listing))
-    else:
-        versions = candidate.selection.versions
-        names = sorted(
-            uri + str(shard).encode()
-            for found in versions.values()
-            for uri, shard in found.items()
-            if shard is not None
-        )
+    names = sorted(map(source_id, listing)) if listing is not None else sorted(candidate.decisions.version_names())
     for name in names:
         digest.update(name)
     source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}

@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger.manifest import merged_stats, packed_stats
+from pipeline.ledger.manifest import merged_stats, packed_stats, release_memory
 from pipeline.ledger.snapshots import Check
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pipeline.ledger.candidate import Candidate
     from pipeline.storage import Store
 
-NAMED = 3  # items listed in a message
-FEWEST_RECEIPTS = 8  # on each side, to compare statistics
+NAMED = 3  # offenders named in a message
+LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
+FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,21 @@ def files_check(store: Store, files: pa.Table) -> Check:
     missing: list[str] = []
     wrong: list[str] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        expected = dict(zip(files[key].to_pylist(), files[size].to_pylist(), strict=True))
-        for prefix in sorted({f"{name.split('/')[0]}/" for name in expected}):
-            for info in store.list(prefix):
-                number = expected.pop(info.key, None)
-                if number is not None and number != info.size:
-                    wrong.append(f"{info.key} ({info.size} bytes, expected {number})")
-        missing += expected
+        names = files[key]
+        sizes, there = files[size].to_numpy(), np.zeros(len(names), bool)
+        for prefix in sorted(
+            f"{name}/" for name in pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
+        ):
+            listed = store.list(prefix)
+            while infos := list(islice(listed, LISTED_AT_ONCE)):
+                places = pc.fill_null(pc.index_in(pa.array([info.key for info in infos]), names), -1).to_numpy()
+                there[places[places >= 0]] = True
+                for info, place in zip(infos, places.tolist(), strict=True):
+                    if place >= 0 and sizes[place] != info.size:
+                        wrong.append(f"{info.key} ({info.size} bytes, expected {sizes[place]})")
+            release_memory()
+        absent = names.filter(pa.array(~there))
+        missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
     found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
     found += [f"{len(wrong)} files have another size, such as {', '.join(wrong[:NAMED])}"] if wrong else []
     numbers = {"files": 2 * files.num_rows, "missing": len(missing), "other_size": len(wrong)}
@@ -167,7 +176,8 @@ def _sides(candidate: Candidate, fingerprint: str) -> tuple[_Side, _Side] | None
     for fresh in (False, True):
         means, stds, parts = [], [], []
         for shards, values in packed_stats(candidate.receipts_path, fingerprint):
-            mine = values[np.array([(shard in candidate.fresh) == fresh for shard in shards])]
+            new = pc.is_in(pa.array(shards, pa.string()), candidate.fresh).to_numpy(zero_copy_only=False)
+            mine = values[new == fresh]
             if len(mine):
                 mean, m2, _, _ = np.split(mine[:, 1:], 4, axis=1)
                 means.append(mean)

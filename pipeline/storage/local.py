@@ -51,6 +51,13 @@ class LocalStore(Store):
             check_place(folder)
         yield from Listing(self.root, prefix, recursive, unlisted).walk(folder)
 
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Keys of `list`, without a stat of each file."""
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_place(folder)
+        yield from Listing(self.root, prefix, True, None).keys(folder)
+
     def stat(self, key: str) -> ObjectInfo:
         """Size, etag (`mtime_ns-size`) and time of one file."""
         path = self.uri(key)
@@ -63,7 +70,10 @@ class LocalStore(Store):
     def read(self, key: str) -> bytes:
         """The whole file."""
         path = self.uri(key)
-        with translated(path), open(path, "rb") as file:
+        with (
+            translated(path),
+            open(path, "rb", buffering=0) as file,
+        ):  # buffering takes half as long again for a small file
             return file.read()
 
     def read_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:

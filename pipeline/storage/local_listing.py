@@ -31,6 +31,7 @@ class Listing:
         self._prefix = prefix
         self._recursive = recursive
         self._unlisted = unlisted
+        self._sized = True
 
     def walk(self, folder: str) -> Iterator[ObjectInfo]:
         """Files below `folder` in key order. Folders may be nested as deep as paths are long."""
@@ -44,6 +45,11 @@ class Listing:
             else:
                 open_folders.pop()
 
+    def keys(self, folder: str) -> Iterator[str]:
+        """Keys of the files below `folder` in key order; asks the system only about links."""
+        self._sized = False
+        return (info.key for info in self.walk(folder))
+
     def _entries(
         self, folder: str, above: tuple[tuple[int, int], ...]
     ) -> Iterator[ObjectInfo | tuple[str, tuple[tuple[int, int], ...]]]:
@@ -53,10 +59,9 @@ class Listing:
             try:
                 here = os.stat(path)
                 # A folder sorts like its keys: "a-b" < "a/b" < "a0".
-                named = sorted(
-                    ((f"{entry.name}/" if self._is_folder(entry) else entry.name, entry) for entry in os.scandir(path)),
-                    key=_by_name,
-                )
+                entries = list(os.scandir(path))
+                folders = {entry.name for entry in entries if self._is_folder(entry)}
+                entries.sort(key=lambda entry: f"{entry.name}/" if entry.name in folders else entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 if above:
                     self._report(folder, "folder", "deleted while it was listed")
@@ -69,38 +74,39 @@ class Listing:
         if (identity := (here.st_dev, here.st_ino)) in above:
             self._report(folder, "folder", "the same as one above it, by a link")
             return
-        named.reverse()
-        while named:  # an entry keeps the result of `stat`: half a kilobyte each
-            name, entry = named.pop()
+        entries.reverse()
+        while entries:  # an entry keeps what `stat` told it: half a kilobyte each
+            entry = entries.pop()
+            name = entry.name
             key = f"{folder}/{name}" if folder else name
-            if name.endswith("/"):
-                if self._recursive and (key.startswith(self._prefix) or self._prefix.startswith(key)):
-                    yield key[:-1], (*above, identity)
+            if name in folders:
+                if self._recursive and (f"{key}/".startswith(self._prefix) or self._prefix.startswith(f"{key}/")):
+                    yield key, (*above, identity)
             elif key.startswith(self._prefix) and not name.startswith(SCRATCH):
                 info = self._info(key, entry)
                 if info is not None:
                     yield info
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
-        with translated(entry.path):
-            try:
-                return entry.is_dir()
-            except OSError as error:
-                if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+        try:  # entering `translated` for each of 100,000 entries takes a second
+            return entry.is_dir()
+        except OSError as error:
+            if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+                with translated(entry.path):
                     raise
-                return False
+            return False
 
     def _info(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
-        with translated(entry.path):
-            try:
-                if entry.is_file():
-                    return info_of(key, entry.stat())
-            except OSError as error:
-                if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+        try:
+            if entry.is_file():
+                return info_of(key, entry.stat()) if self._sized else ObjectInfo(key, -1, "", 0.0)
+        except OSError as error:
+            if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
+                with translated(entry.path):
                     raise
-                if error.errno not in DANGLING:
-                    self._report(key, "file", f"cannot be read: {error.strerror}")
-                    return None
+            if error.errno not in DANGLING:
+                self._report(key, "file", f"cannot be read: {error.strerror}")
+                return None
         if self._unlisted is not None:
             self._report(key, *(described(entry.path) or ("file", "deleted while it was listed")))
         return None
@@ -139,7 +145,3 @@ def info_of(key: str, found: os.stat_result) -> ObjectInfo:
 def etag_of(found: os.stat_result) -> str:
     """`mtime_ns-size`."""
     return f"{found.st_mtime_ns}-{found.st_size}"
-
-
-def _by_name(item: tuple[str, os.DirEntry[str]]) -> str:
-    return item[0]

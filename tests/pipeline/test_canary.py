@@ -11,13 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import pipeline
+from model.evaluation.fidelity import clip_quality
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.receipts import Ledger
 from pipeline.look import canary
 from pipeline.look.canary import canary_check
-from pipeline.look.showing import LatentDecoder
+from pipeline.look.showing import LatentDecoder, frame_ssim
 from pipeline.storage import open_store
 from tests.tiny_corpus import TINY_NETWORK, tiny_job, video_bytes
 
@@ -54,7 +55,8 @@ def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:
     numbers = check.numbers
     assert (numbers["clips"], numbers["bit_exact"], numbers["same_machine"], numbers["chunked_differs"]) == (2, 2, 2, 0)
     assert numbers["psnr"] > 0
-    assert numbers["psnr_floor"] is None  # of untrained weights
+    assert -1 <= numbers["ssim"] <= 1
+    assert (numbers["psnr_floor"], numbers["ssim_floor"]) == (None, None)  # of untrained weights
 
 
 def with_encoder(monkeypatch, change) -> None:
@@ -106,13 +108,22 @@ def test_on_another_machine_differences_stay_within_the_tolerance(parts, monkeyp
     assert "from what is stored, allowed is 0.001" in canary_check(StorageConfig())(*parts).message
 
 
-def test_a_round_trip_below_the_floor_fails_for_trained_weights() -> None:
-    found = canary._Measured(clips=2, bit_exact=2, differences=[0.0, 0.0], psnr=[9.0, 10.0])
-    assert (
-        "decode to 9.50 dB PSNR on average, expected at least 15 dB"
-        in canary._judge(found, 1e-3, 15.0, trained=True).message
-    )
-    assert canary._judge(found, 1e-3, 15.0, trained=False).ok
+def test_a_round_trip_below_a_floor_fails_for_trained_weights() -> None:
+    found = canary._Measured(clips=2, bit_exact=2, differences=[0.0, 0.0], psnr=[9.0, 10.0], ssim=[0.2, 0.3])
+    message = canary._judge(found, 1e-3, 15.0, 0.5, trained=True).message
+    assert "decode to 9.50 dB PSNR on average, expected at least 15 dB" in message
+    assert "decode to 0.250 SSIM on average, expected at least 0.5" in message
+    assert canary._judge(found, 1e-3, 9.0, 0.2, trained=True).ok
+    assert canary._judge(found, 1e-3, 15.0, 0.5, trained=False).ok
+
+
+def test_ssim_is_that_of_the_evaluation() -> None:
+    original = torch.randint(0, 256, (3, 3, 24, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    other = (original.float() * 0.8 + 20).to(torch.uint8)
+    expected = clip_quality(original, other).frame_ssim
+    assert frame_ssim(original, other) == pytest.approx(expected, abs=1e-3)
+    assert frame_ssim(original, original) == pytest.approx([1.0] * 3)
+    assert frame_ssim(original[:, :, :8], other[:, :, :8]) == [], "smaller than the window"
 
 
 def test_sources_that_are_gone_are_not_judged(job, parts, tmp_path) -> None:

@@ -91,8 +91,18 @@ def test_status_of_a_published_output_reads_only_pending_receipts(
     read = []
     plain = Ledger.load
     monkeypatch.setattr(Ledger, "load", lambda self, key: (read.append(key), plain(self, key))[1])
+    listed = []
+    plain_list = type(store).list
+    monkeypatch.setattr(
+        type(store),
+        "list",
+        lambda self, prefix="", **options: (listed.append(prefix), plain_list(self, prefix, **options))[1],
+    )
     found = status(store)
     assert [key for key in read if new.shard_id not in key] == []
+    assert [prefix for prefix in listed if prefix.startswith("_receipts")] == [], (
+        "names are enough: no size is asked for"
+    )
     assert (found["shards"], found["clips"], found["snapshot"]["number"]) == (3, 6, 1)
     assert (found["pending"]["shards"], found["pending"]["clips"]) == (1, 2)
     publish(store, PublishOptions())

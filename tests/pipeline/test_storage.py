@@ -68,6 +68,8 @@ def test_listing_is_in_key_order_and_by_string_prefix(store: Store) -> None:
     assert keys(store, recursive=False) == ["a-b", "a0"]
     for name in names:
         assert store.read(name) == b"x"
+    for prefix in ("", "a/", "a", "no/"):
+        assert list(store.keys(prefix)) == keys(store, prefix)
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "./a", "a/.."])

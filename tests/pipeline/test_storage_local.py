@@ -146,6 +146,7 @@ def test_broken_links_are_not_listed(tmp_path: Path, target: str) -> None:
     (tmp_path / "self").symlink_to(target)
     (tmp_path / "other").symlink_to("self")
     assert [item.key for item in open_store(str(tmp_path), StorageConfig()).list()] == ["a.mp4"]
+    assert list(open_store(str(tmp_path), StorageConfig()).keys()) == ["a.mp4"]
 
 
 @pytest.mark.parametrize("asked", ["is_dir", "is_file", "stat"])
