@@ -75,7 +75,7 @@ class Listing:
             self._report(folder, "folder", "the same as one above it, by a link")
             return
         entries.reverse()
-        while entries:  # an entry keeps what `stat` told it: half a kilobyte each
+        while entries:  # an entry keeps its `stat` result, half a kilobyte each
             entry = entries.pop()
             name = entry.name
             key = f"{folder}/{name}" if folder else name
