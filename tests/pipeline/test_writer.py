@@ -250,14 +250,14 @@ def test_bad_log_variance_is_refused_too(store: Store, spool: Path) -> None:
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
-        (replace(latent_clip(1), id="a.b"), r"'a.b' must be of"),
-        (replace(latent_clip(1), id="a\n"), r"must be of"),
+        (replace(latent_clip(1), id="a.b"), r"'a.b' must match"),
+        (replace(latent_clip(1), id="a\n"), r"must match"),
         (latent_clip(0), "occurs twice"),
         (replace(latent_clip(1), num_frames=13), "13 frames, expected 17"),
         (latent_clip(1, bucket=WHOLE, num_frames=16, array=np.zeros((4, 4, 8, 6), np.float16)), r"expected 4n\+1"),
         (latent_clip(1, array=np.zeros((4, 5, 6, 8), np.float16)), r"expected \(4, 5, 8, 6\)"),
         (latent_clip(1, dtype="float32"), "is float32, the job stores float16"),
-        (latent_clip(1, moments=True), "brings mean and log-variance"),
+        (latent_clip(1, moments=True), "has mean and log-variance"),
     ],
 )
 def test_misshapen_clips_are_refused(store: Store, spool: Path, clip: object, message: str) -> None:
