@@ -170,7 +170,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: float, *, trained: bool) -> Check:
-    largest = max(found.differences, default=0.0)
+    largest = float(np.max(found.differences, initial=0.0))  # NaN stays NaN, and no comparison below lets it pass
     psnr, ssim = (float(np.mean(values)) if values else None for values in (found.psnr, found.ssim))
     numbers = {
         "clips": found.clips,
@@ -180,9 +180,9 @@ def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: fl
         "bit_exact": found.bit_exact,
         "largest_difference": largest,
         "tolerance": tolerance,
-        "psnr": psnr,
+        "psnr": psnr if psnr is not None and np.isfinite(psnr) else None,  # the record is JSON
         "psnr_floor": psnr_floor if trained else None,
-        "ssim": ssim,
+        "ssim": ssim if ssim is not None and np.isfinite(ssim) else None,
         "ssim_floor": ssim_floor if trained else None,
     }
     if not found.clips:
@@ -198,12 +198,12 @@ def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: fl
             f"{len(found.bits_differ)} of {found.clips} clips, encoded again on a machine of the kind that made them, "
             f"differ from what is stored, such as {found.bits_differ[0]} (by up to {largest:.2g} of the latent)"
         )
-    elif largest > tolerance:
+    elif not largest <= tolerance:
         wrong.append(
             f"encoded again, latents differ by up to {largest:.2g} of their size from what is stored, allowed is {tolerance:g}"
         )
-    if trained and psnr is not None and psnr < psnr_floor:
+    if trained and psnr is not None and not psnr >= psnr_floor:
         wrong.append(f"stored latents decode to {psnr:.2f} dB PSNR on average, expected at least {psnr_floor:g} dB")
-    if trained and ssim is not None and ssim < ssim_floor:
+    if trained and ssim is not None and not ssim >= ssim_floor:
         wrong.append(f"stored latents decode to {ssim:.3f} SSIM on average, expected at least {ssim_floor:g}")
     return Check("canary", not wrong, "; ".join(wrong), numbers)

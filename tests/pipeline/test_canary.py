@@ -117,6 +117,15 @@ def test_a_round_trip_below_a_floor_fails_for_trained_weights() -> None:
     assert canary._judge(found, 1e-3, 15.0, 0.5, trained=False).ok
 
 
+@pytest.mark.parametrize("field", ["differences", "psnr", "ssim"])
+def test_a_value_that_is_not_a_number_fails_and_leaves_valid_json(field: str) -> None:
+    values = {"differences": [0.0, 0.0], "psnr": [30.0, 30.0], "ssim": [0.9, 0.9]} | {field: [float("nan"), 0.5]}
+    check = canary._judge(canary._Measured(clips=2, **values), 1e-3, 0.1, 0.1, trained=True)
+    assert not check.ok
+    assert check.numbers["psnr"] is None or field != "psnr"
+    assert check.numbers["ssim"] is None or field != "ssim"
+
+
 def test_ssim_is_that_of_the_evaluation() -> None:
     original = torch.randint(0, 256, (3, 3, 24, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     other = (original.float() * 0.8 + 20).to(torch.uint8)
