@@ -91,6 +91,12 @@ class _Pool:
 
     def _add(self, part: CountedReceipt, counts: Counts, found: list[Share], state: bytes) -> None:
         problem = next(iter(imbalances(part.receipt)), None)
+        stats = part.receipt.stats
+        values = () if stats is None or part.whole else (*stats.mean, *stats.m2, *stats.min, *stats.max)
+        if problem is None and not np.isfinite(values).all():
+            problem = (
+                "its statistics are not finite"  # of a part they are not stored, so `finite_check` does not see them
+            )
         self._receipts.add(receipt_row(part, counts, state, problem))
         for share in found:
             if share.rows:
