@@ -106,7 +106,7 @@ def recipes() -> dict[str, str]:
 def test_recipes_of_the_document_read_an_output_of_two_fingerprints(
     two_fingerprints: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))  # the variable counts at the first import only
     output = two_fingerprints
     if name.startswith("webdataset"):
         output = tmp_path / "out"
