@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError, SourceChanged
-from pipeline.format.layout import DATA
+from pipeline.format.layout import DELTA_LOG as LOG
 from pipeline.operate.delta_actions import CHECKPOINT_METADATA, ENGINE
 from pipeline.storage.ranged_file import RangedFile
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pipeline.storage import ObjectInfo, Store
 
-LOG = f"{DATA}_delta_log/"
 LAST_CHECKPOINT = "_last_checkpoint"
 NAME = re.compile(r"(?P<version>\d{20})(?P<kind>\.json|\.checkpoint\.parquet)")
 HEAD_BYTES = 64 * 1024  # read of a version to get its first line
