@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
     """Store and snapshot number of `OUTPUT[@N]`; no number: None."""
-    from pipeline.ledger.snapshots import split_number
-    from pipeline.storage import open_store
+    from pipeline.ledger.addresses import open_output
 
-    root, number = split_number(output)
-    return open_store(root, storage_config(endpoint_url)), number
+    return open_output(output, storage_config(endpoint_url))
 
 
 def publish(
@@ -62,6 +60,9 @@ def publish(
     """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
 
     def run() -> None:
+        from pipeline.ledger.addresses import check_whole_output
+
+        root = check_whole_output(output)  # before the slow imports
         from pipeline.errors import ConfigError
         from pipeline.look.canary import canary_check
         from pipeline.operate.publish import PublishOptions, list_inputs
@@ -74,7 +75,7 @@ def publish(
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
-        store = open_store(output, storage)
+        store = open_store(root, storage)
         check = canary_check(
             storage, clips=canary, psnr_floor=psnr_floor, ssim_floor=ssim_floor, checkpoint=checkpoint, device=device
         )
@@ -120,8 +121,10 @@ def show_published(published: Any, as_json: bool) -> None:
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
 
 
-def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the snapshots of an output: when each was made, what it holds, what changed."""
+def snapshots(
+    output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """List the snapshots of an output, or one of them: when each was made, what it holds, what changed."""
 
     def run() -> None:
         import json
@@ -130,10 +133,11 @@ def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson =
         from pipeline.ledger.receipts import Ledger
         from pipeline.ledger.snapshots import Snapshots
 
-        store, _ = open_numbered(output, endpoint_url)
+        store, number = open_numbered(output, endpoint_url)
         Ledger(store).latent_set()
         found = Snapshots(store)
-        records = [json.loads(found.read(number).to_json()) for number in found.numbers()]
+        numbers = found.numbers() if number is None else [number]
+        records = [json.loads(found.read(number).to_json()) for number in numbers]
         values = {"output": store.root, "snapshots": records}
         typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FORMAT_VERSION = 1
-NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>\d+)")
+NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>[0-9]{1,18})", re.DOTALL)
 LISTED_NUMBERS = 10
 SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
 
@@ -118,7 +118,7 @@ class Snapshot:
 
 
 def split_number(output: str) -> tuple[str, int | None]:
-    """`out@3` -> (`out`, 3); without a number (`out`, None)."""
+    """`out@3` -> (`out`, 3); without a number (`out`, None). `addresses.open_output` also looks what exists."""
     match = NUMBERED.fullmatch(output)
     return (match["output"], int(match["number"])) if match else (output, None)
 

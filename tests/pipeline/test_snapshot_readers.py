@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.errors import InputError, OutputError
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import split_number
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.diff import diff
 from pipeline.operate.inspect import inspect_path
@@ -87,9 +86,3 @@ def test_diff_names_what_was_added_replaced_and_dropped(workspace: SimpleNamespa
     assert names == {"added": ["d.mp4"], "replaced": ["a.mp4"], "dropped": ["b.mp4"]}
     assert found["rows"] == {"added": 2, "dropped": 2}
     assert (len(found["files"]["added"]), len(found["files"]["changed"])) == (1, 1)
-
-
-def test_numbers_follow_the_last_at_sign() -> None:
-    assert split_number("s3://bucket/a@b/out@12") == ("s3://bucket/a@b/out", 12)
-    assert split_number("out") == ("out", None)
-    assert split_number("user@host") == ("user@host", None)
