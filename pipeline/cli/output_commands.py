@@ -160,14 +160,20 @@ def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson =
         import json
 
         from pipeline.cli.snapshot_wording import snapshots_lines
+        from pipeline.errors import OutputError
         from pipeline.ledger.receipts import Ledger
         from pipeline.ledger.snapshots import Snapshots
 
         store, _ = open_numbered(output, endpoint_url)
         Ledger(store).latent_set()
         found = Snapshots(store)
-        records = [json.loads(found.read(number).to_json()) for number in found.numbers()]
-        values = {"output": store.root, "snapshots": records}
+        records, damaged = [], []
+        for number in found.numbers():
+            try:
+                records.append(json.loads(found.read(number).to_json()))
+            except OutputError as error:
+                damaged.append({"number": number, "error": str(error)})
+        values = {"output": store.root, "snapshots": records, "damaged": damaged}
         typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
 
     guard(run, debug=debug)

@@ -26,7 +26,9 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
         if item["open_shards"]:
             lines.append(f"        partial: {len(item['open_shards'])} shards or inputs were not done")
-    return lines
+        if item["passed_over"]:
+            lines.append(f"        passed over damaged snapshots: {', '.join(map(str, item['passed_over']))}")
+    return lines + [f"  {item['number']:>4}  {item['error']}" for item in found["damaged"]]
 
 
 def diff_lines(found: dict[str, Any]) -> list[str]:

@@ -88,6 +88,7 @@ class Snapshot:
     checks: tuple[Check, ...]
     open_shards: tuple[str, ...]  # known not to be done, with `--partial`: inputs, builds, receipts that were cut off
     takedowns: tuple[str, ...]  # keys of those applied; readers also apply later ones
+    passed_over: tuple[int, ...]  # numbers of damaged snapshots, found with `--rebuild` by this one or an ancestor
     tables: dict[str, TableRef]
 
     def to_json(self) -> bytes:
@@ -117,7 +118,7 @@ class Snapshot:
         }
         tables = {name: TableRef(**item) for name, item in raw["tables"].items()}
         checks = tuple(Check(**item) for item in raw["checks"])
-        names = {"open_shards": tuple(raw["open_shards"]), "takedowns": tuple(raw["takedowns"])}
+        names = {name: tuple(raw[name]) for name in ("open_shards", "takedowns", "passed_over")}
         return cls(**{**raw, **names, "fingerprints": prints, "tables": tables, "checks": checks})
 
 
@@ -147,25 +148,26 @@ class Snapshots:
         numbers, following = self._numbers_and_next()
         return (self.read(numbers[-1]) if numbers else None), following
 
-    def newest_whole(self) -> tuple[Snapshot | None, int, list[OutputError]]:
-        """As `newest_and_next`, passing over snapshots of which the record or a table is lost or damaged; their errors, newest first.
+    def newest_whole(self) -> tuple[Snapshot | None, int, dict[int, OutputError]]:
+        """As `newest_and_next`, without snapshots of which the record or a table is lost or damaged. Reads all; their errors by number.
 
         Raises:
             OutputError: a record of another format version.
         """
         numbers, following = self._numbers_and_next()
-        errors: list[OutputError] = []
-        for number in reversed(numbers):
+        newest: Snapshot | None = None
+        errors: dict[int, OutputError] = {}
+        for number in numbers:
             try:
                 found = self.read(number)
                 for name in found.tables:
                     self._read(found, name)
-                return found, following, errors
+                newest = found
             except OutputError as error:
                 if self._is_other_version(number):
                     raise
-                errors.append(error)
-        return None, following, errors
+                errors[number] = error
+        return newest, following, errors
 
     def _numbers_and_next(self) -> tuple[list[int], int]:
         names = self._names()

@@ -158,10 +158,10 @@ def _publish(
         raise _nothing_to_publish(store, candidate, options)
     _check_receipts_are_there(store, candidate, options.fingerprint or "")
     open_shards = _open_shards(store, candidate, options)
-    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged and not base.damaged:
+    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged and not base.repairs:
         return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
     release_memory()
-    snapshot = _checked(store, candidate, options, base.number, open_shards, listing, canary)
+    snapshot = _checked(store, candidate, options, base, open_shards, listing, canary)
     release_memory()
     tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
     if any(candidate.decisions.selection.choices.values()):
@@ -209,7 +209,7 @@ def _checked(
     store: Store,
     candidate: Candidate,
     options: PublishOptions,
-    number: int,
+    base: Base,
     open_shards: list[str],
     listing: Sequence[SourceObject] | None,
     canary: Canary | None,
@@ -230,12 +230,13 @@ def _checked(
         done.append(canary(store, candidate.fresh_parts(store, CANARY_RECEIPTS)))
     if failed := [check for check in done if not check.ok]:
         raise PublishFailed(
-            f"snapshot {number} was not published, {len(failed)} of {len(done)} checks failed: "
+            f"snapshot {base.number} was not published, {len(failed)} of {len(done)} checks failed: "
             + "; ".join(f"{check.name}: {check.message}" for check in failed),
             checks=done,
         )
     lineage = lineage_of(candidate, listing, options.job, options.removed)
-    return snapshot_of(candidate, number, prints, done, open_shards, lineage)
+    record = snapshot_of(candidate, base.number, prints, done, open_shards, lineage)
+    return replace(record, passed_over=base.passed_over)
 
 
 def _open_shards(store: Store, candidate: Candidate, options: PublishOptions) -> list[str]:

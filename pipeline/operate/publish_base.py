@@ -20,8 +20,19 @@ class Base:
     parent: Snapshot | None
     number: int
     choices: Choices | None = None
-    damaged: bool = False  # newer snapshots than the parent are damaged
+    damaged: tuple[int, ...] = ()  # snapshots that were found damaged now, ascending
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def passed_over(self) -> tuple[int, ...]:
+        """All snapshots that are known to be damaged."""
+        known = () if self.parent is None else self.parent.passed_over
+        return tuple(sorted({*known, *self.damaged}))
+
+    @property
+    def repairs(self) -> bool:
+        """Whether a new snapshot is needed because of damaged ones that the parent does not know of."""
+        return self.parent is None or not set(self.damaged) <= set(self.parent.passed_over)
 
 
 def base_to_rebuild(snapshots: Snapshots) -> Base:
@@ -31,13 +42,14 @@ def base_to_rebuild(snapshots: Snapshots) -> Base:
         OutputError: a record of another format version.
     """
     parent, number, errors = snapshots.newest_whole()
-    notices = [f"passed over a damaged snapshot: {error.message}" for error in errors]
-    if not errors:
-        return Base(parent, number)
-    newest = snapshots.numbers()[-1]
+    damaged = tuple(sorted(errors))
+    notices = [f"passed over a damaged snapshot: {errors[each].message.split(';')[0]}" for each in reversed(damaged)]
+    if not damaged or (parent is not None and parent.number > damaged[-1]):
+        return Base(parent, number, damaged=damaged, notices=notices)
+    newest = damaged[-1]
     try:
         choices = read_choices(snapshots.table(snapshots.read(newest), "choices"))
-        return Base(parent, number, choices, damaged=True, notices=notices)
+        return Base(parent, number, choices, damaged, notices)
     except OutputError:
         lost = f"which inputs snapshot {newest} dropped is not known: publish with the inputs and --removed drop to drop them again"
-        return Base(parent, number, damaged=True, notices=[*notices, lost])
+        return Base(parent, number, damaged=damaged, notices=[*notices, lost])

@@ -67,6 +67,7 @@ def snapshot_of(
         checks=tuple(done),
         open_shards=tuple(open_shards),
         takedowns=tuple(item.key for item in candidate.decisions.overlaps.takedowns.records),
+        passed_over=(),
         tables={},
     )
 

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.config import WriteConfig
 from pipeline.errors import OutputError, PublishFailed
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.status import status
 from pipeline.records import Receipt, Reject
@@ -177,6 +180,50 @@ def test_a_rebuilt_snapshot_keeps_what_was_dropped_if_that_is_known(workspace) -
     assert any("which inputs snapshot 2 dropped is not known" in notice for notice in rebuilt.notices)
 
 
+def test_the_delta_view_of_a_damaged_snapshot_is_left_out(store: Store, tmp_path: Path) -> None:
+    import polars as pl
+
+    shown = []
+    for number in range(3):
+        add_shards(store, tmp_path, range(number, number + 1))
+        shown.append(shown_ids(store, publish(store, PublishOptions()).snapshot))
+    lose(store, 3, "files")
+    rebuilt = publish(store, PublishOptions(rebuild=True))
+    assert rebuilt.snapshot.passed_over == (3,)
+
+    def versions() -> list[list[str]]:
+        return [
+            sorted(pl.scan_delta(store.uri("data"), version=version).select("id").collect()["id"].to_list())
+            for version in range(1, Snapshots(store).numbers()[-1] + 1)
+        ]
+
+    assert versions() == [shown[0], shown[1], shown[1], shown[2]]
+    lose(store, 1, "files")
+    record_takedown(store, "asked", ids=[shown[0][0]])  # all versions are written anew, for which each table is needed
+    with pytest.raises(OutputError, match=r"snapshot 1 lacks its table .* --rebuild"):
+        publish(store, PublishOptions())
+    again = publish(store, PublishOptions(rebuild=True))
+    assert (again.made, again.snapshot.passed_over) == (True, (1, 3))
+    gone = {row for row in shown[0]}  # the Delta view leaves out whole files
+    assert versions()[-1] == [row for row in shown[2] if row not in gone]
+    assert publish(store, PublishOptions()).made is False
+
+
+def test_snapshots_are_listed_beside_a_damaged_record(store: Store, tmp_path: Path) -> None:
+    add_shards(store, tmp_path, range(1))
+    publish(store, PLAIN)
+    garble(store, 2, "")
+    publish(store, replace(PLAIN, rebuild=True))
+    lines = CliRunner().invoke(app, ["snapshots", store.root]).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:] if line.startswith("     ") and line.split()[0].isdigit()] == [
+        "1",
+        "3",
+        "2",
+    ]
+    assert "passed over damaged snapshots: 2" in lines[-2]
+    assert "_snapshots/2.json cannot be read as a snapshot" in lines[-1]
+
+
 def test_a_snapshot_of_another_version_is_not_passed_over(store: Store, tmp_path: Path) -> None:
     add_shards(store, tmp_path, range(1))
     publish(store, PLAIN)
@@ -217,10 +264,6 @@ def test_constants_are_read_once_there_is_a_file_to_read_them_from(store: Store,
 
 
 def test_a_failed_publish_prints_the_numbers_of_all_checks(store: Store, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from pipeline.cli.app import app
-
     receipts = add_shards(store, tmp_path, range(1))
     store.delete(receipts[0].files[0].key)
     plain, as_json = (
