@@ -40,9 +40,10 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
         f"{a['files']} -> {b['files']} files",
         f"  rows      +{rows['added']} -{rows['dropped']}",
         f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows",
-        f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced",
+        f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced, "
+        f"{len(sources['re_encoded'])} encoded again",
     ]
-    for sign, name in (("+", "added"), ("~", "replaced"), ("-", "dropped")):
+    for sign, name in (("+", "added"), ("~", "replaced"), ("=", "re_encoded"), ("-", "dropped")):
         lines += [f"    {sign} {uri}" for uri in sources[name][:SOURCES_SHOWN]]
         if (rest := len(sources[name]) - SOURCES_SHOWN) > 0:
             lines.append(f"    {sign} and {rest} more")
