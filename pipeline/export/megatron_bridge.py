@@ -43,7 +43,7 @@ class MegatronBridge(Target):
         """Raises InputError for a latent that patches of 1x2x2 do not divide."""
         if any(side % patch for side, patch in zip(row.shape[1:], PATCH, strict=True)):
             raise InputError(
-                f"the latent of {row.id} is {'x'.join(map(str, row.shape[1:]))}; Megatron-Bridge cuts patches of 1x2x2, so height and width "
+                f"the latent of {row.id} is {'x'.join(map(str, row.shape[1:]))}; Megatron-Bridge cuts patches of 1x2x2: height and width "
                 f"of videos must be multiples of {2 * self.source.spec['space_stride']}. Leave bucket {row.bucket} out with --where"
             )
 

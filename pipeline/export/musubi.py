@@ -59,11 +59,11 @@ class Musubi(Target):
                 f"--as: musubi reads the caches of its own models only; expected one of {', '.join(FULL_NAMES)}"
             )
         if model.name == "hv":
-            self.dtype = "float16"  # type: ignore[misc] - its default type for this model
+            self.dtype = "float16"  # its default type for this model
             lacking = [name for name in (MASK, CLIP) if texts is not None and name not in texts.names]
             if texts is not None and (lacking or len(set(texts.lengths)) > 1):
                 raise InputError(
-                    f"--text-embeddings {texts.path}: HunyuanVideo in musubi takes embeddings padded to one length, with {MASK} and {CLIP}; "
+                    f"--text-embeddings {texts.path}: musubi's HunyuanVideo takes embeddings padded to one length, {MASK} and {CLIP}; "
                     f"this table lacks {', '.join(lacking) or 'one length: ' + str(texts.lengths)}"
                 )
 

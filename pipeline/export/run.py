@@ -163,7 +163,7 @@ def _refuse_foreign(journal: Journal, target: Target) -> None:
 def _remove_caches(journal: Journal, target: Target) -> list[str]:
     removed = []
     for pattern in target.stale:
-        for path in sorted(journal.directory.glob(pattern)):
+        for path in sorted(found for found in journal.directory.glob(pattern) if found.is_file()):
             name = path.relative_to(journal.directory).as_posix()
             journal.remove(name)
             removed.append(name)

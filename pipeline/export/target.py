@@ -53,7 +53,7 @@ class Target(ABC):
     shares_files: ClassVar[bool] = False  # rows share a file: to drop one, the file is written again without it
     part_rows: ClassVar[int] = 256
     part_bytes: ClassVar[int] = 1 << 30
-    dtype: ClassVar[str | None] = None  # of latents; None: as stored
+    dtype: str | None = None  # of latents; None: as stored
     stale: ClassVar[tuple[str, ...]] = ()  # patterns of caches that the trainer makes and would trust after a change
 
     def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:

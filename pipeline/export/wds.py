@@ -60,7 +60,7 @@ class Wds(Target):
         super().__init__(source, model, texts)
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        self.dtype = dtype  # type: ignore[misc]
+        self.dtype = dtype
         self.members = [_member(text) for text in members]
         suffixes = [suffix for _, suffix in self.members]
         if twice := [suffix for suffix in suffixes if suffixes.count(suffix) > 1]:
