@@ -52,7 +52,7 @@ class AutoModel(Target):
         if len(set(texts.lengths)) > 1:
             least, most = texts.lengths
             raise InputError(
-                f"--text-embeddings {texts.path} has embeddings of {least} to {most} tokens; AutoModel concatenates them: pad all to one length"
+                f"--text-embeddings {texts.path} has embeddings of {least} to {most} tokens; AutoModel concatenates them, pad to one"
             )
 
     def folder(self, row: Row) -> str:

@@ -35,7 +35,9 @@ def converted(latent_CTHW: Tensor, dtype: str | None, spec: dict[str, Any] | Non
         values = _normalised(values, spec)
     result = values.to(kind).contiguous()
     if not bool(torch.isfinite(result).all()):
-        raise InputError(f"latent {row_id} has values that are not finite as {dtype}; use --dtype, or drop the row")
+        raise InputError(
+            f"latent {row_id} has values that are not finite as {dtype_name(result)}; leave the row out with --where"
+        )
     return result
 
 
