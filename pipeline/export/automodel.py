@@ -43,6 +43,7 @@ class AutoModel(Target):
     models = MODELS
     needs_text = True
     dtype = "float16"
+    absolute = True
 
     def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
         """Raises InputError also for embeddings that cannot have one length."""

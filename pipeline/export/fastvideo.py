@@ -14,6 +14,7 @@ import torch
 
 from pipeline.export.models import LTX, WAN_21, WAN_22, Model
 from pipeline.export.target import Target, tokens_only
+from pipeline.export.texts import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.export.target import Sample
 
 ROW_GROUP_BYTES = 2 << 20
+TEXT_TOKENS = 512
 _TENSOR = (("bytes", pa.binary()), ("shape", pa.list_(pa.int64())), ("dtype", pa.string()))
 SCHEMA = pa.schema(
     [
@@ -56,6 +58,14 @@ class FastVideo(Target):
     part_rows = 64
     dtype = "float32"
     stale = ("**/map_style_cache/file_info.pkl", "**/sharding_info_*_sp_groups_*_workers/shard_*.pkl")
+
+    def notices(self) -> list[str]:
+        """Of texts that its reader may cut off."""
+        if self.texts is None or self.texts.lengths[1] <= TEXT_TOKENS or MASK in self.texts.names:
+            return []
+        return [
+            f"embeddings have up to {self.texts.lengths[1]} tokens; FastVideo cuts them at {TEXT_TOKENS} unless configured"
+        ]
 
     def folder(self, row: Row) -> str:
         """One bucket, so that the rows of a batch have one shape."""

@@ -71,14 +71,8 @@ def export(
         OutputError: the directory holds something else, or cannot be written.
     """
     source = rows.source
-    identity = {
-        "target": target.name,
-        "model": target.model.name,
-        "source": source.uuid,
-        "where": source.where,
-        "text": None if target.texts is None else {"width": target.texts.width, "dtype": target.texts.dtype},
-        **target.settings(),
-    }
+    identity = _identity(rows, target, directory)
+    notices = [*notices, *target.notices()]
     report = Report(target.name, target.model.name, str(directory), source.snapshot, notices=list(notices))
     with Journal(directory, identity) as journal:
         found = _load(journal, target, report)
@@ -98,6 +92,22 @@ def export(
         if changed or journal.manifest["complete"] != _facts(report):
             journal.complete(_facts(report))
     return report
+
+
+def _identity(rows: Rows, target: Target, directory: Path) -> dict[str, Any]:
+    """What all exports into one directory share. Other values would mix in one folder without a trace."""
+    source = rows.source
+    return {
+        "target": target.name,
+        "model": target.model.name,
+        "source": source.uuid,
+        "network": source.network,
+        "constants": {name: source.spec.get(name) for name in ("mean", "std", "scale", "shift")},
+        "where": source.where,
+        "text": None if target.texts is None else {"width": target.texts.width, "dtype": target.texts.dtype},
+        "directory": str(directory.absolute()) if target.absolute else None,
+        **target.settings(),
+    }
 
 
 def _facts(report: Report) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Target(ABC):
     part_rows: ClassVar[int] = 256
     part_bytes: ClassVar[int] = 1 << 30
     dtype: str | None = None  # of latents; None: as stored
+    absolute: ClassVar[bool] = False  # files name others by absolute path, so the directory cannot be moved
     stale: ClassVar[tuple[str, ...]] = ()  # patterns of caches that the trainer makes and would trust after a change
 
     def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
@@ -72,6 +73,10 @@ class Target(ABC):
     def settings(self) -> dict[str, Any]:
         """Settings that all exports into one directory must share, JSON-ready."""
         return {"normalize": self.model.normalize, "dtype": self.dtype}
+
+    def notices(self) -> list[str]:
+        """What the user should know of this export."""
+        return []
 
     def check(self, row: Row) -> None:  # noqa: B027 - most targets take every row
         """Raises InputError for a row that the trainer could not read."""

@@ -1,5 +1,6 @@
 """Rows in memory as an export reads them, tables of text embeddings, and a run of an export over both."""
 
+import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,19 +30,24 @@ SOURCE = Source("0123", "/out", 1, WAN, "AutoencoderKLWan")
 
 @dataclass
 class MemoryRows:
-    """`Rows` with random latents, `reads` counts those read."""
+    """`Rows` with random latents. `reads` counts those read, `most` is the greatest number of them in memory at once."""
 
     source: Source = SOURCE
     rows: list = field(default_factory=list)
     reads: int = 0
+    most: int = 0
 
     def __iter__(self):
         return iter(self.rows)
 
     def latents(self, rows):
+        alive = weakref.WeakSet()
         for row in rows:
             self.reads += 1
-            yield Latent(latent_of(row))
+            latent = latent_of(row)
+            alive.add(latent)
+            self.most = max(self.most, len(alive))
+            yield Latent(latent)
 
 
 def latent_of(row, dtype=torch.float16):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OutputError
 from pipeline.export.automodel import AutoModel
 from pipeline.export.texts import TextTable
 from tests.export.memory_rows import (
@@ -103,3 +103,10 @@ def test_the_vae_of_wan_22_is_not_that_of_its_14b_models(tmp_path, rows):
         InputError, match=r"latents of wan-2.2 with 48 channels, 4x16x16 compression; the model wan22 takes 16 channels"
     ):
         run(AutoModel, wide, tmp_path / "out", texts=table(tmp_path, rows), as_="wan22")
+
+
+def test_a_moved_directory_is_refused_since_its_lists_have_absolute_paths(tmp_path, rows):
+    run(AutoModel, rows, tmp_path / "out", texts=table(tmp_path, rows))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    with pytest.raises(OutputError, match="differs in directory"):
+        run(AutoModel, rows, tmp_path / "moved", texts=table(tmp_path, rows))

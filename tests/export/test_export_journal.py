@@ -20,6 +20,12 @@ class Killed(BaseException):
     """A kill: nothing between it and the process may catch it."""
 
 
+@pytest.fixture
+def killed(monkeypatch):
+    """Leaves the state as a kill does: nothing of the writer's own clean-up runs."""
+    monkeypatch.setattr(Journal, "__exit__", lambda self, *error: self._lock.close())
+
+
 class Folders:
     """Exports of both kinds (rows that share files, files of a row's own) with tables of texts that always cover the rows."""
 
@@ -72,7 +78,7 @@ def test_rows_that_are_gone_or_changed_leave_the_directory(folders):
 
 
 @pytest.mark.parametrize("files", [0, 1])
-def test_a_killed_export_shows_no_torn_part_and_goes_on(folders, monkeypatch, files):
+def test_a_killed_export_shows_no_torn_part_and_goes_on(folders, killed, monkeypatch, files):
     """Killed after `files` files of the second part were moved into place."""
     monkeypatch.setattr(folders.target, "part_rows", 2)
     place, moved = Journal._place, []
@@ -95,7 +101,7 @@ def test_a_killed_export_shows_no_torn_part_and_goes_on(folders, monkeypatch, fi
     assert rows.reads < 5, "the finished part was kept"
 
 
-def test_a_row_that_was_taken_down_during_a_killed_export_does_not_stay(folders, monkeypatch):
+def test_a_row_that_was_taken_down_during_a_killed_export_does_not_stay(folders, killed, monkeypatch):
     begin = Journal.begin
 
     def dying(self, part):
@@ -136,6 +142,9 @@ def test_directories_of_others_are_refused(folders):
         folders.run(with_source(folders.rows("a"), uuid="4567"))
     with pytest.raises(OutputError, match=r"differs in where: None there, 'fps > 3' now"):
         folders.run(with_source(folders.rows("a"), where="fps > 3"))
+    spec = {**folders.rows("a").source.spec, "std": [1.0] * folders.rows("a").source.spec["latent_channels"]}
+    with pytest.raises(OutputError, match="differs in constants"):
+        folders.run(with_source(folders.rows("a"), spec=spec))
     (folders.out / "_lathe_export.json").write_text("{}")
     with pytest.raises(OutputError, match="not the manifest of an export"):
         folders.run(folders.rows("a"))
@@ -176,3 +185,10 @@ def test_an_empty_snapshot_removes_nothing(folders):
     with pytest.raises(InputError, match="has no row to export"):
         run(folders.target, replace(rows, rows=[]), folders.out, texts=texts)
     assert folders.ids() == ["a"]
+
+
+def test_latents_are_in_memory_a_few_at_a_time(folders):
+    rows = folders.rows(*(f"r{n}" for n in range(20)))
+    folders.run(rows)
+    assert rows.reads == 20
+    assert rows.most <= 3

@@ -5,11 +5,16 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
+from pipeline.cli.export_wording import export_lines
 from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.export.dataset import PublishedRows
-from pipeline.export.targets import Request, export_output
+from pipeline.export.run import Report
+from pipeline.export.targets import TARGETS, Request, export_output
+from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
 from tests.export.memory_rows import files_in
 from tests.export.test_export_tars import loaded, samples_of
@@ -73,6 +78,41 @@ def test_the_next_snapshot_is_a_delta(tmp_path):
     report = export_output(f"{made.uri}@1", str(tmp_path / "tars"), request)
     assert (report.kept, report.added, report.removed) == (3, 0, 2)
     assert members_of(tmp_path / "tars").keys() == set(made.clips)
+
+
+def test_rows_taken_down_since_the_snapshot_leave_the_folder(tmp_path):
+    made = write_output(tmp_path / "out", tmp_path / "spool", [[clip_of(n, SHORT) for n in range(3)]])
+    request = Request("wds", normalize="none")
+    export_output(made.uri, str(tmp_path / "tars"), request)
+    gone, *stay = sorted(made.clips)
+    record_takedown(made.store, "asked", ids=[gone])
+    report = export_output(made.uri, str(tmp_path / "tars"), request)
+    assert (report.kept, report.added, report.removed) == (2, 0, 1)
+    assert sorted(members_of(tmp_path / "tars")) == stay
+
+
+def test_the_command_prints_what_it_did_and_refuses_in_one_line(output, tmp_path):
+    command = ["export", "--to", "wds", "--normalize", "none", output.uri, str(tmp_path / "tars")]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    assert "45 rows of snapshot 1 for wds (custom): 45 added, 0 kept, 0 removed" in first.stdout
+    assert "  9x32x24: 18 rows" in first.stdout
+    again = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(again.stdout)["kept"] == 45
+    refused = CliRunner().invoke(app, ["export", "--to", "fastvideo", output.uri, str(tmp_path / "tars")])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("lathe: error: --as: none of the trainer's models")
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_target_has_its_next_step(target):
+    values = Report(
+        target, "wan", "out", 1, folders={f"{n}x32x32": 1 for n in range(20)}, caches_removed=["x"] * 20
+    ).to_dict()
+    lines = export_lines(values | {"repaired": 2, "notices": ["careful"]})
+    assert "  and 8 more folders" in lines
+    assert "  note: careful" in lines
+    assert target == "wds" or any("train with" in line for line in lines)
 
 
 def test_options_that_do_not_fit(output, tmp_path):
