@@ -6,6 +6,9 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline.errors import InputError
 from pipeline.export.rows import Latent, Row, Source
 from pipeline.ledger.receipts import Ledger
 from pipeline.loader.dataset import LatentDataset
@@ -70,9 +73,12 @@ class PublishedRows:
     def latents(self, rows: Sequence[Row]) -> Iterator[Latent]:
         """Latents of `rows`; the loader's 32 MiB of tensors are in memory at a time."""
         for number, group in groupby(rows, key=lambda row: row.place[0]):
-            for row in self._dataset.at(number, [item.place[1] for item in group]):
-                if row.latent is not None:
-                    yield Latent(row.latent, row.logvar)
+            items = list(group)
+            places = np.array([item.place[1] for item in items])
+            for item, row in zip(items, self._dataset.rows_of(number, places), strict=True):
+                if row.latent is None or row.id != item.id:
+                    raise InputError(f"{self.source.uri}: expected row {item.id}, found {row.id}; run the export again")
+                yield Latent(row.latent, row.logvar)
 
     def close(self) -> None:
         """Closes open files."""

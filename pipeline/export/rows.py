@@ -56,7 +56,7 @@ class Row:
     source: str = ""
     fingerprint: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
-    place: tuple[int, int] = field(default=(0, 0), compare=False)  # number of its data file, row in it
+    place: tuple[int, int] = field(default=(0, 0), compare=False)  # number of its data file, which of its rows
 
     @property
     def version(self) -> str:
