@@ -191,6 +191,15 @@ class LatentDataset:
             if len(positions := self._positions(number, index)):
                 yield from self._rows(number, index, positions, tensors=tensors)
 
+    def placed(self) -> Iterator[tuple[int, int, Row]]:
+        """Rows without tensors in the order of `rows`, each with its place for `rows_of`: number of the file, which of its rows."""
+        for number in range(len(self.files)):
+            index = self.indexes.read(number)
+            positions = self._positions(number, index)
+            if len(positions):
+                rows = self._rows(number, index, positions, tensors=False)
+                yield from ((number, place, row) for place, row in enumerate(rows))
+
     def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
         """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""
         index = self.indexes.get(number)
