@@ -107,11 +107,16 @@ class DeltaLog:
         )
 
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:
-        """What each version is to be made from, up to the newest snapshot; empty if nothing is published."""
+        """What each version is to be made from, up to the newest snapshot; empty if nothing is published.
+
+        Damaged snapshots that the newest passed over count as numbers without a snapshot.
+        """
         keys = "\n".join(item.key for item in takedowns.records)
         mark = hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
         infos = {snapshot_number(info.key): info for info in self._store.list(SNAPSHOTS, recursive=False) if info.size}
         records = {number: info for number, info in infos.items() if number is not None}
+        damaged = Snapshots(self._store).read(max(records)).passed_over if records else ()
+        records = {number: info for number, info in records.items() if number not in damaged}
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
             digests = dict(zip(records, pool.map(self._digest, records.values()), strict=True))
         versions = range(max(records) + 1) if records else ()
