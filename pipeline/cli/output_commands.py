@@ -73,7 +73,6 @@ def publish(
 
         root = check_whole_output(output)  # before the slow imports
         from pipeline.errors import ConfigError, PublishFailed
-        from pipeline.look.canary import canary_check
         from pipeline.operate.publish import PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
         from pipeline.operate.publish_checks import Limits
@@ -85,9 +84,12 @@ def publish(
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
         store = open_store(root, storage)
-        check = canary_check(
-            storage, clips=canary, psnr_floor=psnr_floor, ssim_floor=ssim_floor, checkpoint=checkpoint, device=device
-        )
+        check = None
+        if canary:  # its import takes seconds
+            from pipeline.look.canary import canary_check
+
+            floors = {"psnr_floor": psnr_floor, "ssim_floor": ssim_floor}
+            check = canary_check(storage, clips=canary, checkpoint=checkpoint, device=device, **floors)
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",
@@ -99,7 +101,7 @@ def publish(
         )
         listing = list_inputs(inputs, store, storage) if inputs else None
         try:
-            published = make_snapshot(store, options, listing=listing, canary=check if canary else None)
+            published = make_snapshot(store, options, listing=listing, canary=check)
         except PublishFailed as error:
             show_failed(error, as_json)
             raise

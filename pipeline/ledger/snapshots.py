@@ -294,3 +294,15 @@ class Snapshots:
                 f"another publisher was first: snapshot {snapshot.number} of {self._store.root} is theirs, nothing of this "
                 "run was published; run again to publish what that snapshot does not cover"
             )
+
+    def check_stays(self, snapshot: Snapshot) -> None:
+        """Reads the record of a created snapshot once more, when a put that another publisher sent at the same time has arrived.
+
+        Raises:
+            PublishFailed: the record is another publisher's.
+        """
+        if self._store.read(snapshot_key(snapshot.number)) != snapshot.to_json():
+            raise PublishFailed(
+                f"another publisher replaced the record of snapshot {snapshot.number}, which {self._store.root} did not refuse; run again "
+                "to publish what theirs does not cover, and let only one run at a time on this store"
+            )
