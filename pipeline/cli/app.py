@@ -207,7 +207,10 @@ def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson =
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(help="Latent file, or an output of encode.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE|OUTPUT[@N]", help="Latent file, or an output of encode; out@3 for snapshot 3."),
+    ],
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -1,4 +1,4 @@
-"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers; only `files_check` does I/O.
+"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers. No I/O.
 
 Statistics are compared with receipts as the unit: values within a video are correlated, so a standard error from the number of values
 would make every difference significant.
@@ -9,23 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger.manifest import merged_stats, packed_stats, release_memory
+from pipeline.ledger.manifest import merged_stats, packed_stats
 from pipeline.ledger.snapshots import Check
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
-    from pipeline.storage import Store
 
 NAMED = 3  # offenders named in a message
-LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
 FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 
@@ -41,6 +38,8 @@ class Limits:
     """Differences below this many standard errors never fail."""
     constants: float = 4.0
     """Latents normalised by the network's constants: largest mean, and largest factor between their standard deviation and 1."""
+    removed: float = 0.5
+    """Largest fraction of inputs, or of the parent's rows, that one snapshot drops because they are not listed any more."""
 
 
 def conservation_check(candidate: Candidate) -> Check:
@@ -66,32 +65,6 @@ def conservation_check(candidate: Candidate) -> Check:
     if rows != clips:
         found.append(f"receipts count {clips} clips, files hold {rows} rows")
     return Check("conservation", not found, "; ".join(found), numbers)
-
-
-def files_check(store: Store, files: pa.Table) -> Check:
-    """Every data file and index exists with its size; one LIST per top folder."""
-    missing: list[str] = []
-    wrong: list[str] = []
-    for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        names = files[key]
-        sizes, there = files[size].to_numpy(), np.zeros(len(names), bool)
-        for prefix in sorted(
-            f"{name}/" for name in pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
-        ):
-            listed = store.list(prefix)
-            while infos := list(islice(listed, LISTED_AT_ONCE)):
-                places = pc.fill_null(pc.index_in(pa.array([info.key for info in infos]), names), -1).to_numpy()
-                there[places[places >= 0]] = True
-                for info, place in zip(infos, places.tolist(), strict=True):
-                    if place >= 0 and sizes[place] != info.size:
-                        wrong.append(f"{info.key} ({info.size} bytes, expected {sizes[place]})")
-            release_memory()
-        absent = names.filter(pa.array(~there))
-        missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
-    found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
-    found += [f"{len(wrong)} files have another size, such as {', '.join(wrong[:NAMED])}"] if wrong else []
-    numbers = {"files": 2 * files.num_rows, "missing": len(missing), "other_size": len(wrong)}
-    return Check("files", not found, "; ".join(found), numbers)
 
 
 def reject_check(receipts: pa.Table, limits: Limits) -> Check:
