@@ -6,7 +6,7 @@ imported with the first `s3://` root.
 
 - `local`, `local_listing`, `local_errors`: a folder
 - `s3`, `connection`, `patience`, `refusals`: S3 and servers with its API; clients; retries; what a failed request means
-- `stream`, `ranged_file`: ordered read-ahead; an object as a seekable file
+- `stream`, `ranged_file`, `range_reader`: ordered read-ahead; an object as a seekable file; ranges into the caller's memory
 - `checkpoints`: model checkpoints in object storage
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.records import SourceObject
+    from pipeline.storage.range_reader import RangeReader
 
 __all__ = [
     "ObjectInfo",
@@ -110,6 +111,8 @@ class Store(ABC):
     """
 
     root: str
+    retries_itself = False
+    """Whether a `StorageUnavailable` comes after retries, so that the caller need not try again at once."""
 
     @abstractmethod
     def uri(self, key: str) -> str:
@@ -145,6 +148,12 @@ class Store(ABC):
         Raises:
             SourceChanged: `etag` was given and the object has another one.
         """
+
+    def open_reader(self, key: str) -> RangeReader:
+        """Reader of ranges of one object into the caller's memory. A local file is opened here, a remote object not yet asked for."""
+        from pipeline.storage.range_reader import RangeReader
+
+        return RangeReader(self, key)
 
     @abstractmethod
     def open_stream(self, key: str, *, size: int, etag: str) -> ReadStream:
