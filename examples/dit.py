@@ -1,8 +1,9 @@
 """Video diffusion transformer: noisy latents, times and captions in, velocities out.
 
 DiT with AdaLN-zero (Peebles, Xie: Scalable Diffusion Models with Transformers, arXiv:2212.09748), trained as a flow as in SiT (Ma et al.,
-arXiv:2401.08740). Positions are rotary (Su et al., RoFormer, arXiv:2104.09864) over frames, rows and columns; queries and keys are
-normalised (Dehghani et al., arXiv:2302.05442). Any latent size works whose height and width are multiples of the patch.
+arXiv:2401.08740). Positions are sines and cosines of frame, row and column, added to tokens as in DiT and as rotations of queries and keys
+(Su et al.: RoFormer, arXiv:2104.09864). Queries and keys are normalised (Dehghani et al., arXiv:2302.05442). Any latent size works whose
+height and width are multiples of the patch.
 
 Letters of shapes: B batch, C latent channels, T H W latent frames, rows, columns; L tokens, D width, N heads, K values of a head,
 P values of a patch, S words of the longest caption.
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 NO_CAPTION, PADDING = 0, -1  # word numbers
 TIME_VALUES = 256  # sines and cosines of a time
-ROTARY_BASE = 256.0  # longest period in patches; a latent video has fewer along each axis
+POSITION_BASE = 256.0  # ratio of the longest to the shortest period, which is 2 pi tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class DiT(nn.Module):
         """
         grid = self._grid(noisy_BCTHW)
         rotation_LK = rotations(grid, self.config.width // self.config.heads, noisy_BCTHW.device)
-        tokens_BLD = self.embed(to_patches(noisy_BCTHW, self.config.patch))
+        position_LD = torch.cat(rotations(grid, self.config.width, noisy_BCTHW.device), dim=1)
+        tokens_BLD = self.embed(to_patches(noisy_BCTHW, self.config.patch)) + position_LD
         condition_BD = F.silu(self.time(time_features(time_B)) + self._caption(words_BS))
         for block in self.blocks:
             tokens_BLD = block(tokens_BLD, condition_BD, rotation_LK)
@@ -153,12 +155,12 @@ def from_patches(values_BLP: Tensor, patch: tuple[int, int, int], grid: tuple[in
 
 
 def rotations(grid: tuple[int, int, int], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `L K/2` of every token for a head of `size` values: a quarter for the frame, 3/8 each for row and column."""
+    """Cosines and sines `L size/2` of every token's position: a quarter of them of its frame, 3/8 each of its row and column."""
     shares = (size // 4, size * 3 // 8, size * 3 // 8)
     places = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
     angles = []
     for place, share in zip(places, shares, strict=True):
-        frequencies = ROTARY_BASE ** -(torch.arange(0, share, 2, device=device) / share)
+        frequencies = POSITION_BASE ** -(torch.arange(0, share, 2, device=device) / share)
         angles.append(place.reshape(-1, 1) * frequencies)
     angles_LK = torch.cat(angles, dim=1)
     return angles_LK.cos(), angles_LK.sin()

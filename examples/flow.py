@@ -1,8 +1,8 @@
 """Flow matching on latents: loss of a velocity network, sampling from it, and the random numbers of both.
 
 Rectified flow (Lipman et al.: Flow Matching, arXiv:2210.02747; Liu et al., arXiv:2209.03003): `x_t = (1 - t) x + t noise`, and the
-network learns the velocity `noise - x`. Times are logit-normal (Esser et al., arXiv:2403.03206). Sampling is Euler's method from t = 1
-to 0, with classifier-free guidance (Ho, Salimans, arXiv:2207.12598).
+network learns the velocity `noise - x`. Times are logit-normal, shifted towards noise (Esser et al., arXiv:2403.03206). Sampling is
+Euler's method from t = 1 to 0, with classifier-free guidance (Ho, Salimans, arXiv:2207.12598).
 
 Every random number is a function of (seed, step, id of the latent): which rank has the latent, and how many there are, changes nothing.
 """
@@ -12,11 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from examples.dit import caption_words
+
+SHIFT = 3.0
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Noisy latents `BCTHW`, times `B` and words `BS` to velocities `BCTHW`."""
@@ -39,7 +42,12 @@ def draw(seed: int, step: int, ids: Sequence[str], like_BCTHW: Tensor, caption_d
         noise.append(torch.randn(like_BCTHW.shape[1:], generator=generator, device=like_BCTHW.device))
         times.append(torch.randn((), generator=generator, device=like_BCTHW.device))
         drop.append(uniform_of("caption", seed, step, name) < caption_dropout)
-    return Draws(torch.stack(noise), torch.stack(times).sigmoid(), drop)
+    return Draws(torch.stack(noise), shifted(torch.stack(times).sigmoid()), drop)
+
+
+def shifted(time: Tensor) -> Tensor:
+    """Times in [0, 1] moved towards 1, where the layout of a video is decided: latents of many values show it through much noise."""
+    return SHIFT * time / (1 + (SHIFT - 1) * time)
 
 
 def generator_of(device: torch.device, *values: object) -> torch.Generator:
@@ -83,11 +91,11 @@ def sample(
     ]
     latents_BCTHW = torch.stack(noise)
     words_BS = caption_words([*captions, *([None] * len(captions))], vocabulary).to(device)
-    for step in range(steps):
-        time_B = torch.full((2 * len(captions),), 1 - step / steps, device=device)
+    for time, following in pairwise(shifted(torch.linspace(1, 0, steps + 1)).tolist()):
+        time_B = torch.full((2 * len(captions),), time, device=device)
         found = network(latents_BCTHW.repeat(2, 1, 1, 1, 1), time_B, words_BS).float()
         with_caption, without = found.chunk(2)
-        latents_BCTHW = latents_BCTHW - (without + guidance * (with_caption - without)) / steps
+        latents_BCTHW = latents_BCTHW + (following - time) * (without + guidance * (with_caption - without))
     return latents_BCTHW
 
 
