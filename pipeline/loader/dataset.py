@@ -18,7 +18,7 @@ from pipeline.ledger.snapshots import split_number
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 from pipeline.loader.buckets import Bucket, make_buckets
-from pipeline.loader.columns import read_columns
+from pipeline.loader.columns import ColumnCache, read_columns
 from pipeline.loader.fetch import READ_BYTES, Fetcher, Wanted, spans_of
 from pipeline.loader.file_index import IndexCache
 from pipeline.loader.files import DataFiles, published_files, received_files
@@ -112,12 +112,13 @@ class LatentDataset:
 
     def _start(self) -> None:
         self.indexes = IndexCache(self.store, self.files, moments=self.spec.moments)
+        self.scalars = ColumnCache(self.store, self.files)
         self.fetcher = Fetcher(self.store, self.files)
         self.takedowns = self.read_takedowns()
         self._taken: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("indexes", "fetcher", "takedowns", "_taken")
+        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_taken")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,6 +135,12 @@ class LatentDataset:
         if self._taken is None:
             self._taken = self._count_taken()
         return sum(self.buckets.values()) - self._taken
+
+    def look_for_takedowns(self) -> None:
+        """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
+        found = self.read_takedowns()
+        if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
+            self.takedowns, self._taken = found, None
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now."""
@@ -172,15 +179,6 @@ class LatentDataset:
             if len(positions := self._positions(number, index)):
                 yield from self._rows(number, index, positions, tensors=tensors)
 
-    def scalars(self, number: int, index: FileIndex) -> dict[str, list[Any]]:
-        """The columns of this dataset for all rows of a file; metadata as objects."""
-        if not self.columns:
-            return {}
-        found = read_columns(self.store, self.files, number, index, self.columns).to_pydict()
-        if "metadata" in found:
-            found["metadata"] = [json.loads(text) for text in found["metadata"]]
-        return dict(found)
-
     def close(self) -> None:
         """Closes open files."""
         self.fetcher.close()
@@ -193,7 +191,9 @@ class LatentDataset:
         return found if gone is None else found[~gone[found]]
 
     def _rows(self, number: int, index: FileIndex, positions: np.ndarray, *, tensors: bool) -> Iterator[Row]:
-        scalars = self.scalars(number, index)
+        scalars = read_columns(self.store, self.files, number, index, self.columns).to_pydict() if self.columns else {}
+        if "metadata" in scalars:
+            scalars["metadata"] = [json.loads(text) for text in scalars["metadata"]]
         names = self.files.value("bucket", number).removeprefix("v").split("x")
         for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
             read = self._read(number, index, part) if tensors else [(None, None)] * len(part)
@@ -220,9 +220,9 @@ class LatentDataset:
             for position in positions
         ]
         wanted = [
-            Wanted(number, place, bytes_of(tensor), str(index.text("id", position)))
+            Wanted(number, place.offset, bytes_of(tensor), index, position, which)
             for position, found in zip(positions, tensors, strict=True)
-            for place, tensor in zip(index.places(position), found, strict=True)
+            for which, (place, tensor) in enumerate(zip(index.places(position), found, strict=True))
         ]
         for span in spans_of(wanted):
             if cut := self.fetcher.read(span):

@@ -26,11 +26,10 @@ _TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
 class Place(NamedTuple):
-    """Byte range of one tensor in its file, with the BLAKE2b-128 of these bytes in hex."""
+    """Byte range of one tensor in its file."""
 
     offset: int
     length: int
-    hash: str
 
 
 class _Named(NamedTuple):
@@ -76,9 +75,14 @@ class FileIndex:
     def places(self, row: int) -> list[Place]:
         """Byte ranges of the mean and, where moments are stored, of the log-variance."""
         return [
-            Place(int(self._numbers[offset][row]), int(self._numbers[length][row]), self._texts[digest][row].as_py())
-            for offset, length, digest in ((_LATENT, _LOGVAR) if self._moments else (_LATENT,))
+            Place(int(self._numbers[offset][row]), int(self._numbers[length][row]))
+            for offset, length, _ in ((_LATENT, _LOGVAR) if self._moments else (_LATENT,))
         ]
+
+    def hash(self, row: int, tensor: int) -> str:
+        """BLAKE2b-128 in hex of the bytes of a tensor: 0 the mean, 1 the log-variance."""
+        value: str = self._texts[(_LATENT, _LOGVAR)[tensor][2]][row].as_py()
+        return value
 
     def column(self, name: str) -> pa.Array | None:
         """All values of a text column or of `num_frames`; None if the index does not have it."""
@@ -110,6 +114,13 @@ class IndexCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def held(self, number: int) -> FileIndex | None:
+        """The index if it is in memory."""
+        with self._lock:
+            if (found := self._held.get(number)) is not None:
+                self._held.move_to_end(number)
+            return found
+
     def get(self, number: int) -> FileIndex:
         """Index of one file.
 
@@ -117,10 +128,8 @@ class IndexCache:
             InputError: missing, or not the index that was published.
             StorageUnavailable, AccessError: the store does not give it.
         """
-        with self._lock:
-            if (found := self._held.get(number)) is not None:
-                self._held.move_to_end(number)
-                return found
+        if (found := self.held(number)) is not None:
+            return found
         made = self.read(number)
         with self._lock:
             if number not in self._held:
