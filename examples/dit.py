@@ -1,4 +1,4 @@
-"""Video diffusion transformer: noisy latents, times and captions in, velocities out.
+"""Video diffusion transformer: noisy latents, times and captions in, latents without noise out.
 
 DiT with AdaLN-zero (Peebles, Xie: Scalable Diffusion Models with Transformers, arXiv:2212.09748), trained as a flow as in SiT (Ma et al.,
 arXiv:2401.08740). Positions are sines and cosines of frame, row and column, added to tokens as in DiT and as rotations of queries and keys
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ class DiTConfig:
 
 
 class DiT(nn.Module):
-    """Velocity network. Zero at the start of training, as its last layer and all gates are."""
+    """Denoising network. Its output is zero at the start of training, as its last layer and all gates are."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -54,12 +55,12 @@ class DiT(nn.Module):
         )
         self.words = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
-        self.head_modulation = nn.Linear(config.width, 2 * config.width)
+        self.modulation = nn.Linear(config.width, 2 * config.width)
         self.head = nn.Linear(config.width, values)
         self._initialise()
 
     def forward(self, noisy_BCTHW: Tensor, time_B: Tensor, words_BS: Tensor) -> Tensor:
-        """Velocity `BCTHW` at `time_B` in [0, 1] (1 is noise), given captions as `caption_words` makes them.
+        """Latents without noise `BCTHW`, for times in [0, 1] (1 is noise) and captions as `caption_words` makes them.
 
         Raises:
             ValueError: height or width is not a multiple of the patch.
@@ -71,7 +72,7 @@ class DiT(nn.Module):
         condition_BD = F.silu(self.time(time_features(time_B)) + self._caption(words_BS))
         for block in self.blocks:
             tokens_BLD = block(tokens_BLD, condition_BD, rotation_LK)
-        shift_BD, scale_BD = self.head_modulation(condition_BD).chunk(2, dim=-1)
+        shift_BD, scale_BD = self.modulation(condition_BD).chunk(2, dim=-1)
         values_BLP = self.head(modulated(tokens_BLD, shift_BD, scale_BD))
         return from_patches(values_BLP, self.config.patch, grid)
 
@@ -98,9 +99,9 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.words.weight, std=0.5)
-        zero = [self.head, self.head_modulation, *(block.modulation for block in self.blocks)]
-        for layer in zero:
-            nn.init.zeros_(layer.weight)
+        for name, value in self.named_parameters():
+            if name.endswith("modulation.weight") or name == "head.weight":
+                nn.init.zeros_(value)
 
 
 class Block(nn.Module):
@@ -180,13 +181,13 @@ def time_features(time_B: Tensor) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
-def caption_words(captions: list[str | None], vocabulary: int) -> Tensor:
+def caption_words(captions: Sequence[str], vocabulary: int) -> Tensor:
     """Hashed words of captions, int64 `BS` in [1, vocabulary), padded with `PADDING`; `NO_CAPTION` alone for an empty one.
 
     It stands in for a text encoder: it needs no weights, and tells captions apart by their words.
     """
     rows = [
-        [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in re.findall(r"\w+", (caption or "").lower())]
+        [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in re.findall(r"\w+", caption.lower())]
         or [NO_CAPTION]
         for caption in captions
     ]

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
-from examples.dit import DiT, DiTConfig
+from examples.dit import DiT, DiTConfig, caption_words
 from examples.flow import draw, flow_loss
 from pipeline import LatentDataset, LatentLoader
 
 BATCH, EVERY = 16, 100  # latents of a step over all processes; steps between checkpoints
 
 
-def train(output: str, run: str, steps: int, *, batch: int = BATCH, normalize: str = "model", **sizes: int) -> None:
+def train(output: str, run: str, steps: int, *, batch: int = BATCH, **sizes: Any) -> None:
     """Trains up to `steps`, from the newest checkpoint of the folder `run` if it has one. `sizes`: fields of `DiTConfig`."""
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     dataset = LatentDataset.open(output)
@@ -29,9 +31,12 @@ def train(output: str, run: str, steps: int, *, batch: int = BATCH, normalize: s
         batch=batch,
         dp_rank=accelerator.process_index,
         dp_world=accelerator.num_processes,
-        normalize=normalize,
-        device=str(accelerator.device),
+        normalize="model",
+        device=accelerator.device,
+        dtype=torch.float32,
+        caption_dropout=0.1,
     )
+    set_seed(0)
     config = DiTConfig(dataset.spec.latent_channels, **sizes)
     network = DiT(config)
     network, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), lr=1e-3))
@@ -40,8 +45,9 @@ def train(output: str, run: str, steps: int, *, batch: int = BATCH, normalize: s
     if done:
         accelerator.load_state(f"{run}/{done}")
     for step, found in zip(range(done + 1, steps + 1), loader, strict=False):
-        draws = draw(0, step, found.ids, found.latents, caption_dropout=0.1)
-        loss = flow_loss(network, found.latents.float(), found.captions, draws, config.vocabulary)
+        words_BS = caption_words(found.captions, config.vocabulary).to(accelerator.device)
+        latents_BCTHW = cast(torch.Tensor, found.latents)  # a list only with `Pack`
+        loss = flow_loss(network, latents_BCTHW, words_BS, *draw(0, step, found.ids, latents_BCTHW))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

@@ -14,16 +14,16 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from typing import IO, Any
+from typing import IO, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from examples import pictures
-from examples.dit import DiT, DiTConfig
+from examples.dit import DiT, DiTConfig, caption_words
 from examples.flow import draw, flow_loss, sample
 from examples.training_state import AveragedWeights, Ranks, RunFolder, joined_ranks
 from pipeline import LatentDataset, LatentLoader
@@ -53,7 +53,7 @@ class Options:
     clip: float = option(1.0, "largest norm of the gradient")
     average: float = option(0.99, "decay of the averaged weights")
     caption_dropout: float = option(0.1, "fraction of captions left out")
-    normalize: str = option("model", "model: by the network's constants; none: latents as stored")
+    normalize: Literal["model", "none"] = option("model", "model: by the network's constants; none: latents as stored")
     seed: int = option(0, "of weights, order, noise and times")
     checkpoint_every: int = option(200, "steps between checkpoints")
     samples: int = option(6, "videos sampled at the end; 0: none")
@@ -78,13 +78,16 @@ def train(options: Options) -> None:
             dp_rank=ranks.rank,
             dp_world=ranks.world,
             normalize=options.normalize,
-            device=str(ranks.device),
+            device=ranks.device,
+            dtype=torch.float32,
+            caption_dropout=options.caption_dropout,
         )
         files = RunFolder(options.run)
         files.path.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(options, ranks, files, dataset.spec.latent_channels)
-        trainer.resume(loader)
-        trainer.run(loader)
+        with closing(loader):
+            trainer.resume(loader)
+            trainer.run(loader)
         if ranks.rank == 0:
             pictures.write_loss_curve(files.path / "loss.png", files.read_log())
             if options.samples:
@@ -128,7 +131,7 @@ class Trainer:
         with open(self.files.log, "a", encoding="utf-8") if self.ranks.rank == 0 else nullcontext() as log:
             for batch in loader:
                 began = time.perf_counter()
-                values = self.learn(batch.latents.float(), batch.ids, batch.captions)
+                values = self.learn(cast(Tensor, batch.latents), batch.ids, batch.captions)  # a list only with `Pack`
                 values |= {"bucket": batch.bucket, "seconds": time.perf_counter() - began}
                 if self.options.log_ids:
                     values["ids"] = [name for part in self.ranks.gather(list(batch.ids)) for name in part]
@@ -140,15 +143,16 @@ class Trainer:
                 if last:
                     break
 
-    def learn(self, latents_BCTHW: Tensor, ids: Sequence[str], captions: Sequence[str | None]) -> dict[str, Any]:
+    def learn(self, latents_BCTHW: Tensor, ids: Sequence[str], captions: Sequence[str]) -> dict[str, Any]:
         """One step on this rank's share of a batch. Gradients are averaged over ranks, whose shares are equal. Returns values to log."""
         options = self.options
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1.0, (self.step + 1) / options.warmup)
-        draws = draw(options.seed, self.step, ids, latents_BCTHW, options.caption_dropout)
+        noise_BCTHW, time_B = draw(options.seed, self.step, ids, latents_BCTHW)
+        words_BS = self._words(captions)
         with self._low_precision():
-            loss = flow_loss(self.shared, latents_BCTHW, captions, draws, self.config.vocabulary)
-        loss.backward()  # type: ignore[no-untyped-call]
+            loss = flow_loss(self.shared, latents_BCTHW, words_BS, noise_BCTHW, time_B)
+        loss.backward()
         length = nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
         mean = self.ranks.mean(loss)
         if not torch.isfinite(length):
@@ -165,19 +169,21 @@ class Trainer:
     def show(self, dataset: LatentDataset) -> None:
         """Samples videos with the captions of stored latents, and shows them below these."""
         options = self.options
-        stored = next(
-            iter(LatentLoader(dataset, batch=options.samples, shuffle="none", drop_last=False, normalize="none"))
-        )
+        loader = LatentLoader(dataset, batch=options.samples, shuffle="none", drop_last=False, epochs=1)
+        with closing(loader):
+            stored = next(iter(loader))
+            stored_BCTHW = cast(Tensor, stored.latents)
         network = DiT(self.config).to(self.ranks.device).eval()
         network.load_state_dict(self.average.values)
         with self._low_precision():
-            found = sample(
-                network, stored.captions, stored.latents.shape[1:], self.config.vocabulary, self.ranks.device
-            )
+            found = sample(network, self._words(stored.captions), stored_BCTHW.shape[1:])
         decoder = pictures.SampleDecoder(dataset, str(self.ranks.device))
         samples = [decoder.video(latent, normalized=options.normalize == "model") for latent in found]
-        originals = [decoder.video(latent, normalized=False) for latent in stored.latents]
+        originals = [decoder.video(latent, normalized=False) for latent in stored_BCTHW]
         pictures.write_samples(self.files.path, samples, originals, stored.captions, float(stored.fps[0]))
+
+    def _words(self, captions: Sequence[str]) -> Tensor:
+        return caption_words(captions, self.config.vocabulary).to(self.ranks.device)
 
     def _low_precision(self) -> Any:
         """bfloat16 arithmetic on GPUs that have it; weights and optimizer stay float32."""

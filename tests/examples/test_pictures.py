@@ -38,9 +38,9 @@ def test_a_run_leaves_videos_a_sheet_and_a_loss_curve(run):
         assert film.streams.video[0].average_rate == 8
     assert np.stack(frames).shape == (5, 32, 32, 3)
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["0.mp4", "1.mp4"]
-    sheet, curve = (Image.open(run / name).size for name in ("samples.png", "loss.png"))
-    assert sheet[1] > 2 * 32
-    assert curve > (400, 200)
+    with Image.open(run / "samples.png") as sheet, Image.open(run / "loss.png") as curve:
+        assert sheet.height > 2 * 32
+        assert curve.size > (400, 200)
 
 
 def test_constants_that_the_loader_applies_are_undone(output):
@@ -63,7 +63,7 @@ def test_constants_of_channels_are_undone():
 
 def test_a_film_has_the_frames_and_the_rate_it_was_given(tmp_path):
     video_3THW = torch.full((3, 4, 16, 32), 200, dtype=torch.uint8)
-    pictures.write_mp4(tmp_path / "grey.mp4", video_3THW, 29.97)
+    pictures.write_mp4(tmp_path / "grey.mp4", video_3THW, 30000 / 1001)
     with av.open(str(tmp_path / "grey.mp4")) as film:
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
         assert film.streams.video[0].average_rate == Fraction(30000, 1001)

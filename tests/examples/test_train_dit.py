@@ -70,7 +70,7 @@ def test_a_continued_run_equals_one_that_was_not_interrupted_bit_for_bit(options
 def test_killed_runs_lose_and_repeat_no_latents(options, whole):
     chosen = random.Random(0)
     files = RunFolder(options.run)
-    for _ in range(3):
+    for _ in range(2):
         process = training_process.start(options)
         lines = len(files.read_log()) + chosen.randint(1, 3)
         while process.is_alive() and len(files.read_log()) < lines:
@@ -97,12 +97,12 @@ def test_two_processes_equal_one_to_rounding_and_may_continue_as_one(options, wh
 
 
 def test_the_loss_falls_on_one_batch(options):
-    latents_BCTHW = torch.randn(4, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents_BCTHW = torch.randn(4, 4, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 2, 4, 4)
     names = ["a", "b", "c", "d"]
     with training_process.one_thread():
         trainer = Trainer(options, Ranks(0, 1, torch.device("cpu")), RunFolder(options.run), channels=4)
-        losses = [trainer.learn(latents_BCTHW, names, names)["loss"] for _ in range(80)]
-    assert losses[0] > 1.5  # nothing is predicted at first: noise and latents have a variance of 1
+        losses = [trainer.learn(latents_BCTHW, names, names)["loss"] for _ in range(60)]
+    assert losses[0] > 1.5  # at first nothing is predicted: the noise alone has a variance of 1
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 
 
