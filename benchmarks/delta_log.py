@@ -61,7 +61,7 @@ def publish(store: LocalStore, files: int) -> None:
     snapshots = Snapshots(store)
     table = pa.Table.from_pylist(rows, FILES)
     tables = snapshots.write_tables(1, {"files": write_table(table, Path(store.uri("files.partial")))})
-    snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, (), (), (), tables))
+    snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, {}, (), (), (), (), tables))
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.config import StorageConfig
+from tests import forked_decoders
 from tests.swift_server import SwiftServer, free_ports
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPO
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+# Tiny networks gain nothing from threads, and several workers share the cores: threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+forked_decoders.install()
 
 # Files that take longest, begun first so that no worker is left alone with one at the end. The others follow by name.
 LONG_FIRST = (
@@ -119,6 +124,13 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+
+@pytest.fixture
+def fresh_decoders() -> Iterator[None]:
+    """Decoder processes are fresh interpreters, as users have them. Otherwise the suite forks them from one that has its imports."""
+    with forked_decoders.fresh():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def dtype_name(tensor: Tensor) -> str:
 def converted(latent_CTHW: Tensor, dtype: str | None, spec: dict[str, Any] | None, row_id: str) -> Tensor:
     """The latent as `dtype` (None: as stored) in memory of its own; with `spec` normalised by its constants.
 
-    `(z - mean) / std`, or `(z - shift)`, times `scale` where there is one.
+    `(z - mean) / std`, or `(z - shift) * scale`, as docs/formats.md has it.
 
     Raises:
         InputError: a value that is not finite, or is not in `dtype`.
@@ -43,8 +43,7 @@ def converted(latent_CTHW: Tensor, dtype: str | None, spec: dict[str, Any] | Non
 
 def _normalised(values_CTHW: Tensor, spec: dict[str, Any]) -> Tensor:
     if spec.get("mean") is not None:
-        values = (values_CTHW - _per_channel(spec["mean"])) / _per_channel(spec["std"])
-        return values if spec.get("scale") is None else values * _per_channel(spec["scale"])
+        return (values_CTHW - _per_channel(spec["mean"])) / _per_channel(spec["std"])
     shift = spec.get("shift")
     values = values_CTHW if shift is None else values_CTHW - _per_channel(shift)
     return values * _per_channel(spec["scale"])

@@ -243,10 +243,10 @@ def _combined(
                 if mine.num_rows:
                     out.write_batch(mine)
             release_memory()
-            files = read_table(source.files)
-            if len(gone := pa.concat_arrays(outdated)):
-                files = files.filter(pc.invert(pc.is_in(files["shard_id"], gone)))
-            tables.append(files)
+            gone = pa.concat_arrays(outdated)
+            # By row groups: a filter over the whole table would hold it twice.
+            parts = (batch.filter(pc.invert(pc.is_in(batch["shard_id"], gone))) for batch in read_batches(source.files))
+            tables.append(pa.Table.from_batches(parts, FILES))
             taken.append(kept)
 
         for source in sources:

@@ -247,14 +247,12 @@ class LatentDataset:
     def _read(
         self, number: int, index: FileIndex, positions: list[int]
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        tensors = [
-            [empty_tensor(index.shape(position), self.spec.dtype) for _ in index.places(position)]
-            for position in positions
-        ]
+        kinds = range(index.tensors)
+        tensors = [[empty_tensor(index.shape(position), self.spec.dtype) for _ in kinds] for position in positions]
         wanted = [
-            Wanted(number, place.offset, bytes_of(tensor), index, position, which)
+            Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
             for position, found in zip(positions, tensors, strict=True)
-            for which, (place, tensor) in enumerate(zip(index.places(position), found, strict=True))
+            for which in kinds
         ]
         for span in spans_of(wanted):
             if cut := self.fetcher.read(span):
@@ -289,7 +287,7 @@ def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
     part: list[int] = []
     size = 0
     for position in positions:
-        length = sum(place.length for place in index.places(position))
+        length = sum(index.length(position, which) for which in range(index.tensors))
         if part and size + length > READ_BYTES:
             yield part
             part, size = [], 0

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
 
 NAMED = 3  # offenders named in a message
+SMALLEST_STD = 1e-12  # of which a logarithm is taken
 FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 
@@ -130,55 +131,68 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
     return Check("drift", not found, "; ".join(found[:NAMED]) + more, numbers, judged=judged)
 
 
-@dataclass(frozen=True, slots=True)
 class _Side:
-    """Merged statistics of some receipts, and mean and standard deviation of each, float64 `(receipts, channels)`."""
+    """Merged statistics of some receipts, and the spread between them, of float64 `(receipts, channels)` that are given in parts."""
 
-    merged: ChannelStats
-    means: np.ndarray
-    stds: np.ndarray
+    def __init__(self) -> None:
+        self.merged: ChannelStats | None = None
+        self._means = ChannelStats(0, (), (), (), ())  # of the receipts' means
+        self._logs = ChannelStats(0, (), (), (), ())  # of the logarithms of their standard deviations
+
+    def add(self, values: np.ndarray) -> None:
+        """Adds receipts, as `stats_arrays` gives them."""
+        if not len(values):
+            return
+        mean, m2, _, _ = np.split(values[:, 1:], 4, axis=1)
+        stds = np.sqrt(m2 / np.maximum(values[:, :1], 1))
+        parts = [] if self.merged is None else [self.merged]
+        self.merged = reduce(ChannelStats.merge, [*parts, *filter(None, [merged_stats([values])])])
+        self._means = self._means.merge(_over_receipts(mean))
+        self._logs = self._logs.merge(_over_receipts(np.log(np.maximum(stds, SMALLEST_STD))))
 
     @property
     def receipts(self) -> int:
-        return len(self.means)
+        return self._means.n
+
+    def squared_errors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Squared standard errors of the mean and of the logarithm of the standard deviation, per channel; 0 for one receipt."""
+        n = self.receipts
+        mean, log = (np.array(each.m2) / (n * max(n - 1, 1)) for each in (self._means, self._logs))
+        return mean, log
+
+
+def _over_receipts(values: np.ndarray) -> ChannelStats:
+    mean = values.mean(0)
+    found = (mean, ((values - mean) ** 2).sum(0), values.min(0), values.max(0))
+    return ChannelStats(len(values), *(tuple(each.tolist()) for each in found))
 
 
 def _sides(candidate: Candidate, fingerprint: str) -> tuple[_Side, _Side] | None:
     """Statistics of receipts that the parent covers, and of the others; None if one of the two is empty."""
-    found: list[_Side] = []
-    for fresh in (False, True):
-        means, stds, parts = [], [], []
-        for shards, values in packed_stats(candidate.receipts_path, fingerprint):
-            new = pc.is_in(pa.array(shards, pa.string()), candidate.fresh).to_numpy(zero_copy_only=False)
-            mine = values[new == fresh]
-            if len(mine):
-                mean, m2, _, _ = np.split(mine[:, 1:], 4, axis=1)
-                means.append(mean)
-                stds.append(np.sqrt(m2 / np.maximum(mine[:, :1], 1)))
-                parts.append(merged_stats([mine]))
-        merged = [part for part in parts if part is not None]
-        if not merged:
-            return None
-        found.append(_Side(reduce(ChannelStats.merge, merged), np.concatenate(means), np.concatenate(stds)))
-    return found[0], found[1]
+    old, new = _Side(), _Side()
+    for shards, values in packed_stats(candidate.receipts_path, fingerprint):
+        fresh = pc.is_in(pa.array(shards, pa.string()), candidate.fresh).to_numpy(zero_copy_only=False)
+        old.add(values[~fresh])
+        new.add(values[fresh])
+    return (old, new) if old.receipts and new.receipts else None
 
 
 def _drift(old: _Side, new: _Side) -> dict[str, Any]:
     """Differences of mean (in standard deviations of `old`) and of standard deviation (as a fraction), each with standard errors."""
+    if old.merged is None or new.merged is None:
+        raise ValueError("both sides need receipts")
     found: dict[str, Any] = {}
     std_before = _std(old.merged)
     safe = np.where(std_before > 0, std_before, 1.0)
     difference = (np.array(new.merged.mean) - np.array(old.merged.mean)) / safe
     ratio = _std(new.merged) / safe
-    means = [side.means / safe for side in (old, new)]
-    spreads = [np.log(np.maximum(side.stds, 1e-12) / safe) for side in (old, new)]
-    for name, value, units, scaled in (
-        ("mean", difference, means, difference),
-        ("std", ratio - 1, spreads, np.log(np.maximum(ratio, 1e-12))),
+    of_means, of_logs = (one + two for one, two in zip(old.squared_errors(), new.squared_errors(), strict=True))
+    for name, value, variance, scaled in (
+        ("mean", difference, of_means / safe**2, difference),
+        ("std", ratio - 1, of_logs, np.log(np.maximum(ratio, SMALLEST_STD))),
     ):
-        variance = np.zeros_like(scaled)
-        if min(map(len, units)) > 1:
-            variance = np.sum([part.var(axis=0, ddof=1) / len(part) for part in units], axis=0)
+        if min(old.receipts, new.receipts) < 2:
+            variance = np.zeros_like(scaled)
         error = np.sqrt(variance)
         errors = np.divide(scaled, error, out=np.zeros_like(scaled), where=error > 0)
         errors = np.where((error == 0) & (scaled != 0), np.copysign(1e9, scaled), errors)

@@ -27,7 +27,7 @@ def flip_a_byte(output, name):
         if (row := index.find(name)) is not None:
             key = dataset.files.value("key", number)
             data = bytearray(output.store.read(key))
-            data[index.places(row)[0].offset] ^= 1
+            data[index.offset(row)] ^= 1
             output.store.write(key, bytes(data))
             return key
     raise AssertionError(name)
