@@ -19,6 +19,7 @@ from tests.pipeline.published import shown_ids
 from tests.tiny_corpus import rows, tiny_job, video_bytes
 
 TEXT = (ROOT / "README.md").read_text()
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
 COMMANDS = [
     line.split("  #")[0]
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -61,8 +62,9 @@ def published(tmp_path_factory):
 
 
 def python_block(word):
-    """The only Python block of the README with this word."""
-    (found,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if word in block)
+    """The only Python block with this word, of the README and the recipe for snapshots in docs/formats.md."""
+    text = TEXT + FORMATS.partition("### Reading a snapshot")[2]
+    (found,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in block)
     return found
 
 
