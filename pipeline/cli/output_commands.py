@@ -115,7 +115,8 @@ def show_published(published: Any, as_json: bool) -> None:
     from pipeline.cli.snapshot_wording import published_lines
 
     record = json.loads(published.snapshot.to_json())
-    values = {"made": published.made, "notices": published.notices, "snapshot": record}
+    delta = None if published.delta is None else published.delta.to_dict()
+    values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
 
 

@@ -31,6 +31,11 @@ class CaptionRule:
         """Whether the column `metadata` must be read."""
         return any(name != "caption" for name in self.sources)
 
+    @property
+    def draws(self) -> bool:
+        """Whether `choose` uses its key."""
+        return bool(self.dropout) or self.sources != ("caption",)
+
     def choose(self, caption: str | None, metadata: dict[str, Any] | None, key: int) -> str:
         """The caption of a row; each that it has is equally likely. `key`: of the row in its epoch."""
         if self.dropout and float(uniform(key_of(key, "caption dropout"), 1)[0]) < self.dropout:

@@ -83,9 +83,9 @@ def _of_tar(store: Store, key: str, size: int, index: FileIndex, names: Sequence
     """The JSON member of each row lies between its last tensor and the first tensor of the next row."""
     rows = []
     for row in range(len(index)):
-        last = index.places(row)[-1]
-        begin = -(-(last.offset + last.length) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        end = index.places(row + 1)[0].offset if row + 1 < len(index) else size
+        last = index.tensors - 1
+        begin = -(-(index.offset(row, last) + index.length(row, last)) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        end = index.offset(row + 1) if row + 1 < len(index) else size
         rows.append(_described(store.read_range(key, begin, end - begin), str(index.text("id", row))))
     return pa.table({name: pa.array([row[name] for row in rows], SCALARS[name]) for name in names})
 

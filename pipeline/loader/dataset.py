@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.loader.file_index import FileIndex
+    from pipeline.loader.map_style import LatentRows
     from pipeline.storage import Store
 
 OPENING_THREADS = 8
@@ -115,10 +116,10 @@ class LatentDataset:
         self.scalars = ColumnCache(self.store, self.files)
         self.fetcher = Fetcher(self.store, self.files)
         self.takedowns = self.read_takedowns()
-        self._taken: int | None = None
+        self._counts: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_taken")
+        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,15 +133,28 @@ class LatentDataset:
 
     def __len__(self) -> int:
         """Rows that may be read: without those taken down since the snapshot."""
-        if self._taken is None:
-            self._taken = self._count_taken()
-        return sum(self.buckets.values()) - self._taken
+        return int(self.row_counts().sum())
+
+    def row_counts(self) -> np.ndarray:
+        """Rows of each file that may be read, int64. Reads the indexes of files that new takedowns may concern."""
+        if self._counts is None:
+            kept = self._kept
+            if kept is None:
+                counts = self.files.rows().copy()
+                for number, gone in self.files.hidden.items():
+                    counts[number] -= len(gone)
+            else:
+                counts = np.array([len(kept[number]) for number in range(len(self.files))], np.int64)
+            for number in self._touched():
+                counts[number] = len(self._positions(number, self.indexes.get(number)))
+            self._counts = counts
+        return self._counts
 
     def look_for_takedowns(self) -> None:
         """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
         found = self.read_takedowns()
         if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
-            self.takedowns, self._taken = found, None
+            self.takedowns, self._counts = found, None
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now."""
@@ -179,6 +193,17 @@ class LatentDataset:
             if len(positions := self._positions(number, index)):
                 yield from self._rows(number, index, positions, tensors=tensors)
 
+    def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
+        """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""
+        index = self.indexes.get(number)
+        return self._rows(number, index, self._positions(number, index)[places], tensors=True)
+
+    def as_map_dataset(self) -> LatentRows:
+        """The rows as a map-style dataset for `torch.utils.data.DataLoader`."""
+        from pipeline.loader.map_style import LatentRows
+
+        return LatentRows(self)
+
     def close(self) -> None:
         """Closes open files."""
         self.fetcher.close()
@@ -215,14 +240,12 @@ class LatentDataset:
     def _read(
         self, number: int, index: FileIndex, positions: list[int]
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        tensors = [
-            [empty_tensor(index.shape(position), self.spec.dtype) for _ in index.places(position)]
-            for position in positions
-        ]
+        kinds = range(index.tensors)
+        tensors = [[empty_tensor(index.shape(position), self.spec.dtype) for _ in kinds] for position in positions]
         wanted = [
-            Wanted(number, place.offset, bytes_of(tensor), index, position, which)
+            Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
             for position, found in zip(positions, tensors, strict=True)
-            for which, (place, tensor) in enumerate(zip(index.places(position), found, strict=True))
+            for which in kinds
         ]
         for span in spans_of(wanted):
             if cut := self.fetcher.read(span):
@@ -240,20 +263,16 @@ class LatentDataset:
                 zip(numbers, pool.map(lambda number: self.indexes.read(number).num_frames, numbers), strict=True)
             )
 
-    def _count_taken(self) -> int:
-        """Rows that were taken down since; reads the indexes of files of shards that have a named source."""
+    def _touched(self) -> list[int]:
+        """Files of shards that have a source which a new takedown names."""
         if not self.takedowns:
-            return 0
+            return []
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
-        touched = pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string()))
-        count = 0
-        for number in np.flatnonzero(touched.to_numpy()).tolist():
-            index = self.indexes.get(number)
-            found = self.files.positions(number) if self._kept is None else self._kept[number]
-            gone = index.hidden(self.takedowns)
-            count += 0 if gone is None else int(gone.sum() if found is None else gone[found].sum())
-        return count
+        found: list[int] = np.flatnonzero(
+            pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string())).to_numpy()
+        ).tolist()
+        return found
 
 
 def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
@@ -261,7 +280,7 @@ def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
     part: list[int] = []
     size = 0
     for position in positions:
-        length = sum(place.length for place in index.places(position))
+        length = sum(index.length(position, which) for which in range(index.tensors))
         if part and size + length > READ_BYTES:
             yield part
             part, size = [], 0

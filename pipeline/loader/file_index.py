@@ -25,13 +25,6 @@ _LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
 _TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
-class Place(NamedTuple):
-    """Byte range of one tensor in its file."""
-
-    offset: int
-    length: int
-
-
 class _Named(NamedTuple):
     """The fields of a row that takedowns name."""
 
@@ -44,14 +37,14 @@ class FileIndex:
     """Index of one data file. Rows are positions in the file."""
 
     def __init__(self, table: pa.Table, *, moments: bool) -> None:
-        self._texts = {name: table[name].combine_chunks() for name in (*_TEXTS, "latent_hash")}
-        self._numbers = {name: table[name].to_numpy() for name in ("latent_offset", "latent_length", "num_frames")}
+        kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
+        self._texts = {name: table[name].combine_chunks() for name in _TEXTS}
+        self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
-        if moments:
-            self._texts["logvar_hash"] = table["logvar_hash"].combine_chunks()
-            self._numbers |= {name: table[name].to_numpy() for name in _LOGVAR[:2]}
-        self._moments = moments
+        self._offsets = [table[offset].to_numpy() for offset, _, _ in kinds]
+        self._lengths = [table[length].to_numpy() for _, length, _ in kinds]
+        self._hashes = [table[digest].combine_chunks() for _, _, digest in kinds]
         self.num_bytes = int(table.nbytes)
         self._hidden: tuple[Takedowns, np.ndarray] | None = None
 
@@ -61,7 +54,7 @@ class FileIndex:
     @property
     def num_frames(self) -> np.ndarray:
         """Frames of each clip, int64."""
-        return self._numbers["num_frames"]
+        return self._frames
 
     def text(self, column: str, row: int) -> str | None:
         """Id, caption or source of a row."""
@@ -72,16 +65,22 @@ class FileIndex:
         """C, t, h, w of the latent."""
         return tuple(self._shapes[row].tolist())
 
-    def places(self, row: int) -> list[Place]:
-        """Byte ranges of the mean and, where moments are stored, of the log-variance."""
-        return [
-            Place(int(self._numbers[offset][row]), int(self._numbers[length][row]))
-            for offset, length, _ in ((_LATENT, _LOGVAR) if self._moments else (_LATENT,))
-        ]
+    def offset(self, row: int, tensor: int = 0) -> int:
+        """First byte of the mean (0) or log-variance (1) in the file."""
+        return int(self._offsets[tensor][row])
+
+    def length(self, row: int, tensor: int = 0) -> int:
+        """Bytes of the mean (0) or log-variance (1)."""
+        return int(self._lengths[tensor][row])
+
+    @property
+    def tensors(self) -> int:
+        """2 where moments are stored, else 1."""
+        return len(self._offsets)
 
     def hash(self, row: int, tensor: int) -> str:
         """BLAKE2b-128 in hex of the bytes of a tensor: 0 the mean, 1 the log-variance."""
-        value: str = self._texts[(_LATENT, _LOGVAR)[tensor][2]][row].as_py()
+        value: str = self._hashes[tensor][row].as_py()
         return value
 
     def column(self, name: str) -> pa.Array | None:

@@ -219,7 +219,11 @@ class LatentLoader:
             self._ahead.append((step, self._plans.submit(self._make, step)))
         began = time.perf_counter()
         step, future = self._ahead[0]
-        batch = future.result()
+        try:
+            batch = future.result()
+        except BaseException:
+            self._clear()  # the next iteration tries this step again
+            raise
         self._ahead.popleft()
         self._stats.add(wait_s=time.perf_counter() - began, batches=int(batch is not None))
         if batch is None:

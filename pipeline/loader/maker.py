@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,12 @@ class BatchMaker:
     ) -> None:
         self._dataset, self._buckets, self._finder = dataset, buckets, finder
         self._reader, self._values, self._captions = reader, values, captions
-        self._seed, self._crop, self._patch, self._pad = seed, crop, patch, pad_multiple
+        self._seed, self._crop, self._pad = seed, crop, pad_multiple
+        self._draws = values.draws or captions.draws or isinstance(crop, Window)
+        self._tokens = {  # patches of a latent in time, height and width
+            name: tuple(-(-size // step) for size, step in zip(bucket.grid, patch, strict=True))
+            for name, bucket in buckets.items()
+        }
         self._fps: dict[int, float | None] = {}
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
@@ -71,7 +77,12 @@ class BatchMaker:
         slots = self.slots(share, batch.epoch)
         blocks = self._reader.read(slots, batch.epoch, apart=self._crop is not None)
         # After reading: a damaged row was replaced by another one.
-        keys = [key_of(self._seed, self._dataset.identity, batch.epoch, slot.id) for slot in slots]
+        ids = [slot.id for slot in slots]
+        keys = (
+            [key_of(self._seed, self._dataset.identity, batch.epoch, name) for name in ids]
+            if self._draws
+            else [0] * len(ids)
+        )
         packed = not isinstance(share, RowsOfBucket)
         with self._values.copying():
             latents = self._latents(slots, blocks, keys, packed=packed)
@@ -79,10 +90,10 @@ class BatchMaker:
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
         fps = [row["fps"] for row in scalars]
-        tokens = [self._tokens(slot) for slot in slots]
+        tokens = [self._tokens[slot.bucket] for slot in slots]
         made = Batch(
             latents=latents,
-            ids=[slot.id for slot in slots],
+            ids=ids,
             captions=[
                 self._captions.choose(slot.index.text("caption", slot.position), found, key)
                 for slot, found, key in zip(slots, metadata, keys, strict=True)
@@ -91,7 +102,7 @@ class BatchMaker:
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
             duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
-            num_tokens=_tensor([np.prod(count) for count in tokens], np.int64),
+            num_tokens=_tensor([prod(count) for count in tokens], np.int64),
             is_image=all(count == 1 for count in frames),
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
             dataset=batch.dataset,
@@ -110,7 +121,7 @@ class BatchMaker:
         if packed:
             found = []
             for i, slot in enumerate(slots):
-                mean, *logvar = [values.move(self._cut(slot, keys[i], part.parts[i])) for part in blocks]
+                mean, *logvar = [values.move(self._cut(slot, keys[i], part.part(i))) for part in blocks]
                 found.append(values.finish(mean, logvar[0] if logvar else None, keys[i : i + 1], 0))
             return found
         mean, *logvar = [values.move(self._stacked(slots, keys, part)) for part in blocks]
@@ -120,7 +131,7 @@ class BatchMaker:
         """One tensor of all slots: the block that they were read into, or copies of what a crop leaves of each."""
         if part.whole is not None:
             return self._values.typed(part.whole, (len(slots), *slots[0].index.shape(slots[0].position)))
-        return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.parts, strict=True)])
+        return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.apart, strict=True)])
 
     def _cut(self, slot: Slot, key: int, part: torch.Tensor) -> torch.Tensor:
         """`C T h w` of a slot after the crop."""
@@ -146,16 +157,12 @@ class BatchMaker:
         found = self._dataset.scalars.row(slot.file, slot.index, tuple(wanted), slot.position)
         return {"fps": rate, **found}
 
-    def _tokens(self, slot: Slot) -> tuple[int, ...]:
-        """Patches of a latent in time, height and width."""
-        return tuple(-(-size // step) for size, step in zip(self._buckets[slot.bucket].grid, self._patch, strict=True))
-
     def _describe_packing(self, batch: Batch, share: Sequence[Packed], tokens: list[tuple[int, ...]]) -> None:
         at = 0
         for sequence in share:
             count = len(sequence.rows)
             grids = _tensor(tokens[at : at + count], np.int64)
-            bounds = [0, *np.cumsum([np.prod(one) for one in tokens[at : at + count]]).tolist()]
+            bounds = [0, *np.cumsum([prod(one) for one in tokens[at : at + count]]).tolist()]
             padded = -(-bounds[-1] // self._pad) * self._pad
             batch.sequences.append(count)
             batch.grid_sizes.append(grids)

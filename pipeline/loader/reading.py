@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.loader.fetch import Span, Wanted, spans_of
@@ -23,11 +25,18 @@ if TYPE_CHECKING:
 TASK_BYTES = 1024 * 1024  # least bytes of local reads that are worth a thread of their own
 
 
-class Tensors(NamedTuple):
-    """Bytes of one tensor of every slot, uint8: `parts` of each slot; `whole` all of them, where they lie in one block."""
+@dataclass(slots=True)
+class Tensors:
+    """Bytes of one tensor of every slot, uint8. `whole`: all of them in one block, cut at `bounds`; None if each has its own in `apart`."""
 
     whole: torch.Tensor | None
-    parts: list[torch.Tensor]
+    bounds: list[int]
+    apart: list[torch.Tensor]
+    views: list[memoryview]
+
+    def part(self, i: int) -> torch.Tensor:
+        """Of the i-th slot."""
+        return self.apart[i] if self.whole is None else self.whole[self.bounds[i] : self.bounds[i + 1]]
 
 
 class Failure(NamedTuple):
@@ -82,15 +91,21 @@ class BatchReader:
             InputError: damaged, and not to be replaced; no row left in the bucket.
             StorageUnavailable: the store failed for too long; names file and range.
         """
-        blocks = self._blocks(slots, apart=apart)
+        blocks = [self._block(slots, which, apart=apart) for which in range(self._tensors)]
         pending = list(range(len(slots)))
         while pending:
             wanted = [
                 Wanted(
-                    slot.file, place.offset, blocks[which].parts[i].numpy().data, slot.index, slot.position, which, i
+                    slot.file,
+                    slot.index.offset(slot.position, which),
+                    block.views[i],
+                    slot.index,
+                    slot.position,
+                    which,
+                    i,
                 )
                 for i, slot in ((i, slots[i]) for i in pending)
-                for which, place in enumerate(slot.index.places(slot.position)[: self._tensors])
+                for which, block in enumerate(blocks)
             ]
             failed: dict[int, InputError] = {}
             for item, error in self._fill(wanted):
@@ -102,8 +117,9 @@ class BatchReader:
                 self._stats.add_damage(error.message)
                 slots[i] = self._finder.replacement(slots[i], epoch)
                 if apart:
-                    for found, made in zip(blocks, self._blocks([slots[i]], apart=True), strict=True):
-                        found.parts[i] = made.parts[0]
+                    for which, block in enumerate(blocks):
+                        made = self._block([slots[i]], which, apart=True)
+                        block.apart[i], block.views[i] = made.apart[0], made.views[0]
         return blocks
 
     def stacked(self, latents: list[torch.Tensor]) -> torch.Tensor:
@@ -115,17 +131,15 @@ class BatchReader:
             place.copy_(latent)
         return made
 
-    def _blocks(self, slots: list[Slot], *, apart: bool) -> list[Tensors]:
-        lengths = [[place.length for place in slot.index.places(slot.position)] for slot in slots]
-        found = []
-        for which in range(self._tensors):
-            sizes = [length[which] for length in lengths]
-            if apart:
-                found.append(Tensors(None, [self._memory.take(size) for size in sizes]))
-            else:
-                whole = self._memory.take(sum(sizes))
-                found.append(Tensors(whole, list(whole.split(sizes))))
-        return found
+    def _block(self, slots: list[Slot], which: int, *, apart: bool) -> Tensors:
+        sizes = [slot.index.length(slot.position, which) for slot in slots]
+        if apart:
+            blocks = [self._memory.take(size) for size in sizes]
+            return Tensors(None, [], blocks, [block.numpy().data for block in blocks])
+        bounds = [0, *accumulate(sizes)]
+        whole = self._memory.take(bounds[-1])
+        view = whole.numpy().data
+        return Tensors(whole, bounds, [], [view[begin:end] for begin, end in pairwise(bounds)])
 
     def _fill(self, wanted: Iterable[Wanted]) -> list[Failure]:
         groups: list[list[Span]] = []
@@ -136,10 +150,10 @@ class BatchReader:
                 size = 0
             groups[-1].append(span)
             size += span.stop - span.start
-        if len(groups) == 1:
-            return self._read(groups[0])
-        found: list[Failure] = []
-        futures = [self._pool.submit(self._read, group) for group in groups]
+        # Local reads are short: this thread takes part rather than wait. Over a network it would hold up one of the others.
+        mine = groups[:1] if self._together else groups[: int(len(groups) == 1)]
+        futures = [self._pool.submit(self._read, group) for group in groups[len(mine) :]]
+        found = [failure for group in mine for failure in self._read(group)]
         for future in futures:
             found += future.result()
         return found

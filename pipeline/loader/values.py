@@ -60,7 +60,7 @@ class Values:
         self._torch = torch
         self._stored: torch.dtype = getattr(torch, spec.dtype)
         self._dtype = dtype or self._stored
-        self._sample = posterior == "sample"
+        self.draws = posterior == "sample"  # whether `finish` uses its keys
         self._constants = _constants(spec) if normalize == "model" else None
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.snapshots import Check
+    from pipeline.operate.delta_log import DeltaView
     from pipeline.operate.publish_checks import Limits
     from pipeline.records import SourceObject
     from pipeline.storage import Store
@@ -80,6 +81,7 @@ class Published:
     snapshot: Snapshot
     made: bool
     notices: list[str]
+    delta: DeltaView | None = None  # state of the Delta view; None: not written
 
 
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
@@ -125,7 +127,9 @@ def publish(
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
         try:
-            return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+            view = _delta_view(store, options)
+            notices = view.notices() if view is not None else []
+            return replace(published, notices=[*published.notices, *notices], delta=view)
         except LatheError as error:
             raise OutputError(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
@@ -197,12 +201,10 @@ def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: s
         )
 
 
-def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
-    """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+def _delta_view(store: Store, options: PublishOptions) -> DeltaView | None:
+    """Brings the Delta view up to date, also where an earlier publisher was killed before it did."""
     release_memory()
-    view = DeltaLog(store).sync() if options.delta else None
-    notice = view.notice() if view is not None else None
-    return [notice] if notice is not None else []
+    return DeltaLog(store).sync() if options.delta else None
 
 
 def _checked(

@@ -233,13 +233,14 @@ def test_damage_names_the_file_and_the_range(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, mixed_shards(1))
     dataset = LatentDataset.open(output.uri)
     key = dataset.files.value("key", 1)
-    place = dataset.indexes.get(1).places(2)[0]
+    index = dataset.indexes.get(1)
+    begin, end = index.offset(2), index.offset(2) + index.length(2)
     data = bytearray(output.store.read(key))
-    data[place.offset + 3] ^= 1
+    data[begin + 3] ^= 1
     local_store(tmp_path / "out").write(key, bytes(data))
-    with pytest.raises(InputError, match=rf"{key} bytes {place.offset} to {place.offset + place.length}: .*is damaged"):
+    with pytest.raises(InputError, match=rf"{key} bytes {begin} to {end}: .*is damaged"):
         list(dataset)
-    local_store(tmp_path / "out").write(key, bytes(data[: place.offset + 5]))
+    local_store(tmp_path / "out").write(key, bytes(data[: begin + 5]))
     dataset.close()
     with pytest.raises(InputError, match=r"the file ends before the latent of"):
         list(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -66,7 +67,9 @@ def with_encoder(monkeypatch, change) -> None:
     def init(self, *arguments) -> None:
         plain(self, *arguments)
         encode = self.vae.encode_planes
-        self.vae.encode_planes = lambda planes, matrices, state: change(encode, planes, matrices, state)
+        self.vae.encode_planes = lambda planes, matrices, state, moments: change(
+            functools.partial(encode, moments=moments), planes, matrices, state
+        )
 
     monkeypatch.setattr(LatentDecoder, "__init__", init)
 
@@ -88,6 +91,65 @@ def test_an_encoder_that_forgets_its_state_fails(parts, monkeypatch) -> None:
     with_encoder(monkeypatch, forget)
     check = canary_check(StorageConfig())(*parts)
     assert "2 of 2 clips encode to other latents in chunks than whole" in check.message
+
+
+@pytest.fixture(scope="module")
+def with_moments(tmp_path_factory):
+    """As `parts`, of one video, with log-variances, in a tar."""
+    folder = tmp_path_factory.mktemp("moments")
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "a.mp4").write_bytes(video_bytes(21, seed=7))
+    pipeline.encode(
+        tiny_job(
+            folder / "corpus",
+            folder / "out",
+            **{"clips.frames": "21", "write.moments": True, "write.format": "tar", "write.dtype": "bfloat16"},
+        )
+    )
+    store = open_store(str(folder / "out"), StorageConfig())
+    return store, gather(store, None, tmp_path_factory.mktemp("gathered")).fresh_parts(store, 8)
+
+
+def change_log_variance(monkeypatch, change) -> None:
+    """Puts an encoder in whose log-variances alone are others: `change` of them and the state."""
+
+    def changed(encode, planes, matrices, state):
+        posterior, after = encode(planes, matrices, state)
+        return replace(posterior, logvar=change(posterior.logvar, state)), after
+
+    with_encoder(monkeypatch, changed)
+
+
+def test_log_variances_are_compared_where_they_are_stored(parts, with_moments) -> None:
+    check = canary_check(StorageConfig())(*with_moments)
+    numbers = check.numbers
+    assert (check.ok, numbers["clips"], numbers["bit_exact"], numbers["log_variances"]) == (True, 1, 1, 1)
+    assert canary_check(StorageConfig())(*parts).numbers["log_variances"] == 0
+
+
+def test_log_variances_with_other_bits_fail(with_moments, monkeypatch) -> None:
+    change_log_variance(monkeypatch, lambda logvar, state: logvar + 1)
+    check = canary_check(StorageConfig())(*with_moments)
+    assert not check.ok
+    assert "1 of 1 clips, encoded again on a machine of the kind that made them, differ" in check.message
+    assert "such as the log-variance of a-" in check.message
+    assert check.numbers["bit_exact"] == 0
+
+
+def test_log_variances_beyond_the_tolerance_fail_on_another_machine(with_moments, monkeypatch) -> None:
+    monkeypatch.setattr(canary, "environment", lambda device: {"cpu": "another"})
+    with pytest.MonkeyPatch.context() as patch:
+        change_log_variance(patch, lambda logvar, state: logvar * (1 + 1e-4))
+        check = canary_check(StorageConfig())(*with_moments)
+        assert (check.ok, check.numbers["bit_exact"]) == (True, 0)
+    change_log_variance(monkeypatch, lambda logvar, state: logvar * 1.1)
+    assert "from what is stored, allowed is 0.001" in canary_check(StorageConfig())(*with_moments).message
+
+
+def test_log_variances_that_depend_on_chunks_fail(with_moments, monkeypatch) -> None:
+    change_log_variance(monkeypatch, lambda logvar, state: logvar if state is None else logvar + 1)
+    check = canary_check(StorageConfig())(*with_moments)
+    assert "1 of 1 clips encode to other latents in chunks than whole" in check.message
 
 
 def test_on_another_machine_differences_stay_within_the_tolerance(parts, monkeypatch) -> None:
