@@ -34,7 +34,7 @@ IMPORTERS = {
         "pipeline/look/showing.py",
         "pipeline/cli/network_commands.py",
     },
-    "torch": {"model/", "pipeline/encoder/", "pipeline/loader/", "pipeline/training/"},
+    "torch": {"model/", "pipeline/encoder/", "pipeline/export/", "pipeline/loader/", "pipeline/training/"},
     "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
     "typer": {"pipeline/cli/"},
     "pipeline.cli": {"pipeline/cli/", "pipeline/__main__.py"},

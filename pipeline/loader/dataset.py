@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
-from pipeline.ledger.snapshots import split_number
+from pipeline.ledger.addresses import open_output
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 from pipeline.loader.buckets import Bucket, make_buckets
@@ -26,7 +26,6 @@ from pipeline.loader.filter import filtered_rows
 from pipeline.loader.row import Row, bytes_of, empty_tensor
 from pipeline.loader.spec import DatasetSpec
 from pipeline.operate.inspect import file_metadata
-from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -98,12 +97,11 @@ class LatentDataset:
             ConfigError: an unknown column, a filter that cannot be evaluated.
             OutputError: not an output, or a manifest that cannot be read.
         """
-        root, number = split_number(uri)
+        store, number = open_output(uri, storage or StorageConfig())
         if snapshot != "latest":
             if not str(snapshot).isdecimal() or number not in (None, int(snapshot)):
                 raise ConfigError(f"snapshot: expected latest or a number, once, got {snapshot!r} for {uri}")
             number = int(snapshot)
-        store = open_store(root, storage or StorageConfig())
         if receipts:
             if number is not None:
                 raise ConfigError("receipts: reads what is there now, so there is no number of a snapshot to give")
@@ -192,6 +190,15 @@ class LatentDataset:
             index = self.indexes.read(number)
             if len(positions := self._positions(number, index)):
                 yield from self._rows(number, index, positions, tensors=tensors)
+
+    def placed(self) -> Iterator[tuple[int, int, Row]]:
+        """Rows without tensors in the order of `rows`, each with its place for `rows_of`: number of the file, which of its rows."""
+        for number in range(len(self.files)):
+            index = self.indexes.read(number)
+            positions = self._positions(number, index)
+            if len(positions):
+                rows = self._rows(number, index, positions, tensors=False)
+                yield from ((number, place, row) for place, row in enumerate(rows))
 
     def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
         """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from pipeline.errors import OutputError
-from pipeline.format.layout import SNAPSHOTS, snapshot_number
+from pipeline.format.layout import DELTA_LOG, SNAPSHOTS, snapshot_number
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import read_takedowns
-from pipeline.operate.delta_contents import LOG, WORKERS, LogReader, Origin
+from pipeline.operate.delta_contents import WORKERS, LogReader, Origin
 from pipeline.operate.delta_writing import LogWriter
 
 if TYPE_CHECKING:
@@ -101,16 +101,22 @@ class DeltaLog:
             outdated = contents if first == 0 and contents.heads else None
             LogWriter(self._store, origins, takedowns).write(first, outdated)
         raise OutputError(
-            f"{self._store.uri(LOG)} was not completed in {PASSES} passes: other publishers or takedowns came in between; publish again",
-            uri=self._store.uri(LOG),
+            f"{self._store.uri(DELTA_LOG)} was not completed in {PASSES} passes, other publishers or takedowns came in between; "
+            "publish again",
+            uri=self._store.uri(DELTA_LOG),
         )
 
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:
-        """What each version is to be made from, up to the newest snapshot; empty if nothing is published."""
+        """What each version is to be made from, up to the newest snapshot; empty if nothing is published.
+
+        Damaged snapshots that the newest passed over count as numbers without a snapshot.
+        """
         keys = "\n".join(item.key for item in takedowns.records)
         mark = hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
         infos = {snapshot_number(info.key): info for info in self._store.list(SNAPSHOTS, recursive=False) if info.size}
         records = {number: info for number, info in infos.items() if number is not None}
+        damaged = Snapshots(self._store).read(max(records)).passed_over if records else ()
+        records = {number: info for number, info in records.items() if number not in damaged}
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
             digests = dict(zip(records, pool.map(self._digest, records.values()), strict=True))
         versions = range(max(records) + 1) if records else ()
