@@ -1,4 +1,5 @@
-"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Latents into training: `LatentDataset`.
+"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Latents into training: `LatentDataset`,
+`LatentLoader`.
 
 Importing this package loads neither torch nor ray.
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     from pipeline.engine.driver.encode import encode
     from pipeline.engine.driver.report import BuildReport
     from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.loader import LatentLoader
 
-__all__ = ["BuildReport", "EncodeJob", "LatentDataset", "encode"]
+__all__ = ["BuildReport", "EncodeJob", "LatentDataset", "LatentLoader", "encode"]
 
 _HOMES = {
     "EncodeJob": "pipeline.config",
     "encode": "pipeline.engine.driver.encode",
     "BuildReport": "pipeline.engine.driver.report",
     "LatentDataset": "pipeline.loader.dataset",
+    "LatentLoader": "pipeline.loader.loader",
 }
 
 

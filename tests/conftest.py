@@ -6,7 +6,6 @@ keys are in the environment of this process and its children while the session r
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from contextlib import closing
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.config import StorageConfig
+from tests import forked_decoders
 from tests.swift_server import SwiftServer, free_ports
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPO
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+# Tiny networks gain nothing from threads, and several workers share the cores: threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+forked_decoders.install()
 
 # Files that take longest, begun first so that no worker is left alone with one at the end. The others follow by name.
 LONG_FIRST = (
@@ -122,6 +126,13 @@ class S3Server:
         }
 
 
+@pytest.fixture
+def fresh_decoders() -> Iterator[None]:
+    """Decoder processes are fresh interpreters, as users have them. Otherwise the suite forks them from one that has its imports."""
+    with forked_decoders.fresh():
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """OpenStack Swift with s3api, real processes, for the whole session."""
@@ -144,14 +155,10 @@ def s3(s3_server: S3Server) -> S3Server:
 @pytest.fixture(scope="session")
 def moto_server(s3_server: S3Server) -> Iterator[S3Server]:
     """moto: a mock of S3, but one whose `If-None-Match: *` is atomic. Takes any credentials, so Swift's in the environment do."""
-    from moto.server import ThreadedMotoServer
+    from tests.moto_server import MotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
-    (port,) = free_ports(1)
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    yield S3Server(f"http://127.0.0.1:{port}", s3_server.access_key, s3_server.secret_key)
-    server.stop()
+    with closing(MotoServer(*free_ports(1))) as server:
+        yield S3Server(server.endpoint, s3_server.access_key, s3_server.secret_key)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import select
@@ -22,8 +23,11 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from tests import forked_decoders
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN_LIMIT_S = 300.0
+SUITE_PATH = os.environ.get("PYTHONPATH")  # a test that gives another one gives it to decoders, which must then import
 
 
 def run(*arguments: Any, timeout: float = RUN_LIMIT_S, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -38,7 +42,11 @@ def run(*arguments: Any, timeout: float = RUN_LIMIT_S, **options: Any) -> subpro
 
 
 def start(*arguments: Any, **options: Any) -> ForkedCommand:
-    """A running command. `options`: `env`, `cwd`, and file descriptors `stdin`, `stdout`, `stderr` instead of pipes."""
+    """A running command.
+
+    `options`: `env`, `cwd`, file descriptors `stdin`, `stdout`, `stderr` instead of pipes, and `fresh_decoders` (decoders are then found
+    in /proc by their arguments and environment).
+    """
     return _server().start([str(argument) for argument in arguments], **options)
 
 
@@ -128,13 +136,16 @@ class _Server:
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        fresh_decoders: bool = False,
     ) -> ForkedCommand:
         ours, theirs = socket.socketpair()
+        environment = dict(os.environ if env is None else env)
         request = json.dumps(
             {
                 "arguments": arguments,
-                "environment": dict(os.environ if env is None else env),
+                "environment": environment,
                 "cwd": str(cwd or os.getcwd()),
+                "fresh_decoders": fresh_decoders or environment.get("PYTHONPATH") != SUITE_PATH,
             }
         ).encode()
         with contextlib.ExitStack() as given:
@@ -235,6 +246,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = _stream(1)
     sys.stderr = sys.__stderr__ = _stream(2, line_buffering=True, errors="backslashreplace")
+    if not request["fresh_decoders"]:
+        forked_decoders.install_forked()
 
 
 def _stream(number: int, *, line_buffering: bool = False, errors: str | None = None) -> Any:
@@ -243,13 +256,16 @@ def _stream(number: int, *, line_buffering: bool = False, errors: str | None = N
     return stream
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     from pipeline.encoder.network import load_torch
 
     load_torch()
+    import pandas  # noqa: F401 - pyarrow imports it at its first conversion, in a second
     import pyarrow.parquet  # noqa: F401
 
-    import model  # noqa: F401
+    import model.leanvae.vae  # of the tiny network
+    import model.out_of_memory
+    import model.weights  # noqa: F401
     import pipeline.cli.app
     import pipeline.engine.driver.build
     import pipeline.engine.driver.encode
@@ -267,7 +283,9 @@ def _import_everything() -> None:
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
+    gc.collect()
+    gc.freeze()  # collections of a command, the last one among them, leave out what was imported here
     _serve(socket.socket(fileno=int(sys.argv[1])))
     from pipeline.cli import main
 

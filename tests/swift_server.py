@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 ACCOUNT, USER, SECRET = "test", "tester", "testing"
 START_LIMIT_S = 240.0
 RINGS = """
@@ -55,8 +56,7 @@ use = egg:swift#proxy
 allow_account_management = true
 account_autocreate = true
 [filter:cache]
-use = egg:swift#memcache
-memcache_servers = 127.0.0.1:1
+paste.filter_factory = tests.swift_cache:filter_factory
 [filter:s3api]
 use = egg:swift#s3api
 s3_acl = false
@@ -111,7 +111,8 @@ class SwiftServer:
         )
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SWIFT_DIR": str(self._folder / "etc"), "PYTHONWARNINGS": "ignore"}
+        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+        return {**os.environ, "SWIFT_DIR": str(self._folder / "etc"), "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
 
     def _start(self, name: str) -> None:
         module = {"object": "obj"}.get(name, name)

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
     """Store and snapshot number of `OUTPUT[@N]`; no number: None."""
-    from pipeline.ledger.snapshots import split_number
-    from pipeline.storage import open_store
+    from pipeline.ledger.addresses import open_output
 
-    root, number = split_number(output)
-    return open_store(root, storage_config(endpoint_url)), number
+    return open_output(output, storage_config(endpoint_url))
 
 
 def publish(
@@ -71,8 +69,10 @@ def publish(
     """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
 
     def run() -> None:
+        from pipeline.ledger.addresses import check_whole_output
+
+        root = check_whole_output(output)  # before the slow imports
         from pipeline.errors import ConfigError, PublishFailed
-        from pipeline.look.canary import canary_check
         from pipeline.operate.publish import PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
         from pipeline.operate.publish_checks import Limits
@@ -83,10 +83,13 @@ def publish(
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
-        store = open_store(output, storage)
-        check = canary_check(
-            storage, clips=canary, psnr_floor=psnr_floor, ssim_floor=ssim_floor, checkpoint=checkpoint, device=device
-        )
+        store = open_store(root, storage)
+        check = None
+        if canary:  # its import takes seconds
+            from pipeline.look.canary import canary_check
+
+            floors = {"psnr_floor": psnr_floor, "ssim_floor": ssim_floor}
+            check = canary_check(storage, clips=canary, checkpoint=checkpoint, device=device, **floors)
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",
@@ -98,7 +101,7 @@ def publish(
         )
         listing = list_inputs(inputs, store, storage) if inputs else None
         try:
-            published = make_snapshot(store, options, listing=listing, canary=check if canary else None)
+            published = make_snapshot(store, options, listing=listing, canary=check)
         except PublishFailed as error:
             show_failed(error, as_json)
             raise
@@ -153,8 +156,10 @@ def show_failed(error: PublishFailed, as_json: bool) -> None:
         typer.echo("\n".join(check_lines(checks)))
 
 
-def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the snapshots of an output: when each was made, what it holds, what changed."""
+def snapshots(
+    output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """List the snapshots of an output, or one of them: when each was made, what it holds, what changed."""
 
     def run() -> None:
         import json
@@ -164,15 +169,15 @@ def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson =
         from pipeline.ledger.receipts import Ledger
         from pipeline.ledger.snapshots import Snapshots
 
-        store, _ = open_numbered(output, endpoint_url)
+        store, number = open_numbered(output, endpoint_url)
         Ledger(store).latent_set()
         found = Snapshots(store)
         records, damaged = [], []
-        for number in found.numbers():
+        for each in found.numbers() if number is None else [number]:
             try:
-                records.append(json.loads(found.read(number).to_json()))
+                records.append(json.loads(found.read(each).to_json()))
             except OutputError as error:
-                damaged.append({"number": number, "error": str(error)})
+                damaged.append({"number": each, "error": str(error)})
         values = {"output": store.root, "snapshots": records, "damaged": damaged}
         typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
 

@@ -9,5 +9,6 @@
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
+- `addresses`: `OUTPUT@N` as users write it
 - `takedowns`: records that hide rows from every reader
 """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
-from pipeline.format.layout import CURRENT, DATA, is_foreign_cache
+from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, is_foreign_cache
 from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.process import kill_points as drill
@@ -232,5 +232,6 @@ def orphans(store: Store) -> Iterator[ObjectInfo]:
     """
     ledger = Ledger(store)
     listed = [info for prefix in (DATA, ledger.layout.index) for info in store.list(prefix)]
+    listed = [info for info in listed if not info.key.startswith(DELTA_LOG)]
     named = {key for receipt in ledger.all() for item in receipt.files for key in (item.key, item.index_key)}
     yield from (info for info in listed if info.key not in named and not is_foreign_cache(info.key))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FORMAT_VERSION = 1
-NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>\d+)")
+NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>[0-9]{1,18})", re.DOTALL)
 LISTED_NUMBERS = 10
 SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
 
@@ -123,7 +123,7 @@ class Snapshot:
 
 
 def split_number(output: str) -> tuple[str, int | None]:
-    """`out@3` -> (`out`, 3); without a number (`out`, None)."""
+    """`out@3` -> (`out`, 3); without a number (`out`, None). `addresses.open_output` also looks what exists."""
     match = NUMBERED.fullmatch(output)
     return (match["output"], int(match["number"])) if match else (output, None)
 
@@ -293,4 +293,16 @@ class Snapshots:
             raise PublishFailed(
                 f"another publisher was first: snapshot {snapshot.number} of {self._store.root} is theirs, nothing of this "
                 "run was published; run again to publish what that snapshot does not cover"
+            )
+
+    def check_stays(self, snapshot: Snapshot) -> None:
+        """Reads the record of a created snapshot once more, when a put that another publisher sent at the same time has arrived.
+
+        Raises:
+            PublishFailed: the record is another publisher's.
+        """
+        if self._store.read(snapshot_key(snapshot.number)) != snapshot.to_json():
+            raise PublishFailed(
+                f"another publisher replaced the record of snapshot {snapshot.number}, which {self._store.root} did not refuse; run again "
+                "to publish what theirs does not cover, and let only one run at a time on this store"
             )

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
-from pipeline.ledger.snapshots import split_number
+from pipeline.ledger.addresses import open_output
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 from pipeline.loader.buckets import Bucket, make_buckets
-from pipeline.loader.columns import read_columns
+from pipeline.loader.columns import ColumnCache, read_columns
 from pipeline.loader.fetch import READ_BYTES, Fetcher, Wanted, spans_of
 from pipeline.loader.file_index import IndexCache
 from pipeline.loader.files import DataFiles, published_files, received_files
@@ -26,7 +26,6 @@ from pipeline.loader.filter import filtered_rows
 from pipeline.loader.row import Row, bytes_of, empty_tensor
 from pipeline.loader.spec import DatasetSpec
 from pipeline.operate.inspect import file_metadata
-from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.loader.file_index import FileIndex
+    from pipeline.loader.map_style import LatentRows
     from pipeline.storage import Store
 
 OPENING_THREADS = 8
@@ -97,12 +97,11 @@ class LatentDataset:
             ConfigError: an unknown column, a filter that cannot be evaluated.
             OutputError: not an output, or a manifest that cannot be read.
         """
-        root, number = split_number(uri)
+        store, number = open_output(uri, storage or StorageConfig())
         if snapshot != "latest":
             if not str(snapshot).isdecimal() or number not in (None, int(snapshot)):
                 raise ConfigError(f"snapshot: expected latest or a number, once, got {snapshot!r} for {uri}")
             number = int(snapshot)
-        store = open_store(root, storage or StorageConfig())
         if receipts:
             if number is not None:
                 raise ConfigError("receipts: reads what is there now, so there is no number of a snapshot to give")
@@ -112,12 +111,13 @@ class LatentDataset:
 
     def _start(self) -> None:
         self.indexes = IndexCache(self.store, self.files, moments=self.spec.moments)
+        self.scalars = ColumnCache(self.store, self.files)
         self.fetcher = Fetcher(self.store, self.files)
         self.takedowns = self.read_takedowns()
-        self._taken: int | None = None
+        self._counts: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("indexes", "fetcher", "takedowns", "_taken")
+        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -131,9 +131,28 @@ class LatentDataset:
 
     def __len__(self) -> int:
         """Rows that may be read: without those taken down since the snapshot."""
-        if self._taken is None:
-            self._taken = self._count_taken()
-        return sum(self.buckets.values()) - self._taken
+        return int(self.row_counts().sum())
+
+    def row_counts(self) -> np.ndarray:
+        """Rows of each file that may be read, int64. Reads the indexes of files that new takedowns may concern."""
+        if self._counts is None:
+            kept = self._kept
+            if kept is None:
+                counts = self.files.rows().copy()
+                for number, gone in self.files.hidden.items():
+                    counts[number] -= len(gone)
+            else:
+                counts = np.array([len(kept[number]) for number in range(len(self.files))], np.int64)
+            for number in self._touched():
+                counts[number] = len(self._positions(number, self.indexes.get(number)))
+            self._counts = counts
+        return self._counts
+
+    def look_for_takedowns(self) -> None:
+        """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
+        found = self.read_takedowns()
+        if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
+            self.takedowns, self._counts = found, None
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now."""
@@ -172,14 +191,25 @@ class LatentDataset:
             if len(positions := self._positions(number, index)):
                 yield from self._rows(number, index, positions, tensors=tensors)
 
-    def scalars(self, number: int, index: FileIndex) -> dict[str, list[Any]]:
-        """The columns of this dataset for all rows of a file; metadata as objects."""
-        if not self.columns:
-            return {}
-        found = read_columns(self.store, self.files, number, index, self.columns).to_pydict()
-        if "metadata" in found:
-            found["metadata"] = [json.loads(text) for text in found["metadata"]]
-        return dict(found)
+    def placed(self) -> Iterator[tuple[int, int, Row]]:
+        """Rows without tensors in the order of `rows`, each with its place for `rows_of`: number of the file, which of its rows."""
+        for number in range(len(self.files)):
+            index = self.indexes.read(number)
+            positions = self._positions(number, index)
+            if len(positions):
+                rows = self._rows(number, index, positions, tensors=False)
+                yield from ((number, place, row) for place, row in enumerate(rows))
+
+    def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
+        """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""
+        index = self.indexes.get(number)
+        return self._rows(number, index, self._positions(number, index)[places], tensors=True)
+
+    def as_map_dataset(self) -> LatentRows:
+        """The rows as a map-style dataset for `torch.utils.data.DataLoader`."""
+        from pipeline.loader.map_style import LatentRows
+
+        return LatentRows(self)
 
     def close(self) -> None:
         """Closes open files."""
@@ -193,7 +223,9 @@ class LatentDataset:
         return found if gone is None else found[~gone[found]]
 
     def _rows(self, number: int, index: FileIndex, positions: np.ndarray, *, tensors: bool) -> Iterator[Row]:
-        scalars = self.scalars(number, index)
+        scalars = read_columns(self.store, self.files, number, index, self.columns).to_pydict() if self.columns else {}
+        if "metadata" in scalars:
+            scalars["metadata"] = [json.loads(text) for text in scalars["metadata"]]
         names = self.files.value("bucket", number).removeprefix("v").split("x")
         for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
             read = self._read(number, index, part) if tensors else [(None, None)] * len(part)
@@ -215,14 +247,12 @@ class LatentDataset:
     def _read(
         self, number: int, index: FileIndex, positions: list[int]
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        tensors = [
-            [empty_tensor(index.shape(position), self.spec.dtype) for _ in index.places(position)]
-            for position in positions
-        ]
+        kinds = range(index.tensors)
+        tensors = [[empty_tensor(index.shape(position), self.spec.dtype) for _ in kinds] for position in positions]
         wanted = [
-            Wanted(number, place, bytes_of(tensor), str(index.text("id", position)))
+            Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
             for position, found in zip(positions, tensors, strict=True)
-            for place, tensor in zip(index.places(position), found, strict=True)
+            for which in kinds
         ]
         for span in spans_of(wanted):
             if cut := self.fetcher.read(span):
@@ -240,20 +270,16 @@ class LatentDataset:
                 zip(numbers, pool.map(lambda number: self.indexes.read(number).num_frames, numbers), strict=True)
             )
 
-    def _count_taken(self) -> int:
-        """Rows that were taken down since; reads the indexes of files of shards that have a named source."""
+    def _touched(self) -> list[int]:
+        """Files of shards that have a source which a new takedown names."""
         if not self.takedowns:
-            return 0
+            return []
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
-        touched = pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string()))
-        count = 0
-        for number in np.flatnonzero(touched.to_numpy()).tolist():
-            index = self.indexes.get(number)
-            found = self.files.positions(number) if self._kept is None else self._kept[number]
-            gone = index.hidden(self.takedowns)
-            count += 0 if gone is None else int(gone.sum() if found is None else gone[found].sum())
-        return count
+        found: list[int] = np.flatnonzero(
+            pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string())).to_numpy()
+        ).tolist()
+        return found
 
 
 def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
@@ -261,7 +287,7 @@ def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
     part: list[int] = []
     size = 0
     for position in positions:
-        length = sum(place.length for place in index.places(position))
+        length = sum(index.length(position, which) for which in range(index.tensors))
         if part and size + length > READ_BYTES:
             yield part
             part, size = [], 0

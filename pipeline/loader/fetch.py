@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.format.tensors import payload_hash
@@ -17,7 +17,7 @@ from pipeline.format.tensors import payload_hash
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.loader.file_index import Place
+    from pipeline.loader.file_index import FileIndex
     from pipeline.loader.files import DataFiles
     from pipeline.storage import Store
     from pipeline.storage.range_reader import RangeReader
@@ -28,47 +28,49 @@ READ_BYTES = 32 * 1024 * 1024  # most bytes of one read of several tensors
 TRIES, PAUSE_S = 3, 0.2
 
 
-class Wanted(NamedTuple):
-    """One tensor and the memory for it. `name`: id of the row, for messages."""
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """One tensor and the memory for it: the mean (`tensor` 0) or log-variance (1) of a row of a file. `slot`: its place in a batch."""
 
     file: int
-    place: Place
+    offset: int
     view: memoryview
-    name: str
-
-
-@dataclass(slots=True)
-class Span:
-    """Tensors of one file that are read at once, in the order of their offsets."""
-
-    file: int
-    members: list[Wanted] = field(default_factory=list)
-
-    @property
-    def start(self) -> int:
-        """Offset of the first byte."""
-        return self.members[0].place.offset
+    index: FileIndex
+    row: int
+    tensor: int
+    slot: int = 0
 
     @property
     def stop(self) -> int:
         """Offset after the last byte."""
-        return self.members[-1].place.offset + self.members[-1].place.length
+        return self.offset + len(self.view)
+
+
+@dataclass(slots=True)
+class Span:
+    """Tensors of one file that are read at once, in the order of their offsets. `stop`: offset after the last byte."""
+
+    file: int
+    start: int
+    stop: int
+    members: list[Wanted] = field(default_factory=list)
 
 
 def spans_of(wanted: Iterable[Wanted]) -> list[Span]:
     """Groups tensors that lie near each other in one file."""
     found: list[Span] = []
-    for item in sorted(wanted, key=lambda one: (one.file, one.place.offset)):
+    for item in sorted(wanted, key=lambda one: (one.file, one.offset)):
         last = found[-1] if found else None
         if (
             last is None
             or last.file != item.file
-            or not 0 <= item.place.offset - last.stop <= GAP_BYTES
-            or item.place.offset + item.place.length - last.start > READ_BYTES
+            or not 0 <= item.offset - last.stop <= GAP_BYTES
+            or item.stop - last.start > READ_BYTES
         ):
-            last = Span(item.file)
+            last = Span(item.file, item.offset, item.offset)
             found.append(last)
         last.members.append(item)
+        last.stop = item.stop
     return found
 
 
@@ -101,7 +103,7 @@ class Fetcher:
                     raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
                 time.sleep(PAUSE_S * 2**attempt)
         reached = span.start + done
-        return [item for item in span.members if item.place.offset + item.place.length > reached]
+        return [item for item in span.members if item.stop > reached]
 
     def describe(self, file: int, offset: int, length: int) -> str:
         """File and range as text."""
@@ -109,18 +111,19 @@ class Fetcher:
 
     def damage(self, item: Wanted) -> InputError | None:
         """The error if the bytes that were read are not the recorded ones."""
-        if (found := payload_hash(item.view)) == item.place.hash:
+        if (found := payload_hash(item.view)) == (wanted := item.index.hash(item.row, item.tensor)):
             return None
-        where = self.describe(item.file, item.place.offset, item.place.length)
+        where = self.describe(item.file, item.offset, len(item.view))
         return InputError(
-            f"{where}: the latent of {item.name} is damaged: its hash is {found}, expected {item.place.hash}; "
+            f"{where}: the latent of {item.index.text('id', item.row)} is damaged: its hash is {found}, expected {wanted}; "
             "`lathe verify` lists all damaged ones"
         )
 
     def cut(self, item: Wanted) -> InputError:
         """The error for a file that ends before the tensor does."""
-        where = self.describe(item.file, item.place.offset, item.place.length)
-        return InputError(f"{where}: the file ends before the latent of {item.name} does; see `lathe verify`")
+        where = self.describe(item.file, item.offset, len(item.view))
+        name = item.index.text("id", item.row)
+        return InputError(f"{where}: the file ends before the latent of {name} does; see `lathe verify`")
 
     def close(self) -> None:
         """Closes all files."""
@@ -132,10 +135,10 @@ class Fetcher:
     def _buffers(self, span: Span) -> list[memoryview]:
         found, at = [], span.start
         for item in span.members:
-            if item.place.offset > at:
-                found.append(self._scratch()[: item.place.offset - at])
+            if item.offset > at:
+                found.append(self._scratch()[: item.offset - at])
             found.append(item.view)
-            at = item.place.offset + item.place.length
+            at = item.stop
         return found
 
     def _scratch(self) -> memoryview:

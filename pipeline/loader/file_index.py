@@ -25,14 +25,6 @@ _LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
 _TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
-class Place(NamedTuple):
-    """Byte range of one tensor in its file, with the BLAKE2b-128 of these bytes in hex."""
-
-    offset: int
-    length: int
-    hash: str
-
-
 class _Named(NamedTuple):
     """The fields of a row that takedowns name."""
 
@@ -45,14 +37,14 @@ class FileIndex:
     """Index of one data file. Rows are positions in the file."""
 
     def __init__(self, table: pa.Table, *, moments: bool) -> None:
-        self._texts = {name: table[name].combine_chunks() for name in (*_TEXTS, "latent_hash")}
-        self._numbers = {name: table[name].to_numpy() for name in ("latent_offset", "latent_length", "num_frames")}
+        kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
+        self._texts = {name: table[name].combine_chunks() for name in _TEXTS}
+        self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
-        if moments:
-            self._texts["logvar_hash"] = table["logvar_hash"].combine_chunks()
-            self._numbers |= {name: table[name].to_numpy() for name in _LOGVAR[:2]}
-        self._moments = moments
+        self._offsets = [table[offset].to_numpy() for offset, _, _ in kinds]
+        self._lengths = [table[length].to_numpy() for _, length, _ in kinds]
+        self._hashes = [table[digest].combine_chunks() for _, _, digest in kinds]
         self.num_bytes = int(table.nbytes)
         self._hidden: tuple[Takedowns, np.ndarray] | None = None
 
@@ -62,7 +54,7 @@ class FileIndex:
     @property
     def num_frames(self) -> np.ndarray:
         """Frames of each clip, int64."""
-        return self._numbers["num_frames"]
+        return self._frames
 
     def text(self, column: str, row: int) -> str | None:
         """Id, caption or source of a row."""
@@ -73,12 +65,23 @@ class FileIndex:
         """C, t, h, w of the latent."""
         return tuple(self._shapes[row].tolist())
 
-    def places(self, row: int) -> list[Place]:
-        """Byte ranges of the mean and, where moments are stored, of the log-variance."""
-        return [
-            Place(int(self._numbers[offset][row]), int(self._numbers[length][row]), self._texts[digest][row].as_py())
-            for offset, length, digest in ((_LATENT, _LOGVAR) if self._moments else (_LATENT,))
-        ]
+    def offset(self, row: int, tensor: int = 0) -> int:
+        """First byte of the mean (0) or log-variance (1) in the file."""
+        return int(self._offsets[tensor][row])
+
+    def length(self, row: int, tensor: int = 0) -> int:
+        """Bytes of the mean (0) or log-variance (1)."""
+        return int(self._lengths[tensor][row])
+
+    @property
+    def tensors(self) -> int:
+        """2 where moments are stored, else 1."""
+        return len(self._offsets)
+
+    def hash(self, row: int, tensor: int) -> str:
+        """BLAKE2b-128 in hex of the bytes of a tensor: 0 the mean, 1 the log-variance."""
+        value: str = self._hashes[tensor][row].as_py()
+        return value
 
     def column(self, name: str) -> pa.Array | None:
         """All values of a text column or of `num_frames`; None if the index does not have it."""
@@ -110,6 +113,13 @@ class IndexCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def held(self, number: int) -> FileIndex | None:
+        """The index if it is in memory."""
+        with self._lock:
+            if (found := self._held.get(number)) is not None:
+                self._held.move_to_end(number)
+            return found
+
     def get(self, number: int) -> FileIndex:
         """Index of one file.
 
@@ -117,10 +127,8 @@ class IndexCache:
             InputError: missing, or not the index that was published.
             StorageUnavailable, AccessError: the store does not give it.
         """
-        with self._lock:
-            if (found := self._held.get(number)) is not None:
-                self._held.move_to_end(number)
-                return found
+        if (found := self.held(number)) is not None:
+            return found
         made = self.read(number)
         with self._lock:
             if number not in self._held:

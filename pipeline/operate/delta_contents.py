@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError, SourceChanged
-from pipeline.format.layout import DATA
+from pipeline.format.layout import DELTA_LOG
 from pipeline.operate.delta_actions import CHECKPOINT_METADATA, ENGINE
 from pipeline.storage.ranged_file import RangedFile
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pipeline.storage import ObjectInfo, Store
 
-LOG = f"{DATA}_delta_log/"
 LAST_CHECKPOINT = "_last_checkpoint"
 NAME = re.compile(r"(?P<version>\d{20})(?P<kind>\.json|\.checkpoint\.parquet)")
 HEAD_BYTES = 64 * 1024  # read of a version to get its first line
@@ -36,12 +35,12 @@ WORKERS = 8
 
 def version_key(version: int) -> str:
     """Key of a version."""
-    return f"{LOG}{version:020}.json"
+    return f"{DELTA_LOG}{version:020}.json"
 
 
 def checkpoint_key(version: int) -> str:
     """Key of the checkpoint of a version."""
-    return f"{LOG}{version:020}.checkpoint.parquet"
+    return f"{DELTA_LOG}{version:020}.checkpoint.parquet"
 
 
 class Origin(NamedTuple):
@@ -100,11 +99,11 @@ class LogReader:
         """
         found: dict[str, dict[int, ObjectInfo]] = {".json": {}, ".checkpoint.parquet": {}}
         last = None
-        for info in self._store.list(LOG):
-            match = NAME.fullmatch(info.key.removeprefix(LOG))
+        for info in self._store.list(DELTA_LOG):
+            match = NAME.fullmatch(info.key.removeprefix(DELTA_LOG))
             if match is not None:
                 found[match["kind"]][int(match["version"])] = info
-            elif info.key == LOG + LAST_CHECKPOINT:
+            elif info.key == DELTA_LOG + LAST_CHECKPOINT:
                 last = info
             else:
                 raise self._foreign(info.key)
@@ -179,7 +178,7 @@ class LogReader:
     def _foreign(self, key: str) -> OutputError:
         return OutputError(
             f"{key} was not written by Lathe: only Lathe may write this log. To keep foreign changes, copy the data; "
-            f"to rebuild the log, delete {self._store.uri(LOG)} and publish again, or use --no-delta",
+            f"to rebuild the log, delete {self._store.uri(DELTA_LOG)} and publish again, or use --no-delta",
             uri=self._store.uri(key),
         )
 

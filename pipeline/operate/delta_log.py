@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from pipeline.errors import OutputError
-from pipeline.format.layout import SNAPSHOTS, snapshot_number
+from pipeline.format.layout import DELTA_LOG, SNAPSHOTS, snapshot_number
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import read_takedowns
-from pipeline.operate.delta_contents import LOG, WORKERS, LogReader, Origin
+from pipeline.operate.delta_contents import WORKERS, LogReader, Origin
 from pipeline.operate.delta_writing import LogWriter
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ class DeltaLog:
             outdated = contents if first == 0 and contents.heads else None
             LogWriter(self._store, origins, takedowns).write(first, outdated)
         raise OutputError(
-            f"{self._store.uri(LOG)} was not completed in {PASSES} passes: other publishers or takedowns came in between; publish again",
-            uri=self._store.uri(LOG),
+            f"{self._store.uri(DELTA_LOG)} was not completed in {PASSES} passes, other publishers or takedowns came in between; "
+            "publish again",
+            uri=self._store.uri(DELTA_LOG),
         )
 
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:

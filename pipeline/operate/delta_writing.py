@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from pipeline.format.index import read_index
-from pipeline.format.layout import DATA
+from pipeline.format.layout import DATA, DELTA_LOG
 from pipeline.ledger.manifest import release_memory
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.operate import delta_actions as actions
 from pipeline.operate.delta_actions import DataFile
-from pipeline.operate.delta_contents import LAST_CHECKPOINT, LOG, WORKERS, checkpoint_key, version_key
+from pipeline.operate.delta_contents import LAST_CHECKPOINT, WORKERS, checkpoint_key, version_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ class LogWriter:
         """
         outdated = [n for n, origin in log.checkpoints.items() if origin != self._origins.get(n)]
         if log.last_checkpoint is not None and log.last_checkpoint[0] in outdated:
-            self._store.delete(LOG + LAST_CHECKPOINT)
+            self._store.delete(DELTA_LOG + LAST_CHECKPOINT)
         for version in outdated:
             self._store.delete(checkpoint_key(version))
         for version in sorted(set(log.heads) - set(self._origins), reverse=True):
@@ -134,7 +134,7 @@ class LogWriter:
             every = (actions.add(path, found.files[path], when, brief=False) for path in sorted(found.files))
             origin = self._origins[version]._asdict()
             self._store.write(checkpoint_key(version), actions.checkpoint(origin, self._metadata, every))
-            self._store.write(LOG + LAST_CHECKPOINT, actions.last_checkpoint(version, len(found.files), origin))
+            self._store.write(DELTA_LOG + LAST_CHECKPOINT, actions.last_checkpoint(version, len(found.files), origin))
 
     def _put(self, version: int, facts: dict[str, Any], when: int | None, lines: Iterable[dict[str, Any]]) -> None:
         key = version_key(version)

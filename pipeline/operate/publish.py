@@ -118,16 +118,19 @@ def publish(
         )
     Ledger(store).latent_set()
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
-        published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
+        snapshots = Snapshots(store, failures)
+        published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
         try:
             view = _delta_view(store, options)
-            notices = view.notices() if view is not None else []
-            return replace(published, notices=[*published.notices, *notices], delta=view)
         except LatheError as error:
             raise OutputError(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
                 "to write it, or use --no-delta"
             ) from error
+    if published.made:
+        snapshots.check_stays(published.snapshot)
+    notices = view.notices() if view is not None else []
+    return replace(published, notices=[*published.notices, *notices], delta=view)
 
 
 def _publish(

@@ -312,6 +312,13 @@ def _scheme(uri: str) -> str:
         return "file"
     if scheme != "s3":
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; expected a path, file:// or s3://bucket/prefix")
-    if not rest.split("/")[0]:
+    bucket = rest.split("/")[0]
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        shown = f"s3://…@{uri.rpartition('@')[2]}" if "@" in uri else uri  # without a secret key
+        raise InputError(
+            f"{shown}: no bucket has '@' or ':' in its name; keys of an account belong into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile, not into the URI"
+        )
+    if not bucket:
         raise InputError(f"{uri}: no bucket; expected s3://bucket/prefix")
     return "s3"

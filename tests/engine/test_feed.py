@@ -143,7 +143,7 @@ def test_a_decoder_that_hangs_is_killed_at_the_time_limit(run, tmp_path):
     assert time.monotonic() - begun > 2.0  # both tries had their time
 
 
-def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch):
+def test_decoders_that_never_come_up_stop_the_build(run, monkeypatch, fresh_decoders):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no interpreter starts under this
     feed = run(Samples(("o", sample(0))))
     with pytest.raises(
@@ -347,7 +347,7 @@ def test_close_returns_while_the_feed_sends_to_a_process_that_does_not_read(run)
     assert not feed._thread.is_alive()
 
 
-def test_decoders_killed_while_they_start_are_started_again(run):
+def test_decoders_killed_while_they_start_are_started_again(run, fresh_decoders):
     feed = run(Samples(("o", sample(0))), lanes=2)
     killed = set()
     while len(killed) < 8:  # more than may end by themselves

@@ -22,6 +22,8 @@ from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest
 from tests.tiny_corpus import video_bytes
 
+pytestmark = pytest.mark.usefixtures("fresh_decoders")
+
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
 
 

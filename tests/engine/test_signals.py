@@ -38,6 +38,8 @@ def temporary():
 
 def start(corpus, output, temporary, *flags, **options):
     environment = {**PRIVATE, "TMPDIR": str(temporary)}
+    # `left_behind` finds fresh decoders by their environment.
+    options["fresh_decoders"] = True
     return forked_command.start("encode", corpus, output, *tiny_flags(*flags), env=environment, **options)
 
 
@@ -278,7 +280,8 @@ def test_a_plan_that_is_stopped_leaves_neither_processes_nor_files(tmp_path, tem
     )
     paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     command = ["plan", tmp_path / "a.tar", "--set", "engine.decoders=2", "--set", f"storage.spool_bytes={1 << 20}"]
-    run = forked_command.start(*command, env={**PRIVATE, "TMPDIR": str(temporary), "PYTHONPATH": paths})
+    environment = {**PRIVATE, "TMPDIR": str(temporary), "PYTHONPATH": paths}
+    run = forked_command.start(*command, env=environment, fresh_decoders=True)
     plan = psutil.Process(run.pid)
     wait_for(lambda: len(plan.children()) == 2, run)
     wait_for(lambda: list(temporary.glob("lathe-scratch-*/*")), run)

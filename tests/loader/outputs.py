@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.records import Bucket, LatentClip
 from pipeline.storage import Store, open_store
-from tests.pipeline.latent_clips import latent_clip, latent_values, write_shard
+from tests.pipeline.latent_clips import latent_clip, write_shard
 
 IMAGE, SHORT, WIDE, WHOLE = Bucket(1, 32, 24), Bucket(9, 32, 24), Bucket(9, 32, 40), Bucket(0, 32, 24)
 FRAMES = {IMAGE: 1, SHORT: 9, WIDE: 9}
@@ -24,7 +22,7 @@ class Output:
     """A published output and the clips that were written to it, by id."""
 
     store: Store
-    clips: dict[str, LatentClip]
+    clips: dict[str, LatentClip] = field(repr=False)
 
     @property
     def uri(self) -> str:
@@ -61,9 +59,3 @@ def mixed_shards(count: int = 3, **options: Any) -> list[list[LatentClip]]:
     """Shards of 4 images, 6 short and 5 wide clips each."""
     buckets = [IMAGE] * 4 + [SHORT] * 6 + [WIDE] * 5
     return [[clip_of(100 * shard + n, bucket, **options) for n, bucket in enumerate(buckets)] for shard in range(count)]
-
-
-def expected(clip: LatentClip) -> np.ndarray:
-    """Values that were written, float32, before rounding to the stored type."""
-    bucket = clip.plan.bucket
-    return latent_values(clip.sample.index, clip.num_frames, bucket)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,33 +21,13 @@ from tests.pipeline.latent_clips import local_store, values_of
 BUCKETS = {"1x32x24": 12, "9x32x24": 18, "9x32x40": 15}
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Outputs by name: float16 Parquet, bfloat16 moments, tar, tar with moments."""
-    configs = {
-        "parquet": WriteConfig(),
-        "moments": WriteConfig(dtype="bfloat16", moments=True),
-        "tar": WriteConfig(format="tar"),
-        "tar_moments": WriteConfig(format="tar", dtype="float32", moments=True),
-    }
-    folder = tmp_path_factory.mktemp("films")
-    return SimpleNamespace(
-        **{
-            name: write_output(
-                folder / name, folder / "spool", mixed_shards(dtype=config.dtype, moments=config.moments), config
-            )
-            for name, config in configs.items()
-        }
-    )
-
-
 def same_values(tensor, array, dtype):
     return np.array_equal(tensor.float().numpy(), values_of(array, dtype))
 
 
 @pytest.mark.parametrize("name", ["parquet", "moments", "tar", "tar_moments"])
 def test_rows_are_the_clips_that_were_written(films, name):
-    output = getattr(films, name)
+    output = films[name]
     dataset = LatentDataset.open(output.uri, columns=("fps", "metadata"))
     rows = list(dataset)
     assert len(rows) == len(dataset) == 45
@@ -66,15 +45,15 @@ def test_rows_are_the_clips_that_were_written(films, name):
 
 
 def test_the_spec_is_that_of_the_network(films):
-    spec = LatentDataset.open(films.moments.uri).spec
+    spec = LatentDataset.open(films["moments"].uri).spec
     assert (spec.network, spec.latent_channels, spec.dtype, spec.moments) == ("tiny", 4, "bfloat16", True)
     assert (spec.scale, spec.shift, spec.mean, spec.normalised) == (0.5, 0.1, None, False)
 
 
 def test_a_row_is_found_by_its_id_also_in_a_copy_of_the_dataset(films):
-    dataset = pickle.loads(pickle.dumps(LatentDataset.open(films.parquet.uri)))  # noqa: S301 - our own bytes
+    dataset = pickle.loads(pickle.dumps(LatentDataset.open(films["parquet"].uri)))  # noqa: S301 - our own bytes
     row = dataset.row("video00105-0000")
-    assert same_values(row.latent, films.parquet.clips[row.id].latent_CTHW, "float16")
+    assert same_values(row.latent, films["parquet"].clips[row.id].latent_CTHW, "float16")
     with pytest.raises(InputError, match=r"has no row 'nothing' in this dataset"):
         dataset.row("nothing")
 
@@ -151,7 +130,7 @@ def test_rows_of_a_source_that_was_encoded_twice_count_once(tmp_path):
     ],
 )
 def test_a_filter_keeps_the_rows_for_which_it_is_true(films, where, wanted):
-    for output in (films.parquet, films.tar):
+    for output in (films["parquet"], films["tar"]):
         dataset = LatentDataset.open(output.uri, where=where)
         assert {row.id for row in dataset} == {name for name, clip in output.clips.items() if wanted(clip)}
         assert len(dataset) == sum(dataset.buckets.values())
@@ -167,7 +146,7 @@ def test_numbers_of_metadata_are_compared_as_numbers(tmp_path):
 
 
 def test_a_filter_reads_no_latents(films):
-    dataset = LatentDataset.open(films.parquet.uri)
+    dataset = LatentDataset.open(films["parquet"].uri)
     largest = dataset.store.stat(dataset.files.value("key", 0)).size
     read = []
     original = type(dataset.store).read_range
@@ -178,7 +157,7 @@ def test_a_filter_reads_no_latents(films):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(dataset.store), "read_range", counted)
-        LatentDataset.open(films.parquet.uri, where="num_frames > 1 and caption is not null")
+        LatentDataset.open(films["parquet"].uri, where="num_frames > 1 and caption is not null")
     assert sum(length for _, length in read) < largest + len(dataset.files)  # the footer of one file, for its metadata
 
 
@@ -201,7 +180,7 @@ def test_a_filter_reads_no_latents(films):
 )
 def test_filters_that_cannot_be_evaluated_are_refused(films, where, message):
     with pytest.raises(ConfigError, match=message):
-        LatentDataset.open(films.parquet.uri, where=where)
+        LatentDataset.open(films["parquet"].uri, where=where)
 
 
 def test_metadata_of_several_types_is_refused(tmp_path):
@@ -218,13 +197,13 @@ def test_metadata_of_several_types_is_refused(tmp_path):
 
 def test_what_is_not_there_is_refused(films, tmp_path):
     with pytest.raises(InputError, match=r"has no snapshot 7; there are 1"):
-        LatentDataset.open(films.parquet.uri, snapshot=7)
+        LatentDataset.open(films["parquet"].uri, snapshot=7)
     with pytest.raises(ConfigError, match="expected latest or a number, once, got 3"):
-        LatentDataset.open(f"{films.parquet.uri}@1", snapshot=3)
+        LatentDataset.open(f"{films['parquet'].uri}@1", snapshot=3)
     with pytest.raises(OutputError, match="is not a latent set"):
         LatentDataset.open(str(tmp_path))
     with pytest.raises(ConfigError, match="columns: no column quality; there are caption"):
-        LatentDataset.open(films.parquet.uri, columns=("quality",))
+        LatentDataset.open(films["parquet"].uri, columns=("quality",))
 
 
 def test_several_fingerprints_must_be_told_apart(tmp_path):
@@ -254,13 +233,14 @@ def test_damage_names_the_file_and_the_range(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, mixed_shards(1))
     dataset = LatentDataset.open(output.uri)
     key = dataset.files.value("key", 1)
-    place = dataset.indexes.get(1).places(2)[0]
+    index = dataset.indexes.get(1)
+    begin, end = index.offset(2), index.offset(2) + index.length(2)
     data = bytearray(output.store.read(key))
-    data[place.offset + 3] ^= 1
+    data[begin + 3] ^= 1
     local_store(tmp_path / "out").write(key, bytes(data))
-    with pytest.raises(InputError, match=rf"{key} bytes {place.offset} to {place.offset + place.length}: .*is damaged"):
+    with pytest.raises(InputError, match=rf"{key} bytes {begin} to {end}: .*is damaged"):
         list(dataset)
-    local_store(tmp_path / "out").write(key, bytes(data[: place.offset + 5]))
+    local_store(tmp_path / "out").write(key, bytes(data[: begin + 5]))
     dataset.close()
     with pytest.raises(InputError, match=r"the file ends before the latent of"):
         list(dataset)

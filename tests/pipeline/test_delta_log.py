@@ -13,11 +13,12 @@ from deltalake.exceptions import DeltaError
 from pipeline.cli import output_commands
 from pipeline.config import WriteConfig
 from pipeline.errors import OutputError
+from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate import delta_writing
-from pipeline.operate.delta_contents import LAST_CHECKPOINT, LOG, version_key
+from pipeline.operate.delta_contents import LAST_CHECKPOINT, version_key
 from pipeline.operate.delta_log import DeltaLog, DeltaView
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.records import Shard, SourceObject
@@ -64,7 +65,7 @@ def output(published, tmp_path):
 
 
 def log_of(store):
-    return {info.key: store.read(info.key) for info in store.list(LOG)}
+    return {info.key: store.read(info.key) for info in store.list(DELTA_LOG)}
 
 
 def stored(store, number):
@@ -153,15 +154,15 @@ def make_checkpoint(store, table):
 
 def make_old_checkpoint(store, table):
     DeltaTable(table, version=1).create_checkpoint()
-    store.delete(LOG + LAST_CHECKPOINT)
+    store.delete(DELTA_LOG + LAST_CHECKPOINT)
 
 
 def point_to_a_checkpoint(store, table):
-    store.write(LOG + LAST_CHECKPOINT, b'{"version":2,"size":5}')
+    store.write(DELTA_LOG + LAST_CHECKPOINT, b'{"version":2,"size":5}')
 
 
 def name_of(name):
-    return lambda store, table: store.write(LOG + name, b"x")
+    return lambda store, table: store.write(DELTA_LOG + name, b"x")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_a_foreign_log_is_rebuilt_after_it_was_deleted(output):
     store, table = output
     before = log_of(store)
     make_checkpoint(store, table)
-    shutil.rmtree(store.uri(LOG))
+    shutil.rmtree(store.uri(DELTA_LOG))
     assert publish(store, PublishOptions()).delta == DeltaView(3)
     assert log_of(store) == before
 
@@ -231,9 +232,9 @@ def test_a_log_that_a_kill_left_half_written_is_completed_to_the_same_bytes(outp
         store.delete(version_key(version))
     assert DeltaLog(store).sync() == DeltaView(3)
     assert log_of(store) == before
-    stamps = {info.key: info.etag for info in store.list(LOG)}
+    stamps = {info.key: info.etag for info in store.list(DELTA_LOG)}
     DeltaLog(store).sync()
-    assert {info.key: info.etag for info in store.list(LOG)} == stamps, "nothing is written again"
+    assert {info.key: info.etag for info in store.list(DELTA_LOG)} == stamps, "nothing is written again"
 
 
 def test_a_takedown_leaves_no_version_that_names_the_bytes(output):
@@ -247,7 +248,7 @@ def test_a_takedown_leaves_no_version_that_names_the_bytes(output):
     ]
     record_takedown(store, "asked for", ids=[victim])
     view = DeltaLog(store).sync()
-    for info in store.list(LOG):
+    for info in store.list(DELTA_LOG):
         assert not any(path.encode() in store.read(info.key) for path in holding)
     for version in (1, 2, 3):
         ids = set(DeltaTable(table, version=version).to_pyarrow_table(columns=["id"])["id"].to_pylist())
@@ -281,7 +282,7 @@ def test_an_output_of_tars_or_without_snapshots_has_no_log(tmp_path):
     assert DeltaLog(store).sync() is None
     publish_all(store)
     assert DeltaLog(store).sync() is None
-    assert list(store.list(LOG)) == []
+    assert list(store.list(DELTA_LOG)) == []
 
 
 def test_tars_that_the_view_lacks_are_said(tmp_path, capsys):
@@ -326,17 +327,17 @@ def test_no_delta_writes_nothing_and_a_later_publish_brings_the_view_up(tmp_path
 def test_many_files_have_their_statistics_in_a_checkpoint(output, monkeypatch):
     store, table = output
     expected = {number: stored(store, number) for number in (1, 2, 3)}
-    for info in list(store.list(LOG)):
+    for info in list(store.list(DELTA_LOG)):
         store.delete(info.key)
     monkeypatch.setattr(delta_writing, "MANY", 1)
     DeltaLog(store).sync()
-    assert any(info.key.endswith(".checkpoint.parquet") for info in store.list(LOG))
+    assert any(info.key.endswith(".checkpoint.parquet") for info in store.list(DELTA_LOG))
     assert b"minValues" not in store.read(version_key(1))
     for number, rows in expected.items():
         assert as_rows(DeltaTable(table, version=number).to_pyarrow_table().to_pylist()) == rows
         assert as_rows(pl.scan_delta(table, version=number).collect().to_dicts()) == rows
     assert "min.id" in DeltaTable(table).get_add_actions(flatten=True).schema.names
-    last = json.loads(store.read(LOG + LAST_CHECKPOINT))
+    last = json.loads(store.read(DELTA_LOG + LAST_CHECKPOINT))
     assert last["version"] in expected
     record_takedown(store, "x", ids=[sorted(expected[3])[0]])
     DeltaLog(store).sync()
@@ -346,7 +347,7 @@ def test_many_files_have_their_statistics_in_a_checkpoint(output, monkeypatch):
 def test_the_log_reads_nothing_of_receipts(output):
     """The log lies below `data/`: a foreign tool that is pointed at it cannot reach what is beside."""
     store, table = output
-    assert all(info.key.startswith("data/") for info in store.list(LOG))
+    assert all(info.key.startswith("data/") for info in store.list(DELTA_LOG))
     assert Ledger(store).latent_set()
     assert (
         DeltaTable(table).vacuum(dry_run=True, full=True, retention_hours=0, enforce_retention_duration=False)

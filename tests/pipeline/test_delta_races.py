@@ -8,11 +8,11 @@ import threading
 import pytest
 from deltalake import DeltaTable
 
-from pipeline.format.layout import SNAPSHOTS, TAKEDOWNS
+from pipeline.format.layout import DELTA_LOG, SNAPSHOTS, TAKEDOWNS
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate import delta_writing
-from pipeline.operate.delta_contents import LAST_CHECKPOINT, LOG, LogReader, version_key
+from pipeline.operate.delta_contents import LAST_CHECKPOINT, LogReader, version_key
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.storage.local import LocalStore
 from tests.pipeline.latent_clips import local_store
@@ -29,7 +29,7 @@ class Watched(LocalStore):
         self.steps, self._at, self._then, self._lock = 0, at, then, threading.RLock()
 
     def step(self, key):
-        if key.startswith((LOG, TAKEDOWNS, SNAPSHOTS)):
+        if key.startswith((DELTA_LOG, TAKEDOWNS, SNAPSHOTS)):
             with self._lock:
                 self.steps += 1
                 if self.steps == self._at:
@@ -76,7 +76,7 @@ def base(tmp_path_factory):
         made["before"] = log_of(store)
         (first, *_) = Snapshots(store).table(Snapshots(store).read(1), "files").to_pylist()
         takedown = record_takedown(store, "asked", ids=["video00000-0000"])
-        shutil.rmtree(store.uri(LOG))
+        shutil.rmtree(store.uri(DELTA_LOG))
         DeltaLog(store).sync()
         made["after"] = log_of(store)
     path = first["key"].removeprefix("data/").encode()
@@ -84,12 +84,12 @@ def base(tmp_path_factory):
     assert not any(path in data for data in made["after"].values())
     data = store.read(takedown.key)
     store.delete(takedown.key)
-    shutil.rmtree(store.uri(LOG))
+    shutil.rmtree(store.uri(DELTA_LOG))
     return folder / "out", (takedown.key, data), made
 
 
 def log_of(store):
-    return {info.key: store.read(info.key) for info in store.list(LOG)}
+    return {info.key: store.read(info.key) for info in store.list(DELTA_LOG)}
 
 
 def missing_last(store, made):
@@ -98,10 +98,10 @@ def missing_last(store, made):
         store.write(key, data)
     for key in [key for key in made["before"] if f"{2:020}" in key]:
         store.delete(key)
-    last = json.loads(made["before"][LOG + LAST_CHECKPOINT])
+    last = json.loads(made["before"][DELTA_LOG + LAST_CHECKPOINT])
     record = LogReader(store).read().checkpoints[1].record
     last |= {"version": 1, "size": 3, "tags": last["tags"] | {"record": record}}
-    store.write(LOG + LAST_CHECKPOINT, json.dumps(last).encode())
+    store.write(DELTA_LOG + LAST_CHECKPOINT, json.dumps(last).encode())
 
 
 def outdated(store, made):

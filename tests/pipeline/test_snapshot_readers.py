@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.errors import InputError, OutputError
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import split_number
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.diff import diff
 from pipeline.operate.inspect import inspect_path
@@ -117,9 +116,3 @@ def test_diff_tells_sources_that_are_encoded_again_from_new_ones(workspace: Simp
     store.delete(key)
     with pytest.raises(OutputError, match=r"of snapshot . cannot be read: .*; see `lathe verify`"):
         diff((store, 1), (store, 3))
-
-
-def test_numbers_follow_the_last_at_sign() -> None:
-    assert split_number("s3://bucket/a@b/out@12") == ("s3://bucket/a@b/out", 12)
-    assert split_number("out") == ("out", None)
-    assert split_number("user@host") == ("user@host", None)

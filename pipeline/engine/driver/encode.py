@@ -32,6 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.format.card import data_card, hugging_face_config
 from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
+from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.storage import Store, is_remote, open_store
@@ -57,7 +58,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
-    store = open_store(job.output, job.storage)
+    store = open_store(check_whole_output(job.output), job.storage)
     passed_over = PassedOver(own=_own_uris(store))
     shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
     if job.strict:
