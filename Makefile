@@ -6,6 +6,8 @@ PINS := deploy/constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' $(PINS))
 INSTALLED := .venv/installed
 DEMO := demo
+# About a minute on two cores.
+DEMO_TRAINING := --steps 300 --batch 8 --width 128 --depth 4 --heads 4 --learning-rate 2e-3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix docs bench clients fuzz clean
@@ -16,12 +18,14 @@ help: ## this list
 
 setup: $(INSTALLED) ## virtual environment in .venv/ with everything to run, test and develop
 
-demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray, verified, decoded and shown
+demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray -> snapshot -> a small video DiT trained on it -> pictures
 	$(BIN)/lathe encode $(DEMO)/corpus $(DEMO)/latents --frames 17 --size 128x128
 	$(BIN)/lathe verify $(DEMO)/latents
 	$(BIN)/lathe inspect $(DEMO)/latents
 	$(BIN)/lathe status $(DEMO)/latents
 	$(BIN)/lathe preview $(DEMO)/latents --sheet $(DEMO)/preview.png
+	$(BIN)/lathe publish $(DEMO)/latents $(DEMO)/corpus
+	$(BIN)/python -m examples.train_dit $(DEMO)/latents@1 $(DEMO)/run $(DEMO_TRAINING)
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.manifest import FILES, write_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
-from pipeline.operate.delta_log import LOG, DeltaLog
+from pipeline.operate.delta_log import DeltaLog
 from pipeline.storage.local import LocalStore
 
 FINGERPRINT = "5a" * 16
@@ -60,7 +61,7 @@ def publish(store: LocalStore, files: int) -> None:
     snapshots = Snapshots(store)
     table = pa.Table.from_pylist(rows, FILES)
     tables = snapshots.write_tables(1, {"files": write_table(table, Path(store.uri("files.partial")))})
-    snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, (), (), (), tables))
+    snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, {}, (), (), (), (), tables))
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         publish(LocalStore(folder), options.files)
         command = [sys.executable, "-m", "benchmarks.delta_log", "--step", folder]
         written = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        sizes = [path.stat().st_size for path in (Path(folder) / LOG).iterdir()]
+        sizes = [path.stat().st_size for path in (Path(folder) / DELTA_LOG).iterdir()]
         begun = time.perf_counter()
         table = DeltaTable(f"{folder}/data")
         assert len(table.file_uris()) == options.files

@@ -9,6 +9,9 @@ a process of its own. The second publish follows 100 new and 10 replaced shards.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
+import io
 import json
 import resource
 import shutil
@@ -20,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.format.layout import CURRENT
 from pipeline.ledger.receipts import Ledger
@@ -40,13 +45,31 @@ CHANNELS = 16
 BARS = {"publish_s": 60.0, "publish_mb": 300.0, "open_s": 1.0, "status_s": 2.0}
 
 
+@functools.cache
+def files() -> tuple[bytes, bytes]:
+    """A Parquet file with the footer of a real one (40 rows in 2 row groups of 25 columns), and an index of its size."""
+    out = io.BytesIO()
+    table = pa.table({f"column{n}": pa.array(range(40)) for n in range(25)})
+    pq.write_table(table, out, row_group_size=20)
+    return out.getvalue(), bytes(8000)
+
+
 def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
     """The receipt of tar `number` with 40 clips in one file and two rejects."""
+    data, index = files()
     shard = Shard("tar", f"{number:06d}.tar", (SourceObject(f"s3://corpus/{number:06d}.tar", 10**9, f"e{version}"),))
     shard_id, attempt = shard.id(FINGERPRINT), f"{version:08x}-{number:08x}"
     stem = f"{FINGERPRINT[:8]}/v17x256x256/{shard_id[:16]}-{attempt}-00000"
     file = WrittenFile(
-        f"data/{stem}.parquet", f"index/{stem}.idx.parquet", "v17x256x256", 4, 4, 40, "ab" * 32, "cd" * 32, 680
+        f"data/{stem}.parquet",
+        f"{CURRENT.index}{stem}{CURRENT.index_suffix}",
+        "v17x256x256",
+        len(data),
+        len(index),
+        40,
+        hashlib.sha256(data).hexdigest(),
+        hashlib.sha256(index).hexdigest(),
+        680,
     )
     mean, spread = rng.normal(0, 0.1, CHANNELS), rng.uniform(0.9, 1.1, CHANNELS)
     stats = ChannelStats(
@@ -75,12 +98,12 @@ def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
 
 def add(root: Path, numbers: range, version: int) -> None:
     """Writes receipts and files of these tars; plainly, because flushing each to disk is not what is measured."""
-    rng = np.random.default_rng(version)
+    rng, (content, index) = np.random.default_rng(version), files()
     for number in numbers:
         made = receipt_of(number, version, rng)
         for key, data in (
             (CURRENT.receipt_key(made.shard_id), made.to_json()),
-            *((key, b"1234") for item in made.files for key in (item.key, item.index_key)),
+            *(pair for item in made.files for pair in ((item.key, content), (item.index_key, index))),
         ):
             path = root / key
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +162,8 @@ def main() -> None:
         add(root, range(10), 2)
         steps["publish again"] = measured("publish", root)
         found = {
-            "publish_s": steps["publish"]["s"],
-            "publish_mb": steps["publish"]["mb"],
+            "publish_s": max(steps[name]["s"] for name in ("publish", "publish again")),
+            "publish_mb": max(steps[name]["mb"] for name in ("publish", "publish again")),
             "open_s": steps["open"]["s"],
             "status_s": steps["status"]["s"],
         }

@@ -34,7 +34,10 @@ A message says what was found, what was expected and what to do. It never contai
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class LatheError(Exception):
@@ -173,7 +176,14 @@ class NothingEncoded(BuildError):
 
 
 class PublishFailed(BuildError):
-    """A snapshot was not made: a check failed, shards are open, or another publisher was first. The last snapshot stands."""
+    """A snapshot was not made: a check failed, shards are open, or another publisher was first. The last snapshot stands.
+
+    `checks`: those that were made, see `pipeline.ledger.snapshots.Check`.
+    """
+
+    def __init__(self, message: str, *, checks: Sequence[Any] = (), **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.checks = tuple(checks)
 
 
 class Interrupted(BuildError):

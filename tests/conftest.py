@@ -6,7 +6,6 @@ keys are in the environment of this process and its children while the session r
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from contextlib import closing
@@ -174,14 +173,10 @@ def s3(s3_server: S3Server) -> S3Server:
 @pytest.fixture(scope="session")
 def moto_server(s3_server: S3Server) -> Iterator[S3Server]:
     """moto: a mock of S3, but one whose `If-None-Match: *` is atomic. Takes any credentials, so Swift's in the environment do."""
-    from moto.server import ThreadedMotoServer
+    from tests.moto_server import MotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
-    (port,) = free_ports(1)
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    server.start()
-    yield S3Server(f"http://127.0.0.1:{port}", s3_server.access_key, s3_server.secret_key)
-    server.stop()
+    with closing(MotoServer(*free_ports(1))) as server:
+        yield S3Server(server.endpoint, s3_server.access_key, s3_server.secret_key)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "pipeline")
-CODE = (*PACKAGES, "tests", "benchmarks", "deploy")
+CODE = (*PACKAGES, "examples", "tests", "benchmarks", "deploy")
 CEILING = 400  # lines of a file
 
 # Package -> files that may import it, anywhere in them. Everything else uses those files.
@@ -34,7 +34,7 @@ IMPORTERS = {
         "pipeline/look/showing.py",
         "pipeline/cli/network_commands.py",
     },
-    "torch": {"model/", "pipeline/encoder/", "pipeline/training/"},
+    "torch": {"model/", "pipeline/encoder/", "pipeline/export/", "pipeline/loader/", "pipeline/training/"},
     "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
     "typer": {"pipeline/cli/"},
     "pipeline.cli": {"pipeline/cli/", "pipeline/__main__.py"},
@@ -121,10 +121,12 @@ def test_chains_of_imports_keep_the_contracts():
 
 
 def test_the_product_does_not_import_its_tests():
-    """`model` and `pipeline` never import the tests, the benchmarks or the deployment."""
+    """`model` and `pipeline` never import the examples, the tests, the benchmarks or the deployment."""
     for path in python_files(*PACKAGES):
         names = imports_of(ast.parse(path.read_text()))
-        assert not [name for name in names if name.split(".")[0] in ("tests", "benchmarks", "deploy")], name_of(path)
+        assert not [name for name in names if name.split(".")[0] in ("examples", "tests", "benchmarks", "deploy")], (
+            name_of(path)
+        )
 
 
 HEAVY = (
@@ -284,7 +286,7 @@ def test_no_room_is_called_nothing_in_particular():
 def test_every_file_says_what_it_is_for():
     silent = [
         name_of(path)
-        for path in python_files(*PACKAGES, "deploy", "benchmarks")
+        for path in python_files(*PACKAGES, "examples", "deploy", "benchmarks")
         if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []

@@ -19,6 +19,7 @@ from tests.pipeline.published import shown_ids
 from tests.tiny_corpus import rows, tiny_job, video_bytes
 
 TEXT = (ROOT / "README.md").read_text()
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
 COMMANDS = [
     line.split("  #")[0]
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -61,8 +62,9 @@ def published(tmp_path_factory):
 
 
 def python_block(word):
-    """The only Python block of the README with this word."""
-    (found,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if word in block)
+    """The only Python block with this word, of the README and the recipe for snapshots in docs/formats.md."""
+    text = TEXT + FORMATS.partition("### Reading a snapshot")[2]
+    (found,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in block)
     return found
 
 
@@ -80,6 +82,19 @@ def test_its_loop_reads_the_rows_of_a_snapshot_without_those_taken_down(publishe
     assert (found[0][2].ndim, found[0][2].dtype) == (4, np.float16)
 
 
+def test_its_training_loop_reads_every_row_of_the_snapshot(published):
+    folder, store, _ = published
+    program = python_block("LatentLoader").replace("my/latents", str(folder / "out"))
+    program = program.replace("batch=16", "batch=1").replace(', normalize="model"', "")  # of an untrained network
+    names: dict = {"found": []}
+    exec(program + "    found += batch.ids\n", names)
+    snapshot = Snapshots(store).read(1)
+    assert set(names["found"]) == set(shown_ids(store, snapshot))  # another row stands in for the one taken down
+    assert len(names["found"]) == snapshot.counts["rows"]
+    assert names["state"]["step"] == len(names["found"])
+    assert names["latents_BCTHW"].shape == (1, 4, 2, 4, 4)
+
+
 def test_its_constants_are_in_the_files(published):
     names: dict = {}
     exec(python_block("normalisation").replace("my/latents", str(published[0] / "out")), names)
@@ -89,7 +104,9 @@ def test_its_constants_are_in_the_files(published):
 def test_its_other_engines_read_the_output(published, monkeypatch, tmp_path):
     folder, store, _ = published
     publish(store, PublishOptions())  # makes the Delta view anew, without what was taken down
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "datasets.config.HF_DATASETS_CACHE", str(tmp_path)
+    )  # the variable counts at the first import only
     lines = [line for line in python_block("scan_delta").splitlines() if "ray.data" not in line]
     assert len(lines) >= 5
     names: dict = {}
@@ -120,5 +137,5 @@ def test_links_of_a_page_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_that_a_page_names_exist(page):
-    named = re.findall(r"`((?:pipeline|model|tests|benchmarks|docs|deploy)/[\w/.-]+)`", page.read_text())
+    named = re.findall(r"`((?:pipeline|model|examples|tests|benchmarks|docs|deploy)/[\w/.-]+)`", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

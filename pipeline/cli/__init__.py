@@ -2,10 +2,11 @@
 
 - `app`: encode, plan, status, inspect, verify, sample
 - `output_commands`: publish, snapshots, diff, stats
+- `export_command`: export
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes
 - `progress`: displays of a running build (live, plain lines, JSON lines)
-- `wording`, `evaluation_wording`, `preview_wording`, `snapshot_wording`: results as lines of text
+- `wording`, `evaluation_wording`, `export_wording`, `preview_wording`, `snapshot_wording`: results as lines of text
 """
 
 

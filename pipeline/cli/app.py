@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import network_commands, output_commands
+from pipeline.cli import export_command, network_commands, output_commands
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -207,7 +207,10 @@ def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson =
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(help="Latent file, or an output of encode.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE|OUTPUT[@N]", help="Latent file, or an output of encode; out@3 for snapshot 3."),
+    ],
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -263,6 +266,7 @@ app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
+app.command()(export_command.export)
 app.command()(network_commands.train)
 app.command()(network_commands.models)
 app.command()(network_commands.check)

@@ -14,15 +14,14 @@ from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, s
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
+    from pipeline.errors import PublishFailed
 
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
     """Store and snapshot number of `OUTPUT[@N]`; no number: None."""
-    from pipeline.ledger.snapshots import split_number
-    from pipeline.storage import open_store
+    from pipeline.ledger.addresses import open_output
 
-    root, number = split_number(output)
-    return open_store(root, storage_config(endpoint_url)), number
+    return open_output(output, storage_config(endpoint_url))
 
 
 def publish(
@@ -37,6 +36,10 @@ def publish(
         str | None, typer.Option(metavar="PREFIX", help="Only latents of this fingerprint. [default: all]")
     ] = None,
     removed: Annotated[str, typer.Option(help="keep or drop inputs that are gone; drop needs INPUT...")] = "keep",
+    max_removed: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Largest fraction of inputs or rows that --removed drop takes out at once."),
+    ] = 0.5,
     partial: Annotated[
         bool, typer.Option("--partial", help="Publish although shards are not done; they are recorded.")
     ] = False,
@@ -55,6 +58,10 @@ def publish(
     delta: Annotated[
         bool, typer.Option("--delta/--no-delta", help="Write the Delta Lake view of Parquet outputs as well.")
     ] = True,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Pass over snapshots that are damaged and read the receipts they cover again."),
+    ] = False,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -62,8 +69,10 @@ def publish(
     """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
 
     def run() -> None:
-        from pipeline.errors import ConfigError
-        from pipeline.look.canary import canary_check
+        from pipeline.ledger.addresses import check_whole_output
+
+        root = check_whole_output(output)  # before the slow imports
+        from pipeline.errors import ConfigError, PublishFailed
         from pipeline.operate.publish import PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
         from pipeline.operate.publish_checks import Limits
@@ -74,26 +83,36 @@ def publish(
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
-        store = open_store(output, storage)
-        check = canary_check(
-            storage, clips=canary, psnr_floor=psnr_floor, ssim_floor=ssim_floor, checkpoint=checkpoint, device=device
-        )
+        store = open_store(root, storage)
+        check = None
+        if canary:  # its import takes seconds
+            from pipeline.look.canary import canary_check
+
+            floors = {"psnr_floor": psnr_floor, "ssim_floor": ssim_floor}
+            check = canary_check(storage, clips=canary, checkpoint=checkpoint, device=device, **floors)
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",
             partial=partial,
-            limits=Limits(reject_budget=reject_budget, drift=max_drift),
+            limits=Limits(reject_budget=reject_budget, drift=max_drift, removed=max_removed),
             job={"inputs": inputs} if inputs else None,
             delta=delta,
+            rebuild=rebuild,
         )
         listing = list_inputs(inputs, store, storage) if inputs else None
-        show_published(make_snapshot(store, options, listing=listing, canary=check if canary else None), as_json)
+        try:
+            published = make_snapshot(store, options, listing=listing, canary=check)
+        except PublishFailed as error:
+            show_failed(error, as_json)
+            raise
+        show_published(published, as_json)
 
     guard(run, debug=debug, again="nothing was published; run the same command again")
 
 
 def publish_job(job: EncodeJob) -> None:
     """What `encode --publish` does after the build: publishes its output with its inputs as the listing."""
+    from pipeline.errors import PublishFailed
     from pipeline.look.canary import canary_check
     from pipeline.operate.publish import PublishOptions, list_inputs
     from pipeline.operate.publish import publish as make_snapshot
@@ -103,9 +122,12 @@ def publish_job(job: EncodeJob) -> None:
     store = open_store(job.output, job.storage)
     options = PublishOptions(limits=Limits(reject_budget=job.reject_budget), job=job.model_dump(mode="json"))
     check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
-    show_published(
-        make_snapshot(store, options, listing=list_inputs(job.inputs, store, job.storage), canary=check), False
-    )
+    try:
+        published = make_snapshot(store, options, listing=list_inputs(job.inputs, store, job.storage), canary=check)
+    except PublishFailed as error:
+        show_failed(error, False)
+        raise
+    show_published(published, False)
 
 
 def show_published(published: Any, as_json: bool) -> None:
@@ -115,25 +137,48 @@ def show_published(published: Any, as_json: bool) -> None:
     from pipeline.cli.snapshot_wording import published_lines
 
     record = json.loads(published.snapshot.to_json())
-    values = {"made": published.made, "notices": published.notices, "snapshot": record}
+    delta = None if published.delta is None else published.delta.to_dict()
+    values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
 
 
-def snapshots(output: str, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the snapshots of an output: when each was made, what it holds, what changed."""
+def show_failed(error: PublishFailed, as_json: bool) -> None:
+    """Prints the checks of a snapshot that was not published, with their numbers. The error itself goes to stderr, by `guard`."""
+    import json
+    from dataclasses import asdict
+
+    from pipeline.cli.snapshot_wording import check_lines
+
+    checks = [asdict(check) for check in error.checks]
+    if as_json:
+        typer.echo(json.dumps({"made": False, "error": str(error), "checks": checks}, indent=1))
+    elif checks:
+        typer.echo("\n".join(check_lines(checks)))
+
+
+def snapshots(
+    output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """List the snapshots of an output, or one of them: when each was made, what it holds, what changed."""
 
     def run() -> None:
         import json
 
         from pipeline.cli.snapshot_wording import snapshots_lines
+        from pipeline.errors import OutputError
         from pipeline.ledger.receipts import Ledger
         from pipeline.ledger.snapshots import Snapshots
 
-        store, _ = open_numbered(output, endpoint_url)
+        store, number = open_numbered(output, endpoint_url)
         Ledger(store).latent_set()
         found = Snapshots(store)
-        records = [json.loads(found.read(number).to_json()) for number in found.numbers()]
-        values = {"output": store.root, "snapshots": records}
+        records, damaged = [], []
+        for each in found.numbers() if number is None else [number]:
+            try:
+                records.append(json.loads(found.read(each).to_json()))
+            except OutputError as error:
+                damaged.append({"number": each, "error": str(error)})
+        values = {"output": store.root, "snapshots": records, "damaged": damaged}
         typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
 
     guard(run, debug=debug)

@@ -15,7 +15,7 @@ def published_lines(published: dict[str, Any]) -> list[str]:
     snapshot = published["snapshot"]
     lines = [f"snapshot {snapshot['number']}: {_contents(snapshot)}"] if published["made"] else []
     if published["made"]:
-        lines += [_changes(snapshot), *map(_check, snapshot["checks"])]
+        lines += [_changes(snapshot), *check_lines(snapshot["checks"])]
     return lines + [f"  note      {text}" for text in published["notices"]]
 
 
@@ -26,7 +26,9 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
         if item["open_shards"]:
             lines.append(f"        partial: {len(item['open_shards'])} shards or inputs were not done")
-    return lines
+        if item["passed_over"]:
+            lines.append(f"        passed over damaged snapshots: {', '.join(map(str, item['passed_over']))}")
+    return lines + [f"  {item['number']:>4}  {item['error']}" for item in found["damaged"]]
 
 
 def diff_lines(found: dict[str, Any]) -> list[str]:
@@ -38,9 +40,10 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
         f"{a['files']} -> {b['files']} files",
         f"  rows      +{rows['added']} -{rows['dropped']}",
         f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows",
-        f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced",
+        f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced, "
+        f"{len(sources['re_encoded'])} encoded again",
     ]
-    for sign, name in (("+", "added"), ("~", "replaced"), ("-", "dropped")):
+    for sign, name in (("+", "added"), ("~", "replaced"), ("=", "re_encoded"), ("-", "dropped")):
         lines += [f"    {sign} {uri}" for uri in sources[name][:SOURCES_SHOWN]]
         if (rest := len(sources[name]) - SOURCES_SHOWN) > 0:
             lines.append(f"    {sign} and {rest} more")
@@ -54,10 +57,16 @@ def stats_lines(found: dict[str, Any]) -> list[str]:
     """Lines that describe a result of `pipeline.operate.statistics`."""
     where = f"{found['output']}@{found['snapshot']}" if found["snapshot"] else f"{found['output']} (nothing published)"
     lines = [where]
+    if found["newer_takedowns"]:
+        lines.append(
+            f"  note      {found['newer_takedowns']} takedowns are newer than this snapshot: exact numbers still contain their rows; "
+            "`lathe publish` makes a snapshot without them"
+        )
     for fingerprint, item in found["fingerprints"].items():
         exact, one = item["exact"], item["suggested"]["one_for_all"]
         lines.append(
-            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values per channel"
+            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values per channel "
+            f"of {item['rows']} rows"
         )
         lines.append("    channel        mean         std         min         max")
         for channel in range(min(len(exact["mean"]), CHANNELS_SHOWN)):
@@ -99,6 +108,11 @@ def _changes(snapshot: dict[str, Any]) -> str:
         f"  against {parent}: inputs +{changes['inputs_added']} -{changes['inputs_removed']}, {changes['inputs_replaced']} replaced; "
         f"rows +{changes['rows_added']} -{changes['rows_dropped']}"
     )
+
+
+def check_lines(checks: list[dict[str, Any]]) -> list[str]:
+    """A line for each `Check`."""
+    return list(map(_check, checks))
 
 
 def _check(check: dict[str, Any]) -> str:

@@ -72,13 +72,12 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(
             f"  pending   {pending['shards']} shards with {pending['clips']} clips that no snapshot has yet; `lathe publish` takes them in"
         )
-    progress = status["progress"]
-    if progress:
-        age = max(0.0, time.time() - progress["updated"])
-        state = "running" if progress["running"] else "not running"
+    for build in filter(None, (status["progress"], *status["other_builds"])):
+        age = max(0.0, time.time() - build["updated"])
+        state = "running" if build["running"] else "not running"
         lines.append(
-            f"  build     {state}, last report {duration(age)} ago: {progress['shards_done']}/{progress['shards_total']} shards, "
-            f"{progress['frames_per_s']:.1f} frames/s"
+            f"  build     {state}, last report {duration(age)} ago: {build['shards_done']}/{build['shards_total']} shards, "
+            f"{build['frames_per_s']:.1f} frames/s"
         )
     return lines
 

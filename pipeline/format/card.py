@@ -6,23 +6,30 @@ renamed to `README.md`; it contains the same configuration.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 OURS = "# Written by Lathe, which adds an entry for each fingerprint. Remove this line to keep what you change.\n"
 
 
-def hugging_face_config(existing: str | None, fingerprint: str, container: str) -> str | None:
+def hugging_face_config(existing: str | None, fingerprint: str, container: str, state: str | None = None) -> str | None:
     """`.huggingface.yaml` with an entry for the data files of this fingerprint and container.
 
-    Takes the present contents, or None. Returns None if nothing is to be written: the entry exists, or the user has removed the first line
-    to keep own changes.
+    `datasets` keeps what it has read from a local folder under the folder's name and this configuration, and does not look for new files.
+    `state` becomes the description of the entry: another state makes it read the folder again.
+
+    Takes the present contents, or None. Returns None if the user has removed the first line to keep own changes.
     """
-    pattern = f"data/{fingerprint[:8]}/**/*.{container}"
     if existing is None:
         existing = f"{OURS}configs:\n"
-    if not existing.startswith(OURS) or pattern in existing:
+    if not existing.startswith(OURS):
         return None
-    return f"{existing}- config_name: {container}-{fingerprint[:8]}\n  data_files: {pattern}\n"
+    name = f"{container}-{fingerprint[:8]}"
+    entry = f"- config_name: {name}\n  data_files: data/{fingerprint[:8]}/**/*.{container}\n"
+    if state is not None:
+        entry += f"  description: {state}\n"
+    present = re.compile(rf"^- config_name: {name}\n(?:  .*\n)*", re.MULTILINE)
+    return present.sub(entry, existing) if present.search(existing) else existing + entry
 
 
 def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dtype: str, moments: bool) -> str:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 DATA = "data/"
+DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
 CARD_KEY = "_README.md"

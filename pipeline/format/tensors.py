@@ -99,6 +99,12 @@ def release_pages(array: object) -> None:
         array.madvise(mmap.MADV_DONTNEED)
 
 
+def stored_values(data: bytes, dtype: str) -> np.ndarray:
+    """Values of a stored tensor, flat; bfloat16 as float32, the others without a copy."""
+    stored = np.frombuffer(data, STORAGE_TYPES[dtype].numpy)
+    return (stored.astype("<u4") << 16).view("<f4") if dtype == "bfloat16" else stored
+
+
 def measure(
     array_CTHW: np.ndarray, dtype: str, max_abs: float, *, key: str, clip: int, name: str = "latent"
 ) -> ChannelStats:

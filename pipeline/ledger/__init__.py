@@ -4,8 +4,11 @@
 - `receipts`: the receipt of each finished shard, created once
 - `summaries`: facts of each receipt that a run needs, cached
 - `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
+- `part_statistics`: statistics of receipts of which some rows do not count
+- `lookahead`: threads that read ahead
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `manifest`: published snapshots and their tables
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
+- `addresses`: `OUTPUT@N` as users write it
 - `takedowns`: records that hide rows from every reader
 """

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError, OutputError
 from pipeline.ledger.counted import Share, shares
 from pipeline.ledger.decisions import decide
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import (
     FILES,
     RECEIPTS,
@@ -30,6 +32,7 @@ from pipeline.ledger.manifest import (
     write_table,
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
+from pipeline.ledger.part_statistics import part_statistics
 from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
 
     from pipeline.ledger.decisions import Decisions
     from pipeline.ledger.snapshots import Snapshot
-    from pipeline.records import Counts, Receipt, SourceObject
+    from pipeline.ledger.versions import Choices
+    from pipeline.records import ChannelStats, Counts, Receipt, SourceObject
     from pipeline.storage import Store
 
 HEAVY = ("sha256", "index_sha256", "ranges", "file_rows", "file_frames")
@@ -60,8 +64,10 @@ class Candidate:
     receipts: pa.Table  # `manifest.RECEIPTS` without statistics
     receipts_path: Path  # the whole of it, as Parquet
     fresh: pa.Array  # shards that the parent does not cover
+    outdated: pa.Array  # shards of which the parent has other rows, or that are not in the candidate
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
+    parent_files: Path | None  # `files` of the parent, as Parquet
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
@@ -73,6 +79,35 @@ class Candidate:
         return [self.decisions.overlaps.counted(receipt) for receipt in read if receipt is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A receipt with counts, files and statistics of the part that counts. `problem`: the first thing wrong with it."""
+
+    part: CountedReceipt
+    counts: Counts
+    shares: list[Share]
+    stats: ChannelStats | None
+    problem: str | None
+
+
+def _counted_whole(receipt: Receipt, problem: str | None = None) -> _Read:
+    files = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
+    problem = problem or next(iter(imbalances(receipt)), None)
+    return _Read(CountedReceipt(receipt), receipt.added(), files, receipt.stats, problem)
+
+
+def _counted(store: Store, part: CountedReceipt) -> _Read:
+    """Reads indexes and latents if some rows do not count. One that is lost or damaged is a problem of the receipt, named with all rows."""
+    if part.whole:
+        return _counted_whole(part.receipt)
+    try:
+        counts, found = shares(store, part)
+        stats = part_statistics(store, part.receipt.stats, found)
+    except (InputError, OutputError) as error:
+        return _counted_whole(part.receipt, f"the rows that count are not known: {error}")
+    return _Read(part, counts, found, stats, next(iter(imbalances(part.receipt)), None))
+
+
 class _Pool:
     """Rows of receipts that were read, in two files; each receipt with its `Overlaps.state`."""
 
@@ -82,25 +117,14 @@ class _Pool:
 
     def add_whole(self, receipt: Receipt) -> None:
         """Adds a receipt of which all rows count."""
-        found = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
-        self._add(CountedReceipt(receipt), receipt.added(), found, whole_state(receipt.attempt))
+        self.add(_counted_whole(receipt), whole_state(receipt.attempt))
 
-    def add(self, store: Store, part: CountedReceipt, state: bytes) -> None:
-        """Adds a receipt with the part that counts; reads its indexes if some rows do not count."""
-        self._add(part, *shares(store, part), state)
-
-    def _add(self, part: CountedReceipt, counts: Counts, found: list[Share], state: bytes) -> None:
-        problem = next(iter(imbalances(part.receipt)), None)
-        stats = part.receipt.stats
-        values = () if stats is None or part.whole else (*stats.mean, *stats.m2, *stats.min, *stats.max)
-        if problem is None and not np.isfinite(values).all():
-            problem = (
-                "its statistics are not finite"  # of a part they are not stored, so `finite_check` does not see them
-            )
-        self._receipts.add(receipt_row(part, counts, state, problem))
-        for share in found:
+    def add(self, read: _Read, state: bytes) -> None:
+        """Adds a receipt with the part that counts."""
+        self._receipts.add(receipt_row(read.part, read.counts, read.stats, state, read.problem))
+        for share in read.shares:
             if share.rows:
-                self._files.add(file_row(part, share))
+                self._files.add(file_row(read.part, share))
 
     def finish(self) -> tuple[Path, Path]:
         """Files and receipts, as Parquet files."""
@@ -115,6 +139,7 @@ def gather(
     fingerprint: str | None = None,
     listing: Sequence[SourceObject] | None = None,
     drop_missing: bool = False,
+    choices: Choices | None = None,
     save: bool = False,
     workers: int = 8,
 ) -> Candidate:
@@ -127,6 +152,7 @@ def gather(
         fingerprint: only receipts of fingerprints with this prefix; None: all.
         listing: the inputs as they are now, if known.
         drop_missing: whether inputs that are not in `listing` are dropped.
+        choices: earlier choices; None: those of the parent.
         save: whether to cache the summaries of receipts that were read, in the output.
         workers: threads that read receipts.
 
@@ -134,14 +160,16 @@ def gather(
         OutputError: a receipt or takedown that cannot be read.
     """
     snapshots = Snapshots(store)
-    covered: set[str] = set()
+    covered: pa.Array | None = None
     if parent is not None:
         parent_receipts = snapshots.download(parent, "receipts", folder / "parent-receipts")
-        covered.update(read_table(parent_receipts, ["shard_id"])["shard_id"].to_pylist())
+        covered = pa.concat_arrays(
+            [pa.array([], pa.string()), *read_table(parent_receipts, ["shard_id"])["shard_id"].chunks]
+        )
     pool = _Pool(folder, "read")
 
     def keep(receipt: Receipt) -> None:
-        if receipt.shard_id not in covered and receipt.fingerprint.startswith(fingerprint or ""):
+        if receipt.fingerprint.startswith(fingerprint or ""):
             pool.add_whole(receipt)
 
     summaries = Summaries(store, workers)
@@ -149,7 +177,9 @@ def gather(
     if save:
         summaries.save()
     release_memory()
-    before = read_choices(snapshots.table(parent, "choices")) if parent is not None else {}
+    before = choices or {}
+    if choices is None and parent is not None:
+        before = read_choices(snapshots.table(parent, "choices"))
     decisions = decide(
         spooled,
         read_takedowns(store),
@@ -160,27 +190,29 @@ def gather(
         drop_missing=drop_missing,
     )
     spooled.unlink()
-    fresh, covered_shards = decisions.shards, len(covered)
-    if covered:
-        fresh = fresh.filter(pc.invert(pc.is_in(fresh, pa.array(covered, pa.string()))))
-    covered.clear()  # before tables of the same number of rows are read
+    fresh, covered_shards = decisions.shards, 0
+    if covered is not None:
+        fresh, covered_shards = fresh.filter(pc.invert(pc.is_in(fresh, covered))), len(covered)
+    del covered  # before tables of the same number of rows are read
     release_memory()
-    sources = [_Source(*pool.finish(), decisions.repeated)]
+    sources, parent_files = [_Source(*pool.finish(), decisions.repeated)], None
     if parent is not None:
         parent_files = snapshots.download(parent, "files", folder / "parent-files")
         sources.insert(0, _Source(parent_files, parent_receipts))
-    files_path, receipts_path, taken = _combined(store, decisions, sources, folder, workers)
+    files_path, receipts_path, taken, outdated = _combined(store, decisions, sources, folder, workers)
     release_memory()
     return Candidate(
         parent=parent,
         decisions=decisions,
         files=read_table(files_path, LIGHT_FILES, ["network", "fingerprint"]),
         files_path=files_path,
-        receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects"]),
+        receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects", "warnings"]),
         receipts_path=receipts_path,
         fresh=fresh,
+        outdated=outdated,
         unchanged=parent is not None and taken == [covered_shards, *([0] * (len(taken) - 1))],
         cut_off=summaries.cut_off,
+        parent_files=parent_files,
     )
 
 
@@ -195,48 +227,72 @@ class _Source:
 
 def _combined(
     store: Store, decisions: Decisions, sources: list[_Source], folder: Path, workers: int
-) -> tuple[Path, Path, list[int]]:
-    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now."""
-    tables, taken = [], []
+) -> tuple[Path, Path, list[int], pa.Array]:
+    """Files and receipts of all shards: rows whose state still holds, the others read now.
+
+    Also how many receipts came from each source, and the outdated shards of the first.
+    """
+    tables, taken, outdated = [], [], []
     path, left = folder / "receipts", np.ones(len(decisions.shards), bool)
     with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
 
         def take(source: _Source) -> None:
-            kept, outdated = 0, [pa.array([], pa.string())]
+            names = read_table(source.receipts, ["shard_id", "state"])
+            valid = _valid(names, decisions, source.unusable, left)
+            outdated.append(
+                pa.concat_arrays([pa.array([], pa.string()), *names["shard_id"].filter(pa.array(~valid)).chunks])
+            )
+            del names
+            first = 0
             for batch in read_batches(source.receipts):
-                places = pc.index_in(batch["shard_id"], decisions.shards)
-                valid = pc.fill_null(pc.equal(decisions.states.take(places), batch["state"]), False)
-                if source.unusable is not None and len(source.unusable):
-                    valid = pc.and_(valid, pc.invert(pc.is_in(batch["shard_id"], source.unusable)))
-                left[places.filter(valid).to_numpy()] = False
-                outdated.append(batch["shard_id"].filter(pc.invert(valid)))
-                mine = batch.filter(valid)
-                kept += mine.num_rows
+                mine = batch.filter(pa.array(valid[first : first + batch.num_rows]))
+                first += batch.num_rows
                 if mine.num_rows:
                     out.write_batch(mine)
             release_memory()
-            files = read_table(source.files)
-            if len(gone := pa.concat_arrays(outdated)):
-                files = files.filter(pc.invert(pc.is_in(files["shard_id"], gone)))
-            tables.append(files)
-            taken.append(kept)
+            # By row groups: a filter over the whole table would hold it twice.
+            batches = read_batches(source.files)
+            kept = (batch.filter(pc.invert(pc.is_in(batch["shard_id"], outdated[-1]))) for batch in batches)
+            tables.append(pa.Table.from_batches(kept, FILES))
+            taken.append(int(valid.sum()))
 
         for source in sources:
             take(source)
         open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
         take(_read_now(store, decisions, *open_shards, folder, workers))
-    files = pa.concat_tables(tables)
+    # No name refers to the table while it is sorted: its columns are freed one by one.
+    return write_table(sorted_by(_concatenated(tables), "key"), folder / "files"), path, taken, outdated[0]
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    """All rows; empties the list."""
+    found = pa.concat_tables(tables)
     tables.clear()
-    return write_table(sorted_by(files, "key"), folder / "files"), path, taken
+    return found
+
+
+def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, left: np.ndarray) -> np.ndarray:
+    """Mask of receipts whose state holds and which no source had before; takes them out of `left`, a mask of `decisions.shards`."""
+    places = pc.index_in(names["shard_id"], decisions.shards)
+    valid = pc.fill_null(pc.equal(decisions.states.take(places), names["state"]), False)
+    if unusable is not None and len(unusable):
+        valid = pc.and_(valid, pc.invert(pc.is_in(names["shard_id"], unusable)))
+    mask = valid.to_numpy() & left[pc.fill_null(places, 0).to_numpy()] if len(left) else np.zeros(len(names), bool)
+    left[places.to_numpy(zero_copy_only=False)[mask].astype(np.int64)] = False
+    return mask
 
 
 def _read_now(
     store: Store, decisions: Decisions, shards: pa.Array, states: pa.Array, folder: Path, workers: int
 ) -> _Source:
-    pool = _Pool(folder, "again")
+    pool, ledger = _Pool(folder, "again"), Ledger(store)
     keys = decisions.keys.take(pc.index_in(shards, decisions.shards)).to_pylist()
-    read = Ledger(store).read_all(([key] for key in keys), workers)
-    for state, receipt in zip(states.to_pylist(), read, strict=True):
-        if receipt is not None:
-            pool.add(store, decisions.overlaps.counted(receipt), state)
+
+    def read(key: str) -> _Read | None:
+        receipt = ledger.load(key)
+        return None if receipt is None else _counted(store, decisions.overlaps.counted(receipt))
+
+    for state, found in zip(states.to_pylist(), mapped_ahead(read, keys, workers, "receipts"), strict=True):
+        if found is not None:
+            pool.add(found, state)
     return _Source(*pool.finish())

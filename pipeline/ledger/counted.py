@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import OutputError
 from pipeline.format.columns import storable
 from pipeline.format.index import read_index
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
@@ -33,7 +34,14 @@ class Share:
     rows: int
     frames: int
     num_bytes: int  # of the file if all rows count, else of the tensors of those that do
-    hidden: tuple[int, ...] = ()  # positions of rows that do not count
+    # Rows that count and rows that do not, of receipts that are partly hidden.
+    shown: tuple[IndexRow, ...] = ()
+    hidden_rows: tuple[IndexRow, ...] = ()
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Positions of rows that do not count."""
+        return tuple(row.row for row in self.hidden_rows)
 
 
 def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]:
@@ -61,7 +69,12 @@ def counting(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
 
 
 def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
-    """Counts of the part of a receipt that counts, and its share of each data file."""
+    """Counts of the part of a receipt that counts, and its share of each data file.
+
+    Raises:
+        NotFound: an index is missing, of a receipt that is partly hidden.
+        OutputError: it cannot be read.
+    """
     receipt = part.receipt
     if part.whole:
         return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
@@ -69,19 +82,27 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         return Counts(), []
     found, lost, taken = [], [], []
     for item in receipt.files:
-        rows, _ = read_index(store.read(item.index_key))
+        rows = _index_rows(store, item.index_key)
         counted = counting(part, rows)
         seen = [row for row in counted if not part.takedowns.hides(row)]
         positions = {row.row for row in counted}
         lost += [row for row in rows if row.row not in positions]
         taken += [row for row in counted if part.takedowns.hides(row)]
         positions = {row.row for row in seen}
-        hidden = tuple(row.row for row in rows if row.row not in positions)
+        hidden = tuple(row for row in rows if row.row not in positions)
         num_bytes = sum(span.length for row in seen for span in row.spans()) if hidden else item.num_bytes
-        found.append(Share(item, len(seen), sum(row.num_frames for row in seen), num_bytes, hidden))
+        frames = sum(row.num_frames for row in seen)
+        found.append(Share(item, len(seen), frames, num_bytes, tuple(seen), hidden))
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
     return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
+
+
+def _index_rows(store: Store, key: str) -> list[IndexRow]:
+    try:
+        return read_index(store.read(key))[0]
+    except (ValueError, OSError) as error:
+        raise OutputError(f"{key} cannot be read as a side index: {error}", uri=store.uri(key)) from None
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:

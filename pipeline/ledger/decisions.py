@@ -20,11 +20,11 @@ from pipeline.ledger.summaries import ID_BYTES, URI_BYTES, first_of_each_shard, 
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.ledger.takedowns import Takedowns
-    from pipeline.ledger.versions import Selection, Versions
+    from pipeline.ledger.versions import Choices, Selection
     from pipeline.records import SourceObject
 
 COLUMNS = ["key", "shard_id", "fingerprint", "attempt", "uris", "retry", "same_as"]
@@ -45,6 +45,9 @@ class Decisions:
     repeated: pa.Array  # shards with several receipts
     plain_shards: pa.Array
     plain_uris: pa.Array  # `uri_id` of each object, concatenated
+    fingerprints: list[str]  # of all receipts of the output, sorted
+    current: str | None  # fingerprint of the newest of these receipts; None: not asked for
+    num_inputs: int  # inputs of these receipts, by (fingerprint, URI), without those that an earlier snapshot dropped
 
     def key(self, shard: str) -> str:
         """Key of the receipt of a shard that is in `shards`."""
@@ -62,8 +65,8 @@ class Decisions:
 def decide(
     path: Path,
     takedowns: Takedowns,
-    covered: Collection[str],
-    before: Versions,
+    covered: pa.Array | None,
+    before: Choices,
     listing: Sequence[SourceObject] | None = None,
     *,
     fingerprint: str | None = None,
@@ -74,35 +77,39 @@ def decide(
     Args:
         path: summaries as `Summaries.spool` writes them.
         takedowns: of the output.
-        covered: ids of shards that the parent snapshot covers.
+        covered: ids of shards that the parent snapshot covers; None: there is no parent.
         before: `choices` of the parent.
         listing: the inputs as they are now; None: not known.
         fingerprint: only receipts of fingerprints that begin so; None: all.
         drop_missing: whether inputs that are not listed are dropped.
     """
-    columns = COLUMNS if listing is None else [*COLUMNS, "sources"]
+    columns = COLUMNS if listing is None else [*COLUMNS, "sources", "created"]
     table = read_table(path, columns)
     table = table.append_column("row", pa.array(np.arange(table.num_rows)))
+    fingerprints = sorted(table["fingerprint"].unique().to_pylist())
     if fingerprint:
         table = table.filter(pc.starts_with(table["fingerprint"], fingerprint))
     table, repeated = _one_a_shard(table, path)
     touched = {uri for found in before.values() for uri in found} | takedowns.uri_ids()
     wanted = {uri_id(source.uri) for source in listing} if listing is not None and drop_missing else None
+    current = None if listing is None else _newest(table)
     mixed = _entangled(table, touched, wanted)
     others = table.filter(pa.array(mixed))
     overlaps = Overlaps(read_summaries(path, others["row"].to_numpy()), takedowns)
-    selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing)
+    known = None if covered is None else set(_among(others["shard_id"], covered).to_pylist())
+    selection = select_versions(overlaps, known, before, listing, drop_missing=drop_missing, current=current)
     hide_other_versions(overlaps, selection.versions)
     special = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
     overlaps.forget_summaries()
     states = _states(table.select(["shard_id", "attempt"]), special)
     plain = table.filter(pa.array(~mixed))
     new = plain
-    if covered:
-        new = plain.filter(pc.invert(pc.is_in(plain["shard_id"], pa.array(covered, pa.string()))))
-    selection.changes.added += (pc.sum(pc.binary_length(new["uris"])).as_py() or 0) // URI_BYTES
+    if covered is not None:
+        new = plain.filter(pc.invert(pc.is_in(plain["shard_id"], covered)))
+    selection.changes.added += _num_uris(new)
     if listing is not None:
-        selection.open_sources = _unknown(selection.open_sources, plain["sources"])
+        done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
+        selection.open_sources = _unknown(selection.open_sources, done)
     return Decisions(
         overlaps=overlaps,
         selection=selection,
@@ -112,7 +119,32 @@ def decide(
         repeated=repeated,
         plain_shards=_array(plain["shard_id"]),
         plain_uris=_array(plain["uris"]),
+        fingerprints=fingerprints,
+        current=current,
+        num_inputs=_num_uris(plain) + _num_counting(selection),
     )
+
+
+def _among(values: pa.ChunkedArray, wanted: pa.Array) -> pa.ChunkedArray:
+    return values.filter(pc.is_in(values, wanted))
+
+
+def _newest(table: pa.Table) -> str | None:
+    """Fingerprint of the receipt that was made last: the settings under which inputs are encoded now."""
+    if not table.num_rows:
+        return None
+    place = pc.index(table["created"], pc.max(table["created"])).as_py()
+    return str(table["fingerprint"][place].as_py())
+
+
+def _num_uris(table: pa.Table) -> int:
+    return (pc.sum(pc.binary_length(table["uris"])).as_py() or 0) // URI_BYTES
+
+
+def _num_counting(selection: Selection) -> int:
+    """Inputs of `selection` that count, and those that it dropped now."""
+    counting = sum(shard is not None for found in selection.versions.values() for shard in found.values())
+    return counting + sum(map(len, selection.dropped.values()))
 
 
 def _states(table: pa.Table, special: dict[str, bytes]) -> pa.Array:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.ledger.versions import Chosen
 from pipeline.records import ChannelStats, Counts, WrittenFile
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.ledger.counted import Share
     from pipeline.ledger.overlaps import CountedReceipt
-    from pipeline.ledger.versions import Versions
+    from pipeline.ledger.versions import Choices
 
 ROWS_AT_ONCE = 4096
 SPOOLED_AT_ONCE = 1024  # rows that are Python objects, 2 kB each
@@ -56,8 +57,9 @@ RECEIPTS = pa.schema(
         pa.field("state", pa.binary(8), nullable=False),  # `Overlaps.state`
         pa.field("own_shard", pa.bool_(), nullable=False),  # false for retries and `unchanged` receipts
         pa.field("rejects", pa.string(), nullable=False),  # JSON: by reason
+        pa.field("warnings", pa.string(), nullable=False),  # JSON: `Receipt.warnings`; empty if some rows do not count
         pa.field("problem", pa.string()),  # first inconsistent count
-        pa.field("stats", pa.binary()),  # `pack_stats`; null if some rows do not count, or nothing was stored
+        pa.field("stats", pa.binary()),  # `pack_stats`, of the rows that count; null if none does
         *(pa.field(name, pa.int64(), nullable=False) for name in COUNTS),
     ]
 )
@@ -66,6 +68,7 @@ CHOICES = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("uri_id", pa.binary(8), nullable=False),
         pa.field("shard_id", pa.string()),  # null: the input is dropped
+        pa.field("named_by", pa.string(), nullable=False),  # shard id: `versions.Chosen.named_by`
     ]
 )
 
@@ -97,9 +100,10 @@ class TableSpool:
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
-    """`table` sorted by one column. Columns are moved one by one, so that memory never holds the table twice."""
-    values = table[column]
-    if pc.all(pc.less_equal(values[:-1], values[1:])).as_py() is not False:
+    """`table` sorted by one column. Columns are moved one by one, so that memory never holds the table twice, if the caller keeps no
+    name for it.
+    """
+    if pc.all(pc.less_equal(table[column][:-1], table[column][1:])).as_py() is not False:
         return table
     order, columns, names = pc.sort_indices(table, [(column, "ascending")]), [], table.schema
     while table.num_columns:
@@ -147,8 +151,10 @@ def written_file(row: dict[str, Any]) -> WrittenFile:
     )
 
 
-def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str | None) -> dict[str, Any]:
-    """One row of `RECEIPTS`."""
+def receipt_row(
+    part: CountedReceipt, counts: Counts, stats: ChannelStats | None, state: bytes, problem: str | None
+) -> dict[str, Any]:
+    """One row of `RECEIPTS`. `counts` and `stats` of the part that counts."""
     receipt = part.receipt
     rejects: dict[str, int] = {}
     for reject in receipt.rejects:
@@ -160,8 +166,9 @@ def receipt_row(part: CountedReceipt, counts: Counts, state: bytes, problem: str
         "state": state,
         "own_shard": receipt.shard.retry is None and not receipt.same_as and not part.superseded,
         "rejects": json.dumps(rejects, sort_keys=True),
+        "warnings": json.dumps(receipt.warnings if part.whole else {}, sort_keys=True),
         "problem": problem,
-        "stats": pack_stats(receipt.stats) if receipt.stats is not None and part.whole else None,
+        "stats": pack_stats(stats) if stats is not None else None,
         **{name: getattr(counts, name) for name in COUNTS},
     }
 
@@ -202,18 +209,18 @@ def packed_stats(receipts: Path, fingerprint: str) -> Iterator[tuple[list[str], 
     release_memory()
 
 
-def choice_rows(choices: Versions) -> Iterator[dict[str, Any]]:
+def choice_rows(choices: Choices) -> Iterator[dict[str, Any]]:
     """Rows of `CHOICES`, sorted."""
     for fingerprint, found in sorted(choices.items()):
-        for uri, shard in sorted(found.items()):
-            yield {"fingerprint": fingerprint, "uri_id": uri, "shard_id": shard}
+        for uri, (shard, named_by) in sorted(found.items()):
+            yield {"fingerprint": fingerprint, "uri_id": uri, "shard_id": shard, "named_by": named_by}
 
 
-def read_choices(table: pa.Table) -> Versions:
+def read_choices(table: pa.Table) -> Choices:
     """Inverse of `choice_rows`."""
-    found: Versions = {}
+    found: Choices = {}
     for row in table.to_pylist():
-        found.setdefault(row["fingerprint"], {})[row["uri_id"]] = row["shard_id"]
+        found.setdefault(row["fingerprint"], {})[row["uri_id"]] = Chosen(row["shard_id"], row["named_by"])
     return found
 
 
@@ -254,13 +261,15 @@ def arrow_on_malloc() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
-def from_parquet(data: bytes, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """The table of a file that `write_table` or `TableSpool` made.
 
     Raises:
-        ValueError: not Parquet (`pyarrow.ArrowInvalid` is one), damaged, or with other columns.
+        ValueError: not Parquet (`pyarrow.ArrowInvalid` is one), or damaged.
     """
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    if not file.schema_arrow.equals(schema):
-        raise ValueError(f"has the columns {file.schema_arrow.names}, expected {schema.names}")
-    return file.read(columns)
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(columns)
+
+
+def column_names(data: bytes) -> list[str]:
+    """Names of the columns of a table, as Parquet."""
+    return list(pq.read_schema(pa.BufferReader(data)).names)

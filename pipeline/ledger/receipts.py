@@ -8,14 +8,13 @@ not a receipt.
 from __future__ import annotations
 
 import json
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
-from pipeline.format.layout import CURRENT, DATA, is_foreign_cache
+from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, is_foreign_cache
 from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.process import kill_points as drill
 from pipeline.records import Receipt
 
@@ -147,14 +146,7 @@ class Ledger:
 
     def read_all(self, keys_of_shards: Iterable[list[str]], workers: int = 8) -> Iterator[Receipt | None]:
         """`load_first` of each shard's keys, in order, read ahead by `workers` threads."""
-        with ThreadPoolExecutor(workers, thread_name_prefix="receipts") as pool:
-            pending: deque[Future[Receipt | None]] = deque()
-            for keys in keys_of_shards:
-                pending.append(pool.submit(self.load_first, keys))
-                if len(pending) > 4 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        return mapped_ahead(self.load_first, keys_of_shards, workers, "receipts")
 
     def keys_by_shard(self, without: Collection[str] = ()) -> dict[str, list[str]]:
         """Keys of receipt objects of every shard but `without`, by shard id, empty and cut-off ones included. Several where the store
@@ -240,5 +232,6 @@ def orphans(store: Store) -> Iterator[ObjectInfo]:
     """
     ledger = Ledger(store)
     listed = [info for prefix in (DATA, ledger.layout.index) for info in store.list(prefix)]
+    listed = [info for info in listed if not info.key.startswith(DELTA_LOG)]
     named = {key for receipt in ledger.all() for item in receipt.files for key in (item.key, item.index_key)}
     yield from (info for info in listed if info.key not in named and not is_foreign_cache(info.key))

@@ -7,6 +7,7 @@ snapshot is visible completely or not at all. Tables that no record names were l
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
-from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, from_parquet
+from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, column_names, from_parquet
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FORMAT_VERSION = 1
-NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>\d+)")
+NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>[0-9]{1,18})", re.DOTALL)
 LISTED_NUMBERS = 10
 SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
 
@@ -57,7 +58,7 @@ class TableRef:
 
 @dataclass(frozen=True, slots=True)
 class PublishedFingerprint:
-    """Part of a snapshot with one fingerprint. `stats` covers receipts of which all rows count."""
+    """Part of a snapshot with one fingerprint. `stats` covers all its rows."""
 
     parts: dict[str, Any]
     network: str
@@ -79,6 +80,7 @@ class Snapshot:
     created: str  # UTC, ISO 8601
     counts: dict[str, int]
     rejects: dict[str, int]  # by reason
+    warnings: dict[str, int]  # see `Receipt.warnings`; of receipts whose rows all count
     buckets: dict[str, dict[str, int]]  # files, rows, frames, bytes
     fingerprints: dict[str, PublishedFingerprint]
     changes: dict[str, int]  # against the parent: inputs added, replaced, removed; files and rows added and dropped
@@ -86,6 +88,7 @@ class Snapshot:
     checks: tuple[Check, ...]
     open_shards: tuple[str, ...]  # known not to be done, with `--partial`: inputs, builds, receipts that were cut off
     takedowns: tuple[str, ...]  # keys of those applied; readers also apply later ones
+    passed_over: tuple[int, ...]  # numbers of damaged snapshots, found with `--rebuild` by this one or an ancestor
     tables: dict[str, TableRef]
 
     def to_json(self) -> bytes:
@@ -103,7 +106,9 @@ class Snapshot:
         raw: Any = json.loads(data)
         if not isinstance(raw, dict):
             raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
-        if raw.pop("format") != "latentset-snapshot" or (found := raw.pop("format_version")) != FORMAT_VERSION:
+        if (kind := raw.pop("format")) != "latentset-snapshot":
+            raise ValueError(f"its format is {kind!r}, expected 'latentset-snapshot'")
+        if (found := raw.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"format version {found!r}, this Lathe reads {FORMAT_VERSION}")
         prints = {
             name: PublishedFingerprint(
@@ -113,12 +118,12 @@ class Snapshot:
         }
         tables = {name: TableRef(**item) for name, item in raw["tables"].items()}
         checks = tuple(Check(**item) for item in raw["checks"])
-        names = {"open_shards": tuple(raw["open_shards"]), "takedowns": tuple(raw["takedowns"])}
+        names = {name: tuple(raw[name]) for name in ("open_shards", "takedowns", "passed_over")}
         return cls(**{**raw, **names, "fingerprints": prints, "tables": tables, "checks": checks})
 
 
 def split_number(output: str) -> tuple[str, int | None]:
-    """`out@3` -> (`out`, 3); without a number (`out`, None)."""
+    """`out@3` -> (`out`, 3); without a number (`out`, None). `addresses.open_output` also looks what exists."""
     match = NUMBERED.fullmatch(output)
     return (match["output"], int(match["number"])) if match else (output, None)
 
@@ -138,11 +143,36 @@ class Snapshots:
     def newest_and_next(self) -> tuple[Snapshot | None, int]:
         """The newest snapshot and the number of the next, by one LIST: with two, another publisher's snapshot could come between them.
 
-        A record of zero bytes (a kill on a mount without hard links) occupies its number.
+        The next number is the first free one: a record of zero bytes (a kill on a mount without hard links) occupies its number.
         """
+        numbers, following = self._numbers_and_next()
+        return (self.read(numbers[-1]) if numbers else None), following
+
+    def newest_whole(self) -> tuple[Snapshot | None, int, dict[int, OutputError]]:
+        """As `newest_and_next`, without snapshots of which the record or a table is lost or damaged. Reads all; their errors by number.
+
+        Raises:
+            OutputError: a record of another format version.
+        """
+        numbers, following = self._numbers_and_next()
+        newest: Snapshot | None = None
+        errors: dict[int, OutputError] = {}
+        for number in numbers:
+            try:
+                found = self.read(number)
+                for name in found.tables:
+                    self._read(found, name)
+                newest = found
+            except OutputError as error:
+                if self._is_other_version(number):
+                    raise
+                errors[number] = error
+        return newest, following, errors
+
+    def _numbers_and_next(self) -> tuple[list[int], int]:
         names = self._names()
-        newest = max((number for number, size in names if size), default=None)
-        return None if newest is None else self.read(newest), max((number for number, _ in names), default=0) + 1
+        numbers, taken = sorted(number for number, size in names if size), {number for number, _ in names}
+        return numbers, next(n for n in itertools.count(max(numbers, default=0) + 1) if n not in taken)
 
     def _names(self) -> list[tuple[int, int]]:
         found = [(snapshot_number(info.key), info.size) for info in self._store.list(SNAPSHOTS, recursive=False)]
@@ -166,9 +196,17 @@ class Snapshots:
         except NotFound:
             raise InputError(f"{self._store.root} has no snapshot {number}; {self._available()}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(
-                f"{key} cannot be read as a snapshot: {error}; use the Lathe that made it", uri=self._store.uri(key)
-            ) from None
+            message = f"{key} cannot be read as a snapshot: {error}"
+            if self._is_other_version(number):
+                raise OutputError(f"{message}; use the Lathe that made it", uri=self._store.uri(key)) from None
+            raise self._damaged(message, key) from None
+
+    def _is_other_version(self, number: int) -> bool:
+        try:
+            raw = json.loads(self._store.read(snapshot_key(number)))
+            return bool(raw["format"] == "latentset-snapshot" and raw["format_version"] != FORMAT_VERSION)
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def get(self, number: int | None) -> Snapshot:
         """`read`, or the newest without a number.
@@ -199,27 +237,33 @@ class Snapshots:
         if reference is None:
             table = SCHEMAS[name].empty_table()
             return table if columns is None else table.select(columns)
-        return from_parquet(self._read(snapshot, reference), SCHEMAS[name], columns)
+        return from_parquet(self._read(snapshot, name), columns)
 
-    def _read(self, snapshot: Snapshot, reference: TableRef) -> bytes:
-        uri = self._store.uri(reference.key)
+    def _read(self, snapshot: Snapshot, name: str) -> bytes:
+        reference = snapshot.tables[name]
+        key = reference.key
         try:
-            data = self._store.read(reference.key)
+            data = self._store.read(key)
         except NotFound:
-            raise OutputError(
-                f"snapshot {snapshot.number} lacks its table {reference.key}; publish again", uri=uri
-            ) from None
+            raise self._damaged(f"snapshot {snapshot.number} lacks its table {key}", key) from None
         if (found := hashlib.sha256(data).hexdigest()) != reference.sha256:
-            raise OutputError(
-                f"{reference.key} is not the table that was published: sha256 {found}, expected {reference.sha256}; "
-                "publish again",
-                uri=uri,
+            raise self._damaged(
+                f"{key} is not the table that was published: sha256 {found}, expected {reference.sha256}", key
             )
+        if (names := column_names(data)) != SCHEMAS[name].names:
+            raise self._damaged(f"{key} has the columns {names}, expected {SCHEMAS[name].names}", key)
         return data
+
+    def _damaged(self, message: str, key: str) -> OutputError:
+        root = self._store.root
+        return OutputError(
+            f"{message}; restore it, or make a new snapshot that does not need it: lathe publish {root} --rebuild",
+            uri=self._store.uri(key),
+        )
 
     def download(self, snapshot: Snapshot, name: str, path: Path) -> Path:
         """A table of a snapshot as a local Parquet file. Raises as `table`."""
-        path.write_bytes(self._read(snapshot, snapshot.tables[name]))
+        path.write_bytes(self._read(snapshot, name))
         return path
 
     def write_tables(self, number: int, tables: dict[str, Path]) -> dict[str, TableRef]:
@@ -249,4 +293,16 @@ class Snapshots:
             raise PublishFailed(
                 f"another publisher was first: snapshot {snapshot.number} of {self._store.root} is theirs, nothing of this "
                 "run was published; run again to publish what that snapshot does not cover"
+            )
+
+    def check_stays(self, snapshot: Snapshot) -> None:
+        """Reads the record of a created snapshot once more, when a put that another publisher sent at the same time has arrived.
+
+        Raises:
+            PublishFailed: the record is another publisher's.
+        """
+        if self._store.read(snapshot_key(snapshot.number)) != snapshot.to_json():
+            raise PublishFailed(
+                f"another publisher replaced the record of snapshot {snapshot.number}, which {self._store.root} did not refuse; run again "
+                "to publish what theirs does not cover, and let only one run at a time on this store"
             )

@@ -43,13 +43,16 @@ class OutputTotals:
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
     warnings: dict[str, int] = field(default_factory=dict)  # see `Receipt.warnings`
     stats: ChannelStats | None = None
+    stats_clips: int = 0  # clips that `stats` covers
     timings: Timings = field(default_factory=Timings)
     first_commit: str | None = None
     last_commit: str | None = None
     sample_file: str | None = None  # key of a data file, to read the metadata from
 
     def add(self, part: CountedReceipt, counts: Counts, shares: list[Share]) -> None:
-        """Adds the part of one shard that counts. Statistics and warnings of a partly hidden receipt cannot be split and are left out."""
+        """Adds the part of one shard that counts. Statistics and warnings of a partly hidden receipt are left out: splitting
+        statistics would read latents (`part_statistics`, for snapshots), warnings cannot be split.
+        """
         receipt = part.receipt
         self.shards += receipt.shard.retry is None and not receipt.same_as
         self.counts += counts
@@ -58,6 +61,7 @@ class OutputTotals:
         self.last_commit = max(self.last_commit or receipt.created, receipt.created)
         if receipt.stats is not None and part.whole:
             self.stats = receipt.stats if self.stats is None else self.stats.merge(receipt.stats)
+            self.stats_clips += receipt.counts.clips
         for warning, n in receipt.warnings.items() if part.whole else ():
             self.warnings[warning] = self.warnings.get(warning, 0) + n
         for reject in receipt.rejects:
@@ -88,6 +92,7 @@ class OutputTotals:
             "rejects": by_frequency(self.rejects),
             "warnings": by_frequency(self.warnings),
             "statistics": describe_stats(self.stats),
+            "statistics_clips": self.stats_clips,
             "timings": asdict(self.timings),
             "first_commit": self.first_commit,
             "last_commit": self.last_commit,

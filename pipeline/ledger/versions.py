@@ -3,7 +3,8 @@
 An input is a URI within one fingerprint; a version of it is the receipt that owns its rows (`overlaps.Overlaps.owner`). The rule:
 
 1. The version of the newest receipt of the URI. An `unchanged` receipt has the older version whose bytes it found again.
-2. A different choice of an earlier snapshot stays, until a newer receipt names the URI.
+2. A different choice of an earlier snapshot stays, until a newer receipt names the URI. Snapshots also hand on the choices of fingerprints
+   that they leave out.
 3. With a listing of the inputs: the version that is listed, if a receipt has it. URIs that are not listed follow `drop_missing`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.ledger.summaries import source_id, uri_id
 
@@ -28,6 +29,19 @@ Versions = dict[str, dict[bytes, Choice]]
 """By fingerprint, then by `uri_id`."""
 
 
+class Chosen(NamedTuple):
+    """A choice that rule 1 alone would not give, and the newest receipt that named the URI then: it stays until there is a newer one."""
+
+    shard: Choice
+    named_by: str  # shard id
+
+
+Choices = dict[str, dict[bytes, Chosen]]
+"""By fingerprint, then by `uri_id`."""
+Mentions = dict[str, set[bytes]]
+"""`uri_id`s by fingerprint."""
+
+
 @dataclass(slots=True)
 class InputChanges:
     """Changes of inputs since the parent, counted by (fingerprint, URI)."""
@@ -42,19 +56,31 @@ class Selection:
     """Versions that count, their differences from rule 1, and listed sources without a receipt."""
 
     versions: Versions
-    choices: Versions  # entries of `versions` that rule 1 alone would not give
+    choices: Choices  # of entries of `versions` that rule 1 alone would not give, and of fingerprints that are left out
     changes: InputChanges
     open_sources: list[SourceObject] = field(default_factory=list)
+    dropped: dict[str, dict[bytes, str]] = field(default_factory=dict)
+    """Inputs that count no longer because this listing lacks them: by fingerprint and `uri_id`, the shard that had the rows."""
 
 
-def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[tuple[str, bytes, bytes, str]]:
-    """(fingerprint, `source_id`, `uri_id`, shard id of the owner) of every source of these receipts, retries left out."""
+class Owned(NamedTuple):
+    """A source that a receipt names."""
+
+    fingerprint: str
+    source: bytes  # `source_id`
+    uri: bytes  # `uri_id`
+    owner: str  # shard id of the receipt that has its rows
+    named_by: str  # shard id of the receipt that names it
+
+
+def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[Owned]:
+    """Every source of these receipts, retries left out."""
     for item in items:
         if item.retry is not None:
             continue
         if item.same_as is None:
             for position, (source, uri) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
-                yield item.fingerprint, source, uri, overlaps.owner(item, position).shard_id
+                yield Owned(item.fingerprint, source, uri, overlaps.owner(item, position).shard_id, item.shard_id)
             continue
         places: dict[str, dict[bytes, int]] = {}
         for source, uri, target in zip(item.source_ids(), item.uri_ids(), json.loads(item.same_as), strict=True):
@@ -63,67 +89,95 @@ def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[tuple
                 continue
             place = places.setdefault(target, older.positions()).get(uri)
             if place is not None:
-                yield item.fingerprint, source, uri, overlaps.owner(older, place).shard_id
+                yield Owned(item.fingerprint, source, uri, overlaps.owner(older, place).shard_id, item.shard_id)
 
 
 def select_versions(
     overlaps: Overlaps,
-    covered: Collection[str],
-    before: Versions,
+    covered: Collection[str] | None,
+    before: Choices,
     listing: Iterable[SourceObject] | None = None,
     *,
     drop_missing: bool = False,
+    current: str | None = None,
 ) -> Selection:
     """Applies the rule of the module.
 
     Args:
         overlaps: of all receipts that may be published.
-        covered: ids of shards that the parent snapshot covers.
+        covered: ids of shards among them that the parent snapshot covers; None: there is no parent.
         before: `choices` of the parent.
         listing: the present inputs; None: unknown.
         drop_missing: whether inputs that are not listed are dropped.
+        current: the fingerprint under which a listed input must be encoded, else it is open; None: any.
     """
     newest: Versions = {}
-    past: Versions = {}  # versions in the parent, of URIs that newer receipts name
-    renewed: dict[str, set[bytes]] = {}
-    for fingerprint, _, uri, shard in owned(overlaps, overlaps.by_shard.values()):
-        newest.setdefault(fingerprint, {})[uri] = shard
-    fresh = [item for item in overlaps.by_shard.values() if item.shard_id not in covered]
-    for fingerprint, _, uri, _ in owned(overlaps, fresh if covered else ()):
-        renewed.setdefault(fingerprint, set()).add(uri)
-    if fresh and len(fresh) < len(overlaps.by_shard):
-        older = [item for item in overlaps.by_shard.values() if item.shard_id in covered]
-        for fingerprint, _, uri, shard in owned(overlaps, older):
-            if uri in renewed.get(fingerprint, ()):
-                past.setdefault(fingerprint, {})[uri] = shard
+    named: dict[str, dict[bytes, str]] = {}
+    for item in owned(overlaps, overlaps.by_shard.values()):
+        newest.setdefault(item.fingerprint, {})[item.uri] = item.owner
+        if item.uri in before.get(item.fingerprint, ()):
+            named.setdefault(item.fingerprint, {})[item.uri] = item.named_by
     versions: Versions = {}
     for fingerprint, found in newest.items():
-        kept = before.get(fingerprint, {})
-        still = {uri: shard for uri, shard in kept.items() if uri in found and uri not in renewed.get(fingerprint, ())}
+        kept, last = before.get(fingerprint, {}), named.get(fingerprint, {})
+        still = {uri: chosen.shard for uri, chosen in kept.items() if chosen.named_by == last.get(uri)}
         versions[fingerprint] = {**found, **still} if still else found
-    for fingerprint, found in before.items():
-        past.setdefault(fingerprint, {}).update(found)
     decided = versions
     open_sources: list[SourceObject] = []
     if listing is not None:
-        decided, open_sources = _listed(overlaps, versions, listing, drop_missing=drop_missing)
+        decided, open_sources = _listed(overlaps, versions, listing, drop_missing=drop_missing, current=current)
     return Selection(
         versions=decided,
-        choices={
-            fingerprint: {uri: shard for uri, shard in found.items() if newest[fingerprint][uri] != shard}
-            for fingerprint, found in decided.items()
-        },
-        changes=_changes(decided, newest, past, renewed if covered else None),
+        choices=_choices(overlaps, decided, newest, before),
+        changes=_changes(decided, newest, *_past(overlaps, covered, before)),
         open_sources=open_sources,
+        dropped=_dropped(decided, versions),
     )
 
 
+def _choices(overlaps: Overlaps, decided: Versions, newest: Versions, before: Choices) -> Choices:
+    differing = {
+        fingerprint: {uri: shard for uri, shard in found.items() if newest[fingerprint][uri] != shard}
+        for fingerprint, found in decided.items()
+    }
+    named: dict[str, dict[bytes, str]] = {}
+    for item in owned(overlaps, overlaps.by_shard.values() if any(differing.values()) else ()):
+        if item.uri in differing[item.fingerprint]:
+            named.setdefault(item.fingerprint, {})[item.uri] = item.named_by
+    found: Choices = {
+        fingerprint: {uri: Chosen(shard, named[fingerprint][uri]) for uri, shard in uris.items()}
+        for fingerprint, uris in differing.items()
+    }
+    return {**{name: uris for name, uris in before.items() if name not in decided}, **found}
+
+
+def _past(overlaps: Overlaps, covered: Collection[str] | None, before: Choices) -> tuple[Versions, Mentions | None]:
+    """Versions in the parent of URIs that newer receipts or its choices name, and these URIs; no URIs if there is no parent."""
+    if covered is None:
+        return {}, None
+    asked: Mentions = {fingerprint: set(found) for fingerprint, found in before.items()}
+    items = overlaps.by_shard.values()
+    for item in owned(overlaps, (each for each in items if each.shard_id not in covered)):
+        asked.setdefault(item.fingerprint, set()).add(item.uri)
+    past: Versions = {}
+    for item in owned(overlaps, (each for each in items if each.shard_id in covered) if asked else ()):
+        if item.uri in asked.get(item.fingerprint, ()):
+            chosen = before.get(item.fingerprint, {}).get(item.uri)
+            past.setdefault(item.fingerprint, {})[item.uri] = item.owner if chosen is None else chosen.shard
+    return past, asked
+
+
 def _listed(
-    overlaps: Overlaps, versions: Versions, listing: Iterable[SourceObject], *, drop_missing: bool
+    overlaps: Overlaps,
+    versions: Versions,
+    listing: Iterable[SourceObject],
+    *,
+    drop_missing: bool,
+    current: str | None,
 ) -> tuple[Versions, list[SourceObject]]:
     owners: dict[str, dict[bytes, str]] = {}
-    for fingerprint, known_source, _, owner in owned(overlaps, overlaps.by_shard.values()):
-        owners.setdefault(fingerprint, {})[known_source] = owner
+    for item in owned(overlaps, overlaps.by_shard.values()):
+        owners.setdefault(item.fingerprint, {})[item.source] = item.owner
     decided: Versions = {
         fingerprint: dict.fromkeys(found) if drop_missing else dict(found) for fingerprint, found in versions.items()
     }
@@ -133,7 +187,7 @@ def _listed(
         known = False
         for fingerprint, found in decided.items():
             shard = owners[fingerprint].get(identity)
-            known = known or shard is not None
+            known = known or (shard is not None and current in (None, fingerprint))
             if shard is not None:
                 found[uri] = shard
             elif drop_missing and uri in found:  # listed, in a version that is not encoded yet
@@ -143,16 +197,25 @@ def _listed(
     return decided, open_sources
 
 
-def _changes(
-    decided: Versions, newest: Versions, past: Versions, renewed: dict[str, set[bytes]] | None
-) -> InputChanges:
-    """Changes against the parent. `renewed`: None for a first snapshot, in which all inputs are new."""
+def _dropped(decided: Versions, versions: Versions) -> dict[str, dict[bytes, str]]:
+    """Shards of inputs that would count, were they not dropped by this listing."""
+    return {
+        fingerprint: {
+            uri: shard for uri, shard in versions[fingerprint].items() if shard is not None and found[uri] is None
+        }
+        for fingerprint, found in decided.items()
+        if found is not versions[fingerprint]
+    }
+
+
+def _changes(decided: Versions, newest: Versions, past: Versions, asked: Mentions | None) -> InputChanges:
+    """Changes against the parent. `past`, `asked`: see `_past`."""
     changes = InputChanges()
     for fingerprint, found in decided.items():
-        earlier, new = past.get(fingerprint, {}), (renewed or {}).get(fingerprint, set())
+        earlier, uris = past.get(fingerprint, {}), (asked or {}).get(fingerprint, set())
         for uri, shard in found.items():
-            known = renewed is not None and uri not in earlier and uri not in new
-            was = newest[fingerprint][uri] if known else earlier.get(uri)
+            # A URI that only covered receipts name and no choice was made of: as rule 1 says.
+            was = earlier.get(uri) if asked is None or uri in uris else newest[fingerprint][uri]
             if was == shard:
                 continue
             if was is None:

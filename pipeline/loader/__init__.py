@@ -1,6 +1,41 @@
-"""Loader of published latents: an order that can be proven, resumed anywhere.
+"""Loader of published latents: an order that can be proven, resumed anywhere, read at the speed of the disk or the network.
 
-- `rules`: how many latents make a global batch
-- `draws`: counter-based random numbers
-- `epoch`, `mixture`, `order`: batches of one epoch; which dataset a step takes; both together
+Importing this package loads neither torch nor pyarrow; its public names are loaded when they are used.
+
+- `dataset`, `row`, `spec`: rows of one snapshot; one of them; the network that made them
+- `files`, `buckets`, `file_index`, `columns`: files and rows that count; rows by shape; byte indexes; columns without tensors
+- `filter`: rows for which an SQL expression is true
+- `rules`, `draws`, `epoch`, `mixture`, `order`: size of a global batch; random numbers; batches of an epoch; which dataset a step
+  takes; all together
+- `loader`, `state`, `stats`, `assembly`: batches for one rank; where it stands; what it counts; its parts put together
+- `slots`, `fetch`, `reading`, `memory`, `cache`: rows of a batch in their files; ranged reads; in parallel; memory used again;
+  local copies
+- `maker`, `batch`, `values`, `crops`, `captions`: rows into a batch; its fields; values for training; first frames only; one
+  caption of several
+- `iterable`, `map_style`: batches and rows as datasets of torch
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+_HOMES = {
+    "LatentDataset": "dataset",
+    "LatentLoader": "loader",
+    "Batch": "batch",
+    "Tokens": "rules",
+    "Pack": "rules",
+    "Weights": "mixture",
+    "Prefix": "crops",
+    "Window": "crops",
+    "TensorCache": "cache",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline.loader' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"pipeline.loader.{_HOMES[name]}"), name)

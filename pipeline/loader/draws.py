@@ -29,6 +29,23 @@ def uniform(key: int, n: int) -> np.ndarray:
     return (raw(key, n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def whole(key: int, below: int) -> int:
+    """One number in [0, below)."""
+    return int(raw(key, 1)[0]) * below >> 64
+
+
+def normal(key: int, n: int) -> np.ndarray:
+    """`n` float32 values of the standard normal distribution (Box and Muller). Machines may differ in the last bit."""
+    bits = raw(key, (n + 1) // 2)
+    radius = (bits >> np.uint64(32)).astype(np.float32)
+    radius = np.sqrt(-2.0 * np.log((radius + np.float32(1.0)) * np.float32(2.0**-32)))
+    angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2.0 * np.pi * 2.0**-32)
+    made = np.empty(2 * len(bits), np.float32)
+    np.multiply(radius, np.cos(angle), out=made[0::2])
+    np.multiply(radius, np.sin(angle), out=made[1::2])
+    return made[:n]
+
+
 def permutation(key: int, n: int) -> np.ndarray:
     """The numbers 0 to n - 1 in random order, int64."""
     return ordered_by(raw(key, n))

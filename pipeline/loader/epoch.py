@@ -158,7 +158,8 @@ class PackedEpoch:
     def batch(self, n: int) -> list[Sequence]:
         """The `n`-th global batch."""
         chosen = self._sequences[n * self._size : (n + 1) * self._size]
-        chosen = chosen + self._sequences[: self._size - len(chosen)]
+        while len(chosen) < self._size:  # more than once round where there are few sequences in all
+            chosen = chosen + self._sequences[: self._size - len(chosen)]
         return [
             Sequence([self._names[b] for b in one.buckets], one.rows.astype(np.int64), one.tokens) for one in chosen
         ]

@@ -1,8 +1,8 @@
 """Canary check of `lathe publish`: a few stored clips are cut from their sources and encoded again.
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
-that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Clips whose source is gone or has changed
-are counted; if that is so of all, the check is not judged.
+that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Where log-variances are stored, they are
+compared as the means are. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.ledger.receipts import precedence
 from pipeline.ledger.snapshots import Check
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.showing import LatentDecoder
-from pipeline.look.stored import encoder_of, facts, in_turns, latent_bytes
+from pipeline.look.stored import encoder_of, facts, in_turns, latent_bytes, logvar_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,20 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.config import StorageConfig
+    from pipeline.encoder import LatentSpec
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.look.stored import StoredClip
     from pipeline.storage import Store
 
-CHUNK_FRAMES = 16
+    Moments = tuple[torch.Tensor, ...]
+    """The mean and, where it is stored, the log-variance: float32 `C t h w` each."""
+
+CHUNK_FRAMES = 16  # of a chunk, at most; a shorter clip is cut into two chunks or more all the same
 WHOLE_FRAMES = 65  # a longer clip is encoded in one piece only up to here
+NAMES = ("mean", "log-variance")
 MISSES = 4  # clips without a source that are passed over, for each clip asked for
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""By compute type, on another machine: root mean square of the difference to the stored latent, as a fraction of that of the latent."""
+"""By compute type, on another machine: root mean square of the difference to the stored mean or log-variance, as a fraction of its own."""
 
 
 @dataclass(slots=True)
@@ -43,11 +48,13 @@ class _Measured:
 
     clips: int = 0
     without_source: int = 0
+    log_variances: int = 0  # clips of which they are stored
+    chunked: int = 0  # clips encoded in several chunks and in one piece
     chunked_differs: list[str] = field(default_factory=list)  # ids
     bit_exact: int = 0
     same_machine: int = 0
-    bits_differ: list[str] = field(default_factory=list)  # ids, on the same kind of machine
-    differences: list[float] = field(default_factory=list)
+    bits_differ: list[str] = field(default_factory=list)  # what of which ids, on the same kind of machine
+    differences: list[float] = field(default_factory=list)  # the larger of mean and log-variance, one a clip
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
 
@@ -93,47 +100,64 @@ def _measure(
     for clip in in_turns(store, parts):
         if found.clips == wanted or found.without_source == MISSES * wanted:
             break
-        row, latent = facts(store, clip), latent_bytes(store, clip)
+        row, latent, logvar = facts(store, clip), latent_bytes(store, clip), logvar_bytes(store, clip)
         try:
             with originals.open(clip, row) as frames:
-                again, differs = _encode_again(decoder, frames, clip.row.num_frames)
+                again, differs = _encode_again(decoder, frames, clip.row.num_frames, moments=logvar is not None)
             with originals.open(clip, row) as frames:
                 picture = decoder.show(clip, latent, frames)
         except UNAVAILABLE:
             found.without_source += 1
             continue
         found.clips += 1
+        found.chunked += differs is not None
         found.chunked_differs += [clip.row.id] if differs else []
         found.psnr += [] if picture.psnr is None else [picture.psnr]
         found.ssim += [] if picture.ssim is None else [picture.ssim]
-        _compare(found, clip, latent, again, decoder)
+        found.log_variances += logvar is not None
+        _compare(found, clip, [latent] if logvar is None else [latent, logvar], again, decoder)
     return found
 
 
-def _encode_again(decoder: LatentDecoder, frames: Any, num_frames: int) -> tuple[torch.Tensor, bool]:
-    """The mean float32 `C t h w` of a clip encoded in chunks, and whether its beginning encoded in one piece differs from that."""
+def _encode_again(
+    decoder: LatentDecoder, frames: Any, num_frames: int, *, moments: bool
+) -> tuple[Moments, bool | None]:
+    """A clip encoded in chunks, and whether its beginning encoded in one piece differs from that; None if it is one chunk."""
     vae, torch = decoder.vae, load_torch()
-    whole_only = vae.spec.chunking == "none"
-    parts: list[Any] = []
+
+    def encode(planes_T3HW: np.ndarray, state: Any) -> tuple[Moments, Any]:
+        with torch.inference_mode():
+            posterior, after = vae.encode_planes(
+                torch.from_numpy(planes_T3HW)[None], [frames.matrix], state, moments=moments
+            )
+        tensors = (posterior.mean, posterior.logvar) if moments else (posterior.mean,)
+        return tuple(tensor[0].float().cpu() for tensor in tensors), after
+
+    parts: list[Moments] = []
     head: list[np.ndarray] = []
     state = None
-    for planes_T3HW in _chunks(frames, num_frames, num_frames if whole_only else CHUNK_FRAMES, vae.spec.lead_frames):
-        with torch.inference_mode():
-            posterior, state = vae.encode_planes(torch.from_numpy(planes_T3HW)[None], [frames.matrix], state)
-        parts.append(posterior.mean[0].float().cpu())
+    for planes_T3HW in _chunks(frames, num_frames, _chunk_frames(vae.spec, num_frames), vae.spec.lead_frames):
+        part, state = encode(planes_T3HW, state)
+        parts.append(part)
         if sum(len(planes) for planes in head) + len(planes_T3HW) <= WHOLE_FRAMES:
             head.append(planes_T3HW)
-    chunked_Cthw = torch.cat(parts, dim=1)
+    chunked = tuple(torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
     if len(head) < 2:
-        return chunked_Cthw, False
-    with torch.inference_mode():
-        posterior, _ = vae.encode_planes(torch.from_numpy(np.concatenate(head))[None], [frames.matrix], None)
-    whole_Cthw = posterior.mean[0].float().cpu()
-    part_Cthw = chunked_Cthw[:, : whole_Cthw.shape[1]]
+        return chunked, None
+    whole, _ = encode(np.concatenate(head), None)
+    pairs = [(one, other[:, : one.shape[1]]) for one, other in zip(whole, chunked, strict=True)]
     if vae.spec.chunking == "exact" and vae.device.type == "cpu":
-        return chunked_Cthw, not torch.equal(whole_Cthw, part_Cthw)
-    dtype = str(vae.dtype).removeprefix("torch.")
-    return chunked_Cthw, _distance(whole_Cthw, part_Cthw) > TOLERANCE[dtype]
+        return chunked, not all(torch.equal(one, other) for one, other in pairs)
+    tolerance = TOLERANCE[str(vae.dtype).removeprefix("torch.")]
+    return chunked, not all(_distance(one, other) <= tolerance for one, other in pairs)
+
+
+def _chunk_frames(spec: LatentSpec, num_frames: int) -> int:
+    """Frames of a chunk in addition to the lead frames of the first: half of the clip at most, if the network takes chunks."""
+    if spec.chunking == "none":
+        return num_frames
+    groups = (num_frames - spec.lead_frames) // spec.time_stride
+    return spec.time_stride * max(1, min(CHUNK_FRAMES // spec.time_stride, groups // 2))
 
 
 def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.ndarray]:
@@ -144,21 +168,23 @@ def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.n
         left, count = left - count, step
 
 
-def _compare(
-    found: _Measured, clip: StoredClip, latent: bytes, again_Cthw: torch.Tensor, decoder: LatentDecoder
-) -> None:
+def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Moments, decoder: LatentDecoder) -> None:
     torch = load_torch()
     dtype = getattr(torch, clip.row.dtype)
-    stored_Cthw = torch.frombuffer(bytearray(latent), dtype=dtype).reshape(clip.row.shape)
-    rounded_Cthw = again_Cthw.to(dtype)
-    equal = rounded_Cthw.shape == stored_Cthw.shape and torch.equal(rounded_Cthw, stored_Cthw)
-    found.bit_exact += equal
-    found.differences.append(_distance(again_Cthw, stored_Cthw.float()) if not equal else 0.0)
+    distances, names = [], []  # names of what has other bits
+    for name, data, again_Cthw in zip(NAMES[: len(stored)], stored, again, strict=True):
+        stored_Cthw = torch.frombuffer(bytearray(data), dtype=dtype).reshape(clip.row.shape)
+        rounded_Cthw = again_Cthw.to(dtype)
+        if rounded_Cthw.shape != stored_Cthw.shape or not torch.equal(rounded_Cthw, stored_Cthw):
+            names.append(name)
+            distances.append(_distance(rounded_Cthw.float(), stored_Cthw.float()))
+    found.bit_exact += not names
+    found.differences.append(float(np.max(distances, initial=0.0)))
     made_on = clip.receipt.notes.get("environment", {})
     if decoder.vae.device.type == "cpu" and made_on.get("cpu") and made_on == environment("cpu"):
         found.same_machine += 1
-        if not equal and decoder.vae.spec.chunking == "exact":
-            found.bits_differ.append(clip.row.id)
+        if names and decoder.vae.spec.chunking == "exact":
+            found.bits_differ.append(f"the {' and '.join(names)} of {clip.row.id}")
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -175,6 +201,8 @@ def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: fl
     numbers = {
         "clips": found.clips,
         "without_source": found.without_source,
+        "log_variances": found.log_variances,
+        "chunked": found.chunked,
         "chunked_differs": len(found.chunked_differs),
         "same_machine": found.same_machine,
         "bit_exact": found.bit_exact,
@@ -190,7 +218,7 @@ def _judge(found: _Measured, tolerance: float, psnr_floor: float, ssim_floor: fl
     wrong = []
     if found.chunked_differs:
         wrong.append(
-            f"{len(found.chunked_differs)} of {found.clips} clips encode to other latents in chunks than whole, "
+            f"{len(found.chunked_differs)} of {found.chunked} clips encode to other latents in chunks than whole, "
             f"such as {found.chunked_differs[0]}"
         )
     if found.bits_differ:

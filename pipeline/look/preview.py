@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, OutputError
-from pipeline.ledger.snapshots import split_number
+from pipeline.ledger.addresses import open_output
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
-from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,8 +66,7 @@ def preview(
     """
     if clips < 1:
         raise ConfigError(f"--clips: expected at least 1, got {clips}")
-    root, number = split_number(output)
-    store = open_store(root, storage)
+    store, number = open_output(output, storage)
     path = _sheet_path(sheet, store)
     chosen = choose(store, number)
 

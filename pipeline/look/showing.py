@@ -111,25 +111,34 @@ class LatentDecoder:
             ) from error
         return Picture(*reel.frames(), psnr=_mean(decibels), ssim=_mean(similarities))
 
-    def _decoded(self, clip: StoredClip, latent: bytes) -> Iterator[torch.Tensor]:
-        """Decoded parts in order, uint8 RGB `3 T H W` on the CPU."""
-        torch, vae, row = self._torch, self.vae, clip.row
-        stored_Cthw = torch.frombuffer(bytearray(latent), dtype=getattr(torch, row.dtype)).reshape(row.shape)
-        latent_BCthw = stored_Cthw[None].to(vae.device, vae.input_dtype)
+    def decode(self, latent_Cthw: torch.Tensor, name: str = "the latent") -> Iterator[torch.Tensor]:
+        """Decodes a raw latent `C t h w` of any float type. Gives parts in order, uint8 RGB `3 T H W` on the CPU.
+
+        Raises:
+            NonFiniteLatent: pixels that are not finite; the message has `name`.
+        """
+        torch, vae = self._torch, self.vae
+        latent_BCthw = latent_Cthw[None].to(vae.device, vae.input_dtype)
         length = latent_BCthw.shape[2]
         step = length if vae.decode_chunking == "none" else GROUPS_AT_ONCE
         borders = [0, *range(min(length, vae.spec.lead_frames + step), length, step), length]
-        state, frames = None, 0
+        state = None
         for begin, end in pairwise(borders):
             with torch.inference_mode():
                 video_BCTHW, state = vae.decode(latent_BCthw[:, :, begin:end], state, last=end == length)
                 if not video_BCTHW.isfinite().all():
-                    raise NonFiniteLatent(f"decoding {row.id} gave pixels that are not finite; check the weights")
-                part_CTHW = eight_bits(video_BCTHW, vae.spec.value_range)[0].cpu()
+                    raise NonFiniteLatent(f"decoding {name} gave pixels that are not finite; check the weights")
+                yield eight_bits(video_BCTHW, vae.spec.value_range)[0].cpu()
+
+    def _decoded(self, clip: StoredClip, latent: bytes) -> Iterator[torch.Tensor]:
+        """Decoded parts of a stored clip in order, as `decode` gives them."""
+        row, frames = clip.row, 0
+        stored_Cthw = self._torch.frombuffer(bytearray(latent), dtype=getattr(self._torch, row.dtype))
+        for part_CTHW in self.decode(stored_Cthw.reshape(row.shape), row.id):
             frames += part_CTHW.shape[1]
             yield part_CTHW
         if frames != row.num_frames:
-            raise RuntimeError(f"{vae.spec.network} gave {frames} frames for a latent of {row.num_frames}")
+            raise RuntimeError(f"{self.vae.spec.network} gave {frames} frames for a latent of {row.num_frames}")
 
     def _rgb(self, original: ClipFrames, count: int) -> torch.Tensor:
         """The next frames in the network's own colour conversion, rounded to 8 bits: uint8 `3 T H W`."""

@@ -177,10 +177,22 @@ def latent_bytes(store: Store, clip: StoredClip) -> bytes:
         InputError: their hash is not the recorded one.
     """
     row = clip.row
-    data = store.read_range(clip.file.key, row.latent_offset, row.latent_length)
-    if (found := payload_hash(data)) != row.latent_hash:
+    return _tensor_bytes(store, clip, "latent", row.latent_offset, row.latent_length, row.latent_hash)
+
+
+def logvar_bytes(store: Store, clip: StoredClip) -> bytes | None:
+    """Bytes of the stored log-variance, as `latent_bytes`; None without moments."""
+    row = clip.row
+    if row.logvar_offset is None or row.logvar_length is None or row.logvar_hash is None:
+        return None
+    return _tensor_bytes(store, clip, "log-variance", row.logvar_offset, row.logvar_length, row.logvar_hash)
+
+
+def _tensor_bytes(store: Store, clip: StoredClip, what: str, offset: int, length: int, expected: str) -> bytes:
+    data = store.read_range(clip.file.key, offset, length)
+    if (found := payload_hash(data)) != expected:
         raise InputError(
-            f"{store.uri(clip.file.key)}: the latent of {row.id} is damaged: its hash is {found}, expected {row.latent_hash}; "
+            f"{store.uri(clip.file.key)}: the {what} of {clip.row.id} is damaged: its hash is {found}, expected {expected}; "
             "`lathe verify` lists all damaged ones"
         )
     return data

@@ -3,8 +3,10 @@
 - `status`: progress of an output
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
 - `verify`: check of every receipt, file, byte and offset
-- `publish`, `publish_checks`: the next snapshot; checks before it is visible
-- `delta_log`: snapshots as a Delta Lake table
+- `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
+- `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
+- `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
+  writing; the protocol
 - `diff`: differences between two snapshots
 - `statistics`, `statistics_plot`: values of stored latents per channel and bucket, as numbers and as a picture
 """

@@ -15,8 +15,9 @@ from pipeline.errors import InputError
 from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import read_footer, read_index
 from pipeline.format.layout import LAYOUTS, SET_KEYS
+from pipeline.ledger.addresses import open_output
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots, split_number
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.totals import describe_stats, tally
 from pipeline.records import Receipt
 from pipeline.storage import locate, open_store
@@ -46,8 +47,7 @@ def inspect_path(uri: str, config: StorageConfig) -> dict[str, Any]:
             root, key = locate(uri)
             store = open_store(root, config)
             return {"uri": uri, **read(store, key, store.stat(key).size)}
-    output, number = split_number(uri)
-    store = open_store(output, config)
+    store, number = open_output(uri, config)
     return inspect_output(store) if number is None else inspect_snapshot(store, number)
 
 

@@ -6,14 +6,9 @@ Without a listing nothing counts as removed, and open shards are known only from
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
 import tempfile
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,22 +21,21 @@ from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
-    COUNTS,
-    FILES,
     arrow_on_malloc,
     choice_rows,
-    merged_stats,
-    packed_stats,
+    read_table,
     release_memory,
     write_table,
 )
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot, Snapshots
-from pipeline.ledger.summaries import source_id
+from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.delta_log import DeltaLog
-from pipeline.operate.inspect import file_metadata
-from pipeline.operate.status import heartbeat
+from pipeline.operate.file_checks import files_check
+from pipeline.operate.publish_base import Base, base_to_rebuild
+from pipeline.operate.removed_check import removed_check
+from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of
+from pipeline.operate.status import heartbeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.snapshots import Check
+    from pipeline.operate.delta_log import DeltaView
     from pipeline.operate.publish_checks import Limits
     from pipeline.records import SourceObject
     from pipeline.storage import Store
@@ -58,7 +53,6 @@ if TYPE_CHECKING:
 
 NAMED = 3  # of open shards, in messages
 CANARY_RECEIPTS = 8
-CONSTANTS = ("scale", "shift", "mean", "std")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +65,7 @@ class PublishOptions:
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
     delta: bool = True  # write the Delta view as well
+    rebuild: bool = False  # pass over damaged snapshots; read their receipts again
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +75,7 @@ class Published:
     snapshot: Snapshot
     made: bool
     notices: list[str]
+    delta: DeltaView | None = None  # state of the Delta view; None: not written
 
 
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
@@ -123,14 +119,24 @@ def publish(
         )
     Ledger(store).latent_set()
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
-        published = _publish(store, options, listing, canary, Snapshots(store, failures), Path(folder), workers)
+        snapshots = Snapshots(store, failures)
         try:
-            return replace(published, notices=[*published.notices, *_delta_notices(store, options)])
+            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
+        except PublishFailed:
+            with suppress(LatheError):  # takedowns reach the view all the same
+                _delta_view(store, options)
+            raise
+        try:
+            view = _delta_view(store, options)
         except LatheError as error:
             raise OutputError(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
                 "to write it, or use --no-delta"
             ) from error
+    if published.made:
+        snapshots.check_stays(published.snapshot)
+    notices = view.notices() if view is not None else []
+    return replace(published, notices=[*published.notices, *notices], delta=view)
 
 
 def _publish(
@@ -142,7 +148,8 @@ def _publish(
     folder: Path,
     workers: int,
 ) -> Published:
-    parent, number = snapshots.newest_and_next()
+    base = base_to_rebuild(snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
+    parent = base.parent
     if options.delta:
         DeltaLog(store).check()
     candidate = gather(
@@ -152,31 +159,35 @@ def _publish(
         fingerprint=options.fingerprint,
         listing=listing,
         drop_missing=options.removed == "drop",
+        choices=base.choices,
         save=True,
         workers=workers,
     )
     if not candidate.receipts.num_rows:
-        asked = f" of fingerprint {options.fingerprint}" if options.fingerprint else ""
-        raise InputError(f"{store.root} has no receipt{asked}: nothing is encoded yet; run `lathe encode` first")
+        raise _nothing_to_publish(store, candidate, options)
     _check_receipts_are_there(store, candidate, options.fingerprint or "")
-    open_shards = _open_shards(store, candidate)
-    if open_shards and not options.partial:
-        raise PublishFailed(
-            f"{len(open_shards)} shards or inputs are not done: {', '.join(open_shards[:NAMED])}; finish them with "
-            "`lathe encode`, or publish what is done with --partial"
-        )
-    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged:
+    open_shards = _open_shards(store, candidate, options)
+    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged and not base.repairs:
         return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
     release_memory()
-    snapshot = _checked(store, candidate, options, number, open_shards, listing, canary)
+    snapshot = _checked(store, candidate, options, base, open_shards, listing, canary)
     release_memory()
     tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
     if any(candidate.decisions.selection.choices.values()):
         choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
-    snapshot.tables.update(snapshots.write_tables(number, tables))
+    snapshot.tables.update(snapshots.write_tables(base.number, tables))
     snapshots.create(snapshot)
-    return Published(snapshot, True, _notices(store, snapshot))
+    return Published(snapshot, True, [*base.notices, *_notices(store, snapshot)])
+
+
+def _nothing_to_publish(store: Store, candidate: Candidate, options: PublishOptions) -> InputError:
+    there = [name[:8] for name in candidate.decisions.fingerprints]
+    if options.fingerprint and there:
+        return InputError(
+            f"{store.root} has no receipt of fingerprint {options.fingerprint}; there are {', '.join(there)}"
+        )
+    return InputError(f"{store.root} has no receipt: nothing is encoded yet; run `lathe encode` first")
 
 
 def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: str) -> None:
@@ -185,11 +196,11 @@ def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: s
     Raises:
         PublishFailed: receipts of files that the parent names are gone.
     """
-    if candidate.parent is None:
+    if candidate.parent is None or candidate.parent_files is None:
         return
-    files = Snapshots(store).table(candidate.parent, "files", ["shard_id", "fingerprint"])
-    lost = pc.invert(pc.is_in(files["shard_id"], candidate.decisions.shards))
-    lost = files.filter(pc.and_(lost, pc.starts_with(files["fingerprint"], fingerprint)))
+    files = read_table(candidate.parent_files, ["shard_id", "fingerprint"], ["fingerprint"])
+    lost = files.filter(pc.invert(pc.is_in(files["shard_id"], candidate.decisions.shards)))
+    lost = lost.filter(pc.starts_with(pc.cast(lost["fingerprint"], pa.string()), fingerprint))
     if gone := sorted(lost["shard_id"].unique().to_pylist()):
         raise PublishFailed(
             f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number} "
@@ -197,182 +208,72 @@ def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: s
         )
 
 
-def _delta_notices(store: Store, options: PublishOptions) -> list[str]:
-    """Brings the Delta view up to date, also where an earlier publisher was killed before it did. Notices about it."""
+def _delta_view(store: Store, options: PublishOptions) -> DeltaView | None:
+    """Brings the Delta view up to date, also where an earlier publisher was killed before it did."""
     release_memory()
-    view = DeltaLog(store).sync() if options.delta else None
-    notice = view.notice() if view is not None else None
-    return [notice] if notice is not None else []
+    return DeltaLog(store).sync() if options.delta else None
 
 
 def _checked(
     store: Store,
     candidate: Candidate,
     options: PublishOptions,
-    number: int,
+    base: Base,
     open_shards: list[str],
     listing: Sequence[SourceObject] | None,
     canary: Canary | None,
 ) -> Snapshot:
-    prints = _fingerprints(store, candidate)
+    prints = fingerprints_of(store, candidate)
     limits = options.limits
     done = [
         checks.conservation_check(candidate),
-        checks.files_check(store, candidate.files),
+        files_check(store, candidate),
         checks.reject_check(candidate.receipts, limits),
         checks.finite_check(candidate),
         checks.drift_check(candidate, limits),
         checks.constants_check({name: (item.stats, item.constants) for name, item in prints.items()}, limits),
     ]
+    if options.removed == "drop":
+        done.append(removed_check(store, candidate, limits.removed))
     if canary is not None and all(check.ok for check in done):
         done.append(canary(store, candidate.fresh_parts(store, CANARY_RECEIPTS)))
     if failed := [check for check in done if not check.ok]:
-        error = PublishFailed(
-            f"snapshot {number} was not published, {len(failed)} of {len(done)} checks failed: "
-            + "; ".join(f"{check.name}: {check.message}" for check in failed)
+        raise PublishFailed(
+            f"snapshot {base.number} was not published, {len(failed)} of {len(done)} checks failed: "
+            + "; ".join(f"{check.name}: {check.message}" for check in failed),
+            checks=done,
         )
-        error.checks = done  # type: ignore[attr-defined]
-        raise error
-    return Snapshot(
-        number=number,
-        parent=None if candidate.parent is None else candidate.parent.number,
-        created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        counts=_counts(candidate),
-        rejects=_rejects(candidate),
-        buckets=_buckets(candidate.files),
-        fingerprints=prints,
-        changes=_changes(store, candidate),
-        lineage=_lineage(candidate, options, listing),
-        checks=tuple(done),
-        open_shards=tuple(open_shards),
-        takedowns=tuple(item.key for item in candidate.decisions.overlaps.takedowns.records),
-        tables={},
-    )
+    lineage = lineage_of(candidate, listing, options.job, options.removed)
+    record = snapshot_of(candidate, base.number, prints, done, open_shards, lineage)
+    return replace(record, passed_over=base.passed_over)
 
 
-def _open_shards(store: Store, candidate: Candidate) -> list[str]:
-    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of a running build."""
-    found = [source.uri for source in candidate.decisions.selection.open_sources]
-    found += [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
-    running = heartbeat(store, Ledger(store).layout.progress)
-    if running is not None and running.get("running", True):
-        left = int(running.get("shards_total") or 0) - int(running.get("shards_done") or 0)
-        found += [f"{left} shards of the running build {running.get('build')}"] if left > 0 else []
-    return found
+def _open_shards(store: Store, candidate: Candidate, options: PublishOptions) -> list[str]:
+    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of running builds.
 
-
-def _fingerprints(store: Store, candidate: Candidate) -> dict[str, PublishedFingerprint]:
-    found = {}
-    known = candidate.parent.fingerprints if candidate.parent is not None else {}
-    names = sorted(candidate.receipts["fingerprint"].unique().to_pylist())
-    for fingerprint in names:
-        receipts, files = candidate.receipts, candidate.files
-        if len(names) > 1:  # a filtered table is a copy
-            receipts = receipts.filter(pc.equal(receipts["fingerprint"], fingerprint))
-            files = files.filter(pc.equal(files["fingerprint"], fingerprint))
-        if fingerprint in known:
-            parts, constants = known[fingerprint].parts, known[fingerprint].constants
-        else:
-            parts = _parts(store, candidate, receipts["shard_id"][0].as_py())
-            constants = _constants(store, files)
-        found[fingerprint] = PublishedFingerprint(
-            parts=parts,
-            network=files["network"][0].as_py() if files.num_rows else "",
-            shards=_sum(receipts, "own_shard"),
-            files=files.num_rows,
-            rows=_sum(files, "rows"),
-            frames=_sum(files, "frames"),
-            bytes=_sum(files, "bytes"),
-            stats=merged_stats(values for _, values in packed_stats(candidate.receipts_path, fingerprint)),
-            constants=constants,
+    Raises:
+        PublishFailed: there are some, and `options.partial` is False.
+    """
+    decisions = candidate.decisions
+    sources = [source.uri for source in decisions.selection.open_sources]
+    cut_off = [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
+    builds, left = [], 0
+    for build in heartbeats(store, Ledger(store).layout.progress):
+        wanted = str(build.get("fingerprint", "")).startswith(options.fingerprint or "")
+        open_now = int(build.get("shards_total") or 0) - int(build.get("shards_done") or 0)
+        if build.get("running", True) and wanted and open_now > 0:
+            left += open_now
+            builds.append(f"{open_now} shards of the running build {build.get('build')}")
+    if (found := [*sources, *cut_off, *builds]) and not options.partial:
+        number = len(sources) + len(cut_off) + left
+        under = ""
+        if sources and len(decisions.fingerprints) > 1:
+            under = f" under fingerprint {str(decisions.current)[:8]}, that of the newest receipt"
+        raise PublishFailed(
+            f"{number} shards or inputs are not done{under}: {', '.join([*builds, *cut_off, *sources][:NAMED])}; finish them "
+            "with `lathe encode`, or publish what is done with --partial"
         )
     return found
-
-
-def _parts(store: Store, candidate: Candidate, shard: str) -> dict[str, Any]:
-    receipt = Ledger(store).load(candidate.decisions.key(shard))
-    return {} if receipt is None else receipt.fingerprint_parts
-
-
-def _constants(store: Store, files: pa.Table) -> dict[str, Any]:
-    """Constants of the network's authors from the metadata of a data file; empty if it cannot be read (`files_check` reports that)."""
-    try:
-        spec = file_metadata(store, files["key"][0].as_py()).get("spec", {}) if files.num_rows else {}
-    except InputError:
-        return {}
-    return {name: spec.get(name) for name in CONSTANTS}
-
-
-def _counts(candidate: Candidate) -> dict[str, int]:
-    receipts, files = candidate.receipts, candidate.files
-    totals = {name: _sum(receipts, name) for name in COUNTS}
-    kept = {name: totals[name] for name in ("samples", "encoded", "rejected", "clips_rejected", "damaged")}
-    sums = {name: _sum(files, name) for name in ("rows", "frames", "bytes")}
-    return {"shards": _sum(receipts, "own_shard"), **kept, "files": files.num_rows, **sums}
-
-
-def _rejects(candidate: Candidate) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    texts = pc.value_counts(candidate.receipts["rejects"])
-    for item in texts.to_pylist():
-        for reason, n in json.loads(item["values"]).items():
-            found[reason] += n * item["counts"]
-    return dict(found.most_common())
-
-
-def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
-    grouped = files.group_by("bucket").aggregate(
-        [("key", "count"), ("rows", "sum"), ("frames", "sum"), ("bytes", "sum")]
-    )
-    return {
-        row["bucket"]: {
-            "files": row["key_count"],
-            "rows": row["rows_sum"],
-            "frames": row["frames_sum"],
-            "bytes": row["bytes_sum"],
-        }
-        for row in grouped.sort_by("bucket").to_pylist()
-    }
-
-
-def _changes(store: Store, candidate: Candidate) -> dict[str, int]:
-    changes, columns = candidate.decisions.selection.changes, ["key", "rows"]
-    now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
-    if candidate.parent is not None:
-        before = Snapshots(store).table(candidate.parent, "files", columns)
-    release_memory()
-    new, gone = now, before
-    if before.num_rows:
-        new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
-        gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
-    rows_of_both = _sum(now, "rows") - _sum(new, "rows") - (_sum(before, "rows") - _sum(gone, "rows"))
-    return {
-        "inputs_added": changes.added,
-        "inputs_replaced": changes.replaced,
-        "inputs_removed": changes.removed,
-        "files_added": new.num_rows,
-        "files_dropped": gone.num_rows,
-        "rows_added": _sum(new, "rows") + max(0, rows_of_both),
-        "rows_dropped": _sum(gone, "rows") + max(0, -rows_of_both),
-    }
-
-
-def _lineage(candidate: Candidate, options: PublishOptions, listing: Sequence[SourceObject] | None) -> dict[str, Any]:
-    """Origin of the snapshot. The digest of the listing is over (uri, size, etag) of the inputs, or over the versions that count."""
-    digest = hashlib.blake2b(digest_size=16)
-    names = sorted(map(source_id, listing)) if listing is not None else sorted(candidate.decisions.version_names())
-    for name in names:
-        digest.update(name)
-    source = {"from": "receipts" if listing is None else "inputs", "count": len(names), "digest": digest.hexdigest()}
-    return {
-        "lathe": version("lathe"),
-        "job": options.job,
-        "listing": source,
-        "removed": options.removed,
-        "publisher": secrets.token_hex(
-            8
-        ),  # no two records are equal: a publisher knows whether it was its own that won
-    }
 
 
 def _notices(store: Store, snapshot: Snapshot) -> list[str]:
@@ -388,7 +289,3 @@ def _notices(store: Store, snapshot: Snapshot) -> list[str]:
             f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"
         )
     return found
-
-
-def _sum(table: pa.Table, column: str) -> int:
-    return int(pc.sum(table[column]).as_py() or 0)

@@ -1,4 +1,4 @@
-"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers; only `files_check` does I/O.
+"""Checks of a candidate before it is published. Each takes tables, returns a `Check` with its numbers. No I/O.
 
 Statistics are compared with receipts as the unit: values within a video are correlated, so a standard error from the number of values
 would make every difference significant.
@@ -9,23 +9,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger.manifest import merged_stats, packed_stats, release_memory
+from pipeline.ledger.manifest import merged_stats, packed_stats
 from pipeline.ledger.snapshots import Check
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
-    from pipeline.storage import Store
 
 NAMED = 3  # offenders named in a message
-LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
+SMALLEST_STD = 1e-12  # of which a logarithm is taken
 FEWEST_RECEIPTS = 8  # on each side, to judge whether statistics have moved
 
 
@@ -41,6 +39,8 @@ class Limits:
     """Differences below this many standard errors never fail."""
     constants: float = 4.0
     """Latents normalised by the network's constants: largest mean, and largest factor between their standard deviation and 1."""
+    removed: float = 0.5
+    """Largest fraction of inputs, or of the parent's rows, that one snapshot drops because they are not listed any more."""
 
 
 def conservation_check(candidate: Candidate) -> Check:
@@ -66,32 +66,6 @@ def conservation_check(candidate: Candidate) -> Check:
     if rows != clips:
         found.append(f"receipts count {clips} clips, files hold {rows} rows")
     return Check("conservation", not found, "; ".join(found), numbers)
-
-
-def files_check(store: Store, files: pa.Table) -> Check:
-    """Every data file and index exists with its size; one LIST per top folder."""
-    missing: list[str] = []
-    wrong: list[str] = []
-    for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        names = files[key]
-        sizes, there = files[size].to_numpy(), np.zeros(len(names), bool)
-        for prefix in sorted(
-            f"{name}/" for name in pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
-        ):
-            listed = store.list(prefix)
-            while infos := list(islice(listed, LISTED_AT_ONCE)):
-                places = pc.fill_null(pc.index_in(pa.array([info.key for info in infos]), names), -1).to_numpy()
-                there[places[places >= 0]] = True
-                for info, place in zip(infos, places.tolist(), strict=True):
-                    if place >= 0 and sizes[place] != info.size:
-                        wrong.append(f"{info.key} ({info.size} bytes, expected {sizes[place]})")
-            release_memory()
-        absent = names.filter(pa.array(~there))
-        missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
-    found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
-    found += [f"{len(wrong)} files have another size, such as {', '.join(wrong[:NAMED])}"] if wrong else []
-    numbers = {"files": 2 * files.num_rows, "missing": len(missing), "other_size": len(wrong)}
-    return Check("files", not found, "; ".join(found), numbers)
 
 
 def reject_check(receipts: pa.Table, limits: Limits) -> Check:
@@ -157,55 +131,68 @@ def drift_check(candidate: Candidate, limits: Limits) -> Check:
     return Check("drift", not found, "; ".join(found[:NAMED]) + more, numbers, judged=judged)
 
 
-@dataclass(frozen=True, slots=True)
 class _Side:
-    """Merged statistics of some receipts, and mean and standard deviation of each, float64 `(receipts, channels)`."""
+    """Merged statistics of some receipts, and the spread between them, of float64 `(receipts, channels)` that are given in parts."""
 
-    merged: ChannelStats
-    means: np.ndarray
-    stds: np.ndarray
+    def __init__(self) -> None:
+        self.merged: ChannelStats | None = None
+        self._means = ChannelStats(0, (), (), (), ())  # of the receipts' means
+        self._logs = ChannelStats(0, (), (), (), ())  # of the logarithms of their standard deviations
+
+    def add(self, values: np.ndarray) -> None:
+        """Adds receipts, as `stats_arrays` gives them."""
+        if not len(values):
+            return
+        mean, m2, _, _ = np.split(values[:, 1:], 4, axis=1)
+        stds = np.sqrt(m2 / np.maximum(values[:, :1], 1))
+        parts = [] if self.merged is None else [self.merged]
+        self.merged = reduce(ChannelStats.merge, [*parts, *filter(None, [merged_stats([values])])])
+        self._means = self._means.merge(_over_receipts(mean))
+        self._logs = self._logs.merge(_over_receipts(np.log(np.maximum(stds, SMALLEST_STD))))
 
     @property
     def receipts(self) -> int:
-        return len(self.means)
+        return self._means.n
+
+    def squared_errors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Squared standard errors of the mean and of the logarithm of the standard deviation, per channel; 0 for one receipt."""
+        n = self.receipts
+        mean, log = (np.array(each.m2) / (n * max(n - 1, 1)) for each in (self._means, self._logs))
+        return mean, log
+
+
+def _over_receipts(values: np.ndarray) -> ChannelStats:
+    mean = values.mean(0)
+    found = (mean, ((values - mean) ** 2).sum(0), values.min(0), values.max(0))
+    return ChannelStats(len(values), *(tuple(each.tolist()) for each in found))
 
 
 def _sides(candidate: Candidate, fingerprint: str) -> tuple[_Side, _Side] | None:
     """Statistics of receipts that the parent covers, and of the others; None if one of the two is empty."""
-    found: list[_Side] = []
-    for fresh in (False, True):
-        means, stds, parts = [], [], []
-        for shards, values in packed_stats(candidate.receipts_path, fingerprint):
-            new = pc.is_in(pa.array(shards, pa.string()), candidate.fresh).to_numpy(zero_copy_only=False)
-            mine = values[new == fresh]
-            if len(mine):
-                mean, m2, _, _ = np.split(mine[:, 1:], 4, axis=1)
-                means.append(mean)
-                stds.append(np.sqrt(m2 / np.maximum(mine[:, :1], 1)))
-                parts.append(merged_stats([mine]))
-        merged = [part for part in parts if part is not None]
-        if not merged:
-            return None
-        found.append(_Side(reduce(ChannelStats.merge, merged), np.concatenate(means), np.concatenate(stds)))
-    return found[0], found[1]
+    old, new = _Side(), _Side()
+    for shards, values in packed_stats(candidate.receipts_path, fingerprint):
+        fresh = pc.is_in(pa.array(shards, pa.string()), candidate.fresh).to_numpy(zero_copy_only=False)
+        old.add(values[~fresh])
+        new.add(values[fresh])
+    return (old, new) if old.receipts and new.receipts else None
 
 
 def _drift(old: _Side, new: _Side) -> dict[str, Any]:
     """Differences of mean (in standard deviations of `old`) and of standard deviation (as a fraction), each with standard errors."""
+    if old.merged is None or new.merged is None:
+        raise ValueError("both sides need receipts")
     found: dict[str, Any] = {}
     std_before = _std(old.merged)
     safe = np.where(std_before > 0, std_before, 1.0)
     difference = (np.array(new.merged.mean) - np.array(old.merged.mean)) / safe
     ratio = _std(new.merged) / safe
-    means = [side.means / safe for side in (old, new)]
-    spreads = [np.log(np.maximum(side.stds, 1e-12) / safe) for side in (old, new)]
-    for name, value, units, scaled in (
-        ("mean", difference, means, difference),
-        ("std", ratio - 1, spreads, np.log(np.maximum(ratio, 1e-12))),
+    of_means, of_logs = (one + two for one, two in zip(old.squared_errors(), new.squared_errors(), strict=True))
+    for name, value, variance, scaled in (
+        ("mean", difference, of_means / safe**2, difference),
+        ("std", ratio - 1, of_logs, np.log(np.maximum(ratio, SMALLEST_STD))),
     ):
-        variance = np.zeros_like(scaled)
-        if min(map(len, units)) > 1:
-            variance = np.sum([part.var(axis=0, ddof=1) / len(part) for part in units], axis=0)
+        if min(old.receipts, new.receipts) < 2:
+            variance = np.zeros_like(scaled)
         error = np.sqrt(variance)
         errors = np.divide(scaled, error, out=np.zeros_like(scaled), where=error > 0)
         errors = np.where((error == 0) & (scaled != 0), np.copysign(1e9, scaled), errors)

@@ -1,7 +1,7 @@
 """Statistics of stored latents per channel, over all and per bucket, and a scale and shift to normalise with (`lathe stats`).
 
-Mean, standard deviation, smallest and largest over all clips come from receipts and are exact. Histograms and the numbers per bucket are
-from a sample of clips, evenly spread over the files, whose latents are read by byte range.
+Mean, standard deviation, smallest and largest are exact, over all rows of a snapshot, from its record. Histograms and the numbers per
+bucket are from a sample of clips, evenly spread over the files, whose latents are read by byte range.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, OutputError
 from pipeline.format.index import read_index
-from pipeline.format.tensors import STORAGE_TYPES
+from pipeline.format.tensors import stored_values
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import merged_stats, packed_stats
 from pipeline.ledger.receipts import Ledger
@@ -113,13 +113,22 @@ def statistics(store: Store, number: int | None = None, *, clips: int = 256) -> 
             found[fingerprint] = _described(store, mine, exact, takedowns, clips)
     if not found:
         raise InputError(f"{store.root} holds no clip whose statistics are known; see `lathe status`")
-    return {"output": store.root, "snapshot": None if snapshot is None else snapshot.number, "fingerprints": found}
+    return {
+        "output": store.root,
+        "snapshot": None if snapshot is None else snapshot.number,
+        "newer_takedowns": 0 if snapshot is None else len(takedowns.records) - len(snapshot.takedowns),
+        "fingerprints": found,
+    }
 
 
 def _unpublished(store: Store) -> tuple[pa.Table, dict[str, ChannelStats | None]]:
     with tempfile.TemporaryDirectory(prefix="lathe-stats-") as folder:
         candidate = gather(store, None, Path(folder))
         prints = candidate.receipts["fingerprint"].unique().to_pylist()
+        if broken := candidate.receipts["problem"].drop_null().to_pylist():
+            raise OutputError(
+                f"{store.root}: {len(broken)} receipts are wrong, such as: {broken[0]}; see `lathe verify`"
+            )
         parts = {name: packed_stats(candidate.receipts_path, name) for name in prints}
         return candidate.files, {name: merged_stats(values for _, values in found) for name, found in parts.items()}
 
@@ -143,6 +152,7 @@ def _described(store: Store, files: pa.Table, exact: ChannelStats, takedowns: Ta
     normalised = normalised_by(exact, constants)
     return {
         "network": files["network"][0].as_py(),
+        "rows": int(pc.sum(files["rows"]).as_py()),
         "exact": describe_stats(exact),
         "suggested": {
             "per_channel": {"shift": mean.tolist(), "scale": (1 / safe).tolist()},
@@ -170,14 +180,7 @@ def _sample(store: Store, files: pa.Table, takedowns: Takedowns, clips: int) -> 
         wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
         for item in wanted[:left]:
             data = store.read_range(row["key"], item.latent_offset, item.latent_length)
-            yield _values(data, item.dtype).reshape(item.shape[0], -1)
+            yield stored_values(data, item.dtype).reshape(item.shape[0], -1).astype(np.float64)
         left -= len(wanted[:left])
         if not left:
             return
-
-
-def _values(data: bytes, dtype: str) -> np.ndarray:
-    stored = np.frombuffer(data, STORAGE_TYPES[dtype].numpy)
-    if dtype == "bfloat16":
-        stored = (stored.astype("<u4") << 16).view("<f4")
-    return stored.astype(np.float64)

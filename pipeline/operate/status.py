@@ -1,6 +1,6 @@
 """Progress of an output, from the output alone: on any machine, during and after a build.
 
-Takes a store, returns a JSON-ready dict: sums over receipts or of a snapshot, and the last heartbeat of the running build.
+Takes a store, returns a JSON-ready dict: sums over receipts or of a snapshot, and the last heartbeats of running builds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MISSED = 3  # intervals without a heartbeat, after which a build counts as dead
 
 
 def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict[str, Any]:
-    """Counts of shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings; last commit and heartbeat.
+    """Counts of shards, samples in/encoded/rejected, clips, frames, bytes, rejects by reason, warnings; last commit; heartbeats.
 
     For a published output these are the numbers of a snapshot: the newest, or snapshot `number`. With the newest, `pending` counts
     receipts that it does not cover; no other receipt is read.
@@ -46,7 +46,7 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
             "uuid": latent_set.uuid,
             **_published(snapshot),
             "pending": pending,
-            "progress": heartbeat(store, ledger.layout.progress),
+            **_running(heartbeats(store, ledger.layout.progress)),
         }
     tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
@@ -67,8 +67,12 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        "progress": heartbeat(store, ledger.layout.progress),
+        **_running(heartbeats(store, ledger.layout.progress)),
     }
+
+
+def _running(builds: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"progress": builds[-1] if builds else None, "other_builds": builds[:-1]}
 
 
 def _published(snapshot: Snapshot) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def _published(snapshot: Snapshot) -> dict[str, Any]:
         **{name: n for name, n in counts.items() if name != "rows"},
         "clips": counts["rows"],
         "rejects": snapshot.rejects,
-        "warnings": {},
+        "warnings": snapshot.warnings,
         "open_shards": list(snapshot.open_shards),
         "last_commit": snapshot.created,
     }
@@ -96,8 +100,8 @@ def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: 
     return {"shards": len(found), **asdict(counts), "last_commit": max(receipt.created for receipt in found)}
 
 
-def heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
-    """Heartbeat of the latest running build: one whose object was renewed within `MISSED` of its intervals. None if no build runs."""
+def heartbeats(store: Store, prefix: str) -> list[dict[str, Any]]:
+    """Heartbeats of the running builds, the latest start last: objects that were renewed within `MISSED` of their intervals."""
     live = []
     for info in store.list(prefix):
         try:
@@ -108,4 +112,4 @@ def heartbeat(store: Store, prefix: str) -> dict[str, Any] | None:
             continue
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{info.key} is not a heartbeat: {error}", uri=store.uri(info.key)) from None
-    return max(live, key=lambda found: str(found.get("started")), default=None)
+    return sorted(live, key=lambda found: str(found.get("started")))

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
 from pipeline.format.index import read_footer, read_index
-from pipeline.format.layout import DATA, is_foreign_cache
+from pipeline.format.layout import DATA, DELTA_LOG, is_foreign_cache
 from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
 from pipeline.ledger.counted import shown
 from pipeline.ledger.latent_set import layout_by_names
@@ -128,6 +128,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
             report.rows += checked.rows
             report.frames += checked.frames
     report.problems += _doubled_ids(store, ids)
+    named |= {info.key for info in stored if info.key.startswith(DELTA_LOG)}
     _count_orphans(report, [info for info in stored if info.key not in named])
     return report
 

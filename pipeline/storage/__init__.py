@@ -6,7 +6,7 @@ imported with the first `s3://` root.
 
 - `local`, `local_listing`, `local_errors`: a folder
 - `s3`, `connection`, `patience`, `refusals`: S3 and servers with its API; clients; retries; what a failed request means
-- `stream`, `ranged_file`: ordered read-ahead; an object as a seekable file
+- `stream`, `ranged_file`, `range_reader`: ordered read-ahead; an object as a seekable file; ranges into the caller's memory
 - `checkpoints`: model checkpoints in object storage
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.records import SourceObject
+    from pipeline.storage.range_reader import RangeReader
 
 __all__ = [
     "ObjectInfo",
@@ -110,6 +111,8 @@ class Store(ABC):
     """
 
     root: str
+    retries_itself = False
+    """Whether a `StorageUnavailable` comes after retries, so that the caller need not try again at once."""
 
     @abstractmethod
     def uri(self, key: str) -> str:
@@ -145,6 +148,12 @@ class Store(ABC):
         Raises:
             SourceChanged: `etag` was given and the object has another one.
         """
+
+    def open_reader(self, key: str) -> RangeReader:
+        """Reader of ranges of one object into the caller's memory. A local file is opened here, a remote object not yet asked for."""
+        from pipeline.storage.range_reader import RangeReader
+
+        return RangeReader(self, key)
 
     @abstractmethod
     def open_stream(self, key: str, *, size: int, etag: str) -> ReadStream:
@@ -303,6 +312,13 @@ def _scheme(uri: str) -> str:
         return "file"
     if scheme != "s3":
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; expected a path, file:// or s3://bucket/prefix")
-    if not rest.split("/")[0]:
+    bucket = rest.split("/")[0]
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        shown = f"s3://…@{uri.rpartition('@')[2]}" if "@" in uri else uri  # without a secret key
+        raise InputError(
+            f"{shown}: no bucket has '@' or ':' in its name; keys of an account belong into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a profile, not into the URI"
+        )
+    if not bucket:
         raise InputError(f"{uri}: no bucket; expected s3://bucket/prefix")
     return "s3"

@@ -17,6 +17,7 @@ from pipeline.errors import NotFound, SourceChanged, StorageUnavailable
 from pipeline.storage import ObjectInfo, Store, Unlisted, check_key, check_place
 from pipeline.storage.local_errors import translated
 from pipeline.storage.local_listing import SCRATCH, Listing, described, etag_of, info_of
+from pipeline.storage.range_reader import LocalRangeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +84,10 @@ class LocalStore(Store):
             if etag is not None:
                 _check_unchanged(file.fileno(), path, etag)
             return os.pread(file.fileno(), length, start)
+
+    def open_reader(self, key: str) -> LocalRangeReader:
+        """The open file."""
+        return LocalRangeReader(self, key)
 
     def open_stream(self, key: str, *, size: int, etag: str) -> LocalStream:
         """The file, with read-ahead by the kernel."""

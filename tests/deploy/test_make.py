@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import typer
 
+from examples import train_dit
 from model import registry
 from pipeline.cli import app as cli
 from pipeline.config import EMBEDDED
@@ -32,7 +33,15 @@ def dry(*arguments, **variables):
 def test_demo_runs_every_step(monkeypatch, tmp_path):
     lines = dry("demo", DEMO=tmp_path / "demo")
     commands = [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/lathe ")]
-    assert [command[0] for command in commands] == ["sample", "encode", "verify", "inspect", "status", "preview"]
+    assert [command[0] for command in commands] == [
+        "sample",
+        "encode",
+        "verify",
+        "inspect",
+        "status",
+        "preview",
+        "publish",
+    ]
     for name, *arguments in commands:
         typer.main.get_command(cli.app).commands[name].make_context(name, list(arguments))
     job = job_of(shlex.join(["lathe", *commands[1]]), monkeypatch)
@@ -45,12 +54,15 @@ def test_demo_runs_every_step(monkeypatch, tmp_path):
     )
     assert registry.embedded(EMBEDDED) == f"embedded://{EMBEDDED}"
     assert job.inputs == (str(tmp_path / "demo" / "corpus"),)
-    assert commands[-1] == [
+    assert commands[-2] == [
         "preview",
         str(tmp_path / "demo" / "latents"),
         "--sheet",
         str(tmp_path / "demo" / "preview.png"),
     ]
+    (training,) = (line.partition(" -m examples.train_dit ")[2] for line in lines if "examples.train_dit" in line)
+    options = train_dit.parse(shlex.split(training))
+    assert (options.output, options.run) == (f"{tmp_path}/demo/latents@1", f"{tmp_path}/demo/run")
 
 
 def test_setup_installs_the_pinned_torch_first():

@@ -54,7 +54,10 @@ def test_hugging_face_takes_the_root_for_the_data_and_nothing_else(
             name: row["vae_latent_bytes"] for name, row in rows(output).items()
         }
     card = (output / "_README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1]) == yaml.safe_load((output / ".huggingface.yaml").read_text())
+    (entry,) = yaml.safe_load((output / ".huggingface.yaml").read_text())["configs"]
+    assert yaml.safe_load(card.split("---")[1])["configs"] == [
+        {name: value for name, value in entry.items() if name != "description"}
+    ]
     for words in ("leanvae", receipt.fingerprint, "`float32`", "never normalised"):
         assert words in card
 
@@ -92,7 +95,34 @@ def test_each_fingerprint_has_a_configuration(two_fingerprints: Path) -> None:
     names = datasets.get_dataset_config_names(str(two_fingerprints))
     assert sorted(names) == sorted(f"parquet-{fp8}" for fp8 in folders(two_fingerprints).values())
     config = (two_fingerprints / ".huggingface.yaml").read_text()
-    assert hugging_face_config(config, folders(two_fingerprints)["float16"] + "0" * 24, "parquet") is None
+    again = hugging_face_config(config, folders(two_fingerprints)["float16"] + "0" * 24, "parquet", "now")
+    assert again is not None
+    assert [line for line in again.splitlines() if "description" not in line] == [
+        line for line in config.splitlines() if "description" not in line
+    ]
+    assert again.count("description: now") == 1
+
+
+def test_hugging_face_reads_rows_that_were_added_after_it_had_read_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    corpus = make_corpus(tmp_path / "in", shards=2)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    shards = sorted(corpus.glob("*.tar"))
+    found = []
+    for output, inputs in (
+        ("a/out", shards[:1]),
+        ("a/out", shards[:2]),
+        ("b/out", shards[1:2]),
+    ):  # the cache knows only "out"
+        encode(tiny_job([str(path) for path in inputs], tmp_path / output))
+        found.append(
+            (set(datasets.load_dataset(str(tmp_path / output), split="train")["id"]), set(rows(tmp_path / output)))
+        )
+    assert all(loaded == stored for loaded, stored in found)
+    assert len(found[0][0]) < len(found[1][0])
 
 
 def recipes() -> dict[str, str]:
@@ -106,7 +136,9 @@ def recipes() -> dict[str, str]:
 def test_recipes_of_the_document_read_an_output_of_two_fingerprints(
     two_fingerprints: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache")
+    )  # the variable counts at the first import only
     output = two_fingerprints
     if name.startswith("webdataset"):
         output = tmp_path / "out"

@@ -103,6 +103,13 @@ def test_rows_of_the_last_batch_are_filled_up_from_the_start_where_nothing_is_dr
     assert {row for _, row in found} == set(range(13))
 
 
+def test_few_sequences_fill_a_batch_by_going_round_more_than_once():
+    order = Order([dataset(short=[3])], Pack(48, sequences=16), drop_last=False)
+    batch = order.batch(0)
+    assert [len(batch.share(rank, 8)) for rank in range(8)] == [2] * 8
+    assert {row for _, row in members(batch.content)} == {0, 1, 2}
+
+
 def test_another_seed_or_epoch_or_dataset_is_another_order():
     def first(identity="a", seed=0, step=0):
         return members(Order([dataset(identity, short=[500])], parse_rule(50), seed=seed).batch(step).content)

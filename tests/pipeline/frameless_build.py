@@ -5,11 +5,17 @@ It goes one shard at a time, so that tests can interleave several.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config import EncodeJob, build_job
 from pipeline.corpus import resolve_inputs
@@ -18,6 +24,7 @@ from pipeline.engine.driver.retries import retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.format.index import IndexRow, read_index, write_index
 from pipeline.format.layout import CURRENT
+from pipeline.format.tensors import payload_hash
 from pipeline.ledger.counted import counted_receipts, shares, shown
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
@@ -35,7 +42,7 @@ from pipeline.storage.local import LocalStore
 
 FINGERPRINT = "f" * 32
 DAMAGE = ("decoder_crashed", "undecodable", "decode_timeout")
-STATS = ChannelStats(1, (0.0,), (0.0,), (0.0,), (0.0,))
+LATENT = b"PAR1"  # of every row: the first bytes of its file, as one float32
 ticks = itertools.count()
 
 
@@ -62,12 +69,32 @@ def job_for(output: Path, *overrides: str, **flags: object) -> EncodeJob:
     return build_job({"inputs": ["."], "output": str(output), **flags}, overrides=overrides)
 
 
-def row_id(uri: str, etag: str) -> str:
-    return hashlib.blake2b(f"{uri}{etag}".encode(), digest_size=8).hexdigest()
+def row_id(uri: str, etag: str, fingerprint: str = FINGERPRINT) -> str:
+    return hashlib.blake2b(f"{uri}{etag}{fingerprint}".encode(), digest_size=8).hexdigest()
+
+
+@functools.cache
+def parquet_of(rows: int) -> bytes:
+    """A Parquet file of that many rows, whose contents nobody reads."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"row": pa.array(range(rows), pa.int8())}), out)
+    return out.getvalue()
+
+
+def stats_of(rows: int) -> ChannelStats:
+    """Statistics of that many latents."""
+    value = (float(np.frombuffer(LATENT, "<f4")[0]),)
+    return ChannelStats(rows, value, (0.0,), value, value)
 
 
 def commit(
-    store: LocalStore, job: EncodeJob, shard: Shard, spool: Path, rejected: dict[str, str] | None, created: str | None
+    store: LocalStore,
+    job: EncodeJob,
+    shard: Shard,
+    spool: Path,
+    rejected: dict[str, str] | None,
+    created: str | None,
+    fingerprint: str = FINGERPRINT,
 ) -> Receipt:
     """An attempt at a shard of plain files: one row per file, or the reject given by `rejected` (stem -> reason); then the receipt."""
     attempt = f"{next(ticks):08x}"
@@ -80,21 +107,24 @@ def commit(
             policy = rejected[stem] not in DAMAGE
             rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=policy, uri=source.uri))
             continue
-        name = row_id(source.uri, source.etag)
+        name = row_id(source.uri, source.etag, fingerprint)
         text = (source.uri, stem, digests[source.uri])
-        rows.append(IndexRow(name, len(rows), 0, 4, "", None, None, None, (1,), "float32", "v5", 5, *text, None))
+        tensor = (0, len(LATENT), payload_hash(LATENT), None, None, None, (1,), "float32")
+        rows.append(IndexRow(name, len(rows), *tensor, "v5", 5, *text, None))
     files = ()
     if rows:
         data, index = f"data/{attempt}.parquet", f"_index/{attempt}.idx"
         write_index(spool / attempt, rows, {})
         size = store.upload(spool / attempt, index).size
-        store.write(data, bytes(4))
-        files = (WrittenFile(data, index, "v5", 4, size, len(rows), "", "", 5 * len(rows)),)
+        content = parquet_of(len(rows))
+        store.write(data, content)
+        digests_of_files = (hashlib.sha256(content).hexdigest(), hashlib.sha256(store.read(index)).hexdigest())
+        files = (WrittenFile(data, index, "v5", len(content), size, len(rows), *digests_of_files, 5 * len(rows)),)
     made = Receipt(
         format_version=CURRENT.version,
-        shard_id=shard.id(FINGERPRINT),
+        shard_id=shard.id(fingerprint),
         shard=shard,
-        fingerprint=FINGERPRINT,
+        fingerprint=fingerprint,
         fingerprint_parts={},
         attempt=attempt,
         created=created or attempt,
@@ -110,7 +140,7 @@ def commit(
             sum(not reject.policy for reject in rejects),
         ),
         rejects=tuple(rejects),
-        stats=STATS if rows else None,
+        stats=stats_of(len(rows)) if rows else None,
         timings=Timings(),
         limits=job.limits(),
         digests=digests,
@@ -130,12 +160,14 @@ def _is_there(source: SourceObject, shard: Shard) -> bool:
 class Run:
     """A build that can be stopped after any step."""
 
-    def __init__(self, store: LocalStore, inputs: list[str], spool: Path, job: EncodeJob) -> None:
-        self.store, self.spool, self.job = store, spool, job
+    def __init__(
+        self, store: LocalStore, inputs: list[str], spool: Path, job: EncodeJob, fingerprint: str = FINGERPRINT
+    ) -> None:
+        self.store, self.spool, self.job, self.fingerprint = store, spool, job, fingerprint
         listed = resolve_inputs(inputs, job.storage)
-        self.work = find_work(listed, Summaries(store).all(), FINGERPRINT, job)
+        self.work = find_work(listed, Summaries(store).all(), fingerprint, job)
         if self.work.touched and (same := find_unchanged(store, self.work.touched, job)):
-            record_unchanged(store, same, SimpleNamespace(fingerprint=FINGERPRINT, fingerprint_parts={}, job=job))
+            record_unchanged(store, same, SimpleNamespace(fingerprint=fingerprint, fingerprint_parts={}, job=job))
             self.work = without_unchanged(self.work, same)
         retry_work(store, self.work, job)
         self.todo = self.work.todo(job.storage)
@@ -146,9 +178,10 @@ class Run:
         if not self.todo:
             return False
         shard = self.todo.pop(0)
-        found = Ledger(self.store).read(shard.id(FINGERPRINT))
+        found = Ledger(self.store).read(shard.id(self.fingerprint))
         if found is None and all(_is_there(source, shard) for source in shard.objects):
-            self.committed.append(commit(self.store, self.job, shard, self.spool, rejected, created))
+            made = commit(self.store, self.job, shard, self.spool, rejected, created, self.fingerprint)
+            self.committed.append(made)
         return True
 
     def finish(self, rejected: dict[str, str] | None = None, created: str | None = None) -> Run:
@@ -179,9 +212,9 @@ def make_workspace(tmp_path: Path) -> SimpleNamespace:
         (folder / f"{name}.mp4").write_bytes(name.encode() * 10)
     store = LocalStore(str(tmp_path / "out"))
 
-    def run(names: str = "abcdef", *overrides: str, **flags: object) -> Run:
+    def run(names: str = "abcdef", *overrides: str, fingerprint: str = FINGERPRINT, **flags: object) -> Run:
         paths = [str(folder / f"{name}.mp4") for name in names]
-        return Run(store, paths, spool, job_for(tmp_path / "out", *overrides, **flags))
+        return Run(store, paths, spool, job_for(tmp_path / "out", *overrides, **flags), fingerprint)
 
     return SimpleNamespace(folder=folder, store=store, run=run, spool=spool)
 

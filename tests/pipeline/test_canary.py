@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import pipeline
 from model.evaluation.fidelity import clip_quality
+from model.interface import LatentSpec
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.ledger.candidate import gather
@@ -33,7 +35,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Two videos of 21 frames in clips of 21: two chunks each."""
+    """Two videos of 21 frames in clips of 21: three chunks each."""
     folder = tmp_path_factory.mktemp("canary")
     (folder / "corpus").mkdir()
     for seed, key in enumerate("ab"):
@@ -54,6 +56,7 @@ def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:
     assert (check.ok, check.judged, check.message) == (True, True, "")
     numbers = check.numbers
     assert (numbers["clips"], numbers["bit_exact"], numbers["same_machine"], numbers["chunked_differs"]) == (2, 2, 2, 0)
+    assert numbers["chunked"] == 2
     assert numbers["psnr"] > 0
     assert -1 <= numbers["ssim"] <= 1
     assert (numbers["psnr_floor"], numbers["ssim_floor"]) == (None, None)  # of untrained weights
@@ -66,7 +69,9 @@ def with_encoder(monkeypatch, change) -> None:
     def init(self, *arguments) -> None:
         plain(self, *arguments)
         encode = self.vae.encode_planes
-        self.vae.encode_planes = lambda planes, matrices, state: change(encode, planes, matrices, state)
+        self.vae.encode_planes = lambda planes, matrices, state, moments: change(
+            functools.partial(encode, moments=moments), planes, matrices, state
+        )
 
     monkeypatch.setattr(LatentDecoder, "__init__", init)
 
@@ -88,6 +93,84 @@ def test_an_encoder_that_forgets_its_state_fails(parts, monkeypatch) -> None:
     with_encoder(monkeypatch, forget)
     check = canary_check(StorageConfig())(*parts)
     assert "2 of 2 clips encode to other latents in chunks than whole" in check.message
+
+
+@pytest.fixture(scope="module")
+def with_moments(tmp_path_factory):
+    """As `parts`, of one video, with log-variances, in a tar."""
+    folder = tmp_path_factory.mktemp("moments")
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "a.mp4").write_bytes(video_bytes(21, seed=7))
+    pipeline.encode(
+        tiny_job(
+            folder / "corpus",
+            folder / "out",
+            **{"clips.frames": "21", "write.moments": True, "write.format": "tar", "write.dtype": "bfloat16"},
+        )
+    )
+    store = open_store(str(folder / "out"), StorageConfig())
+    return store, gather(store, None, tmp_path_factory.mktemp("gathered")).fresh_parts(store, 8)
+
+
+def change_log_variance(monkeypatch, change) -> None:
+    """Puts an encoder in whose log-variances alone are others: `change` of them and the state."""
+
+    def changed(encode, planes, matrices, state):
+        posterior, after = encode(planes, matrices, state)
+        return replace(posterior, logvar=change(posterior.logvar, state)), after
+
+    with_encoder(monkeypatch, changed)
+
+
+def test_log_variances_are_compared_where_they_are_stored(parts, with_moments) -> None:
+    check = canary_check(StorageConfig())(*with_moments)
+    numbers = check.numbers
+    assert (check.ok, numbers["clips"], numbers["bit_exact"], numbers["log_variances"]) == (True, 1, 1, 1)
+    assert canary_check(StorageConfig())(*parts).numbers["log_variances"] == 0
+
+
+def test_log_variances_with_other_bits_fail(with_moments, monkeypatch) -> None:
+    change_log_variance(monkeypatch, lambda logvar, state: logvar + 1)
+    check = canary_check(StorageConfig())(*with_moments)
+    assert not check.ok
+    assert "1 of 1 clips, encoded again on a machine of the kind that made them, differ" in check.message
+    assert "such as the log-variance of a-" in check.message
+    assert check.numbers["bit_exact"] == 0
+
+
+def test_log_variances_beyond_the_tolerance_fail_on_another_machine(with_moments, monkeypatch) -> None:
+    monkeypatch.setattr(canary, "environment", lambda device: {"cpu": "another"})
+    with pytest.MonkeyPatch.context() as patch:
+        change_log_variance(patch, lambda logvar, state: logvar * (1 + 1e-4))
+        check = canary_check(StorageConfig())(*with_moments)
+        assert (check.ok, check.numbers["bit_exact"]) == (True, 0)
+    change_log_variance(monkeypatch, lambda logvar, state: logvar * 1.1)
+    assert "from what is stored, allowed is 0.001" in canary_check(StorageConfig())(*with_moments).message
+
+
+def test_log_variances_that_depend_on_chunks_fail(with_moments, monkeypatch) -> None:
+    change_log_variance(monkeypatch, lambda logvar, state: logvar if state is None else logvar + 1)
+    check = canary_check(StorageConfig())(*with_moments)
+    assert "1 of 1 clips encode to other latents in chunks than whole" in check.message
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "lead", "chunk"),
+    [
+        (17, 4, 1, 8),
+        (17, 8, 1, 8),
+        (9, 4, 1, 4),
+        (5, 4, 1, 4),
+        (81, 4, 1, 16),
+        (16, 4, 0, 8),
+        (33, 1, 1, 16),
+        (1, 4, 1, 4),
+    ],
+)
+def test_also_a_short_clip_is_cut_into_chunks(num_frames: int, stride: int, lead: int, chunk: int) -> None:
+    spec = LatentSpec("tiny", 4, time_stride=stride, lead_frames=lead)
+    assert canary._chunk_frames(spec, num_frames) == chunk
+    assert canary._chunk_frames(replace(spec, chunking="none"), num_frames) == num_frames
 
 
 def test_on_another_machine_differences_stay_within_the_tolerance(parts, monkeypatch) -> None:

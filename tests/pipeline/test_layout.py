@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import OutputError
-from pipeline.format.layout import CURRENT, LAYOUTS, OWN_FOLDERS, OWN_OBJECTS, is_foreign_cache
+from pipeline.format.layout import CURRENT, DELTA_LOG, LAYOUTS, OWN_FOLDERS, OWN_OBJECTS, is_foreign_cache
 from pipeline.ledger.receipts import Ledger, orphans
 from pipeline.ledger.summaries import Summaries
 from pipeline.look.stored import choose, in_turns
@@ -18,6 +18,7 @@ from pipeline.operate.status import status
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
+from tests.pipeline.published import add_shards, publish_all
 
 V1 = LAYOUTS[1]
 CONFIG = StorageConfig()
@@ -121,3 +122,13 @@ def test_caches_of_other_readers_are_not_called_orphans(tmp_path: Path) -> None:
     assert (report.problems, report.orphans, report.orphan_bytes) == ([], 1, 3)
     assert any(notice.startswith("4 files (4 bytes) that another reader cached") for notice in report.notices)
     assert [info.key for info in orphans(store)] == [f"{folder}/left.tar"]
+
+
+def test_the_delta_view_is_not_called_orphans(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    add_shards(store, tmp_path, range(1))
+    publish_all(store)
+    assert list(store.keys(DELTA_LOG))
+    report = verify_output(store)
+    assert (report.ok, report.orphans, report.notices) == (True, 0, [])
+    assert list(orphans(store)) == []

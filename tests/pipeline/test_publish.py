@@ -15,7 +15,6 @@ import pytest
 from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Check, Snapshot, Snapshots
-from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import Published, PublishOptions, publish
 from pipeline.operate.publish_checks import Limits
 from pipeline.operate.status import status
@@ -273,16 +272,6 @@ def test_bad_input_is_named(store: Store, tmp_path: Path) -> None:
     store.write("_snapshots/2.json", b'{"format": "latentset-snapshot", "format_version": 9}')
     with pytest.raises(OutputError, match="format version 9, this Lathe reads 1"):
         Snapshots(store).latest()
-
-
-def test_statistics_that_are_not_finite_fail_also_where_a_row_is_hidden(workspace: SimpleNamespace) -> None:
-    store = workspace.store
-    Ledger(store).prepare("films")
-    (receipt,) = workspace.run("abc").finish().committed
-    rewrite(store, receipt, stats=replace(receipt.stats, max=(float("inf"),)))
-    record_takedown(store, "asked", sources=[str(workspace.folder / "a.mp4")])
-    with pytest.raises(PublishFailed, match="its statistics are not finite"):
-        publish(store, PublishOptions())
 
 
 def test_a_lost_receipt_does_not_drop_rows_without_a_word(store: Store, tmp_path: Path) -> None:

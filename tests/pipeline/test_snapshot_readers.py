@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.errors import InputError, OutputError
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import split_number
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.diff import diff
 from pipeline.operate.inspect import inspect_path
 from pipeline.operate.publish import PublishOptions, publish
+from pipeline.operate.publish_checks import Limits
 from pipeline.operate.status import status
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store
@@ -84,12 +84,35 @@ def test_diff_names_what_was_added_replaced_and_dropped(workspace: SimpleNamespa
     publish_all(workspace.store, listing=listed(workspace), removed="drop")
     found = diff((workspace.store, 1), (workspace.store, 2))
     names = {what: [Path(uri).name for uri in uris] for what, uris in found["sources"].items()}
-    assert names == {"added": ["d.mp4"], "replaced": ["a.mp4"], "dropped": ["b.mp4"]}
+    assert names == {"added": ["d.mp4"], "replaced": ["a.mp4"], "re_encoded": [], "dropped": ["b.mp4"]}
     assert found["rows"] == {"added": 2, "dropped": 2}
     assert (len(found["files"]["added"]), len(found["files"]["changed"])) == (1, 1)
 
 
-def test_numbers_follow_the_last_at_sign() -> None:
-    assert split_number("s3://bucket/a@b/out@12") == ("s3://bucket/a@b/out", 12)
-    assert split_number("out") == ("out", None)
-    assert split_number("user@host") == ("user@host", None)
+def test_diff_tells_sources_that_are_encoded_again_from_new_ones(workspace: SimpleNamespace) -> None:
+    store, other = workspace.store, "e" * 32
+    Ledger(store).prepare("films")
+    workspace.run("abc").finish({"c": "undecodable"})
+    publish_all(store, limits=Limits(reject_budget=1))
+    workspace.run("abd", fingerprint=other).finish()
+    publish_all(store)  # 2: a and b under a second fingerprint as well, d under that only
+    publish_all(store, fingerprint="e")  # 3: only under that
+    publish_all(store, fingerprint="f")  # 4: only under the first
+    workspace.run("c", retry_rejects="undecodable").finish()
+    (workspace.folder / "a.mp4").write_bytes(b"another")
+    workspace.run("a").finish()
+    publish_all(store, fingerprint="f")  # 5: c is encoded by a retry, a is replaced
+
+    def names(first: int, second: int) -> dict[str, str]:
+        found = diff((store, first), (store, second))["sources"]
+        return {what: "".join(Path(uri).stem for uri in uris) for what, uris in found.items() if uris}
+
+    assert names(1, 2) == {"added": "d", "re_encoded": "ab"}
+    assert names(2, 3) == {"re_encoded": "ab"}
+    assert names(3, 4) == {"re_encoded": "ab", "dropped": "d"}
+    assert names(4, 5) == {"added": "c", "replaced": "a"}
+    assert names(2, 5) == {"added": "c", "replaced": "a", "re_encoded": "b", "dropped": "d"}
+    (key,) = [info.key for info in store.list("_index/")][:1]
+    store.delete(key)
+    with pytest.raises(OutputError, match=r"of snapshot . cannot be read: .*; see `lathe verify`"):
+        diff((store, 1), (store, 3))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder
@@ -31,6 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.format.card import data_card, hugging_face_config
 from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS, OWN_OBJECTS
+from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.storage import Store, is_remote, open_store
@@ -56,7 +58,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
-    store = open_store(job.output, job.storage)
+    store = open_store(check_whole_output(job.output), job.storage)
     passed_over = PassedOver(own=_own_uris(store))
     shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
     if job.strict:
@@ -74,7 +76,6 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         device, dtype = executor.resolve_device()
         network = executor.network()
         context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
-        _write_card(context, store)
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
@@ -97,7 +98,11 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             display.notice(text)
         summaries.save()
         if todo:
-            Build(todo, context, executor, store, display, report, begun).run()
+            _write_card(context, store)
+            try:
+                Build(todo, context, executor, store, display, report, begun).run()
+            finally:
+                _name_data(context, store)
     report.wall_s = time.monotonic() - begun
     _judge(report, job, work)
     return report
@@ -117,22 +122,25 @@ def _work(
 
 def _write_card(context: BuildContext, store: Store) -> None:
     """The data card, unless there is one, and what Hugging Face takes for data. Outputs of version 1 have neither."""
+    _name_data(context, store)
+    if context.layout.version < 2 or store.exists(CARD_KEY):
+        return
+    write = context.job.write
+    card = data_card(
+        context.fingerprint, context.file_metadata(), container=write.format, dtype=write.dtype, moments=write.moments
+    )
+    store.put_if_absent(CARD_KEY, card.encode())
+
+
+def _name_data(context: BuildContext, store: Store) -> None:
+    """Writes what Hugging Face takes for data, with a new state: before and after data files are added."""
     if context.layout.version < 2:
         return
-    write, found = context.job.write, None
-    if store.exists(HUGGING_FACE_KEY):
-        found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace")
-    if (config := hugging_face_config(found, context.fingerprint, write.format)) is not None:
+    found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace") if store.exists(HUGGING_FACE_KEY) else None
+    state = f"data files of {datetime.now(UTC).isoformat()}"
+    config = hugging_face_config(found, context.fingerprint, context.job.write.format, state)
+    if config is not None:
         store.write(HUGGING_FACE_KEY, config.encode())
-    if not store.exists(CARD_KEY):
-        card = data_card(
-            context.fingerprint,
-            context.file_metadata(),
-            container=write.format,
-            dtype=write.dtype,
-            moments=write.moments,
-        )
-        store.put_if_absent(CARD_KEY, card.encode())
 
 
 def _weights_notices(

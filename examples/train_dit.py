@@ -1,0 +1,241 @@
+"""Training run of a small video DiT on a published latent set: weights, samples as mp4 and PNG, a loss curve.
+
+    python -m examples.train_dit OUTPUT[@snapshot] RUN
+    torchrun --nproc-per-node 2 -m examples.train_dit OUTPUT[@snapshot] RUN
+
+The same command continues after a kill, on any number of processes: batches, noise, times and dropped captions depend on (seed, step, id)
+and never on the rank. On one process the result equals that of a run that was not killed bit for bit; on several, to rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from typing import IO, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from examples import pictures
+from examples.dit import DiT, DiTConfig, caption_words
+from examples.flow import draw, flow_loss, sample
+from examples.training_state import AveragedWeights, Ranks, RunFolder, joined_ranks
+from pipeline import LatentDataset, LatentLoader
+from pipeline.errors import LatheError, TrainingError
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of `Options` with the help text of its command-line option."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of a run. Those in `FREE` may change when it continues."""
+
+    output: str
+    run: str
+    steps: int = option(1000, "steps in all")
+    batch: int = option(16, "latents of a step, over all processes")
+    width: int = option(192, "values of a token")
+    depth: int = option(6, "transformer blocks")
+    heads: int = option(6, "attention heads; width is a multiple of 16 x heads")
+    patch: int = option(2, "latent rows and columns of a token")
+    learning_rate: float = option(1e-3, "of AdamW, after the warm-up")
+    warmup: int = option(20, "steps in which the rate rises")
+    weight_decay: float = option(0.01, "of AdamW")
+    clip: float = option(1.0, "largest norm of the gradient")
+    average: float = option(0.99, "decay of the averaged weights")
+    caption_dropout: float = option(0.1, "fraction of captions left out")
+    normalize: Literal["model", "none"] = option("model", "model: by the network's constants; none: latents as stored")
+    seed: int = option(0, "of weights, order, noise and times")
+    checkpoint_every: int = option(200, "steps between checkpoints")
+    samples: int = option(6, "videos sampled at the end; 0: none")
+    log_ids: bool = option(False, "log the ids of every step")
+
+
+FREE = {"output", "run", "steps", "checkpoint_every", "samples", "log_ids"}
+
+
+def train(options: Options) -> None:
+    """Runs the steps that `options.run` does not have yet. Call it in every process of the group.
+
+    Raises:
+        LatheError: no snapshot, a batch that the processes cannot share, a run folder with other settings.
+    """
+    with joined_ranks() as ranks:
+        dataset = LatentDataset.open(options.output)
+        loader = LatentLoader(
+            dataset,
+            batch=options.batch,
+            seed=options.seed,
+            dp_rank=ranks.rank,
+            dp_world=ranks.world,
+            normalize=options.normalize,
+            device=ranks.device,
+            dtype=torch.float32,
+            caption_dropout=options.caption_dropout,
+        )
+        files = RunFolder(options.run)
+        files.path.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(options, ranks, files, dataset.spec.latent_channels)
+        with closing(loader):
+            trainer.resume(loader)
+            trainer.run(loader)
+        if ranks.rank == 0:
+            pictures.write_loss_curve(files.path / "loss.png", files.read_log())
+            if options.samples:
+                trainer.show(dataset)
+        ranks.gather(None)  # all wait for the pictures
+
+
+class Trainer:
+    """Network, optimizer and averaged weights in one process of a run, and its step number."""
+
+    def __init__(self, options: Options, ranks: Ranks, files: RunFolder, channels: int) -> None:
+        self.options, self.ranks, self.files, self.step = options, ranks, files, 0
+        patch = (1, options.patch, options.patch)
+        self.config = DiTConfig(channels, options.width, options.depth, options.heads, patch)
+        torch.manual_seed(options.seed)
+        self.network = DiT(self.config).to(ranks.device)
+        self.average = AveragedWeights(self.network, options.average)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.95)
+        )
+        self.shared: nn.Module = self.network
+        if ranks.world > 1:
+            self.shared = DistributedDataParallel(self.network)
+
+    def resume(self, loader: LatentLoader) -> None:
+        """Takes the state of the checkpoint, if there is one."""
+        state = self.files.load(self._settings(), self.ranks.device)
+        if state is not None:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.values = state["average"]
+            loader.load_state_dict(state["loader"])
+            self.step = state["step"]
+        if self.ranks.rank == 0:
+            self.files.cut_log(self.step)
+
+    def run(self, loader: LatentLoader) -> None:
+        """Trains up to `options.steps`, with a checkpoint now and then and at the end."""
+        if self.step >= self.options.steps:
+            return
+        with open(self.files.log, "a", encoding="utf-8") if self.ranks.rank == 0 else nullcontext() as log:
+            for batch in loader:
+                began = time.perf_counter()
+                values = self.learn(cast(Tensor, batch.latents), batch.ids, batch.captions)  # a list only with `Pack`
+                values |= {"bucket": batch.bucket, "seconds": time.perf_counter() - began}
+                if self.options.log_ids:
+                    values["ids"] = [name for part in self.ranks.gather(list(batch.ids)) for name in part]
+                if log is not None:
+                    self._log(log, values)
+                last = self.step == self.options.steps
+                if self.ranks.rank == 0 and (last or self.step % self.options.checkpoint_every == 0):
+                    self.files.save(self._state(loader))
+                if last:
+                    break
+
+    def learn(self, latents_BCTHW: Tensor, ids: Sequence[str], captions: Sequence[str]) -> dict[str, Any]:
+        """One step on this rank's share of a batch. Gradients are averaged over ranks, whose shares are equal. Returns values to log."""
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * min(1.0, (self.step + 1) / options.warmup)
+        noise_BCTHW, time_B = draw(options.seed, self.step, ids, latents_BCTHW)
+        words_BS = self._words(captions)
+        with self._low_precision():
+            loss = flow_loss(self.shared, latents_BCTHW, words_BS, noise_BCTHW, time_B)
+        loss.backward()
+        length = nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
+        mean = self.ranks.mean(loss)
+        if not torch.isfinite(length):
+            raise TrainingError(
+                f"step {self.step + 1}: loss {mean}, gradient norm {float(length)}, expected finite numbers; "
+                "lower --learning-rate and start in another run folder"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.network, self.step)
+        return {"step": self.step, "loss": mean, "gradient": float(length)}
+
+    def show(self, dataset: LatentDataset) -> None:
+        """Samples videos with the captions of stored latents, and shows them below these."""
+        options = self.options
+        loader = LatentLoader(dataset, batch=options.samples, shuffle="none", drop_last=False, epochs=1)
+        with closing(loader):
+            stored = next(iter(loader))
+            stored_BCTHW = cast(Tensor, stored.latents)
+        network = DiT(self.config).to(self.ranks.device).eval()
+        network.load_state_dict(self.average.values)
+        with self._low_precision():
+            found = sample(network, self._words(stored.captions), stored_BCTHW.shape[1:])
+        decoder = pictures.SampleDecoder(dataset, str(self.ranks.device))
+        samples = [decoder.video(latent, normalized=options.normalize == "model") for latent in found]
+        originals = [decoder.video(latent, normalized=False) for latent in stored_BCTHW]
+        pictures.write_samples(self.files.path, samples, originals, stored.captions, float(stored.fps[0]))
+
+    def _words(self, captions: Sequence[str]) -> Tensor:
+        return caption_words(captions, self.config.vocabulary).to(self.ranks.device)
+
+    def _low_precision(self) -> Any:
+        """bfloat16 arithmetic on GPUs that have it; weights and optimizer stay float32."""
+        cuda = self.ranks.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.options).items() if name not in FREE}
+
+    def _state(self, loader: LatentLoader) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "settings": self._settings(),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "loader": loader.state_dict(),
+        }
+
+    def _log(self, log: IO[str], values: dict[str, Any]) -> None:
+        log.write(json.dumps(values) + "\n")
+        log.flush()
+        if self.step % 50 == 0 or self.step == self.options.steps:
+            print(f"step {self.step}: loss {values['loss']:.4f}, {values['seconds']:.2f} s", flush=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Options of a command line."""
+    parser = argparse.ArgumentParser(
+        prog="train_dit", description="Trains a small video diffusion transformer on a published latent set."
+    )
+    parser.add_argument(
+        "output", help="folder or s3://bucket/prefix that `lathe publish` wrote; OUTPUT@3 for snapshot 3"
+    )
+    parser.add_argument("run", help="folder of this run; an earlier run in it continues")
+    for item in fields(Options)[2:]:
+        flag, text = "--" + item.name.replace("_", "-"), item.metadata["help"]
+        if isinstance(item.default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(flag, type=type(item.default), default=item.default, help=f"{text} [{item.default}]")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    """Command line."""
+    try:
+        train(parse())
+    except LatheError as error:
+        print(f"train_dit: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Parts of a loader put together: datasets that fit each other, and for each of them what turns rows into batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import ConfigError
+from pipeline.loader.captions import CaptionRule
+from pipeline.loader.crops import check_crop, cropped
+from pipeline.loader.maker import BatchMaker, padding_of, patch_of
+from pipeline.loader.memory import BatchMemory
+from pipeline.loader.order import DatasetRows
+from pipeline.loader.reading import TASK_BYTES, BatchReader
+from pipeline.loader.slots import SlotFinder
+from pipeline.loader.values import Values, check_values
+from pipeline.storage import is_remote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    import torch
+
+    from pipeline.loader.cache import TensorCache
+    from pipeline.loader.crops import Crop
+    from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.rules import BatchRule
+    from pipeline.loader.stats import LoaderStats
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Arguments of `LatentLoader` that concern reading and values."""
+
+    rule: BatchRule
+    seed: int
+    normalize: Literal["none", "model"]
+    posterior: Literal["mean", "sample"]
+    device: str | torch.device
+    dtype: torch.dtype | None
+    crop: Crop | None
+    captions: tuple[str, ...]
+    caption_dropout: float
+    verify: str
+    on_damage: str
+    cache: TensorCache | None
+
+
+def check_datasets(datasets: Sequence[LatentDataset], allowed: Sequence[str]) -> None:
+    """Raises ConfigError unless there is a dataset, all have one spec, and one fingerprint or only those that are allowed."""
+    if not datasets:
+        raise ConfigError("datasets: expected at least one")
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.spec != first.spec:
+            names = [
+                f"{name} {one!r} and {two!r}"
+                for name in type(first.spec).__dataclass_fields__
+                if name != "fingerprint" and (one := getattr(first.spec, name)) != (two := getattr(other.spec, name))
+            ]
+            raise ConfigError(
+                f"datasets: {first.store.root} and {other.store.root} differ in {', '.join(names)}; latents of one run must mean the same"
+            )
+    prints = sorted({dataset.spec.fingerprint for dataset in datasets})
+    odd = [name for name in prints if not any(name.startswith(one) for one in allowed)]
+    if len(prints) > 1 and odd:
+        raise ConfigError(
+            f"datasets: their fingerprints differ ({', '.join(name[:8] for name in prints)}): the latents were not made in the same way "
+            f"(`lathe inspect` says how). If that is meant, name them: allow_fingerprints={[name[:8] for name in prints]}"
+        )
+
+
+def assemble(
+    datasets: Sequence[LatentDataset], options: Options, pool: Executor, stats: LoaderStats, *, free_blocks: int
+) -> tuple[list[BatchMaker], list[DatasetRows]]:
+    """A maker and the rows of the order for each dataset.
+
+    Raises:
+        ConfigError: an option that does not fit a dataset.
+    """
+    import torch
+
+    for name, value, known in (
+        ("verify", options.verify, ("auto", "always", "never")),
+        ("on_damage", options.on_damage, ("stop", "replace")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}: expected {' or '.join(known)}, got {value!r}")
+    device = torch.device(options.device)
+    captions = CaptionRule(options.captions, options.caption_dropout)
+    memory = BatchMemory(pinned=device.type == "cuda", free_blocks=free_blocks)
+    makers, rows = [], []
+    for dataset in datasets:
+        check_values(options.normalize, options.posterior, dataset.spec, dataset.store.root)
+        check_crop(options.crop, dataset.spec)
+        buckets = cropped(dataset.places, options.crop, dataset.spec)
+        remote = is_remote(dataset.store.root)
+        finder = SlotFinder(dataset, buckets, options.seed, pool, stats)
+        reader = BatchReader(
+            dataset.fetcher,
+            finder,
+            memory,
+            pool,
+            stats,
+            tensors=2 if options.posterior == "sample" else 1,
+            verify=_verified(options, remote=remote),
+            replace=options.on_damage == "replace",
+            cache=options.cache,
+            together=0 if remote else TASK_BYTES,
+        )
+        values = Values(dataset.spec, options.normalize, options.posterior, options.dtype, device)
+        extra: dict[str, Any] = {"patch": patch_of(options.rule), "pad_multiple": padding_of(options.rule)}
+        makers.append(
+            BatchMaker(
+                dataset, buckets, finder, reader, values, captions, seed=options.seed, crop=options.crop, **extra
+            )
+        )
+        rows.append(DatasetRows(dataset.identity, {name: bucket.rows() for name, bucket in buckets.items()}))
+    return makers, rows
+
+
+def _verified(options: Options, *, remote: bool) -> tuple[bool, bool]:
+    """Whether to check what comes from the store and what comes from the cache. BLAKE2b reads 1 GB/s a core: free beside a network."""
+    if options.verify == "auto":
+        return remote or options.cache is not None, False
+    return options.verify == "always", options.verify == "always"

@@ -1,0 +1,52 @@
+"""A batch as training gets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one rank reads in one step. Tensors of facts have one value a latent, on the CPU.
+
+    latents: `B C T h w` on the loader's device; with `Pack` a list of `C T h w`.
+    ids, captions: of each latent; a caption is "" where the row has none or it was dropped.
+    bucket: name of the shape, `17x256x256`; with `Pack` one for each latent.
+    num_frames, fps, duration_s: of the clip, after a crop (int64, float64, float64).
+    num_tokens: latent patches of each latent (int64).
+    is_image: whether all clips have one frame.
+    metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones.
+    dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
+    sequences: with `Pack`, latents in each packed sequence.
+    cu_seqlens: with `Pack`, for each sequence int32 bounds of its latents in tokens, beginning with 0; padding is a last piece.
+    grid_sizes: with `Pack`, for each sequence int64 `(n, 3)`, patches of each latent in time, height, width.
+    """
+
+    latents: torch.Tensor | list[torch.Tensor]
+    ids: list[str]
+    captions: list[str]
+    bucket: str | list[str]
+    num_frames: torch.Tensor
+    fps: torch.Tensor
+    duration_s: torch.Tensor
+    num_tokens: torch.Tensor
+    is_image: bool
+    metadata: list[dict[str, Any]]
+    dataset: int
+    step: int
+    epoch: int
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    sequences: list[int] = field(default_factory=list)
+    cu_seqlens: list[torch.Tensor] = field(default_factory=list)
+    grid_sizes: list[torch.Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for frameworks that move or inspect mappings."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}

@@ -1,0 +1,307 @@
+"""`LatentDataset`: the rows of one snapshot of an output that count, of one network. Counts, single rows, rows in file order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import StorageConfig
+from pipeline.errors import ConfigError, InputError
+from pipeline.format.columns import SCALARS
+from pipeline.ledger.addresses import open_output
+from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import Takedowns, read_takedowns
+from pipeline.loader.buckets import Bucket, make_buckets
+from pipeline.loader.columns import ColumnCache, read_columns
+from pipeline.loader.fetch import READ_BYTES, Fetcher, Wanted, spans_of
+from pipeline.loader.file_index import IndexCache
+from pipeline.loader.files import DataFiles, published_files, received_files
+from pipeline.loader.filter import filtered_rows
+from pipeline.loader.row import Row, bytes_of, empty_tensor
+from pipeline.loader.spec import DatasetSpec
+from pipeline.operate.inspect import file_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import torch
+
+    from pipeline.loader.file_index import FileIndex
+    from pipeline.loader.map_style import LatentRows
+    from pipeline.storage import Store
+
+OPENING_THREADS = 8
+
+
+class LatentDataset:
+    """`spec`: network and storage type. `snapshot`: its number, None with `receipts=True`. `identity`: snapshot and filter as text.
+
+    `places`: by bucket, where its rows lie. `columns`: names of scalar columns that rows and batches carry.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        files: DataFiles,
+        snapshot: int | None,
+        where: str | None,
+        columns: Sequence[str],
+        threads: int,
+    ) -> None:
+        """Use `open`."""
+        if unknown := [name for name in columns if name not in SCALARS]:
+            raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join(SCALARS)}")
+        if not len(files):
+            raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
+        self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
+        self.columns = tuple(columns)
+        self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
+        self._start()
+        self._kept = None if where is None else filtered_rows(store, files, self.indexes, where, threads)
+        self.identity = files.identity if where is None else f"{files.identity}:{where.strip()}:{_digest(self._kept)}"
+        self.places: dict[str, Bucket] = make_buckets(files, self.spec, self._kept, self._lengths)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        snapshot: int | str = "latest",
+        where: str | None = None,
+        columns: Sequence[str] = (),
+        receipts: bool = False,
+        *,
+        fingerprint: str | None = None,
+        storage: StorageConfig | None = None,
+        threads: int = OPENING_THREADS,
+    ) -> LatentDataset:
+        """Opens a snapshot of the output at `uri`, a path or `s3://bucket/prefix`, which may end in `@3`.
+
+        Args:
+            uri: the output.
+            snapshot: its number, or `latest`.
+            where: SQL expression over the columns of docs/formats.md and keys of the metadata, `"fps >= 24 and metadata.aesthetic > 5"`.
+            columns: scalar columns to read for each row, such as `metadata`. Id, caption and frames are there without.
+            receipts: take what receipts name at present, not a snapshot; also of a build that still runs.
+            fingerprint: first digits of the fingerprint to read, where there are several.
+            storage: options of the object store.
+            threads: for reading indexes and columns while opening.
+
+        Raises:
+            InputError: nothing published (run `lathe publish`), no such snapshot, no row, several fingerprints.
+            ConfigError: an unknown column, a filter that cannot be evaluated.
+            OutputError: not an output, or a manifest that cannot be read.
+        """
+        store, number = open_output(uri, storage or StorageConfig())
+        if snapshot != "latest":
+            if not str(snapshot).isdecimal() or number not in (None, int(snapshot)):
+                raise ConfigError(f"snapshot: expected latest or a number, once, got {snapshot!r} for {uri}")
+            number = int(snapshot)
+        if receipts:
+            if number is not None:
+                raise ConfigError("receipts: reads what is there now, so there is no number of a snapshot to give")
+            return cls(store, received_files(store, fingerprint), None, where, columns, threads)
+        files, number = published_files(store, number, fingerprint)
+        return cls(store, files, number, where, columns, threads)
+
+    def _start(self) -> None:
+        self.indexes = IndexCache(self.store, self.files, moments=self.spec.moments)
+        self.scalars = ColumnCache(self.store, self.files)
+        self.fetcher = Fetcher(self.store, self.files)
+        self.takedowns = self.read_takedowns()
+        self._counts: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_counts")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    @property
+    def buckets(self) -> dict[str, int]:
+        """Rows of each bucket, by name (`17x256x256`), as published: rows taken down since count here."""
+        return {name: len(bucket) for name, bucket in self.places.items()}
+
+    def __len__(self) -> int:
+        """Rows that may be read: without those taken down since the snapshot."""
+        return int(self.row_counts().sum())
+
+    def row_counts(self) -> np.ndarray:
+        """Rows of each file that may be read, int64. Reads the indexes of files that new takedowns may concern."""
+        if self._counts is None:
+            kept = self._kept
+            if kept is None:
+                counts = self.files.rows().copy()
+                for number, gone in self.files.hidden.items():
+                    counts[number] -= len(gone)
+            else:
+                counts = np.array([len(kept[number]) for number in range(len(self.files))], np.int64)
+            for number in self._touched():
+                counts[number] = len(self._positions(number, self.indexes.get(number)))
+            self._counts = counts
+        return self._counts
+
+    def look_for_takedowns(self) -> None:
+        """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
+        found = self.read_takedowns()
+        if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
+            self.takedowns, self._counts = found, None
+
+    def read_takedowns(self) -> Takedowns:
+        """Takedowns that the snapshot does not have applied, as they are now."""
+        return Takedowns(item for item in read_takedowns(self.store).records if item.key not in self.files.applied)
+
+    def row(self, name: str) -> Row:
+        """The row with this id, with its tensors.
+
+        Raises:
+            InputError: no such row in this dataset.
+        """
+        for number, ranges in enumerate(self.files.table["ranges"]):
+            low, high = json.loads(ranges.as_py()).get("id", (name, name))
+            if not low <= name <= high:
+                continue
+            index = self.indexes.get(number)
+            position = index.find(name)
+            if position is not None and position in self._positions(number, index):
+                return next(self._rows(number, index, np.array([position]), tensors=True))
+        raise InputError(
+            f"{self.store.root} has no row {name!r} in this dataset: not published, filtered out or taken down"
+        )
+
+    def __iter__(self) -> Iterator[Row]:
+        """`rows()`."""
+        return self.rows()
+
+    def rows(self, *, tensors: bool = True) -> Iterator[Row]:
+        """Every row once, file by file in the order of the manifest; at most one index and 32 MiB of tensors (or one tensor) are held.
+
+        Raises:
+            InputError: a tensor whose bytes are not the recorded ones.
+        """
+        for number in range(len(self.files)):
+            index = self.indexes.read(number)
+            if len(positions := self._positions(number, index)):
+                yield from self._rows(number, index, positions, tensors=tensors)
+
+    def placed(self) -> Iterator[tuple[int, int, Row]]:
+        """Rows without tensors in the order of `rows`, each with its place for `rows_of`: number of the file, which of its rows."""
+        for number in range(len(self.files)):
+            index = self.indexes.read(number)
+            positions = self._positions(number, index)
+            if len(positions):
+                rows = self._rows(number, index, positions, tensors=False)
+                yield from ((number, place, row) for place, row in enumerate(rows))
+
+    def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
+        """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""
+        index = self.indexes.get(number)
+        return self._rows(number, index, self._positions(number, index)[places], tensors=True)
+
+    def as_map_dataset(self) -> LatentRows:
+        """The rows as a map-style dataset for `torch.utils.data.DataLoader`."""
+        from pipeline.loader.map_style import LatentRows
+
+        return LatentRows(self)
+
+    def close(self) -> None:
+        """Closes open files."""
+        self.fetcher.close()
+
+    def _positions(self, number: int, index: FileIndex) -> np.ndarray:
+        """Rows of a file that may be read, ascending."""
+        found = self.files.positions(number) if self._kept is None else self._kept[number]
+        found = np.arange(len(index), dtype=np.int32) if found is None else found
+        gone = index.hidden(self.takedowns)
+        return found if gone is None else found[~gone[found]]
+
+    def _rows(self, number: int, index: FileIndex, positions: np.ndarray, *, tensors: bool) -> Iterator[Row]:
+        scalars = read_columns(self.store, self.files, number, index, self.columns).to_pydict() if self.columns else {}
+        if "metadata" in scalars:
+            scalars["metadata"] = [json.loads(text) for text in scalars["metadata"]]
+        names = self.files.value("bucket", number).removeprefix("v").split("x")
+        for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
+            read = self._read(number, index, part) if tensors else [(None, None)] * len(part)
+            for position, (latent, logvar) in zip(part, read, strict=True):
+                frames = int(index.num_frames[position])
+                yield Row(
+                    id=str(index.text("id", position)),
+                    bucket="x".join([str(frames), *names[1:]]),
+                    num_frames=frames,
+                    caption=index.text("caption", position),
+                    shape=index.shape(position),
+                    source_uri=str(index.text("source_uri", position)),
+                    source_key=str(index.text("source_key", position)),
+                    latent=latent,
+                    logvar=logvar,
+                    columns={name: values[position] for name, values in scalars.items()},
+                )
+
+    def _read(
+        self, number: int, index: FileIndex, positions: list[int]
+    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        kinds = range(index.tensors)
+        tensors = [[empty_tensor(index.shape(position), self.spec.dtype) for _ in kinds] for position in positions]
+        wanted = [
+            Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
+            for position, found in zip(positions, tensors, strict=True)
+            for which in kinds
+        ]
+        for span in spans_of(wanted):
+            if cut := self.fetcher.read(span):
+                raise self.fetcher.cut(cut[0])
+        for item in wanted:
+            if (damage := self.fetcher.damage(item)) is not None:
+                raise damage
+        return [(found[0], found[1] if len(found) > 1 else None) for found in tensors]
+
+    def _lengths(self, numbers: Iterable[int]) -> dict[int, np.ndarray]:
+        """Frames of every row of the given files."""
+        numbers = list(numbers)
+        with ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="lengths") as pool:
+            return dict(
+                zip(numbers, pool.map(lambda number: self.indexes.read(number).num_frames, numbers), strict=True)
+            )
+
+    def _touched(self) -> list[int]:
+        """Files of shards that have a source which a new takedown names."""
+        if not self.takedowns:
+            return []
+        named = self.takedowns.uri_ids()
+        shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
+        found: list[int] = np.flatnonzero(
+            pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string())).to_numpy()
+        ).tolist()
+        return found
+
+
+def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
+    """Rows in parts of at most `READ_BYTES` of tensors; a larger one by itself."""
+    part: list[int] = []
+    size = 0
+    for position in positions:
+        length = sum(index.length(position, which) for which in range(index.tensors))
+        if part and size + length > READ_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(position)
+        size += length
+    if part:
+        yield part
+
+
+def _digest(kept: dict[int, np.ndarray] | None) -> str:
+    """Hash of the rows that a filter left: another version of the filter's engine cannot change them unnoticed."""
+    digest = hashlib.blake2b(digest_size=8)
+    for number, positions in sorted((kept or {}).items()):
+        digest.update(
+            number.to_bytes(8, "little") + len(positions).to_bytes(8, "little") + positions.astype("<i4").tobytes()
+        )
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Reads of tensors into given memory: one ranged read a tensor, neighbours in one file together, hashes checked.
+
+Files stay open up to a number; a store that fails for a while is asked again by its own client, a local one here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError, StorageUnavailable
+from pipeline.format.tensors import payload_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.loader.file_index import FileIndex
+    from pipeline.loader.files import DataFiles
+    from pipeline.storage import Store
+    from pipeline.storage.range_reader import RangeReader
+
+OPEN_FILES = 256
+GAP_BYTES = 64 * 1024  # read and thrown away, rather than asked for in two reads
+READ_BYTES = 32 * 1024 * 1024  # most bytes of one read of several tensors
+TRIES, PAUSE_S = 3, 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """One tensor and the memory for it: the mean (`tensor` 0) or log-variance (1) of a row of a file. `slot`: its place in a batch."""
+
+    file: int
+    offset: int
+    view: memoryview
+    index: FileIndex
+    row: int
+    tensor: int
+    slot: int = 0
+
+    @property
+    def stop(self) -> int:
+        """Offset after the last byte."""
+        return self.offset + len(self.view)
+
+
+@dataclass(slots=True)
+class Span:
+    """Tensors of one file that are read at once, in the order of their offsets. `stop`: offset after the last byte."""
+
+    file: int
+    start: int
+    stop: int
+    members: list[Wanted] = field(default_factory=list)
+
+
+def spans_of(wanted: Iterable[Wanted]) -> list[Span]:
+    """Groups tensors that lie near each other in one file."""
+    found: list[Span] = []
+    for item in sorted(wanted, key=lambda one: (one.file, one.offset)):
+        last = found[-1] if found else None
+        if (
+            last is None
+            or last.file != item.file
+            or not 0 <= item.offset - last.stop <= GAP_BYTES
+            or item.stop - last.start > READ_BYTES
+        ):
+            last = Span(item.file, item.offset, item.offset)
+            found.append(last)
+        last.members.append(item)
+        last.stop = item.stop
+    return found
+
+
+class Fetcher:
+    """Reads spans of the data files of one dataset. Safe for several threads."""
+
+    def __init__(self, store: Store, files: DataFiles) -> None:
+        self._store, self._files = store, files
+        self._open: OrderedDict[int, RangeReader] = OrderedDict()
+        self._lock = threading.Lock()
+        self._gap = threading.local()
+        self.retries = 0
+
+    def read(self, span: Span) -> list[Wanted]:
+        """Fills the members' memory. Returns those that the file is too short for.
+
+        Raises:
+            StorageUnavailable: the store failed for too long; names file and range.
+            NotFound, AccessError: the file is missing or may not be read.
+        """
+        for attempt in range(TRIES):
+            try:
+                done = self._reader(span.file).read_into(span.start, self._buffers(span))
+                break
+            except StorageUnavailable as error:
+                self.retries += 1
+                self._forget(span.file)
+                if attempt == TRIES - 1 or self._store.retries_itself:
+                    where = self.describe(span.file, span.start, span.stop - span.start)
+                    raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
+                time.sleep(PAUSE_S * 2**attempt)
+        reached = span.start + done
+        return [item for item in span.members if item.stop > reached]
+
+    def describe(self, file: int, offset: int, length: int) -> str:
+        """File and range as text."""
+        return f"{self._store.uri(self._files.value('key', file))} bytes {offset} to {offset + length}"
+
+    def damage(self, item: Wanted) -> InputError | None:
+        """The error if the bytes that were read are not the recorded ones."""
+        if (found := payload_hash(item.view)) == (wanted := item.index.hash(item.row, item.tensor)):
+            return None
+        where = self.describe(item.file, item.offset, len(item.view))
+        return InputError(
+            f"{where}: the latent of {item.index.text('id', item.row)} is damaged: its hash is {found}, expected {wanted}; "
+            "`lathe verify` lists all damaged ones"
+        )
+
+    def cut(self, item: Wanted) -> InputError:
+        """The error for a file that ends before the tensor does."""
+        where = self.describe(item.file, item.offset, len(item.view))
+        name = item.index.text("id", item.row)
+        return InputError(f"{where}: the file ends before the latent of {name} does; see `lathe verify`")
+
+    def close(self) -> None:
+        """Closes all files."""
+        with self._lock:
+            for reader in self._open.values():
+                reader.close()
+            self._open.clear()
+
+    def _buffers(self, span: Span) -> list[memoryview]:
+        found, at = [], span.start
+        for item in span.members:
+            if item.offset > at:
+                found.append(self._scratch()[: item.offset - at])
+            found.append(item.view)
+            at = item.stop
+        return found
+
+    def _scratch(self) -> memoryview:
+        """Memory for bytes between tensors; one per thread, overwritten by each gap."""
+        if not hasattr(self._gap, "view"):
+            self._gap.view = memoryview(bytearray(GAP_BYTES))
+        view: memoryview = self._gap.view
+        return view
+
+    def _reader(self, file: int) -> RangeReader:
+        with self._lock:
+            if (found := self._open.get(file)) is not None:
+                self._open.move_to_end(file)
+                return found
+        made = self._store.open_reader(self._files.value("key", file))
+        with self._lock:
+            held = self._open.setdefault(file, made)
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)  # closed when the last thread that reads from it lets go
+            return held
+
+    def _forget(self, file: int) -> None:
+        with self._lock:
+            self._open.pop(file, None)

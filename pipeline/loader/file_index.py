@@ -1,0 +1,151 @@
+"""Byte indexes of data files, compact, with a cache bounded by bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.format.index import IndexRow
+    from pipeline.ledger.takedowns import Takedowns
+    from pipeline.loader.files import DataFiles
+    from pipeline.storage import Store
+
+CACHE_BYTES = 512 * 1024 * 1024
+_LATENT = ("latent_offset", "latent_length", "latent_hash")
+_LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
+_TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
+
+
+class _Named(NamedTuple):
+    """The fields of a row that takedowns name."""
+
+    id: str
+    source_uri: str
+    source_key: str
+
+
+class FileIndex:
+    """Index of one data file. Rows are positions in the file."""
+
+    def __init__(self, table: pa.Table, *, moments: bool) -> None:
+        kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
+        self._texts = {name: table[name].combine_chunks() for name in _TEXTS}
+        self._frames = table["num_frames"].to_numpy()
+        shapes = table["shape"].combine_chunks()
+        self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
+        self._offsets = [table[offset].to_numpy() for offset, _, _ in kinds]
+        self._lengths = [table[length].to_numpy() for _, length, _ in kinds]
+        self._hashes = [table[digest].combine_chunks() for _, _, digest in kinds]
+        self.num_bytes = int(table.nbytes)
+        self._hidden: tuple[Takedowns, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @property
+    def num_frames(self) -> np.ndarray:
+        """Frames of each clip, int64."""
+        return self._frames
+
+    def text(self, column: str, row: int) -> str | None:
+        """Id, caption or source of a row."""
+        value: str | None = self._texts[column][row].as_py()
+        return value
+
+    def shape(self, row: int) -> tuple[int, ...]:
+        """C, t, h, w of the latent."""
+        return tuple(self._shapes[row].tolist())
+
+    def offset(self, row: int, tensor: int = 0) -> int:
+        """First byte of the mean (0) or log-variance (1) in the file."""
+        return int(self._offsets[tensor][row])
+
+    def length(self, row: int, tensor: int = 0) -> int:
+        """Bytes of the mean (0) or log-variance (1)."""
+        return int(self._lengths[tensor][row])
+
+    @property
+    def tensors(self) -> int:
+        """2 where moments are stored, else 1."""
+        return len(self._offsets)
+
+    def hash(self, row: int, tensor: int) -> str:
+        """BLAKE2b-128 in hex of the bytes of a tensor: 0 the mean, 1 the log-variance."""
+        value: str = self._hashes[tensor][row].as_py()
+        return value
+
+    def column(self, name: str) -> pa.Array | None:
+        """All values of a text column or of `num_frames`; None if the index does not have it."""
+        return pa.array(self.num_frames) if name == "num_frames" else self._texts.get(name)
+
+    def find(self, name: str) -> int | None:
+        """Position of the row with this id."""
+        found = self._texts["id"].index(name).as_py()
+        return None if found < 0 else int(found)
+
+    def hidden(self, takedowns: Takedowns) -> np.ndarray | None:
+        """Which rows these takedowns hide, bool; None if none is. Remembered for the takedowns asked for last."""
+        if not takedowns:
+            return None
+        if self._hidden is None or self._hidden[0] is not takedowns:
+            named = zip(*(self._texts[name].to_pylist() for name in _Named._fields), strict=True)
+            mask = [takedowns.hides(cast("IndexRow", _Named(*values))) for values in named]
+            self._hidden = takedowns, np.array(mask, bool)
+        return self._hidden[1] if self._hidden[1].any() else None
+
+
+class IndexCache:
+    """Indexes of the files of a dataset, read when first asked for. Safe for several threads."""
+
+    def __init__(self, store: Store, files: DataFiles, *, moments: bool, cache_bytes: int = CACHE_BYTES) -> None:
+        self._store, self._files, self._moments = store, files, moments
+        self._most = cache_bytes
+        self._held: OrderedDict[int, FileIndex] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def held(self, number: int) -> FileIndex | None:
+        """The index if it is in memory."""
+        with self._lock:
+            if (found := self._held.get(number)) is not None:
+                self._held.move_to_end(number)
+            return found
+
+    def get(self, number: int) -> FileIndex:
+        """Index of one file.
+
+        Raises:
+            InputError: missing, or not the index that was published.
+            StorageUnavailable, AccessError: the store does not give it.
+        """
+        if (found := self.held(number)) is not None:
+            return found
+        made = self.read(number)
+        with self._lock:
+            if number not in self._held:
+                self._held[number] = made
+                self._bytes += made.num_bytes
+                while self._bytes > self._most and len(self._held) > 1:
+                    self._bytes -= self._held.popitem(last=False)[1].num_bytes
+            return self._held.get(number, made)
+
+    def read(self, number: int) -> FileIndex:
+        """As `get`, without the cache."""
+        key = self._files.value("index_key", number)
+        data = self._store.read(key)
+        if (found := hashlib.sha256(data).hexdigest()) != (wanted := self._files.value("index_sha256", number)):
+            raise InputError(
+                f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"
+            )
+        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *_TEXTS, "num_frames", "shape"]
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+        return FileIndex(table, moments=self._moments)

@@ -1,0 +1,186 @@
+"""Batches of one dataset: rows of the order in, a `Batch` out."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.loader.batch import Batch
+from pipeline.loader.crops import Crop, Window
+from pipeline.loader.draws import key_of, whole
+from pipeline.loader.epoch import RowsOfBucket
+from pipeline.loader.rules import Pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from pipeline.loader.buckets import Bucket
+    from pipeline.loader.captions import CaptionRule
+    from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.epoch import Sequence as Packed
+    from pipeline.loader.order import GlobalBatch
+    from pipeline.loader.reading import BatchReader, Tensors
+    from pipeline.loader.rules import Grid
+    from pipeline.loader.slots import Slot, SlotFinder
+    from pipeline.loader.values import Values
+
+Share = RowsOfBucket | list["Packed"]
+
+
+class BatchMaker:
+    """Makes batches of one dataset. `patch`: latent frames, rows and columns of a token. Safe for several threads."""
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        buckets: dict[str, Bucket],
+        finder: SlotFinder,
+        reader: BatchReader,
+        values: Values,
+        captions: CaptionRule,
+        *,
+        seed: int,
+        crop: Crop | None,
+        patch: Grid,
+        pad_multiple: int = 1,
+    ) -> None:
+        self._dataset, self._buckets, self._finder = dataset, buckets, finder
+        self._reader, self._values, self._captions = reader, values, captions
+        self._seed, self._crop, self._pad = seed, crop, pad_multiple
+        self._draws = values.draws or captions.draws or isinstance(crop, Window)
+        self._tokens = {  # patches of a latent in time, height and width
+            name: tuple(-(-size // step) for size, step in zip(bucket.grid, patch, strict=True))
+            for name, bucket in buckets.items()
+        }
+        self._fps: dict[int, float | None] = {}
+
+    def slots(self, share: Share, epoch: int) -> list[Slot]:
+        """Rows of a share in order, after takedowns."""
+        if isinstance(share, RowsOfBucket):
+            return self._finder.find(share.bucket, share.rows, epoch)
+        names = [name for sequence in share for name in sequence.buckets]
+        rows = np.concatenate([sequence.rows for sequence in share])
+        slots: list[Slot | None] = [None] * len(names)
+        for name in dict.fromkeys(names):
+            places = [i for i, other in enumerate(names) if other == name]
+            for place, slot in zip(places, self._finder.find(name, rows[places], epoch), strict=True):
+                slots[place] = slot
+        return [slot for slot in slots if slot is not None]
+
+    def make(self, batch: GlobalBatch, share: Share) -> Batch:
+        """Reads the share of a rank. Raises as `BatchReader.read`."""
+        slots = self.slots(share, batch.epoch)
+        blocks = self._reader.read(slots, batch.epoch, apart=self._crop is not None)
+        # After reading: a damaged row was replaced by another one.
+        ids = [slot.id for slot in slots]
+        keys = (
+            [key_of(self._seed, self._dataset.identity, batch.epoch, name) for name in ids]
+            if self._draws
+            else [0] * len(ids)
+        )
+        packed = not isinstance(share, RowsOfBucket)
+        with self._values.copying():
+            latents = self._latents(slots, blocks, keys, packed=packed)
+        scalars = [self._scalars(slot) for slot in slots]
+        metadata = [row.get("metadata") for row in scalars]
+        frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
+        fps = [row["fps"] for row in scalars]
+        tokens = [self._tokens[slot.bucket] for slot in slots]
+        made = Batch(
+            latents=latents,
+            ids=ids,
+            captions=[
+                self._captions.choose(slot.index.text("caption", slot.position), found, key)
+                for slot, found, key in zip(slots, metadata, keys, strict=True)
+            ],
+            bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
+            num_frames=_tensor(frames, np.int64),
+            fps=_tensor(fps, np.float64),
+            duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
+            num_tokens=_tensor([prod(count) for count in tokens], np.int64),
+            is_image=all(count == 1 for count in frames),
+            metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
+            dataset=batch.dataset,
+            step=batch.step,
+            epoch=batch.epoch,
+            columns={name: [row[name] for row in scalars] for name in self._dataset.columns if name != "metadata"},
+        )
+        if not isinstance(share, RowsOfBucket):
+            self._describe_packing(made, share, tokens)
+        return made
+
+    def _latents(
+        self, slots: list[Slot], blocks: list[Tensors], keys: list[int], *, packed: bool
+    ) -> torch.Tensor | list[torch.Tensor]:
+        values = self._values
+        if packed:
+            found = []
+            for i, slot in enumerate(slots):
+                mean, *logvar = [values.move(self._cut(slot, keys[i], part.part(i))) for part in blocks]
+                found.append(values.finish(mean, logvar[0] if logvar else None, keys[i : i + 1], 0))
+            return found
+        mean, *logvar = [values.move(self._stacked(slots, keys, part)) for part in blocks]
+        return values.finish(mean, logvar[0] if logvar else None, keys, 1)
+
+    def _stacked(self, slots: list[Slot], keys: list[int], part: Tensors) -> torch.Tensor:
+        """One tensor of all slots: the block that they were read into, or copies of what a crop leaves of each."""
+        if part.whole is not None:
+            return self._values.typed(part.whole, (len(slots), *slots[0].index.shape(slots[0].position)))
+        return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.apart, strict=True)])
+
+    def _cut(self, slot: Slot, key: int, part: torch.Tensor) -> torch.Tensor:
+        """`C T h w` of a slot after the crop."""
+        latent = self._values.typed(part, slot.index.shape(slot.position))
+        frames = self._buckets[slot.bucket].grid[0]
+        more = latent.shape[1] - frames
+        if self._crop is None or more == 0:
+            return latent
+        start = whole(key_of(key, "window"), more + 1) if isinstance(self._crop, Window) else 0
+        return latent[:, start : start + frames]
+
+    def _scalars(self, slot: Slot) -> dict[str, Any]:
+        """`fps` and the columns that are asked for. `fps` is in the manifest where all rows of a file have the same."""
+        wanted = list(self._dataset.columns)
+        if self._captions.needs_metadata and "metadata" not in wanted:
+            wanted.append("metadata")
+        if slot.file not in self._fps:
+            low, high = json.loads(self._dataset.files.value("ranges", slot.file)).get("fps", (0.0, 1.0))
+            self._fps[slot.file] = float(low) if low == high else None
+        rate = self._fps[slot.file]
+        if rate is None and "fps" not in wanted:
+            wanted.append("fps")
+        found = self._dataset.scalars.row(slot.file, slot.index, tuple(wanted), slot.position)
+        return {"fps": rate, **found}
+
+    def _describe_packing(self, batch: Batch, share: Sequence[Packed], tokens: list[tuple[int, ...]]) -> None:
+        at = 0
+        for sequence in share:
+            count = len(sequence.rows)
+            grids = _tensor(tokens[at : at + count], np.int64)
+            bounds = [0, *np.cumsum([prod(one) for one in tokens[at : at + count]]).tolist()]
+            padded = -(-bounds[-1] // self._pad) * self._pad
+            batch.sequences.append(count)
+            batch.grid_sizes.append(grids)
+            batch.cu_seqlens.append(_tensor(bounds + ([padded] if padded > bounds[-1] else []), np.int32))
+            at += count
+
+
+def patch_of(rule: Any) -> Grid:
+    """Latent frames, rows and columns of a token."""
+    return getattr(rule, "patch", None) or (1, 2, 2)
+
+
+def padding_of(rule: Any) -> int:
+    """Tokens of which each packed sequence is a multiple."""
+    return rule.pad_multiple if isinstance(rule, Pack) else 1
+
+
+def _tensor(values: list[Any], kind: Any) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.array(values, kind))

@@ -1,0 +1,51 @@
+"""Memory of batches that is used again: new memory of this size costs more than reading into it, because the kernel must clear its pages.
+
+A block is given out as a tensor and comes back when the last tensor or array that shares its memory is gone. A user may therefore keep
+batches; they are never overwritten. Pinned for CUDA.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BatchMemory:
+    """Blocks of bytes. `free_blocks`: most unused ones that are kept. Safe for several threads."""
+
+    def __init__(self, *, pinned: bool, free_blocks: int) -> None:
+        self._pinned = pinned
+        self._free: deque[np.ndarray] = deque(maxlen=free_blocks)  # a full one lets the oldest go
+        self.allocated = 0
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """`num_bytes` of uint8, contents arbitrary."""
+        import torch
+
+        block = self._found(num_bytes)
+        lent = block[:num_bytes]  # an object of its own, held by every tensor made of it
+        weakref.finalize(lent, self._free.append, block).atexit = False
+        return torch.from_numpy(lent)
+
+    def _found(self, num_bytes: int) -> np.ndarray:
+        """A free block that fits and is not more than twice too large, or a new one."""
+        for _ in range(len(self._free)):
+            try:
+                block = self._free.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if num_bytes <= len(block) <= 2 * num_bytes:
+                return block
+            self._free.append(block)
+        self.allocated += 1
+        if self._pinned:
+            import torch
+
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(num_bytes, np.uint8)

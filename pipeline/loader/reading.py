@@ -1,0 +1,194 @@
+"""Reads the tensors of a batch in parallel into memory that is used again: from the cache if there is one, else by ranges of the files."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.loader.fetch import Span, Wanted, spans_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from concurrent.futures import Executor
+
+    import torch
+
+    from pipeline.errors import InputError
+    from pipeline.loader.cache import TensorCache
+    from pipeline.loader.fetch import Fetcher
+    from pipeline.loader.memory import BatchMemory
+    from pipeline.loader.slots import Slot, SlotFinder
+    from pipeline.loader.stats import LoaderStats
+
+TASK_BYTES = 1024 * 1024  # least bytes of local reads that are worth a thread of their own
+
+
+@dataclass(slots=True)
+class Tensors:
+    """Bytes of one tensor of every slot, uint8. `whole`: all of them in one block, cut at `bounds`; None if each has its own in `apart`."""
+
+    whole: torch.Tensor | None
+    bounds: list[int]
+    apart: list[torch.Tensor]
+    views: list[memoryview]
+
+    def part(self, i: int) -> torch.Tensor:
+        """Of the i-th slot."""
+        return self.apart[i] if self.whole is None else self.whole[self.bounds[i] : self.bounds[i + 1]]
+
+
+class Failure(NamedTuple):
+    """A tensor that could not be read as it was written."""
+
+    item: Wanted
+    error: InputError
+
+
+class BatchReader:
+    """Reads slots of one dataset. Safe for several threads.
+
+    Args:
+        fetcher: reads from the store.
+        finder: finds another row for one that is damaged.
+        memory: of batches.
+        pool: threads that read.
+        stats: what to count in.
+        tensors: 1, or 2 to read the log-variance too.
+        verify: check the hash of what comes from the store, and of what comes from the cache.
+        replace: draw another row in place of a damaged one, rather than stop.
+        cache: local copies, or None.
+        together: bytes of tensors far apart that one thread reads in turn; 0 where each read waits for the network.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        finder: SlotFinder,
+        memory: BatchMemory,
+        pool: Executor,
+        stats: LoaderStats,
+        *,
+        tensors: int,
+        verify: tuple[bool, bool],
+        replace: bool,
+        cache: TensorCache | None,
+        together: int,
+    ) -> None:
+        self._fetcher, self._finder, self._memory = fetcher, finder, memory
+        self._pool, self._stats, self._tensors = pool, stats, tensors
+        self._verify, self._verify_cached = verify
+        self._replace, self._cache, self._together = replace, cache, together
+
+    def read(self, slots: list[Slot], epoch: int, *, apart: bool) -> list[Tensors]:
+        """For each tensor of a row (mean, log-variance) the bytes of every slot, in order. A damaged slot is replaced in `slots`.
+
+        The tensors of all slots lie one after another in one block of memory; with `apart` each has its own, which rows of unequal
+        length need if one may replace another.
+
+        Raises:
+            InputError: damaged, and not to be replaced; no row left in the bucket.
+            StorageUnavailable: the store failed for too long; names file and range.
+        """
+        blocks = [self._block(slots, which, apart=apart) for which in range(self._tensors)]
+        pending = list(range(len(slots)))
+        while pending:
+            wanted = [
+                Wanted(
+                    slot.file,
+                    slot.index.offset(slot.position, which),
+                    block.views[i],
+                    slot.index,
+                    slot.position,
+                    which,
+                    i,
+                )
+                for i, slot in ((i, slots[i]) for i in pending)
+                for which, block in enumerate(blocks)
+            ]
+            failed: dict[int, InputError] = {}
+            for item, error in self._fill(wanted):
+                failed.setdefault(item.slot, error)
+            pending = sorted(failed)
+            for i, error in failed.items():
+                if not self._replace:
+                    raise error
+                self._stats.add_damage(error.message)
+                slots[i] = self._finder.replacement(slots[i], epoch)
+                if apart:
+                    for which, block in enumerate(blocks):
+                        made = self._block([slots[i]], which, apart=True)
+                        block.apart[i], block.views[i] = made.apart[0], made.views[0]
+        return blocks
+
+    def stacked(self, latents: list[torch.Tensor]) -> torch.Tensor:
+        """Tensors of one shape as one, copied into memory of batches."""
+        first = latents[0]
+        block = self._memory.take(sum(latent.numel() * latent.element_size() for latent in latents))
+        made = block.view(first.dtype).view(len(latents), *first.shape)
+        for place, latent in zip(made, latents, strict=True):
+            place.copy_(latent)
+        return made
+
+    def _block(self, slots: list[Slot], which: int, *, apart: bool) -> Tensors:
+        sizes = [slot.index.length(slot.position, which) for slot in slots]
+        if apart:
+            blocks = [self._memory.take(size) for size in sizes]
+            return Tensors(None, [], blocks, [block.numpy().data for block in blocks])
+        bounds = [0, *accumulate(sizes)]
+        whole = self._memory.take(bounds[-1])
+        view = whole.numpy().data
+        return Tensors(whole, bounds, [], [view[begin:end] for begin, end in pairwise(bounds)])
+
+    def _fill(self, wanted: Iterable[Wanted]) -> list[Failure]:
+        groups: list[list[Span]] = []
+        size = 0
+        for span in spans_of(wanted):
+            if not groups or size >= self._together:
+                groups.append([])
+                size = 0
+            groups[-1].append(span)
+            size += span.stop - span.start
+        # Local reads are short: this thread takes part rather than wait. Over a network it would hold up one of the others.
+        mine = groups[:1] if self._together else groups[: int(len(groups) == 1)]
+        futures = [self._pool.submit(self._read, group) for group in groups[len(mine) :]]
+        found = [failure for group in mine for failure in self._read(group)]
+        for future in futures:
+            found += future.result()
+        return found
+
+    def _read(self, spans: list[Span]) -> list[Failure]:
+        began = time.perf_counter()
+        failed: list[Failure] = []
+        if self._cache is not None:
+            missing = [item for span in spans for item in span.members if not self._from_cache(item)]
+            spans = spans_of(missing)
+        for span in spans:
+            cut = self._fetcher.read(span)
+            failed += [Failure(item, self._fetcher.cut(item)) for item in cut]
+            for item in span.members:
+                if item in cut:
+                    continue
+                error = self._fetcher.damage(item) if self._verify else None
+                if error is not None:
+                    failed.append(Failure(item, error))
+                elif self._cache is not None:
+                    self._cache.put(item.index.hash(item.row, item.tensor), item.view)
+        self._stats.add(
+            read_s=time.perf_counter() - began,
+            bytes=sum(len(item.view) for span in spans for item in span.members),
+            tensors=sum(len(span.members) for span in spans),
+        )
+        return failed
+
+    def _from_cache(self, item: Wanted) -> bool:
+        if self._cache is None or not self._cache.read(item.index.hash(item.row, item.tensor), item.view):
+            self._stats.add(cache_misses=1)
+            return False
+        if self._verify_cached and self._fetcher.damage(item) is not None:
+            self._cache.forget(item.index.hash(item.row, item.tensor))
+            self._stats.add(cache_misses=1)
+            return False
+        self._stats.add(cache_hits=1)
+        return True

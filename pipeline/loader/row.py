@@ -1,0 +1,42 @@
+"""One row of a dataset with its tensors, and memory for tensors in their stored type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`latent` and `logvar` are `C t h w` in the stored type, raw and unnormalised; None where tensors were not asked for, and `logvar`
+    where moments are not stored. `columns`: those that the dataset was opened with.
+    """
+
+    id: str
+    bucket: str
+    num_frames: int
+    caption: str | None
+    shape: tuple[int, ...]
+    source_uri: str
+    source_key: str
+    latent: torch.Tensor | None = field(default=None, repr=False)
+    logvar: torch.Tensor | None = field(default=None, repr=False)
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def empty_tensor(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """A new tensor of a storage type (`float16`, `bfloat16`, `float32`)."""
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    return torch.empty(shape, dtype=kind)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor, writable."""
+    import torch
+
+    return tensor.view(-1).view(torch.uint8).numpy().data

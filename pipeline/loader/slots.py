@@ -1,0 +1,108 @@
+"""Places of the rows of a batch in their files, with other rows in place of those that were taken down or are damaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.loader.draws import key_of, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from concurrent.futures import Executor
+
+    from pipeline.loader.buckets import Bucket
+    from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.file_index import FileIndex
+    from pipeline.loader.stats import LoaderStats
+
+MOST_DRAWS = 1000  # for one row; a bucket of which so many draws are hidden has nothing left to read
+
+
+@dataclass(slots=True)
+class Slot:
+    """One latent of a batch: `row` of the bucket, `position` in the file. `draws`: rows tried in its place so far."""
+
+    bucket: str
+    row: int
+    file: int
+    position: int
+    index: FileIndex
+    draws: int = 0
+
+    @property
+    def id(self) -> str:
+        """Id of the row."""
+        return str(self.index.text("id", self.position))
+
+
+class SlotFinder:
+    """Finds the rows of one dataset. `buckets`: those of the order, after a crop."""
+
+    def __init__(
+        self, dataset: LatentDataset, buckets: Mapping[str, Bucket], seed: int, pool: Executor, stats: LoaderStats
+    ) -> None:
+        self._dataset, self._buckets, self._seed = dataset, buckets, seed
+        self._pool, self._stats = pool, stats
+
+    def find(self, bucket: str, rows: np.ndarray, epoch: int) -> list[Slot]:
+        """Slots of rows of a bucket, in order; rows that are hidden by a takedown are replaced.
+
+        Raises:
+            InputError: an index that is missing or not the recorded one; a bucket without a row left.
+        """
+        numbers, positions = self._buckets[bucket].locate(rows)
+        indexes = self._indexes(set(numbers.tolist()))
+        slots = [
+            Slot(bucket, row, number, position, indexes[number])
+            for row, number, position in zip(rows.tolist(), numbers.tolist(), positions.tolist(), strict=True)
+        ]
+        if not self._dataset.takedowns:
+            return slots
+        found = []
+        for slot in slots:
+            if self._hidden(slot):
+                self._stats.add(taken_down=1)
+                slot = self.replacement(slot, epoch)
+            found.append(slot)
+        return found
+
+    def replacement(self, slot: Slot, epoch: int) -> Slot:
+        """Another row of the same bucket: a draw from seed, epoch and row, the same on every machine.
+
+        Raises:
+            InputError: `MOST_DRAWS` draws were hidden or damaged.
+        """
+        bucket = self._buckets[slot.bucket]
+        for draws in range(slot.draws, MOST_DRAWS):
+            row = whole(
+                key_of(self._seed, self._dataset.identity, epoch, slot.bucket, slot.row, "replacement", draws),
+                len(bucket),
+            )
+            (number,), (position,) = (values.tolist() for values in bucket.locate(np.array([row])))
+            made = Slot(slot.bucket, slot.row, number, position, self._dataset.indexes.get(number), draws + 1)
+            if not self._hidden(made):
+                return made
+        raise InputError(
+            f"bucket {slot.bucket} of {self._dataset.store.root} has no row left to read: {MOST_DRAWS} rows drawn from it were taken "
+            "down or are damaged; leave it out of the batch rule, or publish again and start a new run"
+        )
+
+    def _hidden(self, slot: Slot) -> bool:
+        gone = slot.index.hidden(self._dataset.takedowns)
+        return gone is not None and bool(gone[slot.position])
+
+    def _indexes(self, numbers: Iterable[int]) -> dict[int, FileIndex]:
+        """Indexes of files; those that are not in memory are read at once."""
+        held = {number: self._dataset.indexes.held(number) for number in numbers}
+        missing = [number for number, index in held.items() if index is None]
+        read = (
+            self._pool.map(self._dataset.indexes.get, missing)
+            if len(missing) > 1
+            else map(self._dataset.indexes.get, missing)
+        )
+        found = {number: index for number, index in held.items() if index is not None}
+        return found | dict(zip(missing, read, strict=True))

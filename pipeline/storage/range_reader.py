@@ -1,0 +1,77 @@
+"""Readers of byte ranges of one object into memory of the caller, for many small reads of the same object from several threads."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from pipeline.storage.local_errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.storage import Store
+
+MOST_BUFFERS = 1024  # of one preadv (IOV_MAX of Linux)
+
+
+class RangeReader:
+    """Reader of an object of any store: one ranged request a call, copied once. Holds no connection."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        """Fills `buffers` (bytes, writable) one after another from offset `start`. Returns the bytes read, fewer only at the end.
+
+        Raises as `Store.read_range`.
+        """
+        data = memoryview(self._store.read_range(self._key, start, sum(map(len, buffers))))
+        at = 0
+        for buffer in buffers:
+            piece = data[at : at + len(buffer)]
+            buffer[: len(piece)] = piece
+            at += len(piece)
+        return len(data)
+
+    def close(self) -> None:
+        """Releases what the reader holds."""
+
+
+class LocalRangeReader(RangeReader):
+    """Reader of a local file by `preadv`, without a copy. Keeps the file open."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        super().__init__(store, key)
+        self._path = store.uri(key)
+        with translated(self._path):
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not `__del__`, which may run when the interpreter has already taken `os` apart.
+        self._closer = weakref.finalize(self, os.close, self._descriptor)
+        self._closer.atexit = False
+
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
+        """As `RangeReader.read_into`."""
+        wanted = sum(map(len, buffers))
+        with translated(self._path):
+            done = os.preadv(self._descriptor, buffers[:MOST_BUFFERS], start)
+            while done < wanted:
+                if not (found := os.preadv(self._descriptor, _after(buffers, done)[:MOST_BUFFERS], start + done)):
+                    break
+                done += found
+        return done
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._closer()
+
+
+def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of `buffers` after `done` bytes."""
+    left = []
+    for buffer in buffers:
+        if done < len(buffer):
+            left.append(buffer[done:])
+        done = max(0, done - len(buffer))
+    return left

@@ -1,0 +1,242 @@
+"""Batches of the loader: values, what they carry, ranks, resuming, and that memory is used again only when nobody holds it."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+from pipeline.errors import ConfigError
+from pipeline.loader.dataset import LatentDataset
+from pipeline.loader.loader import LatentLoader
+from pipeline.loader.mixture import Weights
+from pipeline.loader.rules import Pack, Tokens
+from tests.pipeline.latent_clips import values_of
+
+KINDS = ("parquet", "moments", "tar", "tar_moments")
+
+
+def opened(films, name="parquet", **options):
+    return LatentDataset.open(films[name].uri, **options)
+
+
+def ids_of(loader, steps):
+    return [batch.ids for batch in islice(loader, steps)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_latents_are_the_stored_ones(films, name):
+    dataset = opened(films, name, columns=("metadata", "width"))
+    loader = LatentLoader(dataset, batch=3, epochs=1)
+    seen = []
+    for step, batch in enumerate(loader):
+        assert (batch.step, batch.epoch, batch.dataset, len(batch)) == (step, 0, 0, 3)
+        for i, name_of in enumerate(batch.ids):
+            clip = films[name].clips[name_of]
+            assert np.array_equal(batch.latents[i].float().numpy(), values_of(clip.latent_CTHW, dataset.spec.dtype))
+            assert batch.captions[i] == clip.sample.caption
+            assert batch.bucket == str(clip.plan.bucket)
+            assert (batch.num_frames[i], batch.fps[i], batch.duration_s[i]) == (clip.num_frames, 8, clip.num_frames / 8)
+            assert batch.is_image == (clip.num_frames == 1)
+            assert batch.metadata[i] == clip.sample.metadata
+            assert batch.columns["width"][i] == clip.plan.bucket.width
+        assert batch.num_tokens.tolist() == [batch.latents.shape[2] * 2 * -(-batch.latents.shape[4] // 2)] * 3
+        seen += batch.ids
+    assert sorted(seen) == sorted(films[name].clips)
+    assert len(loader) == loader.step == 15
+    stats = loader.stats()
+    assert (stats["batches"], stats["tensors"], stats["damaged"]) == (15, 45, 0)
+    assert stats["bytes"] == sum(clip.latent_CTHW.nbytes for clip in films[name].clips.values())
+    loader.close()
+
+
+def test_constants_of_the_network_are_applied(films):
+    raw = next(iter(LatentLoader(opened(films), batch=3)))
+    model = next(iter(LatentLoader(opened(films), batch=3, normalize="model", dtype=torch.float32)))
+    assert model.ids == raw.ids
+    assert model.latents.dtype == torch.float32
+    assert torch.allclose(model.latents, (raw.latents.float() - 0.1) * 0.5)
+    half = next(iter(LatentLoader(opened(films), batch=3, normalize="model")))
+    assert half.latents.dtype == torch.float16
+    assert torch.equal(half.latents, model.latents.half())
+
+
+def test_samples_of_the_posterior_follow_from_seed_epoch_and_row(films):
+    def samples(world=1, rank=0, **options):
+        found = {}
+        loader = LatentLoader(
+            opened(films, "tar_moments"), batch=4, posterior="sample", dp_rank=rank, dp_world=world, **options
+        )
+        for batch in islice(loader, 22):
+            found |= {(name, batch.epoch): value for name, value in zip(batch.ids, batch.latents, strict=True)}
+        return found
+
+    whole, rank = samples(), samples(world=2, rank=1)
+    assert rank
+    assert all(torch.equal(value, whole[key]) for key, value in rank.items())
+    name = next(key[0] for key in whole if (key[0], 1) in whole and key[1] == 0)
+    assert not torch.equal(whole[name, 0], whole[name, 1])
+    assert not torch.equal(whole[name, 0], samples(seed=1).get((name, 0), torch.zeros(1)))
+    clip = films["tar_moments"].clips[name]
+    z = (whole[name, 0].numpy() - clip.latent_CTHW) / np.exp(0.5 * np.clip(clip.logvar_CTHW, -30, 20))
+    assert abs(z.mean()) < 0.35
+    assert 0.7 < z.std() < 1.3
+
+
+def test_batches_that_are_kept_are_not_overwritten(films):
+    loader = LatentLoader(opened(films), batch=3, epochs=6, prefetch=2)
+    kept = list(loader)
+    for batch in kept:
+        for value, name in zip(batch.latents, batch.ids, strict=True):
+            assert np.array_equal(value.float().numpy(), values_of(films["parquet"].clips[name].latent_CTHW, "float16"))
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(films):
+    loader = LatentLoader(opened(films, where="num_frames = 9 and width = 24"), batch=3, epochs=20, prefetch=2)
+    part = None
+    for batch in loader:
+        part = batch.latents[0, 0]  # a view of part of it holds all of it
+        del batch
+    assert loader._makers[0]._reader._memory.allocated <= 6
+    assert part is not None
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [4, {"9x32x24": 6, "v9x32x40": (4, 0.5)}, Tokens(36, multiple=2), Pack(36, sequences=2)],
+    ids=["number", "mapping", "tokens", "pack"],
+)
+def test_ranks_share_each_global_batch(films, rule):
+    whole = [LatentLoader(opened(films), batch=rule, seed=2)]
+    ranks = [LatentLoader(opened(films), batch=rule, seed=2, dp_rank=rank, dp_world=2) for rank in range(2)]
+    for batch, one, two, _ in zip(*whole, *ranks, range(12), strict=False):
+        assert one.ids + two.ids == batch.ids
+        if not isinstance(rule, Pack):
+            assert one.bucket == two.bucket == batch.bucket
+            assert len(one) == len(two)
+            assert torch.equal(torch.cat([one.latents, two.latents]), batch.latents)
+
+
+def test_packed_latents_lie_within_their_bounds(films):
+    rule = Pack(30, sequences=2, pad_multiple=10, window=16)
+    loader = LatentLoader(opened(films), batch=rule, epochs=1, drop_last=False)
+    seen = set()
+    for batch in loader:
+        assert sum(batch.sequences) == len(batch.latents) == len(batch.bucket)
+        at = 0
+        for count, bounds, grids in zip(batch.sequences, batch.cu_seqlens, batch.grid_sizes, strict=True):
+            tokens = batch.num_tokens[at : at + count]
+            assert bounds[: count + 1].tolist() == [0, *tokens.cumsum(0).tolist()]
+            assert bounds[-1] % 10 == 0
+            assert bounds[-1] <= 30
+            assert grids.prod(1).tolist() == tokens.tolist()
+            for latent, grid in zip(batch.latents[at : at + count], grids.tolist(), strict=True):
+                assert [latent.shape[1], -(-latent.shape[2] // 2), -(-latent.shape[3] // 2)] == grid
+            at += count
+        for value, name in zip(batch.latents, batch.ids, strict=True):
+            assert np.array_equal(value.float().numpy(), values_of(films["parquet"].clips[name].latent_CTHW, "float16"))
+        seen |= set(batch.ids)
+    assert seen == set(films["parquet"].clips)
+
+
+def test_images_come_at_their_ratio(films):
+    loader = LatentLoader(opened(films), batch=2, image_ratio=0.25)
+    found = [batch.is_image for batch in islice(loader, 80)]
+    assert abs(sum(found) / 80 - 0.25) < 0.05
+
+
+# ---- steps -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_goes_on_after_the_last_batch_on_any_number_of_ranks(films):
+    whole = ids_of(LatentLoader(opened(films), batch=4, seed=5), 30)
+    loader = LatentLoader(opened(films), batch=4, seed=5)
+    assert ids_of(loader, 7) == whole[:7]
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert state["step"] == 7
+    ranks = [LatentLoader(opened(films), batch=4, seed=5, dp_rank=rank, dp_world=4) for rank in range(4)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    middle = [ids_of(rank, 9) for rank in ranks]
+    assert [[name for share in shares for name in share] for shares in zip(*middle, strict=True)] == whole[7:16]
+    assert len({json.dumps(rank.state_dict()) for rank in ranks}) == 1
+    last = LatentLoader(opened(films), batch=4, seed=5)
+    last.load_state_dict(ranks[3].state_dict())
+    assert ids_of(last, 14) == whole[16:]
+
+
+def test_steps_can_be_left_out_and_looked_at(films):
+    whole = ids_of(LatentLoader(opened(films), batch=4), 12)
+    loader = LatentLoader(opened(films), batch=4)
+    assert loader.peek(5) == whole[5]
+    assert loader.stats()["tensors"] == 0
+    loader.skip(3)
+    assert ids_of(loader, 2) == whole[3:5]
+    loader.seek(1)
+    assert ids_of(loader, 2) == whole[1:3]
+    assert next(iter(loader)).ids == whole[3]
+    with pytest.raises(ConfigError, match="seek: expected a step of at least 0, got -1"):
+        loader.seek(-1)
+
+
+def test_counted_epochs_end_and_endless_ones_have_no_length(films):
+    loader = LatentLoader(opened(films), batch=4, epochs=2)
+    assert len(loader) == len(list(loader)) == 2 * (3 + 4 + 3)
+    assert list(loader) == []
+    assert loader.peek(20) == []
+    loader.seek(18)
+    assert len(list(loader)) == 2
+    with pytest.raises(TypeError, match="no end"):
+        len(LatentLoader(opened(films), batch=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"state: seed was 0, this loader has 1"),
+        ({"batch": 2}, r"state: batch was 'Same\(size=4\)', this loader has 'Same\(size=2\)'"),
+        ({"shuffle": "full"}, r"state: shuffle was 'window:64', this loader has 'full'"),
+        ({"where": "num_frames > 1"}, r"state: datasets was .*num_frames > 1"),
+        ({"epochs": 3}, r"state: epochs was None, this loader has 3"),
+        ({"drop_last": False}, r"state: drop_last was True, this loader has False"),
+        ({"image_ratio": 0.5}, r"state: image_ratio was None, this loader has 0.5"),
+        ({"kind": "tar"}, r"state: datasets was \['films@1:f0e1d2c3:"),
+        ({"weights": [2.0]}, r"state: weights was None, this loader has"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(films, changes, message):
+    state = LatentLoader(opened(films), batch=4).state_dict()
+    changes = {"batch": 4, **changes}
+    dataset = opened(films, changes.pop("kind", "parquet"), where=changes.pop("where", None))
+    with pytest.raises(ConfigError, match=message):
+        LatentLoader(dataset, **changes).load_state_dict(state)
+
+
+def test_weights_may_change_after_the_step_of_the_state_but_not_before(films):
+    def loader(weights):
+        return LatentLoader([opened(films), opened(films, where="num_frames > 1")], batch=3, weights=weights)
+
+    first = loader({0: (1, 1), 6: (1, 0)})
+    whole = [batch.dataset for batch in islice(first, 12)]
+    assert set(whole[6:]) == {0}
+    assert set(whole[:6]) == {0, 1}
+    state = first.state_dict()
+    loader([Weights(0, (1, 1)), Weights(6, (1, 0)), Weights(40, (0, 1))]).load_state_dict(state)
+    with pytest.raises(
+        ConfigError, match=r"state: weights was \[\[0, \[1.0, 1.0\]\], \[6, \[1.0, 0.0\]\]\], this loader"
+    ):
+        loader((1, 1)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 9}, None, {"version": 1, "step": 3}])
+def test_what_is_not_a_state_is_refused(films, state):
+    with pytest.raises(ConfigError, match=r"state: expected one of version 1 that a loader's state_dict\(\) gave"):
+        LatentLoader(opened(films), batch=4).load_state_dict(state)
+
+
+def test_the_package_names_it():
+    assert pipeline.LatentLoader is LatentLoader
