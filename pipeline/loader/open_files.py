@@ -6,7 +6,7 @@ import resource
 import threading
 import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pipeline.errors import AccessError
 from pipeline.storage.local_errors import TOO_MANY_OPEN
@@ -27,8 +27,8 @@ class OpenFiles:
     is let go closes its file when the last thread that reads from it has done so.
     """
 
-    _living: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
-    _most = MOST
+    _living: ClassVar[weakref.WeakSet[OpenFiles]] = weakref.WeakSet()
+    _most: ClassVar[int] = MOST
 
     def __init__(self) -> None:
         self._held: OrderedDict[int, RangeReader] = OrderedDict()

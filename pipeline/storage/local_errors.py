@@ -50,7 +50,8 @@ def _explained(error: OSError, path: str, writing: bool) -> LatheError:
         )
     if error.errno in TOO_MANY_OPEN:
         return AccessError(
-            f"{path} cannot be opened: {reason}; raise the limit of open files (`ulimit -n`; of the machine: fs.file-max)", uri=path
+            f"{path} cannot be opened: {reason}; raise the limit of open files (`ulimit -n`; of the machine: fs.file-max)",
+            uri=path,
         )
     if error.errno == errno.ELOOP:
         return NotFound(f"{path} leads back to itself by symbolic links; name the file itself", uri=path)
