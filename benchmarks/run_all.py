@@ -51,6 +51,7 @@ ENTRIES = (
     Entry("driver_loop", "", "--shards 1000 --workers 2,4"),
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
+    Entry("loader", "", "--quick"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),
     Entry("quality", "--videos", "--videos", needs="videos"),
@@ -64,6 +65,7 @@ NOT_RUN = {
     "loss_curve": "draws a picture",
     "letter_statistics": "writes data of the reader, measures nothing",
     "clients": "compares values, see `make clients`",
+    "loader_peers": "part of loader",
 }
 REASONS = {"gpu": "no CUDA device", "videos": "needs --videos hiker.mp4 nasa_13013.mp4"}
 

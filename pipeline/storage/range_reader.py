@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from pipeline.storage.local_errors import translated
@@ -46,6 +47,9 @@ class LocalRangeReader(RangeReader):
         self._path = store.uri(key)
         with translated(self._path):
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not `__del__`, which may run when the interpreter has already taken `os` apart.
+        self._closer = weakref.finalize(self, os.close, self._descriptor)
+        self._closer.atexit = False
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
         """As `RangeReader.read_into`."""
@@ -60,12 +64,7 @@ class LocalRangeReader(RangeReader):
 
     def close(self) -> None:
         """Closes the file."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
+        self._closer()
 
 
 def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -18,7 +18,13 @@ from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
 from tests.export.memory_rows import files_in
 from tests.export.test_export_tars import loaded, samples_of
-from tests.loader.outputs import SHORT, WIDE, clip_of, expected, mixed_shards, write_output
+from tests.loader.outputs import SHORT, WIDE, clip_of, mixed_shards, write_output
+from tests.pipeline.latent_clips import latent_values
+
+
+def expected(clip):
+    """Values that were written, float32, before rounding to the stored type."""
+    return latent_values(clip.sample.index, clip.num_frames, clip.plan.bucket)
 
 
 @pytest.fixture(scope="module", params=["parquet", "tar"])

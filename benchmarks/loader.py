@@ -1,0 +1,360 @@
+"""Reading latents for training: Lathe's loader against other loaders and against plain `preadv`, its plan, its first batch, its memory.
+
+Latents of 0.1, 1 and 4 MB, hot and cold page cache, local and from an S3 server of this machine. Every number of another loader is taken
+in the same run; a loader that is not installed is named. Peers live in an environment of their own:
+
+    python benchmarks/loader.py --install .venv-loader
+    python -m benchmarks.loader [--quick] [--peers .venv-loader] [--folder DIR] [--skip-s3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = [
+    "--no-deps litdata lightning-utilities tifffile",
+    "--no-deps streaming-community transformers tokenizers regex brotli python-snappy cramjam xxhash zstd catalogue",
+    "--no-deps pylance",
+]
+SHARDS = 8
+PLAN_ROWS, PLAN_S, PLAN_MB = 10_000_000, 1.0, 100.0
+FIRST_FILES, FIRST_S = 100_000, 3.0
+OF_RAW, OF_BEST = 0.8, 2.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Latents of one size: side of the clip in pixels, rows in all, rows of a batch."""
+
+    name: str
+    side: int
+    rows: int
+    batch: int
+
+
+SIZES = (Size("0.1 MB", 400, 2560, 32), Size("1 MB", 1264, 320, 16), Size("4 MB", 2528, 96, 8))
+QUICK = (Size("0.1 MB", 400, 64, 8),)
+
+
+def install(folder: Path) -> None:
+    """A virtual environment that sees this one's packages and has the other loaders on top."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        (place,) = folder.glob("lib/python*/site-packages")
+        (place / "lathe.pth").write_text("\n".join(item for item in sys.path if item.endswith("site-packages")))
+    for names in PACKAGES:
+        done = subprocess.run([python, "-m", "pip", "install", "-q", "--no-input", *names.split()], check=False)
+        if done.returncode:
+            print(f"pip install {names} failed; the table will say which loaders are missing", file=sys.stderr)
+
+
+def write(root: str, spool: Path, size: Size, container: str, storage: Any = None) -> None:
+    """A published output of random latents in `SHARDS` files."""
+    from pipeline.config import StorageConfig, WriteConfig
+    from pipeline.ledger.receipts import Ledger
+    from pipeline.operate.publish import PublishOptions, publish
+    from pipeline.records import Bucket
+    from pipeline.storage import open_store
+    from tests.pipeline.latent_clips import latent_clip, write_shard
+
+    store = open_store(root, storage or StorageConfig())
+    Ledger(store).prepare("bench")
+    bucket = Bucket(17, size.side, size.side)
+    for shard in range(SHARDS):
+        rows = [latent_clip(10_000 * shard + n, bucket=bucket) for n in range(size.rows // SHARDS)]
+        Ledger(store).commit(write_shard(store, spool, WriteConfig(format=container), rows, shard=shard))
+    publish(store, PublishOptions(delta=False))
+
+
+def raw_rate(uri: str, batch: int, seconds: float, threads: int, *, cold: bool) -> float:
+    """Bytes a second of `preadv` of the same tensors in random order into memory that is used again; nothing else."""
+    from benchmarks.loader_peers import drop_pages
+    from pipeline.loader import LatentDataset
+
+    dataset = LatentDataset.open(uri)
+    items = []
+    for number in range(len(dataset.files)):
+        index = dataset.indexes.get(number)
+        descriptor = os.open(dataset.store.uri(dataset.files.value("key", number)), os.O_RDONLY)
+        items += [(descriptor, index.offset(row), index.length(row)) for row in range(len(index))]
+    random.Random(0).shuffle(items)
+    memory = np.ones((4, batch, items[0][2]), np.uint8)
+
+    def read(place: memoryview, item: tuple[int, int, int]) -> None:
+        if os.preadv(item[0], [place], item[1]) != item[2]:
+            raise RuntimeError("short read")
+
+    if cold:
+        drop_pages(uri)
+    total, number, began = 0, 0, time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: list[list[Any]] = []
+        while True:
+            for at in range(0, len(items) - batch + 1, batch):
+                views = [memory[number % 4, i].data for i in range(batch)]
+                if threads == 1:
+                    for view, item in zip(views, items[at : at + batch], strict=True):
+                        read(view, item)
+                else:
+                    waiting.append(
+                        [pool.submit(read, *each) for each in zip(views, items[at : at + batch], strict=True)]
+                    )
+                    if len(waiting) > 3:
+                        [future.result() for future in waiting.pop(0)]
+                number += 1
+                total += batch * items[0][2]
+            if cold or time.perf_counter() - began > seconds:
+                break
+        for futures in waiting:
+            [future.result() for future in futures]
+    return total / (time.perf_counter() - began)
+
+
+def our_rate(uri: str, batch: int, seconds: float, *, cold: bool, storage: Any = None, **options: Any) -> float:
+    """Bytes a second of the loader: whole epochs, the first one warms up; one epoch if `cold`."""
+    from benchmarks.loader_peers import drop_pages
+    from pipeline.loader import LatentDataset, LatentLoader
+
+    dataset = LatentDataset.open(uri, storage=storage)
+    if cold:
+        for number in range(len(dataset.files)):
+            dataset.indexes.get(number)
+        drop_pages(uri)
+    loader = LatentLoader(dataset, batch=batch, **options)
+    steps = max(1, len(dataset) // batch)
+    batches = iter(loader)
+    if not cold:
+        for _ in islice(batches, steps):
+            pass
+    total, began = 0, time.perf_counter()
+    while True:
+        for item in islice(batches, steps):
+            total += item.latents.numel() * item.latents.element_size()
+        if cold or time.perf_counter() - began > seconds:
+            break
+    found = total / (time.perf_counter() - began)
+    loader.close()
+    return found
+
+
+def peer_rates(python: Path, folder: Path, size: Size, seconds: float, *, cold: bool) -> dict[str, dict[str, Any]]:
+    """What each of the other loaders gave, in a process of its own."""
+    from benchmarks.loader_peers import PEERS
+
+    found = {}
+    for name in PEERS:
+        command = [
+            python,
+            "-m",
+            "benchmarks.loader_peers",
+            name,
+            folder,
+            str(size.batch),
+            str(seconds),
+            *(["--cold"] * cold),
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        found[name] = (
+            json.loads(lines[-1]) if lines else {"rate": 0.0, "problem": done.stderr.strip().splitlines()[-1:]}
+        )
+    return found
+
+
+def in_child(function: str, *arguments: Any) -> dict[str, Any]:
+    """A function of this module in a fresh process: its result and the peak memory of the process."""
+    program = f"import json; from benchmarks import loader; print(json.dumps(loader.{function}(*{list(arguments)!r})))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, Any]:
+    """Rates of the loader and of plain reads by the better number of threads, taken in turn, and peak memory."""
+    ours, raw = [], []
+    for _ in range(3):
+        ours.append(our_rate(uri, batch, seconds / 3, cold=cold))
+        raw.append(max(raw_rate(uri, batch, seconds / 6, threads, cold=cold) for threads in (1, 2)))
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {"ours": float(np.median(ours)), "raw": float(np.median(raw)), "rss_mb": rss}
+
+
+def plan(rows: int) -> dict[str, Any]:
+    """Seconds and megabytes of the order of an epoch of so many rows in 40 buckets."""
+    from pipeline.loader.epoch import BucketRows
+    from pipeline.loader.order import DatasetRows, Order
+    from pipeline.loader.rules import parse_rule
+
+    rng = np.random.default_rng(0)
+    files = np.bincount(rng.choice(40, max(40, rows // 256), p=rng.dirichlet(np.ones(40) * 2)), minlength=40)
+    buckets = {
+        f"17x{64 * n + 64}x64": BucketRows((5, 8 * n + 8, 8), np.full(count, 256, np.int64))
+        for n, count in enumerate(files.tolist())
+        if count
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    Order([DatasetRows("bench", buckets)], parse_rule(16)).batch(0)
+    seconds = time.perf_counter() - began
+    return {"s": seconds, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000}
+
+
+def many_files(root: str, files: int) -> None:
+    """Makes snapshot 2 of an output: so many files, hard links to those of snapshot 1."""
+    from pipeline.config import StorageConfig
+    from pipeline.ledger.manifest import FILES, TableSpool
+    from pipeline.ledger.snapshots import Snapshots
+    from pipeline.storage import open_store
+
+    store = open_store(root, StorageConfig())
+    snapshots = Snapshots(store)
+    first = snapshots.read(1)
+    rows = snapshots.table(first, "files").to_pylist()
+    spool = TableSpool(FILES, Path(root) / "_files.parquet")
+    for number in range(files):
+        row = dict(rows[number % len(rows)])
+        for name in ("key", "index_key"):
+            old, new = store.uri(row[name]), store.uri(row[name].replace("-a1-", f"-{number:06d}-"))
+            os.link(old, new)
+            row[name] = row[name].replace("-a1-", f"-{number:06d}-")
+        spool.add(row)
+    tables = snapshots.write_tables(2, {"files": spool.finish()})
+    snapshots.create(replace(first, number=2, parent=1, tables={**first.tables, **tables}))
+
+
+def first_batch(uri: str) -> dict[str, Any]:
+    """Seconds from opening a snapshot to the first batch."""
+    began = time.perf_counter()
+    import torch  # noqa: F401
+
+    from pipeline.loader import LatentDataset, LatentLoader
+
+    imported = time.perf_counter()
+    loader = LatentLoader(LatentDataset.open(uri), batch=8)
+    next(iter(loader))
+    done = time.perf_counter()
+    return {
+        "s": done - imported,
+        "import_s": imported - began,
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    }
+
+
+def on_s3(size: Size, seconds: float, folder: Path) -> None:
+    """The loader against the store's own client with as many threads, from a server of this machine."""
+    from pipeline.config import StorageConfig
+    from pipeline.loader import LatentDataset
+    from tests.swift_server import SwiftServer
+
+    (folder / "swift").mkdir()
+    swift = SwiftServer(folder / "swift")
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": swift.access_key,
+        "AWS_SECRET_ACCESS_KEY": swift.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    storage = StorageConfig(endpoint_url=swift.endpoint)
+    try:
+        import boto3
+
+        boto3.client("s3", endpoint_url=swift.endpoint).create_bucket(Bucket="bench")
+        uri = f"s3://bench/{size.side}"
+        write(uri, folder / "spool", size, "parquet", storage)
+        ours = our_rate(uri, size.batch, seconds, cold=False, storage=storage, threads=8)
+        dataset = LatentDataset.open(uri, storage=storage)
+        items = [
+            (dataset.files.value("key", number), index.offset(row), index.length(row))
+            for number in range(len(dataset.files))
+            for index in [dataset.indexes.get(number)]
+            for row in range(len(index))
+        ]
+        random.Random(0).shuffle(items)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(8) as pool:
+            total = sum(pool.map(lambda item: len(dataset.store.read_range(*item)), items))
+        raw = total / (time.perf_counter() - began)
+    finally:
+        swift.stop()
+    print(f"S3, {size.name}: ours {ours / 1e6:.0f} MB/s, plain ranged reads by 8 threads {raw / 1e6:.0f} MB/s")
+    print(f"RESULT {ours / raw:.2f} loader on S3 of plain ranged reads, {size.name}")
+
+
+def compare(size: Size, folder: Path, python: Path, seconds: float, *, quick: bool) -> None:
+    """One size, hot and cold: prints a row for each loader, and ratios."""
+    place = folder / size.name.replace(" ", "")
+    for container in ("parquet", "tar"):
+        write(str(place / container), folder / "spool", size, container)
+    for cold in (False, True):
+        found = in_child("measure_ours", str(place / "parquet"), size.batch, seconds, cold)
+        peers = peer_rates(python, place, size, seconds, cold=cold)
+        state = "cold" if cold else "hot"
+        print(f"\n{size.name}, {state}: MB/s, RSS MB")
+        print(f"  {'preadv':28s} {found['raw'] / 1e6:8.0f}")
+        print(f"  {'lathe':28s} {found['ours'] / 1e6:8.0f} {found['rss_mb']:7.0f}")
+        for name, peer in peers.items():
+            why = peer.get("missing") or (peer.get("problem") if not peer["rate"] else f"{peer.get('workers')} workers")
+            print(f"  {name:28s} {peer['rate'] / 1e6:8.0f} {peer.get('rss_mb', 0):7.0f}  {why}")
+        best = max(peer["rate"] for peer in peers.values())
+        if best:
+            bar = f" >= {OF_BEST}" if not cold and not quick else ""
+            print(f"RESULT {found['ours'] / best:.2f}{bar} loader against the best other, {size.name} {state}")
+        bar = f" >= {OF_RAW}" if not cold and not quick and size.name != "0.1 MB" else ""
+        print(f"RESULT {found['ours'] / found['raw']:.2f}{bar} loader of plain preadv, {size.name} {state}")
+        print(f"RESULT {found['rss_mb']:.0f} MB of the loader's process, {size.name} {state}")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--install", type=Path, help="make the environment of the other loaders here, and end")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-loader"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--skip-s3", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.install:
+        return install(arguments.install)
+    python = Path(os.path.abspath(arguments.peers)) / "bin" / "python"
+    if not python.exists():
+        print(f"{arguments.peers} is not there: only loaders of this environment are compared; make it with --install")
+        python = Path(sys.executable)
+    seconds = 0.2 if arguments.quick else 6.0
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        found = in_child("plan", 100_000 if arguments.quick else PLAN_ROWS)
+        print(f"RESULT {found['s']:.2f} <= {PLAN_S} seconds to plan 10 million rows")
+        print(f"RESULT {found['mb']:.0f} <= {PLAN_MB} MB to plan 10 million rows")
+        for size in QUICK if arguments.quick else SIZES:
+            compare(size, folder, python, seconds, quick=arguments.quick)
+        small = Size("tiny", 64, 64, 8)
+        write(str(folder / "many"), folder / "spool", small, "parquet")
+        many_files(str(folder / "many"), 200 if arguments.quick else FIRST_FILES)
+        found = in_child("first_batch", str(folder / "many"))
+        print(f"first batch: imports {found['import_s']:.1f} s before, {found['rss_mb']:.0f} MB RSS")
+        print(f"RESULT {found['s']:.2f} <= {FIRST_S} seconds to the first batch of {FIRST_FILES} files")
+        if not arguments.skip_s3:
+            for size in QUICK if arguments.quick else SIZES[1:2]:
+                on_s3(size, seconds, folder)
+    return None
+
+
+if __name__ == "__main__":
+    main()
