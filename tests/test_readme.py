@@ -82,6 +82,19 @@ def test_its_loop_reads_the_rows_of_a_snapshot_without_those_taken_down(publishe
     assert (found[0][2].ndim, found[0][2].dtype) == (4, np.float16)
 
 
+def test_its_training_loop_reads_every_row_of_the_snapshot(published):
+    folder, store, _ = published
+    program = python_block("LatentLoader").replace("my/latents", str(folder / "out"))
+    program = program.replace("batch=16", "batch=1").replace(', normalize="model"', "")  # of an untrained network
+    names: dict = {"found": []}
+    exec(program + "    found += batch.ids\n", names)
+    snapshot = Snapshots(store).read(1)
+    assert set(names["found"]) == set(shown_ids(store, snapshot))  # another row stands in for the one taken down
+    assert len(names["found"]) == snapshot.counts["rows"]
+    assert names["state"]["step"] == len(names["found"])
+    assert names["latents_BCTHW"].shape == (1, 4, 2, 4, 4)
+
+
 def test_its_constants_are_in_the_files(published):
     names: dict = {}
     exec(python_block("normalisation").replace("my/latents", str(published[0] / "out")), names)
@@ -124,5 +137,5 @@ def test_links_of_a_page_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_that_a_page_names_exist(page):
-    named = re.findall(r"`((?:pipeline|model|tests|benchmarks|docs|deploy)/[\w/.-]+)`", page.read_text())
+    named = re.findall(r"`((?:pipeline|model|examples|tests|benchmarks|docs|deploy)/[\w/.-]+)`", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

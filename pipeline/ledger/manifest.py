@@ -100,9 +100,10 @@ class TableSpool:
 
 
 def sorted_by(table: pa.Table, column: str) -> pa.Table:
-    """`table` sorted by one column. Columns are moved one by one, so that memory never holds the table twice."""
-    values = table[column]
-    if pc.all(pc.less_equal(values[:-1], values[1:])).as_py() is not False:
+    """`table` sorted by one column. Columns are moved one by one, so that memory never holds the table twice, if the caller keeps no
+    name for it.
+    """
+    if pc.all(pc.less_equal(table[column][:-1], table[column][1:])).as_py() is not False:
         return table
     order, columns, names = pc.sort_indices(table, [(column, "ascending")]), [], table.schema
     while table.num_columns:

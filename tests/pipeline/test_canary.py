@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import pipeline
 from model.evaluation.fidelity import clip_quality
+from model.interface import LatentSpec
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.ledger.candidate import gather
@@ -34,7 +35,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Two videos of 21 frames in clips of 21: two chunks each."""
+    """Two videos of 21 frames in clips of 21: three chunks each."""
     folder = tmp_path_factory.mktemp("canary")
     (folder / "corpus").mkdir()
     for seed, key in enumerate("ab"):
@@ -55,6 +56,7 @@ def test_stored_clips_encode_to_the_same_bits_on_this_machine(parts) -> None:
     assert (check.ok, check.judged, check.message) == (True, True, "")
     numbers = check.numbers
     assert (numbers["clips"], numbers["bit_exact"], numbers["same_machine"], numbers["chunked_differs"]) == (2, 2, 2, 0)
+    assert numbers["chunked"] == 2
     assert numbers["psnr"] > 0
     assert -1 <= numbers["ssim"] <= 1
     assert (numbers["psnr_floor"], numbers["ssim_floor"]) == (None, None)  # of untrained weights
@@ -150,6 +152,25 @@ def test_log_variances_that_depend_on_chunks_fail(with_moments, monkeypatch) -> 
     change_log_variance(monkeypatch, lambda logvar, state: logvar if state is None else logvar + 1)
     check = canary_check(StorageConfig())(*with_moments)
     assert "1 of 1 clips encode to other latents in chunks than whole" in check.message
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "lead", "chunk"),
+    [
+        (17, 4, 1, 8),
+        (17, 8, 1, 8),
+        (9, 4, 1, 4),
+        (5, 4, 1, 4),
+        (81, 4, 1, 16),
+        (16, 4, 0, 8),
+        (33, 1, 1, 16),
+        (1, 4, 1, 4),
+    ],
+)
+def test_also_a_short_clip_is_cut_into_chunks(num_frames: int, stride: int, lead: int, chunk: int) -> None:
+    spec = LatentSpec("tiny", 4, time_stride=stride, lead_frames=lead)
+    assert canary._chunk_frames(spec, num_frames) == chunk
+    assert canary._chunk_frames(replace(spec, chunking="none"), num_frames) == num_frames
 
 
 def test_on_another_machine_differences_stay_within_the_tolerance(parts, monkeypatch) -> None:

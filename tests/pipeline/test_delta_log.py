@@ -12,10 +12,10 @@ from deltalake.exceptions import DeltaError
 
 from pipeline.cli import output_commands
 from pipeline.config import WriteConfig
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, PublishFailed
 from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Check, Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset
 from pipeline.operate import delta_writing
@@ -262,6 +262,17 @@ def test_a_takedown_leaves_no_version_that_names_the_bytes(output):
         assert ids <= set(stored_ids(store, version))
     assert view == DeltaView(3, hidden_files=1, hidden_rows=3)
     assert DeltaLog(store).sync() == view
+
+
+def test_a_takedown_reaches_the_view_also_if_nothing_is_published(output):
+    store, table = output
+    victim = sorted(stored(store, 3))[0]
+    record_takedown(store, "asked for", ids=[victim])
+    with pytest.raises(PublishFailed, match="canary: not today"):
+        publish(store, PublishOptions(), canary=lambda *_: Check("canary", ok=False, message="not today"))
+    assert Snapshots(store).numbers() == [1, 2, 3]
+    for version in (1, 2, 3):
+        assert victim not in DeltaTable(table, version=version).to_pyarrow_table(columns=["id"])["id"].to_pylist()
 
 
 def stored_ids(store, number):
