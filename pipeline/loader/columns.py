@@ -65,6 +65,10 @@ class ColumnCache:
             found["metadata"] = json.loads(found["metadata"])
         return found
 
+    def holds(self, number: int, names: tuple[str, ...]) -> bool:
+        """Whether `row` of these columns reads nothing."""
+        return not names or (number, names) in self._held
+
     def _table(self, number: int, index: FileIndex, names: tuple[str, ...]) -> pa.Table:
         with self._lock:
             if (found := self._held.get((number, names))) is not None:

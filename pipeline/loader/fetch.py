@@ -101,6 +101,8 @@ class Fetcher:
                     raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
                 time.sleep(PAUSE_S * 2**attempt)
         reached = span.start + done
+        if reached >= span.stop:
+            return []
         return [item for item in span.members if item.stop > reached]
 
     def describe(self, file: int, offset: int, length: int) -> str:
@@ -128,6 +130,8 @@ class Fetcher:
         self._open.clear()
 
     def _buffers(self, span: Span) -> list[memoryview]:
+        if len(span.members) == 1:
+            return [span.members[0].view]
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:
