@@ -163,9 +163,9 @@ def parse_weights(weights: Any, datasets: int) -> list[Weights] | None:
         if hasattr(weights, "items"):
             items = [Weights(step, tuple(values)) for step, values in weights.items()]
         else:
-            items = list(weights)
-            if not items or not all(isinstance(item, Weights) for item in items):
-                items = [Weights(0, tuple(items))]
+            given = list(weights)
+            several = given and all(isinstance(item, Weights) for item in given)
+            items = given if several else [Weights(0, tuple(given))]
     except TypeError:
         raise ConfigError(
             f"weights: expected a number for each dataset, or {{step: numbers}}, got {weights!r}"
