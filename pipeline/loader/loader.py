@@ -103,6 +103,7 @@ class LatentLoader:
         if prefetch < 1 or threads < 1:
             raise ConfigError(f"prefetch, threads: expected at least 1, got {prefetch} and {threads}")
         check_datasets(self._datasets, allow_fingerprints)
+        seed = int(seed)  # a number of numpy would be another key
         rule = parse_rule(batch)
         if isinstance(rule, PerBucket):
             rule = PerBucket({name.removeprefix("v"): share for name, share in rule.shares.items()})
