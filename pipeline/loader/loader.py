@@ -115,9 +115,8 @@ class LatentLoader:
                 raise ConfigError(
                     "on_damage: expected stop with peers: damage that one of them reads is not seen by the others"
                 )
-            self._datasets = [
-                copy.copy(dataset) for dataset in self._datasets
-            ]  # no other loader applies takedowns to them
+            # Copies, to which no other loader applies takedowns.
+            self._datasets = [copy.copy(dataset) for dataset in self._datasets]
         self._world = integer("dp_world", dp_world, 1)
         self._rank = integer("dp_rank", dp_rank)
         if not 0 <= self._rank < self._world:
