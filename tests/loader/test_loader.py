@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import islice
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError
+from pipeline.loader import columns
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loader import LatentLoader
 from pipeline.loader.mixture import Weights
@@ -52,6 +54,20 @@ def test_latents_are_the_stored_ones(films, name):
     assert (stats["batches"], stats["tensors"], stats["damaged"]) == (15, 45, 0)
     assert stats["bytes"] == sum(clip.latent_CTHW.nbytes for clip in films[name].clips.values())
     loader.close()
+
+
+def test_columns_of_several_files_are_read_at_once(films, monkeypatch):
+    together, original = threading.Barrier(2), columns.read_columns
+
+    def read_columns(*arguments):
+        together.wait(60)  # until another thread reads too
+        return original(*arguments)
+
+    monkeypatch.setattr(columns, "read_columns", read_columns)
+    dataset = opened(films, where="num_frames = 9 and width = 24", columns=("metadata",))
+    loader = LatentLoader(dataset, batch=16, epochs=1, prefetch=1, shuffle="none")
+    batch = next(iter(loader))
+    assert batch.metadata == [films["parquet"].clips[name].sample.metadata for name in batch.ids]
 
 
 def test_constants_of_the_network_are_applied(films):
