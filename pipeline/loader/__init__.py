@@ -2,7 +2,7 @@
 
 Importing this package loads neither torch nor pyarrow; its public names are loaded when they are used.
 
-- `dataset`, `row`, `spec`: rows of one snapshot; one of them; the network that made them
+- `dataset`, `row`, `file_rows`, `spec`: rows of one snapshot; one of them; those of a file; the network that made them
 - `files`, `buckets`, `file_index`, `columns`: files and rows that count; rows by shape; byte indexes; columns without tensors
 - `filter`: rows for which an SQL expression is true
 - `rules`, `draws`, `epoch`, `mixture`, `order`: size of a global batch; random numbers; batches of an epoch; which dataset a step
