@@ -103,6 +103,7 @@ class LatentLoader:
         if prefetch < 1 or threads < 1:
             raise ConfigError(f"prefetch, threads: expected at least 1, got {prefetch} and {threads}")
         check_datasets(self._datasets, allow_fingerprints)
+        seed = int(seed)  # a number of numpy would be another key
         rule = parse_rule(batch)
         if isinstance(rule, PerBucket):
             rule = PerBucket({name.removeprefix("v"): share for name, share in rule.shares.items()})
@@ -204,12 +205,10 @@ class LatentLoader:
         return LatentIterable(self)
 
     def close(self) -> None:
-        """Ends the threads and closes files."""
+        """Ends the threads. The datasets stay open: other loaders may use them."""
         self._clear()
         self._plans.shutdown(cancel_futures=True)
         self._reads.shutdown(cancel_futures=True)
-        for dataset in self._datasets:
-            dataset.close()
 
     def __enter__(self) -> LatentLoader:
         return self
