@@ -148,11 +148,13 @@ class LatentDataset:
             self._counts = counts
         return self._counts
 
-    def look_for_takedowns(self) -> None:
-        """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
+    def look_for_takedowns(self) -> bool:
+        """Applies takedowns that were recorded since the last look. Whether there were some. Raises as `read_takedowns`."""
         found = self.read_takedowns()
-        if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
-            self.takedowns, self._counts = found, None
+        if [item.key for item in found.records] == [item.key for item in self.takedowns.records]:
+            return False
+        self.takedowns, self._counts = found, None
+        return True
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now."""

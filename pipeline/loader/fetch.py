@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
     from pipeline.storage.range_reader import RangeReader
 
-OPEN_FILES = 256
+OPEN_FILES = 128  # of a dataset; a process may often have 1024
 GAP_BYTES = 64 * 1024  # read and thrown away, rather than asked for in two reads
 READ_BYTES = 32 * 1024 * 1024  # most bytes of one read of several tensors
 TRIES, PAUSE_S = 3, 0.2
@@ -103,6 +103,8 @@ class Fetcher:
                     raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
                 time.sleep(PAUSE_S * 2**attempt)
         reached = span.start + done
+        if reached >= span.stop:
+            return []
         return [item for item in span.members if item.stop > reached]
 
     def describe(self, file: int, offset: int, length: int) -> str:
@@ -133,6 +135,8 @@ class Fetcher:
             self._open.clear()
 
     def _buffers(self, span: Span) -> list[memoryview]:
+        if len(span.members) == 1:
+            return [span.members[0].view]
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:

@@ -53,13 +53,15 @@ class LocalRangeReader(RangeReader):
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
         """As `RangeReader.read_into`."""
-        wanted = sum(map(len, buffers))
-        with translated(self._path):
+        try:
             done = os.preadv(self._descriptor, buffers[:MOST_BUFFERS], start)
-            while done < wanted:
-                if not (found := os.preadv(self._descriptor, _after(buffers, done)[:MOST_BUFFERS], start + done)):
-                    break
+            while (left := _after(buffers, done)) and (
+                found := os.preadv(self._descriptor, left[:MOST_BUFFERS], start + done)
+            ):
                 done += found
+        except OSError:
+            with translated(self._path):
+                raise
         return done
 
     def close(self) -> None:
@@ -71,7 +73,10 @@ def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
     """What is left of `buffers` after `done` bytes."""
     left = []
     for buffer in buffers:
-        if done < len(buffer):
+        length = len(buffer)
+        if done < length:
             left.append(buffer[done:])
-        done = max(0, done - len(buffer))
+            done = 0
+        else:
+            done -= length
     return left
