@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.loader.open_files import with_files_closed
 
 if TYPE_CHECKING:
     from pipeline.format.index import IndexRow
@@ -158,7 +159,7 @@ class IndexCache:
     def read(self, number: int) -> FileIndex:
         """As `get`, without the cache."""
         key = self._files.value("index_key", number)
-        data = self._store.read(key)
+        data = with_files_closed(lambda: self._store.read(key))
         if (found := hashlib.sha256(data).hexdigest()) != (wanted := self._files.value("index_sha256", number)):
             raise InputError(
                 f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"

@@ -205,12 +205,10 @@ class LatentLoader:
         return LatentIterable(self)
 
     def close(self) -> None:
-        """Ends the threads and closes files."""
+        """Ends the threads. The datasets stay open: other loaders may use them."""
         self._clear()
         self._plans.shutdown(cancel_futures=True)
         self._reads.shutdown(cancel_futures=True)
-        for dataset in self._datasets:
-            dataset.close()
 
     def __enter__(self) -> LatentLoader:
         return self
