@@ -28,7 +28,6 @@ from pipeline.ledger.manifest import (
     read_table,
     receipt_row,
     release_memory,
-    sorted_by,
     write_table,
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
@@ -260,15 +259,7 @@ def _combined(
             take(source)
         open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
         take(_read_now(store, decisions, *open_shards, folder, workers))
-    # No name refers to the table while it is sorted: its columns are freed one by one.
-    return write_table(sorted_by(_concatenated(tables), "key"), folder / "files"), path, taken, outdated[0]
-
-
-def _concatenated(tables: list[pa.Table]) -> pa.Table:
-    """All rows; empties the list."""
-    found = pa.concat_tables(tables)
-    tables.clear()
-    return found
+    return write_table(pa.concat_tables(tables), folder / "files", "key"), path, taken, outdated[0]
 
 
 def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, left: np.ndarray) -> np.ndarray:
