@@ -57,10 +57,10 @@ def test_latents_are_the_stored_ones(films, name):
 
 
 def test_columns_of_several_files_are_read_at_once(films, monkeypatch):
-    together, original = threading.Barrier(2), columns.read_columns
+    together, original = threading.Barrier(3), columns.read_columns  # of three files
 
     def read_columns(*arguments):
-        together.wait(60)  # until another thread reads too
+        together.wait(60)  # until all are being read
         return original(*arguments)
 
     monkeypatch.setattr(columns, "read_columns", read_columns)
