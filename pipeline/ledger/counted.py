@@ -78,6 +78,11 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
     if part.superseded:
         return Counts(), []
+    if not part.hidden_uris and not part.hidden_samples and part.takedowns.hides_all(receipt):
+        # No index is needed: files that were taken down may be deleted.
+        rows, frames = (sum(getattr(item, name) for item in receipt.files) for name in ("rows", "frames"))
+        taken_counts = Counts(clips_planned=rows, clips=rows, frames=frames)
+        return receipt.added() + _negative(taken_counts), [Share(item, 0, 0, 0) for item in receipt.files]
     found, lost, taken = [], [], []
     for item in receipt.files:
         rows = stored_index(store, item.index_key)
