@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 512 * 1024 * 1024
 _LATENT = ("latent_offset", "latent_length", "latent_hash")
 _LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
-_TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
+TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
 class _Named(NamedTuple):
@@ -55,7 +55,7 @@ class FileIndex:
 
     def __init__(self, table: pa.Table, *, moments: bool) -> None:
         kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
-        self._texts = {name: _Texts(table[name].combine_chunks()) for name in _TEXTS}
+        self._texts = {name: _Texts(table[name].combine_chunks()) for name in TEXTS}
         self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
@@ -164,6 +164,6 @@ class IndexCache:
             raise InputError(
                 f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"
             )
-        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *_TEXTS, "num_frames", "shape"]
+        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *TEXTS, "num_frames", "shape"]
         table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
         return FileIndex(table, moments=self._moments)
