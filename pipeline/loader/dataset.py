@@ -247,10 +247,12 @@ class LatentDataset:
     def _lengths(self, numbers: Iterable[int]) -> dict[int, np.ndarray]:
         """Frames of every row of the given files, from their indexes."""
         numbers = list(numbers)
+
+        def read(number: int) -> np.ndarray:
+            return self.indexes.columns(number, ["num_frames"])["num_frames"].to_numpy()
+
         with ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="lengths") as pool:
-            return dict(
-                zip(numbers, pool.map(lambda number: self.indexes.read(number).num_frames, numbers), strict=True)
-            )
+            return dict(zip(numbers, pool.map(read, numbers), strict=True))
 
     def _touched(self) -> list[int]:
         """Files of shards that have a source which a new takedown names."""

@@ -262,7 +262,8 @@ def connect() -> Any:
 
 
 @functools.cache
-def _database(process: int) -> Any:  # noqa: ARG001 - a forked process does not have its threads
+def _database(process: int) -> Any:
+    """One for each process: a forked one does not have the threads of its parent."""
     try:
         import duckdb
     except ImportError:

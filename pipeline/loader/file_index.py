@@ -15,6 +15,8 @@ from pipeline.errors import InputError
 from pipeline.loader.open_files import with_files_closed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.format.index import IndexRow
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.loader.files import DataFiles
@@ -158,12 +160,15 @@ class IndexCache:
 
     def read(self, number: int) -> FileIndex:
         """As `get`, without the cache."""
+        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *TEXTS, "num_frames", "shape"]
+        return FileIndex(self.columns(number, columns), moments=self._moments)
+
+    def columns(self, number: int, names: Sequence[str]) -> pa.Table:
+        """Columns of an index, without the cache. Raises as `get`."""
         key = self._files.value("index_key", number)
         data = with_files_closed(lambda: self._store.read(key))
         if (found := hashlib.sha256(data).hexdigest()) != (wanted := self._files.value("index_sha256", number)):
             raise InputError(
                 f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"
             )
-        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *TEXTS, "num_frames", "shape"]
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
-        return FileIndex(table, moments=self._moments)
+        return pq.ParquetFile(pa.BufferReader(data)).read(list(names), use_threads=False)

@@ -155,20 +155,15 @@ class _Rows:
         return positions, values
 
     def _columns(self, number: int, names: list[str], positions: np.ndarray) -> dict[str, pa.Array]:
-        """From the index if it has all, else from the data file alone; a tar is read at places that its index gives."""
+        """From the index if it has all of them, else from the data file, with the index only if that is a tar."""
         if not names:
             return {}
-        tar = self._files.value("key", number).endswith(".tar")
-        from_index = set(names) <= set(INDEXED)
-        index = self._indexes.read(number) if from_index or tar else None
-        taken = pa.array(positions)
-        found = {}
-        if index is not None:
-            found = {name: column.take(taken) for name in names if (column := index.column(name)) is not None}
-        if missing := [name for name in names if name not in found]:
-            table = read_columns(self._store, self._files, number, index, missing, positions)
-            found |= {name: table[name].combine_chunks() for name in missing}
-        return found
+        if set(names) <= set(INDEXED):
+            table = self._indexes.columns(number, names).take(pa.array(positions))
+        else:
+            index = self._indexes.read(number) if self._files.value("key", number).endswith(".tar") else None
+            table = read_columns(self._store, self._files, number, index, names, positions)
+        return {name: table[name].combine_chunks() for name in names}
 
 
 def _values(column: pa.Array, path: Path) -> Any:
