@@ -28,7 +28,6 @@ from pipeline.ledger.manifest import (
     read_table,
     receipt_row,
     release_memory,
-    sorted_by,
     write_table,
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
@@ -90,21 +89,22 @@ class _Read:
     problem: str | None
 
 
-def _counted_whole(receipt: Receipt, problem: str | None = None) -> _Read:
+def _counted_whole(part: CountedReceipt, problem: str | None = None) -> _Read:
+    receipt = part.receipt
     files = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
     problem = problem or next(iter(imbalances(receipt)), None)
-    return _Read(CountedReceipt(receipt), receipt.added(), files, receipt.stats, problem)
+    return _Read(part, receipt.added(), files, receipt.stats, problem)
 
 
 def _counted(store: Store, part: CountedReceipt) -> _Read:
     """Reads indexes and latents if some rows do not count. One that is lost or damaged is a problem of the receipt, named with all rows."""
     if part.whole:
-        return _counted_whole(part.receipt)
+        return _counted_whole(part)
     try:
         counts, found = shares(store, part)
         stats = part_statistics(store, part.receipt.stats, found)
     except (InputError, OutputError) as error:
-        return _counted_whole(part.receipt, f"the rows that count are not known: {error}")
+        return _counted_whole(CountedReceipt(part.receipt), f"the rows that count are not known: {error}")
     return _Read(part, counts, found, stats, next(iter(imbalances(part.receipt)), None))
 
 
@@ -117,7 +117,7 @@ class _Pool:
 
     def add_whole(self, receipt: Receipt) -> None:
         """Adds a receipt of which all rows count."""
-        self.add(_counted_whole(receipt), whole_state(receipt.attempt))
+        self.add(_counted_whole(CountedReceipt(receipt)), whole_state(receipt.attempt))
 
     def add(self, read: _Read, state: bytes) -> None:
         """Adds a receipt with the part that counts."""
@@ -260,15 +260,7 @@ def _combined(
             take(source)
         open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
         take(_read_now(store, decisions, *open_shards, folder, workers))
-    # No name refers to the table while it is sorted: its columns are freed one by one.
-    return write_table(sorted_by(_concatenated(tables), "key"), folder / "files"), path, taken, outdated[0]
-
-
-def _concatenated(tables: list[pa.Table]) -> pa.Table:
-    """All rows; empties the list."""
-    found = pa.concat_tables(tables)
-    tables.clear()
-    return found
+    return write_table(pa.concat_tables(tables), folder / "files", "key"), path, taken, outdated[0]
 
 
 def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, left: np.ndarray) -> np.ndarray:

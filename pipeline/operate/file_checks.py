@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.manifest import read_batches, release_memory, sorted_by
+from pipeline.ledger.manifest import read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def _listed(store: Store, files: pa.Table) -> tuple[list[str], list[tuple[str, s
     missing: list[str] = []
     wrong: list[tuple[str, str]] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        expected = sorted_by(files.select([key, size]), key)
-        names, sizes = expected[key], expected[size].to_numpy()
+        names, sizes = files[key], files[size].to_numpy()
+        if (order := sort_order(names)) is not None:
+            names, sizes = names.take(order), sizes[order.to_numpy()]
         there = np.zeros(len(names), bool)
         folders = pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
         for prefix in sorted(f"{name}/" for name in folders):

@@ -37,6 +37,7 @@ STEPS = st.one_of(
     st.tuples(st.just("replace"), st.sampled_from(NAMES), st.integers(0, 2)),
     st.tuples(st.just("touch"), st.sampled_from(NAMES)),
     st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+    st.tuples(st.just("retry"), st.sampled_from(FINGERPRINTS)),
     st.tuples(st.just("take down"), st.sampled_from(NAMES)),
     st.tuples(st.just("take down a row"), st.integers(0, 20)),
     PUBLISH,
@@ -72,6 +73,10 @@ class History:
         if there:
             run = self.workspace.run("".join(there), fingerprint=fingerprint)
             run.finish(dict.fromkeys(damaged, "too_short"))
+
+    def retry(self, fingerprint: str) -> None:
+        if there := [name for name in NAMES if self.path(name).exists()]:
+            self.workspace.run("".join(there), fingerprint=fingerprint, retry_rejects="too_short").finish()
 
     def take_down_row(self, number: int) -> None:
         if rows := visible(self.store):
@@ -124,6 +129,7 @@ class History:
         for number in Snapshots(self.store).numbers():
             snapshot = Snapshots(self.store).read(number)
             assert snapshot.counts["samples"] == snapshot.counts["encoded"] + snapshot.counts["rejected"]
+            assert sum(snapshot.rejects.values()) == snapshot.counts["rejected"], "each rejected sample has one reject"
             assert set(shown_ids(self.store, snapshot)) == set(self.rows_then(number)), number
             values = sum(item.stats.n for item in snapshot.fingerprints.values() if item.stats is not None)
             assert values == snapshot.counts["rows"], "each latent has one value"
@@ -152,6 +158,8 @@ def run(history: History, steps: list[tuple]) -> None:
             history.write(rest[0], history.path(rest[0]).read_bytes())
         elif kind == "remove":
             history.path(rest[0]).unlink(missing_ok=True)
+        elif kind == "retry":
+            history.retry(*rest)
         elif kind == "take down":
             record_takedown(history.store, "asked", sources=[str(history.path(rest[0]))])
         elif kind == "take down a row":
