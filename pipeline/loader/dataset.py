@@ -16,6 +16,7 @@ from pipeline.format.columns import SCALARS
 from pipeline.ledger.addresses import open_output
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
+from pipeline.loader.arguments import integer, texts
 from pipeline.loader.buckets import Bucket, make_buckets
 from pipeline.loader.columns import ColumnCache
 from pipeline.loader.fetch import Fetcher
@@ -52,18 +53,21 @@ class LatentDataset:
         files: DataFiles,
         snapshot: int | None,
         where: str | None,
-        columns: Sequence[str],
+        columns: str | Sequence[str],
         threads: int,
     ) -> None:
         """Use `open`."""
+        columns, threads = texts("columns", columns), integer("threads", threads, 1)
         if unknown := [name for name in columns if name not in SCALARS]:
             raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join(SCALARS)}")
         if not len(files):
             raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
         self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
-        self.columns = tuple(columns)
+        self.columns = columns
         self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
+        self.takedowns = Takedowns()
         self._start()
+        self.takedowns = self.read_takedowns()
         self._kept = None if where is None else filtered_rows(store, files, self.indexes, self.bounds, where, threads)
         self.identity = files.identity
         if where is not None and self._kept is not None:
@@ -78,7 +82,7 @@ class LatentDataset:
         uri: str,
         snapshot: int | str = "latest",
         where: str | None = None,
-        columns: Sequence[str] = (),
+        columns: str | Sequence[str] = (),
         receipts: bool = False,
         *,
         fingerprint: str | None = None,
@@ -118,11 +122,11 @@ class LatentDataset:
         self.indexes = IndexCache(self.store, self.files, moments=self.spec.moments)
         self.scalars = ColumnCache(self.store, self.files)
         self.fetcher = Fetcher(self.store, self.files)
-        self.takedowns = self.read_takedowns()
         self._counts: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("bounds", "indexes", "scalars", "fetcher", "takedowns", "_counts")
+        # A copy hides the rows that this one hides, so that numbers of rows mean the same in another process.
+        left_out = ("bounds", "indexes", "scalars", "fetcher", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -156,15 +160,18 @@ class LatentDataset:
 
     def look_for_takedowns(self) -> bool:
         """Applies takedowns that were recorded since the last look. Whether there were some. Raises as `read_takedowns`."""
-        found = self.read_takedowns()
+        return self.apply_takedowns(self.read_takedowns())
+
+    def apply_takedowns(self, found: Takedowns) -> bool:
+        """Hides the rows that these hide, and no others. Whether they are other ones than before."""
         if [item.key for item in found.records] == [item.key for item in self.takedowns.records]:
             return False
         self.takedowns, self._counts = found, None
         return True
 
     def read_takedowns(self) -> Takedowns:
-        """Takedowns that the snapshot does not have applied, as they are now."""
-        return Takedowns(item for item in read_takedowns(self.store).records if item.key not in self.files.applied)
+        """Takedowns that the snapshot does not have applied, as they are now. Reads the records that this dataset does not know yet."""
+        return read_takedowns(self.store, known=self.takedowns, without=self.files.applied)
 
     def row(self, name: str) -> Row:
         """The row with this id, with its tensors.
