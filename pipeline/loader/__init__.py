@@ -4,7 +4,7 @@ Importing this package loads neither torch nor pyarrow; its public names are loa
 
 - `dataset`, `row`, `file_rows`, `spec`: rows of one snapshot; one of them; those of a file; the network that made them
 - `files`, `buckets`, `file_index`, `columns`: files and rows that count; rows by shape; byte indexes; columns without tensors
-- `filter`: rows for which an SQL expression is true
+- `filter`, `expression`, `ranges`: rows for which an SQL expression is true; what it says; what the manifest knows of each file
 - `arguments`, `rules`, `draws`: numbers of one type; size of a global batch; random numbers
 - `epoch`, `packing`, `part`, `mixture`, `order`: batches of an epoch; packed ones; epoch after epoch; which dataset a step takes; all
   together

@@ -152,10 +152,11 @@ class BatchMaker:
         return {"fps": rate, **self._dataset.scalars.row(slot.file, slot.index, names, slot.position)}
 
     def _read_scalars(self, slots: list[Slot]) -> None:
-        """Reads the columns of files that are not in memory at once: one after another would cost a round trip each."""
-        one_of_each = {slot.file: slot for slot in slots}.values()
+        """Reads columns that are not in memory, of all files (or rows of tars) at once: one by one would cost a round trip each."""
+        scalars = self._dataset.scalars
+        one_of_each = {scalars.unit(slot.file, slot.position): slot for slot in slots}.values()
         missing = [
-            slot for slot in one_of_each if not self._dataset.scalars.holds(slot.file, self._columns_of(slot)[1])
+            slot for slot in one_of_each if not scalars.holds(slot.file, self._columns_of(slot)[1], slot.position)
         ]
         if len(missing) > 1:
             list(self._pool.map(self._scalars, missing))
