@@ -19,7 +19,7 @@ from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.summaries import uri_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from pipeline.format.index import IndexRow
     from pipeline.records import Receipt
@@ -129,18 +129,22 @@ class Takedowns:
 NONE = Takedowns()
 
 
-def read_takedowns(store: Store) -> Takedowns:
-    """Every takedown of an output: one LIST, and a read for each record.
+def read_takedowns(store: Store, *, known: Takedowns = NONE, without: Collection[str] = ()) -> Takedowns:
+    """Every takedown of an output: one LIST, and a read for each record. `known`: records that need not be read again, they never
+    change. `without`: keys of records to leave out.
 
     Raises:
         OutputError: a record that cannot be read. Readers must stop: without it they would show rows that were taken down.
     """
     found = []
+    held = {item.key: item for item in known.records}
     for info in store.list(TAKEDOWNS):
+        if info.key in without:
+            continue
         try:
             if not info.key.endswith(".json"):
                 raise ValueError("its name does not end in .json")
-            found.append(Takedown.from_json(info.key, store.read(info.key)))
+            found.append(held.get(info.key) or Takedown.from_json(info.key, store.read(info.key)))
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(
                 f"{info.key} cannot be read as a takedown: {error}; expected a record written by Lathe. Restore or remove it",

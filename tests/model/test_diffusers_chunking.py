@@ -132,6 +132,14 @@ def test_frames_of_image_networks_are_independent():
 # ---- another diffusers than the one this was written with -------------------------------------------------------------
 
 
+@pytest.fixture
+def untested():
+    """No stream was tested before, and none of those tested here is used after."""
+    wan_stream._tested_stream.cache_clear()
+    yield
+    wan_stream._tested_stream.cache_clear()
+
+
 def refused(reason):
     with pytest.warns(
         UserWarning, match=rf"encodes and decodes whole clips only: this adapter does not know .* its cache .*{reason}"
@@ -146,12 +154,12 @@ def refused(reason):
     return latent.mean
 
 
-def test_a_missing_cache_falls_back_to_whole_clips(monkeypatch):
+def test_a_missing_cache_falls_back_to_whole_clips(untested, monkeypatch):
     monkeypatch.delattr(autoencoder_kl_wan, "patchify")
     assert torch.equal(refused("patchify"), tiny("wan-2.1").encode(noise(1, 3, 9, 32, 32))[0].mean)
 
 
-def test_a_cache_with_another_meaning_falls_back_to_whole_clips(monkeypatch):
+def test_a_cache_with_another_meaning_falls_back_to_whole_clips(untested, monkeypatch):
     real = wan_stream.WanStream._encode_step
     monkeypatch.setattr(
         wan_stream.WanStream, "_encode_step", lambda self, frames, places: real(self, frames, [*places])
@@ -159,7 +167,7 @@ def test_a_cache_with_another_meaning_falls_back_to_whole_clips(monkeypatch):
     refused("latents differ|cache")
 
 
-def test_a_growing_cache_falls_back_to_whole_clips(monkeypatch):
+def test_a_growing_cache_falls_back_to_whole_clips(untested, monkeypatch):
     real, steps = wan_stream.WanStream._encode_step, itertools.count(1)
 
     def growing(self, frames, places):
