@@ -13,8 +13,11 @@ import typer
 from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import EncodeJob
     from pipeline.errors import PublishFailed
+    from pipeline.operate.publish import Progress
 
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
@@ -70,13 +73,14 @@ def publish(
     debug: Debug = False,
 ) -> None:
     """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
+    reached: list[Progress] = []
 
     def run() -> None:
         from pipeline.ledger.addresses import check_whole_output
 
         root = check_whole_output(output)  # before the slow imports
-        from pipeline.errors import ConfigError, PublishFailed
-        from pipeline.operate.publish import PublishOptions, list_inputs
+        from pipeline.errors import ConfigError, PublishFailed, ViewNotWritten
+        from pipeline.operate.publish import Progress, PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
         from pipeline.operate.publish_checks import Limits
         from pipeline.storage import open_store
@@ -104,13 +108,17 @@ def publish(
         )
         listing = (lambda: list_inputs(inputs, store, storage)) if inputs else None
         try:
-            published = make_snapshot(store, options, listing=listing, canary=check)
+            reached.append(Progress())
+            published = make_snapshot(store, options, listing=listing, canary=check, progress=reached[0])
+        except ViewNotWritten as error:
+            show_published(error.published, as_json, error=str(error))
+            raise
         except PublishFailed as error:
             show_failed(error, as_json)
             raise
         show_published(published, as_json)
 
-    guard(run, debug=debug, again="nothing was published; run the same command again")
+    guard(run, debug=debug, again=lambda: interrupted(reached, output))
 
 
 def publish_job(job: EncodeJob) -> None:
@@ -135,8 +143,20 @@ def publish_job(job: EncodeJob) -> None:
     show_published(published, False)
 
 
-def show_published(published: Any, as_json: bool) -> None:
-    """Prints a `Published`."""
+def interrupted(reached: Sequence[Progress], output: str) -> str:
+    """What an interrupted publisher did."""
+    progress = reached[0] if reached else None
+    if progress is None or progress.creating is None:
+        return "nothing was published; run the same command again"
+    if progress.created:
+        return (
+            f"snapshot {progress.creating} is published; run the same command again to bring the Delta view up to date"
+        )
+    return f"snapshot {progress.creating} may be published: `lathe snapshots {output}` lists it if it is"
+
+
+def show_published(published: Any, as_json: bool, error: str | None = None) -> None:
+    """Prints a `Published`. `error`: what failed afterwards."""
     import json
 
     from pipeline.cli.snapshot_wording import published_lines
@@ -144,6 +164,8 @@ def show_published(published: Any, as_json: bool) -> None:
     record = json.loads(published.snapshot.to_json())
     delta = None if published.delta is None else published.delta.to_dict()
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
+    if error is not None:
+        values["error"] = error
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
 
 

@@ -72,12 +72,8 @@ class ReceiptSummary:
     limits: str  # JSON: see `Receipt.limits`
 
     def __post_init__(self) -> None:
-        for name in (
-            "fingerprint",
-            "container",
-            "reasons",
-            "limits",
-        ):  # mostly equal over 100,000 receipts: stored once
+        # Mostly equal over 100,000 receipts: stored once.
+        for name in ("fingerprint", "container", "reasons", "limits"):
             object.__setattr__(self, name, sys.intern(getattr(self, name)))
 
     @property

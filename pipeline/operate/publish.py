@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
+from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
@@ -79,6 +79,14 @@ class Published:
     delta: DeltaView | None = None  # state of the Delta view; None: not written
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a publisher got: number of the record that it creates or created."""
+
+    creating: int | None = None
+    created: bool = False
+
+
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
     """Present inputs, sorted by URI, without latents of the output itself.
 
@@ -98,6 +106,7 @@ def publish(
     canary: Canary | None = None,
     failures: DrillConfig | None = None,
     workers: int = 8,
+    progress: Progress | None = None,
 ) -> Published:
     """Publishes a snapshot that covers all receipts, unless the newest already does.
 
@@ -108,8 +117,10 @@ def publish(
         canary: encodes a few clips of these receipts again and compares; None: this check is left out.
         failures: where to fail on purpose, for tests.
         workers: threads that read receipts.
+        progress: is kept up to date, for a message after an interruption.
 
     Raises:
+        ViewNotWritten: the snapshot is published, its Delta view is not up to date.
         OutputError: not an output, or of another format version; a Delta log that another program wrote to.
         InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
@@ -122,7 +133,7 @@ def publish(
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         snapshots = Snapshots(store, failures)
         try:
-            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
+            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers, progress)
         except PublishFailed:
             with suppress(LatheError):  # takedowns reach the view all the same
                 _delta_view(store, options)
@@ -130,9 +141,10 @@ def publish(
         try:
             view = _delta_view(store, options)
         except LatheError as error:
-            raise OutputError(
+            raise ViewNotWritten(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
-                "to write it, or use --no-delta"
+                "to write it, or use --no-delta",
+                published=published,
             ) from error
     if published.made:
         snapshots.check_stays(published.snapshot)
@@ -148,6 +160,7 @@ def _publish(
     snapshots: Snapshots,
     folder: Path,
     workers: int,
+    progress: Progress | None,
 ) -> Published:
     base = base_to_rebuild(snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
     parent, prefix = base.parent, options.fingerprint or ""
@@ -186,7 +199,11 @@ def _publish(
         choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
     snapshot.tables.update(snapshots.write_tables(base.number, tables))
+    if progress is not None:
+        progress.creating = base.number
     snapshots.create(snapshot)
+    if progress is not None:
+        progress.created = True
     return Published(snapshot, True, [*base.notices, *notices, *_notices(store, snapshot)])
 
 
