@@ -60,7 +60,10 @@ def publish(
     ] = True,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Pass over snapshots that are damaged and read the receipts they cover again."),
+        typer.Option(
+            "--rebuild",
+            help="Pass over snapshots that are damaged, read the receipts they cover again, go on without lost receipts.",
+        ),
     ] = False,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
@@ -99,7 +102,7 @@ def publish(
             delta=delta,
             rebuild=rebuild,
         )
-        listing = list_inputs(inputs, store, storage) if inputs else None
+        listing = (lambda: list_inputs(inputs, store, storage)) if inputs else None
         try:
             published = make_snapshot(store, options, listing=listing, canary=check)
         except PublishFailed as error:
@@ -123,7 +126,9 @@ def publish_job(job: EncodeJob) -> None:
     options = PublishOptions(limits=Limits(reject_budget=job.reject_budget), job=job.model_dump(mode="json"))
     check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
     try:
-        published = make_snapshot(store, options, listing=list_inputs(job.inputs, store, job.storage), canary=check)
+        published = make_snapshot(
+            store, options, listing=lambda: list_inputs(job.inputs, store, job.storage), canary=check
+        )
     except PublishFailed as error:
         show_failed(error, False)
         raise
