@@ -7,7 +7,7 @@ TORCH := $(shell sed -n 's/^torch==//p' $(PINS))
 INSTALLED := .venv/installed
 DEMO := demo
 # About a minute on two cores.
-DEMO_TRAINING := --steps 300 --batch 8 --width 128 --depth 4 --heads 4 --learning-rate 2e-3
+DEMO_TRAINING := --steps 500 --batch 4 --width 256 --depth 4 --heads 4 --patch 4 --learning-rate 2e-3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix docs bench clients fuzz clean

@@ -86,7 +86,7 @@ def write_loss_curve(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, losses, color="0.8", label="each step")
     axes.plot(steps, (sums - before) / counts, label=f"mean of {SMOOTHED} steps")
-    axes.set(xlabel="step", ylabel="flow matching loss (mean square error of the velocity)")
+    axes.set(xlabel="step", ylabel="mean square error of the velocity", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     replace_file(path, lambda partial: figure.savefig(partial, format="png", dpi=120))

@@ -1,5 +1,4 @@
-"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Latents into training: `LatentDataset`,
-`LatentLoader`.
+"""Videos in, latents out: `encode(job) -> BuildReport`, `EncodeJob`. Latents into training: `LatentDataset`, `LatentLoader`.
 
 Importing this package loads neither torch nor ray.
 

@@ -58,6 +58,24 @@ LONG_FIRST = (
     "tests/engine/test_ray_watch.py",
 )
 
+# Files that use one Ray cluster; one worker takes all of them.
+ON_ONE_RAY = tuple(f"tests/engine/test_ray{name}.py" for name in ("", "_lanes", "_outage", "_watch"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadfile` does, with several files as one where they share something costly."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if path in ON_ONE_RAY else path
+
+    return Scheduling(config, log)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import select
@@ -44,8 +45,8 @@ def run(*arguments: Any, timeout: float = RUN_LIMIT_S, **options: Any) -> subpro
 def start(*arguments: Any, **options: Any) -> ForkedCommand:
     """A running command.
 
-    `options`: `env`, `cwd`, file descriptors `stdin`, `stdout`, `stderr` instead of pipes, and `fresh_decoders` (decoders are then found
-    in /proc by their arguments and environment).
+    `options`: `env`, `cwd`, file descriptors `stdin`, `stdout`, `stderr` instead of pipes, `fresh_decoders` (decoders are then found
+    in /proc by their arguments and environment), and `prepare`, "module:function", called in the new process before the command.
     """
     return _server().start([str(argument) for argument in arguments], **options)
 
@@ -137,6 +138,7 @@ class _Server:
         stdout: int | None = None,
         stderr: int | None = None,
         fresh_decoders: bool = False,
+        prepare: str = "",
     ) -> ForkedCommand:
         ours, theirs = socket.socketpair()
         environment = dict(os.environ if env is None else env)
@@ -145,6 +147,7 @@ class _Server:
                 "arguments": arguments,
                 "environment": environment,
                 "cwd": str(cwd or os.getcwd()),
+                "prepare": prepare,
                 "fresh_decoders": fresh_decoders or environment.get("PYTHONPATH") != SUITE_PATH,
             }
         ).encode()
@@ -248,6 +251,9 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.stderr = sys.__stderr__ = _stream(2, line_buffering=True, errors="backslashreplace")
     if not request["fresh_decoders"]:
         forked_decoders.install_forked()
+    if request["prepare"]:
+        module, _, function = request["prepare"].partition(":")
+        getattr(importlib.import_module(module), function)()
 
 
 def _stream(number: int, *, line_buffering: bool = False, errors: str | None = None) -> Any:

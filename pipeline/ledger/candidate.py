@@ -28,7 +28,6 @@ from pipeline.ledger.manifest import (
     read_table,
     receipt_row,
     release_memory,
-    sorted_by,
     write_table,
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
@@ -64,6 +63,7 @@ class Candidate:
     receipts: pa.Table  # `manifest.RECEIPTS` without statistics
     receipts_path: Path  # the whole of it, as Parquet
     fresh: pa.Array  # shards that the parent does not cover
+    outdated: pa.Array  # shards of which the parent has other rows, or that are not in the candidate
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
     parent_files: Path | None  # `files` of the parent, as Parquet
@@ -89,21 +89,22 @@ class _Read:
     problem: str | None
 
 
-def _counted_whole(receipt: Receipt, problem: str | None = None) -> _Read:
+def _counted_whole(part: CountedReceipt, problem: str | None = None) -> _Read:
+    receipt = part.receipt
     files = [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
     problem = problem or next(iter(imbalances(receipt)), None)
-    return _Read(CountedReceipt(receipt), receipt.added(), files, receipt.stats, problem)
+    return _Read(part, receipt.added(), files, receipt.stats, problem)
 
 
 def _counted(store: Store, part: CountedReceipt) -> _Read:
     """Reads indexes and latents if some rows do not count. One that is lost or damaged is a problem of the receipt, named with all rows."""
     if part.whole:
-        return _counted_whole(part.receipt)
+        return _counted_whole(part)
     try:
         counts, found = shares(store, part)
         stats = part_statistics(store, part.receipt.stats, found)
     except (InputError, OutputError) as error:
-        return _counted_whole(part.receipt, f"the rows that count are not known: {error}")
+        return _counted_whole(CountedReceipt(part.receipt), f"the rows that count are not known: {error}")
     return _Read(part, counts, found, stats, next(iter(imbalances(part.receipt)), None))
 
 
@@ -116,7 +117,7 @@ class _Pool:
 
     def add_whole(self, receipt: Receipt) -> None:
         """Adds a receipt of which all rows count."""
-        self.add(_counted_whole(receipt), whole_state(receipt.attempt))
+        self.add(_counted_whole(CountedReceipt(receipt)), whole_state(receipt.attempt))
 
     def add(self, read: _Read, state: bytes) -> None:
         """Adds a receipt with the part that counts."""
@@ -159,14 +160,16 @@ def gather(
         OutputError: a receipt or takedown that cannot be read.
     """
     snapshots = Snapshots(store)
-    covered: set[str] = set()
+    covered: pa.Array | None = None
     if parent is not None:
         parent_receipts = snapshots.download(parent, "receipts", folder / "parent-receipts")
-        covered.update(read_table(parent_receipts, ["shard_id"])["shard_id"].to_pylist())
+        covered = pa.concat_arrays(
+            [pa.array([], pa.string()), *read_table(parent_receipts, ["shard_id"])["shard_id"].chunks]
+        )
     pool = _Pool(folder, "read")
 
     def keep(receipt: Receipt) -> None:
-        if receipt.shard_id not in covered and receipt.fingerprint.startswith(fingerprint or ""):
+        if receipt.fingerprint.startswith(fingerprint or ""):
             pool.add_whole(receipt)
 
     summaries = Summaries(store, workers)
@@ -187,16 +190,16 @@ def gather(
         drop_missing=drop_missing,
     )
     spooled.unlink()
-    fresh, covered_shards = decisions.shards, len(covered)
-    if covered:
-        fresh = fresh.filter(pc.invert(pc.is_in(fresh, pa.array(covered, pa.string()))))
-    covered.clear()  # before tables of the same number of rows are read
+    fresh, covered_shards = decisions.shards, 0
+    if covered is not None:
+        fresh, covered_shards = fresh.filter(pc.invert(pc.is_in(fresh, covered))), len(covered)
+    del covered  # before tables of the same number of rows are read
     release_memory()
     sources, parent_files = [_Source(*pool.finish(), decisions.repeated)], None
     if parent is not None:
         parent_files = snapshots.download(parent, "files", folder / "parent-files")
         sources.insert(0, _Source(parent_files, parent_receipts))
-    files_path, receipts_path, taken = _combined(store, decisions, sources, folder, workers)
+    files_path, receipts_path, taken, outdated = _combined(store, decisions, sources, folder, workers)
     release_memory()
     return Candidate(
         parent=parent,
@@ -206,6 +209,7 @@ def gather(
         receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects", "warnings"]),
         receipts_path=receipts_path,
         fresh=fresh,
+        outdated=outdated,
         unchanged=parent is not None and taken == [covered_shards, *([0] * (len(taken) - 1))],
         cut_off=summaries.cut_off,
         parent_files=parent_files,
@@ -223,39 +227,51 @@ class _Source:
 
 def _combined(
     store: Store, decisions: Decisions, sources: list[_Source], folder: Path, workers: int
-) -> tuple[Path, Path, list[int]]:
-    """Files and receipts of all shards, and how many receipts came from each source: rows whose state still holds, the others read now."""
-    tables, taken = [], []
+) -> tuple[Path, Path, list[int], pa.Array]:
+    """Files and receipts of all shards: rows whose state still holds, the others read now.
+
+    Also how many receipts came from each source, and the outdated shards of the first.
+    """
+    tables, taken, outdated = [], [], []
     path, left = folder / "receipts", np.ones(len(decisions.shards), bool)
     with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
 
         def take(source: _Source) -> None:
-            kept, outdated = 0, [pa.array([], pa.string())]
+            names = read_table(source.receipts, ["shard_id", "state"])
+            valid = _valid(names, decisions, source.unusable, left)
+            outdated.append(
+                pa.concat_arrays([pa.array([], pa.string()), *names["shard_id"].filter(pa.array(~valid)).chunks])
+            )
+            del names
+            first = 0
             for batch in read_batches(source.receipts):
-                places = pc.index_in(batch["shard_id"], decisions.shards)
-                valid = pc.fill_null(pc.equal(decisions.states.take(places), batch["state"]), False)
-                if source.unusable is not None and len(source.unusable):
-                    valid = pc.and_(valid, pc.invert(pc.is_in(batch["shard_id"], source.unusable)))
-                left[places.filter(valid).to_numpy()] = False
-                outdated.append(batch["shard_id"].filter(pc.invert(valid)))
-                mine = batch.filter(valid)
-                kept += mine.num_rows
+                mine = batch.filter(pa.array(valid[first : first + batch.num_rows]))
+                first += batch.num_rows
                 if mine.num_rows:
                     out.write_batch(mine)
             release_memory()
-            gone = pa.concat_arrays(outdated)
             # By row groups: a filter over the whole table would hold it twice.
-            parts = (batch.filter(pc.invert(pc.is_in(batch["shard_id"], gone))) for batch in read_batches(source.files))
-            tables.append(pa.Table.from_batches(parts, FILES))
-            taken.append(kept)
+            batches = read_batches(source.files)
+            kept = (batch.filter(pc.invert(pc.is_in(batch["shard_id"], outdated[-1]))) for batch in batches)
+            tables.append(pa.Table.from_batches(kept, FILES))
+            taken.append(int(valid.sum()))
 
         for source in sources:
             take(source)
         open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
         take(_read_now(store, decisions, *open_shards, folder, workers))
-    files = pa.concat_tables(tables)
-    tables.clear()
-    return write_table(sorted_by(files, "key"), folder / "files"), path, taken
+    return write_table(pa.concat_tables(tables), folder / "files", "key"), path, taken, outdated[0]
+
+
+def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, left: np.ndarray) -> np.ndarray:
+    """Mask of receipts whose state holds and which no source had before; takes them out of `left`, a mask of `decisions.shards`."""
+    places = pc.index_in(names["shard_id"], decisions.shards)
+    valid = pc.fill_null(pc.equal(decisions.states.take(places), names["state"]), False)
+    if unusable is not None and len(unusable):
+        valid = pc.and_(valid, pc.invert(pc.is_in(names["shard_id"], unusable)))
+    mask = valid.to_numpy() & left[pc.fill_null(places, 0).to_numpy()] if len(left) else np.zeros(len(names), bool)
+    left[places.to_numpy(zero_copy_only=False)[mask].astype(np.int64)] = False
+    return mask
 
 
 def _read_now(

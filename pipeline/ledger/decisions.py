@@ -20,7 +20,7 @@ from pipeline.ledger.summaries import ID_BYTES, URI_BYTES, first_of_each_shard, 
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.ledger.takedowns import Takedowns
@@ -65,7 +65,7 @@ class Decisions:
 def decide(
     path: Path,
     takedowns: Takedowns,
-    covered: Collection[str],
+    covered: pa.Array | None,
     before: Choices,
     listing: Sequence[SourceObject] | None = None,
     *,
@@ -77,7 +77,7 @@ def decide(
     Args:
         path: summaries as `Summaries.spool` writes them.
         takedowns: of the output.
-        covered: ids of shards that the parent snapshot covers.
+        covered: ids of shards that the parent snapshot covers; None: there is no parent.
         before: `choices` of the parent.
         listing: the inputs as they are now; None: not known.
         fingerprint: only receipts of fingerprints that begin so; None: all.
@@ -96,19 +96,20 @@ def decide(
     mixed = _entangled(table, touched, wanted)
     others = table.filter(pa.array(mixed))
     overlaps = Overlaps(read_summaries(path, others["row"].to_numpy()), takedowns)
-    selection = select_versions(overlaps, covered, before, listing, drop_missing=drop_missing, current=current)
+    known = None if covered is None else set(_among(others["shard_id"], covered).to_pylist())
+    selection = select_versions(overlaps, known, before, listing, drop_missing=drop_missing, current=current)
     hide_other_versions(overlaps, selection.versions)
     special = {item.shard_id: overlaps.state(item) for item in overlaps.by_shard.values()}
     overlaps.forget_summaries()
     states = _states(table.select(["shard_id", "attempt"]), special)
     plain = table.filter(pa.array(~mixed))
     new = plain
-    if covered:
-        new = plain.filter(pc.invert(pc.is_in(plain["shard_id"], pa.array(covered, pa.string()))))
+    if covered is not None:
+        new = plain.filter(pc.invert(pc.is_in(plain["shard_id"], covered)))
     selection.changes.added += _num_uris(new)
     if listing is not None:
-        known = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
-        selection.open_sources = _unknown(selection.open_sources, known)
+        done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
+        selection.open_sources = _unknown(selection.open_sources, done)
     return Decisions(
         overlaps=overlaps,
         selection=selection,
@@ -122,6 +123,10 @@ def decide(
         current=current,
         num_inputs=_num_uris(plain) + _num_counting(selection),
     )
+
+
+def _among(values: pa.ChunkedArray, wanted: pa.Array) -> pa.ChunkedArray:
+    return values.filter(pc.is_in(values, wanted))
 
 
 def _newest(table: pa.Table) -> str | None:

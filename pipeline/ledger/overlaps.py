@@ -132,7 +132,9 @@ class Overlaps:
         if found is None and not takedowns:
             return whole_state(item.attempt)
         found = found or Hidden()
-        parts = (sorted(map(bytes.hex, found.sources)), sorted(found.samples), sorted(found.retried), takedowns)
+        parts = [sorted(map(bytes.hex, found.sources)), sorted(found.samples), sorted(found.retried), takedowns]
+        if found.retried:  # earlier snapshots recorded the rejects of such receipts as if none had been retried
+            parts.append("rejects")
         return _digest(item.attempt, json.dumps(parts))
 
     def _own(self, item: ReceiptSummary) -> None:

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
-from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, column_names, from_parquet
+from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, column_names, from_parquet, read_batches
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -238,6 +239,11 @@ class Snapshots:
             table = SCHEMAS[name].empty_table()
             return table if columns is None else table.select(columns)
         return from_parquet(self._read(snapshot, name), columns)
+
+    def batches(self, snapshot: Snapshot, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Rows of a table, without the whole of it in memory. Raises as `table`."""
+        if name in snapshot.tables:
+            yield from read_batches(self._read(snapshot, name), columns)
 
     def _read(self, snapshot: Snapshot, name: str) -> bytes:
         reference = snapshot.tables[name]

@@ -94,7 +94,7 @@ def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[Owned
 
 def select_versions(
     overlaps: Overlaps,
-    covered: Collection[str],
+    covered: Collection[str] | None,
     before: Choices,
     listing: Iterable[SourceObject] | None = None,
     *,
@@ -105,7 +105,7 @@ def select_versions(
 
     Args:
         overlaps: of all receipts that may be published.
-        covered: ids of shards that the parent snapshot covers.
+        covered: ids of shards among them that the parent snapshot covers; None: there is no parent.
         before: `choices` of the parent.
         listing: the present inputs; None: unknown.
         drop_missing: whether inputs that are not listed are dropped.
@@ -151,9 +151,9 @@ def _choices(overlaps: Overlaps, decided: Versions, newest: Versions, before: Ch
     return {**{name: uris for name, uris in before.items() if name not in decided}, **found}
 
 
-def _past(overlaps: Overlaps, covered: Collection[str], before: Choices) -> tuple[Versions, Mentions | None]:
+def _past(overlaps: Overlaps, covered: Collection[str] | None, before: Choices) -> tuple[Versions, Mentions | None]:
     """Versions in the parent of URIs that newer receipts or its choices name, and these URIs; no URIs if there is no parent."""
-    if not covered:
+    if covered is None:
         return {}, None
     asked: Mentions = {fingerprint: set(found) for fingerprint, found in before.items()}
     items = overlaps.by_shard.values()

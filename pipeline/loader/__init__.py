@@ -2,14 +2,14 @@
 
 Importing this package loads neither torch nor pyarrow; its public names are loaded when they are used.
 
-- `dataset`, `row`, `spec`: rows of one snapshot; one of them; the network that made them
+- `dataset`, `row`, `file_rows`, `spec`: rows of one snapshot; one of them; those of a file; the network that made them
 - `files`, `buckets`, `file_index`, `columns`: files and rows that count; rows by shape; byte indexes; columns without tensors
 - `filter`: rows for which an SQL expression is true
 - `rules`, `draws`, `epoch`, `mixture`, `order`: size of a global batch; random numbers; batches of an epoch; which dataset a step
   takes; all together
 - `loader`, `state`, `stats`, `assembly`: batches for one rank; where it stands; what it counts; its parts put together
-- `slots`, `fetch`, `reading`, `memory`, `cache`: rows of a batch in their files; ranged reads; in parallel; memory used again;
-  local copies
+- `slots`, `fetch`, `open_files`, `reading`, `memory`, `cache`: rows of a batch in their files; ranged reads; files kept open; in
+  parallel; memory used again; local copies
 - `maker`, `batch`, `values`, `crops`, `captions`: rows into a batch; its fields; values for training; first frames only; one
   caption of several
 - `iterable`, `map_style`: batches and rows as datasets of torch

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.format.columns import SCALARS
+from pipeline.loader.open_files import with_files_closed
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class ColumnCache:
             if (found := self._held.get((number, names))) is not None:
                 self._held.move_to_end((number, names))
                 return found
-        table = read_columns(self._store, self._files, number, index, names)
+        table = with_files_closed(lambda: read_columns(self._store, self._files, number, index, names))
         with self._lock:
             if (number, names) not in self._held:
                 self._held[number, names] = table

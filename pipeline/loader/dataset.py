@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -18,22 +17,21 @@ from pipeline.ledger.addresses import open_output
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 from pipeline.loader.buckets import Bucket, make_buckets
-from pipeline.loader.columns import ColumnCache, read_columns
-from pipeline.loader.fetch import READ_BYTES, Fetcher, Wanted, spans_of
+from pipeline.loader.columns import ColumnCache
+from pipeline.loader.fetch import Fetcher
 from pipeline.loader.file_index import IndexCache
+from pipeline.loader.file_rows import rows_of_file
 from pipeline.loader.files import DataFiles, published_files, received_files
-from pipeline.loader.filter import filtered_rows
-from pipeline.loader.row import Row, bytes_of, empty_tensor
+from pipeline.loader.filter import digest_of_rows, filtered_rows
 from pipeline.loader.spec import DatasetSpec
 from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import torch
-
     from pipeline.loader.file_index import FileIndex
     from pipeline.loader.map_style import LatentRows
+    from pipeline.loader.row import Row
     from pipeline.storage import Store
 
 OPENING_THREADS = 8
@@ -64,7 +62,9 @@ class LatentDataset:
         self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
         self._start()
         self._kept = None if where is None else filtered_rows(store, files, self.indexes, where, threads)
-        self.identity = files.identity if where is None else f"{files.identity}:{where.strip()}:{_digest(self._kept)}"
+        self.identity = files.identity
+        if where is not None and self._kept is not None:
+            self.identity += f":{where.strip()}:{digest_of_rows(self._kept)}"
         self.places: dict[str, Bucket] = make_buckets(files, self.spec, self._kept, self._lengths)
 
     @classmethod
@@ -148,11 +148,13 @@ class LatentDataset:
             self._counts = counts
         return self._counts
 
-    def look_for_takedowns(self) -> None:
-        """Applies takedowns that were recorded since the last look. Raises as `read_takedowns`."""
+    def look_for_takedowns(self) -> bool:
+        """Applies takedowns that were recorded since the last look. Whether there were some. Raises as `read_takedowns`."""
         found = self.read_takedowns()
-        if [item.key for item in found.records] != [item.key for item in self.takedowns.records]:
-            self.takedowns, self._counts = found, None
+        if [item.key for item in found.records] == [item.key for item in self.takedowns.records]:
+            return False
+        self.takedowns, self._counts = found, None
+        return True
 
     def read_takedowns(self) -> Takedowns:
         """Takedowns that the snapshot does not have applied, as they are now."""
@@ -171,7 +173,7 @@ class LatentDataset:
             index = self.indexes.get(number)
             position = index.find(name)
             if position is not None and position in self._positions(number, index):
-                return next(self._rows(number, index, np.array([position]), tensors=True))
+                return next(rows_of_file(self, number, index, np.array([position])))
         raise InputError(
             f"{self.store.root} has no row {name!r} in this dataset: not published, filtered out or taken down"
         )
@@ -189,7 +191,7 @@ class LatentDataset:
         for number in range(len(self.files)):
             index = self.indexes.read(number)
             if len(positions := self._positions(number, index)):
-                yield from self._rows(number, index, positions, tensors=tensors)
+                yield from rows_of_file(self, number, index, positions, tensors=tensors)
 
     def placed(self) -> Iterator[tuple[int, int, Row]]:
         """Rows without tensors in the order of `rows`, each with its place for `rows_of`: number of the file, which of its rows."""
@@ -197,13 +199,27 @@ class LatentDataset:
             index = self.indexes.read(number)
             positions = self._positions(number, index)
             if len(positions):
-                rows = self._rows(number, index, positions, tensors=False)
+                rows = rows_of_file(self, number, index, positions, tensors=False)
                 yield from ((number, place, row) for place, row in enumerate(rows))
 
     def rows_of(self, number: int, places: np.ndarray) -> Iterator[Row]:
         """Rows of one file with their tensors: the `places`-th of those that may be read, in the order given. Raises as `rows`."""
         index = self.indexes.get(number)
-        return self._rows(number, index, self._positions(number, index)[places], tensors=True)
+        return rows_of_file(self, number, index, self._positions(number, index)[places])
+
+    def file_uris(self) -> list[str]:
+        """URIs of all data files, for other readers. They also see rows that do not count, see `hidden_ids`."""
+        return [self.store.uri(key) for key in self.files.table["key"].to_pylist()]
+
+    def hidden_ids(self) -> set[str]:
+        """Ids of rows in these files that other readers must leave out: superseded, taken down, filtered out."""
+        odd = range(len(self.files)) if self._kept is not None else sorted({*self.files.hidden, *self._touched()})
+        found: set[str] = set()
+        for number in odd:
+            index = self.indexes.get(number)
+            gone = np.setdiff1d(np.arange(len(index)), self._positions(number, index))
+            found.update(str(index.text("id", row)) for row in gone.tolist())
+        return found
 
     def as_map_dataset(self) -> LatentRows:
         """The rows as a map-style dataset for `torch.utils.data.DataLoader`."""
@@ -221,46 +237,6 @@ class LatentDataset:
         found = np.arange(len(index), dtype=np.int32) if found is None else found
         gone = index.hidden(self.takedowns)
         return found if gone is None else found[~gone[found]]
-
-    def _rows(self, number: int, index: FileIndex, positions: np.ndarray, *, tensors: bool) -> Iterator[Row]:
-        scalars = read_columns(self.store, self.files, number, index, self.columns).to_pydict() if self.columns else {}
-        if "metadata" in scalars:
-            scalars["metadata"] = [json.loads(text) for text in scalars["metadata"]]
-        names = self.files.value("bucket", number).removeprefix("v").split("x")
-        for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
-            read = self._read(number, index, part) if tensors else [(None, None)] * len(part)
-            for position, (latent, logvar) in zip(part, read, strict=True):
-                frames = int(index.num_frames[position])
-                yield Row(
-                    id=str(index.text("id", position)),
-                    bucket="x".join([str(frames), *names[1:]]),
-                    num_frames=frames,
-                    caption=index.text("caption", position),
-                    shape=index.shape(position),
-                    source_uri=str(index.text("source_uri", position)),
-                    source_key=str(index.text("source_key", position)),
-                    latent=latent,
-                    logvar=logvar,
-                    columns={name: values[position] for name, values in scalars.items()},
-                )
-
-    def _read(
-        self, number: int, index: FileIndex, positions: list[int]
-    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        kinds = range(index.tensors)
-        tensors = [[empty_tensor(index.shape(position), self.spec.dtype) for _ in kinds] for position in positions]
-        wanted = [
-            Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
-            for position, found in zip(positions, tensors, strict=True)
-            for which in kinds
-        ]
-        for span in spans_of(wanted):
-            if cut := self.fetcher.read(span):
-                raise self.fetcher.cut(cut[0])
-        for item in wanted:
-            if (damage := self.fetcher.damage(item)) is not None:
-                raise damage
-        return [(found[0], found[1] if len(found) > 1 else None) for found in tensors]
 
     def _lengths(self, numbers: Iterable[int]) -> dict[int, np.ndarray]:
         """Frames of every row of the given files."""
@@ -280,28 +256,3 @@ class LatentDataset:
             pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string())).to_numpy()
         ).tolist()
         return found
-
-
-def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
-    """Rows in parts of at most `READ_BYTES` of tensors; a larger one by itself."""
-    part: list[int] = []
-    size = 0
-    for position in positions:
-        length = sum(index.length(position, which) for which in range(index.tensors))
-        if part and size + length > READ_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(position)
-        size += length
-    if part:
-        yield part
-
-
-def _digest(kept: dict[int, np.ndarray] | None) -> str:
-    """Hash of the rows that a filter left: another version of the filter's engine cannot change them unnoticed."""
-    digest = hashlib.blake2b(digest_size=8)
-    for number, positions in sorted((kept or {}).items()):
-        digest.update(
-            number.to_bytes(8, "little") + len(positions).to_bytes(8, "little") + positions.astype("<i4").tobytes()
-        )
-    return digest.hexdigest()

@@ -7,14 +7,25 @@ Only Philox's raw 64-bit stream is used, whose values are fixed by its definitio
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 INDEX_BITS = 24  # of a sort key, where they suffice; the random bits above decide, the index breaks ties
+CHUNK = 1 << 20  # values that are numbered at a time
 
 
 def key_of(*values: object) -> int:
-    """128-bit key of a sequence of strings and integers."""
+    """128-bit key of a sequence of strings and integers. The type is part of it, hence no other types.
+
+    Raises:
+        TypeError: neither `str` nor `int`.
+    """
+    if odd := [value for value in values if type(value) not in (str, int)]:
+        raise TypeError(f"key_of: expected str and int, got {type(odd[0]).__name__}")
     text = "\x1f".join(f"{type(value).__name__}:{value}" for value in values)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
@@ -48,14 +59,26 @@ def normal(key: int, n: int) -> np.ndarray:
 
 def permutation(key: int, n: int) -> np.ndarray:
     """The numbers 0 to n - 1 in random order, int64."""
-    return ordered_by(raw(key, n))
+    return _order_of(raw(key, n))
 
 
-def ordered_by(values: np.ndarray) -> np.ndarray:
-    """Indices that sort uint64 `values` by their upper bits, ties by index: int64."""
+def shuffle_parts(values: np.ndarray, sizes: Iterable[int], key: int) -> None:
+    """Shuffles `values` in place within parts of these sizes, one after another. Memory: 8 bytes for each value of the largest part."""
+    stream, at = np.random.Philox(key=key), 0
+    for size in sizes:
+        part = slice(at, at + size)
+        values[part] = values[part][_order_of(stream.random_raw(size))]
+        at += size
+
+
+def _order_of(values: np.ndarray) -> np.ndarray:
+    """Indices that sort uint64 `values`, which are overwritten, by their upper bits, ties by index: int64."""
     n = len(values)
     bits = np.uint64(INDEX_BITS if n <= 1 << INDEX_BITS else 32)
     below = (np.uint64(1) << bits) - np.uint64(1)
-    keys = (values & ~below) | np.arange(n, dtype=np.uint64)
-    keys.sort()  # sorting values that hold their index is faster than argsort
-    return (keys & below).astype(np.int64)
+    values &= ~below
+    for at in range(0, n, CHUNK):
+        values[at : at + CHUNK] |= np.arange(at, min(at + CHUNK, n), dtype=np.uint64)
+    values.sort()  # sorting values that hold their index is faster than argsort
+    values &= below
+    return values.view(np.int64)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.format.tensors import payload_hash
+from pipeline.loader.open_files import OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
     from pipeline.storage.range_reader import RangeReader
 
-OPEN_FILES = 256
 GAP_BYTES = 64 * 1024  # read and thrown away, rather than asked for in two reads
 READ_BYTES = 32 * 1024 * 1024  # most bytes of one read of several tensors
 TRIES, PAUSE_S = 3, 0.2
@@ -79,8 +78,7 @@ class Fetcher:
 
     def __init__(self, store: Store, files: DataFiles) -> None:
         self._store, self._files = store, files
-        self._open: OrderedDict[int, RangeReader] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open = OpenFiles()
         self._gap = threading.local()
         self.retries = 0
 
@@ -97,12 +95,14 @@ class Fetcher:
                 break
             except StorageUnavailable as error:
                 self.retries += 1
-                self._forget(span.file)
+                self._open.forget(span.file)
                 if attempt == TRIES - 1 or self._store.retries_itself:
                     where = self.describe(span.file, span.start, span.stop - span.start)
                     raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
                 time.sleep(PAUSE_S * 2**attempt)
         reached = span.start + done
+        if reached >= span.stop:
+            return []
         return [item for item in span.members if item.stop > reached]
 
     def describe(self, file: int, offset: int, length: int) -> str:
@@ -126,13 +126,12 @@ class Fetcher:
         return InputError(f"{where}: the file ends before the latent of {name} does; see `lathe verify`")
 
     def close(self) -> None:
-        """Closes all files."""
-        with self._lock:
-            for reader in self._open.values():
-                reader.close()
-            self._open.clear()
+        """Lets all files go; reads under way end first, later ones open the files again."""
+        self._open.clear()
 
     def _buffers(self, span: Span) -> list[memoryview]:
+        if len(span.members) == 1:
+            return [span.members[0].view]
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:
@@ -149,17 +148,4 @@ class Fetcher:
         return view
 
     def _reader(self, file: int) -> RangeReader:
-        with self._lock:
-            if (found := self._open.get(file)) is not None:
-                self._open.move_to_end(file)
-                return found
-        made = self._store.open_reader(self._files.value("key", file))
-        with self._lock:
-            held = self._open.setdefault(file, made)
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)  # closed when the last thread that reads from it lets go
-            return held
-
-    def _forget(self, file: int) -> None:
-        with self._lock:
-            self._open.pop(file, None)
+        return self._open.get(file, lambda: self._store.open_reader(self._files.value("key", file)))

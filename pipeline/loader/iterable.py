@@ -33,6 +33,10 @@ class LatentIterable(IterableDataset["Batch"]):
             )
         return iter(self._loader)
 
+    def __len__(self) -> int:
+        """Steps in all. Raises TypeError without end."""
+        return len(self._loader)
+
     def state_dict(self) -> dict[str, Any]:
         """State of the loader."""
         return self._loader.state_dict()

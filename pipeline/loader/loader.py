@@ -18,6 +18,7 @@ from pipeline.loader.stats import LoaderStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
 
     import torch
 
@@ -102,6 +103,7 @@ class LatentLoader:
         if prefetch < 1 or threads < 1:
             raise ConfigError(f"prefetch, threads: expected at least 1, got {prefetch} and {threads}")
         check_datasets(self._datasets, allow_fingerprints)
+        seed = int(seed)  # a number of numpy would be another key
         rule = parse_rule(batch)
         if isinstance(rule, PerBucket):
             rule = PerBucket({name.removeprefix("v"): share for name, share in rule.shares.items()})
@@ -203,12 +205,18 @@ class LatentLoader:
         return LatentIterable(self)
 
     def close(self) -> None:
-        """Ends the threads and closes files."""
+        """Ends the threads. The datasets stay open: other loaders may use them."""
         self._clear()
         self._plans.shutdown(cancel_futures=True)
         self._reads.shutdown(cancel_futures=True)
-        for dataset in self._datasets:
-            dataset.close()
+
+    def __enter__(self) -> LatentLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _take(self) -> Batch | None:
         if self._ahead and self._ahead[0][0] != self._step:
@@ -258,7 +266,8 @@ class LatentLoader:
         self._looked = time.monotonic()
         for dataset in self._datasets:
             try:
-                dataset.look_for_takedowns()
+                if dataset.look_for_takedowns():
+                    self._clear()  # what was read ahead may hold these rows
             except StorageUnavailable:  # the next look finds them; reads of latents say so if the store stays away
                 continue
 

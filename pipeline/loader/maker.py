@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeline.loader.buckets import Bucket
     from pipeline.loader.captions import CaptionRule
     from pipeline.loader.dataset import LatentDataset
-    from pipeline.loader.epoch import Sequence as Packed
     from pipeline.loader.order import GlobalBatch
+    from pipeline.loader.packing import Sequence as Packed
     from pipeline.loader.reading import BatchReader, Tensors
     from pipeline.loader.rules import Grid
     from pipeline.loader.slots import Slot, SlotFinder

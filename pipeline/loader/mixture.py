@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.loader.arguments import integer, number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-BLOCK = 1 << 14  # steps between remembered counts
+BLOCK, FIRST_BLOCK = 1 << 14, 64  # steps between remembered counts
 
 
 class Weights(NamedTuple):
@@ -38,20 +39,27 @@ class _Block(NamedTuple):
 
 
 class Mixture:
-    """`lengths`: batches that each dataset gives in all, None without end."""
+    """`lengths`: batches that each dataset gives in all, None without end; a function where that is costly to know: the length if it is
+    at most its argument, else None.
+    """
 
-    def __init__(self, lengths: Sequence[int | None], weights: Sequence[Weights]) -> None:
-        """Raises ConfigError for weights that do not fit the datasets."""
+    def __init__(self, lengths: Sequence[int | Callable[[int], int | None] | None], weights: Sequence[Weights]) -> None:
+        """Raises ConfigError for weights that do not fit the datasets, or that change after all have given what they have."""
         self._lengths = list(lengths)
-        for item in weights:
-            _check(item, len(lengths))
-        self._weights = sorted(weights)
+        self._weights = sorted(checked(item, len(lengths)) for item in weights)
         if not self._weights or self._weights[0].from_step > 0:
             raise ConfigError("weights: expected weights from step 0 on")
         self._blocks: list[_Block] = []
         self._end: int | None = None  # steps in all, once known
         self._tabled, self._table = -1, np.empty((2, 0), np.int64)  # the block last asked for
         self._open(0, tuple(0 for _ in lengths))
+        # A change that would come after the end is an error now, not when training gets there.
+        while (
+            not any(map(callable, lengths))
+            and self._end is None
+            and self._blocks[-1].start < self._weights[-1].from_step
+        ):
+            self._advance()
 
     def total(self) -> int | None:
         """Steps in all; None without end."""
@@ -87,17 +95,16 @@ class Mixture:
     def _advance(self) -> None:
         """Settles the steps after the last block's start: up to the next block, change of weights, or end of a dataset."""
         block = self._blocks[-1]
-        stop = block.start + BLOCK
+        # Short at first: how far ahead lengths must be known.
+        stop = block.start + min(BLOCK, max(FIRST_BLOCK, block.start))
         changes = [item.from_step for item in self._weights if item.from_step > block.start]
         stop = min([stop, *changes])
         chosen = _choose(block, block.start, stop)
         for dataset in block.active:
-            length = self._lengths[dataset]
+            places = np.flatnonzero(chosen == dataset)
+            length = self._length(dataset, block.counts[dataset] + len(places))
             if length is not None:
-                left = length - block.counts[dataset]
-                places = np.flatnonzero(chosen == dataset)
-                if len(places) >= left:
-                    stop = min(stop, block.start + int(places[left - 1]) + 1)
+                stop = min(stop, block.start + int(places[length - block.counts[dataset] - 1]) + 1)
         chosen = chosen[: stop - block.start]
         counts = tuple(n + int((chosen == dataset).sum()) for dataset, n in enumerate(block.counts))
         self._open(stop, counts)
@@ -106,16 +113,34 @@ class Mixture:
         values = self._weights[bisect_right([item.from_step for item in self._weights], start) - 1].values
         active = [
             number
-            for number, (length, weight) in enumerate(zip(self._lengths, values, strict=True))
-            if weight > 0 and (length is None or counts[number] < length)
+            for number, weight in enumerate(values)
+            if weight > 0 and self._length(number, counts[number]) is None
         ]
         if not active:
+            self._check_end(start, counts)
             self._end = start
             return
         shares = np.cumsum([values[number] for number in active])
         bounds = np.array([min(int(share / shares[-1] * 2.0**64), 2**64 - 1) for share in shares], np.uint64)
         bounds[-1] = np.uint64(2**64 - 1)
         self._blocks.append(_Block(start, counts, bounds, np.array(active)))
+
+    def _length(self, dataset: int, most: int) -> int | None:
+        """Batches of a dataset if they are at most `most`, else None."""
+        length = self._lengths[dataset]
+        if callable(length):
+            return length(most)
+        return length if length is not None and length <= most else None
+
+    def _check_end(self, end: int, counts: tuple[int, ...]) -> None:
+        """Raises ConfigError where a later change of weights names a dataset that has batches left."""
+        for item in self._weights:
+            left = [n for n, weight in enumerate(item.values) if weight > 0 and self._length(n, counts[n]) is None]
+            if item.from_step > end and left:
+                raise ConfigError(
+                    f"weights: datasets with a weight have given all their epochs at step {end}, before the weights of step "
+                    f"{item.from_step} give one to dataset {left[0]}; change the weights by step {end}, or raise epochs"
+                )
 
 
 def _choose(block: _Block, start: int, stop: int) -> np.ndarray:
@@ -126,8 +151,11 @@ def _choose(block: _Block, start: int, stop: int) -> np.ndarray:
     return block.active[np.minimum(np.searchsorted(block.bounds, points, side="right"), len(block.active) - 1)]
 
 
-def _check(weights: Weights, datasets: int) -> None:
+def checked(weights: Weights, datasets: int) -> Weights:
+    """Weights with their own types. Raises ConfigError for those that do not fit so many datasets."""
     if len(weights.values) != datasets:
         raise ConfigError(f"weights: expected {datasets}, one for each dataset, got {len(weights.values)}")
-    if any(not value >= 0 for value in weights.values) or not sum(weights.values) > 0:
-        raise ConfigError(f"weights: expected numbers >= 0, not all zero, got {list(weights.values)}")
+    values = tuple(number("weights", value) for value in weights.values)
+    if not sum(values) > 0:
+        raise ConfigError(f"weights: expected numbers >= 0, not all zero, got {list(values)}")
+    return Weights(integer("weights: step", weights.from_step, 0), values)

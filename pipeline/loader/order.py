@@ -6,12 +6,13 @@ Ranks, threads and machines do not enter: every rank computes the same order and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import ConfigError
-from pipeline.loader.draws import key_of
-from pipeline.loader.epoch import Epoch, PackedEpoch, RowsOfBucket, Sequence, batches_of, file_window, shares_of
-from pipeline.loader.mixture import Mixture, Weights
+from pipeline.loader.arguments import integer, number
+from pipeline.loader.epoch import RowsOfBucket, file_window
+from pipeline.loader.mixture import Mixture, Weights, checked
+from pipeline.loader.part import Part, PartOptions
 from pipeline.loader.rules import Pack, check_world, unknown_buckets
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from pipeline.loader.epoch import BucketRows
+    from pipeline.loader.packing import Sequence
     from pipeline.loader.rules import BatchRule
-
-EPOCHS_HELD = 2  # of each part of the mixture: the present one, and the next while its first batches are fetched ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class GlobalBatch(NamedTuple):
 
 
 class Order:
-    """`batch(step)` for any step, `total` steps."""
+    """`batch(step)` for any step, `total` steps. Not safe for threads."""
 
     def __init__(
         self,
@@ -61,35 +61,45 @@ class Order:
         shuffle: str = "window:64",
         epochs: int | SequenceOf[int | None] | None = None,
         drop_last: bool = True,
+        small_buckets: str = "error",
         weights: SequenceOf[Weights] | None = None,
         image_ratio: float | None = None,
     ) -> None:
         """`epochs`: of each dataset, None without end. `weights`: of the datasets, by default as many steps as each has batches.
-        `image_ratio`: fraction of steps whose batch has one-frame buckets; by default they are shuffled among the others.
+        `small_buckets`: `drop` leaves out buckets that are too small for one batch. `image_ratio`: fraction of steps whose batch has
+        one-frame buckets; by default they are shuffled among the others.
 
         Raises:
-            ConfigError: no dataset, a rule that gives a dataset no batch, unknown buckets, weights or epochs that do not fit.
+            ConfigError: no dataset, one given twice, a rule that gives a dataset or a bucket no batch, unknown buckets, weights or epochs
+                that do not fit.
         """
         if not datasets:
             raise ConfigError("datasets: expected at least one")
+        _check_different(datasets)
         known = sorted({name for dataset in datasets for name in dataset.buckets})
         if unknown := unknown_buckets(rule, known):
             raise ConfigError(f"batch: no dataset has bucket {', '.join(unknown)}; there are {', '.join(known)}")
-        limits = [epochs] * len(datasets) if epochs is None or isinstance(epochs, int) else list(epochs)
-        if len(limits) != len(datasets) or any(limit is not None and limit < 1 for limit in limits):
-            raise ConfigError(
-                f"epochs: expected a number >= 1 or None for each of {len(datasets)} datasets, got {epochs}"
-            )
-        window = file_window(shuffle)
-        self._rule = rule
+        if small_buckets not in ("error", "drop"):
+            raise ConfigError(f"small_buckets: expected error or drop, got {small_buckets!r}")
+        if image_ratio is not None and not 0.0 < (image_ratio := number("image_ratio", image_ratio, 0.0, 1.0)) < 1.0:
+            raise ConfigError(f"image_ratio: expected a number between 0 and 1, got {image_ratio}")
+        limits = epoch_limits(epochs, len(datasets))
+        self._rule, self._image_ratio = rule, image_ratio
+        options = PartOptions(rule, integer("seed", seed), file_window(shuffle), drop_last, small_buckets)
         self._parts = [
-            _Part(number, dataset, rule, seed, window, limit, drop_last=drop_last, images=images)
-            for number, (dataset, limit) in enumerate(zip(datasets, limits, strict=True))
+            Part(place, dataset.identity, dataset.buckets, options, epochs=limit, images=images)
+            for place, (dataset, limit) in enumerate(zip(datasets, limits, strict=True))
             for images in ((None,) if image_ratio is None else (False, True))
         ]
-        self._mixture = Mixture(
-            [part.length() for part in self._parts], self._weights(len(datasets), weights, image_ratio)
+        explicit = weights is not None
+        weights = (
+            self._default_weights(len(datasets))
+            if weights is None
+            else [checked(item, len(datasets)) for item in weights]
         )
+        self._check_not_empty(datasets, weights, explicit=explicit)
+        lengths = [part.length() for part in self._parts]
+        self._mixture = Mixture(lengths, weights if image_ratio is None else self._by_kind(weights, image_ratio))
 
     def total(self) -> int | None:
         """Steps in all; None without end."""
@@ -112,108 +122,68 @@ class Order:
             for bucket, size in part.sizes().items():
                 check_world(size, world, f"bucket {bucket}")
 
-    def _weights(self, datasets: int, weights: SequenceOf[Weights] | None, image_ratio: float | None) -> list[Weights]:
-        if image_ratio is not None and not 0.0 < image_ratio < 1.0:
-            raise ConfigError(f"image_ratio: expected a number between 0 and 1, got {image_ratio}")
-        if weights is None:
-            weights = [
-                Weights(
-                    0,
-                    tuple(
-                        float(sum(part.per_epoch() for part in self._parts if part.dataset == number))
-                        for number in range(datasets)
-                    ),
-                )
-            ]
-        if image_ratio is None:
-            return list(weights)
-        return [
-            Weights(
-                item.from_step,
-                tuple(v for value in item.values for v in (value * (1 - image_ratio), value * image_ratio)),
-            )
-            for item in weights
-        ]
+    def _default_weights(self, datasets: int) -> list[Weights]:
+        each = [sum(part.weight() for part in self._parts if part.dataset == place) for place in range(datasets)]
+        return [Weights(0, tuple(each) if any(each) else (1.0,) * datasets)]
+
+    def _check_not_empty(self, datasets: SequenceOf[DatasetRows], weights: list[Weights], *, explicit: bool) -> None:
+        """Raises ConfigError for a dataset with a weight, or a bucket of one, that has no batch; for no images or no videos at all where
+        both are asked for.
+        """
+        parts = self._parts
+        for place, dataset in enumerate(datasets):
+            of_dataset = [part for part in parts if part.dataset == place]
+            used = not explicit or any(item.values[place] > 0 for item in weights)
+            if used and all(part.empty for part in of_dataset):
+                raise ConfigError(_not_one(dataset.identity, "", of_dataset))
+        for images, kind in ((False, " of videos"), (True, " of images")):
+            of_kind = [part for part in parts if part.images is images]
+            if of_kind and all(part.empty for part in of_kind):
+                raise ConfigError(_not_one(", ".join(dataset.identity for dataset in datasets), kind, of_kind))
+        for part in parts:
+            if not explicit or any(item.values[part.dataset] > 0 for item in weights):
+                part.check_small_buckets()
+
+    def _by_kind(self, weights: list[Weights], ratio: float) -> list[Weights]:
+        """Weights of videos and images of each dataset. Datasets that have images share their fraction, and so do those with videos."""
+        found = []
+        for item in weights:
+            values = []
+            for part in self._parts:
+                having = sum(item.values[p.dataset] for p in self._parts if p.images is part.images and not p.empty)
+                if not having:
+                    raise ConfigError(
+                        f"image_ratio: from step {item.from_step} on no dataset with {'images' if part.images else 'videos'} has a weight"
+                    )
+                fraction = ratio if part.images else 1 - ratio
+                values.append(0.0 if part.empty else item.values[part.dataset] * fraction * (sum(item.values) / having))
+            found.append(Weights(item.from_step, tuple(values)))
+        return found
 
 
-class _Part:
-    """Batches of one dataset, or of its images or videos alone, epoch after epoch."""
+def epoch_limits(epochs: Any, datasets: int) -> list[int | None]:
+    """Epochs of each dataset. Raises ConfigError for anything but numbers >= 1 or None."""
+    limits = list(epochs) if isinstance(epochs, list | tuple) else [epochs] * datasets
+    try:
+        found = [None if limit is None else integer("epochs", limit, 1) for limit in limits]
+    except ConfigError:
+        found = []
+    if len(found) != datasets:
+        raise ConfigError(f"epochs: expected a number >= 1 or None for each of {datasets} datasets, got {epochs!r}")
+    return found
 
-    def __init__(
-        self,
-        dataset: int,
-        rows: DatasetRows,
-        rule: BatchRule,
-        seed: int,
-        window: int | None,
-        epochs: int | None,
-        *,
-        drop_last: bool,
-        images: bool | None,
-    ) -> None:
-        self.dataset = dataset
-        self._buckets = {
-            name: found
-            for name, found in rows.buckets.items()
-            if found.total and (images is None or images == (_frames(name) == 1))
-        }
-        self._rule, self._window, self._epochs, self._drop_last = rule, window, epochs, drop_last
-        self._key = key_of(seed, rows.identity, -1 if images is None else int(images))
-        self._shares = shares_of(self._buckets, rule)
-        self._held: dict[int, Epoch | PackedEpoch] = {}
-        self._ends: list[int] = []  # batches up to the end of each epoch, where that depends on the epoch
-        if not self.per_epoch():
-            kind = {None: "", False: " of videos", True: " of images"}[images]
-            shown = ", ".join(f"{name} {found.total}" for name, found in sorted(self._buckets.items())) or "nothing"
-            raise ConfigError(
-                f"batch: dataset {rows.identity} gives not one global batch{kind}; it has {shown} (bucket and rows); "
-                "lower the batch size, or give drop_last=False"
-            )
 
-    def sizes(self) -> dict[str, int]:
-        return {name: share.size for name, share in self._shares.items()}
-
-    def per_epoch(self) -> int:
-        """Batches of an epoch; of the first one where they differ."""
-        if isinstance(self._rule, Pack):
-            return len(self._epoch(0))
-        return sum(
-            batches_of(round(share.keep * self._buckets[name].total), share.size, self._drop_last)
-            for name, share in self._shares.items()
+def _check_different(datasets: SequenceOf[DatasetRows]) -> None:
+    names = [dataset.identity for dataset in datasets]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ConfigError(
+            f"datasets: {twice[0]} is given twice, which would give its batches twice in a row; give it once, with a larger weight"
         )
 
-    def length(self) -> int | None:
-        if self._epochs is None:
-            return None
-        if isinstance(self._rule, Pack):
-            return sum(len(self._epoch(number)) for number in range(self._epochs))
-        return self._epochs * self.per_epoch()
 
-    def batch(self, n: int) -> tuple[int, RowsOfBucket | list[Sequence]]:
-        """Epoch and content of the `n`-th batch of this part."""
-        if not isinstance(self._rule, Pack):
-            number, inside = divmod(n, self.per_epoch())
-            return number, self._epoch(number).batch(inside)
-        while not self._ends or self._ends[-1] <= n:
-            self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epoch(len(self._ends))))
-        number = next(i for i, end in enumerate(self._ends) if n < end)
-        return number, self._epoch(number).batch(n - (self._ends[number - 1] if number else 0))
-
-    def _epoch(self, number: int) -> Epoch | PackedEpoch:
-        if number not in self._held:
-            key = key_of(self._key, number)
-            if isinstance(self._rule, Pack):
-                made: Epoch | PackedEpoch = PackedEpoch(
-                    self._buckets, self._rule, key, self._window, drop_last=self._drop_last
-                )
-            else:
-                made = Epoch(self._buckets, self._shares, key, self._window, drop_last=self._drop_last)
-            while len(self._held) >= EPOCHS_HELD:
-                del self._held[next(iter(self._held))]
-            self._held[number] = made
-        return self._held[number]
-
-
-def _frames(bucket: str) -> int:
-    """Pixel frames of a bucket by its name, `17x256x256`."""
-    return int(bucket.removeprefix("v").split("x")[0])
+def _not_one(identity: str, kind: str, parts: list[Part]) -> str:
+    shown = "; ".join(part.shown() for part in parts if kind or part.images is not True or part.shown() != "nothing")
+    return (
+        f"batch: dataset {identity} gives not one global batch{kind}; it has {shown} (bucket and rows); "
+        "lower the batch size, or give drop_last=False"
+    )

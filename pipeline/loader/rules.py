@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.loader.arguments import integer, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,10 +62,9 @@ class Tokens:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive("Tokens.budget", self.budget)
-        _check_positive("Tokens.multiple", self.multiple)
-        for size in self.patch:
-            _check_positive("Tokens.patch", size)
+        for name in ("budget", "multiple"):
+            object.__setattr__(self, name, integer(f"Tokens.{name}", getattr(self, name), 1))
+        object.__setattr__(self, "patch", _grid("Tokens.patch", self.patch))
 
     def share(self, bucket: str, grid: Grid) -> BucketShare:
         """Raises ConfigError where not even `multiple` latents fit."""
@@ -93,7 +93,8 @@ class Pack:
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "sequences", "pad_multiple", "window"):
-            _check_positive(f"Pack.{name}", getattr(self, name))
+            object.__setattr__(self, name, integer(f"Pack.{name}", getattr(self, name), 1))
+        object.__setattr__(self, "patch", _grid("Pack.patch", self.patch))
         if self.seq_len % self.pad_multiple:
             raise ConfigError(
                 f"Pack.seq_len: expected a multiple of pad_multiple {self.pad_multiple}, got {self.seq_len}"
@@ -117,16 +118,13 @@ def parse_rule(batch: Any) -> BatchRule:
     """
     if isinstance(batch, Same | PerBucket | Tokens | Pack):
         return batch
-    if isinstance(batch, int) and not isinstance(batch, bool):
-        _check_positive("batch", batch)
-        return Same(batch)
     if isinstance(batch, Mapping):
-        if not batch:
-            raise ConfigError("batch: expected at least one bucket, got an empty mapping")
-        return PerBucket({name: _share(name, value) for name, value in batch.items()})
-    raise ConfigError(
-        f"batch: expected a number, a mapping of bucket to number, Tokens(…) or Pack(…), got {type(batch).__name__}"
-    )
+        return _per_bucket(batch)
+    if not hasattr(batch, "__index__"):
+        raise ConfigError(
+            f"batch: expected a number, a mapping of bucket to number, Tokens(…) or Pack(…), got {type(batch).__name__}"
+        )
+    return Same(integer("batch", batch, 1))
 
 
 def check_world(size: int, world: int, what: str) -> None:
@@ -144,16 +142,34 @@ def unknown_buckets(rule: BatchRule, known: Iterable[str]) -> list[str]:
     return sorted(set(rule.shares) - set(known)) if isinstance(rule, PerBucket) else []
 
 
+def _per_bucket(batch: Mapping[Any, Any]) -> PerBucket:
+    if not batch:
+        raise ConfigError("batch: expected at least one bucket, got an empty mapping")
+    found: dict[str, BucketShare] = {}
+    for given, value in batch.items():
+        name = str(given).removeprefix("v")  # as folders and columns name buckets
+        if name in found:
+            raise ConfigError(f"batch: bucket {name} is given twice, as {name} and as v{name}; expected it once")
+        found[name] = _share(name, value)
+    return PerBucket(found)
+
+
 def _share(name: str, value: Any) -> BucketShare:
-    size, keep = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise ConfigError(f"batch: bucket {name}: expected a number or (number, keep probability), got {value!r}")
-    _check_positive(f"batch: bucket {name}", size)
-    if not 0.0 < keep <= 1.0:
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
+    try:
+        size, keep = integer("size", pair[0], 1), number("keep", pair[1], 0.0, 1.0)
+    except ConfigError:
+        raise ConfigError(
+            f"batch: bucket {name}: expected a number >= 1, or with a keep probability (number, keep), got {value!r}"
+        ) from None
+    if not keep:
         raise ConfigError(f"batch: bucket {name}: expected a keep probability in (0, 1], got {keep}")
-    return BucketShare(size, float(keep))
+    return BucketShare(size, keep)
 
 
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name}: expected at least 1, got {value}")
+def _grid(name: str, value: Any) -> Grid:
+    sides = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(sides) != 3:
+        raise ConfigError(f"{name}: expected (frames, height, width), got {value!r}")
+    frames, height, width = (integer(name, side, 1) for side in sides)
+    return frames, height, width

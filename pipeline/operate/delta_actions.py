@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ENGINE = "lathe"
 CHECKPOINT_METADATA = b"lathe"
 PREFIX_CHARS = 12  # of texts in statistics
+MOST_BYTES = 10**12  # of one version
 ROWS_AT_ONCE = 4096  # actions of a checkpoint that are Python objects
 # A VACUUM with default settings deletes nothing, and writers that do not know the feature refuse to change the table.
 PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["lathe-view"]}
@@ -49,13 +50,22 @@ class DataFile(NamedTuple):
 def version_bytes(facts: dict[str, Any], when: int | None, actions: Iterable[dict[str, Any]]) -> bytes:
     """One version: `commitInfo` with `facts`, then the actions. `when`: milliseconds since 1970; None: 0.
 
-    `commitInfo` has the number of bytes that follow it, so that a version which was cut off or added to can be told from a whole one.
+    `commitInfo` has the number of bytes that follow it, so that a version which was cut off or added to can be told from a whole one. It
+    is written last, into room that was left for it, with spaces at its end: a version may have 20 MB, of which there is one copy.
     """
-    rest = io.BytesIO()
+
+    def first(following: int) -> bytes:
+        info = {"engineInfo": ENGINE, "operation": "WRITE", "timestamp": when or 0, "bytes": following, **facts}
+        return _line({"commitInfo": info})
+
+    out, room = io.BytesIO(), len(first(MOST_BYTES))
+    out.write(bytes(room))
     for action in actions:
-        rest.write(_line(action))
-    info = {"engineInfo": ENGINE, "operation": "WRITE", "timestamp": when or 0, "bytes": rest.tell(), **facts}
-    return b"".join((_line({"commitInfo": info}), rest.getbuffer()))
+        out.write(_line(action))
+    line = first(out.tell() - room)
+    out.seek(0)
+    out.write(line[:-1].ljust(room - 1) + line[-1:])
+    return out.getvalue()
 
 
 def _line(action: dict[str, Any]) -> bytes:

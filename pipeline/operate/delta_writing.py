@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MANY = 2000  # files that a version adds, from which on it has a checkpoint
 COLUMNS = ["key", "bucket", "rows", "bytes", "ranges", "hidden", "index_key"]
-ROWS_AT_ONCE = 4096  # of a manifest turned into Python objects
 
 
 @dataclass(slots=True)
@@ -69,11 +68,12 @@ class LogWriter:
         if outdated is not None:
             self._clear(outdated)
         newest = self._snapshots.read(self._numbers[-1])
-        self._taken.learn(newest, self._snapshots.table(newest, "files", ["key", "hidden"]))
+        if self._taken.may_learn(newest):
+            self._taken.learn(self._snapshots.table(newest, "files", ["key", "hidden"]))
         before = self._contents(max((number for number in self._numbers if number < first), default=None))
         for version in range(max(first, 1), max(self._origins) + 1):
             if self._origins[version].record:
-                found = self._contents(version)
+                found = self._contents(version, before)
                 self._commit(version, found, before)
                 before = found
             else:  # number of a killed publisher: nothing changes
@@ -94,12 +94,13 @@ class LogWriter:
         for version in sorted(set(log.heads) - set(self._origins), reverse=True):
             self._store.delete(version_key(version))
 
-    def _contents(self, number: int | None) -> _Contents:
-        found = _Contents()
+    def _contents(self, number: int | None, before: _Contents | None = None) -> _Contents:
+        """Contents of a snapshot. What is equal in `before` is shared with it: 300 bytes a file."""
+        found, known = _Contents(), {} if before is None else before.files
         if number is None:
             return found
         snapshot = self._snapshots.read(number)
-        for batch in self._snapshots.table(snapshot, "files", COLUMNS).to_batches(ROWS_AT_ONCE):
+        for batch in self._snapshots.batches(snapshot, "files", COLUMNS):
             rows = batch.to_pylist()
             parquet = [row for row in rows if row["key"].endswith(".parquet")]
             taken = self._taken.among(row for row in parquet if not row["hidden"])
@@ -109,8 +110,9 @@ class LogWriter:
                 elif row["hidden"] or row["key"] in taken:
                     found.leave_out("hidden", row["rows"])
                 else:
-                    path = row["key"].removeprefix(DATA)
-                    found.files[path] = DataFile(sys.intern(row["bucket"]), row["rows"], row["bytes"], row["ranges"])
+                    path = sys.intern(row["key"].removeprefix(DATA))
+                    file = DataFile(sys.intern(row["bucket"]), row["rows"], row["bytes"], row["ranges"])
+                    found.files[path] = known[path] if known.get(path) == file else file
         release_memory()
         return found
 
@@ -152,11 +154,14 @@ class _TakenFiles:
         self._store, self._takedowns = store, takedowns
         self._known: dict[str, bool] = {}
 
-    def learn(self, snapshot: Snapshot, files: pa.Table) -> None:
-        """Files of which a snapshot that applied all takedowns hides no row need not be read."""
-        if self._takedowns and {item.key for item in self._takedowns.records} <= set(snapshot.takedowns):
-            whole = files["key"].filter(pc.equal(pc.list_value_length(files["hidden"]), 0))
-            self._known.update(dict.fromkeys(whole.to_pylist(), False))
+    def may_learn(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot applied all takedowns, so that its files of which it hides no row need not be read."""
+        return bool(self._takedowns) and {item.key for item in self._takedowns.records} <= set(snapshot.takedowns)
+
+    def learn(self, files: pa.Table) -> None:
+        """Takes the files of such a snapshot."""
+        whole = files["key"].filter(pc.equal(pc.list_value_length(files["hidden"]), 0))
+        self._known.update(dict.fromkeys(whole.to_pylist(), False))
 
     def among(self, rows: Iterable[dict[str, Any]]) -> set[str]:
         """Keys of those of these files, rows of a manifest, that hold a hidden row."""

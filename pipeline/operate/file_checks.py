@@ -6,6 +6,7 @@ A data file that was cut off and padded, or whose footer was overwritten, has it
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.manifest import read_batches, release_memory
+from pipeline.ledger.manifest import read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
 
 if TYPE_CHECKING:
@@ -68,21 +69,38 @@ def _listed(store: Store, files: pa.Table) -> tuple[list[str], list[tuple[str, s
     missing: list[str] = []
     wrong: list[tuple[str, str]] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
-        names = files[key]
-        sizes, there = files[size].to_numpy(), np.zeros(len(names), bool)
+        names, sizes = files[key], files[size].to_numpy()
+        if (order := sort_order(names)) is not None:
+            names, sizes = names.take(order), sizes[order.to_numpy()]
+        there = np.zeros(len(names), bool)
         folders = pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
         for prefix in sorted(f"{name}/" for name in folders):
             listed = store.list(prefix)
             while infos := list(islice(listed, LISTED_AT_ONCE)):
-                places = pc.fill_null(pc.index_in(pa.array([info.key for info in infos]), names), -1).to_numpy()
+                places = _places([info.key for info in infos], names)
                 there[places[places >= 0]] = True
                 for info, place in zip(infos, places.tolist(), strict=True):
                     if place >= 0 and sizes[place] != info.size:
                         wrong.append((info.key, f"{info.key} ({info.size} bytes, expected {sizes[place]})"))
             release_memory()
         absent = names.filter(pa.array(~there))
-        missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
+        if len(absent):  # of a key that is named twice, the second is not absent
+            missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
     return missing, wrong
+
+
+def _places(keys: list[str], names: pa.ChunkedArray) -> np.ndarray:
+    """Positions of keys in sorted `names`, -1 where they are not. Looks only at names between the first and last key: a hash table of
+    all, for every few thousand keys, takes minutes.
+    """
+
+    def name(position: int) -> str:
+        return str(names[position].as_py())
+
+    low = bisect_left(range(len(names)), min(keys), key=name)
+    high = bisect_right(range(len(names)), max(keys), key=name)
+    found = pc.index_in(pa.array(keys), pa.array(names.slice(low, high - low).to_pylist(), pa.string()))
+    return np.asarray(pc.fill_null(pc.add(found, low), -1).to_numpy())
 
 
 def _fresh(candidate: Candidate) -> Iterator[dict[str, Any]]:

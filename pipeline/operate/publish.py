@@ -7,6 +7,7 @@ Without a listing nothing counts as removed, and open shards are known only from
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,7 +120,12 @@ def publish(
     Ledger(store).latent_set()
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         snapshots = Snapshots(store, failures)
-        published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
+        try:
+            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
+        except PublishFailed:
+            with suppress(LatheError):  # takedowns reach the view all the same
+                _delta_view(store, options)
+            raise
         try:
             view = _delta_view(store, options)
         except LatheError as error:

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.ledger.manifest import COUNTS, FILES, merged_stats, packed_stats, read_table, release_memory
+from pipeline.ledger.manifest import COUNTS, FILES, merged_stats, packed_stats, read_batches, release_memory
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot
 from pipeline.ledger.summaries import source_id
@@ -24,8 +25,6 @@ from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pyarrow as pa
 
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.snapshots import Check
@@ -149,10 +148,16 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _changes(candidate: Candidate) -> dict[str, int]:
-    changes, columns = candidate.decisions.selection.changes, ["key", "rows"]
+    changes, columns = candidate.decisions.selection.changes, ["key", "rows", "shard_id"]
     now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
     if candidate.parent_files is not None:
-        before = read_table(candidate.parent_files, columns)
+        # Rows of all other shards are the parent's.
+        now = now.filter(pc.is_in(now["shard_id"], pa.concat_arrays([candidate.fresh, candidate.outdated])))
+        parts = (
+            batch.filter(pc.is_in(batch["shard_id"], candidate.outdated))
+            for batch in read_batches(candidate.parent_files, columns)
+        )
+        before = pa.Table.from_batches(parts, before.schema)
     release_memory()
     new, gone = now, before
     if before.num_rows:

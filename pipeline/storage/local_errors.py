@@ -18,6 +18,8 @@ PASSING = {
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
 }  # fmt: skip
 
+TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
+
 
 @contextmanager
 def translated(path: str, *, writing: bool = False) -> Iterator[None]:
@@ -45,6 +47,11 @@ def _explained(error: OSError, path: str, writing: bool) -> LatheError:
     if writing:
         return OutputError(
             f"{path} cannot be written: {reason}; check the folder's owner, its mount and the free space", uri=path
+        )
+    if error.errno in TOO_MANY_OPEN:
+        return AccessError(
+            f"{path} cannot be opened: {reason}; raise the limit of open files (`ulimit -n`; of the machine: fs.file-max)",
+            uri=path,
         )
     if error.errno == errno.ELOOP:
         return NotFound(f"{path} leads back to itself by symbolic links; name the file itself", uri=path)

@@ -17,6 +17,7 @@ from pipeline.storage.local_errors import translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_Entry = str | os.DirEntry[str]  # name of a file, or an entry of any kind
 SCRATCH = ".lathe-tmp-"  # begins the names of files that are being written
 # Errors of broken links (also of links to themselves), and of files that were deleted since they were listed.
 DANGLING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -58,10 +59,10 @@ class Listing:
         with translated(path):
             try:
                 here = os.stat(path)
+                entries = [entry.name if _is_plain(entry) else entry for entry in os.scandir(path)]
+                folders = {entry.name for entry in entries if not isinstance(entry, str) and self._is_folder(entry)}
                 # A folder sorts like its keys: "a-b" < "a/b" < "a0".
-                entries = list(os.scandir(path))
-                folders = {entry.name for entry in entries if self._is_folder(entry)}
-                entries.sort(key=lambda entry: f"{entry.name}/" if entry.name in folders else entry.name)
+                entries.sort(key=lambda entry: f"{_name(entry)}/" if _name(entry) in folders else _name(entry))
             except (FileNotFoundError, NotADirectoryError):
                 if above:
                     self._report(folder, "folder", "deleted while it was listed")
@@ -75,15 +76,15 @@ class Listing:
             self._report(folder, "folder", "the same as one above it, by a link")
             return
         entries.reverse()
-        while entries:  # an entry keeps its `stat` result, half a kilobyte each
+        while entries:
             entry = entries.pop()
-            name = entry.name
+            name = _name(entry)
             key = f"{folder}/{name}" if folder else name
             if name in folders:
                 if self._recursive and (f"{key}/".startswith(self._prefix) or self._prefix.startswith(f"{key}/")):
                     yield key, (*above, identity)
             elif key.startswith(self._prefix) and not name.startswith(SCRATCH):
-                info = self._info(key, entry)
+                info = self._info(key, entry, os.path.join(path, name))
                 if info is not None:
                     yield info
 
@@ -96,24 +97,38 @@ class Listing:
                     raise
             return False
 
-    def _info(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
+    def _info(self, key: str, entry: _Entry, path: str) -> ObjectInfo | None:
         try:
-            if entry.is_file():
-                return info_of(key, entry.stat()) if self._sized else ObjectInfo(key, -1, "", 0.0)
+            if isinstance(entry, str) or entry.is_file():
+                if not self._sized:
+                    return ObjectInfo(key, -1, "", 0.0)
+                return info_of(key, os.stat(path) if isinstance(entry, str) else entry.stat())
         except OSError as error:
             if error.errno not in (DANGLING if self._unlisted is None else REFUSED):
-                with translated(entry.path):
+                with translated(path):
                     raise
             if error.errno not in DANGLING:
                 self._report(key, "file", f"cannot be read: {error.strerror}")
                 return None
         if self._unlisted is not None:
-            self._report(key, *(described(entry.path) or ("file", "deleted while it was listed")))
+            self._report(key, *(described(path) or ("file", "deleted while it was listed")))
         return None
 
     def _report(self, key: str, what: str, why: str) -> None:
         if self._unlisted is not None:
             self._unlisted(Unlisted(key, what, why))
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file and not a link, as far as the folder says. Its name is kept alone: an entry takes 340 bytes."""
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:  # a file system whose folders do not say, and a file that may not be looked at
+        return False
+
+
+def _name(entry: _Entry) -> str:
+    return entry if isinstance(entry, str) else entry.name
 
 
 def described(path: str) -> tuple[str, str] | None:

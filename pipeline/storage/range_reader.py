@@ -35,12 +35,13 @@ class RangeReader:
             at += len(piece)
         return len(data)
 
-    def close(self) -> None:
-        """Releases what the reader holds."""
-
 
 class LocalRangeReader(RangeReader):
-    """Reader of a local file by `preadv`, without a copy. Keeps the file open."""
+    """Reader of a local file by `preadv`, without a copy. Keeps the file open.
+
+    The file is closed when the last reference to the reader is gone, hence never under a read: the kernel gives its number to the next
+    file that is opened, and the read would return bytes of that one.
+    """
 
     def __init__(self, store: Store, key: str) -> None:
         super().__init__(store, key)
@@ -48,30 +49,30 @@ class LocalRangeReader(RangeReader):
         with translated(self._path):
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         # Not `__del__`, which may run when the interpreter has already taken `os` apart.
-        self._closer = weakref.finalize(self, os.close, self._descriptor)
-        self._closer.atexit = False
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> int:
         """As `RangeReader.read_into`."""
-        wanted = sum(map(len, buffers))
-        with translated(self._path):
+        try:
             done = os.preadv(self._descriptor, buffers[:MOST_BUFFERS], start)
-            while done < wanted:
-                if not (found := os.preadv(self._descriptor, _after(buffers, done)[:MOST_BUFFERS], start + done)):
-                    break
+            while (left := _after(buffers, done)) and (
+                found := os.preadv(self._descriptor, left[:MOST_BUFFERS], start + done)
+            ):
                 done += found
+        except OSError:
+            with translated(self._path):
+                raise
         return done
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._closer()
 
 
 def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
     """What is left of `buffers` after `done` bytes."""
     left = []
     for buffer in buffers:
-        if done < len(buffer):
+        length = len(buffer)
+        if done < length:
             left.append(buffer[done:])
-        done = max(0, done - len(buffer))
+            done = 0
+        else:
+            done -= length
     return left

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked_command
+from tests.swift_server import ACCOUNT, SECRET, USER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,18 +50,25 @@ def ray_cluster(tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "PYTHONPATH": str(ROOT),
+        # Its workers may need the suite's S3 server, which may not be up yet; jobs name the endpoint.
+        **{
+            "AWS_ACCESS_KEY_ID": f"{ACCOUNT}:{USER}",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
     }
     environment.pop("RAY_ADDRESS", None)
+    hooked = {**environment, "RAY_START_HOOK": "tests.engine.ray_head.prepare"}
     # Unix socket paths are short; pytest's folders may not be.
     temporary = Path("/tmp") / f"lathe-ray-{os.getpid()}"
     start = [
         *(ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *("--num-cpus=4", "--num-gpus=0", "--object-store-memory=200000000", f"--temp-dir={temporary}"),
-        "--disable-usage-stats",
+        *("--disable-usage-stats", "--no-monitor", "--include-log-monitor=false"),
     ]
     with (folder / "ray.log").open("w") as log:
-        head = subprocess.Popen(start, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        head = subprocess.Popen(start, env=hooked, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
         for wanted in (port, dashboard):

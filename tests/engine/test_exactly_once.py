@@ -1,8 +1,8 @@
 """Whole builds over plain files: subsets, two builds at once, touched files, retried rejects, repeated verdicts."""
 
+import atexit
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -214,24 +214,19 @@ def test_a_group_of_long_videos_ends_after_its_seconds_and_the_rest_is_another_s
     assert pipeline.encode(tiny_job(folder, tmp_path / "out", *sizes)).counts.samples == 0
 
 
+def forbid_networks():
+    """Networks cannot be built in this process, which prints at its end whether Ray was imported."""
+    import pipeline.encoder.running as running
+
+    running.load_vae = None
+    atexit.register(lambda: print(json.dumps("ray" in sys.modules)))
+
+
 def test_resume_of_a_finished_build_starts_no_ray_and_builds_no_network(folder, tmp_path):
-    flags = tiny_flags("--executor", "ray")
     pipeline.encode(tiny_job(folder, tmp_path / "out"))
-    program = (
-        "import sys, json; from pipeline.cli.app import app; import typer\n"
-        "import pipeline.encoder.running as running\n"
-        "running.load_vae = None\n"
-        "code = app(sys.argv[1:], standalone_mode=False)\n"
-        "print(json.dumps(['ray' in sys.modules, code]))"
-    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    run = subprocess.run(
-        [sys.executable, "-c", program, "encode", str(folder), str(tmp_path / "out"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+    command = ["encode", folder, tmp_path / "out", *tiny_flags("--executor", "ray")]
+    run = lathe(*command, env=environment, prepare="tests.engine.test_exactly_once:forbid_networks")
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == [False, None]
     assert "0 of 1 shards encoded" in run.stdout
+    assert json.loads(run.stdout.splitlines()[-1]) is False

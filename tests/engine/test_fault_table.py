@@ -1,4 +1,4 @@
-"""Table of store failures: kind, moment of the build, executor, and how the build ends. Rows equal those of a clean run.
+"""Table of store failures: kind, moment of the build, and how the build ends. Rows equal those of a clean run. Ray: `test_ray_outage`.
 
 A relay runs between the build and the real S3 server. A failure begins with the first request of its moment. Requests are retried for one
 second only, so that an outage of some seconds ends attempts and the driver must wait for its end.
@@ -19,7 +19,7 @@ from pipeline.operate.verify import verify_output
 from pipeline.storage import open_store
 from tests.engine.test_inline import assert_same_rows
 from tests.faulty_proxy import FaultyProxy
-from tests.tiny_corpus import make_corpus, rows, tiny_flags, tiny_job
+from tests.tiny_corpus import make_corpus, rows, tiny_job
 
 pytestmark = pytest.mark.s3
 
@@ -131,25 +131,4 @@ def test_refused_object_fails_its_shard_until_it_can_be_read(bucket, clean):
         assert caught.value.report.shards_done == 2
         proxy.turn_off("refuse")
         assert pipeline.encode(tiny_job(f"{bucket.root}/in/", output, *impatient(proxy))).shards_done == 1
-    assert_sound(output, clean)
-
-
-@pytest.mark.ray
-def test_outage_under_ray_fails_no_shard(bucket, clean, ray_cluster):
-    case = Case("away", "upload", lasts_s=4.0)
-    output = f"{bucket.root}/ray-{case}"
-    with FaultyProxy(bucket.address) as proxy:
-        trigger = Trigger(proxy, case)
-        flags = [part for text in impatient(proxy) for part in ("--set", text)]
-        joined = ["--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5"]
-        environment = {**ray_cluster.environment, **bucket.environment()}
-        environment.pop("AWS_ENDPOINT_URL")
-        ray_cluster.environment, before = environment, ray_cluster.environment
-        try:
-            run = ray_cluster.lathe("encode", f"{bucket.root}/in/", output, *tiny_flags(*joined, *flags))
-        finally:
-            ray_cluster.environment = before
-    assert trigger.fired
-    assert run.returncode == 0, run.stderr
-    assert "3 of 3 shards encoded" in run.stdout
     assert_sound(output, clean)

@@ -1,12 +1,22 @@
 """Published latents for the examples."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from pipeline.config import WriteConfig
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import Bucket
+from tests.examples.training_process import one_thread
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 from tests.pipeline.published import publish_all
+
+
+@pytest.fixture(scope="package", autouse=True)
+def single_thread() -> Iterator[None]:
+    """Every test runs with one thread, as the processes do that it starts."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="package")

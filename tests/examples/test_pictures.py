@@ -14,7 +14,6 @@ from examples import pictures
 from examples.train_dit import Options, train
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.storage.local import LocalStore
-from tests.examples.training_process import one_thread
 from tests.tiny_corpus import tiny_job, video_bytes
 
 
@@ -27,8 +26,7 @@ def run(tmp_path_factory):
     pipeline.encode(tiny_job(str(folder / "film.mp4"), folder / "out"))
     publish(LocalStore(str(folder / "out")), PublishOptions())
     sizes = {"width": 32, "depth": 1, "heads": 2}
-    with one_thread():
-        train(Options(str(folder / "out"), str(folder / "run"), steps=2, batch=2, samples=2, normalize="none", **sizes))
+    train(Options(str(folder / "out"), str(folder / "run"), steps=2, batch=2, samples=2, normalize="none", **sizes))
     return folder / "run"
 
 

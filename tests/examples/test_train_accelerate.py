@@ -10,12 +10,10 @@ SIZES = {"width": 32, "depth": 1, "heads": 2}
 
 def test_accelerate_keeps_the_place_of_the_loader(output, tmp_path):
     from examples.train_accelerate import train
-    from tests.examples.training_process import one_thread
 
-    with one_thread():
-        train(str(output), str(tmp_path / "whole"), 5, batch=4, **SIZES)
-        for steps in (3, 5):
-            train(str(output), str(tmp_path / "continued"), steps, batch=4, **SIZES)
+    train(str(output), str(tmp_path / "whole"), 5, batch=4, **SIZES)
+    for steps in (3, 5):
+        train(str(output), str(tmp_path / "continued"), steps, batch=4, **SIZES)
     whole, continued = (load_file(tmp_path / run / "5" / "model.safetensors") for run in ("whole", "continued"))
     assert whole.keys() == continued.keys()
     assert all(whole[name].equal(continued[name]) for name in whole)

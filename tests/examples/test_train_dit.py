@@ -42,8 +42,7 @@ def whole(output, tmp_path_factory):
         str(output), str(tmp_path_factory.mktemp("whole")), steps=STEPS, batch=4, width=32, depth=1, heads=2, warmup=2,
         samples=0, log_ids=True,
     )  # fmt: skip
-    with training_process.one_thread():
-        train(made)
+    train(made)
     return finished(made)
 
 
@@ -59,9 +58,8 @@ def equal(one, other):
 
 
 def test_a_continued_run_equals_one_that_was_not_interrupted_bit_for_bit(options, whole):
-    with training_process.one_thread():
-        train(replace(options, steps=5))
-        train(options)
+    train(replace(options, steps=5))
+    train(options)
     log, state = finished(options)
     assert log == whole[0]
     assert equal(state, whole[1])
@@ -87,8 +85,7 @@ def test_killed_runs_lose_and_repeat_no_latents(options, whole):
 
 def test_two_processes_equal_one_to_rounding_and_may_continue_as_one(options, whole):
     training_process.run(replace(options, steps=5), world=2)
-    with training_process.one_thread():
-        train(options)
+    train(options)
     log, state = finished(options)
     assert [line["ids"] for line in log] == [line["ids"] for line in whole[0]]
     assert [line["loss"] for line in log] == pytest.approx([line["loss"] for line in whole[0]], rel=1e-4)
@@ -99,9 +96,8 @@ def test_two_processes_equal_one_to_rounding_and_may_continue_as_one(options, wh
 def test_the_loss_falls_on_one_batch(options):
     latents_BCTHW = torch.randn(4, 4, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 2, 4, 4)
     names = ["a", "b", "c", "d"]
-    with training_process.one_thread():
-        trainer = Trainer(options, Ranks(0, 1, torch.device("cpu")), RunFolder(options.run), channels=4)
-        losses = [trainer.learn(latents_BCTHW, names, names)["loss"] for _ in range(60)]
+    trainer = Trainer(options, Ranks(0, 1, torch.device("cpu")), RunFolder(options.run), channels=4)
+    losses = [trainer.learn(latents_BCTHW, names, names)["loss"] for _ in range(60)]
     assert losses[0] > 1.5  # at first nothing is predicted: the noise alone has a variance of 1
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 

@@ -169,6 +169,12 @@ def test_a_state_goes_on_after_the_last_batch_on_any_number_of_ranks(films):
     assert ids_of(last, 14) == whole[16:]
 
 
+def test_a_seed_of_numpy_is_the_number(films):
+    found = [LatentLoader(opened(films), batch=4, seed=seed) for seed in (3, np.int64(3))]
+    assert found[0].peek(2) == found[1].peek(2)
+    assert json.dumps(found[0].state_dict()) == json.dumps(found[1].state_dict())
+
+
 def test_steps_can_be_left_out_and_looked_at(films):
     whole = ids_of(LatentLoader(opened(films), batch=4), 12)
     loader = LatentLoader(opened(films), batch=4)

@@ -39,11 +39,10 @@ def flip_a_byte(output, name):
 def test_a_row_taken_down_during_a_run_is_replaced_by_one_of_its_bucket(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, mixed_shards())
     before = [batch.ids for batch in LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2)]
-    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2, prefetch=1, takedowns_every_s=0)
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2, prefetch=3, takedowns_every_s=0)
     first = next(iter(loader))
     gone = before[5][1]
     record_takedown(output.store, "asked", ids=[gone])
-    loader.seek(1)  # what was read ahead is read again
     after = [first.ids, *(batch.ids for batch in loader)]
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert all(b[i] == name for a, b in changed for i, name in enumerate(a) if name != gone)
@@ -153,15 +152,15 @@ def test_a_store_that_stays_away_ends_the_run_with_file_and_range(films, failing
 
 @pytest.mark.s3
 def test_latents_on_s3_are_read_by_ranges_checked_and_kept(s3, tmp_path):
-    output = write_output(f"{s3.root}/out", tmp_path, mixed_shards(2), storage=s3.config())
-    flip_a_byte(output, "video00105-0000")
+    output = write_output(f"{s3.root}/out", tmp_path, mixed_shards(1), storage=s3.config())
+    flip_a_byte(output, "video00005-0000")
     cache = TensorCache(tmp_path / "cache", "10MB")
 
     def loader(**options):
         dataset = LatentDataset.open(output.uri, storage=s3.config(), columns=("metadata",))
         return LatentLoader(dataset, batch=2, epochs=2, cache=cache, **options)
 
-    with pytest.raises(InputError, match=r"s3://.* bytes \d+ to \d+: the latent of video00105-0000 is damaged"):
+    with pytest.raises(InputError, match=r"s3://.* bytes \d+ to \d+: the latent of video00005-0000 is damaged"):
         list(loader())
     replacing = loader(on_damage="replace", seed=1)
     for batch in replacing:

@@ -12,6 +12,7 @@ from pipeline.loader.draws import key_of, permutation, uniform
 from pipeline.loader.epoch import BucketRows, RowsOfBucket, shuffled_rows
 from pipeline.loader.mixture import Mixture, Weights
 from pipeline.loader.order import DatasetRows, Order
+from pipeline.loader.packing import first_fit
 from pipeline.loader.rules import Pack, Tokens, parse_rule, tokens_of
 
 GRIDS = {"1x64x64": (1, 8, 8), "9x64x64": (3, 8, 8), "17x64x96": (5, 8, 12)}
@@ -64,7 +65,7 @@ def order_or_none(*arguments, **options):
 def test_ranks_together_read_the_same_batches_on_any_world_and_from_any_step(
     sets, rule, shuffle, seed, drop_last, start
 ):
-    options = {"seed": seed, "shuffle": shuffle, "drop_last": drop_last}
+    options = {"seed": seed, "shuffle": shuffle, "drop_last": drop_last, "small_buckets": "drop"}
     if (order := order_or_none(sets, rule, **options)) is None:
         return
     for world in (2, 4, 8, 16):
@@ -82,7 +83,8 @@ def test_ranks_together_read_the_same_batches_on_any_world_and_from_any_step(
 @settings(max_examples=40, deadline=None)
 @given(datasets, shuffles, st.integers(0, 5), st.integers(1, 3))
 def test_an_epoch_reads_every_row_once_but_for_the_dropped_rest(sets, shuffle, seed, epochs):
-    if (order := order_or_none(sets, parse_rule(8), seed=seed, shuffle=shuffle, epochs=epochs)) is None:
+    options = {"seed": seed, "shuffle": shuffle, "epochs": epochs, "small_buckets": "drop"}
+    if (order := order_or_none(sets, parse_rule(8), **options)) is None:
         return
     seen = Counter()
     for step in range(order.total()):
@@ -208,6 +210,38 @@ def test_image_steps_come_at_their_ratio():
     assert set(steps) == set(GRIDS)
 
 
+def test_weights_that_change_after_the_end_are_refused():
+    sets = [dataset("a", short=[24]), dataset("b", short=[24])]
+    late, message = (
+        [Weights(0, (1.0, 0.0)), Weights(10, (0.0, 1.0))],
+        r"given all their epochs at step 6, before the weights of step 10 give one to dataset 1; change the weights by step 6",
+    )
+    with pytest.raises(ConfigError, match=message):
+        Order(sets, parse_rule(4), epochs=1, weights=late)
+    with pytest.raises(ConfigError, match=message):
+        Order(sets, parse_rule(4), epochs=(1, None), weights=late).batch(0)
+    in_time = Order(sets, parse_rule(4), epochs=1, weights=[late[0], Weights(6, (0.0, 1.0))])
+    assert [in_time.batch(step).dataset for step in range(in_time.total())] == [0] * 6 + [1] * 6
+    assert Order(sets, parse_rule(4), epochs=1, weights=[late[0], Weights(10, (1.0, 0.0))]).total() == 6
+
+
+def test_datasets_of_images_and_of_videos_are_mixed_at_the_ratio():
+    images, videos = dataset("images", images=[90]), dataset("videos", short=[60], long=[60])
+    order = Order([images, videos, dataset("both", images=[60], short=[60])], parse_rule(4), image_ratio=0.25)
+    steps = [order.batch(step) for step in range(400)]
+    assert abs(sum(step.content.bucket == "1x64x64" for step in steps) / 400 - 0.25) < 0.02
+    assert {step.dataset for step in steps} == {0, 1, 2}
+    with pytest.raises(ConfigError, match=r"image_ratio: from step 0 on no dataset with images has a weight"):
+        Order([images, videos], parse_rule(4), image_ratio=0.25, weights=[Weights(0, (0.0, 1.0))])
+
+
+def test_a_dataset_without_weight_may_have_none_of_the_buckets():
+    sets, rule = [dataset("a", images=[9]), dataset("b", short=[20])], parse_rule({"9x64x64": 4})
+    assert Order(sets, rule, weights=[Weights(0, (0.0, 1.0))]).batch(3).dataset == 1
+    with pytest.raises(ConfigError, match="dataset a gives not one global batch"):
+        Order(sets, rule)
+
+
 # ---- packing ----------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +261,28 @@ def test_packed_sequences_hold_whole_latents_within_their_length(short, long, se
     assert len(seen) == sum(short) + sum(long)
 
 
+def test_first_fit_takes_the_first_sequence_with_space():
+    tokens = np.random.default_rng(3).choice([7, 16, 30, 48], 300).tolist()
+    places, used = first_fit(tokens, 100)
+    free = []
+    for count, place in zip(tokens, places, strict=True):
+        assert place == next((n for n, left in enumerate(free) if left >= count), len(free))
+        free += [100] * (place == len(free))
+        free[place] -= count
+    assert used == [100 - left for left in free]
+
+
+def test_packing_goes_no_further_than_a_step_needs(monkeypatch):
+    packed = Counter()
+    monkeypatch.setattr("pipeline.loader.packing.first_fit", lambda *args: packed.update("x") or first_fit(*args))
+    order = Order([dataset(short=[100] * 400)], Pack(480, sequences=8, window=100), epochs=3)
+    alone = order.batch(0)
+    assert packed["x"] < 100
+    assert Order([dataset(short=[100] * 400)], Pack(480, sequences=8, window=100)).batch(1300).epoch == 2
+    assert order.total() == 3 * 500
+    assert str(order.batch(0)) == str(alone)
+
+
 # ---- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -235,10 +291,24 @@ def test_packed_sequences_hold_whole_latents_within_their_length(short, long, se
     [
         ({"rule": 1000}, r"gives not one global batch; it has 9x64x64 20 .*lower the batch size"),
         ({"rule": {"5x8x8": 4}}, r"no dataset has bucket 5x8x8; there are 9x64x64"),
-        ({"rule": {"9x64x64": (4, 1.5)}}, r"bucket 9x64x64: expected a keep probability in \(0, 1\], got 1.5"),
+        ({"rule": {"9x64x64": (4, 1.5)}}, r"bucket 9x64x64: expected a number >= 1, or with .*keep.*got \(4, 1.5\)"),
+        ({"rule": {"9x64x64": (4, 0)}}, r"bucket 9x64x64: expected a keep probability in \(0, 1\], got 0"),
+        ({"rule": {"9x64x64": "4"}}, r"bucket 9x64x64: expected a number >= 1, or with .*got '4'"),
+        ({"rule": {"9x64x64": 4, "v9x64x64": 2}}, r"bucket 9x64x64 is given twice, as 9x64x64 and as v9x64x64"),
         ({"rule": Tokens(10)}, r"1 latents of bucket 9x64x64 have 48 tokens, the budget is 10"),
         ({"rule": Pack(40)}, r"bucket 9x64x64 has 48 tokens, more than Pack.seq_len 40"),
-        ({"rule": 0}, r"batch: expected at least 1, got 0"),
+        ({"rule": 0}, r"batch: expected a whole number >= 1, got 0"),
+        ({"rule": True}, r"batch: expected a whole number >= 1, got True"),
+        ({"seed": 5.0}, r"seed: expected a whole number, got 5.0"),
+        ({"seed": True}, r"seed: expected a whole number, got True"),
+        ({"shuffle": 64}, r"expected none, full or window:N with N >= 1 files, got 64"),
+        ({"epochs": 2.0}, r"epochs: expected a number >= 1 or None for each of 1 datasets, got 2.0"),
+        ({"epochs": [1, 2]}, r"epochs: expected .* for each of 1 datasets, got \[1, 2\]"),
+        ({"weights": [Weights(0, (float("inf"),))]}, r"weights: expected a number >= 0, got inf"),
+        ({"weights": [Weights(0, ("x",))]}, r"weights: expected a number >= 0, got 'x'"),
+        ({"weights": [Weights(0.5, (1,))]}, r"weights: step: expected a whole number >= 0, got 0.5"),
+        ({"image_ratio": "x"}, r"image_ratio: expected a number from 0 to 1, got 'x'"),
+        ({"small_buckets": "keep"}, r"small_buckets: expected error or drop, got 'keep'"),
         ({"rule": "16"}, r"expected a number, a mapping of bucket to number, Tokens\(…\) or Pack\(…\), got str"),
         ({"shuffle": "window:0"}, r"expected none, full or window:N with N >= 1 files, got 'window:0'"),
         ({"weights": [Weights(0, (1.0, 1.0))]}, r"weights: expected 1, one for each dataset, got 2"),
@@ -251,6 +321,52 @@ def test_what_cannot_be_an_order_is_refused(options, message):
     options = {"rule": 4, **options}
     with pytest.raises(ConfigError, match=message):
         Order([dataset(short=[20])], parse_rule(options.pop("rule")), **options)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Tokens(36.5), r"Tokens.budget: expected a whole number >= 1, got 36.5"),
+        (lambda: Tokens(36, patch=(1, 2)), r"Tokens.patch: expected \(frames, height, width\), got \(1, 2\)"),
+        (lambda: Pack(36, patch=2), r"Pack.patch: expected \(frames, height, width\), got 2"),
+        (lambda: Pack("36"), r"Pack.seq_len: expected a whole number >= 1, got '36'"),
+    ],
+)
+def test_what_cannot_be_a_rule_is_refused(made, message):
+    with pytest.raises(ConfigError, match=message):
+        made()
+
+
+def test_numbers_of_numpy_are_the_same_order_as_those_of_python():
+    sets, eight = [dataset(short=[20, 30])], np.int64(8)
+    one = Order(sets, parse_rule(eight), seed=np.int64(5), epochs=np.int64(2))
+    two = Order(sets, parse_rule(8), seed=5, epochs=2)
+    assert one.total() == two.total() == 12
+    assert [members(one.batch(s).content) for s in range(12)] == [members(two.batch(s).content) for s in range(12)]
+    assert repr(Tokens(np.int64(96), multiple=np.int16(2))) == repr(Tokens(96, multiple=2))
+    with pytest.raises(TypeError, match="key_of: expected str and int, got int64"):
+        key_of(np.int64(5))
+
+
+def test_buckets_too_small_for_a_batch_are_named_and_left_out_only_if_asked():
+    sets = [dataset(images=[3], short=[20], long=[4])]
+    with pytest.raises(
+        ConfigError,
+        match=r"buckets of dataset a are too small for one batch.*: 17x64x96 \(4 rows, batch of 8\), 1x64x64 \(3 rows, batch of 8\); "
+        r'give each a batch that fits, \{"17x64x96": …\}, or small_buckets="drop" to leave them out, or drop_last=False',
+    ):
+        Order(sets, parse_rule(8))
+    with pytest.raises(ConfigError, match=r"too small for one batch.*: 1x64x64 \(0 of 3 rows kept, batch of 2\)"):
+        Order(sets, parse_rule({"1x64x64": (2, 0.1), "9x64x64": 4}), drop_last=False)
+    with pytest.raises(ConfigError, match=r"too small for one batch.*1x64x64 \(3 rows"):
+        Order([*sets, dataset("b", images=[50])], parse_rule(4), image_ratio=0.5)
+    order = Order(sets, parse_rule(8), epochs=1, small_buckets="drop")
+    assert {order.batch(step).content.bucket for step in range(order.total())} == {"9x64x64"}
+
+
+def test_the_same_dataset_is_given_once():
+    with pytest.raises(ConfigError, match=r"datasets: a is given twice.*give it once, with a larger weight"):
+        Order([dataset("a", short=[20]), dataset("b", short=[20]), dataset("a", short=[20])], parse_rule(4))
 
 
 def test_a_world_that_cannot_share_a_batch_is_told_which_could():

@@ -58,3 +58,18 @@ def test_an_iterable_dataset_gives_the_batches_and_keeps_the_step(films):
     assert isinstance(batches[0].latents, torch.Tensor)
     with pytest.raises(ConfigError, match="num_workers: expected 0"):
         next(iter(DataLoader(again, batch_size=None, num_workers=1)))
+
+
+def test_a_stateful_data_loader_saves_and_restores_the_step(films):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def through():
+        loader = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=4, prefetch=2)
+        return StatefulDataLoader(loader.as_iterable_dataset(), batch_size=None, num_workers=0)
+
+    whole = [batch.ids for batch in islice(through(), 8)]
+    first = through()
+    assert [batch.ids for batch in islice(first, 3)] == whole[:3]
+    again = through()
+    again.load_state_dict(first.state_dict())
+    assert [batch.ids for batch in islice(again, 5)] == whole[3:]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline.config import WriteConfig
 from pipeline.format.index import read_index
+from pipeline.ledger.counted import counted_receipts, shown
 from pipeline.ledger.receipts import Ledger, precedence
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.records import Receipt, SourceObject
 from pipeline.storage import Store
-from tests.pipeline.frameless_build import visible
 from tests.pipeline.latent_clips import latent_clip, write_shard
 
 
@@ -47,9 +47,9 @@ def shown_ids(store: Store, snapshot: Snapshot) -> list[str]:
     return sorted(found)
 
 
-def newest_contents(store: Store) -> dict[str, str]:
+def newest_contents(store: Store, fingerprint: str) -> dict[str, str]:
     """By URI: digest of the bytes that the newest receipt of it is about."""
-    receipts = {receipt.shard_id: receipt for receipt in Ledger(store).all()}
+    receipts = {item.shard_id: item for item in Ledger(store).all() if item.fingerprint == fingerprint}
     found = {}
     for receipt in sorted(receipts.values(), key=precedence):
         for source in receipt.shard.objects if receipt.shard.retry is None else ():
@@ -60,10 +60,15 @@ def newest_contents(store: Store) -> dict[str, str]:
     return found
 
 
-def expected_ids(store: Store, contents: dict[str, str]) -> list[str]:
-    """Ids of rows that receipts hold of these versions of inputs (URI -> digest), without what was taken down; sorted."""
-    rows = visible(store)  # without takedowns and duplicates
-    return sorted(row.id for row in rows if contents.get(row.source_uri) == row.source_hash)
+def expected_ids(store: Store, contents: dict[str, dict[str, str | None]]) -> list[str]:
+    """Ids of rows that receipts hold of these versions of inputs (fingerprint -> URI -> digest), without what was taken down; sorted."""
+    found = []
+    for part in counted_receipts(store):  # without takedowns and duplicates
+        versions = contents.get(part.receipt.fingerprint, {})
+        for item in () if part.superseded else part.receipt.files:
+            rows = shown(part, read_index(store.read(item.index_key))[0])
+            found += [row.id for row in rows if versions.get(row.source_uri) == row.source_hash]
+    return sorted(found)
 
 
 def listed(workspace: object) -> list[SourceObject]:

@@ -192,7 +192,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         def __init__(self, entry: os.DirEntry[str]) -> None:
             self.name, self.path = entry.name, entry.path
 
-        def is_dir(self) -> bool:
+        def is_dir(self, *, follow_symlinks: bool = True) -> bool:
             raise PermissionError(13, "Permission denied", self.path)
 
         is_file = is_dir

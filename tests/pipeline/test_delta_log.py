@@ -12,16 +12,18 @@ from deltalake.exceptions import DeltaError
 
 from pipeline.cli import output_commands
 from pipeline.config import WriteConfig
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, PublishFailed
 from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Check, Snapshots
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.loader import LatentDataset
 from pipeline.operate import delta_writing
 from pipeline.operate.delta_contents import LAST_CHECKPOINT, version_key
 from pipeline.operate.delta_log import DeltaLog, DeltaView
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.records import Shard, SourceObject
+from tests.loader.document import blocks
 from tests.pipeline.frameless_build import make_workspace
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 from tests.pipeline.published import publish_all, shown_ids
@@ -106,6 +108,10 @@ def test_ray_data_reads_a_version(output):
     ray.init(num_cpus=1, include_dashboard=False, logging_level="error", object_store_memory=80 << 20)
     try:
         assert as_rows(ray.data.read_delta(table, version=2).take_all()) == stored(store, 2)
+        snapshot = LatentDataset.open(f"{store.root}@2")  # docs/loader.md, here because Ray runs
+        scope = {"files": snapshot.file_uris(), "hidden": snapshot.hidden_ids()}
+        exec(next(block for block in blocks("ray.data") if "read_parquet" in block), scope)
+        assert sorted(scope["ids"]) == shown_ids(store, Snapshots(store).read(2))
     finally:
         ray.shutdown()
 
@@ -256,6 +262,17 @@ def test_a_takedown_leaves_no_version_that_names_the_bytes(output):
         assert ids <= set(stored_ids(store, version))
     assert view == DeltaView(3, hidden_files=1, hidden_rows=3)
     assert DeltaLog(store).sync() == view
+
+
+def test_a_takedown_reaches_the_view_also_if_nothing_is_published(output):
+    store, table = output
+    victim = sorted(stored(store, 3))[0]
+    record_takedown(store, "asked for", ids=[victim])
+    with pytest.raises(PublishFailed, match="canary: not today"):
+        publish(store, PublishOptions(), canary=lambda *_: Check("canary", ok=False, message="not today"))
+    assert Snapshots(store).numbers() == [1, 2, 3]
+    for version in (1, 2, 3):
+        assert victim not in DeltaTable(table, version=version).to_pyarrow_table(columns=["id"])["id"].to_pylist()
 
 
 def stored_ids(store, number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.config import WriteConfig
-from pipeline.errors import OutputError, PublishFailed
+from pipeline.errors import AccessError, OutputError, PublishFailed
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.status import status
 from pipeline.records import Receipt, Reject
 from pipeline.storage import Store
+from pipeline.storage.local import LocalStore
+from tests.pipeline.frameless_build import Careless, NoConditions
 from tests.pipeline.latent_clips import latent_clip, local_store, receipt_of, write_shard
 from tests.pipeline.published import add_shards, listed, publish_all, shown_ids
 
@@ -261,6 +265,88 @@ def test_constants_are_read_once_there_is_a_file_to_read_them_from(store: Store,
 
 
 # --- what a publisher is told ------------------------------------------------------------------------------------------
+
+
+def test_a_publisher_in_between_is_noticed_also_before_anything_is_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parent and number come from one listing: a snapshot made after it takes that number, whatever its parent is."""
+    add_shards(store, tmp_path, range(1))
+    publish(store, PLAIN)
+    add_shards(store, tmp_path, range(1, 2))
+    plain, others = Snapshots.read, []
+
+    def read(self: Snapshots, number: int) -> Snapshot:
+        found = plain(self, number)
+        if not others:  # the first read follows the listing
+            others.append(None)
+            others[0] = publish(store, PLAIN).snapshot
+        return found
+
+    monkeypatch.setattr(Snapshots, "read", read)
+    with pytest.raises(PublishFailed, match="another publisher was first: snapshot 2 of"):
+        publish(store, PLAIN)
+    assert (Snapshots(store).numbers(), Snapshots(store).latest()) == ([1, 2], others[0])
+
+
+@pytest.mark.parametrize("kind", [Careless, NoConditions])
+def test_a_store_that_lets_both_write_does_not_let_both_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[LocalStore]
+) -> None:
+    """Two publishers of the same receipts, within one tick of the clock, write different records: each knows whose stayed."""
+    store = kind(str(tmp_path / "out"))
+    Ledger(store).prepare("films")
+    add_shards(store, tmp_path, range(1))
+    plain = kind.put_if_absent
+
+    def both(self: LocalStore, key: str, data: bytes) -> bool:
+        made = plain(self, key, data)
+        if key.startswith("_snapshots/"):  # the other one writes after this one, and before it reads back
+            record = Snapshot.from_json(data)
+            plain(self, key, replace(record, lineage={**record.lineage, "publisher": "0" * 16}).to_json())
+        return made
+
+    monkeypatch.setattr(kind, "put_if_absent", both)
+    with pytest.raises(PublishFailed, match="another publisher was first: snapshot 1 of"):
+        publish(store, PLAIN)
+    assert Snapshots(store).read(1).lineage["publisher"] == "0" * 16
+
+
+def test_no_two_records_are_equal(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the publisher that came second would take the first one's record for its own."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 11, 28, tzinfo=tz)
+
+    monkeypatch.setattr("pipeline.operate.snapshot_record.datetime", Clock)
+    add_shards(store, tmp_path, range(1))
+    records = []
+    for _ in range(2):
+        records.append(publish(store, PLAIN).snapshot)
+        store.delete("_snapshots/1.json")
+    assert records[0].created == records[1].created
+    assert records[0].to_json() != records[1].to_json()
+    assert replace(records[0], lineage={}) == replace(records[1], lineage={})
+
+
+def test_a_view_that_cannot_be_written_is_said_beside_the_snapshot(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_shards(store, tmp_path, range(1))
+
+    def refuse(self: DeltaLog) -> None:
+        raise AccessError("access denied")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DeltaLog, "sync", refuse)
+        words = "snapshot 1 is published, but its Delta view was not written: access denied; publish again to write it, or use --no-delta"
+        with pytest.raises(OutputError, match=words):
+            publish(store, PublishOptions())
+    assert Snapshots(store).numbers() == [1]
+    again = publish(store, PublishOptions())
+    assert (again.made, again.delta is not None, DeltaLog(store).sync()) == (False, True, again.delta)
 
 
 def test_a_failed_publish_prints_the_numbers_of_all_checks(store: Store, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_broken_links_are_not_listed(tmp_path: Path, target: str) -> None:
     assert list(open_store(str(tmp_path), StorageConfig()).keys()) == ["a.mp4"]
 
 
-@pytest.mark.parametrize("asked", ["is_dir", "is_file", "stat"])
+@pytest.mark.parametrize("asked", ["is_dir", "is_file", "stat", "os.stat"])
 @pytest.mark.parametrize(
     ("number", "meaning"), [(errno.ESTALE, StorageUnavailable), (errno.EACCES, AccessError), (errno.EPERM, AccessError)]
 )
@@ -157,17 +157,32 @@ def test_a_failing_stat_of_a_listed_file_is_an_error_of_the_storage_that_names_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, number: int, meaning: type[Exception]
 ) -> None:
     (tmp_path / "a.mp4").write_bytes(b"a")
-    scandir = os.scandir
+    scandir, stat = os.scandir, os.stat
+
+    def fail(path: str, **_: object) -> None:
+        raise OSError(number, os.strerror(number), path)
 
     class Entry:
+        """An entry of a file system whose folders do not say what is a file."""
+
         def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.path = entry.name, entry.path
-            self.is_dir, self.is_file, self.stat = entry.is_dir, entry.is_file, entry.stat
-            setattr(self, asked, self.fail)
+            self.name, self.path, self._entry = entry.name, entry.path, entry
+            self.is_dir, self.stat = entry.is_dir, entry.stat
+            if asked in ("is_dir", "stat"):
+                setattr(self, asked, lambda: fail(entry.path))
 
-        def fail(self) -> None:
-            raise OSError(number, os.strerror(number), self.path)
+        def is_file(self, *, follow_symlinks: bool = True) -> bool:
+            if asked == "is_file" or not follow_symlinks:
+                fail(self.path)
+            return self._entry.is_file()
 
-    monkeypatch.setattr(local_store.os, "scandir", lambda path: [Entry(entry) for entry in scandir(path)])
+    if asked == "os.stat":
+        monkeypatch.setattr(
+            local_store.os,
+            "stat",
+            lambda path, **options: (fail if str(path).endswith("a.mp4") else stat)(path, **options),
+        )
+    else:
+        monkeypatch.setattr(local_store.os, "scandir", lambda path: [Entry(entry) for entry in scandir(path)])
     with pytest.raises(meaning, match=r"a\.mp4"):
         list(open_store(str(tmp_path), StorageConfig()).list())

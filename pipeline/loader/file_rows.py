@@ -1,0 +1,87 @@
+"""Rows of one data file with their tensors, in bounded memory: neighbours are read together, every hash is checked."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pipeline.loader.columns import read_columns
+from pipeline.loader.fetch import READ_BYTES, Wanted, spans_of
+from pipeline.loader.row import Row, bytes_of, empty_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import torch
+
+    from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.file_index import FileIndex
+
+
+def rows_of_file(
+    dataset: LatentDataset, number: int, index: FileIndex, positions: np.ndarray, *, tensors: bool = True
+) -> Iterator[Row]:
+    """Rows at these positions of a file, in the order given; at most 32 MiB of tensors (or one row) are held.
+
+    Raises:
+        InputError: a tensor whose bytes are not the recorded ones, a file that does not match its index.
+    """
+    columns = (
+        read_columns(dataset.store, dataset.files, number, index, dataset.columns).to_pydict()
+        if dataset.columns
+        else {}
+    )
+    if "metadata" in columns:
+        columns["metadata"] = [json.loads(text) for text in columns["metadata"]]
+    size = dataset.files.value("bucket", number).partition("x")[2]
+    for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
+        read = _read(dataset, number, index, part) if tensors else [(None, None)] * len(part)
+        for position, (latent, logvar) in zip(part, read, strict=True):
+            frames = int(index.num_frames[position])
+            yield Row(
+                id=str(index.text("id", position)),
+                bucket=f"{frames}x{size}",
+                num_frames=frames,
+                caption=index.text("caption", position),
+                shape=index.shape(position),
+                source_uri=str(index.text("source_uri", position)),
+                source_key=str(index.text("source_key", position)),
+                latent=latent,
+                logvar=logvar,
+                columns={name: values[position] for name, values in columns.items()},
+            )
+
+
+def _read(
+    dataset: LatentDataset, number: int, index: FileIndex, positions: list[int]
+) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    kinds = range(index.tensors)
+    tensors = [[empty_tensor(index.shape(position), dataset.spec.dtype) for _ in kinds] for position in positions]
+    wanted = [
+        Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
+        for position, found in zip(positions, tensors, strict=True)
+        for which in kinds
+    ]
+    for span in spans_of(wanted):
+        if cut := dataset.fetcher.read(span):
+            raise dataset.fetcher.cut(cut[0])
+    for item in wanted:
+        if (damage := dataset.fetcher.damage(item)) is not None:
+            raise damage
+    return [(found[0], found[1] if len(found) > 1 else None) for found in tensors]
+
+
+def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
+    """Rows in parts of at most `READ_BYTES` of tensors; a larger one by itself."""
+    part: list[int] = []
+    size = 0
+    for position in positions:
+        length = sum(index.length(position, which) for which in range(index.tensors))
+        if part and size + length > READ_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(position)
+        size += length
+    if part:
+        yield part

@@ -1,0 +1,87 @@
+"""Open data files of a dataset, and the limit of all of them in a process (`ulimit -n`)."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from pipeline.errors import AccessError
+from pipeline.storage.local_errors import TOO_MANY_OPEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.storage.range_reader import RangeReader
+
+MOST, LEAST = 256, 4  # of one dataset
+Result = TypeVar("Result")
+
+
+class OpenFiles:
+    """Readers of the files of one dataset by number, those used last. Safe for several threads.
+
+    All datasets of a process together keep open at most half of the files that it may have, fewer once the limit was met. A reader that
+    is let go closes its file when the last thread that reads from it has done so.
+    """
+
+    _living: ClassVar[weakref.WeakSet[OpenFiles]] = weakref.WeakSet()
+    _most: ClassVar[int] = MOST
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[int, RangeReader] = OrderedDict()
+        self._lock = threading.Lock()
+        self._living.add(self)
+
+    def get(self, number: int, opened: Callable[[], RangeReader]) -> RangeReader:
+        """The reader of a file, made by `opened` if it is not here. Raises as `opened`."""
+        with self._lock:
+            if (found := self._held.get(number)) is not None:
+                self._held.move_to_end(number)
+                return found
+        made = with_files_closed(opened)
+        most = self._share()
+        with self._lock:
+            held = self._held.setdefault(number, made)
+            while len(self._held) > most:
+                self._held.popitem(last=False)
+            return held
+
+    def forget(self, number: int) -> None:
+        """Lets one file go."""
+        with self._lock:
+            self._held.pop(number, None)
+
+    def clear(self) -> None:
+        """Lets all files go. Later reads open them again."""
+        with self._lock:
+            self._held.clear()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @classmethod
+    def make_space(cls) -> None:
+        """Lets the files of all datasets go, and keeps half as many of each from now on."""
+        living = list(cls._living)
+        cls._most = max(LEAST, min(cls._most, max(map(len, living), default=0)) // 2)
+        for one in living:
+            one.clear()
+
+    def _share(self) -> int:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = MOST if allowed == resource.RLIM_INFINITY else allowed // 2 // max(1, len(self._living))
+        return max(LEAST, min(self._most, share))
+
+
+def with_files_closed(call: Callable[[], Result]) -> Result:
+    """The result of `call`, which opens a file; made again without the open files of datasets if there are too many. Raises as `call`."""
+    try:
+        return call()
+    except AccessError as error:
+        if getattr(error.__cause__, "errno", None) not in TOO_MANY_OPEN:
+            raise
+    OpenFiles.make_space()
+    return call()
