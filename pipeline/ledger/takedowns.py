@@ -153,6 +153,15 @@ def read_takedowns(store: Store, *, known: Takedowns = NONE, without: Collection
     return Takedowns(found)
 
 
+def may_be_deleted(store: Store, takedowns: Takedowns, shard_id: str) -> bool:
+    """Whether the files of a shard may be deleted: its receipt can be read, and every source of it is taken down."""
+    try:
+        receipt = Ledger(store).read(shard_id) if takedowns else None
+    except OutputError:
+        return False
+    return receipt is not None and takedowns.hides_all(receipt)
+
+
 def record_takedown(
     store: Store,
     reason: str,

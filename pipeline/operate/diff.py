@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.format.index import read_index
 from pipeline.ledger.snapshots import Snapshots
-from pipeline.ledger.takedowns import read_takedowns
+from pipeline.ledger.takedowns import may_be_deleted, read_takedowns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +37,7 @@ class _Side:
 
     store: Store
     snapshot: Snapshot
-    files: dict[str, tuple[str, tuple[int, ...]]]  # by key: index key, positions of hidden rows
+    files: dict[str, tuple[str, str, tuple[int, ...]]]  # by key: index key, shard, positions of hidden rows
 
     def may_share_sources(self) -> bool:
         """Whether rows of a source may be in files of several receipts."""
@@ -51,10 +51,12 @@ class _Side:
         takedowns = read_takedowns(self.store)
 
         def read(key: str) -> dict[str, _Row]:
-            index_key, hidden = self.files[key]
+            index_key, shard, hidden = self.files[key]
             try:
                 rows, _ = read_index(self.store.read(index_key))
             except (InputError, ValueError, OSError) as error:
+                if isinstance(error, NotFound) and may_be_deleted(self.store, takedowns, shard):
+                    return {}
                 raise OutputError(
                     f"{index_key} of snapshot {self.snapshot.number} cannot be read: {error}; see `lathe verify`",
                     uri=self.store.uri(index_key),
@@ -136,10 +138,9 @@ def _fingerprints(side: _Side) -> set[str]:
 def _open(store: Store, number: int | None) -> _Side:
     snapshots = Snapshots(store)
     snapshot = snapshots.get(number)
-    columns = snapshots.table(snapshot, "files", ["key", "index_key", "hidden"]).to_pydict()
+    columns = snapshots.table(snapshot, "files", ["key", "index_key", "shard_id", "hidden"]).to_pydict()
     files = {
-        key: (index_key, tuple(hidden))
-        for key, index_key, hidden in zip(columns["key"], columns["index_key"], columns["hidden"], strict=True)
+        key: (index_key, shard, tuple(hidden)) for key, index_key, shard, hidden in zip(*columns.values(), strict=True)
     }
     return _Side(store, snapshot, files)
 

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.takedowns import NONE, read_takedowns
+from pipeline.ledger.takedowns import NONE, may_be_deleted, read_takedowns
 from pipeline.records import FORMAT_VERSIONS
 from pipeline.storage.ranged_file import RangedFile
 
@@ -80,6 +80,15 @@ class VerifyReport:
         return {"ok": self.ok, **asdict(self)}
 
 
+class _Part(NamedTuple):
+    """What is known of the receipt of a file."""
+
+    visible: Visible
+    fingerprint: str
+    shard_id: str
+    takedowns: Takedowns
+
+
 @dataclass(slots=True)
 class _Checked:
     """Result of checking one shard. `rows` and `frames` are those that count."""
@@ -91,6 +100,7 @@ class _Checked:
     frames: int = 0
     ids: list[tuple[str, np.ndarray]] = field(default_factory=list)  # (index key, uint64 hash of each id)
     bytes_read: int = 0
+    deleted: int = 0  # files that are gone and may be: all sources of their receipt are taken down
 
 
 def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = None, workers: int = 4) -> VerifyReport:
@@ -117,8 +127,10 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
     report.notices += [f"{key}: not a receipt's name" for key in foreign]
     named: set[str] = set()
+    deleted = 0
     ids: list[tuple[str, np.ndarray]] = []
     for checked in _check_shards(store, ledger, report, takedowns, workers):
+        deleted += checked.deleted
         report.problems += checked.problems
         report.notices += checked.notices
         report.bytes_read += checked.bytes_read
@@ -130,6 +142,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
             report.files += len(files)
             report.rows += checked.rows
             report.frames += checked.frames
+    _note_deleted(report, deleted)
     report.problems += _doubled_ids(store, ids)
     named |= {info.key for info in stored if info.key.startswith(DELTA_LOG)}
     _count_orphans(report, [info for info in stored if info.key not in named])
@@ -157,19 +170,22 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
         def visible(rows: list[IndexRow]) -> list[IndexRow]:
             return [found for found in rows if found.row not in hidden and not takedowns.hides(found)]
 
-        _check_file(store, item, visible, row["fingerprint"], report.deep, checked)
+        _check_file(store, item, _Part(visible, row["fingerprint"], row["shard_id"], takedowns), report.deep, checked)
         if not takedowns and not checked.problems and (checked.rows, checked.frames) != (row["rows"], row["frames"]):
             found = f"{checked.rows} rows, {checked.frames} frames that count"
             checked.problems.append(Problem(item.key, found, f"{row['rows']} rows, {row['frames']} frames"))
         return checked
 
+    deleted = 0
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         for checked in pool.map(check, files):
+            deleted += checked.deleted
             report.problems += checked.problems
             report.bytes_read += checked.bytes_read
             report.rows += checked.rows
             report.frames += checked.frames
             ids += checked.ids
+    _note_deleted(report, deleted)
     if not takedowns and report.rows != snapshot.counts["rows"] and report.ok:
         report.problems.append(Problem(f"snapshot {number}", f"{report.rows} rows", f"{snapshot.counts['rows']} rows"))
     report.problems += _doubled_ids(store, ids)
@@ -198,6 +214,11 @@ def _check_published(store: Store, report: VerifyReport) -> None:
                 report.problems.append(
                     Problem(f"snapshot {number}", error.message, "its record and tables as published")
                 )
+
+
+def _note_deleted(report: VerifyReport, deleted: int) -> None:
+    if deleted:
+        report.notices.append(f"{deleted} files are deleted of receipts whose sources are all taken down")
 
 
 def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
@@ -260,29 +281,31 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
         )
     for item in receipt.files:
-        _check_file(store, item, lambda rows: shown(part, rows), receipt.fingerprint, deep, checked)
+        facts = _Part(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns)
+        _check_file(store, item, facts, deep, checked)
     return checked
 
 
-def _check_file(
-    store: Store, item: WrittenFile, visible: Visible, fingerprint: str, deep: bool, checked: _Checked
-) -> None:
+def _check_file(store: Store, item: WrittenFile, part: _Part, deep: bool, checked: _Checked) -> None:
     infos: dict[str, ObjectInfo] = {}
     for key, size in ((item.key, item.num_bytes), (item.index_key, item.index_bytes)):
         try:
             infos[key] = store.stat(key)
         except NotFound:
-            checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
+            if may_be_deleted(store, part.takedowns, part.shard_id):
+                checked.deleted += 1
+            else:
+                checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
             continue
         if infos[key].size != size:
             checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
-    rows = _check_index(store, item, visible, checked) if item.index_key in infos else []
+    rows = _check_index(store, item, part.visible, checked) if item.index_key in infos else []
     if item.key not in infos:
         return
     if deep:
         _check_bytes(store, item, infos[item.key], rows, checked)
     if item.key.endswith(".parquet"):
-        _check_footer(store, item, infos[item.key], fingerprint, checked)
+        _check_footer(store, item, infos[item.key], part.fingerprint, checked)
 
 
 def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Checked) -> list[IndexRow]:

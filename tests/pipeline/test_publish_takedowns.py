@@ -14,8 +14,10 @@ from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
+from pipeline.operate.diff import diff
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.statistics import statistics
+from pipeline.operate.verify import verify_output
 from pipeline.records import Receipt
 from pipeline.storage import Store
 from tests.pipeline.frameless_build import visible
@@ -78,6 +80,7 @@ def test_files_that_were_taken_down_may_be_deleted(store: Store, tmp_path: Path)
     delete_files(store, receipts[1])
     second = publish_all(store)
     assert (second.counts["rows"], second.counts["samples"], second.counts["encoded"]) == (6, 8, 8)
+    check_readers_accept_deleted_files(store, receipts[2])
     taken = visible_id(store, receipts[3])
     record_takedown(store, "asked", ids=[taken])
     third = publish_all(store)
@@ -91,6 +94,21 @@ def test_files_that_were_taken_down_may_be_deleted(store: Store, tmp_path: Path)
     record_takedown(store, "asked", sources=["s3://elsewhere/x.tar"])
     store.delete(third.takedowns[0])
     assert statistics(store, 3)["newer_takedowns"] == 1, "one is new and one is gone"
+
+
+def check_readers_accept_deleted_files(store: Store, other: Receipt) -> None:
+    """`verify` and `diff`, of receipts that were taken down; a file of another receipt is a problem as before."""
+    for number in (None, 1):
+        report = verify_output(store, snapshot=number)
+        assert (report.problems, report.rows) == ([], 6)
+        assert "2 files are deleted of receipts whose sources are all taken down" in report.notices
+    found = diff((store, 1), (store, 2))
+    assert (found["rows"], len(found["files"]["dropped"])) == ({"added": 0, "dropped": 0}, 1)
+    index = other.files[0].index_key
+    data = store.read(index)
+    store.delete(index)
+    assert [item.file for item in verify_output(store, snapshot=1).problems] == [index]
+    store.write(index, data)
 
 
 def test_a_damaged_index_hides_neither_failed_checks_nor_other_takedowns(store: Store, tmp_path: Path) -> None:
