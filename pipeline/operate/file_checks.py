@@ -1,23 +1,28 @@
-"""Check of the files of a candidate: all exist with their sizes, and new ones end as they should. Reads some kilobytes of each new file.
+"""Check of the files of a candidate: all exist with their sizes; new ones end as they should, and belong to their index and receipt.
 
-A data file that was cut off and padded, or whose footer was overwritten, has its size. `lathe verify` reads every byte.
+Reads the index and some kilobytes of each new file. A data file that was cut off and padded, or whose footer was overwritten, has its
+size. `lathe verify` reads every byte.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 from bisect import bisect_left, bisect_right
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import NotFound
+from pipeline.errors import InputError, NotFound
+from pipeline.format.index import read_footer
+from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.manifest import read_batches, release_memory, sort_order
+from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
 
 if TYPE_CHECKING:
@@ -29,49 +34,89 @@ if TYPE_CHECKING:
 NAMED = 3  # offenders named in a message
 LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
 WORKERS = 16
-READ = ["key", "bytes", "index_key", "index_sha256", "file_rows", "shard_id"]
+READ = ["key", "bytes", "sha256", "index_key", "index_sha256", "file_rows", "hidden", "shard_id"]
 TAIL_BYTES = 32 * 1024  # one request reads most footers
 PARQUET_END = 8  # length of the footer, magic
 MAGIC = b"PAR1"
 TAR_END = 1024  # two blocks of zeros
+TAR_HEAD = 64 * 1024  # read before the first latent of a tar; its member of metadata is some kilobytes
+
+
+class _Found(NamedTuple):
+    """What was found in a new file and its index. `values`: of latents of rows that count; None: not known."""
+
+    shard_id: str
+    problem: str | None = None
+    values: int | None = None
 
 
 def files_check(store: Store, candidate: Candidate, workers: int = WORKERS) -> Check:
-    """Every data file and index exists with its size, by one LIST per top folder; of receipts that the parent does not cover, each Parquet
-    footer and tar end is read, and each index hashed.
+    """Every data file and index exists with its size and is named once, by one LIST per top folder.
+
+    Of receipts that the parent does not cover, each Parquet footer, tar start and tar end is read, and each index is hashed and compared
+    with the receipt: its rows, the data file it was written for, the number of values that statistics cover.
     """
-    missing, wrong = _listed(store, candidate.files)
+    missing, wrong, twice = _listed(store, candidate.files)
     known_bad = {*missing, *(key for key, _ in wrong)}
     read, damaged = 0, []
-    for problem in mapped_ahead(lambda row: _damage(store, row, known_bad), _fresh(candidate), workers, "files"):
+    values: dict[str, int | None] = {}  # by shard
+    for found in mapped_ahead(lambda row: _damage(store, row, known_bad), _fresh(candidate), workers, "files"):
         read += 1
-        if problem is not None:
-            damaged.append(problem)
+        if found.problem is not None:
+            damaged.append(found.problem)
+        before = values.get(found.shard_id, 0)
+        values[found.shard_id] = None if before is None or found.values is None else before + found.values
+    damaged += _other_statistics(candidate, values)
+    return _check(missing, wrong, twice, damaged, 2 * candidate.files.num_rows, 2 * read)
+
+
+def _check(
+    missing: list[str], wrong: list[tuple[str, str]], twice: list[str], damaged: list[str], files: int, read: int
+) -> Check:
     found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
     if wrong:
         found.append(f"{len(wrong)} files have another size, such as {', '.join(text for _, text in wrong[:NAMED])}")
+    if twice:
+        found.append(f"{len(twice)} files are named by two receipts, such as {', '.join(twice[:NAMED])}")
     if damaged:
         found.append(
             f"{len(damaged)} files are damaged, such as {', '.join(damaged[:NAMED])}; `lathe verify` reads every byte"
         )
     numbers = {
-        "files": 2 * candidate.files.num_rows,
+        "files": files,
         "missing": len(missing),
         "other_size": len(wrong),
-        "read": 2 * read,
+        "named_twice": len(twice),
+        "read": read,
         "damaged": len(damaged),
     }
     return Check("files", not found, "; ".join(found), numbers)
 
 
-def _listed(store: Store, files: pa.Table) -> tuple[list[str], list[tuple[str, str]]]:
-    """Keys that the store does not list, and those that it lists with another size: key, words."""
+def _other_statistics(candidate: Candidate, values: dict[str, int | None]) -> list[str]:
+    """Receipts whose statistics are not of as many values as their indexes have."""
+    found = []
+    for fingerprint in candidate.receipts["fingerprint"].unique().to_pylist() if values else []:
+        for shards, stats in packed_stats(candidate.receipts_path, fingerprint):
+            covered = stats[:, 0] * ((stats.shape[1] - 1) // 4)  # values of a channel, channels
+            for shard, number in zip(shards, covered.tolist(), strict=True):
+                if (expected := values.get(shard)) is not None and number != expected:
+                    found.append(
+                        f"receipt of shard {shard} (statistics of {number:.0f} values, its indexes say {expected})"
+                    )
+    return found
+
+
+def _listed(store: Store, files: pa.Table) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """Keys that the store does not list, those that it lists with another size (key, words), and those that are named twice."""
     missing: list[str] = []
+    twice: list[str] = []
     wrong: list[tuple[str, str]] = []
     for key, size in (("key", "bytes"), ("index_key", "index_bytes")):
         names, sizes = files[key], files[size].to_numpy()
         if (order := sort_order(names)) is not None:
             names, sizes = names.take(order), sizes[order.to_numpy()]
+        twice += pc.unique(names[1:].filter(pc.equal(names[1:], names[:-1]))).to_pylist()
         there = np.zeros(len(names), bool)
         folders = pc.unique(pc.list_element(pc.split_pattern(names, "/"), 0)).to_pylist()
         for prefix in sorted(f"{name}/" for name in folders):
@@ -86,7 +131,7 @@ def _listed(store: Store, files: pa.Table) -> tuple[list[str], list[tuple[str, s
         absent = names.filter(pa.array(~there))
         if len(absent):  # of a key that is named twice, the second is not absent
             missing += absent.filter(pc.invert(pc.is_in(absent, names.filter(pa.array(there))))).to_pylist()
-    return missing, wrong
+    return missing, wrong, twice
 
 
 def _places(keys: list[str], names: pa.ChunkedArray) -> np.ndarray:
@@ -109,20 +154,67 @@ def _fresh(candidate: Candidate) -> Iterator[dict[str, Any]]:
         yield from batch.filter(pc.is_in(batch["shard_id"], candidate.fresh)).to_pylist()
 
 
-def _damage(store: Store, row: dict[str, Any], known_bad: set[str]) -> str | None:
-    """What is wrong with a data file or its index; None if nothing is, or if their names are in `known_bad`."""
+def _damage(store: Store, row: dict[str, Any], known_bad: set[str]) -> _Found:
+    """Compares a data file and its index with the manifest, unless their names are in `known_bad`."""
+    shard, first, values = row["shard_id"], None, None
     try:
+        if row["index_key"] not in known_bad:
+            data = store.read(row["index_key"])
+            problem = _index_problem(row, data)
+            if problem is not None:
+                return _Found(shard, f"{row['index_key']} ({problem})")
+            first, values = _first_and_values(data, row["hidden"])
         if row["key"] not in known_bad:
             problem = _damaged_end(store, row["key"], row["bytes"], row["file_rows"])
+            if problem is None and row["key"].endswith(".tar") and first is not None:
+                problem = _other_start(store, row["key"], *first)
             if problem is not None:
-                return f"{row['key']} ({problem})"
-        if row["index_key"] not in known_bad:
-            found = hashlib.sha256(store.read(row["index_key"])).hexdigest()
-            if found != row["index_sha256"]:
-                return f"{row['index_key']} (sha256 {found[:16]}…, expected {row['index_sha256'][:16]}…)"
+                return _Found(shard, f"{row['key']} ({problem})", values)
     except NotFound as error:
-        return f"{error} (deleted meanwhile)"
-    return None
+        return _Found(shard, f"{error} (deleted meanwhile)")
+    return _Found(shard, None, values)
+
+
+def _index_problem(row: dict[str, Any], data: bytes) -> str | None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != row["index_sha256"]:
+        return f"sha256 {found[:16]}…, expected {row['index_sha256'][:16]}…"
+    try:
+        footer, metadata = read_footer(io.BytesIO(data), row["index_key"])  # type: ignore[arg-type]
+    except InputError as error:
+        return str(error)
+    if footer.num_rows != row["file_rows"]:
+        return f"it has {footer.num_rows} rows, expected {row['file_rows']}"
+    expected = {"key": row["key"], "num_bytes": row["bytes"], "sha256": row["sha256"]}
+    about = metadata.get("data") if isinstance(metadata, dict) else None
+    return None if about == expected else f"it was written for {about}, expected {expected}"
+
+
+def _first_and_values(data: bytes, hidden: list[int]) -> tuple[tuple[str, int] | None, int]:
+    """Of an index: id of the first row and place of its latent, and number of values of the latents of rows that count."""
+    names = ["id", "latent_offset", "latent_length", "dtype"]
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=names)
+    if not table.num_rows:
+        return None, 0
+    sizes = np.array([STORAGE_TYPES[name].num_bytes for name in table["dtype"].to_pylist()], np.int64)
+    values = np.delete(table["latent_length"].to_numpy() // sizes, hidden).sum()
+    return (table["id"][0].as_py(), table["latent_offset"][0].as_py()), int(values)
+
+
+def _other_start(store: Store, key: str, first: str, latent_offset: int) -> str | None:
+    """Reads what is before the first latent of a tar: it is in a member that is named by the first row."""
+    head = store.read_range(key, 0, min(latent_offset, TAR_HEAD))
+    place, name = 0, ""
+    try:
+        while place < len(head):
+            member = tarfile.TarInfo.frombuf(head[place : place + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+            place += tarfile.BLOCKSIZE * (1 + -(-member.size // tarfile.BLOCKSIZE))
+            name = member.name
+    except tarfile.HeaderError as error:
+        return f"it does not start as a tar does: {error}"
+    if latent_offset > TAR_HEAD or name.startswith(f"{first}."):
+        return None
+    return f"its first latent is in {name}, expected one of row {first}"
 
 
 def _damaged_end(store: Store, key: str, size: int, rows: int) -> str | None:

@@ -116,11 +116,12 @@ def commit(
     files = ()
     if rows:
         data, index = f"data/{attempt}.parquet", f"_index/{attempt}.idx"
-        write_index(spool / attempt, rows, {})
-        size = store.upload(spool / attempt, index).size
         content = parquet_of(len(rows))
+        digest = hashlib.sha256(content).hexdigest()
         store.write(data, content)
-        digests_of_files = (hashlib.sha256(content).hexdigest(), hashlib.sha256(store.read(index)).hexdigest())
+        write_index(spool / attempt, rows, {"data": {"key": data, "num_bytes": len(content), "sha256": digest}})
+        size = store.upload(spool / attempt, index).size
+        digests_of_files = (digest, hashlib.sha256(store.read(index)).hexdigest())
         files = (WrittenFile(data, index, "v5", len(content), size, len(rows), *digests_of_files, 5 * len(rows)),)
     made = Receipt(
         format_version=CURRENT.version,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.config import WriteConfig
 from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Check, Snapshot, Snapshots
@@ -22,7 +23,7 @@ from pipeline.operate.verify import verify_output
 from pipeline.records import ChannelStats, Receipt
 from pipeline.storage import Store
 from tests.pipeline.frameless_build import NoConditions, visible
-from tests.pipeline.latent_clips import local_store
+from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 from tests.pipeline.published import add_shards, listed, shown_ids
 
 
@@ -290,7 +291,8 @@ def test_a_lost_receipt_does_not_drop_rows_without_a_word(store: Store, tmp_path
 
 def test_a_fingerprint_may_be_chosen(store: Store, tmp_path: Path) -> None:
     (receipt,) = add_shards(store, tmp_path, range(1))
-    other = replace(receipt, fingerprint="ab" * 16, shard_id=receipt.shard.id("ab" * 16))
+    files = write_shard(store, tmp_path / "spool", WriteConfig(), [latent_clip(1), latent_clip(2)], shard=7).files
+    other = replace(receipt, fingerprint="ab" * 16, shard_id=receipt.shard.id("ab" * 16), files=files)
     Ledger(store).commit(other)
     assert set(publish(store, PublishOptions(fingerprint="ab")).snapshot.fingerprints) == {"ab" * 16}
     both = publish(store, PublishOptions()).snapshot
@@ -373,7 +375,7 @@ def test_a_store_without_conditional_writes_is_named(tmp_path: Path) -> None:
 
 def test_statistics_of_constant_receipts_do_not_drift(store: Store, tmp_path: Path) -> None:
     """Standard errors of zero do not lead to a division by zero."""
-    same = ChannelStats(10, (1.0,) * 4, (10.0,) * 4, (1.0,) * 4, (1.0,) * 4)
+    same = ChannelStats(480, (1.0,) * 4, (480.0,) * 4, (1.0,) * 4, (1.0,) * 4)
     add_shards(store, tmp_path, range(8), stats=same)
     publish(store, PublishOptions())
     add_shards(store, tmp_path, range(8, 16), stats=same)
