@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.format.index import IndexRow, write_index
 from pipeline.format.layout import CURRENT
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import (
@@ -42,26 +43,47 @@ from pipeline.storage.local import LocalStore
 
 FINGERPRINT = "5a" * 16
 CHANNELS = 16
+VALUES = 5 * 1024  # of a channel of a clip
 BARS = {"publish_s": 60.0, "publish_mb": 300.0, "open_s": 1.0, "status_s": 2.0}
 
 
 @functools.cache
-def files() -> tuple[bytes, bytes]:
-    """A Parquet file with the footer of a real one (40 rows in 2 row groups of 25 columns), and an index of its size."""
+def content() -> bytes:
+    """A Parquet file with the footer of a real one: 40 rows in 2 row groups of 25 columns."""
     out = io.BytesIO()
     table = pa.table({f"column{n}": pa.array(range(40)) for n in range(25)})
     pq.write_table(table, out, row_group_size=20)
-    return out.getvalue(), bytes(8000)
+    return out.getvalue()
+
+
+@functools.cache
+def index_template(key: str) -> bytes:
+    """The side index of the data file `key`, of 40 latents in float16."""
+    latent = (2 * CHANNELS * VALUES, "00" * 16, None, None, None, (CHANNELS, 5, 32, 32), "float16", "v17x256x256", 17)
+    rows = [IndexRow(f"{n:016x}", n, 0, *latent, "s3://corpus/0.tar", f"k{n}", "00" * 16, None) for n in range(40)]
+    digest = hashlib.sha256(content()).hexdigest()
+    with tempfile.NamedTemporaryFile() as file:
+        about = {"key": key, "num_bytes": len(content()), "sha256": digest}
+        write_index(Path(file.name), rows, {"data": about})
+        return Path(file.name).read_bytes()
+
+
+def index_of(key: str) -> bytes:
+    """The side index of a data file. Keys have one length, so that the name in the footer can be replaced."""
+    template = "x" * len(key)
+    return index_template(template).replace(template.encode(), key.encode())
 
 
 def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
     """The receipt of tar `number` with 40 clips in one file and two rejects."""
-    data, index = files()
+    data = content()
     shard = Shard("tar", f"{number:06d}.tar", (SourceObject(f"s3://corpus/{number:06d}.tar", 10**9, f"e{version}"),))
     shard_id, attempt = shard.id(FINGERPRINT), f"{version:08x}-{number:08x}"
     stem = f"{FINGERPRINT[:8]}/v17x256x256/{shard_id[:16]}-{attempt}-00000"
+    key = f"data/{stem}.parquet"
+    index = index_of(key)
     file = WrittenFile(
-        f"data/{stem}.parquet",
+        key,
         f"{CURRENT.index}{stem}{CURRENT.index_suffix}",
         "v17x256x256",
         len(data),
@@ -73,7 +95,7 @@ def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
     )
     mean, spread = rng.normal(0, 0.1, CHANNELS), rng.uniform(0.9, 1.1, CHANNELS)
     stats = ChannelStats(
-        40 * 5 * 1024, *(tuple(map(float, values)) for values in (mean, spread * 204800, mean - 4, mean + 4))
+        40 * VALUES, *(tuple(map(float, values)) for values in (mean, spread * 204800, mean - 4, mean + 4))
     )
     rejects = tuple(
         Reject(f"k{n}", "clips", "too_short", "got 3 frames, expected 17", policy=True, uri=shard.objects[0].uri)
@@ -98,12 +120,12 @@ def receipt_of(number: int, version: int, rng: np.random.Generator) -> Receipt:
 
 def add(root: Path, numbers: range, version: int) -> None:
     """Writes receipts and files of these tars; plainly, because flushing each to disk is not what is measured."""
-    rng, (content, index) = np.random.default_rng(version), files()
+    rng = np.random.default_rng(version)
     for number in numbers:
         made = receipt_of(number, version, rng)
         for key, data in (
             (CURRENT.receipt_key(made.shard_id), made.to_json()),
-            *(pair for item in made.files for pair in ((item.key, content), (item.index_key, index))),
+            *(pair for item in made.files for pair in ((item.key, content()), (item.index_key, index_of(item.key)))),
         ):
             path = root / key
             path.parent.mkdir(parents=True, exist_ok=True)

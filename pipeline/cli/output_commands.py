@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
+from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, storage_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,8 +85,12 @@ def publish(
         from pipeline.operate.publish_checks import Limits
         from pipeline.storage import open_store
 
-        if not math.isfinite(psnr_floor):
-            raise ConfigError(f"--psnr-floor: expected a number of dB, got {psnr_floor}")
+        for name, floor, unit in (
+            ("--psnr-floor", psnr_floor, "a number of dB"),
+            ("--ssim-floor", ssim_floor, "a number"),
+        ):
+            if not math.isfinite(floor):
+                raise ConfigError(f"{name}: expected {unit}, got {floor}")
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
         storage = storage_config(endpoint_url)
@@ -166,19 +170,18 @@ def show_published(published: Any, as_json: bool, error: str | None = None) -> N
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     if error is not None:
         values["error"] = error
-    typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
+    typer.echo(json_text(values) if as_json else "\n".join(published_lines(values)))
 
 
 def show_failed(error: PublishFailed, as_json: bool) -> None:
     """Prints the checks of a snapshot that was not published, with their numbers. The error itself goes to stderr, by `guard`."""
-    import json
     from dataclasses import asdict
 
     from pipeline.cli.snapshot_wording import check_lines
 
     checks = [asdict(check) for check in error.checks]
     if as_json:
-        typer.echo(json.dumps({"made": False, "error": str(error), "checks": checks}, indent=1))
+        typer.echo(json_text({"made": False, "error": str(error), "checks": checks}))
     elif checks:
         typer.echo("\n".join(check_lines(checks)))
 
@@ -186,7 +189,7 @@ def show_failed(error: PublishFailed, as_json: bool) -> None:
 def snapshots(
     output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """List the snapshots of an output, or one of them: when each was made, what it holds, what changed."""
+    """List the snapshots of an output, or one of them (exit code 1 if it is damaged): when each was made, what it holds, what changed."""
 
     def run() -> None:
         import json
@@ -206,7 +209,9 @@ def snapshots(
             except OutputError as error:
                 damaged.append({"number": each, "error": str(error)})
         values = {"output": store.root, "snapshots": records, "damaged": damaged}
-        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(snapshots_lines(values)))
+        typer.echo(json_text(values) if as_json else "\n".join(snapshots_lines(values)))
+        if number is not None and damaged:
+            raise typer.Exit(1)
 
     guard(run, debug=debug)
 
@@ -221,13 +226,11 @@ def diff(
     """Compare two snapshots: files, rows and sources added, replaced and dropped."""
 
     def run() -> None:
-        import json
-
         from pipeline.cli.snapshot_wording import diff_lines
         from pipeline.operate.diff import diff as compare
 
         values = compare(open_numbered(a, endpoint_url), open_numbered(b, endpoint_url))
-        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(diff_lines(values)))
+        typer.echo(json_text(values) if as_json else "\n".join(diff_lines(values)))
 
     guard(run, debug=debug)
 
@@ -243,8 +246,6 @@ def stats(
     """Values of stored latents per channel and bucket, the scale and shift they suggest, and the network's own constants."""
 
     def run() -> None:
-        import json
-
         from pipeline.cli.snapshot_wording import stats_lines
         from pipeline.operate.statistics import statistics
         from pipeline.operate.statistics_plot import plot_statistics
@@ -254,6 +255,6 @@ def stats(
         if plot is not None:
             newest = max(values["fingerprints"].values(), key=lambda item: item["exact"]["values_per_channel"])
             plot_statistics(newest, plot)
-        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(stats_lines(values)))
+        typer.echo(json_text(values) if as_json else "\n".join(stats_lines(values)))
 
     guard(run, debug=debug)

@@ -6,6 +6,7 @@ Packages are imported when a command runs, so that `--help` is fast.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,7 +108,23 @@ def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:
     """Prints a result: as JSON, or as the lines that the function `lines_of` of `pipeline.cli.wording` makes."""
     from pipeline.cli import wording
 
-    typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(wording, lines_of)(values)))
+    typer.echo(json_text(values) if as_json else "\n".join(getattr(wording, lines_of)(values)))
+
+
+def json_text(values: Any) -> str:
+    """`values` as JSON for other programs. Numbers that are not finite, for which JSON has no words, are null."""
+    try:
+        return json.dumps(values, indent=1, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(values), indent=1, default=str, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def guard(

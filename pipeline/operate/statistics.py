@@ -144,12 +144,13 @@ def _described(store: Store, files: pa.Table, exact: ChannelStats, takedowns: Ta
     constants = {name: spec.get(name) for name in CONSTANTS}
     mean = np.array(exact.mean)
     std = np.sqrt(np.array(exact.m2) / exact.n)
-    safe = np.where(std > 0, std, 1.0)
+    safe = np.where((std > 0) & np.isfinite(std), std, 1.0)
+    centre = np.where(np.isfinite(mean), mean, 0.0)  # of histograms
     overall_mean = float(mean.mean())
     overall_std = math.sqrt(float((std**2).mean() + mean.var()))
-    whole, buckets = _Sampled(mean, safe), {}
+    whole, buckets = _Sampled(centre, safe), {}
     for bucket in sorted(files["bucket"].unique().to_pylist()):
-        part = _Sampled(mean, safe)
+        part = _Sampled(centre, safe)
         for values_CN in _sample(store, files.filter(pc.equal(files["bucket"], bucket)), takedowns, clips):
             part.add(values_CN)
             whole.add(values_CN)

@@ -101,12 +101,18 @@ def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: 
 
 
 def heartbeats(store: Store, prefix: str) -> list[dict[str, Any]]:
-    """Heartbeats of the running builds, the latest start last: objects that were renewed within `MISSED` of their intervals."""
+    """Heartbeats of the running builds, the latest start last: objects that were renewed within `MISSED` of their intervals.
+
+    When one was renewed is known from the store, so that the clock of the build's machine does not matter. An object of zero bytes is
+    passed over: on a mount, a killed build leaves one.
+    """
     live = []
     for info in store.list(prefix):
+        if not info.size:
+            continue
         try:
             found = json.loads(store.read(info.key))
-            if time.time() - found["updated"] < MISSED * found["every_s"]:
+            if time.time() - info.modified < MISSED * found["every_s"]:
                 live.append(found)
         except NotFound:  # the build ended meanwhile
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,43 @@ def test_a_view_that_fails_is_an_object_with_json(
     assert "its Delta view was not written: access denied" in found["error"]
     again = call(store)
     assert "snapshot 2 is published, but its Delta view was not written" in again.stderr
+
+
+# --- output for programs ----------------------------------------------------------------------------------------------
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
+    """Of checks that fail and of statistics."""
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    (receipt,) = add_shards(store, tmp_path, range(1))
+    stats = replace(receipt.stats, mean=(math.nan,) * 4, max=(math.inf,) * 4)
+    store.write(f"_receipts/{receipt.shard_id}.json", replace(receipt, stats=stats).to_json())
+    failed = json.loads(call(store, "--json").stdout, parse_constant=refuse_constant)
+    (constants,) = [check for check in failed["checks"] if check["name"] == "constants"]
+    assert constants["numbers"][receipt.fingerprint]["mean"] is None
+    result = CliRunner().invoke(app, ["stats", store.root, "--json"])
+    found = json.loads(result.stdout, parse_constant=refuse_constant)["fingerprints"][receipt.fingerprint]["exact"]
+    assert (found["mean"], found["max"]) == ([None] * 4, [None] * 4)
+
+
+def test_floors_have_to_be_numbers(store: Store) -> None:
+    for name in ("--psnr-floor", "--ssim-floor"):
+        result = call(store, name, "nan")
+        assert (result.exit_code, f"{name}: expected a number" in result.stderr) == (2, True)
+
+
+def test_a_damaged_record_that_was_asked_for_is_an_error(store: Store) -> None:
+    """In the list of all it is a line."""
+    store.write("_snapshots/1.json", b"{}")
+    codes = {}
+    for name in (store.root, f"{store.root}@1"):
+        for more in ([], ["--json"]):
+            result = CliRunner().invoke(app, ["snapshots", name, *more])
+            assert "_snapshots/1.json cannot be read as a snapshot" in result.stdout + result.stderr
+            codes.setdefault(name, []).append(result.exit_code)
+    assert codes == {store.root: [0, 0], f"{store.root}@1": [1, 1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -157,7 +158,10 @@ def test_every_running_build_is_open_and_shown(films: SimpleNamespace) -> None:
     heartbeat(films, "b1", started=1.0)
     heartbeat(films, "b2", started=2.0, shards_done=7)
     heartbeat(films, "b3", started=3.0, shards_done=4, fingerprint=OTHER)
-    heartbeat(films, "b4", started=4.0, updated=0.0)  # killed long ago
+    heartbeat(films, "b4", started=4.0)  # killed long ago
+    os.utime(films.store.uri(Ledger(films.store).layout.progress_key("b4")), (0, 0))
+    heartbeat(films, "b5", started=0.5, updated=time.time() - 1e6, shards_done=7)  # on a machine whose clock is behind
+    films.store.write(Ledger(films.store).layout.progress_key("b6"), b"")  # killed while it was written
     words = (
         "8 shards or inputs are not done: 5 shards of the running build b1, 3 shards of the running build b3; finish"
     )
@@ -168,11 +172,12 @@ def test_every_running_build_is_open_and_shown(films: SimpleNamespace) -> None:
     made = publish_all(films.store, partial=True)
     assert made.open_shards == ("5 shards of the running build b1", "3 shards of the running build b3")
     found = status(films.store)
-    assert (found["progress"]["build"], [item["build"] for item in found["other_builds"]]) == ("b3", ["b1", "b2"])
+    assert (found["progress"]["build"], [item["build"] for item in found["other_builds"]]) == ("b3", ["b5", "b1", "b2"])
     from pipeline.cli.wording import status_lines
 
     assert [line.strip().split(": ")[1].split(",")[0] for line in status_lines(found) if "build  " in line] == [
         "4/7 shards",
+        "7/7 shards",
         "2/7 shards",
         "7/7 shards",
     ]
