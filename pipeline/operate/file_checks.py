@@ -7,7 +7,7 @@ size. `lathe verify` reads every byte.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import tarfile
 from bisect import bisect_left, bisect_right
 from itertools import islice
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, NotFound
-from pipeline.format.index import read_footer
+from pipeline.errors import NotFound
+from pipeline.format.index import INDEX_SCHEMA, METADATA_KEY
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
@@ -156,18 +156,18 @@ def _fresh(candidate: Candidate) -> Iterator[dict[str, Any]]:
 
 def _damage(store: Store, row: dict[str, Any], known_bad: set[str]) -> _Found:
     """Compares a data file and its index with the manifest, unless their names are in `known_bad`."""
-    shard, first, values = row["shard_id"], None, None
+    shard, index, values = row["shard_id"], None, None
     try:
         if row["index_key"] not in known_bad:
             data = store.read(row["index_key"])
-            problem = _index_problem(row, data)
-            if problem is not None:
-                return _Found(shard, f"{row['index_key']} ({problem})")
-            first, values = _first_and_values(data, row["hidden"])
+            index, words = _index(row, data)
+            if index is None:
+                return _Found(shard, f"{row['index_key']} ({words})")
+            values = _values(index, row["hidden"])
         if row["key"] not in known_bad:
             problem = _damaged_end(store, row["key"], row["bytes"], row["file_rows"])
-            if problem is None and row["key"].endswith(".tar") and first is not None:
-                problem = _other_start(store, row["key"], *first)
+            if problem is None and row["key"].endswith(".tar") and index is not None:
+                problem = _other_start(store, row["key"], index)
             if problem is not None:
                 return _Found(shard, f"{row['key']} ({problem})", values)
     except NotFound as error:
@@ -175,34 +175,43 @@ def _damage(store: Store, row: dict[str, Any], known_bad: set[str]) -> _Found:
     return _Found(shard, None, values)
 
 
-def _index_problem(row: dict[str, Any], data: bytes) -> str | None:
+def _index(row: dict[str, Any], data: bytes) -> tuple[pq.ParquetFile | None, str]:
+    """The opened index, or None and what is wrong with it."""
     found = hashlib.sha256(data).hexdigest()
     if found != row["index_sha256"]:
-        return f"sha256 {found[:16]}…, expected {row['index_sha256'][:16]}…"
+        return None, f"sha256 {found[:16]}…, expected {row['index_sha256'][:16]}…"
     try:
-        footer, metadata = read_footer(io.BytesIO(data), row["index_key"])  # type: ignore[arg-type]
-    except InputError as error:
-        return str(error)
-    if footer.num_rows != row["file_rows"]:
-        return f"it has {footer.num_rows} rows, expected {row['file_rows']}"
+        index = pq.ParquetFile(pa.BufferReader(data))
+        metadata = json.loads((index.metadata.metadata or {}).get(METADATA_KEY, b"null"))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        return None, f"it cannot be read as Parquet: {error}"
+    if index.schema_arrow.names != INDEX_SCHEMA.names:
+        return None, f"it has the columns {index.schema_arrow.names}, expected {INDEX_SCHEMA.names}"
+    if index.metadata.num_rows != row["file_rows"]:
+        return None, f"it has {index.metadata.num_rows} rows, expected {row['file_rows']}"
     expected = {"key": row["key"], "num_bytes": row["bytes"], "sha256": row["sha256"]}
     about = metadata.get("data") if isinstance(metadata, dict) else None
-    return None if about == expected else f"it was written for {about}, expected {expected}"
+    return (index, "") if about == expected else (None, f"it was written for {about}, expected {expected}")
 
 
-def _first_and_values(data: bytes, hidden: list[int]) -> tuple[tuple[str, int] | None, int]:
-    """Of an index: id of the first row and place of its latent, and number of values of the latents of rows that count."""
-    names = ["id", "latent_offset", "latent_length", "dtype"]
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=names)
-    if not table.num_rows:
-        return None, 0
+def _values(index: pq.ParquetFile, hidden: list[int]) -> int:
+    """Number of values of the latents of rows that count. Reads no row if all latents have one size."""
+    names = ["latent_length", "dtype"]
+    groups = [index.metadata.row_group(n) for n in range(index.num_row_groups)]
+    columns = [[group.column(INDEX_SCHEMA.get_field_index(name)).statistics for group in groups] for name in names]
+    if all(found is not None and found.has_min_max for column in columns for found in column):
+        lengths, dtypes = ({each for found in column for each in (found.min, found.max)} for column in columns)
+        if len(lengths) == len(dtypes) == 1:
+            return (index.metadata.num_rows - len(hidden)) * (lengths.pop() // STORAGE_TYPES[dtypes.pop()].num_bytes)
+    table = index.read(columns=names, use_threads=False)
     sizes = np.array([STORAGE_TYPES[name].num_bytes for name in table["dtype"].to_pylist()], np.int64)
-    values = np.delete(table["latent_length"].to_numpy() // sizes, hidden).sum()
-    return (table["id"][0].as_py(), table["latent_offset"][0].as_py()), int(values)
+    return int(np.delete(table["latent_length"].to_numpy() // sizes, hidden).sum())
 
 
-def _other_start(store: Store, key: str, first: str, latent_offset: int) -> str | None:
+def _other_start(store: Store, key: str, index: pq.ParquetFile) -> str | None:
     """Reads what is before the first latent of a tar: it is in a member that is named by the first row."""
+    rows = index.read_row_group(0, columns=["id", "latent_offset"], use_threads=False).slice(0, 1).to_pylist()
+    first, latent_offset = rows[0]["id"], rows[0]["latent_offset"]
     head = store.read_range(key, 0, min(latent_offset, TAR_HEAD))
     place, name = 0, ""
     try:

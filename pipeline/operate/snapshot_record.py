@@ -148,7 +148,7 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _changes(candidate: Candidate) -> dict[str, int]:
-    changes, columns = candidate.decisions.selection.changes, ["key", "rows", "shard_id"]
+    changes, columns = candidate.decisions.selection.changes, ["key", "rows", "hidden", "shard_id"]
     now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
     if candidate.parent_files is not None:
         # Rows of all other shards are the parent's.
@@ -163,16 +163,31 @@ def _changes(candidate: Candidate) -> dict[str, int]:
     if before.num_rows:
         new = now.filter(pc.invert(pc.is_in(now["key"], before["key"].combine_chunks())))
         gone = before.filter(pc.invert(pc.is_in(before["key"], now["key"].combine_chunks())))
-    rows_of_both = _sum(now, "rows") - _sum(new, "rows") - (_sum(before, "rows") - _sum(gone, "rows"))
+    shown, hidden = _rows_of_both(now, before)
     return {
         "inputs_added": changes.added,
         "inputs_replaced": changes.replaced,
         "inputs_removed": changes.removed,
         "files_added": new.num_rows,
         "files_dropped": gone.num_rows,
-        "rows_added": _sum(new, "rows") + max(0, rows_of_both),
-        "rows_dropped": _sum(gone, "rows") + max(0, -rows_of_both),
+        "rows_added": _sum(new, "rows") + shown,
+        "rows_dropped": _sum(gone, "rows") + hidden,
     }
+
+
+def _rows_of_both(now: pa.Table, before: pa.Table) -> tuple[int, int]:
+    """Rows of files in both tables that count only now, and those that counted only before."""
+    if not before.num_rows:
+        return 0, 0
+    now = now.filter(pc.is_in(now["key"], before["key"].combine_chunks())).sort_by("key")
+    before = before.filter(pc.is_in(before["key"], now["key"].combine_chunks())).sort_by("key")
+    shown = hidden = 0
+    for new, old in zip(now["hidden"], before["hidden"], strict=True):
+        if new != old:
+            hidden_now, hidden_before = set(new.as_py()), set(old.as_py())
+            shown += len(hidden_before - hidden_now)
+            hidden += len(hidden_now - hidden_before)
+    return shown, hidden
 
 
 def lineage_of(

@@ -88,7 +88,7 @@ def other_statistics(store: Store, folder: Path, one: Receipt, two: Receipt) -> 
         ),
         (other_index, r"_index/\S+ \(it was written for {'key': '\S+', .*}, expected {'key'"),
         (short_index, r"_index/\S+ \(it has 1 rows, expected 2\)"),
-        (no_index, r"_index/\S+ \(\S+ cannot be read as Parquet"),
+        (no_index, r"_index/\S+ \(it cannot be read as Parquet"),
         (same_file, "2 files are named by two receipts, such as data/"),
         (other_statistics, r"receipt of shard \w+ \(statistics of 1916 values, its indexes say 1920\)"),
     ],

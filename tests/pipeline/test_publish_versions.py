@@ -124,6 +124,35 @@ def test_one_large_input_among_small_ones_is_judged_by_its_rows(films: SimpleNam
     assert numbers == {"inputs_removed": 1, "inputs_before": 6, "rows_removed": 1, "rows_before": 5}
 
 
+def test_rows_of_a_file_that_came_and_went_are_both_counted(films: SimpleNamespace) -> None:
+    """As `diff` counts them, not their difference."""
+    path = films.folder / "a.mp4"
+    before, data = path.stat(), path.read_bytes()
+    films.run("abc").finish()
+    path.write_bytes(b"v2 of a")
+    films.run("ad", "storage.files_per_shard=64").finish()
+    record_takedown(films.store, "asked", sources=[str(films.folder / "c.mp4")])
+    publish_all(films.store)
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_mtime_ns,) * 2)
+    record_takedown(films.store, "asked", sources=[str(films.folder / "b.mp4")])
+    changes = publish_all(films.store, listing=listed(films), partial=True).changes
+    assert (changes["files_added"], changes["files_dropped"]) == (0, 0)
+    assert (changes["rows_added"], changes["rows_dropped"]) == (1, 2)
+
+
+def test_inputs_of_another_fingerprint_are_not_changes(films: SimpleNamespace) -> None:
+    """A snapshot of one fingerprint after one of all drops the rows of the others, not their inputs."""
+    films.run("abc").finish()
+    films.run("abc", fingerprint=OTHER).finish()
+    names = ("inputs_added", "inputs_removed", "rows_added", "rows_dropped")
+    found = []
+    for prefix in (None, OTHER, None):
+        changes = publish_all(films.store, fingerprint=prefix).changes
+        found.append(tuple(changes[name] for name in names))
+    assert found == [(6, 0, 6, 0), (0, 0, 0, 3), (3, 0, 3, 0)]
+
+
 # --- what is open ------------------------------------------------------------------------------------------------------
 
 
