@@ -25,7 +25,8 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
     for item in found["snapshots"]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
         if item["open_shards"]:
-            lines.append(f"        partial: {len(item['open_shards'])} shards or inputs were not done")
+            number = item["tables"]["open"]["rows"] if "open" in item["tables"] else len(item["open_shards"])
+            lines.append(f"        partial: {number} shards or inputs were not done")
         if item["passed_over"]:
             lines.append(f"        passed over damaged snapshots: {', '.join(map(str, item['passed_over']))}")
     return lines + [f"  {item['number']:>4}  {item['error']}" for item in found["damaged"]]

@@ -1,4 +1,4 @@
-"""Tables of a snapshot: data files that count, receipts that are covered, inputs whose version was chosen. Parquet; no access to stores.
+"""Tables of a snapshot: data files and receipts that count, inputs whose version was chosen, what is open. Parquet; no access to stores.
 
 `FILES` is for readers. `RECEIPTS` and `CHOICES` let the next snapshot be made without reading these receipts again.
 """
@@ -72,6 +72,7 @@ CHOICES = pa.schema(
         pa.field("named_by", pa.string(), nullable=False),  # shard id: `versions.Chosen.named_by`
     ]
 )
+OPEN = pa.schema([pa.field("name", pa.string(), nullable=False)])  # as in `Snapshot.open_shards`
 
 
 class TableSpool:

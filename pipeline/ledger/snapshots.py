@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
-from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, column_names, from_parquet, read_batches
+from pipeline.ledger.manifest import CHOICES, FILES, OPEN, RECEIPTS, column_names, from_parquet, read_batches
 from pipeline.ledger.record_checks import check_record
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>[0-9]{1,18})", re.DOTALL)
 LISTED_NUMBERS = 10
-SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES}
+SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES, "open": OPEN}
+NAMED_IN_RECORD = 1000  # open shards; if there are more, all are in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,15 @@ class Snapshot:
     changes: dict[str, int]  # against the parent: inputs added, replaced, removed; files and rows added and dropped
     lineage: dict[str, Any]
     checks: tuple[Check, ...]
-    open_shards: tuple[str, ...]  # known not to be done, with `--partial`: inputs, builds, receipts that were cut off
+    open_shards: tuple[str, ...]  # known not to be done: inputs, builds, cut-off receipts; the first `NAMED_IN_RECORD`
     takedowns: tuple[str, ...]  # keys of those applied; readers also apply later ones
     passed_over: tuple[int, ...]  # numbers of damaged snapshots, found with `--rebuild` by this one or an ancestor
     tables: dict[str, TableRef]
+
+    @property
+    def num_open(self) -> int:
+        """Number of shards and inputs that are known not to be done."""
+        return self.tables["open"].rows if "open" in self.tables else len(self.open_shards)
 
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
@@ -242,7 +248,7 @@ class Snapshots:
         return f"there are {listed}" if len(numbers) <= LISTED_NUMBERS else f"there are {len(numbers)}, up to {listed}"
 
     def table(self, snapshot: Snapshot, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table of a snapshot: `files`, `receipts` or `choices`; empty if the snapshot has none of this name.
+        """A table of a snapshot: `files`, `receipts`, `choices` or `open`; empty if the snapshot has none of this name.
 
         Raises:
             OutputError: missing, or not the bytes that were published.
@@ -252,6 +258,12 @@ class Snapshots:
             table = SCHEMAS[name].empty_table()
             return table if columns is None else table.select(columns)
         return from_parquet(self._read(snapshot, name), columns)
+
+    def open_shards(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """All that is known not to be done, also if the record names only a part of it. Raises as `table`."""
+        if "open" not in snapshot.tables:
+            return snapshot.open_shards
+        return tuple(self.table(snapshot, "open")["name"].to_pylist())
 
     def batches(self, snapshot: Snapshot, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Rows of a table, without the whole of it in memory. Raises as `table`."""

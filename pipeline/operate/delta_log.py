@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline.errors import OutputError
 from pipeline.format.layout import DELTA_LOG, SNAPSHOTS, snapshot_number
 from pipeline.ledger.snapshots import Snapshots
-from pipeline.ledger.takedowns import read_takedowns
+from pipeline.ledger.takedowns import NONE, read_takedowns
 from pipeline.operate.delta_contents import WORKERS, LogReader, Origin
 from pipeline.operate.delta_writing import LogWriter
 
@@ -72,6 +72,7 @@ class DeltaLog:
         self._store = store
         self._reader = LogReader(store)
         self._digests: dict[tuple[str, str], str] = {}
+        self.known_takedowns: Takedowns = NONE  # need not be read again
 
     def check(self) -> None:
         """Checks that only Lathe wrote the log.
@@ -90,7 +91,7 @@ class DeltaLog:
         """
         for _ in range(PASSES):
             # In this order: a version that is found current has all takedowns read here; every version found has its record.
-            takedowns = read_takedowns(self._store)
+            takedowns = self._takedowns()
             contents = self._reader.read()
             origins = self._origins(takedowns)
             if not origins or (not contents.heads and not self._has_parquet(max(origins))):
@@ -106,13 +107,27 @@ class DeltaLog:
             uri=self._store.uri(DELTA_LOG),
         )
 
+    def lacks_takedowns(self) -> bool:
+        """Whether a version was made without a takedown that is recorded now, so that it may show rows that were taken down."""
+        takedowns = self._takedowns()
+        if not takedowns:
+            return False
+        try:
+            heads = self._reader.read().heads.values()
+        except OutputError:  # another program wrote to it
+            return True
+        return any(head.origin is None or head.origin.takedowns != _mark(takedowns) for head in heads)
+
+    def _takedowns(self) -> Takedowns:
+        self.known_takedowns = read_takedowns(self._store, known=self.known_takedowns)
+        return self.known_takedowns
+
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:
         """What each version is to be made from, up to the newest snapshot; empty if nothing is published.
 
         Damaged snapshots that the newest passed over count as numbers without a snapshot.
         """
-        keys = "\n".join(item.key for item in takedowns.records)
-        mark = hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
+        mark = _mark(takedowns)
         infos = {snapshot_number(info.key): info for info in self._store.list(SNAPSHOTS, recursive=False) if info.size}
         records = {number: info for number, info in infos.items() if number is not None}
         damaged = Snapshots(self._store).read(max(records)).passed_over if records else ()
@@ -132,6 +147,12 @@ class DeltaLog:
         snapshots = Snapshots(self._store)
         keys = snapshots.table(snapshots.read(number), "files", ["key"])["key"]
         return bool(pc.any(pc.ends_with(keys, ".parquet")).as_py())
+
+
+def _mark(takedowns: Takedowns) -> str:
+    """`Origin.takedowns`."""
+    keys = "\n".join(item.key for item in takedowns.records)
+    return hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
 
 
 def _first_to_write(contents: LogContents, origins: dict[int, Origin]) -> int | None:

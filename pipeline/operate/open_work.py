@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PublishFailed
+from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.operate.status import heartbeats
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from pipeline.ledger.candidate import Candidate
     from pipeline.storage import Store
@@ -35,7 +36,7 @@ class OpenWork:
 
     def entries(self) -> tuple[str, ...]:
         """All, as recorded."""
-        return (*self.sources, *self.handed_on, *self.cut_off, *self.builds)
+        return tuple(map(storable, (*self.sources, *self.handed_on, *self.cut_off, *self.builds)))
 
     def refuse(self, candidate: Candidate) -> None:
         """Stops a publisher that must not leave anything open. What an earlier snapshot left open is only handed on.
@@ -69,7 +70,9 @@ def running_builds(store: Store, fingerprint: str) -> dict[str, tuple[int, str]]
     return found
 
 
-def open_work(candidate: Candidate, builds: dict[str, tuple[int, str]], replaced: Collection[str]) -> OpenWork:
+def open_work(
+    candidate: Candidate, builds: dict[str, tuple[int, str]], replaced: Collection[str], recorded: Sequence[str]
+) -> OpenWork:
     """Open work of a candidate.
 
     With a listing, receipts that were cut off are not open in themselves: their inputs may have been encoded again in other groups.
@@ -78,6 +81,7 @@ def open_work(candidate: Candidate, builds: dict[str, tuple[int, str]], replaced
         candidate: the contents of the next snapshot.
         builds: those that ran before its receipts were listed, and those that run now.
         replaced: shards whose receipts are cut off, but whose inputs were encoded again in other groups.
+        recorded: open work of the parent.
     """
     cut_off = [shard for shard in candidate.cut_off if shard not in replaced]
     if candidate.listing is not None:  # the listing says which inputs are not done, whatever shard they were in
@@ -86,16 +90,16 @@ def open_work(candidate: Candidate, builds: dict[str, tuple[int, str]], replaced
         sources=[source.uri for source in candidate.decisions.selection.open_sources],
         cut_off=[f"receipt of shard {shard} (cut off)" for shard in cut_off],
         builds=[words for _, words in builds.values()],
-        handed_on=_handed_on(candidate),
+        handed_on=_handed_on(candidate, recorded),
         shards_of_builds=sum(left for left, _ in builds.values()),
     )
 
 
-def _handed_on(candidate: Candidate) -> list[str]:
+def _handed_on(candidate: Candidate, recorded: Sequence[str]) -> list[str]:
     """Without a listing: inputs that the parent recorded as open and that no newer receipt names."""
-    if candidate.parent is None or candidate.listing is not None:
+    if candidate.listing is not None:
         return []
-    before = [name for name in candidate.parent.open_shards if not NOT_AN_INPUT.fullmatch(name)]
+    before = [name for name in recorded if not NOT_AN_INPUT.fullmatch(name)]
     if not before:
         return []
     done = candidate.decisions.named_since()

@@ -20,13 +20,14 @@ from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritte
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
+    OPEN,
     arrow_on_malloc,
     choice_rows,
     release_memory,
     write_table,
 )
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshot, Snapshots
+from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.file_checks import files_check
@@ -130,16 +131,17 @@ def publish(
             "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them removed inputs are unknown"
         )
     Ledger(store).latent_set()
+    log = DeltaLog(store)
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         snapshots = Snapshots(store, failures)
         try:
-            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers, progress)
+            published = _publish(store, options, listing, canary, snapshots, log, Path(folder), workers, progress)
         except PublishFailed:
             with suppress(LatheError):  # takedowns reach the view all the same
-                _delta_view(store, options)
+                _delta_view(log, options)
             raise
         try:
-            view = _delta_view(store, options)
+            view = _delta_view(log, options)
         except LatheError as error:
             raise ViewNotWritten(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
@@ -149,6 +151,8 @@ def publish(
     if published.made:
         snapshots.check_stays(published.snapshot)
     notices = view.notices() if view is not None else []
+    if not options.delta and log.lacks_takedowns():
+        notices.append("the Delta view may still show rows that were taken down; publish without --no-delta")
     return replace(published, notices=[*published.notices, *notices], delta=view)
 
 
@@ -158,6 +162,7 @@ def _publish(
     listing: Listing,
     canary: Canary | None,
     snapshots: Snapshots,
+    log: DeltaLog,
     folder: Path,
     workers: int,
     progress: Progress | None,
@@ -165,7 +170,7 @@ def _publish(
     base = base_to_rebuild(snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
     parent, prefix = base.parent, options.fingerprint or ""
     if options.delta:
-        DeltaLog(store).check()
+        log.check()
     builds = running_builds(
         store, prefix
     )  # before receipts are listed: one that ends meanwhile may have committed later
@@ -180,17 +185,20 @@ def _publish(
         save=True,
         workers=workers,
     )
+    log.known_takedowns = candidate.decisions.overlaps.takedowns
     if not candidate.receipts.num_rows:
         raise _nothing_to_publish(store, candidate, options)
     lost = lost_receipts(store, candidate, prefix)
     notices = _check_nothing_is_lost(store, candidate, lost, rebuild=options.rebuild)
-    work = open_work(candidate, {**running_builds(store, prefix), **builds}, lost.replaced)
+    recorded = snapshots.open_shards(parent) if parent is not None else ()
+    work = open_work(candidate, {**running_builds(store, prefix), **builds}, lost.replaced, recorded)
     if not options.partial:
         work.refuse(candidate)
-    if parent is not None and work.entries() == parent.open_shards and candidate.unchanged and not base.repairs:
+    entries = work.entries()
+    if parent is not None and entries == recorded and candidate.unchanged and not base.repairs:
         return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
     release_memory()
-    snapshot = _checked(store, candidate, options, base, work.entries(), canary)
+    snapshot = _checked(store, candidate, options, base, entries[:NAMED_IN_RECORD], canary)
     if lost:
         snapshot = replace(snapshot, lineage={**snapshot.lineage, "lost_receipts": lost.to_dict()})
     release_memory()
@@ -198,6 +206,8 @@ def _publish(
     if any(candidate.decisions.selection.choices.values()):
         choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
+    if len(entries) > NAMED_IN_RECORD:
+        tables["open"] = write_table(pa.table({"name": entries}, OPEN), folder / "open")
     snapshot.tables.update(snapshots.write_tables(base.number, tables))
     if progress is not None:
         progress.creating = base.number
@@ -237,10 +247,10 @@ def _check_nothing_is_lost(store: Store, candidate: Candidate, lost: LostReceipt
     return [f"{what}: their rows are taken down or encoded again"] if lost else []
 
 
-def _delta_view(store: Store, options: PublishOptions) -> DeltaView | None:
+def _delta_view(log: DeltaLog, options: PublishOptions) -> DeltaView | None:
     """Brings the Delta view up to date, also where an earlier publisher was killed before it did."""
     release_memory()
-    return DeltaLog(store).sync() if options.delta else None
+    return log.sync() if options.delta else None
 
 
 def _checked(
@@ -282,8 +292,8 @@ def _notices(store: Store, snapshot: Snapshot) -> list[str]:
         for check in snapshot.checks
         if not check.judged
     ]
-    if snapshot.open_shards:
-        found.append(f"{len(snapshot.open_shards)} shards or inputs are not done and not in the snapshot")
+    if snapshot.num_open:
+        found.append(f"{snapshot.num_open} shards or inputs are not done and not in the snapshot")
     if not store.conditional_writes():
         found.append(
             f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"

@@ -49,7 +49,7 @@ def snapshot_of(
         number: of the snapshot.
         prints: see `fingerprints_of`.
         done: checks that passed.
-        open_shards: what is known not to be done.
+        open_shards: what is known not to be done, as the record names it.
         lineage: see `lineage_of`.
     """
     return Snapshot(

@@ -85,6 +85,7 @@ def _published(snapshot: Snapshot) -> dict[str, Any]:
         "rejects": snapshot.rejects,
         "warnings": snapshot.warnings,
         "open_shards": list(snapshot.open_shards),
+        "num_open": snapshot.num_open,
         "last_commit": snapshot.created,
     }
 

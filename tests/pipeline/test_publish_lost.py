@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cli.snapshot_wording import snapshots_lines
 from pipeline.errors import PublishFailed
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
+from pipeline.operate.status import status
 from pipeline.records import Receipt
 from pipeline.storage import Store
 from tests.pipeline.frameless_build import visible
@@ -199,6 +203,7 @@ def test_inputs_that_were_left_open_stay_recorded_until_they_are_encoded(films: 
     first = publish_all(store, partial=True, listing=listed(films))
     assert [Path(name).stem for name in first.open_shards] == ["c", "d", "e", "f"]
     assert publish(store, PLAIN).made is False, "nothing is new"
+    assert (first.num_open, "open" in first.tables) == (4, False)
     films.run("cd").finish()
     second = publish(store, PLAIN)
     assert [Path(name).stem for name in second.snapshot.open_shards] == ["e", "f"]
@@ -206,6 +211,26 @@ def test_inputs_that_were_left_open_stay_recorded_until_they_are_encoded(films: 
     for name in "ef":
         (films.folder / f"{name}.mp4").unlink()
     assert publish_all(store, listing=listed(films)).open_shards == ()
+
+
+def test_many_open_inputs_are_in_a_table(films: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record names the first of them; none is forgotten, and equal ones make no second snapshot."""
+    monkeypatch.setattr("pipeline.operate.publish.NAMED_IN_RECORD", 2)
+    store = films.store
+    Path(os.fsdecode(os.fsencode(films.folder) + b"/g\xff.mp4")).write_bytes(b"g")
+    films.run("ab").finish()
+    first = publish(store, replace(PLAIN, partial=True), listing=listed(films))
+    assert "5 shards or inputs are not done and not in the snapshot" in first.notices
+    assert [Path(name).stem for name in first.snapshot.open_shards] == ["c", "d"]
+    names = [Path(name).stem for name in Snapshots(store).open_shards(Snapshots(store).read(1))]
+    assert names == ["c", "d", "e", "f", "g\\udcff"]
+    assert publish(store, PLAIN).made is False
+    lines = snapshots_lines({"output": "x", "snapshots": [json.loads(first.snapshot.to_json())], "damaged": []})
+    assert "        partial: 5 shards or inputs were not done" in lines
+    assert status(store)["num_open"] == 5
+    films.run("c").finish()
+    second = publish(store, PLAIN).snapshot
+    assert (second.num_open, [Path(name).stem for name in second.open_shards]) == (4, ["d", "e"])
 
 
 # --- shards that were encoded again ------------------------------------------------------------------------------------

@@ -111,6 +111,21 @@ def check_readers_accept_deleted_files(store: Store, other: Receipt) -> None:
     store.write(index, data)
 
 
+def test_without_the_view_a_takedown_is_noted_and_read_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, words = PublishOptions(delta=False), "the Delta view may still show rows that were taken down"
+    receipts = add_shards(store, tmp_path, range(2))
+    publish(store, PublishOptions())
+    made = record_takedown(store, "asked", sources=[receipts[1].shard.objects[0].uri])
+    assert any(words in notice for notice in publish(store, plain).notices)
+    read, keep = [], store.read
+    monkeypatch.setattr(store, "read", lambda key: (read.append(key), keep(key))[1])
+    publish(store, PublishOptions())
+    assert read.count(made.key) == 1
+    assert not any(words in notice for notice in publish(store, plain).notices)
+
+
 def test_a_damaged_index_hides_neither_failed_checks_nor_other_takedowns(store: Store, tmp_path: Path) -> None:
     receipts = add_shards(store, tmp_path, range(3))
     publish_all(store)
