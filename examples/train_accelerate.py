@@ -44,6 +44,7 @@ def train(output: str, run: str, steps: int, *, batch: int = BATCH, **sizes: Any
     done = max((int(path.name) for path in Path(run).glob("[0-9]*")), default=0)
     if done:
         accelerator.load_state(f"{run}/{done}")
+    loader.check_ranks()
     for step, found in zip(range(done + 1, steps + 1), loader, strict=False):
         words_BS = caption_words(found.captions, config.vocabulary).to(accelerator.device)
         latents_BCTHW = cast(torch.Tensor, found.latents)  # a list only with `Pack`

@@ -87,6 +87,7 @@ def train(options: Options) -> None:
         trainer = Trainer(options, ranks, files, dataset.spec.latent_channels)
         with closing(loader):
             trainer.resume(loader)
+            loader.check_ranks()
             trainer.run(loader)
         if ranks.rank == 0:
             pictures.write_loss_curve(files.path / "loss.png", files.read_log())

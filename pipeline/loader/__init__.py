@@ -4,10 +4,12 @@ Importing this package loads neither torch nor pyarrow; its public names are loa
 
 - `dataset`, `row`, `file_rows`, `spec`: rows of one snapshot; one of them; those of a file; the network that made them
 - `files`, `buckets`, `file_index`, `columns`: files and rows that count; rows by shape; byte indexes; columns without tensors
-- `filter`: rows for which an SQL expression is true
-- `rules`, `draws`, `epoch`, `mixture`, `order`: size of a global batch; random numbers; batches of an epoch; which dataset a step
-  takes; all together
+- `filter`, `expression`, `ranges`: rows for which an SQL expression is true; what it says; what the manifest knows of each file
+- `arguments`, `rules`, `draws`: numbers of one type; size of a global batch; random numbers
+- `epoch`, `packing`, `part`, `mixture`, `order`: batches of an epoch; packed ones; epoch after epoch; which dataset a step takes; all
+  together
 - `loader`, `state`, `stats`, `assembly`: batches for one rank; where it stands; what it counts; its parts put together
+- `read_ahead`, `takedown_watch`, `ranks`: threads; takedowns during a run; check that all ranks read one order
 - `slots`, `fetch`, `open_files`, `reading`, `memory`, `cache`: rows of a batch in their files; ranged reads; files kept open; in
   parallel; memory used again; local copies
 - `maker`, `batch`, `values`, `crops`, `captions`: rows into a batch; its fields; values for training; first frames only; one

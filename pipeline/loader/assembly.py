@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.loader.cache import TensorCache
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.crops import check_crop, cropped
 from pipeline.loader.maker import BatchMaker, padding_of, patch_of
@@ -13,18 +14,17 @@ from pipeline.loader.memory import BatchMemory
 from pipeline.loader.order import DatasetRows
 from pipeline.loader.reading import TASK_BYTES, BatchReader
 from pipeline.loader.slots import SlotFinder
-from pipeline.loader.values import Values, check_values
+from pipeline.loader.values import Values, check_dtype, check_values, device_of
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
 
     import torch
 
-    from pipeline.loader.cache import TensorCache
     from pipeline.loader.crops import Crop
     from pipeline.loader.dataset import LatentDataset
+    from pipeline.loader.read_ahead import ReadAhead
     from pipeline.loader.rules import BatchRule
     from pipeline.loader.stats import LoaderStats
 
@@ -72,22 +72,28 @@ def check_datasets(datasets: Sequence[LatentDataset], allowed: Sequence[str]) ->
 
 
 def assemble(
-    datasets: Sequence[LatentDataset], options: Options, pool: Executor, stats: LoaderStats, *, free_blocks: int
+    datasets: Sequence[LatentDataset], options: Options, ahead: ReadAhead, stats: LoaderStats, *, free_blocks: int
 ) -> tuple[list[BatchMaker], list[DatasetRows]]:
     """A maker and the rows of the order for each dataset.
 
     Raises:
         ConfigError: an option that does not fit a dataset.
     """
-    import torch
-
     for name, value, known in (
         ("verify", options.verify, ("auto", "always", "never")),
         ("on_damage", options.on_damage, ("stop", "replace")),
     ):
         if value not in known:
             raise ConfigError(f"{name}: expected {' or '.join(known)}, got {value!r}")
-    device = torch.device(options.device)
+    if options.verify == "never" and options.on_damage == "replace":
+        raise ConfigError(
+            "on_damage: replace finds damage by hashes, so verify cannot be never; expected auto or always"
+        )
+    device = device_of(options.device)
+    check_dtype(options.dtype)
+    if not isinstance(options.cache, TensorCache | None):
+        raise ConfigError(f'cache: expected TensorCache(folder, "200GB"), got {options.cache!r}')
+    pool = ahead.reads
     captions = CaptionRule(options.captions, options.caption_dropout)
     memory = BatchMemory(pinned=device.type == "cuda", free_blocks=free_blocks)
     makers, rows = [], []
@@ -108,12 +114,13 @@ def assemble(
             replace=options.on_damage == "replace",
             cache=options.cache,
             together=0 if remote else TASK_BYTES,
+            stopped=ahead.stopped,
         )
         values = Values(dataset.spec, options.normalize, options.posterior, options.dtype, device)
         extra: dict[str, Any] = {"patch": patch_of(options.rule), "pad_multiple": padding_of(options.rule)}
         makers.append(
             BatchMaker(
-                dataset, buckets, finder, reader, values, captions, seed=options.seed, crop=options.crop, **extra
+                dataset, buckets, finder, reader, values, captions, pool, seed=options.seed, crop=options.crop, **extra
             )
         )
         rows.append(DatasetRows(dataset.identity, {name: bucket.rows() for name, bucket in buckets.items()}))
@@ -121,7 +128,10 @@ def assemble(
 
 
 def _verified(options: Options, *, remote: bool) -> tuple[bool, bool]:
-    """Whether to check what comes from the store and what comes from the cache. BLAKE2b reads 1 GB/s a core: free beside a network."""
+    """Whether to check what comes from the store and what comes from the cache. BLAKE2b reads 1 GB/s a core: free beside a network.
+
+    Cached copies are not flushed to the disk: after a power cut one may have its size and hold zeros.
+    """
     if options.verify == "auto":
-        return remote or options.cache is not None, False
+        return remote or options.cache is not None or options.on_damage == "replace", True
     return options.verify == "always", options.verify == "always"

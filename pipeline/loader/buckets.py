@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.loader.epoch import BucketRows
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.loader.files import DataFiles
+    from pipeline.loader.ranges import Bounds
     from pipeline.loader.rules import Grid
     from pipeline.loader.spec import DatasetSpec
 
@@ -78,7 +80,8 @@ def parse_name(name: str) -> tuple[int | None, int, int]:
 def make_buckets(
     files: DataFiles,
     spec: DatasetSpec,
-    kept: Mapping[int, np.ndarray] | None,
+    kept: Mapping[int, np.ndarray],
+    bounds: Callable[[], Bounds],
     lengths: Callable[[Iterable[int]], dict[int, np.ndarray]],
 ) -> dict[str, Bucket]:
     """Buckets by name (`17x256x256`), those without rows left out.
@@ -86,30 +89,39 @@ def make_buckets(
     Args:
         files: data files.
         spec: of the network.
-        kept: by file, positions that a filter left; None without a filter.
-        lengths: frames of each row of the given files, by file, int64; asked for files of whole videos only.
+        kept: by file, positions that a filter left, of files of which it left out rows.
+        bounds: fewest and most frames of a row in each file; asked for if there are files of whole videos.
+        lengths: frames of each row of the given files, by file, int64; asked for files of whole videos of several lengths.
     """
     counts = files.rows()
+    odd = {number: positions for number in files.hidden if (positions := files.positions(number)) is not None}
+    odd.update(kept)
+    nothing = np.zeros(len(files), bool)
+    nothing[[number for number, positions in odd.items() if not len(positions)]] = True
     parts: dict[Shape, _Part] = {}
-    for name, numbers in sorted(files.buckets().items()):
+    for name, all_numbers in sorted(files.buckets().items()):
         frames, height, width = parse_name(name)
+        numbers = all_numbers[~nothing[all_numbers]]
         if frames is not None:
-            part = parts.setdefault(Shape(frames, height, width), _Part())
-            for number in numbers.tolist():
-                positions = files.positions(number) if kept is None else kept[number]
-                if positions is not None:
-                    part.odd[number] = positions
-            part.whole.append(numbers)
+            parts.setdefault(Shape(frames, height, width), _Part()).whole.append(numbers)
             continue
-        for number, found in lengths(numbers.tolist()).items():
-            positions = files.positions(number) if kept is None else kept[number]
-            positions = np.arange(len(found), dtype=np.int32) if positions is None else positions
+        low, constant = _lengths_of_files(bounds())
+        same, mixed = numbers[constant[numbers]], numbers[~constant[numbers]]
+        for length in np.unique(low[same]).tolist():
+            parts.setdefault(Shape(length, height, width), _Part()).whole.append(same[low[same] == length])
+        for number, found in lengths(mixed.tolist()).items():
+            positions = odd.get(number, np.arange(len(found), dtype=np.int32))
             for length in np.unique(found[positions]).tolist():
                 part = parts.setdefault(Shape(length, height, width), _Part())
                 part.whole.append(np.array([number], np.int32))
                 part.odd[number] = positions[found[positions] == length]
-    made = {str(shape): part.bucket(shape, spec, counts) for shape, part in parts.items()}
+    made = {str(shape): part.bucket(shape, spec, counts, odd) for shape, part in parts.items()}
     return {name: made[name] for name in sorted(made, key=_sort_key) if len(made[name])}
+
+
+def _lengths_of_files(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest frames in each file, int64, and whether all rows have as many."""
+    return pc.fill_null(bounds.low, 0).to_numpy(), bounds.constant().to_numpy(zero_copy_only=False)
 
 
 def merged(shape: Shape, grid: Grid, buckets: list[Bucket]) -> Bucket:
@@ -130,13 +142,17 @@ class _Part:
         self.whole: list[np.ndarray] = []
         self.odd: dict[int, np.ndarray] = {}
 
-    def bucket(self, shape: Shape, spec: DatasetSpec, file_rows: np.ndarray) -> Bucket:
+    def bucket(
+        self, shape: Shape, spec: DatasetSpec, file_rows: np.ndarray, others: Mapping[int, np.ndarray]
+    ) -> Bucket:
+        """`others`: positions in files of which not all rows count."""
         numbers = np.sort(np.concatenate(self.whole))
         counts = file_rows[numbers].copy()
-        place_of = {number: place for place, number in enumerate(numbers.tolist())} if self.odd else {}
-        chosen = {place_of[number]: positions for number, positions in self.odd.items()}
-        for place, positions in chosen.items():
-            counts[place] = len(positions)
+        chosen = {}
+        if self.odd or others:
+            for place, number in enumerate(numbers.tolist()):
+                if (positions := self.odd.get(number, others.get(number))) is not None:
+                    chosen[place], counts[place] = positions, len(positions)
         return Bucket(shape, spec.grid(shape.frames, shape.height, shape.width), numbers, counts, chosen)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOCK = ".lock"
+LOCK = ".lock"  # held by the process that removes files
+BYTES = ".bytes"  # of all files together, or more, as text; locked while it is changed
 SCRATCH = ".writing-"
 SCRATCH_S = 3600  # a file that is written for so long was left by a process that was killed
 TOUCH_S = 60  # between notes that a file was read
 FILLED = 0.9  # fraction of the budget that trimming leaves
-LOOK_FRACTION = 0.01  # of the budget that a process adds between looks at what all of them hold
+FOLDER, FILE = re.compile(r"[0-9a-f]{2}"), re.compile(r"[0-9a-f]{32}")  # names of ours; others are left alone
 UNITS = {
     "": 1,
     "kb": 10**3,
@@ -45,10 +46,8 @@ class TensorCache:
     def __init__(self, folder: str | Path, budget: int | str) -> None:
         self._folder = os.path.abspath(folder)
         self._budget = parse_bytes(budget)
-        self._lock = threading.Lock()
         try:
             os.makedirs(self._folder, exist_ok=True)
-            self._since_look = 0
             self._trim()
         except OSError as error:
             raise ConfigError(f"cache: {self._folder} cannot be used: {error.strerror}; name another folder") from error
@@ -76,19 +75,18 @@ class TensorCache:
         """Keeps a copy of a tensor, if there is space. A full or failing disk is no error: the store has the tensor."""
         if len(view) > self._budget * FILLED:
             return
-        with self._lock:
-            self._since_look += len(view)
-            look = self._since_look > self._budget * LOOK_FRACTION
-        if look:
-            self._trim()
         path = self._path(name)
         scratch = os.path.join(self._folder, f"{SCRATCH}{uuid.uuid4().hex}")
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)  # first: the folder may have been deleted
+            if not self._reserve(len(view)):
+                self._trim()
+                if not self._reserve(len(view)):
+                    return
             with open(scratch, "xb", buffering=0) as file:
                 at = 0
                 while at < len(view):
                     at += file.write(view[at:])
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.replace(scratch, path)
         except OSError:
             with suppress(OSError):
@@ -102,23 +100,46 @@ class TensorCache:
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name[:2], name)
 
+    def _reserve(self, size: int) -> bool:
+        """Counts `size` more bytes of all processes together; False if they exceed the budget."""
+        with self._count() as count:
+            if count.value + size > self._budget:
+                return False
+            count.value += size
+            return True
+
     def _trim(self) -> None:
-        """Removes the files that were read longest ago while all together exceed the budget. One process at a time."""
-        with self._lock:
-            self._since_look = 0
+        """Removes the files that were read longest ago while all together exceed the budget. One process or thread at a time."""
         with self._alone() as alone:
             if not alone:
                 return
+            with self._count() as count:
+                before = count.value
             files = sorted(self._files())
             held = sum(size for _, size, _ in files)
-            if held <= self._budget * FILLED:
-                return
             for _, size, path in files:
                 if held <= self._budget * FILLED:
-                    return
+                    break
                 with suppress(OSError):
                     os.unlink(path)
                 held -= size
+            with (
+                self._count() as count
+            ):  # what was added meanwhile may be among the files: rather too much than too little
+                count.value = held + max(0, count.value - before)
+
+    @contextmanager
+    def _count(self) -> Iterator[_Count]:
+        """The number of bytes in `BYTES`, written back at the end; other processes and threads wait."""
+        descriptor = os.open(os.path.join(self._folder, BYTES), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            text = os.pread(descriptor, 20, 0)
+            count = _Count(int(text) if text.isdigit() else self._budget)  # unknown: trimming counts
+            yield count
+            os.pwrite(descriptor, b"%020d" % count.value, 0)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -140,11 +161,18 @@ class TensorCache:
                 with suppress(OSError):
                     if time.time() - entry.stat().st_mtime > SCRATCH_S:
                         os.unlink(entry.path)
-            elif entry.name != LOCK:
-                for file in os.scandir(entry.path):
-                    with suppress(OSError):  # removed meanwhile
-                        found = file.stat()
-                        yield found.st_mtime, found.st_size, file.path
+            elif FOLDER.fullmatch(entry.name):
+                with suppress(OSError):  # not a folder, or removed meanwhile
+                    for file in os.scandir(entry.path):
+                        if FILE.fullmatch(file.name):
+                            with suppress(OSError):
+                                found = file.stat()
+                                yield found.st_mtime, found.st_size, file.path
+
+
+@dataclass(slots=True)
+class _Count:
+    value: int
 
 
 def parse_bytes(text: int | str) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.loader.arguments import number
 from pipeline.loader.draws import key_of, uniform, whole
 
 METADATA = "metadata."
@@ -23,8 +24,7 @@ class CaptionRule:
     def __post_init__(self) -> None:
         if not self.sources or any(name != "caption" and not name.startswith(METADATA) for name in self.sources):
             raise ConfigError(f'captions: expected "caption" or "metadata.KEY", one or more, got {list(self.sources)}')
-        if not 0.0 <= self.dropout <= 1.0:
-            raise ConfigError(f"caption_dropout: expected a fraction from 0 to 1, got {self.dropout}")
+        object.__setattr__(self, "dropout", number("caption_dropout", self.dropout, 0.0, 1.0))
 
     @property
     def needs_metadata(self) -> bool:

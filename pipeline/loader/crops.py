@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.loader.arguments import integer
 from pipeline.loader.buckets import Bucket, Shape, merged
 
 if TYPE_CHECKING:
@@ -20,12 +21,18 @@ class Prefix:
 
     frames: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", integer("crop: Prefix", self.frames, 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """`frames` latent frames from a place drawn anew in each epoch. Only for networks whose latent frames do not depend on earlier ones."""
 
     frames: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", integer("crop: Window", self.frames, 1))
 
 
 Crop = Prefix | Window
@@ -35,7 +42,7 @@ def check_crop(crop: Crop | None, spec: DatasetSpec) -> None:
     """Raises ConfigError for a crop that would not give what the network gives for the cropped video."""
     if crop is None:
         return
-    if not isinstance(crop, Prefix | Window) or crop.frames < 1:
+    if not isinstance(crop, Prefix | Window):
         raise ConfigError(f"crop: expected Prefix(T) or Window(T) with T >= 1 latent frames, got {crop!r}")
     if isinstance(crop, Prefix) and not spec.causal:
         raise ConfigError(

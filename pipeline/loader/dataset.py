@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from pipeline.format.columns import SCALARS
 from pipeline.ledger.addresses import open_output
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
+from pipeline.loader.arguments import integer, texts
 from pipeline.loader.buckets import Bucket, make_buckets
 from pipeline.loader.columns import ColumnCache
 from pipeline.loader.fetch import Fetcher
@@ -23,14 +24,17 @@ from pipeline.loader.file_index import IndexCache
 from pipeline.loader.file_rows import rows_of_file
 from pipeline.loader.files import DataFiles, published_files, received_files
 from pipeline.loader.filter import digest_of_rows, filtered_rows
+from pipeline.loader.ranges import bounds_of_files
 from pipeline.loader.spec import DatasetSpec
 from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from pipeline.loader.expression import Path
     from pipeline.loader.file_index import FileIndex
     from pipeline.loader.map_style import LatentRows
+    from pipeline.loader.ranges import Bounds
     from pipeline.loader.row import Row
     from pipeline.storage import Store
 
@@ -49,23 +53,28 @@ class LatentDataset:
         files: DataFiles,
         snapshot: int | None,
         where: str | None,
-        columns: Sequence[str],
+        columns: str | Sequence[str],
         threads: int,
     ) -> None:
         """Use `open`."""
+        columns, threads = texts("columns", columns), integer("threads", threads, 1)
         if unknown := [name for name in columns if name not in SCALARS]:
             raise ConfigError(f"columns: no column {unknown[0]}; there are {', '.join(SCALARS)}")
         if not len(files):
             raise InputError(f"{store.root} has no row{'' if snapshot is None else f' in snapshot {snapshot}'}")
         self.store, self.files, self.snapshot, self.where = store, files, snapshot, where
-        self.columns = tuple(columns)
+        self.columns = columns
         self.spec = DatasetSpec.from_metadata(file_metadata(store, files.value("key", 0)))
+        self.takedowns = Takedowns()
         self._start()
-        self._kept = None if where is None else filtered_rows(store, files, self.indexes, where, threads)
+        self.takedowns = self.read_takedowns()
+        self._kept = None if where is None else filtered_rows(store, files, self.indexes, self.bounds, where, threads)
         self.identity = files.identity
         if where is not None and self._kept is not None:
             self.identity += f":{where.strip()}:{digest_of_rows(self._kept)}"
-        self.places: dict[str, Bucket] = make_buckets(files, self.spec, self._kept, self._lengths)
+        self.places: dict[str, Bucket] = make_buckets(
+            files, self.spec, self._kept or {}, lambda: self.bounds["num_frames",], self._lengths
+        )
 
     @classmethod
     def open(
@@ -73,7 +82,7 @@ class LatentDataset:
         uri: str,
         snapshot: int | str = "latest",
         where: str | None = None,
-        columns: Sequence[str] = (),
+        columns: str | Sequence[str] = (),
         receipts: bool = False,
         *,
         fingerprint: str | None = None,
@@ -113,11 +122,11 @@ class LatentDataset:
         self.indexes = IndexCache(self.store, self.files, moments=self.spec.moments)
         self.scalars = ColumnCache(self.store, self.files)
         self.fetcher = Fetcher(self.store, self.files)
-        self.takedowns = self.read_takedowns()
         self._counts: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("indexes", "scalars", "fetcher", "takedowns", "_counts")
+        # A copy hides the rows that this one hides, so that numbers of rows mean the same in another process.
+        left_out = ("bounds", "indexes", "scalars", "fetcher", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,6 +138,11 @@ class LatentDataset:
         """Rows of each bucket, by name (`17x256x256`), as published: rows taken down since count here."""
         return {name: len(bucket) for name, bucket in self.places.items()}
 
+    @functools.cached_property
+    def bounds(self) -> dict[Path, Bounds]:
+        """What the manifest says of the values in each file."""
+        return bounds_of_files(self.files)
+
     def __len__(self) -> int:
         """Rows that may be read: without those taken down since the snapshot."""
         return int(self.row_counts().sum())
@@ -136,13 +150,9 @@ class LatentDataset:
     def row_counts(self) -> np.ndarray:
         """Rows of each file that may be read, int64. Reads the indexes of files that new takedowns may concern."""
         if self._counts is None:
-            kept = self._kept
-            if kept is None:
-                counts = self.files.rows().copy()
-                for number, gone in self.files.hidden.items():
-                    counts[number] -= len(gone)
-            else:
-                counts = np.array([len(kept[number]) for number in range(len(self.files))], np.int64)
+            counts = self.files.counts()
+            for number, positions in (self._kept or {}).items():
+                counts[number] = len(positions)
             for number in self._touched():
                 counts[number] = len(self._positions(number, self.indexes.get(number)))
             self._counts = counts
@@ -150,15 +160,18 @@ class LatentDataset:
 
     def look_for_takedowns(self) -> bool:
         """Applies takedowns that were recorded since the last look. Whether there were some. Raises as `read_takedowns`."""
-        found = self.read_takedowns()
+        return self.apply_takedowns(self.read_takedowns())
+
+    def apply_takedowns(self, found: Takedowns) -> bool:
+        """Hides the rows that these hide, and no others. Whether they are other ones than before."""
         if [item.key for item in found.records] == [item.key for item in self.takedowns.records]:
             return False
         self.takedowns, self._counts = found, None
         return True
 
     def read_takedowns(self) -> Takedowns:
-        """Takedowns that the snapshot does not have applied, as they are now."""
-        return Takedowns(item for item in read_takedowns(self.store).records if item.key not in self.files.applied)
+        """Takedowns that the snapshot does not have applied, as they are now. Reads the records that this dataset does not know yet."""
+        return read_takedowns(self.store, known=self.takedowns, without=self.files.applied)
 
     def row(self, name: str) -> Row:
         """The row with this id, with its tensors.
@@ -166,10 +179,9 @@ class LatentDataset:
         Raises:
             InputError: no such row in this dataset.
         """
-        for number, ranges in enumerate(self.files.table["ranges"]):
-            low, high = json.loads(ranges.as_py()).get("id", (name, name))
-            if not low <= name <= high:
-                continue
+        ids = self.bounds["id",]
+        outside = pc.or_(pc.less(name, ids.low), pc.greater(name, ids.high))
+        for number in np.flatnonzero(~pc.fill_null(outside, False).to_numpy(zero_copy_only=False)).tolist():
             index = self.indexes.get(number)
             position = index.find(name)
             if position is not None and position in self._positions(number, index):
@@ -213,7 +225,7 @@ class LatentDataset:
 
     def hidden_ids(self) -> set[str]:
         """Ids of rows in these files that other readers must leave out: superseded, taken down, filtered out."""
-        odd = range(len(self.files)) if self._kept is not None else sorted({*self.files.hidden, *self._touched()})
+        odd = sorted({*self.files.hidden, *(self._kept or {}), *self._touched()})
         found: set[str] = set()
         for number in odd:
             index = self.indexes.get(number)
@@ -233,18 +245,21 @@ class LatentDataset:
 
     def _positions(self, number: int, index: FileIndex) -> np.ndarray:
         """Rows of a file that may be read, ascending."""
-        found = self.files.positions(number) if self._kept is None else self._kept[number]
+        found = (self._kept or {}).get(number)
+        found = self.files.positions(number) if found is None else found
         found = np.arange(len(index), dtype=np.int32) if found is None else found
         gone = index.hidden(self.takedowns)
         return found if gone is None else found[~gone[found]]
 
     def _lengths(self, numbers: Iterable[int]) -> dict[int, np.ndarray]:
-        """Frames of every row of the given files."""
+        """Frames of every row of the given files, from their indexes."""
         numbers = list(numbers)
+
+        def read(number: int) -> np.ndarray:
+            return self.indexes.columns(number, ["num_frames"])["num_frames"].to_numpy()
+
         with ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="lengths") as pool:
-            return dict(
-                zip(numbers, pool.map(lambda number: self.indexes.read(number).num_frames, numbers), strict=True)
-            )
+            return dict(zip(numbers, pool.map(read, numbers), strict=True))
 
     def _touched(self) -> list[int]:
         """Files of shards that have a source which a new takedown names."""

@@ -15,6 +15,8 @@ from pipeline.errors import InputError
 from pipeline.loader.open_files import with_files_closed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.format.index import IndexRow
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.loader.files import DataFiles
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 512 * 1024 * 1024
 _LATENT = ("latent_offset", "latent_length", "latent_hash")
 _LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
-_TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
+TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
 class _Named(NamedTuple):
@@ -55,7 +57,7 @@ class FileIndex:
 
     def __init__(self, table: pa.Table, *, moments: bool) -> None:
         kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
-        self._texts = {name: _Texts(table[name].combine_chunks()) for name in _TEXTS}
+        self._texts = {name: _Texts(table[name].combine_chunks()) for name in TEXTS}
         self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
@@ -158,12 +160,15 @@ class IndexCache:
 
     def read(self, number: int) -> FileIndex:
         """As `get`, without the cache."""
+        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *TEXTS, "num_frames", "shape"]
+        return FileIndex(self.columns(number, columns), moments=self._moments)
+
+    def columns(self, number: int, names: Sequence[str]) -> pa.Table:
+        """Columns of an index, without the cache. Raises as `get`."""
         key = self._files.value("index_key", number)
         data = with_files_closed(lambda: self._store.read(key))
         if (found := hashlib.sha256(data).hexdigest()) != (wanted := self._files.value("index_sha256", number)):
             raise InputError(
                 f"{self._store.uri(key)} is not the index that was recorded: sha256 {found}, expected {wanted}; see `lathe verify`"
             )
-        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *_TEXTS, "num_frames", "shape"]
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
-        return FileIndex(table, moments=self._moments)
+        return pq.ParquetFile(pa.BufferReader(data)).read(list(names), use_threads=False)

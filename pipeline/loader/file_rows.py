@@ -28,16 +28,18 @@ def rows_of_file(
         InputError: a tensor whose bytes are not the recorded ones, a file that does not match its index.
     """
     columns = (
-        read_columns(dataset.store, dataset.files, number, index, dataset.columns).to_pydict()
+        read_columns(dataset.store, dataset.files, number, index, dataset.columns, positions).to_pydict()
         if dataset.columns
         else {}
     )
     if "metadata" in columns:
         columns["metadata"] = [json.loads(text) for text in columns["metadata"]]
     size = dataset.files.value("bucket", number).partition("x")[2]
+    done = 0
     for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
         read = _read(dataset, number, index, part) if tensors else [(None, None)] * len(part)
         for position, (latent, logvar) in zip(part, read, strict=True):
+            place, done = done, done + 1
             frames = int(index.num_frames[position])
             yield Row(
                 id=str(index.text("id", position)),
@@ -49,7 +51,7 @@ def rows_of_file(
                 source_key=str(index.text("source_key", position)),
                 latent=latent,
                 logvar=logvar,
-                columns={name: values[position] for name, values in columns.items()},
+                columns={name: values[place] for name, values in columns.items()},
             )
 
 

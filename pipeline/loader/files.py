@@ -72,6 +72,13 @@ class DataFiles:
         """Rows in each file, counted or not, int64."""
         return self.table["file_rows"].to_numpy()
 
+    def counts(self) -> np.ndarray:
+        """Rows in each file that count, int64."""
+        counts = self.rows().copy()
+        for number, gone in self.hidden.items():
+            counts[number] -= len(gone)
+        return counts
+
     def positions(self, number: int) -> np.ndarray | None:
         """Positions of rows that count, int32; None if all do."""
         gone = self.hidden.get(number)

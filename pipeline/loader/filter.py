@@ -1,12 +1,14 @@
 """Filter of a dataset's rows by an SQL expression over their columns and their metadata, evaluated by DuckDB (ADR 17).
 
-Only the columns that the expression names are read: from the manifest, from the byte index, or from the data file without its tensors.
+Files that the manifest decides are not read. Of the others only the columns that the expression names are read: from the byte index, or
+from the data file without its tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,59 +16,44 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.format.columns import SCALARS
 from pipeline.loader.columns import read_columns
+from pipeline.loader.expression import FRAMES_BUCKET, Expression, connect
+from pipeline.loader.file_index import TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from pipeline.loader.expression import Path
     from pipeline.loader.file_index import IndexCache
     from pipeline.loader.files import DataFiles
+    from pipeline.loader.ranges import Bounds
     from pipeline.storage import Store
 
-COLUMNS = ("id", *SCALARS)
-Path = tuple[str, ...]
-"""A column; for metadata, the keys below it."""
+INDEXED = (*TEXTS, "num_frames")
+_INT64 = range(-(2**63), 2**63)
 
 
 def filtered_rows(
-    store: Store, files: DataFiles, indexes: IndexCache, where: str, threads: int
+    store: Store, files: DataFiles, indexes: IndexCache, bounds: Mapping[Path, Bounds], where: str, threads: int
 ) -> dict[int, np.ndarray]:
-    """By file number, the positions (int32, ascending) of rows that count and for which `where` is true; every file has an entry.
+    """Rows that count and for which `where` is true: by file number, their positions, int32, ascending. Without files that keep all rows.
 
     Raises:
-        ConfigError: DuckDB is not installed; not an expression over one row; a column or key of metadata that no row has.
+        ConfigError: DuckDB is not installed; not an expression over one row; a column or key of metadata that no row has; no row is left.
     """
-    paths = named_columns(where)
-    if not len(files):
-        return {}
-    wanted = sorted({path[0] for path in paths if path[0] not in ("bucket", "fingerprint")})
-
-    def read(number: int) -> tuple[np.ndarray, list[pa.Array]]:
-        found: dict[str, Any] = {name: pa.array([files.value(name, number)]) for name in ("bucket", "fingerprint")}
-        index = indexes.read(number) if wanted else None
-        rows = int(files.value("file_rows", number)) if index is None else len(index)
-        found = {name: pa.repeat(value[0], rows) for name, value in found.items()}
-        if index is not None:
-            found |= {name: column for name in wanted if (column := index.column(name)) is not None}
-            if missing := [name for name in wanted if name not in found]:
-                table = read_columns(store, files, number, index, missing)
-                found |= {name: table[name].combine_chunks() for name in missing}
-        kept = files.positions(number)
-        positions = np.arange(rows, dtype=np.int32) if kept is None else kept
-        return positions, [_values(found[path[0]].take(pa.array(positions)), path) for path in paths]
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="filter") as pool:
-        parts = list(pool.map(read, range(len(files))))
-    counts = np.array([len(positions) for positions, _ in parts])
-    table = _table(
-        paths, [_joined([columns[n] for _, columns in parts], path) for n, path in enumerate(paths)], int(counts.sum())
-    )
-    mask = _evaluate(where, table)
-    return {
-        number: positions[mask[end - len(positions) : end]]
-        for number, ((positions, _), end) in enumerate(zip(parts, np.cumsum(counts).tolist(), strict=True))
-    }
+    expression = Expression(where)
+    counts = files.counts()
+    sure, possible = _decided(expression, bounds, len(files))
+    none = np.zeros(0, np.int32)
+    kept = dict.fromkeys(np.flatnonzero(~possible & (counts > 0)).tolist(), none)
+    undecided = np.flatnonzero(possible & ~sure & (counts > 0)).tolist()
+    for number, positions in _Rows(store, files, indexes, bounds, expression, threads).matching(undecided).items():
+        if len(positions) < counts[number]:
+            kept[number] = positions
+    if sum(map(len, kept.values())) + counts.sum() == sum(counts[number] for number in kept):
+        names = ", ".join(sorted(files.buckets()))
+        raise ConfigError(f"where: {where!r} is true of no row of {store.root}, whose buckets are {names}")
+    return kept
 
 
 def digest_of_rows(kept: dict[int, np.ndarray]) -> str:
@@ -79,55 +66,107 @@ def digest_of_rows(kept: dict[int, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def named_columns(where: str) -> list[Path]:
-    """Columns that an expression names, spelled as in files; metadata with the keys below it.
+def _decided(expression: Expression, bounds: Mapping[Path, Bounds], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """By file, bool: whether `where` is true of all rows, and whether it may be true of one."""
+    known = [path for path in expression.columns if path in bounds]
+    columns: dict[str, Any] = {"lathe_row": pa.array(np.arange(count))}
+    complete = np.ones(count, bool)
+    for path in known:
+        found = bounds[path]
+        columns |= {expression.name(path, "low"): found.low, expression.name(path, "high"): found.high}
+        if path != FRAMES_BUCKET:
+            complete &= found.low.is_valid().to_numpy(zero_copy_only=False)
+    table = pa.table(columns)
+    sure, possible = (_true_of(text, table, expression) for text in expression.over_files())
+    return sure & complete, possible | ~complete
 
-    Raises:
-        ConfigError: not one expression over the columns of one row, or an unknown column.
-    """
-    connection = _connect()
-    (text,) = connection.execute("select json_serialize_sql(?)", [f"select 1 from rows where ({where})"]).fetchone()
-    parsed = json.loads(text)
-    if parsed["error"]:
-        raise ConfigError(f"where: {where!r} is not an SQL expression: {parsed['error_message']}")
-    nodes = list(_nodes(parsed))
-    selects = sum(node.get("type") == "SELECT_NODE" for node in nodes)
-    if len(parsed["statements"]) != 1 or selects != 1 or parsed["statements"][0]["node"]["modifiers"]:
+
+class _Rows:
+    """Columns that an expression names, of rows that count."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: DataFiles,
+        indexes: IndexCache,
+        bounds: Mapping[Path, Bounds],
+        expression: Expression,
+        threads: int,
+    ) -> None:
+        self._store, self._files, self._indexes, self._threads = store, files, indexes, threads
+        self._bounds, self._expression = bounds, expression
+        self._constant = {
+            path: bounds[path].constant().to_numpy(zero_copy_only=False)
+            for path in expression.columns
+            if path in bounds
+        }
+
+    def matching(self, numbers: list[int]) -> dict[int, np.ndarray]:
+        """Positions of rows for which the expression is true, by file. Raises as `filtered_rows`."""
+        if not numbers:
+            return {}
+        paths = self._expression.columns
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="filter") as pool:
+            parts = list(pool.map(lambda number: self._read(number, paths), numbers))
+        counts = [len(positions) for positions, _ in parts]
+        table: dict[str, Any] = {"lathe_row": pa.array(np.arange(sum(counts)))}
+        for n, path in enumerate(paths):
+            column = _joined([columns[n] for _, columns in parts], path)
+            if len(path) > 1 and column.type == pa.null() and path not in self._expression.optional:
+                self._find_key(path, set(numbers))
+            table[self._expression.name(path)] = column
+        mask = _true_of(self._expression.over_rows(), pa.table(table), self._expression)
+        ends = np.cumsum(counts).tolist()
+        return {
+            number: positions[mask[end - len(positions) : end]]
+            for number, (positions, _), end in zip(numbers, parts, ends, strict=True)
+        }
+
+    def _find_key(self, path: Path, known: set[int]) -> None:
+        """Raises ConfigError if no row has this key of metadata, also not in files that the manifest decided."""
+        for number in range(len(self._files)):
+            if number not in known and any(value.null_count < len(value) for value in self._read(number, [path])[1]):
+                return
+        name = ".".join(path)
         raise ConfigError(
-            f"where: expected an expression over the columns of one row, without subqueries, got {where!r}"
+            f"where: no row has {name}; if only some outputs have it, write `{name} is not null and ...` or coalesce({name}, ...)"
         )
-    volatile = {
-        name for (name,) in connection.execute(
-            "select distinct function_name from duckdb_functions() where stability <> 'CONSISTENT'"
-        ).fetchall()
-    }  # fmt: skip
-    if changing := sorted({node["function_name"] for node in nodes if node.get("function_name") in volatile}):
-        raise ConfigError(
-            f"where: {changing[0]}() gives other values at each call, so that the order could not be repeated"
-        )
-    found = {tuple(node["column_names"]) for node in nodes if node.get("class") == "COLUMN_REF"}
-    return sorted({_spelled(path) for path in found})
+
+    def _read(self, number: int, paths: list[Path]) -> tuple[np.ndarray, list[Any]]:
+        """Positions that count in a file, and their values by path: an array, or a list where they have several types."""
+        kept = self._files.positions(number)
+        positions = np.arange(self._files.value("file_rows", number), dtype=np.int32) if kept is None else kept
+        constant = [path in self._constant and bool(self._constant[path][number]) for path in paths]
+        wanted = {
+            "num_frames" if path == FRAMES_BUCKET else path[0]
+            for path, same in zip(paths, constant, strict=True)
+            if not same
+        }
+        found = self._columns(number, sorted(wanted), positions)
+        values: list[Any] = []
+        for path, same in zip(paths, constant, strict=True):
+            if same:
+                values.append(pa.repeat(self._bounds[path].low[number], len(positions)))
+            elif path == FRAMES_BUCKET:
+                size = self._files.value("bucket", number).partition("x")[2]
+                values.append(pa.array([f"{frames}x{size}" for frames in found["num_frames"].to_pylist()], pa.string()))
+            else:
+                values.append(_values(found[path[0]], path))
+        return positions, values
+
+    def _columns(self, number: int, names: list[str], positions: np.ndarray) -> dict[str, pa.Array]:
+        """From the index if it has all of them, else from the data file, with the index only if that is a tar."""
+        if not names:
+            return {}
+        if set(names) <= set(INDEXED):
+            table = self._indexes.columns(number, names).take(pa.array(positions))
+        else:
+            index = self._indexes.read(number) if self._files.value("key", number).endswith(".tar") else None
+            table = read_columns(self._store, self._files, number, index, names, positions)
+        return {name: table[name].combine_chunks() for name in names}
 
 
-def _spelled(path: Path) -> Path:
-    name = next((known for known in COLUMNS if known == path[0].lower()), None)
-    if name is None or (len(path) > 1 and name != "metadata"):
-        raise ConfigError(
-            f"where: no column {'.'.join(path)}; there are {', '.join(COLUMNS)}, and keys of metadata as metadata.KEY"
-        )
-    return (name, *path[1:])
-
-
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for item in tree:
-            yield from _nodes(item)
-
-
-def _values(column: pa.Array, path: Path) -> pa.Array:
+def _values(column: pa.Array, path: Path) -> Any:
     """The column, or the values of a key of metadata; null where a row lacks it."""
     if len(path) == 1:
         return column
@@ -139,69 +178,70 @@ def _values(column: pa.Array, path: Path) -> pa.Array:
         found.append(value)
     try:
         return pa.array(found)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise _mixed(path) from None
+    except (pa.ArrowException, OverflowError):
+        return found
 
 
-def _joined(parts: list[pa.Array], path: Path) -> pa.ChunkedArray:
-    """Values of all files as one type: whole numbers become float64 where another file has fractions."""
-    kinds = {part.type for part in parts if part.type != pa.null()}
-    if not kinds and len(path) > 1:
-        raise ConfigError(f"where: no row has {'.'.join(path)}")
-    if kinds == {pa.int64(), pa.float64()}:
-        kinds = {pa.float64()}
-    if len(kinds) > 1:
-        raise _mixed(path)
+def _joined(parts: list[Any], path: Path) -> pa.ChunkedArray:
+    """Values of all files as one type: whole numbers become float64 where others have fractions, decimals where they exceed int64."""
+    kinds = {part.type if isinstance(part, pa.Array) else None for part in parts} - {pa.null()}
+    if len(kinds) > 1 or None in kinds:
+        values = [value for part in parts for value in (part.to_pylist() if isinstance(part, pa.Array) else part)]
+        parts = [_typed(values, path)]
+        kinds = {parts[0].type}
     kind = kinds.pop() if kinds else pa.null()
+    if clashing := next(_clashing(kind), None):
+        raise ConfigError(
+            f"where: {'.'.join(path)} has keys that differ in case only ({clashing}), which SQL does not tell apart; name the key: "
+            f"{'.'.join(path)}.{clashing}"
+        )
     return pa.chunked_array([part.cast(kind) for part in parts], kind)
 
 
-def _mixed(path: Path) -> ConfigError:
-    return ConfigError(
-        f"where: {'.'.join(path)} has values of several types; cast the text yourself: metadata->>'$.{'.'.join(path[1:])}'"
-    )
+def _typed(values: list[Any], path: Path) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if kinds == {int, float}:
+            values = [None if value is None else float(value) for value in values]
+        elif kinds == {int} and not all(value is None or value in _INT64 for value in values):
+            return pa.array(values, pa.decimal128(38, 0))
+        if not all(math.isfinite(value) for value in values if isinstance(value, float)):
+            raise OverflowError
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        name = f"metadata->>'$.{'.'.join(path[1:])}'"
+        raise ConfigError(
+            f"where: {'.'.join(path)} has values of several types, or numbers of more than 38 digits; cast the text yourself: {name}"
+        ) from None
 
 
-def _table(paths: list[Path], columns: list[pa.ChunkedArray], rows: int) -> pa.Table:
-    tree: dict[str, Any] = {}
-    for path, column in zip(paths, columns, strict=True):
-        place = tree
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"where: names both {key} and a key of it; name one of them")
-        if path[-1] in place:
-            raise ConfigError(f"where: names both {'.'.join(path)} and a key of it; name one of them")
-        place[path[-1]] = column.combine_chunks()
-    made = {name: _struct(value) for name, value in tree.items()}
-    return pa.table({**made, "lathe_row": pa.array(np.arange(rows))})
+def _clashing(kind: pa.DataType) -> Iterator[str]:
+    """Names of fields of which a struct has several that differ in case only."""
+    if pa.types.is_list(kind):
+        yield from _clashing(kind.value_type)
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        folded = [name.casefold() for name in names]
+        yield from (name for name in names if folded.count(name.casefold()) > 1)
+        for field in kind:
+            yield from _clashing(field.type)
 
 
-def _struct(value: Any) -> pa.Array:
-    if isinstance(value, pa.ChunkedArray):
-        return value.combine_chunks()
-    if not isinstance(value, dict):
-        return value
-    return pa.StructArray.from_arrays([_struct(item) for item in value.values()], names=list(value))
-
-
-def _evaluate(where: str, rows: pa.Table) -> np.ndarray:
+def _true_of(text: str, rows: pa.Table, expression: Expression) -> np.ndarray:
+    """By row, bool: whether an expression over these columns is true, not false and not null."""
     import duckdb
 
-    connection = _connect()
+    connection = connect()
     connection.register("rows", rows)
     try:
-        found = connection.execute(f"select lathe_row from rows where ({where})").fetchnumpy()["lathe_row"]
+        found = connection.execute(f"select lathe_row from rows where {text}").fetchnumpy()["lathe_row"]
     except duckdb.Error as error:
-        raise ConfigError(f"where: {where!r}: {str(error).splitlines()[0]}") from None
+        message = str(error).splitlines()[0]
+        for path in expression.columns:
+            shown = "bucket" if path == FRAMES_BUCKET else ".".join(path)
+            for name in (expression.name(path, bound) for bound in ("low", "high", "")):
+                message = message.replace(f'"{name}"', shown).replace(name, shown)
+        raise ConfigError(f"where: {expression.where!r}: {message}") from None
     mask = np.zeros(rows.num_rows, bool)
     mask[np.asarray(found, np.int64)] = True
     return mask
-
-
-def _connect() -> Any:
-    try:
-        import duckdb
-    except ImportError:
-        raise ConfigError("where: needs DuckDB, which is not installed; run `pip install lathe[filter]`") from None
-    return duckdb.connect(config={"enable_external_access": "false", "threads": "2"})

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import ConfigError, StorageUnavailable
+from pipeline.errors import ConfigError
+from pipeline.loader.arguments import integer, number, texts
 from pipeline.loader.assembly import Options, assemble, check_datasets
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.order import Order
-from pipeline.loader.rules import PerBucket, parse_rule
+from pipeline.loader.mixture import parse_weights
+from pipeline.loader.order import Order, epoch_limits
+from pipeline.loader.ranks import check_same_order, order_digest
+from pipeline.loader.read_ahead import ReadAhead
+from pipeline.loader.rules import parse_rule
 from pipeline.loader.state import described_rule, described_weights, make_state, step_of
 from pipeline.loader.stats import LoaderStats
+from pipeline.loader.takedown_watch import TakedownWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     import torch
+    from torch.distributed import ProcessGroup
 
     from pipeline.loader.batch import Batch
     from pipeline.loader.cache import TensorCache
@@ -53,16 +58,18 @@ class LatentLoader:
         threads: int = 8,
         cache: TensorCache | None = None,
         drop_last: bool = True,
+        small_buckets: Literal["error", "drop"] = "error",
         weights: Sequence[float] | Sequence[Weights] | Mapping[int, Sequence[float]] | None = None,
         image_ratio: float | None = None,
         crop: Crop | None = None,
         dtype: torch.dtype | None = None,
-        captions: Sequence[str] = ("caption",),
+        captions: str | Sequence[str] = ("caption",),
         caption_dropout: float = 0.0,
         verify: Literal["auto", "always", "never"] = "auto",
         on_damage: Literal["stop", "replace"] = "stop",
-        allow_fingerprints: Sequence[str] = (),
+        allow_fingerprints: str | Sequence[str] = (),
         takedowns_every_s: float = TAKEDOWNS_EVERY_S,
+        peers: ProcessGroup | None = None,
     ) -> None:
         """Reads nothing but the small tables that the datasets hold.
 
@@ -71,7 +78,7 @@ class LatentLoader:
             batch: latents of a global batch, which all ranks share: a number, `{"17x256x256": 32, …}` with `(32, 0.5)` to use half of a
                 bucket's rows in each epoch, `Tokens(budget)` or `Pack(seq_len)`.
             seed: of the order and of all draws.
-            dp_rank: this data-parallel rank. Ranks that share a sample (sequence or tensor parallel) give the same.
+            dp_rank: this data-parallel rank. Ranks that share a sample (sequence or tensor parallel) give the same, and `peers`.
             dp_world: number of data-parallel ranks. May be another one when a run resumes.
             shuffle: `window:N` (rows of N files at a time), `full` or `none`.
             epochs: of each dataset; None without end.
@@ -82,6 +89,7 @@ class LatentLoader:
             threads: that read.
             cache: local copies of what was read from a store.
             drop_last: leave out the rest of a bucket that is too small for a batch; else it is filled up from the bucket's start.
+            small_buckets: `drop` leaves out buckets that are too small for one batch, whose rows would never be read; `error` names them.
             weights: fraction of steps of each dataset; `{0: (1, 1), 5000: (3, 1)}` changes them at a step. By default all have the same
                 fraction of their rows read.
             image_ratio: fraction of steps that are images; by default images are shuffled among the rest.
@@ -89,59 +97,75 @@ class LatentLoader:
             dtype: of `Batch.latents`; by default as stored.
             captions: where they come from, `caption` and keys as `metadata.short`; one is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
-            verify: hash of each tensor: `auto` checks what comes over a network, `always` everything.
+            verify: hash of each tensor: `auto` checks what comes over a network or from the cache, and all with `on_damage="replace"`;
+                `always` checks everything, `never` nothing.
             on_damage: a tensor that is not the one that was written ends the run, or is replaced and counted.
             allow_fingerprints: fingerprints that may be mixed though they differ; of the same spec all the same.
-            takedowns_every_s: seconds between looks for new takedowns.
+            takedowns_every_s: seconds between looks for new takedowns, in the background.
+            peers: group of `torch.distributed` of the ranks that have this `dp_rank`, if several share each sample. They apply new
+                takedowns at the same step; without it each applies them when it sees them, and their samples differ.
 
         Raises:
             ConfigError: options that do not fit each other or the datasets.
         """
         self._datasets = [datasets] if isinstance(datasets, LatentDataset) else list(datasets)
-        if not 0 <= dp_rank < dp_world:
+        check_datasets(self._datasets, texts("allow_fingerprints", allow_fingerprints))
+        if peers is not None:
+            if on_damage != "stop":
+                raise ConfigError(
+                    "on_damage: expected stop with peers: damage that one of them reads is not seen by the others"
+                )
+            # Copies, to which no other loader applies takedowns.
+            self._datasets = [copy.copy(dataset) for dataset in self._datasets]
+        self._world = integer("dp_world", dp_world, 1)
+        self._rank = integer("dp_rank", dp_rank)
+        if not 0 <= self._rank < self._world:
             raise ConfigError(f"dp_rank: expected 0 to {dp_world - 1} for dp_world {dp_world}, got {dp_rank}")
-        if prefetch < 1 or threads < 1:
-            raise ConfigError(f"prefetch, threads: expected at least 1, got {prefetch} and {threads}")
-        check_datasets(self._datasets, allow_fingerprints)
-        seed = int(seed)  # a number of numpy would be another key
-        rule = parse_rule(batch)
-        if isinstance(rule, PerBucket):
-            rule = PerBucket({name.removeprefix("v"): share for name, share in rule.shares.items()})
-        self._rank, self._world, self._prefetch = dp_rank, dp_world, prefetch
-        self._stats = LoaderStats()
+        prefetch, threads = integer("prefetch", prefetch, 1), integer("threads", threads, 1)
+        seed, rule = integer("seed", seed), parse_rule(batch)
+        limits, schedule = epoch_limits(epochs, len(self._datasets)), parse_weights(weights, len(self._datasets))
+        image_ratio = None if image_ratio is None else number("image_ratio", image_ratio, 0.0, 1.0)
         options = Options(
-            rule, seed, normalize, posterior, device, dtype, crop, tuple(captions), caption_dropout, verify, on_damage, cache
+            rule, seed, normalize, posterior, device, dtype, crop, texts("captions", captions), caption_dropout, verify, on_damage, cache
         )  # fmt: skip
-        # Planning threads wait for reading threads, so they are not the same ones.
-        self._reads = ThreadPoolExecutor(threads, thread_name_prefix="latents")
-        self._plans = ThreadPoolExecutor(prefetch, thread_name_prefix="batches")
-        self._makers, rows = assemble(self._datasets, options, self._reads, self._stats, free_blocks=2 * prefetch + 2)
-        schedule = _schedule(weights, len(self._datasets))
+        self._stats = LoaderStats()
+        self._ahead = ReadAhead(prefetch, threads)
+        self._makers, rows = assemble(self._datasets, options, self._ahead, self._stats, free_blocks=2 * prefetch + 2)
         self._order = Order(
-            rows, rule, seed=seed, shuffle=shuffle, epochs=epochs, drop_last=drop_last, weights=schedule,
-            image_ratio=image_ratio,
+            rows, rule, seed=seed, shuffle=shuffle, epochs=limits, drop_last=bool(drop_last), small_buckets=small_buckets,
+            weights=schedule, image_ratio=image_ratio,
         )  # fmt: skip
-        self._order.check_world(dp_world)
+        self._order.check_world(self._world)
         self._described = {
             "datasets": [one.identity for one in rows],
             "batch": described_rule(rule),
             "seed": seed,
             "shuffle": shuffle,
-            "epochs": list(epochs) if isinstance(epochs, list | tuple) else epochs,
-            "drop_last": drop_last,
+            "epochs": limits if isinstance(epochs, list | tuple) else limits[0],
+            "drop_last": bool(drop_last),
             "image_ratio": image_ratio,
             "crop": repr(crop),
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
-        self._step = 0
-        self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
-        self._looked, self._look_every = time.monotonic(), takedowns_every_s
+        self._step, self._ended = 0, False
+        every_s = number("takedowns_every_s", takedowns_every_s)
+        self._watch = TakedownWatch(self._datasets, self._ahead.reads, every_s, peers)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from the present step on. A new iteration goes on where the last one stopped."""
+        """Batches from the present step on. A new iteration goes on where the last one stopped: it is not another epoch.
+
+        Raises:
+            ConfigError: all batches were given by an earlier iteration.
+        """
+        if self._ended:
+            raise ConfigError(
+                f"this loader has given all its {self._step} steps. Its epochs are one iteration: give epochs=N to read all N times, or "
+                "epochs=None and a number of steps to the framework; seek(0) begins again, with the same batches"
+            )
         while (batch := self._take()) is not None:
             yield batch
+        self._ended = True
 
     def __len__(self) -> int:
         """Steps in all, also those that were given.
@@ -174,19 +198,18 @@ class LatentLoader:
         """Makes `step` the next one.
 
         Raises:
-            ConfigError: negative.
+            ConfigError: negative, or not a whole number.
         """
-        if step < 0:
-            raise ConfigError(f"seek: expected a step of at least 0, got {step}")
-        self._step = step
+        self._step, self._ended = integer("seek: step", step, 0), False
 
     def skip(self, n: int) -> None:
         """Leaves out `n` steps."""
-        self.seek(self._step + n)
+        self.seek(self._step + integer("skip", n))
 
     def peek(self, step: int) -> list[str]:
         """Ids of this rank's latents in a step; no tensor is read. Empty after the end."""
-        found = self._planned(step)
+        self._ahead.check()
+        found = self._planned(integer("peek: step", step, 0))
         if found is None:
             return []
         slots = self._makers[found.dataset].slots(found.share(self._rank, self._world), found.epoch)
@@ -195,6 +218,28 @@ class LatentLoader:
     def stats(self) -> dict[str, Any]:
         """Counters since the loader was made, see `LoaderStats`; `retries` of local files."""
         return {**self._stats.to_dict(), "retries": sum(one.fetcher.retries for one in self._datasets)}
+
+    @property
+    def order_digest(self) -> str:
+        """Hash of everything that the order of batches depends on: ranks of a run must have the same."""
+        return order_digest(self._described)
+
+    def check_ranks(self, group: ProcessGroup | None = None) -> None:
+        """Compares order and next step with the other ranks of `torch.distributed`, all of which must call it. Nothing without it.
+
+        Raises:
+            ConfigError: on all ranks, where one would read another order, such as that of another snapshot; names the difference.
+        """
+        check_same_order(self._described, self._step, self._world, group)
+
+    def look_for_takedowns(self) -> None:
+        """Looks for takedowns now rather than within `takedowns_every_s`; with `peers`, all of them must call it.
+
+        Raises:
+            OutputError: a record that cannot be read.
+            StorageUnavailable: the store does not answer.
+        """
+        self._watch.look()
 
     def as_iterable_dataset(self) -> LatentIterable:
         """A `torch.utils.data.IterableDataset` of the batches, for `DataLoader(…, batch_size=None, num_workers=0)`, `StatefulDataLoader`
@@ -206,9 +251,7 @@ class LatentLoader:
 
     def close(self) -> None:
         """Ends the threads. The datasets stay open: other loaders may use them."""
-        self._clear()
-        self._plans.shutdown(cancel_futures=True)
-        self._reads.shutdown(cancel_futures=True)
+        self._ahead.close()
 
     def __enter__(self) -> LatentLoader:
         return self
@@ -218,37 +261,26 @@ class LatentLoader:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise ConfigError(
+            "a loader cannot be pickled, it has threads and open files; make one in each process, pass state_dict()"
+        )
+
     def _take(self) -> Batch | None:
-        if self._ahead and self._ahead[0][0] != self._step:
-            self._clear()
-        self._look_for_takedowns()
-        following = self._ahead[-1][0] + 1 if self._ahead else self._step
-        for step in range(following, self._step + self._prefetch):
-            self._ahead.append((step, self._plans.submit(self._make, step)))
+        if self._watch.changed(self._step):
+            self._ahead.clear()  # what was read ahead may hold these rows
         began = time.perf_counter()
-        step, future = self._ahead[0]
-        try:
-            batch = future.result()
-        except BaseException:
-            self._clear()  # the next iteration tries this step again
-            raise
-        self._ahead.popleft()
+        batch = self._ahead.take(self._step, self._make)
         self._stats.add(wait_s=time.perf_counter() - began, batches=int(batch is not None))
         if batch is None:
-            self._clear()
             return None
-        self._step = step + 1
-        self._ahead.append((step + self._prefetch, self._plans.submit(self._make, step + self._prefetch)))
+        self._step += 1
         for latent in batch.latents if isinstance(batch.latents, list) else [batch.latents]:
             if latent.is_cuda:  # its memory belongs to the stream of the copies
                 import torch
 
                 latent.record_stream(torch.cuda.current_stream(latent.device))
         return batch
-
-    def _clear(self) -> None:
-        while self._ahead:
-            self._ahead.popleft()[1].cancel()
 
     def _planned(self, step: int) -> GlobalBatch | None:
         with self._order_lock:
@@ -259,28 +291,3 @@ class LatentLoader:
             return None
         share = found.share(self._rank, self._world)
         return self._makers[found.dataset].make(found, share)
-
-    def _look_for_takedowns(self) -> None:
-        if time.monotonic() - self._looked < self._look_every:
-            return
-        self._looked = time.monotonic()
-        for dataset in self._datasets:
-            try:
-                if dataset.look_for_takedowns():
-                    self._clear()  # what was read ahead may hold these rows
-            except StorageUnavailable:  # the next look finds them; reads of latents say so if the store stays away
-                continue
-
-
-def _schedule(weights: Any, datasets: int) -> list[Weights] | None:
-    """Weights with the steps from which they hold."""
-    from pipeline.loader.mixture import Weights
-
-    if weights is None:
-        return None
-    if hasattr(weights, "items"):
-        return [Weights(int(step), tuple(map(float, values))) for step, values in weights.items()]
-    items = list(weights)
-    if items and all(isinstance(item, Weights) for item in items):
-        return items
-    return [Weights(0, tuple(map(float, items)))]

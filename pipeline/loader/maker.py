@@ -16,6 +16,7 @@ from pipeline.loader.rules import Pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
 
     import torch
 
@@ -43,6 +44,7 @@ class BatchMaker:
         reader: BatchReader,
         values: Values,
         captions: CaptionRule,
+        pool: Executor,
         *,
         seed: int,
         crop: Crop | None,
@@ -51,7 +53,7 @@ class BatchMaker:
     ) -> None:
         self._dataset, self._buckets, self._finder = dataset, buckets, finder
         self._reader, self._values, self._captions = reader, values, captions
-        self._seed, self._crop, self._pad = seed, crop, pad_multiple
+        self._pool, self._seed, self._crop, self._pad = pool, seed, crop, pad_multiple
         self._draws = values.draws or captions.draws or isinstance(crop, Window)
         self._tokens = {  # patches of a latent in time, height and width
             name: tuple(-(-size // step) for size, step in zip(bucket.grid, patch, strict=True))
@@ -86,6 +88,7 @@ class BatchMaker:
         packed = not isinstance(share, RowsOfBucket)
         with self._values.copying():
             latents = self._latents(slots, blocks, keys, packed=packed)
+        self._read_scalars(slots)
         scalars = [self._scalars(slot) for slot in slots]
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
@@ -145,6 +148,21 @@ class BatchMaker:
 
     def _scalars(self, slot: Slot) -> dict[str, Any]:
         """`fps` and the columns that are asked for. `fps` is in the manifest where all rows of a file have the same."""
+        rate, names = self._columns_of(slot)
+        return {"fps": rate, **self._dataset.scalars.row(slot.file, slot.index, names, slot.position)}
+
+    def _read_scalars(self, slots: list[Slot]) -> None:
+        """Reads columns that are not in memory, of all files (or rows of tars) at once: one by one would cost a round trip each."""
+        scalars = self._dataset.scalars
+        one_of_each = {scalars.unit(slot.file, slot.position): slot for slot in slots}.values()
+        missing = [
+            slot for slot in one_of_each if not scalars.holds(slot.file, self._columns_of(slot)[1], slot.position)
+        ]
+        if len(missing) > 1:
+            list(self._pool.map(self._scalars, missing))
+
+    def _columns_of(self, slot: Slot) -> tuple[float | None, tuple[str, ...]]:
+        """Rate of the file, None where it varies; columns to be read."""
         wanted = list(self._dataset.columns)
         if self._captions.needs_metadata and "metadata" not in wanted:
             wanted.append("metadata")
@@ -154,8 +172,7 @@ class BatchMaker:
         rate = self._fps[slot.file]
         if rate is None and "fps" not in wanted:
             wanted.append("fps")
-        found = self._dataset.scalars.row(slot.file, slot.index, tuple(wanted), slot.position)
-        return {"fps": rate, **found}
+        return rate, tuple(wanted)
 
     def _describe_packing(self, batch: Batch, share: Sequence[Packed], tokens: list[tuple[int, ...]]) -> None:
         at = 0

@@ -8,7 +8,7 @@ epochs leaves the mixture.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -149,6 +149,28 @@ def _choose(block: _Block, start: int, stop: int) -> np.ndarray:
         return np.full(stop - start, block.active[0])
     points = np.arange(start + 1, stop + 1, dtype=np.uint64) * GOLDEN  # wraps at 2^64
     return block.active[np.minimum(np.searchsorted(block.bounds, points, side="right"), len(block.active) - 1)]
+
+
+def parse_weights(weights: Any, datasets: int) -> list[Weights] | None:
+    """`weights` of the loader: one for each dataset, `{step: weights}` or a list of `Weights`; by step. None for None.
+
+    Raises:
+        ConfigError: none of these, or weights that do not fit the datasets.
+    """
+    if weights is None:
+        return None
+    try:
+        if hasattr(weights, "items"):
+            items = [Weights(step, tuple(values)) for step, values in weights.items()]
+        else:
+            given = list(weights)
+            several = given and all(isinstance(item, Weights) for item in given)
+            items = given if several else [Weights(0, tuple(given))]
+    except TypeError:
+        raise ConfigError(
+            f"weights: expected a number for each dataset, or {{step: numbers}}, got {weights!r}"
+        ) from None
+    return sorted(checked(item, datasets) for item in items)
 
 
 def checked(weights: Weights, datasets: int) -> Weights:

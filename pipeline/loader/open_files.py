@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.storage.range_reader import RangeReader
 
-MOST, LEAST = 256, 4  # of one dataset
+MOST, LEAST = 128, 4  # of one dataset; a process may often have 1024
 Result = TypeVar("Result")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,7 @@ from pipeline.loader.fetch import Span, Wanted, spans_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from concurrent.futures import Executor
+    from threading import Event
 
     import torch
 
@@ -59,6 +61,7 @@ class BatchReader:
         verify: check the hash of what comes from the store, and of what comes from the cache.
         replace: draw another row in place of a damaged one, rather than stop.
         cache: local copies, or None.
+        stopped: set when nothing more is to be read.
         together: bytes of tensors far apart that one thread reads in turn; 0 where each read waits for the network.
     """
 
@@ -75,11 +78,12 @@ class BatchReader:
         replace: bool,
         cache: TensorCache | None,
         together: int,
+        stopped: Event,
     ) -> None:
         self._fetcher, self._finder, self._memory = fetcher, finder, memory
         self._pool, self._stats, self._tensors = pool, stats, tensors
         self._verify, self._verify_cached = verify
-        self._replace, self._cache, self._together = replace, cache, together
+        self._replace, self._cache, self._together, self._stopped = replace, cache, together, stopped
 
     def read(self, slots: list[Slot], epoch: int, *, apart: bool) -> list[Tensors]:
         """For each tensor of a row (mean, log-variance) the bytes of every slot, in order. A damaged slot is replaced in `slots`.
@@ -165,6 +169,8 @@ class BatchReader:
             missing = [item for span in spans for item in span.members if not self._from_cache(item)]
             spans = spans_of(missing)
         for span in spans:
+            if self._stopped.is_set():
+                raise CancelledError
             cut = self._fetcher.read(span)
             failed += [Failure(item, self._fetcher.cut(item)) for item in cut]
             for item in span.members:

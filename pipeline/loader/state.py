@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.loader.arguments import integer
 from pipeline.loader.rules import PerBucket
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ def step_of(state: dict[str, Any], order: dict[str, Any]) -> int:
     Raises:
         ConfigError: not a state, or one of another order; names the first difference.
     """
-    if not isinstance(state, dict) or state.get("version") != VERSION or not isinstance(state.get("order"), dict):
+    valid = isinstance(state, dict) and state.get("version") == VERSION and "step" in state
+    if not valid or not isinstance(state.get("order"), dict):
         raise ConfigError(
             f"state: expected one of version {VERSION} that a loader's state_dict() gave, got {_short(state)}"
         )
-    step, theirs = int(state["step"]), state["order"]
+    step, theirs = integer("state: step", state["step"], 0), state["order"]
     for name, ours in order.items():
         was = theirs.get(name)
         if name == "weights":

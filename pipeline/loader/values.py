@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,33 @@ def check_values(normalize: str, posterior: str, spec: DatasetSpec, where: str) 
     if all(value is None for value in (spec.scale, spec.shift, spec.mean, spec.std)):
         raise ConfigError(
             f'normalize: {where} records no constants of {spec.network}; use normalize="none" and your own, `lathe stats` suggests some'
+        )
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of this name. Raises ConfigError for one that this process does not have."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("CUDA is not available here")
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"there are {torch.cuda.device_count()} CUDA devices")
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device: {device!r} cannot be used: {str(error).splitlines()[0]}; expected cpu or cuda:N"
+        ) from None
+    return found
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises ConfigError for anything but None or a floating-point type of torch."""
+    import torch
+
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(
+            f"dtype: expected a floating-point torch.dtype such as torch.bfloat16, or None, got {dtype!r}"
         )
 
 

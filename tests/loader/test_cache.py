@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 
 import numpy as np
@@ -58,6 +59,35 @@ def test_the_copies_that_were_read_longest_ago_go_first(tmp_path):
     assert not (tmp_path / "00" / name_of(99)).exists()
 
 
+def test_a_deleted_folder_is_made_again_and_foreign_files_are_left_alone(tmp_path):
+    folder = tmp_path / "copies"
+    cache, view = TensorCache(folder, 20_000), memoryview(bytearray(1000))
+    cache.put(name_of(1), content(1))
+    shutil.rmtree(folder)
+    assert not cache.read(name_of(1), view)
+    cache.put(name_of(1), content(1))
+    assert cache.read(name_of(1), view)
+    (folder / ".bytes").unlink()
+    foreign = [folder / "README", folder / "ab", folder / "00" / "notes.txt", folder / ".bytes"]
+    for path in foreign:
+        path.write_text("x")
+        os.utime(path, (1, 1))
+    for n in range(40):
+        cache.put(name_of(n), content(n))
+    assert cache.read(name_of(39), view)
+    assert 10_000 < held(folder) <= 20_000
+    assert all(path.exists() for path in foreign)
+    TensorCache(folder, 5000)
+    assert held(folder) <= 5000
+
+
+def test_copies_are_written_while_they_fit_into_the_budget_to_the_byte(tmp_path):
+    caches = [TensorCache(tmp_path, 6000) for _ in range(4)]
+    for n in range(60):
+        caches[n % 4].put(name_of(n), content(n, 1056))
+        assert held(tmp_path) <= 6000
+
+
 def fill(folder, start):
     cache = TensorCache(folder, 50_000)
     for n in range(start, start + 150):
@@ -110,7 +140,7 @@ def test_epochs_after_the_first_come_from_the_cache(films, tmp_path):
     assert (loader.stats()["tensors"], loader.stats()["cache_misses"], loader.stats()["cache_hits"]) == (45, 45, 90)
     path = next(path for path in tmp_path.rglob("*") if len(path.name) == 32)
     path.write_bytes(bytes(path.stat().st_size))
-    checked = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, cache=cache, verify="always")
+    checked = LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, cache=cache)
     for batch in checked:
         assert all(whole[name].equal(value) for name, value in zip(batch.ids, batch.latents, strict=True))
     assert (checked.stats()["tensors"], checked.stats()["cache_hits"]) == (1, 44)

@@ -25,7 +25,7 @@ mixtures = st.sampled_from([None, {0: (1, 1)}, {0: (3, 1), 4: (1, 2), 11: (0, 1)
 @settings(max_examples=12, deadline=None)
 @given(
     rules,
-    st.lists(filters, min_size=1, max_size=2),
+    st.lists(filters, min_size=1, max_size=2, unique=True),
     mixtures,
     st.sampled_from(["none", "full", "window:1", "window:2"]),
     st.integers(0, 3),

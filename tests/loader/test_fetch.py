@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import AccessError, NotFound
-from pipeline.loader import LatentDataset, LatentLoader
-from pipeline.loader import fetch as fetching
+from pipeline.loader import LatentDataset, LatentLoader, open_files
 from pipeline.loader.fetch import GAP_BYTES, READ_BYTES, Fetcher, Wanted, spans_of
 from tests.pipeline.latent_clips import local_store
 
@@ -90,11 +89,13 @@ def test_errors_of_the_system_name_the_file(file, monkeypatch):
 
 
 def test_few_files_stay_open(films, monkeypatch):
-    monkeypatch.setattr(fetching, "OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "LEAST", 2)
+    monkeypatch.setattr(open_files.OpenFiles, "_most", 2)
     before = len(os.listdir("/proc/self/fd"))
     dataset = LatentDataset.open(films["parquet"].uri)
     with LatentLoader(dataset, batch=3, epochs=2) as loader:
         assert len(list(loader)) == 30
         assert len(dataset.fetcher._open) == 2
         assert len(os.listdir("/proc/self/fd")) <= before + 2
+    dataset.close()
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import islice
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import pipeline
 from pipeline.errors import ConfigError
+from pipeline.loader import columns
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loader import LatentLoader
 from pipeline.loader.mixture import Weights
@@ -52,6 +54,20 @@ def test_latents_are_the_stored_ones(films, name):
     assert (stats["batches"], stats["tensors"], stats["damaged"]) == (15, 45, 0)
     assert stats["bytes"] == sum(clip.latent_CTHW.nbytes for clip in films[name].clips.values())
     loader.close()
+
+
+def test_columns_of_several_files_are_read_at_once(films, monkeypatch):
+    together, original = threading.Barrier(3), columns.read_columns  # of three files
+
+    def read_columns(*arguments):
+        together.wait(60)  # until all are being read
+        return original(*arguments)
+
+    monkeypatch.setattr(columns, "read_columns", read_columns)
+    dataset = opened(films, where="num_frames = 9 and width = 24", columns=("metadata",))
+    loader = LatentLoader(dataset, batch=16, epochs=1, prefetch=1, shuffle="none")
+    batch = next(iter(loader))
+    assert batch.metadata == [films["parquet"].clips[name].sample.metadata for name in batch.ids]
 
 
 def test_constants_of_the_network_are_applied(films):
@@ -185,15 +201,20 @@ def test_steps_can_be_left_out_and_looked_at(films):
     loader.seek(1)
     assert ids_of(loader, 2) == whole[1:3]
     assert next(iter(loader)).ids == whole[3]
-    with pytest.raises(ConfigError, match="seek: expected a step of at least 0, got -1"):
-        loader.seek(-1)
+    for step in (-1, 1.5, "3"):
+        with pytest.raises(ConfigError, match=f"seek: step: expected a whole number >= 0, got {step!r}"):
+            loader.seek(step)
 
 
 def test_counted_epochs_end_and_endless_ones_have_no_length(films):
     loader = LatentLoader(opened(films), batch=4, epochs=2)
     assert len(loader) == len(list(loader)) == 2 * (3 + 4 + 3)
-    assert list(loader) == []
+    with pytest.raises(ConfigError, match=r"has given all its 20 steps.*give epochs=N to read all N times, or"):
+        list(loader)
     assert loader.peek(20) == []
+    resumed = LatentLoader(opened(films), batch=4, epochs=2)
+    resumed.load_state_dict(loader.state_dict())
+    assert list(resumed) == []  # a run that was finished
     loader.seek(18)
     assert len(list(loader)) == 2
     with pytest.raises(TypeError, match="no end"):
@@ -238,7 +259,19 @@ def test_weights_may_change_after_the_step_of_the_state_but_not_before(films):
         loader((1, 1)).load_state_dict(state)
 
 
-@pytest.mark.parametrize("state", [{}, {"version": 9}, None, {"version": 1, "step": 3}])
+def test_a_state_does_not_depend_on_the_types_of_numbers(films):
+    numbers = {"batch": 4, "seed": 5, "epochs": 2, "dp_world": 2, "prefetch": 3, "image_ratio": 0.5}
+    one = LatentLoader(opened(films), **numbers)
+    two = LatentLoader(opened(films), **{name: np.array(value)[()] for name, value in numbers.items()})
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert json.dumps(one.state_dict()) == json.dumps(two.state_dict())
+    assert one.peek(3) == two.peek(3)
+    for step in (2.7, -3, "x", None):
+        with pytest.raises(ConfigError, match=rf"state: step: expected a whole number >= 0, got {step!r}"):
+            one.load_state_dict({**one.state_dict(), "step": step})
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 9}, None, {"version": 1, "step": 3}, {"version": 1, "order": {}}])
 def test_what_is_not_a_state_is_refused(films, state):
     with pytest.raises(ConfigError, match=r"state: expected one of version 1 that a loader's state_dict\(\) gave"):
         LatentLoader(opened(films), batch=4).load_state_dict(state)

@@ -39,10 +39,12 @@ def flip_a_byte(output, name):
 def test_a_row_taken_down_during_a_run_is_replaced_by_one_of_its_bucket(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, mixed_shards())
     before = [batch.ids for batch in LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2)]
-    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2, prefetch=3, takedowns_every_s=0)
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=2, prefetch=6)
     first = next(iter(loader))
     gone = before[5][1]
+    assert gone in loader._ahead._ahead[4][1].result().ids  # was read ahead
     record_takedown(output.store, "asked", ids=[gone])
+    loader.look_for_takedowns()
     after = [first.ids, *(batch.ids for batch in loader)]
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert all(b[i] == name for a, b in changed for i, name in enumerate(a) if name != gone)
@@ -58,8 +60,9 @@ def test_a_row_taken_down_during_a_run_is_replaced_by_one_of_its_bucket(tmp_path
 
 def test_a_bucket_of_which_all_rows_were_taken_down_ends_the_run(tmp_path):
     output = write_output(tmp_path / "out", tmp_path, [[clip_of(n, SHORT) for n in range(4)]])
-    loader = LatentLoader(LatentDataset.open(output.uri), batch=2, takedowns_every_s=0)
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=2)
     record_takedown(output.store, "asked", sources=["s3://corpus/shard-000.tar"])
+    loader.look_for_takedowns()
     with pytest.raises(InputError, match=r"bucket 9x32x24 of .* has no row left to read"):
         list(islice(loader, 9))
 
@@ -73,8 +76,8 @@ def test_a_damaged_latent_stops_the_run_or_is_replaced_and_named(tmp_path, confi
     before = [batch.ids for batch in LatentLoader(LatentDataset.open(output.uri), batch=3, epochs=1)]
     bad = before[4][2]
     key = flip_a_byte(output, bad)
-    options = {"batch": 3, "epochs": 1, "verify": "always"}
-    stopping = LatentLoader(LatentDataset.open(output.uri), **options)
+    options = {"batch": 3, "epochs": 1}
+    stopping = LatentLoader(LatentDataset.open(output.uri), verify="always", **options)
     with pytest.raises(InputError, match=rf"{key} bytes \d+ to \d+: the latent of {bad} is damaged: its hash is"):
         list(stopping)
     assert stopping.step == 4
@@ -194,9 +197,7 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
     sampled = LatentLoader(LatentDataset.open(output.uri), batch=2, crop=Prefix(3), posterior="sample", epochs=1)
     assert sum(len(batch) for batch in sampled) == 8
     flip_a_byte(output, "video00004-0000")
-    replacing = LatentLoader(
-        LatentDataset.open(output.uri), batch=2, epochs=1, crop=Prefix(3), verify="always", on_damage="replace"
-    )
+    replacing = LatentLoader(LatentDataset.open(output.uri), batch=2, epochs=1, crop=Prefix(3), on_damage="replace")
     assert all("video00004-0000" not in batch.ids for batch in replacing)
     assert replacing.stats()["damaged"] == 1
 
@@ -221,7 +222,20 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
             r"gives not one global batch; it has .*9x32x40 15.*lower the batch size",
         ),
         ("parquet", {"dp_rank": 2, "dp_world": 2}, r"dp_rank: expected 0 to 1 for dp_world 2, got 2"),
-        ("parquet", {"prefetch": 0}, r"prefetch, threads: expected at least 1"),
+        ("parquet", {"prefetch": 0}, r"prefetch: expected a whole number >= 1, got 0"),
+        ("parquet", {"threads": 2.5}, r"threads: expected a whole number >= 1, got 2.5"),
+        ("parquet", {"dp_rank": 0.0}, r"dp_rank: expected a whole number, got 0.0"),
+        ("parquet", {"dp_world": 0}, r"dp_world: expected a whole number >= 1, got 0"),
+        ("parquet", {"cache": "/tmp/copies"}, r'cache: expected TensorCache\(folder, "200GB"\), got'),
+        ("parquet", {"dtype": "bfloat16"}, r"dtype: expected a floating-point torch.dtype .*, got 'bfloat16'"),
+        ("parquet", {"device": "gpu"}, r"device: 'gpu' cannot be used: .*; expected cpu or cuda:N"),
+        ("parquet", {"device": "cuda:99"}, r"device: 'cuda:99' cannot be used: .*; expected cpu or cuda:N"),
+        ("parquet", {"allow_fingerprints": None}, r"allow_fingerprints: expected a list of strings, got None"),
+        ("parquet", {"captions": 3}, r"captions: expected a list of strings, got 3"),
+        ("parquet", {"weights": 5}, r"weights: expected a number for each dataset, or \{step: numbers\}, got 5"),
+        ("parquet", {"weights": "x"}, r"weights: expected a number >= 0, got 'x'"),
+        ("parquet", {"takedowns_every_s": "x"}, r"takedowns_every_s: expected a number >= 0, got 'x'"),
+        ("parquet", {"verify": "never", "on_damage": "replace"}, r"on_damage: replace .* verify cannot be never"),
         ("parquet", {"verify": "sometimes"}, r"verify: expected auto or always or never, got 'sometimes'"),
         ("parquet", {"on_damage": "ignore"}, r"on_damage: expected stop or replace"),
         (
@@ -229,16 +243,23 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
             {"crop": Window(2)},
             r"crop: a latent frame of tiny depends on an unknown number of earlier frames",
         ),
-        ("parquet", {"crop": Prefix(0)}, r"crop: expected Prefix\(T\) or Window\(T\) with T >= 1"),
         ("parquet", {"crop": 3}, r"crop: expected Prefix\(T\)"),
         ("parquet", {"captions": ("text",)}, r'captions: expected "caption" or "metadata.KEY"'),
-        ("parquet", {"caption_dropout": 1.5}, r"caption_dropout: expected a fraction from 0 to 1"),
+        ("parquet", {"caption_dropout": 1.5}, r"caption_dropout: expected a number from 0 to 1, got 1.5"),
         ("parquet", {"weights": (1, 2)}, r"weights: expected 1, one for each dataset, got 2"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(films, kind, options, message):
     with pytest.raises(ConfigError, match=message):
         LatentLoader(LatentDataset.open(films[kind].uri), **{"batch": 2, **options})
+
+
+@pytest.mark.parametrize("frames", [0, "2", 1.5, True])
+def test_crops_have_whole_frames(frames):
+    for crop in (Prefix, Window):
+        with pytest.raises(ConfigError, match=rf"crop: {crop.__name__}: expected a whole number >= 1, got {frames!r}"):
+            crop(frames)
+    assert repr(Prefix(np.int64(2))) == "Prefix(frames=2)"
 
 
 def with_spec(films, **changes):
@@ -288,6 +309,7 @@ def test_datasets_that_mean_something_else_are_not_mixed(films, tmp_path):
         ConfigError, match=r"fingerprints differ \(bbbbbbbb, f0e1d2c3\).*allow_fingerprints=\['bbbbbbbb', 'f0e1d2c3'\]"
     ):
         LatentLoader([one, foreign], batch=2)
+    foreign.identity = "foreign"
     assert LatentLoader([one, foreign], batch=2, allow_fingerprints=["bbbb", "f0e1"]).peek(0)
 
 
@@ -319,5 +341,6 @@ def test_one_of_several_captions_is_drawn_anew_in_each_epoch(tmp_path):
 
 
 def test_the_state_is_small(films):
-    state = LatentLoader([LatentDataset.open(films["parquet"].uri)] * 2, batch=2, weights=(1, 2)).state_dict()
+    datasets = [LatentDataset.open(films["parquet"].uri, where=where) for where in (None, "num_frames > 1")]
+    state = LatentLoader(datasets, batch=2, weights=(1, 2)).state_dict()
     assert len(json.dumps(state)) < 600

@@ -1,5 +1,6 @@
 """Order of global batches: the same for every number of ranks and from any step on; every row as often as the rule says."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_a_window_holds_rows_of_that_many_files():
         at += size
     assert [len(held) for held in windows] == [2, 2, 1]
     assert set().union(*windows) == set(files)
+
+
+@pytest.mark.parametrize("rule", [parse_rule(64), Pack(4800)], ids=["plain", "packed"])
+def test_a_plan_takes_few_bytes_a_row(rule):
+    sets = [DatasetRows("a", {"9x64x64": BucketRows(GRIDS["9x64x64"], np.full(10_000, 100, np.int64))})]
+    tracemalloc.start()
+    assert Order(sets, rule, epochs=3).batch(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 1_000_000  # 4 are row numbers
 
 
 def test_keep_takes_the_same_number_of_rows_each_epoch_and_others():

@@ -1,0 +1,58 @@
+"""What the manifest knows of the rows of each data file without reading it: the smallest and largest value of some columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.loader.buckets import parse_name
+from pipeline.loader.expression import FRAMES_BUCKET, ORDERED
+
+if TYPE_CHECKING:
+    from pipeline.loader.expression import Path
+    from pipeline.loader.files import DataFiles
+
+_KINDS = {"id": pa.string(), "num_frames": pa.int64(), "fps": pa.float64()}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Smallest and largest value in each file; null where the manifest does not have it."""
+
+    low: pa.Array
+    high: pa.Array
+
+    def constant(self) -> pa.Array:
+        """Whether all rows of a file have one value, which is `low`."""
+        return pc.fill_null(pc.equal(self.low, self.high), False)
+
+
+def bounds_of_files(files: DataFiles) -> dict[Path, Bounds]:
+    """Bounds of the columns `ORDERED`, `CONSTANT` and `FRAMES_BUCKET`."""
+    texts = files.table["ranges"].to_pylist()
+    ranges = json.loads(f"[{','.join(texts)}]")  # one call: 100,000 calls take three times as long
+    found: dict[Path, Bounds] = {}
+    for name in ORDERED:
+        pairs = [item.get(name, (None, None)) for item in ranges]
+        found[(name,)] = Bounds(*(pa.array([pair[i] for pair in pairs], _KINDS[name]) for i in range(2)))
+    names = files.table["bucket"].to_pylist()
+    shapes = {name: parse_name(name) for name in set(names)}
+    found["height",], found["width",] = (
+        _same(pa.array([shapes[name][i] for name in names], pa.int64())) for i in (1, 2)
+    )
+    for name in ("bucket", "fingerprint"):
+        found[(name,)] = _same(files.table[name].combine_chunks().cast(pa.string()))
+    frames = found["num_frames",]
+    sizes = pa.array([name.partition("x")[2] for name in names], pa.string())
+    spelled = pc.binary_join_element_wise(frames.low.cast(pa.string()), sizes, "x")
+    whole = pc.fill_null(pc.not_equal(frames.low, frames.high), True)
+    found[FRAMES_BUCKET] = Bounds(spelled, pc.if_else(whole, pa.scalar(None, pa.string()), spelled))
+    return found
+
+
+def _same(values: pa.Array) -> Bounds:
+    return Bounds(values, values)

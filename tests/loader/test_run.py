@@ -1,0 +1,207 @@
+"""A loader during a run: takedowns, ranks that share samples, other processes, its end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from pipeline.errors import ConfigError, OutputError
+from pipeline.ledger.takedowns import TAKEDOWNS, record_takedown
+from pipeline.loader import LatentDataset, LatentLoader
+from pipeline.storage.local import LocalStore
+from pipeline.storage.range_reader import LocalRangeReader
+from tests.loader.outputs import SHORT, clip_of, write_output
+from tests.pipeline.latent_clips import values_of
+
+
+@pytest.fixture
+def output(tmp_path):
+    return write_output(tmp_path / "out", tmp_path, [[clip_of(100 * s + n, SHORT) for n in range(6)] for s in range(2)])
+
+
+def in_child(function):
+    """Exit code of a forked process that calls `function`: what it returns; of a signal if it hangs."""
+    if not (process := os.fork()):
+        signal.alarm(60)
+        code = 99
+        try:
+            code = function()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+# ---- takedowns ---------------------------------------------------------------------------------------------------------
+
+
+def test_takedowns_are_looked_for_beside_training_and_each_is_read_once(output, monkeypatch):
+    reads, original = [], LocalStore.read
+
+    def read(self, key, *arguments):
+        if key.startswith(TAKEDOWNS):
+            reads.append((key, threading.current_thread().name))
+        return original(self, key, *arguments)
+
+    monkeypatch.setattr(LocalStore, "read", read)
+    dataset = LatentDataset.open(output.uri)
+    gone = ["video00002-0000", "video00103-0000"]
+    for name in gone:
+        record_takedown(output.store, "asked", ids=[name])
+    reads.clear()
+    loader = LatentLoader(dataset, batch=2, takedowns_every_s=0)
+    for _ in loader:
+        if len(dataset.takedowns.records) == 2:
+            break
+    assert not set(gone) & {name for batch in islice(loader, 12) for name in batch.ids}
+    loader.look_for_takedowns()
+    assert len({key for key, _ in reads}) == len(reads) == 2
+    assert all(thread.startswith("latents") for _, thread in reads)
+    output.store.write(record_takedown(output.store, "asked", ids=["video00004-0000"]).key, b"{")
+    with pytest.raises(OutputError, match="cannot be read as a takedown"):
+        for _ in loader:
+            pass
+
+
+def test_rows_of_a_map_dataset_keep_their_numbers(output):
+    dataset = LatentDataset.open(output.uri)
+    rows = dataset.as_map_dataset()
+    before = [rows[i]["id"] for i in range(len(rows))]
+    record_takedown(output.store, "asked", ids=["video00001-0000"])
+    LatentLoader(dataset, batch=2).look_for_takedowns()
+    assert len(dataset) == 11
+    for same in (rows, pickle.loads(pickle.dumps(rows))):  # noqa: S301
+        assert [same[i]["id"] for i in range(len(same))] == before
+    assert len(dataset.as_map_dataset()) == 11
+
+
+# ---- ranks -------------------------------------------------------------------------------------------------------------
+
+
+def rank_of_a_group(rank, store, uri, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    group = dist.group.WORLD
+
+    def opened(**options):
+        return LatentLoader(LatentDataset.open(uri), batch=4, peers=group, **options)
+
+    messages = []
+    loader = opened(takedowns_every_s=0 if rank == 0 else 1e9)
+    loader.check_ranks()
+    for other in (opened(seed=rank), LatentLoader(LatentDataset.open(uri), batch=4, dp_world=1 + rank)):
+        with pytest.raises(ConfigError) as found:
+            other.check_ranks()
+        messages.append(str(found.value))
+    ids = [batch.ids for batch in islice(loader, 10)]
+    dist.barrier()
+    if rank == 0:
+        record_takedown(LatentDataset.open(uri).store, "asked", ids=["video00001-0000", "video00102-0000"])
+    ids += [batch.ids for batch in islice(loader, 110)]
+    loader.look_for_takedowns()
+    last = [batch.ids for batch in islice(loader, 20)]
+    results.put((rank, ids, last, messages))
+    dist.destroy_process_group()
+
+
+def test_ranks_that_share_samples_apply_takedowns_at_the_same_step_and_compare_their_order(output, tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    ranks = [
+        context.Process(target=rank_of_a_group, args=(rank, tmp_path / "group", output.uri, results))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    found = dict((rank, rest) for rank, *rest in (results.get() for _ in ranks))
+    for process in ranks:
+        process.join()
+    assert found[0] == found[1]
+    assert not {"video00001-0000", "video00102-0000"} & {name for ids in found[0][1] for name in ids}
+    assert "ranks read different orders: seed is 0 on rank 0 and 1 on rank 1" in found[0][2][0]
+    assert "dp_world is 1 on rank 0 and 2 on rank 1" in found[0][2][1]
+
+
+def test_orders_have_a_digest(output):
+    def digest(**options):
+        return LatentLoader(LatentDataset.open(output.uri), **{"batch": 2, **options}).order_digest
+
+    assert digest() == digest(dp_world=2, dp_rank=1) != digest(seed=1)
+    with pytest.raises(ConfigError, match="on_damage: expected stop with peers"):
+        digest(peers="a group", on_damage="replace")
+    LatentLoader(LatentDataset.open(output.uri), batch=2).check_ranks()  # without torch.distributed: nothing to compare
+
+
+# ---- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_process_is_told_that_it_has_no_threads(output):
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=2)
+    fresh = LatentLoader(LatentDataset.open(output.uri), batch=2)
+    expected = next(iter(loader)).ids
+
+    def used_in_child():
+        with pytest.raises(ConfigError, match=r"reads in threads of process \d+, which process \d+ does not have"):
+            next(iter(loader))
+        with pytest.raises(ConfigError, match="in threads of process"):
+            loader.peek(0)
+        return 0 if next(iter(fresh)).ids == expected else 1
+
+    assert in_child(used_in_child) == 0
+
+
+def test_rows_are_read_in_a_forked_process_whatever_threads_held(output):
+    rows = LatentDataset.open(output.uri).as_map_dataset()
+    assert rows[0]["id"] == "video00000-0000"
+    held = rows._dataset
+    with held.indexes._lock, held.scalars._lock, held.fetcher._open._lock:
+        clip = output.clips["video00101-0000"]
+        assert in_child(lambda: int(not np.array_equal(rows[7]["latent"], values_of(clip.latent_CTHW, "float16")))) == 0
+
+
+def test_what_was_to_be_read_is_not_waited_for_at_the_end(tmp_path, monkeypatch):
+    output = write_output(tmp_path / "out", tmp_path, [[clip_of(100 * s, SHORT)] for s in range(12)])
+    reading, may_read, reads, original = threading.Event(), threading.Event(), [], LocalRangeReader.read_into
+
+    def read_into(self, start, buffers):
+        reads.append(start)
+        reading.set()
+        assert may_read.wait(60)
+        return original(self, start, buffers)
+
+    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    loader = LatentLoader(LatentDataset.open(output.uri), batch=12, epochs=9, prefetch=2, threads=1)
+
+    def take():
+        with suppress(CancelledError, ConfigError):
+            next(iter(loader))
+
+    step = threading.Thread(target=take)
+    step.start()
+    assert reading.wait(60)
+    loader._ahead.stop()  # what the interpreter calls before it waits for the threads
+    may_read.set()
+    loader.close()
+    step.join()
+    assert len(reads) <= 2  # those that had begun, one for each batch, of 24
+
+
+# ---- its end -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_loader_says_so_and_is_not_pickled(output):
+    with LatentLoader(LatentDataset.open(output.uri), batch=2) as loader:
+        next(iter(loader))
+        with pytest.raises(ConfigError, match="a loader cannot be pickled"):
+            pickle.dumps(loader.as_iterable_dataset())
+    for use in (lambda: next(iter(loader)), lambda: loader.peek(0)):
+        with pytest.raises(ConfigError, match="this loader was closed"):
+            use()
