@@ -93,7 +93,9 @@ TESTS = [
     "case when num_frames > 9 then fps > 1 else width > 24 end", "not (fps > 8 and metadata.score > 2)",
     "num_frames = 5 or metadata.score > 2",
     "num_frames = 9 and metadata.score is null", "sqrt(num_frames) <= 3 and not bucket like '1x%'", "coalesce(null, num_frames > 9)",
-    "num_frames::varchar = '13'", "(num_frames > 5) = (fps > 8)", "not (num_frames > null) or num_frames = 13", "fps not between 8.5 and 9",
+    "num_frames::varchar = '13'",
+    "(bucket = '9x32x24') = (fps > 8)", "not (bucket in ('5x32x24', 'v9x32x24'))", "(num_frames > 5) = (fps > 8)",
+    "not (num_frames > null) or num_frames = 13", "fps not between 8.5 and 9",
 ]  # fmt: skip
 
 
@@ -215,6 +217,10 @@ def test_keys_of_metadata(films, dataset, where, wanted):
         ("bucket = '17x32x24'", r"is true of no row of .*whose buckets are"),
         ("bucket = '32x24' or fps > 1", r"'32x24' is not the name of a bucket; expected FRAMESxHEIGHTxWIDTH"),
         ("bucket in ('9x32x24', 'small')", r"'small' is not the name of a bucket"),
+        ("lower(bucket) = '9x32x24'", r"test bucket itself against '9x32x24', with =, <>, in or like"),
+        ("bucket between '5x32x24' and '9x32x24'", r"test bucket itself"),
+        ("list_contains(['9x32x24'], bucket)", r"test bucket itself"),
+        ("lower(bucket) like '9x%' or fps > 1", r"test bucket itself"),
     ],
 )  # fmt: skip
 def test_what_a_filter_cannot_mean_is_refused(dataset, where, message):
@@ -245,6 +251,16 @@ def test_functions_with_one_result_are_allowed(name):
     from pipeline.loader.expression import changing_functions
 
     assert name not in changing_functions()
+
+
+def test_long_lists_are_read_and_deep_nesting_is_refused(dataset):
+    names = [f"'video{n:05d}-0000'" for n in range(0, 20000, 3)]
+    assert len(ids(dataset, f"id in ({', '.join(names)})")) == sum(
+        n % 3 == 0 for s in range(4) for n in range(100 * s, 100 * s + 9)
+    )
+    for count in (400, 5000):
+        with pytest.raises(ConfigError, match="where: "):
+            Expression("num_frames > 1" + " + 1" * count)
 
 
 def test_columns_are_named_once_and_keys_apart():
