@@ -14,6 +14,7 @@ LatheError                    message + where (uri, shard, key, stage)
     │   ├── InputError                inputs that match nothing or cannot be read
     │   │   └── NotFound                  a single object that does not exist
     │   ├── OutputError               output not writable, or it holds another format version
+    │   │   └── ViewNotWritten            a snapshot is published, but its Delta view was not written
     │   ├── CheckpointError           missing, unsafe, mismatched weights
     │   └── AccessError               credentials refused, bucket missing or unreachable
     └── BuildError                exit code 1: the build started and failed
@@ -137,6 +138,14 @@ class NotFound(InputError):
 
 class OutputError(UsageError):
     """The output cannot be written, or holds another format version."""
+
+
+class ViewNotWritten(OutputError):
+    """A snapshot is published, but its Delta view was not written. `published`: a `pipeline.operate.publish.Published`."""
+
+    def __init__(self, message: str, *, published: Any = None, **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.published = published
 
 
 class CheckpointError(UsageError):

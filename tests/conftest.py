@@ -42,24 +42,26 @@ forked_decoders.install()
 LONG_FIRST = (
     "tests/engine/test_ray.py",
     "tests/engine/test_signals.py",
-    "tests/engine/test_fault_table.py",
     "tests/model/test_identity.py",
-    "tests/engine/test_kill.py",
+    "tests/engine/test_fault_table.py",
     "tests/engine/test_ray_training.py",
-    "tests/pipeline/test_odd_inputs_places.py",
-    "tests/pipeline/test_preview.py",
+    "tests/model/test_ivvae_full_size.py",
+    "tests/model/test_training_scenes.py",
+    "tests/engine/test_kill.py",
     "tests/engine/test_exactly_once.py",
+    "tests/model/test_diffusers_pipeline.py",
+    "tests/pipeline/test_training_run.py",
     "tests/model/test_lossless.py",
     "tests/engine/test_faults.py",
-    "tests/engine/test_inline.py",
-    "tests/model/test_training_published.py",
-    "tests/pipeline/test_corpus.py",
+    "tests/pipeline/test_storage_outage.py",
     "tests/engine/test_s3.py",
-    "tests/engine/test_ray_watch.py",
+    "tests/pipeline/test_odd_inputs_places.py",
+    "tests/test_architecture.py",
+    "tests/pipeline/test_delta_log.py",
 )
 
 # Files that use one Ray cluster; one worker takes all of them.
-ON_ONE_RAY = tuple(f"tests/engine/test_ray{name}.py" for name in ("", "_lanes", "_outage", "_watch"))
+ON_ONE_RAY = tuple(f"tests/engine/test_ray{name}.py" for name in ("", "_lanes", "_odd_inputs", "_outage", "_watch"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,9 +26,13 @@ COUNTERS = {"count": 1, "_count": 0}
 LISTS = {"_warnings", "warnings", "decisions"}
 
 
-def files() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted((ROOT / "pipeline").rglob("*.py")):
-        yield path.relative_to(ROOT / "pipeline").as_posix(), ast.parse(path.read_text())
+@functools.cache
+def files() -> list[tuple[str, list[ast.AST]]]:
+    """(name, nodes of its syntax tree) of every file."""
+    return [
+        (path.relative_to(ROOT / "pipeline").as_posix(), list(ast.walk(ast.parse(path.read_text()))))
+        for path in sorted((ROOT / "pipeline").rglob("*.py"))
+    ]
 
 
 def texts(node: ast.expr | None) -> Iterator[str]:
@@ -54,8 +59,8 @@ def says_policy(call: ast.Call) -> bool | None:
 
 def reasons() -> dict[str, set[bool | None]]:
     found: dict[str, set[bool | None]] = defaultdict(set)
-    for _, tree in files():
-        for node in ast.walk(tree):
+    for _, nodes in files():
+        for node in nodes:
             if isinstance(node, ast.Call) and name_of(node) in CALLS:
                 position, policy = CALLS[name_of(node)]
                 for slug in texts(node.args[position] if len(node.args) > position else None):
@@ -76,10 +81,10 @@ def reasons() -> dict[str, set[bool | None]]:
 
 def warnings() -> set[str]:
     found: set[str] = set()
-    for name, tree in files():
+    for name, nodes in files():
         if not name.startswith(("video/", "reader/", "engine/")):
             continue
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.JoinedStr) and len(node.values) > 1 and re.fullmatch(r"\w+:", texts_head(node)):
                 found |= set(texts(node))
             elif isinstance(node, ast.Call) and name_of(node) in ("append", "add") and node.args:
@@ -94,9 +99,9 @@ def warnings() -> set[str]:
 def counters() -> set[str]:
     """What the reader counts; reasons of its own rejects are counted as well."""
     found: set[str] = set()
-    for name, tree in files():
+    for name, nodes in files():
         if name.startswith("reader/"):
-            for node in ast.walk(tree):
+            for node in nodes:
                 if (
                     isinstance(node, ast.Call)
                     and name_of(node) in COUNTERS

@@ -9,9 +9,24 @@
 - `wording`, `evaluation_wording`, `export_wording`, `preview_wording`, `snapshot_wording`: results as lines of text
 """
 
+import contextlib
+import os
+import sys
+import threading
+
 
 def main() -> None:
     """Entry point of `lathe` and `python -m pipeline`."""
     from pipeline.cli.app import app
 
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if isinstance(end.code, int) and any(thread.name == "identify" for thread in threading.enumerate()):
+            # A command that failed or was stopped early, while its network is identified. The interpreter would end that thread inside
+            # torch, which aborts the process: its exit code would be that of SIGABRT.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+                    stream.flush()
+            os._exit(end.code)
+        raise

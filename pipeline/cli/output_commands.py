@@ -13,8 +13,11 @@ import typer
 from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import EncodeJob
     from pipeline.errors import PublishFailed
+    from pipeline.operate.publish import Progress
 
 
 def open_numbered(output: str, endpoint_url: str | None) -> tuple[Any, int | None]:
@@ -60,20 +63,24 @@ def publish(
     ] = True,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Pass over snapshots that are damaged and read the receipts they cover again."),
+        typer.Option(
+            "--rebuild",
+            help="Pass over snapshots that are damaged, read the receipts they cover again, go on without lost receipts.",
+        ),
     ] = False,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Check an output and publish it as the next immutable snapshot. Exit code 1, and nothing published, if a check fails."""
+    reached: list[Progress] = []
 
     def run() -> None:
         from pipeline.ledger.addresses import check_whole_output
 
         root = check_whole_output(output)  # before the slow imports
-        from pipeline.errors import ConfigError, PublishFailed
-        from pipeline.operate.publish import PublishOptions, list_inputs
+        from pipeline.errors import ConfigError, PublishFailed, ViewNotWritten
+        from pipeline.operate.publish import Progress, PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
         from pipeline.operate.publish_checks import Limits
         from pipeline.storage import open_store
@@ -99,15 +106,19 @@ def publish(
             delta=delta,
             rebuild=rebuild,
         )
-        listing = list_inputs(inputs, store, storage) if inputs else None
+        listing = (lambda: list_inputs(inputs, store, storage)) if inputs else None
         try:
-            published = make_snapshot(store, options, listing=listing, canary=check)
+            reached.append(Progress())
+            published = make_snapshot(store, options, listing=listing, canary=check, progress=reached[0])
+        except ViewNotWritten as error:
+            show_published(error.published, as_json, error=str(error))
+            raise
         except PublishFailed as error:
             show_failed(error, as_json)
             raise
         show_published(published, as_json)
 
-    guard(run, debug=debug, again="nothing was published; run the same command again")
+    guard(run, debug=debug, again=lambda: interrupted(reached, output))
 
 
 def publish_job(job: EncodeJob) -> None:
@@ -123,15 +134,29 @@ def publish_job(job: EncodeJob) -> None:
     options = PublishOptions(limits=Limits(reject_budget=job.reject_budget), job=job.model_dump(mode="json"))
     check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
     try:
-        published = make_snapshot(store, options, listing=list_inputs(job.inputs, store, job.storage), canary=check)
+        published = make_snapshot(
+            store, options, listing=lambda: list_inputs(job.inputs, store, job.storage), canary=check
+        )
     except PublishFailed as error:
         show_failed(error, False)
         raise
     show_published(published, False)
 
 
-def show_published(published: Any, as_json: bool) -> None:
-    """Prints a `Published`."""
+def interrupted(reached: Sequence[Progress], output: str) -> str:
+    """What an interrupted publisher did."""
+    progress = reached[0] if reached else None
+    if progress is None or progress.creating is None:
+        return "nothing was published; run the same command again"
+    if progress.created:
+        return (
+            f"snapshot {progress.creating} is published; run the same command again to bring the Delta view up to date"
+        )
+    return f"snapshot {progress.creating} may be published: `lathe snapshots {output}` lists it if it is"
+
+
+def show_published(published: Any, as_json: bool, error: str | None = None) -> None:
+    """Prints a `Published`. `error`: what failed afterwards."""
     import json
 
     from pipeline.cli.snapshot_wording import published_lines
@@ -139,6 +164,8 @@ def show_published(published: Any, as_json: bool) -> None:
     record = json.loads(published.snapshot.to_json())
     delta = None if published.delta is None else published.delta.to_dict()
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
+    if error is not None:
+        values["error"] = error
     typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(published_lines(values)))
 
 

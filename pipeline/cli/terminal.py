@@ -110,8 +110,12 @@ def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:
     typer.echo(json.dumps(values, indent=1, default=str) if as_json else "\n".join(getattr(wording, lines_of)(values)))
 
 
-def guard(call: Callable[[], None], *, debug: bool, again: str = "the same command resumes") -> None:
-    """Runs a command; a `LatheError` becomes one line and its exit code. `again`: advice to the user after an interruption."""
+def guard(
+    call: Callable[[], None], *, debug: bool, again: str | Callable[[], str] = "the same command resumes"
+) -> None:
+    """Runs a command; a `LatheError` becomes one line and its exit code. `again`: advice to the user after an interruption, or a
+    function that gives it.
+    """
     from pipeline.errors import Interrupted, LatheError
 
     try:
@@ -123,7 +127,7 @@ def guard(call: Callable[[], None], *, debug: bool, again: str = "the same comma
             raise
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        stopped(f"stopped; {again}")
+        stopped(f"stopped; {again if isinstance(again, str) else again()}")
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None

@@ -7,7 +7,7 @@
 - `part_statistics`: statistics of receipts of which some rows do not count
 - `lookahead`: threads that read ahead
 - `totals`: sums over receipts, by fingerprint and bucket
-- `snapshots`, `manifest`: published snapshots and their tables
+- `snapshots`, `record_checks`, `manifest`: published snapshots; what their records have to hold; their tables
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
 - `addresses`: `OUTPUT@N` as users write it
 - `takedowns`: records that hide rows from every reader

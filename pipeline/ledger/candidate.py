@@ -38,7 +38,7 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pipeline.ledger.decisions import Decisions
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from pipeline.ledger.versions import Choices
     from pipeline.records import ChannelStats, Counts, Receipt, SourceObject
     from pipeline.storage import Store
+
+    Listing = Sequence[SourceObject] | Callable[[], Sequence[SourceObject]] | None
 
 HEAVY = ("sha256", "index_sha256", "ranges", "file_rows", "file_frames")
 LIGHT = [name for name in RECEIPTS.names if name not in ("stats", "state")]
@@ -62,11 +64,13 @@ class Candidate:
     files_path: Path  # the whole of it, as Parquet
     receipts: pa.Table  # `manifest.RECEIPTS` without statistics
     receipts_path: Path  # the whole of it, as Parquet
-    fresh: pa.Array  # shards that the parent does not cover
+    fresh: pa.Array  # shards with rows that the parent does not cover: new ones, and those that were encoded again
     outdated: pa.Array  # shards of which the parent has other rows, or that are not in the candidate
     unchanged: bool  # against the parent
     cut_off: list[str]  # shards whose only receipt is empty or cut off
     parent_files: Path | None  # `files` of the parent, as Parquet
+    parent_receipts: Path | None  # `receipts` of the parent, as Parquet
+    listing: Sequence[SourceObject] | None  # the inputs as they are now; None: not known
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
@@ -137,7 +141,7 @@ def gather(
     folder: Path,
     *,
     fingerprint: str | None = None,
-    listing: Sequence[SourceObject] | None = None,
+    listing: Listing = None,
     drop_missing: bool = False,
     choices: Choices | None = None,
     save: bool = False,
@@ -150,7 +154,8 @@ def gather(
         parent: its newest snapshot.
         folder: local scratch folder; the candidate refers to files in it.
         fingerprint: only receipts of fingerprints with this prefix; None: all.
-        listing: the inputs as they are now, if known.
+        listing: the inputs as they are now, if known. A function is called after receipts were read: an input that is added and
+            encoded meanwhile would count as gone in an earlier listing.
         drop_missing: whether inputs that are not in `listing` are dropped.
         choices: earlier choices; None: those of the parent.
         save: whether to cache the summaries of receipts that were read, in the output.
@@ -161,6 +166,7 @@ def gather(
     """
     snapshots = Snapshots(store)
     covered: pa.Array | None = None
+    parent_receipts = parent_files = None
     if parent is not None:
         parent_receipts = snapshots.download(parent, "receipts", folder / "parent-receipts")
         covered = pa.concat_arrays(
@@ -180,12 +186,13 @@ def gather(
     before = choices or {}
     if choices is None and parent is not None:
         before = read_choices(snapshots.table(parent, "choices"))
+    found = listing() if callable(listing) else listing
     decisions = decide(
         spooled,
         read_takedowns(store),
         covered,
         before,
-        listing,
+        found,
         fingerprint=fingerprint,
         drop_missing=drop_missing,
     )
@@ -195,16 +202,19 @@ def gather(
         fresh, covered_shards = fresh.filter(pc.invert(pc.is_in(fresh, covered))), len(covered)
     del covered  # before tables of the same number of rows are read
     release_memory()
-    sources, parent_files = [_Source(*pool.finish(), decisions.repeated)], None
-    if parent is not None:
+    sources = [_Source(*pool.finish(), decisions.repeated)]
+    if parent is not None and parent_receipts is not None:
         parent_files = snapshots.download(parent, "files", folder / "parent-files")
         sources.insert(0, _Source(parent_files, parent_receipts))
     files_path, receipts_path, taken, outdated = _combined(store, decisions, sources, folder, workers)
     release_memory()
+    files = read_table(files_path, LIGHT_FILES, ["network", "fingerprint"])
+    if parent_files is not None and len(outdated):
+        fresh = pa.concat_arrays([fresh, _encoded_again(files, parent_files, outdated)])
     return Candidate(
         parent=parent,
         decisions=decisions,
-        files=read_table(files_path, LIGHT_FILES, ["network", "fingerprint"]),
+        files=files,
         files_path=files_path,
         receipts=read_table(receipts_path, LIGHT, ["fingerprint", "rejects", "warnings"]),
         receipts_path=receipts_path,
@@ -213,7 +223,20 @@ def gather(
         unchanged=parent is not None and taken == [covered_shards, *([0] * (len(taken) - 1))],
         cut_off=summaries.cut_off,
         parent_files=parent_files,
+        parent_receipts=parent_receipts,
+        listing=found,
     )
+
+
+def _encoded_again(files: pa.Table, parent_files: Path, outdated: pa.Array) -> pa.Array:
+    """Outdated shards with files that the parent does not name: their receipts are those of other attempts."""
+    files = files.select(["key", "shard_id"]).filter(pc.is_in(files["shard_id"], outdated))
+    before = (
+        batch["key"].filter(pc.is_in(batch["shard_id"], outdated))
+        for batch in read_batches(parent_files, ["key", "shard_id"])
+    )
+    known = pa.concat_arrays([pa.array([], pa.string()), *before])
+    return files["shard_id"].filter(pc.invert(pc.is_in(files["key"], known))).unique()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import OutputError
 from pipeline.format.columns import storable
-from pipeline.format.index import read_index
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.records import Counts
@@ -80,9 +78,14 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
     if part.superseded:
         return Counts(), []
+    if not part.hidden_uris and not part.hidden_samples and part.takedowns.hides_all(receipt):
+        # No index is needed: files that were taken down may be deleted.
+        rows, frames = (sum(getattr(item, name) for item in receipt.files) for name in ("rows", "frames"))
+        taken_counts = Counts(clips_planned=rows, clips=rows, frames=frames)
+        return receipt.added() + _negative(taken_counts), [Share(item, 0, 0, 0) for item in receipt.files]
     found, lost, taken = [], [], []
     for item in receipt.files:
-        rows = _index_rows(store, item.index_key)
+        rows = stored_index(store, item.index_key)
         counted = counting(part, rows)
         seen = [row for row in counted if not part.takedowns.hides(row)]
         positions = {row.row for row in counted}
@@ -96,13 +99,6 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
     return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
-
-
-def _index_rows(store: Store, key: str) -> list[IndexRow]:
-    try:
-        return read_index(store.read(key))[0]
-    except (ValueError, OSError) as error:
-        raise OutputError(f"{key} cannot be read as a side index: {error}", uri=store.uri(key)) from None
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:

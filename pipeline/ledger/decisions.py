@@ -45,6 +45,9 @@ class Decisions:
     repeated: pa.Array  # shards with several receipts
     plain_shards: pa.Array
     plain_uris: pa.Array  # `uri_id` of each object, concatenated
+    new: (
+        pa.Table | None
+    )  # fingerprint, uris, retry of receipts that the parent does not cover; None: there is no parent
     fingerprints: list[str]  # of all receipts of the output, sorted
     current: str | None  # fingerprint of the newest of these receipts; None: not asked for
     num_inputs: int  # inputs of these receipts, by (fingerprint, URI), without those that an earlier snapshot dropped
@@ -52,6 +55,19 @@ class Decisions:
     def key(self, shard: str) -> str:
         """Key of the receipt of a shard that is in `shards`."""
         return str(self.keys[pc.index(self.shards, shard).as_py()].as_py())
+
+    def named_since(self, fingerprint: str | None = None) -> set[bytes]:
+        """`uri_id` of every input that a receipt names which the parent does not cover, retries left out; of one fingerprint, or all."""
+        if self.new is None:
+            return set()
+        mine = self.new.filter(pc.is_null(self.new["retry"]))
+        if fingerprint is not None:
+            mine = mine.filter(pc.equal(mine["fingerprint"], fingerprint))
+        return {
+            data[at : at + URI_BYTES]
+            for data in (item.as_py() for item in mine["uris"])
+            for at in range(0, len(data), URI_BYTES)
+        }
 
     def version_names(self) -> Iterator[bytes]:
         """`uri_id` and shard of every input that counts."""
@@ -103,9 +119,11 @@ def decide(
     overlaps.forget_summaries()
     states = _states(table.select(["shard_id", "attempt"]), special)
     plain = table.filter(pa.array(~mixed))
-    new = plain
+    new, since = plain, None
     if covered is not None:
         new = plain.filter(pc.invert(pc.is_in(plain["shard_id"], covered)))
+        since = table.select(["fingerprint", "uris", "retry"])
+        since = since.filter(pc.invert(pc.is_in(table["shard_id"], covered)))
     selection.changes.added += _num_uris(new)
     if listing is not None:
         done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
@@ -119,6 +137,7 @@ def decide(
         repeated=repeated,
         plain_shards=_array(plain["shard_id"]),
         plain_uris=_array(plain["uris"]),
+        new=since,
         fingerprints=fingerprints,
         current=current,
         num_inputs=_num_uris(plain) + _num_counting(selection),

@@ -75,12 +75,23 @@ def subtracted(whole: ChannelStats, part: ChannelStats) -> ChannelStats | None:
     return ChannelStats(n, tuple(mean), tuple(m2), whole.min, whole.max)
 
 
-def _latent_stats(store: Store, key: str, row: IndexRow) -> ChannelStats:
+def read_latent(store: Store, key: str, row: IndexRow) -> bytes:
+    """The stored latent of one row.
+
+    Raises:
+        NotFound: the data file is missing.
+        InputError: its bytes are not those that were written.
+    """
     data = store.read_range(key, row.latent_offset, row.latent_length)
     if (found := payload_hash(data)) != row.latent_hash:
         raise InputError(
             f"{key}, row {row.id}: the latent has the hash {found}, its index says {row.latent_hash}; `lathe verify` reads all rows"
         )
+    return data
+
+
+def _latent_stats(store: Store, key: str, row: IndexRow) -> ChannelStats:
+    data = read_latent(store, key, row)
     stored_CN = stored_values(data, row.dtype).reshape(row.shape[0], -1)
     stats = ChannelStats(0, (), (), (), ())
     step = max(1, BLOCK_VALUES // len(stored_CN))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
+from pipeline.format.index import read_index
 from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, is_foreign_cache
 from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
 from pipeline.ledger.lookahead import mapped_ahead
@@ -21,6 +22,7 @@ from pipeline.records import Receipt
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+    from pipeline.format.index import IndexRow
     from pipeline.format.layout import Layout
     from pipeline.ledger.latent_set import LatentSet
     from pipeline.storage import ObjectInfo, Store
@@ -191,6 +193,19 @@ class Ledger:
                 uri=self._store.uri(key),
             )
         return receipt
+
+
+def stored_index(store: Store, key: str) -> list[IndexRow]:
+    """Rows of a side index of an output.
+
+    Raises:
+        NotFound: it is missing.
+        OutputError: it cannot be read.
+    """
+    try:
+        return read_index(store.read(key))[0]
+    except (ValueError, OSError) as error:
+        raise OutputError(f"{key} cannot be read as a side index: {error}", uri=store.uri(key)) from None
 
 
 def precedence(receipt: Receipt) -> tuple[str, str]:

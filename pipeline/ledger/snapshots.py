@@ -19,6 +19,7 @@ from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
 from pipeline.ledger.manifest import CHOICES, FILES, RECEIPTS, column_names, from_parquet, read_batches
+from pipeline.ledger.record_checks import check_record
 from pipeline.process import kill_points as drill
 from pipeline.records import ChannelStats
 
@@ -102,7 +103,7 @@ class Snapshot:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: not the record of a snapshot, or one of another format version.
+            ValueError, KeyError, TypeError, AttributeError: not the record of a snapshot, or one of another format version.
         """
         raw: Any = json.loads(data)
         if not isinstance(raw, dict):
@@ -111,6 +112,7 @@ class Snapshot:
             raise ValueError(f"its format is {kind!r}, expected 'latentset-snapshot'")
         if (found := raw.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"format version {found!r}, this Lathe reads {FORMAT_VERSION}")
+        check_record(raw)
         prints = {
             name: PublishedFingerprint(
                 **{**item, "stats": None if item["stats"] is None else ChannelStats.from_dict(item["stats"])}
@@ -160,15 +162,23 @@ class Snapshots:
         errors: dict[int, OutputError] = {}
         for number in numbers:
             try:
-                found = self.read(number)
-                for name in found.tables:
-                    self._read(found, name)
-                newest = found
+                newest = self.whole(number)
             except OutputError as error:
                 if self._is_other_version(number):
                     raise
                 errors[number] = error
         return newest, following, errors
+
+    def whole(self, number: int) -> Snapshot:
+        """As `read`, after reading all tables of the snapshot.
+
+        Raises:
+            OutputError: also if a table is missing, or not the bytes that were published.
+        """
+        found = self.read(number)
+        for name in found.tables:
+            self._read(found, name)
+        return found
 
     def _numbers_and_next(self) -> tuple[list[int], int]:
         names = self._names()
@@ -193,10 +203,13 @@ class Snapshots:
         """
         key = snapshot_key(number)
         try:
-            return Snapshot.from_json(self._store.read(key))
+            found = Snapshot.from_json(self._store.read(key))
+            if found.number != number:
+                raise ValueError(f"it is the record of snapshot {found.number}")
+            return found
         except NotFound:
             raise InputError(f"{self._store.root} has no snapshot {number}; {self._available()}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{key} cannot be read as a snapshot: {error}"
             if self._is_other_version(number):
                 raise OutputError(f"{message}; use the Lathe that made it", uri=self._store.uri(key)) from None

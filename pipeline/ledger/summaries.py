@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound
+from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import Retry, SourceObject, retry_from_dict
 from pipeline.storage import ObjectInfo
@@ -38,6 +39,7 @@ LISTED_AT_ONCE = 16384
 IDENTITY = ["key", "size", "etag"]
 ROWS_AT_ONCE = 4096  # of a cache object between Arrow and Python objects
 MIN_UNCACHED_RECEIPTS = 256  # receipts read one by one, from which on a cache object is written
+CACHE_VERSION = b"2"  # of the way a summary is made; entries of others are read again
 ID_BYTES = 16
 URI_BYTES = 8
 DAMAGED, EMPTY = 1, 2
@@ -70,12 +72,8 @@ class ReceiptSummary:
     limits: str  # JSON: see `Receipt.limits`
 
     def __post_init__(self) -> None:
-        for name in (
-            "fingerprint",
-            "container",
-            "reasons",
-            "limits",
-        ):  # mostly equal over 100,000 receipts: stored once
+        # Mostly equal over 100,000 receipts: stored once.
+        for name in ("fingerprint", "container", "reasons", "limits"):
             object.__setattr__(self, name, sys.intern(getattr(self, name)))
 
     @property
@@ -121,8 +119,8 @@ def content_id(source: SourceObject, digest: str | None) -> bytes:
 
 
 def uri_id(uri: str) -> bytes:
-    """8-byte hash of a URI."""
-    return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=URI_BYTES).digest()
+    """8-byte hash of a URI, as spelled in receipts or in rows."""
+    return hashlib.blake2b(storable(uri).encode(), digest_size=URI_BYTES).digest()
 
 
 def summarise(receipt: Receipt, info: ObjectInfo) -> ReceiptSummary:
@@ -311,7 +309,8 @@ def _schema() -> Any:
     import pyarrow as pa  # not at import time: most outputs have no cache, and `lathe status` should start quickly
 
     kinds = {"int": pa.int64(), "bytes": pa.binary(), "str": pa.string(), "str | None": pa.string()}
-    return pa.schema([pa.field(item.name, kinds[str(item.type)]) for item in fields(ReceiptSummary)])
+    columns = [pa.field(item.name, kinds[str(item.type)]) for item in fields(ReceiptSummary)]
+    return pa.schema(columns, metadata={b"lathe": CACHE_VERSION})
 
 
 def _batch(found: list[ReceiptSummary]) -> pa.RecordBatch:
@@ -384,7 +383,7 @@ def _opened(data: bytes) -> pq.ParquetFile | None:
 
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if not file.schema_arrow.equals(_schema()):
+        if not file.schema_arrow.equals(_schema(), check_metadata=True):
             return None
         for _ in _batches(file):  # damage shows here
             pass

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, InputError, OutputError
+from pipeline.errors import ConfigError, InputError, NotFound, OutputError
 from pipeline.format.columns import storable
-from pipeline.format.index import read_index
 from pipeline.format.layout import TAKEDOWNS, takedown_key
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.summaries import uri_id
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FORMAT_VERSION = 1
+ROW = {"id", "source_uri"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,20 @@ class Takedown:
             raise ValueError("expected a JSON object with the lists sources, samples and rows")
         if raw["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {raw['format_version']!r}, this Lathe reads {FORMAT_VERSION}")
-        samples = tuple((uri, name) for uri, name in raw["samples"])
-        rows = tuple(TakenRow(**row) for row in raw["rows"])
-        return cls(key, raw["created"], raw["reason"], tuple(raw["sources"]), samples, rows)
+        samples, rows = raw["samples"], raw["rows"]
+        if not _are_texts([raw["created"], raw["reason"], *raw["sources"]]):
+            raise ValueError("created, reason and sources have to be strings")
+        if not all(isinstance(item, list) and len(item) == 2 and _are_texts(item) for item in samples):
+            raise ValueError("samples have to be pairs of strings, the URI of the source and the key")
+        if not all(isinstance(row, dict) and set(row) == ROW and _are_texts(row.values()) for row in rows):
+            raise ValueError("rows have to be objects with the strings id and source_uri")
+        pairs = tuple((uri, name) for uri, name in samples)
+        found = tuple(TakenRow(**row) for row in rows)
+        return cls(key, raw["created"], raw["reason"], tuple(raw["sources"]), pairs, found)
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 class Takedowns:
@@ -94,6 +105,10 @@ class Takedowns:
     def touches(self, receipt: Receipt) -> bool:
         """Whether rows of this receipt may be hidden; if not, its indexes need not be read."""
         return bool(self._uris) and any(storable(source.uri) in self._uris for source in receipt.shard.objects)
+
+    def hides_all(self, receipt: Receipt) -> bool:
+        """Whether every source of this receipt is taken down, so that no row of it is shown."""
+        return bool(self._sources) and all(storable(source.uri) in self._sources for source in receipt.shard.objects)
 
     def keys_for(self, uris: Sequence[bytes]) -> list[str]:
         """Keys of the records that name one of these sources, given as `uri_id`s; sorted."""
@@ -157,7 +172,7 @@ def record_takedown(
 
     Raises:
         ConfigError: nothing is named.
-        InputError: an id that no row has.
+        InputError: an id that no row has, of those whose indexes can be read.
     """
     if not sources and not samples and not ids:
         raise ConfigError("a takedown names nothing; expected sources, samples or ids of rows")
@@ -172,11 +187,16 @@ def record_takedown(
 
 
 def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
-    wanted, found = set(ids), {}
+    wanted, found, unread = set(ids), {}, []
     for receipt in Ledger(store).all():
         for item in receipt.files:
-            rows, _ = read_index(store.read(item.index_key))
+            try:
+                rows = stored_index(store, item.index_key)
+            except (NotFound, OutputError):  # files that were taken down earlier may be deleted
+                unread.append(item.index_key)
+                continue
             found.update({row.id: TakenRow(row.id, row.source_uri) for row in rows if row.id in wanted})
     if missing := sorted(wanted - set(found)):
-        raise InputError(f"{len(missing)} of {len(wanted)} ids are not in {store.root}, such as {missing[0]!r}")
+        why = f"; {len(unread)} indexes cannot be read, such as {unread[0]}" if unread else ""
+        raise InputError(f"{len(missing)} of {len(wanted)} ids are not in {store.root}, such as {missing[0]!r}{why}")
     return tuple(found[name] for name in sorted(found))

@@ -149,7 +149,6 @@ class LatentLoader:
         }
         self._order_lock = Lock()
         self._step, self._ended = 0, False
-        self._ahead.start(self._make)
         every_s = number("takedowns_every_s", takedowns_every_s)
         self._watch = TakedownWatch(self._datasets, self._ahead.reads, every_s, peers)
 
@@ -271,7 +270,7 @@ class LatentLoader:
         if self._watch.changed(self._step):
             self._ahead.clear()  # what was read ahead may hold these rows
         began = time.perf_counter()
-        batch = self._ahead.take(self._step)
+        batch = self._ahead.take(self._step, self._make)
         self._stats.add(wait_s=time.perf_counter() - began, batches=int(batch is not None))
         if batch is None:
             return None

@@ -152,7 +152,7 @@ class BatchMaker:
         return {"fps": rate, **self._dataset.scalars.row(slot.file, slot.index, names, slot.position)}
 
     def _read_scalars(self, slots: list[Slot]) -> None:
-        """Reads the columns of files, or of rows of tars, that are not in memory, at once: each costs a round trip."""
+        """Reads columns that are not in memory, of all files (or rows of tars) at once: one by one would cost a round trip each."""
         scalars = self._dataset.scalars
         one_of_each = {scalars.unit(slot.file, slot.position): slot for slot in slots}.values()
         missing = [

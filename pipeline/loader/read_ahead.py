@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ReadAhead:
-    """Batches of the next `depth` steps, made by `make`, which `start` gives. `reads`: threads for reading.
+    """Batches of the next `depth` steps. `reads`: threads for reading.
 
     `stopped`: set when what is under way is not needed any more. Threads of batches wait for threads that read, so these are others.
     """
@@ -32,12 +32,7 @@ class ReadAhead:
         self.stopped = threading.Event()
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()
-        self._make: Callable[[int], Batch | None] | None = None
         self._living.add(self)
-
-    def start(self, make: Callable[[int], Batch | None]) -> None:
-        """Names the function that makes the batch of a step."""
-        self._make = make
 
     def check(self) -> None:
         """Call before threads are used.
@@ -54,14 +49,17 @@ class ReadAhead:
             )
         self._process = os.getpid()
 
-    def take(self, step: int) -> Batch | None:
-        """The batch of a step, None after the end. Raises as `make`; the next call tries the step again."""
+    def take(self, step: int, make: Callable[[int], Batch | None]) -> Batch | None:
+        """The batch that `make` gives for a step, None after the end. Raises as `make`; the next call tries the step again.
+
+        `make` is not kept: a loader that is dropped without `close` goes at once, with its memory and threads.
+        """
         self.check()
         if self._ahead and self._ahead[0][0] != step:
             self.clear()
         following = self._ahead[-1][0] + 1 if self._ahead else step
         for number in range(following, step + self._depth):
-            self._submit(number)
+            self._submit(number, make)
         try:
             batch = self._ahead[0][1].result()
         except BaseException:
@@ -71,7 +69,7 @@ class ReadAhead:
         if batch is None:
             self.clear()
         else:
-            self._submit(step + self._depth)
+            self._submit(step + self._depth, make)
         return batch
 
     def clear(self) -> None:
@@ -92,9 +90,8 @@ class ReadAhead:
         self._plans.shutdown()
         self.reads.shutdown()
 
-    def _submit(self, step: int) -> None:
-        if self._make is not None:
-            self._ahead.append((step, self._plans.submit(self._make, step)))
+    def _submit(self, step: int, make: Callable[[int], Batch | None]) -> None:
+        self._ahead.append((step, self._plans.submit(make, step)))
 
 
 def _stop_all() -> None:

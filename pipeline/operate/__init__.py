@@ -4,6 +4,7 @@
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
 - `verify`: check of every receipt, file, byte and offset
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
+- `lost_receipts`, `open_work`: what the parent covers and is gone; what is known not to be done
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol

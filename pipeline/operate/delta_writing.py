@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from pipeline.format.index import read_index
+from pipeline.errors import NotFound, OutputError
 from pipeline.format.layout import DATA, DELTA_LOG
 from pipeline.ledger.manifest import release_memory
+from pipeline.ledger.receipts import stored_index
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.operate import delta_actions as actions
 from pipeline.operate.delta_actions import DataFile
@@ -174,4 +175,8 @@ class _TakenFiles:
         return {key for key in keys if self._known[key]}
 
     def _holds_hidden(self, index_key: str) -> bool:
-        return any(map(self._takedowns.hides, read_index(self._store.read(index_key))[0]))
+        """Whether a row is taken down. A file whose index is lost or damaged leaves the view: it may hold such a row."""
+        try:
+            return any(map(self._takedowns.hides, stored_index(self._store, index_key)))
+        except (NotFound, OutputError):
+            return True

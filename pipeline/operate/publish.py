@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
-from pipeline.errors import InputError, LatheError, OutputError, PublishFailed
+from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import (
     CHOICES,
     arrow_on_malloc,
     choice_rows,
-    read_table,
     release_memory,
     write_table,
 )
@@ -32,26 +30,27 @@ from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.file_checks import files_check
+from pipeline.operate.lost_receipts import lost_receipts
+from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
 from pipeline.operate.removed_check import removed_check
 from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of
-from pipeline.operate.status import heartbeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.config import StorageConfig
-    from pipeline.ledger.candidate import Candidate
+    from pipeline.ledger.candidate import Candidate, Listing
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.snapshots import Check
     from pipeline.operate.delta_log import DeltaView
+    from pipeline.operate.lost_receipts import LostReceipts
     from pipeline.operate.publish_checks import Limits
     from pipeline.records import SourceObject
     from pipeline.storage import Store
 
     Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
 
-NAMED = 3  # of open shards, in messages
 CANARY_RECEIPTS = 8
 
 
@@ -65,7 +64,9 @@ class PublishOptions:
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
     delta: bool = True  # write the Delta view as well
-    rebuild: bool = False  # pass over damaged snapshots; read their receipts again
+    rebuild: bool = (
+        False  # pass over damaged snapshots, read their receipts again; go on without receipts that are lost
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,14 @@ class Published:
     made: bool
     notices: list[str]
     delta: DeltaView | None = None  # state of the Delta view; None: not written
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a publisher got: number of the record that it creates or created."""
+
+    creating: int | None = None
+    created: bool = False
 
 
 def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
@@ -93,22 +102,25 @@ def publish(
     store: Store,
     options: PublishOptions,
     *,
-    listing: Sequence[SourceObject] | None = None,
+    listing: Listing = None,
     canary: Canary | None = None,
     failures: DrillConfig | None = None,
     workers: int = 8,
+    progress: Progress | None = None,
 ) -> Published:
     """Publishes a snapshot that covers all receipts, unless the newest already does.
 
     Args:
         store: the output.
         options: what to publish.
-        listing: the present inputs; None: unknown.
+        listing: the present inputs, or a function that lists them, see `gather`; None: unknown.
         canary: encodes a few clips of these receipts again and compares; None: this check is left out.
         failures: where to fail on purpose, for tests.
         workers: threads that read receipts.
+        progress: is kept up to date, for a message after an interruption.
 
     Raises:
+        ViewNotWritten: the snapshot is published, its Delta view is not up to date.
         OutputError: not an output, or of another format version; a Delta log that another program wrote to.
         InputError: no receipt, or none of this fingerprint; `removed` "drop" without a listing.
         PublishFailed: a check failed, shards are open, or another publisher was first. Nothing was published.
@@ -121,7 +133,7 @@ def publish(
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
         snapshots = Snapshots(store, failures)
         try:
-            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers)
+            published = _publish(store, options, listing, canary, snapshots, Path(folder), workers, progress)
         except PublishFailed:
             with suppress(LatheError):  # takedowns reach the view all the same
                 _delta_view(store, options)
@@ -129,9 +141,10 @@ def publish(
         try:
             view = _delta_view(store, options)
         except LatheError as error:
-            raise OutputError(
+            raise ViewNotWritten(
                 f"snapshot {published.snapshot.number} is published, but its Delta view was not written: {error}; publish again "
-                "to write it, or use --no-delta"
+                "to write it, or use --no-delta",
+                published=published,
             ) from error
     if published.made:
         snapshots.check_stays(published.snapshot)
@@ -142,16 +155,20 @@ def publish(
 def _publish(
     store: Store,
     options: PublishOptions,
-    listing: Sequence[SourceObject] | None,
+    listing: Listing,
     canary: Canary | None,
     snapshots: Snapshots,
     folder: Path,
     workers: int,
+    progress: Progress | None,
 ) -> Published:
     base = base_to_rebuild(snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
-    parent = base.parent
+    parent, prefix = base.parent, options.fingerprint or ""
     if options.delta:
         DeltaLog(store).check()
+    builds = running_builds(
+        store, prefix
+    )  # before receipts are listed: one that ends meanwhile may have committed later
     candidate = gather(
         store,
         parent,
@@ -165,20 +182,29 @@ def _publish(
     )
     if not candidate.receipts.num_rows:
         raise _nothing_to_publish(store, candidate, options)
-    _check_receipts_are_there(store, candidate, options.fingerprint or "")
-    open_shards = _open_shards(store, candidate, options)
-    if parent is not None and tuple(open_shards) == parent.open_shards and candidate.unchanged and not base.repairs:
+    lost = lost_receipts(store, candidate, prefix)
+    notices = _check_nothing_is_lost(store, candidate, lost, rebuild=options.rebuild)
+    work = open_work(candidate, {**running_builds(store, prefix), **builds}, lost.replaced)
+    if not options.partial:
+        work.refuse(candidate)
+    if parent is not None and work.entries() == parent.open_shards and candidate.unchanged and not base.repairs:
         return Published(parent, False, [f"snapshot {parent.number} already covers everything; nothing was published"])
     release_memory()
-    snapshot = _checked(store, candidate, options, base, open_shards, listing, canary)
+    snapshot = _checked(store, candidate, options, base, work.entries(), canary)
+    if lost:
+        snapshot = replace(snapshot, lineage={**snapshot.lineage, "lost_receipts": lost.to_dict()})
     release_memory()
     tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
     if any(candidate.decisions.selection.choices.values()):
         choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
     snapshot.tables.update(snapshots.write_tables(base.number, tables))
+    if progress is not None:
+        progress.creating = base.number
     snapshots.create(snapshot)
-    return Published(snapshot, True, [*base.notices, *_notices(store, snapshot)])
+    if progress is not None:
+        progress.created = True
+    return Published(snapshot, True, [*base.notices, *notices, *_notices(store, snapshot)])
 
 
 def _nothing_to_publish(store: Store, candidate: Candidate, options: PublishOptions) -> InputError:
@@ -190,22 +216,25 @@ def _nothing_to_publish(store: Store, candidate: Candidate, options: PublishOpti
     return InputError(f"{store.root} has no receipt: nothing is encoded yet; run `lathe encode` first")
 
 
-def _check_receipts_are_there(store: Store, candidate: Candidate, fingerprint: str) -> None:
-    """Rows whose receipt was lost would otherwise leave the next snapshot without a word.
+def _check_nothing_is_lost(store: Store, candidate: Candidate, lost: LostReceipts, *, rebuild: bool) -> list[str]:
+    """Receipts that are lost change rows, counts or decisions of the next snapshot without a word. Returns notices.
 
     Raises:
-        PublishFailed: receipts of files that the parent names are gone.
+        PublishFailed: some are lost whose rows are neither taken down nor encoded again, and `rebuild` is False.
     """
-    if candidate.parent is None or candidate.parent_files is None:
-        return
-    files = read_table(candidate.parent_files, ["shard_id", "fingerprint"], ["fingerprint"])
-    lost = files.filter(pc.invert(pc.is_in(files["shard_id"], candidate.decisions.shards)))
-    lost = lost.filter(pc.starts_with(pc.cast(lost["fingerprint"], pa.string()), fingerprint))
-    if gone := sorted(lost["shard_id"].unique().to_pylist()):
+    parent = candidate.parent.number if candidate.parent is not None else None
+    if lost.costly and not rebuild:
         raise PublishFailed(
-            f"{len(gone)} receipts of {store.root} are gone although snapshot {candidate.parent.number} "
-            f"names their files, such as that of shard {gone[0]}; restore them, or remove their rows by a takedown"
+            f"{len(lost.costly)} receipts of {store.root} are gone or cut off although snapshot {parent} covers them, such as that of "
+            f"shard {lost.costly[0]}; {lost.rows} of their rows are known to count nowhere else. Restore them, or encode their inputs "
+            "again, or go on without them: --rebuild"
         )
+    what = ""
+    if lost:
+        what = f"{len(lost.replaced) + len(lost.costly)} receipts that snapshot {parent} covers are gone and left out"
+    if lost.costly:
+        return [f"{what}: {lost.rows} rows of {len(lost.costly)} of them count nowhere else (--rebuild)"]
+    return [f"{what}: their rows are taken down or encoded again"] if lost else []
 
 
 def _delta_view(store: Store, options: PublishOptions) -> DeltaView | None:
@@ -219,8 +248,7 @@ def _checked(
     candidate: Candidate,
     options: PublishOptions,
     base: Base,
-    open_shards: list[str],
-    listing: Sequence[SourceObject] | None,
+    open_shards: Sequence[str],
     canary: Canary | None,
 ) -> Snapshot:
     prints = fingerprints_of(store, candidate)
@@ -243,37 +271,9 @@ def _checked(
             + "; ".join(f"{check.name}: {check.message}" for check in failed),
             checks=done,
         )
-    lineage = lineage_of(candidate, listing, options.job, options.removed)
+    lineage = lineage_of(candidate, candidate.listing, options.job, options.removed)
     record = snapshot_of(candidate, base.number, prints, done, open_shards, lineage)
     return replace(record, passed_over=base.passed_over)
-
-
-def _open_shards(store: Store, candidate: Candidate, options: PublishOptions) -> list[str]:
-    """What is known not to be done: listed sources without a receipt, receipts that were cut off, shards of running builds.
-
-    Raises:
-        PublishFailed: there are some, and `options.partial` is False.
-    """
-    decisions = candidate.decisions
-    sources = [source.uri for source in decisions.selection.open_sources]
-    cut_off = [f"receipt of shard {shard} (cut off)" for shard in candidate.cut_off]
-    builds, left = [], 0
-    for build in heartbeats(store, Ledger(store).layout.progress):
-        wanted = str(build.get("fingerprint", "")).startswith(options.fingerprint or "")
-        open_now = int(build.get("shards_total") or 0) - int(build.get("shards_done") or 0)
-        if build.get("running", True) and wanted and open_now > 0:
-            left += open_now
-            builds.append(f"{open_now} shards of the running build {build.get('build')}")
-    if (found := [*sources, *cut_off, *builds]) and not options.partial:
-        number = len(sources) + len(cut_off) + left
-        under = ""
-        if sources and len(decisions.fingerprints) > 1:
-            under = f" under fingerprint {str(decisions.current)[:8]}, that of the newest receipt"
-        raise PublishFailed(
-            f"{number} shards or inputs are not done{under}: {', '.join([*builds, *cut_off, *sources][:NAMED])}; finish them "
-            "with `lathe encode`, or publish what is done with --partial"
-        )
-    return found
 
 
 def _notices(store: Store, snapshot: Snapshot) -> list[str]:
@@ -283,7 +283,7 @@ def _notices(store: Store, snapshot: Snapshot) -> list[str]:
         if not check.judged
     ]
     if snapshot.open_shards:
-        found.append(f"{len(snapshot.open_shards)} shards or inputs are not done and not in the snapshot (--partial)")
+        found.append(f"{len(snapshot.open_shards)} shards or inputs are not done and not in the snapshot")
     if not store.conditional_writes():
         found.append(
             f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"

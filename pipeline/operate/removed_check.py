@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError
-from pipeline.format.index import read_index
+from pipeline.errors import NotFound, OutputError
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_batches
+from pipeline.ledger.receipts import stored_index
 from pipeline.ledger.snapshots import Check
 from pipeline.ledger.summaries import uri_id
 
@@ -66,8 +66,8 @@ def _touched(candidate: Candidate) -> Iterator[dict[str, Any]]:
 def _rows(store: Store, row: dict[str, Any], dropped: dict[str, dict[bytes, str]]) -> int:
     """Rows of dropped inputs in one file that counted in the parent; 0 if its index cannot be read, which `files_check` reports."""
     try:
-        found, _ = read_index(store.read(row["index_key"]))
-    except (InputError, ValueError, OSError):
+        found = stored_index(store, row["index_key"])
+    except (NotFound, OutputError):
         return 0
     gone, hidden = dropped.get(row["fingerprint"], {}), set(row["hidden"])
     return sum(item.row not in hidden and uri_id(item.source_uri) in gone for item in found)

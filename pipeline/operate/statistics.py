@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.errors import InputError, OutputError
-from pipeline.format.index import read_index
+from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.format.tensors import stored_values
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import merged_stats, packed_stats
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.part_statistics import read_latent
+from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.ledger.totals import describe_stats
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from pipeline.ledger.snapshots import Snapshot
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import ChannelStats
     from pipeline.storage import Store
@@ -93,8 +94,8 @@ def statistics(store: Store, number: int | None = None, *, clips: int = 256) -> 
         clips: number of clips to read per bucket.
 
     Raises:
-        InputError: no such snapshot, or no clip.
-        OutputError: not a latent set.
+        InputError: no such snapshot, no clip, or a latent that is not the one that was written.
+        OutputError: not a latent set, or an index that cannot be read.
     """
     Ledger(store).latent_set()
     snapshots = Snapshots(store)
@@ -116,9 +117,14 @@ def statistics(store: Store, number: int | None = None, *, clips: int = 256) -> 
     return {
         "output": store.root,
         "snapshot": None if snapshot is None else snapshot.number,
-        "newer_takedowns": 0 if snapshot is None else len(takedowns.records) - len(snapshot.takedowns),
+        "newer_takedowns": 0 if snapshot is None else len(_newer(takedowns, snapshot)),
         "fingerprints": found,
     }
+
+
+def _newer(takedowns: Takedowns, snapshot: Snapshot) -> set[str]:
+    """Keys of takedowns that the snapshot did not apply, whether or not they name a row of it."""
+    return {item.key for item in takedowns.records} - set(snapshot.takedowns)
 
 
 def _unpublished(store: Store) -> tuple[pa.Table, dict[str, ChannelStats | None]]:
@@ -175,11 +181,16 @@ def _sample(store: Store, files: pa.Table, takedowns: Takedowns, clips: int) -> 
     left = clips
     for row in chosen:
         hidden = set(row["hidden"])
-        index = [item for item in read_index(store.read(row["index_key"]))[0] if item.row not in hidden]
-        index = [item for item in index if not takedowns.hides(item)]
+        try:
+            found = stored_index(store, row["index_key"])
+        except NotFound:
+            if not takedowns:
+                raise
+            continue  # files that were taken down may be deleted
+        index = [item for item in found if item.row not in hidden and not takedowns.hides(item)]
         wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
         for item in wanted[:left]:
-            data = store.read_range(row["key"], item.latent_offset, item.latent_length)
+            data = read_latent(store, row["key"], item)
             yield stored_values(data, item.dtype).reshape(item.shape[0], -1).astype(np.float64)
         left -= len(wanted[:left])
         if not left:

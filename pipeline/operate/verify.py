@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
 from pipeline.format.index import read_footer, read_index
-from pipeline.format.layout import DATA, DELTA_LOG, is_foreign_cache
+from pipeline.format.layout import DATA, DELTA_LOG, TAKEDOWNS, is_foreign_cache
 from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
 from pipeline.ledger.counted import shown
 from pipeline.ledger.latent_set import layout_by_names
@@ -26,7 +26,7 @@ from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.takedowns import read_takedowns
+from pipeline.ledger.takedowns import NONE, read_takedowns
 from pipeline.records import FORMAT_VERSIONS
 from pipeline.storage.ranged_file import RangedFile
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.format.index import IndexRow
     from pipeline.format.layout import Layout
+    from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import WrittenFile
     from pipeline.storage import ObjectInfo, Store
 
@@ -109,13 +110,15 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
     if snapshot is not None:
         _verify_snapshot(store, snapshot, report, workers)
         return report
+    _check_published(store, report)
+    takedowns = _takedowns(store, report)
     # Listed before receipts: see `receipts.orphans`.
     stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
     report.notices += [f"{key}: not a receipt's name" for key in foreign]
     named: set[str] = set()
     ids: list[tuple[str, np.ndarray]] = []
-    for checked in _check_shards(store, ledger, report, workers):
+    for checked in _check_shards(store, ledger, report, takedowns, workers):
         report.problems += checked.problems
         report.notices += checked.notices
         report.bytes_read += checked.bytes_read
@@ -135,12 +138,12 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
 
 def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: int) -> None:
     """Checks every file of the manifest, with its rows and frames that count; reads no receipts."""
-    snapshots, takedowns = Snapshots(store), read_takedowns(store)
-    snapshot = snapshots.read(number)
+    snapshots, takedowns = Snapshots(store), _takedowns(store, report)
     try:
+        snapshot = snapshots.whole(number)
         files = snapshots.table(snapshot, "files").to_pylist()
     except (OutputError, ValueError) as error:
-        report.problems.append(Problem(f"snapshot {number}", str(error), "its table of files as it was published"))
+        report.problems.append(Problem(f"snapshot {number}", str(error), "its record and tables as published"))
         return
     report.shards = len({row["shard_id"] for row in files})
     report.files = len(files)
@@ -172,6 +175,31 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     report.problems += _doubled_ids(store, ids)
 
 
+def _takedowns(store: Store, report: VerifyReport) -> Takedowns:
+    """All takedowns; none if one cannot be read, which is reported."""
+    try:
+        return read_takedowns(store)
+    except OutputError as error:
+        report.problems.append(Problem(TAKEDOWNS, error.message, "records of takedowns that can be read"))
+        return NONE
+
+
+def _check_published(store: Store, report: VerifyReport) -> None:
+    """Reads the record and all tables of every snapshot. One that a later snapshot passed over is a notice."""
+    snapshots = Snapshots(store)
+    passed_over: set[int] = set()
+    for number in reversed(snapshots.numbers()):
+        try:
+            passed_over.update(snapshots.whole(number).passed_over)
+        except OutputError as error:
+            if number in passed_over:
+                report.notices.append(f"snapshot {number} is damaged, a later one passed over it: {error.message}")
+            else:
+                report.problems.append(
+                    Problem(f"snapshot {number}", error.message, "its record and tables as published")
+                )
+
+
 def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
     caches = [info for info in unnamed if is_foreign_cache(info.key)]
     orphans = [info for info in unnamed if not is_foreign_cache(info.key)]
@@ -188,16 +216,18 @@ def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
         )
 
 
-def _overlaps(store: Store, layout: Layout) -> Overlaps:
+def _overlaps(store: Store, layout: Layout, takedowns: Takedowns) -> Overlaps:
     """Which receipt counts for which source. Empty if a receipt has another format version, which is reported elsewhere."""
     try:
-        return Overlaps(Summaries(store, layout=layout).all(), read_takedowns(store))
+        return Overlaps(Summaries(store, layout=layout).all(), takedowns)
     except OutputError:
         return Overlaps([])
 
 
-def _check_shards(store: Store, ledger: Ledger, report: VerifyReport, workers: int) -> Iterator[_Checked]:
-    overlaps = _overlaps(store, ledger.layout)
+def _check_shards(
+    store: Store, ledger: Ledger, report: VerifyReport, takedowns: Takedowns, workers: int
+) -> Iterator[_Checked]:
+    overlaps = _overlaps(store, ledger.layout, takedowns)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
         for shard_id, keys in ledger.keys_by_shard().items():
@@ -222,9 +252,8 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
         return _Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
     part = overlaps.counted(receipt)
     checked = _Checked(part)
-    if not part.whole:
-        what = f"{len(part.hidden_uris) or len(part.hidden_samples)} inputs"
-        checked.notices.append(f"{keys[0]}: {what} count in another receipt; their rows here are hidden")
+    if elsewhere := len(part.hidden_uris) or len(part.hidden_samples):
+        checked.notices.append(f"{keys[0]}: {elsewhere} inputs count in another receipt; their rows here are hidden")
     checked.problems += [Problem(keys[0], text, "counts that add up") for text in imbalances(receipt)]
     if (expected := receipt.shard.id(receipt.fingerprint)) != receipt.shard_id:
         checked.problems.append(

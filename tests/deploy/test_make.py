@@ -8,7 +8,6 @@ import subprocess
 import pytest
 import typer
 
-from examples import train_dit
 from model import registry
 from pipeline.cli import app as cli
 from pipeline.config import EMBEDDED
@@ -60,6 +59,8 @@ def test_demo_runs_every_step(monkeypatch, tmp_path):
         "--sheet",
         str(tmp_path / "demo" / "preview.png"),
     ]
+    from examples import train_dit  # imports diffusers, which the other workers of a test run need not do
+
     (training,) = (line.partition(" -m examples.train_dit ")[2] for line in lines if "examples.train_dit" in line)
     options = train_dit.parse(shlex.split(training))
     assert (options.output, options.run) == (f"{tmp_path}/demo/latents@1", f"{tmp_path}/demo/run")

@@ -1,5 +1,6 @@
 """One small real Ray cluster for all tests that join one: `ray start --head` on loopback, with a job server."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests import forked_command
@@ -23,9 +25,10 @@ def _free_port() -> int:
 
 
 class RayCluster:
-    """Addresses of a running head, and the environment its clients need."""
+    """Addresses of a running head, the environment its clients need, and its process id."""
 
-    def __init__(self, port: int, dashboard: int, environment: dict[str, str]) -> None:
+    def __init__(self, port: int, dashboard: int, environment: dict[str, str], pid: int) -> None:
+        self.pid = pid
         self.address = f"127.0.0.1:{port}"
         self.job_server = f"http://127.0.0.1:{dashboard}"
         self.environment = environment
@@ -37,6 +40,15 @@ class RayCluster:
     def start(self, *arguments, **options) -> forked_command.ForkedCommand:
         """The same, left running."""
         return forked_command.start(*arguments, env=self.environment, **options)
+
+    def encoders(self) -> list[psutil.Process]:
+        """Processes of encoder actors on the head's node, oldest first."""
+        found = []
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if (process.cmdline() or [""])[0].startswith("ray::EncoderActor"):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.create_time())
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +91,7 @@ def ray_cluster(tmp_path_factory):
                     if probe.connect_ex(("127.0.0.1", wanted)) == 0:
                         break
                 time.sleep(0.2)
-        yield RayCluster(port, dashboard, environment)
+        yield RayCluster(port, dashboard, environment, head.pid)
     finally:
         head.terminate()
         try:

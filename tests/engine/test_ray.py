@@ -33,7 +33,8 @@ def clean_rows(corpus, tmp_path_factory):
 
 
 def joined(cluster):
-    return tiny_flags("--executor", "ray", "--address", cluster.address, "--set", "engine.decoder_cpus=0.5")
+    flags = ("--address", cluster.address, "--set", "engine.decoder_cpus=0.5", "--set", "engine.decoders=1")
+    return tiny_flags("--executor", "ray", *flags)
 
 
 def test_a_private_ray_gives_the_rows_of_the_inline_executor(corpus, clean_rows, tmp_path):
@@ -46,7 +47,8 @@ def test_a_private_ray_gives_the_rows_of_the_inline_executor(corpus, clean_rows,
 
 
 def test_several_encoders_share_the_shards(ray_cluster, corpus, clean_rows, tmp_path):
-    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), "--set", "engine.encoders=2")
+    more = ("--set", "engine.encoders=2", "--set", "engine.decoders=2")
+    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), *more)
     assert run.returncode == 0, run.stderr
     assert_sound(tmp_path / "out", clean_rows, samples=9)
 
@@ -81,7 +83,7 @@ def test_actors_end_with_a_killed_driver_and_the_next_run_finishes(ray_cluster, 
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    actors = encoder_processes()
+    actors = ray_cluster.encoders()
     assert actors
     driver.kill()
     driver.communicate(timeout=300)
@@ -96,10 +98,6 @@ def test_actors_end_with_a_killed_driver_and_the_next_run_finishes(ray_cluster, 
     assert_sound(output, clean_rows, samples=9)
 
 
-def encoder_processes() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and "EncoderActor" in p.info["cmdline"][0]]
-
-
 def test_ray_job_submit_runs_the_working_folder(ray_cluster, corpus, clean_rows, tmp_path):
     ray = str(Path(sys.executable).with_name("ray"))
     submit = [ray, "job", "submit", "--address", ray_cluster.job_server, "--working-dir", str(ROOT), "--"]
@@ -110,7 +108,7 @@ def test_ray_job_submit_runs_the_working_folder(ray_cluster, corpus, clean_rows,
         "encode",
         str(corpus),
         str(tmp_path / "out"),
-        *tiny_flags("--set", "engine.decoder_cpus=0.5"),
+        *tiny_flags("--set", "engine.decoder_cpus=0.5", "--set", "engine.decoders=1"),
     ]
     environment = {k: v for k, v in ray_cluster.environment.items() if k != "PYTHONPATH"}
     deadline = time.monotonic() + 240

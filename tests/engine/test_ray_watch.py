@@ -14,8 +14,6 @@ import pytest
 
 from pipeline.engine.ray import pool as ray_pool
 from pipeline.engine.ray.losses import LoadFailures
-from tests import forked_command
-from tests.engine.test_signals import PRIVATE
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
 pytestmark = pytest.mark.ray
@@ -28,17 +26,6 @@ def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"), shards=SHARDS, samples=2)
 
 
-def encoders(below: int | None = None) -> list[psutil.Process]:
-    """Encoder actors, all or those of one driver."""
-    found = psutil.Process(below).children(recursive=True) if below else psutil.process_iter()
-    actors = []
-    for process in found:
-        with contextlib.suppress(psutil.Error):
-            if (process.cmdline() or [""])[0].startswith("ray::EncoderActor"):
-                actors.append(process)
-    return sorted(actors, key=lambda process: process.create_time())
-
-
 def wait_for(condition, alive=lambda: True):
     deadline = time.monotonic() + 240
     while not condition():
@@ -47,18 +34,26 @@ def wait_for(condition, alive=lambda: True):
         time.sleep(0.02)
 
 
-def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
+def flags_of(cluster, *more):
+    """One decoder to an encoder, and one shard after another."""
+    few = ("--set", "engine.decoder_cpus=0.5", "--set", "engine.decoders=1", "--set", "engine.credit=1")
+    return tiny_flags("--executor", "ray", "--address", cluster.address, *few, *more)
+
+
+def test_failed_replacements_do_not_stop_a_working_encoder(ray_cluster, corpus, tmp_path):
     """The first encoder is stopped while the second is killed three times during its start."""
     output = tmp_path / "out"
-    flags = tiny_flags("--set", "engine.encoders=2", "--set", "engine.credit=1", "--set", "engine.decoders=1")
-    run = forked_command.start("encode", corpus, output, *flags, env=PRIVATE)
-    seen = set()
+    seen = {process.pid for process in ray_cluster.encoders()}
+    run = ray_cluster.start("encode", corpus, output, *flags_of(ray_cluster, "--set", "engine.encoders=2"))
 
     def alive():
         return run.poll() is None
 
-    wait_for(lambda: len(encoders(run.pid)) == 2, alive)
-    first = encoders(run.pid)[0]
+    def new():
+        return [process for process in ray_cluster.encoders() if process.pid not in seen]
+
+    wait_for(lambda: len(new()) == 2, alive)
+    first = new()[0]
     seen.add(first.pid)
     held = []
 
@@ -66,7 +61,7 @@ def test_failed_replacements_do_not_stop_a_working_encoder(corpus, tmp_path):
         if not held and (output / "_receipts").exists():
             first.suspend()  # so that the build is not over before three have failed
             held.append(True)
-        return [process for process in encoders(run.pid) if process.pid not in seen]
+        return new()
 
     for _ in range(3):
         wait_for(others, alive)
@@ -100,12 +95,10 @@ def test_encoder_that_hangs_while_loading_is_replaced_and_one_without_a_node_is_
 def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, tmp_path):
     """As when a laptop sleeps: driver and encoder stand still for longer than hang_s, and go on."""
     output = tmp_path / "out"
-    flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
-    flags += ["--set", "engine.hang_s=4", "--set", "engine.credit=1"]
-    before = {process.pid for process in encoders()}
-    run = ray_cluster.start("encode", corpus, output, *flags)
+    before = {process.pid for process in ray_cluster.encoders()}
+    run = ray_cluster.start("encode", corpus, output, *flags_of(ray_cluster, "--set", "engine.hang_s=4"))
     wait_for((output / "_receipts").exists, lambda: run.poll() is None)
-    mine = [process for process in encoders() if process.pid not in before]
+    mine = [process for process in ray_cluster.encoders() if process.pid not in before]
     for process in mine:
         process.suspend()
     time.sleep(1)
@@ -139,9 +132,8 @@ def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path)
     )
     try:
         # More CPUs than the head has: the encoder must go to the new node.
-        flags = tiny_flags("--executor", "ray", "--address", ray_cluster.address, "--set", "engine.decoder_cpus=0.5")
         more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
-        run = ray_cluster.start("encode", corpus, output, *flags, *more)
+        run = ray_cluster.start("encode", corpus, output, *flags_of(ray_cluster, *more))
         wait_for((output / "_receipts").exists, lambda: run.poll() is None)
         raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
         raylet.kill()

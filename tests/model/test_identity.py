@@ -59,8 +59,8 @@ def video(spec: Any) -> torch.Tensor:
     return low + (high - low) * unit
 
 
-def encoded(vae: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    posterior, _ = vae.encode(video(vae.spec), moments=vae.spec.moments)
+def encoded(vae: Any, clip: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    posterior, _ = vae.encode(video(vae.spec) if clip is None else clip, moments=vae.spec.moments)
     return posterior.mean, posterior.logvar
 
 
@@ -70,23 +70,40 @@ class Changed:
     def __init__(self, name: str) -> None:
         self.vae, self.family = network(name), config_of(name)[0]
         self.module = module_of(self.vae)
-        self.weights = {key: tensor.clone() for key, tensor in self.module.state_dict().items()}
+        self.state = self.module.state_dict()  # the network's own memory
+        self.weights = {key: tensor.clone() for key, tensor in self.state.items()}
 
-    def encoded(self, changes: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        state, vae = self.module.state_dict(), self.vae
+    def encoded(
+        self, changes: dict[str, torch.Tensor], clip: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        vae = self.vae
         try:
             for key, tensor in changes.items():
-                state[key].copy_(tensor)
+                self.state[key].copy_(tensor)
             if self.family != "diffusers":  # these prepare their parameters once, when they first run
                 vae = type(vae)(vae.network, vae.spec, vae.config, vae.sha256, vae.device, vae.dtype)
-            return encoded(vae)
+            return encoded(vae, clip)
         finally:
             for key in changes:
-                state[key].copy_(self.weights[key])
+                self.state[key].copy_(self.weights[key])
 
     def sha256(self, changes: dict[str, torch.Tensor]) -> Any:
-        part = registry.family_of(self.family).latent_part(self.vae.config)
-        return hash_weights({**self.weights, **changes}, part)
+        return self.hash({**self.weights, **changes})
+
+    def hash(self, weights: dict[str, torch.Tensor]) -> Any:
+        return hash_weights(weights, registry.family_of(self.family).latent_part(self.vae.config))
+
+    def felt_by_the_mean(self) -> set[str]:
+        """Tensors on which the mean has a derivative: one pass for all. Ours compute without derivatives, so theirs are all changed."""
+        if self.family != "diffusers":
+            return set()
+        tensors = {key: tensor.requires_grad_() for key, tensor in self.module.state_dict(keep_vars=True).items()}
+        with torch.enable_grad():
+            mean, _, _ = self.vae._run_encoder(video(self.vae.spec), None, moments=False)
+        derivatives = torch.autograd.grad(mean, list(tensors.values()), noise(*mean.shape, seed=2), allow_unused=True)
+        for key in dict(self.module.named_buffers()).keys() & tensors.keys():
+            tensors[key].requires_grad_(False)
+        return {key for key, found in zip(tensors, derivatives, strict=True) if found is not None and bool(found.any())}
 
 
 def noisy(tensor: torch.Tensor, rows: Any = ...) -> torch.Tensor:
@@ -117,26 +134,35 @@ def single_changes(name: str, weights: dict[str, torch.Tensor]) -> list[tuple[st
 def test_encoder_tensors_change_latent_and_identity(name):
     one = Changed(name)
     mean, logvar = one.encoded({})
-    before = one.sha256({})
+    image = video(one.vae.spec)[:, :, :1] if one.family != "diffusers" else None
+    image_mean = one.encoded({}, image)[0]
+    felt, shared = one.felt_by_the_mean(), registry.family_of(one.family).latent_part(one.vae.config).shared
     roles = []
     for role, key, changed in single_changes(name, one.weights):
         if role == "other":
             continue
         roles.append(role)
-        after = one.sha256({key: changed})
+        # the hash goes from key to key, so one tensor shows how it counts
+        before, after = one.hash({key: one.weights[key]}), one.hash({key: changed})
         assert after.all != before.all, key
         assert after.moments != before.moments, key
-        other_mean, other_logvar = one.encoded({key: changed})
         if role == "mean":
             assert after.mean != before.mean, key
-            assert not torch.equal(other_mean, mean), f"{key} counts and changes nothing"
+            if key in felt and not key.startswith(tuple(shared)):
+                continue
+            if torch.equal(one.encoded({key: changed}, image)[0], image_mean):  # then only more frames can show it
+                assert not torch.equal(one.encoded({key: changed})[0], mean), f"{key} counts and changes nothing"
         else:
             assert after.mean == before.mean, key
+            other_mean, other_logvar = one.encoded({key: changed})
             assert torch.equal(other_mean, mean), key
             assert logvar is not None
             assert not torch.equal(other_logvar, logvar), f"{key} counts for the log-variance and does not change it"
     assert ("logvar" in roles) == network(name).spec.moments
     assert "mean" in roles
+    whole = one.sha256({})
+    for _, key, changed in single_changes(name, one.weights)[:: max(1, len(one.weights) // 4)]:
+        assert one.sha256({key: changed}).all != whole.all
 
 
 @everywhere
@@ -148,9 +174,11 @@ def test_other_tensors_change_neither_latent_nor_identity(name):
     assert others
     assert any(key.startswith("decoder.") for key in others)
     for key, changed in others.items():
-        after = one.sha256({key: changed})
-        assert (after.mean, after.moments) == (before.mean, before.moments), key
-        assert after.all != before.all, key
+        alone, after = one.hash({key: one.weights[key]}), one.hash({key: changed})
+        assert (after.mean, after.moments) == (alone.mean, alone.moments), key
+        assert after.all != alone.all, key
+    after = one.sha256(others)
+    assert (after.mean, after.moments) == (before.mean, before.moments)
     other_mean, other_logvar = one.encoded(others)
     assert torch.equal(other_mean, mean)
     assert logvar is None or torch.equal(other_logvar, logvar)

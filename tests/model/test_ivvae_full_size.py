@@ -119,32 +119,36 @@ def test_untrained_weights_are_reproducible(golden):
 
 @pytest.fixture(scope="module")
 def full():
-    return model.load("ivvae-z4", untrained=0)
+    """The network of 107 million parameters, a video of two latent pixels side by side, its posterior, and the mean decoded."""
+    vae = model.load("ivvae-z4", untrained=0)
+    video = torch.rand((1, 3, 5, 8, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    posterior, _ = vae.encode(video, moments=True)
+    return vae, video, posterior, vae.decode(posterior.mean)[0]
 
 
 def test_full_width_agrees_with_the_plain_network_and_is_sane(full):
-    video = torch.rand((1, 3, 5, 16, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    posterior, _ = full.encode(video, moments=True)
-    plain = PlainIVVAE(full.config, full.network.state_dict())
+    vae, video, posterior, decoded = full
+    plain = PlainIVVAE(vae.config, vae.network.state_dict())
     mean, logvar = plain.encode(video)
     assert (posterior.mean - mean).abs().max() <= 1e-5 * mean.abs().max()
     assert (posterior.logvar - logvar).abs().max() <= 1e-5 * logvar.abs().max()
-    decoded, reference = full.decode(mean)[0], plain.decode(mean)
+    reference = plain.decode(posterior.mean)
     assert (decoded - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
     assert 0.2 < mean.std() < 2
     assert 0.05 < decoded.std() < 0.5
-    first, state = full.encode(video[:, :, :1])
-    rest, _ = full.encode(video[:, :, 1:], state)
+
+
+def test_full_width_in_chunks_has_the_same_bits(full):
+    vae, video, posterior, _ = full
+    first, state = vae.encode(video[:, :, :1])
+    rest, _ = vae.encode(video[:, :, 1:], state)
     assert torch.equal(torch.cat([first.mean, rest.mean], dim=2), posterior.mean)
 
 
 def test_full_width_in_bfloat16_stays_close(full):
-    video = torch.rand((1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    low = model.from_state_dict("ivvae-z4", None, full.network.state_dict(), dtype="bfloat16")
-    for got, want in (
-        (low.encode(video)[0].mean, mean := full.encode(video)[0].mean),
-        (low.decode(mean)[0], full.decode(mean)[0]),
-    ):
+    vae, video, posterior, decoded = full
+    low = model.from_state_dict("ivvae-z4", None, vae.network.state_dict(), dtype="bfloat16")
+    for got, want in ((low.encode(video)[0].mean, posterior.mean), (low.decode(posterior.mean)[0], decoded)):
         assert got.dtype == torch.float32
         assert bool(got.isfinite().all())
         assert 1e-4 < ((got - want).norm() / want.norm()).item() < 1.5e-2

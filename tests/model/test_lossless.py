@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -20,10 +20,11 @@ from model.losslessness import ROUNDING, decode_chunked, encode_chunked, examine
 from tests.model.conftest import FIXTURES
 
 pytestmark = pytest.mark.filterwarnings("error")
+# The first example of a strategy is its simplest, so simplest here means cut, batched, interleaved or permuted.
 FEW = settings(
-    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-GROUPS = 4  # after the first frame
+GROUPS = 3  # after the first frame
 
 NETWORKS = {
     "leanvae": ("leanvae", "leanvae-tiny", {}),
@@ -34,7 +35,11 @@ NETWORKS = {
     "ivvae": ("ivvae", "ivvae-tiny", {}),
 }
 everywhere = pytest.mark.parametrize("name", NETWORKS)
-directions = pytest.mark.parametrize("direction", ["encode", "decode"])
+# interpolation in time is the decoder's
+both_ways = pytest.mark.parametrize(
+    ("name", "direction"),
+    [(name, way) for name in NETWORKS for way in ("encode", "decode") if (name, way) != ("wfvae nearest", "encode")],
+)
 
 
 @cache
@@ -80,24 +85,22 @@ def agree(vae: Any, direction: str, got: torch.Tensor, want: torch.Tensor) -> No
 
 
 ROWS = GROUPS + 1
-partitions = st.sets(st.integers(1, ROWS - 1)).map(lambda inner: [*sorted(inner), ROWS])
+partitions = st.sets(st.integers(1, ROWS - 1), min_size=1).map(lambda inner: [*sorted(inner), ROWS])
 seeds = st.sampled_from([0, 1])
 
 
-@directions
-@everywhere
+@both_ways
 @FEW
-@given(ends=partitions, batch=st.integers(1, 3), seed=seeds)
+@given(ends=partitions, batch=st.sampled_from([3, 2, 1]), seed=seeds)
 def test_any_partition_of_any_batch_gives_the_same_result(name, direction, ends, batch, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
     agree(vae, direction, run(vae, direction, inputs[:batch], ends), alone[:batch])
 
 
-@directions
-@everywhere
+@both_ways
 @FEW
-@given(order=st.permutations(range(3)), take=st.integers(2, 3), seed=seeds)
+@given(order=st.permutations([2, 0, 1]), take=st.integers(2, 3), seed=seeds)
 def test_any_composition_of_a_batch_gives_the_same_result(name, direction, order, take, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
@@ -105,10 +108,9 @@ def test_any_composition_of_a_batch_gives_the_same_result(name, direction, order
     agree(vae, direction, run(vae, direction, inputs[chosen], [ROWS]), alone[chosen])
 
 
-@directions
-@everywhere
+@both_ways
 @FEW
-@given(turns=st.permutations([0] * ROWS + [1] * ROWS), seed=seeds)
+@given(turns=st.permutations([0, 1] * ROWS), seed=seeds)
 def test_interleaved_videos_do_not_affect_each_other(name, direction, turns, seed):
     vae = network(name)
     inputs, alone = material(name, direction, seed)
@@ -122,10 +124,9 @@ def test_interleaved_videos_do_not_affect_each_other(name, direction, turns, see
         agree(vae, direction, torch.cat(parts[which], dim=2), alone[which : which + 1])
 
 
-@directions
-@everywhere
+@both_ways
 @FEW
-@given(order=st.permutations(range(3)), first=st.integers(1, 3), seed=seeds)
+@given(order=st.permutations([2, 0, 1]), first=st.sampled_from([2, 1, 3]), seed=seeds)
 def test_states_can_be_stacked_and_split(name, direction, order, first, seed):
     """Videos that start separately continue in one batch, in any order, and end separately, as in continuous batching."""
     vae = network(name)
@@ -141,8 +142,7 @@ def test_states_can_be_stacked_and_split(name, direction, order, first, seed):
         agree(vae, direction, torch.cat(parts, dim=2), alone[b : b + 1])
 
 
-@directions
-@everywhere
+@both_ways
 @pytest.mark.parametrize("rows", range(1, ROWS))
 def test_a_prefix_gives_the_prefix(name, direction, rows):
     """A decoder with look-ahead is compared on the frames it returns before the end."""
@@ -170,14 +170,12 @@ def test_computing_moments_does_not_change_the_mean(name):
     agree(vae, "encode", chunked, torch.cat([posterior.mean, posterior.logvar], dim=1))
 
 
-@directions
-@everywhere
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_lossless_too(name, direction, dtype):
+@both_ways
+@pytest.mark.parametrize(("dtype", "ends"), [(torch.bfloat16, [1, 2, 3, ROWS]), (torch.float16, [2, ROWS])])
+def test_low_precision_is_lossless_too(name, direction, dtype, ends):
     vae = network(name, dtype)
     inputs, alone = material(name, direction, 0, dtype)
-    for ends in ([1, 2, ROWS], list(range(1, ROWS + 1))):
-        agree(vae, direction, run(vae, direction, inputs, ends), alone)
+    agree(vae, direction, run(vae, direction, inputs, ends), alone)
 
 
 @everywhere
@@ -193,6 +191,7 @@ def test_examine_reports_true_and_false_claims(name, monkeypatch):
     vae = network(name)
     findings = list(examine(vae, height=16, width=24, groups=3))
     assert len(findings) == 19
+    assert [finding.direction for finding in findings] == ["encode"] * 10 + ["decode"] * 9
     assert all(finding.ok for finding in findings)
     honest = vae.encode
 
@@ -203,7 +202,8 @@ def test_examine_reports_true_and_false_claims(name, monkeypatch):
         return posterior, after
 
     monkeypatch.setattr(vae, "encode", forgetful)
-    broken = {finding.name for finding in examine(vae, height=16, width=24, groups=3) if not finding.ok}
+    of_encode = islice(examine(vae, height=16, width=24, groups=3), 10)
+    broken = {finding.name for finding in of_encode if not finding.ok}
     assert {
         "one latent row at a time",
         "uneven chunks",

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from pipeline.corpus import resolve_inputs
 from pipeline.engine.driver.coverage import find_work, without_unchanged
 from pipeline.engine.driver.retries import retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
+from pipeline.format.columns import storable
 from pipeline.format.index import IndexRow, read_index, write_index
 from pipeline.format.layout import CURRENT
 from pipeline.format.tensors import payload_hash
@@ -70,7 +72,7 @@ def job_for(output: Path, *overrides: str, **flags: object) -> EncodeJob:
 
 
 def row_id(uri: str, etag: str, fingerprint: str = FINGERPRINT) -> str:
-    return hashlib.blake2b(f"{uri}{etag}{fingerprint}".encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{uri}{etag}{fingerprint}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @functools.cache
@@ -108,7 +110,7 @@ def commit(
             rejects.append(Reject(stem, "decode", rejected[stem], "x", policy=policy, uri=source.uri))
             continue
         name = row_id(source.uri, source.etag, fingerprint)
-        text = (source.uri, stem, digests[source.uri])
+        text = (storable(source.uri), storable(stem), digests[source.uri])
         tensor = (0, len(LATENT), payload_hash(LATENT), None, None, None, (1,), "float32")
         rows.append(IndexRow(name, len(rows), *tensor, "v5", 5, *text, None))
     files = ()
@@ -212,7 +214,7 @@ def make_workspace(tmp_path: Path) -> SimpleNamespace:
         (folder / f"{name}.mp4").write_bytes(name.encode() * 10)
     store = LocalStore(str(tmp_path / "out"))
 
-    def run(names: str = "abcdef", *overrides: str, fingerprint: str = FINGERPRINT, **flags: object) -> Run:
+    def run(names: Iterable[str] = "abcdef", *overrides: str, fingerprint: str = FINGERPRINT, **flags: object) -> Run:
         paths = [str(folder / f"{name}.mp4") for name in names]
         return Run(store, paths, spool, job_for(tmp_path / "out", *overrides, **flags), fingerprint)
 

@@ -21,7 +21,7 @@ def add_shards(store: Store, folder: Path, numbers: range, **changes: object) ->
     """Commits shards of two real clips each."""
     made = []
     for number in numbers:
-        clips = [latent_clip(100 * number + n) for n in range(2)]
+        clips = [latent_clip(100 * number + n, uri=f"s3://corpus/shard-{number:03d}.tar") for n in range(2)]
         receipt = write_shard(store, folder / "spool", WriteConfig(), clips, shard=number)
         made.append(Ledger(store).commit(replace(receipt, **changes)))
     return made

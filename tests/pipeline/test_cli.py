@@ -1,14 +1,13 @@
 """The command line: exit codes, one-line errors, and the output of each command on a real build."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.app import app
+from tests import forked_command
 from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
 
 
@@ -130,10 +129,7 @@ def test_exceeded_reject_budget_is_exit_code_1_with_the_summary(tmp_path):
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):
-    command = [sys.executable, "-m", "pipeline", "encode", str(tmp_path / "no.tar"), str(tmp_path / "out")]
-    run = subprocess.run(
-        [*command, "--untrained", "0", "--debug"], capture_output=True, text=True, timeout=300, check=False
-    )
+    run = forked_command.run("encode", tmp_path / "no.tar", tmp_path / "out", "--untrained", "0", "--debug")
     assert run.returncode != 0
     assert "Traceback" in run.stderr
     assert "InputError" in run.stderr

@@ -1,10 +1,10 @@
-"""Odd inputs in a folder, in a tar and on S3, in a plan, and in builds with both executors."""
+"""Odd inputs in a folder, in a tar and on S3, in a plan, and in a build. On Ray: `test_ray_odd_inputs`."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +19,13 @@ from pipeline.reader import read_samples
 from pipeline.records import Reject, Sample
 from pipeline.storage import open_store
 from tests import forked_command
-from tests.engine.test_inline import assert_same_rows
 from tests.odd_inputs import archives
 from tests.odd_inputs.cutting import cut, rules
-from tests.odd_inputs.table import ALL, DAMAGED, Odd, small
-from tests.tiny_corpus import TINY_NETWORK, receipts, rows, tiny_flags, tiny_job
+from tests.odd_inputs.table import ALL, DAMAGED, Odd
+from tests.tiny_corpus import TINY_NETWORK, receipts, tiny_job
 
 BY_NAME = {odd.name: odd for odd in ALL if media_kind(odd.file_name) == "video"}
 STORAGE = StorageConfig()
-SAMPLE_OF_ROWS = (
-    *("ts-restarts", "mkv-open-gop-cut", "ts-fields", "mkv-hidden-vp9", "palette-png", "mp4-two-edits"),
-    *("h264-mkv-one-packet", "hevc-ts-one-packet--1", "encrypted-libx264", "audio-only"),
-)
 
 
 def outcome(video: bytes | str) -> str:
@@ -46,10 +41,13 @@ def outcome(video: bytes | str) -> str:
     return f"{digest.hexdigest()} {[(reject.clip, reject.reason) for reject in found.failed]}"
 
 
+outcome_of_bytes = functools.cache(outcome)  # the same bytes are decoded once; files are decoded where they lie
+
+
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
     """Result of each file, decoded from bytes."""
-    return {name: outcome(odd.data()) if odd.data() else "empty_video" for name, odd in BY_NAME.items()}
+    return {name: outcome_of_bytes(odd.data()) if odd.data() else "empty_video" for name, odd in BY_NAME.items()}
 
 
 def write_folder(folder: Path, odds: list[Odd]) -> Path:
@@ -91,7 +89,10 @@ def test_a_file_gives_the_same_in_a_folder_a_tar_and_a_bucket(place, tmp_path, r
     for shard in resolve_inputs(inputs, STORAGE):
         for item in read_samples(shard, STORAGE, max_video_bytes=1 << 30):
             assert item.key not in found
-            found[item.key] = item.reason if isinstance(item, Reject) else outcome(item.video)
+            if isinstance(item, Reject):
+                found[item.key] = item.reason
+            else:
+                found[item.key] = outcome(item.video) if isinstance(item.video, str) else outcome_of_bytes(item.video)
     assert found == outcomes
 
 
@@ -165,28 +166,3 @@ def test_a_build_does_what_plan_predicts(tmp_path):
     assert (counts.clips, counts.clips_rejected) == (planned["sound"]["clips"], 0)
     rejects = Counter(r.reason for receipt in receipts(tmp_path / "damaged-out") for r in receipt.rejects)
     assert rejects == Counter(built["damaged"].rejects)
-
-
-@pytest.mark.ray
-def test_both_executors_give_the_same_rows_and_rejects(tmp_path):
-    odds = [BY_NAME[name] for name in SAMPLE_OF_ROWS]
-    folder = write_folder(tmp_path / "in", odds[::2])
-    (folder / "rest.tar").write_bytes(archives.tar((odd.file_name, odd.data()) for odd in odds[1::2]))
-    (folder / "ordinary.mp4").write_bytes(small())
-    (folder / "deep.tar").write_bytes(archives.nested_json())
-    for executor in ("inline", "ray"):
-        command = ["encode", folder, tmp_path / executor]
-        flags = tiny_flags("--executor", executor, "--set", "reject_budget=1", "--set", "clips.select=uniform:3")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        run = forked_command.run(*command, *flags, env=environment)
-        assert run.returncode == 0, run.stderr
-        assert "Traceback" not in run.stderr
-    inline, ray = (rows(tmp_path / executor) for executor in ("inline", "ray"))
-    assert_same_rows(inline, ray)
-    rejected = [
-        sorted((r.key, r.clip, r.reason) for receipt in receipts(tmp_path / executor) for r in receipt.rejects)
-        for executor in ("inline", "ray")
-    ]
-    assert rejected[0] == rejected[1]
-    accounted = {row["source_key"] for row in inline.values()} | {key for key, _, _ in rejected[0]}
-    assert {odd.name for odd in odds} | {"a", "deep", "z"} <= accounted

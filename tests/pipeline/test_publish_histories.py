@@ -169,8 +169,8 @@ def run(history: History, steps: list[tuple]) -> None:
     history.check()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(STEPS, min_size=4, max_size=14))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(STEPS, min_size=8, max_size=16))
 def test_every_snapshot_of_any_history_shows_what_receipts_and_takedowns_say(steps: list[tuple]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(History(Path(folder)), [*steps, ("publish", "blind")])

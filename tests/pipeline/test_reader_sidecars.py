@@ -142,9 +142,12 @@ def test_texts_are_read_from_a_bucket_that_refuses_to_list(s3: S3Server, absent:
 
 
 @pytest.mark.s3
-def test_texts_in_a_bucket_cost_one_listing_and_one_request_each(moto: S3Server) -> None:
+def test_texts_in_a_bucket_cost_one_listing_and_one_request_each(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "50")  # names in a page, of S3 1,000
     store = open_store(f"{moto.root}/v", moto.config())
-    for name in ("a.mp4", "a.tXt", *(f"a.{n}.note" for n in range(1001)), "b.mp4"):
+    for name in ("a.mp4", "a.tXt", *(f"a.{n}.note" for n in range(51)), "b.mp4"):
         store.write(name, b"words")
     shards = resolve_inputs([f"{moto.root}/v/a.mp4", f"{moto.root}/v/b.mp4"], moto.config())
     with FaultyProxy(moto.address) as proxy:

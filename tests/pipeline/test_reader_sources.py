@@ -53,8 +53,9 @@ def test_files_of_a_killed_reader_are_removed_and_those_of_a_live_one_are_not(tm
     temp.mkdir()
     code = (
         "import os, signal, sys; from pipeline.config import StorageConfig; from pipeline.reader import ShardReader\n"
-        "from tests.pipeline.test_reader import shard_of\n"
-        "reader = ShardReader(shard_of(sys.argv[1]), StorageConfig(spool_bytes=1 << 20), max_video_bytes=1 << 30)\n"
+        "from pipeline.corpus import resolve_inputs\n"
+        "(shard,) = resolve_inputs(sys.argv[1:], StorageConfig())\n"
+        "reader = ShardReader(shard, StorageConfig(spool_bytes=1 << 20), max_video_bytes=1 << 30)\n"
         "print(next(iter(reader)).video, flush=True); sys.stdin.read(1); os.kill(os.getpid(), signal.SIGKILL)"
     )
 

@@ -25,7 +25,8 @@ from pipeline.storage.local import LocalStore
 from tests.conftest import S3Server
 from tests.pipeline.latent_clips import latent_clip, local_store, receipt_of, shard_of, shard_writer, write_shard
 
-SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")  # one of them imports this module
+PROCESSES.set_forkserver_preload([__name__])
 
 
 class StoreWithoutConditions(LocalStore):
@@ -158,10 +159,10 @@ def check_race(store: Store, winners: list[str]) -> None:
 def test_processes_race_for_a_shard(tmp_path: Path) -> None:
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("race")
-    barrier, wins = SPAWN.Barrier(4), SPAWN.Queue()
+    barrier, wins = PROCESSES.Barrier(4), PROCESSES.Queue()
     names = [f"p{n}" for n in range(4)]
     racers = [
-        SPAWN.Process(
+        PROCESSES.Process(
             target=attempt_in_process, args=(str(tmp_path / "out"), str(tmp_path / name), name, barrier, wins)
         )
         for name in names
@@ -183,7 +184,7 @@ def test_threads_race_for_a_shard(tmp_path: Path, turn: int) -> None:
 
 
 def race_in_threads(stores: list[Store], folder: Path) -> list[str]:
-    barrier, wins = threading.Barrier(len(stores)), SPAWN.SimpleQueue()
+    barrier, wins = threading.Barrier(len(stores)), PROCESSES.SimpleQueue()
     threads = [
         threading.Thread(target=race, args=(store, folder / f"t{n}", f"t{n}", barrier, wins))
         for n, store in enumerate(stores)
@@ -351,7 +352,7 @@ def test_killed_in_the_middle_nothing_is_visible_and_a_second_attempt_is_whole(
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("killed")
     args = (str(tmp_path / "out"), str(tmp_path / "dead"), point, str(tmp_path / "markers"))
-    process = SPAWN.Process(target=write_until_killed, args=args)
+    process = PROCESSES.Process(target=write_until_killed, args=args)
     process.start()
     if point is None:
         deadline = time.monotonic() + 60
