@@ -15,7 +15,7 @@ from pipeline.loader import filter as filter_module
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.expression import Expression
 from pipeline.loader.filter import filtered_rows
-from pipeline.loader.ranges import Bounds
+from pipeline.loader.ranges import Bounds, bounds_of_files
 from pipeline.storage.local import LocalStore
 from tests.loader.outputs import IMAGE, SHORT, WHOLE, WIDE, clip_of, write_output
 
@@ -125,6 +125,17 @@ def test_what_the_manifest_decides_is_what_the_rows_say(dataset, where):
 def test_files_that_the_manifest_decides_are_not_read(dataset, reads, where, few):
     kept_of(dataset, where)
     assert len(set(reads)) == few
+
+
+def test_what_the_manifest_does_not_say_of_a_file_is_null(dataset):
+    texts = ['{"fps": [8, 9.5], "new": {"x": [1]}, "num_frames": [5, 5]}', "{}", '{"id": ["a\\n", "b"]}']
+    table = dataset.files.table.slice(0, 3).drop_columns("ranges").append_column("ranges", pa.array(texts))
+    found = bounds_of_files(replace(dataset.files, table=table))
+    assert [(found[name,].low.to_pylist(), found[name,].high.to_pylist()) for name in ("fps", "num_frames", "id")] == [
+        ([8.0, None, None], [9.5, None, None]),
+        ([5, None, None], [5, None, None]),
+        ([None, None, "a\n"], [None, None, "b"]),
+    ]
 
 
 def test_whole_videos_of_one_length_are_placed_without_their_indexes(films, reads):
