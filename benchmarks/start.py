@@ -56,7 +56,7 @@ def measure(inputs: str, output: str, resumed: bool) -> dict[str, float]:
 
 def half_covered(inputs: str, shards: Any) -> list[Any]:
     """Summaries of receipts that cover every second file, ten each: groups that no present grouping would make."""
-    from pipeline.ledger.summaries import UNKNOWN_CONTENT, ReceiptSummary, source_id, uri_id
+    from pipeline.ledger.summary import UNKNOWN_CONTENT, ReceiptSummary, source_id, uri_id
 
     sources = [source for shard in shards for source in shard.objects][::2]
     found = []

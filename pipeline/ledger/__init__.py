@@ -2,7 +2,7 @@
 
 - `latent_set`: the set object, and the format version
 - `receipts`: the receipt of each finished shard, created once
-- `summaries`: facts of each receipt that a run needs, cached
+- `summary`, `summary_tables`, `summaries`: facts of a receipt that a run needs; as Parquet; of all receipts, cached
 - `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
 - `part_statistics`: statistics of receipts of which some rows do not count
 - `lookahead`: threads that read ahead

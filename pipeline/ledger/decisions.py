@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline.ledger.manifest import ROWS_AT_ONCE, read_table
 from pipeline.ledger.overlaps import Overlaps, whole_state
-from pipeline.ledger.summaries import ID_BYTES, URI_BYTES, first_of_each_shard, read_summaries, source_id, uri_id
+from pipeline.ledger.summary import ID_BYTES, URI_BYTES, first_of_each_shard, source_id, uri_id
+from pipeline.ledger.summary_tables import read_summaries
 from pipeline.ledger.versions import hide_other_versions, select_versions
 
 if TYPE_CHECKING:

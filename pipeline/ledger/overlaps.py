@@ -17,13 +17,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.ledger.summaries import EMPTY, UNKNOWN_CONTENT, source_id, uri_id
+from pipeline.ledger.summary import EMPTY, UNKNOWN_CONTENT, source_id, uri_id
 from pipeline.ledger.takedowns import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import Receipt, Reject
 

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, InputError, NotFound, OutputError
 from pipeline.format.columns import storable
 from pipeline.format.layout import TAKEDOWNS, takedown_key
 from pipeline.ledger.receipts import Ledger, stored_index
-from pipeline.ledger.summaries import uri_id
+from pipeline.ledger.summary import uri_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -14,13 +14,13 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.ledger.summaries import source_id, uri_id
+from pipeline.ledger.summary import source_id, uri_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from pipeline.ledger.overlaps import Overlaps
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import SourceObject
 
 Choice = str | None

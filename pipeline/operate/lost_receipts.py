@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.errors import NotFound, OutputError
 from pipeline.ledger.manifest import read_batches, read_table
 from pipeline.ledger.receipts import stored_index
-from pipeline.ledger.summaries import uri_id
+from pipeline.ledger.summary import uri_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import PublishFailed
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.summaries import uri_id
+from pipeline.ledger.summary import uri_id
 from pipeline.operate.status import heartbeats
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_batches
 from pipeline.ledger.receipts import stored_index
 from pipeline.ledger.snapshots import Check
-from pipeline.ledger.summaries import uri_id
+from pipeline.ledger.summary import uri_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.ledger.manifest import COUNTS, FILES, merged_stats, packed_stats, read_batches, release_memory
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot
-from pipeline.ledger.summaries import source_id
+from pipeline.ledger.summary import source_id
 from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.summaries import uri_id
+from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.statistics import statistics

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.corpus import group_files
 from pipeline.ledger.overlaps import Overlaps
-from pipeline.ledger.summaries import DAMAGED, source_id, uri_id
+from pipeline.ledger.summary import DAMAGED, source_id, uri_id
 from pipeline.records import Counts, Shard, SourceObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.config import EncodeJob, StorageConfig
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ from pipeline.video.clips import resolve_rules
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import ClipRules, Counts, Shard
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.engine.driver.coverage import Work
     from pipeline.ledger.overlaps import CountedReceipt
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import Receipt, Reject, SourceObject
     from pipeline.storage import Store
 

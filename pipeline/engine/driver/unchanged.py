@@ -20,7 +20,7 @@ from pipeline.storage import open_source
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.engine.worker.build_context import BuildContext
-    from pipeline.ledger.summaries import ReceiptSummary
+    from pipeline.ledger.summary import ReceiptSummary
     from pipeline.storage import Store
 
 BLOCK_BYTES = 1024 * 1024

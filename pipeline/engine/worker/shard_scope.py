@@ -17,7 +17,7 @@ from pipeline.format.columns import storable
 from pipeline.format.index import read_index
 from pipeline.ledger.counted import shown
 from pipeline.ledger.overlaps import Overlaps
-from pipeline.ledger.summaries import summarise
+from pipeline.ledger.summary import summarise
 from pipeline.storage import ObjectInfo
 
 if TYPE_CHECKING:
