@@ -28,6 +28,7 @@ ORDERED = ("id", "num_frames", "fps")
 """Columns of which the manifest has the smallest and the largest value in each file. None of them is ever null."""
 CONSTANT = ("bucket", "fingerprint", "width", "height")
 """Columns with one value in all rows of a file."""
+MOST_VALUES = 100  # of a list that are compared with the range of each file
 
 Node = dict[str, Any]
 _ALLOWED = (
@@ -50,11 +51,16 @@ _BY_RANGE = {  # true of all values between low and high, and of one of them at 
     "COMPARE_LESSTHANOREQUALTO": ("({high} <= {x})", "({low} <= {x})"),
     "COMPARE_GREATERTHANOREQUALTO": ("({low} >= {x})", "({high} >= {x})"),
 }
+_FRAMES = re.compile(r"[(^]*\d+x")  # beginning of a bucket as `Row.bucket` spells it, also in a pattern
 _HANDLES_NULL = ("OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE")
 
 
 class Expression:
-    """`columns`: what it names, spelled as in files. `optional`: keys of metadata that it tests for null."""
+    """`columns`: what it names, spelled as in files. `optional`: keys of metadata that it tests for null.
+
+    `over_rows`: SQL over columns `name(path)`. `over_files`: SQL over columns `name(path, "low")` and `name(path, "high")`, of `ORDERED`,
+    `CONSTANT` and `FRAMES_BUCKET`: whether it is true of all rows of a file, and whether it may be true of one.
+    """
 
     def __init__(self, where: str) -> None:
         """Parses `where`.
@@ -66,25 +72,20 @@ class Expression:
             raise ConfigError(f"where: expected an SQL expression, got {where!r}; leave it out to take all rows")
         self.where = where
         self._connection = connect()
-        self._select = self._parse()
         self.optional: set[Path] = set()
         self._names: dict[Path, str] = {}
-        self._tree = self._named(self._select["statements"][0]["node"]["select_list"][0], frozenset())
+        try:
+            self._select = self._parse()
+            tree = self._named(self._select["statements"][0]["node"]["select_list"][0], frozenset())
+            self.over_rows = self._sql(tree)
+            self.over_files = self._bounds(tree)
+        except RecursionError:
+            raise ConfigError("where: the expression is nested too deeply; write lists as `id in (...)`") from None
         self.columns = list(self._names)
 
     def name(self, path: Path, bound: str = "") -> str:
         """Generated name of a column; of its lowest or highest value in a file for `bound` `low` or `high`."""
         return f"{self._names[path]}{bound}"
-
-    def over_rows(self) -> str:
-        """SQL over columns `name(path)`."""
-        return self._sql(self._tree)
-
-    def over_files(self) -> tuple[str, str]:
-        """SQL over columns `name(path, "low")` and `"high"`, of `ORDERED`, `CONSTANT` and `FRAMES_BUCKET`: whether it is true of all rows
-        of a file, and whether it is true of any. The first implies the expression, the expression implies the second.
-        """
-        return self._bounds(self._tree)
 
     def _parse(self) -> Node:
         (text,) = self._connection.execute("select json_serialize_sql(?)", [f"select {self.where}\n"]).fetchone()
@@ -137,7 +138,16 @@ class Expression:
             refs = [tuple(child["column_names"]) for child in node["children"] if child.get("class") == "COLUMN_REF"]
             self.optional.update(self._spelled(path) for path in refs if path[0].lower() not in bound)
         node = self._spell_buckets(node)
-        return {name: self._named(value, bound) for name, value in node.items()}
+        made = {name: self._named(value, bound) for name, value in node.items()}
+        test = made.get("class") in ("COMPARISON", "BETWEEN", "FUNCTION") or made.get("type") == "COMPARE_IN"
+        if test and ("bucket",) in self._paths(made):
+            texts = [text for text in map(_text, _nodes(made)) if text is not None and _FRAMES.match(text)]
+            if texts:  # it would match nothing, as this column begins with a v
+                raise ConfigError(
+                    f"where: test bucket itself against {texts[0]!r}, with =, <>, in or like; as part of another expression it is "
+                    "spelled v9x256x256"
+                )
+        return made
 
     def _reference(self, node: Node, path: Path) -> Node:
         name = self._names.setdefault(path, f"lathe:{len(self._names)}")
@@ -215,7 +225,7 @@ class Expression:
             kinds = ["COMPARE_EQUAL"] * len(values)
         else:
             return self._leaf(node)
-        if not self._is_ordered(column) or any(map(self._paths, values)):
+        if not self._is_ordered(column) or len(values) > MOST_VALUES or any(map(self._paths, values)):
             return self._leaf(node)
         pairs = [self._compared(column, value, kind) for value, kind in zip(values, kinds, strict=True)]
         return f"({word.join(sure for sure, _ in pairs)})", f"({word.join(possible for _, possible in pairs)})"
@@ -250,8 +260,8 @@ class Expression:
         return [of_name[name] for name in sorted(named) if name in of_name]
 
     def _sql(self, node: Node) -> str:
-        tree = copy.deepcopy(self._select)
-        tree["statements"][0]["node"]["select_list"] = [node]
+        (statement,) = self._select["statements"]
+        tree = {**self._select, "statements": [{**statement, "node": {**statement["node"], "select_list": [node]}}]}
         (text,) = self._connection.execute("select json_deserialize_sql(?)", [json.dumps(tree)]).fetchone()
         return f"({text.removeprefix('SELECT ')})"
 
@@ -318,7 +328,7 @@ def _is_bucket(node: Node) -> bool:
 def _by_frames(node: Node) -> bool:
     """Whether a text begins as `Row.bucket` does, with a number of frames, also as a pattern."""
     text = _text(node)
-    return text is not None and text.lstrip("^(")[:1].isdigit()
+    return text is not None and _FRAMES.match(text) is not None
 
 
 def _with_v(node: Node) -> Node:

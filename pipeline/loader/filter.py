@@ -77,7 +77,7 @@ def _decided(expression: Expression, bounds: Mapping[Path, Bounds], count: int) 
         if path != FRAMES_BUCKET:
             complete &= found.low.is_valid().to_numpy(zero_copy_only=False)
     table = pa.table(columns)
-    sure, possible = (_true_of(text, table, expression) for text in expression.over_files())
+    sure, possible = (_true_of(text, table, expression) for text in expression.over_files)
     return sure & complete, possible | ~complete
 
 
@@ -115,7 +115,7 @@ class _Rows:
             if len(path) > 1 and column.type == pa.null() and path not in self._expression.optional:
                 self._find_key(path, set(numbers))
             table[self._expression.name(path)] = column
-        mask = _true_of(self._expression.over_rows(), pa.table(table), self._expression)
+        mask = _true_of(self._expression.over_rows, pa.table(table), self._expression)
         ends = np.cumsum(counts).tolist()
         return {
             number: positions[mask[end - len(positions) : end]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pj
 
 from pipeline.loader.buckets import parse_name
 from pipeline.loader.expression import FRAMES_BUCKET, ORDERED
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from pipeline.loader.expression import Path
     from pipeline.loader.files import DataFiles
 
-_KINDS = {"id": pa.string(), "num_frames": pa.int64(), "fps": pa.float64()}
+_RANGES = pa.schema(
+    [("id", pa.list_(pa.string())), ("num_frames", pa.list_(pa.int64())), ("fps", pa.list_(pa.float64()))]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,14 @@ class Bounds:
 
 def bounds_of_files(files: DataFiles) -> dict[Path, Bounds]:
     """Bounds of the columns `ORDERED`, `CONSTANT` and `FRAMES_BUCKET`."""
-    texts = files.table["ranges"].to_pylist()
-    ranges = json.loads(f"[{','.join(texts)}]")  # one call: 100,000 calls take three times as long
+    text = "\n".join(files.table["ranges"].to_pylist()).encode()
+    parsing = pj.ParseOptions(explicit_schema=_RANGES, unexpected_field_behavior="ignore")
+    # 100,000 files in 0.1 s; objects of Python take 0.6 s.
+    ranges = pj.read_json(io.BytesIO(text), pj.ReadOptions(use_threads=False), parsing)
     found: dict[Path, Bounds] = {}
     for name in ORDERED:
-        pairs = [item.get(name, (None, None)) for item in ranges]
-        found[(name,)] = Bounds(*(pa.array([pair[i] for pair in pairs], _KINDS[name]) for i in range(2)))
+        pairs = ranges[name].combine_chunks()
+        found[(name,)] = Bounds(pc.list_element(pairs, 0), pc.list_element(pairs, 1))
     names = files.table["bucket"].to_pylist()
     shapes = {name: parse_name(name) for name in set(names)}
     found["height",], found["width",] = (

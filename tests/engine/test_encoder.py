@@ -10,6 +10,8 @@ import pipeline
 from pipeline.cli.wording import build_lines
 from pipeline.config import ModelConfig
 from pipeline.encoder import Encoder, known_spec, resolve_device
+from pipeline.engine.driver.executor import Executor
+from pipeline.engine.ray.session import Cluster
 from pipeline.engine.worker.encode_loop import EncodeLoop
 from pipeline.errors import AccessError, CheckpointError, ConfigError
 from pipeline.records import FrameChunk
@@ -180,13 +182,22 @@ def test_invalid_names_checkpoints_and_devices_are_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_missing_cuda_device_is_refused(tmp_path, executor):
-    job = tiny_job(
-        make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "model.device=cuda", f"engine.executor={executor}"
-    )
+def test_missing_cuda_device_is_refused(tmp_path):
+    job = tiny_job(make_corpus(tmp_path / "in", shards=1), tmp_path / "out", "model.device=cuda")
     with pytest.raises(ConfigError, match=r"model\.device"):
         pipeline.encode(job)
+
+
+def test_missing_cuda_device_is_refused_by_a_private_ray_and_not_by_a_cluster_which_may_grow(tmp_path):
+    for flags, private in (((), True), (("engine.address=10.0.0.1:6379",), False)):
+        job = tiny_job(tmp_path, tmp_path / "out", "model.device=cuda", "engine.executor=ray", *flags)
+        executor = Executor(job)
+        executor._cluster = Cluster(local=private, cpus=4.0, gpus=0.0, nodes=1)
+        if private:
+            with pytest.raises(ConfigError, match=r"model\.device"):
+                executor.resolve_device()
+        else:
+            assert executor.resolve_device()[0].startswith("cuda")
 
 
 def test_unreachable_hub_is_named_in_the_error(tmp_path, monkeypatch):

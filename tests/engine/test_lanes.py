@@ -22,7 +22,7 @@ from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest
 from tests.tiny_corpus import video_bytes
 
-pytestmark = pytest.mark.usefixtures("fresh_decoders")
+fresh = pytest.mark.usefixtures("fresh_decoders")  # others are forked, see `tests.forked_decoders`
 
 RULES = resolve_rules(ClipConfig(frames=(5,), size=("32x32",), select="tile"), 4, 8, "leanvae")
 
@@ -49,6 +49,7 @@ def collect(lanes, count, timeout_s=240.0):
     return answers
 
 
+@fresh
 def test_a_video_is_answered_by_pull_in_order(lanes):
     assert all(os.getpgid(pid) != os.getpgid(0) for pid in lanes.pids())  # Ctrl-C in a terminal does not reach them
     lanes.open(1, 7, request())
@@ -72,6 +73,7 @@ def test_undecodable_bytes_are_answered_and_the_lane_continues(lanes):
     assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
 
 
+@fresh
 def test_killed_or_crashed_lane_is_reported_and_replaced(lanes):
     os.kill(lanes.pids()[0], signal.SIGKILL)
     ((lane, _, answer),) = collect(lanes, 1)
@@ -91,6 +93,7 @@ def test_killed_or_crashed_lane_is_reported_and_replaced(lanes):
     assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
 
 
+@fresh
 def test_close_ends_the_processes(lanes):
     pids = lanes.pids()
     lanes.close()
@@ -122,6 +125,7 @@ def talking(monkeypatch, code):
     return ProcessLanes(1, 4 << 30)
 
 
+@fresh
 @pytest.mark.parametrize(
     ("code", "blame", "expected"),
     [
@@ -146,6 +150,7 @@ def test_lane_with_an_unreadable_answer_is_lost_and_the_thread_continues(monkeyp
     lanes.close()
 
 
+@fresh
 def test_process_that_closes_its_pipe_and_continues_is_lost(monkeypatch):
     monkeypatch.setattr("pipeline.engine.decoders.process_lanes.REAP_S", 0.2)
     lanes = talking(monkeypatch, "os.close(descriptor); time.sleep(60)")
@@ -154,6 +159,7 @@ def test_process_that_closes_its_pipe_and_continues_is_lost(monkeypatch):
     lanes.close()
 
 
+@fresh
 @pytest.mark.parametrize("message", [b"", struct.pack("!i", 1000) + b"half a message"])
 def test_decoder_without_an_owner_ends_silently(lanes, capfd, message):
     child = lanes._spawn()
@@ -220,6 +226,7 @@ def test_stopped_process_blocks_neither_the_sender_nor_the_other_lane(lanes):
     assert isinstance(collect(lanes, 1)[0][2], OpenedVideo)
 
 
+@fresh
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.ENOMEM])
 def test_process_that_cannot_start_is_lost_without_blame_and_started_again(lanes, monkeypatch, number):
     def fail(*arguments, **options):
@@ -259,6 +266,7 @@ def test_reading_is_true_while_a_process_reads_its_file(lanes, tmp_path):
     assert collect(lanes, 1) == [(0, -1, LaneReady())]
 
 
+@fresh
 def test_decoder_processes_import_the_packages_of_their_owner(lanes):
     root = Path(pipeline.__file__).parents[1]
     for pid in lanes.pids():

@@ -15,7 +15,7 @@ from pipeline.loader import filter as filter_module
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.expression import Expression
 from pipeline.loader.filter import filtered_rows
-from pipeline.loader.ranges import Bounds
+from pipeline.loader.ranges import Bounds, bounds_of_files
 from pipeline.storage.local import LocalStore
 from tests.loader.outputs import IMAGE, SHORT, WHOLE, WIDE, clip_of, write_output
 
@@ -93,7 +93,9 @@ TESTS = [
     "case when num_frames > 9 then fps > 1 else width > 24 end", "not (fps > 8 and metadata.score > 2)",
     "num_frames = 5 or metadata.score > 2",
     "num_frames = 9 and metadata.score is null", "sqrt(num_frames) <= 3 and not bucket like '1x%'", "coalesce(null, num_frames > 9)",
-    "num_frames::varchar = '13'", "(num_frames > 5) = (fps > 8)", "not (num_frames > null) or num_frames = 13", "fps not between 8.5 and 9",
+    "num_frames::varchar = '13'",
+    "(bucket = '9x32x24') = (fps > 8)", "not (bucket in ('5x32x24', 'v9x32x24'))", "(num_frames > 5) = (fps > 8)",
+    "not (num_frames > null) or num_frames = 13", "fps not between 8.5 and 9",
 ]  # fmt: skip
 
 
@@ -123,6 +125,17 @@ def test_what_the_manifest_decides_is_what_the_rows_say(dataset, where):
 def test_files_that_the_manifest_decides_are_not_read(dataset, reads, where, few):
     kept_of(dataset, where)
     assert len(set(reads)) == few
+
+
+def test_what_the_manifest_does_not_say_of_a_file_is_null(dataset):
+    texts = ['{"fps": [8, 9.5], "new": {"x": [1]}, "num_frames": [5, 5]}', "{}", '{"id": ["a\\n", "b"]}']
+    table = dataset.files.table.slice(0, 3).drop_columns("ranges").append_column("ranges", pa.array(texts))
+    found = bounds_of_files(replace(dataset.files, table=table))
+    assert [(found[name,].low.to_pylist(), found[name,].high.to_pylist()) for name in ("fps", "num_frames", "id")] == [
+        ([8.0, None, None], [9.5, None, None]),
+        ([5, None, None], [5, None, None]),
+        ([None, None, "a\n"], [None, None, "b"]),
+    ]
 
 
 def test_whole_videos_of_one_length_are_placed_without_their_indexes(films, reads):
@@ -215,6 +228,10 @@ def test_keys_of_metadata(films, dataset, where, wanted):
         ("bucket = '17x32x24'", r"is true of no row of .*whose buckets are"),
         ("bucket = '32x24' or fps > 1", r"'32x24' is not the name of a bucket; expected FRAMESxHEIGHTxWIDTH"),
         ("bucket in ('9x32x24', 'small')", r"'small' is not the name of a bucket"),
+        ("lower(bucket) = '9x32x24'", r"test bucket itself against '9x32x24', with =, <>, in or like"),
+        ("bucket between '5x32x24' and '9x32x24'", r"test bucket itself"),
+        ("list_contains(['9x32x24'], bucket)", r"test bucket itself"),
+        ("lower(bucket) like '9x%' or fps > 1", r"test bucket itself"),
     ],
 )  # fmt: skip
 def test_what_a_filter_cannot_mean_is_refused(dataset, where, message):
@@ -245,6 +262,16 @@ def test_functions_with_one_result_are_allowed(name):
     from pipeline.loader.expression import changing_functions
 
     assert name not in changing_functions()
+
+
+def test_long_lists_are_read_and_deep_nesting_is_refused(dataset):
+    names = [f"'video{n:05d}-0000'" for n in range(0, 20000, 3)]
+    assert len(ids(dataset, f"id in ({', '.join(names)})")) == sum(
+        n % 3 == 0 for s in range(4) for n in range(100 * s, 100 * s + 9)
+    )
+    for count in (400, 5000):
+        with pytest.raises(ConfigError, match="where: "):
+            Expression("num_frames > 1" + " + 1" * count)
 
 
 def test_columns_are_named_once_and_keys_apart():

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, InputError, StorageUnavailable
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, TensorCache, Window
 from pipeline.loader.fetch import TRIES
+from pipeline.loader.read_ahead import ReadAhead
 from pipeline.storage.range_reader import LocalRangeReader
 from tests.loader.outputs import SHORT, WHOLE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import values_of
@@ -123,6 +124,8 @@ def test_an_index_that_is_not_the_published_one_ends_the_run(tmp_path):
 @pytest.fixture
 def failing(monkeypatch):
     """Makes the next reads of local files fail; a list of errors to raise, one a read."""
+    for other in list(ReadAhead._living):  # reads ahead of loaders that tests left behind would take the errors
+        other.close()
     errors, original = [], LocalRangeReader.read_into
 
     def read_into(self, start, buffers):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import model
 
 pytestmark = pytest.mark.filterwarnings("error")
+# The first example of a strategy is its simplest, so simplest here means cut, batched, interleaved or permuted.
 FEW = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 ROWS = 6  # latent frames of the longest video tried
 
@@ -28,7 +29,7 @@ def pixels(seed: int, batch: int, rows: int, height: int, width: int) -> torch.T
 
 def cuts(rows: int) -> st.SearchStrategy[list[int]]:
     """Ends of chunks in latent rows, the last one being `rows`."""
-    return st.sets(st.integers(1, rows - 1)).map(lambda inner: [*sorted(inner), rows])
+    return st.sets(st.integers(1, rows - 1), min_size=1).map(lambda inner: [*sorted(inner), rows])
 
 
 def frame(row: int) -> int:
@@ -51,11 +52,11 @@ def decode(vae, latent, ends):
     return torch.cat(videos, dim=2), state
 
 
-sizes = st.tuples(st.sampled_from([8, 16, 40]), st.sampled_from([8, 24, 32]))
+sizes = st.tuples(st.sampled_from([40, 8, 16]), st.sampled_from([24, 8, 32]))
 
 
 @FEW
-@given(ends=cuts(ROWS), size=sizes, batch=st.integers(1, 3), seed=st.integers(0, 99))
+@given(ends=cuts(ROWS), size=sizes, batch=st.sampled_from([2, 3, 1]), seed=st.integers(0, 99))
 def test_any_partition_gives_the_same_bits(vae, ends, size, batch, seed):
     video = pixels(seed, batch, ROWS, *size)
     whole, whole_state = encode(vae, video, [ROWS])
@@ -66,7 +67,7 @@ def test_any_partition_gives_the_same_bits(vae, ends, size, batch, seed):
 
 
 @FEW
-@given(order=st.permutations(range(4)), take=st.integers(1, 4), seed=st.integers(0, 99))
+@given(order=st.permutations([2, 0, 3, 1]), take=st.sampled_from([4, 3, 2]), seed=st.integers(0, 99))
 def test_any_batch_gives_the_same_bits(vae, order, take, seed):
     videos = pixels(seed, 4, 3, 16, 24)
     alone = [vae.encode(videos[b : b + 1], moments=True)[0] for b in range(4)]
@@ -80,7 +81,7 @@ def test_any_batch_gives_the_same_bits(vae, order, take, seed):
 
 
 @FEW
-@given(turns=st.permutations([0] * 3 + [1] * 3), seed=st.integers(0, 99))
+@given(turns=st.permutations([0, 1] * 3), seed=st.integers(0, 99))
 def test_interleaved_videos_do_not_affect_each_other(vae, turns, seed):
     videos = [pixels(seed, 1, 3, 16, 16), pixels(seed + 100, 1, 3, 16, 16)]
     latents: list[list[torch.Tensor]] = [[], []]

@@ -1,10 +1,9 @@
-"""A small training run, also as a process: `python -m tests.model.training_process FOLDER MEETING RANK WORLD LOADERS`."""
+"""A small training run, also as two processes that share it: `python -m tests.model.training_process FOLDER MEETING`."""
 
 from __future__ import annotations
 
+import os
 import sys
-
-import torch
 
 from model.training.recipe import training_recipe
 from model.training.source import SyntheticSource
@@ -40,17 +39,22 @@ def recipe(steps=20, **other):
     return training_recipe(section | other)
 
 
-def main(folder, meeting, rank, world, loaders):
-    """Prints the number of every step."""
+def main(folder, meeting):
+    """Trains as two ranks, the second one a fork of the first made after the imports. Prints the number of every step."""
+    import torch._dynamo  # optimizers import it, for two seconds
+
     torch.set_num_threads(1)
-    if int(world) > 1:
-        where = f"file://{meeting}"
-        torch.distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_size=int(world))
+    child = os.fork()
+    rank = int(child == 0)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 
     def report(step, values):
         print(step, flush=True)
 
-    train(recipe(), SyntheticSource(5), folder, loaders=int(loaders), on_step=report)
+    train(recipe(), SyntheticSource(5), folder, loaders=0, on_step=report)
+    if child:
+        _, status = os.waitpid(child, 0)
+        sys.exit(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":
