@@ -16,7 +16,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.records import Receipt
 from pipeline.storage import Store
-from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
+from tests.pipeline.latent_clips import WHOLE, latent_clip, local_store, write_shard
 
 TARS = WriteConfig(format="tar")
 
@@ -111,3 +111,20 @@ def test_sound_tars_pass(two: tuple[Store, Path, list[Receipt]]) -> None:
         Ledger(store).commit(receipt)
     (files,) = [check for check in publish(store, PublishOptions(delta=False)).snapshot.checks if check.name == "files"]
     assert files.numbers == {"files": 4, "missing": 0, "other_size": 0, "named_twice": 0, "read": 4, "damaged": 0}
+
+
+def test_latents_of_several_lengths_in_one_file_pass(tmp_path: Path) -> None:
+    """Their number of values is not that of equal latents."""
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    clips = [latent_clip(n, bucket=WHOLE, num_frames=frames) for n, frames in enumerate((17, 33, 17))]
+    receipt = Ledger(store).commit(write_shard(store, tmp_path / "spool", WriteConfig(), clips))
+    (files,) = [check for check in publish(store, PublishOptions(delta=False)).snapshot.checks if check.name == "files"]
+    assert (files.numbers["read"], files.numbers["damaged"]) == (2, 0)
+    made = replace(receipt, stats=replace(receipt.stats, n=3 * receipt.stats.n // 4))
+    store.write(f"_receipts/{receipt.shard_id}.json", made.to_json())
+    for prefix in ("_snapshots/", "_summaries/"):
+        for info in list(store.list(prefix)):
+            store.delete(info.key)
+    with pytest.raises(PublishFailed, match="its indexes say"):
+        publish(store, PublishOptions(delta=False))
