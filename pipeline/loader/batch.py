@@ -26,14 +26,14 @@ class Batch:
     grid_sizes: with `Pack`, for each sequence int64 `(n, 3)`, patches of each latent in time, height, width.
     """
 
-    latents: torch.Tensor | list[torch.Tensor]
+    latents: torch.Tensor | list[torch.Tensor] = field(repr=False)
     ids: list[str]
     captions: list[str]
     bucket: str | list[str]
-    num_frames: torch.Tensor
-    fps: torch.Tensor
-    duration_s: torch.Tensor
-    num_tokens: torch.Tensor
+    num_frames: torch.Tensor = field(repr=False)
+    fps: torch.Tensor = field(repr=False)
+    duration_s: torch.Tensor = field(repr=False)
+    num_tokens: torch.Tensor = field(repr=False)
     is_image: bool
     metadata: list[dict[str, Any]]
     dataset: int
@@ -41,8 +41,8 @@ class Batch:
     epoch: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
     sequences: list[int] = field(default_factory=list)
-    cu_seqlens: list[torch.Tensor] = field(default_factory=list)
-    grid_sizes: list[torch.Tensor] = field(default_factory=list)
+    cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
+    grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)

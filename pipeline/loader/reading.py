@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TASK_BYTES = 1024 * 1024  # least bytes of local reads that are worth a thread of their own
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Tensors:
     """Bytes of one tensor of every slot, uint8. `whole`: all of them in one block, cut at `bounds`; None if each has its own in `apart`."""
 

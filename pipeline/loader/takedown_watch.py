@@ -43,10 +43,12 @@ class TakedownWatch:
             OutputError: a record that cannot be read. Training must stop: it would use rows that were taken down.
         """
         if self._peers is None:
-            self._apply(self._found())
-        elif self._peers.first:
-            self._peers.found(self._found)
-        if self._peers is not None:
+            self._apply(self._finished())
+            self._start()
+        else:
+            if self._peers.first:
+                self._peers.found(self._finished)
+                self._start()
             self._apply(self._peers.agreed(step, self._seen))
         before, self._seen = self._seen, [dataset.takedowns for dataset in self._datasets]
         return any(one is not other for one, other in zip(before, self._seen, strict=True))
@@ -65,19 +67,20 @@ class TakedownWatch:
         if self._peers is not None:
             self._peers.due = True
 
-    def _found(self) -> list[Takedowns] | None:
-        """What a look has found that is done; starts the next one when it is time."""
-        found = None
-        if self._look is not None and self._look.done():
-            done, self._look = self._look, None
-            with suppress(
-                StorageUnavailable
-            ):  # the next look finds them; reads of latents say so if the store stays away
-                found = done.result()
+    def _finished(self) -> list[Takedowns] | None:
+        """What a look has found that is done."""
+        if self._look is None or not self._look.done():
+            return None
+        done, self._look = self._look, None
+        with suppress(StorageUnavailable):  # the next look finds them; reads of latents say so if the store stays away
+            return done.result()
+        return None
+
+    def _start(self) -> None:
+        """Starts the next look when it is time: after `_apply`, so that it reads only records that are not known."""
         if self._look is None and time.monotonic() - self._looked >= self._every_s:
             self._looked = time.monotonic()
             self._look = self._pool.submit(self._read)
-        return found
 
     def _read(self) -> list[Takedowns]:
         return [dataset.read_takedowns() for dataset in self._datasets]
