@@ -28,7 +28,7 @@ demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents wi
 	$(BIN)/python -m examples.train_dit $(DEMO)/latents@1 $(DEMO)/run $(DEMO_TRAINING)
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## format, lint, types and import rules; changes nothing
 	$(BIN)/ruff format --check .
