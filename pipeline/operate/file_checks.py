@@ -24,6 +24,7 @@ from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 NAMED = 3  # offenders named in a message
 LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
-WORKERS = 16
+WORKERS = 16  # where each read waits for a network
 READ = ["key", "bytes", "sha256", "index_key", "index_sha256", "file_rows", "hidden", "shard_id"]
 TAIL_BYTES = 32 * 1024  # one request reads most footers
 PARQUET_END = 8  # length of the footer, magic
@@ -50,12 +51,13 @@ class _Found(NamedTuple):
     values: int | None = None
 
 
-def files_check(store: Store, candidate: Candidate, workers: int = WORKERS) -> Check:
+def files_check(store: Store, candidate: Candidate, workers: int | None = None) -> Check:
     """Every data file and index exists with its size and is named once, by one LIST per top folder.
 
     Of receipts that the parent does not cover, each Parquet footer, tar start and tar end is read, and each index is hashed and compared
     with the receipt: its rows, the data file it was written for, the number of values that statistics cover.
     """
+    workers = workers or (WORKERS if is_remote(store.root) else 1)
     missing, wrong, twice = _listed(store, candidate.files)
     known_bad = {*missing, *(key for key, _ in wrong)}
     read, damaged = 0, []

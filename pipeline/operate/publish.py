@@ -36,6 +36,7 @@ from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
 from pipeline.operate.removed_check import removed_check
 from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
 
 CANARY_RECEIPTS = 8
+WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def publish(
     listing: Listing = None,
     canary: Canary | None = None,
     failures: DrillConfig | None = None,
-    workers: int = 8,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Published:
     """Publishes a snapshot that covers all receipts, unless the newest already does.
@@ -117,7 +119,7 @@ def publish(
         listing: the present inputs, or a function that lists them, see `gather`; None: unknown.
         canary: encodes a few clips of these receipts again and compares; None: this check is left out.
         failures: where to fail on purpose, for tests.
-        workers: threads that read receipts.
+        workers: threads that read receipts; by default 8 where each read waits for a network, else 1.
         progress: is kept up to date, for a message after an interruption.
 
     Raises:
@@ -130,6 +132,7 @@ def publish(
         raise InputError(
             "--removed drop needs the inputs: lathe publish OUTPUT INPUT…; without them removed inputs are unknown"
         )
+    workers = workers or (WORKERS if is_remote(store.root) else 1)
     Ledger(store).latent_set()
     log = DeltaLog(store)
     with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
