@@ -19,8 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.format.layout import DELTA_LOG
-from pipeline.ledger.manifest import FILES, write_table
+from pipeline.ledger.manifest import FILES, RECEIPTS, write_table
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.record_checks import CHANGES, COUNTS
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.storage.local import LocalStore
@@ -60,8 +61,14 @@ def publish(store: LocalStore, files: int) -> None:
     ]
     snapshots = Snapshots(store)
     table = pa.Table.from_pylist(rows, FILES)
-    tables = snapshots.write_tables(1, {"files": write_table(table, Path(store.uri("files.partial")))})
-    snapshots.create(Snapshot(1, None, "2026-11-28T00:00:00+00:00", {}, {}, {}, {}, {}, {}, {}, (), (), (), (), tables))
+    parts = {
+        "files": write_table(table, Path(store.uri("files.partial"))),
+        "receipts": write_table(RECEIPTS.empty_table(), Path(store.uri("receipts.partial"))),
+    }
+    tables = snapshots.write_tables(1, parts)
+    counts, changes = dict.fromkeys(COUNTS, 0), dict.fromkeys(CHANGES, 0)
+    created = "2026-11-28T00:00:00+00:00"
+    snapshots.create(Snapshot(1, None, created, counts, {}, {}, {}, {}, changes, {}, (), (), (), (), tables))
 
 
 def main() -> None:
