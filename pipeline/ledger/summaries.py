@@ -28,7 +28,7 @@ from pipeline.ledger.summary_tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.format.layout import Layout
     from pipeline.records import Receipt
-    from pipeline.storage import Store
+    from pipeline.storage import ObjectInfo, Store
 
 SPOOLED_AT_ONCE = 1024  # summaries between objects and a row group
 LISTED_AT_ONCE = 16384
@@ -80,15 +80,7 @@ class Summaries:
         self._read = len(missing)
         missing.reverse()
         infos = (missing.pop() for _ in range(self._read))  # each is freed after its receipt is read: 300 bytes
-        waiting, ahead = itertools.tee(infos)
-        receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
-        for info, receipt in zip(waiting, receipts, strict=True):
-            if receipt is None:
-                unreadable.append(info.key)
-                continue
-            found.append(summarise(receipt, info))
-            if listener is not None:
-                listener(receipt)
+        found += self._read_now(infos, unreadable, listener)
         self._found = found
         first = first_of_each_shard(found)
         if unreadable:
@@ -116,16 +108,9 @@ class Summaries:
                 if kept.num_rows:
                     writer.write_batch(kept)
             cache.clear()
-            waiting, ahead = itertools.tee(infos_of(missing))
-            receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
             rows: list[ReceiptSummary] = []
-            for info, receipt in zip(waiting, receipts, strict=True):
-                if receipt is None:
-                    unreadable.append(info.key)
-                    continue
-                rows.append(summarise(receipt, info))
-                if listener is not None:
-                    listener(receipt)
+            for item in self._read_now(infos_of(missing), unreadable, listener):
+                rows.append(item)
                 if len(rows) == SPOOLED_AT_ONCE:
                     writer.write_batch(batch_of(rows))
                     rows.clear()
@@ -135,6 +120,20 @@ class Summaries:
         self.cut_off = self._shards(unreadable, done)
         self._spooled = path
         return path
+
+    def _read_now(
+        self, infos: Iterable[ObjectInfo], unreadable: list[str], listener: Callable[[Receipt], None] | None
+    ) -> Iterator[ReceiptSummary]:
+        """Summaries of receipts that are not cached, in order; adds the keys of cut-off ones to `unreadable`."""
+        waiting, ahead = itertools.tee(infos)
+        receipts = self._ledger.read_all(([info.key] for info in ahead), self._workers)
+        for info, receipt in zip(waiting, receipts, strict=True):
+            if receipt is None:
+                unreadable.append(info.key)
+                continue
+            yield summarise(receipt, info)
+            if listener is not None:
+                listener(receipt)
 
     def _compared(self, names: pa.Array) -> tuple[list[pa.RecordBatch], list[str], np.ndarray]:
         """Listed receipts that the cache lacks (key, size, etag), keys of empty ones, and which entries of the cache still hold."""

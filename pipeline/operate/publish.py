@@ -67,9 +67,7 @@ class PublishOptions:
     limits: Limits = field(default_factory=checks.Limits)
     job: dict[str, Any] | None = None  # recorded as lineage
     delta: bool = True  # write the Delta view as well
-    rebuild: bool = (
-        False  # pass over damaged snapshots, read their receipts again; go on without receipts that are lost
-    )
+    rebuild: bool = False  # pass over damaged snapshots, read their receipts again, go on without those that are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +172,8 @@ def _publish(
     parent, prefix = base.parent, options.fingerprint or ""
     if options.delta:
         log.check()
-    builds = running_builds(
-        store, prefix
-    )  # before receipts are listed: one that ends meanwhile may have committed later
+    # Before receipts are listed: a build that ends meanwhile may have committed later.
+    builds = running_builds(store, prefix)
     candidate = gather(
         store,
         parent,
