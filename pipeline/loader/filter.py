@@ -52,7 +52,7 @@ def filtered_rows(
             kept[number] = positions
     if sum(map(len, kept.values())) + counts.sum() == sum(counts[number] for number in kept):
         names = ", ".join(sorted(files.buckets()))
-        raise ConfigError(f"where: {where!r} is true of no row of {store.root}, whose buckets are {names}")
+        raise ConfigError(f"where: {where!r} matches no row of {store.root}, whose buckets are {names}")
     return kept
 
 
