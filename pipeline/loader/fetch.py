@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, StorageUnavailable
@@ -52,24 +53,26 @@ class Span:
     file: int
     start: int
     stop: int
-    members: list[Wanted] = field(default_factory=list)
+    members: list[Wanted]
 
 
 def spans_of(wanted: Iterable[Wanted]) -> list[Span]:
     """Groups tensors that lie near each other in one file."""
     found: list[Span] = []
-    for item in sorted(wanted, key=lambda one: (one.file, one.offset)):
-        last = found[-1] if found else None
+    last = None
+    for item in sorted(wanted, key=attrgetter("file", "offset")):
+        stop = item.stop
         if (
             last is None
             or last.file != item.file
             or not 0 <= item.offset - last.stop <= GAP_BYTES
-            or item.stop - last.start > READ_BYTES
+            or stop - last.start > READ_BYTES
         ):
-            last = Span(item.file, item.offset, item.offset)
+            last = Span(item.file, item.offset, stop, [item])
             found.append(last)
-        last.members.append(item)
-        last.stop = item.stop
+        else:
+            last.members.append(item)
+            last.stop = stop
     return found
 
 
@@ -89,21 +92,24 @@ class Fetcher:
             StorageUnavailable: the store failed for too long; names file and range.
             NotFound, AccessError: the file is missing or may not be read.
         """
-        for attempt in range(TRIES):
+        # Hot reads of 0.1 MB take 14 microseconds: what is done for each counts.
+        members = span.members
+        buffers = [members[0].view] if len(members) == 1 else self._buffers(span)
+        tries = 0
+        while True:
             try:
-                done = self._reader(span.file).read_into(span.start, self._buffers(span))
+                reader = self._open.held(span.file) or self._opened(span.file)
+                reached = span.start + reader.read_into(span.start, buffers)
                 break
             except StorageUnavailable as error:
+                tries += 1
                 self.retries += 1
                 self._open.forget(span.file)
-                if attempt == TRIES - 1 or self._store.retries_itself:
+                if tries == TRIES or self._store.retries_itself:
                     where = self.describe(span.file, span.start, span.stop - span.start)
                     raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
-                time.sleep(PAUSE_S * 2**attempt)
-        reached = span.start + done
-        if reached >= span.stop:
-            return []
-        return [item for item in span.members if item.stop > reached]
+                time.sleep(PAUSE_S * 2 ** (tries - 1))
+        return [] if reached >= span.stop else [item for item in members if item.stop > reached]
 
     def describe(self, file: int, offset: int, length: int) -> str:
         """File and range as text."""
@@ -130,8 +136,7 @@ class Fetcher:
         self._open.clear()
 
     def _buffers(self, span: Span) -> list[memoryview]:
-        if len(span.members) == 1:
-            return [span.members[0].view]
+        """Memory of the members, and for what lies between them."""
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:
@@ -147,5 +152,5 @@ class Fetcher:
         view: memoryview = self._gap.view
         return view
 
-    def _reader(self, file: int) -> RangeReader:
+    def _opened(self, file: int) -> RangeReader:
         return self._open.get(file, lambda: self._store.open_reader(self._files.value("key", file)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.loader.slots import Slot, SlotFinder
     from pipeline.loader.stats import LoaderStats
 
-TASK_BYTES = 1024 * 1024  # least bytes of local reads that are worth a thread of their own
+TASK_BYTES = 8 * 1024 * 1024  # least bytes of local reads that are worth a thread of their own
 
 
 @dataclass(slots=True, repr=False)
@@ -168,12 +168,13 @@ class BatchReader:
         if self._cache is not None:
             missing = [item for span in spans for item in span.members if not self._from_cache(item)]
             spans = spans_of(missing)
+        fetch, checked = self._fetcher.read, self._verify or self._cache is not None
         for span in spans:
             if self._stopped.is_set():
                 raise CancelledError
-            cut = self._fetcher.read(span)
+            cut = fetch(span)
             failed += [Failure(item, self._fetcher.cut(item)) for item in cut]
-            for item in span.members:
+            for item in span.members if checked else ():
                 if item in cut:
                     continue
                 error = self._fetcher.damage(item) if self._verify else None
