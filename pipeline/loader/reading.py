@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -168,13 +167,11 @@ class BatchReader:
         if self._cache is not None:
             missing = [item for span in spans for item in span.members if not self._from_cache(item)]
             spans = spans_of(missing)
-        fetch, checked = self._fetcher.read, self._verify or self._cache is not None
-        for span in spans:
-            if self._stopped.is_set():
-                raise CancelledError
-            cut = fetch(span)
+        checked = self._verify or self._cache is not None
+        for part in ([span] for span in spans) if checked else [spans]:  # checked while in the processor's cache
+            cut = self._fetcher.read(part, self._stopped.is_set)
             failed += [Failure(item, self._fetcher.cut(item)) for item in cut]
-            for item in span.members if checked else ():
+            for item in part[0].members if checked else ():
                 if item in cut:
                     continue
                 error = self._fetcher.damage(item) if self._verify else None

@@ -63,7 +63,7 @@ def test_every_tensor_gets_its_bytes_also_where_the_system_reads_less_than_asked
     monkeypatch.setattr(os, "preadv", short)
     items = wanted((0, 5, 1000), (0, 1005, 10), (0, 2000, 3), (0, 200_000, 90_000))
     for span in spans_of(items):
-        assert fetcher.read(span) == []
+        assert fetcher.read([span]) == []
     for item in items:
         assert bytes(item.view) == data[item.offset : item.stop]
 
@@ -71,10 +71,10 @@ def test_every_tensor_gets_its_bytes_also_where_the_system_reads_less_than_asked
 def test_a_file_that_ends_too_early_says_which_tensors_are_cut(file):
     fetcher, data = file
     (span,) = spans_of(wanted((0, 299_000, 500), (0, 299_600, 500), (0, 300_200, 5)))
-    assert [item.offset for item in fetcher.read(span)] == [299_600, 300_200]
+    assert [item.offset for item in fetcher.read([span])] == [299_600, 300_200]
     assert bytes(span.members[0].view) == data[299_000:299_500]
     with pytest.raises(NotFound, match="gone does not exist"):
-        fetcher.read(spans_of(wanted((1, 0, 5)))[0])
+        fetcher.read(spans_of(wanted((1, 0, 5))))
 
 
 def test_errors_of_the_system_name_the_file(file, monkeypatch):
@@ -85,7 +85,7 @@ def test_errors_of_the_system_name_the_file(file, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", refused)
     with pytest.raises(AccessError, match=r"/file cannot be read: Permission denied"):
-        fetcher.read(spans_of(wanted((0, 0, 5)))[0])
+        fetcher.read(spans_of(wanted((0, 0, 5))))
 
 
 def test_few_files_stay_open(films, monkeypatch):
