@@ -42,7 +42,7 @@ class _Texts:
     def __init__(self, column: pa.Array) -> None:
         self.column = column
         _, offsets, data = column.buffers()
-        self._ends = memoryview(np.frombuffer(offsets, np.int32)[column.offset :])
+        self._ends = np.frombuffer(offsets, np.int32)[column.offset :].data
         self._data = memoryview(data) if data is not None else memoryview(b"")
         self._null = memoryview(column.is_null().to_numpy(zero_copy_only=False)) if column.null_count else None
 

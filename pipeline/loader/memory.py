@@ -40,15 +40,15 @@ class BatchMemory:
         return torch.from_numpy(lent)
 
     def _found(self, num_bytes: int) -> np.ndarray:
-        """A free block that fits and is not more than twice too large, or a new one."""
+        """A free block that fits and is not more than twice too large, or a new one. The one used last may be in the processor's cache."""
         for _ in range(len(self._free)):
             try:
-                block = self._free.popleft()
+                block = self._free.pop()
             except IndexError:  # another thread was faster
                 break
             if num_bytes <= len(block) <= 2 * num_bytes:
                 return block
-            self._free.append(block)
+            self._free.appendleft(block)
         self.allocated += 1
         if self._pinned:
             import torch

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.errors import AccessError, NotFound
-from pipeline.loader import LatentDataset, LatentLoader, open_files
+from pipeline.loader import LatentDataset, LatentLoader, open_files, reading
 from pipeline.loader.fetch import GAP_BYTES, READ_BYTES, Fetcher, Wanted, spans_of
+from pipeline.storage.range_reader import LocalRangeReader
 from tests.pipeline.latent_clips import local_store
 
 
@@ -99,3 +101,19 @@ def test_few_files_stay_open(films, monkeypatch):
         assert len(os.listdir("/proc/self/fd")) <= before + 2
     dataset.close()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize(("slow", "verify"), [(False, "never"), (True, "never"), (False, "always")])
+def test_reads_from_memory_stay_in_one_thread_others_are_spread(films, monkeypatch, slow, verify):
+    threads, original = set(), LocalRangeReader.read_into
+
+    def read_into(self, start, buffers):
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return original(self, start, buffers)
+
+    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    monkeypatch.setattr(reading, "DISK_TASK_BYTES", 1)
+    monkeypatch.setattr(reading, "DISK_PACE", -1.0 if slow else 1e9)
+    with LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, verify=verify) as loader:
+        assert len(list(loader)) == 15
+    assert threads == ({"batches", "latents"} if slow or verify == "always" else {"batches"})
