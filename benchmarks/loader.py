@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -83,6 +82,12 @@ def write(root: str, spool: Path, size: Size, container: str, storage: Any = Non
         rows = [latent_clip(10_000 * shard + n, bucket=bucket) for n in range(size.rows // SHARDS)]
         Ledger(store).commit(write_shard(store, spool, WriteConfig(format=container), rows, shard=shard))
     publish(store, PublishOptions(delta=False))
+
+
+def peak_mb() -> float:
+    """Peak memory of this program; `ru_maxrss` is at least that of the program which started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 def raw_rate(uri: str, batch: int, seconds: float, threads: int, *, cold: bool) -> float:
@@ -177,8 +182,6 @@ def in_child(function: str, *arguments: Any) -> dict[str, Any]:
 
 def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, Any]:
     """Rates of the loader and of plain reads by the better number of threads, and peak memory."""
-    from benchmarks.loader_peers import peak_mb
-
     ours = our_rate(uri, batch, seconds, cold=cold)
     rss = peak_mb()
     raw = max(raw_rate(uri, batch, seconds / 2, threads, cold=cold) for threads in (1, 2))
@@ -198,11 +201,11 @@ def plan(rows: int) -> dict[str, Any]:
         for n, count in enumerate(files.tolist())
         if count
     }
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     began = time.perf_counter()
     Order([DatasetRows("bench", buckets)], parse_rule(16)).batch(0)
     seconds = time.perf_counter() - began
-    return {"s": seconds, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000}
+    return {"s": seconds, "mb": peak_mb() - before}
 
 
 def many_files(root: str, files: int) -> None:
@@ -233,7 +236,6 @@ def first_batch(uri: str) -> dict[str, Any]:
     began = time.perf_counter()
     import torch  # noqa: F401
 
-    from benchmarks.loader_peers import peak_mb
     from pipeline.loader import LatentDataset, LatentLoader
 
     imported = time.perf_counter()

@@ -15,11 +15,12 @@ import resource
 import sys
 import time
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import torch
+
+from benchmarks.loader import peak_mb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,12 +36,6 @@ def drop_pages(folder: str) -> None:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-def peak_mb() -> float:
-    """Peak memory of this program; `ru_maxrss` is at least that of the program which started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 def rate(batches: Callable[[], Iterator[Any]], seconds: float, *, cold: bool) -> float:
