@@ -86,7 +86,7 @@ class Fetcher:
         self._gap = threading.local()
         self.retries = 0
 
-    def read(self, spans: Sequence[Span], stopped: Callable[[], bool] = bool) -> list[Wanted]:
+    def read(self, spans: Sequence[Span], stopped: Callable[[], bool] = lambda: False) -> list[Wanted]:
         """Fills the memory of the members of all spans. Returns those that the file is too short for.
 
         Raises:
