@@ -62,6 +62,21 @@ def test_build_that_reaches_a_limit_finishes_running_shards_and_leaves_the_rest(
     assert pool.closed
 
 
+def test_build_whose_last_shards_run_when_a_limit_is_reached_is_complete(tmp_path):
+    class Late(ScriptedPool):
+        def poll(self, timeout_s):
+            if len(self.runs) == 2 and control.budget.hours is None:  # both run
+                control.budget = Budget(hours=1e-12)
+                return []
+            return super().poll(timeout_s)
+
+    pool, control = Late(lambda shard, runs: None), Limited(Budget())
+    build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path)), pool, shards=2)
+    build._control = control
+    build.run()
+    assert (report.shards_done, report.shards_left, report.stopped) == (2, 0, None)
+
+
 def test_encoder_time_is_in_the_report(tmp_path):
     pool = ScriptedPool(lambda shard, runs: None)
     build, report, _ = make_build(tmp_path, ProbedStore(str(tmp_path)), pool)

@@ -84,6 +84,7 @@ class BuildPlan:
     listed: Sequence[Shard]  # the inputs as they are now
     receipts: Sequence[ReceiptSummary]  # all of the output, of any fingerprint
     todo: Sequence[Shard]
+    overlaps: bool  # whether some listed input, in any version, was encoded before under this fingerprint
 
 
 class Control(Protocol):

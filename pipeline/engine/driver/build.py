@@ -143,6 +143,8 @@ class Build:
             )
 
     def _settle_signal(self) -> None:
+        if not self._dispatcher.open_shards:
+            self._report.stopped = None  # what ran when the limit was reached was all there was
         if signals.requested() and self._dispatcher.draining and self._dispatcher.open_shards:
             raise self._interrupted()
 

@@ -84,7 +84,8 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
-        control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo))
+        seen = bool(work.finished or work.touched)
+        control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
         report = BuildReport(
             output=job.output,
             fingerprint=context.fingerprint,
