@@ -213,7 +213,7 @@ class Lease:
         return LeaseHeld(
             f"{record.command} of {record.user} on {record.host} (process {record.pid}) holds the lease {record.name!r} of "
             f"{self._store.root} since {record.started}; nothing was started. It is free when that run ends, or "
-            f"{record.ttl_s:g} s after it was killed",
+            f"{record.ttl_s:g} s after it was killed. If no run holds it: delete {LEASES}{record.name}/",
             record=asdict(record),
         )
 

@@ -180,6 +180,19 @@ def test_night_that_a_signal_stops_publishes_what_is_done(first, tmp_path, monke
     assert newest_ids(store_of(output)) == newest_ids(store_of(first.folder / "out"))
 
 
+def test_second_signal_stops_a_night_without_publishing(first, tmp_path, monkeypatch):
+    def insist():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(signals, "BURST_S", 0.0)
+    output = tmp_path / "out"
+    with signals.handled():
+        night = nightly(job_of(first.folder / "corpus", output), Hooked(insist, monkeypatch))
+    assert (night.outcome, night.published, night.shards_done > 0) == ("interrupted", False, True)
+    assert Snapshots(store_of(output)).numbers() == []
+
+
 def test_night_that_lost_its_lease_stops_and_publishes_nothing(place, monkeypatch):
     held = []
 
