@@ -13,6 +13,7 @@ DATA = "data/"
 DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
+COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
 LEASES = "_leases/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
