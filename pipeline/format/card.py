@@ -27,7 +27,8 @@ def hugging_face_config(
     `datasets` keeps what it has read from a local folder under the folder's name and this configuration, and does not look for new files.
     `state` becomes the description of the entry: another state makes it read the folder again.
 
-    Takes the present contents, or None. `files`: keys of the data files; None: a glob. Returns None if the user has removed the first line to keep own changes.
+    Takes the present contents, or None; `files`: keys of the data files, or None for a glob. Returns None if the user has removed the
+    first line to keep own changes.
     """
     if existing is None:
         existing = f"{OURS}configs:\n"

@@ -104,7 +104,10 @@ def _counted_whole(part: CountedReceipt, problem: str | None = None) -> _Read:
 
 
 def _counted(store: Store, part: CountedReceipt) -> _Read:
-    """Reads indexes and latents if some rows do not count, or are in other files. One that is lost or damaged is a problem of the receipt, named with all rows."""
+    """Reads indexes and latents if some rows do not count, or are in other files.
+
+    One that is lost or damaged is a problem of the receipt, which is named with all rows.
+    """
     copies = part.copies.of(part.receipt.shard_id)
     if part.whole and not copies:
         return _counted_whole(part)

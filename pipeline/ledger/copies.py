@@ -164,9 +164,21 @@ def dropped_row(row: IndexRow) -> dict[str, Any]:
 
 
 def _dropped(item: dict[str, Any]) -> IndexRow:
-    nothing = {"latent_length": 0, "latent_hash": "", "logvar_offset": None, "logvar_length": None, "logvar_hash": None}
-    unknown = {"shape": (), "dtype": "", "bucket": "", "source_hash": "", "caption": None}
-    return IndexRow(**item, row=UNPLACED, latent_offset=UNPLACED, **nothing, **unknown)
+    return IndexRow(
+        **item,
+        row=UNPLACED,
+        latent_offset=UNPLACED,
+        latent_length=0,
+        latent_hash="",
+        logvar_offset=None,
+        logvar_length=None,
+        logvar_hash=None,
+        shape=(),
+        dtype="",
+        bucket="",
+        source_hash="",
+        caption=None,
+    )
 
 
 class CompactedFiles:

@@ -340,8 +340,11 @@ class Snapshots:
             )
 
 
-def published_copies(store: Store) -> Copies:
-    """Rows that compactions copied, as the newest snapshot has them; none if nothing is published. Raises as `Snapshots.table`."""
+def published_copies(store: Store, number: int | None = None) -> Copies:
+    """Rows that compactions copied, as a snapshot has them, the newest without a number; none if nothing is published.
+
+    Raises as `Snapshots.table`.
+    """
     snapshots = Snapshots(store)
-    newest = snapshots.latest()
-    return NO_COPIES if newest is None or "copies" not in newest.tables else Copies(snapshots.table(newest, "copies"))
+    found = snapshots.latest() if number is None else snapshots.read(number)
+    return NO_COPIES if found is None or "copies" not in found.tables else Copies(snapshots.table(found, "copies"))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.snapshots import Snapshot
-    from pipeline.operate.compact_files import Compacted
     from pipeline.operate.compact_plan import Group
     from pipeline.operate.compact_tables import Rewritten
     from pipeline.operate.delta_log import DeltaView

@@ -184,7 +184,7 @@ def _copy(writer: ShardWriter, stored: StoredFile, file: dict[str, Any], copied:
 _OF_FILE = ("format", "format_version", "container", "bucket", "shard_id", "fingerprint", "latent", "normalisation")
 
 
-class _Uncopied(Exception):  # noqa: N818 - see `OtherColumns`
+class _Uncopied(Exception):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key

@@ -83,12 +83,11 @@ def _rows_that_counted(store: Store, candidate: Candidate, lost: list[str]) -> t
                 unread.add(file["shard_id"])
                 rows = []
             left[name] += [row for row in rows if row.row not in hidden and not takedowns.hides(row)]
-    for file, shard, rows in copied_rows(store, candidate, shards):
-        if rows is None:
+    for file, shard, copied in copied_rows(store, candidate, shards):
+        if copied is None:
             unread.add(shard)
-        hidden = set(file["hidden"])
-        counted = [row for row in rows or () if row.row not in hidden and not takedowns.hides(row)]
-        left[file["fingerprint"], shard] += counted
+        hidden, name = set(file["hidden"]), (file["fingerprint"], shard)
+        left[name] += [row for row in copied or () if row.row not in hidden and not takedowns.hides(row)]
     return left, unread
 
 

@@ -32,7 +32,7 @@ TENSOR_MEMBERS = ("latent.npy", "latent.safetensors")
 IN_JSON = {"id", "vae_latent_shape", "vae_latent_dtype", *SCALARS}
 
 
-class OtherColumns(Exception):  # noqa: N818 - not an error: such files are left as they are
+class OtherColumns(Exception):
     """The file was written by another version of Lathe, with other columns."""
 
 
