@@ -13,6 +13,7 @@ DATA = "data/"
 DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
+RETIRED = "_retired/"
 LEASES = "_leases/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
@@ -24,6 +25,7 @@ _CACHES = re.compile(
     r"|(.*/)?index\.json"  # litdata, wids
 )
 _ATTEMPT = "[A-Za-z0-9_-]+"
+_UNDO = ".undo.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, RETIRED),
     *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
@@ -134,6 +136,21 @@ def snapshot_table_key(number: int, name: str, sha256: str) -> str:
 def takedown_key(name: str) -> str:
     """Key of the record of a takedown."""
     return f"{TAKEDOWNS}{name}.json"
+
+
+def undo_key(record: str) -> str:
+    """Key of the object that undoes the takedown with the key `record`."""
+    return f"{record.removesuffix('.json')}{_UNDO}"
+
+
+def undone_record(key: str) -> str | None:
+    """Inverse of `undo_key`; None if `key` is not the key of such an object."""
+    return f"{key.removesuffix(_UNDO)}.json" if key.endswith(_UNDO) else None
+
+
+def retired_key(shard_id: str, attempt: str) -> str:
+    """Key of a receipt whose inputs all count in other receipts or not at all: `lathe gc` moves it here."""
+    return f"{RETIRED}{shard_id}--{attempt}.json"
 
 
 def lease_key(name: str, number: int) -> str:

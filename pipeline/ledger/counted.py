@@ -84,7 +84,12 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         taken_counts = Counts(clips_planned=rows, clips=rows, frames=frames)
         return receipt.added() + _negative(taken_counts), [Share(item, 0, 0, 0) for item in receipt.files]
     found, lost, taken = [], [], []
+    gone = Counts()
     for item in receipt.files:
+        if item.index_key in part.takedowns.deleted:
+            gone += Counts(clips_planned=item.rows, clips=item.rows, frames=item.frames)
+            found.append(Share(item, 0, 0, 0))
+            continue
         rows = stored_index(store, item.index_key)
         counted = counting(part, rows)
         seen = [row for row in counted if not part.takedowns.hides(row)]
@@ -98,7 +103,7 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         found.append(Share(item, len(seen), frames, num_bytes, tuple(seen), hidden))
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
-    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
+    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts + gone), found
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:

@@ -44,6 +44,8 @@ def part_statistics(store: Store, whole: ChannelStats | None, shares: Iterable[S
     hidden = [(share.file.key, row) for share in shares for row in share.hidden_rows]
     if not shown:
         return None
+    if len(shown) + len(hidden) < sum(share.file.rows for share in shares):  # files that were taken down are deleted
+        return measured(store, shown)
     if not hidden:
         return whole
     if whole is not None and _num_values(hidden) < _num_values(shown) and finite(whole):

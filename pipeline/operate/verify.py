@@ -27,6 +27,7 @@ from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import NONE, may_be_deleted, read_takedowns
+from pipeline.operate.delta_log import LACKS_TAKEDOWNS, DeltaLog
 from pipeline.records import FORMAT_VERSIONS
 from pipeline.storage.ranged_file import RangedFile
 
@@ -122,6 +123,8 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         return report
     _check_published(store, report)
     takedowns = _takedowns(store, report)
+    if takedowns and DeltaLog(store).lacks_takedowns():
+        report.problems.append(Problem(DELTA_LOG, *LACKS_TAKEDOWNS))
     # Listed before receipts: see `receipts.orphans`.
     stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
@@ -292,7 +295,7 @@ def _check_file(store: Store, item: WrittenFile, part: _Part, deep: bool, checke
         try:
             infos[key] = store.stat(key)
         except NotFound:
-            if may_be_deleted(store, part.takedowns, part.shard_id):
+            if may_be_deleted(store, part.takedowns, part.shard_id, key):
                 checked.deleted += 1
             else:
                 checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
