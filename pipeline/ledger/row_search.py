@@ -8,8 +8,8 @@ follow another rule, a key is looked for in all indexes.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError
+from pipeline.format.columns import readable_key
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ["id", "source_uri", "source_key"]
 WORKERS = 16  # threads on a remote store
-READABLE_CHARS = 64  # of a key, at the beginning of an id
 TRIED = 8  # files that show by which rule ids are made
 
 
@@ -55,9 +55,8 @@ class IndexedFile:
         return not self.high or (self.low[: len(start)] <= start and start <= self.high)
 
 
-def readable(key: str) -> str:
-    """The part of a sample's key at the beginning of the ids of its clips."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", key)[-READABLE_CHARS:].strip("_") or "clip"
+def _named(column: str, values: pa.Array, table: pa.Table) -> pa.Array:
+    return pc.is_in(table[column], values)
 
 
 class RowSearch:
@@ -71,13 +70,13 @@ class RowSearch:
 
     def rows(self, ids: Collection[str]) -> list[FoundRow]:
         """The rows with these ids, each once, of those that exist."""
-        wanted = {name: (name,) for name in ids}
+        wanted = {name: name for name in ids}
         found = self._find("id", wanted)
         return list({row.id: row for row in found}.values())
 
     def samples(self, keys: Collection[str]) -> set[tuple[str, str]]:
         """(URI, key) of the samples with these keys that have a row."""
-        wanted = {key: (f"{readable(key)}-",) for key in keys}
+        wanted = {key: f"{readable_key(key)}-" for key in keys}
         return {(row.source_uri, row.source_key) for row in self._find("source_key", wanted)}
 
     def files(self) -> list[IndexedFile]:
@@ -92,8 +91,9 @@ class RowSearch:
                 covered = set(snapshots.table(newest, "receipts", ["shard_id"])["shard_id"].to_pylist())
             ledger = Ledger(self._store)
             left = ledger.keys_by_shard(without=covered)
-            for receipt in ledger.read_all(left.values(), self._workers):
-                for item in receipt.files if receipt is not None else ():
+            read = ledger.read_all(left.values(), self._workers)
+            for receipt in (receipt for receipt in read if receipt is not None):
+                for item in receipt.files:
                     low, high = item.ranges.get("id", ("", ""))
                     self._newest.append(IndexedFile(item.index_key, receipt.shard_id, low, high))
         return self._newest
@@ -104,21 +104,22 @@ class RowSearch:
         chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
         yield from self._read(chosen, lambda table: pa.array([True] * len(table)))
 
-    def _find(self, column: str, wanted: dict[str, tuple[str, ...]]) -> list[FoundRow]:
+    def _find(self, column: str, wanted: dict[str, str]) -> list[FoundRow]:
         """Rows whose `column` is one of the names `wanted`, each with what ids of its rows begin with."""
-        left, seen, found = dict(wanted), set(), []
+        left, found = dict(wanted), []
+        seen: set[str] = set()
         for files, pruned in self._rounds(by_id=column == "id"):
             if not left:
                 break
             values = pa.array(list(left), pa.string())
-            starts = [start for each in left.values() for start in each]
+            starts = list(left.values())
             fresh = [
                 file
                 for file in files
                 if file.index_key not in seen and (not pruned or any(file.may_hold(start) for start in starts))
             ]
             seen.update(file.index_key for file in fresh)
-            rows = list(self._read(fresh, lambda table, values=values: pc.is_in(table[column], values)))
+            rows = list(self._read(fresh, partial(_named, column, values)))
             found += rows
             for row in rows:
                 left.pop(getattr(row, column), None)
@@ -131,7 +132,7 @@ class RowSearch:
         yield self.files(), True
         for number in older:
             yield list(self._of_snapshot(snapshots, number)), True
-        if by_id or all(row.id.startswith(f"{readable(row.source_key)}-") for row in self.near(TRIED)):
+        if by_id or all(row.id.startswith(f"{readable_key(row.source_key)}-") for row in self.near(TRIED)):
             return
         yield self.files(), False
         for number in older:

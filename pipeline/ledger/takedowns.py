@@ -75,6 +75,10 @@ class Takedowns:
         found = self._keys_by_uri
         return sorted({key for uri in uris for key in found.get(uri, ())}) if found else []
 
+    def keys_naming(self, receipt: Receipt) -> list[str]:
+        """Keys of the records that name a source of this receipt; sorted."""
+        return self.keys_for([uri_id(source.uri) for source in receipt.shard.objects])
+
     def uri_ids(self) -> set[bytes]:
         """`uri_id` of every source that a record names."""
         return set(self._keys_by_uri)
@@ -150,7 +154,8 @@ def read_record(store: Store, key: str) -> Takedown:
 
 def may_be_deleted(store: Store, takedowns: Takedowns, shard_id: str, key: str) -> bool:
     """Whether a data file of a shard, or its index, may be deleted: takedowns hide all its rows, or every source of its receipt is taken
-    down."""
+    down.
+    """
     if not takedowns:
         return False
     if key in takedowns.deleted:

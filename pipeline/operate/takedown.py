@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.errors import BuildError, InputError, LatheError, NotFound
+from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.receipts import Ledger
@@ -28,12 +28,13 @@ from pipeline.ledger.takedowns import (
     record_undo,
 )
 from pipeline.operate.delta_log import DeltaLog
-from pipeline.operate.taken_files import TakenFiles
 from pipeline.operate.takedown_names import Named, resolve, spelled
+from pipeline.operate.taken_files import TakenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pipeline.format.index import IndexRow
     from pipeline.storage import Store
 
 NEAR = 3  # records like one that does not exist
@@ -87,7 +88,7 @@ def _take_out(named: Named, earlier: Takedowns) -> list[str]:
 
 
 def _hides(takedowns: Takedowns, name: str, uri: str, key: str) -> bool:
-    return takedowns.hides(FoundRow(name, uri, key))
+    return takedowns.hides(cast("IndexRow", FoundRow(name, uri, key)))
 
 
 def _delta(store: Store) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
 
     Raises:
         InputError: no such record; the message has those like it.
-        BuildError: the bytes are gone. Nothing was undone.
+        OutputError: the bytes are gone. Nothing was undone.
         LeaseHeld: a `lathe gc` or `lathe compact` runs.
     """
     Ledger(store).latent_set()
@@ -142,11 +143,15 @@ def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
         again = []
         for gone, rest in parts:
             if rest.uri_ids():
-                kept = {"sources": rest.sources, "samples": rest.samples, "rows": rest.rows}
-                again.append(record_takedown(store, rest.reason, by=rest.by, **kept).key)
+                again.append(_record_again(store, rest))
             record_undo(store, gone.key, reason, by)
         shown = _hidden(store, Takedowns(gone for gone, _ in parts), read_takedowns(store))
         return {"undone": [gone.key for gone, _ in parts], "again": again, **_delta(store), **shown}
+
+
+def _record_again(store: Store, rest: Takedown) -> str:
+    made = record_takedown(store, rest.reason, sources=rest.sources, samples=rest.samples, rows=rest.rows, by=rest.by)
+    return made.key
 
 
 def _part(record: Takedown, name: str) -> tuple[Takedown, Takedown] | None:
@@ -208,7 +213,7 @@ def _names(record: Takedown) -> Iterator[str]:
 
 
 def _check_bytes(store: Store, record: Takedown) -> None:
-    """Raises BuildError if a file with rows of this record is gone, so that readers would miss it."""
+    """Raises OutputError if a file with rows of this record is gone, so that readers would miss it."""
     gone = next(iter(record.deleted), None)
     if gone is None and record.names_removed is not None:
         gone = f"all (the names of {record.key} were removed {record.names_removed})"
@@ -217,7 +222,7 @@ def _check_bytes(store: Store, record: Takedown) -> None:
             gone = file.key
             break
     if gone is not None:
-        raise BuildError(
+        raise OutputError(
             f"{record.key} cannot be undone: bytes of its rows are gone, {gone} among them. The takedown stays. To have the videos again, "
             "encode them under other URIs or into another output"
         )

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import WriteConfig
-from pipeline.errors import BuildError, InputError
+from pipeline.errors import InputError, OutputError
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.row_search import readable
+from pipeline.format.columns import readable_key
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow
 from pipeline.ledger.takedowns import Takedowns, read_record, read_takedowns, record_takedown
@@ -36,7 +36,7 @@ def clips_of(shard: int, keys: list[str]) -> list:
     found = []
     for n, key in enumerate(keys):
         clip = latent_clip(100 * shard + n, uri=uri_of(shard), key=key)
-        found.append(replace(clip, id=f"{readable(key)}-0000-{shard:04x}{n:012x}"))
+        found.append(replace(clip, id=f"{readable_key(key)}-0000-{shard:04x}{n:012x}"))
     return found
 
 
@@ -46,7 +46,7 @@ def commit(store: Store, spool: Path, shard: int, keys: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards, two in snapshot 1 and all in snapshot 2, with a Delta log; samples `a/cat`, `a/dog`; `b/dog`, `both`; `c/cow`, `both`."""
+    """Three shards of two samples, two in snapshot 1 and all in snapshot 2, with a Delta log. Shards 1 and 2 have a sample `both`."""
     folder = tmp_path_factory.mktemp("takedown")
     store = local_store(folder / "out")
     Ledger(store).prepare("films")
@@ -154,12 +154,12 @@ def test_undo_shows_the_rows_again_until_their_bytes_are_gone(store: Store) -> N
     assert len(shown_by_view(store)) == 3
     (record,) = history(store)
     assert record["undone"]["by"] == "bob"
-    with pytest.raises(InputError, match="no takedown of .* is called or names"):
+    with pytest.raises(InputError, match=r"no takedown of .* is called or names"):
         undo(store, key, reason="", by="")
     take_down(store, [uri_of(1)], **ASKED)
     (receipt,) = [item for item in Ledger(store).all() if item.shard.objects[0].uri == uri_of(1)]
     store.delete(receipt.files[0].key)
-    with pytest.raises(BuildError, match="cannot be undone: bytes of its rows are gone"):
+    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
         undo(store, uri_of(1), reason="", by="")
     assert not read_takedowns(store).takes("s3://corpus/other.tar")
     assert read_takedowns(store).takes(uri_of(1))
@@ -191,7 +191,7 @@ def test_records_without_names_hide_the_same_rows(store: Store) -> None:
     assert shown_by_view(store) == view
     assert verify_output(store).problems == []
     assert take_down(store, [uri_of(1), cow], **ASKED)["already"] == [uri_of(1), cow]
-    with pytest.raises(BuildError, match="the names of .* were removed"):
+    with pytest.raises(OutputError, match=r"the names of .* were removed"):
         undo(store, uri_of(1), reason="", by="")
 
 
@@ -212,7 +212,7 @@ def test_a_record_survives_its_json_in_both_forms_and_version_1_is_read() -> Non
         {"by": 5},
         {"deleted": [1]},
     ):
-        with pytest.raises(ValueError, match="ha[sv]e? "):
+        with pytest.raises(ValueError, match=r"ha[sv]e? "):
             Takedown.from_json("k", json.dumps({**json.loads(hashed.to_json()), **change}).encode())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.ledger.row_search import readable
+from pipeline.format.columns import readable_key
 from pipeline.records import stable_hash
 
 if TYPE_CHECKING:
@@ -19,4 +19,4 @@ def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
     digest = stable_hash(
         [sample.uri, etag, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8
     )
-    return f"{readable(sample.key)}-{plan.index:04d}-{digest}"
+    return f"{readable_key(sample.key)}-{plan.index:04d}-{digest}"
