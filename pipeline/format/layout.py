@@ -14,6 +14,7 @@ DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
 RETIRED = "_retired/"
+COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
 LEASES = "_leases/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"

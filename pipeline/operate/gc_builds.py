@@ -110,5 +110,6 @@ def _read(store: Store, info: ObjectInfo) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"nothing was deleted: {info.key} is not a heartbeat: {error}; remove it if no build runs", uri=store.uri(info.key)
+            f"nothing was deleted: {info.key} is not a heartbeat: {error}; remove it if no build runs",
+            uri=store.uri(info.key),
         ) from None

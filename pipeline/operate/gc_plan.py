@@ -255,7 +255,9 @@ def read_retired(store: Store, key: str) -> Receipt:
     try:
         return Receipt.from_json(store.read(key))
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"nothing was deleted: {key} cannot be read as a receipt: {error}", uri=store.uri(key)) from None
+        raise OutputError(
+            f"nothing was deleted: {key} cannot be read as a receipt: {error}", uri=store.uri(key)
+        ) from None
 
 
 def target_of(receipt: Receipt) -> str:

@@ -95,6 +95,4 @@ def _holding(store: Store, numbers: list[int], takedowns: Takedowns) -> set[int]
     """Snapshots but the first of `numbers` that name a file with hidden rows which the first does not name."""
     files = TakenFiles(store, takedowns)
     newest = {file.key for file, _ in files.of_snapshot(numbers[0])}
-    return {
-        number for number in numbers[1:] if any(file.key not in newest for file, _ in files.of_snapshot(number))
-    }
+    return {number for number in numbers[1:] if any(file.key not in newest for file, _ in files.of_snapshot(number))}

@@ -19,7 +19,6 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, row_digest, sample_digest
 from pipeline.ledger.takedowns import (
-    NONE,
     Takedowns,
     listed_takedowns,
     read_record,
@@ -109,10 +108,10 @@ def _hidden(store: Store, takedowns: Takedowns, earlier: Takedowns) -> dict[str,
             snapshots[number] = files.rows_of_snapshot(number)
         except LatheError as error:
             notices.append(f"rows of snapshot {number} are hidden and not counted: {error}")
-    stored = [file.taken for _, _, file in files.of_receipts() if file.taken]
+    stored = list(files.stored())
     return {
         "snapshots": snapshots,
-        "stored": {"rows": sum(map(len, stored)), "files": len(stored)},
+        "stored": {"rows": sum(len(file.taken or ()) for file in stored), "files": len(stored)},
         "notices": notices,
     }
 
@@ -217,10 +216,7 @@ def _check_bytes(store: Store, record: Takedown) -> None:
     gone = next(iter(record.deleted), None)
     if gone is None and record.names_removed is not None:
         gone = f"all (the names of {record.key} were removed {record.names_removed})"
-    for _, _, file in TakenFiles(store, Takedowns([record]), NONE).of_receipts() if gone is None else ():
-        if file.taken is None or not store.exists(file.key):
-            gone = file.key
-            break
+    gone = gone or TakenFiles(store, Takedowns([record])).lost()
     if gone is not None:
         raise OutputError(
             f"{record.key} cannot be undone: bytes of its rows are gone, {gone} among them. The takedown stays. To have the videos again, "

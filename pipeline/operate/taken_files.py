@@ -18,7 +18,7 @@ from pipeline.errors import NotFound, OutputError
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger, stored_index
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import URI_BYTES
 from pipeline.ledger.takedowns import NONE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.ledger.takedowns import Takedowns
-    from pipeline.records import Receipt, WrittenFile
+    from pipeline.records import Receipt
     from pipeline.storage import Store
 
 WORKERS = 8  # threads on a remote store
@@ -68,20 +68,41 @@ class TakenFiles:
         if not self._keys:
             return
         snapshots = Snapshots(self._store)
+        compacted = pa.array(published_copies(self._store, number).places(self._shards), pa.string())
         for batch in snapshots.batches(snapshots.read(number), "files", COLUMNS):
-            rows = batch.filter(pc.is_in(batch["shard_id"], self._shards)).to_pylist()
+            mine = pc.or_(pc.is_in(batch["shard_id"], self._shards), pc.is_in(batch["key"], compacted))
+            rows = batch.filter(mine).to_pylist()
             for row, file in zip(rows, self._files((row["key"], row["index_key"]) for row in rows), strict=True):
                 if file.taken is None or file.taken:
                     yield file, frozenset(row["hidden"])
 
-    def of_receipts(self) -> Iterator[tuple[Receipt, WrittenFile, TakenFile]]:
-        """Files that receipts name, with such rows."""
+    def stored(self) -> Iterator[TakenFile]:
+        """Files that receipts name, and those into which compactions copied their rows, each once. Without those that do not exist."""
+        copies = published_copies(self._store)
+        keys = {item.key: item.index_key for receipt in self._receipts() for item in receipt.files}
+        keys |= {key: str(copies.files[key]["index_key"]) for key in copies.places(self._shards)}
+        for file in self._files(iter(sorted(keys.items()))):
+            if (file.taken is None or file.taken) and self._store.exists(file.key):
+                yield file
+
+    def lost(self) -> str | None:
+        """Key of a file that is gone and that would be needed to show these rows again; None if there is none."""
+        copies = published_copies(self._store)
+        for receipt in self._receipts():
+            copied = copies.of(receipt.shard_id)
+            for item in receipt.files:
+                copy = copied.get(item.key)
+                needed = {} if copy is None else {copy.file.key: copy.file.index_key}
+                if copy is None or any(map(self._takedowns.hides, copy.dropped)):
+                    needed[item.key] = item.index_key
+                for file in self._files(iter(needed.items())):
+                    if file.taken is None or (file.taken and not self._store.exists(file.key)):
+                        return file.key
+        return None
+
+    def _receipts(self) -> Iterator[Receipt]:
         read = Ledger(self._store).read_all(([key] for key in sorted(self._keys)), self._workers)
-        for receipt in (receipt for receipt in read if receipt is not None):
-            files = self._files((item.key, item.index_key) for item in receipt.files)
-            for item, file in zip(receipt.files, files, strict=True):
-                if file.taken is None or file.taken:
-                    yield receipt, item, file
+        return (receipt for receipt in read if receipt is not None)
 
     def _files(self, keys: Iterator[tuple[str, str]]) -> Iterator[TakenFile]:
         yield from mapped_ahead(self._file, keys, self._workers, "takedowns")

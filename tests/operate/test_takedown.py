@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config import WriteConfig
 from pipeline.errors import InputError, OutputError
-from pipeline.ledger.receipts import Ledger
 from pipeline.format.columns import readable_key
+from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow
 from pipeline.ledger.takedowns import Takedowns, read_record, read_takedowns, record_takedown

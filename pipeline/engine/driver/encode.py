@@ -36,6 +36,7 @@ from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
+from pipeline.operate.hugging_face import data_files
 from pipeline.storage import Store, is_remote, open_store
 from pipeline.video.clips import resolve_rules
 
@@ -140,7 +141,9 @@ def _name_data(context: BuildContext, store: Store) -> None:
         return
     found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace") if store.exists(HUGGING_FACE_KEY) else None
     state = f"data files of {datetime.now(UTC).isoformat()}"
-    config = hugging_face_config(found, context.fingerprint, context.job.write.format, state)
+    container = context.job.write.format
+    files = data_files(store, context.fingerprint, container)
+    config = hugging_face_config(found, context.fingerprint, container, state, files)
     if config is not None:
         store.write(HUGGING_FACE_KEY, config.encode())
 
