@@ -111,7 +111,7 @@ def _counted(store: Store, part: CountedReceipt) -> _Read:
     copies = part.copies.of(part.receipt.shard_id)
     if part.whole and not copies:
         return _counted_whole(part)
-    complete = not any(copy.dropped for copy in copies.values())
+    complete = not any(copy.dropped for copy in copies.values()) and not part.takedowns.deleted
     try:
         counts, found = shares(store, part)
         stats = part.receipt.stats

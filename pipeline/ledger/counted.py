@@ -91,8 +91,12 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
     found: list[Share] = []
     lost: list[IndexRow] = []
     taken: list[IndexRow] = []
+    gone = Counts()
     for item in receipt.files:
         copy = copies.get(item.key)
+        if (item if copy is None else copy.file).index_key in part.takedowns.deleted:  # takedowns hide all its rows
+            gone += Counts(clips_planned=item.rows, clips=item.rows, frames=item.frames)
+            continue
         rows = stored_index(store, item.index_key) if copy is None else part.copies.rows(store, copy)
         every = rows if copy is None else [*rows, *copy.dropped]
         counted = counting(part, every)
@@ -105,7 +109,7 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
             found.append(_dropped_again(store, receipt, item, again))
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
-    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
+    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts + gone), found
 
 
 def _whole(item: WrittenFile, copy: Copy | None) -> Share:

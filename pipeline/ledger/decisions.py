@@ -136,7 +136,8 @@ def decide(
     selection.changes.added += _num_uris(new)
     if listing is not None:
         done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
-        selection.open_sources = _unknown(selection.open_sources, done)
+        left = _unknown(selection.open_sources, done)
+        selection.open_sources = [source for source in left if not takedowns.takes(source.uri)]  # never encoded
     return Decisions(
         overlaps=overlaps,
         selection=selection,

@@ -55,7 +55,7 @@ class _Side:
             try:
                 rows, _ = read_index(self.store.read(index_key))
             except (InputError, ValueError, OSError) as error:
-                if isinstance(error, NotFound) and may_be_deleted(self.store, takedowns, shard):
+                if isinstance(error, NotFound) and may_be_deleted(self.store, takedowns, shard, index_key):
                     return {}
                 raise OutputError(
                     f"{index_key} of snapshot {self.snapshot.number} cannot be read: {error}; see `lathe verify`",

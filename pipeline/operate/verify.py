@@ -25,6 +25,7 @@ from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import NONE, read_takedowns
+from pipeline.operate.delta_log import LACKS_TAKEDOWNS, DeltaLog
 from pipeline.operate.verify_files import Checked, FilePart, Problem, check_file
 from pipeline.records import FORMAT_VERSIONS
 
@@ -86,6 +87,8 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         return report
     _check_published(store, report)
     takedowns, copies = _takedowns(store, report), _copies(store)
+    if takedowns and DeltaLog(store).lacks_takedowns():
+        report.problems.append(Problem(DELTA_LOG, *LACKS_TAKEDOWNS))
     # Listed before receipts: see `receipts.orphans`.
     stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]

@@ -77,7 +77,7 @@ def check_file(store: Store, item: WrittenFile, part: FilePart, deep: bool, chec
         try:
             infos[key] = store.stat(key)
         except NotFound:
-            if may_be_deleted(store, part.takedowns, part.shard_id):
+            if may_be_deleted(store, part.takedowns, part.shard_id, key):
                 checked.deleted += 1
             else:
                 checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
