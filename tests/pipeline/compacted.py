@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.config import WriteConfig
-from pipeline.format.layout import CURRENT, snapshot_key
+from pipeline.format.layout import CURRENT, retired_key, snapshot_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
@@ -42,15 +42,15 @@ def clips_of(uri: str, seeds: list[int], config: WriteConfig = CONFIG) -> list[L
     ]
 
 
-def add_tar(store: Store, folder: Path, name: str, seeds: list[int], etag: str, config: WriteConfig = CONFIG) -> Receipt:
+def add_tar(
+    store: Store, folder: Path, name: str, seeds: list[int], etag: str, config: WriteConfig = CONFIG
+) -> Receipt:
     """Commits a tar with a sample for each seed."""
     source = SourceObject(tar(name), 1000, etag)
     return _commit(store, folder, Shard("tar", f"{name}.tar", (source,)), clips_of(source.uri, seeds, config), config)
 
 
-def add_films(
-    store: Store, folder: Path, films: dict[str, tuple[int, str]], config: WriteConfig = CONFIG
-) -> Receipt:
+def add_films(store: Store, folder: Path, films: dict[str, tuple[int, str]], config: WriteConfig = CONFIG) -> Receipt:
     """Commits a group of plain films: name -> (seed, etag)."""
     sources = tuple(SourceObject(film(name), 1000, etag) for name, (_, etag) in sorted(films.items()))
     clips = [clip for name, (seed, _) in sorted(films.items()) for clip in clips_of(film(name), [seed], config)]
@@ -72,11 +72,11 @@ def make_history(folder: Path, config: WriteConfig = CONFIG) -> Store:
     add_tar(store, folder, "a", [1, 2, 3], "a1", config)
     add_tar(store, folder, "b", [11, 12], "b1", config)
     add_films(store, folder, {"f": (21, "f1"), "g": (22, "g1"), "h": (23, "h1")}, config)
-    publish_all(store)
+    publish_all(store, delta=False)
     add_tar(store, folder, "b", [13], "b2", config)
     add_films(store, folder, {"g": (24, "g2")}, config)
     record_takedown(store, "asked to", samples=[(tar("a"), "dir/video00002")])
-    publish_all(store)
+    publish_all(store, delta=False)
     return store
 
 
@@ -118,11 +118,18 @@ def _tar_rows(path: str) -> list[dict[str, Any]]:
 
 
 def delete_unnamed(store: Store) -> list[str]:
-    """What `lathe gc` may do after the grace time: only the newest snapshot stays, with its files. Returns the deleted data files."""
+    """What `lathe gc` does in the end: only the newest snapshot stays, with its files and receipts. Returns the deleted data files."""
     snapshots = Snapshots(store)
     newest = snapshots.latest()
     for number in snapshots.numbers()[:-1]:
         store.delete(snapshot_key(number))
+    receipts = snapshots.table(newest, "receipts", ["shard_id", "own_shard"]).to_pydict()
+    for shard, counts in zip(*receipts.values(), strict=True):
+        if not counts:
+            key = CURRENT.receipt_key(shard)
+            data = store.read(key)
+            store.write(retired_key(shard, Receipt.from_json(data).attempt), data)
+            store.delete(key)
     named = snapshots.table(newest, "files", ["key", "index_key"]).to_pydict()
     kept = {*named["key"], *named["index_key"]}
     gone = [key for prefix in ("data/", CURRENT.index) for key in store.keys(prefix) if key not in kept]
