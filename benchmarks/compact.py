@@ -163,6 +163,5 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=1))
 
 
-
 if __name__ == "__main__":
     main()
