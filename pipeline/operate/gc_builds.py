@@ -92,7 +92,8 @@ def look_at_builds(store: Store, prefix: str, now: float, grace_s: float, ended:
         more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
         raise OutputError(
             f"nothing was deleted: build {name}{more} has not been heard of for {duration(silent)} and did not say that it ended. If it "
-            f"runs, let it end. If it was killed, say so: --ended {name}; without that it counts as ended after {duration(grace_s)} (--grace)",
+            f"runs, let it end. If it was killed, say so: --ended {name}; otherwise it counts as ended after {duration(grace_s)} "
+            "(--grace)",
             uri=store.root,
         )
     return found
