@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, OutputError
-from pipeline.format.layout import COMPACTED, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_receipt
+from pipeline.format.layout import COMPACTED, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_key, retired_receipt
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger, stored_index
@@ -39,6 +39,7 @@ from pipeline.storage import is_remote
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pipeline.format.layout import ReceiptName
     from pipeline.ledger.copies import Copies
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.operate.gc_builds import Builds
@@ -114,14 +115,17 @@ class _Planner:
         files = self._unnamed()
         shards = {stem.rpartition("/")[2][:16] for stem in files}
         live = [(key, found) for key, found in self._live(shards) if found is not None]
-        retired = self._retired(shards)
-        self._restore(retired)
-        restored = {receipt.shard_id for _, receipt in self._made.restore}
+        retired = self._retired()
+        restored = self._restored(retired)
+        wanted = {
+            name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
+        }
         covered = self._covered({receipt.shard_id for _, receipt in live})
         alive = {(receipt.shard_id, receipt.attempt) for _, receipt in live}
-        for _, receipt, modified in retired:
-            if receipt.shard_id in restored or (receipt.shard_id, receipt.attempt) in alive:
+        for name, modified in wanted.items():
+            if (name.shard_id, name.attempt) in alive:
                 continue  # a gc that was killed had not moved it yet
+            receipt = read_retired(self._store, _key_of(name))
             for stem in self._stems(receipt) & files.keys():
                 file = files.pop(stem)
                 if modified <= self._limit:
@@ -169,28 +173,30 @@ class _Planner:
         keys = [key for key, name in names if name is not None and name.shard_id[:16] in shards]
         return list(zip(keys, mapped_ahead(self._ledger.load, keys, self._workers, "receipts"), strict=True))
 
-    def _retired(self, shards: Collection[str]) -> list[tuple[str, Receipt, float]]:
-        """Retired receipts of these shards: key, receipt, when it was moved."""
-        found = []
+    def _retired(self) -> dict[ReceiptName, float]:
+        """Retired receipts, and when each was moved."""
+        found = {}
         for info in self._store.list(RETIRED):
             name = retired_receipt(info.key)
             if name is None:
                 self._made.foreign.append(info.key)
-            elif name.shard_id[:16] in shards and info.size:
-                found.append((info.key, read_retired(self._store, info.key), info.modified))
+            elif info.size:
+                found[name] = info.modified
         return found
 
-    def _restore(self, retired: list[tuple[str, Receipt, float]]) -> None:
-        """A retired receipt counts again if a publisher that had read it before shows it, or a build found its bytes unchanged."""
+    def _restored(self, retired: dict[ReceiptName, float]) -> set[str]:
+        """Shards whose retired receipt counts again: a publisher that had read it before shows it, or a build found its bytes unchanged."""
         if not retired:
-            return
-        wanted = {receipt.shard_id for _, receipt, _ in retired}
-        named = self._same & wanted
+            return set()
+        wanted = {name.shard_id for name in retired}
+        found = self._same & wanted
         if self._kept.newest is not None:
             shards = pa.array(sorted(wanted), pa.string())
             for batch in Snapshots(self._store).batches(self._kept.newest, "files", ["shard_id"]):
-                named.update(batch["shard_id"].filter(pc.is_in(batch["shard_id"], shards)).to_pylist())
-        self._made.restore = [(key, receipt) for key, receipt, _ in retired if receipt.shard_id in named]
+                found.update(batch["shard_id"].filter(pc.is_in(batch["shard_id"], shards)).to_pylist())
+        keys = [_key_of(name) for name in retired if name.shard_id in found]
+        self._made.restore = [(key, read_retired(self._store, key)) for key in keys]
+        return found
 
     @cached_property
     def _same(self) -> set[str]:
@@ -268,6 +274,10 @@ class _Planner:
     def _wait(self, file: StoredFile) -> None:
         self._made.kept["waiting"] += 1
         self._made.waiting_bytes += file.num_bytes
+
+
+def _key_of(name: ReceiptName) -> str:
+    return retired_key(name.shard_id, str(name.attempt))
 
 
 def read_retired(store: Store, key: str) -> Receipt:
