@@ -113,7 +113,7 @@ def _counted(store: Store, part: CountedReceipt) -> _Read:
         return _counted_whole(part)
     complete = not any(copy.dropped for copy in copies.values()) and not part.takedowns.deleted
     try:
-        counts, found = shares(store, part)
+        counts, found = shares(store, part, restore=True)
         stats = part.receipt.stats
         if not (part.whole and complete):
             stats = part_statistics(store, stats, found, complete=complete)

@@ -70,12 +70,15 @@ def counting(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
     return [row for row in rows if row.source_uri not in uris and (row.source_uri, row.source_key) not in samples]
 
 
-def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
+def shares(store: Store, part: CountedReceipt, *, restore: bool = False) -> tuple[Counts, list[Share]]:
     """Counts of the part of a receipt that counts, and its share of each data file.
+
+    Rows that a compaction dropped are left out, as if taken down. With `restore`, those that count again, because an input or a takedown
+    was taken back, are in the share of the file that the receipt names.
 
     Raises:
         NotFound: an index is missing, of a receipt that is partly hidden.
-        OutputError: it cannot be read, or rows count that a compaction dropped.
+        OutputError: it cannot be read, or rows that count again are in no file any more.
     """
     receipt = part.receipt
     copies = part.copies.of(receipt.shard_id)
@@ -105,8 +108,12 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         lost += [row for row in every if row.id not in names]
         names -= {row.id for row in taken}
         found.append(_partly(item if copy is None else copy.file, rows, names, copy))
-        if copy is not None and (again := {row.id for row in copy.dropped} & names):
-            found.append(_dropped_again(store, receipt, item, again))
+        if copy is None or not (again := {row.id for row in copy.dropped} & names):
+            continue
+        if restore:
+            found.append(_restored(store, receipt, item, again))
+        else:
+            taken += [row for row in copy.dropped if row.id in again]
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
     return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts + gone), found
@@ -127,8 +134,8 @@ def _partly(file: WrittenFile, rows: list[IndexRow], shown: set[str], copy: Copy
     return Share(file, len(seen), sum(row.num_frames for row in seen), num_bytes, seen, hidden, copy)
 
 
-def _dropped_again(store: Store, receipt: Receipt, item: WrittenFile, shown: set[str]) -> Share:
-    """Rows that count although a compaction dropped them, from the file of the receipt: an input or takedown was taken back.
+def _restored(store: Store, receipt: Receipt, item: WrittenFile, shown: set[str]) -> Share:
+    """Rows that count although a compaction dropped them, from the file of the receipt.
 
     Raises:
         OutputError: that file is deleted.

@@ -163,7 +163,8 @@ def _compacted(
                 candidate = _candidate(store, parent, Path(tempfile.mkdtemp(dir=folder)), workers)
             found = rewritten(candidate, files, folder)
             snapshot = _record(store, snapshots, parent, candidate, found, number)
-            tables = tables_of(found.candidate, snapshots.open_shards(parent), folder)
+            entries = snapshots.open_shards(parent)
+            tables = tables_of(found.candidate, folder, entries if len(entries) > NAMED_IN_RECORD else ())
             snapshot.tables.update(snapshots.write_tables(number, tables))
             lease.check()
             try:

@@ -194,7 +194,7 @@ def _publish(
     if lost:
         snapshot = replace(snapshot, lineage={**snapshot.lineage, "lost_receipts": lost.to_dict()})
     release_memory()
-    tables = tables_of(candidate, entries, folder)
+    tables = tables_of(candidate, folder, entries if len(entries) > NAMED_IN_RECORD else ())
     snapshot.tables.update(snapshots.write_tables(base.number, tables))
     if progress is not None:
         progress.creating = base.number

@@ -30,7 +30,7 @@ from pipeline.ledger.manifest import (
     write_table,
 )
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import NAMED_IN_RECORD, PublishedFingerprint, Snapshot
+from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot
 from pipeline.ledger.summary import source_id
 from pipeline.operate.inspect import file_metadata
 
@@ -159,14 +159,14 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
     }
 
 
-def tables_of(candidate: Candidate, entries: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Tables of the snapshot as Parquet files, by name. `entries`: what is known not to be done."""
+def tables_of(candidate: Candidate, folder: Path, unnamed: Sequence[str] = ()) -> dict[str, Path]:
+    """Tables of the snapshot as Parquet files, by name. `unnamed`: all that is known not to be done, if the record does not name all."""
     tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
     if any(candidate.decisions.selection.choices.values()):
         choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
         tables["choices"] = write_table(choices, folder / "choices")
-    if len(entries) > NAMED_IN_RECORD:
-        tables["open"] = write_table(pa.table({"name": entries}, OPEN), folder / "open")
+    if unnamed:
+        tables["open"] = write_table(pa.table({"name": unnamed}, OPEN), folder / "open")
     if candidate.copies:
         tables["copies"] = write_table(candidate.copies.table, folder / "copies")
     return tables
