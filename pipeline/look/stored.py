@@ -185,8 +185,10 @@ def encoder_of(store: Store, parts: Sequence[CountedReceipt], storage: StorageCo
     Raises:
         InputError: the file is missing or was not written by Lathe.
     """
-    newest = max(parts, key=lambda part: precedence(part.receipt))
-    file, _ = next(_places(newest))
+    ordered = sorted(parts, key=lambda part: precedence(part.receipt), reverse=True)
+    file = next((file for part in ordered for file, _ in _places(part)), None)
+    if file is None:
+        raise InputError(f"{store.root} holds no clip of these receipts; see `lathe status`")
     encoder: dict[str, Any] = inspect_path(store.uri(file.key), storage)["metadata"]["encoder"]
     return encoder
 
