@@ -2,7 +2,7 @@
 
 - `status`: progress of an output
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
-- `verify`: check of every receipt, file, byte and offset
+- `verify`, `row_checks`: check of every receipt, file, byte and offset; of ids and variants
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
 - `lost_receipts`, `open_work`: what the parent covers and is gone; what is known not to be done
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible

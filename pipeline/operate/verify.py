@@ -27,7 +27,8 @@ from pipeline.ledger.receipts import Ledger, imbalances
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import NONE, may_be_deleted, read_takedowns
-from pipeline.records import FORMAT_VERSIONS
+from pipeline.operate.row_checks import doubled_ids, id_hashes, misplaced_variant
+from pipeline.records import FORMAT_VERSIONS, variant_names
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     Visible = Callable[[list[IndexRow]], list[IndexRow]]
 
 PIECE_BYTES = 8 * 1024 * 1024
-LISTED_IDS = 20  # repeated ids that are listed; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class _Part(NamedTuple):
     fingerprint: str
     shard_id: str
     takedowns: Takedowns
+    variants: tuple[str, ...]  # of each clip
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
             report.rows += checked.rows
             report.frames += checked.frames
     _note_deleted(report, deleted)
-    report.problems += _doubled_ids(store, ids)
+    report.problems += [Problem(*found) for found in doubled_ids(store, ids)]
     named |= {info.key for info in stored if info.key.startswith(DELTA_LOG)}
     _count_orphans(report, [info for info in stored if info.key not in named])
     return report
@@ -161,6 +162,7 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     report.shards = len({row["shard_id"] for row in files})
     report.files = len(files)
     ids: list[tuple[str, np.ndarray]] = []
+    variants = {name: variant_names(item.parts) for name, item in snapshot.fingerprints.items()}
 
     def check(row: dict[str, Any]) -> _Checked:
         checked = _Checked(None)
@@ -170,7 +172,8 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
         def visible(rows: list[IndexRow]) -> list[IndexRow]:
             return [found for found in rows if found.row not in hidden and not takedowns.hides(found)]
 
-        _check_file(store, item, _Part(visible, row["fingerprint"], row["shard_id"], takedowns), report.deep, checked)
+        facts = _Part(visible, row["fingerprint"], row["shard_id"], takedowns, variants[row["fingerprint"]])
+        _check_file(store, item, facts, report.deep, checked)
         if not takedowns and not checked.problems and (checked.rows, checked.frames) != (row["rows"], row["frames"]):
             found = f"{checked.rows} rows, {checked.frames} frames that count"
             checked.problems.append(Problem(item.key, found, f"{row['rows']} rows, {row['frames']} frames"))
@@ -188,7 +191,7 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     _note_deleted(report, deleted)
     if not takedowns and report.rows != snapshot.counts["rows"] and report.ok:
         report.problems.append(Problem(f"snapshot {number}", f"{report.rows} rows", f"{snapshot.counts['rows']} rows"))
-    report.problems += _doubled_ids(store, ids)
+    report.problems += [Problem(*found) for found in doubled_ids(store, ids)]
 
 
 def _takedowns(store: Store, report: VerifyReport) -> Takedowns:
@@ -281,7 +284,8 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
         )
     for item in receipt.files:
-        facts = _Part(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns)
+        names = variant_names(receipt.fingerprint_parts)
+        facts = _Part(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns, names)
         _check_file(store, item, facts, deep, checked)
     return checked
 
@@ -300,6 +304,8 @@ def _check_file(store: Store, item: WrittenFile, part: _Part, deep: bool, checke
         if infos[key].size != size:
             checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
     rows = _check_index(store, item, part.visible, checked) if item.index_key in infos else []
+    if (misplaced := misplaced_variant(rows, part.variants)) is not None:
+        checked.problems.append(Problem(item.index_key, *misplaced))
     if item.key not in infos:
         return
     if deep:
@@ -335,7 +341,7 @@ def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Ch
     counted = visible(rows)
     checked.rows += len(counted)
     checked.frames += sum(row.num_frames for row in counted)
-    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in counted], np.uint64)))
+    checked.ids.append((item.index_key, id_hashes(counted)))
     return rows
 
 
@@ -368,27 +374,3 @@ def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, fingerprint
         checked.problems.append(Problem(item.key, f"{footer.num_rows} rows", f"{item.rows} rows"))
     if (found := (metadata or {}).get("fingerprint")) != fingerprint:
         checked.problems.append(Problem(item.key, f"fingerprint {found}", f"fingerprint {fingerprint}"))
-
-
-def _id_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _doubled_ids(store: Store, ids: list[tuple[str, np.ndarray]]) -> list[Problem]:
-    """Ids that occur twice. Candidates are found by hash; indexes with candidates are read again for the names."""
-    if not ids:
-        return []
-    values, numbers = np.unique(np.concatenate([hashes for _, hashes in ids]), return_counts=True)
-    suspects = values[numbers > 1]
-    if not suspects.size:
-        return []
-    where: dict[str, list[str]] = {}
-    for index_key, hashes in ids:
-        if np.isin(hashes, suspects).any():
-            for row in read_index(store.read(index_key))[0]:
-                where.setdefault(row.id, []).append(index_key)
-    doubled = {name: keys for name, keys in where.items() if len(keys) > 1}
-    listed = [Problem(keys[0], f"id {name} also in {keys[1]}", "each id once") for name, keys in doubled.items()]
-    if (rest := len(listed) - LISTED_IDS) > 0:
-        listed[LISTED_IDS:] = [Problem(DATA, f"{rest} more ids that occur twice", "each id once")]
-    return listed
