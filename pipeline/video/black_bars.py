@@ -55,9 +55,9 @@ class BlackBars:
             if number % FRAMES_AT_ONCE == 0:
                 yield
 
-    def inside(self, frames: np.ndarray) -> Window | None:
-        """What bars leave of a clip of these frames, in pixels of the displayed frame; None without bars, or if all is black."""
-        boxes_N4 = self._boxes_N4[np.searchsorted(self._frames, frames)]
+    def inside(self, frames: np.ndarray | None = None) -> Window | None:
+        """What bars leave of these frames (by default of all), in pixels of the displayed frame; None without bars, or if all is black."""
+        boxes_N4 = self._boxes_N4 if frames is None else self._boxes_N4[np.searchsorted(self._frames, frames)]
         top, left = boxes_N4[:, 0].min(), boxes_N4[:, 2].min()
         height, width = boxes_N4[:, 1].max() - top, boxes_N4[:, 3].max() - left
         if (height, width) == self._size or height * LEAST < self._size[0] or width * LEAST < self._size[1]:

@@ -115,6 +115,8 @@ class Cutter:
             yield StillOpening()
 
         def inside(start: int, stop: int) -> Window | None:
+            if rules.select == "slide":  # clips that share scaled frames must have the same bars
+                return bars.inside()
             return bars.inside(clips.frames_on_screen(video.times_s, start, stop, rules.fps))
 
         again, rejects = self._choose(video, inside)
@@ -169,17 +171,16 @@ def _borders(count: int, request: CutRequest) -> tuple[int, ...]:
 
 
 class _Variants:
-    """Windows of the variants of one clip in its scaled frames. `shared`: the smallest window that holds all of them."""
+    """Windows of the variants of one clip in its scaled frames. `shared`: one that holds all of them, the same for clips that overlap."""
 
-    def __init__(self, plans: tuple[ClipPlan, ...]) -> None:
+    def __init__(self, plans: tuple[ClipPlan, ...], rules: ClipRules) -> None:
         first = plans[0]
         self._plans, self._size = plans, (first.bucket.height, first.bucket.width)
-        height, width = self._size
-        self._top, self._left = min(plan.crop_top for plan in plans), min(plan.crop_left for plan in plans)
-        rows = max(plan.crop_top for plan in plans) - self._top + height
-        columns = max(plan.crop_left for plan in plans) - self._left + width
-        self.shared = Geometry(first.scaled_height, first.scaled_width, self._top, self._left, rows, columns)
-        self._scratch_3HW = np.empty((3, rows, columns), np.uint8) if len(plans) > 1 else None
+        self._at, size = (first.crop_top, first.crop_left), self._size
+        if rules.crop == "random":
+            self._at, size = (0, 0), (first.scaled_height, first.scaled_width)
+        self.shared = Geometry(first.scaled_height, first.scaled_width, *self._at, *size)
+        self._scratch_3HW = np.empty((3, *size), np.uint8) if len(plans) > 1 or size != self._size else None
 
     def write(self, write: Callable[[np.ndarray, Geometry], bool], out_3HW: list[np.ndarray]) -> bool:
         """Has `write` fill the shared window, and copies from it what each variant shows. Returns what `write` returns."""
@@ -188,7 +189,7 @@ class _Variants:
         damaged = write(self._scratch_3HW, self.shared)
         height, width = self._size
         for plan, out in zip(self._plans, out_3HW, strict=True):
-            top, left = plan.crop_top - self._top, plan.crop_left - self._left
+            top, left = plan.crop_top - self._at[0], plan.crop_left - self._at[1]
             shown_3HW = self._scratch_3HW[:, top : top + height, left : left + width]
             out[:] = shown_3HW[..., ::-1] if plan.mirrored else shown_3HW
         return damaged
@@ -228,7 +229,7 @@ def _cut(
     fired = False
     for position in range(0, len(planned), step):
         plans = planned[position : position + step]
-        bucket, variants = plans[0].bucket, _Variants(plans)
+        bucket, variants = plans[0].bucket, _Variants(plans, rules)
         frames = _frames(plans[0], video.times_s, available, rules)
         next_clip = _first_frame(planned[position + step : position + step + 1], video.times_s, rules.fps)
         done = 0
