@@ -17,6 +17,7 @@ from pipeline.format.columns import storable
 from pipeline.format.layout import TAKEDOWNS, takedown_key
 from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.summary import uri_id
+from pipeline.records import split_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -90,7 +91,8 @@ class Takedowns:
         self.records = tuple(sorted(records, key=lambda item: item.key))
         self._sources = {storable(uri) for item in self.records for uri in item.sources}
         self._samples = {(storable(uri), storable(key)) for item in self.records for uri, key in item.samples}
-        self._ids = {row.id for item in self.records for row in item.rows}
+        # One variant of a clip shows what the others show.
+        self._ids = {split_id(row.id)[0] for item in self.records for row in item.rows}
         self._uris = self._sources | {uri for uri, _ in self._samples}
         self._uris |= {row.source_uri for item in self.records for row in item.rows}
         self._keys_by_uri: dict[bytes, list[str]] = {}
@@ -120,9 +122,11 @@ class Takedowns:
         return set(self._keys_by_uri)
 
     def hides(self, row: IndexRow) -> bool:
-        """Whether this row is taken down."""
+        """Whether this row is taken down: its source, its sample, it or another variant of its clip."""
         return (
-            row.source_uri in self._sources or (row.source_uri, row.source_key) in self._samples or row.id in self._ids
+            row.source_uri in self._sources
+            or (row.source_uri, row.source_key) in self._samples
+            or (bool(self._ids) and split_id(row.id)[0] in self._ids)
         )
 
 
