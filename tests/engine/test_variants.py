@@ -142,7 +142,8 @@ def test_variants_are_encoded_again_and_shown_from_their_source(built, tmp_path)
     assert np.array_equal(shown["crop2-flip"], shown["crop2"][..., ::-1])
     assert not np.array_equal(shown["crop1"], shown["crop2"])
     found = preview(built[1].output, StorageConfig(), sheet=str(tmp_path / "sheet.png"), clips=3)
-    assert {row["variant"] for row in found["clips"]} <= set(VARIANTS)
+    shown = {row["key"]: row["variant"] for row in found["clips"]}
+    assert shown == {"a": "crop1", "b": "crop2", "c": "crop1-flip"}  # a few clips are of all variants
 
 
 def test_a_decoder_that_dies_between_variants_changes_no_row(built, stored, tmp_path):
