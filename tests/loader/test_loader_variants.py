@@ -168,7 +168,7 @@ rules = st.sampled_from(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     rules,
     st.sampled_from(["draw", "crop2", "all"]),
