@@ -57,7 +57,7 @@ class Bucket:
         """What the order needs to know."""
         return BucketRows(self.grid, self.counts)
 
-    def locate(self, rows: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, rows: np.ndarray, draw: Draw | None = None) -> tuple[np.ndarray, np.ndarray]:
         """File number and position in the file of each row: int32, int64. `draw`: for buckets of clips with several variants."""
         places = np.searchsorted(self._ends, rows, side="right")
         positions = rows - (self._ends[places] - self.counts[places])

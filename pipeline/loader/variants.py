@@ -76,8 +76,8 @@ class _ClipBucket(Bucket):
             )
         super().__init__(bucket.shape, bucket.grid, bucket.files, counts, chosen)
 
-    def locate(self, rows: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-        """As in `Bucket`; `rows` are numbers of clips."""
+    def locate(self, rows: np.ndarray, draw: Draw | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As in `Bucket`; `rows` are numbers of clips. `draw` is needed where variants are drawn."""
         places = np.searchsorted(self._ends, rows, side="right")
         clips = rows - (self._ends[places] - self.counts[places])
         positions = np.empty(len(rows), np.int64)
@@ -95,10 +95,12 @@ class _ClipBucket(Bucket):
                     'there: its rows are not in groups of all variants; read it with variants="all"'
                 )
 
-    def _position(self, row: int, place: int, clip: int, draw: Draw) -> int:
+    def _position(self, row: int, place: int, clip: int, draw: Draw | None) -> int:
         kept, step = self.chosen.get(place), len(self._names)
         if self._fixed is not None:
             return clip * step + self._fixed if kept is None else int(kept[clip])
+        if draw is None:
+            raise ValueError("locate needs a draw where variants are drawn")
         if kept is None:
             return clip * step + draw(row, step)
         first = self._first[place]
