@@ -23,8 +23,8 @@ from pipeline.look.originals import Originals
 from pipeline.look.preview import preview
 from pipeline.look.stored import choose, facts, in_turns
 from pipeline.operate.inspect import inspect_output
-from pipeline.operate.row_checks import misplaced_variant
 from pipeline.operate.verify import verify_output
+from pipeline.operate.verify_files import misplaced_variant
 from pipeline.records import split_id
 from pipeline.storage import open_store
 from pipeline.video.clips import resolve_rules
