@@ -1,4 +1,4 @@
-"""Commands of `lathe`: encode, plan, status, inspect, verify, sample. Packages are imported when a command runs, so that `--help` is fast.
+"""Commands of `lathe`: encode, plan, inspect, verify, sample. Packages are imported when a command runs, so that `--help` is fast.
 
 Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
 SIGTERM or SIGHUP: running shards were finished, and the same command resumes.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import export_command, network_commands, output_commands
+from pipeline.cli import export_command, network_commands, output_commands, seeing_commands
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -193,16 +193,7 @@ def plan(
     guard(run, debug=debug, again="nothing was written; the same command starts over")
 
 
-@app.command()
-def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show the state of an output. Lists shards, clips and rejects, and whether a build is running."""
-
-    def run() -> None:
-        from pipeline.operate.status import status as status_of
-
-        show(status_of(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
-
-    guard(run, debug=debug)
+app.command()(seeing_commands.status)
 
 
 @app.command()
@@ -262,6 +253,7 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(seeing_commands.why)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)

@@ -18,6 +18,7 @@ import ray
 
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.ray.lanes import RayLanes
+from pipeline.engine.ray.metrics import Meters, worker_values
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.engine.worker.pool import make_encoder
 from pipeline.engine.worker.worker_stats import WorkerStats
@@ -51,6 +52,8 @@ class EncoderActor:
         self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
         self._broken: BaseException | None = None
         self._loading = threading.Lock()
+        self._recording = threading.Lock()
+        self._meters = Meters("encoder")
         self._loaded: dict[str, Any] | Exception | None = None
         self._stopping = threading.Event()
         self._driving: threading.Thread | None = None
@@ -131,8 +134,13 @@ class EncoderActor:
 
     @ray.method(concurrency_group="control")
     def stats(self) -> WorkerStats:
-        """Live numbers; zeros before `load`."""
-        return self._loop.live_stats() if self._loop else WorkerStats()
+        """Live numbers, which are exported as well; zeros before `load`."""
+        if self._loop is None:
+            return WorkerStats()
+        stats = self._loop.live_stats()
+        with self._recording:
+            self._meters.record(worker_values(stats))
+        return stats
 
     def _drive(self) -> None:
         loop = self._loop

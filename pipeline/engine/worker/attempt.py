@@ -140,6 +140,16 @@ class ShardAttempt:
         """
         return min(self.shard.num_bytes, self._accounts.bytes_done + self._reading.rejected_bytes)
 
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from storage, from any thread."""
+        return self._reading.reader.received_bytes
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of files sent to storage, from any thread."""
+        return self._writer.sent_bytes
+
     # --- called by the encode loop ------------------------------------------------------------------------------------
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:

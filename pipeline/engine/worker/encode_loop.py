@@ -22,7 +22,7 @@ from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import LatheError, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
-from pipeline.storage import mark_reached, open_store
+from pipeline.storage import mark_reached, open_store, retries
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoded, Encoder, Launched
@@ -71,7 +71,7 @@ class EncodeLoop:
 
     def __init__(self, context: BuildContext, encoder: Encoder, lanes: Lanes) -> None:
         job = context.job
-        self.stats = WorkerStats()  # `progress` and `bytes_done` are filled in by `live_stats`
+        self.stats = WorkerStats()  # what is counted elsewhere is filled in by `live_stats`
         self._progress = ProgressCounter()
         self._context = context
         self._encoder = encoder
@@ -86,6 +86,7 @@ class EncodeLoop:
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
         self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
+        self._bytes_before = [0, 0]  # received and sent by attempts that have ended
         self._feed = Feed(
             lanes,
             self,
@@ -128,7 +129,17 @@ class EncodeLoop:
         """The numbers as they are now. May be called from any thread."""
         with self._lock:
             bytes_done = {attempt.shard_id: attempt.bytes_done for attempt in self._attempts}
-        return replace(self.stats, progress=self._progress.value, bytes_done=bytes_done)
+            bytes_in = self._bytes_before[0] + sum(attempt.bytes_in for attempt in self._attempts)
+            bytes_out = self._bytes_before[1] + sum(attempt.bytes_out for attempt in self._attempts)
+        return replace(
+            self.stats,
+            progress=self._progress.value,
+            bytes_done=bytes_done,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            storage_retries=retries(),
+            device_bytes=self._encoder.device_bytes(),
+        )
 
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
@@ -191,6 +202,8 @@ class EncodeLoop:
             attempt.clip_failed(sample, what.clip, what.reject)
         elif isinstance(what, VideoEnded):
             attempt.decode_cpu_s += what.decode_s
+            self.stats.decode_cpu_s += what.decode_s
+            self.stats.frames_decoded += what.frames_decoded
             self.stats.samples += 1
             video = self._videos[attempt, sample.index]
             video.ended = True
@@ -209,6 +222,7 @@ class EncodeLoop:
             attempt.sample_failed(sample, what)
 
     def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
+        self.stats.video = sample.key
         video = self._videos[attempt, sample.index]
         if attempt.has_clip(sample, chunk.clip):  # decoded again after a crash
             self._feed.consumed(chunk.nbytes)
@@ -248,6 +262,7 @@ class EncodeLoop:
         self._charge(batch, time.monotonic() - begun)
         self.stats.steps += 1
         self.stats.batched += len(batch)
+        self.stats.slots += max(len(batch), self._encoder.largest_batch(batch[0][1].shape))
         if self._in_flight is not None:
             self._finish_step()
         self._in_flight = batch, launched
@@ -320,6 +335,7 @@ class EncodeLoop:
 
     def _account_wait(self, seconds: float) -> None:
         if not self._attempts:
+            self.stats.idle_s += seconds
             return
         attempt = self._attempts[0]
         if attempt.waiting_for_fetch and not self._feed.decoding:
@@ -328,6 +344,10 @@ class EncodeLoop:
         elif self._feed.decoding:
             attempt.decode_wait_s += seconds
             self.stats.decode_wait_s += seconds
+        elif not self._feed.ready_lanes:  # all decoders are starting
+            self.stats.decode_wait_s += seconds
+        else:
+            self.stats.upload_wait_s += seconds
 
     def _ended(self) -> list[ShardResult | ShardFailure]:
         ended: list[ShardResult | ShardFailure] = []
@@ -354,6 +374,8 @@ class EncodeLoop:
     def _forget(self, attempt: ShardAttempt) -> None:
         with self._lock:
             self._attempts.remove(attempt)
+            self._bytes_before[0] += attempt.bytes_in
+            self._bytes_before[1] += attempt.bytes_out
         self._feed.cancel(attempt)
         for owner, index in [key for key in self._videos if key[0] is attempt]:
             self._drop_video(owner, self._videos[owner, index].sample)
