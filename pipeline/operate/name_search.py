@@ -65,14 +65,12 @@ class IndexedFile:
     ranges: dict[str, list[Any]]
 
     def may_hold(self, name: str, *, is_id: bool) -> bool:
-        """Whether the file may have the row `name`, or rows of a sample with the key `name`."""
+        """Whether the file may have the row `name`, or, unless `is_id`, rows of a sample with the key `name`."""
         if "id" not in self.ranges:
             return True
         low, high = map(str, self.ranges["id"])
-        if is_id:
-            return low <= name <= high
         prefix = f"{readable_key(name)}-"
-        return low[: len(prefix)] <= prefix <= high
+        return low <= name <= high or (not is_id and low[: len(prefix)] <= prefix <= high)
 
 
 @dataclass(slots=True)
@@ -124,13 +122,14 @@ class NameSearch:
 
     def find(self) -> Found:
         """Rows with this id or key. Without any, rejects of a sample with this key, for which all receipts with rejects are read."""
-        column = "id" if self._is_id else "source_key"
-        wanted = self._name if self._is_id else storable(self._name)
         files = [item for item in self._files() if item.may_hold(self._name, is_id=self._is_id)]
-        found = Found([row for row in self._rows(files) if row[column] == wanted])
+        found = Found([row for row in self._rows(files) if self._is_named(row)])
         if not found.rows and not self._is_id:
             found.rejects = [*self._rejects, *self._cached_rejects()]
         return found
+
+    def _is_named(self, row: dict[str, Any]) -> bool:
+        return row["id"] == self._name or (not self._is_id and row["source_key"] == storable(self._name))
 
     def rows_of(self, files: Iterable[IndexedFile], uri: str) -> list[dict[str, Any]]:
         """Rows of one input in these files. Files whose index is gone are passed over: their rows were taken down or rewritten."""
@@ -139,10 +138,9 @@ class NameSearch:
     def near(self) -> list[str]:
         """Names like the one that was not found: keys of rows, else URIs of inputs."""
         files = sorted(self._files(), key=lambda item: _distance(item, readable_key(self._name)))[:NEAR_FILES]
-        names = {row["source_key"] for row in self._rows(files)}
-        if self._is_id:
-            names = {row["id"] for row in self._rows(files)}
-        by_key = difflib.get_close_matches(self._name, names, NEAR)
+        names = {row["id" if self._is_id else "source_key"] for row in self._rows(files)}
+        cutoff = 0.4 if self._is_id else 0.6  # the digest of an id is like no other
+        by_key = difflib.get_close_matches(self._name, names, NEAR, cutoff)
         return by_key or difflib.get_close_matches(self._name, self._some_uris(), NEAR, cutoff=0.4)
 
     # --- files and rows -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pipeline.ledger.overlaps import Overlaps
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import read_takedowns
-from pipeline.operate.name_search import ROW_ID, IndexedFile, NameSearch
+from pipeline.operate.name_search import IndexedFile, NameSearch
 from pipeline.operate.open_input import open_input
 from pipeline.operate.run_logs import run_logs
 from pipeline.storage import is_remote, locate, stat_uri
@@ -73,7 +73,7 @@ def why(
                 raise InputError(f"{len(inputs)} inputs have a sample {name!r}: {shown}; name one with --source")
             if inputs:
                 key = found.rows[0]["source_key"] if found.rows else name
-                row_id = name if ROW_ID.fullmatch(name) else None
+                row_id = name if found.rows and all(row["id"] == name for row in found.rows) else None
                 uris, named = inputs, search.naming(inputs)
             elif source:
                 raise InputError(f"{source} has no sample {name!r} that was encoded or rejected; {_near(search)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.engine.ray.metrics import SERIES
 
 BOARD = json.loads((Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "lathe.json").read_text())
-OF_RAY = {"JobId", "NodeAddress", "WorkerId", "SessionName"}
+OF_RAY = {"NodeAddress", "WorkerId", "SessionName"}  # on every series
 SELECTOR = re.compile(r"\b(ray_[a-z0-9_]+)\b(?:\{([^}]*)\})?")
 
 

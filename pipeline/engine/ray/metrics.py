@@ -1,7 +1,7 @@
 """Prometheus series of a build, recorded with `ray.util.metrics`: by each encoder actor for itself, by the driver for the build.
 
 Takes counters that only grow (`WorkerStats`, numbers of the driver) and records their differences. Labels are bounded: a cause, a reason,
-an outcome; never the name of a shard or a video. Ray adds labels of the process (`WorkerId`, `JobId`, `NodeAddress`) and the prefix `ray_`.
+an outcome; never the name of a shard or a video. Ray adds labels (`SessionName`, `NodeAddress`, `WorkerId`) and the prefix `ray_`.
 `SERIES` is what deploy/grafana/lathe.json may draw and docs/monitoring.md lists.
 """
 
