@@ -50,3 +50,10 @@ def test_names_have_units_and_labels_are_bounded():
         assert re.fullmatch(r"lathe_[a-z0-9_]+", series.name)
         assert (series.kind == "counter") == series.name.endswith("_total")
         assert series.label in (None, "cause", "reason", "outcome")
+
+
+def test_the_document_lists_every_series():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "monitoring.md").read_text()
+    listed = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `lathe_")}
+    assert set(listed) == {series.name for series in SERIES}
+    assert [name for series in SERIES if (name := series.name) and series.about not in listed[name]] == []
