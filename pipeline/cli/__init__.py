@@ -3,6 +3,7 @@
 - `app`: encode, plan, inspect, verify, sample
 - `seeing_commands`: status, why
 - `output_commands`: publish, snapshots, diff, stats
+- `compact_command`: compact
 - `export_command`: export
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes

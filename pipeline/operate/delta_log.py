@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pipeline.storage import ObjectInfo, Store
 
 VIEW = 2  # of the way the log is made; logs of other numbers are written anew
+LACKS_TAKEDOWNS = (  # what `verify` finds and expects
+    "a Delta view that was made from other takedowns: it may show rows that were taken down",
+    "a view from all takedowns; `lathe publish` and the next `lathe takedown` rewrite it",
+)
 PASSES = 10  # of one `sync`, each because another publisher or a takedown came in between
 
 
@@ -106,6 +110,11 @@ class DeltaLog:
             "publish again",
             uri=self._store.uri(DELTA_LOG),
         )
+
+    def refresh(self) -> DeltaView | None:
+        """`sync` if there is a log; outputs that are published without one get none. Raises as `sync`."""
+        found = self._reader.read()
+        return self.sync() if found.heads or found.checkpoints else None
 
     def lacks_takedowns(self) -> bool:
         """Whether a version was made without a takedown that is recorded now, so that it may show rows that were taken down."""

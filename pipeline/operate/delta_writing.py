@@ -129,8 +129,13 @@ class LogWriter:
             "leftOut": found.left_out,
             "checkpoint": many,
         }
-        removes = ({"remove": actions.remove(path, before.files[path], when)} for path in removed)
-        adds = ({"add": actions.add(path, found.files[path], when, brief=many)} for path in added)
+        # A compaction changes no row, unless rows that were left out, of files with hidden rows, come in.
+        rows = [
+            sum(contents.files[path].rows for path in paths) for contents, paths in ((found, added), (before, removed))
+        ]
+        changes = "compaction" not in snapshot.lineage or rows[0] != rows[1]
+        removes = ({"remove": actions.remove(path, before.files[path], when, changes=changes)} for path in removed)
+        adds = ({"add": actions.add(path, found.files[path], when, brief=many, changes=changes)} for path in added)
         self._put(version, facts, when, chain(removes, adds))
         if many:
             release_memory()
