@@ -56,11 +56,9 @@ def _look(store: Store, as_json: bool) -> dict[str, Any]:
 def why(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3://bucket/prefix that encode wrote.")],
     name: Annotated[
-        str, typer.Argument(metavar="KEY|URI|ID", help="Key of a sample, URI or path of an input, or id of a row.")
+        str,
+        typer.Argument(metavar="KEY|URI|ID", help="Key of a sample, URI or path of an input, URI#KEY, or id of a row."),
     ],
-    source: Annotated[
-        str | None, typer.Option(metavar="URI", help="Input that holds the sample, where several have its key.")
-    ] = None,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -75,7 +73,7 @@ def why(
         store, number = open_numbered(output, endpoint_url)
         if number is not None:
             raise ConfigError(f"{output}: the story of an input is over all snapshots; write {store.root}")
-        found = story_of(store, name, source=source, storage=storage_config(endpoint_url))
+        found = story_of(store, name, storage_config(endpoint_url))
         typer.echo(json_text(found) if as_json else "\n".join(why_lines(found)))
 
     guard(run, debug=debug)

@@ -1,6 +1,6 @@
 """What is known of an input that has no receipt: the run logs of builds, their heartbeats, and the open work of the newest snapshot.
 
-Takes spellings of its URI, gives a `state` with the facts it follows from, or None where nothing knows the input.
+Takes its URI, gives a `state` with the facts it follows from, or None where nothing knows the input.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from pipeline.storage import is_remote, locate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipeline.ledger.snapshots import Snapshot
     from pipeline.storage import Store
 
 LOOKED = 4  # newest builds whose logs are read
 STATES = {"assigned": "running", "retried": "waiting", "copy_failed": "running", "given_up": "given_up", "done": "done"}
 
 
-def open_input(store: Store, uris: Sequence[str], snapshot: Snapshot | None) -> dict[str, Any] | None:
+def open_input(store: Store, uri: str) -> dict[str, Any] | None:
     """`state` (running, waiting, given_up, pending, open), `builds` (what each of the newest says) and `open_in`, a snapshot's number."""
     layout = Ledger(store).layout
     live = {str(found.get("build")) for found in heartbeats(store, layout.progress)}
     logs = run_logs(store, layout)
     builds = []
     for build in sorted(logs, reverse=True)[:LOOKED]:
-        if (told := _in_build(events(store, logs[build]), uris)) is not None:
+        if (told := _in_build(events(store, logs[build]), uri)) is not None:
             builds.append({"build": build, "live": build in live, **told})
-    open_in = None
-    if snapshot is not None and {*map(storable, uris)} & set(Snapshots(store).open_shards(snapshot)):
+    snapshots, open_in = Snapshots(store), None
+    if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
     if not builds and open_in is None:
         return None
@@ -50,15 +49,15 @@ def _state(builds: list[dict[str, Any]]) -> str:
     return "open"
 
 
-def _in_build(found: Iterable[dict[str, Any]], uris: Sequence[str]) -> dict[str, Any] | None:
+def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | None:
     """What the log of one build says of an input: the last event of a shard that holds it, else whether its inputs include it."""
     shards: set[str] = set()
     last: dict[str, Any] | None = None
     told: dict[str, Any] | None = None
     for event in found:
-        if event["event"] == "started" and any(_among(uri, event.get("inputs", ())) for uri in uris):
+        if event["event"] == "started" and _among(uri, event.get("inputs", ())):
             told = {"state": "pending", "since": event.get("ts")}
-        if event["event"] == "assigned" and any(_between(uri, event) for uri in uris):
+        if event["event"] == "assigned" and _between(uri, event):
             shards.add(str(event.get("shard_id")))
             last = event
         if event.get("shard_id") in shards and event["event"] in STATES:

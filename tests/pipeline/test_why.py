@@ -80,8 +80,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store.root
 
 
-def told(store: Store, name: str, **given: Any) -> dict[str, Any]:
-    story = why(store, name, storage=CONFIG, **given)
+def told(store: Store, name: str) -> dict[str, Any]:
+    story = why(store, name, CONFIG)
     json.dumps(story)
     assert why_lines(story)
     return story
@@ -126,7 +126,7 @@ def test_a_rejected_sample_tells_its_reason(output: str) -> None:
 @pytest.mark.parametrize("name", ["003/7", "s3://corpus/shard-03.tar", "003_1-0000-0123456789abcdef"])
 def test_unknown_names_give_similar_ones(output: str, name: str) -> None:
     with pytest.raises(InputError, match=r"not known.*similar names: .*3"):
-        why(local_store(Path(output)), name, storage=CONFIG)
+        why(local_store(Path(output)), name, CONFIG)
 
 
 def test_a_key_of_several_inputs_needs_the_input(tmp_path: Path) -> None:
@@ -134,15 +134,15 @@ def test_a_key_of_several_inputs_needs_the_input(tmp_path: Path) -> None:
     Ledger(store).prepare("films")
     for shard in range(2):
         commit(store, tmp_path, shard, "same")
-    with pytest.raises(InputError, match=rf"2 inputs have.*{uri_of(0)}, {uri_of(1)}.*--source"):
-        why(store, "same", storage=CONFIG)
-    story = told(store, "same", source=uri_of(1))
+    with pytest.raises(InputError, match=rf"2 inputs have.*{uri_of(0)}#same, {uri_of(1)}#same"):
+        why(store, "same", CONFIG)
+    story = told(store, f"{uri_of(1)}#same")
     assert story["where"]["uri"] == uri_of(1)
     assert story["versions"][0]["num_rows"] == 2
-    with pytest.raises(InputError, match="has no sample 'other'"):
-        why(store, "other", storage=CONFIG, source=uri_of(1))
-    with pytest.raises(InputError, match="is not an input"):
-        why(store, "same", storage=CONFIG, source="s3://corpus/shard-01.tar")
+    assert told(store, f"{uri_of(1)}#001/2")["state"] == "rejected"
+    for unknown in (f"{uri_of(1)}#other", "s3://corpus/shard-01.tar#same"):
+        with pytest.raises(InputError, match="not known"):
+            why(store, unknown, CONFIG)
 
 
 def test_a_takedown_is_named_and_rows_stay_in_the_count_of_those_hidden(tmp_path: Path) -> None:
@@ -218,13 +218,13 @@ def test_inputs_without_a_receipt_are_running_waiting_given_up_pending_or_open(t
     assert told(store, "/videos/open.mp4")["open_in"] == 1
     assert told(store, "/videos/open.mp4")["state"] == told(store, "/videos/c.mp4")["state"] == "open"
     with pytest.raises(InputError, match="not known"):
-        why(store, "/elsewhere/c.mp4", storage=CONFIG)
+        why(store, "/elsewhere/c.mp4", CONFIG)
 
 
 def test_an_output_without_receipts_and_a_folder_that_is_none(tmp_path: Path) -> None:
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("films")
     with pytest.raises(InputError, match="no name is similar"):
-        why(store, "a", storage=CONFIG)
+        why(store, "a", CONFIG)
     with pytest.raises(OutputError, match="not a latent set"):
-        why(local_store(tmp_path), "a", storage=CONFIG)
+        why(local_store(tmp_path), "a", CONFIG)
