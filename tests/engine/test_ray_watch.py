@@ -1,4 +1,4 @@
-"""Encoders that do not start or hang while loading, a driver that was stopped, nodes that die."""
+"""Encoders that do not start, a driver that was stopped, nodes that die."""
 
 import contextlib
 import os
@@ -7,13 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from pipeline.engine.ray import pool as ray_pool
-from pipeline.engine.ray.losses import LoadFailures
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
 pytestmark = pytest.mark.ray
@@ -75,21 +72,6 @@ def test_failed_replacements_do_not_stop_a_working_encoder(ray_cluster, corpus, 
     assert "encoder-1 lost" not in stderr
     assert f"{SHARDS} of {SHARDS} shards encoded" in stdout
     assert max(len(line) for line in stderr.splitlines() if line.startswith("lathe:")) < 400
-
-
-def test_encoder_that_hangs_while_loading_is_replaced_and_one_without_a_node_is_not(monkeypatch):
-    killed = []
-    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
-    pool = object.__new__(ray_pool.RayPool)
-    pool._context = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
-    pool._failures, pool._up, pool._attended = LoadFailures(10), 1, ray_pool.LOAD_S + 1
-    loading = ray_pool._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
-    waiting = ray_pool._Worker("encoder-2", "actor 2", 0.0)
-    pool._workers = {worker.name: worker for worker in (loading, waiting)}
-    (event,) = pool._stuck()
-    assert "encoder-1 did not come up: its network was not loaded after 900 s" in str(event.error)
-    assert killed == ["actor 1"]
-    assert list(pool._workers) == ["encoder-2"]
 
 
 def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, tmp_path):

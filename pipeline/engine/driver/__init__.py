@@ -5,6 +5,7 @@
 - `build`: one run over the shards to do
 - `executor`: inline or Ray, chosen by the job
 - `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
+- `blamed_videos`, `draining`: videos that end workers; shards whose node goes away
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
 - `heartbeat`, `live_counts`, `progress`, `report`: progress object in the output; sums over workers; progress for a display; the result
 - `running_median`: median of the shard times

@@ -17,10 +17,20 @@ from pipeline.engine.driver.outage import OutageWatch
 from pipeline.engine.driver.progress import BuildProgress, Display, Repeats
 from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.worker.encode_loop import ShardFailure
-from pipeline.engine.worker.pool import Notice, PoolEvent, Pulse, ShardEnded, WorkerGone, WorkerUp
+from pipeline.engine.worker.pool import (
+    NodeAvoided,
+    Notice,
+    PoolEvent,
+    Pulse,
+    ShardEnded,
+    WorkerDraining,
+    WorkerGone,
+    WorkerUp,
+)
 from pipeline.errors import (
     BuildError,
     FatalError,
+    HandedBack,
     Interrupted,
     LatheError,
     RejectBudgetExceeded,
@@ -102,7 +112,8 @@ class Build:
         while not self._dispatcher.finished:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
-                self._pool.assign(assignment.worker, assignment.shard)
+                blamed = (assignment.blamed,) if assignment.blamed else ()
+                self._pool.assign(assignment.worker, assignment.shard, *blamed)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
@@ -151,7 +162,7 @@ class Build:
         elif isinstance(event, WorkerUp):
             self._workers.add(event.worker)
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
-            self._dispatcher.add_worker(event.worker)
+            self._dispatcher.add_worker(event.worker, event.node)
         elif isinstance(event, Notice):
             self._display.notice(event.text)
         elif isinstance(event, Pulse):
@@ -160,9 +171,28 @@ class Build:
             self._workers.discard(event.worker)
             self._live.remove(event.worker)
             self._display.notice(str(event.error))
-            lost = self._dispatcher.on_lost(event.worker, event.error, time.monotonic(), cause=event.cause)
+            lost = self._dispatcher.on_lost(
+                event.worker, event.error, time.monotonic(), cause=event.cause, step=event.step
+            )
             for shard_id, verdict in lost:
                 self._notice(shard_id, verdict.reason)
+        elif isinstance(event, NodeAvoided):
+            self._display.notice(event.text)
+            self._dispatcher.node_avoided(event.node)
+        elif isinstance(event, WorkerDraining):
+            self._hand_back(event)
+
+    def _hand_back(self, event: WorkerDraining) -> None:
+        """The worker's node goes away: it ends the attempts that would not be done in time."""
+
+        def share(shard_id: str) -> float:
+            return self._live.bytes_of(event.worker, shard_id) / max(1, self._by_id[shard_id].num_bytes)
+
+        back = self._dispatcher.on_draining(event.worker, event.left_s, time.monotonic(), share)
+        for shard_id, reason in back:
+            self._notice(shard_id, reason)
+        if back:
+            self._pool.hand_back(event.worker, [shard_id for shard_id, _ in back])
 
     def _shard_ended(self, event: ShardEnded) -> None:
         now, outcome = time.monotonic(), event.outcome
@@ -177,6 +207,9 @@ class Build:
                     self._add_left(self._by_id[outcome.shard_id], objects)
             return
         error = outcome.error
+        if isinstance(error, HandedBack):
+            self._dispatcher.on_handed_back(event.worker, outcome.shard_id)
+            return
         if isinstance(error, FatalError) and not isinstance(error, (SourceChanged, SourceRefused)):
             raise _as_build_error(error)
         if isinstance(error, StorageUnavailable) and error.uri is None:  # it concerns a temporary file of the worker
