@@ -65,6 +65,12 @@ def test_memory_kills_since_the_last_look_are_counted(record):
     assert (death.oom_kills, death.oom_file) == (1, str(events))
 
 
+def test_a_process_that_ends_in_good_order_leaves_nothing(record, tmp_path):
+    made, events = record
+    made.close()
+    assert list(tmp_path.iterdir()) == [events]
+
+
 def test_a_step_of_many_videos_with_endless_names_still_names_its_stage(record):
     made, _ = record
     made.stage("encode", [StepVideo("id", "u" * 3000, str(n)) for n in range(60)])

@@ -1,14 +1,8 @@
-"""Encoders that do not start, a driver that was stopped, nodes that die."""
+"""Encoders that do not start; a driver that was stopped."""
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
@@ -93,42 +87,3 @@ def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, t
     assert run.returncode == 0, stderr
     assert "lost" not in stderr
     assert len(receipts(output)) == SHARDS
-
-
-def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path):
-    """A second node joins, takes an encoder of its own kind of resource, and its raylet is killed."""
-    output = tmp_path / "out"
-    ray = str(Path(sys.executable).with_name("ray"))
-    join = [
-        ray,
-        "start",
-        f"--address={ray_cluster.address}",
-        "--num-cpus=8",
-        "--num-gpus=0",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    environment = {**ray_cluster.environment}
-    node = subprocess.Popen(
-        join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        # More CPUs than the head has: the encoder must go to the new node.
-        more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
-        run = ray_cluster.start("encode", corpus, output, *flags_of(ray_cluster, *more))
-        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
-        raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
-        raylet.kill()
-        node.wait(240)
-        node = subprocess.Popen(
-            join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        _, stderr = run.communicate(timeout=300)
-        assert run.returncode == 0, stderr
-        assert "attempt 1 of" not in stderr
-        assert "may or may not" not in stderr
-        assert len(receipts(output)) == SHARDS
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)
-        node.wait(240)

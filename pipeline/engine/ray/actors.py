@@ -164,6 +164,7 @@ class EncoderActor:
             self._driving.join(SHUTDOWN_S)
         if self._loop is not None and (self._driving is None or not self._driving.is_alive()):
             self._loop.close()
+        self._record.close()
 
     @ray.method(concurrency_group="control")
     def stats(self) -> WorkerStats:

@@ -56,7 +56,8 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if local:
         object_store_bytes = max(object_store_bytes, LEAST_STORE_BYTES)
-        check_shared_memory(object_store_bytes)
+        if object_store_bytes > LEAST_STORE_BYTES:  # frames pass through it
+            check_shared_memory(object_store_bytes)
         options |= {
             "address": "local",
             "num_cpus": max(1, round(cpus + 0.5)),
