@@ -267,7 +267,7 @@ BuildPoint = Literal[
     "after_commit",
 ]
 PublishPoint = Literal["before_manifest", "before_snapshot", "after_snapshot"]
-DrillPoint = Literal[BuildPoint, PublishPoint, "in_decoder", "in_training"]
+DrillPoint = Literal[BuildPoint, PublishPoint, "in_load", "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):
@@ -275,8 +275,8 @@ class DrillConfig(Section):
 
     point: DrillPoint | None = None
     """Point of the failure; None: no failure."""
-    action: Literal["kill", "crash", "hang", "raise"] = "kill"
-    """SIGKILL to the process itself, a segmentation fault, an endless sleep, or a transient error."""
+    action: Literal["kill", "crash", "hang", "raise", "device_error"] = "kill"
+    """SIGKILL to the process itself, a segmentation fault, an endless sleep, a transient error, or an error as a GPU raises it."""
     times: int = Field(1, ge=1)
     """Number of failures, over all processes that share `marker_dir`."""
     marker_dir: str | None = None

@@ -82,7 +82,9 @@ class NameSearch:
         """Names of the output that are like this one."""
         there = names_there(self._store, self._rows)
         # The digest of an id is like no other, and leaves its beginning.
-        return difflib.get_close_matches(self.name, there, NEAR) or difflib.get_close_matches(self.name, there, NEAR, 0.4)
+        return difflib.get_close_matches(self.name, there, NEAR) or difflib.get_close_matches(
+            self.name, there, NEAR, 0.4
+        )
 
     def _meant(self, found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         whole = {(storable(spelled(uri)), storable(key)) for uri, key in pairs(self.name)}

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 LOOKED = 4  # newest builds whose logs are read
-STATES = {"assigned": "running", "retried": "waiting", "copy_failed": "running", "given_up": "given_up", "done": "done"}
+STATES = {
+    "assigned": "running",
+    "retried": "waiting",
+    "handed_back": "waiting",
+    "copy_failed": "running",
+    "given_up": "given_up",
+    "done": "done",
+}
 
 
 def open_input(store: Store, uri: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@
 - `build`: one run over the shards to do
 - `executor`: inline or Ray, chosen by the job
 - `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
+- `blamed_videos`, `draining`: videos that end workers; shards whose node goes away
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
 - `observer`, `heartbeat`, `run_log`: what a build shows to others; progress object and log in the output
 - `live_counts`, `worker_activity`, `progress`, `report`: sums over workers; what each does; progress for a display; the result

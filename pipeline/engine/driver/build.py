@@ -18,10 +18,20 @@ from pipeline.engine.driver.outage import OutageWatch
 from pipeline.engine.driver.progress import BuildProgress, Display, Repeats
 from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.worker.encode_loop import ShardFailure
-from pipeline.engine.worker.pool import Notice, PoolEvent, Pulse, ShardEnded, WorkerGone, WorkerUp
+from pipeline.engine.worker.pool import (
+    NodeAvoided,
+    Notice,
+    PoolEvent,
+    Pulse,
+    ShardEnded,
+    WorkerDraining,
+    WorkerGone,
+    WorkerUp,
+)
 from pipeline.errors import (
     BuildError,
     FatalError,
+    HandedBack,
     Interrupted,
     LatheError,
     RejectBudgetExceeded,
@@ -106,7 +116,8 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._observer.assigned(assignment)
-                self._pool.assign(assignment.worker, assignment.shard)
+                blamed = (assignment.blamed,) if assignment.blamed else ()
+                self._pool.assign(assignment.worker, assignment.shard, *blamed)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
@@ -158,7 +169,7 @@ class Build:
             self._workers.add(event.worker)
             self._observer.worker_up(event.worker)
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
-            self._dispatcher.add_worker(event.worker)
+            self._dispatcher.add_worker(event.worker, event.node)
         elif isinstance(event, Notice):
             self._display.notice(event.text)
             self._observer.notice(event.text)
@@ -169,9 +180,30 @@ class Build:
             self._live.remove(event.worker)
             self._observer.worker_gone(event)
             self._display.notice(str(event.error))
-            lost = self._dispatcher.on_lost(event.worker, event.error, time.monotonic(), cause=event.cause)
+            lost = self._dispatcher.on_lost(
+                event.worker, event.error, time.monotonic(), cause=event.cause, step=event.step
+            )
             for shard_id, verdict in lost:
                 self._judged(shard_id, verdict)
+        elif isinstance(event, NodeAvoided):
+            self._display.notice(event.text)
+            self._observer.notice(event.text)
+            self._dispatcher.node_avoided(event.node)
+        elif isinstance(event, WorkerDraining):
+            self._hand_back(event)
+
+    def _hand_back(self, event: WorkerDraining) -> None:
+        """The worker's node goes away: it ends the attempts that would not be done in time."""
+
+        def share(shard_id: str) -> float:
+            return self._live.bytes_of(event.worker, shard_id) / max(1, self._by_id[shard_id].num_bytes)
+
+        back = self._dispatcher.on_draining(event.worker, event.left_s, time.monotonic(), share)
+        for shard_id, reason in back:
+            self._observer.handed_back(event.worker, self._by_id[shard_id], shard_id, reason)
+            self._notice(shard_id, reason)
+        if back:
+            self._pool.hand_back(event.worker, [shard_id for shard_id, _ in back])
 
     def _shard_ended(self, event: ShardEnded) -> None:
         now, outcome = time.monotonic(), event.outcome
@@ -188,6 +220,9 @@ class Build:
                     self._add_left(self._by_id[outcome.shard_id], objects)
             return
         error = outcome.error
+        if isinstance(error, HandedBack):
+            self._dispatcher.on_handed_back(event.worker, outcome.shard_id)
+            return
         if isinstance(error, FatalError) and not isinstance(error, (SourceChanged, SourceRefused)):
             raise _as_build_error(error)
         if isinstance(error, StorageUnavailable) and error.uri is None:  # it concerns a temporary file of the worker

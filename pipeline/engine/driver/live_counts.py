@@ -60,6 +60,11 @@ class LiveCounts:
         if (found := self._workers.get(worker)) is not None:
             found.stats.bytes_done.pop(shard_id, None)
 
+    def bytes_of(self, worker: str, shard_id: str) -> int:
+        """Source bytes that the worker has done of a shard."""
+        found = self._workers.get(worker)
+        return found.stats.bytes_done.get(shard_id, 0) if found is not None else 0
+
     def bytes_inside(self, running: Collection[str]) -> int:
         """Source bytes done inside the shards `running`. Of several attempts at one shard the furthest counts."""
         furthest: dict[str, int] = {}

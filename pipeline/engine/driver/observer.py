@@ -140,6 +140,11 @@ class BuildObserver:
         self._outcomes.update({"given_up": ["abandoned"], "retried": ["retried"]}.get(what, []))
         self._log.event(what, shard=shard.name, shard_id=shard_id, reason=_short(verdict.reason))
 
+    def handed_back(self, worker: str, shard: Shard, shard_id: str, reason: str) -> None:
+        """The worker's node goes away before the shard would be done: another worker gets it."""
+        self._outcomes["handed_back"] += 1
+        self._log.event("handed_back", worker=worker, shard=shard.name, shard_id=shard_id, reason=_short(reason))
+
     def notice(self, text: str) -> None:
         """A line for the user."""
         self._log.event("notice", text=_short(text))

@@ -57,7 +57,11 @@ SERIES = (
     Series("lathe_decoders_ready", "gauge", "Decoders that are up.", "encoder"),
     Series("lathe_device_memory_bytes", "gauge", "GPU memory reserved by the encoder.", "encoder"),
     Series(
-        "lathe_shards_total", "counter", "Shards by outcome: done, elsewhere, retried, abandoned.", "driver", "outcome"
+        "lathe_shards_total",
+        "counter",
+        "Shards by outcome: done, elsewhere, retried, handed_back, abandoned.",
+        "driver",
+        "outcome",
     ),
     Series("lathe_committed_bytes_total", "counter", "Bytes of files with a receipt of this build.", "driver"),
     Series("lathe_rejects_total", "counter", "Rejected samples and clips of finished shards.", "driver", "reason"),

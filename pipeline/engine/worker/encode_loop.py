@@ -15,19 +15,24 @@ from pipeline.engine.decoders.feed import Event, Feed
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.worker.attempt import ShardAttempt
 from pipeline.engine.worker.batching import Batcher, ClipRun
+from pipeline.engine.worker.blamed_video import StepVideo
 from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.engine.worker.worker_stats import WorkerStats
-from pipeline.errors import LatheError, StorageUnavailable
+from pipeline.errors import HandedBack, LatheError, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import mark_reached, open_store, retries
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from pipeline.encoder import Encoded, Encoder, Launched
     from pipeline.engine.decoders.lanes import Lanes
+    from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
+    from pipeline.engine.worker.death_record import DeathRecord
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
@@ -69,12 +74,15 @@ class _Clip:
 class EncodeLoop:
     """See the module. One thread calls `step`; `submit` may come from another."""
 
-    def __init__(self, context: BuildContext, encoder: Encoder, lanes: Lanes) -> None:
+    def __init__(
+        self, context: BuildContext, encoder: Encoder, lanes: Lanes, record: DeathRecord | None = None
+    ) -> None:
         job = context.job
         self.stats = WorkerStats()  # what is counted elsewhere is filled in by `live_stats`
         self._progress = ProgressCounter()
         self._context = context
         self._encoder = encoder
+        self._record = record
         mark_reached(
             job.storage
         )  # the driver has reached it: if it cannot be reached from here, that is an outage, not a wrong address
@@ -101,10 +109,10 @@ class EncodeLoop:
         )
         self._feed.start()
 
-    def submit(self, shard: Shard) -> None:
+    def submit(self, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:
         """Starts an attempt at `shard`; its fetch begins at once. One that cannot start is a failure of the next `step`."""
         try:
-            attempt = ShardAttempt(shard, self._context, self._store, self._feed.wake, self._progress)
+            attempt = ShardAttempt(shard, self._context, self._store, self._feed.wake, self._progress, blamed)
         except (LatheError, RuntimeError) as error:  # RuntimeError: no thread can be started
             with self._lock:
                 self._unstarted.append(ShardFailure(shard.id(self._context.fingerprint), error))
@@ -112,6 +120,14 @@ class EncodeLoop:
             return
         with self._lock:
             self._attempts.append(attempt)
+
+    def hand_back(self, shard_ids: Collection[str]) -> None:
+        """Ends the attempts at these shards, from any thread: their outcome is a `HandedBack`."""
+        with self._lock:
+            attempts = [attempt for attempt in self._attempts if attempt.shard_id in shard_ids]
+        for attempt in attempts:
+            attempt.fail(HandedBack("handed back: the worker's node goes away"))
+        self._feed.wake()
 
     @property
     def shards_in_flight(self) -> int:
@@ -170,6 +186,7 @@ class EncodeLoop:
             self._launch(batch)
         if self._in_flight is not None and not (batch and self._encoder.overlaps):
             self._finish_step()
+            self._record_step()
         self.stats.lanes_ready = self._feed.ready_lanes
         return self._ended()
 
@@ -228,7 +245,8 @@ class EncodeLoop:
             self._feed.consumed(chunk.nbytes)
             return
         if chunk.first:
-            video.runs[chunk.clip] = ClipRun(self._new_clip(attempt, video, chunk.clip))
+            apart = (attempt.shard_id, sample.uri, sample.key) if attempt.apart(sample) else None
+            video.runs[chunk.clip] = ClipRun(self._new_clip(attempt, video, chunk.clip), apart=apart)
         self._batcher.add(video.runs[chunk.clip], chunk)
 
     def _new_clip(self, attempt: ShardAttempt, video: _Video, index: int) -> _Clip:
@@ -255,6 +273,9 @@ class EncodeLoop:
 
     def _launch(self, batch: list[tuple[ClipRun, FrameChunk]]) -> None:
         """Starts a step, and stores the latents of the previous one meanwhile. States are passed on at once: the next step needs them."""
+        if self._in_flight is not None and (batch[0][0].apart, self._in_flight[0][0][0].apart) != (None, None):
+            self._finish_step()  # an error of the device may belong to the step before
+        self._record_step(batch)
         begun = time.monotonic()
         launched = self._encoder.launch([chunk for _, chunk in batch], [run.state for run, _ in batch])
         for (run, _), state in zip(batch, launched.states, strict=True):
@@ -266,6 +287,16 @@ class EncodeLoop:
         if self._in_flight is not None:
             self._finish_step()
         self._in_flight = batch, launched
+        self._record_step()
+
+    def _record_step(self, batch: Sequence[tuple[ClipRun, FrameChunk]] = ()) -> None:
+        """Records the videos of `batch` and of the step in flight."""
+        if self._record is None:
+            return
+        runs = [run for run, _ in (*batch, *(self._in_flight[0] if self._in_flight is not None else ()))]
+        clips: list[_Clip] = [run.token for run in runs]
+        videos = [StepVideo(clip.attempt.shard_id, clip.video.sample.uri, clip.video.sample.key) for clip in clips]
+        self._record.stage("encode" if videos else "waiting for frames", videos)
 
     def _charge(self, batch: list[tuple[ClipRun, FrameChunk]], spent_s: float) -> None:
         self.stats.encode_s += spent_s
