@@ -15,6 +15,7 @@ from pipeline.cli import (
     export_command,
     maintenance_commands,
     network_commands,
+    nightly_command,
     output_commands,
     seeing_commands,
 )
@@ -261,6 +262,7 @@ def sample(
 
 
 app.command()(seeing_commands.why)
+app.command()(nightly_command.nightly)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)

@@ -23,7 +23,7 @@ DOING = {
 OUTCOMES = {
     "done": "done",
     "shards_failed": "ended with failed shards",
-    "stopped": "stopped by a signal",
+    "stopped": "stopped",
     "error": "ended with an error",
 }
 WORKERS_SHOWN = 16

@@ -108,7 +108,7 @@ def test_a_build_that_stopped_reporting_is_called_so_until_another_has_ended(sto
     ("outcome", "words"),
     [
         ("shards_failed", "ended with failed shards"),
-        ("stopped", "stopped by a signal"),
+        ("stopped", "stopped"),
         ("error", "ended with an error"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.engine.driver.budget import Spent, Unlimited, UpTime
 from pipeline.engine.driver.dispatch import Dispatcher
 from pipeline.engine.driver.live_counts import LiveCounts
 from pipeline.engine.driver.observer import BuildObserver
@@ -43,6 +44,7 @@ from pipeline.process import signals
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
+    from pipeline.engine.driver.budget import Control
     from pipeline.engine.driver.dispatch import Verdict
     from pipeline.engine.driver.executor import Executor
     from pipeline.engine.driver.report import BuildReport
@@ -66,6 +68,7 @@ class Build:
         display: Display,
         report: BuildReport,
         begun: float,
+        control: Control | None = None,
     ) -> None:
         self._job = job = context.job
         self._fingerprint = context.fingerprint
@@ -78,6 +81,8 @@ class Build:
         self._report = report
         self._begun = begun
         self._observer = BuildObserver(store, context, report, executor.meters())
+        self._control = control or Unlimited()
+        self._up_time = UpTime()
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._live = LiveCounts()
         self._workers: set[str] = set()
@@ -121,7 +126,7 @@ class Build:
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
-            self._check_reject_budget()
+            self._check_budgets()
             self._show()
 
     def _events(self) -> list[PoolEvent]:
@@ -136,6 +141,7 @@ class Build:
         finally:
             self._repeats.flush()
             self._report.wall_s = time.monotonic() - self._begun
+            self._report.encoder_s = self._up_time.seconds(time.monotonic())
             for shard_id, why in self._dispatcher.given_up.items():
                 shard = self._by_id[shard_id]  # names of shards in different folders may be the same
                 name = (
@@ -148,13 +154,15 @@ class Build:
     def _drain_if_asked(self) -> None:
         if signals.requested() and not self._dispatcher.draining:
             self._dispatcher.draining = True
-            self._observer.draining()
+            self._observer.draining("a signal")
             self._display.notice(
                 "stopping: running shards are finished, the rest is left; send the signal again to stop at once"
             )
 
     def _settle_signal(self) -> None:
-        if self._dispatcher.draining and self._dispatcher.open_shards:
+        if not self._dispatcher.open_shards:
+            self._report.stopped = None  # what ran when the limit was reached was all there was
+        if signals.requested() and self._dispatcher.draining and self._dispatcher.open_shards:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
@@ -168,6 +176,7 @@ class Build:
         elif isinstance(event, WorkerUp):
             self._workers.add(event.worker)
             self._observer.worker_up(event.worker)
+            self._up_time.add(event.worker, time.monotonic())
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
             self._dispatcher.add_worker(event.worker, event.node)
         elif isinstance(event, Notice):
@@ -177,6 +186,7 @@ class Build:
             self._live.pulse(event.worker, event.stats)
         elif isinstance(event, WorkerGone):
             self._workers.discard(event.worker)
+            self._up_time.remove(event.worker, time.monotonic())
             self._live.remove(event.worker)
             self._observer.worker_gone(event)
             self._display.notice(str(event.error))
@@ -274,7 +284,16 @@ class Build:
     def _notice(self, shard_id: str, reason: str) -> None:
         self._repeats.notice(self._by_id[shard_id].name, reason)
 
-    def _check_reject_budget(self) -> None:
+    def _check_budgets(self) -> None:
+        self._control.check()
+        now = time.monotonic()
+        spent = Spent(now - self._begun, self._report.shards_done, self._up_time.seconds(now))
+        if not self._dispatcher.draining and (reason := self._control.budget.exhausted(spent)) is not None:
+            self._dispatcher.draining = True
+            if self._dispatcher.open_shards:
+                self._report.stopped = reason
+                self._observer.draining(reason)
+                self._display.notice(f"stopping, {reason}: running shards are finished, the rest is left")
         over = budget_exceeded(self._report.judged, self._job.reject_budget, final=False)
         if over is not None:
             raise RejectBudgetExceeded(over)

@@ -57,6 +57,7 @@ class BuildObserver:
         self._outcomes: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         self._outage_s = 0.0
+        self._drained_by: str | None = None
         self._paused_since: float | None = None
         self._show_at = 0.0
         self._encoders: dict[str, Any] = {}
@@ -149,9 +150,10 @@ class BuildObserver:
         """A line for the user."""
         self._log.event("notice", text=_short(text))
 
-    def draining(self) -> None:
-        """A signal came: no further shard is handed out."""
-        self._log.event("draining")
+    def draining(self, reason: str) -> None:
+        """No further shard is handed out."""
+        self._drained_by = reason
+        self._log.event("draining", reason=reason)
 
     def waiting(self, paused: bool, now: float) -> None:
         """Whether the build waits for storage; called often. `now` is time.monotonic()."""
@@ -197,7 +199,9 @@ class BuildObserver:
         values = report.to_dict()
         values["failed"] = dict(list(report.failed.items())[:FAILURES_LOGGED])
         values["refused"] = report.refused[:FAILURES_LOGGED]
-        reason = None if error is None else _short(f"{type(error).__name__}: {error}")
+        reason = self._drained_by if outcome == "stopped" else None
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            reason = _short(f"{type(error).__name__}: {error}")
         self._log.event("ended", outcome=outcome, reason=reason, open_shards=open_shards, report=values)
         self._log.close()
         self._heartbeat.close()
