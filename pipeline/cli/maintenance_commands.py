@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, json_text, storage_config
+from pipeline.cli.terminal import AsJson, Config, Debug, StoreSettings, guard, json_text, storage_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,82 @@ def takedown(
         _show(found, wording.takedown_lines, as_json)
 
     guard(run, debug=debug, again="what was recorded stays; the same command goes on")
+
+
+def gc(
+    output: WholeOutput,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted; write nothing.")] = False,
+    grace: Annotated[
+        str | None,
+        typer.Option(metavar="48h", help="Keep what is younger: minutes (m), hours (h) or days (d). [default: 48h]"),
+    ] = None,
+    keep_snapshots: Annotated[
+        int | None, typer.Option(min=1, help="Keep so many of the newest snapshots. [default: 30]")
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0, help="Keep snapshots that are younger, too. [default: 30]")
+    ] = None,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Delete older snapshots, also younger ones than that, that name files with rows that were taken down.",
+        ),
+    ] = False,
+    ended: Annotated[
+        list[str] | None, typer.Option(metavar="BUILD", help="This silent build has ended; repeatable.")
+    ] = None,
+    config: Config = None,
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Delete files that no kept snapshot, no receipt that counts and no running build needs, and old snapshots. Try --dry-run first."""
+
+    def run() -> None:
+        from pipeline.cli.maintenance_wording import gc_lines
+        from pipeline.config import build_job
+        from pipeline.ledger.addresses import check_whole_output
+        from pipeline.operate import gc as operation
+        from pipeline.storage import open_store
+
+        flags = {
+            "gc.grace_hours": None if grace is None else _hours(grace),
+            "gc.keep_snapshots": keep_snapshots,
+            "gc.keep_days": keep_days,
+            "storage.endpoint_url": endpoint_url,
+        }
+        root = check_whole_output(output)
+        job = build_job({"inputs": [root], "output": root, **flags}, config_path=config)
+        store, kept = open_store(root, job.storage), job.gc
+        options = operation.GcOptions(
+            grace_s=kept.grace_hours * 3600,
+            keep_snapshots=kept.keep_snapshots,
+            keep_days=kept.keep_days,
+            forget=forget,
+            ended=tuple(ended or ()),
+            dry_run=dry_run,
+        )
+        found = operation.collect(store, options)
+        typer.echo(json_text(found) if as_json else "\n".join(gc_lines(found)))
+
+    guard(run, debug=debug, again="what was deleted stays deleted; the same command goes on")
+
+
+def _hours(text: str) -> float:
+    """`90m`, `48h` or `2d` as hours.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    import re
+
+    from pipeline.errors import ConfigError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
+    if match is None:
+        raise ConfigError(f"--grace: expected minutes, hours or days such as 90m, 48h or 2d, got {text!r}")
+    return float(match[1]) * {"m": 1 / 60, "h": 1.0, "d": 24.0}[match[2]]
 
 
 def _show(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool) -> None:

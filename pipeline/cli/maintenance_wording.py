@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.units import size
+
 SNAPSHOTS_SHOWN = 5
 NAMES_SHOWN = 5
 
@@ -83,5 +85,83 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
             f"  stored    {stored['rows']} rows in {stored['files']} files keep their bytes until `lathe compact` and `lathe gc`"
         )
     if found["delta"] is not None:
-        lines.append("  delta     rewritten from version 0")
+        lines.append("  delta     rewritten: no version names these files")
     return lines + [f"  note      {text}" for text in found["notices"]]
+
+
+REASONS = {
+    "orphan": "that no receipt names",
+    "taken_down": "whose rows are all taken down",
+    "compacted": "that `lathe compact` replaced",
+    "replaced": "of inputs that were replaced or dropped",
+}
+KEPT = {
+    "young": "younger than the grace time",
+    "pending": "of receipts that no snapshot covers yet",
+    "waiting": "of receipts that retired less than the grace time ago",
+    "of_running_build": "that a running build may have written",
+    "in_use": "without a row that counts, of receipts of which other rows count",
+}
+
+
+def gc_lines(found: dict[str, Any]) -> list[str]:
+    """Lines that describe a result of `pipeline.operate.gc.collect`."""
+    deleted, snapshots, takedowns = found["deleted"], found["snapshots"], found["takedowns"]
+    would = "would delete" if found["dry_run"] else "deleted"
+    files = [(deleted[name], words) for name, words in REASONS.items() if deleted[name]["files"]]
+    total = {part: sum(item[part] for item, _ in files) for part in ("files", "bytes")}
+    lines = [f"{would} {total['files']} data files with their indexes, {size(total['bytes'])}"]
+    lines += [f"  files     {item['files']} {words}, {size(item['bytes'])}" for item, words in files]
+    if snapshots["retired"]:
+        lines.append(f"  snapshots {_numbers(snapshots['retired'])} {would}; {len(snapshots['retained'])} are kept")
+    if snapshots["forgotten"]:
+        lines.append(
+            f"  forgotten {_numbers(snapshots['forgotten'])} of these named files with rows that were taken down"
+        )
+    others = [(deleted["tables"]["files"], "tables of snapshots"), (deleted["heartbeats"], "old heartbeats")]
+    others += [(deleted["scratch"], "scratch objects"), (deleted["leftovers"]["files"], "unfinished uploads or writes")]
+    if shown := ", ".join(f"{n} {words}" for n, words in others if n):
+        lines.append(f"  others    {shown}")
+    if found["receipts"]["retired"]:
+        moved = "would move" if found["dry_run"] else "moved"
+        lines.append(
+            f"  retired   {moved} {found['receipts']['retired']} receipts, nothing of which counts, to _retired/"
+        )
+    if found["receipts"]["restored"]:
+        lines.append(f"  restored  {found['receipts']['restored']} retired receipts that count again")
+    for name, words in KEPT.items():
+        if n := found["kept"].get(name):
+            of = f", {size(found['waiting']['bytes'])}" if name == "waiting" else ""
+            lines.append(f"  kept      {n} files {words}{of}")
+    lines += [f"  running   build {name}" for name in found["running"]]
+    if takedowns["names_removed"]:
+        lines.append(f"  takedowns {len(takedowns['names_removed'])} whose bytes are gone: names replaced by hashes")
+    lines += [f"  takedowns {_stored(item)}" for item in _some_dicts(takedowns["stored"])]
+    if foreign := found["foreign"]["objects"]:
+        lines.append(
+            f"  foreign   {foreign} objects that Lathe did not make, such as {found['foreign']['names'][0]}: left alone"
+        )
+    return lines + [f"  note      {text}" for text in found["notices"]]
+
+
+def _stored(item: dict[str, Any]) -> str:
+    where = f", named by snapshots {_numbers(item['snapshots'])}" if item["snapshots"] else ""
+    return (
+        f"{item['record']}: {item['files']} stored files still hold its rows{where}; `lathe compact` rewrites files of the newest "
+        "snapshot, `lathe gc --forget` lets go of older ones"
+    )
+
+
+def _some_dicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return found[:NAMES_SHOWN]
+
+
+def _numbers(numbers: list[int]) -> str:
+    """`[1, 2, 3, 7]` -> `1 to 3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ", ".join(" to ".join(map(str, part)) for part in parts)

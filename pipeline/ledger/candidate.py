@@ -33,7 +33,7 @@ from pipeline.ledger.manifest import (
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
 from pipeline.ledger.part_statistics import part_statistics
-from pipeline.ledger.receipts import Ledger, imbalances
+from pipeline.ledger.receipts import Ledger, imbalances, retired_shards
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
@@ -222,6 +222,8 @@ def gather(
     fresh, covered_shards = decisions.shards, 0
     if covered is not None:
         fresh, covered_shards = fresh.filter(pc.invert(pc.is_in(fresh, covered))), len(covered)
+        gone = covered.filter(pc.invert(pc.is_in(covered, decisions.shards))).to_pylist()
+        covered_shards -= len(retired_shards(store).intersection(gone)) if gone else 0
     del covered  # before tables of the same number of rows are read
     release_memory()
     # Receipts that were read for their summaries name the files of their attempt, not copies.

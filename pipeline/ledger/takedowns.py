@@ -75,10 +75,6 @@ class Takedowns:
         found = self._keys_by_uri
         return sorted({key for uri in uris for key in found.get(uri, ())}) if found else []
 
-    def keys_naming(self, receipt: Receipt) -> list[str]:
-        """Keys of the records that name a source of this receipt; sorted."""
-        return self.keys_for([uri_id(source.uri) for source in receipt.shard.objects])
-
     def uri_ids(self) -> set[bytes]:
         """`uri_id` of every source that a record names."""
         return set(self._keys_by_uri)

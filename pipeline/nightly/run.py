@@ -19,6 +19,7 @@ from pipeline.errors import (
     LatheError,
     PublishFailed,
     RejectBudgetExceeded,
+    ShardsFailed,
     ViewNotWritten,
 )
 from pipeline.ledger.addresses import check_whole_output
@@ -139,7 +140,7 @@ def _encode_and_publish(
     job: EncodeJob, store: Store, lease: Lease, night: Night, display: Display, *, accept_fingerprint: bool
 ) -> None:
     control = Approval(job, store, lease, night, accept_fingerprint=accept_fingerprint)
-    stopped: BudgetSpent | Interrupted | None = None
+    stopped: BudgetSpent | Interrupted | ShardsFailed | None = None
     report: BuildReport | None = None
     try:
         report = encode(job, display, control)
@@ -147,6 +148,11 @@ def _encode_and_publish(
         stopped, report = error, error.report  # type: ignore[union-attr]
         if signals.insisted():
             raise
+    except ShardsFailed as error:
+        report = error.report  # type: ignore[attr-defined]
+        if len(report.failed) + len(report.refused) > job.nightly.max_failed:
+            raise
+        stopped = error
     except RejectBudgetExceeded as error:
         report = error.report  # type: ignore[attr-defined]
         raise GateFailed(f"{error}; nothing was published, what is encoded stays") from error

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.storage import ObjectInfo, Store
 
+SILENT_S = 3600.0  # a heartbeat of this age is not read: no build renews one so rarely
 MOST_SKEW_S = 300.0  # between the clocks of the store and of this machine
 
 
@@ -72,7 +73,7 @@ def look_at_builds(store: Store, prefix: str, now: float, grace_s: float, ended:
     for info in list(store.list(prefix)):
         silent = now - info.modified
         name = info.key.removeprefix(prefix).removesuffix(".json")
-        if silent >= grace_s or name in ended:
+        if name in ended or silent >= max(grace_s, SILENT_S):
             found.ended.append(info)
             continue
         facts = _read(store, info)
@@ -85,6 +86,8 @@ def look_at_builds(store: Store, prefix: str, now: float, grace_s: float, ended:
             # The start is by the clock of the build's machine, and so is `updated`, which the store's time of the object corrects.
             begun = float(facts["started"]) + info.modified - float(facts.get("updated", info.modified))
             found.begun = min(begun, found.begun or begun)
+        elif silent >= grace_s:
+            found.ended.append(info)
         else:
             unseen.append((name, silent))
     if unseen:
@@ -92,7 +95,8 @@ def look_at_builds(store: Store, prefix: str, now: float, grace_s: float, ended:
         more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
         raise OutputError(
             f"nothing was deleted: build {name}{more} has not been heard of for {duration(silent)} and did not say that it ended. If it "
-            f"runs, let it end. If it was killed, say so: --ended {name}; without that it counts as ended after {duration(grace_s)} (--grace)",
+            f"runs, let it end. If it was killed, say so: --ended {name}; otherwise it counts as ended after {duration(grace_s)} "
+            "(--grace)",
             uri=store.root,
         )
     return found

@@ -26,18 +26,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, OutputError
-from pipeline.format.layout import DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_key, retired_receipt
+from pipeline.format.layout import COMPACTED, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_key, retired_receipt
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger, stored_index
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.summary import uri_id
 from pipeline.records import Receipt
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pipeline.format.layout import ReceiptName
+    from pipeline.ledger.copies import Copies
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.operate.gc_builds import Builds
     from pipeline.operate.retention import Retention
@@ -54,6 +57,7 @@ class StoredFile:
 
     objects: list[tuple[str, int]] = field(default_factory=list)  # key, bytes
     modified: float = 0.0  # of the younger one
+    compacted: bool = False  # written by `lathe compact`; no receipt names it
 
     @property
     def num_bytes(self) -> int:
@@ -97,18 +101,31 @@ class _Planner:
         self._workers = WORKERS if is_remote(store.root) else 1
         self._made = GcPlan()
 
+    @cached_property
+    def _copies(self) -> Copies:
+        return published_copies(self._store)
+
+    @cached_property
+    def _origins(self) -> set[str]:
+        """Data files of receipts whose rows `lathe compact` copied into others."""
+        return set(self._copies.table["origin"].to_pylist())
+
     def plan(self) -> GcPlan:
+        """The plan."""
         files = self._unnamed()
         shards = {stem.rpartition("/")[2][:16] for stem in files}
         live = [(key, found) for key, found in self._live(shards) if found is not None]
-        retired = self._retired(shards)
-        self._restore(retired)
-        restored = {receipt.shard_id for _, receipt in self._made.restore}
+        retired = self._retired()
+        restored = self._restored(retired)
+        wanted = {
+            name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
+        }
         covered = self._covered({receipt.shard_id for _, receipt in live})
         alive = {(receipt.shard_id, receipt.attempt) for _, receipt in live}
-        for _, receipt, modified in retired:
-            if receipt.shard_id in restored or (receipt.shard_id, receipt.attempt) in alive:
+        for name, modified in wanted.items():
+            if (name.shard_id, name.attempt) in alive:
                 continue  # a gc that was killed had not moved it yet
+            receipt = read_retired(self._store, _key_of(name))
             for stem in self._stems(receipt) & files.keys():
                 file = files.pop(stem)
                 if modified <= self._limit:
@@ -119,8 +136,9 @@ class _Planner:
             mine = {stem: files.pop(stem) for stem in sorted(self._stems(receipt)) if stem in files}
             self._decide(key, receipt, mine, covered)
         for file in files.values():
-            running = self._builds.begun is not None and file.modified >= self._builds.begun
-            if running:
+            if file.compacted:
+                self._decide_compacted(file)
+            elif self._builds.begun is not None and file.modified >= self._builds.begun:
                 self._made.kept["of_running_build"] += 1
             else:
                 self._made.doomed["orphan"].append(file)
@@ -140,7 +158,7 @@ class _Planner:
                     else:
                         self._made.foreign.append(info.key)
                     continue
-                file = found.setdefault(stem, StoredFile())
+                file = found.setdefault(stem, StoredFile(compacted=f"-{COMPACTED}" in stem))
                 file.objects.append((info.key, info.size))
                 file.modified = max(file.modified, info.modified)
         young = [stem for stem, file in found.items() if file.modified > self._limit]
@@ -155,28 +173,30 @@ class _Planner:
         keys = [key for key, name in names if name is not None and name.shard_id[:16] in shards]
         return list(zip(keys, mapped_ahead(self._ledger.load, keys, self._workers, "receipts"), strict=True))
 
-    def _retired(self, shards: Collection[str]) -> list[tuple[str, Receipt, float]]:
-        """Retired receipts of these shards: key, receipt, when it was moved."""
-        found = []
+    def _retired(self) -> dict[ReceiptName, float]:
+        """Retired receipts, and when each was moved."""
+        found = {}
         for info in self._store.list(RETIRED):
             name = retired_receipt(info.key)
             if name is None:
                 self._made.foreign.append(info.key)
-            elif name.shard_id[:16] in shards and info.size:
-                found.append((info.key, read_retired(self._store, info.key), info.modified))
+            elif info.size:
+                found[name] = info.modified
         return found
 
-    def _restore(self, retired: list[tuple[str, Receipt, float]]) -> None:
-        """A retired receipt counts again if a publisher that had read it before shows it, or a build found its bytes unchanged."""
+    def _restored(self, retired: dict[ReceiptName, float]) -> set[str]:
+        """Shards whose retired receipt counts again: a publisher that had read it before shows it, or a build found its bytes unchanged."""
         if not retired:
-            return
-        wanted = {receipt.shard_id for _, receipt, _ in retired}
-        named = self._same & wanted
+            return set()
+        wanted = {name.shard_id for name in retired}
+        found = self._same & wanted
         if self._kept.newest is not None:
             shards = pa.array(sorted(wanted), pa.string())
             for batch in Snapshots(self._store).batches(self._kept.newest, "files", ["shard_id"]):
-                named.update(batch["shard_id"].filter(pc.is_in(batch["shard_id"], shards)).to_pylist())
-        self._made.restore = [(key, receipt) for key, receipt, _ in retired if receipt.shard_id in named]
+                found.update(batch["shard_id"].filter(pc.is_in(batch["shard_id"], shards)).to_pylist())
+        keys = [_key_of(name) for name in retired if name.shard_id in found]
+        self._made.restore = [(key, read_retired(self._store, key)) for key in keys]
+        return found
 
     @cached_property
     def _same(self) -> set[str]:
@@ -214,26 +234,36 @@ class _Planner:
             for file in files.values():
                 self._wait(file)
         else:
-            for stem, file in files.items():
-                self._decide_one(receipt, stem, file)
+            for item in receipt.files:
+                found = files.get(self._layout.file_stem(item.key) or "")
+                if found is not None and item.key in self._origins:
+                    made.doomed["compacted"].append(found)
+                elif found is not None:
+                    self._decide_one(item.key, item.index_key, found, self._takedowns.touches(receipt))
 
-    def _decide_one(self, receipt: Receipt, stem: str, file: StoredFile) -> None:
-        """A file of a receipt of which other files count."""
-        if not self._takedowns.touches(receipt):
-            self._made.kept["in_use"] += 1
-            return
-        (item,) = (item for item in receipt.files if self._layout.file_stem(item.key) == stem)
-        if item.index_key not in self._takedowns.deleted:
+    def _decide_compacted(self, file: StoredFile) -> None:
+        key = next((key for key, _ in file.objects if key.startswith(DATA)), "")
+        facts = self._copies.files.get(key)
+        if facts is None:  # of a compaction that was killed or was second, or rewritten by another
+            self._made.doomed["compacted"].append(file)
+        else:
+            self._decide_one(key, facts["index_key"], file, bool(self._takedowns))
+
+    def _decide_one(self, key: str, index_key: str, file: StoredFile, touched: bool) -> None:
+        """A file whose receipt counts, and of which the newest snapshot shows no row."""
+        if touched and index_key not in self._takedowns.deleted:
             try:
-                rows = stored_index(self._store, item.index_key)
+                rows = stored_index(self._store, index_key)
             except NotFound:
                 rows = []
-            if not rows or not all(map(self._takedowns.hides, rows)):
-                self._made.kept["in_use"] += 1
-                return
-            for record in self._takedowns.keys_naming(receipt):
-                self._made.marks[record] += [item.key, item.index_key]
-        self._made.doomed["taken_down"].append(file)
+            touched = bool(rows) and all(map(self._takedowns.hides, rows))
+            if touched:
+                for record in self._takedowns.keys_for([uri_id(row.source_uri) for row in rows]):
+                    self._made.marks[record] += [key, index_key]
+        if touched:
+            self._made.doomed["taken_down"].append(file)
+        else:
+            self._made.kept["in_use"] += 1
 
     def _may_retire(self, receipt: Receipt) -> bool:
         if receipt.shard_id in self._same or any(item.key in self._kept.named for item in receipt.files):
@@ -244,6 +274,10 @@ class _Planner:
     def _wait(self, file: StoredFile) -> None:
         self._made.kept["waiting"] += 1
         self._made.waiting_bytes += file.num_bytes
+
+
+def _key_of(name: ReceiptName) -> str:
+    return retired_key(name.shard_id, str(name.attempt))
 
 
 def read_retired(store: Store, key: str) -> Receipt:
@@ -258,8 +292,3 @@ def read_retired(store: Store, key: str) -> Receipt:
         raise OutputError(
             f"nothing was deleted: {key} cannot be read as a receipt: {error}", uri=store.uri(key)
         ) from None
-
-
-def target_of(receipt: Receipt) -> str:
-    """Where a receipt is moved when it retires."""
-    return retired_key(receipt.shard_id, receipt.attempt)

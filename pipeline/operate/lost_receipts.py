@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, OutputError
-from pipeline.format.layout import RETIRED, retired_receipt
 from pipeline.ledger.copies import copy_of
 from pipeline.ledger.manifest import read_batches, read_table
-from pipeline.ledger.receipts import stored_index
+from pipeline.ledger.receipts import retired_shards, stored_index
 from pipeline.ledger.summary import uri_id
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def lost_receipts(store: Store, candidate: Candidate, fingerprint: str = "") -> 
         return LostReceipts([], [], 0)
     left, unread = _rows_that_counted(store, candidate, lost)
     shown = {shard for _, shard in left}
-    retired = {found.shard_id for key in store.keys(RETIRED) if (found := retired_receipt(key)) is not None}
+    retired = retired_shards(store)
     lost = [shard for shard in lost if shard in shown or shard not in retired]  # `lathe gc` retires what nothing shows
     for (name, shard), rows in _without_named_again(candidate.decisions, left).items():
         shown = _ids_shown(store, candidate, name, {uri_id(row.source_uri) for row in rows}) if rows else set()

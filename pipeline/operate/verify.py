@@ -245,7 +245,7 @@ def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
     if orphans:
         report.notices.append(
             f"{len(orphans)} files ({report.orphan_bytes} bytes) that no receipt names, such as {orphans[0].key}: "
-            "of a running build, or left by a killed one"
+            "of a running build, left by a killed one, or of inputs that were replaced; `lathe gc` deletes those that nothing needs"
         )
 
 

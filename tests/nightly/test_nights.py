@@ -13,7 +13,7 @@ from pipeline.config import StorageConfig
 from pipeline.engine.driver import build
 from pipeline.engine.driver.progress import Silent
 from pipeline.engine.worker import build_context
-from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost
+from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost, ShardsFailed
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
@@ -167,6 +167,27 @@ def test_limit_that_leaves_no_time_publishes_nothing(place):
     night = nightly(job_of(place.corpus, place.output, **{"nightly.max_hours": 1e-12}))
     assert (night.outcome, night.published, night.shards_left) == ("budget", False, 1)
     assert Snapshots(place.store).numbers() == [1]
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_shard_that_is_given_up_keeps_the_others_back_unless_the_job_allows_it(first, tmp_path, allowed):
+    drill = {"drill.point": "before_commit", "drill.action": "raise", "drill.marker_dir": str(tmp_path / "drill")}
+    job = job_of(
+        first.folder / "corpus",
+        tmp_path / "out",
+        **{**drill, "engine.attempts": 1, "nightly.max_failed": allowed},
+    )
+    with pytest.raises(ShardsFailed) as caught:
+        nightly(job)
+    night = caught.value.night
+    assert (night.outcome, night.exit_code, len(night.failed)) == ("failed", 1, 1)
+    snapshot = Snapshots(store_of(tmp_path / "out")).latest()
+    assert night.published == (snapshot is not None) == bool(allowed)
+    if snapshot is not None:
+        assert (snapshot.counts["rows"], snapshot.num_open) == (2, 1)
+    after = nightly(job)  # the drill fails once
+    assert after.outcome == "done"
+    assert newest_ids(store_of(tmp_path / "out")) == newest_ids(store_of(first.folder / "out"))
 
 
 def test_night_that_a_signal_stops_publishes_what_is_done(first, tmp_path, monkeypatch):

@@ -17,13 +17,13 @@ from pipeline.engine.worker.attempt import ShardAttempt
 from pipeline.engine.worker.batching import Batcher, ClipRun
 from pipeline.engine.worker.blamed_video import StepVideo
 from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
+from pipeline.engine.worker.loop_counts import LoopCounts
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
-from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
-from pipeline.storage import mark_reached, open_store, retries
+from pipeline.storage import mark_reached, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.death_record import DeathRecord
+    from pipeline.engine.worker.worker_stats import WorkerStats
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
@@ -78,7 +79,8 @@ class EncodeLoop:
         self, context: BuildContext, encoder: Encoder, lanes: Lanes, record: DeathRecord | None = None
     ) -> None:
         job = context.job
-        self.stats = WorkerStats()  # what is counted elsewhere is filled in by `live_stats`
+        self._counts = LoopCounts()
+        self.stats = self._counts.stats  # without what is counted elsewhere: see `live_stats`
         self._progress = ProgressCounter()
         self._context = context
         self._encoder = encoder
@@ -94,7 +96,6 @@ class EncodeLoop:
         self._lock = threading.Lock()
         self._batcher = Batcher(encoder.largest_batch)
         self._in_flight: tuple[list[tuple[ClipRun, FrameChunk]], Launched] | None = None  # the step in the network
-        self._bytes_before = [0, 0]  # received and sent by attempts that have ended
         self._feed = Feed(
             lanes,
             self,
@@ -118,6 +119,7 @@ class EncodeLoop:
                 self._unstarted.append(ShardFailure(shard.id(self._context.fingerprint), error))
             self._feed.wake()
             return
+        self._counts.begun(attempt)
         with self._lock:
             self._attempts.append(attempt)
 
@@ -143,19 +145,7 @@ class EncodeLoop:
 
     def live_stats(self) -> WorkerStats:
         """The numbers as they are now. May be called from any thread."""
-        with self._lock:
-            bytes_done = {attempt.shard_id: attempt.bytes_done for attempt in self._attempts}
-            bytes_in = self._bytes_before[0] + sum(attempt.bytes_in for attempt in self._attempts)
-            bytes_out = self._bytes_before[1] + sum(attempt.bytes_out for attempt in self._attempts)
-        return replace(
-            self.stats,
-            progress=self._progress.value,
-            bytes_done=bytes_done,
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            storage_retries=retries(),
-            device_bytes=self._encoder.device_bytes(),
-        )
+        return self._counts.now(self._progress.value, self._encoder.device_bytes())
 
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
@@ -176,7 +166,7 @@ class EncodeLoop:
         ready = len(self._batcher) > 0 or self._in_flight is not None
         events = self._feed.events(0.0 if ready else wait_s)
         if not ready:
-            self._account_wait(time.monotonic() - begun)
+            self._counts.waited(time.monotonic() - begun, self._attempts, self._feed)
         for event in events:
             self._handle(event)
         self._progress.add(len(events))
@@ -364,22 +354,6 @@ class EncodeLoop:
 
     # --- attempts -----------------------------------------------------------------------------------------------------
 
-    def _account_wait(self, seconds: float) -> None:
-        if not self._attempts:
-            self.stats.idle_s += seconds
-            return
-        attempt = self._attempts[0]
-        if attempt.waiting_for_fetch and not self._feed.decoding:
-            attempt.fetch_wait_s += seconds
-            self.stats.fetch_wait_s += seconds
-        elif self._feed.decoding:
-            attempt.decode_wait_s += seconds
-            self.stats.decode_wait_s += seconds
-        elif not self._feed.ready_lanes:  # all decoders are starting
-            self.stats.decode_wait_s += seconds
-        else:
-            self.stats.upload_wait_s += seconds
-
     def _ended(self) -> list[ShardResult | ShardFailure]:
         ended: list[ShardResult | ShardFailure] = []
         with self._lock:
@@ -405,8 +379,7 @@ class EncodeLoop:
     def _forget(self, attempt: ShardAttempt) -> None:
         with self._lock:
             self._attempts.remove(attempt)
-            self._bytes_before[0] += attempt.bytes_in
-            self._bytes_before[1] += attempt.bytes_out
+        self._counts.ended(attempt)
         self._feed.cancel(attempt)
         for owner, index in [key for key in self._videos if key[0] is attempt]:
             self._drop_video(owner, self._videos[owner, index].sample)
