@@ -7,5 +7,6 @@
 - `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
 - `heartbeat`, `live_counts`, `progress`, `report`: progress object in the output; sums over workers; progress for a display; the result
+- `summary_keeper`: cache of receipt summaries, for the next run
 - `running_median`: median of the shard times
 """
