@@ -13,6 +13,8 @@ DATA = "data/"
 DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
+LEASES = "_leases/"
+NIGHTS = "_runs/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
@@ -105,7 +107,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS),
     *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
@@ -133,6 +135,22 @@ def snapshot_table_key(number: int, name: str, sha256: str) -> str:
 def takedown_key(name: str) -> str:
     """Key of the record of a takedown."""
     return f"{TAKEDOWNS}{name}.json"
+
+
+def lease_key(name: str, number: int) -> str:
+    """Key of a lease object; the highest number counts."""
+    return f"{LEASES}{name}/{number}.json"
+
+
+def night_report_key(night: str) -> str:
+    """Key of the report of a nightly run."""
+    return f"{NIGHTS}{night}.report.json"
+
+
+def lease_number(key: str) -> int | None:
+    """Inverse of `lease_key`; None if `key` is not the key of a lease object."""
+    match = re.fullmatch(rf"{LEASES}[^/]+/([1-9]\d*)\.json", key)
+    return None if match is None else int(match[1])
 
 
 def is_foreign_cache(key: str) -> bool:

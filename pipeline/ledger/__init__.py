@@ -10,5 +10,6 @@
 - `snapshots`, `record_checks`, `manifest`: published snapshots; what their records have to hold; their tables
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
 - `addresses`: `OUTPUT@N` as users write it
+- `lease`: one process at a time does what is named
 - `takedowns`: records that hide rows from every reader
 """
