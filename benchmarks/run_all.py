@@ -51,6 +51,7 @@ ENTRIES = (
     Entry("scale", "", "--shards 400 --workers 2,4 --shard-seconds 1 --seconds 1"),
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
+    Entry("compact", "", "--mebibytes 2 --file-mebibytes 1"),
     Entry("loader", "", "--quick"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),

@@ -296,7 +296,14 @@ BuildPoint = Literal[
     "after_commit",
 ]
 PublishPoint = Literal["before_manifest", "before_snapshot", "after_snapshot"]
-DrillPoint = Literal[BuildPoint, PublishPoint, "in_decoder", "in_training"]
+GcPoint = Literal[
+    "in_retiring",  # a receipt is copied and not deleted yet
+    "after_first_record",  # of a snapshot that is not kept
+    "after_records",
+    "before_data",
+    "after_first_file",
+]
+DrillPoint = Literal[BuildPoint, PublishPoint, GcPoint, "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):
@@ -318,6 +325,17 @@ class DrillConfig(Section):
         return self
 
 
+class GcConfig(Section):
+    """What `lathe gc` keeps. Encoding does not use it."""
+
+    grace_hours: float = Field(48.0, ge=0)
+    """Files, heartbeats and unfinished uploads that are younger are kept, hours. Longer than a shard, a publish and a silent build take."""
+    keep_snapshots: int = Field(30, ge=1)
+    """Newest snapshots that are kept."""
+    keep_days: float = Field(30.0, ge=0)
+    """Snapshots that are younger are kept as well, days. Longer than a training run."""
+
+
 class EncodeJob(Section):
     """A build: inputs, output and all options. `docs/formats.md` names the fields that are part of the fingerprint."""
 
@@ -333,6 +351,7 @@ class EncodeJob(Section):
     engine: EngineConfig = EngineConfig()
     nightly: NightlyConfig = NightlyConfig()
     drill: DrillConfig = DrillConfig()
+    gc: GcConfig = GcConfig()
     retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
     """Encode rejected inputs of finished shards again: those with one of these reasons, or with `()` those rejected by limits that differ
     in this job. None: retry nothing."""

@@ -37,6 +37,8 @@ from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS
 from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns
+from pipeline.operate.hugging_face import data_files
 from pipeline.storage import Store, is_remote, open_store
 from pipeline.video.clips import resolve_rules
 
@@ -95,6 +97,7 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
             shards_total=len(todo) + len(work.finished),
             shards_before=len(work.finished),
             notices=notices,
+            taken_down=work.taken_down,
             passed_over=passed_over.to_dict(),
         )
         del shards, receipts, work  # about 1 kB a source and receipt, which a build of days need not hold
@@ -127,7 +130,7 @@ def _work(
     job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], context: BuildContext, store: Store
 ) -> Work:
     """Work of this run, without inputs that were only touched, with rejects to retry."""
-    work = find_work(shards, receipts, context.fingerprint, job)
+    work = find_work(shards, receipts, context.fingerprint, job, read_takedowns(store))
     if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
         record_unchanged(store, unchanged, context)
         work = without_unchanged(work, unchanged)
@@ -153,7 +156,9 @@ def _name_data(context: BuildContext, store: Store) -> None:
         return
     found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace") if store.exists(HUGGING_FACE_KEY) else None
     state = f"data files of {datetime.now(UTC).isoformat()}"
-    config = hugging_face_config(found, context.fingerprint, context.job.write.format, state)
+    container = context.job.write.format
+    files = data_files(store, context.fingerprint, container)
+    config = hugging_face_config(found, context.fingerprint, container, state, files)
     if config is not None:
         store.write(HUGGING_FACE_KEY, config.encode())
 
@@ -225,6 +230,8 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
 
 def _nothing_encoded(whole: Counts, reasons: Counter[str]) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
+    if report.taken_down:
+        shown += f"; {report.taken_down} inputs are taken down"
     return (
         f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
     )
