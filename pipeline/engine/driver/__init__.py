@@ -10,5 +10,6 @@
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
 - `observer`, `heartbeat`, `run_log`: what a build shows to others; progress object and log in the output
 - `live_counts`, `worker_activity`, `progress`, `report`: sums over workers; what each does; progress for a display; the result
+- `summary_keeper`: cache of receipt summaries, for the next run
 - `running_median`: median of the shard times
 """
