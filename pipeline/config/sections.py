@@ -315,7 +315,7 @@ GcPoint = Literal[
     "before_data",
     "after_first_file",
 ]
-DrillPoint = Literal[BuildPoint, PublishPoint, GcPoint, "in_decoder", "in_training"]
+DrillPoint = Literal[BuildPoint, PublishPoint, GcPoint, "in_load", "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):
@@ -323,8 +323,8 @@ class DrillConfig(Section):
 
     point: DrillPoint | None = None
     """Point of the failure; None: no failure."""
-    action: Literal["kill", "crash", "hang", "raise"] = "kill"
-    """SIGKILL to the process itself, a segmentation fault, an endless sleep, or a transient error."""
+    action: Literal["kill", "crash", "hang", "raise", "device_error"] = "kill"
+    """SIGKILL to the process itself, a segmentation fault, an endless sleep, a transient error, or an error as a GPU raises it."""
     times: int = Field(1, ge=1)
     """Number of failures, over all processes that share `marker_dir`."""
     marker_dir: str | None = None

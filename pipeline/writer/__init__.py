@@ -215,6 +215,11 @@ class ShardWriter:
         """Raises the error of a failed upload. `add` and `finish` do so too."""
         self._uploads.check()
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of finished files sent to the store so far."""
+        return self._uploads.sent_bytes
+
     def stop(self) -> None:
         """Makes `add` and `finish` raise if they wait for uploads in another thread. `abort` must follow."""
         self._uploads.stop()
