@@ -4,7 +4,9 @@
 LatheError                    message + where (uri, shard, key, stage)
 ├── TransientError            retry with back-off
 │   ├── StorageUnavailable        throttled, connection lost, 5xx
-│   └── WorkerLost                a decoder or encoder process died or hung
+│   ├── WorkerLost                a decoder or encoder process died or hung
+│   ├── CheckpointDiffers         a worker's machine has other weights than the build was planned with
+│   └── HandedBack                an attempt that was ended because its node goes away; it counts for nothing
 ├── BadDataError              reject this input, record the reason, go on       `reason` is a stable slug
 │   ├── PolicyReject              not broken: the job's rules exclude it (too_short, too_small, no_video, …)
 │   └── DamagedInput              broken, hostile or undecodable bytes
@@ -17,6 +19,7 @@ LatheError                    message + where (uri, shard, key, stage)
     │   │   └── ViewNotWritten            a snapshot is published, but its Delta view was not written
     │   ├── CheckpointError           missing, unsafe, mismatched weights
     │   └── AccessError               credentials refused, bucket missing or unreachable
+    ├── LeaseHeld                 exit code 5: another process does the same; nothing was started
     └── BuildError                exit code 1: the build started and failed
         ├── SourceChanged             an input was replaced while it was read
         ├── SourceRefused             one input object that the store refuses to read; costs its shard, not the build
@@ -25,6 +28,9 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── ShardsFailed              shards that could not be finished after all attempts
         ├── NothingEncoded            every input was rejected; there is no clip
         ├── PublishFailed             a check failed or another publisher was first; nothing was published
+        ├── BudgetSpent               a limit of hours, shards or GPU hours was reached; exit code 3
+        ├── GateFailed                a night encoded, and its snapshot failed a check; exit code 4
+        ├── LeaseLost                 another process took the lease over; exit code 5
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run started and failed; its last checkpoint is usable
 ```
@@ -97,6 +103,14 @@ class WorkerLost(TransientError):
         self.blame = blame
 
 
+class CheckpointDiffers(TransientError):
+    """A worker loaded other weights than the build was planned with: the copy on its machine is damaged or of another version."""
+
+
+class HandedBack(TransientError):
+    """A shard attempt was ended because its worker's node goes away. Another worker takes the shard; nothing is counted."""
+
+
 class BadDataError(LatheError):
     """This input cannot be encoded. `reason` is a stable slug (`too_short`, `undecodable`, …) by which reports are grouped."""
 
@@ -156,6 +170,16 @@ class AccessError(UsageError):
     """Credentials refused, bucket missing, endpoint unreachable."""
 
 
+class LeaseHeld(FatalError):
+    """Another process holds the lease; nothing was started. `record`: its `pipeline.ledger.lease.LeaseRecord` as a dict, if it was read."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, record: dict[str, Any] | None = None, **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.record = record
+
+
 class BuildError(FatalError):
     """The build started and failed."""
 
@@ -193,6 +217,24 @@ class PublishFailed(BuildError):
     def __init__(self, message: str, *, checks: Sequence[Any] = (), **where: str | None) -> None:
         super().__init__(message, **where)
         self.checks = tuple(checks)
+
+
+class BudgetSpent(BuildError):
+    """A limit of hours, shards or GPU hours was reached: running shards were finished, and the next run goes on with the rest."""
+
+    exit_code = 3
+
+
+class GateFailed(PublishFailed):
+    """A night that encoded and whose data failed a check: its snapshot was not made, what it encoded stays."""
+
+    exit_code = 4
+
+
+class LeaseLost(BuildError):
+    """Another process took the lease over, because this one could not renew it in time. What is committed stays."""
+
+    exit_code = 5
 
 
 class Interrupted(BuildError):
