@@ -13,6 +13,8 @@ DATA = "data/"
 DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
+RETIRED = "_retired/"
+COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
 LEASES = "_leases/"
 NIGHTS = "_runs/"
 CARD_KEY = "_README.md"
@@ -25,6 +27,7 @@ _CACHES = re.compile(
     r"|(.*/)?index\.json"  # litdata, wids
 )
 _ATTEMPT = "[A-Za-z0-9_-]+"
+_UNDO = ".undo.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Layout:
     summaries: str
     summary_suffix: str
     progress: str
+    runs: str
 
     def data_key(self, fingerprint: str, bucket: str, stem: str, suffix: str) -> str:
         """Key of a data file: `data/{fp8}/{bucket}/{stem}{suffix}`."""
@@ -56,6 +60,12 @@ class Layout:
     def index_key(self, data_key: str) -> str:
         """Key of the side index of a data file."""
         return f"{self.index}{data_key.removeprefix(DATA).rpartition('.')[0]}{self.index_suffix}"
+
+    def file_stem(self, key: str) -> str | None:
+        """`{fp8}/{bucket}/{shard16}-{attempt}-{seq}` of a data file or side index; None if `key` is not the key of one."""
+        stem = rf"([0-9a-f]{{8}}/v[^/]+/[0-9a-f]{{16}}-{_ATTEMPT}-\d{{5,}})"
+        match = re.fullmatch(rf"{DATA}{stem}\.(?:parquet|tar)|{self.index}{stem}{re.escape(self.index_suffix)}", key)
+        return None if match is None else match[1] or match[2]
 
     def receipt_key(self, shard_id: str, attempt: str | None = None) -> str:
         """Key of a receipt; with `attempt`, its key on stores that cannot refuse a second writer."""
@@ -78,6 +88,15 @@ class Layout:
         """Key of the heartbeat of a running build."""
         return f"{self.progress}{build}.json"
 
+    def run_log_key(self, build: str, part: int) -> str:
+        """Key of a part of the run log of a build; parts count from 1."""
+        return f"{self.runs}{build}/{part:04d}.jsonl"
+
+    def run_log_name(self, key: str) -> tuple[str, int] | None:
+        """Inverse of `run_log_key`; None if `key` is not the key of a part."""
+        match = re.fullmatch(rf"{self.runs}([^/]+)/(\d{{4}})\.jsonl", key)
+        return None if match is None else (match[1], int(match[2]))
+
 
 LAYOUTS = {
     1: Layout(
@@ -89,6 +108,7 @@ LAYOUTS = {
         summaries="summaries/",
         summary_suffix=".parquet",
         progress="progress/",
+        runs="runs/",
     ),
     2: Layout(
         version=2,
@@ -99,6 +119,7 @@ LAYOUTS = {
         summaries="_summaries/",
         summary_suffix=".cache",
         progress="_progress/",
+        runs="_runs/",
     ),
 }
 CURRENT = LAYOUTS[2]
@@ -107,8 +128,12 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS),
-    *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED),
+    *(
+        prefix
+        for one in LAYOUTS.values()
+        for prefix in (one.receipts, one.index, one.summaries, one.progress, one.runs)
+    ),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
 
@@ -132,9 +157,35 @@ def snapshot_table_key(number: int, name: str, sha256: str) -> str:
     return f"{SNAPSHOTS}{number}/{name}-{sha256[:16]}.idx"
 
 
+def is_snapshot_table(key: str) -> bool:
+    """Whether `key` was made by `snapshot_table_key`."""
+    return re.fullmatch(rf"{SNAPSHOTS}[1-9]\d*/[a-z]+-[0-9a-f]{{16}}\.idx", key) is not None
+
+
 def takedown_key(name: str) -> str:
     """Key of the record of a takedown."""
     return f"{TAKEDOWNS}{name}.json"
+
+
+def undo_key(record: str) -> str:
+    """Key of the object that undoes the takedown with the key `record`."""
+    return f"{record.removesuffix('.json')}{_UNDO}"
+
+
+def undone_record(key: str) -> str | None:
+    """Inverse of `undo_key`; None if `key` is not the key of such an object."""
+    return f"{key.removesuffix(_UNDO)}.json" if key.endswith(_UNDO) else None
+
+
+def retired_key(shard_id: str, attempt: str) -> str:
+    """Key of a receipt whose inputs all count in other receipts or not at all: `lathe gc` moves it here."""
+    return f"{RETIRED}{shard_id}--{attempt}.json"
+
+
+def retired_receipt(key: str) -> ReceiptName | None:
+    """Inverse of `retired_key`; None if `key` is not the key of such a receipt."""
+    match = re.fullmatch(rf"{RETIRED}([0-9a-f]{{32}})--({_ATTEMPT})\.json", key)
+    return None if match is None else ReceiptName(match[1], match[2])
 
 
 def lease_key(name: str, number: int) -> str:

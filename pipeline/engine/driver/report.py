@@ -47,6 +47,7 @@ class BuildReport:
     step_sizes: dict[str, int] = field(default_factory=dict)  # FxHxW of a chunk -> largest number of chunks in a step
     rejecting: list[str] = field(default_factory=list)  # ids of the first shards of this run with rejects
     notices: list[str] = field(default_factory=list)
+    taken_down: int = 0  # inputs that are not encoded because a takedown names them
     passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
 
     @property
