@@ -5,7 +5,7 @@ silence. Not checked: rules that the operators have in code (`test_kubernetes.py
 
 To cut them anew: put the CRDs of KubeRay 1.7.0 (`ray.io_rayjobs.yaml`, `ray.io_raycronjobs.yaml`), of Kueue 0.19.2
 (`kueue.x-k8s.io_clusterqueues.yaml`, `…_localqueues.yaml`, `…_resourceflavors.yaml`) and of the Prometheus operator
-(`monitoring.coreos.com_podmonitors.yaml`) into a folder, with the `_definitions.json` of Kubernetes 1.37 (kubernetes-validate on PyPI), then
+(`monitoring.coreos.com_podmonitors.yaml`) into a folder, with `_definitions.json` of Kubernetes 1.37 (kubernetes-validate on PyPI), then
 `python -m tests.deploy.kubernetes_schemas FOLDER`. All of them are under the Apache License 2.0.
 """
 

@@ -33,11 +33,9 @@ def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def pins() -> dict[str, str]:
-    """`constraints.txt`: distribution -> exact version."""
-    lines = [
-        line for line in (DEPLOY / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
-    ]
+def pins(name: str = "constraints.txt") -> dict[str, str]:
+    """A file of exact versions in `deploy/`: distribution -> version."""
+    lines = [line for line in (DEPLOY / name).read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("==") for line in lines)
 
 

@@ -6,12 +6,26 @@ There is no API server here. The rules that KubeRay and Kueue have in code are r
 import json
 
 import pytest
+import typer
 import yaml
 
+from pipeline.cli import app as cli
 from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError
 from pipeline.nightly.night import EXIT_CODES
 from tests.deploy.kubernetes_schemas import problems
-from tests.deploy.manifests import DEPLOY, JOB_MOUNT, PROJECT, RAYJOB_PATH, documents, load, night_of, patched, pins
+from tests.deploy.manifests import (
+    DEPLOY,
+    JOB_MOUNT,
+    JOB_PATH,
+    PROJECT,
+    RAYJOB_PATH,
+    documents,
+    load,
+    night_of,
+    patched,
+    pins,
+)
 
 RAYJOB = load(RAYJOB_PATH)
 SPEC = RAYJOB["spec"]
@@ -267,3 +281,18 @@ def test_no_manifest_holds_a_secret():
         text = path.read_text().lower()
         for word in ("aws_access_key", "aws_secret", "akia", "password", "kind: secret", "auth_token:"):
             assert word not in text, path.name
+
+
+@pytest.mark.parametrize("name", ["takedown", "compact", "gc"])
+def test_maintenance_jobs_run_valid_commands_on_the_same_output(name):
+    job = jobs()[f"{name}.yaml"]
+    spec = job["spec"]["template"]["spec"]
+    program, command, output, *rest = spec["containers"][0]["command"]
+    assert (program, command, output) == ("lathe", name, load(JOB_PATH)["output"])
+    # Parsed by the command line itself: a flag that is gone raises.
+    typer.main.get_command(cli.app).commands[command].make_context(command, [output, *rest])
+    assert (name == "gc") == ("--dry-run" in rest)
+    assert job["metadata"]["generateName"] == f"lathe-{name}-"
+    assert spec["restartPolicy"] == "Never", "demanded beside a podFailurePolicy"
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [ConfigError.exit_code])

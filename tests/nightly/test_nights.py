@@ -11,12 +11,14 @@ import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.engine.driver import build
+from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Silent
 from pipeline.engine.worker import build_context
 from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost, ShardsFailed
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
+from pipeline.nightly.night import new_night
 from pipeline.nightly.run import nightly
 from pipeline.operate.verify import verify_output
 from pipeline.process import signals
@@ -101,6 +103,18 @@ def test_empty_night_publishes_nothing(place):
     assert (night.outcome, night.exit_code, night.published, night.snapshot) == ("nothing", 0, False, 1)
     assert Snapshots(place.store).numbers() == [1]
     assert [report["outcome"] for report in reports(place.store)] == ["done", "nothing"]
+
+
+def test_canary_runs_on_the_cpu_where_only_the_encoders_have_gpus(place):
+    add_tar(place.corpus, 3)
+    job = job_of(place.corpus, place.output, **{"nightly.canary": 1})
+    night = new_night(job.output)
+    control = run.Approval(job, place.store, Lease(place.store, "unused", "test"), night, accept_fingerprint=False)
+    encode(job, Silent(), control)
+    on_gpus = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda"})})
+    run._publish(on_gpus, place.store, night, control, partial=False)
+    (canary,) = (check for check in night.checks if check["name"] == "canary")
+    assert (canary["ok"], canary["judged"]) == (True, True)
 
 
 @pytest.mark.parametrize("removed", ["keep", "drop"])
