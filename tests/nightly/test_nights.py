@@ -13,6 +13,7 @@ from pipeline.config import StorageConfig
 from pipeline.engine.driver import build
 from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Silent
+from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import build_context
 from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost, ShardsFailed
 from pipeline.ledger.lease import Lease
@@ -271,6 +272,15 @@ def test_silent_change_of_the_fingerprint_is_refused_until_it_is_accepted(place,
     assert nightly(job).outcome == "nothing", "accepted once is accepted"
     with pytest.raises(ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\."):
         nightly(job_of(place.corpus, place.output))
+
+
+@pytest.mark.parametrize(("shards_done", "outcome"), [(0, "refused"), (1, "failed")])
+def test_job_that_is_wrong_is_refused_as_long_as_nothing_was_encoded(shards_done, outcome):
+    # As where encoders and decoders do not fit on the cluster: seen after the plan is made.
+    night = new_night("out")
+    night.add_build(BuildReport("out", "f" * 64, "net", False, "cpu", 3, 0, shards_done=shards_done))
+    night.end(ConfigError("engine: 2 encoders do not fit"), time.monotonic())
+    assert night.outcome == outcome
 
 
 def test_output_of_another_corpus_is_refused_with_figures(place, tmp_path):
