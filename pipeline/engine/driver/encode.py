@@ -222,13 +222,14 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
     elif whole.clips == 0:
-        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects)))
+        error = NothingEncoded(_nothing_encoded(whole, report, reasons))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, reasons: Counter[str]) -> str:
+def _nothing_encoded(whole: Counts, report: BuildReport, before: Counter[str]) -> str:
+    reasons = before + Counter(report.judged_rejects)
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     if report.taken_down:
         shown += f"; {report.taken_down} inputs are taken down"
