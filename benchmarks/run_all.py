@@ -51,6 +51,7 @@ ENTRIES = (
     Entry("driver_loop", "", "--shards 1000 --workers 2,4"),
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
+    Entry("compact", "", "--mebibytes 2 --file-mebibytes 1"),
     Entry("loader", "", "--quick"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),

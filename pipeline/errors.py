@@ -19,6 +19,7 @@ LatheError                    message + where (uri, shard, key, stage)
     │   │   └── ViewNotWritten            a snapshot is published, but its Delta view was not written
     │   ├── CheckpointError           missing, unsafe, mismatched weights
     │   └── AccessError               credentials refused, bucket missing or unreachable
+    ├── LeaseHeld                 exit code 5: another process does the same; nothing was started
     └── BuildError                exit code 1: the build started and failed
         ├── SourceChanged             an input was replaced while it was read
         ├── SourceRefused             one input object that the store refuses to read; costs its shard, not the build
@@ -27,6 +28,9 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── ShardsFailed              shards that could not be finished after all attempts
         ├── NothingEncoded            every input was rejected; there is no clip
         ├── PublishFailed             a check failed or another publisher was first; nothing was published
+        ├── BudgetSpent               a limit of hours, shards or GPU hours was reached; exit code 3
+        ├── GateFailed                a night encoded, and its snapshot failed a check; exit code 4
+        ├── LeaseLost                 another process took the lease over; exit code 5
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run started and failed; its last checkpoint is usable
 ```
@@ -166,6 +170,16 @@ class AccessError(UsageError):
     """Credentials refused, bucket missing, endpoint unreachable."""
 
 
+class LeaseHeld(FatalError):
+    """Another process holds the lease; nothing was started. `record`: its `pipeline.ledger.lease.LeaseRecord` as a dict, if it was read."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, record: dict[str, Any] | None = None, **where: str | None) -> None:
+        super().__init__(message, **where)
+        self.record = record
+
+
 class BuildError(FatalError):
     """The build started and failed."""
 
@@ -203,6 +217,24 @@ class PublishFailed(BuildError):
     def __init__(self, message: str, *, checks: Sequence[Any] = (), **where: str | None) -> None:
         super().__init__(message, **where)
         self.checks = tuple(checks)
+
+
+class BudgetSpent(BuildError):
+    """A limit of hours, shards or GPU hours was reached: running shards were finished, and the next run goes on with the rest."""
+
+    exit_code = 3
+
+
+class GateFailed(PublishFailed):
+    """A night that encoded and whose data failed a check: its snapshot was not made, what it encoded stays."""
+
+    exit_code = 4
+
+
+class LeaseLost(BuildError):
+    """Another process took the lease over, because this one could not renew it in time. What is committed stays."""
+
+    exit_code = 5
 
 
 class Interrupted(BuildError):

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 
 class CarelessStore:
@@ -63,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if "list-type=2" in self.path:
+            self._list()
+            return
         data = self.store.objects.get(self.path)
         if data is None:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
@@ -75,6 +79,17 @@ class _Handler(BaseHTTPRequestHandler):
         last = min(int(stop or len(data)), len(data) - 1)
         part = data[int(start) : last + 1]
         self._answer(200, part, data, {"Content-Range": f"bytes {start}-{last}/{len(data)}"})
+
+    def _list(self) -> None:
+        bucket, _, query = self.path.partition("?")
+        prefix = parse_qs(query).get("prefix", [""])[0]
+        keys = sorted(path.removeprefix(f"{bucket}/") for path in self.store.objects)
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag><Size>1</Size></Contents>"
+            for key in keys
+            if key.startswith(prefix)
+        )
+        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode())
 
     def _answer(self, code: int, body: bytes, entity: bytes | None = None, more: dict[str, str] | None = None) -> None:
         self.send_response(code)

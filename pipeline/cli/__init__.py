@@ -2,6 +2,8 @@
 
 - `app`: encode, plan, status, inspect, verify, sample
 - `output_commands`: publish, snapshots, diff, stats
+- `compact_command`: compact
+- `nightly_command`: nightly
 - `export_command`: export
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import export_command, network_commands, output_commands
+from pipeline.cli import (
+    compact_command,
+    export_command,
+    maintenance_commands,
+    network_commands,
+    nightly_command,
+    output_commands,
+)
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -262,10 +269,14 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(nightly_command.nightly)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
+app.command()(maintenance_commands.takedown)
+app.command()(maintenance_commands.gc)
+app.command()(compact_command.compact)
 app.command()(export_command.export)
 app.command()(network_commands.train)
 app.command()(network_commands.models)

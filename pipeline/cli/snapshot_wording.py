@@ -40,7 +40,8 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
         f"{a['output']}@{a['snapshot']} -> {b['output']}@{b['snapshot']}: {a['rows']} -> {b['rows']} rows, "
         f"{a['files']} -> {b['files']} files",
         f"  rows      +{rows['added']} -{rows['dropped']}",
-        f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows",
+        f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows, "
+        f"{len(files['rewritten'])} rewritten by compaction",
         f"  sources   +{len(sources['added'])} -{len(sources['dropped'])}, {len(sources['replaced'])} replaced, "
         f"{len(sources['re_encoded'])} encoded again",
     ]

@@ -229,6 +229,8 @@ def build_lines(report: BuildReport) -> list[str]:
     if report.rejects:
         reasons = sorted(report.rejects.items(), key=lambda item: (-item[1], item[0]))
         lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
+    if report.taken_down:
+        lines.append(f"  taken down: {report.taken_down} inputs, not encoded")
     if report.passed_over:
         lines.append(f"  {report.passed_over['line']}")
     lines += warning_lines(report.warnings)

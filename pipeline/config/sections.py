@@ -255,6 +255,35 @@ class EngineConfig(Section):
     """Seconds that a build waits for storage that does not answer or fails for every shard. Then it ends; the same command resumes."""
 
 
+class NightlyConfig(Section):
+    """Limits and policies of `lathe nightly`; other commands ignore them. Limits of its checks: as options of `lathe publish`."""
+
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which no further shard is started. Running shards are finished, and what is done is published."""
+    max_shards: int | None = Field(None, ge=1)
+    """Most shards of one night."""
+    max_gpu_hours: float | None = Field(None, gt=0)
+    """Hours that encoders are up, summed over them, after which no further shard is started. Each encoder has one GPU."""
+    max_failed: int = Field(0, ge=0)
+    """Most shards and inputs that are given up (unreadable, denied) in a night that still publishes the others. It fails all the same."""
+    removed: Literal["keep", "drop"] = "keep"
+    """Rows of inputs that are not listed any more: keep them, or drop them from the next snapshot."""
+    new_corpus: Literal["refuse", "accept"] = "refuse"
+    """A night of which no input is among those of the output: refuse it, or accept it, where each night lists other inputs."""
+    max_removed: float = Field(0.5, ge=0, le=1)
+    """Largest fraction of inputs or rows that `removed: drop` takes out at once."""
+    max_drift: float = Field(0.5, ge=0)
+    """Largest change of a channel's mean or standard deviation, in standard deviations."""
+    canary: int = Field(4, ge=0)
+    """Clips that are encoded again and compared; 0: none."""
+    psnr_floor: float = Field(15.0, allow_inf_nan=False)
+    """Lowest mean PSNR of these clips, dB."""
+    ssim_floor: float = Field(0.3, allow_inf_nan=False)
+    """Lowest mean SSIM of these clips."""
+    delta: bool = True
+    """Write the Delta Lake view of Parquet outputs as well."""
+
+
 BuildPoint = Literal[
     "after_fetch",
     "mid_video",
@@ -267,7 +296,14 @@ BuildPoint = Literal[
     "after_commit",
 ]
 PublishPoint = Literal["before_manifest", "before_snapshot", "after_snapshot"]
-DrillPoint = Literal[BuildPoint, PublishPoint, "in_load", "in_decoder", "in_training"]
+GcPoint = Literal[
+    "in_retiring",  # a receipt is copied and not deleted yet
+    "after_first_record",  # of a snapshot that is not kept
+    "after_records",
+    "before_data",
+    "after_first_file",
+]
+DrillPoint = Literal[BuildPoint, PublishPoint, GcPoint, "in_load", "in_decoder", "in_training"]
 
 
 class DrillConfig(Section):
@@ -289,6 +325,17 @@ class DrillConfig(Section):
         return self
 
 
+class GcConfig(Section):
+    """What `lathe gc` keeps. Encoding does not use it."""
+
+    grace_hours: float = Field(48.0, ge=0)
+    """Files, heartbeats and unfinished uploads that are younger are kept, hours. Longer than a shard, a publish and a silent build take."""
+    keep_snapshots: int = Field(30, ge=1)
+    """Newest snapshots that are kept."""
+    keep_days: float = Field(30.0, ge=0)
+    """Snapshots that are younger are kept as well, days. Longer than a training run."""
+
+
 class EncodeJob(Section):
     """A build: inputs, output and all options. `docs/formats.md` names the fields that are part of the fingerprint."""
 
@@ -302,7 +349,9 @@ class EncodeJob(Section):
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
     engine: EngineConfig = EngineConfig()
+    nightly: NightlyConfig = NightlyConfig()
     drill: DrillConfig = DrillConfig()
+    gc: GcConfig = GcConfig()
     retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None
     """Encode rejected inputs of finished shards again: those with one of these reasons, or with `()` those rejected by limits that differ
     in this job. None: retry nothing."""

@@ -7,29 +7,42 @@ renamed to `README.md`; it contains the same configuration.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OURS = "# Written by Lathe, which adds an entry for each fingerprint. Remove this line to keep what you change.\n"
 
 
-def hugging_face_config(existing: str | None, fingerprint: str, container: str, state: str | None = None) -> str | None:
+def hugging_face_config(
+    existing: str | None,
+    fingerprint: str,
+    container: str,
+    state: str | None = None,
+    files: Sequence[str] | None = None,
+) -> str | None:
     """`.huggingface.yaml` with an entry for the data files of this fingerprint and container.
 
     `datasets` keeps what it has read from a local folder under the folder's name and this configuration, and does not look for new files.
     `state` becomes the description of the entry: another state makes it read the folder again.
 
-    Takes the present contents, or None. Returns None if the user has removed the first line to keep own changes.
+    Takes the present contents, or None; `files`: keys of the data files, or None for a glob. Returns None if the user has removed the
+    first line to keep own changes.
     """
     if existing is None:
         existing = f"{OURS}configs:\n"
     if not existing.startswith(OURS):
         return None
     name = f"{container}-{fingerprint[:8]}"
-    entry = f"- config_name: {name}\n  data_files: data/{fingerprint[:8]}/**/*.{container}\n"
+    named = f" data/{fingerprint[:8]}/**/*.{container}\n"
+    if files is not None:
+        named = "".join(["\n", *(f"  - {key}\n" for key in files)]) if files else " []\n"
+    entry = f"- config_name: {name}\n  data_files:{named}"
     if state is not None:
         entry += f"  description: {state}\n"
     present = re.compile(rf"^- config_name: {name}\n(?:  .*\n)*", re.MULTILINE)
-    return present.sub(entry, existing) if present.search(existing) else existing + entry
+    return present.sub(lambda _: entry, existing) if present.search(existing) else existing + entry
 
 
 def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dtype: str, moments: bool) -> str:

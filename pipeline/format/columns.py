@@ -176,6 +176,11 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
     }
 
 
+def readable_key(key: str) -> str:
+    """The part of a sample's key that begins the ids of its rows."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", key)[-64:].strip("_") or "clip"
+
+
 def storable(text: str) -> str:
     """`text` as valid Unicode: lone surrogates, which tar names and JSON escapes may hold, become visible escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -13,6 +13,10 @@ DATA = "data/"
 DELTA_LOG = f"{DATA}_delta_log/"  # view of snapshots; Delta Lake wants it there
 SNAPSHOTS = "_snapshots/"
 TAKEDOWNS = "_takedowns/"
+RETIRED = "_retired/"
+COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
+LEASES = "_leases/"
+NIGHTS = "_runs/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
@@ -23,6 +27,7 @@ _CACHES = re.compile(
     r"|(.*/)?index\.json"  # litdata, wids
 )
 _ATTEMPT = "[A-Za-z0-9_-]+"
+_UNDO = ".undo.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,12 @@ class Layout:
     def index_key(self, data_key: str) -> str:
         """Key of the side index of a data file."""
         return f"{self.index}{data_key.removeprefix(DATA).rpartition('.')[0]}{self.index_suffix}"
+
+    def file_stem(self, key: str) -> str | None:
+        """`{fp8}/{bucket}/{shard16}-{attempt}-{seq}` of a data file or side index; None if `key` is not the key of one."""
+        stem = rf"([0-9a-f]{{8}}/v[^/]+/[0-9a-f]{{16}}-{_ATTEMPT}-\d{{5,}})"
+        match = re.fullmatch(rf"{DATA}{stem}\.(?:parquet|tar)|{self.index}{stem}{re.escape(self.index_suffix)}", key)
+        return None if match is None else match[1] or match[2]
 
     def receipt_key(self, shard_id: str, attempt: str | None = None) -> str:
         """Key of a receipt; with `attempt`, its key on stores that cannot refuse a second writer."""
@@ -105,7 +116,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, RETIRED, NIGHTS),
     *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
@@ -130,9 +141,51 @@ def snapshot_table_key(number: int, name: str, sha256: str) -> str:
     return f"{SNAPSHOTS}{number}/{name}-{sha256[:16]}.idx"
 
 
+def is_snapshot_table(key: str) -> bool:
+    """Whether `key` was made by `snapshot_table_key`."""
+    return re.fullmatch(rf"{SNAPSHOTS}[1-9]\d*/[a-z]+-[0-9a-f]{{16}}\.idx", key) is not None
+
+
 def takedown_key(name: str) -> str:
     """Key of the record of a takedown."""
     return f"{TAKEDOWNS}{name}.json"
+
+
+def undo_key(record: str) -> str:
+    """Key of the object that undoes the takedown with the key `record`."""
+    return f"{record.removesuffix('.json')}{_UNDO}"
+
+
+def undone_record(key: str) -> str | None:
+    """Inverse of `undo_key`; None if `key` is not the key of such an object."""
+    return f"{key.removesuffix(_UNDO)}.json" if key.endswith(_UNDO) else None
+
+
+def retired_key(shard_id: str, attempt: str) -> str:
+    """Key of a receipt whose inputs all count in other receipts or not at all: `lathe gc` moves it here."""
+    return f"{RETIRED}{shard_id}--{attempt}.json"
+
+
+def retired_receipt(key: str) -> ReceiptName | None:
+    """Inverse of `retired_key`; None if `key` is not the key of such a receipt."""
+    match = re.fullmatch(rf"{RETIRED}([0-9a-f]{{32}})--({_ATTEMPT})\.json", key)
+    return None if match is None else ReceiptName(match[1], match[2])
+
+
+def lease_key(name: str, number: int) -> str:
+    """Key of a lease object; the highest number counts."""
+    return f"{LEASES}{name}/{number}.json"
+
+
+def night_report_key(night: str) -> str:
+    """Key of the report of a nightly run."""
+    return f"{NIGHTS}{night}.report.json"
+
+
+def lease_number(key: str) -> int | None:
+    """Inverse of `lease_key`; None if `key` is not the key of a lease object."""
+    match = re.fullmatch(rf"{LEASES}[^/]+/([1-9]\d*)\.json", key)
+    return None if match is None else int(match[1])
 
 
 def is_foreign_cache(key: str) -> bool:

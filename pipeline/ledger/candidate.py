@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, OutputError
+from pipeline.ledger.copies import CompactedFiles, Copies
 from pipeline.ledger.counted import Share, shares
 from pipeline.ledger.decisions import decide
 from pipeline.ledger.lookahead import mapped_ahead
@@ -32,7 +33,7 @@ from pipeline.ledger.manifest import (
 )
 from pipeline.ledger.overlaps import CountedReceipt, whole_state
 from pipeline.ledger.part_statistics import part_statistics
-from pipeline.ledger.receipts import Ledger, imbalances
+from pipeline.ledger.receipts import Ledger, imbalances, retired_shards
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
@@ -71,10 +72,12 @@ class Candidate:
     parent_files: Path | None  # `files` of the parent, as Parquet
     parent_receipts: Path | None  # `receipts` of the parent, as Parquet
     listing: Sequence[SourceObject] | None  # the inputs as they are now; None: not known
+    copies: Copies  # where compactions put rows of receipts
 
     def fresh_parts(self, store: Store, most: int) -> list[CountedReceipt]:
         """Up to `most` receipts with rows that the parent does not cover, evenly spread over their shards; else of all receipts."""
         shards = self.files["shard_id"].unique()
+        shards = shards.filter(pc.is_in(shards, self.decisions.shards))  # compacted files have ids of their own
         fresh = shards.filter(pc.is_in(shards, self.fresh))
         offered = sorted((fresh if len(fresh) else shards).to_pylist())
         chosen = offered if len(offered) <= most else [offered[i * len(offered) // most] for i in range(most)]
@@ -101,12 +104,19 @@ def _counted_whole(part: CountedReceipt, problem: str | None = None) -> _Read:
 
 
 def _counted(store: Store, part: CountedReceipt) -> _Read:
-    """Reads indexes and latents if some rows do not count. One that is lost or damaged is a problem of the receipt, named with all rows."""
-    if part.whole:
+    """Reads indexes and latents if some rows do not count, or are in other files.
+
+    One that is lost or damaged is a problem of the receipt, which is named with all rows.
+    """
+    copies = part.copies.of(part.receipt.shard_id)
+    if part.whole and not copies:
         return _counted_whole(part)
+    complete = not any(copy.dropped for copy in copies.values()) and not part.takedowns.deleted
     try:
-        counts, found = shares(store, part)
-        stats = part_statistics(store, part.receipt.stats, found)
+        counts, found = shares(store, part, restore=True)
+        stats = part.receipt.stats
+        if not (part.whole and complete):
+            stats = part_statistics(store, stats, found, complete=complete)
     except (InputError, OutputError) as error:
         return _counted_whole(CountedReceipt(part.receipt), f"the rows that count are not known: {error}")
     return _Read(part, counts, found, stats, next(iter(imbalances(part.receipt)), None))
@@ -115,7 +125,9 @@ def _counted(store: Store, part: CountedReceipt) -> _Read:
 class _Pool:
     """Rows of receipts that were read, in two files; each receipt with its `Overlaps.state`."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, compacted: CompactedFiles | None = None) -> None:
+        """`compacted`: takes shares of compacted files."""
+        self._compacted = compacted
         self._files = TableSpool(FILES, folder / f"{name}-files")
         self._receipts = TableSpool(RECEIPTS, folder / f"{name}-receipts")
 
@@ -127,7 +139,9 @@ class _Pool:
         """Adds a receipt with the part that counts."""
         self._receipts.add(receipt_row(read.part, read.counts, read.stats, state, read.problem))
         for share in read.shares:
-            if share.rows:
+            if share.copy is not None and self._compacted is not None:
+                self._compacted.show(share.copy, share.hidden)
+            elif share.rows:
                 self._files.add(file_row(read.part, share))
 
     def finish(self) -> tuple[Path, Path]:
@@ -144,6 +158,8 @@ def gather(
     listing: Listing = None,
     drop_missing: bool = False,
     choices: Choices | None = None,
+    copies: Copies | None = None,
+    only_covered: bool = False,
     save: bool = False,
     workers: int = 8,
 ) -> Candidate:
@@ -158,6 +174,8 @@ def gather(
             encoded meanwhile would count as gone in an earlier listing.
         drop_missing: whether inputs that are not in `listing` are dropped.
         choices: earlier choices; None: those of the parent.
+        copies: of rows of receipts; None: those of the parent.
+        only_covered: no receipts that the parent does not cover.
         save: whether to cache the summaries of receipts that were read, in the output.
         workers: threads that read receipts.
 
@@ -186,6 +204,8 @@ def gather(
     before = choices or {}
     if choices is None and parent is not None:
         before = read_choices(snapshots.table(parent, "choices"))
+    if copies is None:
+        copies = Copies() if parent is None else Copies(snapshots.table(parent, "copies"))
     found = listing() if callable(listing) else listing
     decisions = decide(
         spooled,
@@ -195,22 +215,28 @@ def gather(
         found,
         fingerprint=fingerprint,
         drop_missing=drop_missing,
+        only_covered=only_covered,
+        copies=copies,
     )
     spooled.unlink()
     fresh, covered_shards = decisions.shards, 0
     if covered is not None:
         fresh, covered_shards = fresh.filter(pc.invert(pc.is_in(fresh, covered))), len(covered)
+        gone = covered.filter(pc.invert(pc.is_in(covered, decisions.shards))).to_pylist()
+        covered_shards -= len(retired_shards(store).intersection(gone)) if gone else 0
     del covered  # before tables of the same number of rows are read
     release_memory()
-    sources = [_Source(*pool.finish(), decisions.repeated)]
+    # Receipts that were read for their summaries name the files of their attempt, not copies.
+    sources = [_Source(*pool.finish(), pa.concat_arrays([decisions.repeated, copies.shards]))]
     if parent is not None and parent_receipts is not None:
         parent_files = snapshots.download(parent, "files", folder / "parent-files")
         sources.insert(0, _Source(parent_files, parent_receipts))
-    files_path, receipts_path, taken, outdated = _combined(store, decisions, sources, folder, workers)
+    files_path, receipts_path, taken, outdated = _combined(store, decisions, copies, sources, folder, workers)
     release_memory()
     files = read_table(files_path, LIGHT_FILES, ["network", "fingerprint"])
     if parent_files is not None and len(outdated):
-        fresh = pa.concat_arrays([fresh, _encoded_again(files, parent_files, outdated)])
+        again = outdated.filter(pc.invert(pc.is_in(outdated, copies.shards)))
+        fresh = pa.concat_arrays([fresh, _encoded_again(files, parent_files, again)])
     return Candidate(
         parent=parent,
         decisions=decisions,
@@ -225,6 +251,7 @@ def gather(
         parent_files=parent_files,
         parent_receipts=parent_receipts,
         listing=found,
+        copies=copies,
     )
 
 
@@ -249,13 +276,14 @@ class _Source:
 
 
 def _combined(
-    store: Store, decisions: Decisions, sources: list[_Source], folder: Path, workers: int
+    store: Store, decisions: Decisions, copies: Copies, sources: list[_Source], folder: Path, workers: int
 ) -> tuple[Path, Path, list[int], pa.Array]:
     """Files and receipts of all shards: rows whose state still holds, the others read now.
 
-    Also how many receipts came from each source, and the outdated shards of the first.
+    Also how many receipts came from each source, and the outdated shards of the first, with those of compacted files that changed.
     """
     tables, taken, outdated = [], [], []
+    compacted = CompactedFiles(store, copies)
     path, left = folder / "receipts", np.ones(len(decisions.shards), bool)
     with pq.ParquetWriter(path, RECEIPTS, compression="zstd", write_page_checksum=True) as out:
 
@@ -274,7 +302,7 @@ def _combined(
                     out.write_batch(mine)
             release_memory()
             # By row groups: a filter over the whole table would hold it twice.
-            batches = read_batches(source.files)
+            batches = compacted.take_out(read_batches(source.files), outdated[-1])
             kept = (batch.filter(pc.invert(pc.is_in(batch["shard_id"], outdated[-1]))) for batch in batches)
             tables.append(pa.Table.from_batches(kept, FILES))
             taken.append(int(valid.sum()))
@@ -282,8 +310,10 @@ def _combined(
         for source in sources:
             take(source)
         open_shards = decisions.shards.filter(pa.array(left)), decisions.states.filter(pa.array(left))
-        take(_read_now(store, decisions, *open_shards, folder, workers))
-    return write_table(pa.concat_tables(tables), folder / "files", "key"), path, taken, outdated[0]
+        take(_read_now(store, decisions, *open_shards, folder, workers, compacted))
+    tables.append(compacted.table())
+    changed = pa.concat_arrays([outdated[0], pa.array(compacted.ids(), pa.string())])
+    return write_table(pa.concat_tables(tables), folder / "files", "key"), path, taken, changed
 
 
 def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, left: np.ndarray) -> np.ndarray:
@@ -298,9 +328,15 @@ def _valid(names: pa.Table, decisions: Decisions, unusable: pa.Array | None, lef
 
 
 def _read_now(
-    store: Store, decisions: Decisions, shards: pa.Array, states: pa.Array, folder: Path, workers: int
+    store: Store,
+    decisions: Decisions,
+    shards: pa.Array,
+    states: pa.Array,
+    folder: Path,
+    workers: int,
+    compacted: CompactedFiles,
 ) -> _Source:
-    pool, ledger = _Pool(folder, "again"), Ledger(store)
+    pool, ledger = _Pool(folder, "again", compacted), Ledger(store)
     keys = decisions.keys.take(pc.index_in(shards, decisions.shards)).to_pylist()
 
     def read(key: str) -> _Read | None:

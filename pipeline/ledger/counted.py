@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import NotFound, OutputError
 from pipeline.format.columns import storable
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.ledger.snapshots import published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.records import Counts
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.format.index import IndexRow
-    from pipeline.records import WrittenFile
+    from pipeline.ledger.copies import Copy
+    from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
 
@@ -35,6 +38,7 @@ class Share:
     # Rows that count and rows that do not, of receipts that are partly hidden.
     shown: tuple[IndexRow, ...] = ()
     hidden_rows: tuple[IndexRow, ...] = ()
+    copy: Copy | None = None  # if `file` is a compacted one: `rows` and `hidden` are of this part of it
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -46,9 +50,9 @@ def counted_receipts(store: Store, workers: int = 8) -> Iterator[CountedReceipt]
     """Every receipt with the part of it that counts, by shard id, including receipts of which nothing counts.
 
     Raises:
-        OutputError: a receipt of another format version, or of another shard.
+        OutputError: a receipt of another format version, or of another shard; a newest snapshot that cannot be read.
     """
-    overlaps = Overlaps(Summaries(store, workers).all(), read_takedowns(store))
+    overlaps = Overlaps(Summaries(store, workers).all(), read_takedowns(store), published_copies(store))
     return (overlaps.counted(receipt) for receipt in Ledger(store).all(workers))
 
 
@@ -66,16 +70,20 @@ def counting(part: CountedReceipt, rows: list[IndexRow]) -> list[IndexRow]:
     return [row for row in rows if row.source_uri not in uris and (row.source_uri, row.source_key) not in samples]
 
 
-def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
+def shares(store: Store, part: CountedReceipt, *, restore: bool = False) -> tuple[Counts, list[Share]]:
     """Counts of the part of a receipt that counts, and its share of each data file.
+
+    Rows that a compaction dropped are left out, as if taken down. With `restore`, those that count again, because an input or a takedown
+    was taken back, are in the share of the file that the receipt names.
 
     Raises:
         NotFound: an index is missing, of a receipt that is partly hidden.
-        OutputError: it cannot be read.
+        OutputError: it cannot be read, or rows that count again are in no file any more.
     """
     receipt = part.receipt
-    if part.whole:
-        return receipt.added(), [Share(item, item.rows, item.frames, item.num_bytes) for item in receipt.files]
+    copies = part.copies.of(receipt.shard_id)
+    if part.whole and not any(copy.dropped for copy in copies.values()):
+        return receipt.added(), [_whole(item, copies.get(item.key)) for item in receipt.files]
     if part.superseded:
         return Counts(), []
     if not part.hidden_uris and not part.hidden_samples and part.takedowns.hides_all(receipt):
@@ -83,22 +91,63 @@ def shares(store: Store, part: CountedReceipt) -> tuple[Counts, list[Share]]:
         rows, frames = (sum(getattr(item, name) for item in receipt.files) for name in ("rows", "frames"))
         taken_counts = Counts(clips_planned=rows, clips=rows, frames=frames)
         return receipt.added() + _negative(taken_counts), [Share(item, 0, 0, 0) for item in receipt.files]
-    found, lost, taken = [], [], []
+    found: list[Share] = []
+    lost: list[IndexRow] = []
+    taken: list[IndexRow] = []
+    gone = Counts()
     for item in receipt.files:
-        rows = stored_index(store, item.index_key)
-        counted = counting(part, rows)
-        seen = [row for row in counted if not part.takedowns.hides(row)]
-        positions = {row.row for row in counted}
-        lost += [row for row in rows if row.row not in positions]
+        copy = copies.get(item.key)
+        if (item if copy is None else copy.file).index_key in part.takedowns.deleted:  # takedowns hide all its rows
+            gone += Counts(clips_planned=item.rows, clips=item.rows, frames=item.frames)
+            continue
+        rows = stored_index(store, item.index_key) if copy is None else part.copies.rows(store, copy)
+        every = rows if copy is None else [*rows, *copy.dropped]
+        counted = counting(part, every)
         taken += [row for row in counted if part.takedowns.hides(row)]
-        positions = {row.row for row in seen}
-        hidden = tuple(row for row in rows if row.row not in positions)
-        num_bytes = sum(span.length for row in seen for span in row.spans()) if hidden else item.num_bytes
-        frames = sum(row.num_frames for row in seen)
-        found.append(Share(item, len(seen), frames, num_bytes, tuple(seen), hidden))
+        names = {row.id for row in counted}
+        lost += [row for row in every if row.id not in names]
+        names -= {row.id for row in taken}
+        found.append(_partly(item if copy is None else copy.file, rows, names, copy))
+        if copy is None or not (again := {row.id for row in copy.dropped} & names):
+            continue
+        if restore:
+            found.append(_restored(store, receipt, item, again))
+        else:
+            taken += [row for row in copy.dropped if row.id in again]
     # A takedown hides rows, but its inputs still count as encoded.
     taken_counts = Counts(clips_planned=len(taken), clips=len(taken), frames=sum(row.num_frames for row in taken))
-    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts), found
+    return receipt.added() + _negative(_hidden_counts(part, lost) + taken_counts + gone), found
+
+
+def _whole(item: WrittenFile, copy: Copy | None) -> Share:
+    if copy is None:
+        return Share(item, item.rows, item.frames, item.num_bytes)
+    return Share(copy.file, copy.rows, copy.frames, copy.num_bytes, copy=copy)
+
+
+def _partly(file: WrittenFile, rows: list[IndexRow], shown: set[str], copy: Copy | None = None) -> Share:
+    """The share of `rows` with these ids."""
+    seen = tuple(row for row in rows if row.id in shown)
+    hidden = tuple(row for row in rows if row.id not in shown)
+    whole = file.num_bytes if copy is None else copy.num_bytes
+    num_bytes = sum(span.length for row in seen for span in row.spans()) if hidden else whole
+    return Share(file, len(seen), sum(row.num_frames for row in seen), num_bytes, seen, hidden, copy)
+
+
+def _restored(store: Store, receipt: Receipt, item: WrittenFile, shown: set[str]) -> Share:
+    """Rows that count although a compaction dropped them, from the file of the receipt.
+
+    Raises:
+        OutputError: that file is deleted.
+    """
+    try:
+        return _partly(item, stored_index(store, item.index_key), shown)
+    except NotFound:
+        raise OutputError(
+            f"{len(shown)} rows of shard {receipt.shard_id} count again that `lathe compact` dropped, and {item.key} is deleted; "
+            "delete the receipt of this shard and encode again",
+            uri=store.uri(item.key),
+        ) from None
 
 
 def _hidden_counts(part: CountedReceipt, rows: list[IndexRow]) -> Counts:

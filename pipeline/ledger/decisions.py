@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.manifest import ROWS_AT_ONCE, read_table
 from pipeline.ledger.overlaps import Overlaps, whole_state
 from pipeline.ledger.summary import ID_BYTES, URI_BYTES, first_of_each_shard, source_id, uri_id
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.ledger.copies import Copies
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.ledger.versions import Choices, Selection
     from pipeline.records import SourceObject
@@ -88,6 +90,8 @@ def decide(
     *,
     fingerprint: str | None = None,
     drop_missing: bool = False,
+    only_covered: bool = False,
+    copies: Copies = NO_COPIES,
 ) -> Decisions:
     """Applies the rules of `overlaps` and `versions`.
 
@@ -99,6 +103,8 @@ def decide(
         listing: the inputs as they are now; None: not known.
         fingerprint: only receipts of fingerprints that begin so; None: all.
         drop_missing: whether inputs that are not listed are dropped.
+        only_covered: only receipts that the parent covers, as if there were no others.
+        copies: of rows of receipts.
     """
     columns = COLUMNS if listing is None else [*COLUMNS, "sources", "created"]
     table = read_table(path, columns)
@@ -106,13 +112,15 @@ def decide(
     fingerprints = sorted(table["fingerprint"].unique().to_pylist())
     if fingerprint:
         table = table.filter(pc.starts_with(table["fingerprint"], fingerprint))
+    if only_covered and covered is not None:
+        table = table.filter(pc.is_in(table["shard_id"], covered))
     table, repeated = _one_a_shard(table, path)
     touched = {uri for found in before.values() for uri in found} | takedowns.uri_ids()
     wanted = {uri_id(source.uri) for source in listing} if listing is not None and drop_missing else None
     current = None if listing is None else _newest(table)
     mixed = _entangled(table, touched, wanted)
     others = table.filter(pa.array(mixed))
-    overlaps = Overlaps(read_summaries(path, others["row"].to_numpy()), takedowns)
+    overlaps = Overlaps(read_summaries(path, others["row"].to_numpy()), takedowns, copies)
     known = None if covered is None else set(_among(others["shard_id"], covered).to_pylist())
     selection = select_versions(overlaps, known, before, listing, drop_missing=drop_missing, current=current)
     hide_other_versions(overlaps, selection.versions)
@@ -128,7 +136,8 @@ def decide(
     selection.changes.added += _num_uris(new)
     if listing is not None:
         done = plain["sources"].filter(pc.equal(plain["fingerprint"], current or ""))
-        selection.open_sources = _unknown(selection.open_sources, done)
+        left = _unknown(selection.open_sources, done)
+        selection.open_sources = [source for source in left if not takedowns.takes(source.uri)]  # never encoded
     return Decisions(
         overlaps=overlaps,
         selection=selection,

@@ -17,12 +17,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.summary import EMPTY, UNKNOWN_CONTENT, source_id, uri_id
 from pipeline.ledger.takedowns import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipeline.ledger.copies import Copies
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import Receipt, Reject
@@ -51,6 +53,7 @@ class CountedReceipt:
     takedowns: Takedowns = NONE  # those that touch this receipt; counts of inputs are not changed by them
     # In a snapshot: its data files, by key, with positions of rows that do not count. None: not in a snapshot.
     positions: dict[str, frozenset[int]] | None = None
+    copies: Copies = NO_COPIES  # where `lathe compact` put rows of its files
 
     def counts(self, uri: str, key: str) -> bool:
         """Whether rows of this sample count here."""
@@ -78,8 +81,10 @@ class CountedReceipt:
 class Overlaps:
     """Owners of the sources of an output, by the rules of the module, from one summary per shard."""
 
-    def __init__(self, summaries: Iterable[ReceiptSummary], takedowns: Takedowns = NONE) -> None:
-        self.takedowns = takedowns
+    def __init__(
+        self, summaries: Iterable[ReceiptSummary], takedowns: Takedowns = NONE, copies: Copies = NO_COPIES
+    ) -> None:
+        self.takedowns, self.copies = takedowns, copies
         self._hidden: dict[str, Hidden] = defaultdict(Hidden)
         self._owner: dict[Source, str] = {}  # by source and by content: shard id
         ordered = sorted(summaries, key=lambda item: item.precedence)
@@ -106,11 +111,12 @@ class Overlaps:
         found = self._hidden.get(receipt.shard_id)
         takedowns = self.takedowns if self.takedowns.touches(receipt) else NONE
         if found is None:
-            return CountedReceipt(receipt, takedowns=takedowns)
+            return CountedReceipt(receipt, takedowns=takedowns, copies=self.copies)
         uris = frozenset(
             source.uri for source in receipt.shard.objects if found.sources and source_id(source) in found.sources
         )
-        return CountedReceipt(receipt, uris, frozenset(found.samples), frozenset(found.retried), takedowns)
+        samples, retried = frozenset(found.samples), frozenset(found.retried)
+        return CountedReceipt(receipt, uris, samples, retried, takedowns, copies=self.copies)
 
     def forget_summaries(self) -> None:
         """Frees the summaries (about 1 kB per receipt). Only `counted` may be called afterwards."""

@@ -27,13 +27,16 @@ BLOCK_VALUES = 1 << 20  # of all channels, measured at a time
 Located = tuple[str, "IndexRow"]  # key of the data file, row
 
 
-def part_statistics(store: Store, whole: ChannelStats | None, shares: Iterable[Share]) -> ChannelStats | None:
+def part_statistics(
+    store: Store, whole: ChannelStats | None, shares: Iterable[Share], *, complete: bool = True
+) -> ChannelStats | None:
     """Statistics of the rows of `shares` that count; None if there are none.
 
     Args:
         store: the output.
-        whole: statistics of all rows of these files.
+        whole: statistics of all rows of the receipt.
         shares: files with their rows, see `Share`.
+        complete: whether they have all rows of the receipt. If not, rows that count are measured.
 
     Raises:
         NotFound: a data file is missing.
@@ -44,9 +47,9 @@ def part_statistics(store: Store, whole: ChannelStats | None, shares: Iterable[S
     hidden = [(share.file.key, row) for share in shares for row in share.hidden_rows]
     if not shown:
         return None
-    if not hidden:
+    if not hidden and complete:
         return whole
-    if whole is not None and _num_values(hidden) < _num_values(shown) and finite(whole):
+    if complete and whole is not None and _num_values(hidden) < _num_values(shown) and finite(whole):
         rest = subtracted(whole, measured(store, hidden))
         if rest is not None and rest.n * len(rest.mean) == _num_values(shown):
             return rest

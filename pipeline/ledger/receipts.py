@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
 from pipeline.format.index import read_index
-from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, is_foreign_cache
+from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_receipt
 from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.process import kill_points as drill
@@ -206,6 +206,12 @@ def stored_index(store: Store, key: str) -> list[IndexRow]:
         return read_index(store.read(key))[0]
     except (ValueError, OSError) as error:
         raise OutputError(f"{key} cannot be read as a side index: {error}", uri=store.uri(key)) from None
+
+
+def retired_shards(store: Store) -> set[str]:
+    """Shards whose receipts `lathe gc` retired, because nothing of them counted. They may have been encoded again since."""
+    names = map(retired_receipt, store.keys(RETIRED))
+    return {name.shard_id for name in names if name is not None}
 
 
 def precedence(receipt: Receipt) -> tuple[str, str]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.config import DrillConfig
 from pipeline.errors import InputError, NotFound, OutputError, PublishFailed
 from pipeline.format.layout import SNAPSHOTS, snapshot_key, snapshot_number, snapshot_table_key
+from pipeline.ledger.copies import COPIES, NO_COPIES, Copies
 from pipeline.ledger.manifest import CHOICES, FILES, OPEN, RECEIPTS, column_names, from_parquet, read_batches
 from pipeline.ledger.record_checks import check_record
 from pipeline.process import kill_points as drill
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 NUMBERED = re.compile(r"(?P<output>.+)@(?P<number>[0-9]{1,18})", re.DOTALL)
 LISTED_NUMBERS = 10
-SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES, "open": OPEN}
+SCHEMAS = {"files": FILES, "receipts": RECEIPTS, "choices": CHOICES, "open": OPEN, "copies": COPIES}
 NAMED_IN_RECORD = 1000  # open shards; if there are more, all are in a table
 
 
@@ -248,7 +249,7 @@ class Snapshots:
         return f"there are {listed}" if len(numbers) <= LISTED_NUMBERS else f"there are {len(numbers)}, up to {listed}"
 
     def table(self, snapshot: Snapshot, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table of a snapshot: `files`, `receipts`, `choices` or `open`; empty if the snapshot has none of this name.
+        """A table of a snapshot: `files`, `receipts`, `choices`, `open` or `copies`; empty if the snapshot has none of this name.
 
         Raises:
             OutputError: missing, or not the bytes that were published.
@@ -337,3 +338,13 @@ class Snapshots:
                 f"another publisher replaced the record of snapshot {snapshot.number}, which {self._store.root} did not refuse; run again "
                 "to publish what theirs does not cover, and let only one run at a time on this store"
             )
+
+
+def published_copies(store: Store, number: int | None = None) -> Copies:
+    """Rows that compactions copied, as a snapshot has them, the newest without a number; none if nothing is published.
+
+    Raises as `Snapshots.table`.
+    """
+    snapshots = Snapshots(store)
+    found = snapshots.latest() if number is None else snapshots.read(number)
+    return NO_COPIES if found is None or "copies" not in found.tables else Copies(snapshots.table(found, "copies"))

@@ -1,22 +1,24 @@
-"""Takedowns: records that hide rows from every reader, in every snapshot and in receipts. Create-only; deletes nothing.
+"""Takedowns: records that hide rows from every reader, in every snapshot and in receipts. Deletes nothing.
 
-A record names sources (all versions and clips of a URI), samples (a key of a source), or single rows by id. It has the source of each
-row, so that a reader opens only the indexes of receipts with such a source.
+A record has the source of each sample and row that it names, so that a reader opens only the indexes of receipts with such a source. It is
+created once. `lathe gc` may replace its names by hashes later, which hide the same rows. An object `{record}.undo.json` beside it, also
+created once, says that it hides nothing any more.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, InputError, NotFound, OutputError
+from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.format.columns import storable
-from pipeline.format.layout import TAKEDOWNS, takedown_key
-from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.format.layout import TAKEDOWNS, takedown_key, undo_key, undone_record
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summary import uri_id
+from pipeline.ledger.takedown_record import Takedown, TakenRow, row_digest, sample_digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -25,62 +27,7 @@ if TYPE_CHECKING:
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
-FORMAT_VERSION = 1
-ROW = {"id", "source_uri"}
-
-
-@dataclass(frozen=True, slots=True)
-class TakenRow:
-    """One row by its id, and its source as spelled in rows."""
-
-    id: str
-    source_uri: str
-
-
-@dataclass(frozen=True, slots=True)
-class Takedown:
-    """One record. `sources` and `samples` as spelled in receipts."""
-
-    key: str
-    created: str  # UTC, ISO 8601
-    reason: str
-    sources: tuple[str, ...] = ()
-    samples: tuple[tuple[str, str], ...] = ()  # (uri, key)
-    rows: tuple[TakenRow, ...] = ()
-
-    def to_json(self) -> bytes:
-        """Canonical JSON bytes, without the key."""
-        values = {name: value for name, value in asdict(self).items() if name != "key"}
-        return json.dumps({"format_version": FORMAT_VERSION, **values}, sort_keys=True, indent=1).encode()
-
-    @classmethod
-    def from_json(cls, key: str, data: bytes) -> Takedown:
-        """Inverse of `to_json`.
-
-        Raises:
-            ValueError, KeyError, TypeError: not a takedown, or one of another format version.
-        """
-        raw: Any = json.loads(data)
-        if not isinstance(raw, dict) or not all(
-            isinstance(raw.get(name), list) for name in ("sources", "samples", "rows")
-        ):
-            raise ValueError("expected a JSON object with the lists sources, samples and rows")
-        if raw["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {raw['format_version']!r}, this Lathe reads {FORMAT_VERSION}")
-        samples, rows = raw["samples"], raw["rows"]
-        if not _are_texts([raw["created"], raw["reason"], *raw["sources"]]):
-            raise ValueError("created, reason and sources have to be strings")
-        if not all(isinstance(item, list) and len(item) == 2 and _are_texts(item) for item in samples):
-            raise ValueError("samples have to be pairs of strings, the URI of the source and the key")
-        if not all(isinstance(row, dict) and set(row) == ROW and _are_texts(row.values()) for row in rows):
-            raise ValueError("rows have to be objects with the strings id and source_uri")
-        pairs = tuple((uri, name) for uri, name in samples)
-        found = tuple(TakenRow(**row) for row in rows)
-        return cls(key, raw["created"], raw["reason"], tuple(raw["sources"]), pairs, found)
-
-
-def _are_texts(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+REMEMBERED = 65536  # sources whose `uri_id` a filter keeps
 
 
 class Takedowns:
@@ -91,24 +38,37 @@ class Takedowns:
         self._sources = {storable(uri) for item in self.records for uri in item.sources}
         self._samples = {(storable(uri), storable(key)) for item in self.records for uri, key in item.samples}
         self._ids = {row.id for item in self.records for row in item.rows}
-        self._uris = self._sources | {uri for uri, _ in self._samples}
-        self._uris |= {row.source_uri for item in self.records for row in item.rows}
         self._keys_by_uri: dict[bytes, list[str]] = {}
         for item in self.records:
-            named = {*item.sources, *(uri for uri, _ in item.samples), *(row.source_uri for row in item.rows)}
-            for uri in named:
-                self._keys_by_uri.setdefault(uri_id(uri), []).append(item.key)
+            for uri in item.uri_ids():
+                self._keys_by_uri.setdefault(uri, []).append(item.key)
+        names = [item.hashed for item in self.records]
+        self._hashed_sources = {bytes.fromhex(uri) for one in names for uri in one.sources}
+        self._hashed_samples = {digest for one in names for _, digest in one.samples}
+        self._hashed_ids = {digest for one in names for _, digest in one.rows}
+        self._hashed = bool(self._hashed_sources or self._hashed_samples or self._hashed_ids)
+        self._uri_ids: dict[str, bytes] = {}  # of sources that were asked for: rows of one follow each other
+        self.deleted = frozenset(key for item in self.records for key in item.deleted)
+        """Keys of data files and indexes that were deleted because takedowns hide all their rows."""
 
     def __bool__(self) -> bool:
         return bool(self.records)
 
     def touches(self, receipt: Receipt) -> bool:
         """Whether rows of this receipt may be hidden; if not, its indexes need not be read."""
-        return bool(self._uris) and any(storable(source.uri) in self._uris for source in receipt.shard.objects)
+        return bool(self._keys_by_uri) and any(
+            uri_id(source.uri) in self._keys_by_uri for source in receipt.shard.objects
+        )
+
+    def takes(self, uri: str) -> bool:
+        """Whether a source is taken down as a whole: it is not encoded again."""
+        if not self._sources and not self._hashed_sources:
+            return False
+        return storable(uri) in self._sources or (bool(self._hashed_sources) and uri_id(uri) in self._hashed_sources)
 
     def hides_all(self, receipt: Receipt) -> bool:
         """Whether every source of this receipt is taken down, so that no row of it is shown."""
-        return bool(self._sources) and all(storable(source.uri) in self._sources for source in receipt.shard.objects)
+        return all(self.takes(source.uri) for source in receipt.shard.objects)
 
     def keys_for(self, uris: Sequence[bytes]) -> list[str]:
         """Keys of the records that name one of these sources, given as `uri_id`s; sorted."""
@@ -122,7 +82,24 @@ class Takedowns:
     def hides(self, row: IndexRow) -> bool:
         """Whether this row is taken down."""
         return (
-            row.source_uri in self._sources or (row.source_uri, row.source_key) in self._samples or row.id in self._ids
+            row.source_uri in self._sources
+            or (row.source_uri, row.source_key) in self._samples
+            or row.id in self._ids
+            or (self._hashed and self._hides_by_hash(row))
+        )
+
+    def _hides_by_hash(self, row: IndexRow) -> bool:
+        source = self._uri_ids.get(row.source_uri)
+        if source is None:
+            if len(self._uri_ids) >= REMEMBERED:
+                self._uri_ids.clear()
+            source = self._uri_ids[row.source_uri] = uri_id(row.source_uri)
+        if source not in self._keys_by_uri:
+            return False
+        return (
+            source in self._hashed_sources
+            or (bool(self._hashed_samples) and sample_digest(row.source_uri, row.source_key) in self._hashed_samples)
+            or (bool(self._hashed_ids) and row_digest(row.id) in self._hashed_ids)
         )
 
 
@@ -130,33 +107,57 @@ NONE = Takedowns()
 
 
 def read_takedowns(store: Store, *, known: Takedowns = NONE, without: Collection[str] = ()) -> Takedowns:
-    """Every takedown of an output: one LIST, and a read for each record. `known`: records that need not be read again, they never
-    change. `without`: keys of records to leave out.
+    """Every takedown of an output that was not undone: one LIST, and a read for each record. `known`: records that need not be read
+    again, what they hide never changes. `without`: keys of records to leave out.
 
     Raises:
         OutputError: a record that cannot be read. Readers must stop: without it they would show rows that were taken down.
     """
-    found = []
     held = {item.key: item for item in known.records}
-    for info in store.list(TAKEDOWNS):
-        if info.key in without:
-            continue
-        try:
-            if not info.key.endswith(".json"):
-                raise ValueError("its name does not end in .json")
-            found.append(held.get(info.key) or Takedown.from_json(info.key, store.read(info.key)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(
-                f"{info.key} cannot be read as a takedown: {error}; expected a record written by Lathe. Restore or remove it",
-                uri=store.uri(info.key),
-            ) from None
+    listed, undone = listed_takedowns(store)
+    found = [held.get(key) or read_record(store, key) for key in listed if key not in undone and key not in without]
     return Takedowns(found)
 
 
-def may_be_deleted(store: Store, takedowns: Takedowns, shard_id: str) -> bool:
-    """Whether the files of a shard may be deleted: its receipt can be read, and every source of it is taken down."""
+def listed_takedowns(store: Store) -> tuple[list[str], set[str]]:
+    """Keys of all records, in order of time, and of those among them that were undone."""
+    listed, undone = [], set()
+    for info in store.list(TAKEDOWNS):
+        record = undone_record(info.key)
+        if record is None:
+            listed.append(info.key)
+        elif info.size:  # an empty one, left by a kill on a mount without hard links, undoes nothing
+            undone.add(record)
+    return listed, undone
+
+
+def read_record(store: Store, key: str) -> Takedown:
+    """One record.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
     try:
-        receipt = Ledger(store).read(shard_id) if takedowns else None
+        if not key.endswith(".json"):
+            raise ValueError("its name does not end in .json")
+        return Takedown.from_json(key, store.read(key))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{key} cannot be read as a takedown: {error}; expected a record written by Lathe. Restore or remove it",
+            uri=store.uri(key),
+        ) from None
+
+
+def may_be_deleted(store: Store, takedowns: Takedowns, shard_id: str, key: str) -> bool:
+    """Whether a data file of a shard, or its index, may be deleted: takedowns hide all its rows, or every source of its receipt is taken
+    down.
+    """
+    if not takedowns:
+        return False
+    if key in takedowns.deleted:
+        return True
+    try:
+        receipt = Ledger(store).read(shard_id)
     except OutputError:
         return False
     return receipt is not None and takedowns.hides_all(receipt)
@@ -169,6 +170,8 @@ def record_takedown(
     sources: Sequence[str] = (),
     samples: Sequence[tuple[str, str]] = (),
     ids: Sequence[str] = (),
+    rows: Sequence[TakenRow] = (),
+    by: str = "",
 ) -> Takedown:
     """Writes one takedown. From then on no reader shows these rows; files keep their bytes until they are rewritten.
 
@@ -177,35 +180,40 @@ def record_takedown(
         reason: why, for later readers.
         sources: URIs as spelled in receipts; need not be in the output yet.
         samples: (URI, key) of samples.
-        ids: ids of rows that are in the output. Finding them reads every index.
+        ids: ids of rows that are in the output. They are looked for in the indexes of files whose ids lie around them.
+        rows: rows with their sources, which are not looked for.
+        by: who asked for it.
 
     Raises:
         ConfigError: nothing is named.
         InputError: an id that no row has, of those whose indexes can be read.
     """
-    if not sources and not samples and not ids:
+    if not sources and not samples and not ids and not rows:
         raise ConfigError("a takedown names nothing; expected sources, samples or ids of rows")
     Ledger(store).latent_set()
+    found = (*rows, *_find_rows(store, ids)) if ids else tuple(rows)
     now = datetime.now(UTC)
     key = takedown_key(f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}")
-    rows = _find_rows(store, ids) if ids else ()
-    made = Takedown(key, now.isoformat(timespec="microseconds"), reason, tuple(sources), tuple(samples), rows)
+    made = Takedown(key, _iso(now), reason, tuple(sources), tuple(samples), found, by)
     if not store.put_if_absent(key, made.to_json()):
         raise OutputError(f"{key} exists already; run again", uri=store.uri(key))
     return made
 
 
+def record_undo(store: Store, key: str, reason: str, by: str) -> bool:
+    """Writes that the record `key` hides nothing any more. False if it was undone before."""
+    made = {"format_version": 2, "undoes": key, "created": _iso(datetime.now(UTC)), "reason": reason, "by": by}
+    return store.put_if_absent(undo_key(key), json.dumps(made, indent=1).encode())
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat(timespec="microseconds")
+
+
 def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
-    wanted, found, unread = set(ids), {}, []
-    for receipt in Ledger(store).all():
-        for item in receipt.files:
-            try:
-                rows = stored_index(store, item.index_key)
-            except (NotFound, OutputError):  # files that were taken down earlier may be deleted
-                unread.append(item.index_key)
-                continue
-            found.update({row.id: TakenRow(row.id, row.source_uri) for row in rows if row.id in wanted})
-    if missing := sorted(wanted - set(found)):
-        why = f"; {len(unread)} indexes cannot be read, such as {unread[0]}" if unread else ""
-        raise InputError(f"{len(missing)} of {len(wanted)} ids are not in {store.root}, such as {missing[0]!r}{why}")
+    search = RowSearch(store)
+    found = {row.id: TakenRow(row.id, row.source_uri) for row in search.rows(ids)}
+    if missing := sorted(set(ids) - set(found)):
+        why = f"; {len(search.unread)} indexes cannot be read, such as {search.unread[0]}" if search.unread else ""
+        raise InputError(f"{len(missing)} of {len(set(ids))} ids are not in {store.root}, such as {missing[0]!r}{why}")
     return tuple(found[name] for name in sorted(found))

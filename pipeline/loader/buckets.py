@@ -55,7 +55,7 @@ class Bucket:
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """File number and position in the file of each row: int32, int64."""
-        places = np.searchsorted(self._ends, rows, side="right")
+        places = self._ends.searchsorted(rows, side="right")
         positions = rows - (self._ends[places] - self.counts[places])
         if self.chosen:
             for i, place in enumerate(places.tolist()):

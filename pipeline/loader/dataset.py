@@ -14,6 +14,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.format.columns import SCALARS
 from pipeline.ledger.addresses import open_output
+from pipeline.ledger.snapshots import published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
 from pipeline.loader.arguments import integer, texts
@@ -178,7 +179,12 @@ class LatentDataset:
 
         Raises:
             InputError: no such row in this dataset.
+            ConfigError: `name` is not text.
         """
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"row: expected the id of a row, a str, got {name!r}; rows by number: as_map_dataset()[i]"
+            )
         ids = self.bounds["id",]
         outside = pc.or_(pc.less(name, ids.low), pc.greater(name, ids.high))
         for number in np.flatnonzero(~pc.fill_null(outside, False).to_numpy(zero_copy_only=False)).tolist():
@@ -267,7 +273,9 @@ class LatentDataset:
             return []
         named = self.takedowns.uri_ids()
         shards = [item.shard_id for item in Summaries(self.store).all() if not named.isdisjoint(item.uri_ids())]
-        found: list[int] = np.flatnonzero(
-            pc.is_in(self.files.table["shard_id"], pa.array(shards, pa.string())).to_numpy()
-        ).tolist()
+        named_shards = pa.array(shards, pa.string())
+        compacted = pa.array(published_copies(self.store, self.snapshot).places(named_shards), pa.string())
+        table = self.files.table
+        mine = pc.or_(pc.is_in(table["shard_id"], named_shards), pc.is_in(table["key"], compacted))
+        found: list[int] = np.flatnonzero(mine.to_numpy()).tolist()
         return found

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.ledger.copies import CompactedFiles
 from pipeline.ledger.counted import counted_receipts, shares
 from pipeline.ledger.manifest import FILES, file_row
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,13 +111,19 @@ def received_files(store: Store, fingerprint: str | None) -> DataFiles:
     """Files that receipts name at present, also of a build that still runs. Raises as `published_files`."""
     latent_set = Ledger(store).latent_set()
     applied: set[str] = set()
+    compacted = CompactedFiles(store, published_copies(store))
 
     def rows() -> Iterable[dict[str, Any]]:
         for part in counted_receipts(store):
             applied.update(item.key for item in part.takedowns.records)
-            yield from (file_row(part, share) for share in shares(store, part)[1] if share.rows)
+            for share in shares(store, part)[1]:
+                if share.copy is not None:
+                    compacted.show(share.copy, share.hidden)
+                elif share.rows:
+                    yield file_row(part, share)
 
-    table = pa.Table.from_pylist(sorted(rows(), key=lambda row: str(row["key"])), FILES).select(COLUMNS)
+    table = pa.Table.from_pylist(list(rows()), FILES)
+    table = pa.concat_tables([table, compacted.table()]).sort_by("key").select(COLUMNS)
     table, chosen = _of_fingerprint(table, fingerprint, store.root)
     digest = hashlib.blake2b(digest_size=8)
     for batch in table.select(["key", "hidden"]).to_batches():

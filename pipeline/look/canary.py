@@ -86,7 +86,7 @@ def canary_check(
         newest = max((part.receipt for part in parts), key=precedence)
         same = [part for part in parts if part.receipt.fingerprint == newest.fingerprint]
         compute_dtype = newest.fingerprint_parts["compute_dtype"]
-        decoder = LatentDecoder(encoder_of(store, newest, storage), checkpoint, device, compute_dtype)
+        decoder = LatentDecoder(encoder_of(store, same, storage), checkpoint, device, compute_dtype)
         found = _measure(store, same, decoder, Originals(storage), clips)
         return _judge(found, TOLERANCE[compute_dtype], psnr_floor, ssim_floor, trained=not decoder.vae.untrained)
 

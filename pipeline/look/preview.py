@@ -72,7 +72,7 @@ def preview(
 
     from pipeline.look.showing import LatentDecoder, save_sheet
 
-    decoder = LatentDecoder(encoder_of(store, chosen.newest, storage), checkpoint, device)
+    decoder = LatentDecoder(encoder_of(store, chosen.receipts, storage), checkpoint, device)
     notices = list(decoder.notices)
     if chosen.other_networks:
         notices.append(

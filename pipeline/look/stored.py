@@ -23,7 +23,7 @@ from pipeline.format.tensors import payload_hash
 from pipeline.ledger.counted import shown
 from pipeline.ledger.overlaps import CountedReceipt, Overlaps
 from pipeline.ledger.receipts import Ledger, precedence
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.inspect import HEAD_BYTES, inspect_path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.format.index import IndexRow
+    from pipeline.ledger.copies import Copy
     from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
@@ -74,7 +75,7 @@ def choose(store: Store, number: int | None = None) -> Chosen:
     summaries = Summaries(store).all()
     if not summaries:
         raise InputError(f"{store.root} has no finished shard yet; run `lathe encode` until `lathe status` shows one")
-    overlaps = Overlaps(summaries, read_takedowns(store))
+    overlaps = Overlaps(summaries, read_takedowns(store), published_copies(store))
     keys = sorted(item.key for item in summaries if item.clips)
     spread = [keys[i * len(keys) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)] if keys else []
     read = ledger.read_all([key] for key in (keys if len(keys) <= MOST_RECEIPTS else spread))
@@ -86,17 +87,24 @@ def _of_snapshot(store: Store, ledger: Ledger, number: int) -> list[CountedRecei
     """Receipts of files that a snapshot names, evenly spread, with the rows that it hides."""
     snapshots = Snapshots(store)
     table = snapshots.table(snapshots.read(number), "files", ["shard_id", "key", "hidden"])
-    shards = sorted(set(table["shard_id"].to_pylist()))
+    copies = published_copies(store, number)
+    shards = sorted({*table["shard_id"].to_pylist(), *copies.shards.to_pylist()})
+    if copies:  # compacted files have ids of their own
+        shards = sorted(set(shards) - {file["shard_id"] for file in copies.files.values()})
     if len(shards) > MOST_RECEIPTS:
         shards = [shards[i * len(shards) // MOST_RECEIPTS] for i in range(MOST_RECEIPTS)]
+    compacted = {copy.file.key for shard in shards for copy in copies.of(shard).values()}
+    copied: dict[str, frozenset[int]] = {}
     positions: dict[str, dict[str, frozenset[int]]] = {shard: {} for shard in shards}
     for row in table.to_pylist():
         if row["shard_id"] in positions:
             positions[row["shard_id"]][row["key"]] = frozenset(row["hidden"])
+        elif row["key"] in compacted:
+            copied[row["key"]] = frozenset(row["hidden"])
     takedowns = read_takedowns(store)
     found = [(shard, ledger.read(shard)) for shard in shards]
     return [
-        CountedReceipt(receipt, takedowns=takedowns, positions=positions[shard])
+        CountedReceipt(receipt, takedowns=takedowns, positions=positions[shard] | copied, copies=copies)
         for shard, receipt in found
         if receipt is not None
     ]
@@ -123,11 +131,22 @@ def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[Store
     """
     by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
     for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
-        for file in part.receipt.files:
-            if part.positions is not None and file.key not in part.positions:
-                continue
-            by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file))
+        for file, copy in _places(part):
+            by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file, copy))
     yield from _round_robin(_round_robin(files) for _, files in sorted(by_bucket.items()))
+
+
+def _places(part: CountedReceipt) -> Iterator[tuple[WrittenFile, Copy | None]]:
+    """Files that have rows of a receipt: those that it names, or compacted ones with the copies in them."""
+    copies = part.copies.of(part.receipt.shard_id)
+    for file in part.receipt.files:
+        copy = copies.get(file.key)
+        if copy is not None and copy.rows and (part.positions is None or copy.file.key in part.positions):
+            yield copy.file, copy
+        elif copy is None and part.positions is None:
+            yield file, None
+        if part.positions is not None and file.key in part.positions:
+            yield file, None
 
 
 def _round_robin(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]:
@@ -142,7 +161,7 @@ def _round_robin(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]
         waiting = still
 
 
-def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[StoredClip]:
+def _of_file(store: Store, part: CountedReceipt, file: WrittenFile, copy: Copy | None) -> Iterator[StoredClip]:
     """The first clip of each video in file order (the cheapest order to read from a tar), then the second ones, and so on."""
     try:
         rows, _ = read_index(store.read(file.index_key))
@@ -153,20 +172,22 @@ def _of_file(store: Store, part: CountedReceipt, file: WrittenFile) -> Iterator[
     seen: Counter[str] = Counter()
     turns = []
     hidden = part.positions[file.key] if part.positions is not None else frozenset()
-    for row in (row for row in shown(part, rows) if row.row not in hidden):
+    for row in (row for row in shown(part, rows if copy is None else copy.of(rows)) if row.row not in hidden):
         turns.append((seen[row.source_hash], row.row))
         seen[row.source_hash] += 1
     for _, position in sorted(turns):
         yield StoredClip(part.receipt, file, rows[position])
 
 
-def encoder_of(store: Store, receipt: Receipt, storage: StorageConfig) -> dict[str, Any]:
-    """Description of the network in a data file of `receipt`: name, configuration, hash and place of the weights.
+def encoder_of(store: Store, parts: Sequence[CountedReceipt], storage: StorageConfig) -> dict[str, Any]:
+    """Description of the network in a data file of the newest of these receipts: name, configuration, hash and place of the weights.
 
     Raises:
         InputError: the file is missing or was not written by Lathe.
     """
-    encoder: dict[str, Any] = inspect_path(store.uri(receipt.files[0].key), storage)["metadata"]["encoder"]
+    newest = max(parts, key=lambda part: precedence(part.receipt))
+    file, _ = next(_places(newest))
+    encoder: dict[str, Any] = inspect_path(store.uri(file.key), storage)["metadata"]["encoder"]
     return encoder
 
 

@@ -1,13 +1,16 @@
-"""Operations on a finished or running output. `publish` writes snapshots; the others change nothing.
+"""Operations on a finished or running output. `publish` and `compact` write snapshots.
 
 - `status`: progress of an output
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
-- `verify`: check of every receipt, file, byte and offset
+- `verify`, `verify_files`: check of every receipt, file, byte and offset; of one file
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
 - `lost_receipts`, `open_work`: what the parent covers and is gone; what is known not to be done
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol
+- `compact`, `compact_plan`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot; which; rows of a
+  finished file; writing; tables of that snapshot
+- `hugging_face`: data files that `.huggingface.yaml` names
 - `diff`: differences between two snapshots
 - `statistics`, `statistics_plot`: values of stored latents per channel and bucket, as numbers and as a picture
 """

@@ -77,21 +77,21 @@ def milliseconds(created: str) -> int:
     return int(datetime.fromisoformat(created).timestamp() * 1000)
 
 
-def add(path: str, file: DataFile, when: int, *, brief: bool) -> dict[str, Any]:
-    """The action `add`; with `brief` its statistics are only the number of rows."""
+def add(path: str, file: DataFile, when: int, *, brief: bool, changes: bool = True) -> dict[str, Any]:
+    """The action `add`; with `brief` its statistics are only the number of rows. `changes`: whether its rows are new in the table."""
     return {
         "path": path,
         "partitionValues": {},
         "size": file.bytes,
         "modificationTime": when,
-        "dataChange": True,
+        "dataChange": changes,
         "stats": json.dumps(_statistics(file, brief=brief), separators=(",", ":")),
     }
 
 
-def remove(path: str, file: DataFile, when: int) -> dict[str, Any]:
-    """The action `remove`."""
-    return {"path": path, "deletionTimestamp": when, "dataChange": True, "size": file.bytes}
+def remove(path: str, file: DataFile, when: int, *, changes: bool = True) -> dict[str, Any]:
+    """The action `remove`. `changes`: whether its rows are gone."""
+    return {"path": path, "deletionTimestamp": when, "dataChange": changes, "size": file.bytes}
 
 
 def metadata(first: Snapshot) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Delta Lake log of a published Parquet output, at `data/_delta_log/`: a view of its snapshots for DuckDB, Polars, Spark, Ray and others.
 
-Version 0 is the empty table, version n is snapshot n. The log is derived from snapshots: it may be deleted and rebuilt at any time. It is
+Version 0 is the empty table, version n is snapshot n. If `lathe gc` deleted the first snapshots, the log begins with the oldest that is
+left, as a checkpoint. The log is derived from snapshots: it may be deleted and rebuilt at any time. It is
 below `data/`, with paths relative to that, so that a foreign VACUUM sees neither receipts nor indexes. A file with a row that does not
 count is left out entirely, because readers without deletion vectors would show that row. After a takedown all versions are rewritten, so
 that none names the file.
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from pipeline.storage import ObjectInfo, Store
 
 VIEW = 2  # of the way the log is made; logs of other numbers are written anew
+LACKS_TAKEDOWNS = (  # what `verify` finds and expects
+    "a Delta view that was made from other takedowns: it may show rows that were taken down",
+    "a view from all takedowns; `lathe publish` and the next `lathe takedown` rewrite it",
+)
 PASSES = 10  # of one `sync`, each because another publisher or a takedown came in between
 
 
@@ -99,13 +104,18 @@ class DeltaLog:
             first = _first_to_write(contents, origins)
             if first is None:
                 return DeltaView(max(origins), **contents.heads[max(origins)].left_out)
-            outdated = contents if first == 0 and contents.heads else None
+            outdated = contents if first == min(origins) and contents.heads else None
             LogWriter(self._store, origins, takedowns).write(first, outdated)
         raise OutputError(
             f"{self._store.uri(DELTA_LOG)} was not completed in {PASSES} passes, other publishers or takedowns came in between; "
             "publish again",
             uri=self._store.uri(DELTA_LOG),
         )
+
+    def refresh(self) -> DeltaView | None:
+        """`sync` if there is a log; outputs that are published without one get none. Raises as `sync`."""
+        found = self._reader.read()
+        return self.sync() if found.heads or found.checkpoints else None
 
     def lacks_takedowns(self) -> bool:
         """Whether a version was made without a takedown that is recorded now, so that it may show rows that were taken down."""
@@ -125,7 +135,8 @@ class DeltaLog:
     def _origins(self, takedowns: Takedowns) -> dict[int, Origin]:
         """What each version is to be made from, up to the newest snapshot; empty if nothing is published.
 
-        Damaged snapshots that the newest passed over count as numbers without a snapshot.
+        Damaged snapshots that the newest passed over count as numbers without a snapshot. Versions before the oldest snapshot are left out
+        if `lathe gc` deleted theirs: no version offers their files.
         """
         mark = _mark(takedowns)
         infos = {snapshot_number(info.key): info for info in self._store.list(SNAPSHOTS, recursive=False) if info.size}
@@ -134,7 +145,11 @@ class DeltaLog:
         records = {number: info for number, info in records.items() if number not in damaged}
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="delta") as pool:
             digests = dict(zip(records, pool.map(self._digest, records.values()), strict=True))
-        versions = range(max(records) + 1) if records else ()
+        if not records:
+            return {}
+        oldest = Snapshots(self._store).read(min(records))
+        start = 0 if oldest.parent is None or oldest.parent in infos else oldest.number
+        versions = range(start, max(records) + 1)
         return {version: Origin(VIEW, mark, digests.get(version, "")) for version in versions}
 
     def _digest(self, info: ObjectInfo) -> str:
@@ -156,10 +171,12 @@ def _mark(takedowns: Takedowns) -> str:
 
 
 def _first_to_write(contents: LogContents, origins: dict[int, Origin]) -> int | None:
-    """The first version that is missing if all others are current; 0 if one is not; None if there is nothing to do."""
-    newest = max(origins)
-    first = next((version for version in origins if version not in contents.heads), newest + 1)
-    current = all(contents.is_current(version, origins[version]) for version in range(first))
-    if not current or not contents.is_tidy() or max(contents.heads, default=-1) >= first:
-        return 0
+    """The first version that is missing if all others are current; the first of all if one is not; None if there is nothing to do."""
+    start, newest, heads = min(origins), max(origins), contents.heads
+    first = next((version for version in origins if version not in heads), newest + 1)
+    current = all(contents.is_current(version, origins[version]) for version in range(start, first))
+    if start and start in heads:  # without versions before it, its files are in a checkpoint
+        current = current and heads[start].checkpoint and min(heads) == start
+    if not current or not contents.is_tidy() or max(heads, default=-1) >= first:
+        return start
     return None if first > newest else first

@@ -58,6 +58,7 @@ class LogWriter:
         self._numbers = [version for version, origin in origins.items() if origin.record]
         self._taken = _TakenFiles(store, takedowns)
         self._metadata = actions.metadata(self._snapshots.read(self._numbers[0]))
+        self._start = min(origins)  # above 0: earlier snapshots are deleted
         self._replace = False
 
     def write(self, first: int, outdated: LogContents | None = None) -> None:
@@ -81,6 +82,9 @@ class LogWriter:
                 self._put(version, {}, None, ())
         if first == 0:  # written last: without it, readers see no table
             self._put(0, {}, None, ({"protocol": actions.PROTOCOL}, {"metaData": self._metadata}))
+        for version in sorted(outdated.heads if outdated is not None else ()):
+            if version < self._start:  # only now, when the checkpoint of the first version that stays is there
+                self._store.delete(version_key(version))
 
     def _clear(self, log: LogContents) -> None:
         """Deletes outdated checkpoints, the pointer to the last one first, and versions without a snapshot.
@@ -93,7 +97,8 @@ class LogWriter:
         for version in outdated:
             self._store.delete(checkpoint_key(version))
         for version in sorted(set(log.heads) - set(self._origins), reverse=True):
-            self._store.delete(version_key(version))
+            if version > self._start:
+                self._store.delete(version_key(version))
 
     def _contents(self, number: int | None, before: _Contents | None = None) -> _Contents:
         """Contents of a snapshot. What is equal in `before` is shared with it: 300 bytes a file."""
@@ -122,15 +127,20 @@ class LogWriter:
         when = actions.milliseconds(snapshot.created)
         added = [path for path in sorted(found.files) if path not in before.files]
         removed = [path for path in sorted(before.files) if path not in found.files]
-        many = len(added) > MANY
+        many = len(added) > MANY or version == self._start
         facts = {
             "snapshot": version,
             "fingerprints": sorted(snapshot.fingerprints),
             "leftOut": found.left_out,
             "checkpoint": many,
         }
-        removes = ({"remove": actions.remove(path, before.files[path], when)} for path in removed)
-        adds = ({"add": actions.add(path, found.files[path], when, brief=many)} for path in added)
+        # A compaction changes no row, unless rows that were left out, of files with hidden rows, come in.
+        rows = [
+            sum(contents.files[path].rows for path in paths) for contents, paths in ((found, added), (before, removed))
+        ]
+        changes = "compaction" not in snapshot.lineage or rows[0] != rows[1]
+        removes = ({"remove": actions.remove(path, before.files[path], when, changes=changes)} for path in removed)
+        adds = ({"add": actions.add(path, found.files[path], when, brief=many, changes=changes)} for path in added)
         self._put(version, facts, when, chain(removes, adds))
         if many:
             release_memory()

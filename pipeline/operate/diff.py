@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.format.index import read_index
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.takedowns import may_be_deleted, read_takedowns
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Side:
             try:
                 rows, _ = read_index(self.store.read(index_key))
             except (InputError, ValueError, OSError) as error:
-                if isinstance(error, NotFound) and may_be_deleted(self.store, takedowns, shard):
+                if isinstance(error, NotFound) and may_be_deleted(self.store, takedowns, shard, index_key):
                     return {}
                 raise OutputError(
                     f"{index_key} of snapshot {self.snapshot.number} cannot be read: {error}; see `lathe verify`",
@@ -104,10 +104,16 @@ def diff(a: tuple[Store, int | None], b: tuple[Store, int | None], workers: int 
             "added": sorted(_fingerprints(two) - _fingerprints(one)),
             "dropped": sorted(_fingerprints(one) - _fingerprints(two)),
         },
-        "files": {"added": added, "dropped": dropped, "changed": changed},
+        "files": {"added": added, "dropped": dropped, "changed": changed, "rewritten": _rewritten(two, added)},
         "rows": {"added": len(new), "dropped": len(gone)},
         "sources": _sources(new.values(), gone.values(), kept),
     }
+
+
+def _rewritten(side: _Side, added: list[str]) -> list[str]:
+    """Those of these files that a compaction wrote: their rows are those of other files, unless rows were added or dropped too."""
+    copies = published_copies(side.store, side.snapshot.number)
+    return [key for key in added if key in copies.files]
 
 
 def _sources(new: Iterable[_Row], gone: Iterable[_Row], kept: set[str]) -> dict[str, list[str]]:

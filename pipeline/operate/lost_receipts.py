@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, OutputError
+from pipeline.ledger.copies import copy_of
 from pipeline.ledger.manifest import read_batches, read_table
-from pipeline.ledger.receipts import stored_index
+from pipeline.ledger.receipts import retired_shards, stored_index
 from pipeline.ledger.summary import uri_id
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.format.index import IndexRow
     from pipeline.ledger.candidate import Candidate
+    from pipeline.ledger.copies import Copy
     from pipeline.ledger.decisions import Decisions
     from pipeline.storage import Store
 
@@ -59,6 +61,9 @@ def lost_receipts(store: Store, candidate: Candidate, fingerprint: str = "") -> 
     if not lost:
         return LostReceipts([], [], 0)
     left, unread = _rows_that_counted(store, candidate, lost)
+    shown = {shard for _, shard in left}
+    retired = retired_shards(store)
+    lost = [shard for shard in lost if shard in shown or shard not in retired]  # `lathe gc` retires what nothing shows
     for (name, shard), rows in _without_named_again(candidate.decisions, left).items():
         shown = _ids_shown(store, candidate, name, {uri_id(row.source_uri) for row in rows}) if rows else set()
         left[name, shard] = [row for row in rows if row.id not in shown]
@@ -81,7 +86,35 @@ def _rows_that_counted(store: Store, candidate: Candidate, lost: list[str]) -> t
                 unread.add(file["shard_id"])
                 rows = []
             left[name] += [row for row in rows if row.row not in hidden and not takedowns.hides(row)]
+    for file, shard, copied in copied_rows(store, candidate, shards):
+        if copied is None:
+            unread.add(shard)
+        hidden, name = set(file["hidden"]), (file["fingerprint"], shard)
+        left[name] += [row for row in copied or () if row.row not in hidden and not takedowns.hides(row)]
     return left, unread
+
+
+def copied_rows(
+    store: Store, candidate: Candidate, shards: pa.Array
+) -> Iterator[tuple[dict[str, Any], str, list[IndexRow] | None]]:
+    """Compacted files of the parent with the rows of these receipts in them: row of `READ`, shard, index rows; None if unreadable."""
+    copies = [copy_of(row) for row in _of_shards(candidate.copies.table, shards).to_pylist()]
+    by_file: dict[str, list[tuple[str, Copy]]] = defaultdict(list)
+    names = _of_shards(candidate.copies.table, shards)["shard_id"].to_pylist() if copies else []
+    for shard, copy in zip(names, copies, strict=True):
+        by_file[copy.file.index_key].append((shard, copy))
+    keys = pa.array(by_file, pa.string())
+    for batch in read_batches(candidate.parent_files, READ) if by_file and candidate.parent_files is not None else ():
+        for file in batch.filter(pc.is_in(batch["index_key"], keys)).to_pylist():
+            for shard, copy in by_file[file["index_key"]]:
+                try:
+                    yield file, shard, candidate.copies.rows(store, copy)
+                except (NotFound, OutputError):
+                    yield file, shard, None
+
+
+def _of_shards(copies: pa.Table, shards: pa.Array) -> pa.Table:
+    return copies.filter(pc.is_in(copies["shard_id"], shards))
 
 
 def _without_named_again(decisions: Decisions, left: Left) -> Left:

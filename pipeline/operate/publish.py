@@ -12,20 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-
 from pipeline.config import DrillConfig
 from pipeline.corpus import resolve_inputs
 from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.manifest import (
-    CHOICES,
-    OPEN,
-    arrow_on_malloc,
-    choice_rows,
-    release_memory,
-    write_table,
-)
+from pipeline.ledger.manifest import arrow_on_malloc, release_memory
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
@@ -35,7 +26,7 @@ from pipeline.operate.lost_receipts import lost_receipts
 from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
 from pipeline.operate.removed_check import removed_check
-from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of
+from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of, tables_of
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -168,7 +159,7 @@ def _publish(
     workers: int,
     progress: Progress | None,
 ) -> Published:
-    base = base_to_rebuild(snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
+    base = base_to_rebuild(store, snapshots) if options.rebuild else Base(*snapshots.newest_and_next())
     parent, prefix = base.parent, options.fingerprint or ""
     if options.delta:
         log.check()
@@ -182,6 +173,7 @@ def _publish(
         listing=listing,
         drop_missing=options.removed == "drop",
         choices=base.choices,
+        copies=base.copies,
         save=True,
         workers=workers,
     )
@@ -202,12 +194,7 @@ def _publish(
     if lost:
         snapshot = replace(snapshot, lineage={**snapshot.lineage, "lost_receipts": lost.to_dict()})
     release_memory()
-    tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
-    if any(candidate.decisions.selection.choices.values()):
-        choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
-        tables["choices"] = write_table(choices, folder / "choices")
-    if len(entries) > NAMED_IN_RECORD:
-        tables["open"] = write_table(pa.table({"name": entries}, OPEN), folder / "open")
+    tables = tables_of(candidate, folder, entries if len(entries) > NAMED_IN_RECORD else ())
     snapshot.tables.update(snapshots.write_tables(base.number, tables))
     if progress is not None:
         progress.creating = base.number

@@ -16,10 +16,12 @@ from pipeline.ledger.manifest import read_batches
 from pipeline.ledger.receipts import stored_index
 from pipeline.ledger.snapshots import Check
 from pipeline.ledger.summary import uri_id
+from pipeline.operate.lost_receipts import copied_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.format.index import IndexRow
     from pipeline.ledger.candidate import Candidate
     from pipeline.storage import Store
 
@@ -32,6 +34,8 @@ def removed_check(store: Store, candidate: Candidate, limit: float) -> Check:
     dropped = candidate.decisions.selection.dropped
     inputs, inputs_before = sum(map(len, dropped.values())), candidate.decisions.num_inputs
     rows = sum(mapped_ahead(lambda row: _rows(store, row, dropped), _touched(candidate), WORKERS, "removed"))
+    for file, _, found in copied_rows(store, candidate, _shards(dropped)):
+        rows += _counted(file, found or [], dropped)
     rows_before = 0
     if candidate.parent is not None:
         there = set(candidate.receipts["fingerprint"].unique().to_pylist())
@@ -56,7 +60,7 @@ def removed_check(store: Store, candidate: Candidate, limit: float) -> Check:
 def _touched(candidate: Candidate) -> Iterator[dict[str, Any]]:
     """Files of the parent whose receipts have a dropped input."""
     dropped = candidate.decisions.selection.dropped
-    shards = pa.array({shard for found in dropped.values() for shard in found.values()}, pa.string())
+    shards = _shards(dropped)
     if candidate.parent_files is None or not len(shards):
         return
     for batch in read_batches(candidate.parent_files, READ):
@@ -69,5 +73,13 @@ def _rows(store: Store, row: dict[str, Any], dropped: dict[str, dict[bytes, str]
         found = stored_index(store, row["index_key"])
     except (NotFound, OutputError):
         return 0
-    gone, hidden = dropped.get(row["fingerprint"], {}), set(row["hidden"])
-    return sum(item.row not in hidden and uri_id(item.source_uri) in gone for item in found)
+    return _counted(row, found, dropped)
+
+
+def _counted(file: dict[str, Any], rows: list[IndexRow], dropped: dict[str, dict[bytes, str]]) -> int:
+    gone, hidden = dropped.get(file["fingerprint"], {}), set(file["hidden"])
+    return sum(row.row not in hidden and uri_id(row.source_uri) in gone for row in rows)
+
+
+def _shards(dropped: dict[str, dict[bytes, str]]) -> pa.Array:
+    return pa.array({shard for found in dropped.values() for shard in found.values()}, pa.string())

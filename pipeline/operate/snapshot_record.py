@@ -17,7 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.ledger.manifest import COUNTS, FILES, merged_stats, packed_stats, read_batches, release_memory
+from pipeline.ledger.manifest import (
+    CHOICES,
+    COUNTS,
+    FILES,
+    OPEN,
+    choice_rows,
+    merged_stats,
+    packed_stats,
+    read_batches,
+    release_memory,
+    write_table,
+)
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import PublishedFingerprint, Snapshot
 from pipeline.ledger.summary import source_id
@@ -25,6 +36,7 @@ from pipeline.operate.inspect import file_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pipeline.ledger.candidate import Candidate
     from pipeline.ledger.snapshots import Check
@@ -61,7 +73,7 @@ def snapshot_of(
         warnings=_summed(candidate.receipts["warnings"]),
         buckets=_buckets(candidate.files),
         fingerprints=prints,
-        changes=_changes(candidate),
+        changes=changes_of(candidate),
         lineage=lineage,
         checks=tuple(done),
         open_shards=tuple(open_shards),
@@ -147,7 +159,21 @@ def _buckets(files: pa.Table) -> dict[str, dict[str, int]]:
     }
 
 
-def _changes(candidate: Candidate) -> dict[str, int]:
+def tables_of(candidate: Candidate, folder: Path, unnamed: Sequence[str] = ()) -> dict[str, Path]:
+    """Tables of the snapshot as Parquet files, by name. `unnamed`: all that is known not to be done, if the record does not name all."""
+    tables = {"files": candidate.files_path, "receipts": candidate.receipts_path}
+    if any(candidate.decisions.selection.choices.values()):
+        choices = pa.Table.from_pylist(list(choice_rows(candidate.decisions.selection.choices)), schema=CHOICES)
+        tables["choices"] = write_table(choices, folder / "choices")
+    if unnamed:
+        tables["open"] = write_table(pa.table({"name": unnamed}, OPEN), folder / "open")
+    if candidate.copies:
+        tables["copies"] = write_table(candidate.copies.table, folder / "copies")
+    return tables
+
+
+def changes_of(candidate: Candidate) -> dict[str, int]:
+    """Inputs, files and rows that came and went since the parent, counted."""
     changes, columns = candidate.decisions.selection.changes, ["key", "rows", "hidden", "shard_id"]
     now, before = candidate.files.select(columns), FILES.empty_table().select(columns)
     if candidate.parent_files is not None:

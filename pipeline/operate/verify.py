@@ -6,52 +6,40 @@ receipts, sizes, indexes and footers are read. Files that no receipt names are a
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import InputError, NotFound, OutputError, SourceChanged
-from pipeline.format.index import read_footer, read_index
-from pipeline.format.layout import DATA, DELTA_LOG, TAKEDOWNS, is_foreign_cache
-from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
+from pipeline.errors import NotFound, OutputError
+from pipeline.format.index import read_index
+from pipeline.format.layout import COMPACTED, DATA, DELTA_LOG, TAKEDOWNS, is_foreign_cache
+from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.counted import shown
 from pipeline.ledger.latent_set import layout_by_names
 from pipeline.ledger.manifest import written_file
-from pipeline.ledger.overlaps import CountedReceipt, Overlaps
+from pipeline.ledger.overlaps import Overlaps
 from pipeline.ledger.receipts import Ledger, imbalances
-from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.takedowns import NONE, may_be_deleted, read_takedowns
+from pipeline.ledger.takedowns import NONE, read_takedowns
+from pipeline.operate.delta_log import LACKS_TAKEDOWNS, DeltaLog
+from pipeline.operate.verify_files import Checked, FilePart, Problem, check_file
 from pipeline.records import FORMAT_VERSIONS
-from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pipeline.format.index import IndexRow
     from pipeline.format.layout import Layout
+    from pipeline.ledger.copies import Copies, Copy
+    from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.takedowns import Takedowns
-    from pipeline.records import WrittenFile
     from pipeline.storage import ObjectInfo, Store
 
-    Visible = Callable[[list[IndexRow]], list[IndexRow]]
-
-PIECE_BYTES = 8 * 1024 * 1024
 LISTED_IDS = 20  # repeated ids that are listed; the rest are counted
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One difference between found and expected."""
-
-    file: str
-    found: str
-    expected: str
 
 
 @dataclass(slots=True)
@@ -80,29 +68,6 @@ class VerifyReport:
         return {"ok": self.ok, **asdict(self)}
 
 
-class _Part(NamedTuple):
-    """What is known of the receipt of a file."""
-
-    visible: Visible
-    fingerprint: str
-    shard_id: str
-    takedowns: Takedowns
-
-
-@dataclass(slots=True)
-class _Checked:
-    """Result of checking one shard. `rows` and `frames` are those that count."""
-
-    part: CountedReceipt | None
-    problems: list[Problem] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    rows: int = 0
-    frames: int = 0
-    ids: list[tuple[str, np.ndarray]] = field(default_factory=list)  # (index key, uint64 hash of each id)
-    bytes_read: int = 0
-    deleted: int = 0  # files that are gone and may be: all sources of their receipt are taken down
-
-
 def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = None, workers: int = 4) -> VerifyReport:
     """Verifies the output at `store`, or only files of snapshot number `snapshot`. Memory: a few pieces, and 8 bytes per row.
 
@@ -121,15 +86,18 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         _verify_snapshot(store, snapshot, report, workers)
         return report
     _check_published(store, report)
-    takedowns = _takedowns(store, report)
+    takedowns, copies = _takedowns(store, report), _copies(store)
+    if takedowns and DeltaLog(store).lacks_takedowns():
+        report.problems.append(Problem(DELTA_LOG, *LACKS_TAKEDOWNS))
     # Listed before receipts: see `receipts.orphans`.
     stored = [info for prefix in (DATA, layout.index) for info in store.list(prefix)]
     foreign = [info.key for info in store.list(layout.receipts) if not layout.receipt_name(info.key)]
     report.notices += [f"{key}: not a receipt's name" for key in foreign]
     named: set[str] = set()
+    replaced: set[str] = set()  # by compactions
     deleted = 0
     ids: list[tuple[str, np.ndarray]] = []
-    for checked in _check_shards(store, ledger, report, takedowns, workers):
+    for checked in _check_shards(store, ledger, report, takedowns, copies, workers):
         deleted += checked.deleted
         report.problems += checked.problems
         report.notices += checked.notices
@@ -137,13 +105,18 @@ def verify_output(store: Store, *, deep: bool = True, snapshot: int | None = Non
         ids += checked.ids
         if checked.part is not None:
             report.shards += 1
-            files = checked.part.receipt.files
+            copied = checked.part.copies.of(checked.part.receipt.shard_id)
+            files = [item for item in checked.part.receipt.files if item.key not in copied]
             named |= {key for item in files for key in (item.key, item.index_key)}
+            replaced |= {key for item in checked.part.receipt.files for key in (item.key, item.index_key)} - named
             report.files += len(files)
             report.rows += checked.rows
             report.frames += checked.frames
     _note_deleted(report, deleted)
+    named |= _check_compacted(store, report, copies, workers)
     report.problems += _doubled_ids(store, ids)
+    _note_replaced(report, [info for info in stored if info.key in replaced or f"-{COMPACTED}" in info.key], named)
+    stored = [info for info in stored if info.key not in replaced and f"-{COMPACTED}" not in info.key]
     named |= {info.key for info in stored if info.key.startswith(DELTA_LOG)}
     _count_orphans(report, [info for info in stored if info.key not in named])
     return report
@@ -158,19 +131,19 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     except (OutputError, ValueError) as error:
         report.problems.append(Problem(f"snapshot {number}", str(error), "its record and tables as published"))
         return
-    report.shards = len({row["shard_id"] for row in files})
+    report.shards = snapshot.counts["shards"]
     report.files = len(files)
     ids: list[tuple[str, np.ndarray]] = []
 
-    def check(row: dict[str, Any]) -> _Checked:
-        checked = _Checked(None)
+    def check(row: dict[str, Any]) -> Checked:
+        checked = Checked(None)
         hidden = set(row["hidden"])
         item = written_file(row)
 
         def visible(rows: list[IndexRow]) -> list[IndexRow]:
             return [found for found in rows if found.row not in hidden and not takedowns.hides(found)]
 
-        _check_file(store, item, _Part(visible, row["fingerprint"], row["shard_id"], takedowns), report.deep, checked)
+        check_file(store, item, FilePart(visible, row["fingerprint"], row["shard_id"], takedowns), report.deep, checked)
         if not takedowns and not checked.problems and (checked.rows, checked.frames) != (row["rows"], row["frames"]):
             found = f"{checked.rows} rows, {checked.frames} frames that count"
             checked.problems.append(Problem(item.key, found, f"{row['rows']} rows, {row['frames']} frames"))
@@ -216,6 +189,45 @@ def _check_published(store: Store, report: VerifyReport) -> None:
                 )
 
 
+def _copies(store: Store) -> Copies:
+    """Copies of rows in the newest snapshot; none if it is damaged, which is reported."""
+    try:
+        return published_copies(store)
+    except OutputError:
+        return NO_COPIES
+
+
+def _check_compacted(store: Store, report: VerifyReport, copies: Copies, workers: int) -> set[str]:
+    """Checks the compacted files of the newest snapshot. Their rows are counted with their receipts. Returns keys of files and indexes."""
+    if not copies:
+        return set()
+    snapshots = Snapshots(store)
+    files = snapshots.table(snapshots.get(None), "files").to_pylist()
+    mine = [row for row in files if row["key"] in copies.files]
+
+    def check(row: dict[str, Any]) -> Checked:
+        checked = Checked(None)
+        part = FilePart(lambda rows: [], row["fingerprint"], row["shard_id"], NONE)
+        check_file(store, written_file(row), part, report.deep, checked)
+        return checked
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+        for checked in pool.map(check, mine):
+            report.problems += checked.problems
+            report.bytes_read += checked.bytes_read
+    report.files += len(mine)
+    return {row[name] for row in mine for name in ("key", "index_key")}
+
+
+def _note_replaced(report: VerifyReport, stored: list[ObjectInfo], named: set[str]) -> None:
+    left = [info for info in stored if info.key not in named]
+    if left:
+        report.notices.append(
+            f"{len(left)} files ({sum(info.size for info in left)} bytes) that `lathe compact` replaced or left behind, such as "
+            f"{left[0].key}: older snapshots may need them; `lathe gc` deletes those that none does"
+        )
+
+
 def _note_deleted(report: VerifyReport, deleted: int) -> None:
     if deleted:
         report.notices.append(f"{deleted} files are deleted of receipts whose sources are all taken down")
@@ -233,22 +245,22 @@ def _count_orphans(report: VerifyReport, unnamed: list[ObjectInfo]) -> None:
     if orphans:
         report.notices.append(
             f"{len(orphans)} files ({report.orphan_bytes} bytes) that no receipt names, such as {orphans[0].key}: "
-            "of a running build, or left by a killed one"
+            "of a running build, left by a killed one, or of inputs that were replaced; `lathe gc` deletes those that nothing needs"
         )
 
 
-def _overlaps(store: Store, layout: Layout, takedowns: Takedowns) -> Overlaps:
+def _overlaps(store: Store, layout: Layout, takedowns: Takedowns, copies: Copies) -> Overlaps:
     """Which receipt counts for which source. Empty if a receipt has another format version, which is reported elsewhere."""
     try:
-        return Overlaps(Summaries(store, layout=layout).all(), takedowns)
+        return Overlaps(Summaries(store, layout=layout).all(), takedowns, copies)
     except OutputError:
         return Overlaps([])
 
 
 def _check_shards(
-    store: Store, ledger: Ledger, report: VerifyReport, takedowns: Takedowns, workers: int
-) -> Iterator[_Checked]:
-    overlaps = _overlaps(store, ledger.layout, takedowns)
+    store: Store, ledger: Ledger, report: VerifyReport, takedowns: Takedowns, copies: Copies, workers: int
+) -> Iterator[Checked]:
+    overlaps = _overlaps(store, ledger.layout, takedowns, copies)
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         pending: deque[Any] = deque()
         for shard_id, keys in ledger.keys_by_shard().items():
@@ -263,16 +275,16 @@ def _check_shards(
             yield pending.popleft().result()
 
 
-def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overlaps, deep: bool) -> _Checked:
+def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overlaps, deep: bool) -> Checked:
     try:
         receipt = ledger.load_first(keys)
     except OutputError as error:
-        return _Checked(None, [Problem(keys[0], error.message, "a receipt of this format")])
+        return Checked(None, [Problem(keys[0], error.message, "a receipt of this format")])
     if receipt is None:
         found = "an empty or cut-off receipt: its shard counts as not done"
-        return _Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
+        return Checked(None, [Problem(keys[0], found, "complete JSON; run the build again")])
     part = overlaps.counted(receipt)
-    checked = _Checked(part)
+    checked = Checked(part)
     if elsewhere := len(part.hidden_uris) or len(part.hidden_samples):
         checked.notices.append(f"{keys[0]}: {elsewhere} inputs count in another receipt; their rows here are hidden")
     checked.problems += [Problem(keys[0], text, "counts that add up") for text in imbalances(receipt)]
@@ -280,98 +292,23 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
         checked.problems.append(
             Problem(keys[0], f"shard id {receipt.shard_id}", f"{expected} from its sources and fingerprint")
         )
+    copied = part.copies.of(receipt.shard_id)
     for item in receipt.files:
-        facts = _Part(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns)
-        _check_file(store, item, facts, deep, checked)
+        if item.key in copied:
+            _count_copy(store, part, copied[item.key], checked)
+            continue
+        facts = FilePart(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns)
+        check_file(store, item, facts, deep, checked)
     return checked
 
 
-def _check_file(store: Store, item: WrittenFile, part: _Part, deep: bool, checked: _Checked) -> None:
-    infos: dict[str, ObjectInfo] = {}
-    for key, size in ((item.key, item.num_bytes), (item.index_key, item.index_bytes)):
-        try:
-            infos[key] = store.stat(key)
-        except NotFound:
-            if may_be_deleted(store, part.takedowns, part.shard_id):
-                checked.deleted += 1
-            else:
-                checked.problems.append(Problem(key, "no such file", f"{size} bytes"))
-            continue
-        if infos[key].size != size:
-            checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
-    rows = _check_index(store, item, part.visible, checked) if item.index_key in infos else []
-    if item.key not in infos:
-        return
-    if deep:
-        _check_bytes(store, item, infos[item.key], rows, checked)
-    if item.key.endswith(".parquet"):
-        _check_footer(store, item, infos[item.key], part.fingerprint, checked)
-
-
-def _check_index(store: Store, item: WrittenFile, visible: Visible, checked: _Checked) -> list[IndexRow]:
-    data = store.read(item.index_key)
-    checked.bytes_read += len(data)
-    if (found := hashlib.sha256(data).hexdigest()) != item.index_sha256:
-        checked.problems.append(Problem(item.index_key, f"sha256 {found}", f"sha256 {item.index_sha256}"))
-        return []
+def _count_copy(store: Store, part: CountedReceipt, copy: Copy, checked: Checked) -> None:
+    """Counts rows that are in a compacted file. If its index cannot be read, the check of that file says so."""
     try:
-        rows, metadata = read_index(data)
-    except (ValueError, OSError) as error:
-        checked.problems.append(Problem(item.index_key, str(error), "a side index"))
-        return []
-    facts = {
-        "rows": (len(rows), item.rows),
-        "frames": (sum(row.num_frames for row in rows), item.frames),
-        "buckets": ({row.bucket for row in rows}, {item.bucket}),
-        "data file": (metadata.get("data"), {"key": item.key, "num_bytes": item.num_bytes, "sha256": item.sha256}),
-    }
-    for name, (got, expected) in facts.items():
-        if got != expected:
-            checked.problems.append(Problem(item.index_key, f"{name}: {got}", f"{expected}"))
-    for position, row in enumerate(rows):
-        if (got := (row.row, row.latent_length)) != (expected := (position, _length(row))):
-            where = f"{item.index_key}#{row.id}"
-            checked.problems.append(Problem(where, f"row and bytes {got}", f"{expected} from its position and shape"))
-    counted = visible(rows)
-    checked.rows += len(counted)
-    checked.frames += sum(row.num_frames for row in counted)
-    checked.ids.append((item.index_key, np.array([_id_hash(row.id) for row in counted], np.uint64)))
-    return rows
-
-
-def _length(row: IndexRow) -> int:
-    return math.prod(row.shape) * STORAGE_TYPES[row.dtype].num_bytes
-
-
-def _check_bytes(store: Store, item: WrittenFile, info: ObjectInfo, rows: list[IndexRow], checked: _Checked) -> None:
-    checker = SpanChecker((span for row in rows for span in row.spans()), finite=True)
-    try:
-        with store.open_stream(item.key, size=info.size, etag=info.etag) as stream:
-            while piece := stream.read(PIECE_BYTES):
-                checker.feed(piece)
-    except SourceChanged as error:
-        checked.problems.append(Problem(item.key, error.message, "a file that does not change"))
+        rows = part.copies.rows(store, copy)
+    except (NotFound, OutputError):
         return
-    checked.bytes_read += checker.num_bytes
-    if (found := checker.finish()) != item.sha256:
-        checked.problems.append(Problem(item.key, f"sha256 {found}", f"sha256 {item.sha256}"))
-    checked.problems += [Problem(f"{item.key}#{bad.id}", bad.found, bad.expected) for bad in checker.problems]
-
-
-def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, fingerprint: str, checked: _Checked) -> None:
-    try:
-        footer, metadata = read_footer(RangedFile(store, item.key, info.size), item.key)
-    except InputError as error:
-        checked.problems.append(Problem(item.key, error.message, "a Parquet file"))
-        return
-    if footer.num_rows != item.rows:
-        checked.problems.append(Problem(item.key, f"{footer.num_rows} rows", f"{item.rows} rows"))
-    if (found := (metadata or {}).get("fingerprint")) != fingerprint:
-        checked.problems.append(Problem(item.key, f"fingerprint {found}", f"fingerprint {fingerprint}"))
-
-
-def _id_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    checked.count(copy.file.index_key, shown(part, rows))
 
 
 def _doubled_ids(store: Store, ids: list[tuple[str, np.ndarray]]) -> list[Problem]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.storage.range_reader import RangeReader
 
 __all__ = [
+    "PROBE",
+    "Leftover",
     "ObjectInfo",
     "ReadStream",
     "Store",
@@ -44,6 +46,9 @@ __all__ = [
     "read_uri",
     "stat_uri",
 ]
+
+
+PROBE = ".lathe-probe-"  # begins the names of objects that are written to try a store out, and deleted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,16 @@ class Unlisted:
     key: str
     what: str  # link | fifo | socket | device | folder | file
     why: str  # "leads to nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A write that was begun and not finished: a hidden file, or the parts of a multipart upload. Never listed as an object."""
+
+    key: str  # of the hidden file, or of the object to be
+    upload: str | None  # id of a multipart upload
+    size: int  # bytes; 0 where the store does not say
+    modified: float  # when it was begun or last written to, in seconds since 1970, by the store
 
 
 class ReadStream(Protocol):
@@ -182,6 +197,14 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Removes the object, if it exists."""
+
+    @abstractmethod
+    def leftovers(self, prefix: str, *, recursive: bool = True) -> Iterator[Leftover]:
+        """Unfinished writes of objects whose key starts with `prefix`, also those in progress."""
+
+    @abstractmethod
+    def discard(self, leftover: Leftover) -> None:
+        """Removes an unfinished write, if it is still there. A writer that is at it fails."""
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFound, SourceChanged, StorageUnavailable
-from pipeline.storage import ObjectInfo, Store, Unlisted, check_key, check_place
+from pipeline.storage import Leftover, ObjectInfo, Store, Unlisted, check_key, check_place
 from pipeline.storage.local_errors import translated
 from pipeline.storage.local_listing import SCRATCH, Listing, described, etag_of, info_of
 from pipeline.storage.range_reader import LocalRangeReader
@@ -145,6 +145,23 @@ class LocalStore(Store):
         path = self.uri(check_key(key))
         with translated(path), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
+
+    def leftovers(self, prefix: str, *, recursive: bool = True) -> Iterator[Leftover]:
+        """Hidden files, in the folder that `prefix` names."""
+        top = os.path.join(self.root, prefix.rpartition("/")[0])
+        for folder, folders, names in os.walk(top):
+            folders[:] = sorted(folders) if recursive else []
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                key = os.path.relpath(path, self.root).replace(os.sep, "/")
+                if name.startswith(SCRATCH) and key.startswith(prefix):
+                    with suppress(FileNotFoundError):  # its writer has just finished
+                        found = os.stat(path)
+                        yield Leftover(key, None, found.st_size, found.st_mtime)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Removes the hidden file."""
+        self.delete(leftover.key)
 
     def described(self, key: str) -> Unlisted | None:
         """A broken link, a fifo, a socket, a device, or a file whose status cannot be read."""

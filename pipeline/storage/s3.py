@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from pipeline.errors import AccessError, NotFound, SourceChanged, StorageUnavailable
-from pipeline.storage import ObjectInfo, Store, Unlisted, check_key
+from pipeline.storage import PROBE, Leftover, ObjectInfo, Store, Unlisted, check_key
 from pipeline.storage.connection import connect, forget, patience_of
 from pipeline.storage.patience import OutOfPatience, Patience
 from pipeline.storage.refusals import (
@@ -44,7 +44,6 @@ MiB = 1024 * 1024
 # Small, since each block counts as progress, and a connection that stalls loses at most one: at 20 kB/s one arrives every 3 s. Costs 0.3 s
 # CPU per GB more than blocks of 1 MiB (measured on loopback: 2.1 s against 1.8 s).
 BLOCK_BYTES = 64 * 1024
-PROBE = ".lathe-probe-"
 # "auto" would pick the CRT client on some machines, which sends transfers for custom endpoints to AWS.
 UPLOADS = TransferConfig(
     multipart_threshold=16 * MiB, multipart_chunksize=16 * MiB, max_concurrency=4, preferred_transfer_client="classic"
@@ -198,6 +197,27 @@ class S3Store(Store):
                 client.delete_object(**self._object(key))
         except NotFound:  # some servers say so
             return
+
+    def leftovers(self, prefix: str, *, recursive: bool = True) -> Iterator[Leftover]:
+        """Multipart uploads that were neither completed nor aborted."""
+        folder = {} if recursive else {"Delimiter": "/"}
+        with self._answers("") as client:
+            pages = client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix, **folder
+            )
+            found = [item for page in pages for item in page.get("Uploads", ())]
+        for item in found:
+            key = item["Key"].removeprefix(self._prefix)
+            yield Leftover(key, item["UploadId"], 0, item["Initiated"].timestamp())
+
+    def discard(self, leftover: Leftover) -> None:
+        """Aborts the upload."""
+        try:
+            with self._answers(leftover.key) as client:
+                client.abort_multipart_upload(**self._object(leftover.key), UploadId=leftover.upload)
+        except (NotFound, StorageUnavailable) as error:
+            if isinstance(error, StorageUnavailable) and server_code(error.__cause__) != "NoSuchUpload":
+                raise
 
     def conditional_writes(self) -> bool:
         """Puts a scratch object twice; the result is cached, also in pickled copies."""

@@ -176,6 +176,19 @@ class ShardWriter:
         self._ids.add(clip.id)
         self._take(bucket_name(clip.plan.bucket), row)
 
+    def copy(self, row: LatentRow) -> None:
+        """Takes a row of a finished file as it is; rows of a row group are sorted by `row.order`. Statistics do not cover it: its values
+        are not read here, and the hash of its tensors has to be that of the finished file.
+
+        Raises:
+            BuildError: an id that was used before in this shard.
+            StorageUnavailable, LatheError: as `add`.
+        """
+        if row.id in self._ids:
+            raise BuildError(f"clip id {row.id} occurs twice", shard=self._shard_id, stage="write")
+        self._ids.add(row.id)
+        self._take(row.scalars["bucket"], row)
+
     def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
         """Closes and checks open files, and waits for all uploads. Returns files in the order they were closed, and statistics; both are
         empty without clips.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.corpus import group_files
 from pipeline.ledger.overlaps import Overlaps
 from pipeline.ledger.summary import DAMAGED, source_id, uri_id
+from pipeline.ledger.takedowns import NONE
 from pipeline.records import Counts, Shard, SourceObject
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import EncodeJob, StorageConfig
     from pipeline.ledger.summary import ReceiptSummary
+    from pipeline.ledger.takedowns import Takedowns
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Work:
     # Sources left to encode of which an older version with the same URI is finished: the bytes may be the same.
     touched: dict[SourceObject, list[ReceiptSummary]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    taken_down: int = 0  # sources that are not encoded because a takedown names them
 
     def todo(self, config: StorageConfig) -> list[Shard]:
         """Shards to hand out. Plain files are grouped here, independent of the groups they were listed in."""
@@ -70,14 +73,23 @@ def _is_damaged(source: SourceObject, receipts: list[ReceiptSummary]) -> bool:
     return bool(last.marks[last.uri_ids().index(uri)] & DAMAGED)
 
 
-def find_work(shards: Iterable[Shard], summaries: list[ReceiptSummary], fingerprint: str, job: EncodeJob) -> Work:
-    """Compares listed sources with the receipts of this fingerprint; reads nothing."""
+def find_work(
+    shards: Iterable[Shard],
+    summaries: list[ReceiptSummary],
+    fingerprint: str,
+    job: EncodeJob,
+    takedowns: Takedowns = NONE,
+) -> Work:
+    """Compares listed sources with the receipts of this fingerprint; reads nothing. Sources that are taken down are left out."""
     ours = [item for item in summaries if item.fingerprint == fingerprint]
     work = Work(Overlaps(ours))
     owners, by_uri = _owners(ours, work.overlaps)
     listed: set[bytes] = set()
     for shard in shards:
         for source in shard.objects:
+            if takedowns.takes(source.uri):
+                work.taken_down += 1
+                continue
             identity = source_id(source)
             listed.add(identity)
             if identity in owners:

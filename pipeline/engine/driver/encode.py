@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
@@ -23,6 +24,7 @@ from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.engine.worker.build_context import BuildContext, make_context
 from pipeline.errors import (
+    BudgetSpent,
     ConfigError,
     InputError,
     LatheError,
@@ -35,26 +37,31 @@ from pipeline.format.layout import CARD_KEY, DATA, HUGGING_FACE_KEY, OWN_FOLDERS
 from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns
+from pipeline.operate.hugging_face import data_files
 from pipeline.storage import Store, is_remote, open_store
 from pipeline.video.clips import resolve_rules
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
+    from pipeline.engine.driver.budget import Control
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import ClipRules, Counts, Shard
 
 
-def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
-    """Encodes the inputs that are not encoded yet. Running it again resumes; running it twice at once is safe.
+def encode(job: EncodeJob, display: Display | None = None, control: Control | None = None) -> BuildReport:
+    """Encodes the inputs that are not encoded yet. Running it again resumes; running it twice at once is safe. `control` may refuse or end
+    it, and limits what it uses.
 
     Raises:
         UsageError: the job is wrong; nothing was started. With `strict`, also where inputs hold more than tars and videos.
         ShardsFailed: some shards could not be finished. Here and below the error's `report` attribute has the numbers.
+        BudgetSpent: a limit of `control` was reached; running shards were finished.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
         NothingEncoded: no clip was encoded, now or earlier.
     """
-    display = display or Silent()
+    display, control = display or Silent(), control or Unlimited()
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
@@ -79,6 +86,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
+        seen = bool(work.finished or work.touched)
+        control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
         report = BuildReport(
             output=job.output,
             fingerprint=context.fingerprint,
@@ -88,6 +97,7 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
             shards_total=len(todo) + len(work.finished),
             shards_before=len(work.finished),
             notices=notices,
+            taken_down=work.taken_down,
             passed_over=passed_over.to_dict(),
         )
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
@@ -99,10 +109,13 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         summaries.save()
         if todo:
             _write_card(context, store)
+            admitted = control.budget.admitted(todo)
             try:
-                Build(todo, context, executor, store, display, report, begun).run()
+                Build(admitted, context, executor, store, display, report, begun, control).run()
             finally:
                 _name_data(context, store)
+            if len(admitted) < len(todo):
+                report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
     _judge(report, job, work)
     return report
@@ -112,7 +125,7 @@ def _work(
     job: EncodeJob, shards: list[Shard], receipts: list[ReceiptSummary], context: BuildContext, store: Store
 ) -> Work:
     """Work of this run, without inputs that were only touched, with rejects to retry."""
-    work = find_work(shards, receipts, context.fingerprint, job)
+    work = find_work(shards, receipts, context.fingerprint, job, read_takedowns(store))
     if work.touched and (unchanged := find_unchanged(store, work.touched, job)):
         record_unchanged(store, unchanged, context)
         work = without_unchanged(work, unchanged)
@@ -138,7 +151,9 @@ def _name_data(context: BuildContext, store: Store) -> None:
         return
     found = store.read(HUGGING_FACE_KEY).decode("utf-8", "replace") if store.exists(HUGGING_FACE_KEY) else None
     state = f"data files of {datetime.now(UTC).isoformat()}"
-    config = hugging_face_config(found, context.fingerprint, context.job.write.format, state)
+    container = context.job.write.format
+    files = data_files(store, context.fingerprint, container)
+    config = hugging_face_config(found, context.fingerprint, container, state, files)
     if config is not None:
         store.write(HUGGING_FACE_KEY, config.encode())
 
@@ -198,6 +213,10 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
         )
     elif over is not None:
         error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
+    elif report.stopped is not None:
+        error = BudgetSpent(
+            f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
+        )
     elif whole.clips == 0:
         error = NothingEncoded(_nothing_encoded(whole, report, work))
     if error is not None:
@@ -210,6 +229,8 @@ def _nothing_encoded(whole: Counts, report: BuildReport, work: Work) -> str:
     for item in work.finished_receipts():
         reasons.update(json.loads(item.reasons))
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
+    if report.taken_down:
+        shown += f"; {report.taken_down} inputs are taken down"
     return (
         f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from pipeline.format.columns import readable_key
 from pipeline.records import stable_hash
 
 if TYPE_CHECKING:
@@ -19,5 +19,4 @@ def clip_id(sample: Sample, etag: str, plan: ClipPlan, fingerprint: str) -> str:
     digest = stable_hash(
         [sample.uri, etag, sample.key, plan.index, plan.start, str(plan.bucket), fingerprint], digest_size=8
     )
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.key)[-64:].strip("_") or "clip"
-    return f"{readable}-{plan.index:04d}-{digest}"
+    return f"{readable_key(sample.key)}-{plan.index:04d}-{digest}"

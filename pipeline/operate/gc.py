@@ -1,0 +1,270 @@
+"""Garbage collection of an output (`lathe gc`): deletes what nothing needs. Takes a store and `GcOptions`, returns a JSON-ready dict.
+
+The order makes a kill harmless: receipts that retire, records of snapshots, the Delta log, tables of snapshots, data files, names in
+takedowns, leftovers. No snapshot names an object that is deleted before its record. A later gc goes on where one was killed.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import DrillConfig
+from pipeline.errors import AccessError
+from pipeline.format.layout import (
+    LEASES,
+    OWN_FOLDERS,
+    RETIRED,
+    SNAPSHOTS,
+    is_snapshot_table,
+    retired_key,
+    snapshot_key,
+    snapshot_number,
+)
+from pipeline.ledger.lease import Lease
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.summary import uri_id
+from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_record, read_takedowns
+from pipeline.operate.delta_log import DeltaLog
+from pipeline.operate.gc_builds import look_at_builds, store_clock
+from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
+from pipeline.operate.retention import retention
+from pipeline.operate.takedown import MAINTENANCE
+from pipeline.operate.taken_files import TakenFiles
+from pipeline.process import kill_points as drill
+from pipeline.storage import PROBE, is_remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pipeline.operate.gc_plan import GcPlan, StoredFile
+    from pipeline.operate.retention import Retention
+    from pipeline.storage import Leftover, ObjectInfo, Store
+
+WORKERS = 16  # threads that delete, on a remote store
+BATCH = 1000  # objects between two looks at the lease
+SHOWN = 20  # keys that are listed; the rest is counted
+
+
+@dataclass(frozen=True, slots=True)
+class GcOptions:
+    """What may go. See `GcConfig`."""
+
+    grace_s: float = 48 * 3600.0
+    keep_snapshots: int = 30
+    keep_days: float = 30.0
+    forget: bool = False  # also older snapshots that name files with rows that were taken down
+    ended: tuple[str, ...] = ()  # builds that the user says have ended
+    dry_run: bool = False
+
+
+def collect(store: Store, options: GcOptions | None = None, *, failures: DrillConfig | None = None) -> dict[str, Any]:
+    """Deletes what no retained snapshot, no receipt that counts and no running build names, and what is older than the grace time.
+
+    Returns `snapshots` (numbers: `retained`, `retired`, `forgotten`), `deleted` (files and bytes by reason, other objects), `kept` (files
+    by reason), `waiting` (files and bytes of receipts that retired less than the grace time ago), `receipts` (`retired`, `restored`),
+    `takedowns` (`names_removed`, `stored`: records whose bytes are still there, with the snapshots that name them), `foreign`, `notices`.
+    With `dry_run` nothing is written, not even a scratch object.
+
+    Raises:
+        LeaseHeld: another gc, a compaction or an undo runs.
+        OutputError: the store's clock is off, a build may run that cannot be seen, or something cannot be read. Nothing was deleted.
+    """
+    options = options or GcOptions()
+    Ledger(store).latent_set()
+    if options.dry_run:
+        return _Collection(store, options, None, failures).run()
+    with Lease(store, MAINTENANCE, "lathe gc") as lease:
+        return _Collection(store, options, lease, failures).run()
+
+
+class _Collection:
+    """One run. `lease`: None in a dry run."""
+
+    def __init__(self, store: Store, options: GcOptions, lease: Lease | None, failures: DrillConfig | None) -> None:
+        self._store, self._options, self._lease = store, options, lease
+        self._drill = failures or DrillConfig()
+        self._layout = Ledger(store).layout
+        self._conditional = lease is not None and store.conditional_writes()
+        self._now = datetime.now(UTC).timestamp() if lease is None else store_clock(store)
+        self._limit = self._now - options.grace_s
+        self._notices: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """Plans, then deletes."""
+        store, options = self._store, self._options
+        builds = look_at_builds(store, self._layout.progress, self._now, options.grace_s, options.ended)
+        takedowns = read_takedowns(store)
+        kept = retention(
+            store,
+            self._now,
+            keep_snapshots=options.keep_snapshots,
+            keep_days=options.keep_days,
+            forget=takedowns if options.forget else NONE,
+        )
+        self._notices += kept.damaged
+        plan = plan_files(store, kept, builds, takedowns, now=self._now, grace_s=options.grace_s)
+        tables = list(self._tables(kept))
+        leftovers, scratch = list(self._leftovers(builds.begun)), list(self._scratch())
+        scratch += [info for info in builds.ended if info not in scratch]
+        if self._lease is not None:
+            self._move_receipts(plan)
+            self._delete([snapshot_key(number) for number in kept.retired], after="after_first_record")
+            self._delete(info.key for info in kept.empty if info.modified <= self._limit)
+            drill.fire(self._drill, "after_records")
+            DeltaLog(store).refresh()
+            self._delete(info.key for info in tables)
+            self._mark(plan)
+            drill.fire(self._drill, "before_data")
+            self._delete((key for file in _files(plan) for key, _ in file.objects), after="after_first_file")
+            self._delete(info.key for info in scratch)
+            for leftover in leftovers:
+                store.discard(leftover)
+        removed, stored = self._names(kept)
+        return {
+            "output": store.root,
+            "dry_run": options.dry_run,
+            "snapshots": {name: getattr(kept, name) for name in ("retained", "retired", "forgotten")},
+            "deleted": {
+                **{reason: _sums(plan.doomed[reason]) for reason in REASONS},
+                "tables": _sizes(tables),
+                "heartbeats": len(builds.ended),
+                "scratch": len(scratch) - len(builds.ended),
+                "leftovers": {"files": len(leftovers), "bytes": sum(item.size for item in leftovers)},
+            },
+            "names": [key for file in _files(plan) for key, _ in file.objects][:SHOWN],
+            "kept": dict(plan.kept),
+            "waiting": {"files": plan.kept["waiting"], "bytes": plan.waiting_bytes},
+            "receipts": {"retired": len(plan.retire), "restored": len(plan.restore)},
+            "running": builds.running,
+            "takedowns": {"names_removed": removed, "stored": stored},
+            "foreign": {"objects": len(plan.foreign), "names": plan.foreign[:SHOWN], "caches": plan.caches},
+            "notices": self._notices,
+        }
+
+    # --- what lies around ---------------------------------------------------------------------------------------------
+
+    def _tables(self, kept: Retention) -> Iterator[ObjectInfo]:
+        """Tables that no retained snapshot names: of retired ones, and of publishers that were killed or second."""
+        retired = set(kept.retired)
+        for info in self._store.list(SNAPSHOTS):
+            if info.key in kept.named or not is_snapshot_table(info.key):
+                continue
+            if snapshot_number(f"{info.key.rpartition('/')[0]}.json") in retired or info.modified <= self._limit:
+                yield info
+
+    def _scratch(self) -> Iterator[ObjectInfo]:
+        """Objects that were written to try the store out or to read its clock, by processes that were killed before they deleted them."""
+        for info in self._store.list("", recursive=False):
+            if info.key.startswith(PROBE) and info.modified <= self._limit:
+                yield info
+        for info in self._store.list(LEASES):
+            if info.key.endswith(".time") and info.modified <= self._limit:
+                yield info
+
+    def _leftovers(self, begun: float | None) -> Iterator[Leftover]:
+        """Writes that were begun before the grace time and never finished: hidden files, multipart uploads. `begun`: of running builds."""
+        limit = self._limit if begun is None else min(self._limit, begun)
+        for prefix in ("", *OWN_FOLDERS):
+            try:
+                for item in self._store.leftovers(prefix, recursive=bool(prefix)):
+                    if item.modified <= limit and (item.upload is None or self._is_own(item.key)):
+                        yield item
+            except AccessError as error:  # a right of its own on S3, and not every server has it
+                self._notices.append(f"unfinished uploads were not looked for: {error}")
+                return
+
+    def _is_own(self, key: str) -> bool:
+        """Whether Lathe uploads objects of this name."""
+        layout = self._layout
+        return layout.file_stem(key) is not None or layout.is_summary(key) or is_snapshot_table(key)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _move_receipts(self, plan: GcPlan) -> None:
+        """Retires receipts and takes retired ones back. Each is copied, then deleted: a kill leaves both, and the first counts."""
+        for key, receipt in plan.restore:
+            data, shard = receipt.to_json(), receipt.shard_id
+            # If the shard was encoded again meanwhile, its receipt stays beside this one; the earlier counts.
+            if not self._conditional or not self._store.put_if_absent(self._layout.receipt_key(shard), data):
+                self._store.write(self._layout.receipt_key(shard, receipt.attempt), data)
+            self._store.delete(key)
+        for key, receipt in plan.retire:
+            self._store.write(retired_key(receipt.shard_id, receipt.attempt), self._store.read(key))
+            drill.fire(self._drill, "in_retiring")
+            self._store.delete(key)
+
+    def _mark(self, plan: GcPlan) -> None:
+        """Names files in the records that hide all their rows, before they are deleted: readers need not find them."""
+        for key, files in plan.marks.items():
+            record = read_record(self._store, key)
+            every = sorted({*record.deleted, *files})
+            self._store.write(key, replace(record, deleted=tuple(every)).to_json())
+
+    def _delete(self, keys: Iterable[str], after: str | None = None) -> None:
+        """Deletes objects. `after`: kill point when the first is gone."""
+        batch: list[str] = []
+        with ThreadPoolExecutor(WORKERS if is_remote(self._store.root) else 1, thread_name_prefix="gc") as pool:
+            for key in keys:
+                if after is not None:
+                    self._store.delete(key)
+                    drill.fire(self._drill, after)
+                    after = None
+                    continue
+                batch.append(key)
+                if len(batch) == BATCH:
+                    self._delete_batch(pool, batch)
+                    batch = []
+            self._delete_batch(pool, batch)
+
+    def _delete_batch(self, pool: ThreadPoolExecutor, keys: list[str]) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        list(pool.map(self._store.delete, keys))
+
+    # --- names in takedowns -------------------------------------------------------------------------------------------
+
+    def _names(self, kept: Retention) -> tuple[list[str], list[dict[str, Any]]]:
+        """Replaces names by hashes in records older than the grace time no row of which is stored any more. Also returns records of which
+        some are, with what names their files.
+        """
+        removed, stored = [], []
+        listed, undone = listed_takedowns(self._store)
+        for record in (read_record(self._store, key) for key in listed if key not in undone):
+            if record.names_removed is not None or datetime.fromisoformat(record.created).timestamp() > self._limit:
+                continue
+            files = TakenFiles(self._store, Takedowns([record]))
+            left = {file.key for file in files.stored()}
+            snapshots = [number for number in kept.retained if any(True for _ in files.of_snapshot(number))]
+            if left or snapshots or self._is_in_retired(record.uri_ids()):
+                stored.append({"record": record.key, "files": len(left), "snapshots": snapshots})
+                continue
+            removed.append(record.key)
+            if self._lease is not None:
+                self._lease.check()
+                when = datetime.now(UTC).isoformat(timespec="seconds")
+                self._store.write(record.key, record.without_names(when).to_json())
+        return removed, stored
+
+    def _is_in_retired(self, uris: set[bytes]) -> bool:
+        """Whether a file of a retired receipt with one of these sources is there."""
+        for info in self._store.list(RETIRED):
+            receipt = read_retired(self._store, info.key)
+            named = any(uri_id(source.uri) in uris for source in receipt.shard.objects)
+            if named and any(self._store.exists(item.key) for item in receipt.files):
+                return True
+        return False
+
+
+def _files(plan: GcPlan) -> Iterator[StoredFile]:
+    return (file for reason in REASONS for file in plan.doomed[reason])
+
+
+def _sums(files: list[StoredFile]) -> dict[str, int]:
+    return {"files": len(files), "bytes": sum(file.num_bytes for file in files)}
+
+
+def _sizes(infos: list[ObjectInfo]) -> dict[str, int]:
+    return {"files": len(infos), "bytes": sum(info.size for info in infos)}

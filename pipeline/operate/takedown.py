@@ -1,0 +1,265 @@
+"""Takedowns by name (`lathe takedown`): record, undo, list. Rows are hidden from the moment the record is written.
+
+Takes a store and names as users write them, returns JSON-ready dicts. The Delta log is rewritten after the record: readers of it know no
+takedowns. If the process is killed in between, `lathe verify` says so, and the next takedown or `lathe publish` rewrites it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.errors import InputError, LatheError, NotFound, OutputError
+from pipeline.format.layout import TAKEDOWNS, undo_key
+from pipeline.ledger.lease import Lease
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.row_search import FoundRow
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.summary import uri_id
+from pipeline.ledger.takedown_record import Takedown, row_digest, sample_digest
+from pipeline.ledger.takedowns import (
+    Takedowns,
+    listed_takedowns,
+    read_record,
+    read_takedowns,
+    record_takedown,
+    record_undo,
+)
+from pipeline.operate.delta_log import DeltaLog
+from pipeline.operate.takedown_names import Named, resolve, spelled
+from pipeline.operate.taken_files import TakenFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.format.index import IndexRow
+    from pipeline.storage import Store
+
+NEAR = 3  # records like one that does not exist
+MAINTENANCE = "maintenance"  # lease of what deletes or moves stored files
+
+
+def take_down(
+    store: Store, names: Sequence[str], *, reason: str, by: str, allow_unknown: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
+    """Records one takedown of everything that `names` stand for and rewrites the Delta log.
+
+    Returns `record` (its key; None with `dry_run`, or if all is hidden already), `sources`, `samples`, `rows`, `already` (names that
+    earlier takedowns hide), `unknown`, `snapshots` (rows that each would show otherwise, by number), `stored` (rows and files that keep
+    the bytes), `delta` (None: there is no log), `delta_error`, `notices`.
+
+    Raises:
+        InputError: unknown or ambiguous names; nothing was recorded.
+        OutputError: not an output, or a takedown that cannot be read.
+    """
+    Ledger(store).latent_set()
+    named = resolve(store, names, allow_unknown=allow_unknown)
+    earlier = read_takedowns(store)
+    already = _take_out(named, earlier)
+    made = Takedown("", "", reason, tuple(named.sources), tuple(named.samples), tuple(named.rows), by)
+    if not dry_run and len(named):
+        made = record_takedown(store, reason, sources=named.sources, samples=named.samples, rows=named.rows, by=by)
+    found: dict[str, Any] = {
+        "record": made.key or None,
+        "dry_run": dry_run,
+        "reason": reason,
+        "by": by,
+        "sources": list(made.sources),
+        "samples": [list(sample) for sample in made.samples],
+        "rows": [row.id for row in made.rows],
+        "already": already,
+        "unknown": named.unknown,
+    }
+    view = {"delta": None, "delta_error": None} if dry_run else _delta(store)
+    return {**found, **view, **_hidden(store, Takedowns([made]), earlier)}
+
+
+def _take_out(named: Named, earlier: Takedowns) -> list[str]:
+    """Takes names out that earlier takedowns hide. Returns them."""
+    sources = [uri for uri in named.sources if earlier.takes(uri)]
+    samples = [(uri, key) for uri, key in named.samples if _hides(earlier, "", uri, key)]
+    rows = [row for row in named.rows if _hides(earlier, row.id, row.source_uri, "")]
+    named.sources = [uri for uri in named.sources if uri not in sources]
+    named.samples = [sample for sample in named.samples if sample not in samples]
+    named.rows = [row for row in named.rows if row not in rows]
+    return [*sources, *(f"{uri}#{key}" for uri, key in samples), *(row.id for row in rows)]
+
+
+def _hides(takedowns: Takedowns, name: str, uri: str, key: str) -> bool:
+    return takedowns.hides(cast("IndexRow", FoundRow(name, uri, key)))
+
+
+def _delta(store: Store) -> dict[str, Any]:
+    """Rewrites the Delta log, if there is one: `delta`, and `delta_error` if it was not rewritten."""
+    try:
+        view = DeltaLog(store).refresh()
+    except LatheError as error:
+        return {"delta": None, "delta_error": str(error)}
+    return {"delta": None if view is None else view.to_dict(), "delta_error": None}
+
+
+def _hidden(store: Store, takedowns: Takedowns, earlier: Takedowns) -> dict[str, Any]:
+    """Rows that `takedowns` hide and `earlier` ones do not: by snapshot, and in stored files."""
+    files, notices = TakenFiles(store, takedowns, earlier), []
+    snapshots: dict[int, int] = {}
+    for number in Snapshots(store).numbers():
+        try:
+            snapshots[number] = files.rows_of_snapshot(number)
+        except LatheError as error:
+            notices.append(f"rows of snapshot {number} are hidden and not counted: {error}")
+    stored = list(files.stored())
+    return {
+        "snapshots": snapshots,
+        "stored": {"rows": sum(len(file.taken or ()) for file in stored), "files": len(stored)},
+        "notices": notices,
+    }
+
+
+# --- undo -------------------------------------------------------------------------------------------------------------
+
+
+def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
+    """Undoes a takedown: the record `name`, or what records say of a source, `URI#KEY`, sample key or row id. Other names of such a record
+    stay hidden, by a record of their own.
+
+    Returns `undone` (keys of records), `again` (records of the names that stay), `snapshots` (rows that each shows again), `delta`,
+    `delta_error`, `notices`.
+
+    Raises:
+        InputError: no such record; the message has those like it.
+        OutputError: the bytes are gone. Nothing was undone.
+        LeaseHeld: a `lathe gc` or `lathe compact` runs.
+    """
+    Ledger(store).latent_set()
+    with Lease(store, MAINTENANCE, "lathe takedown --undo"):
+        records = read_takedowns(store).records
+        parts = [part for record in records if (part := _part(record, name)) is not None]
+        if not parts:
+            raise _no_record(store, records, name)
+        for gone, _ in parts:
+            _check_bytes(store, gone)
+        again = []
+        for gone, rest in parts:
+            if rest.uri_ids():
+                again.append(_record_again(store, rest))
+            record_undo(store, gone.key, reason, by)
+        shown = _hidden(store, Takedowns(gone for gone, _ in parts), read_takedowns(store))
+        return {"undone": [gone.key for gone, _ in parts], "again": again, **_delta(store), **shown}
+
+
+def _record_again(store: Store, rest: Takedown) -> str:
+    made = record_takedown(store, rest.reason, sources=rest.sources, samples=rest.samples, rows=rest.rows, by=rest.by)
+    return made.key
+
+
+def _part(record: Takedown, name: str) -> tuple[Takedown, Takedown] | None:
+    """What `name` means of a record, and the rest of it; None if it means nothing of it. Both have the key of the record."""
+    nothing = Takedown(record.key, record.created, record.reason, by=record.by)
+    if name in (
+        record.key,
+        record.key.removeprefix(TAKEDOWNS),
+        record.key.removeprefix(TAKEDOWNS).removesuffix(".json"),
+    ):
+        return record, nothing
+    if record.names_removed is not None:
+        return (record, nothing) if _was_named(record, name) else None
+    sources = [uri for uri in record.sources if uri in (name, spelled(name))]
+    samples = [(uri, key) for uri, key in record.samples if name in (key, f"{uri}#{key}")]
+    rows = [row for row in record.rows if row.id == name]
+    if not sources and not samples and not rows:
+        return None
+    gone = Takedown(
+        record.key, record.created, record.reason, tuple(sources), tuple(samples), tuple(rows), deleted=record.deleted
+    )
+    rest = Takedown(
+        record.key,
+        record.created,
+        record.reason,
+        tuple(uri for uri in record.sources if uri not in sources),
+        tuple(sample for sample in record.samples if sample not in samples),
+        tuple(row for row in record.rows if row not in rows),
+        record.by,
+    )
+    return gone, rest
+
+
+def _was_named(record: Takedown, name: str) -> bool:
+    """Whether a record without names has the hash of this one."""
+    sources = {uri_id(name).hex(), uri_id(spelled(name)).hex()}
+    samples = {sample_digest(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "#"}
+    return (
+        not sources.isdisjoint(record.hashed.sources)
+        or not samples.isdisjoint(digest for _, digest in record.hashed.samples)
+        or any(row_digest(name) == digest for _, digest in record.hashed.rows)
+    )
+
+
+def _no_record(store: Store, records: Sequence[Takedown], name: str) -> InputError:
+    there = [record.key for record in records]
+    there += [each for record in records for each in _names(record)]
+    near = difflib.get_close_matches(name, there, NEAR)
+    known = f"; there is {', '.join(near)}" if near else ""
+    return InputError(
+        f"no takedown of {store.root} is called or names {name!r}{known}. `lathe takedown {store.root} --list` shows all"
+    )
+
+
+def _names(record: Takedown) -> Iterator[str]:
+    yield from record.sources
+    yield from (f"{uri}#{key}" for uri, key in record.samples)
+    yield from (row.id for row in record.rows)
+
+
+def _check_bytes(store: Store, record: Takedown) -> None:
+    """Raises OutputError if a file with rows of this record is gone, so that readers would miss it."""
+    gone = next(iter(record.deleted), None)
+    if gone is None and record.names_removed is not None:
+        gone = f"all (the names of {record.key} were removed {record.names_removed})"
+    gone = gone or TakenFiles(store, Takedowns([record])).lost()
+    if gone is not None:
+        raise OutputError(
+            f"{record.key} cannot be undone: bytes of its rows are gone, {gone} among them. The takedown stays. To have the videos again, "
+            "encode them under other URIs or into another output"
+        )
+
+
+# --- list -------------------------------------------------------------------------------------------------------------
+
+
+def history(store: Store) -> list[dict[str, Any]]:
+    """Every record, in order of time: `record`, `created`, `by`, `reason`, `sources`, `samples`, `rows`, `hashed`, `names_removed`,
+    `deleted` (number of files), `undone` (None, or `created`, `by`, `reason`).
+
+    Raises:
+        OutputError: a record that cannot be read.
+    """
+    Ledger(store).latent_set()
+    listed, undone = listed_takedowns(store)
+    found = []
+    for record in (read_record(store, key) for key in listed):
+        hashed = record.hashed
+        found.append(
+            {
+                "record": record.key,
+                "created": record.created,
+                "by": record.by,
+                "reason": record.reason,
+                "sources": list(record.sources),
+                "samples": [list(sample) for sample in record.samples],
+                "rows": [row.id for row in record.rows],
+                "hashed": [*hashed.sources, *(digest for _, digest in (*hashed.samples, *hashed.rows))],
+                "names_removed": record.names_removed,
+                "deleted": len(record.deleted),
+                "undone": _undo_of(store, record.key) if record.key in undone else None,
+            }
+        )
+    return found
+
+
+def _undo_of(store: Store, record: str) -> dict[str, str]:
+    try:
+        raw = json.loads(store.read(undo_key(record)))
+        return {name: str(raw[name]) for name in ("created", "by", "reason")}
+    except (NotFound, ValueError, KeyError, TypeError):  # it undoes all the same
+        return {"created": "", "by": "", "reason": ""}

@@ -1,0 +1,136 @@
+"""Data files that hold rows which takedowns hide: of snapshots, and of receipts. Takes a store and a filter of takedowns.
+
+Reads the summaries of receipts, manifests, and the indexes of files of receipts that name a source which a takedown names; each index once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import NotFound, OutputError
+from pipeline.ledger.lookahead import mapped_ahead
+from pipeline.ledger.manifest import read_table
+from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.ledger.snapshots import Snapshots, published_copies
+from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.summary import URI_BYTES
+from pipeline.ledger.takedowns import NONE
+from pipeline.storage import is_remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.ledger.takedowns import Takedowns
+    from pipeline.records import Receipt
+    from pipeline.storage import Store
+
+WORKERS = 8  # threads on a remote store
+COLUMNS = ["key", "index_key", "shard_id", "hidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenFile:
+    """A data file with the positions of rows that takedowns hide; None: its index is lost or damaged, so that they are not known."""
+
+    key: str
+    index_key: str
+    taken: frozenset[int] | None
+    rows: int  # in the file; 0 if they are not known
+
+
+class TakenFiles:
+    """Files with rows that `takedowns` hide and `earlier` ones do not."""
+
+    def __init__(self, store: Store, takedowns: Takedowns, earlier: Takedowns = NONE) -> None:
+        self._store, self._takedowns, self._earlier = store, takedowns, earlier
+        self._workers = WORKERS if is_remote(store.root) else 1
+        self._known: dict[str, tuple[frozenset[int] | None, int]] = {}  # by index key: positions, number of rows
+        self._keys = self._touched()
+        self._shards = pa.array(sorted(set(self._keys.values())), pa.string())
+
+    def rows_of_snapshot(self, number: int) -> int:
+        """Rows that the snapshot would show without these takedowns. Files whose index cannot be read count as 0."""
+        return sum(len((file.taken or frozenset()) - hidden) for file, hidden in self.of_snapshot(number))
+
+    def of_snapshot(self, number: int) -> Iterator[tuple[TakenFile, frozenset[int]]]:
+        """Files of a snapshot with such rows, each with the positions that the snapshot hides itself.
+
+        Raises:
+            InputError, OutputError: no such snapshot, or one that is damaged.
+        """
+        if not self._keys:
+            return
+        snapshots = Snapshots(self._store)
+        compacted = pa.array(published_copies(self._store, number).places(self._shards), pa.string())
+        for batch in snapshots.batches(snapshots.read(number), "files", COLUMNS):
+            mine = pc.or_(pc.is_in(batch["shard_id"], self._shards), pc.is_in(batch["key"], compacted))
+            rows = batch.filter(mine).to_pylist()
+            for row, file in zip(rows, self._files((row["key"], row["index_key"]) for row in rows), strict=True):
+                if file.taken is None or file.taken:
+                    yield file, frozenset(row["hidden"])
+
+    def stored(self) -> Iterator[TakenFile]:
+        """Files that receipts name, and those into which compactions copied their rows, each once. Without those that do not exist."""
+        copies = published_copies(self._store)
+        keys = {item.key: item.index_key for receipt in self._receipts() for item in receipt.files}
+        keys |= {key: str(copies.files[key]["index_key"]) for key in copies.places(self._shards)}
+        for file in self._files(iter(sorted(keys.items()))):
+            if (file.taken is None or file.taken) and self._store.exists(file.key):
+                yield file
+
+    def lost(self) -> str | None:
+        """Key of a file that is gone and that would be needed to show these rows again; None if there is none."""
+        copies = published_copies(self._store)
+        for receipt in self._receipts():
+            copied = copies.of(receipt.shard_id)
+            for item in receipt.files:
+                copy = copied.get(item.key)
+                needed = {} if copy is None else {copy.file.key: copy.file.index_key}
+                if copy is None or any(map(self._takedowns.hides, copy.dropped)):
+                    needed[item.key] = item.index_key
+                for file in self._files(iter(needed.items())):
+                    if file.taken is None or (file.taken and not self._store.exists(file.key)):
+                        return file.key
+        return None
+
+    def _receipts(self) -> Iterator[Receipt]:
+        read = Ledger(self._store).read_all(([key] for key in sorted(self._keys)), self._workers)
+        return (receipt for receipt in read if receipt is not None)
+
+    def _files(self, keys: Iterator[tuple[str, str]]) -> Iterator[TakenFile]:
+        yield from mapped_ahead(self._file, keys, self._workers, "takedowns")
+
+    def _file(self, keys: tuple[str, str]) -> TakenFile:
+        key, index_key = keys
+        if index_key not in self._known:
+            self._known[index_key] = self._read(index_key)
+        return TakenFile(key, index_key, *self._known[index_key])
+
+    def _read(self, index_key: str) -> tuple[frozenset[int] | None, int]:
+        try:
+            rows = stored_index(self._store, index_key)
+        except (NotFound, OutputError):
+            return None, 0
+        taken = (row.row for row in rows if self._takedowns.hides(row) and not self._earlier.hides(row))
+        return frozenset(taken), len(rows)
+
+    def _touched(self) -> dict[str, str]:
+        """Receipts that name such a source: shard by key."""
+        wanted = self._takedowns.uri_ids()
+        if not wanted:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="lathe-takedown-") as folder:
+            path = Summaries(self._store).spool(Path(folder) / "summaries")
+            table = read_table(path, ["shard_id", "key", "uris"])
+        uris = np.frombuffer(b"".join(table["uris"].to_pylist()), "<u8")
+        rows = np.repeat(np.arange(table.num_rows), pc.binary_length(table["uris"]).to_numpy() // URI_BYTES)
+        mine = np.unique(rows[np.isin(uris, np.frombuffer(b"".join(wanted), "<u8"))])
+        found = table.take(pa.array(mine))
+        return dict(zip(found["key"].to_pylist(), found["shard_id"].to_pylist(), strict=True))

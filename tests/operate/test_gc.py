@@ -1,0 +1,438 @@
+"""`lathe gc`: what it deletes and keeps, retention, retiring receipts, takedowns, builds, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import deltalake
+import pytest
+
+from pipeline.engine.driver.coverage import find_work
+from pipeline.engine.driver.heartbeat import Heartbeat
+from pipeline.errors import InputError, LeaseHeld, OutputError
+from pipeline.format.layout import RETIRED
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.summaries import Summaries
+from pipeline.ledger.takedowns import read_takedowns, record_takedown
+from pipeline.operate.compact import compact
+from pipeline.operate.gc import GcOptions, collect
+from pipeline.operate.takedown import take_down, undo
+from pipeline.operate.verify import verify_output
+from pipeline.records import Bucket, Shard, SourceObject
+from pipeline.storage import ObjectInfo, Store
+from pipeline.storage.local import LocalStore
+from tests import forked_command
+from tests.operate.outputs import aged, files_of, shown, snapshot_numbers, stored, tar, write_files, write_version
+from tests.pipeline.frameless_build import job_for
+from tests.pipeline.latent_clips import FINGERPRINT, latent_clip, local_store
+from tests.pipeline.published import publish_all
+
+NEWEST = GcOptions(keep_snapshots=1, keep_days=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tars a (2 clips), b (2), and three snapshots: b is replaced in the second, c (1) comes in the third. All is three days old."""
+    folder = tmp_path_factory.mktemp("gc")
+    store = local_store(folder / "out")
+    Ledger(store).prepare("films")
+    write_version(store, folder, "a", "e1", (0, 1))
+    write_version(store, folder, "b", "e1", (10, 11))
+    publish_all(store)
+    write_version(store, folder, "b", "e2", (12, 13))
+    publish_all(store)
+    write_version(store, folder, "c", "e1", (20,))
+    publish_all(store)
+    aged(store)
+    return folder / "out"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    shutil.copytree(made, tmp_path / "out")
+    return local_store(tmp_path / "out")
+
+
+def receipt_for(store: Store, name: str, version: str = "e1") -> object:
+    return Ledger(store).read(tar(name, version).id(FINGERPRINT))
+
+
+def listing(store: Store) -> dict[str, str]:
+    return {info.key: info.etag for info in store.list()}
+
+
+def test_only_what_no_receipt_names_goes_while_all_snapshots_are_kept(store: Store, tmp_path: Path) -> None:
+    """Files of a second attempt, tables of a killed publisher, hidden files of killed writers. Young ones stay, and so does what Lathe did
+    not make.
+    """
+    loser = files_of(write_files(store, tmp_path, tar("a", "e1"), [latent_clip(0)], attempt="a2"))
+    foreign = {"data/f0e1d2c3/v17x64x48/notes.parquet", "data/mine.tar", "_index/odd.idx"}
+    heartbeat, table, probe = (
+        "_progress/20260101T000000Z-ab.json",
+        "_snapshots/9/files-0123456789abcdef.idx",
+        ".lathe-probe-1",
+    )
+    for key in (*foreign, table, probe):
+        store.write(key, b"{}")
+    hidden = Path(store.uri("data/.lathe-tmp-dead"))
+    hidden.write_bytes(b"half")
+    before = listing(store)
+    first = collect(store)
+    assert (first["deleted"]["orphan"]["files"], first["kept"]["young"]) == (0, 1)
+    assert hidden.exists()
+    store.write(heartbeat, b"{}")
+    odd = [*loser, *foreign, table, probe, heartbeat]
+    aged(store, keys=[*odd, "data/.lathe-tmp-dead"])
+    found = collect(store)
+    assert found["deleted"]["orphan"]["files"] == 1
+    assert [found["deleted"][name] for name in ("heartbeats", "scratch")] == [1, 1]
+    assert (found["deleted"]["tables"]["files"], found["deleted"]["leftovers"]["files"]) == (1, 1)
+    assert found["foreign"]["objects"] == 3
+    assert set(found["foreign"]["names"]) == foreign
+    assert not hidden.exists()
+    left = {key for key in listing(store) if not key.startswith("_leases/")}
+    assert left == before.keys() - set(odd) | foreign
+    assert found["snapshots"] == {"retained": [1, 2, 3], "retired": [], "forgotten": []}
+
+
+def test_old_snapshots_go_and_readers_of_the_others_miss_nothing(store: Store) -> None:
+    second, third = shown(store, 2), shown(store, 3)
+    dry = collect(store, GcOptions(keep_snapshots=2, keep_days=0, dry_run=True))
+    found = collect(store, GcOptions(keep_snapshots=2, keep_days=0))
+    assert {**dry, "dry_run": False} == found
+    assert found["snapshots"]["retired"] == [1]
+    assert snapshot_numbers(store) == [2, 3]
+    assert not [key for key in store.keys("_snapshots/1/")]
+    assert (shown(store, 2), shown(store, 3)) == (second, third)
+    with pytest.raises(InputError, match="has no snapshot 1; there are 2, 3"):
+        shown(store, 1)
+    tables = [deltalake.DeltaTable(store.uri("data"), version=number).to_pyarrow_table() for number in (2, 3)]
+    assert [set(table["id"].to_pylist()) for table in tables] == [second, third]
+    with pytest.raises(Exception, match="No files in log segment"):
+        deltalake.DeltaTable(store.uri("data"), version=1)
+    assert publish_all(store).number == 3
+    assert verify_output(store).problems == []
+
+
+def test_young_snapshots_are_kept_whatever_their_number(store: Store) -> None:
+    assert collect(store, GcOptions(keep_snapshots=1, keep_days=4))["snapshots"]["retired"] == []
+    assert collect(store, GcOptions(keep_snapshots=1, keep_days=2))["snapshots"]["retired"] == [1, 2]
+
+
+def test_a_replaced_version_retires_first_and_its_files_go_a_grace_time_later(store: Store, tmp_path: Path) -> None:
+    old, fourth = receipt_for(store, "b"), shown(store, 3)
+    found = collect(store, NEWEST)
+    assert (found["receipts"]["retired"], found["waiting"]["files"]) == (1, 1)
+    assert files_of(old) <= stored(store)
+    assert Ledger(store).read(old.shard_id) is None
+    assert store.read(f"{RETIRED}{old.shard_id}--a1.json") == old.to_json()
+    assert publish_all(store).number == 3, "nothing changed"
+    assert verify_output(store).problems == []
+    assert collect(store, NEWEST)["deleted"]["replaced"]["files"] == 0, "its grace time begins when it retires"
+    aged(store, keys=store.keys(RETIRED))
+    assert collect(store, NEWEST)["deleted"]["replaced"]["files"] == 1
+    assert not files_of(old) & stored(store)
+    write_version(store, tmp_path, "d", "e1", (30,))
+    fifth = publish_all(store)
+    assert (fifth.number, fifth.counts["rows"]) == (4, 6)
+    assert shown(store) > fourth
+    assert verify_output(store).problems == []
+    # The input goes back to its first version: it is encoded again, under the key of the receipt that retired.
+    again = [tar("b", "e1")]
+    work = find_work(again, Summaries(store).all(), FINGERPRINT, job_for(tmp_path))
+    assert work.tars == again
+    assert write_version(store, tmp_path, "b", "e1", (10, 11), attempt="a9").attempt == "a9"
+    publish_all(store, listing=[again[0].objects[0]])
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+
+
+def test_a_retired_receipt_that_a_late_publisher_shows_comes_back(store: Store) -> None:
+    """The publisher read the receipt before gc moved it, and its listing has the older version again."""
+    old = receipt_for(store, "b")
+    collect(store, NEWEST)
+    retired = f"{RETIRED}{old.shard_id}--a1.json"
+    moved = store.read(retired)
+    store.write(Ledger(store).layout.receipt_key(old.shard_id), moved)
+    publish_all(store, listing=[old.shard.objects[0]])
+    store.delete(Ledger(store).layout.receipt_key(old.shard_id))
+    aged(store, keys=[retired])
+    assert collect(store, NEWEST)["receipts"]["restored"] == 1
+    assert Ledger(store).read(old.shard_id) == old
+    assert files_of(old) <= stored(store)
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+    assert verify_output(store).problems == []
+
+
+def test_receipts_newer_than_the_last_snapshot_keep_their_files(store: Store, tmp_path: Path) -> None:
+    pending = write_version(store, tmp_path, "d", "e1", (30,))
+    aged(store, keys=files_of(pending))
+    assert collect(store, NEWEST)["kept"]["pending"] == 1
+    assert files_of(pending) <= stored(store)
+    publish_all(store)
+    assert "video00030-0000" in shown(store)
+
+
+# --- takedowns --------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store: Store) -> None:
+    taken = receipt_for(store, "a")
+    uri = taken.shard.objects[0].uri
+    record = take_down(store, [uri], reason="asked", by="ann")["record"]
+    old = json.loads(store.read(record)) | {"created": "2026-01-01T00:00:00+00:00"}
+    store.write(record, json.dumps(old).encode())
+    everything = shown(store, 3)
+    fourth = publish_all(store)
+    kept = collect(store)
+    (left,) = kept["takedowns"]["stored"]
+    assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])
+    assert files_of(taken) <= stored(store)
+    found = collect(store, GcOptions(forget=True))
+    assert found["snapshots"] == {"retained": [4], "retired": [1, 2, 3], "forgotten": [1, 2, 3]}
+    assert found["deleted"]["taken_down"]["files"] == 1
+    assert found["takedowns"]["names_removed"] == [record]
+    assert not files_of(taken) & stored(store)
+    assert uri.encode() not in store.read(record)
+    assert shown(store) == everything
+    assert verify_output(store).problems == []
+    assert verify_output(store, snapshot=4).problems == []
+    assert publish_all(store).number == fourth.number
+    assert read_takedowns(store).takes(uri), "a later build does not encode it"
+    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
+        undo(store, uri, reason="", by="")
+
+
+def two_buckets(store: Store, folder: Path) -> tuple[object, list[str]]:
+    """A receipt of three plain files: two in one bucket, the third alone in another."""
+    uris = [f"s3://corpus/{name}.mp4" for name in "xyz"]
+    shard = Shard("files", "files 0", tuple(SourceObject(uri, 10, "e") for uri in uris))
+    buckets = (Bucket(17, 64, 48), Bucket(17, 64, 48), Bucket(9, 32, 24))
+    clips = [
+        latent_clip(40 + n, uri=uri, key=uri[-5], bucket=buckets[n], num_frames=buckets[n].frames)
+        for n, uri in enumerate(uris)
+    ]
+    return Ledger(store).commit(write_files(store, folder, shard, clips)), uris
+
+
+def test_a_file_all_of_whose_rows_are_taken_down_goes_although_its_receipt_counts(store: Store, tmp_path: Path) -> None:
+    receipt, uris = two_buckets(store, tmp_path)
+    publish_all(store)
+    record_takedown(store, "asked", sources=[uris[2]])
+    publish_all(store)
+    aged(store)
+    small = next(item for item in receipt.files if item.bucket.startswith("v9"))
+    found = collect(store, NEWEST)
+    assert found["deleted"]["taken_down"]["files"] == 1
+    assert {small.key, small.index_key}.isdisjoint(stored(store))
+    assert verify_output(store).problems == []
+    record_takedown(store, "asked", sources=[uris[1]])  # the receipt is read again
+    sixth = publish_all(store)
+    assert sixth.counts["rows"] == 6
+    (stats,) = [item.stats for item in sixth.fingerprints.values()]
+    assert stats.n * 4 == sum(row.latent.numel() for row in rows_of(store))
+    assert verify_output(store).problems == []
+
+
+def rows_of(store: Store) -> list:
+    from pipeline.loader import LatentDataset
+
+    return list(LatentDataset.open(store.root).rows())
+
+
+def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_along(
+    store: Store, tmp_path: Path
+) -> None:
+    receipt, uris = two_buckets(store, tmp_path)
+    publish_all(store)
+    everything = shown(store)
+    first = record_takedown(store, "asked", sources=[uris[0]])
+    publish_all(store)
+    assert compact(store).snapshot is not None
+    assert undo(store, uris[0], reason="", by="")["undone"] == [first.key]
+    publish_all(store)
+    assert shown(store) == everything, "until gc deletes the file that has the row"
+    record_takedown(store, "asked", sources=[uris[0]])
+    publish_all(store)
+    aged(store)
+    left = shown(store)
+    found = collect(store, NEWEST)
+    assert found["deleted"]["compacted"]["files"] >= 2
+    assert not {receipt.files[0].key, receipt.files[0].index_key} & stored(store)
+    assert shown(store) == left == everything - {"video00040-0000"}
+    assert verify_output(store).problems == []
+    with pytest.raises(OutputError, match="cannot be undone"):
+        undo(store, uris[0], reason="", by="")
+    # What a later takedown hides is in a compacted file now, and may be undone.
+    later = record_takedown(store, "asked", sources=[uris[1]])
+    publish_all(store)
+    assert undo(store, uris[1], reason="", by="")["undone"] == [later.key]
+    publish_all(store)
+    assert shown(store) == left
+    collect(store, NEWEST)
+    assert shown(store) == left
+
+
+# --- builds, clocks, leases -------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_running_build_stay(store: Store, tmp_path: Path) -> None:
+    beat = Heartbeat(store, FINGERPRINT, every_s=300.0)
+    old = files_of(write_files(store, tmp_path, tar("x", "e1"), [latent_clip(50)]))
+    aged(store, keys=old)
+    try:
+        beat.offer({"shards_total": 1, "shards_done": 0})
+        while not store.exists(beat.key):
+            assert beat._thread.is_alive()
+            beat._closing.wait(0.01)
+        new = files_of(write_files(store, tmp_path, tar("y", "e1"), [latent_clip(51)]))
+        found = collect(store, GcOptions(grace_s=0))
+        assert (found["running"], found["kept"]["of_running_build"]) == ([beat.build], 1)
+        assert new <= stored(store)
+        assert not old & stored(store)
+        assert store.exists(beat.key)
+    finally:
+        beat.close()
+
+
+def test_a_build_that_fell_silent_stops_gc_until_it_is_said_to_have_ended(store: Store) -> None:
+    key = "_progress/20260101T000000Z-ab.json"
+    store.write(key, json.dumps({"every_s": 30.0, "started": 0.0, "updated": 0.0, "running": True}).encode())
+    aged(store, days=0.1, keys=[key])
+    before = listing(store)
+    with pytest.raises(
+        OutputError, match=r"build 20260101T000000Z-ab has not been heard of for 2h2\dm.*--ended 20260101T000000Z-ab"
+    ):
+        collect(store)
+    assert {key: etag for key, etag in listing(store).items() if not key.startswith("_leases/")} == before
+    assert collect(store, GcOptions(ended=("20260101T000000Z-ab",)))["deleted"]["heartbeats"] == 1
+    assert not store.exists(key)
+
+
+class Late(LocalStore):
+    """A store whose clock is an hour behind."""
+
+    def stat(self, key: str) -> ObjectInfo:
+        found = super().stat(key)
+        return ObjectInfo(found.key, found.size, found.etag, found.modified - 3600)
+
+
+def test_a_store_whose_clock_is_off_is_refused(store: Store) -> None:
+    before = stored(store), snapshot_numbers(store)
+    with pytest.raises(OutputError, match=r"the clock of .* is 1h00m behind that of this machine"):
+        collect(Late(store.root), NEWEST)
+    assert (stored(store), snapshot_numbers(store)) == before
+
+
+def test_a_damaged_snapshot_stops_gc_unless_a_newer_one_passed_over_it(store: Store) -> None:
+    (table,) = [info.key for info in store.list("_snapshots/2/files-")]
+    store.write(table, b"damaged")
+    before = stored(store)
+    with pytest.raises(
+        OutputError, match=r"nothing was deleted: .*_snapshots/2/files.* is not the table that was published"
+    ):
+        collect(store)
+    assert stored(store) == before
+    publish_all(store, rebuild=True)
+    found = collect(store)
+    assert any("_snapshots/2/" in text for text in found["notices"])
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """End of a process."""
+
+
+class Mortal(LocalStore):
+    """Ends at its write or deletion number `at` of what gc looks after: nothing is done after it."""
+
+    def __init__(self, root: str, at: int | None = None) -> None:
+        super().__init__(root)
+        self.steps, self._at = 0, at
+
+    def _step(self, key: str) -> None:
+        if not key.startswith(("_leases/", ".lathe-probe-")):
+            self.steps += 1
+        if self._at is not None and self.steps >= self._at:
+            raise Killed
+
+    def write(self, key: str, data: bytes) -> None:
+        self._step(key)
+        super().write(key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._step(key)
+        return super().put_if_absent(key, data)
+
+    def delete(self, key: str) -> None:
+        self._step(key)
+        super().delete(key)
+
+
+def test_a_kill_between_any_two_steps_leaves_whole_snapshots_and_the_next_gc_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    """Takedown, retired receipt, two snapshots that go, Delta log. After each kill every snapshot whose record is there is read fully."""
+    record_takedown(store, "asked", sources=[receipt_for(store, "a").shard.objects[0].uri])
+    collect(store, GcOptions(keep_snapshots=3))  # nothing retires yet: older snapshots show it
+    publish_all(store)
+    aged(store)
+    expected = {number: shown(store, number) for number in snapshot_numbers(store)}
+    whole = tmp_path / "whole"
+    shutil.copytree(store.root, whole)
+    counted = Mortal(str(whole))
+    collect(counted, NEWEST)
+    final = without_leases(local_store(whole))
+    assert counted.steps > 10
+    for at in range(1, counted.steps + 1):
+        folder = tmp_path / f"killed{at}"
+        shutil.copytree(store.root, folder)
+        with pytest.raises(Killed):
+            collect(Mortal(str(folder), at), NEWEST)
+        there = local_store(folder)
+        for number in snapshot_numbers(there):
+            assert shown(there, number) == expected[number], at
+        shutil.rmtree(folder / "_leases")  # what its expiry does
+        collect(there, NEWEST)
+        assert without_leases(there) == final, at
+        shutil.rmtree(folder)
+
+
+def without_leases(store: Store) -> set[str]:
+    return {key for key in listing(store) if not key.startswith("_leases/")}
+
+
+def kill_gc() -> None:
+    """In the forked process, before the command runs."""
+    import functools
+
+    from pipeline.config import DrillConfig
+    from pipeline.operate import gc
+
+    drill = DrillConfig(point=os.environ["GC_POINT"], marker_dir=os.environ["GC_MARKS"])
+    gc.collect = functools.partial(gc.collect, failures=drill)
+
+
+@pytest.mark.parametrize("point", ["after_first_record", "after_first_file"])
+def test_a_gc_that_is_killed_is_gone_on_with(store: Store, tmp_path: Path, point: str) -> None:
+    write_files(store, tmp_path, tar("x", "e1"), [latent_clip(50)])
+    aged(store)
+    newest = shown(store, 3)
+    options = ("gc", store.root, "--keep-snapshots", "1", "--keep-days", "0")
+    env = {**os.environ, "GC_POINT": point, "GC_MARKS": str(tmp_path / "marks")}
+    killed = forked_command.run(*options, env=env, prepare="tests.operate.test_gc:kill_gc")
+    assert killed.returncode == -9, killed.stderr
+    assert snapshot_numbers(store) == ([2, 3] if point == "after_first_record" else [3])
+    with pytest.raises(LeaseHeld, match=r"lathe gc of .* holds the lease 'maintenance'"):
+        collect(store, NEWEST)
+    shutil.rmtree(store.uri("_leases"))
+    assert forked_command.run(*options).returncode == 0
+    assert snapshot_numbers(store) == [3]
+    assert shown(store) == newest
+    assert verify_output(store).orphans == 2, "the file and index of the receipt that retired, for the grace time"
+    assert Snapshots(store).whole(3).number == 3

@@ -1,0 +1,366 @@
+"""`lathe compact`: the same rows in fewer files, for every reader; refusals, races and damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import StorageConfig, WriteConfig
+from pipeline.errors import InputError, LeaseHeld, OutputError, PublishFailed
+from pipeline.format.layout import DELTA_LOG, HUGGING_FACE_KEY
+from pipeline.ledger.lease import Lease
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.takedowns import record_takedown
+from pipeline.loader import LatentDataset
+from pipeline.look.stored import choose, encoder_of, in_turns, latent_bytes
+from pipeline.operate import compact as compacting
+from pipeline.operate.compact import LEASE, CompactOptions, compact
+from pipeline.operate.compact_files import CompactionWriter
+from pipeline.operate.delta_contents import version_key
+from pipeline.operate.diff import diff
+from pipeline.operate.status import status
+from pipeline.operate.verify import verify_output
+from pipeline.storage import Store
+from tests.pipeline.compacted import add_tar, delete_unnamed, make_history, rows_of, tar
+from tests.pipeline.latent_clips import bits_of, latent_values, local_store
+from tests.pipeline.published import publish_all, shown_ids
+
+KINDS = [WriteConfig(), WriteConfig(format="tar"), WriteConfig(moments=True), WriteConfig(format="tar", moments=True)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output with two snapshots, Parquet."""
+    folder = tmp_path_factory.mktemp("history")
+    make_history(folder)
+    return folder / "out"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    """A copy of it that a test may change."""
+    shutil.copytree(made, tmp_path / "out")
+    return local_store(tmp_path / "out")
+
+
+def data_files(store: Store) -> list[str]:
+    return sorted(key for key in store.keys("data/") if not key.startswith(DELTA_LOG))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.format}-{config.moments}")
+def test_the_same_rows_lie_in_one_file_of_each_bucket(tmp_path: Path, config: WriteConfig) -> None:
+    store = make_history(tmp_path, config)
+    before = Snapshots(store).latest()
+    expected = rows_of(store, before)
+    found = compact(store)
+    after = Snapshots(store).latest()
+    assert found.snapshot == after
+    assert (after.number, after.parent) == (3, 2)
+    assert rows_of(store, after) == expected, "ids, tensors and every column"
+    assert shown_ids(store, after) == sorted(expected)
+    files = Snapshots(store).table(after, "files").to_pylist()
+    assert sorted(file["bucket"] for file in files) == ["v17x48x64", "v17x64x48"]
+    assert (found.files_before, found.files_after) == (8, 2)
+    # A taken down sample and the replaced film, in two buckets; the replaced tar was in no file of the snapshot.
+    assert found.rows_dropped == 4
+    assert not any(file["hidden"] for file in files)
+    assert verify_output(store, snapshot=3).problems == []
+    assert verify_output(store).problems == []
+
+
+def test_the_record_differs_from_its_parent_in_files_and_bytes_only(store: Store) -> None:
+    before = Snapshots(store).latest()
+    found = compact(store)
+    after = found.snapshot
+    same = ("shards", "samples", "encoded", "rejected", "damaged", "clips_rejected", "rows", "frames")
+    assert {name: after.counts[name] for name in same} == {name: before.counts[name] for name in same}
+    assert after.counts["files"] < before.counts["files"]
+    (one,), (two,) = before.fingerprints.values(), after.fingerprints.values()
+    assert (one.stats, one.rows, one.parts, one.constants) == (two.stats, two.rows, two.parts, two.constants)
+    assert {**after.changes, "files_added": 0, "files_dropped": 0} == dict.fromkeys(after.changes, 0)
+    assert (after.changes["files_added"], after.changes["files_dropped"]) == (found.files_after, found.files_before)
+    assert after.lineage["compaction"] == {"files_before": 8, "files_after": 2, "rows_dropped": 4}
+    assert after.lineage["listing"] == before.lineage["listing"]
+    assert all(check.ok for check in after.checks)
+
+
+def test_bytes_that_were_taken_down_are_in_no_file_of_the_new_snapshot(store: Store) -> None:
+    taken = bits_of(latent_values(2), "float16").tobytes()
+    kept = bits_of(latent_values(1), "float16").tobytes()
+
+    def holding(data: bytes) -> list[str]:
+        return [key for key in data_files(store) if data in store.read(key)]
+
+    old = holding(taken)
+    assert len(old) == 2, "both buckets have latents of these values"
+    record_takedown(store, "asked to, after the last snapshot", sources=[tar("b")])
+    expected = rows_of(store, Snapshots(store).latest())
+    snapshot = compact(store).snapshot
+    assert rows_of(store, snapshot) == expected, "the newer takedown is in this snapshot"
+    assert holding(taken) == old, "until `lathe gc`"
+    assert len(snapshot.takedowns) == 2
+    named = Snapshots(store).table(snapshot, "files", ["key"])["key"].to_pylist()
+    assert not set(old) & set(named)
+    assert len(set(holding(kept)) & set(named)) == 2
+    assert verify_output(store, snapshot=3).problems == []
+
+
+def test_a_second_compaction_merges_compacted_files_with_new_ones(store: Store, tmp_path: Path) -> None:
+    compact(store)
+    add_tar(store, tmp_path, "c", [31, 32], "c1")
+    add_tar(store, tmp_path, "a", [4], "a2")
+    publish_all(store)
+    expected = rows_of(store, Snapshots(store).latest())
+    found = compact(store)
+    assert (found.files_before, found.files_after) == (6, 2)
+    assert found.rows_dropped == 4, "of the tar that was replaced, one sample of three was dropped before"
+    assert rows_of(store, found.snapshot) == expected
+    delete_unnamed(store)
+    assert rows_of(store, found.snapshot) == expected
+    assert verify_output(store).problems == []
+    assert rows_of(store, publish_all(store)) == expected, "receipts of replaced inputs are retired"
+
+
+def test_nothing_to_do_publishes_nothing(store: Store) -> None:
+    compact(store)
+    before = sorted(store.keys(""))
+    again = compact(store)
+    assert (again.snapshot, again.files_before) == (None, 0)
+    assert "nothing to do" in again.notices[0]
+    assert sorted(key for key in store.keys("") if "_leases" not in key) == [
+        key for key in before if "_leases" not in key
+    ]
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(store: Store) -> None:
+    before = {key: store.stat(key).etag for key in store.keys("") if not key.startswith("_summaries")}
+    found = compact(store, CompactOptions(dry_run=True))
+    assert (found.snapshot, found.files_before, found.files_after, found.rows_dropped) == (None, 8, 2, 4)
+    after = {key: store.stat(key).etag for key in store.keys("") if not key.startswith("_summaries")}
+    assert after == before
+
+
+def test_only_takedowns_rewrites_only_files_with_rows_that_were_taken_down(store: Store) -> None:
+    expected = rows_of(store, Snapshots(store).latest())
+    found = compact(store, CompactOptions(only_takedowns=True))
+    assert (found.files_before, found.files_after, found.rows_dropped) == (2, 2, 2)
+    assert rows_of(store, found.snapshot) == expected
+    assert compact(store, CompactOptions(only_takedowns=True)).snapshot is None
+
+
+def test_the_target_bounds_what_is_merged(store: Store) -> None:
+    expected = rows_of(store, Snapshots(store).latest())
+    sizes = [row["bytes"] for row in Snapshots(store).table(Snapshots(store).latest(), "files").to_pylist()]
+    found = compact(store, CompactOptions(target_bytes=2 * max(sizes) + 1))
+    assert 2 < found.snapshot.counts["files"] < 8
+    assert rows_of(store, found.snapshot) == expected
+
+
+# --- readers -----------------------------------------------------------------------------------------------------------
+
+
+def test_loader_preview_status_and_diff_read_the_new_snapshot(store: Store) -> None:
+    expected = rows_of(store, Snapshots(store).latest())
+    compact(store)
+    delete_unnamed(store)
+    for options in ({}, {"receipts": True}):
+        with_rows = LatentDataset.open(store.root, **options)
+        read = {row.id: row.latent for row in with_rows.rows()}
+        assert sorted(read) == sorted(expected)
+        for name, latent in read.items():
+            assert np.asarray(latent).tobytes() == expected[name]["vae_latent_bytes"]
+    for number in (None, 3):
+        chosen = choose(store, number)
+        shown = {clip.row.id: latent_bytes(store, clip) for clip in in_turns(store, chosen.receipts)}
+        assert shown == {name: row["vae_latent_bytes"] for name, row in expected.items()}
+        assert encoder_of(store, chosen.receipts, StorageConfig())["network"] == "tiny"
+    described = status(store)
+    assert (described["snapshot"]["number"], described["clips"], described["pending"]) == (3, len(expected), None)
+
+
+def test_a_diff_says_that_files_were_rewritten_and_no_row_changed(store: Store) -> None:
+    compact(store)
+    found = diff((store, 2), (store, 3))
+    assert found["rows"] == {"added": 0, "dropped": 0}
+    assert found["files"]["rewritten"] == found["files"]["added"]
+    assert len(found["files"]["rewritten"]) == 2
+    assert not any(found["sources"].values())
+
+
+def test_a_later_takedown_hides_rows_of_compacted_files_from_the_loader(store: Store) -> None:
+    compact(store)
+    dataset = LatentDataset.open(store.root)
+    record_takedown(store, "asked to", samples=[(tar("a"), "dir/video00001")])
+    dataset.apply_takedowns(dataset.read_takedowns())
+    assert {"video00001-0000", "video00001-0001"} <= dataset.hidden_ids()
+
+
+def test_the_delta_view_has_rows_back_that_shared_a_file_with_hidden_ones(store: Store) -> None:
+    """Such files are left out of the view. Where no row comes or goes, the version says that it changes no data."""
+    from deltalake import DeltaTable
+
+    first = compact(store)
+    assert first.delta.hidden_rows == 0
+    expected = rows_of(store, first.snapshot)
+
+    def version(number: int) -> tuple[dict[str, bytes], set[bool]]:
+        table = DeltaTable(store.uri("data"), version=number).to_pyarrow_table()
+        values = dict(zip(table["id"].to_pylist(), table["vae_latent_bytes"].to_pylist(), strict=True))
+        lines = [json.loads(line) for line in store.read(version_key(number)).splitlines()]
+        return values, {
+            item["dataChange"] for line in lines for name, item in line.items() if name in ("add", "remove")
+        }
+
+    wanted = {name: row["vae_latent_bytes"] for name, row in expected.items()}
+    assert version(3) == (wanted, {True})
+    assert len(version(2)[0]) < len(wanted)
+    sizes = {row["bytes"] for row in Snapshots(store).table(first.snapshot, "files").to_pylist()}
+    assert sizes
+    publish_all(store)
+    assert version(3)[0] == wanted
+
+
+def test_a_compaction_without_hidden_rows_changes_no_data_of_the_delta_view(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    for number, name in enumerate("abc"):
+        add_tar(store, tmp_path, name, [number], "e1")
+    publish_all(store)
+    compact(store)
+    lines = [json.loads(line) for line in store.read(version_key(2)).splitlines()]
+    changes = [item["dataChange"] for line in lines for name, item in line.items() if name in ("add", "remove")]
+    assert changes == [False] * 8, "six files of three tars and two buckets go, two come"
+
+
+def test_hugging_face_is_told_each_row_once(store: Store) -> None:
+    snapshot = compact(store).snapshot
+    import yaml
+
+    (entry,) = yaml.safe_load(store.read(HUGGING_FACE_KEY))["configs"]
+    ids = [name for key in entry["data_files"] for name in pq.read_table(store.uri(key))["id"].to_pylist()]
+    assert len(set(ids)) == len(ids)
+    assert set(rows_of(store, snapshot)) <= set(ids)
+
+
+# --- refusals, damage and others at the same time ----------------------------------------------------------------------
+
+
+def test_an_output_without_snapshots_is_refused(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    add_tar(store, tmp_path, "a", [1], "a1")
+    with pytest.raises(InputError, match="has no snapshot; run `lathe publish"):
+        compact(store)
+
+
+@pytest.mark.parametrize("what", ["tensor", "index", "gone"])
+def test_a_damaged_file_stops_the_compaction_by_its_name(store: Store, what: str) -> None:
+    file = Snapshots(store).table(Snapshots(store).latest(), "files").to_pylist()[-1]
+    key = file["index_key"] if what == "index" else file["key"]
+    data = store.read(key)
+    if what == "gone":
+        store.delete(key)
+    else:
+        at = data.find(bits_of(latent_values(13), "float16").tobytes()[:64]) if what == "tensor" else len(data) // 2
+        store.write(key, data[: max(at, 100)] + b"\x01\x02" + data[max(at, 100) + 2 :])
+    before = data_files(store)
+    with pytest.raises(OutputError, match=f"{key} is not as it was written"):
+        compact(store)
+    assert Snapshots(store).numbers() == [1, 2]
+    assert data_files(store) == before, "nothing of the attempt stays"
+
+
+def test_a_lost_receipt_stops_the_compaction(store: Store) -> None:
+    store.delete(next(store.keys("_receipts/")))
+    with pytest.raises(PublishFailed, match="1 receipts that snapshot 2 covers are gone"):
+        compact(store)
+
+
+def test_two_compactions_at_once_are_refused(store: Store) -> None:
+    with Lease(store, LEASE, "lathe gc"), pytest.raises(LeaseHeld, match="lathe gc"):
+        compact(store)
+    assert compact(store).snapshot is not None
+
+
+def test_what_happens_while_files_are_written_is_in_the_snapshot(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tar is replaced and published, and a sample is taken down: hidden in the compacted file, although copied."""
+    plain = CompactionWriter.write
+
+    def write(self: CompactionWriter, *arguments: object) -> list:
+        made = plain(self, *arguments)
+        add_tar(store, tmp_path, "b", [14], "b3")
+        publish_all(store)
+        record_takedown(store, "asked to", samples=[(tar("a"), "dir/video00003")])
+        return made
+
+    monkeypatch.setattr(CompactionWriter, "write", write)
+    snapshot = compact(store).snapshot
+    assert (snapshot.number, snapshot.parent) == (4, 3)
+    expected = rows_of(store, Snapshots(store).read(3))
+    assert rows_of(store, snapshot) == expected
+    assert "video00014-0000" in expected
+    assert not {"video00013-0000", "video00003-0000"} & set(expected)
+    hidden = [len(file["hidden"]) for file in Snapshots(store).table(snapshot, "files").to_pylist()]
+    assert sorted(hidden) == [0, 0, 2, 2]
+    assert verify_output(store, snapshot=4).problems == []
+    assert verify_output(store).problems == []
+
+
+def test_a_publisher_that_is_first_makes_the_compaction_the_next_snapshot(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, others = Snapshots.create, []
+
+    def create(self: Snapshots, snapshot: object) -> None:
+        if not others:
+            others.append(None)
+            add_tar(store, tmp_path, "c", [31], "c1")
+            others[0] = publish_all(store)
+        plain(self, snapshot)
+
+    monkeypatch.setattr(Snapshots, "create", create)
+    snapshot = compact(store).snapshot
+    assert (snapshot.number, snapshot.parent) == (4, 3)
+    assert rows_of(store, snapshot) == rows_of(store, others[0])
+
+
+def test_files_of_a_compaction_that_fails_at_its_end_are_deleted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = data_files(store)
+
+    def refuse(*_: object) -> None:
+        raise PublishFailed("no")
+
+    monkeypatch.setattr(compacting, "rewritten", refuse)
+    with pytest.raises(PublishFailed, match="no"):
+        compact(store)
+    assert data_files(store) == before
+
+
+@pytest.mark.parametrize("format", ["parquet", "tar"])
+def test_files_with_columns_of_another_version_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """A column that a later version does not know is never dropped."""
+    from pipeline.operate import stored_rows
+
+    store = make_history(tmp_path, WriteConfig(format=format))
+    expected = rows_of(store, Snapshots(store).latest())
+    monkeypatch.setattr(stored_rows, "IN_JSON", stored_rows.IN_JSON | {"new"})
+    monkeypatch.setattr(stored_rows, "parquet_schema", lambda moments: pa.schema({"new": pa.int64()}))
+    found = compact(store)
+    assert (found.snapshot, found.files_before) == (None, 0)
+    assert len(found.notices) == 8
+    assert "another version of Lathe wrote it" in found.notices[0]
+    assert rows_of(store, Snapshots(store).latest()) == expected
