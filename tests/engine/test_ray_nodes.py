@@ -181,7 +181,7 @@ def test_node_with_a_damaged_checkpoint_is_named_and_another_node_does_the_work(
     assert run.returncode == 0, stderr
     assert "latent_weights_sha256 is " in lines[-1]
     assert "LATHE_CACHE" in lines[-1]
-    assert "gets no encoder for 30 minutes: the encoder loaded another network" in stderr
+    assert "gets no encoder for 30 minutes: the checkpoint on " in stderr
     assert len(receipts(tmp_path / "out")) == SHARDS
 
 
