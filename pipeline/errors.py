@@ -26,6 +26,8 @@ LatheError                    message + where (uri, shard, key, stage)
         ├── ShardsFailed              shards that could not be finished after all attempts
         ├── NothingEncoded            every input was rejected; there is no clip
         ├── PublishFailed             a check failed or another publisher was first; nothing was published
+        ├── BudgetSpent               a limit of hours, shards or GPU hours was reached; exit code 3
+        ├── GateFailed                a night encoded, and its snapshot failed a check; exit code 4
         ├── LeaseLost                 another process took the lease over; exit code 5
         ├── Interrupted               SIGINT, SIGTERM or SIGHUP: drained or stopped; exit code 130
         └── TrainingError             a training run started and failed; its last checkpoint is usable
@@ -205,6 +207,18 @@ class PublishFailed(BuildError):
     def __init__(self, message: str, *, checks: Sequence[Any] = (), **where: str | None) -> None:
         super().__init__(message, **where)
         self.checks = tuple(checks)
+
+
+class BudgetSpent(BuildError):
+    """A limit of hours, shards or GPU hours was reached: running shards were finished, and the next run goes on with the rest."""
+
+    exit_code = 3
+
+
+class GateFailed(PublishFailed):
+    """A night that encoded and whose data failed a check: its snapshot was not made, what it encoded stays."""
+
+    exit_code = 4
 
 
 class LeaseLost(BuildError):

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import compact_command, export_command, maintenance_commands, network_commands, output_commands
+from pipeline.cli import (
+    compact_command,
+    export_command,
+    maintenance_commands,
+    network_commands,
+    nightly_command,
+    output_commands,
+)
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
     AsJson,
@@ -262,6 +269,7 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(nightly_command.nightly)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)

@@ -255,6 +255,35 @@ class EngineConfig(Section):
     """Seconds that a build waits for storage that does not answer or fails for every shard. Then it ends; the same command resumes."""
 
 
+class NightlyConfig(Section):
+    """Limits and policies of `lathe nightly`; other commands ignore them. Limits of its checks: as options of `lathe publish`."""
+
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which no further shard is started. Running shards are finished, and what is done is published."""
+    max_shards: int | None = Field(None, ge=1)
+    """Most shards of one night."""
+    max_gpu_hours: float | None = Field(None, gt=0)
+    """Hours that encoders are up, summed over them, after which no further shard is started. Each encoder has one GPU."""
+    max_failed: int = Field(0, ge=0)
+    """Most shards and inputs that are given up (unreadable, denied) in a night that still publishes the others. It fails all the same."""
+    removed: Literal["keep", "drop"] = "keep"
+    """Rows of inputs that are not listed any more: keep them, or drop them from the next snapshot."""
+    new_corpus: Literal["refuse", "accept"] = "refuse"
+    """A night of which no input is among those of the output: refuse it, or accept it, where each night lists other inputs."""
+    max_removed: float = Field(0.5, ge=0, le=1)
+    """Largest fraction of inputs or rows that `removed: drop` takes out at once."""
+    max_drift: float = Field(0.5, ge=0)
+    """Largest change of a channel's mean or standard deviation, in standard deviations."""
+    canary: int = Field(4, ge=0)
+    """Clips that are encoded again and compared; 0: none."""
+    psnr_floor: float = Field(15.0, allow_inf_nan=False)
+    """Lowest mean PSNR of these clips, dB."""
+    ssim_floor: float = Field(0.3, allow_inf_nan=False)
+    """Lowest mean SSIM of these clips."""
+    delta: bool = True
+    """Write the Delta Lake view of Parquet outputs as well."""
+
+
 BuildPoint = Literal[
     "after_fetch",
     "mid_video",
@@ -320,6 +349,7 @@ class EncodeJob(Section):
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
     engine: EngineConfig = EngineConfig()
+    nightly: NightlyConfig = NightlyConfig()
     drill: DrillConfig = DrillConfig()
     gc: GcConfig = GcConfig()
     retry_rejects: Annotated[tuple[str, ...], BeforeValidator(_as_list)] | None = None

@@ -16,6 +16,7 @@ TAKEDOWNS = "_takedowns/"
 RETIRED = "_retired/"
 COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
 LEASES = "_leases/"
+NIGHTS = "_runs/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
@@ -115,7 +116,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, RETIRED),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, RETIRED, NIGHTS),
     *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
@@ -174,6 +175,11 @@ def retired_receipt(key: str) -> ReceiptName | None:
 def lease_key(name: str, number: int) -> str:
     """Key of a lease object; the highest number counts."""
     return f"{LEASES}{name}/{number}.json"
+
+
+def night_report_key(night: str) -> str:
+    """Key of the report of a nightly run."""
+    return f"{NIGHTS}{night}.report.json"
 
 
 def lease_number(key: str) -> int | None:

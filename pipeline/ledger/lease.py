@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TTL_S = 120.0  # without renewal, after which another process may take over
 SETTLE_S = 2.0  # before a remote store is asked who won: longer than a small write takes
 TRIES = 5  # when others create the next number first
-CLOSE_S = 5.0  # for a renewal in progress to end when the lease is released
+CLOSE_S = 10.0  # for the release to reach the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,26 +159,20 @@ class Lease:
         """
         if self._lost is None and time.monotonic() - self._confirmed > self._ttl_s:
             self._renew()
+        self.check_known()
+
+    def check_known(self) -> None:
+        """As `check`, without asking the store: for loops that must not wait."""
         if self._lost is not None:
             raise LeaseLost(self._lost.message)
 
     def release(self) -> None:
-        """Stops renewing and marks the object as released. Does nothing if the lease was lost. Errors of the store are passed over:
-        the lease then expires.
+        """Stops renewing and marks the object as released, unless the lease was lost. Returns after `CLOSE_S` at the latest: where the
+        store does not answer, the lease expires.
         """
         self._closing.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
-        if self._thread is None or self._lost is not None:
-            return
-        self._thread = None
-        if self._renewing.acquire(timeout=CLOSE_S):  # a renewal after the release would hold the lease again
-            try:
-                with suppress(LatheError):
-                    if self._is_ours():
-                        self._store.write(self.key, replace(self._record, released=True).to_json())
-            finally:
-                self._renewing.release()
 
     # --- taking -------------------------------------------------------------------------------------------------------
 
@@ -219,7 +213,7 @@ class Lease:
         return LeaseHeld(
             f"{record.command} of {record.user} on {record.host} (process {record.pid}) holds the lease {record.name!r} of "
             f"{self._store.root} since {record.started}; nothing was started. It is free when that run ends, or "
-            f"{record.ttl_s:g} s after it was killed",
+            f"{record.ttl_s:g} s after it was killed. If no run holds it: delete {LEASES}{record.name}/",
             record=asdict(record),
         )
 
@@ -234,6 +228,10 @@ class Lease:
         while not self._closing.wait(self._ttl_s / 4) and self._lost is None:
             with suppress(LatheError):  # a store that is away: others cannot take over meanwhile either
                 self._renew()
+        if self._lost is None:
+            with suppress(LatheError), self._renewing:
+                if self._is_ours():
+                    self._store.write(self.key, replace(self._record, released=True).to_json())
 
     def _renew(self) -> None:
         """Sets `_confirmed` or `_lost`. Writes before it looks for a higher number: a process that takes over does it in the other order,

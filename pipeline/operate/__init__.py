@@ -1,4 +1,4 @@
-"""Operations on a finished or running output. `publish` writes snapshots; the others change nothing.
+"""Operations on a finished or running output.
 
 - `status`: progress of an output
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
@@ -8,6 +8,8 @@
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol
+- `takedown`, `takedown_names`, `taken_files`: hiding what users name; what names stand for; files with hidden rows
+- `gc`, `gc_plan`, `gc_builds`, `retention`: deletion; what may go; running builds and the store's clock; which snapshots stay
 - `diff`: differences between two snapshots
 - `statistics`, `statistics_plot`: values of stored latents per channel and bucket, as numbers and as a picture
 """

@@ -34,6 +34,11 @@ def requested() -> bool:
     return _State.received > 0
 
 
+def insisted() -> bool:
+    """Whether a second signal has asked this command to stop at once."""
+    return _State.received > 1
+
+
 def check() -> None:
     """Raises KeyboardInterrupt if a signal came inside a deferred block."""
     if requested():

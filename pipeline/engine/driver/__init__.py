@@ -3,6 +3,7 @@
 - `encode`: entry point; checks the job, finds the work, runs the build, judges the result
 - `coverage`, `retries`, `unchanged`: sources without a counted receipt; rejects to encode again; inputs that were only touched
 - `build`: one run over the shards to do
+- `budget`: limits of hours, shards and GPU hours; decisions of the caller
 - `executor`: inline or Ray, chosen by the job
 - `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build

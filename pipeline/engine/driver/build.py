@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from pipeline.engine.driver.budget import Spent, Unlimited, UpTime
 from pipeline.engine.driver.dispatch import Dispatcher
 from pipeline.engine.driver.heartbeat import Heartbeat
 from pipeline.engine.driver.live_counts import LiveCounts
@@ -32,6 +33,7 @@ from pipeline.process import signals
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
+    from pipeline.engine.driver.budget import Control
     from pipeline.engine.driver.executor import Executor
     from pipeline.engine.driver.report import BuildReport
     from pipeline.engine.worker.build_context import BuildContext
@@ -54,6 +56,7 @@ class Build:
         display: Display,
         report: BuildReport,
         begun: float,
+        control: Control | None = None,
     ) -> None:
         self._job = job = context.job
         self._fingerprint = context.fingerprint
@@ -65,6 +68,8 @@ class Build:
         self._repeats = Repeats(display)
         self._report = report
         self._begun = begun
+        self._control = control or Unlimited()
+        self._up_time = UpTime()
         self._heartbeat = Heartbeat(store, context.fingerprint, layout=context.layout)
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._live = LiveCounts()
@@ -106,7 +111,7 @@ class Build:
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
-            self._check_reject_budget()
+            self._check_budgets()
             self._show()
 
     def _events(self) -> list[PoolEvent]:
@@ -122,6 +127,7 @@ class Build:
             self._heartbeat.close()
             self._repeats.flush()
             self._report.wall_s = time.monotonic() - self._begun
+            self._report.encoder_s = self._up_time.seconds(time.monotonic())
             for shard_id, why in self._dispatcher.given_up.items():
                 shard = self._by_id[shard_id]  # names of shards in different folders may be the same
                 name = (
@@ -137,7 +143,9 @@ class Build:
             )
 
     def _settle_signal(self) -> None:
-        if self._dispatcher.draining and self._dispatcher.open_shards:
+        if not self._dispatcher.open_shards:
+            self._report.stopped = None  # what ran when the limit was reached was all there was
+        if signals.requested() and self._dispatcher.draining and self._dispatcher.open_shards:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
@@ -150,6 +158,7 @@ class Build:
             self._shard_ended(event)
         elif isinstance(event, WorkerUp):
             self._workers.add(event.worker)
+            self._up_time.add(event.worker, time.monotonic())
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
             self._dispatcher.add_worker(event.worker)
         elif isinstance(event, Notice):
@@ -158,6 +167,7 @@ class Build:
             self._live.pulse(event.worker, event.stats)
         elif isinstance(event, WorkerGone):
             self._workers.discard(event.worker)
+            self._up_time.remove(event.worker, time.monotonic())
             self._live.remove(event.worker)
             self._display.notice(str(event.error))
             lost = self._dispatcher.on_lost(event.worker, event.error, time.monotonic(), cause=event.cause)
@@ -221,7 +231,15 @@ class Build:
     def _notice(self, shard_id: str, reason: str) -> None:
         self._repeats.notice(self._by_id[shard_id].name, reason)
 
-    def _check_reject_budget(self) -> None:
+    def _check_budgets(self) -> None:
+        self._control.check()
+        now = time.monotonic()
+        spent = Spent(now - self._begun, self._report.shards_done, self._up_time.seconds(now))
+        if not self._dispatcher.draining and (reason := self._control.budget.exhausted(spent)) is not None:
+            self._dispatcher.draining = True
+            if self._dispatcher.open_shards:
+                self._report.stopped = reason
+                self._display.notice(f"stopping, {reason}: running shards are finished, the rest is left")
         over = budget_exceeded(self._report.judged, self._job.reject_budget, final=False)
         if over is not None:
             raise RejectBudgetExceeded(over)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder
 from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
 from pipeline.engine.driver.executor import Executor
@@ -23,6 +24,7 @@ from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.engine.worker.build_context import BuildContext, make_context
 from pipeline.errors import (
+    BudgetSpent,
     ConfigError,
     InputError,
     LatheError,
@@ -43,20 +45,23 @@ from pipeline.video.clips import resolve_rules
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.encoder import LatentSpec
+    from pipeline.engine.driver.budget import Control
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.records import ClipRules, Counts, Shard
 
 
-def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
-    """Encodes the inputs that are not encoded yet. Running it again resumes; running it twice at once is safe.
+def encode(job: EncodeJob, display: Display | None = None, control: Control | None = None) -> BuildReport:
+    """Encodes the inputs that are not encoded yet. Running it again resumes; running it twice at once is safe. `control` may refuse or end
+    it, and limits what it uses.
 
     Raises:
         UsageError: the job is wrong; nothing was started. With `strict`, also where inputs hold more than tars and videos.
         ShardsFailed: some shards could not be finished. Here and below the error's `report` attribute has the numbers.
+        BudgetSpent: a limit of `control` was reached; running shards were finished.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
         NothingEncoded: no clip was encoded, now or earlier.
     """
-    display = display or Silent()
+    display, control = display or Silent(), control or Unlimited()
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
@@ -81,6 +86,8 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
         todo = work.todo(job.storage)
+        seen = bool(work.finished or work.touched)
+        control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
         report = BuildReport(
             output=job.output,
             fingerprint=context.fingerprint,
@@ -102,10 +109,13 @@ def encode(job: EncodeJob, display: Display | None = None) -> BuildReport:
         summaries.save()
         if todo:
             _write_card(context, store)
+            admitted = control.budget.admitted(todo)
             try:
-                Build(todo, context, executor, store, display, report, begun).run()
+                Build(admitted, context, executor, store, display, report, begun, control).run()
             finally:
                 _name_data(context, store)
+            if len(admitted) < len(todo):
+                report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
     _judge(report, job, work)
     return report
@@ -203,6 +213,10 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
         )
     elif over is not None:
         error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
+    elif report.stopped is not None:
+        error = BudgetSpent(
+            f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
+        )
     elif whole.clips == 0:
         error = NothingEncoded(_nothing_encoded(whole, report, work))
     if error is not None:

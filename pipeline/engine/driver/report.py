@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.shard_result import ShardResult
 
 
+REJECTING_SHOWN = 10
+
+
 @dataclass(slots=True)
 class BuildReport:
     """Result of `pipeline.encode`. Counts are of this run; shards that were done before are only counted as such."""
@@ -39,7 +42,10 @@ class BuildReport:
     wall_s: float = 0.0
     startup_s: float = 0.0  # of the wall time, until the first encoder was up
     encoders: int = 0
+    encoder_s: float = 0.0  # seconds that encoders were up, summed
+    stopped: str | None = None  # the limit that ended the build before all shards were done
     step_sizes: dict[str, int] = field(default_factory=dict)  # FxHxW of a chunk -> largest number of chunks in a step
+    rejecting: list[str] = field(default_factory=list)  # ids of the first shards of this run with rejects
     notices: list[str] = field(default_factory=list)
     taken_down: int = 0  # inputs that are not encoded because a takedown names them
     passed_over: dict[str, Any] = field(default_factory=dict)  # objects in the inputs that are not encoded, by kind
@@ -73,6 +79,8 @@ class BuildReport:
         self.shards_done += 1
         self.counts += result.counts
         self.num_bytes += result.num_bytes
+        if result.rejects and len(self.rejecting) < REJECTING_SHOWN:
+            self.rejecting.append(result.shard_id)
         for shape, chunks in result.step_sizes.items():
             self.step_sizes[shape] = max(chunks, self.step_sizes.get(shape, 0))
         for reason, n in result.rejects.items():

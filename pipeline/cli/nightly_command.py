@@ -1,0 +1,172 @@
+"""`lathe nightly`. `pipeline.cli.app` registers it. Packages are imported when it runs, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.terminal import AsJson, Debug, Overrides, fail, guard, json_text, stopped
+from pipeline.process import signals
+
+if TYPE_CHECKING:
+    from pipeline.engine.driver.progress import BuildProgress, Display
+    from pipeline.engine.driver.report import BuildReport
+
+REJECTED_SHOWN = 5
+
+
+def nightly(
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="Job file, as for encode --config.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT...]", help="Inputs instead of those of the job.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Hours after which no further shard is started.")] = None,
+    max_shards: Annotated[int | None, typer.Option(help="Most shards of this night.")] = None,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(help="Hours of all encoders together, after which no further shard is started.")
+    ] = None,
+    removed: Annotated[str | None, typer.Option(help="keep or drop inputs that are gone. [default: keep]")] = None,
+    accept_fingerprint: Annotated[
+        bool,
+        typer.Option(
+            "--accept-new-fingerprint", help="Encode although settings or versions that change latents have changed."
+        ),
+    ] = False,
+    accept_corpus: Annotated[
+        bool, typer.Option("--accept-new-corpus", help="Encode although the output has none of these inputs.")
+    ] = False,
+    exit_code: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUTCOME=N", help="Exit code of an outcome, e.g. budget=0 or nothing=10; repeatable."),
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Encode what is new or changed in the inputs of a job and publish it. One run at a time; see docs/nightly.md.
+
+    Exit codes: 0 done, or nothing to do; 1 failed; 2 refused, nothing was started; 3 stopped by a limit; 4 a check of the data failed;
+    5 another run holds the lease; 130 stopped by a signal.
+    """
+    flags = {
+        "inputs": inputs or None,
+        "nightly.max_hours": max_hours,
+        "nightly.max_shards": max_shards,
+        "nightly.max_gpu_hours": max_gpu_hours,
+        "nightly.removed": removed,
+        "nightly.new_corpus": "accept" if accept_corpus else None,
+    }
+
+    def run() -> None:
+        with signals.handled():
+            _run(job, flags, tuple(set_ or ()), exit_code or [], as_json, debug, accept_fingerprint=accept_fingerprint)
+
+    guard(run, debug=debug)
+
+
+def _run(
+    path: str,
+    flags: dict[str, Any],
+    overrides: tuple[str, ...],
+    exit_codes: list[str],
+    as_json: bool,
+    debug: bool,
+    *,
+    accept_fingerprint: bool,
+) -> None:
+    from pipeline.config import build_job
+    from pipeline.errors import Interrupted, LatheError
+
+    codes = _codes(exit_codes)
+    job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
+    from pipeline.cli.progress import display_for
+    from pipeline.nightly.run import nightly as run_night
+
+    display = display_for("none" if as_json and job.progress == "json" else job.progress)
+    shown = _WithoutReport(display) if as_json else display
+    try:
+        night = run_night(job, shown, accept_fingerprint=accept_fingerprint, command=f"lathe nightly {path}")
+    except BaseException as error:
+        if (failed := getattr(error, "night", None)) is not None:
+            _show(failed.to_dict(), as_json)
+        if isinstance(error, LatheError) and not isinstance(error, Interrupted) and not debug and failed is not None:
+            fail(str(error), codes[failed.outcome])
+        raise
+    _show(night.to_dict(), as_json)
+    if night.outcome == "interrupted":
+        stopped(night.message)
+    if codes[night.outcome]:
+        raise typer.Exit(codes[night.outcome])
+
+
+def _codes(given: list[str]) -> dict[str, int]:
+    """Exit codes by outcome, with those that the user gave.
+
+    Raises:
+        ConfigError: an unknown outcome, or not a number from 0 to 255.
+    """
+    from pipeline.errors import ConfigError
+    from pipeline.nightly.night import EXIT_CODES
+
+    codes: dict[str, int] = {str(outcome): code for outcome, code in EXIT_CODES.items()}
+    for text in given:
+        outcome, _, number = text.partition("=")
+        if outcome not in codes or not (number.isascii() and number.isdigit() and int(number) <= 255):
+            raise ConfigError(
+                f"--exit-code {text}: expected OUTCOME=N with N from 0 to 255; outcomes: {', '.join(codes)}"
+            )
+        codes[outcome] = int(number)
+    return codes
+
+
+def _show(night: dict[str, Any], as_json: bool) -> None:
+    typer.echo(json_text(night) if as_json else "\n".join(night_lines(night)))
+
+
+def night_lines(night: dict[str, Any]) -> list[str]:
+    """The dictionary of a `Night` as lines of text."""
+    from pipeline.cli.snapshot_wording import check_lines
+    from pipeline.units import duration
+
+    lines = [f"night {night['night']}: {night['outcome']}"]
+    if night["published"]:
+        changes = night["changes"]
+        lines.append(
+            f"  snapshot  {night['snapshot']}: inputs +{changes['inputs_added']} -{changes['inputs_removed']}, "
+            f"{changes['inputs_replaced']} replaced; rows +{changes['rows_added']} -{changes['rows_dropped']}"
+        )
+    elif night["snapshot"] is None:
+        lines.append("  snapshot  nothing was published")
+    lines += check_lines(night["checks"])
+    if night["shards_todo"]:
+        lines.append(
+            f"  shards    {night['shards_todo']} to do: {night['shards_done']} done, {night['shards_left']} left"
+        )
+    lines += [f"  failed    {name}: {why}" for name, why in night["failed"].items()]
+    if night["rejects"]:
+        lines.append("  rejects   " + ", ".join(f"{reason} {n}" for reason, n in night["rejects"].items()))
+    for item in night["rejected"][:REJECTED_SHOWN]:
+        lines.append(f"            {item['uri']} {item['key'] or ''}: {item['reason']}, {item['message']}")
+    cost = night["cost"]
+    lines.append(
+        f"  cost      {cost['gpu_s']:.0f} GPU-seconds, {cost['core_s']:.1f} core-seconds, {duration(cost['wall_s'])}"
+    )
+    lines += [f"  note      {text}" for text in night["notices"]]
+    return lines + ([f"  reason    {night['message']}"] if night["outcome"] == "budget" else [])
+
+
+class _WithoutReport:
+    """Display of a build whose report is part of a larger one."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def notice(self, text: str) -> None:
+        self._display.notice(text)
+
+    def update(self, progress: BuildProgress) -> None:
+        self._display.update(progress)
+
+    def close(self, report: BuildReport | None) -> None:
+        self._display.close(None)
