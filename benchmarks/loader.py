@@ -4,7 +4,7 @@ Latents of 0.1, 1 and 4 MB, hot and cold page cache, local and from an S3 server
 in the same run; a loader that is not installed is named. Peers live in an environment of their own:
 
     python benchmarks/loader.py --install .venv-loader
-    python -m benchmarks.loader [--quick] [--peers .venv-loader] [--folder DIR] [--skip-s3]
+    python -m benchmarks.loader [--quick] [--peers .venv-loader] [--folder DIR] [--skip-s3] [--sizes 0.1]
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ SHARDS = 8
 PLAN_ROWS, PLAN_S, PLAN_MB = 10_000_000, 1.0, 100.0
 FIRST_FILES, FIRST_S = 100_000, 3.0
 OF_RAW, OF_BEST = 0.8, 2.0
+ROUNDS, SECONDS = 3, 1.5  # of each loader, in turn: what else the machine does then hits all of them
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,17 @@ def write(root: str, spool: Path, size: Size, container: str, storage: Any = Non
     publish(store, PublishOptions(delta=False))
 
 
+def peak_mb() -> float:
+    """Peak memory of this program; `ru_maxrss` is at least that of the program which started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
 def raw_rate(uri: str, batch: int, seconds: float, threads: int, *, cold: bool) -> float:
-    """Bytes a second of `preadv` of the same tensors in random order into memory that is used again; nothing else."""
+    """Bytes a second of `preadv` of the same tensors in random order into memory that is used again; nothing else.
+
+    Each thread reads batches of its own. One epoch if `cold`.
+    """
     from benchmarks.loader_peers import drop_pages
     from pipeline.loader import LatentDataset
 
@@ -96,36 +105,31 @@ def raw_rate(uri: str, batch: int, seconds: float, threads: int, *, cold: bool) 
         descriptor = os.open(dataset.store.uri(dataset.files.value("key", number)), os.O_RDONLY)
         items += [(descriptor, index.offset(row), index.length(row)) for row in range(len(index))]
     random.Random(0).shuffle(items)
-    memory = np.ones((4, batch, items[0][2]), np.uint8)
+    size = items[0][2]
+    memory = np.ones((threads, 4 // threads, batch, size), np.uint8)
 
-    def read(place: memoryview, item: tuple[int, int, int]) -> None:
-        if os.preadv(item[0], [place], item[1]) != item[2]:
-            raise RuntimeError("short read")
+    def read(thread: int) -> int:
+        total, mine = 0, items[thread::threads]
+        while True:
+            for number, at in enumerate(range(0, len(mine) - batch + 1, batch)):
+                place = memory[thread, number % len(memory[thread])]
+                for i in range(batch):
+                    descriptor, offset, length = mine[at + i]
+                    if os.preadv(descriptor, [place[i].data], offset) != length:
+                        raise RuntimeError("short read")
+                total += batch * size
+            if cold or time.perf_counter() - began > seconds:
+                return total
 
     if cold:
         drop_pages(uri)
-    total, number, began = 0, 0, time.perf_counter()
+    began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        waiting: list[list[Any]] = []
-        while True:
-            for at in range(0, len(items) - batch + 1, batch):
-                views = [memory[number % 4, i].data for i in range(batch)]
-                if threads == 1:
-                    for view, item in zip(views, items[at : at + batch], strict=True):
-                        read(view, item)
-                else:
-                    waiting.append(
-                        [pool.submit(read, *each) for each in zip(views, items[at : at + batch], strict=True)]
-                    )
-                    if len(waiting) > 3:
-                        [future.result() for future in waiting.pop(0)]
-                number += 1
-                total += batch * items[0][2]
-            if cold or time.perf_counter() - began > seconds:
-                break
-        for futures in waiting:
-            [future.result() for future in futures]
-    return total / (time.perf_counter() - began)
+        total = sum(pool.map(read, range(threads)))
+    found = total / (time.perf_counter() - began)
+    for descriptor in {item[0] for item in items}:
+        os.close(descriptor)
+    return found
 
 
 def our_rate(uri: str, batch: int, seconds: float, *, cold: bool, storage: Any = None, **options: Any) -> float:
@@ -155,27 +159,16 @@ def our_rate(uri: str, batch: int, seconds: float, *, cold: bool, storage: Any =
     return found
 
 
-def peer_rates(python: Path, folder: Path, size: Size, seconds: float, *, cold: bool) -> dict[str, dict[str, Any]]:
-    """What each of the other loaders gave, in a process of its own."""
-    from benchmarks.loader_peers import PEERS
-
-    found = {}
-    for name in PEERS:
-        command = [
-            python,
-            "-m",
-            "benchmarks.loader_peers",
-            name,
-            folder,
-            str(size.batch),
-            str(seconds),
-            *(["--cold"] * cold),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        found[name] = (
-            json.loads(lines[-1]) if lines else {"rate": 0.0, "problem": done.stderr.strip().splitlines()[-1:]}
-        )
+def peer_rate(
+    python: Path, name: str, folder: Path, size: Size, seconds: float, arguments: list[str]
+) -> dict[str, Any]:
+    """What another loader gave, in a process of its own."""
+    command = [python, "-m", "benchmarks.loader_peers", name, folder, str(size.batch), str(seconds), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        return {"rate": 0.0, "problem": done.stderr.strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
@@ -188,13 +181,11 @@ def in_child(function: str, *arguments: Any) -> dict[str, Any]:
 
 
 def measure_ours(uri: str, batch: int, seconds: float, cold: bool) -> dict[str, Any]:
-    """Rates of the loader and of plain reads by the better number of threads, taken in turn, and peak memory."""
-    ours, raw = [], []
-    for _ in range(3):
-        ours.append(our_rate(uri, batch, seconds / 3, cold=cold))
-        raw.append(max(raw_rate(uri, batch, seconds / 6, threads, cold=cold) for threads in (1, 2)))
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"ours": float(np.median(ours)), "raw": float(np.median(raw)), "rss_mb": rss}
+    """Rates of the loader and of plain reads by the better number of threads, and peak memory."""
+    ours = our_rate(uri, batch, seconds, cold=cold)
+    rss = peak_mb()
+    raw = max(raw_rate(uri, batch, seconds / 2, threads, cold=cold) for threads in (1, 2))
+    return {"ours": ours, "raw": raw, "rss_mb": rss}
 
 
 def plan(rows: int) -> dict[str, Any]:
@@ -210,11 +201,11 @@ def plan(rows: int) -> dict[str, Any]:
         for n, count in enumerate(files.tolist())
         if count
     }
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     began = time.perf_counter()
     Order([DatasetRows("bench", buckets)], parse_rule(16)).batch(0)
     seconds = time.perf_counter() - began
-    return {"s": seconds, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000}
+    return {"s": seconds, "mb": peak_mb() - before}
 
 
 def many_files(root: str, files: int) -> None:
@@ -254,7 +245,7 @@ def first_batch(uri: str) -> dict[str, Any]:
     return {
         "s": done - imported,
         "import_s": imported - began,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        "rss_mb": peak_mb(),
     }
 
 
@@ -298,27 +289,51 @@ def on_s3(size: Size, seconds: float, folder: Path) -> None:
 
 
 def compare(size: Size, folder: Path, python: Path, seconds: float, *, quick: bool) -> None:
-    """One size, hot and cold: prints a row for each loader, and ratios."""
+    """One size, hot and cold: prints a row for each loader, and ratios. Medians of rounds in which all take their turn."""
+    from benchmarks.loader_peers import PEERS, WORKERS
+
     place = folder / size.name.replace(" ", "")
     for container in ("parquet", "tar"):
         write(str(place / container), folder / "spool", size, container)
     for cold in (False, True):
-        found = in_child("measure_ours", str(place / "parquet"), size.batch, seconds, cold)
-        peers = peer_rates(python, place, size, seconds, cold=cold)
-        state = "cold" if cold else "hot"
-        print(f"\n{size.name}, {state}: MB/s, RSS MB")
-        print(f"  {'preadv':28s} {found['raw'] / 1e6:8.0f}")
-        print(f"  {'lathe':28s} {found['ours'] / 1e6:8.0f} {found['rss_mb']:7.0f}")
-        for name, peer in peers.items():
-            why = peer.get("missing") or (peer.get("problem") if not peer["rate"] else f"{peer.get('workers')} workers")
-            print(f"  {name:28s} {peer['rate'] / 1e6:8.0f} {peer.get('rss_mb', 0):7.0f}  {why}")
-        best = max(peer["rate"] for peer in peers.values())
-        if best:
-            bar = f" >= {OF_BEST}" if not cold and not quick else ""
-            print(f"RESULT {found['ours'] / best:.2f}{bar} loader against the best other, {size.name} {state}")
-        bar = f" >= {OF_RAW}" if not cold and not quick and size.name != "0.1 MB" else ""
-        print(f"RESULT {found['ours'] / found['raw']:.2f}{bar} loader of plain preadv, {size.name} {state}")
-        print(f"RESULT {found['rss_mb']:.0f} MB of the loader's process, {size.name} {state}")
+        ours: list[dict[str, Any]] = []
+        peers: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
+        for _ in range(1 if quick else ROUNDS):
+            ours.append(in_child("measure_ours", str(place / "parquet"), size.batch, seconds, cold))
+            for name, rounds in peers.items():
+                if rounds and not rounds[0]["rate"]:
+                    continue
+                workers = [rounds[0]["workers"]] if rounds else WORKERS  # the first round finds the better one
+                arguments = ["--workers", *map(str, workers), *(["--cold"] * cold)]
+                rounds.append(peer_rate(python, name, place, size, seconds, arguments))
+        report(size, "cold" if cold else "hot", ours, peers, bars=not cold and not quick)
+
+
+def report(
+    size: Size, state: str, ours: list[dict[str, Any]], peers: dict[str, list[dict[str, Any]]], *, bars: bool
+) -> None:
+    """Prints the medians of all rounds, and the ratios of these medians."""
+    lathe, raw = (float(np.median([one[key] for one in ours])) for key in ("ours", "raw"))
+    memory = max(one["rss_mb"] for one in ours)
+    best = 0.0
+    print(f"\n{size.name}, {state}: MB/s, RSS MB")
+    print(f"  {'preadv':28s} {raw / 1e6:8.0f}")
+    print(f"  {'lathe':28s} {lathe / 1e6:8.0f} {memory:7.0f}  rounds {[round(one['ours'] / 1e6) for one in ours]}")
+    for name, rounds in peers.items():
+        rate = float(np.median([one["rate"] for one in rounds]))
+        best = max(best, rate)
+        first = rounds[0]
+        why = first.get("missing") or (first.get("problem") if not first["rate"] else f"{first.get('workers')} workers")
+        shown = [round(one["rate"] / 1e6) for one in rounds]
+        print(
+            f"  {name:28s} {rate / 1e6:8.0f} {max(one.get('rss_mb', 0) for one in rounds):7.0f}  {why}, rounds {shown}"
+        )
+    if best:
+        bar = f" >= {OF_BEST}" if bars else ""
+        print(f"RESULT {lathe / best:.2f}{bar} loader against the best other, {size.name} {state}")
+    bar = f" >= {OF_RAW}" if bars and size.name != "0.1 MB" else ""
+    print(f"RESULT {lathe / raw:.2f}{bar} loader of plain preadv, {size.name} {state}")
+    print(f"RESULT {memory:.0f} MB of the loader's process, {size.name} {state}", flush=True)
 
 
 def main() -> None:
@@ -329,6 +344,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--skip-s3", action="store_true")
+    parser.add_argument("--sizes", nargs="+", help="first digits of the sizes to measure: 0.1, 1, 4")
     arguments = parser.parse_args()
     if arguments.install:
         return install(arguments.install)
@@ -336,13 +352,14 @@ def main() -> None:
     if not python.exists():
         print(f"{arguments.peers} is not there: only loaders of this environment are compared; make it with --install")
         python = Path(sys.executable)
-    seconds = 0.2 if arguments.quick else 6.0
+    seconds = 0.2 if arguments.quick else SECONDS
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         found = in_child("plan", 100_000 if arguments.quick else PLAN_ROWS)
         print(f"RESULT {found['s']:.2f} <= {PLAN_S} seconds to plan 10 million rows")
         print(f"RESULT {found['mb']:.0f} <= {PLAN_MB} MB to plan 10 million rows")
-        for size in QUICK if arguments.quick else SIZES:
+        chosen = [one for one in SIZES if arguments.sizes is None or one.name.split()[0] in arguments.sizes]
+        for size in QUICK if arguments.quick else chosen:
             compare(size, folder, python, seconds, quick=arguments.quick)
         small = Size("tiny", 64, 64, 8)
         write(str(folder / "many"), folder / "spool", small, "parquet")

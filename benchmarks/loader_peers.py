@@ -1,7 +1,7 @@
 """Other loaders on the same latents: webdataset, litdata, streaming (MosaicML), Lance, torch's DataLoader over pyarrow.
 
 Each is asked for batches of tensors of rows in random order, with 0 and 2 worker processes; the faster one counts. Runs in the environment
-that `benchmarks/loader.py --install FOLDER` makes: python -m benchmarks.loader_peers NAME FOLDER BATCH SECONDS [--cold]
+that `benchmarks/loader.py --install FOLDER` makes: python -m benchmarks.loader_peers NAME FOLDER BATCH SECONDS [--cold] [--workers N …]
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import torch
+
+from benchmarks.loader import peak_mb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,10 +196,11 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {"rate": 0.0}
-    for workers in WORKERS:
+    for workers in arguments.workers:
         try:
             batches = PEERS[arguments.name](arguments.folder, arguments.batch, workers)
             if arguments.cold:
@@ -211,10 +214,8 @@ def main() -> None:
             continue
         if got > found["rate"]:
             found |= {"rate": got, "workers": workers}
-    mine, children = (
-        resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    print(json.dumps({**found, "rss_mb": mine, "worker_rss_mb": children}), flush=True)
+    workers_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+    print(json.dumps({**found, "rss_mb": peak_mb(), "worker_rss_mb": workers_mb}), flush=True)
     os._exit(0)  # some of them leave threads behind
 
 

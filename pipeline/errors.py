@@ -4,7 +4,9 @@
 LatheError                    message + where (uri, shard, key, stage)
 ├── TransientError            retry with back-off
 │   ├── StorageUnavailable        throttled, connection lost, 5xx
-│   └── WorkerLost                a decoder or encoder process died or hung
+│   ├── WorkerLost                a decoder or encoder process died or hung
+│   ├── CheckpointDiffers         a worker's machine has other weights than the build was planned with
+│   └── HandedBack                an attempt that was ended because its node goes away; it counts for nothing
 ├── BadDataError              reject this input, record the reason, go on       `reason` is a stable slug
 │   ├── PolicyReject              not broken: the job's rules exclude it (too_short, too_small, no_video, …)
 │   └── DamagedInput              broken, hostile or undecodable bytes
@@ -99,6 +101,14 @@ class WorkerLost(TransientError):
     def __init__(self, message: str, *, blame: bool = False, **where: str | None) -> None:
         super().__init__(message, **where)
         self.blame = blame
+
+
+class CheckpointDiffers(TransientError):
+    """A worker loaded other weights than the build was planned with: the copy on its machine is damaged or of another version."""
+
+
+class HandedBack(TransientError):
+    """A shard attempt was ended because its worker's node goes away. Another worker takes the shard; nothing is counted."""
 
 
 class BadDataError(LatheError):

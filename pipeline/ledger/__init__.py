@@ -6,6 +6,7 @@
 - `overlaps`, `counted`: which receipt counts for a source; the part of each receipt that counts
 - `part_statistics`: statistics of receipts of which some rows do not count
 - `lookahead`: threads that read ahead
+- `copies`: where compactions put the rows of receipts
 - `totals`: sums over receipts, by fingerprint and bucket
 - `snapshots`, `record_checks`, `manifest`: published snapshots; what their records have to hold; their tables
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot

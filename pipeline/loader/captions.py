@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.loader.arguments import number
 from pipeline.loader.draws import key_of, uniform, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 METADATA = "metadata."
 
@@ -35,6 +38,14 @@ class CaptionRule:
     def draws(self) -> bool:
         """Whether `choose` uses its key."""
         return bool(self.dropout) or self.sources != ("caption",)
+
+    def chosen(
+        self, captions: Sequence[str | None], metadata: Sequence[dict[str, Any] | None], keys: Sequence[int]
+    ) -> list[str]:
+        """`choose` for each row."""
+        if not self.draws:
+            return [caption or "" for caption in captions]
+        return [self.choose(*each) for each in zip(captions, metadata, keys, strict=True)]
 
     def choose(self, caption: str | None, metadata: dict[str, Any] | None, key: int) -> str:
         """The caption of a row; each that it has is equally likely. `key`: of the row in its epoch."""

@@ -179,7 +179,12 @@ class LatentDataset:
 
         Raises:
             InputError: no such row in this dataset.
+            ConfigError: `name` is not text.
         """
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"row: expected the id of a row, a str, got {name!r}; rows by number: as_map_dataset()[i]"
+            )
         ids = self.bounds["id",]
         outside = pc.or_(pc.less(name, ids.low), pc.greater(name, ids.high))
         for number in np.flatnonzero(~pc.fill_null(outside, False).to_numpy(zero_copy_only=False)).tolist():

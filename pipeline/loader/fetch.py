@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, StorageUnavailable
@@ -15,7 +17,7 @@ from pipeline.format.tensors import payload_hash
 from pipeline.loader.open_files import OpenFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pipeline.loader.file_index import FileIndex
     from pipeline.loader.files import DataFiles
@@ -52,24 +54,26 @@ class Span:
     file: int
     start: int
     stop: int
-    members: list[Wanted] = field(default_factory=list)
+    members: list[Wanted]
 
 
 def spans_of(wanted: Iterable[Wanted]) -> list[Span]:
     """Groups tensors that lie near each other in one file."""
     found: list[Span] = []
-    for item in sorted(wanted, key=lambda one: (one.file, one.offset)):
-        last = found[-1] if found else None
+    last = None
+    for item in sorted(wanted, key=attrgetter("file", "offset")):
+        stop = item.stop
         if (
             last is None
             or last.file != item.file
             or not 0 <= item.offset - last.stop <= GAP_BYTES
-            or item.stop - last.start > READ_BYTES
+            or stop - last.start > READ_BYTES
         ):
-            last = Span(item.file, item.offset, item.offset)
+            last = Span(item.file, item.offset, stop, [item])
             found.append(last)
-        last.members.append(item)
-        last.stop = item.stop
+        else:
+            last.members.append(item)
+            last.stop = stop
     return found
 
 
@@ -82,28 +86,43 @@ class Fetcher:
         self._gap = threading.local()
         self.retries = 0
 
-    def read(self, span: Span) -> list[Wanted]:
-        """Fills the members' memory. Returns those that the file is too short for.
+    def read(self, spans: Sequence[Span], stopped: Callable[[], bool] = lambda: False) -> list[Wanted]:
+        """Fills the memory of the members of all spans. Returns those that the file is too short for.
 
         Raises:
             StorageUnavailable: the store failed for too long; names file and range.
             NotFound, AccessError: the file is missing or may not be read.
+            CancelledError: `stopped()` before a span was read.
         """
-        for attempt in range(TRIES):
+        cut = []
+        held = self._open.held
+        for span in spans:  # a hot read of 0.1 MB takes 14 microseconds: what is done for each counts
+            if stopped():
+                raise CancelledError
+            members, start = span.members, span.start
+            buffers = [members[0].view] if len(members) == 1 else self._buffers(span)
             try:
-                done = self._reader(span.file).read_into(span.start, self._buffers(span))
-                break
+                done = (held(span.file) or self._opened(span.file)).read_into(start, buffers)
             except StorageUnavailable as error:
-                self.retries += 1
-                self._open.forget(span.file)
-                if attempt == TRIES - 1 or self._store.retries_itself:
-                    where = self.describe(span.file, span.start, span.stop - span.start)
-                    raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
-                time.sleep(PAUSE_S * 2**attempt)
-        reached = span.start + done
-        if reached >= span.stop:
-            return []
-        return [item for item in span.members if item.stop > reached]
+                done = self._tried_again(span, buffers, error)
+            if start + done < span.stop:
+                cut += [item for item in members if item.stop > start + done]
+        return cut
+
+    def _tried_again(self, span: Span, buffers: list[memoryview], error: StorageUnavailable) -> int:
+        """Bytes of a span that were read after `error`. Raises as `read`."""
+        for attempt in range(1, TRIES + 1):
+            self.retries += 1
+            self._open.forget(span.file)
+            if attempt == TRIES or self._store.retries_itself:
+                break
+            time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            try:
+                return self._opened(span.file).read_into(span.start, buffers)
+            except StorageUnavailable as again:
+                error = again
+        where = self.describe(span.file, span.start, span.stop - span.start)
+        raise StorageUnavailable(f"{where} could not be read: {error.message}", uri=error.uri) from error
 
     def describe(self, file: int, offset: int, length: int) -> str:
         """File and range as text."""
@@ -130,8 +149,7 @@ class Fetcher:
         self._open.clear()
 
     def _buffers(self, span: Span) -> list[memoryview]:
-        if len(span.members) == 1:
-            return [span.members[0].view]
+        """Memory of the members, and for what lies between them."""
         found, at = [], span.start
         for item in span.members:
             if item.offset > at:
@@ -147,5 +165,5 @@ class Fetcher:
         view: memoryview = self._gap.view
         return view
 
-    def _reader(self, file: int) -> RangeReader:
+    def _opened(self, file: int) -> RangeReader:
         return self._open.get(file, lambda: self._store.open_reader(self._files.value("key", file)))

@@ -65,9 +65,8 @@ def _read(
         for position, found in zip(positions, tensors, strict=True)
         for which in kinds
     ]
-    for span in spans_of(wanted):
-        if cut := dataset.fetcher.read(span):
-            raise dataset.fetcher.cut(cut[0])
+    if cut := dataset.fetcher.read(spans_of(wanted)):
+        raise dataset.fetcher.cut(cut[0])
     for item in wanted:
         if (damage := dataset.fetcher.damage(item)) is not None:
             raise damage

@@ -60,6 +60,8 @@ class BatchMaker:
             for name, bucket in buckets.items()
         }
         self._fps: dict[int, float | None] = {}
+        needed = ("metadata",) if captions.needs_metadata and "metadata" not in dataset.columns else ()
+        self._columns = (*dataset.columns, *needed)
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
         """Rows of a share in order, after takedowns."""
@@ -88,8 +90,7 @@ class BatchMaker:
         packed = not isinstance(share, RowsOfBucket)
         with self._values.copying():
             latents = self._latents(slots, blocks, keys, packed=packed)
-        self._read_scalars(slots)
-        scalars = [self._scalars(slot) for slot in slots]
+        scalars = self._scalars_of(slots)
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
         fps = [row["fps"] for row in scalars]
@@ -97,16 +98,15 @@ class BatchMaker:
         made = Batch(
             latents=latents,
             ids=ids,
-            captions=[
-                self._captions.choose(slot.index.text("caption", slot.position), found, key)
-                for slot, found, key in zip(slots, metadata, keys, strict=True)
-            ],
+            captions=self._captions.chosen(
+                [slot.index.text("caption", slot.position) for slot in slots], metadata, keys
+            ),
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
             duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
             num_tokens=_tensor([prod(count) for count in tokens], np.int64),
-            is_image=all(count == 1 for count in frames),
+            is_image=max(frames) == 1,
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
             dataset=batch.dataset,
             step=batch.step,
@@ -146,33 +146,37 @@ class BatchMaker:
         start = whole(key_of(key, "window"), more + 1) if isinstance(self._crop, Window) else 0
         return latent[:, start : start + frames]
 
-    def _scalars(self, slot: Slot) -> dict[str, Any]:
-        """`fps` and the columns that are asked for. `fps` is in the manifest where all rows of a file have the same."""
-        rate, names = self._columns_of(slot)
-        return {"fps": rate, **self._dataset.scalars.row(slot.file, slot.index, names, slot.position)}
+    def _scalars_of(self, slots: list[Slot]) -> list[dict[str, Any]]:
+        """`fps` and the columns that are asked for, of each slot. `fps` is in the manifest where all rows of a file have the same.
 
-    def _read_scalars(self, slots: list[Slot]) -> None:
-        """Reads columns that are not in memory, of all files (or rows of tars) at once: one by one would cost a round trip each."""
+        Columns that are not in memory are read of all files (or rows of tars) at once: one by one would cost a round trip each.
+        """
+        rates = [self._rate(slot.file) for slot in slots]
+        if not self._columns and None not in rates:
+            return [{"fps": rate} for rate in rates]
         scalars = self._dataset.scalars
         one_of_each = {scalars.unit(slot.file, slot.position): slot for slot in slots}.values()
-        missing = [
-            slot for slot in one_of_each if not scalars.holds(slot.file, self._columns_of(slot)[1], slot.position)
-        ]
+        missing = [slot for slot in one_of_each if not scalars.holds(slot.file, self._read_of(slot), slot.position)]
         if len(missing) > 1:
             list(self._pool.map(self._scalars, missing))
+        return [self._scalars(slot) for slot in slots]
 
-    def _columns_of(self, slot: Slot) -> tuple[float | None, tuple[str, ...]]:
-        """Rate of the file, None where it varies; columns to be read."""
-        wanted = list(self._dataset.columns)
-        if self._captions.needs_metadata and "metadata" not in wanted:
-            wanted.append("metadata")
-        if slot.file not in self._fps:
-            low, high = json.loads(self._dataset.files.value("ranges", slot.file)).get("fps", (0.0, 1.0))
-            self._fps[slot.file] = float(low) if low == high else None
-        rate = self._fps[slot.file]
-        if rate is None and "fps" not in wanted:
-            wanted.append("fps")
-        return rate, tuple(wanted)
+    def _scalars(self, slot: Slot) -> dict[str, Any]:
+        read = self._dataset.scalars.row(slot.file, slot.index, self._read_of(slot), slot.position)
+        return {"fps": self._rate(slot.file), **read}
+
+    def _rate(self, file: int) -> float | None:
+        """Frames a second of all rows of a file, None where they vary."""
+        if file not in self._fps:
+            low, high = json.loads(self._dataset.files.value("ranges", file)).get("fps", (0.0, 1.0))
+            self._fps[file] = float(low) if low == high else None
+        return self._fps[file]
+
+    def _read_of(self, slot: Slot) -> tuple[str, ...]:
+        """Columns to read of a file."""
+        if self._rate(slot.file) is None and "fps" not in self._columns:
+            return (*self._columns, "fps")
+        return self._columns
 
     def _describe_packing(self, batch: Batch, share: Sequence[Packed], tokens: list[tuple[int, ...]]) -> None:
         at = 0

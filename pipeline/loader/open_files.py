@@ -35,12 +35,17 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._living.add(self)
 
-    def get(self, number: int, opened: Callable[[], RangeReader]) -> RangeReader:
-        """The reader of a file, made by `opened` if it is not here. Raises as `opened`."""
+    def held(self, number: int) -> RangeReader | None:
+        """The reader of a file if it is open."""
         with self._lock:
             if (found := self._held.get(number)) is not None:
                 self._held.move_to_end(number)
-                return found
+            return found
+
+    def get(self, number: int, opened: Callable[[], RangeReader]) -> RangeReader:
+        """The reader of a file, made by `opened` if it is not here. Raises as `opened`."""
+        if (found := self.held(number)) is not None:
+            return found
         made = with_files_closed(opened)
         most = self._share()
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pipeline.loader.draws import key_of, normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import torch
 
@@ -114,15 +115,15 @@ class Values:
             values = (values - shift) * scale
         return values.to(self._dtype)
 
-    @contextmanager
-    def copying(self) -> Iterator[None]:
+    def copying(self) -> AbstractContextManager[None]:
         """Within: copies to a GPU and arithmetic there, beside training, finished at the end. Memory read from may then be used again."""
-        if self._stream is None:
+        return nullcontext() if self._stream is None else self._copying(self._stream)
+
+    @contextmanager
+    def _copying(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        with self._torch.cuda.stream(stream):
             yield
-            return
-        with self._torch.cuda.stream(self._stream):
-            yield
-        self._stream.synchronize()
+        stream.synchronize()
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device."""

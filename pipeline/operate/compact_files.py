@@ -19,7 +19,7 @@ from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import LatheError
 from pipeline.format.layout import COMPACTED
 from pipeline.ledger.copies import dropped_row
-from pipeline.operate.stored_rows import OtherColumns, fetch
+from pipeline.operate.stored_rows import fetch
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 from pipeline.writer import ShardWriter
@@ -109,40 +109,28 @@ class CompactionWriter:
 
     def _write(self, group: Group, scratch: Path, progress: Callable[[int], None] | None) -> Compacted | None:
         """One file; None if files that cannot be copied leave nothing to do."""
-        files = list(group.files)
-        while len(files) > 1 or (files and files[0]["hidden"]):
-            folder = scratch / secrets.token_hex(8)
-            folder.mkdir()
-            try:
-                return self._write_files(files, folder, progress)
-            except _Uncopied as error:
-                self.left.append(error.key)
-                files = [file for file in files if file["key"] != error.key]
-        return None
-
-    def _write_files(
-        self, files: list[dict[str, Any]], folder: Path, progress: Callable[[int], None] | None
-    ) -> Compacted:
         shard_id, parts, writer = secrets.token_hex(16), [], None
+        folder = scratch / shard_id
+        folder.mkdir()
         copied = read = 0  # rows
-        for file in files:
+        for file in group.files:
             stored = fetch(self._store, file, folder)
-            if writer is None:
-                writer = self._writer(shard_id, stored, folder)
-            try:
-                part = _copy(writer, stored, file, copied, read)
-            except OtherColumns:
-                writer.abort()
-                self._writers.remove(writer)
-                raise _Uncopied(file["key"]) from None
-            stored.path.unlink()  # its rows that wait for their row group keep it mapped
-            parts.append(part)
-            copied += len(part.kept)
-            read += len(stored.index)
             if progress is not None:
                 progress(file["bytes"])
+            if not stored.has_these_columns:
+                self.left.append(file["key"])
+                continue
+            if writer is None:
+                writer = self._writer(shard_id, stored, folder)
+            parts.append(_copy(writer, stored, file, copied, read))
+            stored.path.unlink()  # its rows that wait for their row group keep it mapped
+            copied += len(parts[-1].kept)
+            read += len(stored.index)
         if writer is None:
-            raise ValueError("a group has at least one file")
+            return None
+        if len(parts) == 1 and not parts[0].dropped:
+            writer.abort()
+            return None
         (written,), _ = writer.finish()
         return Compacted(shard_id, written, tuple(parts))
 
@@ -182,9 +170,3 @@ def _copy(writer: ShardWriter, stored: StoredFile, file: dict[str, Any], copied:
 
 
 _OF_FILE = ("format", "format_version", "container", "bucket", "shard_id", "fingerprint", "latent", "normalisation")
-
-
-class _Uncopied(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key

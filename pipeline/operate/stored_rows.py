@@ -28,12 +28,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 PIECE_BYTES = 8 * 1024 * 1024
-TENSOR_MEMBERS = ("latent.npy", "latent.safetensors")
 IN_JSON = {"id", "vae_latent_shape", "vae_latent_dtype", *SCALARS}
-
-
-class OtherColumns(Exception):
-    """The file was written by another version of Lathe, with other columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +44,21 @@ class StoredFile:
         """Whether log-variances are stored."""
         return bool(self.metadata["latent"]["posterior"] == "moments")
 
+    @property
+    def has_these_columns(self) -> bool:
+        """Whether the columns are those that this version of Lathe writes."""
+        if self.path.suffix == ".tar":
+            return set(next(_members(self.path), {})) == IN_JSON
+        return bool(pq.read_schema(self.path).names == parquet_schema(moments=self.moments).names)
+
     def rows(self, left_out: set[int], first: int) -> Iterator[LatentRow]:
         """Rows but those at the positions `left_out`, in file order; `order` counts from `first`.
 
         Raises:
-            OtherColumns: before the first row.
-            OutputError: the file and its index have different rows.
+            OutputError: the file and its index have different rows, or a row has other columns than the first.
         """
         tar = self.path.suffix == ".tar"
-        scalars = _tar_scalars(self.path) if tar else _parquet_scalars(self.path, moments=self.moments)
+        scalars = _tar_scalars(self.path) if tar else _parquet_scalars(self.path)
         content = np.memmap(self.path, np.uint8, "r")
         for row, values in zip(self.index, scalars, strict=True):
             if values.pop("id") != row.id:
@@ -132,26 +133,26 @@ def _metadata(path: Path) -> dict[str, Any]:
         return found
 
 
-def _parquet_scalars(path: Path, *, moments: bool) -> Iterator[dict[str, Any]]:
+def _parquet_scalars(path: Path) -> Iterator[dict[str, Any]]:
     file = pq.ParquetFile(path)
-    if file.schema_arrow.names != parquet_schema(moments=moments).names:
-        raise OtherColumns
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group, ["id", *SCALARS], use_threads=False)
-        yield from rows.select(["id", *SCALARS]).to_pylist()
+        yield from file.read_row_group(group, ["id", *SCALARS], use_threads=False).select(["id", *SCALARS]).to_pylist()
 
 
 def _tar_scalars(path: Path) -> Iterator[dict[str, Any]]:
+    for values in _members(path):
+        if set(values) != IN_JSON:
+            raise OutputError(f"{path.name} has a row with the columns {sorted(values)}, expected {sorted(IN_JSON)}")
+        yield {name: values[name] for name in ("id", *SCALARS)}
+
+
+def _members(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON members of a tar."""
     with tarfile.open(path, "r:") as archive:
         for member in archive:
-            name, _, suffix = member.name.partition(".")
-            if member.name == METADATA_MEMBER or suffix in (*TENSOR_MEMBERS, "txt"):
-                continue
-            content = archive.extractfile(member) if suffix == "json" else None
-            values = {} if content is None else json.load(content)
-            if set(values) != IN_JSON or values["id"] != name:
-                raise OtherColumns
-            yield {"id": name, **{column: values[column] for column in SCALARS}}
+            content = archive.extractfile(member) if member.name.endswith(".json") else None
+            if content is not None:
+                yield json.load(content)
 
 
 def _payload(content: np.ndarray, row: IndexRow, offset: int, length: int, digest: str) -> Payload:

@@ -145,7 +145,7 @@ def _samples_by_key(store: Store, search: RowSearch, names: list[str], found: Na
 
 
 def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
-    there = _names_there(store, search)
+    there = names_there(store, search)
     parts = []
     for name in names[:SHOWN]:
         near = difflib.get_close_matches(name, there, NEAR)
@@ -158,7 +158,7 @@ def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
     )
 
 
-def _names_there(store: Store, search: RowSearch) -> list[str]:
+def names_there(store: Store, search: RowSearch) -> list[str]:
     """URIs, keys and ids of a part of the output, evenly spread."""
     ledger = Ledger(store)
     keys = list(ledger.keys_by_shard().values())

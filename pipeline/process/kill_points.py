@@ -19,6 +19,7 @@ def fire(drill: DrillConfig, point: str) -> None:
 
     Raises:
         TransientError: `drill.action` is "raise".
+        RuntimeError: `drill.action` is "device_error".
     """
     if drill.point != point or drill.marker_dir is None:
         return
@@ -41,4 +42,6 @@ def _act(action: str, point: str) -> None:
     if action == "hang":
         while True:
             time.sleep(3600)
+    if action == "device_error":
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered (deliberate, at {point})")
     raise TransientError(f"deliberate failure at {point} (drill.point)")

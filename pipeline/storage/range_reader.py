@@ -55,6 +55,8 @@ class LocalRangeReader(RangeReader):
         """As `RangeReader.read_into`."""
         try:
             done = os.preadv(self._descriptor, buffers[:MOST_BUFFERS], start)
+            if len(buffers) == 1 and done == len(buffers[0]):
+                return done
             while (left := _after(buffers, done)) and (
                 found := os.preadv(self._descriptor, left[:MOST_BUFFERS], start + done)
             ):

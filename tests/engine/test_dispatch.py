@@ -246,7 +246,10 @@ def test_every_shard_ends_done_or_given_up_exactly_once(data):
         event = data.draw(st.sampled_from(["done", "done", "fail", "lost"]))
         if event == "lost":
             d.on_lost(
-                worker, WorkerLost("x"), now, cause=data.draw(st.sampled_from(["unexplained", "node", "preempted"]))
+                worker,
+                WorkerLost("x"),
+                now,
+                cause=data.draw(st.sampled_from(["unexplained", "killed", "node", "preempted"])),
             )
             running = {r for r in running if r[0] != worker}
             continue

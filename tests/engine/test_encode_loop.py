@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
-from pipeline.errors import StorageUnavailable
+from pipeline.errors import HandedBack, StorageUnavailable
 from tests.engine.attempts import context_of, shards_of
 from tests.tiny_corpus import write_tar
 
@@ -34,6 +34,9 @@ class IdleEncoder:
 
     def largest_batch(self, shape):
         return 1
+
+    def device_bytes(self):
+        return 0
 
     def choices(self):
         return {}
@@ -97,6 +100,20 @@ def test_failed_attempt_is_reported_after_its_files_are_deleted(loop):
     (failure,) = outcomes_of(loop)
     assert str(failure.error) == "the disk"
     assert not attempt.spool_dir.exists()
+
+
+def test_attempt_that_is_handed_back_deletes_its_files_and_others_go_on(loop, tmp_path):
+    write_tar(tmp_path / "b.tar", {"x": {"mp4": b"video" * 1000}})
+    context = context_of(tmp_path, tmp_path / "out")
+    first, second = (shard.id(context.fingerprint) for shard in shards_of(context))
+    for shard in shards_of(context):
+        loop.submit(shard)
+    loop.hand_back([first, "of another worker"])
+    while loop.shards_in_flight > 1:
+        ended = loop.step()
+    (failure,) = ended
+    assert (failure.shard_id, type(failure.error)) == (first, HandedBack)
+    assert [attempt.shard_id for attempt in loop._attempts] == [second]
 
 
 def test_progress_is_a_number_that_follows_bytes_and_not_the_clock(loop, monkeypatch):

@@ -1,19 +1,10 @@
-"""Encoders that do not start or hang while loading, a driver that was stopped, nodes that die."""
+"""Encoders that do not start; a driver that was stopped."""
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 
-from pipeline.engine.ray import pool as ray_pool
-from pipeline.engine.ray.losses import LoadFailures
 from tests.tiny_corpus import make_corpus, receipts, tiny_flags
 
 pytestmark = pytest.mark.ray
@@ -77,21 +68,6 @@ def test_failed_replacements_do_not_stop_a_working_encoder(ray_cluster, corpus, 
     assert max(len(line) for line in stderr.splitlines() if line.startswith("lathe:")) < 400
 
 
-def test_encoder_that_hangs_while_loading_is_replaced_and_one_without_a_node_is_not(monkeypatch):
-    killed = []
-    monkeypatch.setattr(ray_pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
-    pool = object.__new__(ray_pool.RayPool)
-    pool._context = SimpleNamespace(job=SimpleNamespace(engine=SimpleNamespace(hang_s=600)))
-    pool._failures, pool._up, pool._attended = LoadFailures(10), 1, ray_pool.LOAD_S + 1
-    loading = ray_pool._Worker("encoder-1", "actor 1", 0.0, node="n", placed_at=0.0)
-    waiting = ray_pool._Worker("encoder-2", "actor 2", 0.0)
-    pool._workers = {worker.name: worker for worker in (loading, waiting)}
-    (event,) = pool._stuck()
-    assert "encoder-1 did not come up: its network was not loaded after 900 s" in str(event.error)
-    assert killed == ["actor 1"]
-    assert list(pool._workers) == ["encoder-2"]
-
-
 def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, tmp_path):
     """As when a laptop sleeps: driver and encoder stand still for longer than hang_s, and go on."""
     output = tmp_path / "out"
@@ -111,42 +87,3 @@ def test_driver_that_was_stopped_kills_no_working_encoder(ray_cluster, corpus, t
     assert run.returncode == 0, stderr
     assert "lost" not in stderr
     assert len(receipts(output)) == SHARDS
-
-
-def test_a_node_that_dies_counts_against_no_shard(ray_cluster, corpus, tmp_path):
-    """A second node joins, takes an encoder of its own kind of resource, and its raylet is killed."""
-    output = tmp_path / "out"
-    ray = str(Path(sys.executable).with_name("ray"))
-    join = [
-        ray,
-        "start",
-        f"--address={ray_cluster.address}",
-        "--num-cpus=8",
-        "--num-gpus=0",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    environment = {**ray_cluster.environment}
-    node = subprocess.Popen(
-        join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        # More CPUs than the head has: the encoder must go to the new node.
-        more = ("--set", "engine.encoder_cpus=5", "--set", "engine.encoders=1", "--set", "engine.attempts=1")
-        run = ray_cluster.start("encode", corpus, output, *flags_of(ray_cluster, *more))
-        wait_for((output / "_receipts").exists, lambda: run.poll() is None)
-        raylet = next(p for p in psutil.Process(node.pid).children(recursive=True) if p.name() == "raylet")
-        raylet.kill()
-        node.wait(240)
-        node = subprocess.Popen(
-            join, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        _, stderr = run.communicate(timeout=300)
-        assert run.returncode == 0, stderr
-        assert "attempt 1 of" not in stderr
-        assert "may or may not" not in stderr
-        assert len(receipts(output)) == SHARDS
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)
-        node.wait(240)

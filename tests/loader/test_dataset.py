@@ -56,6 +56,8 @@ def test_a_row_is_found_by_its_id_also_in_a_copy_of_the_dataset(films):
     assert same_values(row.latent, films["parquet"].clips[row.id].latent_CTHW, "float16")
     with pytest.raises(InputError, match=r"has no row 'nothing' in this dataset"):
         dataset.row("nothing")
+    with pytest.raises(ConfigError, match=r"row: expected the id of a row, a str, got 5; rows by number: as_map"):
+        dataset.row(5)
 
 
 def test_the_package_names_it():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.errors import AccessError, NotFound
-from pipeline.loader import LatentDataset, LatentLoader, open_files
+from pipeline.loader import LatentDataset, LatentLoader, open_files, reading
 from pipeline.loader.fetch import GAP_BYTES, READ_BYTES, Fetcher, Wanted, spans_of
+from pipeline.storage.range_reader import LocalRangeReader
 from tests.pipeline.latent_clips import local_store
 
 
@@ -63,7 +65,7 @@ def test_every_tensor_gets_its_bytes_also_where_the_system_reads_less_than_asked
     monkeypatch.setattr(os, "preadv", short)
     items = wanted((0, 5, 1000), (0, 1005, 10), (0, 2000, 3), (0, 200_000, 90_000))
     for span in spans_of(items):
-        assert fetcher.read(span) == []
+        assert fetcher.read([span]) == []
     for item in items:
         assert bytes(item.view) == data[item.offset : item.stop]
 
@@ -71,10 +73,10 @@ def test_every_tensor_gets_its_bytes_also_where_the_system_reads_less_than_asked
 def test_a_file_that_ends_too_early_says_which_tensors_are_cut(file):
     fetcher, data = file
     (span,) = spans_of(wanted((0, 299_000, 500), (0, 299_600, 500), (0, 300_200, 5)))
-    assert [item.offset for item in fetcher.read(span)] == [299_600, 300_200]
+    assert [item.offset for item in fetcher.read([span])] == [299_600, 300_200]
     assert bytes(span.members[0].view) == data[299_000:299_500]
     with pytest.raises(NotFound, match="gone does not exist"):
-        fetcher.read(spans_of(wanted((1, 0, 5)))[0])
+        fetcher.read(spans_of(wanted((1, 0, 5))))
 
 
 def test_errors_of_the_system_name_the_file(file, monkeypatch):
@@ -85,7 +87,7 @@ def test_errors_of_the_system_name_the_file(file, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", refused)
     with pytest.raises(AccessError, match=r"/file cannot be read: Permission denied"):
-        fetcher.read(spans_of(wanted((0, 0, 5)))[0])
+        fetcher.read(spans_of(wanted((0, 0, 5))))
 
 
 def test_few_files_stay_open(films, monkeypatch):
@@ -99,3 +101,19 @@ def test_few_files_stay_open(films, monkeypatch):
         assert len(os.listdir("/proc/self/fd")) <= before + 2
     dataset.close()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize(("slow", "verify"), [(False, "never"), (True, "never"), (False, "always")])
+def test_reads_from_memory_stay_in_one_thread_others_are_spread(films, monkeypatch, slow, verify):
+    threads, original = set(), LocalRangeReader.read_into
+
+    def read_into(self, start, buffers):
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return original(self, start, buffers)
+
+    monkeypatch.setattr(LocalRangeReader, "read_into", read_into)
+    monkeypatch.setattr(reading, "DISK_TASK_BYTES", 1)
+    monkeypatch.setattr(reading, "DISK_PACE", -1.0 if slow else 1e9)
+    with LatentLoader(LatentDataset.open(films["parquet"].uri), batch=3, epochs=1, verify=verify) as loader:
+        assert len(list(loader)) == 15
+    assert threads == ({"batches", "latents"} if slow or verify == "always" else {"batches"})

@@ -39,14 +39,20 @@ def lost_by(code: int) -> WorkerLost:
 
 
 def lost_by_report(report: str) -> WorkerLost | None:
-    """Loss of a process by the crash that `faulthandler` reported; None where the report is empty: the process did not crash."""
+    """Loss of a decoder by the crash that `faulthandler` reported; None where the report is empty: the process did not crash."""
+    crash = crash_named(report)
+    return None if crash is None else WorkerLost(f"decoder process ended: {crash}", blame=True, stage="decode")
+
+
+def crash_named(report: str) -> str | None:
+    """The crash that `faulthandler` reported, as "segmentation fault (SIGSEGV)"; None where the report is empty."""
     first = report.partition("\n")[0]
     if not first.startswith(CRASH_PREFIX):
         return None
     cause = first.removeprefix(CRASH_PREFIX)
-    if cause in CRASH_REPORTS:
-        return _lost_by_signal(CRASH_REPORTS[cause])
-    return WorkerLost(f"decoder process crashed: {cause[:200]}", blame=True, stage="decode")
+    if (found := CRASH_REPORTS.get(cause)) is None:
+        return cause[:200]
+    return f"{OWN_SIGNALS[found]} ({found.name})"
 
 
 def _lost_by_signal(number: int) -> WorkerLost:

@@ -5,9 +5,10 @@ every failure. The largest shards are handed out first; a worker holds up to `cr
 idle workers, which is safe: the first receipt wins.
 
 A shard is given up after `attempts` failures of its own. When a worker dies without an explanation, the shards it held become suspects. A
-suspect runs alone on a worker, and a death counts only for a shard that was alone on its worker. A preempted worker counts for no shard, a
-node that died for no shard up to `EXCUSED` times each. Shards whose storage failed wait behind those that have not failed. Every call costs
-at most O(log shards), or O(shards that run) while `canaries_only`.
+suspect runs alone on a worker, on another node if there is one, and a death counts only for a shard that was alone on its worker. A
+preempted worker counts for no shard; a node that died, or a worker that was killed from outside, for no shard up to `EXCUSED` times each.
+Videos that end workers are dropped before their shard is given up, see `BlamedVideos`. Shards whose storage failed wait behind those that
+have not failed. Every call costs at most O(log shards), or O(shards that run) while `canaries_only`.
 """
 
 from __future__ import annotations
@@ -17,21 +18,28 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.engine.driver.blamed_videos import BlamedVideos
+from pipeline.engine.driver.draining import finishes_in_time
 from pipeline.engine.driver.running_median import RunningMedian
 from pipeline.engine.driver.worker_loads import WorkerLoads
 from pipeline.errors import FatalError, SourceChanged, StorageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set
+    from collections.abc import Callable, Iterable, Sequence, Set
 
+    from pipeline.engine.worker.blamed_video import BlamedVideo, StepVideo
     from pipeline.records import Shard
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
-EXCUSED = 5  # deaths of nodes that do not count for a shard; beyond, the shard may be their cause
+EXCUSED = (
+    5  # deaths of nodes, and kills from outside, that do not count for a shard; beyond, the shard may be their cause
+)
+LATE_AT_ONCE = 32  # slow shards that one call looks at when the idle workers are all on their nodes
 CANARIES = 2  # shards tried at once while it is not known whether the store fails or single objects
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
 
-Cause = Literal["unexplained", "node", "preempted"]
+Cause = Literal["unexplained", "killed", "node", "preempted"]
+EXCUSES = {"killed": "it was killed from outside; not counted", "node": "its node died; not counted"}
 
 
 @dataclass(slots=True)
@@ -42,6 +50,7 @@ class _Progress:
     excused: int = 0
     suspect: bool = False  # until it is done: it may be the cause of a worker's death
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
+    lost_on: set[str] = field(default_factory=set)  # nodes of workers that were lost with it
     done: bool = False
     storage_failed: bool = False
 
@@ -53,6 +62,7 @@ class Assignment:
     worker: str
     shard: Shard
     reason: str
+    blamed: tuple[BlamedVideo, ...] = ()  # of this shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,7 @@ class Dispatcher:
         self._durations = RunningMedian()
         self._started: list[tuple[float, str, str]] = []  # heap of (start, shard, worker); entries may be out of date
         self._running: set[str] = set()
+        self._videos = BlamedVideos()
         self._open = len(self._shards)
         self.open_bytes = sum(progress.shard.num_bytes for progress in self._shards.values())
         self.given_up: dict[str, str] = {}
@@ -125,9 +136,9 @@ class Dispatcher:
             self._open += 1
             self.open_bytes += shard.num_bytes
 
-    def add_worker(self, worker: str) -> None:
-        """A worker is ready for shards."""
-        self._workers.add(worker)
+    def add_worker(self, worker: str, node: str = "") -> None:
+        """A worker on `node` is ready for shards."""
+        self._workers.add(worker, node)
 
     def assignments(self, now: float) -> list[Assignment]:
         """Shards to hand out now, counted as handed out. Workers that hold the fewest are served first."""
@@ -203,27 +214,72 @@ class Dispatcher:
         return Verdict(True, f"{error}; not counted, the shard is tried again and the worker rests")
 
     def on_lost(
-        self, worker: str, error: BaseException, now: float, *, cause: Cause = "unexplained"
+        self,
+        worker: str,
+        error: BaseException,
+        now: float,
+        *,
+        cause: Cause = "unexplained",
+        step: Sequence[StepVideo] = (),
     ) -> list[tuple[str, Verdict]]:
-        """A worker is gone. Returns the verdicts on the shards it held that are not done."""
+        """A worker is gone; `step`: the videos of the step that it ended in by its own work. Returns the verdicts on the shards it held
+        that are not done.
+        """
         held = self._workers.held(worker)
         verdicts = []
+        node = self._workers.node(worker)
+        self._videos.died(step, node, str(error))
         for shard_id in held:
             progress = self._shards[shard_id]
             self._stop_running(progress, worker)
             if progress.done or shard_id in self.given_up:
                 continue
+            progress.lost_on.add(node)
+            if (dropped := self._videos.dropped_by(step, shard_id)) is not None:
+                progress.suspect = True
+                self._requeue(progress)
+                verdicts.append(
+                    (shard_id, Verdict(True, f"{error}; video {dropped} ended several workers and is rejected"))
+                )
+                continue
             verdicts.append((shard_id, self._lost(progress, error, now, cause, alone=len(held) == 1)))
         self._workers.remove(worker)
         return verdicts
 
+    def on_draining(
+        self, worker: str, left_s: float, now: float, share: Callable[[str], float]
+    ) -> list[tuple[str, str]]:
+        """The worker's node goes away in `left_s` seconds (inf: unknown); it gets no further shard. May be called again and again.
+
+        Returns (shard, reason) of attempts to be ended now. `share`: how much of a shard the worker has done, 0 to 1.
+        """
+        self._workers.leave(worker)
+        back = []
+        for shard_id in self._workers.held(worker):
+            elapsed_s = now - self._shards[shard_id].running[worker]
+            if not finishes_in_time(elapsed_s, share(shard_id), self._durations.value, left_s):
+                back.append((shard_id, f"handed back: its node goes away in {left_s:.0f} s"))
+        return back
+
+    def on_handed_back(self, worker: str, shard_id: str) -> None:
+        """An attempt was ended because its node goes away. Nothing is counted."""
+        progress = self._shards[shard_id]
+        self._stop_running(progress, worker)
+        if shard_id not in self.given_up:
+            self._requeue(progress, first=True)
+
+    def node_avoided(self, node: str) -> None:
+        """The node gets no more encoders: workers that ended there say nothing about videos."""
+        self._videos.forgive(node)
+
     # --- what a failure means -----------------------------------------------------------------------------------------
 
     def _lost(self, progress: _Progress, error: BaseException, now: float, cause: Cause, *, alone: bool) -> Verdict:
-        progress.excused += cause == "node"
-        if cause == "preempted" or (cause == "node" and progress.excused <= EXCUSED):
+        progress.excused += cause in EXCUSES
+        progress.suspect |= cause in ("killed", "unexplained")
+        if cause == "preempted" or (cause in EXCUSES and progress.excused <= EXCUSED):
             self._requeue(progress, first=True)
-            return Verdict(True, "its node was preempted" if cause == "preempted" else "its node died; not counted")
+            return Verdict(True, "its node was preempted" if cause == "preempted" else EXCUSES[cause])
         progress.suspect = True
         if alone:
             return self._count(progress, error, now)
@@ -296,7 +352,8 @@ class Dispatcher:
             if self._shards[self._suspects[0]].done:
                 self._suspects.popleft()
                 continue
-            if (worker := self._workers.idle()) is None:
+            lost_on = self._shards[self._suspects[0]].lost_on
+            if (worker := self._workers.idle_elsewhere(lost_on) or self._workers.idle()) is None:
                 break
             given.append(self._give(worker, self._suspects.popleft(), now, "alone: a worker died that held it"))
             self._workers.close(worker)
@@ -308,19 +365,26 @@ class Dispatcher:
         self._shards[shard_id].running[worker] = now
         self._running.add(shard_id)
         heapq.heappush(self._started, (now, shard_id, worker))
-        return Assignment(worker, self._shards[shard_id].shard, reason)
+        return Assignment(worker, self._shards[shard_id].shard, reason, self._videos.of(shard_id))
 
     def _speculate(self, now: float) -> list[Assignment]:
+        """Copies of the slowest shards, each on another node: what slows a shard is often its node."""
         given: list[Assignment] = []
-        while self._durations.value is not None and self._started and (idle := self._workers.idle()) is not None:
+        kept: list[tuple[float, str, str]] = []
+        while self._durations.value is not None and self._started and len(kept) < LATE_AT_ONCE and self._workers.idle():
             begun, shard_id, worker = self._started[0]
             if now - begun <= SPECULATE_AGE * self._durations.value:
                 break
-            heapq.heappop(self._started)
+            late = heapq.heappop(self._started)
             progress = self._shards[shard_id]
-            alone = progress.running == {worker: begun} and not progress.done
-            if alone and not progress.suspect:  # a suspect may end a second worker
+            if progress.running != {worker: begun} or progress.done or progress.suspect:  # it may end a second worker
+                continue
+            if (idle := self._workers.idle_elsewhere({self._workers.node(worker)})) is None:
+                kept.append(late)
+            else:
                 given.append(self._give(idle, shard_id, now, f"copy of a shard that runs for {now - begun:.0f} s"))
+        for late in kept:
+            heapq.heappush(self._started, late)
         return given
 
     def _stop_running(self, progress: _Progress, worker: str) -> float | None:

@@ -26,14 +26,26 @@ STALE_S = 24 * 3600.0
 CLOSE_S = 5.0  # for the last write to end and the object to be removed
 
 
+def build_name(token: str) -> str:
+    """Name of a build that starts now, which sorts by time: `20260131T235959Z-{token}`."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{token}"
+
+
 class Heartbeat:
     """`offer` never blocks and never raises."""
 
     def __init__(
-        self, store: Store, fingerprint: str, *, layout: Layout = CURRENT, every_s: float = HEARTBEAT_S
+        self,
+        store: Store,
+        fingerprint: str,
+        *,
+        layout: Layout = CURRENT,
+        every_s: float = HEARTBEAT_S,
+        build: str | None = None,
     ) -> None:
+        """`build`: its name; a new one by default."""
         started = time.time()
-        self.build = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{secrets.token_hex(4)}"
+        self.build = build or build_name(secrets.token_hex(4))
         self.key = layout.progress_key(self.build)
         self._prefix = layout.progress
         self._store = store

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 from pipeline.engine.driver.worker_disks import WorkerDisks
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
 class WorkerLoads:
@@ -11,24 +17,42 @@ class WorkerLoads:
     def __init__(self, credit: int) -> None:
         self._credit = credit
         self._held: dict[str, set[str]] = {}  # worker -> shards
+        self._node: dict[str, str] = {}  # worker -> where it runs; "" if that is unknown
+        self._on_node: Counter[str] = Counter()
         # Workers that take shards, by how many they hold; a dict keeps the order in which they came to hold that many.
         self._by_load: list[dict[str, None]] = [{} for _ in range(credit + 1)]
         self._closed: set[str] = set()  # get nothing more until they hold nothing
         self._reserved: set[str] = set()  # closed for a suspect that waits
+        self._leaving: set[str] = set()  # get nothing more at all
         self.disks = WorkerDisks()
 
-    def add(self, worker: str) -> None:
-        """A worker is ready for shards."""
+    def add(self, worker: str, node: str = "") -> None:
+        """A worker on `node` is ready for shards."""
         if worker not in self._held:
             self._held[worker] = set()
+            self._node[worker] = node
+            self._on_node[node] += 1
             self._place(worker)
 
     def remove(self, worker: str) -> None:
         """A worker is gone."""
         self.disks.forget(worker)
-        self._held.pop(worker, None)
+        if self._held.pop(worker, None) is not None:
+            node = self._node.pop(worker)
+            self._on_node -= Counter([node])
+        self._leaving.discard(worker)
         self._place(worker)
         self._open(worker)
+
+    def leave(self, worker: str) -> None:
+        """The worker gets no further shard: its node goes away."""
+        if worker in self._held:
+            self._leaving.add(worker)
+            self._place(worker)
+
+    def node(self, worker: str) -> str:
+        """The worker's node; "" if that is unknown."""
+        return self._node.get(worker, "")
 
     def held(self, worker: str) -> list[str]:
         """Shards that the worker holds, sorted."""
@@ -48,6 +72,14 @@ class WorkerLoads:
     def idle(self) -> str | None:
         """A worker without shards."""
         return next(iter(self._by_load[0]), None)
+
+    def idle_elsewhere(self, nodes: Container[str]) -> str | None:
+        """A worker without shards on none of these nodes; on any node where all workers are on one, or where nodes are unknown."""
+        if len(self._on_node) <= 1:
+            return self.idle()
+        return next(
+            (worker for worker in self._by_load[0] if not self._node[worker] or self._node[worker] not in nodes), None
+        )
 
     def least_busy(self) -> str | None:
         """A worker that can take a shard: one without shards as long as there is one."""
@@ -94,7 +126,7 @@ class WorkerLoads:
             return
         if not held:
             self._open(worker)
-        if worker not in self._closed and not self.disks.rests(worker):
+        if worker not in self._closed and worker not in self._leaving and not self.disks.rests(worker):
             self._by_load[len(held)][worker] = None
 
     def _open(self, worker: str) -> None:

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.ray.lanes import RayLanes
+from pipeline.engine.ray.metrics import Meters, worker_values
+from pipeline.engine.worker.death_record import DeathRecord
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
+from pipeline.engine.worker.load_progress import LoadProgress
 from pipeline.engine.worker.pool import make_encoder
 from pipeline.engine.worker.worker_stats import WorkerStats
-from pipeline.errors import LatheError, WorkerLost
+from pipeline.errors import CheckpointDiffers, LatheError, WorkerLost
+from pipeline.process import kill_points as drill
 
 if TYPE_CHECKING:
+    from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.shard_result import ShardResult
     from pipeline.records import Shard
@@ -37,6 +44,16 @@ OUTCOMES_KEPT = 64  # for repeated calls of `run_shard`
 SHUTDOWN_S = 4.0  # for the step in flight to end
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an encoder runs: node id, host name, ids of its GPUs, and its `DeathRecord` there."""
+
+    node: str
+    host: str
+    gpus: tuple[str, ...]
+    record: str
+
+
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"shards": SHARDS_AT_ONCE, "control": CONTROL_CALLS})
 class EncoderActor:
     """One encoder, pinned to its device. `run_shard` calls overlap; one thread drives the loop they share."""
@@ -46,19 +63,25 @@ class EncoderActor:
         self._decoders = decoders
         self._threads = threads
         self._loop: EncodeLoop | None = None
+        self._record = DeathRecord()
+        self._load_progress: LoadProgress | None = None
         self._arrived = threading.Condition()
         self._tickets: dict[str, int] = {}  # shard id -> the assignment it runs for
         self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
         self._broken: BaseException | None = None
         self._loading = threading.Lock()
+        self._recording = threading.Lock()
+        self._meters = Meters("encoder")
         self._loaded: dict[str, Any] | Exception | None = None
         self._stopping = threading.Event()
         self._driving: threading.Thread | None = None
 
     @ray.method(concurrency_group="control")
-    def where(self) -> str:
+    def where(self) -> Place:
         """The node it runs on."""
-        return str(ray.get_runtime_context().get_node_id())
+        context = ray.get_runtime_context()
+        gpus = tuple(map(str, context.get_accelerator_ids().get("GPU", ())))
+        return Place(str(context.get_node_id()), socket.gethostname(), gpus, self._record.path)
 
     @ray.method(concurrency_group="control")
     def load(self) -> dict[str, Any]:
@@ -75,18 +98,25 @@ class EncoderActor:
 
     def _load(self) -> dict[str, Any]:
         job = self._context.job
+        self._load_progress = LoadProgress()
+        self._record.stage("starting decoders")
         if self._context.device == "cpu":
             keep_freed_memory()
         niceness, cpus = niceness_beside(self._context.device), job.engine.decoder_cpus
         lanes = RayLanes(self._decoders, job.decode.memory_bytes, niceness, cpus, job.storage)
+        self._record.stage("loading the network")
+        drill.fire(job.drill, "in_load")
         encoder = make_encoder(self._context, self._threads)
-        if encoder.network().identity != self._context.identity:
-            raise LatheError(
-                f"the encoder loaded {encoder.network().identity}, the build was planned with {self._context.identity}; "
-                "the checkpoint differs between machines"
+        if (found := encoder.network().identity) != self._context.identity:
+            raise CheckpointDiffers(
+                f"{difference(found, self._context.identity)}; the checkpoint on {socket.gethostname()} is damaged or of another version: "
+                "delete the copy there (LATHE_CACHE), or mount the same file on all nodes"
             )
-        self._loop = EncodeLoop(self._context, encoder, lanes)
+        self._loop = EncodeLoop(self._context, encoder, lanes, self._record)
+        self._record.stage("waiting for a decoder")
         self._await_decoder()
+        self._record.stage("waiting for frames")
+        self._load_progress = None
         self._driving = threading.Thread(target=self._drive, name="encode-loop", daemon=True)
         self._driving.start()
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
@@ -103,8 +133,11 @@ class EncoderActor:
             time.sleep(0.02)
 
     @ray.method(concurrency_group="shards")
-    def run_shard(self, shard: Shard, ticket: int) -> ShardResult | ShardFailure:
-        """One attempt, from fetch to receipt. A call repeated with its `ticket` (the connection was lost) returns the same outcome."""
+    def run_shard(self, shard: Shard, blamed: tuple[BlamedVideo, ...], ticket: int) -> ShardResult | ShardFailure:
+        """One attempt, from fetch to receipt. `blamed`: its videos that ended workers.
+
+        A call repeated with its `ticket` (the connection was lost) returns the same outcome.
+        """
         if self._loop is None:
             raise RuntimeError("load() first")
         shard_id = shard.id(self._context.fingerprint)
@@ -113,12 +146,18 @@ class EncoderActor:
             if new:
                 self._tickets[shard_id] = ticket
         if new:
-            self._loop.submit(shard)
+            self._loop.submit(shard, blamed)
         with self._arrived:
             self._arrived.wait_for(lambda: ticket in self._outcomes or self._broken is not None)
             if ticket not in self._outcomes and self._broken is not None:
                 raise self._broken
             return portable(self._outcomes[ticket])
+
+    @ray.method(concurrency_group="control")
+    def hand_back(self, shard_ids: list[str]) -> None:
+        """Ends these attempts: their `run_shard` returns a failure, `HandedBack`."""
+        if self._loop is not None:
+            self._loop.hand_back(shard_ids)
 
     @ray.method(concurrency_group="control")
     def shutdown(self) -> None:
@@ -128,11 +167,21 @@ class EncoderActor:
             self._driving.join(SHUTDOWN_S)
         if self._loop is not None and (self._driving is None or not self._driving.is_alive()):
             self._loop.close()
+        self._record.close()
 
     @ray.method(concurrency_group="control")
     def stats(self) -> WorkerStats:
-        """Live numbers; zeros before `load`."""
-        return self._loop.live_stats() if self._loop else WorkerStats()
+        """Live numbers, which are exported as well; before `load` has returned only its progress."""
+        self._record.refresh()
+        load, loop = self._load_progress, self._loop
+        if load is not None:
+            return WorkerStats(progress=load.value)
+        if loop is None:
+            return WorkerStats()
+        stats = loop.live_stats()
+        with self._recording:
+            self._meters.record(worker_values(stats))
+        return stats
 
     def _drive(self) -> None:
         loop = self._loop
@@ -169,6 +218,15 @@ def keep_freed_memory() -> None:
     libc.mallopt(mmap_threshold, 1 << 30)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
     libc.mallopt(arena_max, 1)
+
+
+def difference(found: dict[str, Any], planned: dict[str, Any]) -> str:
+    """What differs between the identity of a loaded network and the planned one, in one line."""
+    parts = []
+    for name in sorted({*found, *planned}):
+        if found.get(name) != planned.get(name):
+            parts.append(f"{name} is {str(found.get(name))[:16]}, planned was {str(planned.get(name))[:16]}")
+    return f"the encoder loaded another network than the build was planned with ({', '.join(parts)})"
 
 
 def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:

@@ -1,4 +1,4 @@
-"""Lost actors: `describe_loss` gives a line and a `Cause` for an exception; `LoadFailures` decides what follows a failed start.
+"""Lost actors: why one was lost, as a line, a `Cause` and whether its own work ended it; what follows failed starts of encoders.
 
 Works on plain values and a clock that is passed in; Ray is imported for its exceptions only.
 """
@@ -6,22 +6,65 @@ Works on plain values and a clock that is passed in; Ray is imported for its exc
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError
 
-from pipeline.errors import BuildError, FatalError, LatheError, StorageUnavailable
+from pipeline.engine.worker.device_fault import device_fault
+from pipeline.errors import BuildError, FatalError, LatheError, StorageUnavailable, WorkerLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.engine.driver.dispatch import Cause
+    from pipeline.engine.worker.death_record import Death
 
 LINE = 200  # characters of a reason
 LOAD_FAILURES = 3  # failed starts of encoders in a row, while none is up, before the build stops
-NODE_FAILURES = 2  # failed starts on a node before it gets no further encoder
-LEFT_OUT_S = 1800.0  # how long it gets none; a lack of memory may pass
 LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`blame`: the actor's own work ended it, so the videos of its step are suspects. `device`: by an error of its GPU."""
+
+    line: str
+    cause: Cause
+    blame: bool = False
+    device: bool = False
+
+
+def judge_loss(error: Exception, death: Death | None) -> Loss:
+    """Why an encoder was lost. `error`: what Ray or the driver reported; `death`: its record, None if that cannot be read."""
+    line, cause = describe_loss(error)
+    if cause in ("node", "preempted") or isinstance(error, StorageUnavailable | FatalError):
+        return Loss(line, cause)
+    where = _place(death)
+    if isinstance(error, WorkerLost):  # it hung, or its decoders could not be placed
+        return Loss(line + where, cause, blame=error.blame)
+    if (fault := device_fault(error)) is not None:
+        return Loss(f"its device failed: {fault}{where}", "unexplained", blame=True, device=True)
+    if not isinstance(error, RayActorError):  # an exception of its loop, or of Ray's memory monitor
+        return Loss(line + where, cause, blame=cause == "unexplained")
+    if death is None or cause == "killed" or isinstance(error, ActorUnavailableError):
+        return Loss(line + where, cause)
+    if death.crash is not None:
+        return Loss(f"its process crashed: {death.crash}{where}", "unexplained", blame=True)
+    if death.oom_kills:
+        memory = (
+            f"the kernel's memory killer ended its process ({death.oom_file} counts {death.oom_kills} more than before)"
+        )
+        return Loss(f"{memory}{where}; give its node more memory, or use fewer encoders or decoders a node", "killed")
+    if re.search(r"exit code [1-9]", line):
+        return Loss(line + where, "unexplained", blame=True)
+    return Loss(f"its process was killed from outside (no crash, no memory kill){where}", "killed")
+
+
+def _place(death: Death | None) -> str:
+    if death is None or not death.stage:
+        return ""
+    videos = death.videos[:1]
+    more = f" and {len(death.videos) - 1} more" if len(death.videos) > 1 else ""
+    return f", in stage {death.stage!r}" + "".join(f" of {video.key} of {video.uri}{more}" for video in videos)
 
 
 def describe_loss(error: Exception) -> tuple[str, Cause]:
@@ -35,8 +78,8 @@ def describe_loss(error: Exception) -> tuple[str, Cause]:
         return "its node died", "node"
     if isinstance(error, OutOfMemoryError) or re.search(r"low on memory|memory monitor", text, re.I):
         return (
-            "it was killed because its node ran low on memory; use fewer encoders or decoders a node",
-            "unexplained",
+            "Ray's memory monitor killed it because its node ran low on memory; use fewer encoders or decoders a node",
+            "killed",
         )
     if isinstance(error, ActorUnavailableError):
         return "Ray has no connection to it", "unexplained"
@@ -49,16 +92,13 @@ def describe_loss(error: Exception) -> tuple[str, Cause]:
 
 
 class LoadFailures:
-    """Failed starts of encoders: when to create the next one, on which nodes not, when to stop the build. `now` is time.monotonic()."""
+    """Failed starts of encoders in a row: when to create the next one, when to stop the build. `now` is time.monotonic()."""
 
     def __init__(self, outage_s: float) -> None:
         self._outage_s = outage_s
         self._row = 0
         self._ever_up = False
         self._storage_since: float | None = None
-        self._nodes: dict[str, list[float]] = {}  # node -> when encoders failed there
-        self._excluded: set[str] = set()
-        self._notices: list[str] = []
         self.create_at = 0.0
 
     def succeeded(self) -> None:
@@ -67,15 +107,20 @@ class LoadFailures:
         self._row = 0
         self._storage_since = None
 
-    def failed(self, node: str | None, error: Exception, why: str, *, others: int, now: float) -> str:
-        """An encoder did not come up; `others` are up or may still come up. Returns the end of the line that reports it.
+    def failed(self, error: Exception, why: str, *, others: int, hopeless: bool, now: float) -> str:
+        """An encoder did not come up; `others` are up or may still come up; `hopeless`: it would fail the same way on every node.
+
+        Returns the end of the line that reports it.
 
         Raises:
-            FatalError: `error`, if it is fatal, no encoder was ever up and there are no others: another try would fail the same way.
-            BuildError: there are no others, and `LOAD_FAILURES` in a row failed, or storage failed for longer than `engine.outage_s`.
+            FatalError: `error`, if it is fatal and hopeless, no encoder was ever up and there are no others.
+            BuildError: there are no others, and it is hopeless, or `LOAD_FAILURES` in a row failed, or storage failed for longer than
+                `engine.outage_s`.
         """
-        if isinstance(error, FatalError) and others == 0 and not self._ever_up:
+        if isinstance(error, FatalError) and hopeless and others == 0 and not self._ever_up:
             raise error
+        if hopeless and others == 0:
+            raise BuildError(f"no encoder can start on any node: {why}")
         if isinstance(error, StorageUnavailable):  # the weights cannot be fetched, on any node
             self._storage_since = now if self._storage_since is None else self._storage_since
             if others == 0 and now - self._storage_since > self._outage_s:
@@ -83,29 +128,8 @@ class LoadFailures:
             pause = min(LONGEST_PAUSE_S, max(1.0, (now - self._storage_since) / 2))
         else:
             self._row += 1
-            if node is not None:
-                self._nodes.setdefault(node, []).append(now)
             if others == 0 and self._row >= LOAD_FAILURES:
                 raise BuildError(f"no encoder is up, and {self._row} in a row did not come up; last: {why}")
             pause = min(LONGEST_PAUSE_S, 4.0 ** (self._row - 1))
         self.create_at = now + pause
         return f"; the next one is created in {pause:.0f} s"
-
-    def excluded(self, nodes_alive: Callable[[], set[str]], now: float) -> list[str] | None:
-        """Nodes that get no encoder at the moment; None if there are none, or if they are the only nodes."""
-        excluded = {
-            node for node, times in self._nodes.items() if sum(now - at < LEFT_OUT_S for at in times) >= NODE_FAILURES
-        }
-        if not excluded or not nodes_alive() - excluded:
-            return None
-        for node in sorted(excluded - self._excluded):
-            self._notices.append(
-                f"node {node[:12]} gets no encoder for {LEFT_OUT_S / 60:.0f} minutes: {len(self._nodes[node])} did not come up there"
-            )
-        self._excluded = excluded
-        return sorted(excluded)
-
-    def notices(self) -> list[str]:
-        """Lines for the user since the last call."""
-        notices, self._notices = self._notices, []
-        return notices

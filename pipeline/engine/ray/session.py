@@ -6,8 +6,10 @@ the machine is never joined. A private Ray keeps its sessions in a `RayFolder`, 
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -16,12 +18,15 @@ from typing import Any
 
 from pipeline.config import ray_address_from_environment
 from pipeline.engine.ray.folder import RayFolder
-from pipeline.errors import AccessError, BuildError
+from pipeline.errors import AccessError, BuildError, ConfigError
 from pipeline.process import signals
 from pipeline.units import size
 
 MiB = 1024 * 1024
+LEAST_STORE_BYTES = 80 * MiB
 CONNECT_S = 5.0
+ABANDON_S = 5.0  # for `ray.shutdown` without a head
+SHM = "/dev/shm"
 REINSTALL_S = 0.05  # between two calls of `signals.reinstall` while Ray starts
 
 
@@ -33,6 +38,7 @@ class Cluster:
     cpus: float
     gpus: float
     nodes: int
+    cores: int = os.cpu_count() or 1  # of this machine
 
 
 def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Cluster:
@@ -40,6 +46,7 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
 
     Raises:
         AccessError: no cluster answers at the address.
+        ConfigError: shared memory is too small for the object store of a private Ray.
         BuildError: a private Ray does not start.
         KeyboardInterrupt: a signal came while it started.
     """
@@ -48,11 +55,14 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
     _prepare_environment(local=local)
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if local:
+        object_store_bytes = max(object_store_bytes, LEAST_STORE_BYTES)
+        if object_store_bytes > LEAST_STORE_BYTES:  # frames pass through it
+            check_shared_memory(object_store_bytes)
         options |= {
             "address": "local",
             "num_cpus": max(1, round(cpus + 0.5)),
             "include_dashboard": False,
-            "object_store_memory": max(object_store_bytes, 80 * MiB),
+            "object_store_memory": object_store_bytes,
         }
         _start_private(options)
     else:
@@ -76,6 +86,24 @@ def connect(address: str | None, *, cpus: float, object_store_bytes: int) -> Clu
     return Cluster(local, resources.get("CPU", 0.0), resources.get("GPU", 0.0), nodes)
 
 
+def check_shared_memory(needed_bytes: int, folder: str = SHM) -> None:
+    """Frames travel through shared memory. Where it is too small, Ray takes a folder on a disk instead, which is slow and may fill up.
+
+    Raises:
+        ConfigError: `folder` has fewer than `needed_bytes` free.
+    """
+    if not os.path.isdir(folder):  # not Linux: Ray does not use it
+        return
+    usage = shutil.disk_usage(folder)
+    if usage.free >= needed_bytes:
+        return
+    raise ConfigError(
+        f"engine.frame_bytes: frames of all encoders need {size(needed_bytes)} of shared memory, and {folder} has {size(usage.free)} free "
+        f"of {size(usage.total)}; enlarge it (docker run --shm-size={-(-needed_bytes // (1024 * MiB))}g), lower engine.frame_bytes or "
+        "engine.encoders, or use --executor inline"
+    )
+
+
 def joins(address: str | None) -> bool:
     """Whether a job with this `engine.address` joins a cluster; else it starts a private Ray."""
     return (address or ray_address_from_environment() or "local") != "local"
@@ -85,6 +113,17 @@ def disconnect() -> None:
     """Leaves the cluster. A private Ray ends, with its processes and its folder. A second call does nothing."""
     while _connections:
         _connections.pop().close()
+
+
+def abandon() -> None:
+    """Ray's head is away, so Ray cannot be left in good order: `disconnect` and the end of the process no longer wait for it.
+
+    Ray's processes on this machine end with this process; those of a cluster are ended by the cluster.
+    """
+    import ray
+
+    _abandoned.set()
+    atexit.unregister(ray.shutdown)
 
 
 class _Connection:
@@ -118,7 +157,7 @@ class _Connection:
 
     def close(self) -> None:
         self._leave.set()
-        self._thread.join()
+        self._thread.join(ABANDON_S if _abandoned.is_set() else None)
         signals.reinstall()  # `ray.shutdown` leaves the default action of SIGTERM
         if self._folder is not None:
             self._folder.close()
@@ -138,6 +177,7 @@ class _Connection:
             ray.shutdown()
 
 
+_abandoned = threading.Event()
 _connections: list[_Connection] = []  # of this process: at most one, a limit of Ray
 
 

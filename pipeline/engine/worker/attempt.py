@@ -32,6 +32,7 @@ from pipeline.writer import ShardWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.records import ChannelStats, ClipPlan, LatentClip, OpenedVideo, Reject, Sample, Shard, WrittenFile
     from pipeline.storage import Store
@@ -48,6 +49,7 @@ class ShardAttempt:
         store: the output.
         wake: called, from any thread, when `poll` may have a new result.
         progress: counts what moves: bytes fetched, written, read back and uploaded, and the commit.
+        blamed: its videos that ended workers.
 
     Raises:
         StorageUnavailable: the scratch folder cannot be made.
@@ -61,6 +63,7 @@ class ShardAttempt:
         store: Store,
         wake: Callable[[], None],
         progress: ProgressCounter | None = None,
+        blamed: tuple[BlamedVideo, ...] = (),
     ) -> None:
         job = context.job
         self.shard = shard
@@ -102,8 +105,20 @@ class ShardAttempt:
             self._writer, f"write-{self.name}", finished=self._commit, failed=self.fail, wake=wake
         )
         self._reading = ShardReading(
-            self._scope, job, self._progress, f"read-{self.name}", begin=self._begin, failed=self.fail, wake=wake
+            self._scope,
+            job,
+            self._progress,
+            f"read-{self.name}",
+            dropped={
+                (video.uri, video.key): f"it ended its worker {video.deaths} times; the last: {video.why}"
+                for video in blamed
+                if video.drop
+            },
+            begin=self._begin,
+            failed=self.fail,
+            wake=wake,
         )
+        self._apart = {(video.uri, video.key) for video in blamed}
         self._ending: threading.Thread | None = None
         try:
             self._writing.start()
@@ -140,6 +155,16 @@ class ShardAttempt:
         """
         return min(self.shard.num_bytes, self._accounts.bytes_done + self._reading.rejected_bytes)
 
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from storage, from any thread."""
+        return self._reading.reader.received_bytes
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of files sent to storage, from any thread."""
+        return self._writer.sent_bytes
+
     # --- called by the encode loop ------------------------------------------------------------------------------------
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:
@@ -152,14 +177,19 @@ class ShardAttempt:
         """Id of the latent of a clip."""
         return self._scope.clip_id(sample, plan)
 
+    def apart(self, sample: Sample) -> bool:
+        """Whether the sample is encoded in steps of its own: a worker ended in a step with it."""
+        return (sample.uri, sample.key) in self._apart
+
     def has_clip(self, sample: Sample, clip: int) -> bool:
         """Whether this clip needs no more frames (its video was decoded again after a crash)."""
         return self._accounts.has_clip(sample, clip)
 
-    def clip_done(self, latent: LatentClip) -> None:
-        """Hands a finished clip to the writing thread. Never waits, see `backlogged`."""
-        self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
-        self._writing.put(latent)
+    def clip_done(self, *variants: LatentClip) -> None:
+        """Hands a finished clip to the writing thread, all its variants together. Never waits, see `backlogged`."""
+        for latent in variants:
+            self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
+        self._writing.put(*variants)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
         """A planned clip that could not be decoded."""

@@ -27,6 +27,7 @@ class ClipRun:
     state: Any = None
     arrived: int = 0  # arrival number of the chunk at the head of `waiting`
     dropped: bool = False  # given up: latents that the network still gives for it are ignored
+    apart: Any = None  # runs with another value never share a batch; see `BlamedVideo`
 
 
 class Batcher:
@@ -62,16 +63,16 @@ class Batcher:
 
         A chunk after which `PATIENCE` others have arrived goes before any full group, so that rare shapes are not delayed without limit.
         """
-        groups: dict[ChunkShape, list[ClipRun]] = {}
+        groups: dict[tuple[ChunkShape, Any], list[ClipRun]] = {}
         for run in sorted(self._runs.values(), key=lambda run: run.arrived):
-            groups.setdefault(run.waiting[0].shape, []).append(run)
+            groups.setdefault((run.waiting[0].shape, run.apart), []).append(run)
         if not groups:
             return []
         oldest = next(iter(groups))
-        full = next((shape for shape, runs in groups.items() if len(runs) >= self._size(shape)), None)
+        full = next((kind for kind, runs in groups.items() if len(runs) >= self._size(kind[0])), None)
         waited_long = self._clock - groups[oldest][0].arrived > PATIENCE
         chosen = oldest if waited_long or (full is None and not full_only) else full
-        return [] if chosen is None else [self._pop(run) for run in groups[chosen][: self._size(chosen)]]
+        return [] if chosen is None else [self._pop(run) for run in groups[chosen][: self._size(chosen[0])]]
 
     def _size(self, shape: ChunkShape) -> int:
         return max(1, self._largest_batch(shape))

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.encoder import Encoder
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.decoders.process_lanes import ProcessLanes
+from pipeline.engine.worker.device_fault import device_fault
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
+from pipeline.errors import BuildError
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.dispatch import Cause
+    from pipeline.engine.worker.blamed_video import BlamedVideo, StepVideo
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.shard_result import ShardResult
     from pipeline.engine.worker.worker_stats import WorkerStats
@@ -29,9 +32,10 @@ MOST_DECODERS = 16  # per encoder, unless the job says otherwise
 
 @dataclass(frozen=True, slots=True)
 class WorkerUp:
-    """A worker can take shards."""
+    """A worker can take shards. `node`: where it runs; "" if there is only one place."""
 
     worker: str
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,28 @@ class ShardEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A worker died or was killed, and the shards it held with it. For `cause` see `dispatch`."""
+    """A worker died or was killed, and the shards it held with it. For `cause` and `step` see `Dispatcher.on_lost`."""
 
     worker: str
     error: Exception
     cause: Cause = "unexplained"
+    step: tuple[StepVideo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """A worker's node goes away in `left_s` seconds; inf: at an unknown time. Repeated with the time that is left then."""
+
+    worker: str
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAvoided:
+    """A node gets no encoder for the time being; `text` is the line for the user."""
+
+    node: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,7 @@ class Notice:
     text: str
 
 
-PoolEvent = WorkerUp | ShardEnded | WorkerGone | Pulse | Notice
+PoolEvent = WorkerUp | ShardEnded | WorkerGone | WorkerDraining | NodeAvoided | Pulse | Notice
 
 
 class WorkerPool(Protocol):
@@ -78,8 +99,12 @@ class WorkerPool(Protocol):
         """Brings the number of workers up to `wanted`; `WorkerUp` follows for each."""
         ...
 
-    def assign(self, worker: str, shard: Shard) -> None:
-        """Hands a shard over; `ShardEnded` or `WorkerGone` follows."""
+    def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:
+        """Hands a shard over, with its videos that ended workers; `ShardEnded` or `WorkerGone` follows."""
+        ...
+
+    def hand_back(self, worker: str, shard_ids: list[str]) -> None:
+        """Ends these attempts, which delete their files; `ShardEnded` with `HandedBack` follows for each that has not ended before."""
         ...
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:
@@ -128,8 +153,11 @@ class InlinePool:
         lanes = ProcessLanes(decoders, job.decode.memory_bytes, niceness)
         self._loop = EncodeLoop(self._context, make_encoder(self._context, job.engine.threads), lanes)
 
-    def assign(self, worker: str, shard: Shard) -> None:  # noqa: D102
-        self._running().submit(shard)
+    def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:  # noqa: D102
+        self._running().submit(shard, blamed)
+
+    def hand_back(self, worker: str, shard_ids: list[str]) -> None:  # noqa: D102
+        self._running().hand_back(shard_ids)
 
     def poll(self, timeout_s: float) -> list[PoolEvent]:  # noqa: D102
         loop = self._running()
@@ -142,7 +170,12 @@ class InlinePool:
         deadline = time.monotonic() + timeout_s
         events: list[PoolEvent] = []
         while not events and time.monotonic() < deadline and loop.shards_in_flight:
-            events += [ShardEnded(self._NAME, outcome) for outcome in loop.step()]
+            try:
+                events += [ShardEnded(self._NAME, outcome) for outcome in loop.step()]
+            except RuntimeError as error:
+                if (fault := device_fault(error)) is None:
+                    raise
+                raise BuildError(f"the device failed: {fault}; the same command resumes") from error
             if time.monotonic() - self._pulse_at > PULSE_S:
                 self._pulse_at = time.monotonic()
                 events.append(Pulse(self._NAME, loop.live_stats()))

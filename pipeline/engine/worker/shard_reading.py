@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused, StorageUnavailable
@@ -17,7 +18,7 @@ from pipeline.records import Reject, Sample
 from pipeline.storage import locate, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.config import EncodeJob
     from pipeline.engine.worker.progress_counter import ProgressCounter
@@ -33,6 +34,7 @@ class ShardReading:
 
     Args:
         name: of the thread.
+        dropped: samples that ended workers, by (URI, key) with the reason: rejected without decoding.
         begin: called in the thread first; returns False where nothing is to be read.
         failed: called in the thread with the error that ended it.
         wake: called when the thread ends, or when the last sample is taken.
@@ -45,6 +47,7 @@ class ShardReading:
         progress: ProgressCounter,
         name: str,
         *,
+        dropped: Mapping[tuple[str, str], str] = MappingProxyType({}),
         begin: Callable[[], bool],
         failed: Callable[[BaseException], None],
         wake: Callable[[], None],
@@ -52,6 +55,7 @@ class ShardReading:
         self._scope = scope
         self._job = job
         self._progress = progress
+        self._dropped = dropped
         self._begin = begin
         self._failed = failed
         self._wake = wake
@@ -119,7 +123,11 @@ class ShardReading:
                 if not self._scope.wants(item):
                     if isinstance(item, Sample):
                         self.reader.release(item)
-                elif isinstance(item, Sample):
+                    continue
+                if isinstance(item, Sample) and (why := self._dropped.get((item.uri, item.key))) is not None:
+                    self.reader.release(item)
+                    item = Reject(item.key, "encode", "ended_worker", why, policy=False, uri=item.uri)
+                if isinstance(item, Sample):
                     if not self._offer(item):
                         return
                 else:
