@@ -57,7 +57,8 @@ class Budget:
 
 class UpTime:
     """Seconds that encoders were up, summed over all that came and went. Times are of time.monotonic(). Every call costs O(1): the driver
-    reads the sum after each event, of up to 1,000 encoders."""
+    reads the sum after each event, of up to 1,000 encoders.
+    """
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
