@@ -42,6 +42,16 @@ Clips = Annotated[
     str | None,
     typer.Option(help="Which clips of a video: head, tile, slide:STRIDE, uniform:N or whole. [default: head]"),
 ]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        help="What of a frame fills its bucket: center, top, random:K (K crops of each clip) or letterbox (cuts off black bars). "
+        "[default: center]"
+    ),
+]
+Variants = Annotated[
+    str | None, typer.Option(help="More rows of each clip: flip (mirrored left to right). [default: none]")
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -112,6 +112,11 @@ class ClipConfig(Section):
     """Sides of area-derived buckets are multiples of this many pixels."""
     select: str = "head"
     """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent)."""
+    crop: str = "center"
+    """What is left of a frame that was scaled to cover its bucket: its `center`, its `top`, `random:K` (K variants of each clip, each at a
+    place of its own, the same in every build), or `letterbox`: black bars are cut off first, then the centre is taken."""
+    variants: Annotated[tuple[Literal["flip"], ...], BeforeValidator(_as_list)] = ()
+    """More rows of each clip: `flip` encodes it mirrored left to right as well. Column `variant`; the loader chooses."""
     upscale: bool = False
     """Enlarge sources that are smaller than the bucket. Otherwise they are rejected as `too_small`."""
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
@@ -148,6 +153,13 @@ class ClipConfig(Section):
     def _select(cls, value: str) -> str:
         if not re.fullmatch(r"head|tile|whole|slide:[1-9]\d*|uniform:[1-9]\d*", value):
             raise ValueError(f"expected head, tile, whole, slide:STRIDE or uniform:N, got {value!r}")
+        return value
+
+    @field_validator("crop")
+    @classmethod
+    def _crop(cls, value: str) -> str:
+        if not re.fullmatch(r"center|top|letterbox|random:([1-9]|[1-5]\d|6[0-4])", value):
+            raise ValueError(f"expected center, top, letterbox or random:K with K of 1 to 64, got {value!r}")
         return value
 
 

@@ -32,7 +32,8 @@ COPIES = pa.schema(
     [
         pa.field("shard_id", pa.string(), nullable=False),  # of the receipt
         pa.field("origin", pa.string(), nullable=False),  # data file that the receipt names
-        pa.field("file", pa.string(), nullable=False),  # JSON: row of `manifest.FILES` of the file that has the rows
+        # JSON: row of `manifest.FILES` of the file that has the rows
+        pa.field("file", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("first", pa.int64(), nullable=False),  # position of the first row in that file; the others follow it
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("frames", pa.int64(), nullable=False),
@@ -65,7 +66,7 @@ class Copies:
     """All copies that a snapshot knows, from a table of `COPIES`. About 300 bytes a copy."""
 
     def __init__(self, table: pa.Table | None = None) -> None:
-        table = COPIES.empty_table() if table is None else table
+        table = (COPIES.empty_table() if table is None else table).unify_dictionaries()
         self.table = table.sort_by([("shard_id", "ascending"), ("origin", "ascending")]) if table.num_rows else table
         self._indexes: OrderedDict[str, list[IndexRow]] = OrderedDict()
         self._lock = threading.Lock()

@@ -55,6 +55,7 @@ class _Video:
     info: VideoInfo
     plans: dict[int, ClipPlan]
     runs: dict[int, ClipRun] = field(default_factory=dict)
+    encoded: dict[int, list[LatentClip]] = field(default_factory=dict)  # by clip, until all its variants are
     ended: bool = False
 
 
@@ -249,6 +250,8 @@ class EncodeLoop:
     def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
         video = self._videos.get((attempt, sample.index))
         run = video.runs.pop(clip, None) if video else None
+        if video is not None:
+            video.encoded.pop(video.plans[clip].clip_index, None)
         if run is not None:
             self._feed.consumed(sum(chunk.nbytes for chunk in run.waiting))
             self._batcher.drop(run)
@@ -331,13 +334,14 @@ class EncodeLoop:
         del video.runs[plan.index]
         self.stats.clips += 1
         damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
-        clip.attempt.clip_done(
+        variants = video.encoded.setdefault(plan.clip_index, [])
+        variants.append(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
                 sample=replace(
                     video.sample, video=b""
                 ),  # a row may wait long for its row group; its encoded video must not wait with it
-                info=replace(video.info, warnings=(*video.info.warnings, *damaged)),
+                info=replace(video.info, warnings=(*video.info.warnings, *plan.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
                 end_s=clip.end_s,
@@ -346,6 +350,8 @@ class EncodeLoop:
                 dtype=self._context.job.write.dtype,
             )
         )
+        if len(variants) == plan.variants:
+            clip.attempt.clip_done(*sorted(video.encoded.pop(plan.clip_index), key=lambda done: done.plan.index))
         self._close_if_done(clip.attempt, video)
 
     def _close_if_done(self, attempt: ShardAttempt, video: _Video) -> None:
