@@ -27,6 +27,7 @@ from pipeline.records import Counts, Timings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.records import Shard
 
 PULSE_S, PULSES_A_SECOND = 2.0, 100  # as `pipeline.engine.ray.pool`
@@ -90,7 +91,7 @@ class SimulatedPool:
         for n in range(wanted):
             self._at(5.0 * n / wanted, "up")
 
-    def assign(self, worker: str, shard: Shard) -> None:
+    def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:
         """It begins when the encoder has ended those before."""
         begun = time.thread_time()
         self.counts["assigned"] += 1
