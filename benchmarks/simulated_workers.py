@@ -97,7 +97,10 @@ class SimulatedPool:
         self.counts["assigned"] += 1
         encoder = self._encoders[worker]
         start = max(self.now(), encoder.free_at)
-        encoder.free_at = end = start + self._shard_s * self._random.lognormvariate(-0.045, 0.3)  # of mean 1
+        seconds = self._shard_s * self._random.lognormvariate(-0.045, 0.3)  # of mean 1
+        if not encoder.ended and not encoder.shards:  # shards end evenly from the start, as they do later
+            seconds *= self._random.random()
+        encoder.free_at = end = start + seconds
         shard_id = shard.id(self._fingerprint)
         encoder.shards[shard_id] = shard, start, end
         self._at(end, "end", worker, shard_id)
@@ -159,7 +162,7 @@ class SimulatedPool:
         self.counts["pulses"] += 1
         self._at(self.now() + self._period, "pulse", worker)
         done = {
-            shard_id: int(shard.num_bytes * min(1.0, max(0.0, (self.now() - start) / (end - start))))
+            shard_id: int(shard.num_bytes * min(1.0, max(0.0, (self.now() - start) / max(end - start, 1e-9))))
             for shard_id, (shard, start, end) in encoder.shards.items()
         }
         stats = WorkerStats(encoder.ended * COUNTS.frames, encoder.ended * COUNTS.clips, lanes_ready=8, bytes_done=done)
