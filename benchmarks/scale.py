@@ -93,6 +93,9 @@ class Prepared:
         from pipeline.storage.local import LocalStore
 
         class Given:
+            def meters(self) -> None:
+                return None
+
             def pool(self, _context: BuildContext) -> Any:
                 return pool
 
