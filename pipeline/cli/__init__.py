@@ -10,9 +10,8 @@
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes
 - `progress`: displays of a running build (live, plain lines, JSON lines)
-- `wording`, `build_wording`, `why_wording`, `snapshot_wording`, `evaluation_wording`, `export_wording`, `maintenance_wording`,
-  `preview_wording`:
-  results as lines of text
+- `wording`, `build_wording`, `why_wording`, `snapshot_wording`, `evaluation_wording`, `export_wording`,
+  `maintenance_wording`, `preview_wording`: results as lines of text
 """
 
 import contextlib

@@ -247,3 +247,23 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     assert shown(store) == left
     collect(store, NEWEST)
     assert shown(store) == left
+
+
+def test_a_receipt_whose_rows_were_compacted_and_then_replaced_retires_too(store: Store, tmp_path: Path) -> None:
+    """Its own files are long gone. It must not stand for the version if the input goes back to it."""
+    assert compact(store).snapshot is not None
+    aged(store)
+    collect(store, NEWEST)
+    old = receipt_for(store, "a")
+    assert not files_of(old) & stored(store)
+    write_version(store, tmp_path, "a", "e2", (2,))
+    publish_all(store)
+    compact(store)
+    aged(store)
+    assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    assert Ledger(store).read(old.shard_id) is None
+    write_version(store, tmp_path, "a", "e1", (0, 1), attempt="a9")
+    publish_all(store, listing=[old.shard.objects[0]])
+    assert {"video00000-0000", "video00001-0000"} <= shown(store)
+    assert "video00002-0000" not in shown(store)
+    assert verify_output(store).problems == []
