@@ -112,7 +112,7 @@ class _Planner:
     def plan(self) -> GcPlan:
         """The plan."""
         files = self._unnamed()
-        shards = {stem.rpartition("/")[2][:16] for stem in files}
+        shards = {stem.rpartition("/")[2][:16] for stem in files} | {shard[:16] for shard in self._superseded()}
         live = [(key, found) for key, found in self._live(shards) if found is not None]
         retired = self._retired()
         restored = self._restored(retired)
@@ -217,13 +217,25 @@ class _Planner:
                 found[shard] = own or clips > 0
         return found
 
+    def _superseded(self) -> set[str]:
+        """Shards nothing of whose receipts counts and whose rows `lathe compact` copied or dropped: their own files may be gone."""
+        found: set[str] = set()
+        if self._kept.newest is None or not self._copies:
+            return found
+        columns = ["shard_id", "own_shard", "clips"]
+        for batch in Snapshots(self._store).batches(self._kept.newest, "receipts", columns):
+            nothing = pc.and_(pc.invert(batch["own_shard"]), pc.equal(batch["clips"], 0))
+            mine = pc.and_(nothing, pc.is_in(batch["shard_id"], self._copies.shards))
+            found.update(batch["shard_id"].filter(mine).to_pylist())
+        return found
+
     def _stems(self, receipt: Receipt) -> set[str]:
         return {stem for item in receipt.files if (stem := self._layout.file_stem(item.key)) is not None}
 
     def _decide(self, key: str, receipt: Receipt, files: dict[str, StoredFile], covered: dict[str, bool]) -> None:
-        if not files:
+        made, copied = self._made, bool(self._copies.of(receipt.shard_id))
+        if not files and (not copied or covered.get(receipt.shard_id, True)):
             return
-        made = self._made
         if receipt.shard_id not in covered:
             made.kept["pending"] += len(files)
         elif self._takedowns.hides_all(receipt):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pipeline.ledger.summary import ReceiptSummary
+    from pipeline.ledger.takedowns import Takedowns
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
@@ -41,7 +42,8 @@ class NameSearch:
         OutputError: a receipt or a table that cannot be read.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, takedowns: Takedowns) -> None:
+        self._takedowns = takedowns
         self._store, self._ledger, self.name = store, Ledger(store), name
         self._workers = 16 if is_remote(store.root) else 1
         self._folder = ScratchFolder()
@@ -69,14 +71,26 @@ class NameSearch:
         rows = np.repeat(np.arange(self._table.num_rows), pc.binary_length(column).to_numpy() // URI_BYTES)
         return read_summaries(self._path, np.unique(rows[np.isin(named, wanted)]))
 
-    def row(self) -> tuple[str, str] | None:
-        """URI and key of the row whose id is the name."""
-        found = self._rows.rows([self.name]) if ID_PATTERN.fullmatch(self.name) else []
-        return (found[0].source_uri, found[0].source_key) if found else None
+    def row(self) -> tuple[str, str | None] | None:
+        """URI and key of the row whose id is the name; no key if it was taken down and its file is gone."""
+        if not ID_PATTERN.fullmatch(self.name):
+            return None
+        if found := self._rows.rows([self.name]):
+            return found[0].source_uri, found[0].source_key
+        taken = (row for record in self._takedowns.records for row in record.rows if row.id == self.name)
+        return next(((row.source_uri, None) for row in taken), None)
 
     def samples(self) -> list[tuple[str, str]]:
-        """(URI, key) of samples whose key the name is, or whose URI and key as `URI#KEY`; those with rows, else rejected ones."""
-        return self._meant(self._rows.samples(self._keys)) or self._meant(self._rejected | self._cached_rejects())
+        """(URI, key) of samples whose key the name is, or whose URI and key as `URI#KEY`.
+
+        Those with rows, else rejected ones, else those that takedowns name and whose files are gone.
+        """
+        taken = {pair for record in self._takedowns.records for pair in record.samples}
+        return (
+            self._meant(self._rows.samples(self._keys))
+            or self._meant(self._rejected | self._cached_rejects())
+            or self._meant((storable(uri), storable(key)) for uri, key in taken)
+        )
 
     def near(self) -> list[str]:
         """Names of the output that are like this one."""

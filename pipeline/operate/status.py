@@ -75,17 +75,18 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
 
 
 def live_status(store: Store) -> dict[str, Any]:
-    """The part of `status` that is about builds, without the receipts: `output`, `progress`, `other_builds`, `dead_builds`, `last_run`."""
-    return {"output": store.root, **_builds(store, Ledger(store).layout)}
+    """The part of `status` that is about builds, without the receipts. `last_run` is looked for once no build is running."""
+    return {"output": store.root, **_builds(store, Ledger(store).layout, last_if_running=False)}
 
 
-def _builds(store: Store, layout: Layout) -> dict[str, Any]:
+def _builds(store: Store, layout: Layout, *, last_if_running: bool = True) -> dict[str, Any]:
     live, dead = all_heartbeats(store, layout.progress)
+    running = {str(found.get("build")) for found in live}
     return {
         "progress": live[-1] if live else None,
         "other_builds": live[:-1],
         "dead_builds": dead,
-        "last_run": last_run(store, layout, running={str(found.get("build")) for found in live}),
+        "last_run": last_run(store, layout, running) if last_if_running or not live else None,
     }
 
 

@@ -54,8 +54,11 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
         InputError: several inputs have the name, or none has it; the message has their or similar names.
     """
     Ledger(store).latent_set()
-    with NameSearch(store, name) as search:
-        uri, key, row_id = spelled(name), None, None
+    takedowns = read_takedowns(store)
+    with NameSearch(store, name, takedowns) as search:
+        uri = spelled(name)
+        key: str | None = None
+        row_id: str | None = None
         named = search.naming({name, uri})
         if not named:
             if (row := search.row()) is not None:
@@ -65,7 +68,7 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
             named = search.naming([uri])
         if not named:
             return _unfinished(store, search, storage)
-        return _Story(store, storage, named, {storable(name), storable(uri)}, key, row_id).told()
+        return _Story(store, storage, takedowns, named, {storable(name), storable(uri)}, key, row_id).told()
 
 
 def _one(samples: list[tuple[str, str]]) -> tuple[str, str]:
@@ -111,6 +114,7 @@ class _Story:
         self,
         store: Store,
         storage: StorageConfig,
+        takedowns: Takedowns,
         named: list[ReceiptSummary],
         uris: set[str],
         key: str | None,
@@ -119,7 +123,7 @@ class _Story:
         self._store, self._storage = store, storage
         self._named, self._uris = named, uris
         self._key, self._row_id = key, row_id
-        self._takedowns: Takedowns = read_takedowns(store)
+        self._takedowns = takedowns
         self._copies = published_copies(store)
         self._overlaps = Overlaps(named, self._takedowns, self._copies)
         self._ledger = Ledger(store)
@@ -145,7 +149,7 @@ class _Story:
             "output": self._store.root,
             "name": self._row_id or self._key or uri,
             "key": self._key,
-            "state": _state(versions, taken=self._takedowns.takes(uri)),
+            "state": _state(versions, taken=self._takedowns.takes(uri) or self._is_gone(rows, takedowns)),
             "where": where,
             "versions": versions,
             "snapshots": snapshots,
@@ -154,6 +158,10 @@ class _Story:
                 {"key": item.key, "created": item.created, "reason": item.reason, "by": item.by} for item in takedowns
             ],
         }
+
+    def _is_gone(self, rows: list[IndexRow], takedowns: list[Takedown]) -> bool:
+        """Whether a sample or row was taken down and its file rewritten: no row of it is left."""
+        return not rows and bool(takedowns) and (self._key is not None or self._row_id is not None)
 
     # --- receipts -----------------------------------------------------------------------------------------------------
 
@@ -225,10 +233,11 @@ class _Story:
         alone = Takedowns([record])
         samples = {storable(key) for uri, key in record.samples if storable(uri) in self._uris}
         return (
-            self._key is None
-            or storable(self._key) in samples
+            (self._key is None and self._row_id is None)
+            or (self._key is not None and storable(self._key) in samples)
             or any(map(alone.takes, self._uris))
             or any(map(alone.hides, rows))
+            or any(row.id == self._row_id for row in record.rows)
         )
 
     # --- snapshots ----------------------------------------------------------------------------------------------------

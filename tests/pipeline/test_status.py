@@ -6,10 +6,13 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
+from pipeline.cli import seeing_commands
 from pipeline.cli.build_wording import builds_lines
 from pipeline.format.layout import CURRENT
 from pipeline.ledger.receipts import Ledger
@@ -133,3 +136,33 @@ def test_many_workers_are_not_all_printed(store: Store) -> None:
     lines = builds_lines(status(store))
     assert len(lines) == 19
     assert "the slowest" in lines[-1]
+
+
+def test_watching_shows_the_builds_until_none_runs(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    beat(store, NEW)
+    log(store, NEW, started(NEW))
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            store.delete(CURRENT.progress_key(NEW))
+            log(store, NEW, started(NEW), ended("done"))
+
+    monkeypatch.setattr("pipeline.cli.seeing_commands.time", SimpleNamespace(sleep=sleep, strftime=time.strftime))
+    seeing_commands.status(store.root, watch=True, every=7.0)
+    shown = capsys.readouterr().out
+    assert slept == [7.0, 7.0]
+    assert shown.count("running on node-7") == 2  # the whole status, and one look
+    assert shown.splitlines()[-1].startswith(f"  last run  {NEW} done")
+    assert shown.count("shards done, last commit") == 1
+
+
+def test_a_name_that_is_not_known_ends_with_exit_code_2(store: Store, capsys: Any) -> None:
+    with pytest.raises(typer.Exit) as ended_with:
+        seeing_commands.why(store.root, "clips/1")
+    assert ended_with.value.exit_code == 2
+    assert "clips/1 is not known" in capsys.readouterr().err
+    with pytest.raises(typer.Exit):
+        seeing_commands.why(f"{store.root}@1", "clips/1")
+    assert "over all snapshots" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from pipeline.format.layout import CURRENT
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.operate.compact import compact
 from pipeline.operate.why import why
 from pipeline.records import LatentClip, Receipt, Reject, Shard, SourceObject
 from pipeline.storage import Store
@@ -228,3 +229,26 @@ def test_an_output_without_receipts_and_a_folder_that_is_none(tmp_path: Path) ->
         why(store, "a", CONFIG)
     with pytest.raises(OutputError, match="not a latent set"):
         why(local_store(tmp_path), "a", CONFIG)
+
+
+def test_rows_that_a_compaction_moved_are_told_where_they_are_now(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    receipts = [commit(store, tmp_path, shard) for shard in range(3)]
+    publish_all(store)
+    record_takedown(store, "asked", samples=[(uri_of(1), "001/0")])
+    compact(store)
+    story = told(store, "002/1")
+    files = {row["file"] for row in story["versions"][0]["rows"]}
+    assert len(files) == 1
+    assert not files & {item.key for receipt in receipts for item in receipt.files}
+    assert story["snapshots"] == [{"number": 1, "rows": 2}, {"number": 2, "rows": 2}]
+    for item in (file for receipt in receipts for file in receipt.files):  # as gc does, once snapshot 1 is not kept
+        store.delete(item.index_key)
+    moved, dropped = told(store, "002/1"), told(store, uri_of(1))
+    assert moved["snapshots"] == [{"number": 2, "rows": 2}]
+    assert [row["file"] for row in moved["versions"][0]["rows"]] == [*files] * 2
+    assert [row["source_key"] for row in dropped["versions"][0]["rows"]] == ["001/1"] * 2
+    assert [item["reason"] for item in dropped["takedowns"]] == ["asked"]
+    gone = told(store, "001/0")
+    assert (gone["state"], gone["versions"][0]["num_rows"], len(gone["takedowns"])) == ("taken_down", 0, 1)

@@ -222,17 +222,16 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
     elif whole.clips == 0:
-        error = NothingEncoded(_nothing_encoded(whole, report, reasons))
+        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects), report.taken_down))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, report: BuildReport, before: Counter[str]) -> str:
-    reasons = before + Counter(report.judged_rejects)
+def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
-    if report.taken_down:
-        shown += f"; {report.taken_down} inputs are taken down"
+    if taken_down:
+        shown += f"; {taken_down} inputs are taken down"
     return (
         f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
     )
