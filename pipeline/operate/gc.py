@@ -30,6 +30,7 @@ from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_re
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.gc_builds import look_at_builds, store_clock
 from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
+from pipeline.operate.hugging_face import name_data_files
 from pipeline.operate.retention import retention
 from pipeline.operate.takedown import MAINTENANCE
 from pipeline.operate.taken_files import TakenFiles
@@ -119,6 +120,8 @@ class _Collection:
             self._mark(plan)
             drill.fire(self._drill, "before_data")
             self._delete((key for file in _files(plan) for key, _ in file.objects), after="after_first_file")
+            if kept.newest is not None and "copies" in kept.newest.tables:  # else its list is a glob
+                name_data_files(store)
             self._delete(info.key for info in scratch)
             for leftover in leftovers:
                 store.discard(leftover)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import deltalake
@@ -237,6 +238,9 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     found = collect(store, NEWEST)
     assert found["deleted"]["compacted"]["files"] >= 2
     assert not {receipt.files[0].key, receipt.files[0].index_key} & stored(store)
+    named = re.findall(rb"data/\S+\.parquet", store.read(".huggingface.yaml"))
+    assert named
+    assert {key.decode() for key in named} <= stored(store), "`datasets` would miss a file"
     assert shown(store) == left == everything - {"video00040-0000"}
     assert verify_output(store).problems == []
     with pytest.raises(OutputError, match="cannot be undone"):
