@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import deltalake
@@ -19,7 +21,7 @@ from pipeline.operate.compact import compact
 from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.takedown import take_down, undo
 from pipeline.operate.verify import verify_output
-from pipeline.records import Bucket, Shard, SourceObject
+from pipeline.records import Bucket, Counts, Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import (
     NEWEST,
@@ -273,3 +275,29 @@ def test_a_receipt_whose_rows_were_compacted_and_then_replaced_retires_too(store
     assert {"video00000-0000", "video00001-0000"} <= shown(store)
     assert "video00002-0000" not in shown(store)
     assert verify_output(store).problems == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before gc", "after gc"])
+def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(store: Store, late: bool) -> None:
+    """A build found that the input has the bytes of its first version again; its receipt names that version and has no files."""
+    old = receipt_for(store, "b")
+    shard = tar("b", "e3")
+    same = replace(
+        old,
+        shard=shard,
+        shard_id=shard.id(FINGERPRINT),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        files=(),
+        counts=Counts(),
+        stats=None,
+        same_as={shard.objects[0].uri: old.shard_id},
+    )
+    if late:
+        assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    Ledger(store).commit(same)
+    found = collect(store, NEWEST)
+    assert found["receipts"] == {"retired": 0, "restored": int(late)}
+    assert files_of(old) <= stored(store)
+    publish_all(store)
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+    assert "video00012-0000" not in shown(store)
