@@ -111,11 +111,13 @@ class _Collection:
         leftovers, scratch = list(self._leftovers(builds.begun)), list(self._scratch())
         scratch += [info for info in builds.ended if info not in scratch]
         if self._lease is not None:
+            log = DeltaLog(store)
+            log.check()  # before anything is deleted that it may name
             self._move_receipts(plan)
             self._delete([snapshot_key(number) for number in kept.retired], after="after_first_record")
             self._delete(info.key for info in kept.empty if info.modified <= self._limit)
             drill.fire(self._drill, "after_records")
-            DeltaLog(store).refresh()
+            log.refresh()
             self._delete(info.key for info in tables)
             self._mark(plan)
             drill.fire(self._drill, "before_data")
