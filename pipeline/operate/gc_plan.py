@@ -15,11 +15,9 @@ A stored file is looked at if no retained snapshot names it and it is older than
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -33,6 +31,7 @@ from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
+from pipeline.process.scratch import ScratchFolder
 from pipeline.records import Receipt
 from pipeline.storage import is_remote
 
@@ -203,8 +202,8 @@ class _Planner:
     @cached_property
     def _same(self) -> set[str]:
         """Shards that receipts name because an input has the bytes of their version."""
-        with tempfile.TemporaryDirectory(prefix="lathe-gc-") as folder:
-            path = Summaries(self._store, self._workers).spool(Path(folder) / "summaries")
+        with ScratchFolder() as folder:
+            path = Summaries(self._store, self._workers).spool(folder / "summaries")
             texts = read_table(path, ["same_as"])["same_as"].drop_null().to_pylist()
         return {shard for text in texts for shard in json.loads(text)}
 

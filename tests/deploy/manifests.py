@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -87,11 +88,12 @@ def job_of(command: str, monkeypatch: pytest.MonkeyPatch) -> EncodeJob:
     program = ["lathe"] if words[0] == "lathe" else ["python", "-m", "pipeline"]
     assert words[: len(program)] == program, command
     jobs: list[EncodeJob] = []
-    monkeypatch.setattr(
-        cli,
-        "_encode",
-        lambda flags, config, overrides: jobs.append(build_job(flags, config_path=config, overrides=overrides)),
-    )
+
+    def encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+        jobs.append(build_job(flags, config_path=config, overrides=overrides))
+        raise typer.Exit(0)  # before --publish
+
+    monkeypatch.setattr(cli, "_encode", encode)
     result = CliRunner().invoke(cli.app, words[len(program) :])
     assert result.exit_code == 0, f"{command}\n{result.output}"
     (job,) = jobs

@@ -87,3 +87,11 @@ def test_commands_of_the_readme_are_valid(monkeypatch):
     )
     for command in commands:
         assert job_of(command, monkeypatch).model.checkpoint
+
+
+def test_files_that_the_readme_names_exist():
+    text = (DEPLOY / "README.md").read_text()
+    named = set(re.findall(r"(?<![\w.])deploy/[\w./-]*\w", text))
+    assert {"deploy/job.yaml", "deploy/rayjob/rayjob.yaml", "deploy/kueue", "deploy/monitoring"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if "-k " + name in text and not (ROOT / name / "kustomization.yaml").exists()] == []

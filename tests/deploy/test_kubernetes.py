@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.cli import app as cli
 from pipeline.config import EngineConfig
+from pipeline.engine.driver.draining import MARGIN_S
 from pipeline.errors import ConfigError
 from pipeline.nightly.night import EXIT_CODES
 from tests.deploy.kubernetes_schemas import problems
@@ -36,7 +37,6 @@ QUEUED = patched(RAYJOB, DEPLOY / "kueue" / "fixed_size.yaml")
 NIGHTLY = {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "nightly.yaml").read_text())}
 CRONJOB = NIGHTLY["CronJob"]["spec"]
 SUBMIT = CRONJOB["jobTemplate"]["spec"]["template"]["spec"]
-BEFORE_THE_END_S = 15.0  # of a drain: what is not expected to be committed by then is handed back (docs/faults.md)
 
 
 def pods():
@@ -120,7 +120,7 @@ def test_a_preempted_pod_has_time_to_drain(name):
     environment = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}
     drain_s = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
     grace_s = spec["terminationGracePeriodSeconds"]
-    assert drain_s - BEFORE_THE_END_S >= 60, "most shards are handed back: their last clip and upload do not fit"
+    assert drain_s - MARGIN_S >= 60, "most shards are handed back: their last clip and upload do not fit"
     assert grace_s - drain_s >= 10, "no time for Ray to stop its processes"
     assert grace_s <= 120, "AWS takes a spot machine two minutes after the notice"
     assert spec["nodeSelector"] == {"karpenter.sh/capacity-type": "spot"}
