@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.build_context import BuildContext
 
 BARS = {"core_percent": 30.0, "rss_mb": 500.0, "ratio": 1.5, "resume_s": 10.0}
-WARM_UP_S = 15.0
+WARM_UP_S = 10.0  # encoders come up over 5 s
 CALLED_SHARDS = 3000
 PROFILED = 10
 LINKS = 1000  # names of one file
@@ -151,8 +151,7 @@ def whole_build(folder: str, options: argparse.Namespace) -> dict[str, float]:
 def steady(folder: str, options: argparse.Namespace) -> dict[str, float]:
     """Part `steady`."""
     made = Prepared(folder, options.shards)
-    warm_up_s = min(WARM_UP_S, 5 + options.shard_seconds)  # encoders come up over 5 s
-    limits = (warm_up_s, warm_up_s + options.seconds)
+    limits = (WARM_UP_S, WARM_UP_S + options.seconds)
     pool = SimulatedPool(
         made.context.fingerprint, int(options.workers), options.shard_seconds, real=True, measured=limits
     )

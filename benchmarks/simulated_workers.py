@@ -27,6 +27,7 @@ from pipeline.records import Counts, Timings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.records import Shard
 
 PULSE_S, PULSES_A_SECOND = 2.0, 100  # as `pipeline.engine.ray.pool`
@@ -90,13 +91,16 @@ class SimulatedPool:
         for n in range(wanted):
             self._at(5.0 * n / wanted, "up")
 
-    def assign(self, worker: str, shard: Shard) -> None:
+    def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:
         """It begins when the encoder has ended those before."""
         begun = time.thread_time()
         self.counts["assigned"] += 1
         encoder = self._encoders[worker]
         start = max(self.now(), encoder.free_at)
-        encoder.free_at = end = start + self._shard_s * self._random.lognormvariate(-0.045, 0.3)  # of mean 1
+        seconds = self._shard_s * self._random.lognormvariate(-0.045, 0.3)  # of mean 1
+        if not encoder.ended and not encoder.shards:  # shards end evenly from the start, as they do later
+            seconds *= self._random.random()
+        encoder.free_at = end = start + seconds
         shard_id = shard.id(self._fingerprint)
         encoder.shards[shard_id] = shard, start, end
         self._at(end, "end", worker, shard_id)
@@ -158,7 +162,7 @@ class SimulatedPool:
         self.counts["pulses"] += 1
         self._at(self.now() + self._period, "pulse", worker)
         done = {
-            shard_id: int(shard.num_bytes * min(1.0, max(0.0, (self.now() - start) / (end - start))))
+            shard_id: int(shard.num_bytes * min(1.0, max(0.0, (self.now() - start) / max(end - start, 1e-9))))
             for shard_id, (shard, start, end) in encoder.shards.items()
         }
         stats = WorkerStats(encoder.ended * COUNTS.frames, encoder.ended * COUNTS.clips, lanes_ready=8, bytes_done=done)

@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.sections import EncodeJob, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import EncodeJob
 from pipeline.errors import ConfigError
 
 

@@ -66,13 +66,21 @@ class Copies:
     """All copies that a snapshot knows, from a table of `COPIES`. About 300 bytes a copy."""
 
     def __init__(self, table: pa.Table | None = None) -> None:
-        table = (COPIES.empty_table() if table is None else table).unify_dictionaries()
-        self.table = table.sort_by([("shard_id", "ascending"), ("origin", "ascending")]) if table.num_rows else table
+        self._given = None if table is None or not table.num_rows else table
         self._indexes: OrderedDict[str, list[IndexRow]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self.table.num_rows)
+        return self._given is not None
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The copies, sorted by receipt and origin."""
+        if (
+            self._given is None
+        ):  # not before it is needed: the first array of pyarrow imports pandas, if there is one (50 MB, a second)
+            return COPIES.empty_table()
+        return self._given.unify_dictionaries().sort_by([("shard_id", "ascending"), ("origin", "ascending")])
 
     @cached_property
     def shards(self) -> pa.Array:

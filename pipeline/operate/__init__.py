@@ -1,4 +1,4 @@
-"""Operations on a finished or running output. `publish` and `compact` write snapshots.
+"""Operations on a finished or running output. `publish` and `compact` write snapshots, `takedown` and `gc` change what is shown and stored.
 
 - `status`, `run_logs`: progress of an output; logs of its builds
 - `why`, `name_search`, `open_input`: story of one input; search for its name; inputs without a receipt
@@ -9,6 +9,8 @@
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol
+- `takedown`, `takedown_names`, `taken_files`: hiding what users name; what names stand for; files with hidden rows
+- `gc`, `gc_plan`, `gc_builds`, `retention`: deletion; what may go; running builds and the store's clock; which snapshots stay
 - `compact`, `compact_plan`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot; which; rows of a
   finished file; writing; tables of that snapshot
 - `hugging_face`: data files that `.huggingface.yaml` names

@@ -7,7 +7,6 @@ are found by their hashes in the summaries of receipts, ids and keys by `ledger.
 from __future__ import annotations
 
 import difflib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import URI_BYTES, uri_id
 from pipeline.ledger.summary_tables import read_summaries
 from pipeline.operate.takedown_names import names_there, spelled
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class NameSearch:
         self._takedowns = takedowns
         self._store, self._ledger, self.name = store, Ledger(store), name
         self._workers = 16 if is_remote(store.root) else 1
-        self._folder = tempfile.TemporaryDirectory(prefix="lathe-why-")
+        self._folder = ScratchFolder()
         self._keys = {name, *(key for _, key in pairs(name))}  # that the name may stand for
         self._rejected: set[tuple[str, str]] = (
             set()
         )  # (URI, key) of rejects with these keys in receipts that are not cached
         self._read: set[str] = set()  # shards of these receipts
         summaries = Summaries(store, self._workers)
-        self._path = summaries.spool(Path(self._folder.name) / "receipts.parquet", self._look_at)
+        self._path = summaries.spool(Path(self._folder.path) / "receipts.parquet", self._look_at)
         self._table = read_table(self._path, ["key", "shard_id", "uris", "reasons"])
         self._rows = RowSearch(store)
 
@@ -61,7 +61,7 @@ class NameSearch:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._folder.cleanup()
+        self._folder.close()
 
     def naming(self, uris: Iterable[str]) -> list[ReceiptSummary]:
         """Summaries of all receipts that name one of these URIs."""

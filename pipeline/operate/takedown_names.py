@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +22,7 @@ from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import TakenRow
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote, locate
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ class _Uris:
     """URIs that receipts name, as hashes: 8 bytes each."""
 
     def __init__(self, store: Store) -> None:
-        with tempfile.TemporaryDirectory(prefix="lathe-takedown-") as folder:
-            path = Summaries(store).spool(Path(folder) / "summaries")
+        with ScratchFolder() as folder:
+            path = Summaries(store).spool(folder / "summaries")
             names = read_table(path, ["uris"])["uris"]
             self._sorted = np.unique(np.frombuffer(b"".join(names.to_pylist()), "<u8"))
 

@@ -47,7 +47,7 @@ def pool(monkeypatch):
     pool._created = pool._wanted = pool.size = 2
     pool._failures, pool._health, pool._early = LoadFailures(3600), NodeHealth(), []
     pool._watch = SimpleNamespace(alive={"node-1", "node-2"}, draining={}, silent_s=lambda now: 0.0, close=lambda: None)
-    pool._home, pool._waiting_shown, pool._head_lost = "node-1", False, False
+    pool._gpus, pool._home, pool._waiting_shown, pool._head_lost = 0, "node-1", False, False
     pool._attended, pool._polled_at, pool._watch_at = 0.0, time.monotonic(), float("inf")
     pool._workers = {name: EncoderState(name, Calls(), 0.0) for name in ("encoder-1", "encoder-2")}
     for name in pool._workers:

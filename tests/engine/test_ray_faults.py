@@ -42,8 +42,10 @@ def test_video_that_crashes_its_encoder_twice_is_rejected_and_its_shard_is_encod
     ]
     run = encode(ray_cluster, corpus, tmp_path / "out", *crash)
     assert run.returncode == 0, run.stderr
-    assert "encoder-1 lost: its process crashed: segmentation fault (SIGSEGV), in stage 'encode' of a of " in run.stderr
-    assert "video a ended several workers and is rejected" in run.stderr
+    assert (
+        "encoder-1 lost: its process crashed: segmentation fault (SIGSEGV), in stage 'encode' of a of " in run.stderr
+    ), run.stderr
+    assert "video a ended several workers and is rejected" in run.stderr, run.stderr
     (receipt,) = receipts(tmp_path / "out")
     assert [(reject.key, reject.reason) for reject in receipt.rejects] == [("a", "ended_worker")]
     expected = {name: row for name, row in clean.items() if row["source_key"] == "b"}
@@ -54,7 +56,7 @@ def test_encoder_whose_device_fails_is_replaced_and_no_row_is_lost(ray_cluster, 
     fail = [*drill_flags("mid_video", tmp_path / "m"), "--set", "drill.action=device_error"]
     run = encode(ray_cluster, corpus, tmp_path / "out", *fail)
     assert run.returncode == 0, run.stderr
-    assert "encoder-1 lost: its device failed: CUDA error: an illegal memory access" in run.stderr
+    assert "encoder-1 lost: its device failed: CUDA error: an illegal memory access" in run.stderr, run.stderr
     assert_sound(tmp_path / "out", clean, samples=2)
 
 
@@ -69,5 +71,7 @@ def test_load_that_hangs_is_ended_with_its_stage_named_and_another_encoder_works
     hang = [*drill_flags("in_load", tmp_path / "m"), "--set", "drill.action=hang"]
     run = encode(ray_cluster, corpus, tmp_path / "out", *hang, prepare="tests.engine.test_ray_faults:hasty")
     assert run.returncode == 0, run.stderr
-    assert "encoder-1 did not come up: no progress in loading for 10 s, in stage 'loading the network'" in run.stderr
+    assert "encoder-1 did not come up: no progress in loading for 10 s, in stage 'loading the network'" in run.stderr, (
+        run.stderr
+    )
     assert_sound(tmp_path / "out", clean, samples=2)

@@ -149,6 +149,16 @@ def test_encoder_that_waits_for_a_node_is_created_anew_when_a_node_is_avoided_or
     assert pool._workers == {}
 
 
+def test_nodes_that_are_avoided_are_used_again_where_no_other_has_room(pool):  # noqa: F811
+    for _ in range(3):
+        pool._health.failed("node-1", "x", time.monotonic())
+    pool._waiting_shown = True
+    pool._attended += ray_pool.PLACEMENT_S + 1
+    (notice,) = checked(pool)
+    assert "those that are avoided (1): they are used again" in notice.text
+    assert pool._avoided() == ()
+
+
 def test_drained_encoder_takes_no_shard_hands_back_and_leaves(up):
     up.assign("encoder-2", SHARD)
     up._watch.draining = {"node-2": time.time() + 40}

@@ -24,6 +24,7 @@ from pipeline.look.stored import choose, encoder_of, in_turns, latent_bytes
 from pipeline.operate.compact import compact
 from pipeline.operate.delta_contents import version_key
 from pipeline.operate.diff import diff
+from pipeline.operate.inspect import inspect_output, inspect_snapshot
 from pipeline.operate.status import status
 from pipeline.storage import Store
 from tests.pipeline.compacted import add_tar, delete_unnamed, make_history, rows_of, tar
@@ -61,6 +62,13 @@ def test_loader_preview_status_and_diff_read_the_new_snapshot(store: Store) -> N
         shown = {clip.row.id: latent_bytes(store, clip) for clip in in_turns(store, chosen.receipts)}
         assert shown == {name: row["vae_latent_bytes"] for name, row in expected.items()}
         assert encoder_of(store, chosen.receipts, StorageConfig())["network"] == "tiny"
+    (inspected,) = inspect_output(store)["fingerprints"]
+    assert (inspected["files"], inspected["counts"]["clips"], inspected["spec"]["network"]) == (
+        2,
+        len(expected),
+        "tiny",
+    )
+    assert inspect_snapshot(store, 3)["counts"]["rows"] == len(expected)
     described = status(store)
     assert (described["snapshot"]["number"], described["clips"], described["pending"]) == (3, len(expected), None)
 

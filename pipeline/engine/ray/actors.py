@@ -109,8 +109,8 @@ class EncoderActor:
         encoder = make_encoder(self._context, self._threads)
         if (found := encoder.network().identity) != self._context.identity:
             raise CheckpointDiffers(
-                f"{difference(found, self._context.identity)}; the checkpoint on {socket.gethostname()} is damaged or of another version: "
-                "delete the copy there (LATHE_CACHE), or mount the same file on all nodes"
+                f"the checkpoint on {socket.gethostname()} is damaged or old: {difference(found, self._context.identity)}; delete the copy "
+                "there (LATHE_CACHE)"
             )
         self._loop = EncodeLoop(self._context, encoder, lanes, self._record)
         self._record.stage("waiting for a decoder")
@@ -221,12 +221,9 @@ def keep_freed_memory() -> None:
 
 
 def difference(found: dict[str, Any], planned: dict[str, Any]) -> str:
-    """What differs between the identity of a loaded network and the planned one, in one line."""
-    parts = []
-    for name in sorted({*found, *planned}):
-        if found.get(name) != planned.get(name):
-            parts.append(f"{name} is {str(found.get(name))[:16]}, planned was {str(planned.get(name))[:16]}")
-    return f"the encoder loaded another network than the build was planned with ({', '.join(parts)})"
+    """What differs between the identity of a loaded network and the planned one, in one short line."""
+    name = next(name for name in sorted({*found, *planned}) if found.get(name) != planned.get(name))
+    return f"{name} is {str(found.get(name))[:12]}, planned was {str(planned.get(name))[:12]}"
 
 
 def portable(outcome: ShardResult | ShardFailure) -> ShardResult | ShardFailure:

@@ -20,14 +20,17 @@ Answer = tuple[set[str], dict[str, float]]
 
 
 class ClusterWatch:
-    """`alive`: ids of live nodes. `draining`: node -> unix time in seconds at which it goes away; inf where that is not known."""
+    """`alive`: ids of live nodes that have room for an encoder when nothing else runs.
 
-    def __init__(self, ask: Callable[[], Answer] | None = None, period_s: float = PERIOD_S) -> None:
+    `draining`: node -> unix time in seconds at which it goes away; inf where that is not known.
+    """
+
+    def __init__(self, ask: Callable[[], Answer], period_s: float = PERIOD_S) -> None:
         self.alive: set[str] = set()
         self.draining: dict[str, float] = {}
         self._answers = self._seen = 0
         self._seen_at = 0.0
-        self._ask = ask or ask_head
+        self._ask = ask
         self._period_s = period_s
         self._closing = threading.Event()
         # A daemon: a question may stay without an answer for ever.
@@ -54,9 +57,13 @@ class ClusterWatch:
             self._closing.wait(self._period_s)
 
 
-def ask_head() -> Answer:
-    """Live nodes and draining nodes. `get_draining_nodes` is not a public interface of Ray: without it no node seems to be drained."""
-    alive = {node["NodeID"] for node in ray.nodes() if node.get("Alive")}
+def ask_head(cpus: float, gpus: int) -> Answer:
+    """Live nodes with so many CPUs and GPUs, and draining nodes.
+
+    `get_draining_nodes` is not a public interface of Ray: without it no node seems to be drained.
+    """
+    nodes = [(node["NodeID"], node.get("Resources", {})) for node in ray.nodes() if node.get("Alive")]
+    alive = {node for node, has in nodes if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus}
     ask = getattr(ray_state, "get_draining_nodes", None)
     draining = ask() if ask is not None else {}
     return alive, {

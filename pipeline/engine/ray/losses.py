@@ -25,12 +25,16 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """`blame`: the actor's own work ended it, so the videos of its step are suspects. `device`: by an error of its GPU."""
+    """`blame`: the actor's own work ended it, so the videos of its step are suspects. `device`: by an error of its GPU.
+
+    `sent`: by a signal that somebody sent, which says nothing about the node.
+    """
 
     line: str
     cause: Cause
     blame: bool = False
     device: bool = False
+    sent: bool = False
 
 
 def judge_loss(error: Exception, death: Death | None) -> Loss:
@@ -56,7 +60,7 @@ def judge_loss(error: Exception, death: Death | None) -> Loss:
         return Loss(f"{memory}{where}; give its node more memory, or use fewer encoders or decoders a node", "killed")
     if re.search(r"exit code [1-9]", line):
         return Loss(line + where, "unexplained", blame=True)
-    return Loss(f"its process was killed from outside (no crash, no memory kill){where}", "killed")
+    return Loss(f"its process was killed from outside (no crash, no memory kill){where}", "killed", sent=True)
 
 
 def _place(death: Death | None) -> str:

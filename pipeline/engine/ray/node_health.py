@@ -61,6 +61,11 @@ class NodeHealth:
         sure = {node for node in self._failures if any(failure.certain for failure in self._recent(node, now))}
         return bool(sure) and bool(nodes := alive()) and not nodes - sure
 
+    def forget(self) -> None:
+        """All nodes get encoders again."""
+        self._failures.clear()
+        self._avoided.clear()
+
     def newly_avoided(self) -> list[tuple[str, str]]:
         """(node, line for the user) of nodes avoided since the last call."""
         new, self._new = self._new, []

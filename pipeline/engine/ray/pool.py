@@ -11,11 +11,11 @@ drained hands its shards back and leaves. No call here waits for Ray's head, whi
 from __future__ import annotations
 
 import heapq
-import os
 import queue
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engine.ray import session
 from pipeline.engine.ray.actors import EncoderActor
-from pipeline.engine.ray.cluster_watch import ClusterWatch
+from pipeline.engine.ray.cluster_watch import ClusterWatch, ask_head
 from pipeline.engine.ray.encoder_state import Call, EncoderState
 from pipeline.engine.ray.losses import LoadFailures, describe_loss, judge_loss
 from pipeline.engine.ray.node_health import NodeHealth
@@ -60,13 +60,9 @@ LOAD_S = 300.0  # without progress while an encoder that has a node loads its ne
 UNAVAILABLE_S = 60.0  # without a connection to an actor, before it counts as lost
 DRAIN_S = 5.0  # between two reports that an encoder's node goes away
 AGAIN_S = 1.0  # before a call to an unavailable actor is repeated
-RECORD_S = (
-    20.0  # for the node of a lost encoder to read its record; without it the loss is reported as Ray describes it
-)
+RECORD_S = 30.0  # for the node of a lost encoder to read its record; without it only Ray's words are known
 HEAD_S = 30.0  # without an answer of Ray's head before the build stops; Ray aborts the driver after 60 s
-LOSSES = (
-    12  # encoders in a row ended by their own work, without a shard that was finished meanwhile, before the build stops
-)
+LOSSES = 12  # encoders in a row ended by their own work, with no shard finished meanwhile, before the build stops
 CLOSE_S = 5.0  # for encoders to end their attempts and decoders by themselves
 ANSWERS_A_POLL = 1000
 LONGEST_TURN_S = 2.0  # the attended clock advances by at most this between two polls
@@ -80,9 +76,8 @@ class RayPool:
         self._workers: dict[str, EncoderState] = {}
         self._answers: queue.SimpleQueue[tuple[Call, Future[Any]]] = queue.SimpleQueue()
         self._again: list[tuple[float, int, Call]] = []  # heap of calls to repeat
-        self._pulses: deque[tuple[float, str]] = (
-            deque()
-        )  # (time, worker) of the next calls of `stats`, in order: the period is the same for all
+        # (time, worker) of the next calls of `stats`, in order: the period is the same for all
+        self._pulses: deque[tuple[float, str]] = deque()
         self._created = self._tickets = self._wanted = self._up = 0
         self._failures = LoadFailures(context.job.engine.outage_s)
         self._health = NodeHealth()
@@ -93,13 +88,14 @@ class RayPool:
         self._attended = 0.0
         self._polled_at = time.monotonic()
         self._watch_at = 0.0
+        self._gpus = 1 if context.device.startswith("cuda") else 0  # of an encoder
         self.size = encoders_for(context, cluster)
         engine = context.job.engine
-        cores = (os.cpu_count() or 1) if cluster.local else cluster.cpus
+        cores = cluster.cores if cluster.local else cluster.cpus
         self._decoders = decoders_for(context, cluster, self.size)
         self._cluster = cluster
         self._threads = engine.threads or max(1, int(cores // max(self.size, cluster.nodes)))
-        self._watch = ClusterWatch()
+        self._watch = ClusterWatch(partial(ask_head, engine.encoder_cpus, self._gpus))
         self._head_lost = False
 
     def start(self, wanted: int) -> None:  # noqa: D102
@@ -163,7 +159,7 @@ class RayPool:
         self._created += 1
         options: dict[str, Any] = {
             "num_cpus": self._context.job.engine.encoder_cpus,
-            "num_gpus": 1 if self._context.device.startswith("cuda") else 0,
+            "num_gpus": self._gpus,
             "name": None,
         }
         if avoided := self._avoided():
@@ -196,8 +192,9 @@ class RayPool:
 
     def _settle(self, worker: EncoderState, call: Call, answer: Future[Any]) -> list[PoolEvent]:
         if worker.lost is not None:
-            known = call.method == "death" and answer.exception() is None
-            return self._report_loss(worker, answer.result() if known else None) if call.method == "death" else []
+            if call.method != "death":
+                return []
+            return self._report_loss(worker, answer.result() if answer.exception() is None else None)
         try:
             value = answer.result()
         except RayTaskError as error:
@@ -274,7 +271,8 @@ class RayPool:
             raise RuntimeError(f"{worker.name} is not lost")
         del self._workers[worker.name]
         loss, place, now = judge_loss(error, death), worker.place, time.monotonic()
-        if place is not None and loss.cause not in ("node", "preempted") and not isinstance(error, StorageUnavailable):
+        of_node = not (loss.cause in ("node", "preempted") or loss.sent or isinstance(error, StorageUnavailable))
+        if place is not None and of_node:
             gpu = ",".join(place.gpus) if loss.device else None
             certain = not worker.up and (loss.device or isinstance(error, FatalError | CheckpointDiffers))
             self._health.failed(place.node, loss.line, now, host=place.host, gpu=gpu, certain=certain)
@@ -348,25 +346,16 @@ class RayPool:
         return events
 
     def _stuck(self) -> list[PoolEvent]:
-        """Ends encoders that hold shards without progress, and those that load for too long."""
-        limit = self._context.job.engine.hang_s
-        stuck = [
-            (worker, f"no progress for {limit:g} s (engine.hang_s)")
-            for worker in self._workers.values()
-            if worker.shards and self._attended - worker.alive_at > limit
-        ]
-        stuck += [
-            (worker, f"no progress in loading for {LOAD_S:g} s")
-            for worker in self._workers.values()
-            if not worker.up and worker.place is not None and self._attended - worker.alive_at > LOAD_S
-        ]
-        events = []
-        for worker, why in stuck:
-            if worker.lost is None:
-                events += self._gone(worker, WorkerLost(why, blame=True))
-        for worker in [w for w in self._workers.values() if w.lost is not None]:
-            if self._attended - worker.lost_at > RECORD_S:
-                events += self._report_loss(worker, None)
+        """Ends encoders that hold shards or load without progress; reports lost ones whose record does not come."""
+        limit, events = self._context.job.engine.hang_s, []
+        for worker in list(self._workers.values()):
+            silent_s = self._attended - worker.alive_at
+            if worker.lost is not None:
+                events += self._report_loss(worker, None) if self._attended - worker.lost_at > RECORD_S else []
+            elif worker.shards and silent_s > limit:
+                events += self._gone(worker, WorkerLost(f"no progress for {limit:g} s (engine.hang_s)", blame=True))
+            elif not worker.up and worker.place is not None and silent_s > LOAD_S:
+                events += self._gone(worker, WorkerLost(f"no progress in loading for {LOAD_S:g} s", blame=True))
         return events
 
     def _has_no_room(self, worker: EncoderState) -> bool:
@@ -378,6 +367,13 @@ class RayPool:
     def _replace(self, now: float) -> list[PoolEvent]:
         """Creates encoders that are missing. Those that wait for a node are created anew where other nodes are avoided by now."""
         avoided = self._avoided()
+        if avoided and not self._up and self._workers and all(map(self._has_no_room, self._workers.values())):
+            self._health.forget()  # no other node has room
+            return [
+                Notice(
+                    f"no node has room for an encoder but those that are avoided ({len(avoided)}): they are used again"
+                )
+            ]
         for worker in [w for w in self._workers.values() if w.place is None and w.avoided != avoided]:
             del self._workers[worker.name]
             ray.kill(worker.actor, no_restart=True)
@@ -391,8 +387,7 @@ class RayPool:
         if not late or self._waiting_shown:
             return []
         self._waiting_shown = True
-        gpus = 1 if self._context.device.startswith("cuda") else 0
-        return [Notice(waiting_line(len(late), self._context.job.engine.encoder_cpus, gpus, PLACEMENT_S))]
+        return [Notice(waiting_line(len(late), self._context.job.engine.encoder_cpus, self._gpus, PLACEMENT_S))]
 
 
 _take_death = ray.remote(num_cpus=0, max_retries=0)(take_death)
