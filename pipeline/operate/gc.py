@@ -122,7 +122,8 @@ class _Collection:
             self._delete(info.key for info in scratch)
             for leftover in leftovers:
                 store.discard(leftover)
-        removed, stored = self._names(kept)
+        gone = set() if self._lease is not None else {key for file in _files(plan) for key, _ in file.objects}
+        removed, stored = self._names(kept, gone)
         return {
             "output": store.root,
             "dry_run": options.dry_run,
@@ -226,9 +227,9 @@ class _Collection:
 
     # --- names in takedowns -------------------------------------------------------------------------------------------
 
-    def _names(self, kept: Retention) -> tuple[list[str], list[dict[str, Any]]]:
+    def _names(self, kept: Retention, gone: set[str]) -> tuple[list[str], list[dict[str, Any]]]:
         """Replaces names by hashes in records older than the grace time no row of which is stored any more. Also returns records of which
-        some are, with what names their files.
+        some are, with what names their files. `gone`: files that a dry run would delete.
         """
         removed, stored = [], []
         listed, undone = listed_takedowns(self._store)
@@ -236,7 +237,7 @@ class _Collection:
             if record.names_removed is not None or datetime.fromisoformat(record.created).timestamp() > self._limit:
                 continue
             files = TakenFiles(self._store, Takedowns([record]))
-            left = {file.key for file in files.stored()}
+            left = {file.key for file in files.stored()} - gone
             snapshots = [number for number in kept.retained if any(True for _ in files.of_snapshot(number))]
             if left or snapshots or self._is_in_retired(record.uri_ids()):
                 stored.append({"record": record.key, "files": len(left), "snapshots": snapshots})

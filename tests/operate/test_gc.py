@@ -164,7 +164,9 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     (left,) = kept["takedowns"]["stored"]
     assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])
     assert files_of(taken) <= stored(store)
+    dry = collect(store, GcOptions(forget=True, dry_run=True))
     found = collect(store, GcOptions(forget=True))
+    assert {**dry, "dry_run": False} == found
     assert found["snapshots"] == {"retained": [4], "retired": [1, 2, 3], "forgotten": [1, 2, 3]}
     assert found["deleted"]["taken_down"]["files"] == 1
     assert found["takedowns"]["names_removed"] == [record]
@@ -175,7 +177,7 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     assert verify_output(store, snapshot=4).problems == []
     assert publish_all(store).number == fourth.number
     assert read_takedowns(store).takes(uri), "a later build does not encode it"
-    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
+    with pytest.raises(OutputError, match="cannot be undone: its bytes are gone"):
         undo(store, uri, reason="", by="")
 
 
