@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, json_text, storage_config
+from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, show_result, storage_config
 from pipeline.units import size
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def compact(
         with signals.handled():  # a signal deletes what was written and releases the lease
             found = rewrite(store, options, progress=_progress_line() if sys.stderr.isatty() else None).to_dict()
         found["dry_run"] = dry_run
-        typer.echo(json_text(found) if as_json else "\n".join(compaction_lines(found)))
+        show_result(found, compaction_lines, as_json)
 
     guard(
         run,

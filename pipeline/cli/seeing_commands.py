@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output_commands import open_numbered
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, show, storage_config
+from pipeline.cli.terminal import (
+    AsJson,
+    Debug,
+    Output,
+    StoreSettings,
+    guard,
+    json_text,
+    show,
+    show_result,
+    storage_config,
+)
 
 if TYPE_CHECKING:
     from pipeline.storage import Store
@@ -74,6 +84,6 @@ def why(
         if number is not None:
             raise ConfigError(f"{output}: the story of an input is over all snapshots; write {store.root}")
         found = story_of(store, name, storage_config(endpoint_url))
-        typer.echo(json_text(found) if as_json else "\n".join(why_lines(found)))
+        show_result(found, why_lines, as_json)
 
     guard(run, debug=debug)

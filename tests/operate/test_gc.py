@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import deltalake
@@ -18,7 +21,7 @@ from pipeline.operate.compact import compact
 from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.takedown import take_down, undo
 from pipeline.operate.verify import verify_output
-from pipeline.records import Bucket, Shard, SourceObject
+from pipeline.records import Bucket, Counts, Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import (
     NEWEST,
@@ -164,7 +167,9 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     (left,) = kept["takedowns"]["stored"]
     assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])
     assert files_of(taken) <= stored(store)
+    dry = collect(store, GcOptions(forget=True, dry_run=True))
     found = collect(store, GcOptions(forget=True))
+    assert {**dry, "dry_run": False} == found
     assert found["snapshots"] == {"retained": [4], "retired": [1, 2, 3], "forgotten": [1, 2, 3]}
     assert found["deleted"]["taken_down"]["files"] == 1
     assert found["takedowns"]["names_removed"] == [record]
@@ -175,7 +180,7 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     assert verify_output(store, snapshot=4).problems == []
     assert publish_all(store).number == fourth.number
     assert read_takedowns(store).takes(uri), "a later build does not encode it"
-    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
+    with pytest.raises(OutputError, match="cannot be undone: its bytes are gone"):
         undo(store, uri, reason="", by="")
 
 
@@ -235,6 +240,9 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     found = collect(store, NEWEST)
     assert found["deleted"]["compacted"]["files"] >= 2
     assert not {receipt.files[0].key, receipt.files[0].index_key} & stored(store)
+    named = re.findall(rb"data/\S+\.parquet", store.read(".huggingface.yaml"))
+    assert named
+    assert {key.decode() for key in named} <= stored(store), "`datasets` would miss a file"
     assert shown(store) == left == everything - {"video00040-0000"}
     assert verify_output(store).problems == []
     with pytest.raises(OutputError, match="cannot be undone"):
@@ -267,3 +275,29 @@ def test_a_receipt_whose_rows_were_compacted_and_then_replaced_retires_too(store
     assert {"video00000-0000", "video00001-0000"} <= shown(store)
     assert "video00002-0000" not in shown(store)
     assert verify_output(store).problems == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before gc", "after gc"])
+def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(store: Store, late: bool) -> None:
+    """A build found that the input has the bytes of its first version again; its receipt names that version and has no files."""
+    old = receipt_for(store, "b")
+    shard = tar("b", "e3")
+    same = replace(
+        old,
+        shard=shard,
+        shard_id=shard.id(FINGERPRINT),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        files=(),
+        counts=Counts(),
+        stats=None,
+        same_as={shard.objects[0].uri: old.shard_id},
+    )
+    if late:
+        assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    Ledger(store).commit(same)
+    found = collect(store, NEWEST)
+    assert found["receipts"] == {"retired": 0, "restored": int(late)}
+    assert files_of(old) <= stored(store)
+    publish_all(store)
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+    assert "video00012-0000" not in shown(store)
