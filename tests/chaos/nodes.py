@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = 2
+STARTS = 10
 VICTIMS: tuple[Victim, ...] = ("driver", "encoder", "decoder_actor", "raylet", "node")
 NAMES = {"encoder": "ray::EncoderActor", "decoder_actor": "ray::DecoderActor"}  # of processes
 ENGINE = ("encoders=2", "encoder_cpus=1", "decoder_cpus=0.5", "credit=1")
@@ -26,11 +28,15 @@ class Nodes:
     """`flags` lead a build to the cluster. `kill` is a `Life`'s; `restore` replaces nodes that were killed."""
 
     def __init__(self, place: Place) -> None:
-        self._environment = {**place.environment, "PYTHONPATH": str(ROOT)}
         self._place = place
         self._folder = tempfile.TemporaryDirectory(prefix="lr", dir="/tmp", ignore_cleanup_errors=True)
-        self._cluster: Any = self._in_environment(
-            lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": self._folder.name})
+        os.mkdir(f"{self._folder.name}/ray")  # for the file with the address
+        self._environment = {**place.environment, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": self._folder.name}
+        self._cluster: Any = self._started(
+            lambda: Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 2, "include_dashboard": False, "temp_dir": f"{self._folder.name}/ray"},
+            )
         )
         self.restore()
         settings = (part for text in ENGINE for part in ("--set", f"engine.{text}"))
@@ -42,7 +48,7 @@ class Nodes:
             if not node.remaining_processes_alive():
                 self._cluster.remove_node(node, allow_graceful=False)
         while len(self._cluster.worker_nodes) < NODES:
-            self._in_environment(lambda: self._cluster.add_node(num_cpus=2))
+            self._started(lambda: self._cluster.add_node(num_cpus=2))
 
     def kill(self, victim: Victim, place: Place) -> bool:
         """Whether there was one."""
@@ -68,12 +74,21 @@ class Nodes:
         self._cluster.shutdown()
         self._folder.cleanup()
 
-    def _in_environment(self, make: Any) -> Any:
-        """Ray's processes get the environment of the commands, so that their workers find the object store."""
-        before = dict(os.environ)
-        os.environ.update(self._environment)
-        try:
-            return make()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    def _started(self, make: Any) -> Any:
+        """Ray's processes get the environment of the commands, so that their workers find the object store. Ray gives a raylet 30 s to
+        start, which is short on a busy machine: then what was started is killed, and it is tried again.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._environment.items():
+                patch.setenv(name, value)
+            for _ in range(STARTS):
+                before = {process.pid for process in self._place.processes()}
+                try:
+                    return make()
+                except Exception as error:  # Ray raises no class of its own
+                    if "timed out during startup" not in str(error):
+                        raise
+                for process in self._place.processes():
+                    if process.pid not in before:
+                        process.kill()
+        raise TimeoutError(f"no raylet came up in {STARTS} tries")
