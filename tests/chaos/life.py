@@ -97,11 +97,12 @@ class Life:
         runs: list[ForkedCommand] = []
         killed: list[Victim] = []
 
-        def kill(victim: Victim) -> None:
+        def kill(victim: Victim) -> bool:
             while not runs:  # `start` has not returned yet
                 time.sleep(0.001)
-            if self._kill(victim, runs[0], place):
+            if found := self._kill(victim, runs[0], place):
                 killed.append(victim)
+            return found
 
         actions = {at: (lambda victim=victim: kill(victim)) for victim, at in step.victims}
         trap.begin(lambda request: schedule.fault(self._seed, number, request), actions)

@@ -146,9 +146,10 @@ class Scene:
         output = self.copy()
         ended: dict[str, int] = {}
 
-        def meanwhile() -> None:
+        def meanwhile() -> bool:
             ended["other"] = place.start(*self.arguments(race.other, output)).wait()
             self._check_whole(output)
+            return True
 
         trap.begin(actions={race.at: meanwhile})
         held = place.start(*self.arguments(race.held, output), endpoint=trap.endpoint)

@@ -31,16 +31,16 @@ class Trap(FaultyProxy):
         self.count = 0  # requests since `begin`
         self.error: BaseException | None = None  # of an action
         self._fault_of: Callable[[int], str | None] | None = None
-        self._actions: dict[int, Callable[[], object]] = {}
+        self._actions: dict[int, Callable[[], bool]] = {}
         self._turn = threading.RLock()
 
     def begin(
         self,
         fault_of: Callable[[int], str | None] | None = None,
-        actions: Mapping[int, Callable[[], object]] | None = None,
+        actions: Mapping[int, Callable[[], bool]] | None = None,
     ) -> None:
         """From the next request on, which is number 1: `fault_of` names its fault, `actions` are called before it is served. All
-        requests wait for an action.
+        requests wait for an action. One that returns False, because there is nothing to act on yet, is called again at the next request.
         """
         with self._turn:
             self.count, self._fault_of, self._actions = 0, fault_of, dict(actions or {})
@@ -59,7 +59,8 @@ class Trap(FaultyProxy):
             action = self._actions.pop(self.count, None)
             if action is not None:
                 try:
-                    action()
+                    if not action():
+                        self._actions[self.count + 1] = action
                 except BaseException as error:
                     self.error = error
                     raise

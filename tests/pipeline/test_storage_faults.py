@@ -84,6 +84,13 @@ def test_a_listing_that_was_cut_off_is_asked_for_again_not_empty(s3: S3Server, d
             list(store.list())
 
 
+def test_a_few_broken_answers_are_no_reason_to_refuse_a_store(s3: S3Server) -> None:
+    faults = [Fault("status"), Fault("cut", after_bytes=0), Fault("cut", after_bytes=10), Fault("lose")]
+    with FaultyProxy(s3.address, lambda *_: faults.pop() if faults else None) as proxy:
+        open_store(s3.root, through(proxy)).preflight()
+        assert proxy.faults == 4
+
+
 @pytest.mark.parametrize(("code", "said"), [(500, b"InternalError"), (503, b"SlowDown"), (429, b"TooManyRequests")])
 def test_busy_answers_are_retried(s3: S3Server, code: int, said: bytes) -> None:
     busy = Fault("status", code=code, body=b"<Error><Code>%s</Code></Error>" % said)
