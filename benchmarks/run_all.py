@@ -48,7 +48,7 @@ ENTRIES = (
     Entry("uniform_clips", "", "--minutes 1 --repeats 1"),
     Entry("slow_store", "", "--shards 1 --repeats 1 --latency 0.01"),
     Entry("start", "", "--files 1000 --folders 10"),
-    Entry("driver_loop", "", "--shards 1000 --workers 2,4"),
+    Entry("scale", "", "--shards 400 --workers 2,4 --shard-seconds 1 --seconds 1"),
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
     Entry("compact", "", "--mebibytes 2 --file-mebibytes 1"),

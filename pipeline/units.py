@@ -1,6 +1,8 @@
-"""Text of sizes in bytes and durations in seconds."""
+"""Text for people: sizes in bytes, durations in seconds, names that come with the data."""
 
 from __future__ import annotations
+
+import unicodedata
 
 
 def size(n: float) -> str:
@@ -17,3 +19,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def printable(text: str) -> str:
+    r"""`text` for one line of a terminal: control characters and line ends are escaped, bytes that are not UTF-8 (lone surrogates) are
+    `\xff`. Names of files and tar members may hold both: a terminal would obey the first, and stdout refuses the second.
+    """
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(char: str) -> str:
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char.encode("unicode_escape").decode()

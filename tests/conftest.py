@@ -63,7 +63,7 @@ LONG_FIRST = (
 # Files that use one Ray cluster; one worker takes all of them.
 ON_ONE_RAY = tuple(
     f"tests/engine/test_ray{name}.py"
-    for name in ("", "_faults", "_lanes", "_nodes", "_odd_inputs", "_outage", "_watch")
+    for name in ("", "_faults", "_lanes", "_metrics", "_nodes", "_odd_inputs", "_outage", "_watch")
 )
 
 

@@ -1,14 +1,17 @@
 """Command line: options, commands, results as text, exit codes.
 
-- `app`: encode, plan, status, inspect, verify, sample
+- `app`: encode, plan, inspect, verify, sample
+- `seeing_commands`: status, why
 - `output_commands`: publish, snapshots, diff, stats
 - `compact_command`: compact
+- `maintenance_commands`: takedown, gc
 - `nightly_command`: nightly
 - `export_command`: export
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes
 - `progress`: displays of a running build (live, plain lines, JSON lines)
-- `wording`, `evaluation_wording`, `export_wording`, `preview_wording`, `snapshot_wording`: results as lines of text
+- `wording`, `build_wording`, `why_wording`, `snapshot_wording`, `evaluation_wording`, `export_wording`,
+  `maintenance_wording`, `preview_wording`: results as lines of text
 """
 
 import contextlib

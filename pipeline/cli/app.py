@@ -1,4 +1,4 @@
-"""Commands of `lathe`: encode, plan, status, inspect, verify, sample. Packages are imported when a command runs, so that `--help` is fast.
+"""Commands of `lathe`: encode, plan, inspect, verify, sample. Packages are imported when a command runs, so that `--help` is fast.
 
 Exit codes: 0 done; 1 it was started and failed; 2 the command or configuration is wrong, nothing was started; 130 stopped by SIGINT,
 SIGTERM or SIGHUP: running shards were finished, and the same command resumes.
@@ -17,6 +17,7 @@ from pipeline.cli import (
     network_commands,
     nightly_command,
     output_commands,
+    seeing_commands,
 )
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
@@ -24,6 +25,7 @@ from pipeline.cli.terminal import (
     Checkpoint,
     Clips,
     Config,
+    Crop,
     Debug,
     Device,
     EncodeCommand,
@@ -36,6 +38,7 @@ from pipeline.cli.terminal import (
     StoreSettings,
     Strict,
     Untrained,
+    Variants,
     fail,
     guard,
     show,
@@ -72,6 +75,8 @@ def encode(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
+    crop: Crop = None,
+    variants: Variants = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
@@ -125,6 +130,8 @@ def encode(
         "clips.frames": frames,
         "clips.size": size,
         "clips.select": clips,
+        "clips.crop": crop,
+        "clips.variants": variants,
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
@@ -169,6 +176,8 @@ def plan(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
+    crop: Crop = None,
+    variants: Variants = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
@@ -190,6 +199,8 @@ def plan(
             "clips.frames": frames,
             "clips.size": size,
             "clips.select": clips,
+            "clips.crop": crop,
+            "clips.variants": variants,
             "write.dtype": dtype,
             "strict": strict,
         }
@@ -200,16 +211,7 @@ def plan(
     guard(run, debug=debug, again="nothing was written; the same command starts over")
 
 
-@app.command()
-def status(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Show the state of an output. Lists shards, clips and rejects, and whether a build is running."""
-
-    def run() -> None:
-        from pipeline.operate.status import status as status_of
-
-        show(status_of(*output_commands.open_numbered(output, endpoint_url)), "status_lines", as_json)
-
-    guard(run, debug=debug)
+app.command()(seeing_commands.status)
 
 
 @app.command()
@@ -269,6 +271,7 @@ def sample(
     guard(run, debug=debug)
 
 
+app.command()(seeing_commands.why)
 app.command()(nightly_command.nightly)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)

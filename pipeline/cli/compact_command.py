@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, json_text, storage_config
+from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, show_result, storage_config
 from pipeline.units import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEAST_BYTES = 1_000_000
+NOTHING = "nothing to do: no file is small or has rows that do not count"
 
 
 def compact(
@@ -43,15 +44,17 @@ def compact(
         root = check_whole_output(output)
         from pipeline.operate.compact import CompactOptions
         from pipeline.operate.compact import compact as rewrite
+        from pipeline.process import signals
         from pipeline.storage import open_store
 
         options = CompactOptions(
             target_bytes=byte_size(target_bytes), only_takedowns=only_takedowns, dry_run=dry_run, delta=delta
         )
         store = open_store(root, storage_config(endpoint_url))
-        found = rewrite(store, options, progress=_progress_line() if sys.stderr.isatty() else None).to_dict()
+        with signals.handled():  # a signal deletes what was written and releases the lease
+            found = rewrite(store, options, progress=_progress_line() if sys.stderr.isatty() else None).to_dict()
         found["dry_run"] = dry_run
-        typer.echo(json_text(found) if as_json else "\n".join(compaction_lines(found)))
+        show_result(found, compaction_lines, as_json)
 
     guard(
         run,
@@ -83,13 +86,12 @@ def byte_size(text: str) -> int:
 
 def compaction_lines(found: dict[str, Any]) -> list[str]:
     """Lines that describe a `Compaction`."""
-    notes = [f"  note      {text}" for text in found["notices"]]
     if not found["files_before"]:
-        return notes or ["nothing to do: no file is small or has rows that do not count"]
-    what = (
-        f"{found['files_before']} files become {found['files_after']}, "
-        f"without {found['rows_dropped']} rows that do not count"
-    )
+        return found["notices"] or [NOTHING]
+    notes = [f"  note      {text}" for text in found["notices"]]
+    what = f"{found['files_before']} files become {found['files_after']}"
+    if found["rows_dropped"]:
+        what += f", without {found['rows_dropped']} rows that do not count"
     if found["dry_run"]:
         return [
             f"would make a snapshot of the rows of snapshot {found['parent']}: {what}; {size(found['bytes_read'])} to copy",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, storage_config
+from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, show_result, storage_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,8 +59,6 @@ def export(
     """Write published latents in the format of a trainer. Run again, it adds what is new and removes what is gone."""
 
     def run() -> None:
-        import json
-
         from pipeline.cli.export_wording import export_lines
         from pipeline.export.targets import Request, export_output
         from pipeline.process import signals
@@ -69,7 +67,7 @@ def export(
         with signals.handled():
             report = export_output(output, directory, request, storage_config(endpoint_url), _progress())
         values = report.to_dict()
-        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(export_lines(values)))
+        show_result(values, export_lines, as_json)
 
     guard(run, debug=debug)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Config, Debug, StoreSettings, guard, json_text, storage_config
+from pipeline.cli.terminal import AsJson, Config, Debug, StoreSettings, guard, show_result, storage_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def takedown(
         store = open_store(check_whole_output(output), storage)
         if list_:
             records = operation.history(store)
-            typer.echo(json_text(records) if as_json else "\n".join(wording.history_lines(records)))
+            show_result(records, wording.history_lines, as_json)
             return
         who = _user() if by is None else by
         if undo is not None:
@@ -133,7 +133,7 @@ def gc(
             dry_run=dry_run,
         )
         found = operation.collect(store, options)
-        typer.echo(json_text(found) if as_json else "\n".join(gc_lines(found)))
+        show_result(found, gc_lines, as_json)
 
     guard(run, debug=debug, again="what was deleted stays deleted; the same command goes on")
 
@@ -158,7 +158,7 @@ def _show(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], a
     """Prints a result; ends with exit code 1 if the Delta log was not rewritten."""
     from pipeline.errors import ViewNotWritten
 
-    typer.echo(json_text(found) if as_json else "\n".join(lines(found)))
+    show_result(found, lines, as_json)
     if found["delta_error"] is not None:
         raise ViewNotWritten(
             f"the record is written, but the Delta view was not rewritten and may still show the rows: {found['delta_error']}; "

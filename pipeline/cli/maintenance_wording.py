@@ -113,7 +113,8 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{would} {total['files']} data files with their indexes, {size(total['bytes'])}"]
     lines += [f"  files     {item['files']} {words}, {size(item['bytes'])}" for item, words in files]
     if snapshots["retired"]:
-        lines.append(f"  snapshots {_numbers(snapshots['retired'])} {would}; {len(snapshots['retained'])} are kept")
+        go = "would go" if found["dry_run"] else "are gone"
+        lines.append(f"  snapshots {_numbers(snapshots['retired'])} {go}, {len(snapshots['retained'])} are kept")
     if snapshots["forgotten"]:
         lines.append(
             f"  forgotten {_numbers(snapshots['forgotten'])} of these named files with rows that were taken down"
@@ -135,7 +136,10 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
             lines.append(f"  kept      {n} files {words}{of}")
     lines += [f"  running   build {name}" for name in found["running"]]
     if takedowns["names_removed"]:
-        lines.append(f"  takedowns {len(takedowns['names_removed'])} whose bytes are gone: names replaced by hashes")
+        state = "would be" if found["dry_run"] else "are"
+        lines.append(
+            f"  takedowns names of {len(takedowns['names_removed'])} {state} replaced by hashes: no bytes are left"
+        )
     lines += [f"  takedowns {_stored(item)}" for item in _some_dicts(takedowns["stored"])]
     if foreign := found["foreign"]["objects"]:
         lines.append(

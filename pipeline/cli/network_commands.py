@@ -5,7 +5,6 @@ Packages are imported when a command runs, so that `--help` is fast.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +27,7 @@ from pipeline.cli.terminal import (
     Untrained,
     guard,
     show,
+    show_result,
     storage_config,
 )
 
@@ -152,7 +152,7 @@ def evaluate(
 
         job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
         summary = evaluate.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
-        typer.echo(json.dumps(summary, indent=1) if as_json else "\n".join(evaluation_lines(summary)))
+        show_result(summary, evaluation_lines, as_json)
 
     guard(run, debug=debug, again="an evaluation cannot be resumed: give another --output, or empty this one")
 
@@ -183,7 +183,7 @@ def preview(
 
         storage = storage_config(endpoint_url)
         description = show_clips(output, storage, sheet=sheet, clips=clips, checkpoint=checkpoint, device=device)
-        typer.echo(json.dumps(description, indent=1) if as_json else "\n".join(preview_lines(description)))
+        show_result(description, preview_lines, as_json)
 
     guard(run, debug=debug)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Overrides, fail, guard, json_text, stopped
+from pipeline.cli.terminal import AsJson, Debug, Overrides, fail_with, guard, show_result, stopped
 from pipeline.process import signals
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.progress import BuildProgress, Display
     from pipeline.engine.driver.report import BuildReport
+    from pipeline.nightly.night import Night
 
 REJECTED_SHOWN = 5
 
@@ -75,29 +77,52 @@ def _run(
     *,
     accept_fingerprint: bool,
 ) -> None:
-    from pipeline.config import build_job
-    from pipeline.errors import Interrupted, LatheError
+    from pipeline.errors import LatheError
 
     codes = _codes(exit_codes)
-    job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
+    try:
+        night = _night(path, flags, overrides, as_json, accept_fingerprint=accept_fingerprint)
+    except BaseException as error:
+        if (failed := getattr(error, "night", None)) is None:
+            raise
+        code = codes[failed.outcome]
+        if failed.output or as_json:
+            _show(failed, code, as_json)
+        if isinstance(error, KeyboardInterrupt):
+            stopped("stopped; the same command resumes", code)
+        if isinstance(error, LatheError):
+            fail_with(error, code, debug=debug)
+        raise
+    code = codes[night.outcome]
+    _show(night, code, as_json)
+    if night.outcome == "interrupted":
+        stopped(night.message, code)
+    if code:
+        raise typer.Exit(code)
+
+
+def _night(
+    path: str, flags: dict[str, Any], overrides: tuple[str, ...], as_json: bool, *, accept_fingerprint: bool
+) -> Night:
+    """Runs a night. Errors have the `Night` as their attribute `night`; it has no output if the job file is wrong."""
+    from pipeline.config import build_job
+    from pipeline.errors import ConfigError
+    from pipeline.nightly.night import new_night
+
+    try:
+        job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
+    except ConfigError as error:
+        refused = new_night(output="")
+        refused.end(error, time.monotonic())
+        error.night = refused  # type: ignore[attr-defined]
+        raise
     from pipeline.cli.progress import display_for
     from pipeline.nightly.run import nightly as run_night
 
-    display = display_for("none" if as_json and job.progress == "json" else job.progress)
+    # Its JSON lines would be on stdout, between which a reader of `--json` expects one object.
+    display = display_for("plain" if as_json and job.progress == "json" else job.progress)
     shown = _WithoutReport(display) if as_json else display
-    try:
-        night = run_night(job, shown, accept_fingerprint=accept_fingerprint, command=f"lathe nightly {path}")
-    except BaseException as error:
-        if (failed := getattr(error, "night", None)) is not None:
-            _show(failed.to_dict(), as_json)
-        if isinstance(error, LatheError) and not isinstance(error, Interrupted) and not debug and failed is not None:
-            fail(str(error), codes[failed.outcome])
-        raise
-    _show(night.to_dict(), as_json)
-    if night.outcome == "interrupted":
-        stopped(night.message)
-    if codes[night.outcome]:
-        raise typer.Exit(codes[night.outcome])
+    return run_night(job, shown, accept_fingerprint=accept_fingerprint, command=f"lathe nightly {path}")
 
 
 def _codes(given: list[str]) -> dict[str, int]:
@@ -120,8 +145,8 @@ def _codes(given: list[str]) -> dict[str, int]:
     return codes
 
 
-def _show(night: dict[str, Any], as_json: bool) -> None:
-    typer.echo(json_text(night) if as_json else "\n".join(night_lines(night)))
+def _show(night: Night, code: int, as_json: bool) -> None:
+    show_result({**night.to_dict(), "exit_code": code}, night_lines, as_json)
 
 
 def night_lines(night: dict[str, Any]) -> list[str]:

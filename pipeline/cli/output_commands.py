@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, storage_config
+from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, show_result, storage_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,7 +170,7 @@ def show_published(published: Any, as_json: bool, error: str | None = None) -> N
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     if error is not None:
         values["error"] = error
-    typer.echo(json_text(values) if as_json else "\n".join(published_lines(values)))
+    show_result(values, published_lines, as_json)
 
 
 def show_failed(error: PublishFailed, as_json: bool) -> None:
@@ -209,7 +209,7 @@ def snapshots(
             except OutputError as error:
                 damaged.append({"number": each, "error": str(error)})
         values = {"output": store.root, "snapshots": records, "damaged": damaged}
-        typer.echo(json_text(values) if as_json else "\n".join(snapshots_lines(values)))
+        show_result(values, snapshots_lines, as_json)
         if number is not None and damaged:
             raise typer.Exit(1)
 
@@ -230,7 +230,7 @@ def diff(
         from pipeline.operate.diff import diff as compare
 
         values = compare(open_numbered(a, endpoint_url), open_numbered(b, endpoint_url))
-        typer.echo(json_text(values) if as_json else "\n".join(diff_lines(values)))
+        show_result(values, diff_lines, as_json)
 
     guard(run, debug=debug)
 
@@ -255,6 +255,6 @@ def stats(
         if plot is not None:
             newest = max(values["fingerprints"].values(), key=lambda item: item["exact"]["values_per_channel"])
             plot_statistics(newest, plot)
-        typer.echo(json_text(values) if as_json else "\n".join(stats_lines(values)))
+        show_result(values, stats_lines, as_json)
 
     guard(run, debug=debug)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.records import BASE
+
 SKIPPED_SHOWN = 8  # clips without a source that are named; the others are counted
 
 
@@ -21,7 +23,8 @@ def preview_lines(description: dict[str, Any]) -> list[str]:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['key']}, clip {row['clip']:<4}{row['bucket']:14}"
+    variant = "" if row["variant"] == BASE else f"{row['variant']}  "
+    return f"{row['key']}, clip {row['clip']:<4}{variant}{row['bucket']:14}"
 
 
 def _quality(psnr: float | None) -> str:

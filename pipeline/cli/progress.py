@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.cli.wording import build_lines
 from pipeline.engine.driver.progress import Display, Silent
-from pipeline.units import duration, size
+from pipeline.units import duration, printable, size
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.progress import BuildProgress
@@ -42,6 +42,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
         BrokenPipeError: the reader of stdout has gone.
     """
     stream = stream or sys.stderr
+    text = "\n".join(map(printable, text.split("\n")))
     try:
         print(text, file=stream, flush=True)
     except OSError as error:
@@ -114,7 +115,7 @@ class Rich:
 
     def notice(self, text: str) -> None:  # noqa: D102
         with suppress(OSError):  # as in `say`
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(printable(text), markup=False, highlight=False)
 
     def update(self, progress: BuildProgress) -> None:  # noqa: D102
         eta = f" · {duration(progress.eta_s)} left" if progress.eta_s is not None else ""

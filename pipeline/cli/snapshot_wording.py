@@ -24,6 +24,8 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['output']}: {len(found['snapshots'])} snapshots"]
     for item in found["snapshots"]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
+        if about := item["lineage"].get("compaction"):
+            lines.append(f"        compacted: {about['files_before']} files became {about['files_after']}")
         if item["open_shards"]:
             number = item["tables"]["open"]["rows"] if "open" in item["tables"] else len(item["open_shards"])
             lines.append(f"        partial: {number} shards or inputs were not done")

@@ -9,15 +9,19 @@ import json
 import math
 import re
 import sys
+import traceback
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from pipeline.process.signals import EXIT_CODE
+from pipeline.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pipeline.errors import LatheError
 
 Overrides = Annotated[
     list[str] | None,
@@ -41,6 +45,16 @@ Size = Annotated[
 Clips = Annotated[
     str | None,
     typer.Option(help="Which clips of a video: head, tile, slide:STRIDE, uniform:N or whole. [default: head]"),
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        help="What of a frame fills its bucket: center, top, random:K (K crops of each clip) or letterbox (cuts off black bars). "
+        "[default: center]"
+    ),
+]
+Variants = Annotated[
+    str | None, typer.Option(help="More rows of each clip: flip (mirrored left to right). [default: none]")
 ]
 Model = Annotated[
     str | None,
@@ -108,7 +122,12 @@ def show(values: dict[str, Any], lines_of: str, as_json: bool) -> None:
     """Prints a result: as JSON, or as the lines that the function `lines_of` of `pipeline.cli.wording` makes."""
     from pipeline.cli import wording
 
-    typer.echo(json_text(values) if as_json else "\n".join(getattr(wording, lines_of)(values)))
+    show_result(values, getattr(wording, lines_of), as_json)
+
+
+def show_result(values: Any, lines: Callable[[Any], list[str]], as_json: bool) -> None:
+    """Prints a result on stdout: as JSON, or as the lines that `lines` makes of it."""
+    typer.echo(json_text(values) if as_json else "\n".join(map(printable, lines(values))))
 
 
 def json_text(values: Any) -> str:
@@ -140,9 +159,7 @@ def guard(
     except Interrupted as error:
         stopped(str(error))
     except LatheError as error:
-        if debug:
-            raise
-        fail(str(error), error.exit_code)
+        fail_with(error, error.exit_code, debug=debug)
     except KeyboardInterrupt:
         stopped(f"stopped; {again if isinstance(again, str) else again()}")
     except BrokenPipeError:
@@ -150,15 +167,22 @@ def guard(
         raise typer.Exit(1) from None
 
 
-def stopped(message: str) -> None:
+def stopped(message: str, code: int = EXIT_CODE) -> None:
     """Prints one line on stderr and ends a command that a signal stopped."""
     from pipeline.cli.progress import say
 
     say(f"lathe: {message}")
-    raise typer.Exit(EXIT_CODE)
+    raise typer.Exit(code)
+
+
+def fail_with(error: LatheError, code: int, *, debug: bool) -> None:
+    """As `fail`, with the error; with `debug` its traceback is printed before."""
+    if debug:
+        traceback.print_exception(error)
+    fail(str(error), code)
 
 
 def fail(message: str, code: int) -> None:
     """Prints one line on stderr and ends the command with exit code `code`."""
-    typer.echo(f"lathe: error: {message}", err=True)
+    typer.echo(f"lathe: error: {printable(message)}", err=True)
     raise typer.Exit(code)

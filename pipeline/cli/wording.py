@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.build_wording import builds_lines
 from pipeline.units import duration, size
 
 if TYPE_CHECKING:
@@ -72,14 +72,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(
             f"  pending   {pending['shards']} shards with {pending['clips']} clips that no snapshot has yet; `lathe publish` takes them in"
         )
-    for build in filter(None, (status["progress"], *status["other_builds"])):
-        age = max(0.0, time.time() - build["updated"])
-        state = "running" if build["running"] else "not running"
-        lines.append(
-            f"  build     {state}, last report {duration(age)} ago: {build['shards_done']}/{build['shards_total']} shards, "
-            f"{build['frames_per_s']:.1f} frames/s"
-        )
-    return lines
+    return lines + builds_lines(status)
 
 
 def verify_lines(report: dict[str, Any]) -> list[str]:

@@ -1,29 +1,27 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`: the options with type, unit, default and meaning, and their validation
+- `sections`, `clips`: the options with type, unit, default and meaning, and their validation; those of `clips.`
+- `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
 """
 
+from pipeline.config.clips import ClipConfig, Fps, parse_bucket, parse_size
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
+from pipeline.config.section import Section
 from pipeline.config.sections import (
     EMBEDDED,
     BuildPoint,
-    ClipConfig,
     DecodeConfig,
     DrillConfig,
     DrillPoint,
     EncodeJob,
     EngineConfig,
-    Fps,
     GcConfig,
     MiB,
     ModelConfig,
     NightlyConfig,
-    Section,
     StorageConfig,
     WriteConfig,
-    parse_bucket,
-    parse_size,
 )
 
 __all__ = [

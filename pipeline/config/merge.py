@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.sections import EncodeJob, Section
+from pipeline.config.section import Section
+from pipeline.config.sections import EncodeJob
 from pipeline.errors import ConfigError
 
 
@@ -85,12 +86,12 @@ def _read_yaml(path: str, kind: type[Section]) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"job file {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: not UTF-8 text (byte {error.start})") from None
-    loaded = _parse_yaml(text, f"--config {path}")
+        raise ConfigError(f"job file {path}: not UTF-8 text (byte {error.start})") from None
+    loaded = _parse_yaml(text, f"job file {path}")
     if not isinstance(loaded, dict):
-        raise ConfigError(f"--config {path}: expected a mapping of sections, got {type(loaded).__name__}")
+        raise ConfigError(f"job file {path}: expected a mapping of sections, got {type(loaded).__name__}")
     # A section whose lines are all comments is empty; keys that are not text become unknown fields.
     sections = {name for name, field in kind.model_fields.items() if isinstance(field.default, Section)}
     return {str(name): {} if value is None and name in sections else value for name, value in loaded.items()}

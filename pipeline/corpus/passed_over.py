@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.corpus.kinds import OTHER_SUFFIX, UNKNOWN
 from pipeline.errors import InputError
+from pipeline.units import printable
 
 REASONS_SHOWN = 16
 KINDS_SHOWN = 5  # of one reason
@@ -88,8 +89,7 @@ class PassedOver:
 
 def shown(uri: str) -> str:
     r"""A URI for printing on one line: bytes that are not UTF-8 as `\xff`, control characters escaped, cut if long."""
-    text = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = printable(uri)
     half = LONGEST_EXAMPLE // 2
     return text if len(text) <= LONGEST_EXAMPLE else f"{text[:half]}…{text[-half:]}"
 

@@ -89,6 +89,10 @@ class Encoder:
         """Chunks per step by chunk shape, as chosen so far."""
         return self._budget.choices()
 
+    def device_bytes(self) -> int:
+        """Memory of the GPU that this process has reserved for tensors; 0 on a CPU."""
+        return int(self._torch.cuda.memory_reserved(self._device)) if self._cuda else 0
+
     def encode(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> list[Encoded]:
         """Runs a step and waits for its results."""
         return self.launch(chunks, states).results()

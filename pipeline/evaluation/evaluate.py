@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +86,7 @@ def evaluate(
         "lathe_version": version("lathe"),
         "network": instruments.facts(),
         "inputs": list(job.inputs),
-        "clips": asdict(rules),
+        "clips": rules.to_dict(),
         "lpips": list(lpips) or None,
         "i3d": i3d,
         "videos": samples.videos,

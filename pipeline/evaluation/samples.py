@@ -25,7 +25,7 @@ class _Video:
 
     sample: Sample | None
     plans: dict[int, ClipPlan] = field(default_factory=dict)
-    run: ClipMeasurement | None = None
+    runs: dict[int, ClipMeasurement] = field(default_factory=dict)  # by clip: variants of one are cut in turns
     results: list[tuple[ClipPlan, ClipResult]] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     settled: set[int] = field(default_factory=set)  # clips measured or failed
@@ -54,12 +54,12 @@ class SamplesInProgress:
         elif isinstance(what, FrameChunk):
             self._measure(event.number, video, what)
         elif isinstance(what, ClipFailed):
-            video.run = None
+            video.runs.pop(what.clip, None)
             if what.clip not in video.settled:
                 video.settled.add(what.clip)
                 video.rejects.append(what.reject)
         elif isinstance(what, Restarted):
-            video.run = None
+            video.runs.clear()
         elif isinstance(what, Reject):
             video.rejects.append(what)
             video.ended = True
@@ -74,17 +74,17 @@ class SamplesInProgress:
             return
         plan = video.plans[chunk.clip]
         if chunk.first:
-            video.run = ClipMeasurement(self._instruments, video.sample, plan)
-        if video.run is None:
+            video.runs[chunk.clip] = ClipMeasurement(self._instruments, video.sample, plan)
+        if (run := video.runs.get(chunk.clip)) is None:
             raise RuntimeError(
                 f"a chunk of {video.sample.key}, clip {chunk.clip}, arrived before the clip's first chunk"
             )
-        video.run.push(chunk)
+        run.push(chunk)
         if chunk.last:
             video.settled.add(chunk.clip)
-            video.results.append((plan, video.run.result()))
-            self._findings.show(number, video.sample, plan, video.run)
-            video.run = None
+            video.results.append((plan, run.result()))
+            self._findings.show(number, video.sample, plan, run)
+            del video.runs[chunk.clip]
 
     def _write(self, video: _Video) -> None:
         self.videos += 1

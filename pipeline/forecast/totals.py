@@ -102,7 +102,8 @@ class ForecastTotals:
         self._with_clips += bool(video.clips)
         self._video_seconds += video.info.duration_s
         if video.clips:
-            self.warn(Counter(warning_kinds(sample, video.info.warnings)))
+            of_clips = [warning for clip in video.clips for warning in clip.warnings]
+            self.warn(Counter(warning_kinds(sample, [*video.info.warnings, *of_clips])))
         for reject in video.rejects:
             self._drop(reject)
         for clip in video.clips:

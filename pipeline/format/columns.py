@@ -65,7 +65,9 @@ class LatentRow:
     """One row. `scalars` are the columns of `SCALARS` in order; `logvar` only where moments are stored."""
 
     id: str
-    order: tuple[int, int]  # (sample index in the shard, clip index): rows are sorted by it
+    order: tuple[
+        int, int
+    ]  # (sample index in the shard, number of the clip's variant in the video): rows are sorted by it
     num_frames: int
     latent: Payload
     logvar: Payload | None
@@ -152,12 +154,12 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "duration_sec": clip.end_s - plan.start_s,
         "fps": plan.fps,
         "bucket": bucket_name(bucket),
-        "variant": "base",
+        "variant": plan.variant,
         "source_uri": storable(sample.uri),
         "source_key": storable(sample.key),
         "source_hash": info.content_hash,
         "sample_index": sample.index if sample.source_index is None else sample.source_index,
-        "clip_index": plan.index,
+        "clip_index": plan.clip_index,
         "clip_start_sec": plan.start_s,
         "clip_end_sec": clip.end_s,
         "clip_start_frame": plan.start,

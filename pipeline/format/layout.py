@@ -51,6 +51,7 @@ class Layout:
     summaries: str
     summary_suffix: str
     progress: str
+    runs: str
 
     def data_key(self, fingerprint: str, bucket: str, stem: str, suffix: str) -> str:
         """Key of a data file: `data/{fp8}/{bucket}/{stem}{suffix}`."""
@@ -87,6 +88,15 @@ class Layout:
         """Key of the heartbeat of a running build."""
         return f"{self.progress}{build}.json"
 
+    def run_log_key(self, build: str, part: int) -> str:
+        """Key of a part of the run log of a build; parts count from 1."""
+        return f"{self.runs}{build}/{part:04d}.jsonl"
+
+    def run_log_name(self, key: str) -> tuple[str, int] | None:
+        """Inverse of `run_log_key`; None if `key` is not the key of a part."""
+        match = re.fullmatch(rf"{self.runs}([^/]+)/(\d{{4}})\.jsonl", key)
+        return None if match is None else (match[1], int(match[2]))
+
 
 LAYOUTS = {
     1: Layout(
@@ -98,6 +108,7 @@ LAYOUTS = {
         summaries="summaries/",
         summary_suffix=".parquet",
         progress="progress/",
+        runs="runs/",
     ),
     2: Layout(
         version=2,
@@ -108,6 +119,7 @@ LAYOUTS = {
         summaries="_summaries/",
         summary_suffix=".cache",
         progress="_progress/",
+        runs="_runs/",
     ),
 }
 CURRENT = LAYOUTS[2]
@@ -116,8 +128,12 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, RETIRED, NIGHTS),
-    *(prefix for one in LAYOUTS.values() for prefix in (one.receipts, one.index, one.summaries, one.progress)),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED),
+    *(
+        prefix
+        for one in LAYOUTS.values()
+        for prefix in (one.receipts, one.index, one.summaries, one.progress, one.runs)
+    ),
 )
 """Folders of an output of any version; with `OWN_OBJECTS`, everything in it. An output may lie inside a folder of inputs."""
 

@@ -12,5 +12,6 @@
 - `versions`, `decisions`, `candidate`: which version of an input and which part of a receipt count; contents of the next snapshot
 - `addresses`: `OUTPUT@N` as users write it
 - `lease`: one process at a time does what is named
-- `takedowns`: records that hide rows from every reader
+- `takedowns`, `takedown_record`: records that hide rows from every reader; one record
+- `row_search`: rows by id or by the key of their sample
 """

@@ -32,7 +32,8 @@ COPIES = pa.schema(
     [
         pa.field("shard_id", pa.string(), nullable=False),  # of the receipt
         pa.field("origin", pa.string(), nullable=False),  # data file that the receipt names
-        pa.field("file", pa.string(), nullable=False),  # JSON: row of `manifest.FILES` of the file that has the rows
+        # JSON: row of `manifest.FILES` of the file that has the rows
+        pa.field("file", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("first", pa.int64(), nullable=False),  # position of the first row in that file; the others follow it
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("frames", pa.int64(), nullable=False),
@@ -65,13 +66,21 @@ class Copies:
     """All copies that a snapshot knows, from a table of `COPIES`. About 300 bytes a copy."""
 
     def __init__(self, table: pa.Table | None = None) -> None:
-        table = COPIES.empty_table() if table is None else table
-        self.table = table.sort_by([("shard_id", "ascending"), ("origin", "ascending")]) if table.num_rows else table
+        self._given = None if table is None or not table.num_rows else table
         self._indexes: OrderedDict[str, list[IndexRow]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self.table.num_rows)
+        return self._given is not None
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The copies, sorted by receipt and origin."""
+        if (
+            self._given is None
+        ):  # not before it is needed: the first array of pyarrow imports pandas, if there is one (50 MB, a second)
+            return COPIES.empty_table()
+        return self._given.unify_dictionaries().sort_by([("shard_id", "ascending"), ("origin", "ascending")])
 
     @cached_property
     def shards(self) -> pa.Array:

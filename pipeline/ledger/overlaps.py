@@ -98,9 +98,9 @@ class Overlaps:
                 self._place_retry(item)
         self._drop_replaced(bases)
 
-    def owner(self, item: ReceiptSummary, position: int) -> ReceiptSummary:
-        """The receipt that counts for an object of `item`."""
-        return self.by_shard[self._owner[item.fingerprint, item.source_ids()[position]]]
+    def owner(self, fingerprint: str, source: bytes) -> ReceiptSummary:
+        """The receipt that counts for a source that a receipt of this fingerprint names."""
+        return self.by_shard[self._owner[fingerprint, source]]
 
     def hides(self, item: ReceiptSummary, source: bytes) -> bool:
         """Whether `item` does not count for one of its sources."""

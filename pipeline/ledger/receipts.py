@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import DrillConfig
 from pipeline.errors import BuildError, NotFound, OutputError
 from pipeline.format.index import read_index
-from pipeline.format.layout import CURRENT, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_receipt
+from pipeline.format.layout import COMPACTED, CURRENT, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_receipt
 from pipeline.ledger.latent_set import create_latent_set, find_layout, read_latent_set
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.process import kill_points as drill
@@ -247,12 +247,12 @@ def imbalances(receipt: Receipt) -> list[str]:
 
 
 def orphans(store: Store) -> Iterator[ObjectInfo]:
-    """Data files and side indexes that no receipt names: work in progress, or left by killed attempts.
+    """Data files and side indexes that no receipt names: work in progress, or left by killed attempts. Compacted files are none of them.
 
     Lists data before it reads receipts, so that a shard committed meanwhile is not an orphan. Delete only after a grace time.
     """
     ledger = Ledger(store)
     listed = [info for prefix in (DATA, ledger.layout.index) for info in store.list(prefix)]
-    listed = [info for info in listed if not info.key.startswith(DELTA_LOG)]
+    listed = [info for info in listed if not info.key.startswith(DELTA_LOG) and f"-{COMPACTED}" not in info.key]
     named = {key for receipt in ledger.all() for item in receipt.files for key in (item.key, item.index_key)}
     yield from (info for info in listed if info.key not in named and not is_foreign_cache(info.key))

@@ -71,6 +71,10 @@ class ReceiptSummary:
         """`uri_id` of each object."""
         return [self.uris[at : at + URI_BYTES] for at in range(0, len(self.uris), URI_BYTES)]
 
+    def source_of_uri(self) -> dict[bytes, bytes]:
+        """`source_id` of the objects, by `uri_id`."""
+        return dict(zip(self.uri_ids(), self.source_ids(), strict=True))
+
     def positions(self) -> dict[bytes, int]:
         """Positions of the objects, by `uri_id`."""
         return {uri: position for position, uri in enumerate(self.uri_ids())}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.format.columns import storable
 from pipeline.ledger.summary import URI_BYTES, uri_id
+from pipeline.records import split_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,8 +110,8 @@ def sample_digest(uri: str, name: str) -> str:
 
 
 def row_digest(name: str) -> str:
-    """Hex BLAKE2b-128 of the id of a row."""
-    return hashlib.blake2b(name.encode(), digest_size=NAME_BYTES).hexdigest()
+    """Hex BLAKE2b-128 of the id of a row, the same for all variants of its clip."""
+    return hashlib.blake2b(split_id(name)[0].encode(), digest_size=NAME_BYTES).hexdigest()
 
 
 def _second_version(raw: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow, row_digest, sample_digest
+from pipeline.records import split_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -37,7 +38,8 @@ class Takedowns:
         self.records = tuple(sorted(records, key=lambda item: item.key))
         self._sources = {storable(uri) for item in self.records for uri in item.sources}
         self._samples = {(storable(uri), storable(key)) for item in self.records for uri, key in item.samples}
-        self._ids = {row.id for item in self.records for row in item.rows}
+        # One variant of a clip shows what the others show.
+        self._ids = {split_id(row.id)[0] for item in self.records for row in item.rows}
         self._keys_by_uri: dict[bytes, list[str]] = {}
         for item in self.records:
             for uri in item.uri_ids():
@@ -80,11 +82,11 @@ class Takedowns:
         return set(self._keys_by_uri)
 
     def hides(self, row: IndexRow) -> bool:
-        """Whether this row is taken down."""
+        """Whether this row is taken down: its source, its sample, it or another variant of its clip."""
         return (
             row.source_uri in self._sources
             or (row.source_uri, row.source_key) in self._samples
-            or row.id in self._ids
+            or (bool(self._ids) and split_id(row.id)[0] in self._ids)
             or (self._hashed and self._hides_by_hash(row))
         )
 

@@ -68,12 +68,14 @@ class OutputTotals:
             if part.reject_counts(reject):
                 self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
         for share in shares:
-            self.sample_file = self.sample_file or share.file.key
-            self.files += 1
+            if share.rows:  # other files may be deleted
+                self.sample_file = self.sample_file or share.file.key
+            first = share.copy is None or (share.copy.first == 0 and share.copy.rows > 0)  # of a compacted file
+            self.files += first
             self.bytes += share.num_bytes
-            self.index_bytes += share.file.index_bytes
+            self.index_bytes += share.file.index_bytes if first else 0
             bucket = self.buckets.setdefault(share.file.bucket, BucketTotals())
-            bucket.files += 1
+            bucket.files += first
             bucket.clips += share.rows
             bucket.frames += share.frames
             bucket.bytes += share.num_bytes

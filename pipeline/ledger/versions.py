@@ -79,17 +79,20 @@ def owned(overlaps: Overlaps, items: Iterable[ReceiptSummary]) -> Iterator[Owned
         if item.retry is not None:
             continue
         if item.same_as is None:
-            for position, (source, uri) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
-                yield Owned(item.fingerprint, source, uri, overlaps.owner(item, position).shard_id, item.shard_id)
+            for source, uri in zip(item.source_ids(), item.uri_ids(), strict=True):
+                owner = overlaps.owner(item.fingerprint, source).shard_id
+                yield Owned(item.fingerprint, source, uri, owner, item.shard_id)
             continue
-        places: dict[str, dict[bytes, int]] = {}
+        sources: dict[str, dict[bytes, bytes]] = {}
         for source, uri, target in zip(item.source_ids(), item.uri_ids(), json.loads(item.same_as), strict=True):
             older = overlaps.by_shard.get(target)
             if older is None:  # the receipt does not exist any more
                 continue
-            place = places.setdefault(target, older.positions()).get(uri)
-            if place is not None:
-                yield Owned(item.fingerprint, source, uri, overlaps.owner(older, place).shard_id, item.shard_id)
+            if target not in sources:
+                sources[target] = older.source_of_uri()
+            if (same := sources[target].get(uri)) is not None:
+                owner = overlaps.owner(item.fingerprint, same).shard_id
+                yield Owned(item.fingerprint, source, uri, owner, item.shard_id)
 
 
 def select_versions(
@@ -233,6 +236,6 @@ def hide_other_versions(overlaps: Overlaps, versions: Versions) -> None:
         if item.retry is not None or item.same_as is not None:
             continue
         decided = versions[item.fingerprint]
-        for position, (source, uri) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
-            if decided[uri] != item.shard_id and overlaps.owner(item, position).shard_id == item.shard_id:
+        for source, uri in zip(item.source_ids(), item.uri_ids(), strict=True):
+            if decided[uri] != item.shard_id and overlaps.owner(item.fingerprint, source).shard_id == item.shard_id:
                 overlaps.hide(item, source, uri)

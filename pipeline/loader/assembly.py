@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError
@@ -15,6 +15,7 @@ from pipeline.loader.order import DatasetRows
 from pipeline.loader.reading import TASK_BYTES, BatchReader
 from pipeline.loader.slots import SlotFinder
 from pipeline.loader.values import Values, check_dtype, check_values, device_of
+from pipeline.loader.variants import check_variants, with_variants
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Options:
     device: str | torch.device
     dtype: torch.dtype | None
     crop: Crop | None
+    variants: str
     captions: tuple[str, ...]
     caption_dropout: float
     verify: str
@@ -56,8 +58,8 @@ def check_datasets(datasets: Sequence[LatentDataset], allowed: Sequence[str]) ->
         if other.spec != first.spec:
             names = [
                 f"{name} {one!r} and {two!r}"
-                for name in type(first.spec).__dataclass_fields__
-                if name != "fingerprint" and (one := getattr(first.spec, name)) != (two := getattr(other.spec, name))
+                for name in (item.name for item in fields(first.spec) if item.compare)
+                if (one := getattr(first.spec, name)) != (two := getattr(other.spec, name))
             ]
             raise ConfigError(
                 f"datasets: {first.store.root} and {other.store.root} differ in {', '.join(names)}; latents of one run must mean the same"
@@ -100,7 +102,9 @@ def assemble(
     for dataset in datasets:
         check_values(options.normalize, options.posterior, dataset.spec, dataset.store.root)
         check_crop(options.crop, dataset.spec)
-        buckets = cropped(dataset.places, options.crop, dataset.spec)
+        names = dataset.spec.variants
+        variants = check_variants(options.variants, names, dataset.store.root)
+        buckets = with_variants(cropped(dataset.places, options.crop, dataset.spec), variants, names, dataset.files)
         remote = is_remote(dataset.store.root)
         finder = SlotFinder(dataset, buckets, options.seed, pool, stats)
         reader = BatchReader(

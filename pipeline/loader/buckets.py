@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ import pyarrow.compute as pc
 from pipeline.loader.epoch import BucketRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from pipeline.loader.files import DataFiles
     from pipeline.loader.ranges import Bounds
     from pipeline.loader.rules import Grid
+    from pipeline.loader.slots import Slot
     from pipeline.loader.spec import DatasetSpec
 
+Draw = Callable[[int, int], int]
+"""Of a row of the bucket and a number N: a number in [0, N)."""
 NAME = re.compile(r"v?(?P<frames>n|\d+)x(?P<height>\d+)x(?P<width>\d+)")
 
 
@@ -53,8 +57,8 @@ class Bucket:
         """What the order needs to know."""
         return BucketRows(self.grid, self.counts)
 
-    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """File number and position in the file of each row: int32, int64."""
+    def locate(self, rows: np.ndarray, draw: Draw | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """File number and position in the file of each row: int32, int64. `draw`: for buckets of clips with several variants."""
         places = self._ends.searchsorted(rows, side="right")
         positions = rows - (self._ends[places] - self.counts[places])
         if self.chosen:
@@ -62,6 +66,9 @@ class Bucket:
                 if (kept := self.chosen.get(place)) is not None:
                     positions[i] = kept[positions[i]]
         return self.files[places], positions
+
+    def check(self, slots: Iterable[Slot]) -> None:
+        """Raises InputError for a row that is not what `locate` took it for."""
 
     def positions(self, place: int) -> np.ndarray:
         """Positions of the rows of the `place`-th file, ascending."""

@@ -62,6 +62,7 @@ class LatentLoader:
         weights: Sequence[float] | Sequence[Weights] | Mapping[int, Sequence[float]] | None = None,
         image_ratio: float | None = None,
         crop: Crop | None = None,
+        variants: str = "all",
         dtype: torch.dtype | None = None,
         captions: str | Sequence[str] = ("caption",),
         caption_dropout: float = 0.0,
@@ -94,6 +95,8 @@ class LatentLoader:
                 fraction of their rows read.
             image_ratio: fraction of steps that are images; by default images are shuffled among the rest.
             crop: `Prefix(T)`.
+            variants: `all`: each variant of a clip is a row. `draw`: each clip once in an epoch, a variant drawn anew each time. A name
+                (`base`, `flip`, `crop1`, …): that variant alone.
             dtype: of `Batch.latents`; by default as stored.
             captions: where they come from, `caption` and keys as `metadata.short`; one is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
@@ -126,7 +129,8 @@ class LatentLoader:
         limits, schedule = epoch_limits(epochs, len(self._datasets)), parse_weights(weights, len(self._datasets))
         image_ratio = None if image_ratio is None else number("image_ratio", image_ratio, 0.0, 1.0)
         options = Options(
-            rule, seed, normalize, posterior, device, dtype, crop, texts("captions", captions), caption_dropout, verify, on_damage, cache
+            rule, seed, normalize, posterior, device, dtype, crop, variants, texts("captions", captions), caption_dropout, verify,
+            on_damage, cache,
         )  # fmt: skip
         self._stats = LoaderStats()
         self._ahead = ReadAhead(prefetch, threads)
@@ -145,6 +149,7 @@ class LatentLoader:
             "drop_last": bool(drop_last),
             "image_ratio": image_ratio,
             "crop": repr(crop),
+            "variants": variants,
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()

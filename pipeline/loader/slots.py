@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from concurrent.futures import Executor
 
-    from pipeline.loader.buckets import Bucket
+    from pipeline.loader.buckets import Bucket, Draw
     from pipeline.loader.dataset import LatentDataset
     from pipeline.loader.file_index import FileIndex
     from pipeline.loader.stats import LoaderStats
@@ -54,12 +54,13 @@ class SlotFinder:
         Raises:
             InputError: an index that is missing or not the recorded one; a bucket without a row left.
         """
-        numbers, positions = self._buckets[bucket].locate(rows)
+        numbers, positions = self._buckets[bucket].locate(rows, self._draw(bucket, epoch))
         indexes = self._indexes(set(numbers.tolist()))
         slots = [
             Slot(bucket, row, number, position, indexes[number])
             for row, number, position in zip(rows.tolist(), numbers.tolist(), positions.tolist(), strict=True)
         ]
+        self._buckets[bucket].check(slots)
         if not self._dataset.takedowns:
             return slots
         found = []
@@ -82,13 +83,21 @@ class SlotFinder:
                 key_of(self._seed, self._dataset.identity, epoch, slot.bucket, slot.row, "replacement", draws),
                 len(bucket),
             )
-            (number,), (position,) = (values.tolist() for values in bucket.locate(np.array([row])))
+            found = bucket.locate(np.array([row]), self._draw(slot.bucket, epoch))
+            (number,), (position,) = (values.tolist() for values in found)
             made = Slot(slot.bucket, slot.row, number, position, self._dataset.indexes.get(number), draws + 1)
+            bucket.check([made])
             if not self._hidden(made):
                 return made
         raise InputError(
             f"bucket {slot.bucket} of {self._dataset.store.root} has no row left to read: {MOST_DRAWS} rows drawn from it were taken "
             "down or are damaged; leave it out of the batch rule, or publish again and start a new run"
+        )
+
+    def _draw(self, bucket: str, epoch: int) -> Draw:
+        """Which variant of a clip is read in an epoch: a draw from seed, epoch and clip, the same on every machine."""
+        return lambda row, below: whole(
+            key_of(self._seed, self._dataset.identity, epoch, bucket, row, "variant"), below
         )
 
     def _hidden(self, slot: Slot) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.records import BASE, variant_names
+
 Constant = float | tuple[float, ...] | None
 
 
@@ -31,6 +33,7 @@ class DatasetSpec:
     normalised: bool
     context_frames: int | None = None
     fingerprint: str = field(default="", compare=False)
+    variants: tuple[str, ...] = field(default=(BASE,), compare=False)  # of each clip, in the order of their rows
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> DatasetSpec:
@@ -56,6 +59,7 @@ class DatasetSpec:
             normalised=bool(constants.get("applied")),
             context_frames=spec.get("context_frames"),
             fingerprint=metadata["fingerprint"],
+            variants=variant_names(metadata["fingerprint_parts"]),
         )
 
     def latent_frames(self, num_frames: int) -> int:

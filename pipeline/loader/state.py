@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import BatchRule
 
 VERSION = 1
+ADDED = {"variants": "all"}
+"""Parts of an order that older states do not name, with what held then."""
 
 
 def described_rule(rule: BatchRule) -> str:
@@ -49,7 +51,7 @@ def step_of(state: dict[str, Any], order: dict[str, Any]) -> int:
         )
     step, theirs = integer("state: step", state["step"], 0), state["order"]
     for name, ours in order.items():
-        was = theirs.get(name)
+        was = theirs.get(name, ADDED.get(name))
         if name == "weights":
             was, ours = _before(was, step), _before(ours, step)
         if was != ours:

@@ -15,7 +15,7 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import AccessError, BadDataError, InputError, LatheError, SourceChanged, StorageUnavailable
 from pipeline.format.columns import storable
 from pipeline.reader import ShardReader
-from pipeline.records import Sample, Shard, SourceObject
+from pipeline.records import Sample, Shard, SourceObject, is_mirrored
 from pipeline.storage import stat_uri
 from pipeline.video.clips import frames_on_screen
 from pipeline.video.decode import open_video
@@ -104,6 +104,7 @@ class ClipFrames:
         start, fps = facts["clip_start_frame"], clip.receipt.fingerprint_parts["clips"]["fps"]
         self._video = video
         self._wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
+        self._mirrored = is_mirrored(facts["variant"])
         self._taken = 0
         self.matrix = video.info.color_matrix
 
@@ -115,4 +116,5 @@ class ClipFrames:
         """
         part = self._wanted[self._taken : self._taken + count]
         self._taken += len(part)
-        return self._video.planes(part, self._geometry)
+        planes_T3HW = self._video.planes(part, self._geometry)
+        return np.ascontiguousarray(planes_T3HW[..., ::-1]) if self._mirrored else planes_T3HW

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, OutputError
 from pipeline.ledger.addresses import open_output
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
+from pipeline.records import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,10 +126,11 @@ def _sheet_path(sheet: str | None, store: Store) -> Path:
 
 def _names(row: dict[str, Any]) -> dict[str, Any]:
     """Names and numbers of a clip, for the report."""
-    named = {"key": row["source_key"], "clip": row["clip_index"], "bucket": row["bucket"]}
+    named = {"key": row["source_key"], "clip": row["clip_index"], "variant": row["variant"], "bucket": row["bucket"]}
     return {"id": row["id"], **named, "frames": row["num_frames"], "fps": row["fps"], "source": row["source_uri"]}
 
 
 def _title(row: dict[str, Any]) -> str:
     quality = "no original" if row["psnr"] is None else f"{row['psnr']:.2f} dB"
-    return f"{quality}  {row['bucket']}  {row['key']}, clip {row['clip']}"
+    variant = "" if row["variant"] == BASE else f", {row['variant']}"
+    return f"{quality}  {row['bucket']}  {row['key']}, clip {row['clip']}{variant}"

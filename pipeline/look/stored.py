@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.inspect import HEAD_BYTES, inspect_path
+from pipeline.records import variant_names
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def in_turns(store: Store, receipts: Sequence[CountedReceipt]) -> Iterator[Store
     by_bucket: dict[str, list[Iterator[StoredClip]]] = {}
     for part in sorted(receipts, key=lambda item: (item.receipt.shard.name, item.receipt.shard_id)):
         for file, copy in _places(part):
-            by_bucket.setdefault(file.bucket, []).append(_of_file(store, part, file, copy))
+            files = by_bucket.setdefault(file.bucket, [])
+            files.append(_of_file(store, part, file, copy, len(files)))
     yield from _round_robin(_round_robin(files) for _, files in sorted(by_bucket.items()))
 
 
@@ -161,20 +162,27 @@ def _round_robin(queues: Iterable[Iterator[StoredClip]]) -> Iterator[StoredClip]
         waiting = still
 
 
-def _of_file(store: Store, part: CountedReceipt, file: WrittenFile, copy: Copy | None) -> Iterator[StoredClip]:
-    """The first clip of each video in file order (the cheapest order to read from a tar), then the second ones, and so on."""
+def _of_file(
+    store: Store, part: CountedReceipt, file: WrittenFile, copy: Copy | None, number: int
+) -> Iterator[StoredClip]:
+    """The first clip of each video in file order (the cheapest order to read from a tar), then the second ones, and so on. Each file and
+    each video in it begins with the variant after that of the one before, so that a few clips are of all variants.
+    """
     try:
         rows, _ = read_index(store.read(file.index_key))
     except ValueError as error:
         raise InputError(
             f"{store.uri(file.index_key)} cannot be read as a side index: {error}; see `lathe verify`"
         ) from None
-    seen: Counter[str] = Counter()
-    turns = []
+    videos: dict[str, list[int]] = {}
     hidden = part.positions[file.key] if part.positions is not None else frozenset()
     for row in (row for row in shown(part, rows if copy is None else copy.of(rows)) if row.row not in hidden):
-        turns.append((seen[row.source_hash], row.row))
-        seen[row.source_hash] += 1
+        videos.setdefault(row.source_hash, []).append(row.row)
+    variants = len(variant_names(part.receipt.fingerprint_parts))
+    turns = []
+    for start, positions in enumerate(videos.values(), number):
+        first = start % variants
+        turns += [(turn, position) for turn, position in enumerate(positions[first:] + positions[:first])]
     for _, position in sorted(turns):
         yield StoredClip(part.receipt, file, rows[position])
 
@@ -185,8 +193,10 @@ def encoder_of(store: Store, parts: Sequence[CountedReceipt], storage: StorageCo
     Raises:
         InputError: the file is missing or was not written by Lathe.
     """
-    newest = max(parts, key=lambda part: precedence(part.receipt))
-    file, _ = next(_places(newest))
+    ordered = sorted(parts, key=lambda part: precedence(part.receipt), reverse=True)
+    file = next((file for part in ordered for file, _ in _places(part)), None)
+    if file is None:
+        raise InputError(f"{store.root} holds no clip of these receipts; see `lathe status`")
     encoder: dict[str, Any] = inspect_path(store.uri(file.key), storage)["metadata"]["encoder"]
     return encoder
 

@@ -146,7 +146,7 @@ class Night:
         for kind, outcome in kinds:
             if isinstance(error, kind):
                 return outcome
-        return "refused" if isinstance(error, UsageError) and not self.fingerprint else "failed"
+        return "refused" if isinstance(error, UsageError) and not self.shards_done else "failed"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -182,7 +182,8 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
             psnr_floor=settings.psnr_floor,
             ssim_floor=settings.ssim_floor,
             checkpoint=job.model.checkpoint,
-            device=job.model.device,
+            # Runs here: the head of a cluster whose encoders have GPUs often has none.
+            device="cpu" if job.model.device == "cpu" else "auto",
         )
     options = PublishOptions(
         removed=settings.removed,

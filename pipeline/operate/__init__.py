@@ -1,6 +1,7 @@
-"""Operations on a finished or running output. `publish` and `compact` write snapshots.
+"""Operations on a finished or running output. `publish` and `compact` write snapshots, `takedown` and `gc` change what is shown and stored.
 
-- `status`: progress of an output
+- `status`, `run_logs`: progress of an output; logs of its builds
+- `why`, `name_search`, `open_input`: story of one input; search for its name; inputs without a receipt
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
 - `verify`, `verify_files`: check of every receipt, file, byte and offset; of one file
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record
@@ -8,6 +9,8 @@
 - `publish_checks`, `file_checks`, `removed_check`: checks before it is visible
 - `delta_log`, `delta_contents`, `delta_writing`, `delta_actions`: snapshots as a Delta Lake table: bringing it up to date; what is there;
   writing; the protocol
+- `takedown`, `takedown_names`, `taken_files`: hiding what users name; what names stand for; files with hidden rows
+- `gc`, `gc_plan`, `gc_builds`, `retention`: deletion; what may go; running builds and the store's clock; which snapshots stay
 - `compact`, `compact_plan`, `stored_rows`, `compact_files`, `compact_tables`: small files merged as the next snapshot; which; rows of a
   finished file; writing; tables of that snapshot
 - `hugging_face`: data files that `.huggingface.yaml` names

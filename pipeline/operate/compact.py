@@ -30,6 +30,7 @@ from pipeline.operate.hugging_face import name_data_files
 from pipeline.operate.lost_receipts import lost_receipts
 from pipeline.operate.snapshot_record import changes_of, fingerprints_of, lineage_of, snapshot_of, tables_of
 from pipeline.operate.stored_rows import checked_index
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -107,15 +108,15 @@ def compact(
     workers = workers or (WORKERS if is_remote(store.root) else 1)
     Ledger(store).latent_set()
     log = DeltaLog(store)
-    with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-compact-") as folder:
+    with arrow_on_malloc(), ScratchFolder() as folder:
         snapshots = Snapshots(store, failures)
         if options.delta:
             log.check()
         if options.dry_run:
-            candidate = _candidate(store, snapshots.get(None), Path(folder), workers)
+            candidate = _candidate(store, snapshots.get(None), folder, workers)
             return _planned(candidate, _groups(store, candidate, options))
         with Lease(store, LEASE, "lathe compact") as lease:
-            made = _compacted(store, options, snapshots, lease, Path(folder), workers, failures, progress)
+            made = _compacted(store, options, snapshots, lease, folder, workers, failures, progress)
     if made.snapshot is None:
         return made
     name_data_files(store)

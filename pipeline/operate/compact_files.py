@@ -19,6 +19,7 @@ from pipeline.config import DrillConfig, WriteConfig
 from pipeline.errors import LatheError
 from pipeline.format.layout import COMPACTED
 from pipeline.ledger.copies import dropped_row
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.operate.stored_rows import fetch
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 WHOLE_FILE_BYTES = 1 << 50  # a group is one file, whatever its size
 WORKERS = 2  # groups at a time: one is hashed while another is written
 REMOTE_WORKERS = 4
+AHEAD = 4  # threads that fetch small files of a group from a remote store: each costs three round trips
+SMALL_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +116,16 @@ class CompactionWriter:
         folder = scratch / shard_id
         folder.mkdir()
         copied = read = 0  # rows
-        for file in group.files:
-            stored = fetch(self._store, file, folder)
+        ahead = AHEAD if is_remote(self._store.root) and group.num_bytes < SMALL_BYTES * len(group.files) else 1
+        fetched = mapped_ahead(lambda file: fetch(self._store, file, folder), group.files, ahead, "fetch")
+        for file, stored in zip(group.files, fetched, strict=True):
             if progress is not None:
                 progress(file["bytes"])
             if not stored.has_these_columns:
                 self.left.append(file["key"])
                 continue
             if writer is None:
-                writer = self._writer(shard_id, stored, folder)
+                writer = self._writer(group, shard_id, stored, folder)
             parts.append(_copy(writer, stored, file, copied, read))
             stored.path.unlink()  # its rows that wait for their row group keep it mapped
             copied += len(parts[-1].kept)
@@ -134,7 +138,7 @@ class CompactionWriter:
         (written,), _ = writer.finish()
         return Compacted(shard_id, written, tuple(parts))
 
-    def _writer(self, shard_id: str, stored: StoredFile, folder: Path) -> ShardWriter:
+    def _writer(self, group: Group, shard_id: str, stored: StoredFile, folder: Path) -> ShardWriter:
         about = stored.metadata
         config = WriteConfig(
             format=about["container"],
@@ -148,7 +152,7 @@ class CompactionWriter:
             config,
             shard_id=shard_id,
             attempt=COMPACTED + secrets.token_hex(4),
-            fingerprint=about["fingerprint"],
+            fingerprint=group.fingerprint,
             metadata={name: value for name, value in about.items() if name not in _OF_FILE},
             layout=self._layout,
             drill=self._drill,

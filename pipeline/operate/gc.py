@@ -30,6 +30,7 @@ from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_re
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.gc_builds import look_at_builds, store_clock
 from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
+from pipeline.operate.hugging_face import name_data_files
 from pipeline.operate.retention import retention
 from pipeline.operate.takedown import MAINTENANCE
 from pipeline.operate.taken_files import TakenFiles
@@ -110,19 +111,24 @@ class _Collection:
         leftovers, scratch = list(self._leftovers(builds.begun)), list(self._scratch())
         scratch += [info for info in builds.ended if info not in scratch]
         if self._lease is not None:
+            log = DeltaLog(store)
+            log.check()  # before anything is deleted that it may name
             self._move_receipts(plan)
             self._delete([snapshot_key(number) for number in kept.retired], after="after_first_record")
             self._delete(info.key for info in kept.empty if info.modified <= self._limit)
             drill.fire(self._drill, "after_records")
-            DeltaLog(store).refresh()
+            log.refresh()
             self._delete(info.key for info in tables)
             self._mark(plan)
             drill.fire(self._drill, "before_data")
             self._delete((key for file in _files(plan) for key, _ in file.objects), after="after_first_file")
+            if kept.newest is not None and "copies" in kept.newest.tables:  # else its list is a glob
+                name_data_files(store)
             self._delete(info.key for info in scratch)
             for leftover in leftovers:
                 store.discard(leftover)
-        removed, stored = self._names(kept)
+        gone = set() if self._lease is not None else {key for file in _files(plan) for key, _ in file.objects}
+        removed, stored = self._names(kept, gone)
         return {
             "output": store.root,
             "dry_run": options.dry_run,
@@ -226,9 +232,9 @@ class _Collection:
 
     # --- names in takedowns -------------------------------------------------------------------------------------------
 
-    def _names(self, kept: Retention) -> tuple[list[str], list[dict[str, Any]]]:
+    def _names(self, kept: Retention, gone: set[str]) -> tuple[list[str], list[dict[str, Any]]]:
         """Replaces names by hashes in records older than the grace time no row of which is stored any more. Also returns records of which
-        some are, with what names their files.
+        some are, with what names their files. `gone`: files that a dry run would delete.
         """
         removed, stored = [], []
         listed, undone = listed_takedowns(self._store)
@@ -236,7 +242,7 @@ class _Collection:
             if record.names_removed is not None or datetime.fromisoformat(record.created).timestamp() > self._limit:
                 continue
             files = TakenFiles(self._store, Takedowns([record]))
-            left = {file.key for file in files.stored()}
+            left = {file.key for file in files.stored()} - gone
             snapshots = [number for number in kept.retained if any(True for _ in files.of_snapshot(number))]
             if left or snapshots or self._is_in_retired(record.uri_ids()):
                 stored.append({"record": record.key, "files": len(left), "snapshots": snapshots})

@@ -15,11 +15,9 @@ A stored file is looked at if no retained snapshot names it and it is older than
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -33,6 +31,7 @@ from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
+from pipeline.process.scratch import ScratchFolder
 from pipeline.records import Receipt
 from pipeline.storage import is_remote
 
@@ -113,13 +112,15 @@ class _Planner:
     def plan(self) -> GcPlan:
         """The plan."""
         files = self._unnamed()
-        shards = {stem.rpartition("/")[2][:16] for stem in files}
+        shards = {stem.rpartition("/")[2][:16] for stem in files} | {shard[:16] for shard in self._superseded()}
         live = [(key, found) for key, found in self._live(shards) if found is not None]
         retired = self._retired()
         restored = self._restored(retired)
         wanted = {
             name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
         }
+        for _, receipt in self._made.restore:
+            self._made.kept["in_use"] += sum(files.pop(stem, None) is not None for stem in self._stems(receipt))
         covered = self._covered({receipt.shard_id for _, receipt in live})
         alive = {(receipt.shard_id, receipt.attempt) for _, receipt in live}
         for name, modified in wanted.items():
@@ -201,8 +202,8 @@ class _Planner:
     @cached_property
     def _same(self) -> set[str]:
         """Shards that receipts name because an input has the bytes of their version."""
-        with tempfile.TemporaryDirectory(prefix="lathe-gc-") as folder:
-            path = Summaries(self._store, self._workers).spool(Path(folder) / "summaries")
+        with ScratchFolder() as folder:
+            path = Summaries(self._store, self._workers).spool(folder / "summaries")
             texts = read_table(path, ["same_as"])["same_as"].drop_null().to_pylist()
         return {shard for text in texts for shard in json.loads(text)}
 
@@ -218,13 +219,25 @@ class _Planner:
                 found[shard] = own or clips > 0
         return found
 
+    def _superseded(self) -> set[str]:
+        """Shards nothing of whose receipts counts and whose rows `lathe compact` copied or dropped: their own files may be gone."""
+        found: set[str] = set()
+        if self._kept.newest is None or not self._copies:
+            return found
+        columns = ["shard_id", "own_shard", "clips"]
+        for batch in Snapshots(self._store).batches(self._kept.newest, "receipts", columns):
+            nothing = pc.and_(pc.invert(batch["own_shard"]), pc.equal(batch["clips"], 0))
+            mine = pc.and_(nothing, pc.is_in(batch["shard_id"], self._copies.shards))
+            found.update(batch["shard_id"].filter(mine).to_pylist())
+        return found
+
     def _stems(self, receipt: Receipt) -> set[str]:
         return {stem for item in receipt.files if (stem := self._layout.file_stem(item.key)) is not None}
 
     def _decide(self, key: str, receipt: Receipt, files: dict[str, StoredFile], covered: dict[str, bool]) -> None:
-        if not files:
+        made, copied = self._made, bool(self._copies.of(receipt.shard_id))
+        if not files and (not copied or covered.get(receipt.shard_id, True)):
             return
-        made = self._made
         if receipt.shard_id not in covered:
             made.kept["pending"] += len(files)
         elif self._takedowns.hides_all(receipt):

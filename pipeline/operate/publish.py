@@ -6,7 +6,6 @@ Without a listing nothing counts as removed, and open shards are known only from
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
 from pipeline.operate.removed_check import removed_check
 from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of, tables_of
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def publish(
     workers = workers or (WORKERS if is_remote(store.root) else 1)
     Ledger(store).latent_set()
     log = DeltaLog(store)
-    with arrow_on_malloc(), tempfile.TemporaryDirectory(prefix="lathe-publish-") as folder:
+    with arrow_on_malloc(), ScratchFolder() as folder:
         snapshots = Snapshots(store, failures)
         try:
-            published = _publish(store, options, listing, canary, snapshots, log, Path(folder), workers, progress)
+            published = _publish(store, options, listing, canary, snapshots, log, folder, workers, progress)
         except PublishFailed:
             with suppress(LatheError):  # takedowns reach the view all the same
                 _delta_view(log, options)

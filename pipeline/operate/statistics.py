@@ -7,8 +7,6 @@ bucket are from a sample of clips, evenly spread over the files, whose latents a
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from pipeline.ledger.takedowns import read_takedowns
 from pipeline.ledger.totals import describe_stats
 from pipeline.operate.inspect import file_metadata
 from pipeline.operate.publish_checks import normalised_by
+from pipeline.process.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,8 +127,8 @@ def _newer(takedowns: Takedowns, snapshot: Snapshot) -> set[str]:
 
 
 def _unpublished(store: Store) -> tuple[pa.Table, dict[str, ChannelStats | None]]:
-    with tempfile.TemporaryDirectory(prefix="lathe-stats-") as folder:
-        candidate = gather(store, None, Path(folder))
+    with ScratchFolder() as folder:
+        candidate = gather(store, None, folder)
         prints = candidate.receipts["fingerprint"].unique().to_pylist()
         if broken := candidate.receipts["problem"].drop_null().to_pylist():
             raise OutputError(

@@ -1,6 +1,7 @@
 """Progress of an output, from the output alone: on any machine, during and after a build.
 
-Takes a store, returns a JSON-ready dict: sums over receipts or of a snapshot, and the last heartbeats of running builds.
+Takes a store, returns a JSON-ready dict: sums over receipts or of a snapshot, heartbeats of running and of killed builds, the end of the
+last run from its log.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pipeline.errors import NotFound, OutputError
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.totals import by_frequency, tally
+from pipeline.operate.run_logs import last_run
 from pipeline.records import Counts
 
 if TYPE_CHECKING:
+    from pipeline.format.layout import Layout
     from pipeline.ledger.snapshots import Snapshot
     from pipeline.storage import Store
 
@@ -46,7 +49,7 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
             "uuid": latent_set.uuid,
             **_published(snapshot),
             "pending": pending,
-            **_running(heartbeats(store, ledger.layout.progress)),
+            **_builds(store, ledger.layout),
         }
     tallies = tally(store, workers)
     counts = sum((item.counts for item in tallies.values()), Counts())
@@ -67,12 +70,24 @@ def status(store: Store, number: int | None = None, *, workers: int = 8) -> dict
         "rejects": by_frequency(reasons),
         "warnings": by_frequency(warnings),
         "last_commit": max((item.last_commit for item in tallies.values() if item.last_commit), default=None),
-        **_running(heartbeats(store, ledger.layout.progress)),
+        **_builds(store, ledger.layout),
     }
 
 
-def _running(builds: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"progress": builds[-1] if builds else None, "other_builds": builds[:-1]}
+def live_status(store: Store) -> dict[str, Any]:
+    """The part of `status` that is about builds, without the receipts. `last_run` is looked for once no build is running."""
+    return {"output": store.root, **_builds(store, Ledger(store).layout, last_if_running=False)}
+
+
+def _builds(store: Store, layout: Layout, *, last_if_running: bool = True) -> dict[str, Any]:
+    live, dead = all_heartbeats(store, layout.progress)
+    running = {str(found.get("build")) for found in live}
+    return {
+        "progress": live[-1] if live else None,
+        "other_builds": live[:-1],
+        "dead_builds": dead,
+        "last_run": last_run(store, layout, running) if last_if_running or not live else None,
+    }
 
 
 def _published(snapshot: Snapshot) -> dict[str, Any]:
@@ -102,21 +117,29 @@ def _pending(ledger: Ledger, snapshots: Snapshots, snapshot: Snapshot, workers: 
 
 
 def heartbeats(store: Store, prefix: str) -> list[dict[str, Any]]:
-    """Heartbeats of the running builds, the latest start last: objects that were renewed within `MISSED` of their intervals.
+    """Heartbeats of the running builds, the latest start last: the first of `all_heartbeats`."""
+    return all_heartbeats(store, prefix)[0]
 
-    When one was renewed is known from the store, so that the clock of the build's machine does not matter. An object of zero bytes is
-    passed over: on a mount, a killed build leaves one.
+
+def all_heartbeats(store: Store, prefix: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Heartbeats of running builds, and of builds that were killed, each with the latest start last.
+
+    A build runs if its object was renewed within `MISSED` of its intervals. When it was renewed is known from the store, so that the clock
+    of the build's machine does not matter; it becomes `last_seen`, in seconds since 1970. An object of zero bytes is passed over: on a
+    mount, a killed build leaves one.
     """
-    live = []
+    live: list[dict[str, Any]] = []
+    dead: list[dict[str, Any]] = []
     for info in store.list(prefix):
         if not info.size:
             continue
         try:
             found = json.loads(store.read(info.key))
-            if time.time() - info.modified < MISSED * found["every_s"]:
-                live.append(found)
+            alive = time.time() - info.modified < MISSED * found["every_s"]
+            (live if alive else dead).append({**found, "last_seen": info.modified})
         except NotFound:  # the build ended meanwhile
             continue
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{info.key} is not a heartbeat: {error}", uri=store.uri(info.key)) from None
-    return sorted(live, key=lambda found: str(found.get("started")))
+    by_start = [sorted(builds, key=lambda found: str(found.get("started"))) for builds in (live, dead)]
+    return by_start[0], by_start[1]

@@ -213,14 +213,15 @@ def _names(record: Takedown) -> Iterator[str]:
 
 def _check_bytes(store: Store, record: Takedown) -> None:
     """Raises OutputError if a file with rows of this record is gone, so that readers would miss it."""
-    gone = next(iter(record.deleted), None)
-    if gone is None and record.names_removed is not None:
-        gone = f"all (the names of {record.key} were removed {record.names_removed})"
-    gone = gone or TakenFiles(store, Takedowns([record])).lost()
-    if gone is not None:
+    why = None
+    if record.names_removed is not None:
+        why = f"its bytes are gone, and its names were removed {record.names_removed}"
+    elif (gone := next(iter(record.deleted), None) or TakenFiles(store, Takedowns([record])).lost()) is not None:
+        why = f"bytes of its rows are gone: {gone} is deleted"
+    if why is not None:
         raise OutputError(
-            f"{record.key} cannot be undone: bytes of its rows are gone, {gone} among them. The takedown stays. To have the videos again, "
-            "encode them under other URIs or into another output"
+            f"{record.key} cannot be undone: {why}. The takedown stays; to have the videos again, encode them under other URIs or into "
+            "another output"
         )
 
 

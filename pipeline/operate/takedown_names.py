@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +22,7 @@ from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import TakenRow
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote, locate
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ class _Uris:
     """URIs that receipts name, as hashes: 8 bytes each."""
 
     def __init__(self, store: Store) -> None:
-        with tempfile.TemporaryDirectory(prefix="lathe-takedown-") as folder:
-            path = Summaries(store).spool(Path(folder) / "summaries")
+        with ScratchFolder() as folder:
+            path = Summaries(store).spool(folder / "summaries")
             names = read_table(path, ["uris"])["uris"]
             self._sorted = np.unique(np.frombuffer(b"".join(names.to_pylist()), "<u8"))
 
@@ -145,7 +144,7 @@ def _samples_by_key(store: Store, search: RowSearch, names: list[str], found: Na
 
 
 def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
-    there = _names_there(store, search)
+    there = names_there(store, search)
     parts = []
     for name in names[:SHOWN]:
         near = difflib.get_close_matches(name, there, NEAR)
@@ -158,7 +157,7 @@ def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
     )
 
 
-def _names_there(store: Store, search: RowSearch) -> list[str]:
+def names_there(store: Store, search: RowSearch) -> list[str]:
     """URIs, keys and ids of a part of the output, evenly spread."""
     ledger = Ledger(store)
     keys = list(ledger.keys_by_shard().values())

@@ -5,9 +5,7 @@ Reads the summaries of receipts, manifests, and the indexes of files of receipts
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +20,7 @@ from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import URI_BYTES
 from pipeline.ledger.takedowns import NONE
+from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
@@ -126,8 +125,8 @@ class TakenFiles:
         wanted = self._takedowns.uri_ids()
         if not wanted:
             return {}
-        with tempfile.TemporaryDirectory(prefix="lathe-takedown-") as folder:
-            path = Summaries(self._store).spool(Path(folder) / "summaries")
+        with ScratchFolder() as folder:
+            path = Summaries(self._store).spool(folder / "summaries")
             table = read_table(path, ["shard_id", "key", "uris"])
         uris = np.frombuffer(b"".join(table["uris"].to_pylist()), "<u8")
         rows = np.repeat(np.arange(table.num_rows), pc.binary_length(table["uris"]).to_numpy() // URI_BYTES)

@@ -27,7 +27,7 @@ from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import NONE, read_takedowns
 from pipeline.operate.delta_log import LACKS_TAKEDOWNS, DeltaLog
 from pipeline.operate.verify_files import Checked, FilePart, Problem, check_file
-from pipeline.records import FORMAT_VERSIONS
+from pipeline.records import FORMAT_VERSIONS, variant_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +134,7 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
     report.shards = snapshot.counts["shards"]
     report.files = len(files)
     ids: list[tuple[str, np.ndarray]] = []
+    variants = {name: variant_names(item.parts) for name, item in snapshot.fingerprints.items()}
 
     def check(row: dict[str, Any]) -> Checked:
         checked = Checked(None)
@@ -143,7 +144,8 @@ def _verify_snapshot(store: Store, number: int, report: VerifyReport, workers: i
         def visible(rows: list[IndexRow]) -> list[IndexRow]:
             return [found for found in rows if found.row not in hidden and not takedowns.hides(found)]
 
-        check_file(store, item, FilePart(visible, row["fingerprint"], row["shard_id"], takedowns), report.deep, checked)
+        facts = FilePart(visible, row["fingerprint"], row["shard_id"], takedowns, variants[row["fingerprint"]])
+        check_file(store, item, facts, report.deep, checked)
         if not takedowns and not checked.problems and (checked.rows, checked.frames) != (row["rows"], row["frames"]):
             found = f"{checked.rows} rows, {checked.frames} frames that count"
             checked.problems.append(Problem(item.key, found, f"{row['rows']} rows, {row['frames']} frames"))
@@ -202,12 +204,14 @@ def _check_compacted(store: Store, report: VerifyReport, copies: Copies, workers
     if not copies:
         return set()
     snapshots = Snapshots(store)
-    files = snapshots.table(snapshots.get(None), "files").to_pylist()
+    snapshot = snapshots.get(None)
+    files = snapshots.table(snapshot, "files").to_pylist()
+    variants = {name: variant_names(item.parts) for name, item in snapshot.fingerprints.items()}
     mine = [row for row in files if row["key"] in copies.files]
 
     def check(row: dict[str, Any]) -> Checked:
         checked = Checked(None)
-        part = FilePart(lambda rows: [], row["fingerprint"], row["shard_id"], NONE)
+        part = FilePart(lambda rows: [], row["fingerprint"], row["shard_id"], NONE, variants[row["fingerprint"]])
         check_file(store, written_file(row), part, report.deep, checked)
         return checked
 
@@ -297,7 +301,8 @@ def _check_shard(store: Store, ledger: Ledger, keys: list[str], overlaps: Overla
         if item.key in copied:
             _count_copy(store, part, copied[item.key], checked)
             continue
-        facts = FilePart(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns)
+        names = variant_names(receipt.fingerprint_parts)
+        facts = FilePart(lambda rows: shown(part, rows), receipt.fingerprint, receipt.shard_id, part.takedowns, names)
         check_file(store, item, facts, deep, checked)
     return checked
 

@@ -16,6 +16,7 @@ from pipeline.errors import InputError, NotFound, SourceChanged
 from pipeline.format.index import read_footer, read_index
 from pipeline.format.tensors import STORAGE_TYPES, SpanChecker
 from pipeline.ledger.takedowns import may_be_deleted
+from pipeline.records import split_id
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class FilePart(NamedTuple):
     fingerprint: str
     shard_id: str
     takedowns: Takedowns
+    variants: tuple[str, ...]  # of each clip
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ def check_file(store: Store, item: WrittenFile, part: FilePart, deep: bool, chec
         if infos[key].size != size:
             checked.problems.append(Problem(key, f"{infos[key].size} bytes", f"{size} bytes"))
     rows = _check_index(store, item, part.visible, checked) if item.index_key in infos else []
+    if (misplaced := misplaced_variant(rows, part.variants)) is not None:
+        checked.problems.append(Problem(item.index_key, *misplaced))
     if item.key not in infos:
         return
     if deep:
@@ -154,3 +158,24 @@ def _check_footer(store: Store, item: WrittenFile, info: ObjectInfo, fingerprint
 
 def _id_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def misplaced_variant(rows: list[IndexRow], variants: tuple[str, ...]) -> tuple[str, str] | None:
+    """What was found and expected at the first row that is out of place, None if there is none: the variants of each clip are neighbours,
+    complete, and in the order of `variants`. The loader relies on it.
+    """
+    step = len(variants)
+    if step == 1:
+        return None
+    clip = ""
+    for position, row in enumerate(rows):
+        stem, variant = split_id(row.id)
+        clip = stem if position % step == 0 else clip
+        if (stem, variant) != (clip, expected := variants[position % step]):
+            return (
+                f"row {position} is variant {variant} of {stem}",
+                f"{expected} of {clip}: rows in groups of {', '.join(variants)}",
+            )
+    if len(rows) % step:
+        return f"{len(rows)} rows", f"{step} for each clip: {', '.join(variants)}"
+    return None

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import uuid
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StorageUnavailable
@@ -33,7 +34,7 @@ def local_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
 
 
 class ScratchFolder:
-    """An empty folder at `path` (absolute); `close` deletes it with its contents.
+    """An empty folder at `path` (absolute); `close`, or the end of a `with` block, deletes it with its contents.
 
     Raises:
         StorageUnavailable: it cannot be created; the message names the folder above it and the cause.
@@ -56,6 +57,12 @@ class ScratchFolder:
             shutil.rmtree(made, ignore_errors=True)
             raise
         self._closed = False
+
+    def __enter__(self) -> Path:
+        return Path(self.path)
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Deletes the folder; a second call does nothing."""

@@ -9,6 +9,8 @@
 """
 
 from pipeline.records.clips import (
+    BASE,
+    FLIP,
     LATENT_DTYPES,
     Bucket,
     ChunkShape,
@@ -18,8 +20,12 @@ from pipeline.records.clips import (
     FrameChunk,
     LatentClip,
     OpenedVideo,
+    StillOpening,
     VideoEnded,
     VideoInfo,
+    is_mirrored,
+    split_id,
+    variant_names,
 )
 from pipeline.records.inputs import (
     VIDEO_EXTENSIONS,
@@ -38,6 +44,8 @@ from pipeline.records.inputs import (
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
 
 __all__ = [
+    "BASE",
+    "FLIP",
     "FORMAT_VERSIONS",
     "LATENT_DTYPES",
     "VIDEO_EXTENSIONS",
@@ -59,12 +67,16 @@ __all__ = [
     "Sample",
     "Shard",
     "SourceObject",
+    "StillOpening",
     "Timings",
     "VideoEnded",
     "VideoInfo",
     "WrittenFile",
+    "is_mirrored",
     "retry_from_dict",
     "shard_from_dict",
+    "split_id",
     "stable_hash",
+    "variant_names",
     "warning_kinds",
 ]

@@ -6,13 +6,18 @@ Dimensions: T frames, H W pixels, C channels; t h w the latent grid.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.records.inputs import Reject, Sample
+
+BASE, FLIP = "base", "flip"
+"""Variants of a clip: as it is, mirrored left to right. Others are `crop1`, `crop1-flip`, …; docs/formats.md lists them."""
+_VARIANT = re.compile(r"-(flip|crop[0-9]+(-flip)?)$")
 
 # Storage dtypes of latents and the numpy dtype that holds each. numpy has no bfloat16: uint16 holds its bits.
 LATENT_DTYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
@@ -75,13 +80,49 @@ class ClipRules:
     time_stride: int  # frames must be time_stride * n + lead_frames
     space_stride: int
     lead_frames: int = 1  # frames the network codes alone at the start: 1 or 0
+    crop: Literal["center", "top", "random", "letterbox"] = "center"
+    crops: int = 0  # of each clip, with `random`
+    flip: bool = False  # each clip mirrored as well
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants of every clip, in the order of their rows."""
+        crops = [f"crop{number}" for number in range(1, self.crops + 1)] or [BASE]
+        flips = [FLIP if name == BASE else f"{name}-{FLIP}" for name in crops] if self.flip else []
+        return (*crops, *flips)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, part of the fingerprint. Without options that were added later and are not used: the fingerprint of a job
+        that does not use them stays the same.
+        """
+        found = asdict(self)
+        for name, unused in (("crop", "center"), ("crops", 0), ("flip", False)):
+            if found[name] == unused:
+                del found[name]
+        return found
+
+
+def variant_names(fingerprint_parts: dict[str, Any]) -> tuple[str, ...]:
+    """Variants of each clip in data of a fingerprint, in the order of their rows."""
+    return tuple(fingerprint_parts.get("variant", BASE).split(","))
+
+
+def split_id(name: str) -> tuple[str, str]:
+    """Id of a row -> what the variants of its clip have in common, name of the variant."""
+    found = _VARIANT.search(name)
+    return (name, BASE) if found is None else (name[: found.start()], found[1])
+
+
+def is_mirrored(variant: str) -> bool:
+    """Whether the frames of a variant are mirrored left to right."""
+    return variant == FLIP or variant.endswith(f"-{FLIP}")
 
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """One clip to cut: frames `[start, start + bucket.frames)` on the video's sampling grid, scaled to cover and centre-cropped."""
+    """One variant of a clip to cut: frames `[start, start + bucket.frames)` on the video's sampling grid, scaled to cover and cropped."""
 
-    index: int
+    index: int  # among all that is cut from the video, variants included
     start: int
     bucket: Bucket  # frames 0: up to the end of the video, trimmed to a length that the network takes
     fps: float  # of the sampling grid
@@ -90,6 +131,19 @@ class ClipPlan:
     scaled_width: int
     crop_top: int
     crop_left: int
+    variant: str = BASE
+    variants: int = 1  # of the clip; their indexes follow each other
+    warnings: tuple[str, ...] = ()  # of this clip, in addition to the video's
+
+    @property
+    def clip_index(self) -> int:
+        """Number of the clip in its video: its variants share it."""
+        return self.index // self.variants
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are exchanged after the crop."""
+        return is_mirrored(self.variant)
 
     def __post_init__(self) -> None:
         inside = self.crop_top >= 0 and self.crop_top + self.bucket.height <= self.scaled_height
@@ -107,6 +161,11 @@ class OpenedVideo:
     info: VideoInfo
     clips: tuple[ClipPlan, ...]
     rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StillOpening:
+    """Answer of a decoder that looks through a video for black bars: it goes on with the next `pull`."""
 
 
 ChunkShape = tuple[bool, int, int, int]

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic_core import from_json
+
 from pipeline.records.inputs import Reject, Shard, shard_from_dict
 
 FORMAT_VERSIONS = (1, 2)
@@ -111,6 +113,14 @@ class Counts:
             )
 
 
+def _parsed(data: bytes) -> Any:
+    """As `json.loads`, in less than half the time: a resume may parse 100,000 receipts."""
+    try:
+        return from_json(data)
+    except ValueError:  # also of lone surrogates, which stand for bytes of file names that are not UTF-8
+        return json.loads(data)
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """The record that a shard is done. It names the shard's files; files that no receipt names do not count."""
@@ -170,7 +180,7 @@ class Receipt:
         Raises:
             ValueError: not a receipt, another format version, or a record that fails its check.
         """
-        raw = json.loads(data)
+        raw = _parsed(data)
         if not isinstance(raw, dict) or raw.get("format_version") not in FORMAT_VERSIONS:
             got = raw.get("format_version") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError, NotFound
-from pipeline.storage.patience import mark_reached
+from pipeline.storage.patience import mark_reached, retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +44,7 @@ __all__ = [
     "open_source",
     "open_store",
     "read_uri",
+    "retries",
     "stat_uri",
 ]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 15.0
 _reached: set[str | None] = set()
+_guard = threading.Lock()  # of `_retries`
+_retries = 0  # of this process
 # Set when the interpreter begins to exit, which joins the worker threads of s3transfer. Without it, an upload to a store that does not
 # answer would keep a finished process alive until its retries end.
 _exiting = threading.Event()
@@ -27,6 +29,11 @@ def mark_reached(config: StorageConfig) -> None:
     (`AccessError` within seconds).
     """
     _reached.add(config.endpoint_url)
+
+
+def retries() -> int:
+    """Requests that this process has repeated so far."""
+    return _retries
 
 
 def is_reached(config: StorageConfig) -> bool:
@@ -85,6 +92,9 @@ class Patience:
         # 2**8 * 0.1 s exceeds the longest pause. The last pause ends when the time does, so the last try is made then.
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._tries - 1, 8)) * random.uniform(0.5, 1.0)
         self._wait(min(pause, left))
+        global _retries
+        with _guard:
+            _retries += 1
 
     def _wait(self, seconds: float) -> None:
         """Ends early if cancelled or if the process exits; of these two events one is polled."""

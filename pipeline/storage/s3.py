@@ -208,7 +208,9 @@ class S3Store(Store):
             found = [item for page in pages for item in page.get("Uploads", ())]
         for item in found:
             key = item["Key"].removeprefix(self._prefix)
-            yield Leftover(key, item["UploadId"], 0, item["Initiated"].timestamp())
+            within = item["Key"].startswith(self._prefix) and key.startswith(prefix)  # not every server looks at Prefix
+            if within and (recursive or "/" not in key[len(prefix) :]):
+                yield Leftover(key, item["UploadId"], 0, item["Initiated"].timestamp())
 
     def discard(self, leftover: Leftover) -> None:
         """Aborts the upload."""

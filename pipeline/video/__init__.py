@@ -1,6 +1,6 @@
 """Videos as clips of YUV planes.
 
-- `clips`: which clips are cut from a video
+- `clips`, `crops`, `black_bars`: which clips are cut from a video; which part of the frame their variants show; letterboxes
 - `cutting`: cuts them in one pass, inside a decoder process
 - `decode`: encoded bytes to frames
 """

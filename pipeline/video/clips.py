@@ -1,7 +1,7 @@
 """Choice of the clips of a video, from its frame times and size: takes `VideoInfo`, times and `ClipRules`, returns `ClipPlan`s or a reject.
 
 Position k of the sampling grid is at time k / fps (at source rate it is frame k). The frame on screen there is the last one that is not
-later. A clip is a run of positions, scaled to cover its bucket and centre-cropped.
+later. A clip is a run of positions, scaled to cover its bucket and cropped (`crops`); it may have several variants.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import numpy as np
 
 from pipeline.config import parse_bucket, parse_size
 from pipeline.errors import ConfigError
-from pipeline.records import Bucket, ClipPlan, ClipRules, Reject, VideoInfo
+from pipeline.records import FLIP, Bucket, ClipPlan, ClipRules, Reject, VideoInfo
+from pipeline.video.crops import plan_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.config import ClipConfig
+    from pipeline.video.decode.cropping import Window
 
 ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
 SAME_ASPECT = 1e-9
@@ -61,6 +63,7 @@ def resolve_rules(
             for height, width in sizes:
                 _check_size("clips.size", height, width, space_stride, network)
             buckets = [Bucket(frames, *size) for frames in frame_counts for size in sizes]
+    crop, _, crops = config.crop.partition(":")
     return ClipRules(
         select=select,  # type: ignore[arg-type]  # the configuration's pattern admits nothing else
         select_arg=int(argument or 0),
@@ -74,6 +77,9 @@ def resolve_rules(
         time_stride=time_stride,
         space_stride=space_stride,
         lead_frames=lead_frames,
+        crop=crop,  # type: ignore[arg-type]  # as above
+        crops=int(crops or 0),
+        flip=FLIP in config.variants,
     )
 
 
@@ -142,11 +148,13 @@ def choose_clips(
     *,
     key: str | None = None,
     uri: str | None = None,
+    content: Callable[[int, int], Window | None] = lambda start, stop: None,
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
-    """The clips of a video in order, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
+    """The clips of a video in order, each with its variants, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
 
     `times_s` (float64) are the times of the shown frames from 0, `end_s` is the end of the last one, in seconds. A `whole` clip has
-    `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject.
+    `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject. `content`: what is inside the black bars
+    of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject.
     """
 
     def refused(reason: str, message: str) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
@@ -173,10 +181,21 @@ def choose_clips(
             "set clips.upscale to allow it",
         )
     fps = info.fps if rules.fps is None else rules.fps
-    clips = []
-    for index, (start, bucket) in enumerate(_place(info, offered, available, rules)):
+    clips: list[ClipPlan] = []
+    small: list[Window] = []
+    for start, placed in _place(info, offered, available, rules):
+        frames = placed.frames or whole_frames(available - start, rules.time_stride, rules.lead_frames)
+        inside = content(start, start + frames)
+        bucket = placed if inside is None else _for_content(inside, placed.frames, rules)
+        if bucket is None:
+            small += [inside] if inside is not None else []
+            continue
         start_s = float(times_s[start]) if rules.fps is None else start / rules.fps
-        clips.append(_plan_clip(index, start, start_s, bucket, fps, info))
+        clips += plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
+    if small:
+        shown = f"{small[0].height}x{small[0].width}"
+        message = f"{len(small)} clips show {shown} pixels inside black bars, too few for a bucket; set clips.upscale to allow it"
+        return tuple(clips), refused("too_small", message)[1]
     return tuple(clips), ()
 
 
@@ -217,7 +236,7 @@ def _tile(info: VideoInfo, offered: list[Bucket], available: int) -> Iterable[tu
         start += bucket.frames
 
 
-def _offered(info: VideoInfo, rules: ClipRules) -> list[Bucket]:
+def _offered(info: VideoInfo | Window, rules: ClipRules) -> list[Bucket]:
     """Buckets that this video is large enough for, of any length."""
     if rules.area is not None:
         height, width = _derived_size(info.width / info.height, rules.area, rules.multiple_of)
@@ -225,6 +244,12 @@ def _offered(info: VideoInfo, rules: ClipRules) -> list[Bucket]:
     else:
         candidates = list(rules.buckets)
     return [b for b in candidates if rules.upscale or (b.height <= info.height and b.width <= info.width)]
+
+
+def _for_content(inside: Window, frames: int, rules: ClipRules) -> Bucket | None:
+    """The bucket of `frames` frames for what is inside black bars; None if it is too small for all."""
+    offered = [bucket for bucket in _offered(inside, rules) if bucket.frames == frames]
+    return _choose(inside, offered, frames) if offered else None
 
 
 def _derived_size(aspect: float, area: int, multiple: int) -> tuple[int, int]:
@@ -237,7 +262,7 @@ def _derived_size(aspect: float, area: int, multiple: int) -> tuple[int, int]:
     return best[2], best[3]
 
 
-def _choose(info: VideoInfo, offered: list[Bucket], available: int) -> Bucket:
+def _choose(info: VideoInfo | Window, offered: list[Bucket], available: int) -> Bucket:
     """The longest bucket that fits, then that of the nearest aspect ratio, then the largest."""
     frames = max(bucket.frames for bucket in offered if bucket.frames <= available)
     aspect = info.width / info.height
@@ -247,20 +272,3 @@ def _choose(info: VideoInfo, offered: list[Bucket], available: int) -> Bucket:
         return round(distance / SAME_ASPECT), -bucket.height * bucket.width, bucket
 
     return min((bucket for bucket in offered if bucket.frames == frames), key=rank)
-
-
-def _plan_clip(index: int, start: int, start_s: float, bucket: Bucket, fps: float, info: VideoInfo) -> ClipPlan:
-    scale = max(bucket.height / info.height, bucket.width / info.width)
-    scaled_height = max(bucket.height, round(info.height * scale))
-    scaled_width = max(bucket.width, round(info.width * scale))
-    return ClipPlan(
-        index=index,
-        start=start,
-        bucket=bucket,
-        fps=fps,
-        start_s=start_s,
-        scaled_height=scaled_height,
-        scaled_width=scaled_width,
-        crop_top=(scaled_height - bucket.height) // 2,
-        crop_left=(scaled_width - bucket.width) // 2,
-    )

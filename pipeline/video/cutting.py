@@ -1,26 +1,42 @@
 """Cutter of the clips of one video, run inside a decoder process.
 
-Takes a `CutRequest`; returns an `OpenedVideo`, then one `FrameChunk` or `ClipFailed` per call in clip order, then `VideoEnded`. It reads
-the stream once. Scaled frames that the next clip shares are kept, at most one clip of them.
+Takes a `CutRequest`; returns an `OpenedVideo`, then one `FrameChunk` or `ClipFailed` per call in clip order, then `VideoEnded`. Chunks of
+the variants of a clip take turns. It reads the stream once (with `letterbox` twice, see `black_bars`) and scales each frame once for all
+variants. Scaled frames that the next clip shares are kept, at most one clip of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pipeline.config import DecodeConfig, DrillConfig
 from pipeline.errors import BadDataError
 from pipeline.process import kill_points
-from pipeline.records import ClipFailed, ClipPlan, ClipRules, EncodedVideo, FrameChunk, OpenedVideo, Reject, VideoEnded
+from pipeline.records import (
+    ClipFailed,
+    ClipPlan,
+    ClipRules,
+    EncodedVideo,
+    FrameChunk,
+    OpenedVideo,
+    Reject,
+    StillOpening,
+    VideoEnded,
+)
 from pipeline.video import clips
-from pipeline.video.decode import Video, open_video
+from pipeline.video.black_bars import BlackBars
+from pipeline.video.decode import Video, open_again, open_video
 from pipeline.video.decode.planes import Geometry
+
+if TYPE_CHECKING:
+    from pipeline.video.decode.cropping import Window
 
 Result = TypeVar("Result")
 
@@ -45,12 +61,12 @@ class Cutter:
         """Opens nothing; `open` does."""
         self._request = request
         self._video: Video | None = None
-        self._answers: Iterator[FrameChunk | ClipFailed] = iter(())
+        self._answers: Iterator[StillOpening | OpenedVideo | FrameChunk | ClipFailed] = iter(())
         self._cpu_s = 0.0
         self._frames_decoded = 0
 
-    def open(self) -> OpenedVideo:
-        """Opens the video and chooses its clips.
+    def open(self) -> OpenedVideo | StillOpening:
+        """Opens the video and chooses its clips. `StillOpening`: calls of `next` go on with it.
 
         Raises:
             DamagedInput, PolicyReject: see `decode.open_video`.
@@ -58,8 +74,8 @@ class Cutter:
         """
         return self._timed(self._open)
 
-    def next(self) -> FrameChunk | ClipFailed | VideoEnded:
-        """The next chunk, the next clip that fails, or the end."""
+    def next(self) -> StillOpening | OpenedVideo | FrameChunk | ClipFailed | VideoEnded:
+        """The next chunk, the next clip that fails, or the end. After `StillOpening` what `open` returns and raises."""
         answer = self._timed(lambda: next(self._answers, None))
         if answer is not None:
             return answer
@@ -70,7 +86,7 @@ class Cutter:
         """Releases the video; safe to call twice."""
         self._answers = iter(())
         if self._video is not None:
-            self._frames_decoded = self._video.frames_decoded
+            self._frames_decoded += self._video.frames_decoded
             self._video.close()
             self._video = None
 
@@ -82,51 +98,101 @@ class Cutter:
         finally:
             self._cpu_s += time.thread_time() - started
 
-    def _open(self) -> OpenedVideo:
+    def _open(self) -> OpenedVideo | StillOpening:
+        self._video = video = open_video(self._request.video.video, self._request.limits)
+        planned, rejects = self._choose(video)
+        if self._request.rules.crop == "letterbox" and planned:
+            self._answers = self._look_for_bars(video, planned)
+            return StillOpening()
+        return self._opened(video, planned, rejects)
+
+    def _look_for_bars(self, video: Video, planned: tuple[ClipPlan, ...]) -> Iterator[StillOpening | OpenedVideo]:
+        """Looks through the frames of the clips that are planned without regard to bars, then plans them anew."""
+        rules, available = self._request.rules, self._available(video)
+        frames = [_frames(plan, video.times_s, available, rules) for plan in planned]
+        bars = BlackBars(np.unique(np.concatenate(frames)), video.info.height, video.info.width)
+        for _ in bars.look(video):
+            yield StillOpening()
+
+        def inside(start: int, stop: int) -> Window | None:
+            if rules.select == "slide":  # clips that share scaled frames must have the same bars
+                return bars.inside()
+            return bars.inside(clips.frames_on_screen(video.times_s, start, stop, rules.fps))
+
+        again, rejects = self._choose(video, inside)
+        self.close()
+        if again and not self._request.headers_only:
+            self._video = open_again(self._request.video.video, self._request.limits, video.info.content_hash)
+        yield self._opened(self._video or video, again, rejects)
+
+    def _choose(
+        self, video: Video, content: Callable[[int, int], Window | None] = lambda start, stop: None
+    ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
         encoded, rules = self._request.video, self._request.rules
-        self._video = video = open_video(encoded.video, self._request.limits)
-        info, key, uri = video.info, encoded.key, encoded.uri
-        planned, rejects = clips.choose_clips(info, video.times_s, video.end_s, rules, key=key, uri=uri)
-        available = clips.grid_length(len(video.times_s), video.end_s, rules.fps)
+        return clips.choose_clips(
+            video.info, video.times_s, video.end_s, rules, key=encoded.key, uri=encoded.uri, content=content
+        )
+
+    def _available(self, video: Video) -> int:
+        return clips.grid_length(len(video.times_s), video.end_s, self._request.rules.fps)
+
+    def _opened(self, video: Video, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]) -> OpenedVideo:
+        encoded, rules = self._request.video, self._request.rules
+        info, available = video.info, self._available(video)
         if tail := clips.uncovered_tail(planned, available, rules):
             info = replace(info, warnings=(*info.warnings, f"tail_frames:{tail}"))
-        if rules.select == "uniform" and 0 < len(planned) < rules.select_arg:
-            info = replace(info, warnings=(*info.warnings, f"uniform_clips:{len(planned)}/{rules.select_arg}"))
+        if rules.select == "uniform" and 0 < (found := len(planned) // len(rules.variants)) < rules.select_arg:
+            info = replace(info, warnings=(*info.warnings, f"uniform_clips:{found}/{rules.select_arg}"))
         if damage := video.incomplete:
             # Clips can be cut from the frames that are there, but not one of the whole video.
             planned = () if rules.select == "whole" else planned
-            found = info.num_frames
-            rejects = (*rejects, Reject(key, "decode", "truncated", damage, False, uri=uri, frames_recovered=found))
-        if planned:
-            self._answers = _cut(video, planned, available, self._request)
+            there = info.num_frames
+            truncated = Reject(
+                encoded.key, "decode", "truncated", damage, False, uri=encoded.uri, frames_recovered=there
+            )
+            rejects = (*rejects, truncated)
+        self._answers = _cut(video, planned, available, self._request) if planned else iter(())
         return OpenedVideo(info, planned, rejects)
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """A planned clip with the frame index of each position and the borders of its chunks."""
-
-    plan: ClipPlan
-    frames: np.ndarray = field(repr=False)  # int64, index of the frame on screen at each position
-    borders: tuple[int, ...]
-
-    @property
-    def geometry(self) -> Geometry:
-        plan = self.plan
-        size = plan.bucket.height, plan.bucket.width
-        return Geometry(plan.scaled_height, plan.scaled_width, plan.crop_top, plan.crop_left, *size)
-
-
-def _prepare(plan: ClipPlan, times_s: np.ndarray, available: int, request: CutRequest) -> _Cut:
-    rules = request.rules
+def _frames(plan: ClipPlan, times_s: np.ndarray, available: int, rules: ClipRules) -> np.ndarray:
+    """Index (int64) of the frame on screen at each position of a clip."""
     count = plan.bucket.frames or clips.whole_frames(available - plan.start, rules.time_stride, rules.lead_frames)
-    frames = clips.frames_on_screen(times_s, plan.start, plan.start + count, rules.fps)
-    if request.chunk_frames:
-        step = clips.chunk_length(request.chunk_frames, rules.time_stride)
-        borders = (0, *range(min(count, rules.lead_frames + step), count, step), count)
-    else:
-        borders = (0, count)
-    return _Cut(plan, frames, borders)
+    return clips.frames_on_screen(times_s, plan.start, plan.start + count, rules.fps)
+
+
+def _borders(count: int, request: CutRequest) -> tuple[int, ...]:
+    """Borders of the chunks of a clip of `count` frames."""
+    rules = request.rules
+    if not request.chunk_frames:
+        return 0, count
+    step = clips.chunk_length(request.chunk_frames, rules.time_stride)
+    return 0, *range(min(count, rules.lead_frames + step), count, step), count
+
+
+class _Variants:
+    """Windows of the variants of one clip in its scaled frames. `shared`: one that holds all of them, the same for clips that overlap."""
+
+    def __init__(self, plans: tuple[ClipPlan, ...], rules: ClipRules) -> None:
+        first = plans[0]
+        self._plans, self._size = plans, (first.bucket.height, first.bucket.width)
+        self._at, size = (first.crop_top, first.crop_left), self._size
+        if rules.crop == "random":
+            self._at, size = (0, 0), (first.scaled_height, first.scaled_width)
+        self.shared = Geometry(first.scaled_height, first.scaled_width, *self._at, *size)
+        self._scratch_3HW = np.empty((3, *size), np.uint8) if len(plans) > 1 or size != self._size else None
+
+    def write(self, write: Callable[[np.ndarray, Geometry], bool], out_3HW: list[np.ndarray]) -> bool:
+        """Has `write` fill the shared window, and copies from it what each variant shows. Returns what `write` returns."""
+        if self._scratch_3HW is None:
+            return write(out_3HW[0], self.shared)
+        damaged = write(self._scratch_3HW, self.shared)
+        height, width = self._size
+        for plan, out in zip(self._plans, out_3HW, strict=True):
+            top, left = plan.crop_top - self._at[0], plan.crop_left - self._at[1]
+            shown_3HW = self._scratch_3HW[:, top : top + height, left : left + width]
+            out[:] = shown_3HW[..., ::-1] if plan.mirrored else shown_3HW
+        return damaged
 
 
 class _ScaledFrames:
@@ -136,7 +202,7 @@ class _ScaledFrames:
         self._video = video
         self._kept: dict[tuple[int, Geometry], tuple[np.ndarray, bool]] = {}
 
-    def write(self, index: int, geometry: Geometry, out_3HW: np.ndarray, keep: bool) -> bool:
+    def write(self, index: int, out_3HW: np.ndarray, geometry: Geometry, *, keep: bool) -> bool:
         """Fills `out_3HW` with the frame at `index` and keeps a copy if `keep`. Returns whether the frame is damaged."""
         kept = self._kept.get((index, geometry))
         if kept is not None:
@@ -158,29 +224,36 @@ def _cut(
     video: Video, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
 ) -> Iterator[FrameChunk | ClipFailed]:
     """All chunks of all clips, in order. A clip with a frame that cannot be decoded fails; the next clip goes on behind that frame."""
-    scaled = _ScaledFrames(video)
+    scaled, rules = _ScaledFrames(video), request.rules
+    step = len(rules.variants)
     fired = False
-    for position, plan in enumerate(planned):
-        cut = _prepare(plan, video.times_s, available, request)
-        next_clip = _first_frame(planned[position + 1 : position + 2], video.times_s, request.rules.fps)
+    for position in range(0, len(planned), step):
+        plans = planned[position : position + step]
+        bucket, variants = plans[0].bucket, _Variants(plans, rules)
+        frames = _frames(plans[0], video.times_s, available, rules)
+        next_clip = _first_frame(planned[position + step : position + step + 1], video.times_s, rules.fps)
         done = 0
         try:
-            for start, stop in pairwise(cut.borders):
-                planes_T3HW = np.empty((stop - start, 3, plan.bucket.height, plan.bucket.width), dtype=np.uint8)
+            for start, stop in pairwise(_borders(len(frames), request)):
+                shape = stop - start, 3, bucket.height, bucket.width
+                planes_VT3HW = [np.empty(shape, dtype=np.uint8) for _ in plans]
                 damaged = 0
-                for row, index in enumerate(cut.frames[start:stop].tolist()):
-                    damaged += scaled.write(index, cut.geometry, planes_T3HW[row], keep=index >= next_clip)
+                for row, index in enumerate(frames[start:stop].tolist()):
+                    write = partial(scaled.write, index, keep=index >= next_clip)
+                    damaged += variants.write(write, [planes_T3HW[row] for planes_T3HW in planes_VT3HW])
                     done += 1
                 if not fired:
                     kill_points.fire(request.drill, "in_decoder")
                     fired = True
-                pts_s = tuple(video.times_s[cut.frames[start:stop]].tolist())
-                last = stop == len(cut.frames)
-                matrix = video.info.color_matrix
-                yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=start == 0, last=last, damaged=damaged)
+                pts_s = tuple(video.times_s[frames[start:stop]].tolist())
+                matrix, first, last = video.info.color_matrix, start == 0, stop == len(frames)
+                for plan in plans:
+                    planes_T3HW = planes_VT3HW.pop(0)  # what was sent is not held while the others wait
+                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=first, last=last, damaged=damaged)
         except BadDataError as error:
-            reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
-            yield ClipFailed(plan.index, reject)
+            for plan in plans:
+                reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
+                yield ClipFailed(plan.index, reject)
         scaled.forget_before(next_clip)
 
 

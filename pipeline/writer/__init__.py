@@ -140,24 +140,37 @@ class ShardWriter:
         with self._spooling():
             self._spool_dir.mkdir(parents=True, exist_ok=True)
 
-    def add(self, clip: LatentClip) -> None:
-        """Checks a clip and takes ownership: its arrays must not change any more; the encoded video is released.
+    def add(self, *variants: LatentClip) -> None:
+        """Checks the variants of a clip and takes ownership: their arrays must not change any more; the encoded video is released. They
+        become neighbours in one file, in the order of their plans.
 
         Raises:
             DamagedInput: `non_finite_latent`: values that are NaN, infinite or above `max_abs`; the message has clip, channel and
-                magnitude. Nothing of the clip is kept; further clips can be added.
+                magnitude. Nothing of the variants is kept; further clips can be added.
             BuildError: wrong shape for the clip, wrong dtype, an id that is malformed or was used before in this shard, or a latent too
                 large for a Parquet value (2 GiB).
             StorageUnavailable: the spool folder or the output cannot be written.
             LatheError: an upload failed.
         """
+        rows, stats, ids = [], self._stats, set[str]()
+        for clip in variants:
+            row, values = self._checked(clip, ids)
+            rows.append(row)
+            ids.add(clip.id)
+            stats = stats.merge(values)
+        self._stats = stats
+        self._ids |= ids
+        self._take(bucket_name(variants[0].plan.bucket), rows)
+
+    def _checked(self, clip: LatentClip, others: set[str]) -> tuple[LatentRow, ChannelStats]:
+        """Row and statistics of one variant; `others`: ids of those before it."""
         if clip.dtype != self._config.dtype:
             raise BuildError(
                 f"clip {clip.id} is {clip.dtype}, the job stores {self._config.dtype}",
                 key=clip.sample.key,
                 stage="write",
             )
-        if clip.id in self._ids:
+        if clip.id in self._ids or clip.id in others:
             raise BuildError(
                 f"clip id {clip.id} occurs twice", key=clip.sample.key, shard=self._shard_id, stage="write"
             )
@@ -172,9 +185,7 @@ class ShardWriter:
         stats = self._measure(clip, clip.latent_CTHW, "latent")
         if clip.logvar_CTHW is not None:
             self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
-        self._stats = self._stats.merge(stats)
-        self._ids.add(clip.id)
-        self._take(bucket_name(clip.plan.bucket), row)
+        return row, stats
 
     def copy(self, row: LatentRow) -> None:
         """Takes a row of a finished file as it is; rows of a row group are sorted by `row.order`. Statistics do not cover it: its values
@@ -187,7 +198,7 @@ class ShardWriter:
         if row.id in self._ids:
             raise BuildError(f"clip id {row.id} occurs twice", shard=self._shard_id, stage="write")
         self._ids.add(row.id)
-        self._take(row.scalars["bucket"], row)
+        self._take(row.scalars["bucket"], [row])
 
     def finish(self) -> tuple[tuple[WrittenFile, ...], ChannelStats | None]:
         """Closes and checks open files, and waits for all uploads. Returns files in the order they were closed, and statistics; both are
@@ -203,6 +214,11 @@ class ShardWriter:
     def check_uploads(self) -> None:
         """Raises the error of a failed upload. `add` and `finish` do so too."""
         self._uploads.check()
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of finished files sent to the store so far."""
+        return self._uploads.sent_bytes
 
     def stop(self) -> None:
         """Makes `add` and `finish` raise if they wait for uploads in another thread. `abort` must follow."""
@@ -238,12 +254,13 @@ class ShardWriter:
         limit = self._config.max_abs
         return measure(array_CTHW, clip.dtype, limit, name=name, key=clip.sample.key, clip=clip.plan.index)
 
-    def _take(self, name: str, row: LatentRow) -> None:
+    def _take(self, name: str, rows: list[LatentRow]) -> None:
         opened = self._open.setdefault(name, _OpenBucket())
-        if opened.waiting and opened.waiting_bytes + row.num_bytes > self._config.row_group_bytes:
+        num_bytes = sum(row.num_bytes for row in rows)
+        if opened.waiting and opened.waiting_bytes + num_bytes > self._config.row_group_bytes:
             self._write_group(name)
-        opened.waiting.append(row)
-        opened.waiting_bytes += row.num_bytes
+        opened.waiting += rows
+        opened.waiting_bytes += num_bytes
         if opened.waiting_bytes >= self._config.row_group_bytes:
             self._write_group(name)
         most = max(OPEN_BYTES, 4 * self._config.row_group_bytes)

@@ -68,6 +68,7 @@ class UploadQueue:
         self._error: BaseException | None = None
         self._stopped = False
         self._keys: list[str] = []  # may exist in the store
+        self.sent_bytes = 0  # what is sent again counts again
 
     def put(self, file: FinishedFile) -> None:
         """Adds a file and takes ownership. Waits while too many bytes are finished and not uploaded.
@@ -177,8 +178,11 @@ class UploadQueue:
         fire(self._drill, "after_upload")
 
     def _count(self, num_bytes: int) -> None:
+        num_bytes = max(0, num_bytes)  # a client reports a negative number when it sends a part again
+        with self._changed:
+            self.sent_bytes += num_bytes
         if self._progress is not None:
-            self._progress(max(0, num_bytes))  # a client reports a negative number when it sends a part again
+            self._progress(num_bytes)
         fire(self._drill, "in_upload")
 
     def _delete_local(self, file: FinishedFile) -> None:

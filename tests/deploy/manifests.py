@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
+from pipeline.cli import nightly_command
 from pipeline.config import build_job
 
 if TYPE_CHECKING:
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-RAYJOB_PATH = DEPLOY / "rayjob.yaml"
+RAYJOB_PATH = DEPLOY / "rayjob" / "rayjob.yaml"
+JOB_PATH = DEPLOY / "job.yaml"
+JOB_MOUNT = "/etc/lathe/job.yaml"  # where pods of the cluster find it
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -29,12 +34,52 @@ def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def pins() -> dict[str, str]:
-    """`constraints.txt`: distribution -> exact version."""
-    lines = [
-        line for line in (DEPLOY / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
-    ]
+def pins(name: str = "constraints.txt") -> dict[str, str]:
+    """A file of exact versions in `deploy/`: distribution -> version."""
+    lines = [line for line in (DEPLOY / name).read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("==") for line in lines)
+
+
+def documents() -> list[tuple[Path, dict[str, Any]]]:
+    """Every Kubernetes object of `deploy/`, with its file."""
+    found = []
+    for path in sorted(DEPLOY.rglob("*.yaml")):
+        for item in yaml.safe_load_all(path.read_text()):
+            if isinstance(item, dict) and item.get("kind", "Kustomization") != "Kustomization":
+                found.append((path, item))
+    return found
+
+
+def patched(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`document` after the JSON patch of a file, for operations add, replace and remove of members."""
+    out = copy.deepcopy(document)
+    for step in yaml.safe_load(path.read_text()):
+        *parents, last = step["path"].strip("/").split("/")
+        place: Any = out
+        for name in parents:
+            place = place[int(name) if isinstance(place, list) else name]
+        assert (last in place) == (step["op"] != "add"), step
+        if step["op"] == "remove":
+            del place[last]
+        else:
+            place[last] = step["value"]
+    return out
+
+
+def night_of(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[EncodeJob, dict[str, int]]:
+    """The job and the exit codes of `lathe nightly /etc/lathe/job.yaml …` with `deploy/job.yaml` there, not started."""
+    program, name, path, *flags = shlex.split(command)
+    assert (program, name, path) == ("lathe", "nightly", JOB_MOUNT)
+    found: list[tuple[EncodeJob, dict[str, int]]] = []
+
+    def run(path: str, flags: dict[str, Any], overrides: tuple[str, ...], codes: list[str], *_: Any, **__: Any) -> None:
+        found.append((build_job(flags, config_path=path, overrides=overrides), nightly_command._codes(codes)))
+
+    monkeypatch.setattr(nightly_command, "_run", run)
+    result = CliRunner().invoke(cli.app, [name, str(JOB_PATH), *flags])
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+    (night,) = found
+    return night
 
 
 def job_of(command: str, monkeypatch: pytest.MonkeyPatch) -> EncodeJob:
@@ -43,11 +88,12 @@ def job_of(command: str, monkeypatch: pytest.MonkeyPatch) -> EncodeJob:
     program = ["lathe"] if words[0] == "lathe" else ["python", "-m", "pipeline"]
     assert words[: len(program)] == program, command
     jobs: list[EncodeJob] = []
-    monkeypatch.setattr(
-        cli,
-        "_encode",
-        lambda flags, config, overrides: jobs.append(build_job(flags, config_path=config, overrides=overrides)),
-    )
+
+    def encode(flags: dict[str, Any], config: str | None, overrides: tuple[str, ...]) -> None:
+        jobs.append(build_job(flags, config_path=config, overrides=overrides))
+        raise typer.Exit(0)  # before --publish
+
+    monkeypatch.setattr(cli, "_encode", encode)
     result = CliRunner().invoke(cli.app, words[len(program) :])
     assert result.exit_code == 0, f"{command}\n{result.output}"
     (job,) = jobs

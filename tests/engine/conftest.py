@@ -27,10 +27,11 @@ def _free_port() -> int:
 class RayCluster:
     """Addresses of a running head, the environment its clients need, and its process id."""
 
-    def __init__(self, port: int, dashboard: int, environment: dict[str, str], pid: int) -> None:
+    def __init__(self, port: int, dashboard: int, metrics: int, environment: dict[str, str], pid: int) -> None:
         self.pid = pid
         self.address = f"127.0.0.1:{port}"
         self.job_server = f"http://127.0.0.1:{dashboard}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.environment = environment
 
     def lathe(self, *arguments, **options) -> subprocess.CompletedProcess:
@@ -55,7 +56,7 @@ class RayCluster:
 def ray_cluster(tmp_path_factory):
     ray = str(Path(sys.executable).with_name("ray"))
     folder = tmp_path_factory.mktemp("ray")
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, metrics = _free_port(), _free_port(), _free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",
@@ -76,6 +77,7 @@ def ray_cluster(tmp_path_factory):
     start = [
         *(ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        f"--metrics-export-port={metrics}",
         *("--num-cpus=4", "--num-gpus=0", "--object-store-memory=200000000", f"--temp-dir={temporary}"),
         *("--disable-usage-stats", "--no-monitor", "--include-log-monitor=false"),
     ]
@@ -91,7 +93,7 @@ def ray_cluster(tmp_path_factory):
                     if probe.connect_ex(("127.0.0.1", wanted)) == 0:
                         break
                 time.sleep(0.2)
-        yield RayCluster(port, dashboard, environment, head.pid)
+        yield RayCluster(port, dashboard, metrics, environment, head.pid)
     finally:
         head.terminate()
         try:

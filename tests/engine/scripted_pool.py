@@ -75,6 +75,9 @@ class ScriptedExecutor:
     def __init__(self, pool):
         self._pool = pool
 
+    def meters(self):
+        return None
+
     def pool(self, context):
         return self._pool
 
@@ -85,6 +88,7 @@ def make_build(tmp_path, store, pool, *overrides, shards=6):
     object.__setattr__(context, "job", job)
     object.__setattr__(context, "fingerprint", "f" * 32)
     object.__setattr__(context, "layout", CURRENT)
+    object.__setattr__(context, "build", "0123abcd")
     uri = str(tmp_path / "in")
     todo = [Shard("tar", f"s{n}", (SourceObject(f"{uri}/s{n}.tar", n + 1, "e"),)) for n in range(shards)]
     report = BuildReport(str(tmp_path), "f" * 32, "leanvae", True, "cpu", shards, 0)

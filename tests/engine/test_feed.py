@@ -16,6 +16,7 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import BuildError
 from pipeline.records import FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.video import black_bars
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import Cutter
 from tests.tiny_corpus import video_bytes
@@ -245,6 +246,22 @@ def test_largest_expected_chunk_is_the_largest_that_arrives(chunk_frames, lead, 
     longest = max(len(chunk.pts_s) for chunk in chunks)
     assert (first, height, width) == (False, 32, 32)
     assert longest <= frames <= longest + (chunk_frames != WHOLE and lead == 0)  # one spare where no frame leads
+
+
+def test_a_decoder_that_still_looks_for_black_bars_is_asked_again(monkeypatch):
+    """Each answer begins a new time limit; none is an event."""
+    monkeypatch.setattr(black_bars, "FRAMES_AT_ONCE", 4)
+    lanes = InProcessCutters(1)
+    rules = ClipConfig(frames=(5,), size=("32x32",), select="tile", crop="letterbox", variants=("flip",))
+    feed = feed_here(lanes, Samples(("o", sample(0, frames=25))), rules, 4, largest_batch=lambda shape: 1)
+    events = []
+    for _ in range(40):
+        arrived = [event.what for event in feed.pump(1.0)]
+        feed.consumed(sum(what.nbytes for what in arrived if isinstance(what, FrameChunk)))
+        events += arrived
+    assert kinds(events) == ["OpenedVideo"] + ["FrameChunk"] * 10 + ["VideoEnded"]
+    assert [what.clip for what in events[1:-1]] == list(range(10))
+    assert lanes.pulls[0] >= 7 + 11  # of these seven until it is open
 
 
 def test_video_shorter_than_a_group_counts_as_one_group():

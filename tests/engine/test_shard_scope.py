@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.engine.worker.shard_scope import ShardScope
 from pipeline.errors import AccessError, SourceRefused, StorageUnavailable
-from pipeline.records import OpenedVideo, Reject, RetriedSample, Retry, Sample, Shard, SourceObject
+from pipeline.records import Bucket, ClipPlan, OpenedVideo, Reject, RetriedSample, Retry, Sample, Shard, SourceObject
 
 FILES = tuple(SourceObject(f"/v/{name}.mp4", 10, "e") for name in "abcd")
 
@@ -118,3 +118,17 @@ def test_many_failing_objects_fail_the_attempt():
     files = tuple(SourceObject(f"/v/{n}.mp4", 10, "e") for n in range(20))
     scope = scope_of(objects=files)
     assert [scope.set_aside(source.uri, StorageUnavailable("EIO")) for source in files] == [True] * 8 + [False] * 12
+
+
+def test_a_retry_takes_the_variants_of_a_clip_together():
+    """Of a clip whose flip was taken down, the flip is not encoded again: it would be alone in a file."""
+    scope = scope_of(retry=retry_of(("/v/a.mp4", "a")))
+    size = Bucket(5, 32, 32)
+    plans = tuple(
+        ClipPlan(n, n // 2, size, 8.0, n // 2 / 8, 32, 32, 0, 0, variant=variant, variants=2)
+        for n, variant in enumerate(("base", "flip") * 2)
+    )
+    video = OpenedVideo(SimpleNamespace(duration_s=1.0, content_hash="h"), plans, ())
+    assert scope.earlier_clips(sample_of("a"), video) == set()
+    scope._earlier_ids.add(scope.clip_id(sample_of("a"), plans[2]))
+    assert scope.earlier_clips(sample_of("a"), video) == {2, 3}

@@ -11,12 +11,15 @@ import pytest
 
 from pipeline.config import StorageConfig
 from pipeline.engine.driver import build
+from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Silent
+from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import build_context
 from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost, ShardsFailed
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
+from pipeline.nightly.night import new_night
 from pipeline.nightly.run import nightly
 from pipeline.operate.verify import verify_output
 from pipeline.process import signals
@@ -101,6 +104,18 @@ def test_empty_night_publishes_nothing(place):
     assert (night.outcome, night.exit_code, night.published, night.snapshot) == ("nothing", 0, False, 1)
     assert Snapshots(place.store).numbers() == [1]
     assert [report["outcome"] for report in reports(place.store)] == ["done", "nothing"]
+
+
+def test_canary_runs_on_the_cpu_where_only_the_encoders_have_gpus(place):
+    add_tar(place.corpus, 3)
+    job = job_of(place.corpus, place.output, **{"nightly.canary": 1})
+    night = new_night(job.output)
+    control = run.Approval(job, place.store, Lease(place.store, "unused", "test"), night, accept_fingerprint=False)
+    encode(job, Silent(), control)
+    on_gpus = job.model_copy(update={"model": job.model.model_copy(update={"device": "cuda"})})
+    run._publish(on_gpus, place.store, night, control, partial=False)
+    (canary,) = (check for check in night.checks if check["name"] == "canary")
+    assert (canary["ok"], canary["judged"]) == (True, True)
 
 
 @pytest.mark.parametrize("removed", ["keep", "drop"])
@@ -257,6 +272,15 @@ def test_silent_change_of_the_fingerprint_is_refused_until_it_is_accepted(place,
     assert nightly(job).outcome == "nothing", "accepted once is accepted"
     with pytest.raises(ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\."):
         nightly(job_of(place.corpus, place.output))
+
+
+@pytest.mark.parametrize(("shards_done", "outcome"), [(0, "refused"), (1, "failed")])
+def test_job_that_is_wrong_is_refused_as_long_as_nothing_was_encoded(shards_done, outcome):
+    # As where encoders and decoders do not fit on the cluster: seen after the plan is made.
+    night = new_night("out")
+    night.add_build(BuildReport("out", "f" * 64, "net", False, "cpu", 3, 0, shards_done=shards_done))
+    night.end(ConfigError("engine: 2 encoders do not fit"), time.monotonic())
+    assert night.outcome == outcome
 
 
 def test_output_of_another_corpus_is_refused_with_figures(place, tmp_path):

@@ -11,12 +11,14 @@ from pipeline.config import DrillConfig, WriteConfig
 from pipeline.format.layout import CURRENT, SNAPSHOTS
 from pipeline.ledger.receipts import Ledger
 from pipeline.loader import LatentDataset
+from pipeline.operate.gc import GcOptions
 from pipeline.records import LatentClip, Receipt, Shard, SourceObject
 from pipeline.storage import Store
 from pipeline.writer import ShardWriter
 from tests.pipeline.latent_clips import FINGERPRINT, METADATA, latent_clip, receipt_of
 
 DAY_S = 86400.0
+NEWEST = GcOptions(keep_snapshots=1, keep_days=0)
 
 
 def aged(store: Store, days: float = 3.0, keys: Iterable[str] | None = None) -> None:
@@ -83,3 +85,11 @@ def snapshot_numbers(store: Store) -> list[int]:
     """Snapshots whose records are there."""
     found = (info.key for info in store.list(SNAPSHOTS, recursive=False))
     return sorted(int(key.removeprefix(SNAPSHOTS).removesuffix(".json")) for key in found)
+
+
+def receipt_for(store: Store, name: str, version: str = "e1") -> Receipt | None:
+    return Ledger(store).read(tar(name, version).id(FINGERPRINT))
+
+
+def listing(store: Store) -> dict[str, str]:
+    return {info.key: info.etag for info in store.list()}

@@ -3,66 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import deltalake
 import pytest
 
 from pipeline.engine.driver.coverage import find_work
-from pipeline.engine.driver.heartbeat import Heartbeat
-from pipeline.errors import InputError, LeaseHeld, OutputError
+from pipeline.errors import InputError, OutputError
 from pipeline.format.layout import RETIRED
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.compact import compact
 from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.takedown import take_down, undo
 from pipeline.operate.verify import verify_output
-from pipeline.records import Bucket, Shard, SourceObject
-from pipeline.storage import ObjectInfo, Store
-from pipeline.storage.local import LocalStore
-from tests import forked_command
-from tests.operate.outputs import aged, files_of, shown, snapshot_numbers, stored, tar, write_files, write_version
+from pipeline.records import Bucket, Counts, Shard, SourceObject
+from pipeline.storage import Store
+from tests.operate.outputs import (
+    NEWEST,
+    aged,
+    files_of,
+    listing,
+    receipt_for,
+    shown,
+    snapshot_numbers,
+    stored,
+    tar,
+    write_files,
+    write_version,
+)
 from tests.pipeline.frameless_build import job_for
-from tests.pipeline.latent_clips import FINGERPRINT, latent_clip, local_store
+from tests.pipeline.latent_clips import FINGERPRINT, latent_clip
 from tests.pipeline.published import publish_all
-
-NEWEST = GcOptions(keep_snapshots=1, keep_days=0)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tars a (2 clips), b (2), and three snapshots: b is replaced in the second, c (1) comes in the third. All is three days old."""
-    folder = tmp_path_factory.mktemp("gc")
-    store = local_store(folder / "out")
-    Ledger(store).prepare("films")
-    write_version(store, folder, "a", "e1", (0, 1))
-    write_version(store, folder, "b", "e1", (10, 11))
-    publish_all(store)
-    write_version(store, folder, "b", "e2", (12, 13))
-    publish_all(store)
-    write_version(store, folder, "c", "e1", (20,))
-    publish_all(store)
-    aged(store)
-    return folder / "out"
-
-
-@pytest.fixture
-def store(made: Path, tmp_path: Path) -> Store:
-    shutil.copytree(made, tmp_path / "out")
-    return local_store(tmp_path / "out")
-
-
-def receipt_for(store: Store, name: str, version: str = "e1") -> object:
-    return Ledger(store).read(tar(name, version).id(FINGERPRINT))
-
-
-def listing(store: Store) -> dict[str, str]:
-    return {info.key: info.etag for info in store.list()}
 
 
 def test_only_what_no_receipt_names_goes_while_all_snapshots_are_kept(store: Store, tmp_path: Path) -> None:
@@ -191,7 +167,9 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     (left,) = kept["takedowns"]["stored"]
     assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])
     assert files_of(taken) <= stored(store)
+    dry = collect(store, GcOptions(forget=True, dry_run=True))
     found = collect(store, GcOptions(forget=True))
+    assert {**dry, "dry_run": False} == found
     assert found["snapshots"] == {"retained": [4], "retired": [1, 2, 3], "forgotten": [1, 2, 3]}
     assert found["deleted"]["taken_down"]["files"] == 1
     assert found["takedowns"]["names_removed"] == [record]
@@ -202,7 +180,7 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     assert verify_output(store, snapshot=4).problems == []
     assert publish_all(store).number == fourth.number
     assert read_takedowns(store).takes(uri), "a later build does not encode it"
-    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
+    with pytest.raises(OutputError, match="cannot be undone: its bytes are gone"):
         undo(store, uri, reason="", by="")
 
 
@@ -262,6 +240,9 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     found = collect(store, NEWEST)
     assert found["deleted"]["compacted"]["files"] >= 2
     assert not {receipt.files[0].key, receipt.files[0].index_key} & stored(store)
+    named = re.findall(rb"data/\S+\.parquet", store.read(".huggingface.yaml"))
+    assert named
+    assert {key.decode() for key in named} <= stored(store), "`datasets` would miss a file"
     assert shown(store) == left == everything - {"video00040-0000"}
     assert verify_output(store).problems == []
     with pytest.raises(OutputError, match="cannot be undone"):
@@ -276,163 +257,47 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     assert shown(store) == left
 
 
-# --- builds, clocks, leases -------------------------------------------------------------------------------------------
-
-
-def test_files_of_a_running_build_stay(store: Store, tmp_path: Path) -> None:
-    beat = Heartbeat(store, FINGERPRINT, every_s=300.0)
-    old = files_of(write_files(store, tmp_path, tar("x", "e1"), [latent_clip(50)]))
-    aged(store, keys=old)
-    try:
-        beat.offer({"shards_total": 1, "shards_done": 0})
-        while not store.exists(beat.key):
-            assert beat._thread.is_alive()
-            beat._closing.wait(0.01)
-        new = files_of(write_files(store, tmp_path, tar("y", "e1"), [latent_clip(51)]))
-        found = collect(store, GcOptions(grace_s=0))
-        assert (found["running"], found["kept"]["of_running_build"]) == ([beat.build], 1)
-        assert new <= stored(store)
-        assert not old & stored(store)
-        assert store.exists(beat.key)
-    finally:
-        beat.close()
-
-
-def test_a_build_that_fell_silent_stops_gc_until_it_is_said_to_have_ended(store: Store) -> None:
-    key = "_progress/20260101T000000Z-ab.json"
-    store.write(key, json.dumps({"every_s": 30.0, "started": 0.0, "updated": 0.0, "running": True}).encode())
-    aged(store, days=0.1, keys=[key])
-    before = listing(store)
-    with pytest.raises(
-        OutputError, match=r"build 20260101T000000Z-ab has not been heard of for 2h2\dm.*--ended 20260101T000000Z-ab"
-    ):
-        collect(store)
-    assert {key: etag for key, etag in listing(store).items() if not key.startswith("_leases/")} == before
-    assert collect(store, GcOptions(ended=("20260101T000000Z-ab",)))["deleted"]["heartbeats"] == 1
-    assert not store.exists(key)
-
-
-class Late(LocalStore):
-    """A store whose clock is an hour behind."""
-
-    def stat(self, key: str) -> ObjectInfo:
-        found = super().stat(key)
-        return ObjectInfo(found.key, found.size, found.etag, found.modified - 3600)
-
-
-def test_a_store_whose_clock_is_off_is_refused(store: Store) -> None:
-    before = stored(store), snapshot_numbers(store)
-    with pytest.raises(OutputError, match=r"the clock of .* is 1h00m behind that of this machine"):
-        collect(Late(store.root), NEWEST)
-    assert (stored(store), snapshot_numbers(store)) == before
-
-
-def test_a_damaged_snapshot_stops_gc_unless_a_newer_one_passed_over_it(store: Store) -> None:
-    (table,) = [info.key for info in store.list("_snapshots/2/files-")]
-    store.write(table, b"damaged")
-    before = stored(store)
-    with pytest.raises(
-        OutputError, match=r"nothing was deleted: .*_snapshots/2/files.* is not the table that was published"
-    ):
-        collect(store)
-    assert stored(store) == before
-    publish_all(store, rebuild=True)
-    found = collect(store)
-    assert any("_snapshots/2/" in text for text in found["notices"])
-
-
-# --- kills ------------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """End of a process."""
-
-
-class Mortal(LocalStore):
-    """Ends at its write or deletion number `at` of what gc looks after: nothing is done after it."""
-
-    def __init__(self, root: str, at: int | None = None) -> None:
-        super().__init__(root)
-        self.steps, self._at = 0, at
-
-    def _step(self, key: str) -> None:
-        if not key.startswith(("_leases/", ".lathe-probe-")):
-            self.steps += 1
-        if self._at is not None and self.steps >= self._at:
-            raise Killed
-
-    def write(self, key: str, data: bytes) -> None:
-        self._step(key)
-        super().write(key, data)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._step(key)
-        return super().put_if_absent(key, data)
-
-    def delete(self, key: str) -> None:
-        self._step(key)
-        super().delete(key)
-
-
-def test_a_kill_between_any_two_steps_leaves_whole_snapshots_and_the_next_gc_goes_on(
-    store: Store, tmp_path: Path
-) -> None:
-    """Takedown, retired receipt, two snapshots that go, Delta log. After each kill every snapshot whose record is there is read fully."""
-    record_takedown(store, "asked", sources=[receipt_for(store, "a").shard.objects[0].uri])
-    collect(store, GcOptions(keep_snapshots=3))  # nothing retires yet: older snapshots show it
+def test_a_receipt_whose_rows_were_compacted_and_then_replaced_retires_too(store: Store, tmp_path: Path) -> None:
+    """Its own files are long gone. It must not stand for the version if the input goes back to it."""
+    assert compact(store).snapshot is not None
+    aged(store)
+    collect(store, NEWEST)
+    old = receipt_for(store, "a")
+    assert not files_of(old) & stored(store)
+    write_version(store, tmp_path, "a", "e2", (2,))
     publish_all(store)
+    compact(store)
     aged(store)
-    expected = {number: shown(store, number) for number in snapshot_numbers(store)}
-    whole = tmp_path / "whole"
-    shutil.copytree(store.root, whole)
-    counted = Mortal(str(whole))
-    collect(counted, NEWEST)
-    final = without_leases(local_store(whole))
-    assert counted.steps > 10
-    for at in range(1, counted.steps + 1):
-        folder = tmp_path / f"killed{at}"
-        shutil.copytree(store.root, folder)
-        with pytest.raises(Killed):
-            collect(Mortal(str(folder), at), NEWEST)
-        there = local_store(folder)
-        for number in snapshot_numbers(there):
-            assert shown(there, number) == expected[number], at
-        shutil.rmtree(folder / "_leases")  # what its expiry does
-        collect(there, NEWEST)
-        assert without_leases(there) == final, at
-        shutil.rmtree(folder)
+    assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    assert Ledger(store).read(old.shard_id) is None
+    write_version(store, tmp_path, "a", "e1", (0, 1), attempt="a9")
+    publish_all(store, listing=[old.shard.objects[0]])
+    assert {"video00000-0000", "video00001-0000"} <= shown(store)
+    assert "video00002-0000" not in shown(store)
+    assert verify_output(store).problems == []
 
 
-def without_leases(store: Store) -> set[str]:
-    return {key for key in listing(store) if not key.startswith("_leases/")}
-
-
-def kill_gc() -> None:
-    """In the forked process, before the command runs."""
-    import functools
-
-    from pipeline.config import DrillConfig
-    from pipeline.operate import gc
-
-    drill = DrillConfig(point=os.environ["GC_POINT"], marker_dir=os.environ["GC_MARKS"])
-    gc.collect = functools.partial(gc.collect, failures=drill)
-
-
-@pytest.mark.parametrize("point", ["after_first_record", "after_first_file"])
-def test_a_gc_that_is_killed_is_gone_on_with(store: Store, tmp_path: Path, point: str) -> None:
-    write_files(store, tmp_path, tar("x", "e1"), [latent_clip(50)])
-    aged(store)
-    newest = shown(store, 3)
-    options = ("gc", store.root, "--keep-snapshots", "1", "--keep-days", "0")
-    env = {**os.environ, "GC_POINT": point, "GC_MARKS": str(tmp_path / "marks")}
-    killed = forked_command.run(*options, env=env, prepare="tests.operate.test_gc:kill_gc")
-    assert killed.returncode == -9, killed.stderr
-    assert snapshot_numbers(store) == ([2, 3] if point == "after_first_record" else [3])
-    with pytest.raises(LeaseHeld, match=r"lathe gc of .* holds the lease 'maintenance'"):
-        collect(store, NEWEST)
-    shutil.rmtree(store.uri("_leases"))
-    assert forked_command.run(*options).returncode == 0
-    assert snapshot_numbers(store) == [3]
-    assert shown(store) == newest
-    assert verify_output(store).orphans == 2, "the file and index of the receipt that retired, for the grace time"
-    assert Snapshots(store).whole(3).number == 3
+@pytest.mark.parametrize("late", [False, True], ids=["before gc", "after gc"])
+def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(store: Store, late: bool) -> None:
+    """A build found that the input has the bytes of its first version again; its receipt names that version and has no files."""
+    old = receipt_for(store, "b")
+    shard = tar("b", "e3")
+    same = replace(
+        old,
+        shard=shard,
+        shard_id=shard.id(FINGERPRINT),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        files=(),
+        counts=Counts(),
+        stats=None,
+        same_as={shard.objects[0].uri: old.shard_id},
+    )
+    if late:
+        assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    Ledger(store).commit(same)
+    found = collect(store, NEWEST)
+    assert found["receipts"] == {"retired": 0, "restored": int(late)}
+    assert files_of(old) <= stored(store)
+    publish_all(store)
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+    assert "video00012-0000" not in shown(store)

@@ -43,11 +43,18 @@ def clips_of(uri: str, seeds: list[int], config: WriteConfig = CONFIG) -> list[L
 
 
 def add_tar(
-    store: Store, folder: Path, name: str, seeds: list[int], etag: str, config: WriteConfig = CONFIG
+    store: Store,
+    folder: Path,
+    name: str,
+    seeds: list[int],
+    etag: str,
+    config: WriteConfig = CONFIG,
+    fingerprint: str = FINGERPRINT,
 ) -> Receipt:
     """Commits a tar with a sample for each seed."""
     source = SourceObject(tar(name), 1000, etag)
-    return _commit(store, folder, Shard("tar", f"{name}.tar", (source,)), clips_of(source.uri, seeds, config), config)
+    shard, clips = Shard("tar", f"{name}.tar", (source,)), clips_of(source.uri, seeds, config)
+    return _commit(store, folder, shard, clips, config, fingerprint)
 
 
 def add_films(store: Store, folder: Path, films: dict[str, tuple[int, str]], config: WriteConfig = CONFIG) -> Receipt:
@@ -57,12 +64,20 @@ def add_films(store: Store, folder: Path, films: dict[str, tuple[int, str]], con
     return _commit(store, folder, Shard("files", "films", sources), clips, config)
 
 
-def _commit(store: Store, folder: Path, shard: Shard, clips: list[LatentClip], config: WriteConfig) -> Receipt:
+def _commit(
+    store: Store,
+    folder: Path,
+    shard: Shard,
+    clips: list[LatentClip],
+    config: WriteConfig,
+    fingerprint: str = FINGERPRINT,
+) -> Receipt:
     attempt = f"a{len(list(store.list('_receipts/')))}"
     made = write_shard(store, folder / "spool", config, clips, attempt=attempt)
     samples = len({clip.sample.uri if shard.kind == "files" else clip.sample.key for clip in clips})
     counts = replace(made.counts, samples=samples, encoded=samples)
-    return Ledger(store).commit(replace(made, shard=shard, shard_id=shard.id(FINGERPRINT), counts=counts))
+    named = {"fingerprint": fingerprint, "shard_id": shard.id(fingerprint)}
+    return Ledger(store).commit(replace(made, shard=shard, counts=counts, **named))
 
 
 def make_history(folder: Path, config: WriteConfig = CONFIG) -> Store:

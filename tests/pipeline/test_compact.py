@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import StorageConfig, WriteConfig
+from pipeline.config import WriteConfig
 from pipeline.errors import InputError, LeaseHeld, OutputError, PublishFailed
-from pipeline.format.layout import DELTA_LOG, HUGGING_FACE_KEY
+from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
-from pipeline.loader import LatentDataset
-from pipeline.look.stored import choose, encoder_of, in_turns, latent_bytes
 from pipeline.operate import compact as compacting
 from pipeline.operate.compact import LEASE, CompactOptions, compact
 from pipeline.operate.compact_files import CompactionWriter
-from pipeline.operate.delta_contents import version_key
-from pipeline.operate.diff import diff
-from pipeline.operate.status import status
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store
 from tests.pipeline.compacted import add_tar, delete_unnamed, make_history, rows_of, tar
@@ -164,92 +156,6 @@ def test_the_target_bounds_what_is_merged(store: Store) -> None:
     found = compact(store, CompactOptions(target_bytes=2 * max(sizes) + 1))
     assert 2 < found.snapshot.counts["files"] < 8
     assert rows_of(store, found.snapshot) == expected
-
-
-# --- readers -----------------------------------------------------------------------------------------------------------
-
-
-def test_loader_preview_status_and_diff_read_the_new_snapshot(store: Store) -> None:
-    expected = rows_of(store, Snapshots(store).latest())
-    compact(store)
-    delete_unnamed(store)
-    for options in ({}, {"receipts": True}):
-        with_rows = LatentDataset.open(store.root, **options)
-        read = {row.id: row.latent for row in with_rows.rows()}
-        assert sorted(read) == sorted(expected)
-        for name, latent in read.items():
-            assert np.asarray(latent).tobytes() == expected[name]["vae_latent_bytes"]
-    for number in (None, 3):
-        chosen = choose(store, number)
-        shown = {clip.row.id: latent_bytes(store, clip) for clip in in_turns(store, chosen.receipts)}
-        assert shown == {name: row["vae_latent_bytes"] for name, row in expected.items()}
-        assert encoder_of(store, chosen.receipts, StorageConfig())["network"] == "tiny"
-    described = status(store)
-    assert (described["snapshot"]["number"], described["clips"], described["pending"]) == (3, len(expected), None)
-
-
-def test_a_diff_says_that_files_were_rewritten_and_no_row_changed(store: Store) -> None:
-    compact(store)
-    found = diff((store, 2), (store, 3))
-    assert found["rows"] == {"added": 0, "dropped": 0}
-    assert found["files"]["rewritten"] == found["files"]["added"]
-    assert len(found["files"]["rewritten"]) == 2
-    assert not any(found["sources"].values())
-
-
-def test_a_later_takedown_hides_rows_of_compacted_files_from_the_loader(store: Store) -> None:
-    compact(store)
-    dataset = LatentDataset.open(store.root)
-    record_takedown(store, "asked to", samples=[(tar("a"), "dir/video00001")])
-    dataset.apply_takedowns(dataset.read_takedowns())
-    assert {"video00001-0000", "video00001-0001"} <= dataset.hidden_ids()
-
-
-def test_the_delta_view_has_rows_back_that_shared_a_file_with_hidden_ones(store: Store) -> None:
-    """Such files are left out of the view. Where no row comes or goes, the version says that it changes no data."""
-    from deltalake import DeltaTable
-
-    first = compact(store)
-    assert first.delta.hidden_rows == 0
-    expected = rows_of(store, first.snapshot)
-
-    def version(number: int) -> tuple[dict[str, bytes], set[bool]]:
-        table = DeltaTable(store.uri("data"), version=number).to_pyarrow_table()
-        values = dict(zip(table["id"].to_pylist(), table["vae_latent_bytes"].to_pylist(), strict=True))
-        lines = [json.loads(line) for line in store.read(version_key(number)).splitlines()]
-        return values, {
-            item["dataChange"] for line in lines for name, item in line.items() if name in ("add", "remove")
-        }
-
-    wanted = {name: row["vae_latent_bytes"] for name, row in expected.items()}
-    assert version(3) == (wanted, {True})
-    assert len(version(2)[0]) < len(wanted)
-    sizes = {row["bytes"] for row in Snapshots(store).table(first.snapshot, "files").to_pylist()}
-    assert sizes
-    publish_all(store)
-    assert version(3)[0] == wanted
-
-
-def test_a_compaction_without_hidden_rows_changes_no_data_of_the_delta_view(tmp_path: Path) -> None:
-    store = local_store(tmp_path / "out")
-    Ledger(store).prepare("films")
-    for number, name in enumerate("abc"):
-        add_tar(store, tmp_path, name, [number], "e1")
-    publish_all(store)
-    compact(store)
-    lines = [json.loads(line) for line in store.read(version_key(2)).splitlines()]
-    changes = [item["dataChange"] for line in lines for name, item in line.items() if name in ("add", "remove")]
-    assert changes == [False] * 8, "six files of three tars and two buckets go, two come"
-
-
-def test_hugging_face_is_told_each_row_once(store: Store) -> None:
-    snapshot = compact(store).snapshot
-    import yaml
-
-    (entry,) = yaml.safe_load(store.read(HUGGING_FACE_KEY))["configs"]
-    ids = [name for key in entry["data_files"] for name in pq.read_table(store.uri(key))["id"].to_pylist()]
-    assert len(set(ids)) == len(ids)
-    assert set(rows_of(store, snapshot)) <= set(ids)
 
 
 # --- refusals, damage and others at the same time ----------------------------------------------------------------------

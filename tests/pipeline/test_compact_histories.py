@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import PublishFailed
 from pipeline.format.layout import snapshot_key
+from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.compact import CompactOptions, compact
@@ -162,3 +163,18 @@ def test_a_rebuild_from_an_older_snapshot_takes_the_files_that_receipts_name(mad
     assert rows_of(store, rebuilt) == expected
     assert compact(store, FILES_ONLY).snapshot.number == 5
     assert rows_of(store, Snapshots(store).latest()) == expected
+
+
+def test_fingerprints_that_a_snapshot_leaves_out_come_back_from_their_compacted_files(tmp_path: Path) -> None:
+    store, other = local_store(tmp_path / "out"), "ab" * 16
+    Ledger(store).prepare("films")
+    for number, name in enumerate("abc"):
+        add_tar(store, tmp_path, name, [number], "e1")
+        add_tar(store, tmp_path, name, [10 + number], "e1", fingerprint=other)
+    expected = rows_of(store, publish_all(store, delta=False))
+    found = compact(store, FILES_ONLY)
+    assert (found.files_before, found.files_after) == (12, 4), "one of each fingerprint and bucket"
+    delete_unnamed(store)
+    alone = publish_all(store, delta=False, fingerprint="abab")
+    assert sorted(rows_of(store, alone)) == [f"video{10 + n:05d}-{clip:04d}" for n in range(3) for clip in range(2)]
+    assert rows_of(store, publish_all(store, delta=False)) == expected

@@ -30,7 +30,7 @@ def test_braces_in_inputs_keep_their_commas():
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("clips.frams=3", r"clips.frams: no such field; known here: buckets, fps, frames"),
+        ("clips.frams=3", r"clips.frams: no such field; known here: buckets, crop, fps, frames"),
         ("nonsense=1", r"nonsense: no such field; known here: clips, decode"),
         ("clips.fps=abc", r"clips.fps: expected a number of frames per second or 'source', got 'abc'"),
         ("clips.fps=-1", r"clips.fps: .*greater than 0.*got -1"),

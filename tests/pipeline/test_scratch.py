@@ -15,6 +15,7 @@ import pytest
 from pipeline.engine.worker import latent_spool
 from pipeline.engine.worker.latent_spool import LatentSpool
 from pipeline.errors import StorageUnavailable
+from pipeline.process import scratch
 from pipeline.process.scratch import PREFIX, ScratchFolder
 from pipeline.reader.spool import Spool
 
@@ -116,3 +117,16 @@ def test_disk_space_of_memory_mapped_latents_is_reserved_first(tmp_path: Path, m
         spool.append(np.ones((4, 2, 16, 16), np.float16))
     with largest_file(4000), pytest.raises(StorageUnavailable, match="File too large"):
         spool.finish()
+
+
+def test_folders_are_made_by_scratch_because_others_outlive_a_kill() -> None:
+    root = Path(scratch.__file__).parents[1]
+    assert [path for path in root.rglob("*.py") if "TemporaryDirectory(" in path.read_text()] == []
+
+
+def test_a_block_deletes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ScratchFolder() as folder:
+        (folder / "table").write_bytes(b"x")
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from pipeline.engine.decoders.lanes import LaneReady
 from pipeline.engine.decoders.losses import Restarted, after_error, after_loss
 from pipeline.engine.decoders.start_ups import StartUps
 from pipeline.errors import LatheError, StorageUnavailable, WorkerLost
-from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, StillOpening, VideoEnded
 from pipeline.video import clips
 from pipeline.video.cutting import CutRequest
 
@@ -258,6 +258,10 @@ class Feed:
             return [Event(owner, sample, after_error(sample, answer))]
         if isinstance(answer, LaneReady):
             raise TypeError(f"unexpected answer {answer!r}")
+        if isinstance(answer, StillOpening):
+            lane.asked += 1
+            self._lanes.pull(index, lane.ticket)
+            return []
         event = Event(owner, sample, answer)
         if isinstance(answer, OpenedVideo) and self._headers_only:
             self._release(lane)

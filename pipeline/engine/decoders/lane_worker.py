@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DamagedInput, LatheError, WorkerLost
-from pipeline.records import VideoEnded
+from pipeline.records import OpenedVideo, VideoEnded
 from pipeline.video.cutting import Cutter
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class LaneWorker:
         os.nice(niceness)
         gc.freeze()  # loaded modules are left out of collections: one takes 0.1 ms instead of 20
         self._cutter: Cutter | None = None
+        self._headers_only = False
 
     def open(self, request: CutRequest) -> Answer:
         """Closes the video before and opens this one."""
         self.close()
-        self._cutter = Cutter(request)
+        self._cutter, self._headers_only = Cutter(request), request.headers_only
         answer = self._guard(self._cutter.open)
-        if request.headers_only or isinstance(answer, LatheError):
-            self._free()
+        self._free_after(answer)
         return answer
 
     def pull(self) -> Answer:
@@ -43,8 +43,7 @@ class LaneWorker:
         if self._cutter is None:
             return WorkerLost("pull without an open video", stage="decode")
         answer = self._guard(self._cutter.next)
-        if isinstance(answer, VideoEnded | LatheError):
-            self._free()
+        self._free_after(answer)
         return answer
 
     def close(self) -> None:
@@ -53,11 +52,12 @@ class LaneWorker:
             self._cutter.close()
             self._cutter = None
 
-    def _free(self) -> None:
+    def _free_after(self, answer: Answer) -> None:
         """Frees the video before its last answer is sent: a crash in freeing it is then not blamed on the next video."""
-        if self._cutter is not None:
+        opened = isinstance(answer, OpenedVideo) and self._headers_only
+        if self._cutter is not None and (opened or isinstance(answer, VideoEnded | LatheError)):
             self._cutter.close()
-        gc.collect()
+            gc.collect()
 
     def _guard(self, call: Callable[[], Answer]) -> Answer:
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import LatheError
-from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, VideoEnded
+from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, StillOpening, VideoEnded
 
 if TYPE_CHECKING:
     from pipeline.video.cutting import CutRequest
@@ -21,7 +21,7 @@ class LaneReady:
     """The lane's process is up (again) and idle."""
 
 
-Answer = LaneReady | OpenedVideo | FrameChunk | ClipFailed | VideoEnded | LatheError
+Answer = LaneReady | StillOpening | OpenedVideo | FrameChunk | ClipFailed | VideoEnded | LatheError
 
 
 class Lanes(Protocol):
@@ -31,7 +31,9 @@ class Lanes(Protocol):
     start_limit_s: float  # for a process to be up; inf where it may have to wait for a node
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:
-        """Starts a video; the answer is `OpenedVideo` or a `LatheError`. The lane drops the video before it."""
+        """Starts a video; the answer is `OpenedVideo`, `StillOpening` (ask again by `pull`) or a `LatheError`. The lane drops the video
+        before it.
+        """
         ...
 
     def pull(self, lane: int, ticket: int) -> None:

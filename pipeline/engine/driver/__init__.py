@@ -8,6 +8,8 @@
 - `dispatch`, `worker_loads`: which worker gets which shard, what is retried, copied or given up; which workers are free
 - `blamed_videos`, `draining`: videos that end workers; shards whose node goes away
 - `outage`, `worker_disks`, `reject_budget`: a store that is away; workers whose disk is full; when damage stops a build
-- `heartbeat`, `live_counts`, `progress`, `report`: progress object in the output; sums over workers; progress for a display; the result
+- `observer`, `heartbeat`, `run_log`: what a build shows to others; progress object and log in the output
+- `live_counts`, `worker_activity`, `progress`, `report`: sums over workers; what each does; progress for a display; the result
+- `summary_keeper`: cache of receipt summaries, for the next run
 - `running_median`: median of the shard times
 """

@@ -56,23 +56,30 @@ class Budget:
 
 
 class UpTime:
-    """Seconds that encoders were up, summed over all that came and went. Times are of time.monotonic()."""
+    """Seconds that encoders were up, summed over all that came and went. Times are of time.monotonic(). Every call costs O(1): the driver
+    reads the sum after each event, of up to 1,000 encoders.
+    """
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
+        self._since_sum = 0.0  # of the encoders that are up
         self._ended_s = 0.0
 
     def add(self, worker: str, now: float) -> None:
         """An encoder is up."""
+        self._since_sum += now - self._since.get(worker, 0.0)
         self._since[worker] = now
 
     def remove(self, worker: str, now: float) -> None:
         """An encoder is gone; one that never was up counts nothing."""
-        self._ended_s += now - self._since.pop(worker, now)
+        since = self._since.pop(worker, None)
+        if since is not None:
+            self._ended_s += now - since
+            self._since_sum -= since
 
     def seconds(self, now: float) -> float:
         """The sum up to `now`."""
-        return self._ended_s + sum(now - since for since in self._since.values())
+        return self._ended_s + len(self._since) * now - self._since_sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ here waits for a store: probes and heartbeats have threads of their own.
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.engine.driver.budget import Spent, Unlimited, UpTime
 from pipeline.engine.driver.dispatch import Dispatcher
-from pipeline.engine.driver.heartbeat import Heartbeat
 from pipeline.engine.driver.live_counts import LiveCounts
+from pipeline.engine.driver.observer import BuildObserver
 from pipeline.engine.driver.outage import OutageWatch
 from pipeline.engine.driver.progress import BuildProgress, Display, Repeats
 from pipeline.engine.driver.reject_budget import budget_exceeded
@@ -44,6 +45,7 @@ from pipeline.storage import open_store
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.budget import Control
+    from pipeline.engine.driver.dispatch import Verdict
     from pipeline.engine.driver.executor import Executor
     from pipeline.engine.driver.report import BuildReport
     from pipeline.engine.worker.build_context import BuildContext
@@ -78,9 +80,9 @@ class Build:
         self._repeats = Repeats(display)
         self._report = report
         self._begun = begun
+        self._observer = BuildObserver(store, context, report, executor.meters())
         self._control = control or Unlimited()
         self._up_time = UpTime()
-        self._heartbeat = Heartbeat(store, context.fingerprint, layout=context.layout)
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._live = LiveCounts()
         self._workers: set[str] = set()
@@ -111,12 +113,14 @@ class Build:
             raise stop from None
 
     def _loop(self) -> None:
+        self._observer.started(len(self._by_id), self._bytes_total)
         self._drain_if_asked()
         if not self._dispatcher.draining:
             self._pool.start(self._report.encoders)
         while not self._dispatcher.finished:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
+                self._observer.assigned(assignment)
                 blamed = (assignment.blamed,) if assignment.blamed else ()
                 self._pool.assign(assignment.worker, assignment.shard, *blamed)
             for event in self._events():
@@ -135,7 +139,6 @@ class Build:
         try:
             self._pool.close()
         finally:
-            self._heartbeat.close()
             self._repeats.flush()
             self._report.wall_s = time.monotonic() - self._begun
             self._report.encoder_s = self._up_time.seconds(time.monotonic())
@@ -145,10 +148,13 @@ class Build:
                     shard.name if shard.name not in self._report.failed else f"{shard.name} of {shard.objects[0].uri}"
                 )
                 self._report.failed[name] = why
+            dispatcher = self._dispatcher
+            self._observer.close(sys.exception(), dispatcher.open_shards, draining=dispatcher.draining)
 
     def _drain_if_asked(self) -> None:
         if signals.requested() and not self._dispatcher.draining:
             self._dispatcher.draining = True
+            self._observer.draining("a signal")
             self._display.notice(
                 "stopping: running shards are finished, the rest is left; send the signal again to stop at once"
             )
@@ -169,25 +175,29 @@ class Build:
             self._shard_ended(event)
         elif isinstance(event, WorkerUp):
             self._workers.add(event.worker)
+            self._observer.worker_up(event.worker)
             self._up_time.add(event.worker, time.monotonic())
             self._report.startup_s = self._report.startup_s or time.monotonic() - self._begun
             self._dispatcher.add_worker(event.worker, event.node)
         elif isinstance(event, Notice):
             self._display.notice(event.text)
+            self._observer.notice(event.text)
         elif isinstance(event, Pulse):
             self._live.pulse(event.worker, event.stats)
         elif isinstance(event, WorkerGone):
             self._workers.discard(event.worker)
             self._up_time.remove(event.worker, time.monotonic())
             self._live.remove(event.worker)
+            self._observer.worker_gone(event)
             self._display.notice(str(event.error))
             lost = self._dispatcher.on_lost(
                 event.worker, event.error, time.monotonic(), cause=event.cause, step=event.step
             )
             for shard_id, verdict in lost:
-                self._notice(shard_id, verdict.reason)
+                self._judged(shard_id, verdict)
         elif isinstance(event, NodeAvoided):
             self._display.notice(event.text)
+            self._observer.notice(event.text)
             self._dispatcher.node_avoided(event.node)
         elif isinstance(event, WorkerDraining):
             self._hand_back(event)
@@ -200,6 +210,7 @@ class Build:
 
         back = self._dispatcher.on_draining(event.worker, event.left_s, time.monotonic(), share)
         for shard_id, reason in back:
+            self._observer.handed_back(event.worker, self._by_id[shard_id], shard_id, reason)
             self._notice(shard_id, reason)
         if back:
             self._pool.hand_back(event.worker, [shard_id for shard_id, _ in back])
@@ -207,10 +218,12 @@ class Build:
     def _shard_ended(self, event: ShardEnded) -> None:
         now, outcome = time.monotonic(), event.outcome
         self._live.ended(event.worker, outcome.shard_id)
+        self._observer.attempt_ended(event.worker, outcome.shard_id)
         if not isinstance(outcome, ShardFailure):
             self._watch.succeeded()
             if self._dispatcher.on_done(event.worker, outcome.shard_id, now):
                 self._report.add(outcome, ours=outcome.ours)
+                self._observer.done(event.worker, self._by_id[outcome.shard_id], outcome)
                 for text in outcome.notes:
                     self._notice(outcome.shard_id, text)
                 for objects in ((outcome.left,) if outcome.left else ()) + tuple((source,) for source in outcome.aside):
@@ -225,14 +238,14 @@ class Build:
         if isinstance(error, StorageUnavailable) and error.uri is None:  # it concerns a temporary file of the worker
             self._disk_error = error
             verdict = self._dispatcher.on_disk_failed(event.worker, outcome.shard_id, error, now)
-            self._notice(outcome.shard_id, verdict.reason)
+            self._judged(outcome.shard_id, verdict)
             return
         if isinstance(error, StorageUnavailable):
             started = self._dispatcher.park(event.worker, outcome.shard_id)
             if started is not None:
                 self._watch.failed(outcome.shard_id, error, started, now)
             return
-        self._notice(outcome.shard_id, self._dispatcher.on_failed(event.worker, outcome.shard_id, error, now).reason)
+        self._judged(outcome.shard_id, self._dispatcher.on_failed(event.worker, outcome.shard_id, error, now))
 
     def _add_left(self, shard: Shard, left: tuple[SourceObject, ...]) -> None:
         """Adds a shard: files that an attempt left because its group had become too long, or a file whose reading failed."""
@@ -247,11 +260,13 @@ class Build:
         rulings, notices = self._watch.poll(now, fresh=lambda: self._dispatcher.fresh)
         self._dispatcher.paused = self._watch.paused
         self._dispatcher.canaries_only = self._watch.doubtful
+        self._observer.waiting(self._watch.paused, now)
         for text in notices:
             self._display.notice(text)
+            self._observer.notice(text)
         for ruling in rulings:
             if ruling.counts:
-                self._notice(ruling.shard_id, self._dispatcher.judge(ruling.shard_id, ruling.error, now).reason)
+                self._judged(ruling.shard_id, self._dispatcher.judge(ruling.shard_id, ruling.error, now))
             else:
                 self._dispatcher.release(ruling.shard_id)
         since = self._dispatcher.disks_failing_since
@@ -260,6 +275,11 @@ class Build:
                 f"the temporary folder of every encoder has failed for longer than engine.outage_s={self._job.engine.outage_s:g}: "
                 f"{self._disk_error}; repair it, and the same command resumes"
             )
+
+    def _judged(self, shard_id: str, verdict: Verdict) -> None:
+        given_up = shard_id in self._dispatcher.given_up
+        self._observer.failed(self._by_id[shard_id], shard_id, verdict, given_up=given_up)
+        self._notice(shard_id, verdict.reason)
 
     def _notice(self, shard_id: str, reason: str) -> None:
         self._repeats.notice(self._by_id[shard_id].name, reason)
@@ -272,6 +292,7 @@ class Build:
             self._dispatcher.draining = True
             if self._dispatcher.open_shards:
                 self._report.stopped = reason
+                self._observer.draining(reason)
                 self._display.notice(f"stopping, {reason}: running shards are finished, the rest is left")
         over = budget_exceeded(self._report.judged, self._job.reject_budget, final=False)
         if over is not None:
@@ -287,8 +308,7 @@ class Build:
         progress = self._now()
         self._display.update(progress)
         self._repeats.flush(older_than_s=10.0)
-        self._heartbeat.offer({**asdict(progress), "waiting_for_storage": self._watch.paused})
-        if (failure := self._heartbeat.failure()) is not None:
+        if (failure := self._observer.show(progress, self._live, self._dispatcher.open_shards)) is not None:
             self._display.notice(failure)
 
     def _now(self) -> BuildProgress:

@@ -49,6 +49,13 @@ class Work:
         by_shard, retries = self.overlaps.by_shard, self.overlaps.retries
         return [item for shard in self.finished for item in (by_shard[shard], *retries.get(shard, ()))]
 
+    def reasons(self) -> Counter[str]:
+        """Rejects of the finished inputs, by reason."""
+        found: Counter[str] = Counter()
+        for text, receipts in Counter(item.reasons for item in self.finished_receipts()).items():
+            found.update({reason: n * receipts for reason, n in json.loads(text).items()})
+        return found
+
     def before(self) -> Counts:
         """Samples and damaged samples of the finished inputs, and clips of all receipts that count for one of them."""
         total = Counts()
@@ -57,8 +64,7 @@ class Work:
             receipts = [base, *retries]
             total += Counts(clips=sum(item.clips for item in receipts))
             if base.marks:
-                damaged = sum(_is_damaged(source, receipts) for source in sources)
-                total += Counts(samples=len(sources), damaged=damaged)
+                total += Counts(samples=len(sources), damaged=_damaged(sources, receipts))
             else:
                 damaged = sum(item.damaged for item in receipts)
                 regions = sum(item.damaged_regions for item in receipts)
@@ -66,11 +72,12 @@ class Work:
         return total
 
 
-def _is_damaged(source: SourceObject, receipts: list[ReceiptSummary]) -> bool:
-    """Whether a plain file is damaged, by the last receipt that covers it."""
-    uri = uri_id(source.uri)
-    last = [item for item in receipts if uri in item.uri_ids()][-1]
-    return bool(last.marks[last.uri_ids().index(uri)] & DAMAGED)
+def _damaged(sources: list[SourceObject], receipts: list[ReceiptSummary]) -> int:
+    """Number of these plain files that are damaged, each by the last receipt that covers it."""
+    marks: dict[bytes, int] = {}
+    for item in receipts:
+        marks.update(zip(item.uri_ids(), item.marks, strict=True))
+    return sum(bool(marks[uri_id(source.uri)] & DAMAGED) for source in sources)
 
 
 def find_work(
@@ -83,7 +90,7 @@ def find_work(
     """Compares listed sources with the receipts of this fingerprint; reads nothing. Sources that are taken down are left out."""
     ours = [item for item in summaries if item.fingerprint == fingerprint]
     work = Work(Overlaps(ours))
-    owners, by_uri = _owners(ours, work.overlaps)
+    owners = _owners(ours, work.overlaps)
     listed: set[bytes] = set()
     for shard in shards:
         for source in shard.objects:
@@ -95,45 +102,57 @@ def find_work(
             if identity in owners:
                 work.finished[owners[identity]].append(source)
                 continue
-            if (older := by_uri.get(uri_id(source.uri))) is not None:
-                work.touched[source] = older
             if shard.kind == "tar":
                 work.tars.append(shard)
             else:
                 work.files.append(source)
+    work.touched = _older_versions(ours, [*(shard.objects[0] for shard in work.tars), *work.files])
     work.notices += _format_notice(work, job.write.format)
     work.notices += _other_settings_notice(work, summaries, fingerprint, listed)
     return work
 
 
-def _owners(
-    ours: list[ReceiptSummary], overlaps: Overlaps
-) -> tuple[dict[bytes, str], dict[bytes, list[ReceiptSummary]]]:
-    """By source: the shard whose receipt counts for it. By URI: receipts of any version."""
+def _owners(ours: list[ReceiptSummary], overlaps: Overlaps) -> dict[bytes, str]:
+    """By source: the shard whose receipt counts for it."""
     owners: dict[bytes, str] = {}
-    by_uri: dict[bytes, list[ReceiptSummary]] = defaultdict(list)
     for item in ours:
         if item.retry is None and item.same_as is None:
-            for position, (source, uri) in enumerate(zip(item.source_ids(), item.uri_ids(), strict=True)):
-                owners[source] = overlaps.owner(item, position).shard_id
-                by_uri[uri].append(item)
-    positions: dict[str, dict[bytes, int]] = {}
+            for source in item.source_ids():
+                owners[source] = overlaps.owner(item.fingerprint, source).shard_id
+    sources: dict[str, dict[bytes, bytes]] = {}
     for item in ours:
         targets = json.loads(item.same_as) if item.same_as is not None else ()
         for source, uri, target in zip(item.source_ids(), item.uri_ids(), targets, strict=False):
             older = overlaps.by_shard.get(target)
             if older is None or source in owners:  # a deleted receipt covers nothing
                 continue
-            place = positions.setdefault(target, older.positions()).get(uri)
-            if place is not None:
-                owners[source] = overlaps.owner(older, place).shard_id
-    return owners, by_uri
+            if target not in sources:
+                sources[target] = older.source_of_uri()
+            if (same := sources[target].get(uri)) is not None:
+                owners[source] = overlaps.owner(item.fingerprint, same).shard_id
+    return owners
+
+
+def _older_versions(
+    ours: list[ReceiptSummary], pending: list[SourceObject]
+) -> dict[SourceObject, list[ReceiptSummary]]:
+    """Pending sources of which a receipt has another version with the same URI, with those receipts."""
+    wanted = {uri_id(source.uri) for source in pending} if ours else set()
+    found: dict[bytes, list[ReceiptSummary]] = defaultdict(list)
+    for item in ours:
+        if item.retry is None and item.same_as is None:
+            for uri in wanted.intersection(item.uri_ids()):
+                found[uri].append(item)
+    return {source: found[uri] for source in pending if found and (uri := uri_id(source.uri)) in found}
 
 
 def without_unchanged(work: Work, unchanged: dict[SourceObject, ReceiptSummary]) -> Work:
     """`work` with these touched sources as finished, by the receipt of an older version with the same bytes."""
+    sources: dict[str, dict[bytes, bytes]] = {}
     for source, older in unchanged.items():
-        owner = work.overlaps.owner(older, older.positions()[uri_id(source.uri)])
+        if older.shard_id not in sources:
+            sources[older.shard_id] = older.source_of_uri()
+        owner = work.overlaps.owner(older.fingerprint, sources[older.shard_id][uri_id(source.uri)])
         work.finished[owner.shard_id].append(source)
     work.tars = [shard for shard in work.tars if shard.objects[0] not in unchanged]
     work.files = [source for source in work.files if source not in unchanged]

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from pipeline.records import Shard
 
 SPECULATE_AGE = 2.0  # times the median duration before a running shard is copied
-EXCUSED = (
-    5  # deaths of nodes, and kills from outside, that do not count for a shard; beyond, the shard may be their cause
-)
+EXCUSED = 5  # deaths of nodes and kills from outside that do not count for a shard; beyond, it may be their cause
 LATE_AT_ONCE = 32  # slow shards that one call looks at when the idle workers are all on their nodes
 CANARIES = 2  # shards tried at once while it is not known whether the store fails or single objects
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a shard whose storage failed is handed out again: 1, 4, 16, 60 s
@@ -50,7 +48,9 @@ class _Progress:
     excused: int = 0
     suspect: bool = False  # until it is done: it may be the cause of a worker's death
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
-    lost_on: set[str] = field(default_factory=set)  # nodes of workers that were lost with it
+    lost_on: frozenset[str] = (
+        frozenset()
+    )  # nodes of workers that were lost with it; a set of its own would take 216 bytes
     done: bool = False
     storage_failed: bool = False
 
@@ -234,7 +234,7 @@ class Dispatcher:
             self._stop_running(progress, worker)
             if progress.done or shard_id in self.given_up:
                 continue
-            progress.lost_on.add(node)
+            progress.lost_on |= {node}
             if (dropped := self._videos.dropped_by(step, shard_id)) is not None:
                 progress.suspect = True
                 self._requeue(progress)
@@ -394,4 +394,6 @@ class Dispatcher:
             self._running.discard(progress.shard_id)
         for other, begun in progress.running.items():  # may be copied again
             heapq.heappush(self._started, (begun, progress.shard_id, other))
+        while (top := self._started[:1]) and self._shards[top[0][1]].running.get(top[0][2]) != top[0][0]:
+            heapq.heappop(self._started)
         return started

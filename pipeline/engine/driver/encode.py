@@ -5,7 +5,6 @@ Errors in the command are found before anything is started. After the build its 
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pipeline.engine.driver.progress import Display, Silent
 from pipeline.engine.driver.reject_budget import budget_exceeded
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.driver.retries import REASONS_SHOWN, retry_work
+from pipeline.engine.driver.summary_keeper import SummaryKeeper
 from pipeline.engine.driver.unchanged import find_unchanged, record_unchanged
 from pipeline.engine.worker.build_context import BuildContext, make_context
 from pipeline.errors import (
@@ -85,7 +85,7 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         context = make_context(job, _rules(job, network.spec), network, device, dtype, ledger.layout)
         work = _work(job, shards, receipts, context, store)
         notices += work.notices
-        todo = work.todo(job.storage)
+        todo, before, reasons = work.todo(job.storage), work.before(), work.reasons()
         seen = bool(work.finished or work.touched)
         control.approve(BuildPlan(context.fingerprint, context.fingerprint_parts, shards, receipts, todo, seen))
         report = BuildReport(
@@ -100,6 +100,7 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
             taken_down=work.taken_down,
             passed_over=passed_over.to_dict(),
         )
+        del shards, receipts, work  # about 1 kB a source and receipt, which a build of days need not hold
         notices += _weights_notices(job.model.checkpoint, network.spec.network, network.identity, network.provenance)
         if todo:
             executor.connect()
@@ -107,17 +108,21 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         for text in notices:
             display.notice(text)
         summaries.save()
+        del summaries
         if todo:
             _write_card(context, store)
-            admitted = control.budget.admitted(todo)
+            admitted, keeper = control.budget.admitted(todo), SummaryKeeper(store, context.layout)
             try:
-                Build(admitted, context, executor, store, display, report, begun, control).run()
+                with keeper:
+                    Build(admitted, context, executor, store, display, report, begun, control).run()
             finally:
+                if keeper.failure is not None:
+                    report.notices.append(f"the next run reads every receipt of this one: {keeper.failure}")
                 _name_data(context, store)
             if len(admitted) < len(todo):
                 report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
-    _judge(report, job, work)
+    _judge(report, job, before, reasons)
     return report
 
 
@@ -196,14 +201,13 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
 
 
-def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
-    """Raises the error of a finished build, if there is one, with the report attached. Counts of earlier runs are included."""
+def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter[str]) -> None:
+    """Raises the error of a finished build, if there is one, with the report attached. `before`, `reasons`: of earlier runs."""
     error: LatheError | None = None
-    before = work.before()
     whole = before + report.judged
     over = budget_exceeded(whole, job.reject_budget, final=True)
     if report.failed:
-        name, why = sorted(report.failed.items())[0]
+        name, why = min(report.failed.items())
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
     elif report.refused:
@@ -218,19 +222,16 @@ def _judge(report: BuildReport, job: EncodeJob, work: Work) -> None:
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
     elif whole.clips == 0:
-        error = NothingEncoded(_nothing_encoded(whole, report, work))
+        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects), report.taken_down))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, report: BuildReport, work: Work) -> str:
-    reasons = Counter(report.judged_rejects)
-    for item in work.finished_receipts():
-        reasons.update(json.loads(item.reasons))
+def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
-    if report.taken_down:
-        shown += f"; {report.taken_down} inputs are taken down"
+    if taken_down:
+        shown += f"; {taken_down} inputs are taken down"
     return (
         f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
     )

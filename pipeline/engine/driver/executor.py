@@ -15,6 +15,7 @@ from pipeline.process.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
+    from pipeline.engine.driver.observer import Meters
     from pipeline.engine.worker.build_context import BuildContext
 
 
@@ -95,6 +96,14 @@ class Executor:
         if self._cluster is None or self._cluster.local or self._cluster.gpus or self._job.model.device != "auto":
             return []
         return ["the cluster has no GPU at the moment, so encoders run on CPU; use --device cuda to wait for GPUs"]
+
+    def meters(self) -> Meters | None:
+        """Exporter of the driver's Prometheus series; None where the build does not run on Ray."""
+        if self._cluster is None:
+            return None
+        from pipeline.engine.ray.metrics import Meters as RayMeters
+
+        return RayMeters("driver")
 
     def pool(self, context: BuildContext) -> WorkerPool:
         """The workers, not started."""

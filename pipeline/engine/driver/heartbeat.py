@@ -1,7 +1,7 @@
 """Thread that writes `_progress/{build id}.json` to the output while a build runs, for `lathe status` on other machines.
 
-Takes the latest numbers at any rate. The object is replaced every `HEARTBEAT_S` and removed at the end. A store that is slow or away only
-delays it. Objects of killed builds are removed when they are a day old.
+Takes the latest numbers at any rate. The object is replaced every `HEARTBEAT_S`, at first more often, and removed at the end. A store that
+is slow or away only delays it. Objects of killed builds are removed when they are a day old.
 """
 
 from __future__ import annotations
@@ -22,18 +22,31 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 HEARTBEAT_S = 30.0
+FIRST_S = 1.0  # to the second write; doubled until it is `HEARTBEAT_S`, so that a new build is soon seen to work
 STALE_S = 24 * 3600.0
 CLOSE_S = 5.0  # for the last write to end and the object to be removed
+
+
+def build_name(token: str) -> str:
+    """Name of a build that starts now, which sorts by time: `20260131T235959Z-{token}`."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{token}"
 
 
 class Heartbeat:
     """`offer` never blocks and never raises."""
 
     def __init__(
-        self, store: Store, fingerprint: str, *, layout: Layout = CURRENT, every_s: float = HEARTBEAT_S
+        self,
+        store: Store,
+        fingerprint: str,
+        *,
+        layout: Layout = CURRENT,
+        every_s: float = HEARTBEAT_S,
+        build: str | None = None,
     ) -> None:
+        """`build`: its name; a new one by default."""
         started = time.time()
-        self.build = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{secrets.token_hex(4)}"
+        self.build = build or build_name(secrets.token_hex(4))
         self.key = layout.progress_key(self.build)
         self._prefix = layout.progress
         self._store = store
@@ -78,7 +91,7 @@ class Heartbeat:
             self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
-        written = False
+        written, pause_s = False, FIRST_S
         while not self._closing.is_set():
             self._offered.wait()
             self._offered.clear()
@@ -87,7 +100,8 @@ class Heartbeat:
             if self._attempt(lambda: self._store.write(self.key, self._encoded())) and not written:
                 written = True
                 self._attempt(self._sweep)
-            self._closing.wait(self._every_s)
+            self._closing.wait(min(pause_s, self._every_s))
+            pause_s *= 2
         if written:
             self._attempt(lambda: self._store.delete(self.key))
 

@@ -5,6 +5,7 @@
 - `placement`: whether encoders and decoders fit on the nodes, before any is created
 - `cluster_watch`: thread that asks for nodes that live and nodes that go away
 - `lanes`: decoder actors
+- `metrics`: Prometheus series of encoders and driver
 - `losses`, `node_health`: why an actor was lost, and failed starts of encoders; nodes on which encoders fail
 - `training`: a training run on several GPUs
 """

@@ -20,6 +20,7 @@ import ray
 
 from pipeline.engine.decoders.lanes import niceness_beside
 from pipeline.engine.ray.lanes import RayLanes
+from pipeline.engine.ray.metrics import Meters, worker_values
 from pipeline.engine.worker.death_record import DeathRecord
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.engine.worker.load_progress import LoadProgress
@@ -69,6 +70,8 @@ class EncoderActor:
         self._outcomes: dict[int, ShardResult | ShardFailure] = {}  # by ticket, the last few
         self._broken: BaseException | None = None
         self._loading = threading.Lock()
+        self._recording = threading.Lock()
+        self._meters = Meters("encoder")
         self._loaded: dict[str, Any] | Exception | None = None
         self._stopping = threading.Event()
         self._driving: threading.Thread | None = None
@@ -168,12 +171,17 @@ class EncoderActor:
 
     @ray.method(concurrency_group="control")
     def stats(self) -> WorkerStats:
-        """Live numbers; before `load` has returned only its progress."""
+        """Live numbers, which are exported as well; before `load` has returned only its progress."""
         self._record.refresh()
         load, loop = self._load_progress, self._loop
         if load is not None:
             return WorkerStats(progress=load.value)
-        return loop.live_stats() if loop is not None else WorkerStats()
+        if loop is None:
+            return WorkerStats()
+        stats = loop.live_stats()
+        with self._recording:
+            self._meters.record(worker_values(stats))
+        return stats
 
     def _drive(self) -> None:
         loop = self._loop

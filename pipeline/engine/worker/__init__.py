@@ -9,5 +9,5 @@
 - `clip_id`, `clip_writing`: ids of latents; the thread that writes clips
 - `death_record`, `blamed_video`: what a process leaves for the one who asks why it ended; videos that end workers
 - `device_fault`, `load_progress`: errors of a GPU, told apart by their text; progress of loading a network
-- `progress_counter`, `worker_stats`: counts all work, to distinguish a hang from slow work; live numbers for the driver
+- `progress_counter`, `worker_stats`, `loop_counts`: counts all work, to distinguish a hang from slow work; live numbers for the driver
 """

@@ -155,6 +155,16 @@ class ShardAttempt:
         """
         return min(self.shard.num_bytes, self._accounts.bytes_done + self._reading.rejected_bytes)
 
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from storage, from any thread."""
+        return self._reading.reader.received_bytes
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of files sent to storage, from any thread."""
+        return self._writer.sent_bytes
+
     # --- called by the encode loop ------------------------------------------------------------------------------------
 
     def opened(self, sample: Sample, opened: OpenedVideo) -> None:
@@ -175,10 +185,11 @@ class ShardAttempt:
         """Whether this clip needs no more frames (its video was decoded again after a crash)."""
         return self._accounts.has_clip(sample, clip)
 
-    def clip_done(self, latent: LatentClip) -> None:
-        """Hands a finished clip to the writing thread. Never waits, see `backlogged`."""
-        self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
-        self._writing.put(latent)
+    def clip_done(self, *variants: LatentClip) -> None:
+        """Hands a finished clip to the writing thread, all its variants together. Never waits, see `backlogged`."""
+        for latent in variants:
+            self._accounts.handed_over(latent.sample, latent.plan.index, latent.info.warnings)
+        self._writing.put(*variants)
 
     def clip_failed(self, sample: Sample, clip: int, reject: Reject) -> None:
         """A planned clip that could not be decoded."""

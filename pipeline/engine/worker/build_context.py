@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -65,9 +65,9 @@ def make_context(
         "posterior": "moments" if job.write.moments else "mean",
         "pixels": PIXELS,
         "decoder": _decoder_version(),
-        "clips": asdict(rules),
+        "clips": rules.to_dict(),
         "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "damage", "untagged_matrix")},
-        "variant": "base",
+        "variant": ",".join(rules.variants),
     }
     return BuildContext(
         job=job,

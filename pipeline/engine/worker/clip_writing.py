@@ -1,9 +1,9 @@
 """Thread that writes the clips of one shard attempt in parallel to the encode loop.
 
-Takes finished `LatentClip`s by `put`, which never waits. Gives one `ClipOutcome` a clip, and after `finish` a call of `finished` with the
-uploaded files. The thread builds and hashes files; `ShardWriter` uploads them in threads of its own. Memory: once waiting clips exceed
-`BACKLOG_BYTES`, `backlogged` is true and the caller asks for no more frames, so that at most the latents of frames already decoded
-(`engine.frame_bytes`) are added; the writer holds a few row groups.
+Takes finished `LatentClip`s by `put`, which never waits, the variants of a clip together: all are written, or none. Gives one `ClipOutcome`
+for each, and after `finish` a call of `finished` with the uploaded files. The thread builds and hashes files; `ShardWriter` uploads them
+in threads of its own. Memory: once waiting clips exceed `BACKLOG_BYTES`, `backlogged` is true and the caller asks for no more frames, so
+that at most the latents of frames already decoded (`engine.frame_bytes`) are added; the writer holds a few row groups.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ClipWriting:
         self._finished = finished
         self._failed = failed
         self._wake = wake
-        self._clips: queue.SimpleQueue[LatentClip | None] = queue.SimpleQueue()
+        self._clips: queue.SimpleQueue[tuple[LatentClip, ...] | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[ClipOutcome] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._waiting_bytes = 0
@@ -78,11 +78,11 @@ class ClipWriting:
         """
         self._thread.start()
 
-    def put(self, clip: LatentClip) -> None:
-        """Queues a clip. Its outcome follows, unless the thread ends before."""
+    def put(self, *variants: LatentClip) -> None:
+        """Queues a clip. The outcome of each variant follows, unless the thread ends before."""
         with self._guard:
-            self._waiting_bytes += _size(clip)
-        self._clips.put(clip)
+            self._waiting_bytes += sum(map(_size, variants))
+        self._clips.put(variants)
 
     def finish(self) -> None:
         """No clip follows: the thread finishes the files and calls `finished`."""
@@ -112,21 +112,22 @@ class ClipWriting:
         try:
             while not self._stop.is_set():
                 try:
-                    clip = self._clips.get(timeout=LOOK_S)
+                    variants = self._clips.get(timeout=LOOK_S)
                 except queue.Empty:
                     self._writer.check_uploads()
                     continue
                 begun = time.monotonic()
-                if clip is None:
+                if variants is None:
                     files, stats = self._writer.finish()
                     self.write_s += time.monotonic() - begun
                     self._finished(files, stats)
                     return
-                outcome = self._write(clip)
+                outcomes = self._write(variants)
                 self.write_s += time.monotonic() - begun
                 with self._guard:
-                    self._waiting_bytes -= _size(clip)
-                self._outcomes.put(outcome)
+                    self._waiting_bytes -= sum(map(_size, variants))
+                for outcome in outcomes:
+                    self._outcomes.put(outcome)
                 self._wake()
         except BaseException as error:  # noqa: BLE001 - raised in the encode loop by `ShardAttempt.poll`
             if not self._stop.is_set():  # else the error only says that the uploads were stopped
@@ -134,13 +135,18 @@ class ClipWriting:
         finally:
             self._wake()
 
-    def _write(self, clip: LatentClip) -> ClipOutcome:
-        sample, number = clip.sample, clip.plan.index
+    def _write(self, variants: tuple[LatentClip, ...]) -> list[ClipOutcome]:
+        refused: BadDataError | None = None
         try:
-            self._writer.add(clip)
+            self._writer.add(*variants)
         except BadDataError as error:
-            return ClipOutcome(sample, number, clip.num_frames, Reject.from_error(error, sample, "encode", clip=number))
-        return ClipOutcome(sample, number, clip.num_frames, None)
+            refused = error
+        outcomes = []
+        for clip in variants:
+            sample, number = clip.sample, clip.plan.index
+            reject = None if refused is None else Reject.from_error(refused, sample, "encode", clip=number)
+            outcomes.append(ClipOutcome(sample, number, clip.num_frames, reject))
+        return outcomes
 
 
 def _size(clip: LatentClip) -> int:

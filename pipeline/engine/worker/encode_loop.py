@@ -17,9 +17,9 @@ from pipeline.engine.worker.attempt import ShardAttempt
 from pipeline.engine.worker.batching import Batcher, ClipRun
 from pipeline.engine.worker.blamed_video import StepVideo
 from pipeline.engine.worker.latent_spool import LatentSpool, to_storage
+from pipeline.engine.worker.loop_counts import LoopCounts
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
-from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.engine.worker.blamed_video import BlamedVideo
     from pipeline.engine.worker.build_context import BuildContext
     from pipeline.engine.worker.death_record import DeathRecord
+    from pipeline.engine.worker.worker_stats import WorkerStats
     from pipeline.records import ClipPlan, Sample, Shard, VideoInfo
 
 CLOSE_S = 15.0  # for attempts to delete their files when the loop is closed
@@ -54,6 +55,7 @@ class _Video:
     info: VideoInfo
     plans: dict[int, ClipPlan]
     runs: dict[int, ClipRun] = field(default_factory=dict)
+    encoded: dict[int, list[LatentClip]] = field(default_factory=dict)  # by clip, until all its variants are
     ended: bool = False
 
 
@@ -78,7 +80,8 @@ class EncodeLoop:
         self, context: BuildContext, encoder: Encoder, lanes: Lanes, record: DeathRecord | None = None
     ) -> None:
         job = context.job
-        self.stats = WorkerStats()  # `progress` and `bytes_done` are filled in by `live_stats`
+        self._counts = LoopCounts()
+        self.stats = self._counts.stats  # without what is counted elsewhere: see `live_stats`
         self._progress = ProgressCounter()
         self._context = context
         self._encoder = encoder
@@ -117,6 +120,7 @@ class EncodeLoop:
                 self._unstarted.append(ShardFailure(shard.id(self._context.fingerprint), error))
             self._feed.wake()
             return
+        self._counts.begun(attempt)
         with self._lock:
             self._attempts.append(attempt)
 
@@ -142,9 +146,7 @@ class EncodeLoop:
 
     def live_stats(self) -> WorkerStats:
         """The numbers as they are now. May be called from any thread."""
-        with self._lock:
-            bytes_done = {attempt.shard_id: attempt.bytes_done for attempt in self._attempts}
-        return replace(self.stats, progress=self._progress.value, bytes_done=bytes_done)
+        return self._counts.now(self._progress.value, self._encoder.device_bytes())
 
     def next_sample(self) -> tuple[ShardAttempt, Sample] | None:
         """For the feed: samples of the oldest attempt first."""
@@ -165,7 +167,7 @@ class EncodeLoop:
         ready = len(self._batcher) > 0 or self._in_flight is not None
         events = self._feed.events(0.0 if ready else wait_s)
         if not ready:
-            self._account_wait(time.monotonic() - begun)
+            self._counts.waited(time.monotonic() - begun, self._attempts, self._feed)
         for event in events:
             self._handle(event)
         self._progress.add(len(events))
@@ -208,6 +210,8 @@ class EncodeLoop:
             attempt.clip_failed(sample, what.clip, what.reject)
         elif isinstance(what, VideoEnded):
             attempt.decode_cpu_s += what.decode_s
+            self.stats.decode_cpu_s += what.decode_s
+            self.stats.frames_decoded += what.frames_decoded
             self.stats.samples += 1
             video = self._videos[attempt, sample.index]
             video.ended = True
@@ -226,6 +230,7 @@ class EncodeLoop:
             attempt.sample_failed(sample, what)
 
     def _chunk(self, attempt: ShardAttempt, sample: Sample, chunk: FrameChunk) -> None:
+        self.stats.video = sample.key
         video = self._videos[attempt, sample.index]
         if attempt.has_clip(sample, chunk.clip):  # decoded again after a crash
             self._feed.consumed(chunk.nbytes)
@@ -245,6 +250,8 @@ class EncodeLoop:
     def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
         video = self._videos.get((attempt, sample.index))
         run = video.runs.pop(clip, None) if video else None
+        if video is not None:
+            video.encoded.pop(video.plans[clip].clip_index, None)
         if run is not None:
             self._feed.consumed(sum(chunk.nbytes for chunk in run.waiting))
             self._batcher.drop(run)
@@ -269,6 +276,7 @@ class EncodeLoop:
         self._charge(batch, time.monotonic() - begun)
         self.stats.steps += 1
         self.stats.batched += len(batch)
+        self.stats.slots += max(len(batch), self._encoder.largest_batch(batch[0][1].shape))
         if self._in_flight is not None:
             self._finish_step()
         self._in_flight = batch, launched
@@ -326,13 +334,14 @@ class EncodeLoop:
         del video.runs[plan.index]
         self.stats.clips += 1
         damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
-        clip.attempt.clip_done(
+        variants = video.encoded.setdefault(plan.clip_index, [])
+        variants.append(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
                 sample=replace(
                     video.sample, video=b""
                 ),  # a row may wait long for its row group; its encoded video must not wait with it
-                info=replace(video.info, warnings=(*video.info.warnings, *damaged)),
+                info=replace(video.info, warnings=(*video.info.warnings, *plan.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
                 end_s=clip.end_s,
@@ -341,6 +350,8 @@ class EncodeLoop:
                 dtype=self._context.job.write.dtype,
             )
         )
+        if len(variants) == plan.variants:
+            clip.attempt.clip_done(*sorted(video.encoded.pop(plan.clip_index), key=lambda done: done.plan.index))
         self._close_if_done(clip.attempt, video)
 
     def _close_if_done(self, attempt: ShardAttempt, video: _Video) -> None:
@@ -348,17 +359,6 @@ class EncodeLoop:
             self._videos.pop((attempt, video.sample.index), None)
 
     # --- attempts -----------------------------------------------------------------------------------------------------
-
-    def _account_wait(self, seconds: float) -> None:
-        if not self._attempts:
-            return
-        attempt = self._attempts[0]
-        if attempt.waiting_for_fetch and not self._feed.decoding:
-            attempt.fetch_wait_s += seconds
-            self.stats.fetch_wait_s += seconds
-        elif self._feed.decoding:
-            attempt.decode_wait_s += seconds
-            self.stats.decode_wait_s += seconds
 
     def _ended(self) -> list[ShardResult | ShardFailure]:
         ended: list[ShardResult | ShardFailure] = []
@@ -385,6 +385,7 @@ class EncodeLoop:
     def _forget(self, attempt: ShardAttempt) -> None:
         with self._lock:
             self._attempts.remove(attempt)
+        self._counts.ended(attempt)
         self._feed.cancel(attempt)
         for owner, index in [key for key in self._videos if key[0] is attempt]:
             self._drop_video(owner, self._videos[owner, index].sample)

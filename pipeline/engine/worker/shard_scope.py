@@ -85,10 +85,11 @@ class ShardScope:
         return self._wanted is None or (item.uri, item.key) in self._wanted
 
     def earlier_clips(self, sample: Sample, opened: OpenedVideo) -> set[int]:
-        """Numbers of the clips that an earlier receipt holds."""
+        """Numbers of the clips that an earlier receipt holds, with all their variants: these are written together or not at all."""
         if not self._earlier_ids:
             return set()
-        return {plan.index for plan in opened.clips if self.clip_id(sample, plan) in self._earlier_ids}
+        held = {plan.clip_index for plan in opened.clips if self.clip_id(sample, plan) in self._earlier_ids}
+        return {plan.index for plan in opened.clips if plan.clip_index in held}
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of a latent, see `clip_id`."""

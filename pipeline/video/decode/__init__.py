@@ -85,6 +85,12 @@ def open_video(video: bytes | str, limits: DecodeConfig) -> Video:
         return opened
 
 
+def open_again(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
+    """Opens a video that `open_video` has opened and whose hash is known, to read its frames from the start. Raises as `open_video`."""
+    with explained(video):
+        return _open(video, limits, content_hash)
+
+
 def _open(video: bytes | str, limits: DecodeConfig, content_hash: str) -> Video:
     opened = OpenContainer(video, limits)
     try:

@@ -1,0 +1,20 @@
+"""`Section`: what all groups of options have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen group of options. Unknown names are refused; every field has a docstring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def as_list(value: Any) -> Any:
+    """Text as its parts between commas, one value as a list of it."""
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part]
+    return value if isinstance(value, (list, tuple)) else [value]

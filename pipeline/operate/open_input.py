@@ -1,0 +1,89 @@
+"""What is known of an input that has no receipt: the run logs of builds, their heartbeats, and the open work of the newest snapshot.
+
+Takes its URI, gives a `state` with the facts it follows from, or None where nothing knows the input.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pipeline.format.columns import storable
+from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.operate.run_logs import events, run_logs
+from pipeline.operate.status import heartbeats
+from pipeline.storage import is_remote, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.storage import Store
+
+LOOKED = 4  # newest builds whose logs are read
+STATES = {
+    "assigned": "running",
+    "retried": "waiting",
+    "handed_back": "waiting",
+    "copy_failed": "running",
+    "given_up": "given_up",
+    "done": "done",
+}
+
+
+def open_input(store: Store, uri: str) -> dict[str, Any] | None:
+    """`state` (running, waiting, given_up, pending, open), `builds` (what each of the newest says) and `open_in`, a snapshot's number."""
+    layout = Ledger(store).layout
+    live = {str(found.get("build")) for found in heartbeats(store, layout.progress)}
+    logs = run_logs(store, layout)
+    builds = []
+    for build in sorted(logs, reverse=True)[:LOOKED]:
+        if (told := _in_build(events(store, logs[build]), uri)) is not None:
+            builds.append({"build": build, "live": build in live, **told})
+    snapshots, open_in = Snapshots(store), None
+    if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
+        open_in = snapshot.number
+    if not builds and open_in is None:
+        return None
+    return {"state": _state(builds), "builds": builds, "open_in": open_in}
+
+
+def _state(builds: list[dict[str, Any]]) -> str:
+    for build in builds:  # newest first
+        if build["state"] in ("running", "waiting", "pending") and not build["live"]:
+            continue  # it ended before it got there
+        return str(build["state"])
+    return "open"
+
+
+def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | None:
+    """What the log of one build says of an input: the last event of a shard that holds it, else whether its inputs include it."""
+    shards: set[str] = set()
+    last: dict[str, Any] | None = None
+    told: dict[str, Any] | None = None
+    for event in found:
+        if event["event"] == "started" and _among(uri, event.get("inputs", ())):
+            told = {"state": "pending", "since": event.get("ts")}
+        if event["event"] == "assigned" and _between(uri, event):
+            shards.add(str(event.get("shard_id")))
+            last = event
+        if event.get("shard_id") in shards and event["event"] in STATES:
+            facts: dict[str, Any] = {name: event[name] for name in ("shard", "shard_id", "reason") if name in event}
+            worker = event.get("worker") or (last or {}).get("worker")
+            told = {"state": STATES[str(event["event"])], "since": event.get("ts"), "worker": worker, **facts}
+    return told
+
+
+def _between(uri: str, event: dict[str, Any]) -> bool:
+    """Whether a shard holds the input: a group of plain files is consecutive in the order of URIs."""
+    first, last = str(event.get("uri")), str(event.get("last_uri"))
+    return uri in (first, last) or (event.get("objects", 1) > 1 and first <= uri <= last)
+
+
+def _among(uri: str, inputs: Sequence[str]) -> bool:
+    """Whether an input of a job names the URI itself or a folder that holds it. Patterns and lists are not expanded."""
+    for text in inputs:
+        name = text if is_remote(text) else os.path.join(*locate(text))
+        if uri == name or uri.startswith(f"{name.rstrip('/')}/"):
+            return True
+    return False
