@@ -239,7 +239,7 @@ class GcConfig(Section):
     keep_snapshots: int = Field(30, ge=1)
     """Newest snapshots that are kept."""
     keep_days: float = Field(30.0, ge=0)
-    """Snapshots that are younger are kept as well, days. Longer than a training run."""
+    """Snapshots, run logs and reports of nights that are younger are kept as well, days. Longer than a training run."""
 
 
 class EncodeJob(Section):
