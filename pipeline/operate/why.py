@@ -23,6 +23,7 @@ from pipeline.operate.name_search import NameSearch
 from pipeline.operate.open_input import open_input
 from pipeline.operate.run_logs import run_logs
 from pipeline.operate.takedown_names import spelled
+from pipeline.records import variant_names
 from pipeline.storage import stat_uri
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class _Story:
         return {
             "fingerprint": receipt.fingerprint,
             "clip_rules": receipt.fingerprint_parts.get("clips"),
+            "variants": list(variant_names(receipt.fingerprint_parts)),
             "shard": receipt.shard.name,
             "shard_id": receipt.shard_id,
             "receipt": item.key,
