@@ -26,6 +26,7 @@ from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.latent_set import read_latent_set
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.look.canary import canary_check
 from pipeline.nightly.approval import check_corpus, check_fingerprint
 from pipeline.nightly.night import Night, RejectedInput, new_night
@@ -192,6 +193,7 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
         limits=Limits(reject_budget=job.reject_budget, drift=settings.max_drift, removed=settings.max_removed),
         job=job.model_dump(mode="json"),
         delta=settings.delta,
+        fingerprint=_one_fingerprint(store, night),
     )
     try:
         night.add_published(publish(store, options, listing=control.listing, canary=check, failures=job.drill))
@@ -206,6 +208,12 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
             f"known: lathe publish {job.output} INPUT…, with the limit raised if the change is meant",
             checks=error.checks,
         ) from error
+
+
+def _one_fingerprint(store: Store, night: Night) -> str | None:
+    """The fingerprint of this night if the newest snapshot holds no other: who published that one of several goes on with it. Else all."""
+    newest = Snapshots(store).latest()
+    return night.fingerprint if newest is not None and set(newest.fingerprints) == {night.fingerprint} else None
 
 
 def _rejected(store: Store, report: BuildReport) -> list[RejectedInput]:
