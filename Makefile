@@ -10,7 +10,7 @@ DEMO := demo
 DEMO_TRAINING := --steps 500 --batch 4 --width 256 --depth 4 --heads 4 --patch 4 --learning-rate 2e-3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix docs bench clients fuzz clean
+.PHONY: help setup demo test check fix docs bench clients fuzz chaos clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -51,6 +51,9 @@ clients: $(INSTALLED) ## read outputs with Spark, Daft, DataFusion, litdata, Ene
 
 fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, or for FUZZ_S=600 seconds
 	$(BIN)/python -m tests.fuzz
+
+chaos: $(INSTALLED) ## kills and storage faults through builds, publish, takedown, compact and gc until stopped, or for CHAOS_S=1800 seconds
+	$(BIN)/python -m tests.chaos
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -2,7 +2,7 @@
 
 Takes a RayJob manifest, the name and uid of the Job that this pod belongs to, and the pod's service account. The RayJob is named
 `JOB-UID-ATTEMPT`, so a pod that Kubernetes starts again waits for the RayJob of the pod before it. If that one has failed, the next attempt
-is created, with `activeDeadlineSeconds` and `--max-hours` reduced by the time since the first one began.
+is created after `LEASE_S`, with `activeDeadlineSeconds` and `--max-hours` reduced by the time since the first one began.
 
 Exit codes: that of the RayJob's command (0 succeeded); 1 failed without one (the head was lost, the cluster did not start); 2 the API
 server or KubeRay refused the manifest; 3 no time is left, or the deadline ended it; 130 an operator stopped or deleted it.
@@ -29,6 +29,7 @@ import yaml
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 MOST_FAILED_POLLS = 20  # in a row: an API server may be away for a rolling upgrade, ten minutes at the default period
+LEASE_S = 150.0  # a run that was killed holds the lease of its output for two minutes more
 LEAST_HOURS = 0.25  # an attempt with less time for encoding would spend it on starting
 FAILED, REFUSED, OUT_OF_TIME, STOPPED = 1, 2, 3, 130
 REFUSALS = (400, 403, 404, 422)  # of the API server; another attempt would be refused as well
@@ -111,8 +112,8 @@ def ended(status: dict[str, Any]) -> int | None:
     return int(code[1]) if code is not None else FAILED
 
 
-def run(jobs: RayJobs, manifest: dict[str, Any], prefix: str, period_s: float) -> int:
-    """Goes on with the attempt that runs, or begins the next one. Returns the exit code."""
+def run(jobs: RayJobs, manifest: dict[str, Any], prefix: str, period_s: float, lease_s: float) -> int:
+    """Goes on with the attempt that runs, or begins the next one, after `lease_s` if one has failed. Returns the exit code."""
     began: datetime | None = None
     attempt = 1
     while (found := jobs.get(f"{prefix}-{attempt}")) is not None:
@@ -124,8 +125,13 @@ def run(jobs: RayJobs, manifest: dict[str, Any], prefix: str, period_s: float) -
             say(f"{prefix}-{attempt} has succeeded already")
             return 0
         attempt += 1
-    name = f"{prefix}-{attempt}"
-    elapsed_s = (datetime.now(UTC) - began).total_seconds() if began is not None else 0.0
+    name, elapsed_s = f"{prefix}-{attempt}", 0.0
+    if began is not None:
+        say(
+            f"{prefix}-{attempt - 1} has failed; attempt {attempt} begins in {lease_s:.0f} s, when its lease has run out"
+        )
+        time.sleep(lease_s)
+        elapsed_s = (datetime.now(UTC) - began).total_seconds()
     if (wanted := reduced(manifest, name, elapsed_s)) is None:
         say(f"no time is left for attempt {attempt}, {elapsed_s / 3600:.2f} hours after the first one began")
         return OUT_OF_TIME
@@ -173,6 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--job-name", default=os.environ.get("JOB_NAME"), help="of the Job of this pod [JOB_NAME]")
     parser.add_argument("--job-uid", default=os.environ.get("JOB_UID"), help="of the Job of this pod [JOB_UID]")
     parser.add_argument("--poll-s", type=float, default=30.0)
+    parser.add_argument("--lease-s", type=float, default=LEASE_S)
     parser.add_argument("--server", default="https://kubernetes.default.svc", help="API server")
     parser.add_argument("--account", type=Path, default=ACCOUNT, help="folder of token, ca.crt and namespace")
     options = parser.parse_args(arguments)
@@ -182,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     prefix = f"{options.job_name[:36]}-{options.job_uid[:5]}"
     try:
         jobs = RayJobs(options.server, options.account)
-        return run(jobs, yaml.safe_load(options.manifest.read_text()), prefix, options.poll_s)
+        return run(jobs, yaml.safe_load(options.manifest.read_text()), prefix, options.poll_s, options.lease_s)
     except urllib.error.HTTPError as error:
         say(f"the API server refused {prefix}: {error.code} {error.reason}: {error.read(500).decode(errors='replace')}")
         return REFUSED if error.code in REFUSALS else FAILED

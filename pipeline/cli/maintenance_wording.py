@@ -85,7 +85,7 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
             f"  stored    {stored['rows']} rows in {stored['files']} files keep their bytes until `lathe compact` and `lathe gc`"
         )
     if found["delta"] is not None:
-        lines.append("  delta     rewritten: no version names these files")
+        lines.append(f"  delta     rewritten{': no version names these files' if label == 'hidden' else ''}")
     return lines + [f"  note      {text}" for text in found["notices"]]
 
 
@@ -121,6 +121,7 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
         )
     others = [(deleted["tables"]["files"], "tables of snapshots"), (deleted["heartbeats"], "old heartbeats")]
     others += [(deleted["scratch"], "scratch objects"), (deleted["leftovers"]["files"], "unfinished uploads or writes")]
+    others += [(deleted["runs"]["files"], "parts of old run logs and reports")]
     if shown := ", ".join(f"{n} {words}" for n, words in others if n):
         lines.append(f"  others    {shown}")
     if found["receipts"]["retired"]:
@@ -136,7 +137,10 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
             lines.append(f"  kept      {n} files {words}{of}")
     lines += [f"  running   build {name}" for name in found["running"]]
     if takedowns["names_removed"]:
-        lines.append(f"  takedowns {len(takedowns['names_removed'])} whose bytes are gone: names replaced by hashes")
+        state = "would be" if found["dry_run"] else "are"
+        lines.append(
+            f"  takedowns names of {len(takedowns['names_removed'])} {state} replaced by hashes: no bytes are left"
+        )
     lines += [f"  takedowns {_stored(item)}" for item in _some_dicts(takedowns["stored"])]
     if foreign := found["foreign"]["objects"]:
         lines.append(

@@ -119,6 +119,8 @@ class _Planner:
         wanted = {
             name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
         }
+        for _, receipt in self._made.restore:
+            self._made.kept["in_use"] += sum(files.pop(stem, None) is not None for stem in self._stems(receipt))
         covered = self._covered({receipt.shard_id for _, receipt in live})
         alive = {(receipt.shard_id, receipt.attempt) for _, receipt in live}
         for name, modified in wanted.items():
@@ -301,5 +303,5 @@ def read_retired(store: Store, key: str) -> Receipt:
         return Receipt.from_json(store.read(key))
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"nothing was deleted: {key} cannot be read as a receipt: {error}", uri=store.uri(key)
+            f"{key} cannot be read as a receipt, and nothing was changed: {error}", uri=store.uri(key)
         ) from None

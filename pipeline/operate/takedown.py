@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from itertools import compress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
@@ -31,10 +32,12 @@ from pipeline.operate.takedown_names import Named, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.format.index import IndexRow
     from pipeline.storage import Store
+
+Name = TypeVar("Name")
 
 NEAR = 3  # records like one that does not exist
 MAINTENANCE = "maintenance"  # lease of what deletes or moves stored files
@@ -77,13 +80,16 @@ def take_down(
 
 def _take_out(named: Named, earlier: Takedowns) -> list[str]:
     """Takes names out that earlier takedowns hide. Returns them."""
-    sources = [uri for uri in named.sources if earlier.takes(uri)]
-    samples = [(uri, key) for uri, key in named.samples if _hides(earlier, "", uri, key)]
-    rows = [row for row in named.rows if _hides(earlier, row.id, row.source_uri, "")]
-    named.sources = [uri for uri in named.sources if uri not in sources]
-    named.samples = [sample for sample in named.samples if sample not in samples]
-    named.rows = [row for row in named.rows if row not in rows]
+    sources, named.sources = _parted(named.sources, earlier.takes)
+    samples, named.samples = _parted(named.samples, lambda sample: _hides(earlier, "", *sample))
+    rows, named.rows = _parted(named.rows, lambda row: _hides(earlier, row.id, row.source_uri, ""))
     return [*sources, *(f"{uri}#{key}" for uri, key in samples), *(row.id for row in rows)]
+
+
+def _parted(items: list[Name], taken: Callable[[Name], bool]) -> tuple[list[Name], list[Name]]:
+    """Items that are taken, and the others."""
+    marks = [taken(item) for item in items]
+    return list(compress(items, marks)), [item for item, mark in zip(items, marks, strict=True) if not mark]
 
 
 def _hides(takedowns: Takedowns, name: str, uri: str, key: str) -> bool:
@@ -213,14 +219,15 @@ def _names(record: Takedown) -> Iterator[str]:
 
 def _check_bytes(store: Store, record: Takedown) -> None:
     """Raises OutputError if a file with rows of this record is gone, so that readers would miss it."""
-    gone = next(iter(record.deleted), None)
-    if gone is None and record.names_removed is not None:
-        gone = f"all (the names of {record.key} were removed {record.names_removed})"
-    gone = gone or TakenFiles(store, Takedowns([record])).lost()
-    if gone is not None:
+    why = None
+    if record.names_removed is not None:
+        why = f"its bytes are gone, and its names were removed {record.names_removed}"
+    elif (gone := next(iter(record.deleted), None) or TakenFiles(store, Takedowns([record])).lost()) is not None:
+        why = f"bytes of its rows are gone: {gone} is deleted"
+    if why is not None:
         raise OutputError(
-            f"{record.key} cannot be undone: bytes of its rows are gone, {gone} among them. The takedown stays. To have the videos again, "
-            "encode them under other URIs or into another output"
+            f"{record.key} cannot be undone: {why}. The takedown stays; to have the videos again, encode them under other URIs or into "
+            "another output"
         )
 
 

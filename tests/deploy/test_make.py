@@ -100,7 +100,9 @@ def test_the_tests_come_after_all_four_checks():
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("target", ["help", "setup", "demo", "test", "check", "fix", "docs", "bench", "fuzz", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "setup", "demo", "test", "check", "fix", "docs", "bench", "fuzz", "chaos", "clean"]
+)
 def test_help_names_every_target(target):
     listed = make("help").stdout
     assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ledger.lease import TTL_S
 from tests.deploy.manifests import DEPLOY, RAYJOB_PATH, load
 
 TOKEN = "first-token"
@@ -100,7 +101,7 @@ def account(tmp_path, monkeypatch):
 
 
 def arguments(api, account):
-    return [str(RAYJOB_PATH), "--server", api.url, "--account", str(account), "--poll-s", "0.01"]
+    return [str(RAYJOB_PATH), "--server", api.url, "--account", str(account), "--poll-s", "0.01", "--lease-s", "0"]
 
 
 def submit(api, account):
@@ -175,6 +176,10 @@ def test_next_attempt_has_the_hours_that_are_left(account):
         "entrypoint": "",
         "activeDeadlineSeconds": 0,
     }
+
+
+def test_next_attempt_begins_when_the_lease_of_a_killed_run_has_run_out():
+    assert SCRIPT.LEASE_S > TTL_S
 
 
 def test_no_attempt_begins_that_has_no_time(account, capsys):

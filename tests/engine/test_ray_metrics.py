@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.cli.build_wording import DOING
 from pipeline.engine.ray.metrics import SERIES
+from pipeline.operate.status import live_status
+from pipeline.storage.local import LocalStore
 from tests.engine.test_kill import drill_flags
 from tests.engine.test_ray import joined
 from tests.tiny_corpus import make_corpus
@@ -36,6 +39,12 @@ def total(found, name, **labels):
     return sum(value for own, value in found.get(f"ray_{name}", ()) if labels.items() <= own.items())
 
 
+def listed(output):
+    """The encoders of the running build, as `lathe status` sees them."""
+    progress = live_status(LocalStore(str(output)))["progress"] or {}
+    return progress.get("encoders", {}).get("listed", [])
+
+
 def test_a_running_build_exports_every_series_with_bounded_labels(ray_cluster, tmp_path):
     corpus = make_corpus(tmp_path / "in", shards=3, samples=3)
     # The first commit hangs, so that the build runs until it has been looked at.
@@ -56,10 +65,14 @@ def test_a_running_build_exports_every_series_with_bounded_labels(ray_cluster, t
             assert time.monotonic() < deadline, found
             time.sleep(0.5)
             found = scraped(ray_cluster.metrics, before)
+        while not (encoders := listed(tmp_path / "out")):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
     finally:
         build.kill()
         build.communicate(timeout=300)
     assert set(found) == {series.exported for series in SERIES if series.name not in ABSENT}
+    assert [(encoder["worker"], encoder["doing"] in DOING) for encoder in encoders] == [("encoder-1", True)]
     assert total(found, "lathe_shards_total") == 2
     assert total(found, "lathe_rejects_total", reason="too_short") == 2
     assert (total(found, "lathe_encoders"), total(found, "lathe_shards_open")) == (1, 1)

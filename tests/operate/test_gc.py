@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import deltalake
 import pytest
 
+from pipeline.cli.maintenance_wording import gc_lines
 from pipeline.engine.driver.coverage import find_work
 from pipeline.errors import InputError, OutputError
-from pipeline.format.layout import RETIRED
+from pipeline.format.layout import CURRENT, RETIRED, night_report_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
@@ -18,7 +22,7 @@ from pipeline.operate.compact import compact
 from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.takedown import take_down, undo
 from pipeline.operate.verify import verify_output
-from pipeline.records import Bucket, Shard, SourceObject
+from pipeline.records import Bucket, Counts, Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import (
     NEWEST,
@@ -164,7 +168,9 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     (left,) = kept["takedowns"]["stored"]
     assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])
     assert files_of(taken) <= stored(store)
+    dry = collect(store, GcOptions(forget=True, dry_run=True))
     found = collect(store, GcOptions(forget=True))
+    assert {**dry, "dry_run": False} == found
     assert found["snapshots"] == {"retained": [4], "retired": [1, 2, 3], "forgotten": [1, 2, 3]}
     assert found["deleted"]["taken_down"]["files"] == 1
     assert found["takedowns"]["names_removed"] == [record]
@@ -175,7 +181,7 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     assert verify_output(store, snapshot=4).problems == []
     assert publish_all(store).number == fourth.number
     assert read_takedowns(store).takes(uri), "a later build does not encode it"
-    with pytest.raises(OutputError, match="cannot be undone: bytes of its rows are gone"):
+    with pytest.raises(OutputError, match="cannot be undone: its bytes are gone"):
         undo(store, uri, reason="", by="")
 
 
@@ -210,6 +216,39 @@ def test_a_file_all_of_whose_rows_are_taken_down_goes_although_its_receipt_count
     assert verify_output(store).problems == []
 
 
+def write_runs(store: Store, *builds: str) -> list[str]:
+    keys = [CURRENT.run_log_key(build, part) for build in builds for part in (1, 2)]
+    keys += [night_report_key(build) for build in builds]
+    for key in keys:
+        store.write(key, b"{}\n")
+    return keys
+
+
+def test_logs_and_reports_of_runs_go_by_age_and_with_what_was_taken_down(store: Store) -> None:
+    """The first part of the log of a build that runs for long is old. What Lathe did not write stays."""
+    old, young, running = "20260101T000000Z-aaaaaaaa", "20260201T000000Z-bbbbbbbb", "20260102T000000Z-cccccccc"
+    keys = {build: write_runs(store, build) for build in (old, young, running)}
+    notes = "_runs/notes.txt"
+    store.write(notes, b"mine")
+    aged(store, 40, [notes, *keys[old], *keys[running], *keys[young][:1]])
+    now = datetime.now(UTC).timestamp()
+    beat = {"build": running, "started": now, "updated": now, "every_s": 30.0, "running": True}
+    store.write(CURRENT.progress_key(running), json.dumps(beat).encode())
+    assert collect(store, GcOptions(keep_days=50))["deleted"]["runs"]["files"] == 0
+    dry = collect(store, GcOptions(dry_run=True))
+    assert "3 parts of old run logs and reports" in "\n".join(gc_lines(dry))
+    left = {notes, *keys[running], *keys[young]}
+    assert set(store.keys("_runs/")) == left | set(keys[old])
+    assert collect(store)["deleted"]["runs"] == {"files": 3, "bytes": 9}
+    assert set(store.keys("_runs/")) == left
+    aged(store, 3, keys[young])
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 0, "nothing is taken down"
+    record_takedown(store, "asked", sources=["s3://corpus/c.tar"])
+    assert collect(store)["deleted"]["runs"]["files"] == 0
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 3
+    assert set(store.keys("_runs/")) == {notes, *keys[running]}
+
+
 def rows_of(store: Store) -> list:
     from pipeline.loader import LatentDataset
 
@@ -235,6 +274,9 @@ def test_compacted_files_replace_the_old_ones_and_take_the_bytes_of_a_takedown_a
     found = collect(store, NEWEST)
     assert found["deleted"]["compacted"]["files"] >= 2
     assert not {receipt.files[0].key, receipt.files[0].index_key} & stored(store)
+    named = re.findall(rb"data/\S+\.parquet", store.read(".huggingface.yaml"))
+    assert named
+    assert {key.decode() for key in named} <= stored(store), "`datasets` would miss a file"
     assert shown(store) == left == everything - {"video00040-0000"}
     assert verify_output(store).problems == []
     with pytest.raises(OutputError, match="cannot be undone"):
@@ -267,3 +309,29 @@ def test_a_receipt_whose_rows_were_compacted_and_then_replaced_retires_too(store
     assert {"video00000-0000", "video00001-0000"} <= shown(store)
     assert "video00002-0000" not in shown(store)
     assert verify_output(store).problems == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before gc", "after gc"])
+def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(store: Store, late: bool) -> None:
+    """A build found that the input has the bytes of its first version again; its receipt names that version and has no files."""
+    old = receipt_for(store, "b")
+    shard = tar("b", "e3")
+    same = replace(
+        old,
+        shard=shard,
+        shard_id=shard.id(FINGERPRINT),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        files=(),
+        counts=Counts(),
+        stats=None,
+        same_as={shard.objects[0].uri: old.shard_id},
+    )
+    if late:
+        assert collect(store, NEWEST)["receipts"]["retired"] == 1
+    Ledger(store).commit(same)
+    found = collect(store, NEWEST)
+    assert found["receipts"] == {"retired": 0, "restored": int(late)}
+    assert files_of(old) <= stored(store)
+    publish_all(store)
+    assert {"video00010-0000", "video00011-0000"} <= shown(store)
+    assert "video00012-0000" not in shown(store)

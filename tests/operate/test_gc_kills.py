@@ -98,6 +98,14 @@ def test_a_damaged_snapshot_stops_gc_unless_a_newer_one_passed_over_it(store: St
     assert any("_snapshots/2/" in text for text in found["notices"])
 
 
+def test_a_delta_log_that_another_program_wrote_to_stops_gc_before_anything_is_deleted(store: Store) -> None:
+    store.write("data/_delta_log/00000000000000000004.json", b'{"commitInfo": {"engineInfo": "other"}}\n')
+    before = listing(store)
+    with pytest.raises(OutputError, match="was not written by Lathe: only Lathe may write this log"):
+        collect(store, NEWEST)
+    assert {key: etag for key, etag in listing(store).items() if not key.startswith("_leases/")} == before
+
+
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 

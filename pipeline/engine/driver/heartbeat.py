@@ -1,7 +1,7 @@
 """Thread that writes `_progress/{build id}.json` to the output while a build runs, for `lathe status` on other machines.
 
-Takes the latest numbers at any rate. The object is replaced every `HEARTBEAT_S` and removed at the end. A store that is slow or away only
-delays it. Objects of killed builds are removed when they are a day old.
+Takes the latest numbers at any rate. The object is replaced every `HEARTBEAT_S`, at first more often, and removed at the end. A store that
+is slow or away only delays it. Objects of killed builds are removed when they are a day old.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 HEARTBEAT_S = 30.0
+FIRST_S = 1.0  # to the second write; doubled until it is `HEARTBEAT_S`, so that a new build is soon seen to work
 STALE_S = 24 * 3600.0
 CLOSE_S = 5.0  # for the last write to end and the object to be removed
 
@@ -90,7 +91,7 @@ class Heartbeat:
             self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
-        written = False
+        written, pause_s = False, FIRST_S
         while not self._closing.is_set():
             self._offered.wait()
             self._offered.clear()
@@ -99,7 +100,8 @@ class Heartbeat:
             if self._attempt(lambda: self._store.write(self.key, self._encoded())) and not written:
                 written = True
                 self._attempt(self._sweep)
-            self._closing.wait(self._every_s)
+            self._closing.wait(min(pause_s, self._every_s))
+            pause_s *= 2
         if written:
             self._attempt(lambda: self._store.delete(self.key))
 

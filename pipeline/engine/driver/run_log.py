@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 FLUSH_S = 30.0
+FIRST_S = 1.0  # to the second write; doubled until it is `FLUSH_S`
 PART_BYTES = 4 * 1024 * 1024
 MOST_PARTS = 64
 WAITING_BYTES = 16 * 1024 * 1024
@@ -75,13 +76,15 @@ class RunLog:
             self._thread.join(CLOSE_S)
 
     def _write(self) -> None:
+        pause_s = FIRST_S
         while True:
             last = self._closing.is_set()
-            written = self._flush()
+            if not self._flush():
+                pause_s = FIRST_S  # the part is in memory and complete: the next turn writes it again
             if last:
                 return
-            # The part that could not be written is in memory and complete, so the next turn writes it again.
-            self._wake.wait(self._every_s if written else min(self._every_s, 1.0))
+            self._wake.wait(min(pause_s, self._every_s))
+            pause_s = min(2 * pause_s, self._every_s)
 
     def _flush(self) -> bool:
         """Writes the waiting lines. False: the store refused, or does not answer."""

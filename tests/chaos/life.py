@@ -1,0 +1,179 @@
+"""Life of an output under a schedule: encode, publish, takedown, compact, gc, each started again until it was not killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pipeline.format.layout import LEASES
+from tests.chaos import ground as places
+from tests.chaos import schedule
+from tests.chaos.trap import Trap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.chaos.ground import Ground, Place
+    from tests.chaos.schedule import Step, Victim
+    from tests.forked_command import ForkedCommand
+
+COMMAND_LIMIT_S = 900.0
+ATTEMPTS = 3  # `engine.attempts`
+
+
+@dataclass
+class Figures:
+    """What happened. `kills`, `faults`: by kind. `attempts`: at shards, over all builds. `seconds`: of all commands together."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    commands: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: Figures) -> None:
+        """Sums both."""
+        for name in ("kills", "faults", "commands"):
+            getattr(self, name).update(getattr(other, name))
+        self.attempts += other.attempts
+        self.requests += other.requests
+        self.seconds += other.seconds
+
+    def __str__(self) -> str:
+        kinds = (f"{name} {dict(sorted(getattr(self, name).items()))}" for name in ("commands", "kills", "faults"))
+        return f"{', '.join(kinds)}, attempts {self.attempts}, requests {self.requests}, {self.seconds:.0f} s"
+
+
+class Life:
+    """One output from its first build to its last gc. `kill` ends a victim other than the driver or a decoder of its own."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        seed: int,
+        *,
+        flags: tuple[str, ...] = ("--executor", "inline"),
+        kill: Callable[[Victim, Place], bool] | None = None,
+        before_build: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._ground, self._seed, self._flags, self._kill_other = ground, seed, flags, kill
+        self._before_build = before_build
+        self.output = ground.output()
+        self.figures = Figures()
+        self._store = ground.store(self.output)
+
+    def run(self, steps: list[Step], trap: Trap, place: Place) -> Figures:
+        """All steps, with checks after each command that was not killed.
+
+        Raises:
+            AssertionError: something was lost, doubled, left behind or ended in an error.
+        """
+        began = time.monotonic()
+        for number, step in enumerate(steps):
+            before = len(trap.attempts)
+            self._step(number, step, trap, place)
+            self._check(step)
+            if step.command == "encode" and self.figures.commands["gc"]:
+                assert len(trap.attempts) == before, "a build encoded again what was published"
+        self._check_attempts(trap)
+        self.figures.faults += trap.broken
+        self.figures.attempts = sum("-compacted-" not in name for name in trap.attempts)
+        self.figures.requests = len(trap.requests)
+        self.figures.seconds = time.monotonic() - began
+        return self.figures
+
+    def _step(self, number: int, step: Step, trap: Trap, place: Place) -> None:
+        if step.command == "encode":
+            self._before_build()
+        runs: list[ForkedCommand] = []
+        killed: list[Victim] = []
+
+        def kill(victim: Victim) -> None:
+            while not runs:  # `start` has not returned yet
+                time.sleep(0.001)
+            if self._kill(victim, runs[0], place):
+                killed.append(victim)
+
+        actions = {at: (lambda victim=victim: kill(victim)) for victim, at in step.victims}
+        trap.begin(lambda request: schedule.fault(self._seed, number, request), actions)
+        runs.append(place.start(*self._arguments(step)))
+        code = runs[0].wait(COMMAND_LIMIT_S)
+        trap.end()
+        self.figures.commands[step.command] += 1
+        killed = [victim for victim in killed if victim != "driver" or code == -signal.SIGKILL]
+        self.figures.kills.update(killed)
+        wanted = -signal.SIGKILL if "driver" in killed else 0
+        assert code == wanted, f"seed {self._seed}, step {number} {step}: exit code {code}\n{place.printed()[-4000:]}"
+        if "driver" in killed:
+            self._forget_dead()
+
+    def _kill(self, victim: Victim, run: ForkedCommand, place: Place) -> bool:
+        """Whether there was one to kill."""
+        if victim == "driver":
+            with contextlib.suppress(ProcessLookupError):  # its last request, by a thread that it does not wait for
+                os.kill(run.pid, signal.SIGKILL)
+                return True
+            return False
+        if victim == "decoder":
+            decoders = [item for item in psutil.Process(run.pid).children() if _leads_its_group(item)]
+            if decoders:
+                decoders[0].kill()
+            return bool(decoders)
+        assert self._kill_other is not None, victim
+        return self._kill_other(victim, place)
+
+    def _forget_dead(self) -> None:
+        """What an operator may do once a process is known to be dead, instead of waiting two minutes: `docs/nightly.md`."""
+        for key in list(self._store.keys(LEASES)):
+            self._store.delete(key)
+
+    def _arguments(self, step: Step) -> list[str]:
+        if step.command == "encode":
+            return places.encode_arguments(self._ground, self.output, *self._flags)
+        if step.command == "publish":
+            return ["publish", self.output, self._ground.inputs, "--canary", "0"]
+        if step.command == "takedown":
+            return ["takedown", self.output, self._ground.taken, "--reason", "asked to"]
+        if step.command == "compact":
+            return ["compact", self.output]
+        beats = [key.removeprefix("_progress/").removesuffix(".json") for key in self._store.keys("_progress/")]
+        ended = [part for name in beats for part in ("--ended", name)]
+        return ["gc", self.output, "--grace", "0m", "--keep-snapshots", "1", "--keep-days", "0", "--forget", *ended]
+
+    def _check(self, step: Step) -> None:
+        """After every command, killed or not: readers see whole snapshots. After one that was not killed: exactly what they should."""
+        if step.command == "encode":
+            return
+        if places.Snapshots(self._store).latest() is None:
+            assert step.command == "publish"
+            assert step.victims
+            return
+        hidden = bool(places.read_takedowns(self._store).records)
+        assert hidden or step.command in ("publish", "takedown")
+        expected = self._ground.kept if hidden else self._ground.clean
+        lags = step.command == "takedown" and bool(step.victims)
+        places.assert_readers_see(self._ground, self.output, expected, delta_lags=lags)
+        if step.command == "gc" and not step.victims:
+            assert places.stored_files(self._store) == places.named_files(self._store)
+
+    def _check_attempts(self, trap: Trap) -> None:
+        starts = self.figures.commands["encode"]
+        tries = Counter(re.match(r"[0-9a-f]{16}", name)[0] for name in trap.attempts if "-compacted-" not in name)  # type: ignore[index]
+        assert max(tries.values()) <= ATTEMPTS * starts, (tries, starts)
+
+
+def _leads_its_group(process: psutil.Process) -> bool:
+    """Whether it is a decoder: the process that forks decoders is in the group of the command."""
+    try:
+        return os.getpgid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False
