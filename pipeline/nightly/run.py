@@ -13,6 +13,7 @@ from pipeline.engine.driver.budget import Budget
 from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Display, Silent
 from pipeline.errors import (
+    AccessError,
     BudgetSpent,
     GateFailed,
     Interrupted,
@@ -96,7 +97,7 @@ def nightly(
     try:
         store = open_store(check_whole_output(job.output), job.storage)
         if is_remote(job.output):
-            store.preflight()
+            _reach(store)
         with Lease(store, LEASE, command) as lease:
             _recorded(job, store, lease, night, display, began, accept_fingerprint=accept_fingerprint)
     except BaseException as error:
@@ -108,6 +109,20 @@ def nightly(
         error.night = night  # type: ignore[attr-defined]
         raise
     return night
+
+
+def _reach(store: Store) -> None:
+    """Asks a remote store whether it answers.
+
+    Raises:
+        StorageUnavailable: it does not. To `preflight` an address that never answered is a wrong one; a night is repeated, and its store
+            may be away when it starts.
+        AccessError: it denies access.
+    """
+    try:
+        store.preflight()
+    except AccessError:
+        store.probe()
 
 
 def _recorded(
