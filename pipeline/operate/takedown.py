@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
 from pipeline.ledger.lease import Lease
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import FoundRow
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, row_digest, sample_digest
 from pipeline.ledger.takedowns import (
+    WORKERS,
     Takedowns,
     listed_takedowns,
     read_record,
@@ -30,6 +33,7 @@ from pipeline.ledger.takedowns import (
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.takedown_names import Named, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -244,7 +248,9 @@ def history(store: Store) -> list[dict[str, Any]]:
     Ledger(store).latent_set()
     listed, undone = listed_takedowns(store)
     found = []
-    for record in (read_record(store, key) for key in listed):
+    for record in mapped_ahead(
+        partial(read_record, store), listed, WORKERS if is_remote(store.root) else 1, "takedowns"
+    ):
         hashed = record.hashed
         found.append(
             {

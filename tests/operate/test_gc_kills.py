@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,14 @@ def test_a_damaged_snapshot_stops_gc_unless_a_newer_one_passed_over_it(store: St
     publish_all(store, rebuild=True)
     found = collect(store)
     assert any("_snapshots/2/" in text for text in found["notices"])
+    record = record_takedown(store, "asked", sources=[receipt_for(store, "a").shard.objects[0].uri])
+    publish_all(store)
+    at_once = GcOptions(grace_s=0.0)
+    (kept,) = collect(store, at_once)["takedowns"]["stored"]
+    assert kept == {"record": record.key, "files": 1, "snapshots": [1, 3, 4]}
+    found = collect(store, replace(at_once, forget=True))
+    assert found["snapshots"]["forgotten"] == [1, 2, 3, 4], "what snapshot 2 names is not known"
+    assert found["takedowns"] == {"names_removed": [record.key], "stored": []}
 
 
 def test_a_delta_log_that_another_program_wrote_to_stops_gc_before_anything_is_deleted(store: Store) -> None:
