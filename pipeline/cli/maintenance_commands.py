@@ -97,13 +97,13 @@ def gc(
         int | None, typer.Option(min=1, help="Keep so many of the newest snapshots. [default: 30]")
     ] = None,
     keep_days: Annotated[
-        float | None, typer.Option(min=0, help="Keep snapshots that are younger, too. [default: 30]")
+        float | None, typer.Option(min=0, help="Keep snapshots and run logs that are younger, too. [default: 30]")
     ] = None,
     forget: Annotated[
         bool,
         typer.Option(
             "--forget",
-            help="Delete older snapshots, also younger ones than that, that name files with rows that were taken down.",
+            help="Delete also what is younger and names what was taken down: older snapshots that name files with such rows, run logs.",
         ),
     ] = False,
     ended: Annotated[

@@ -121,6 +121,7 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
         )
     others = [(deleted["tables"]["files"], "tables of snapshots"), (deleted["heartbeats"], "old heartbeats")]
     others += [(deleted["scratch"], "scratch objects"), (deleted["leftovers"]["files"], "unfinished uploads or writes")]
+    others += [(deleted["runs"]["files"], "parts of old run logs and reports")]
     if shown := ", ".join(f"{n} {words}" for n, words in others if n):
         lines.append(f"  others    {shown}")
     if found["receipts"]["retired"]:

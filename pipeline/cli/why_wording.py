@@ -17,6 +17,8 @@ STATES = {
     "given_up": "given up by a build; the next run tries it again",
     "pending": "to be encoded by a running build",
     "open": "not encoded yet",
+    "passed_over": "not encoded: it is neither a tar nor a video",
+    "retired": "encoded once, and nothing of it counts: the input was replaced or dropped",
 }
 
 
@@ -25,6 +27,9 @@ def why_lines(story: dict[str, Any]) -> list[str]:
     lines = [f"{story['name']}: {STATES[story['state']]}", f"  input     {_place(story['where'])}"]
     for version in story["versions"]:
         lines += _version_lines(version)
+    lines += [f"  receipt   {key}, where `lathe gc` moved it; its files go" for key in story.get("retired", ())]
+    if story.get("note"):
+        lines.append(f"  reason    {story['note']}")
     for build in story.get("builds", ()):
         lines.append(f"  build     {_build(build)}")
     if story.get("open_in") is not None:

@@ -7,7 +7,7 @@ takedowns, leftovers. No snapshot names an object that is deleted before its rec
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,10 +18,12 @@ from pipeline.config import DrillConfig
 from pipeline.errors import AccessError, OutputError
 from pipeline.format.layout import (
     LEASES,
+    NIGHTS,
     OWN_FOLDERS,
     RETIRED,
     SNAPSHOTS,
     is_snapshot_table,
+    night_of_report,
     retired_key,
     snapshot_key,
     snapshot_number,
@@ -35,14 +37,14 @@ from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.gc_builds import look_at_builds, store_clock
 from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
 from pipeline.operate.hugging_face import name_data_files
-from pipeline.operate.retention import retention
+from pipeline.operate.retention import DAY_S, retention
 from pipeline.operate.takedown import MAINTENANCE
 from pipeline.operate.taken_files import TakenFiles
 from pipeline.process import kill_points as drill
 from pipeline.storage import PROBE, is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pipeline.operate.gc_plan import GcPlan, StoredFile
     from pipeline.operate.retention import Retention
@@ -62,8 +64,8 @@ class GcOptions:
 
     grace_s: float = 48 * 3600.0
     keep_snapshots: int = 30
-    keep_days: float = 30.0
-    forget: bool = False  # also older snapshots that name files with rows that were taken down
+    keep_days: float = 30.0  # of snapshots, run logs and reports of nights
+    forget: bool = False  # also what is younger and holds or names what was taken down: older snapshots, run logs
     ended: tuple[str, ...] = ()  # builds that the user says have ended
     dry_run: bool = False
 
@@ -118,6 +120,7 @@ class _Collection:
         tables = list(self._tables(kept))
         leftovers, scratch = list(self._leftovers(builds.begun)), list(self._scratch())
         scratch += [info for info in builds.ended if info not in scratch]
+        runs = list(self._runs(builds.running, takedowns))
         if self._lease is not None:
             log = DeltaLog(store)
             log.check()  # before anything is deleted that it may name
@@ -132,7 +135,7 @@ class _Collection:
             self._delete((key for file in _files(plan) for key, _ in file.objects), after="after_first_file")
             if kept.newest is not None and "copies" in kept.newest.tables:  # else its list is a glob
                 name_data_files(store)
-            self._delete(info.key for info in scratch)
+            self._delete(info.key for info in (*runs, *scratch))
             self._each(store.discard, leftovers)
         gone = set() if self._lease is not None else {key for file in _files(plan) for key, _ in file.objects}
         removed, stored = self._names(kept, gone)
@@ -143,6 +146,7 @@ class _Collection:
             "deleted": {
                 **{reason: _sums(plan.doomed[reason]) for reason in REASONS},
                 "tables": _sizes(tables),
+                "runs": _sizes(runs),
                 "heartbeats": len(builds.ended),
                 "scratch": len(scratch) - len(builds.ended),
                 "leftovers": {"files": len(leftovers), "bytes": sum(item.size for item in leftovers)},
@@ -176,6 +180,23 @@ class _Collection:
         for info in self._store.list(LEASES):
             if info.key.endswith(".time") and info.modified <= self._limit:
                 yield info
+
+    def _runs(self, running: Collection[str], takedowns: Takedowns) -> Iterator[ObjectInfo]:
+        """Run logs and reports of nights, which name inputs: those that ended `keep_days` ago. With `forget` and a takedown, all that are
+        older than the grace time.
+        """
+        options, limit = self._options, self._limit
+        if not (options.forget and takedowns):
+            limit = min(limit, self._now - options.keep_days * DAY_S)
+        found: dict[str, list[ObjectInfo]] = defaultdict(list)
+        for prefix in {self._layout.runs, NIGHTS}:
+            for info in self._store.list(prefix):
+                part = self._layout.run_log_name(info.key)
+                if (name := part[0] if part is not None else night_of_report(info.key)) is not None:
+                    found[name].append(info)
+        for name, parts in found.items():
+            if name not in running and max(part.modified for part in parts) <= limit:
+                yield from parts
 
     def _leftovers(self, begun: float | None) -> Iterator[Leftover]:
         """Writes that were begun before the grace time and never finished: hidden files, multipart uploads. `begun`: of running builds."""

@@ -303,5 +303,5 @@ def read_retired(store: Store, key: str) -> Receipt:
         return Receipt.from_json(store.read(key))
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"nothing was deleted: {key} cannot be read as a receipt: {error}", uri=store.uri(key)
+            f"{key} cannot be read as a receipt, and nothing was changed: {error}", uri=store.uri(key)
         ) from None

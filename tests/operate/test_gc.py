@@ -11,9 +11,10 @@ from pathlib import Path
 import deltalake
 import pytest
 
+from pipeline.cli.maintenance_wording import gc_lines
 from pipeline.engine.driver.coverage import find_work
 from pipeline.errors import InputError, OutputError
-from pipeline.format.layout import RETIRED
+from pipeline.format.layout import CURRENT, RETIRED, night_report_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
@@ -213,6 +214,39 @@ def test_a_file_all_of_whose_rows_are_taken_down_goes_although_its_receipt_count
     (stats,) = [item.stats for item in sixth.fingerprints.values()]
     assert stats.n * 4 == sum(row.latent.numel() for row in rows_of(store))
     assert verify_output(store).problems == []
+
+
+def write_runs(store: Store, *builds: str) -> list[str]:
+    keys = [CURRENT.run_log_key(build, part) for build in builds for part in (1, 2)]
+    keys += [night_report_key(build) for build in builds]
+    for key in keys:
+        store.write(key, b"{}\n")
+    return keys
+
+
+def test_logs_and_reports_of_runs_go_by_age_and_with_what_was_taken_down(store: Store) -> None:
+    """The first part of the log of a build that runs for long is old. What Lathe did not write stays."""
+    old, young, running = "20260101T000000Z-aaaaaaaa", "20260201T000000Z-bbbbbbbb", "20260102T000000Z-cccccccc"
+    keys = {build: write_runs(store, build) for build in (old, young, running)}
+    notes = "_runs/notes.txt"
+    store.write(notes, b"mine")
+    aged(store, 40, [notes, *keys[old], *keys[running], *keys[young][:1]])
+    now = datetime.now(UTC).timestamp()
+    beat = {"build": running, "started": now, "updated": now, "every_s": 30.0, "running": True}
+    store.write(CURRENT.progress_key(running), json.dumps(beat).encode())
+    assert collect(store, GcOptions(keep_days=50))["deleted"]["runs"]["files"] == 0
+    dry = collect(store, GcOptions(dry_run=True))
+    assert "3 parts of old run logs and reports" in "\n".join(gc_lines(dry))
+    left = {notes, *keys[running], *keys[young]}
+    assert set(store.keys("_runs/")) == left | set(keys[old])
+    assert collect(store)["deleted"]["runs"] == {"files": 3, "bytes": 9}
+    assert set(store.keys("_runs/")) == left
+    aged(store, 3, keys[young])
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 0, "nothing is taken down"
+    record_takedown(store, "asked", sources=["s3://corpus/c.tar"])
+    assert collect(store)["deleted"]["runs"]["files"] == 0
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 3
+    assert set(store.keys("_runs/")) == {notes, *keys[running]}
 
 
 def rows_of(store: Store) -> list:
