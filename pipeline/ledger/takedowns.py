@@ -220,6 +220,10 @@ def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
     search = RowSearch(store)
     found = {row.id: TakenRow(row.id, row.source_uri) for row in search.rows(ids)}
     if missing := sorted(set(ids) - set(found)):
-        why = f"; {len(search.unread)} indexes cannot be read, such as {search.unread[0]}" if search.unread else ""
+        why = (
+            f"; {len(search.unread)} indexes or snapshots cannot be read, such as {search.unread[0]}"
+            if search.unread
+            else ""
+        )
         raise InputError(f"{len(missing)} of {len(set(ids))} ids are not in {store.root}, such as {missing[0]!r}{why}")
     return tuple(found[name] for name in sorted(found))

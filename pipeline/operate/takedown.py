@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.format.index import IndexRow
+    from pipeline.operate.taken_files import TakenFile
     from pipeline.storage import Store
 
 Name = TypeVar("Name")
@@ -110,15 +111,22 @@ def _delta(store: Store) -> dict[str, Any]:
 
 
 def _hidden(store: Store, takedowns: Takedowns, earlier: Takedowns) -> dict[str, Any]:
-    """Rows that `takedowns` hide and `earlier` ones do not: by snapshot, and in stored files."""
-    files, notices = TakenFiles(store, takedowns, earlier), []
+    """Rows that `takedowns` hide and `earlier` ones do not: by snapshot, and in stored files. What cannot be counted is a notice:
+    the record hides the rows all the same.
+    """
     snapshots: dict[int, int] = {}
-    for number in Snapshots(store).numbers():
-        try:
-            snapshots[number] = files.rows_of_snapshot(number)
-        except LatheError as error:
-            notices.append(f"rows of snapshot {number} are hidden and not counted: {error}")
-    stored = list(files.stored())
+    stored: list[TakenFile] = []
+    notices = []
+    try:
+        files = TakenFiles(store, takedowns, earlier)
+        for number in Snapshots(store).numbers():
+            try:
+                snapshots[number] = files.rows_of_snapshot(number)
+            except LatheError as error:
+                notices.append(f"rows of snapshot {number} are not counted: {error}")
+        stored = list(files.stored())
+    except LatheError as error:
+        notices.append(f"files that keep the bytes are not counted: {error}")
     return {
         "snapshots": snapshots,
         "stored": {"rows": sum(len(file.taken or ()) for file in stored), "files": len(stored)},

@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.cli.maintenance_wording import gc_lines
 from pipeline.engine.driver.coverage import find_work
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.format.layout import CURRENT, RETIRED, night_report_key
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.compact import compact
@@ -151,6 +152,16 @@ def test_receipts_newer_than_the_last_snapshot_keep_their_files(store: Store, tm
     assert files_of(pending) <= stored(store)
     publish_all(store)
     assert "video00030-0000" in shown(store)
+
+
+def test_a_publisher_that_is_overtaken_cannot_create_a_number_that_gc_freed(store: Store) -> None:
+    """Its tables are gone with those of the snapshot that had the number."""
+    late = Snapshots(store).read(2)
+    collect(store, NEWEST)
+    assert snapshot_numbers(store) == [3]
+    with pytest.raises(PublishFailed, match="another publisher was first"):
+        Snapshots(store).create(late)
+    assert snapshot_numbers(store) == [3]
 
 
 # --- takedowns --------------------------------------------------------------------------------------------------------
