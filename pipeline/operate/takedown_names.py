@@ -71,7 +71,9 @@ def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) 
     left = _samples_by_key(store, search, left, found)
     if left and not allow_unknown:
         raise _unknown(store, search, left)
-    found.sources = list(dict.fromkeys([*found.sources, *map(spelled, left)]))  # one path may be spelled in several ways
+    found.sources = list(
+        dict.fromkeys([*found.sources, *map(spelled, left)])
+    )  # one path may be spelled in several ways
     found.samples = list(dict.fromkeys(found.samples))
     found.unknown = left
     return found
@@ -151,7 +153,7 @@ def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
         near = difflib.get_close_matches(name, there, NEAR)
         parts.append(f"{name!r}" + (f" (there is {', '.join(near)})" if near else ""))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    unread = f"; {len(search.unread)} indexes could not be read" if search.unread else ""
+    unread = f"; {len(search.unread)} indexes or snapshots could not be read" if search.unread else ""
     return InputError(
         f"{store.root} has no source, sample or row {', '.join(parts)}{more}; nothing was recorded{unread}. Take a name that is there, "
         "or --allow-unknown for sources that are not encoded yet"
