@@ -50,11 +50,17 @@ def takedown(
         from pipeline.errors import ConfigError
         from pipeline.ledger.addresses import check_whole_output
         from pipeline.operate import takedown as operation
+        from pipeline.process import signals
         from pipeline.storage import open_store
 
         asked = [bool(names), list_, undo is not None]
         if sum(asked) != 1:
             raise ConfigError("takedown: expected names, or --list, or --undo RECORD, one of the three")
+        if not names and (dry_run or allow_unknown):
+            given = "--dry-run" if dry_run else "--allow-unknown"
+            raise ConfigError(
+                f"takedown: {given} is for names, not for {'--list' if list_ else '--undo'}; nothing was changed"
+            )
         storage = storage_config(endpoint_url)
         store = open_store(check_whole_output(output), storage)
         if list_:
@@ -63,7 +69,9 @@ def takedown(
             return
         who = _user() if by is None else by
         if undo is not None:
-            _show(operation.undo(store, undo, reason=reason, by=who), wording.undo_lines, as_json)
+            with signals.handled():  # a signal releases the lease
+                undone = operation.undo(store, undo, reason=reason, by=who)
+            _show(undone, wording.undo_lines, as_json)
             return
         found = operation.take_down(
             store,
@@ -89,13 +97,13 @@ def gc(
         int | None, typer.Option(min=1, help="Keep so many of the newest snapshots. [default: 30]")
     ] = None,
     keep_days: Annotated[
-        float | None, typer.Option(min=0, help="Keep snapshots that are younger, too. [default: 30]")
+        float | None, typer.Option(min=0, help="Keep snapshots and run logs that are younger, too. [default: 30]")
     ] = None,
     forget: Annotated[
         bool,
         typer.Option(
             "--forget",
-            help="Delete older snapshots, also younger ones than that, that name files with rows that were taken down.",
+            help="Delete also what is younger and names what was taken down: older snapshots that name files with such rows, run logs.",
         ),
     ] = False,
     ended: Annotated[
@@ -113,6 +121,7 @@ def gc(
         from pipeline.config import build_job
         from pipeline.ledger.addresses import check_whole_output
         from pipeline.operate import gc as operation
+        from pipeline.process import signals
         from pipeline.storage import open_store
 
         flags = {
@@ -132,7 +141,8 @@ def gc(
             ended=tuple(ended or ()),
             dry_run=dry_run,
         )
-        found = operation.collect(store, options)
+        with signals.handled():  # a signal releases the lease
+            found = operation.collect(store, options)
         show_result(found, gc_lines, as_json)
 
     guard(run, debug=debug, again="what was deleted stays deleted; the same command goes on")

@@ -85,7 +85,7 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
             f"  stored    {stored['rows']} rows in {stored['files']} files keep their bytes until `lathe compact` and `lathe gc`"
         )
     if found["delta"] is not None:
-        lines.append("  delta     rewritten: no version names these files")
+        lines.append(f"  delta     rewritten{': no version names these files' if label == 'hidden' else ''}")
     return lines + [f"  note      {text}" for text in found["notices"]]
 
 
@@ -121,6 +121,7 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
         )
     others = [(deleted["tables"]["files"], "tables of snapshots"), (deleted["heartbeats"], "old heartbeats")]
     others += [(deleted["scratch"], "scratch objects"), (deleted["leftovers"]["files"], "unfinished uploads or writes")]
+    others += [(deleted["runs"]["files"], "parts of old run logs and reports")]
     if shown := ", ".join(f"{n} {words}" for n, words in others if n):
         lines.append(f"  others    {shown}")
     if found["receipts"]["retired"]:

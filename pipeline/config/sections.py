@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from pipeline.config.clips import ClipConfig
 from pipeline.config.section import Section, as_list
@@ -107,6 +107,11 @@ class StorageConfig(Section):
     """Most plain video files per virtual shard."""
     shard_bytes: int = Field(1024 * MiB, ge=1)
     """Most bytes of plain video files per virtual shard; a larger file is a shard of its own."""
+
+    @field_serializer("endpoint_url", when_used="json")
+    def _without_password(self, value: str | None) -> str | None:
+        """Run logs and snapshots hold the job, and whoever reads the output reads them."""
+        return value if value is None else re.sub(r"//[^/]*@", "//", value)
 
 
 class WriteConfig(Section):
@@ -239,7 +244,7 @@ class GcConfig(Section):
     keep_snapshots: int = Field(30, ge=1)
     """Newest snapshots that are kept."""
     keep_days: float = Field(30.0, ge=0)
-    """Snapshots that are younger are kept as well, days. Longer than a training run."""
+    """Snapshots, run logs and reports of nights that are younger are kept as well, days. Longer than a training run."""
 
 
 class EncodeJob(Section):

@@ -198,6 +198,12 @@ def night_report_key(night: str) -> str:
     return f"{NIGHTS}{night}.report.json"
 
 
+def night_of_report(key: str) -> str | None:
+    """Inverse of `night_report_key`; None if `key` is not the key of such a report."""
+    match = re.fullmatch(rf"{NIGHTS}([^/]+)\.report\.json", key)
+    return None if match is None else match[1]
+
+
 def lease_number(key: str) -> int | None:
     """Inverse of `lease_key`; None if `key` is not the key of a lease object."""
     match = re.fullmatch(rf"{LEASES}[^/]+/([1-9]\d*)\.json", key)

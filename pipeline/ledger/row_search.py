@@ -8,6 +8,7 @@ follow another rule, a key is looked for in all indexes.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError
-from pipeline.format.columns import readable_key
+from pipeline.format.columns import readable_key, storable
+from pipeline.format.layout import snapshot_key
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
@@ -50,9 +52,19 @@ class IndexedFile:
     low: str = ""
     high: str = ""
 
-    def may_hold(self, start: str) -> bool:
-        """Whether an id that begins with `start` can be in the file."""
-        return not self.high or (self.low[: len(start)] <= start and start <= self.high)
+    def may_hold(self, starts: list[str]) -> bool:
+        """Whether an id can be in the file that begins with one of `starts`, which are sorted."""
+        if not self.high:
+            return True
+        at = bisect_left(starts, self.low)
+        if at < len(starts) and starts[at] <= self.high:
+            return True
+        return any(_holds(starts, self.low[:length]) for length in range(1, len(self.low)))
+
+
+def _holds(ordered: list[str], name: str) -> bool:
+    at = bisect_left(ordered, name)
+    return at < len(ordered) and ordered[at] == name
 
 
 def _named(column: str, values: pa.Array, table: pa.Table) -> pa.Array:
@@ -60,7 +72,7 @@ def _named(column: str, values: pa.Array, table: pa.Table) -> pa.Array:
 
 
 class RowSearch:
-    """Search in one output. `unread`: keys of indexes that could not be read; files that were taken down may be deleted."""
+    """Search in one output. `unread`: keys of indexes and snapshots that could not be read; files that were taken down may be deleted."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -76,7 +88,7 @@ class RowSearch:
 
     def samples(self, keys: Collection[str]) -> set[tuple[str, str]]:
         """(URI, key) of the samples with these keys that have a row."""
-        wanted = {key: f"{readable_key(key)}-" for key in keys}
+        wanted = {storable(key): f"{readable_key(key)}-" for key in keys}
         return {(row.source_uri, row.source_key) for row in self._find("source_key", wanted)}
 
     def files(self) -> list[IndexedFile]:
@@ -108,16 +120,12 @@ class RowSearch:
         """Rows whose `column` is one of the names `wanted`, each with what ids of its rows begin with."""
         left, found = dict(wanted), []
         seen: set[str] = set()
-        for files, pruned in self._rounds(by_id=column == "id"):
-            if not left:
-                break
+        rounds = self._rounds(by_id=column == "id")
+        while left and (files_of_round := next(rounds, None)) is not None:
+            files, pruned = files_of_round
             values = pa.array(list(left), pa.string())
-            starts = list(left.values())
-            fresh = [
-                file
-                for file in files
-                if file.index_key not in seen and (not pruned or any(file.may_hold(start) for start in starts))
-            ]
+            starts = sorted(left.values())
+            fresh = [file for file in files if file.index_key not in seen and (not pruned or file.may_hold(starts))]
             seen.update(file.index_key for file in fresh)
             rows = list(self._read(fresh, partial(_named, column, values)))
             found += rows
@@ -131,12 +139,20 @@ class RowSearch:
         older = snapshots.numbers()[-2::-1]
         yield self.files(), True
         for number in older:
-            yield list(self._of_snapshot(snapshots, number)), True
+            yield self._of_older(snapshots, number), True
         if by_id or all(row.id.startswith(f"{readable_key(row.source_key)}-") for row in self.near(TRIED)):
             return
         yield self.files(), False
         for number in older:
-            yield list(self._of_snapshot(snapshots, number)), False
+            yield self._of_older(snapshots, number), False
+
+    def _of_older(self, snapshots: Snapshots, number: int) -> list[IndexedFile]:
+        """Files of an older snapshot; none if it is damaged, because no reader shows its rows either."""
+        try:
+            return list(self._of_snapshot(snapshots, number))
+        except OutputError:
+            self.unread.append(snapshot_key(number))
+            return []
 
     def _of_snapshot(self, snapshots: Snapshots, number: int) -> Iterator[IndexedFile]:
         columns = ["index_key", "shard_id", "ranges"]

@@ -1,4 +1,4 @@
-"""What is known of an input that has no receipt: the run logs of builds, their heartbeats, and the open work of the newest snapshot.
+"""What is known of an input that no receipt names: retired receipts, run logs of builds, heartbeats, open work of the newest snapshot.
 
 Takes its URI, gives a `state` with the facts it follows from, or None where nothing knows the input.
 """
@@ -8,9 +8,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from pipeline.corpus import media_kind
+from pipeline.corpus.kinds import is_hidden, is_text, reason, suffix
 from pipeline.format.columns import storable
+from pipeline.format.layout import RETIRED
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
+from pipeline.operate.gc_plan import read_retired
 from pipeline.operate.run_logs import events, run_logs
 from pipeline.operate.status import heartbeats
 from pipeline.storage import is_remote, locate
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 LOOKED = 4  # newest builds whose logs are read
+WORKERS = 16  # threads on a remote store
 STATES = {
     "assigned": "running",
     "retried": "waiting",
@@ -31,8 +37,10 @@ STATES = {
 }
 
 
-def open_input(store: Store, uri: str) -> dict[str, Any] | None:
-    """`state` (running, waiting, given_up, pending, open), `builds` (what each of the newest says) and `open_in`, a snapshot's number."""
+def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] | None:
+    """`state` (running, waiting, given_up, pending, open, passed_over, retired), `builds` (what each of the newest says), `open_in` (a
+    snapshot's number), `note` (why it is passed over), `retired` (keys of receipts). `there`: whether the input exists; None: not known.
+    """
     layout = Ledger(store).layout
     live = {str(found.get("build")) for found in heartbeats(store, layout.progress)}
     logs = run_logs(store, layout)
@@ -43,9 +51,39 @@ def open_input(store: Store, uri: str) -> dict[str, Any] | None:
     snapshots, open_in = Snapshots(store), None
     if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
-    if not builds and open_in is None:
+    facts = {"builds": builds, "open_in": open_in, "note": None, "retired": []}
+    if open_in is None and all(build["state"] == "pending" for build in builds):
+        # At most a folder that holds the name was among the inputs of a build.
+        if retired := _retired(store, uri):
+            return {**facts, "state": "retired", "retired": retired}
+        if not builds or there is False:
+            return None
+        if (note := _passed_over(uri)) is not None:
+            return {**facts, "state": "passed_over", "note": note}
+    return {**facts, "state": _state(builds)}
+
+
+def _retired(store: Store, uri: str) -> list[str]:
+    """Keys of receipts of the input that `lathe gc` retired. Reads all retired ones."""
+    keys = [info.key for info in store.list(RETIRED) if info.size]
+    workers = WORKERS if is_remote(store.root) else 1
+    receipts = mapped_ahead(lambda key: read_retired(store, key), keys, workers, "retired")
+    named = {uri, storable(uri)}
+    return [
+        key
+        for key, receipt in zip(keys, receipts, strict=True)
+        if any(source.uri in named or storable(source.uri) in named for source in receipt.shard.objects)
+    ]
+
+
+def _passed_over(uri: str) -> str | None:
+    """Why a file in a folder of inputs is not encoded; None for a tar or video."""
+    name = uri.rpartition("/")[2]
+    if is_hidden(name):
+        return "hidden files are not encoded"
+    if media_kind(name) is not None:
         return None
-    return {"state": _state(builds), "builds": builds, "open_in": open_in}
+    return "it is read with the video of the same name" if is_text(name) else reason(suffix(name))
 
 
 def _state(builds: list[dict[str, Any]]) -> str:

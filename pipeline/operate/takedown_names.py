@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.format.columns import ID_PATTERN
+from pipeline.format.columns import ID_PATTERN, storable
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import RowSearch
@@ -71,7 +71,10 @@ def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) 
     left = _samples_by_key(store, search, left, found)
     if left and not allow_unknown:
         raise _unknown(store, search, left)
-    found.sources += [spelled(name) for name in left]
+    found.sources = list(
+        dict.fromkeys([*found.sources, *map(spelled, left)])
+    )  # one path may be spelled in several ways
+    found.samples = list(dict.fromkeys(found.samples))
     found.unknown = left
     return found
 
@@ -115,7 +118,7 @@ def _samples_of_sources(search: RowSearch, uris: _Uris, names: Iterable[str], fo
             left.append(name)
     stored = search.samples({key for pairs in asked.values() for _, key in pairs}) if asked else set()
     for name, pairs in asked.items():
-        mine = [pair for pair in pairs if pair in stored]
+        mine = [pair for pair in ((storable(uri), storable(key)) for uri, key in pairs) if pair in stored]
         if mine:
             found.samples.append(mine[0])
         else:
@@ -140,7 +143,7 @@ def _samples_by_key(store: Store, search: RowSearch, names: list[str], found: Na
                 f"Name one as {uris[0]}#{key}, or the source itself"
             )
         found.samples.append((uris[0], key))
-    return [name for name in names if name not in by_key]
+    return [name for name in names if storable(name) not in by_key]
 
 
 def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
@@ -150,7 +153,7 @@ def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
         near = difflib.get_close_matches(name, there, NEAR)
         parts.append(f"{name!r}" + (f" (there is {', '.join(near)})" if near else ""))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    unread = f"; {len(search.unread)} indexes could not be read" if search.unread else ""
+    unread = f"; {len(search.unread)} indexes or snapshots could not be read" if search.unread else ""
     return InputError(
         f"{store.root} has no source, sample or row {', '.join(parts)}{more}; nothing was recorded{unread}. Take a name that is there, "
         "or --allow-unknown for sources that are not encoded yet"

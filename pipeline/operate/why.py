@@ -23,6 +23,7 @@ from pipeline.operate.name_search import NameSearch
 from pipeline.operate.open_input import open_input
 from pipeline.operate.run_logs import run_logs
 from pipeline.operate.takedown_names import spelled
+from pipeline.records import variant_names
 from pipeline.storage import stat_uri
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ SNAPSHOTS_LOOKED = 32  # the newest
 def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
     """What became of an input, a sample of a tar, or a row.
 
-    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), running, waiting, given_up, pending, open.
+    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), retired (as before, and `lathe gc` moved its
+    receipt), running, waiting, given_up, pending, open, passed_over (a file of another kind in a folder of inputs).
 
     Args:
         store: the output.
@@ -67,7 +69,7 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
                 uri, key = _one(samples)
             named = search.naming([uri])
         if not named:
-            return _unfinished(store, search, storage)
+            return _unfinished(store, search, storage, uri, takedowns)
         return _Story(store, storage, takedowns, named, {storable(name), storable(uri)}, key, row_id).told()
 
 
@@ -78,22 +80,38 @@ def _one(samples: list[tuple[str, str]]) -> tuple[str, str]:
     return samples[0]
 
 
-def _unfinished(store: Store, search: NameSearch, storage: StorageConfig) -> dict[str, Any]:
-    """An input without a receipt: what builds and the newest snapshot know of it.
+def _unfinished(
+    store: Store, search: NameSearch, storage: StorageConfig, uri: str, takedowns: Takedowns
+) -> dict[str, Any]:
+    """An input, or the input of a row, without a receipt: what takedowns, retired receipts, builds and the newest snapshot know of it.
 
     Raises:
         InputError: they do not know it.
     """
-    uri = spelled(search.name)
-    found = open_input(store, uri)
+    where = {"uri": uri, **_there(uri, storage)}
+    found = open_input(store, uri, there=where["there"])
+    taking = [record for record in takedowns.records if Takedowns([record]).takes(uri)]
+    if taking:
+        found = {"builds": [], "open_in": None, "note": None, "retired": [], **(found or {}), "state": "taken_down"}
     if found is None:
         near = search.near()
         similar = f"similar names: {', '.join(near)}" if near else "no name is similar"
         raise InputError(
             f"{search.name} is not known to {store.root}: no receipt, no row, no build and no snapshot names it; {similar}"
         )
-    empty: dict[str, Any] = {"key": None, "versions": [], "snapshots": [], "snapshots_looked": [], "takedowns": []}
-    return {"output": store.root, "name": search.name, "where": {"uri": uri, **_there(uri, storage)}, **empty, **found}
+    empty: dict[str, Any] = {"key": None, "versions": [], "snapshots": [], "snapshots_looked": []}
+    return {
+        "output": store.root,
+        "name": search.name,
+        "where": where,
+        **empty,
+        "takedowns": _recorded(taking),
+        **found,
+    }
+
+
+def _recorded(takedowns: list[Takedown]) -> list[dict[str, str]]:
+    return [{"key": item.key, "created": item.created, "reason": item.reason, "by": item.by} for item in takedowns]
 
 
 def _there(uri: str, storage: StorageConfig) -> dict[str, Any]:
@@ -154,9 +172,7 @@ class _Story:
             "versions": versions,
             "snapshots": snapshots,
             "snapshots_looked": looked,
-            "takedowns": [
-                {"key": item.key, "created": item.created, "reason": item.reason, "by": item.by} for item in takedowns
-            ],
+            "takedowns": _recorded(takedowns),
         }
 
     def _is_gone(self, rows: list[IndexRow], takedowns: list[Takedown]) -> bool:
@@ -174,6 +190,7 @@ class _Story:
         return {
             "fingerprint": receipt.fingerprint,
             "clip_rules": receipt.fingerprint_parts.get("clips"),
+            "variants": list(variant_names(receipt.fingerprint_parts)),
             "shard": receipt.shard.name,
             "shard_id": receipt.shard_id,
             "receipt": item.key,

@@ -21,6 +21,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
 from pipeline.nightly.night import new_night
 from pipeline.nightly.run import nightly
+from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.verify import verify_output
 from pipeline.process import signals
 from pipeline.storage import open_store
@@ -216,6 +217,20 @@ def test_night_that_a_signal_stops_publishes_what_is_done(first, tmp_path, monke
     assert newest_ids(store_of(output)) == newest_ids(store_of(first.folder / "out"))
 
 
+def test_signal_while_a_night_publishes_waits_for_the_snapshot(place, monkeypatch):
+    publish = run.publish
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return publish(*arguments, **options)
+
+    monkeypatch.setattr(run, "publish", interrupted)
+    add_tar(place.corpus, 3)
+    with signals.handled():
+        night = nightly(job_of(place.corpus, place.output))
+    assert (night.outcome, night.snapshot) == ("done", 2)
+
+
 def test_second_signal_stops_a_night_without_publishing(first, tmp_path, monkeypatch):
     def insist():
         for _ in range(2):
@@ -270,8 +285,15 @@ def test_silent_change_of_the_fingerprint_is_refused_until_it_is_accepted(place,
     accepted = nightly(job, accept_fingerprint=True)
     assert (accepted.outcome, accepted.shards_done) == ("done", 3)
     assert nightly(job).outcome == "nothing", "accepted once is accepted"
-    with pytest.raises(ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\."):
+    with pytest.raises(
+        ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\. 3 shards of 3 would be encoded"
+    ):
         nightly(job_of(place.corpus, place.output))
+    assert len(Snapshots(place.store).latest().fingerprints) == 2
+    publish(place.store, PublishOptions(fingerprint=accepted.fingerprint, delta=False))
+    add_tar(place.corpus, 3)
+    assert nightly(job).changes["rows_added"] == 1
+    assert set(Snapshots(place.store).latest().fingerprints) == {accepted.fingerprint}, "who chose one goes on with it"
 
 
 @pytest.mark.parametrize(("shards_done", "outcome"), [(0, "refused"), (1, "failed")])

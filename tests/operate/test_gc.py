@@ -11,10 +11,12 @@ from pathlib import Path
 import deltalake
 import pytest
 
+from pipeline.cli.maintenance_wording import gc_lines
 from pipeline.engine.driver.coverage import find_work
-from pipeline.errors import InputError, OutputError
-from pipeline.format.layout import RETIRED
+from pipeline.errors import InputError, OutputError, PublishFailed
+from pipeline.format.layout import CURRENT, RETIRED, night_report_key
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.compact import compact
@@ -152,6 +154,16 @@ def test_receipts_newer_than_the_last_snapshot_keep_their_files(store: Store, tm
     assert "video00030-0000" in shown(store)
 
 
+def test_a_publisher_that_is_overtaken_cannot_create_a_number_that_gc_freed(store: Store) -> None:
+    """Its tables are gone with those of the snapshot that had the number."""
+    late = Snapshots(store).read(2)
+    collect(store, NEWEST)
+    assert snapshot_numbers(store) == [3]
+    with pytest.raises(PublishFailed, match="another publisher was first"):
+        Snapshots(store).create(late)
+    assert snapshot_numbers(store) == [3]
+
+
 # --- takedowns --------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +225,39 @@ def test_a_file_all_of_whose_rows_are_taken_down_goes_although_its_receipt_count
     (stats,) = [item.stats for item in sixth.fingerprints.values()]
     assert stats.n * 4 == sum(row.latent.numel() for row in rows_of(store))
     assert verify_output(store).problems == []
+
+
+def write_runs(store: Store, *builds: str) -> list[str]:
+    keys = [CURRENT.run_log_key(build, part) for build in builds for part in (1, 2)]
+    keys += [night_report_key(build) for build in builds]
+    for key in keys:
+        store.write(key, b"{}\n")
+    return keys
+
+
+def test_logs_and_reports_of_runs_go_by_age_and_with_what_was_taken_down(store: Store) -> None:
+    """The first part of the log of a build that runs for long is old. What Lathe did not write stays."""
+    old, young, running = "20260101T000000Z-aaaaaaaa", "20260201T000000Z-bbbbbbbb", "20260102T000000Z-cccccccc"
+    keys = {build: write_runs(store, build) for build in (old, young, running)}
+    notes = "_runs/notes.txt"
+    store.write(notes, b"mine")
+    aged(store, 40, [notes, *keys[old], *keys[running], *keys[young][:1]])
+    now = datetime.now(UTC).timestamp()
+    beat = {"build": running, "started": now, "updated": now, "every_s": 30.0, "running": True}
+    store.write(CURRENT.progress_key(running), json.dumps(beat).encode())
+    assert collect(store, GcOptions(keep_days=50))["deleted"]["runs"]["files"] == 0
+    dry = collect(store, GcOptions(dry_run=True))
+    assert "3 parts of old run logs and reports" in "\n".join(gc_lines(dry))
+    left = {notes, *keys[running], *keys[young]}
+    assert set(store.keys("_runs/")) == left | set(keys[old])
+    assert collect(store)["deleted"]["runs"] == {"files": 3, "bytes": 9}
+    assert set(store.keys("_runs/")) == left
+    aged(store, 3, keys[young])
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 0, "nothing is taken down"
+    record_takedown(store, "asked", sources=["s3://corpus/c.tar"])
+    assert collect(store)["deleted"]["runs"]["files"] == 0
+    assert collect(store, GcOptions(forget=True))["deleted"]["runs"]["files"] == 3
+    assert set(store.keys("_runs/")) == {notes, *keys[running]}
 
 
 def rows_of(store: Store) -> list:
@@ -301,3 +346,31 @@ def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(stor
     publish_all(store)
     assert {"video00010-0000", "video00011-0000"} <= shown(store)
     assert "video00012-0000" not in shown(store)
+
+
+def test_each_takedown_is_judged_by_its_own_rows_and_the_output_is_read_once_for_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To list 100,000 receipts and to read all tables for every record took hours on an object store."""
+    now = GcOptions(grace_s=0.0, keep_snapshots=1, keep_days=0)
+    asked: list[str] = []
+    for name in ("list", "read"):
+        call = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda key="", call=call, **how: (asked.append(key), call(key, **how))[1])
+
+    def dry_run() -> tuple[dict, int]:
+        publish_all(store)
+        asked.clear()
+        found = collect(store, replace(now, dry_run=True))["takedowns"]
+        return found, asked.count("_receipts/")
+
+    records = [str(take_down(store, ["a/0"], reason="asked", by="ann")["record"])]
+    in_first = {"record": records[0], "files": 1, "snapshots": [4]}
+    assert dry_run()[0] == {"names_removed": [], "stored": [in_first]}
+    records += [str(take_down(store, [name], reason="asked", by="ann")["record"]) for name in ("b/12", "c/20")]
+    found, calls = dry_run()
+    in_second = {"record": records[1], "files": 1, "snapshots": [5]}
+    assert found == {"names_removed": [records[2]], "stored": [{**in_first, "snapshots": [5]}, in_second]}
+    for _ in range(3):
+        record_takedown(store, "asked", samples=[("s3://corpus/b.tar", "b/13")])
+    assert dry_run()[1] == calls

@@ -116,3 +116,11 @@ def test_a_numbered_gpu_with_ray_is_refused_with_an_alternative():
     with pytest.raises(ConfigError, match=r"--device cuda and set CUDA_VISIBLE_DEVICES=1"):
         build_job(flags)
     assert build_job({**flags, "engine.executor": "inline"}).model.device == "cuda:1"
+
+
+def test_password_of_an_endpoint_is_in_no_record_of_a_job():
+    """Run logs, reports and snapshots hold the job."""
+    job = EncodeJob(inputs=["a"], output="b", storage={"endpoint_url": "https://me:secret@store.example:9000/x"})
+    assert job.storage.endpoint_url == "https://me:secret@store.example:9000/x"
+    assert job.model_dump(mode="json")["storage"]["endpoint_url"] == "https://store.example:9000/x"
+    assert "secret" not in job.model_dump_json()

@@ -14,7 +14,7 @@ from pipeline.cli.why_wording import why_lines
 from pipeline.config import StorageConfig, WriteConfig
 from pipeline.engine.worker.clip_id import clip_id
 from pipeline.errors import InputError, OutputError
-from pipeline.format.layout import CURRENT
+from pipeline.format.layout import CURRENT, retired_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import record_takedown
@@ -220,6 +220,44 @@ def test_inputs_without_a_receipt_are_running_waiting_given_up_pending_or_open(t
     assert told(store, "/videos/open.mp4")["state"] == told(store, "/videos/c.mp4")["state"] == "open"
     with pytest.raises(InputError, match="not known"):
         why(store, "/elsewhere/c.mp4", CONFIG)
+
+
+def test_a_file_that_a_build_passes_over_and_one_that_is_not_there_are_not_called_open(tmp_path: Path) -> None:
+    """The build's log names only the folder that was encoded."""
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    write_log(store, "20260101T000000Z-00000000", [{"event": "started", "inputs": [str(tmp_path)]}], live=True)
+    stories = {name: told(store, str(tmp_path / name)) for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4")}
+    assert {name: story["state"] for name, story in stories.items()} == {
+        "a.mp4": "pending",
+        "a.txt": "passed_over",
+        "b.jpg": "passed_over",
+        ".c.mp4": "passed_over",
+    }
+    assert "images are not encoded" in "\n".join(why_lines(stories["b.jpg"]))
+    with pytest.raises(InputError, match="not known"):
+        why(store, str(tmp_path / "b.mp4"), CONFIG)
+    record_takedown(store, "asked", sources=[str(tmp_path / "a.mp4")])
+    story = told(store, str(tmp_path / "a.mp4"))
+    assert (story["state"], [item["reason"] for item in story["takedowns"]]) == ("taken_down", ["asked"])
+
+
+def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    receipt, other = (commit(store, tmp_path, shard) for shard in range(2))
+    publish_all(store)
+    row = told(store, "000/1")["versions"][0]["rows"][0]["id"]
+    publish_all(store, listing=list(other.shard.objects), removed="drop")
+    moved = retired_key(receipt.shard_id, receipt.attempt)
+    store.write(moved, store.read(CURRENT.receipt_key(receipt.shard_id)))  # as gc does
+    store.delete(CURRENT.receipt_key(receipt.shard_id))
+    for name in (uri_of(0), "000/1", row):
+        story = told(store, name)
+        assert (story["state"], story["retired"]) == ("retired", [moved])
+        assert moved in "\n".join(why_lines(story))
 
 
 def test_an_output_without_receipts_and_a_folder_that_is_none(tmp_path: Path) -> None:
