@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.chaos.ground import assert_readers_see, encode_arguments
+from tests.chaos.ground import assert_published, assert_readers_see, encode_arguments
 
 if TYPE_CHECKING:
     from tests.chaos.ground import Ground, Place
@@ -24,5 +24,6 @@ def at_once(ground: Ground, place: Place, count: int) -> str:
     codes = [run.wait() for run in runs]
     assert codes == [0] * count, place.printed()[-4000:]
     assert place.start("publish", output, ground.inputs, "--canary", "0").wait() == 0, place.printed()[-4000:]
+    assert_published(ground.store(output), ground.clean)
     assert_readers_see(ground, output, ground.clean)
     return output

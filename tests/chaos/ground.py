@@ -24,7 +24,6 @@ from pipeline.format.index import read_index
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.loader import LatentDataset
-from pipeline.operate.delta_log import LACKS_TAKEDOWNS
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store, open_store
 from tests import forked_command
@@ -178,13 +177,15 @@ def published(store: Store) -> Rows:
     return found
 
 
-def assert_readers_see(ground: Ground, output: str, expected: Rows, *, delta_lags: bool = False) -> None:
-    """Every reader shows these rows and no others; each tensor has its recorded hash. `delta_lags`: a takedown was killed, so the Delta
-    view may lack it if `verify` says so.
-    """
-    store = ground.store(output)
+def assert_published(store: Store, expected: Rows) -> None:
+    """The newest snapshot has these rows and no others, all columns and tensors."""
     rows, wanted = plain(published(store)), plain(expected)
     assert rows == wanted, f"published {_difference(rows, wanted)}"
+
+
+def assert_readers_see(ground: Ground, output: str, expected: Rows) -> None:
+    """The loader shows these rows and no others; `verify` finds that each has its recorded hash and the Delta view is right."""
+    store = ground.store(output)
     dataset = LatentDataset.open(output, storage=ground.server.config())
     try:
         seen = [row.id for row in dataset.rows()]
@@ -193,8 +194,7 @@ def assert_readers_see(ground: Ground, output: str, expected: Rows, *, delta_lag
     assert sorted(seen) == sorted(expected), f"loaded {_difference(Counter(seen), Counter(list(expected)))}"
     newest = Snapshots(store).latest().number
     for report in (verify_output(store), verify_output(store, snapshot=newest)):
-        problems = [item for item in report.problems if not delta_lags or item.found != LACKS_TAKEDOWNS[0]]
-        assert problems == []
+        assert report.problems == []
 
 
 def _difference(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:

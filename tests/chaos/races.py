@@ -21,7 +21,7 @@ from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.takedown import take_down
 from pipeline.storage import open_store
-from tests.chaos.ground import Place, assert_readers_see, encode_arguments, make_ground, published
+from tests.chaos.ground import Place, assert_published, assert_readers_see, encode_arguments, make_ground, published
 from tests.chaos.trap import Trap
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 
@@ -175,7 +175,9 @@ class Scene:
         store = self.ground.store(output)
         self._encode(output)
         publish(store, PublishOptions())
+        assert_published(store, expected)
         assert_readers_see(self.ground, output, expected)
         compact(store)
         collect(store, GC)
+        assert_published(store, expected)
         assert_readers_see(self.ground, output, expected)
