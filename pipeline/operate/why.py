@@ -42,7 +42,7 @@ SNAPSHOTS_LOOKED = 32  # the newest
 def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
     """What became of an input, a sample of a tar, or a row.
 
-    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), retired (as before, and `lathe gc` moved its receipt),
+    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), retired (the same; `lathe gc` moved its receipt),
     running, waiting, given_up, pending, open, passed_over (a file of another kind in a folder of inputs).
 
     Args:
