@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError
-from pipeline.format.columns import readable_key
+from pipeline.format.columns import readable_key, storable
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
@@ -70,13 +70,13 @@ class RowSearch:
 
     def rows(self, ids: Collection[str]) -> list[FoundRow]:
         """The rows with these ids, each once, of those that exist."""
-        wanted = {name: name for name in ids}
+        wanted = {storable(name): storable(name) for name in ids}
         found = self._find("id", wanted)
         return list({row.id: row for row in found}.values())
 
     def samples(self, keys: Collection[str]) -> set[tuple[str, str]]:
         """(URI, key) of the samples with these keys that have a row."""
-        wanted = {key: f"{readable_key(key)}-" for key in keys}
+        wanted = {storable(key): f"{readable_key(key)}-" for key in keys}
         return {(row.source_uri, row.source_key) for row in self._find("source_key", wanted)}
 
     def files(self) -> list[IndexedFile]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.format.columns import ID_PATTERN
+from pipeline.format.columns import ID_PATTERN, storable
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import RowSearch
@@ -115,7 +115,7 @@ def _samples_of_sources(search: RowSearch, uris: _Uris, names: Iterable[str], fo
             left.append(name)
     stored = search.samples({key for pairs in asked.values() for _, key in pairs}) if asked else set()
     for name, pairs in asked.items():
-        mine = [pair for pair in pairs if pair in stored]
+        mine = [pair for pair in pairs if (storable(pair[0]), storable(pair[1])) in stored]
         if mine:
             found.samples.append(mine[0])
         else:
@@ -140,7 +140,7 @@ def _samples_by_key(store: Store, search: RowSearch, names: list[str], found: Na
                 f"Name one as {uris[0]}#{key}, or the source itself"
             )
         found.samples.append((uris[0], key))
-    return [name for name in names if name not in by_key]
+    return [name for name in names if storable(name) not in by_key]
 
 
 def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:

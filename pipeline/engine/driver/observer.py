@@ -72,6 +72,7 @@ class BuildObserver:
             output=report.output,
             inputs=list(job.inputs[:INPUTS_LOGGED]),
             num_inputs=len(job.inputs),
+            folder=os.getcwd(),
             job=job.model_dump(mode="json", exclude={"inputs", "output", "drill"}),
             fingerprint=report.fingerprint,
             network=report.network,
