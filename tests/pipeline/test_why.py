@@ -233,7 +233,11 @@ def test_a_file_that_a_build_passes_over_and_one_that_is_not_there_are_not_calle
     Ledger(store).prepare("films")
     for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    started = {"event": "started", "folder": str(tmp_path.parent), "inputs": [tmp_path.name]}  # run there as `encode {name}`
+    started = {
+        "event": "started",
+        "folder": str(tmp_path.parent),
+        "inputs": [tmp_path.name],
+    }  # run there as `encode {name}`
     group = assigned("group", str(tmp_path / "a.aac"), str(tmp_path / "z.mp4"))
     done = {"event": "done", "shard_id": "group"}  # its receipt names none of them
     write_log(store, "20260101T000000Z-00000000", [started, group, done], live=True)
