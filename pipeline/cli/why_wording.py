@@ -90,11 +90,11 @@ def _rules(rules: dict[str, Any] | None) -> str:
 
 
 def _build(build: dict[str, Any]) -> str:
-    live = "runs" if build["live"] else "is over"
+    live = "runs;" if build["live"] else "is over; it was"
     shard = f", shard {build['shard']}" if build.get("shard") else ""
     worker = f" on {build['worker']}" if build.get("worker") and build["state"] == "running" else ""
     reason = f": {build['reason']}" if build.get("reason") and build["state"] != "running" else ""
-    return f"{build['build']} {live}; {build['state'].replace('_', ' ')} since {build['since']}{shard}{worker}{reason}"
+    return f"{build['build']} {live} {build['state'].replace('_', ' ')} since {build['since']}{shard}{worker}{reason}"
 
 
 def _snapshots(story: dict[str, Any]) -> str:
