@@ -38,8 +38,18 @@ STATES = {
 
 
 def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] | None:
-    """`state` (running, waiting, given_up, pending, open, passed_over, retired), `builds` (what each of the newest says; `named`: its log
-    has this URI, not only those around it), `open_in` (a snapshot's number), `note` (why it is passed over), `retired` (keys of receipts). `there`: whether the input exists; None: not known.
+    """What is known, JSON-ready; None: nothing.
+
+    - `state`: running, waiting, given_up, pending, open, passed_over, retired
+    - `builds`: what each of the newest says; `named`: its log has this URI, not only those around it
+    - `open_in`: number of the snapshot that records it as open
+    - `note`: why it is passed over
+    - `retired`: keys of receipts
+
+    Args:
+        store: the output.
+        uri: of the input.
+        there: whether the input exists; None: not known.
     """
     layout = Ledger(store).layout
     live = {str(found.get("build")) for found in heartbeats(store, layout.progress)}
