@@ -61,15 +61,16 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
     snapshots, open_in = Snapshots(store), None
     if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
-    facts = {"builds": builds, "open_in": open_in, "note": None, "retired": []}
+    state, retired = _state(builds), _retired(store, uri)
+    facts = {"builds": builds, "open_in": open_in, "note": None, "retired": retired}
+    if retired and state == "open" and open_in is None:
+        return {**facts, "state": "retired"}
     if open_in is None and not any(build["named"] for build in builds):
-        if retired := _retired(store, uri):
-            return {**facts, "state": "retired", "retired": retired}
         if not builds or (there is False and all(build["state"] == "pending" for build in builds)):
             return None
         if (note := _passed_over(uri)) is not None:
             return {**facts, "state": "passed_over", "note": note}
-    return {**facts, "state": _state(builds)}
+    return {**facts, "state": state}
 
 
 def _retired(store: Store, uri: str) -> list[str]:

@@ -266,6 +266,8 @@ def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> No
     moved = retired_key(receipt.shard_id, receipt.attempt)
     store.write(moved, store.read(CURRENT.receipt_key(receipt.shard_id)))  # as gc does
     store.delete(CURRENT.receipt_key(receipt.shard_id))
+    done = {"event": "done", "shard_id": receipt.shard_id}
+    write_log(store, "20260101T000000Z-00000000", [assigned(receipt.shard_id, uri_of(0)), done], live=False)
     for name in (uri_of(0), "000/1", row):
         story = told(store, name)
         assert (story["state"], story["retired"]) == ("retired", [moved])
