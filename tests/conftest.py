@@ -48,6 +48,7 @@ LONG_FIRST = (
     "tests/model/test_ivvae_full_size.py",
     "tests/model/test_training_scenes.py",
     "tests/engine/test_kill.py",
+    "tests/chaos/test_chaos.py",
     "tests/engine/test_exactly_once.py",
     "tests/model/test_diffusers_pipeline.py",
     "tests/pipeline/test_training_run.py",

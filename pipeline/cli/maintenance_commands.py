@@ -50,11 +50,15 @@ def takedown(
         from pipeline.errors import ConfigError
         from pipeline.ledger.addresses import check_whole_output
         from pipeline.operate import takedown as operation
+        from pipeline.process import signals
         from pipeline.storage import open_store
 
         asked = [bool(names), list_, undo is not None]
         if sum(asked) != 1:
             raise ConfigError("takedown: expected names, or --list, or --undo RECORD, one of the three")
+        if not names and (dry_run or allow_unknown):
+            given = "--dry-run" if dry_run else "--allow-unknown"
+            raise ConfigError(f"takedown: {given} is for names, not for {'--list' if list_ else '--undo'}; nothing was changed")
         storage = storage_config(endpoint_url)
         store = open_store(check_whole_output(output), storage)
         if list_:
@@ -63,7 +67,9 @@ def takedown(
             return
         who = _user() if by is None else by
         if undo is not None:
-            _show(operation.undo(store, undo, reason=reason, by=who), wording.undo_lines, as_json)
+            with signals.handled():  # a signal releases the lease
+                undone = operation.undo(store, undo, reason=reason, by=who)
+            _show(undone, wording.undo_lines, as_json)
             return
         found = operation.take_down(
             store,
@@ -113,6 +119,7 @@ def gc(
         from pipeline.config import build_job
         from pipeline.ledger.addresses import check_whole_output
         from pipeline.operate import gc as operation
+        from pipeline.process import signals
         from pipeline.storage import open_store
 
         flags = {
@@ -132,7 +139,8 @@ def gc(
             ended=tuple(ended or ()),
             dry_run=dry_run,
         )
-        found = operation.collect(store, options)
+        with signals.handled():  # a signal releases the lease
+            found = operation.collect(store, options)
         show_result(found, gc_lines, as_json)
 
     guard(run, debug=debug, again="what was deleted stays deleted; the same command goes on")

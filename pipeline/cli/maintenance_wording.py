@@ -85,7 +85,7 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
             f"  stored    {stored['rows']} rows in {stored['files']} files keep their bytes until `lathe compact` and `lathe gc`"
         )
     if found["delta"] is not None:
-        lines.append("  delta     rewritten: no version names these files")
+        lines.append(f"  delta     rewritten{': no version names these files' if label == 'hidden' else ''}")
     return lines + [f"  note      {text}" for text in found["notices"]]
 
 

@@ -136,8 +136,9 @@ class Lease:
             self._confirmed = time.monotonic()
             try:
                 if self._store.put_if_absent(self.key, self._encoded()) and self._won(before):
+                    self._delete_older()
                     break
-            except BaseException:  # a signal as well: nobody would renew the object
+            except BaseException:  # a signal as well: no thread would renew the object
                 self._withdraw()
                 raise
         else:
@@ -145,7 +146,6 @@ class Lease:
                 f"the lease {self._record.name!r} of {self._store.root} could not be taken: {TRIES} times another process was "
                 "first; run again later"
             )
-        self._delete_older()
         # A daemon thread: a store that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()

@@ -8,6 +8,7 @@ follow another rule, a key is looked for in all indexes.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,9 +51,19 @@ class IndexedFile:
     low: str = ""
     high: str = ""
 
-    def may_hold(self, start: str) -> bool:
-        """Whether an id that begins with `start` can be in the file."""
-        return not self.high or (self.low[: len(start)] <= start and start <= self.high)
+    def may_hold(self, starts: list[str]) -> bool:
+        """Whether an id can be in the file that begins with one of `starts`, which are sorted."""
+        if not self.high:
+            return True
+        at = bisect_left(starts, self.low)
+        if at < len(starts) and starts[at] <= self.high:
+            return True
+        return any(_holds(starts, self.low[:length]) for length in range(1, len(self.low)))
+
+
+def _holds(ordered: list[str], name: str) -> bool:
+    at = bisect_left(ordered, name)
+    return at < len(ordered) and ordered[at] == name
 
 
 def _named(column: str, values: pa.Array, table: pa.Table) -> pa.Array:
@@ -112,11 +123,11 @@ class RowSearch:
             if not left:
                 break
             values = pa.array(list(left), pa.string())
-            starts = list(left.values())
+            starts = sorted(left.values())
             fresh = [
                 file
                 for file in files
-                if file.index_key not in seen and (not pruned or any(file.may_hold(start) for start in starts))
+                if file.index_key not in seen and (not pruned or file.may_hold(starts))
             ]
             seen.update(file.index_key for file in fresh)
             rows = list(self._read(fresh, partial(_named, column, values)))

@@ -62,7 +62,9 @@ class Cost:
 
 @dataclass(slots=True)
 class Night:
-    """See the module. `snapshot`: number of the newest snapshot afterwards; `changes`: as in its record, against its parent."""
+    """See the module. `snapshot`: number of the snapshot that was published or covers everything already; `changes`: as in its record,
+    against its parent.
+    """
 
     night: str
     output: str

@@ -166,7 +166,8 @@ def _encode_and_publish(
         display.close(report)
     lease.check()
     if stopped is None or night.shards_done:
-        _publish(job, store, night, control, partial=stopped is not None)
+        with signals.deferred():  # as while shards run: the first signal waits for what is done to be published
+            _publish(job, store, night, control, partial=stopped is not None)
     if stopped is not None:
         raise stopped
 

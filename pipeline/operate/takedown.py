@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from itertools import compress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
@@ -31,10 +32,12 @@ from pipeline.operate.takedown_names import Named, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.format.index import IndexRow
     from pipeline.storage import Store
+
+Name = TypeVar("Name")
 
 NEAR = 3  # records like one that does not exist
 MAINTENANCE = "maintenance"  # lease of what deletes or moves stored files
@@ -77,13 +80,16 @@ def take_down(
 
 def _take_out(named: Named, earlier: Takedowns) -> list[str]:
     """Takes names out that earlier takedowns hide. Returns them."""
-    sources = [uri for uri in named.sources if earlier.takes(uri)]
-    samples = [(uri, key) for uri, key in named.samples if _hides(earlier, "", uri, key)]
-    rows = [row for row in named.rows if _hides(earlier, row.id, row.source_uri, "")]
-    named.sources = [uri for uri in named.sources if uri not in sources]
-    named.samples = [sample for sample in named.samples if sample not in samples]
-    named.rows = [row for row in named.rows if row not in rows]
+    sources, named.sources = _parted(named.sources, earlier.takes)
+    samples, named.samples = _parted(named.samples, lambda sample: _hides(earlier, "", *sample))
+    rows, named.rows = _parted(named.rows, lambda row: _hides(earlier, row.id, row.source_uri, ""))
     return [*sources, *(f"{uri}#{key}" for uri, key in samples), *(row.id for row in rows)]
+
+
+def _parted(items: list[Name], taken: Callable[[Name], bool]) -> tuple[list[Name], list[Name]]:
+    """Items that are taken, and the others."""
+    marks = [taken(item) for item in items]
+    return list(compress(items, marks)), [item for item, mark in zip(items, marks, strict=True) if not mark]
 
 
 def _hides(takedowns: Takedowns, name: str, uri: str, key: str) -> bool:

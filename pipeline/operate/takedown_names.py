@@ -71,7 +71,8 @@ def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) 
     left = _samples_by_key(store, search, left, found)
     if left and not allow_unknown:
         raise _unknown(store, search, left)
-    found.sources += [spelled(name) for name in left]
+    found.sources = list(dict.fromkeys([*found.sources, *map(spelled, left)]))  # one path may be spelled in several ways
+    found.samples = list(dict.fromkeys(found.samples))
     found.unknown = left
     return found
 
@@ -115,7 +116,7 @@ def _samples_of_sources(search: RowSearch, uris: _Uris, names: Iterable[str], fo
             left.append(name)
     stored = search.samples({key for pairs in asked.values() for _, key in pairs}) if asked else set()
     for name, pairs in asked.items():
-        mine = [pair for pair in pairs if (storable(pair[0]), storable(pair[1])) in stored]
+        mine = [pair for pair in ((storable(uri), storable(key)) for uri, key in pairs) if pair in stored]
         if mine:
             found.samples.append(mine[0])
         else:

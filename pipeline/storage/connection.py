@@ -98,6 +98,9 @@ class Connection:
         cleanup = CLEANUP_S if operation.name == "AbortMultipartUpload" else None
         if response is not None:
             mark_reached(self._config)
+            if _is_cut_off(response[0], operation):
+                patience.again("broke the connection in an answer", within_s=cleanup)
+                return 0
             # A lost upload must be started again, which the caller does.
             if not is_busy(response[1]) or response[1].get("Error", {}).get("Code") == "NoSuchUpload":
                 return None
@@ -113,6 +116,17 @@ class Connection:
             cause=caught_exception,
         )
         return 0
+
+
+def _is_cut_off(answer: Any, operation: Any) -> bool:
+    """Whether the body of an answer is shorter than announced. botocore does not look: a listing without its body is an empty one to it.
+
+    Bodies of objects are streams, which have their own check; answers to HEAD announce a body that does not come.
+    """
+    if operation.has_streaming_output or operation.http["method"] == "HEAD":
+        return False
+    announced = answer.headers.get("Content-Length", "")
+    return announced.isdigit() and len(answer.content) < int(announced)
 
 
 _connections: dict[tuple[Any, ...], Connection] = {}

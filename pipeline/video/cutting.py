@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -180,19 +179,19 @@ class _Variants:
         if rules.crop == "random":
             self._at, size = (0, 0), (first.scaled_height, first.scaled_width)
         self.shared = Geometry(first.scaled_height, first.scaled_width, *self._at, *size)
-        self._scratch_3HW = np.empty((3, *size), np.uint8) if len(plans) > 1 or size != self._size else None
 
-    def write(self, write: Callable[[np.ndarray, Geometry], bool], out_3HW: list[np.ndarray]) -> bool:
-        """Has `write` fill the shared window, and copies from it what each variant shows. Returns what `write` returns."""
-        if self._scratch_3HW is None:
-            return write(out_3HW[0], self.shared)
-        damaged = write(self._scratch_3HW, self.shared)
+    def of(self, shared_T3HW: np.ndarray) -> Iterator[tuple[ClipPlan, np.ndarray]]:
+        """Each variant with its planes, uint8 `(T, 3, height, width)` in memory of its own. One at a time: of 64 crops and their mirrored
+        frames only the shared window is held, and what the caller holds.
+        """
         height, width = self._size
-        for plan, out in zip(self._plans, out_3HW, strict=True):
+        for plan in self._plans:
             top, left = plan.crop_top - self._at[0], plan.crop_left - self._at[1]
-            shown_3HW = self._scratch_3HW[:, top : top + height, left : left + width]
-            out[:] = shown_3HW[..., ::-1] if plan.mirrored else shown_3HW
-        return damaged
+            shown_T3HW = shared_T3HW[:, :, top : top + height, left : left + width]
+            if plan.mirrored:
+                shown_T3HW = shown_T3HW[..., ::-1]
+            is_all = len(self._plans) == 1 and shown_T3HW.shape == shared_T3HW.shape
+            yield plan, shared_T3HW if is_all else shown_T3HW.copy()
 
 
 class _ScaledFrames:
@@ -229,26 +228,24 @@ def _cut(
     fired = False
     for position in range(0, len(planned), step):
         plans = planned[position : position + step]
-        bucket, variants = plans[0].bucket, _Variants(plans, rules)
+        variants = _Variants(plans, rules)
+        shape = 3, variants.shared.height, variants.shared.width
         frames = _frames(plans[0], video.times_s, available, rules)
         next_clip = _first_frame(planned[position + step : position + step + 1], video.times_s, rules.fps)
         done = 0
         try:
             for start, stop in pairwise(_borders(len(frames), request)):
-                shape = stop - start, 3, bucket.height, bucket.width
-                planes_VT3HW = [np.empty(shape, dtype=np.uint8) for _ in plans]
+                shared_T3HW = np.empty((stop - start, *shape), dtype=np.uint8)
                 damaged = 0
                 for row, index in enumerate(frames[start:stop].tolist()):
-                    write = partial(scaled.write, index, keep=index >= next_clip)
-                    damaged += variants.write(write, [planes_T3HW[row] for planes_T3HW in planes_VT3HW])
+                    damaged += scaled.write(index, shared_T3HW[row], variants.shared, keep=index >= next_clip)
                     done += 1
                 if not fired:
                     kill_points.fire(request.drill, "in_decoder")
                     fired = True
                 pts_s = tuple(video.times_s[frames[start:stop]].tolist())
                 matrix, first, last = video.info.color_matrix, start == 0, stop == len(frames)
-                for plan in plans:
-                    planes_T3HW = planes_VT3HW.pop(0)  # what was sent is not held while the others wait
+                for plan, planes_T3HW in variants.of(shared_T3HW):
                     yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=first, last=last, damaged=damaged)
         except BadDataError as error:
             for plan in plans:

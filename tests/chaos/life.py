@@ -159,7 +159,9 @@ class Life:
             return
         hidden = bool(places.read_takedowns(self._store).records)
         assert hidden or step.command in ("publish", "takedown")
-        places.assert_readers_see(self._ground, self.output, self._ground.kept if hidden else self._ground.clean)
+        expected = self._ground.kept if hidden else self._ground.clean
+        lags = step.command == "takedown" and bool(step.victims)
+        places.assert_readers_see(self._ground, self.output, expected, delta_lags=lags)
         if step.command == "gc" and not step.victims:
             assert places.stored_files(self._store) == places.named_files(self._store)
 

@@ -97,7 +97,7 @@ def test_a_shard_costs_the_dispatcher_a_bounded_number_of_bytes_done_or_not():
     finally:
         tracemalloc.stop()
     assert dispatcher.finished
-    assert used / len(shards) < 500
+    assert used / len(shards) < 350
 
 
 @pytest.mark.parametrize("workers", [5, 50])

@@ -106,6 +106,13 @@ def test_text_json_and_exit_codes(corpus, tmp_path):
     changed = lathe("nightly", job, "--json", "--set", "decode.untagged_matrix=bt601", code=2)
     assert json.loads(changed.stdout)["outcome"] == "refused"
     assert changed.stderr.startswith("lathe: error: the fingerprint changed")
+    (tmp_path / "wrong.yaml").write_text("inputs: x")
+    for wrong, why in (("none.yaml", "cannot be read"), ("wrong.yaml", "output: is required")):
+        refused = lathe("nightly", tmp_path / wrong, "--json", "--exit-code", "refused=7", "--debug", code=7)
+        night = json.loads(refused.stdout)
+        assert (night["outcome"], night["exit_code"]) == ("refused", 7)
+        assert why in night["message"]
+        assert "Traceback" in refused.stderr
     stopped = lathe("nightly", job, "--max-hours", "1e-12", code=0)
     assert ": nothing" in stopped.stdout, "a limit does not stop what has nothing to do"
     assert len(Snapshots(store_of(tmp_path / "out")).numbers()) == 1

@@ -216,6 +216,20 @@ def test_night_that_a_signal_stops_publishes_what_is_done(first, tmp_path, monke
     assert newest_ids(store_of(output)) == newest_ids(store_of(first.folder / "out"))
 
 
+def test_signal_while_a_night_publishes_waits_for_the_snapshot(place, monkeypatch):
+    publish = run.publish
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return publish(*arguments, **options)
+
+    monkeypatch.setattr(run, "publish", interrupted)
+    add_tar(place.corpus, 3)
+    with signals.handled():
+        night = nightly(job_of(place.corpus, place.output))
+    assert (night.outcome, night.snapshot) == ("done", 2)
+
+
 def test_second_signal_stops_a_night_without_publishing(first, tmp_path, monkeypatch):
     def insist():
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pipeline.config import WriteConfig
 from pipeline.errors import InputError, OutputError
 from pipeline.format.columns import readable_key
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.row_search import IndexedFile
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow
 from pipeline.ledger.takedowns import Takedowns, read_record, read_takedowns, record_takedown
@@ -121,6 +123,28 @@ def test_an_unknown_source_may_be_taken_down_before_it_is_encoded(store: Store, 
     found = take_down(store, ["s3://corpus/later.tar"], **ASKED, allow_unknown=True)
     assert (found["unknown"], found["snapshots"]) == (["s3://corpus/later.tar"], {1: 0, 2: 0})
     assert read_takedowns(store).takes("s3://corpus/later.tar")
+
+
+def test_names_that_are_not_utf_8_are_found_as_rows_spell_them(store: Store, tmp_path: Path) -> None:
+    odd = "d/\udcff"
+    commit(store, tmp_path, 3, [odd, "d/plain"])
+    publish_all(store)
+    for name in (odd, f"{uri_of(3)}#{odd}"):
+        assert take_down(store, [name], **ASKED, dry_run=True)["samples"] == [[uri_of(3), "d/\\udcff"]]
+    assert take_down(store, ["/films/\udcff.mp4"], **ASKED, allow_unknown=True)["unknown"] == ["/films/\udcff.mp4"]
+    assert take_down(store, [odd], **ASKED)["snapshots"][3] == 1
+    assert loaded(store) == {"a_cat", "a_dog", "b_dog", "both", "c_cow", "d_plain"}
+
+
+def test_an_index_is_read_if_one_of_many_names_can_lie_in_it() -> None:
+    words = ["".join(word) for length in (1, 2, 3) for word in itertools.product("a-z", repeat=length)]
+    for low, high in itertools.combinations(sorted(words), 2):
+        holding = {word for word in words if low[: len(word)] <= word <= high}
+        file = IndexedFile("i", "s", low, high)
+        assert {word for word in words if file.may_hold([word])} == holding
+        others = sorted(set(words) - holding)
+        assert not file.may_hold(others)
+        assert all(file.may_hold(sorted([*others, word])) for word in holding)
 
 
 def test_a_dry_run_records_nothing_and_says_what_it_would_hide(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.errors import NothingEncoded
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
+from pipeline.operate.delta_log import DeltaLog
 from pipeline.records import Shard, SourceObject
 from pipeline.storage import Store
 from tests.operate.outputs import tar
@@ -84,6 +86,8 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
     [
         (["takedown", "OUT"], "expected names, or --list, or --undo"),
         (["takedown", "OUT", "a", "--list"], "one of the three"),
+        (["takedown", "OUT", "--undo", "a", "--dry-run"], "--dry-run is for names, not for --undo; nothing was changed"),
+        (["takedown", "OUT", "--list", "--allow-unknown"], "--allow-unknown is for names, not for --list"),
         (["takedown", "OUT@1", "a"], "this command writes to a whole output"),
         (["takedown", "OUT", "@nowhere.txt"], "list file nowhere.txt does not exist"),
         (["takedown", "OUT", "nothing-like-it"], "has no source, sample or row 'nothing-like-it'"),
@@ -94,3 +98,12 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
 def test_wrong_commands_are_refused(store: Store, words: list[str], said: str) -> None:
     code, text = lathe(*(word.replace("OUT", store.root) for word in words))
     assert (code, said in text) == (2, True), text
+
+
+def test_a_signal_ends_gc_with_its_lease_released(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes sends SIGTERM; the next gc would wait two minutes for a lease that is left."""
+    monkeypatch.setattr(DeltaLog, "refresh", lambda log: signal.raise_signal(signal.SIGTERM))
+    code, text = lathe("gc", store.root)
+    assert (code, "what was deleted stays deleted" in text) == (130, True), text
+    monkeypatch.undo()
+    assert lathe("gc", store.root)[0] == 0

@@ -3,10 +3,15 @@
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli.app import app
+from pipeline.cli.nightly_command import night_lines
+from pipeline.cli.progress import display_for
+from pipeline.cli.terminal import fail, show_result
+from pipeline.nightly.night import RejectedInput, new_night
 from tests import forked_command
 from tests.tiny_corpus import make_corpus, tiny_flags, tiny_job, video_bytes, write_tar
 
@@ -133,6 +138,21 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
     assert run.returncode != 0
     assert "Traceback" in run.stderr
     assert "InputError" in run.stderr
+
+
+def test_names_from_the_data_do_not_reach_the_terminal_as_they_are(capsys):
+    name = "a\udcff\x1b[2J\nb\u202e größer\u3000"
+    shown = r"a\xff\x1b[2J\nb\u202e größer" + "\u3000"
+    night = new_night("out")
+    night.rejected = [RejectedInput(name, name, "too_short", name)]
+    show_result(night.to_dict(), night_lines, as_json=False)
+    with pytest.raises(typer.Exit):
+        fail(name, 2)
+    display_for("plain").notice(name)
+    out, err = capsys.readouterr()
+    assert f"{shown} {shown}: too_short, {shown}\n" in out
+    assert err == f"lathe: error: {shown}\nlathe: " + shown.replace(r"\n", "\n") + "\n"
+    assert "\x1b" not in out + err
 
 
 @pytest.mark.parametrize("kind", ["rich", "plain"])

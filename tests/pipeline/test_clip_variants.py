@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -132,6 +133,22 @@ def test_places_of_random_crops_depend_on_the_video_and_the_clip_alone(wide):
     assert places(2) == [place for place in four if place[1] in ("crop1", "crop2")]
     assert places(4, chunk_frames=4) == four
     assert len({left for _, _, left in four}) > 4  # each clip has its own
+
+
+def test_memory_of_a_decoder_does_not_grow_with_the_number_of_variants(wide):
+    """Planes of one variant are 21 x 3 x 48 x 48 bytes, 145 kB; those of all 128 are 19 MB."""
+    cutter = Cutter(request_of(wide, frames=21, size="48x48", crop="random:64", variants="flip", chunk_frames=0))
+    opened = cutter.open()
+    assert len(opened.clips) == 128
+    tracemalloc.start()
+    try:
+        seen = {cutter.next().clip for _ in opened.clips}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        cutter.close()
+    assert len(seen) == 128
+    assert peak < 3_000_000
 
 
 def test_more_crops_than_places_repeat_and_say_so(wide):

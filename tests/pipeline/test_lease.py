@@ -226,6 +226,24 @@ def test_interrupted_contender_leaves_no_lease(local, monkeypatch):
     assert newest(local, "night") is None
 
 
+@pytest.mark.parametrize("error", [StorageUnavailable("503"), KeyboardInterrupt()])
+def test_process_that_cannot_tidy_up_after_a_killed_holder_does_not_keep_the_lease(local, monkeypatch, error):
+    delete = LocalStore.delete
+
+    def failing(self, key):
+        if key.endswith("/4.json"):
+            raise error
+        delete(self, key)
+
+    local.write("_leases/night/4.json", KILLED.to_json())
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "delete", failing)
+        with pytest.raises(type(error)), lease(local):
+            pass
+    with lease(local) as held:
+        held.check()
+
+
 def test_unreadable_lease_is_named(local):
     local.write("_leases/night/1.json", b'{"half')
     with pytest.raises(OutputError, match=r"_leases/night/1.json cannot be read as a lease.*remove it"), lease(local):

@@ -73,6 +73,17 @@ def test_a_server_that_sends_nothing_is_unavailable_not_empty(s3: S3Server, data
             stream.read(1)  # never the bytes behind the gap
 
 
+@pytest.mark.parametrize("after_bytes", [0, 100])
+def test_a_listing_that_was_cut_off_is_asked_for_again_not_empty(s3: S3Server, data: bytes, after_bytes: int) -> None:
+    with FaultyProxy(s3.address, first(2, Fault("cut", after_bytes=after_bytes))) as proxy:
+        store = open_store(s3.root, through(proxy))
+        assert [info.key for info in store.list()] == ["big"]
+        assert proxy.faults == 2
+        proxy.rule = always(Fault("cut", after_bytes=after_bytes))
+        with pytest.raises(StorageUnavailable, match=r"\(3 tries"):
+            list(store.list())
+
+
 @pytest.mark.parametrize(("code", "said"), [(500, b"InternalError"), (503, b"SlowDown"), (429, b"TooManyRequests")])
 def test_busy_answers_are_retried(s3: S3Server, code: int, said: bytes) -> None:
     busy = Fault("status", code=code, body=b"<Error><Code>%s</Code></Error>" % said)

@@ -392,6 +392,7 @@ class Dispatcher:
         started = progress.running.pop(worker, None)
         self._workers.take(worker, progress.shard_id)
         if not progress.running:
+            progress.running.clear()  # a dict that was emptied key by key keeps its table, 160 bytes
             self._running.discard(progress.shard_id)
         for other, begun in progress.running.items():  # may be copied again
             heapq.heappush(self._started, (begun, progress.shard_id, other))

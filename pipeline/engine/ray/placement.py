@@ -6,6 +6,7 @@ preference the encoder's. Ray places encoders first: where they take all CPUs, n
 
 from __future__ import annotations
 
+import heapq
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,17 +50,18 @@ class Need:
 
     def fits(self, nodes: Sequence[Node]) -> tuple[int, int]:
         """Encoders and decoders that can be placed; encoders go where most is free, decoders to what is left."""
-        left = [[node.cpus, node.gpus] for node in nodes]
+        left = [(-node.cpus, -node.gpus) for node in nodes]
+        without_gpu = []
+        heapq.heapify(left)
         encoders = 0
-        for _ in range(self.encoders):
-            roomy = [free for free in left if free[0] + EPSILON >= self.encoder_cpus and free[1] >= self.encoder_gpus]
-            if not roomy:
-                break
-            best = max(roomy)
-            best[0] -= self.encoder_cpus
-            best[1] -= self.encoder_gpus
+        while left and encoders < self.encoders and -left[0][0] + EPSILON >= self.encoder_cpus:
+            cpus, gpus = heapq.heappop(left)
+            if -gpus < self.encoder_gpus:
+                without_gpu.append((cpus, gpus))
+                continue
+            heapq.heappush(left, (cpus + self.encoder_cpus, gpus + self.encoder_gpus))
             encoders += 1
-        decoders = sum(int((free[0] + EPSILON) / self.decoder_cpus) for free in left)
+        decoders = sum(int((-cpus + EPSILON) / self.decoder_cpus) for cpus, _ in (*left, *without_gpu))
         return encoders, min(decoders, self.encoders * self.decoders)
 
     def problem(self, nodes: Sequence[Node]) -> str | None:
