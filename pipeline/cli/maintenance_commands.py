@@ -58,7 +58,9 @@ def takedown(
             raise ConfigError("takedown: expected names, or --list, or --undo RECORD, one of the three")
         if not names and (dry_run or allow_unknown):
             given = "--dry-run" if dry_run else "--allow-unknown"
-            raise ConfigError(f"takedown: {given} is for names, not for {'--list' if list_ else '--undo'}; nothing was changed")
+            raise ConfigError(
+                f"takedown: {given} is for names, not for {'--list' if list_ else '--undo'}; nothing was changed"
+            )
         storage = storage_config(endpoint_url)
         store = open_store(check_whole_output(output), storage)
         if list_:

@@ -124,11 +124,7 @@ class RowSearch:
                 break
             values = pa.array(list(left), pa.string())
             starts = sorted(left.values())
-            fresh = [
-                file
-                for file in files
-                if file.index_key not in seen and (not pruned or file.may_hold(starts))
-            ]
+            fresh = [file for file in files if file.index_key not in seen and (not pruned or file.may_hold(starts))]
             seen.update(file.index_key for file in fresh)
             rows = list(self._read(fresh, partial(_named, column, values)))
             found += rows

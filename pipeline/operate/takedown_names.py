@@ -71,7 +71,9 @@ def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) 
     left = _samples_by_key(store, search, left, found)
     if left and not allow_unknown:
         raise _unknown(store, search, left)
-    found.sources = list(dict.fromkeys([*found.sources, *map(spelled, left)]))  # one path may be spelled in several ways
+    found.sources = list(
+        dict.fromkeys([*found.sources, *map(spelled, left)])
+    )  # one path may be spelled in several ways
     found.samples = list(dict.fromkeys(found.samples))
     found.unknown = left
     return found

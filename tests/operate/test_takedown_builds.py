@@ -86,7 +86,10 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
     [
         (["takedown", "OUT"], "expected names, or --list, or --undo"),
         (["takedown", "OUT", "a", "--list"], "one of the three"),
-        (["takedown", "OUT", "--undo", "a", "--dry-run"], "--dry-run is for names, not for --undo; nothing was changed"),
+        (
+            ["takedown", "OUT", "--undo", "a", "--dry-run"],
+            "--dry-run is for names, not for --undo; nothing was changed",
+        ),
         (["takedown", "OUT", "--list", "--allow-unknown"], "--allow-unknown is for names, not for --list"),
         (["takedown", "OUT@1", "a"], "this command writes to a whole output"),
         (["takedown", "OUT", "@nowhere.txt"], "list file nowhere.txt does not exist"),

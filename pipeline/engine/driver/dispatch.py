@@ -48,9 +48,8 @@ class _Progress:
     excused: int = 0
     suspect: bool = False  # until it is done: it may be the cause of a worker's death
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
-    lost_on: frozenset[str] = (
-        frozenset()
-    )  # nodes of workers that were lost with it; a set of its own would take 216 bytes
+    # nodes of workers that were lost with it; a set of its own would take 216 bytes
+    lost_on: frozenset[str] = frozenset()
     done: bool = False
     storage_failed: bool = False
 

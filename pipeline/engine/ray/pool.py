@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engine.ray import session
@@ -288,7 +288,9 @@ class RayPool:
             return [WorkerGone(worker.name, WorkerLost(f"{worker.name} lost: {loss.line}"), loss.cause, step)]
         loading = [other for other in self._workers.values() if not other.up and other.lost is None]
         others = self._up + sum(not self._has_no_room(other) for other in loading)
-        hopeless = place is None or self._health.all_certain(lambda: self._watch.alive, now)
+        # Without a node it cannot be created at all, unless its process or its node ended meanwhile.
+        ended = isinstance(error, RayActorError) and not error.actor_init_failed
+        hopeless = (place is None and not ended) or self._health.all_certain(lambda: self._watch.alive, now)
         next_start = self._failures.failed(error, loss.line, others=others, hopeless=hopeless, now=now)
         return [
             WorkerGone(worker.name, WorkerLost(f"{worker.name} did not come up: {loss.line}{next_start}"), loss.cause)
