@@ -73,7 +73,7 @@ def _version_lines(version: dict[str, Any]) -> list[str]:
     if version["num_taken_down"]:
         lines.append(f"    hidden    {version['num_taken_down']} of {version['num_rows']} rows are taken down")
     for reject in version["rejects"][:ROWS_SHOWN]:
-        clip = "" if reject["clip"] is None else f" clip {reject['clip']}"
+        clip = "" if reject["clip"] is None else f" clip {_clip(reject['clip'], version['variants'])}"
         kind = "by the job's rules" if reject["policy"] else "damaged"
         lines.append(f"    reject    {reject['key']}{clip}: {reject['reason']} ({kind}): {reject['message']}")
     if version["num_rejects"] > ROWS_SHOWN:
@@ -81,6 +81,12 @@ def _version_lines(version: dict[str, Any]) -> list[str]:
     if not version["num_rows"] and not version["num_rejects"] and not version["same_as"]:
         lines.append("    nothing   this receipt has no row and no reject of it")
     return lines
+
+
+def _clip(number: int, variants: list[str]) -> str:
+    """The clip and the variant with this number among all that is cut from the video."""
+    clip, variant = divmod(number, len(variants))
+    return str(clip) if len(variants) == 1 else f"{clip} ({variants[variant]})"
 
 
 def _rules(rules: dict[str, Any] | None) -> str:

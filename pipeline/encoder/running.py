@@ -131,7 +131,7 @@ class Encoder:
                 + (
                     f"or shorter clips: {spec.network} encodes whole clips"
                     if spec.chunking == "none"
-                    else "or fewer engine.decoders or variants of a clip: every variant of every clip in progress keeps its causal state there"
+                    else "or fewer engine.decoders or variants: each variant of each clip in progress keeps its causal state there"
                 )
             )
         cut = lead + groups // 2 * spec.time_stride

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, OutputError
 from pipeline.format.columns import readable_key, storable
+from pipeline.format.layout import snapshot_key
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
@@ -71,7 +72,7 @@ def _named(column: str, values: pa.Array, table: pa.Table) -> pa.Array:
 
 
 class RowSearch:
-    """Search in one output. `unread`: keys of indexes that could not be read; files that were taken down may be deleted."""
+    """Search in one output. `unread`: keys of indexes and snapshots that could not be read; files that were taken down may be deleted."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -119,9 +120,9 @@ class RowSearch:
         """Rows whose `column` is one of the names `wanted`, each with what ids of its rows begin with."""
         left, found = dict(wanted), []
         seen: set[str] = set()
-        for files, pruned in self._rounds(by_id=column == "id"):
-            if not left:
-                break
+        rounds = self._rounds(by_id=column == "id")
+        while left and (files_of_round := next(rounds, None)) is not None:
+            files, pruned = files_of_round
             values = pa.array(list(left), pa.string())
             starts = sorted(left.values())
             fresh = [file for file in files if file.index_key not in seen and (not pruned or file.may_hold(starts))]
@@ -138,12 +139,20 @@ class RowSearch:
         older = snapshots.numbers()[-2::-1]
         yield self.files(), True
         for number in older:
-            yield list(self._of_snapshot(snapshots, number)), True
+            yield self._of_older(snapshots, number), True
         if by_id or all(row.id.startswith(f"{readable_key(row.source_key)}-") for row in self.near(TRIED)):
             return
         yield self.files(), False
         for number in older:
-            yield list(self._of_snapshot(snapshots, number)), False
+            yield self._of_older(snapshots, number), False
+
+    def _of_older(self, snapshots: Snapshots, number: int) -> list[IndexedFile]:
+        """Files of an older snapshot; none if it is damaged, because no reader shows its rows either."""
+        try:
+            return list(self._of_snapshot(snapshots, number))
+        except OutputError:
+            self.unread.append(snapshot_key(number))
+            return []
 
     def _of_snapshot(self, snapshots: Snapshots, number: int) -> Iterator[IndexedFile]:
         columns = ["index_key", "shard_id", "ranges"]

@@ -314,11 +314,13 @@ class Snapshots:
         """Makes the snapshot visible.
 
         Raises:
-            PublishFailed: another publisher created the snapshot of this number first.
+            PublishFailed: another publisher created the snapshot of this number, or a later one, first.
         """
         key, data = snapshot_key(snapshot.number), snapshot.to_json()
         drill.fire(self._drill, "before_snapshot")
-        created = self._store.put_if_absent(key, data)
+        # `lathe gc` may have deleted the record of this number, and tables of this run, since others published.
+        later = any(number > snapshot.number for number in self.numbers())
+        created = not later and self._store.put_if_absent(key, data)
         drill.fire(self._drill, "after_snapshot")
         # Read back in any case: some stores accept If-None-Match but do not decide a race with it.
         if not created or self._store.read(key) != data:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.format.columns import storable
 from pipeline.format.layout import TAKEDOWNS, takedown_key, undo_key, undone_record
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow, row_digest, sample_digest
 from pipeline.records import split_id
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
+WORKERS = 16  # threads that read records from a remote store
 REMEMBERED = 65536  # sources whose `uri_id` a filter keeps
 
 
@@ -117,8 +120,9 @@ def read_takedowns(store: Store, *, known: Takedowns = NONE, without: Collection
     """
     held = {item.key: item for item in known.records}
     listed, undone = listed_takedowns(store)
-    found = [held.get(key) or read_record(store, key) for key in listed if key not in undone and key not in without]
-    return Takedowns(found)
+    wanted = [key for key in listed if key not in undone and key not in without]
+    workers = WORKERS if is_remote(store.root) else 1
+    return Takedowns(mapped_ahead(lambda key: held.get(key) or read_record(store, key), wanted, workers, "takedowns"))
 
 
 def listed_takedowns(store: Store) -> tuple[list[str], set[str]]:
@@ -216,6 +220,10 @@ def _find_rows(store: Store, ids: Sequence[str]) -> tuple[TakenRow, ...]:
     search = RowSearch(store)
     found = {row.id: TakenRow(row.id, row.source_uri) for row in search.rows(ids)}
     if missing := sorted(set(ids) - set(found)):
-        why = f"; {len(search.unread)} indexes cannot be read, such as {search.unread[0]}" if search.unread else ""
+        why = (
+            f"; {len(search.unread)} indexes or snapshots cannot be read, such as {search.unread[0]}"
+            if search.unread
+            else ""
+        )
         raise InputError(f"{len(missing)} of {len(set(ids))} ids are not in {store.root}, such as {missing[0]!r}{why}")
     return tuple(found[name] for name in sorted(found))

@@ -60,7 +60,8 @@ def check_fingerprint(store: Store, plan: BuildPlan) -> None:
     more = f"; and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
     raise ConfigError(
         f"the fingerprint changed from {newest.fingerprint[:8]} to {plan.fingerprint[:8]} since the last run on {store.root}: {named}"
-        f"{more}. All inputs would be encoded again. Restore these values, or say that the change is meant: --accept-new-fingerprint"
+        f"{more}. {len(plan.todo)} shards of {len(plan.listed)} would be encoded. Restore these values, or say that the change is meant: "
+        "--accept-new-fingerprint"
     )
 
 

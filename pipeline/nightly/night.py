@@ -16,6 +16,7 @@ from pipeline.errors import (
     LatheError,
     LeaseHeld,
     LeaseLost,
+    StorageUnavailable,
     UsageError,
 )
 from pipeline.format.layout import night_report_key
@@ -148,7 +149,10 @@ class Night:
         for kind, outcome in kinds:
             if isinstance(error, kind):
                 return outcome
-        return "refused" if isinstance(error, UsageError) and not self.shards_done else "failed"
+        away = isinstance(
+            error.__cause__, StorageUnavailable
+        )  # a store that was away when it was asked for the first time
+        return "refused" if isinstance(error, UsageError) and not (self.shards_done or away) else "failed"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

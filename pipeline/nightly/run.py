@@ -13,6 +13,7 @@ from pipeline.engine.driver.budget import Budget
 from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Display, Silent
 from pipeline.errors import (
+    AccessError,
     BudgetSpent,
     GateFailed,
     Interrupted,
@@ -26,6 +27,7 @@ from pipeline.ledger.addresses import check_whole_output
 from pipeline.ledger.latent_set import read_latent_set
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.look.canary import canary_check
 from pipeline.nightly.approval import check_corpus, check_fingerprint
 from pipeline.nightly.night import Night, RejectedInput, new_night
@@ -95,7 +97,7 @@ def nightly(
     try:
         store = open_store(check_whole_output(job.output), job.storage)
         if is_remote(job.output):
-            store.preflight()
+            _reach(store)
         with Lease(store, LEASE, command) as lease:
             _recorded(job, store, lease, night, display, began, accept_fingerprint=accept_fingerprint)
     except BaseException as error:
@@ -107,6 +109,20 @@ def nightly(
         error.night = night  # type: ignore[attr-defined]
         raise
     return night
+
+
+def _reach(store: Store) -> None:
+    """Asks a remote store whether it answers.
+
+    Raises:
+        StorageUnavailable: it does not. To `preflight` an address that never answered is a wrong one; a night is repeated, and its store
+            may be away when it starts.
+        AccessError: it denies access.
+    """
+    try:
+        store.preflight()
+    except AccessError:
+        store.probe()
 
 
 def _recorded(
@@ -192,6 +208,7 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
         limits=Limits(reject_budget=job.reject_budget, drift=settings.max_drift, removed=settings.max_removed),
         job=job.model_dump(mode="json"),
         delta=settings.delta,
+        fingerprint=_one_fingerprint(store, night),
     )
     try:
         night.add_published(publish(store, options, listing=control.listing, canary=check, failures=job.drill))
@@ -206,6 +223,12 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
             f"known: lathe publish {job.output} INPUT…, with the limit raised if the change is meant",
             checks=error.checks,
         ) from error
+
+
+def _one_fingerprint(store: Store, night: Night) -> str | None:
+    """The fingerprint of this night if the newest snapshot holds no other: who published that one of several goes on with it. Else all."""
+    newest = Snapshots(store).latest()
+    return night.fingerprint if newest is not None and set(newest.fingerprints) == {night.fingerprint} else None
 
 
 def _rejected(store: Store, report: BuildReport) -> list[RejectedInput]:

@@ -16,6 +16,7 @@ from pipeline.config import DrillConfig
 from pipeline.errors import LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.lease import Lease
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import FILES, arrow_on_malloc, read_batches, release_memory
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshots
@@ -94,7 +95,7 @@ def compact(
         store: the output.
         options: what to rewrite.
         failures: where to fail on purpose, for tests.
-        workers: threads that read receipts; by default 8 where each read waits for a network, else 1.
+        workers: threads that read receipts and indexes; by default 8 where each read waits for a network, else 1.
         progress: called with bytes of source files that were copied since its last call, and of all; from any thread.
 
     Raises:
@@ -114,7 +115,7 @@ def compact(
             log.check()
         if options.dry_run:
             candidate = _candidate(store, snapshots.get(None), folder, workers)
-            return _planned(candidate, _groups(store, candidate, options))
+            return _planned(candidate, _groups(store, candidate, options, workers))
         with Lease(store, LEASE, "lathe compact") as lease:
             made = _compacted(store, options, snapshots, lease, folder, workers, failures, progress)
     if made.snapshot is None:
@@ -142,7 +143,7 @@ def _compacted(
 ) -> Compaction:
     parent = snapshots.get(None)
     candidate = _candidate(store, parent, folder, workers)
-    groups = _groups(store, candidate, options)
+    groups = _groups(store, candidate, options, workers)
     if not groups:
         return replace(
             _planned(candidate, groups), notices=["nothing to do: no file is small or has rows that do not count"]
@@ -168,13 +169,14 @@ def _compacted(
             tables = tables_of(found.candidate, folder, entries if len(entries) > NAMED_IN_RECORD else ())
             snapshot.tables.update(snapshots.write_tables(number, tables))
             lease.check()
+            writer.keep()  # a signal, or a store that fails now, does not say whether the record is there, which names the files
             try:
                 snapshots.create(snapshot)
-            except PublishFailed:
+            except PublishFailed:  # it is not there
+                writer.keep(False)
                 if snapshots.latest() == parent:
                     raise
                 continue
-            writer.keep()
             written = sum(item.file.num_bytes for item in files)
             return Compaction(
                 parent.number,
@@ -206,7 +208,7 @@ def _candidate(store: Store, parent: Snapshot, folder: Path, workers: int) -> Ca
     return candidate
 
 
-def _groups(store: Store, candidate: Candidate, options: CompactOptions) -> list[Group]:
+def _groups(store: Store, candidate: Candidate, options: CompactOptions, workers: int) -> list[Group]:
     takedowns = candidate.decisions.overlaps.takedowns
 
     def taken(file: dict[str, Any]) -> bool:
@@ -216,7 +218,9 @@ def _groups(store: Store, candidate: Candidate, options: CompactOptions) -> list
     files = (row for batch in read_batches(candidate.files_path, FILES.names) for row in batch.to_pylist())
     if not options.only_takedowns:
         return plan(files, options.target_bytes)
-    return plan(files, options.target_bytes, merge=False, wanted=taken)
+    hiding = [file for file in files if file["hidden"]]
+    found = zip(hiding, mapped_ahead(taken, hiding, workers, "indexes"), strict=True)
+    return plan([file for file, is_taken in found if is_taken], options.target_bytes, merge=False)
 
 
 def _planned(candidate: Candidate, groups: Sequence[Group]) -> Compaction:

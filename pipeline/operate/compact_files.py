@@ -83,9 +83,9 @@ class CompactionWriter:
             with suppress(LatheError):  # files that no snapshot names are orphans, which `lathe gc` deletes
                 writer.abort()
 
-    def keep(self) -> None:
-        """Leaves the files: a snapshot names them."""
-        self._kept = True
+    def keep(self, kept: bool = True) -> None:
+        """Whether to leave the files: a snapshot names them, or may."""
+        self._kept = kept
 
     def write(self, groups: Sequence[Group], progress: Callable[[int], None] | None = None) -> list[Compacted]:
         """Writes the groups, several at a time. `progress` gets the bytes that were read, from any thread.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 Kind = tuple[str, str, str]
 """Fingerprint, bucket, suffix of the container."""
@@ -36,7 +36,6 @@ def plan(
     target_bytes: int,
     *,
     merge: bool = True,
-    wanted: Callable[[dict[str, Any]], bool] = lambda file: True,
 ) -> list[Group]:
     """Groups of at most about `target_bytes` each, none of which would only copy one file.
 
@@ -44,11 +43,10 @@ def plan(
         files: rows of the manifest.
         target_bytes: size of the files that are written; one that is larger already and has rows that do not count stays larger.
         merge: whether small files of which all rows count are merged.
-        wanted: whether a file with rows that do not count is rewritten.
     """
     kinds: dict[Kind, list[dict[str, Any]]] = {}
     for file in files:
-        drops = bool(file["hidden"]) and wanted(file)
+        drops = bool(file["hidden"])
         small = merge and not file["hidden"] and file["bytes"] < target_bytes / 2
         if drops or small:
             suffix = f".{file['key'].rpartition('.')[2]}"

@@ -6,14 +6,16 @@ takedowns, leftovers. No snapshot names an object that is deleted before its rec
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import DrillConfig
-from pipeline.errors import AccessError
+from pipeline.errors import AccessError, OutputError
 from pipeline.format.layout import (
     LEASES,
     NIGHTS,
@@ -27,6 +29,7 @@ from pipeline.format.layout import (
     snapshot_number,
 )
 from pipeline.ledger.lease import Lease
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_record, read_takedowns
@@ -41,13 +44,16 @@ from pipeline.process import kill_points as drill
 from pipeline.storage import PROBE, is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pipeline.operate.gc_plan import GcPlan, StoredFile
     from pipeline.operate.retention import Retention
+    from pipeline.records import Receipt
     from pipeline.storage import Leftover, ObjectInfo, Store
 
-WORKERS = 16  # threads that delete, on a remote store
+Item = TypeVar("Item")
+
+WORKERS = 16  # threads that read, move and delete, on a remote store
 BATCH = 1000  # objects between two looks at the lease
 SHOWN = 20  # keys that are listed; the rest is counted
 
@@ -91,6 +97,7 @@ class _Collection:
         self._store, self._options, self._lease = store, options, lease
         self._drill = failures or DrillConfig()
         self._layout = Ledger(store).layout
+        self._workers = WORKERS if is_remote(store.root) else 1
         self._conditional = lease is not None and store.conditional_writes()
         self._now = datetime.now(UTC).timestamp() if lease is None else store_clock(store)
         self._limit = self._now - options.grace_s
@@ -129,8 +136,7 @@ class _Collection:
             if kept.newest is not None and "copies" in kept.newest.tables:  # else its list is a glob
                 name_data_files(store)
             self._delete(info.key for info in (*runs, *scratch))
-            for leftover in leftovers:
-                store.discard(leftover)
+            self._each(store.discard, leftovers)
         gone = set() if self._lease is not None else {key for file in _files(plan) for key, _ in file.objects}
         removed, stored = self._names(kept, gone)
         return {
@@ -213,16 +219,22 @@ class _Collection:
 
     def _move_receipts(self, plan: GcPlan) -> None:
         """Retires receipts and takes retired ones back. Each is copied, then deleted: a kill leaves both, and the first counts."""
-        for key, receipt in plan.restore:
-            data, shard = receipt.to_json(), receipt.shard_id
-            # If the shard was encoded again meanwhile, its receipt stays beside this one; the earlier counts.
-            if not self._conditional or not self._store.put_if_absent(self._layout.receipt_key(shard), data):
-                self._store.write(self._layout.receipt_key(shard, receipt.attempt), data)
-            self._store.delete(key)
-        for key, receipt in plan.retire:
-            self._store.write(retired_key(receipt.shard_id, receipt.attempt), self._store.read(key))
-            drill.fire(self._drill, "in_retiring")
-            self._store.delete(key)
+        self._each(self._restore, plan.restore)
+        self._each(self._retire, plan.retire)
+
+    def _restore(self, item: tuple[str, Receipt]) -> None:
+        key, receipt = item
+        data, shard = receipt.to_json(), receipt.shard_id
+        # If the shard was encoded again meanwhile, its receipt stays beside this one; the earlier counts.
+        if not self._conditional or not self._store.put_if_absent(self._layout.receipt_key(shard), data):
+            self._store.write(self._layout.receipt_key(shard, receipt.attempt), data)
+        self._store.delete(key)
+
+    def _retire(self, item: tuple[str, Receipt]) -> None:
+        key, receipt = item
+        self._store.write(retired_key(receipt.shard_id, receipt.attempt), self._store.read(key))
+        drill.fire(self._drill, "in_retiring")
+        self._store.delete(key)
 
     def _mark(self, plan: GcPlan) -> None:
         """Names files in the records that hide all their rows, before they are deleted: readers need not find them."""
@@ -233,24 +245,21 @@ class _Collection:
 
     def _delete(self, keys: Iterable[str], after: str | None = None) -> None:
         """Deletes objects. `after`: kill point when the first is gone."""
-        batch: list[str] = []
-        with ThreadPoolExecutor(WORKERS if is_remote(self._store.root) else 1, thread_name_prefix="gc") as pool:
-            for key in keys:
-                if after is not None:
-                    self._store.delete(key)
-                    drill.fire(self._drill, after)
-                    after = None
-                    continue
-                batch.append(key)
-                if len(batch) == BATCH:
-                    self._delete_batch(pool, batch)
-                    batch = []
-            self._delete_batch(pool, batch)
+        rest = iter(keys)
+        if after is not None:
+            for key in itertools.islice(rest, 1):
+                self._each(self._store.delete, [key])
+                drill.fire(self._drill, after)
+        self._each(self._store.delete, rest)
 
-    def _delete_batch(self, pool: ThreadPoolExecutor, keys: list[str]) -> None:
-        if self._lease is not None:
-            self._lease.check()
-        list(pool.map(self._store.delete, keys))
+    def _each(self, do: Callable[[Item], None], items: Iterable[Item]) -> None:
+        """Calls `do` with each item, in threads on a remote store, while the lease is held."""
+        rest = iter(items)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="gc") as pool:
+            while batch := list(itertools.islice(rest, BATCH)):
+                if self._lease is not None:
+                    self._lease.check()
+                list(pool.map(do, batch))
 
     # --- names in takedowns -------------------------------------------------------------------------------------------
 
@@ -258,32 +267,60 @@ class _Collection:
         """Replaces names by hashes in records older than the grace time no row of which is stored any more. Also returns records of which
         some are, with what names their files. `gone`: files that a dry run would delete.
         """
-        removed, stored = [], []
         listed, undone = listed_takedowns(self._store)
-        for record in (read_record(self._store, key) for key in listed if key not in undone):
-            if record.names_removed is not None or datetime.fromisoformat(record.created).timestamp() > self._limit:
+        read = mapped_ahead(
+            partial(read_record, self._store), [key for key in listed if key not in undone], self._workers, "takedowns"
+        )
+        old = [
+            record
+            for record in read
+            if record.names_removed is None and datetime.fromisoformat(record.created).timestamp() <= self._limit
+        ]
+        takedowns = Takedowns(old)
+        left, snapshots = self._still_there(takedowns, kept, gone)
+        retired = self._in_retired(takedowns)
+        removed, stored = [], []
+        for record in old:
+            key = record.key
+            if key in left or key in snapshots or key in retired:
+                stored.append({"record": key, "files": left[key], "snapshots": snapshots.get(key, [])})
                 continue
-            files = TakenFiles(self._store, Takedowns([record]))
-            left = {file.key for file in files.stored()} - gone
-            snapshots = [number for number in kept.retained if any(True for _ in files.of_snapshot(number))]
-            if left or snapshots or self._is_in_retired(record.uri_ids()):
-                stored.append({"record": record.key, "files": len(left), "snapshots": snapshots})
-                continue
-            removed.append(record.key)
+            removed.append(key)
             if self._lease is not None:
                 self._lease.check()
                 when = datetime.now(UTC).isoformat(timespec="seconds")
-                self._store.write(record.key, record.without_names(when).to_json())
+                self._store.write(key, record.without_names(when).to_json())
         return removed, stored
 
-    def _is_in_retired(self, uris: set[bytes]) -> bool:
-        """Whether a file of a retired receipt with one of these sources is there."""
-        for info in self._store.list(RETIRED):
-            receipt = read_retired(self._store, info.key)
-            named = any(uri_id(source.uri) in uris for source in receipt.shard.objects)
-            if named and any(self._store.exists(item.key) for item in receipt.files):
-                return True
-        return False
+    def _still_there(
+        self, takedowns: Takedowns, kept: Retention, gone: set[str]
+    ) -> tuple[Counter[str], dict[str, list[int]]]:
+        """By record: number of stored files with rows that it hides, and snapshots that name such files."""
+        if not takedowns:
+            return Counter(), {}
+        files = TakenFiles(self._store, takedowns)
+        left = Counter(key for file in files.stored() if file.key not in gone for key in file.records)
+        snapshots: dict[str, list[int]] = {}
+        for number in kept.retained:
+            try:
+                named = {key for file, _ in files.of_snapshot(number) for key in file.records}
+            except OutputError:  # one of `kept.damaged`: nothing can be read by it
+                continue
+            for key in sorted(named):
+                snapshots.setdefault(key, []).append(number)
+        return left, snapshots
+
+    def _in_retired(self, takedowns: Takedowns) -> set[str]:
+        """Records that name a source of a retired receipt of which a file is there."""
+        if not takedowns:
+            return set()
+        keys = [info.key for info in self._store.list(RETIRED)]
+        found: set[str] = set()
+        for receipt in mapped_ahead(partial(read_retired, self._store), keys, self._workers, "retired"):
+            named = takedowns.keys_for([uri_id(source.uri) for source in receipt.shard.objects])
+            if not found.issuperset(named) and any(self._store.exists(item.key) for item in receipt.files):
+                found.update(named)
+        return found
 
 
 def _files(plan: GcPlan) -> Iterator[StoredFile]:

@@ -36,7 +36,7 @@ from pipeline.records import Receipt
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from pipeline.format.layout import ReceiptName
     from pipeline.ledger.copies import Copies
@@ -113,8 +113,10 @@ class _Planner:
         """The plan."""
         files = self._unnamed()
         shards = {stem.rpartition("/")[2][:16] for stem in files} | {shard[:16] for shard in self._superseded()}
-        live = [(key, found) for key, found in self._live(shards) if found is not None]
+        names = self._receipts()
         retired = self._retired()
+        self._check_covered([*names.values(), *retired])
+        live = [(key, found) for key, found in self._live(names, shards) if found is not None]
         restored = self._restored(retired)
         wanted = {
             name: at for name, at in retired.items() if name.shard_id[:16] in shards and name.shard_id not in restored
@@ -168,10 +170,38 @@ class _Planner:
             del found[stem]
         return found
 
-    def _live(self, shards: Collection[str]) -> list[tuple[str, Receipt | None]]:
-        """Receipts, with their keys, of shards whose ids begin so."""
+    def _receipts(self) -> dict[str, ReceiptName]:
+        """Names of all receipts, by key."""
         names = ((key, self._layout.receipt_name(key)) for key in self._store.keys(self._layout.receipts))
-        keys = [key for key, name in names if name is not None and name.shard_id[:16] in shards]
+        return {key: name for key, name in names if name is not None}
+
+    def _check_covered(self, names: Iterable[ReceiptName]) -> None:
+        """Where receipts are gone that the newest snapshot covers, others may be, too, and their files would look like orphans.
+
+        Raises:
+            OutputError: some are gone.
+        """
+        newest = self._kept.newest
+        if newest is None:
+            return
+        there = pa.array(sorted({name.shard_id for name in names}), pa.string())
+        batches = Snapshots(self._store).batches(newest, "receipts", ["shard_id"])
+        lost = [
+            shard
+            for batch in batches
+            for shard in batch["shard_id"].filter(pc.invert(pc.is_in(batch["shard_id"], there)))
+        ]
+        if lost:
+            key = self._layout.receipt_key(str(lost[0]))
+            raise OutputError(
+                f"nothing was deleted: {len(lost)} receipts that snapshot {newest.number} covers are gone, such as {key}, so that files "
+                f"may be needed which no receipt names any more; restore them, or run `lathe publish {self._store.root}`",
+                uri=self._store.uri(key),
+            )
+
+    def _live(self, names: dict[str, ReceiptName], shards: Collection[str]) -> list[tuple[str, Receipt | None]]:
+        """Receipts, with their keys, of shards whose ids begin so."""
+        keys = [key for key, name in names.items() if name.shard_id[:16] in shards]
         return list(zip(keys, mapped_ahead(self._ledger.load, keys, self._workers, "receipts"), strict=True))
 
     def _retired(self) -> dict[ReceiptName, float]:

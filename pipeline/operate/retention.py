@@ -45,7 +45,8 @@ def retention(
         now: present time by the clock of the store, seconds since 1970.
         keep_snapshots: how many of the newest stay, at least 1.
         keep_days: days for which others stay.
-        forget: older snapshots do not stay if a file of theirs holds rows that these hide, and the newest does not name the file.
+        forget: older snapshots do not stay if a file of theirs holds rows that these hide, and the newest does not name the file, or if
+            the newest passed over them and it is not known which files they name.
 
     Raises:
         OutputError: a retained snapshot that cannot be read and that no newer one passed over.
@@ -68,7 +69,9 @@ def retention(
         if place < max(keep_snapshots, 1) or now - records[number].modified < keep_days * DAY_S
     ]
     if forget:
-        found.forgotten = sorted(_holding(store, stay, forget))
+        files = TakenFiles(store, forget)
+        newest = {file.key for file, _ in files.of_snapshot(order[0])}
+        found.forgotten = [number for number in sorted(stay[1:]) if _holds(files, number, newest, found.newest)]
     found.retained = sorted(set(stay) - set(found.forgotten))
     found.retired = sorted(set(order) - set(found.retained))
     for number in found.retained:
@@ -91,8 +94,11 @@ def _add_names(snapshots: Snapshots, number: int, names: set[str]) -> None:
         names.update(batch["index_key"].to_pylist())
 
 
-def _holding(store: Store, numbers: list[int], takedowns: Takedowns) -> set[int]:
-    """Snapshots but the first of `numbers` that name a file with hidden rows which the first does not name."""
-    files = TakenFiles(store, takedowns)
-    newest = {file.key for file, _ in files.of_snapshot(numbers[0])}
-    return {number for number in numbers[1:] if any(file.key not in newest for file, _ in files.of_snapshot(number))}
+def _holds(files: TakenFiles, number: int, newest: set[str], record: Snapshot) -> bool:
+    """Whether a snapshot names a file with hidden rows that is not among `newest`. `record`: of the newest snapshot."""
+    try:
+        return any(file.key not in newest for file, _ in files.of_snapshot(number))
+    except OutputError:
+        if number in record.passed_over:
+            return True
+        raise

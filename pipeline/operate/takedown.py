@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
 from pipeline.ledger.lease import Lease
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import FoundRow
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, row_digest, sample_digest
 from pipeline.ledger.takedowns import (
+    WORKERS,
     Takedowns,
     listed_takedowns,
     read_record,
@@ -30,11 +33,13 @@ from pipeline.ledger.takedowns import (
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.takedown_names import Named, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.format.index import IndexRow
+    from pipeline.operate.taken_files import TakenFile
     from pipeline.storage import Store
 
 Name = TypeVar("Name")
@@ -106,15 +111,22 @@ def _delta(store: Store) -> dict[str, Any]:
 
 
 def _hidden(store: Store, takedowns: Takedowns, earlier: Takedowns) -> dict[str, Any]:
-    """Rows that `takedowns` hide and `earlier` ones do not: by snapshot, and in stored files."""
-    files, notices = TakenFiles(store, takedowns, earlier), []
+    """Rows that `takedowns` hide and `earlier` ones do not: by snapshot, and in stored files. What cannot be counted is a notice:
+    the record hides the rows all the same.
+    """
     snapshots: dict[int, int] = {}
-    for number in Snapshots(store).numbers():
-        try:
-            snapshots[number] = files.rows_of_snapshot(number)
-        except LatheError as error:
-            notices.append(f"rows of snapshot {number} are hidden and not counted: {error}")
-    stored = list(files.stored())
+    stored: list[TakenFile] = []
+    notices = []
+    try:
+        files = TakenFiles(store, takedowns, earlier)
+        for number in Snapshots(store).numbers():
+            try:
+                snapshots[number] = files.rows_of_snapshot(number)
+            except LatheError as error:
+                notices.append(f"rows of snapshot {number} are not counted: {error}")
+        stored = list(files.stored())
+    except LatheError as error:
+        notices.append(f"files that keep the bytes are not counted: {error}")
     return {
         "snapshots": snapshots,
         "stored": {"rows": sum(len(file.taken or ()) for file in stored), "files": len(stored)},
@@ -244,7 +256,9 @@ def history(store: Store) -> list[dict[str, Any]]:
     Ledger(store).latent_set()
     listed, undone = listed_takedowns(store)
     found = []
-    for record in (read_record(store, key) for key in listed):
+    for record in mapped_ahead(
+        partial(read_record, store), listed, WORKERS if is_remote(store.root) else 1, "takedowns"
+    ):
         hashed = record.hashed
         found.append(
             {

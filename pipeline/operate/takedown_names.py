@@ -153,7 +153,7 @@ def _unknown(store: Store, search: RowSearch, names: list[str]) -> InputError:
         near = difflib.get_close_matches(name, there, NEAR)
         parts.append(f"{name!r}" + (f" (there is {', '.join(near)})" if near else ""))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    unread = f"; {len(search.unread)} indexes could not be read" if search.unread else ""
+    unread = f"; {len(search.unread)} indexes or snapshots could not be read" if search.unread else ""
     return InputError(
         f"{store.root} has no source, sample or row {', '.join(parts)}{more}; nothing was recorded{unread}. Take a name that is there, "
         "or --allow-unknown for sources that are not encoded yet"

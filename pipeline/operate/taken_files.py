@@ -6,6 +6,7 @@ Reads the summaries of receipts, manifests, and the indexes of files of receipts
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +19,15 @@ from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger, stored_index
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.summary import URI_BYTES
-from pipeline.ledger.takedowns import NONE
+from pipeline.ledger.summary import URI_BYTES, uri_id
+from pipeline.ledger.takedowns import NONE, Takedowns
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.ledger.takedowns import Takedowns
+    from pipeline.format.index import IndexRow
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
@@ -42,6 +43,7 @@ class TakenFile:
     index_key: str
     taken: frozenset[int] | None
     rows: int  # in the file; 0 if they are not known
+    records: frozenset[str] = frozenset()  # takedowns that hide these rows, by key; if they are not known, all that may
 
 
 class TakenFiles:
@@ -50,13 +52,19 @@ class TakenFiles:
     def __init__(self, store: Store, takedowns: Takedowns, earlier: Takedowns = NONE) -> None:
         self._store, self._takedowns, self._earlier = store, takedowns, earlier
         self._workers = WORKERS if is_remote(store.root) else 1
-        self._known: dict[str, tuple[frozenset[int] | None, int]] = {}  # by index key: positions, number of rows
+        # By index key: positions, number of rows, takedowns.
+        self._known: dict[str, tuple[frozenset[int] | None, int, frozenset[str]]] = {}
+        self._records: dict[str, frozenset[str]] = {}  # by shard: takedowns that name one of its sources
         self._keys = self._touched()
         self._shards = pa.array(sorted(set(self._keys.values())), pa.string())
 
     def rows_of_snapshot(self, number: int) -> int:
         """Rows that the snapshot would show without these takedowns. Files whose index cannot be read count as 0."""
         return sum(len((file.taken or frozenset()) - hidden) for file, hidden in self.of_snapshot(number))
+
+    @cached_property
+    def _each(self) -> dict[str, Takedowns]:
+        return {record.key: Takedowns([record]) for record in self._takedowns.records}
 
     def of_snapshot(self, number: int) -> Iterator[tuple[TakenFile, frozenset[int]]]:
         """Files of a snapshot with such rows, each with the positions that the snapshot hides itself.
@@ -71,16 +79,17 @@ class TakenFiles:
         for batch in snapshots.batches(snapshots.read(number), "files", COLUMNS):
             mine = pc.or_(pc.is_in(batch["shard_id"], self._shards), pc.is_in(batch["key"], compacted))
             rows = batch.filter(mine).to_pylist()
-            for row, file in zip(rows, self._files((row["key"], row["index_key"]) for row in rows), strict=True):
+            named = ((row["key"], row["index_key"], row["shard_id"]) for row in rows)
+            for row, file in zip(rows, self._files(named), strict=True):
                 if file.taken is None or file.taken:
                     yield file, frozenset(row["hidden"])
 
     def stored(self) -> Iterator[TakenFile]:
         """Files that receipts name, and those into which compactions copied their rows, each once. Without those that do not exist."""
         copies = published_copies(self._store)
-        keys = {item.key: item.index_key for receipt in self._receipts() for item in receipt.files}
-        keys |= {key: str(copies.files[key]["index_key"]) for key in copies.places(self._shards)}
-        for file in self._files(iter(sorted(keys.items()))):
+        named = {(item.key, item.index_key, receipt.shard_id) for receipt in self._receipts() for item in receipt.files}
+        named |= {(key, str(copies.files[key]["index_key"]), "") for key in copies.places(self._shards)}
+        for file in self._files(iter(sorted(named))):
             if (file.taken is None or file.taken) and self._store.exists(file.key):
                 yield file
 
@@ -94,7 +103,7 @@ class TakenFiles:
                 needed = {} if copy is None else {copy.file.key: copy.file.index_key}
                 if copy is None or any(map(self._takedowns.hides, copy.dropped)):
                     needed[item.key] = item.index_key
-                for file in self._files(iter(needed.items())):
+                for file in self._files((*keys, receipt.shard_id) for keys in needed.items()):
                     if file.taken is None or (file.taken and not self._store.exists(file.key)):
                         return file.key
         return None
@@ -103,22 +112,28 @@ class TakenFiles:
         read = Ledger(self._store).read_all(([key] for key in sorted(self._keys)), self._workers)
         return (receipt for receipt in read if receipt is not None)
 
-    def _files(self, keys: Iterator[tuple[str, str]]) -> Iterator[TakenFile]:
+    def _files(self, keys: Iterator[tuple[str, str, str]]) -> Iterator[TakenFile]:
+        """Files by key, key of the index, and shard."""
         yield from mapped_ahead(self._file, keys, self._workers, "takedowns")
 
-    def _file(self, keys: tuple[str, str]) -> TakenFile:
-        key, index_key = keys
+    def _file(self, keys: tuple[str, str, str]) -> TakenFile:
+        key, index_key, shard = keys
         if index_key not in self._known:
-            self._known[index_key] = self._read(index_key)
+            self._known[index_key] = self._read(index_key, shard)
         return TakenFile(key, index_key, *self._known[index_key])
 
-    def _read(self, index_key: str) -> tuple[frozenset[int] | None, int]:
+    def _read(self, index_key: str, shard: str) -> tuple[frozenset[int] | None, int, frozenset[str]]:
         try:
             rows = stored_index(self._store, index_key)
         except (NotFound, OutputError):
-            return None, 0
-        taken = (row.row for row in rows if self._takedowns.hides(row) and not self._earlier.hides(row))
-        return frozenset(taken), len(rows)
+            return None, 0, self._records.get(shard, frozenset(self._each))  # a compacted file has rows of any shard
+        taken = [row for row in rows if self._takedowns.hides(row) and not self._earlier.hides(row)]
+        records = {key for row in taken for key in self._hiding(row)}
+        return frozenset(row.row for row in taken), len(rows), frozenset(records)
+
+    def _hiding(self, row: IndexRow) -> Iterator[str]:
+        keys = self._takedowns.keys_for([uri_id(row.source_uri)])
+        return (key for key in keys if self._each[key].hides(row))
 
     def _touched(self) -> dict[str, str]:
         """Receipts that name such a source: shard by key."""
@@ -132,4 +147,7 @@ class TakenFiles:
         rows = np.repeat(np.arange(table.num_rows), pc.binary_length(table["uris"]).to_numpy() // URI_BYTES)
         mine = np.unique(rows[np.isin(uris, np.frombuffer(b"".join(wanted), "<u8"))])
         found = table.take(pa.array(mine))
+        for shard, named in zip(found["shard_id"].to_pylist(), found["uris"].to_pylist(), strict=True):
+            ids = [named[at : at + URI_BYTES] for at in range(0, len(named), URI_BYTES)]
+            self._records[shard] = self._records.get(shard, frozenset()) | {*self._takedowns.keys_for(ids)}
         return dict(zip(found["key"].to_pylist(), found["shard_id"].to_pylist(), strict=True))

@@ -23,6 +23,7 @@ from pipeline.operate.name_search import NameSearch
 from pipeline.operate.open_input import open_input
 from pipeline.operate.run_logs import run_logs
 from pipeline.operate.takedown_names import spelled
+from pipeline.records import variant_names
 from pipeline.storage import stat_uri
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ SNAPSHOTS_LOOKED = 32  # the newest
 def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
     """What became of an input, a sample of a tar, or a row.
 
-    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), retired (the same; `lathe gc` moved its receipt),
-    running, waiting, given_up, pending, open, passed_over (a file of another kind in a folder of inputs).
+    `state` is one of encoded, rejected, taken_down, superseded (nothing of it counts), retired (as before, and `lathe gc` moved its
+    receipt), running, waiting, given_up, pending, open, passed_over (a file of another kind in a folder of inputs).
 
     Args:
         store: the output.
@@ -189,6 +190,7 @@ class _Story:
         return {
             "fingerprint": receipt.fingerprint,
             "clip_rules": receipt.fingerprint_parts.get("clips"),
+            "variants": list(variant_names(receipt.fingerprint_parts)),
             "shard": receipt.shard.name,
             "shard_id": receipt.shard_id,
             "receipt": item.key,

@@ -3,60 +3,92 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
-from ray._private import ray_constants
-from ray.cluster_utils import Cluster
+
+from tests.swift_server import free_ports
 
 if TYPE_CHECKING:
     from tests.chaos.ground import Place
     from tests.chaos.schedule import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+ALIVE = """
+import sys
+from ray._raylet import GcsClient
+print(sum(info.state == 0 for info in GcsClient(address=sys.argv[1]).get_all_node_info().values()))
+"""
 NODES = 2
+START_LIMIT_S = 600.0
 VICTIMS: tuple[Victim, ...] = ("driver", "encoder", "decoder_actor", "raylet", "node")
 NAMES = {"encoder": "ray::EncoderActor", "decoder_actor": "ray::DecoderActor"}  # of processes
-ENGINE = ("encoders=2", "encoder_cpus=1", "decoder_cpus=0.5", "credit=1")
+ENGINE = ("encoders=2", "encoder_cpus=1", "decoder_cpus=0.5", "credit=1", "decoders=1")
+COMMON = ("--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=150000000")
 
 
 class Nodes:
-    """`flags` lead a build to the cluster. `kill` is a `Life`'s; `restore` replaces nodes that were killed."""
+    """`flags` lead a build to the cluster. `kill` is a `Life`'s; `restore` starts nodes in place of those that were killed."""
 
     def __init__(self, place: Place) -> None:
-        self._environment = {**place.environment, "PYTHONPATH": str(ROOT)}
         self._place = place
         self._folder = tempfile.TemporaryDirectory(prefix="lr", dir="/tmp", ignore_cleanup_errors=True)
-        self._cluster: Any = self._in_environment(
-            lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": self._folder.name})
-        )
-        self.restore()
+        # So that workers find the object store. As in the suite, the head has only the processes that are used.
+        self._environment = {
+            **place.environment,
+            "PYTHONPATH": str(ROOT),
+            "RAY_worker_niceness": "0",
+            "RAY_START_HOOK": "tests.engine.ray_head.prepare",
+        }
+        self._port = free_ports(1)[0]
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._head: subprocess.Popen[bytes] | None = None
         settings = (part for text in ENGINE for part in ("--set", f"engine.{text}"))
-        self.flags = ("--executor", "ray", "--address", self._cluster.address, *settings)
+        self.flags = ("--executor", "ray", "--address", f"127.0.0.1:{self._port}", *settings)
+        self.restore()
 
     def restore(self) -> None:
-        """Two nodes beside the head, each with room for an encoder and its decoder."""
-        for node in list(self._cluster.worker_nodes):
-            if not node.remaining_processes_alive():
-                self._cluster.remove_node(node, allow_graceful=False)
-        while len(self._cluster.worker_nodes) < NODES:
-            self._in_environment(lambda: self._cluster.add_node(num_cpus=2))
+        """The head and two nodes beside it, each with room for an encoder and its decoder.
+
+        Ray gives a raylet 30 s to start, which is short on a busy machine; one that did not come up is started again.
+        """
+        deadline = time.monotonic() + START_LIMIT_S
+        while self._alive() <= NODES:
+            assert time.monotonic() < deadline, f"{self._alive()} raylets came up"
+            if self._head is None or self._head.poll() is not None:
+                place = (
+                    "--head",
+                    f"--port={self._port}",
+                    "--include-dashboard=false",
+                    f"--temp-dir={self._folder.name}",
+                )
+                self._head = self._start(
+                    *place, "--node-ip-address=127.0.0.1", "--no-monitor", "--include-log-monitor=false"
+                )
+            self._nodes = [node for node in self._nodes if node.poll() is None]
+            if self._alive():
+                missing = NODES - len(self._nodes)
+                self._nodes += [self._start(f"--address=127.0.0.1:{self._port}") for _ in range(missing)]
+            time.sleep(1.0)
 
     def kill(self, victim: Victim, place: Place) -> bool:
         """Whether there was one."""
         if victim == "node":
-            node = min(self._cluster.worker_nodes, key=lambda item: item.node_id)
-            self._cluster.remove_node(node, allow_graceful=False)
+            os.killpg(self._nodes[0].pid, signal.SIGKILL)
             return True
-        if victim == "raylet":
-            node = min(self._cluster.worker_nodes, key=lambda item: item.node_id)
-            node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.kill()
-            return True
-        for process in place.processes():
+        name = NAMES.get(victim, "raylet")
+        found = place.processes() if victim in NAMES else psutil.Process(self._nodes[0].pid).children(recursive=True)
+        for process in found:
             try:
-                if (process.cmdline() or [""])[0].startswith(NAMES[victim]):
+                if name in (process.cmdline() or [""])[0]:
                     process.kill()
                     return True
             except psutil.Error:  # gone
@@ -65,15 +97,28 @@ class Nodes:
 
     def close(self) -> None:
         """Ends all processes of the cluster."""
-        self._cluster.shutdown()
+        for node in (*self._nodes, self._head):
+            if node is not None and node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
         self._folder.cleanup()
 
-    def _in_environment(self, make: Any) -> Any:
-        """Ray's processes get the environment of the commands, so that their workers find the object store."""
-        before = dict(os.environ)
-        os.environ.update(self._environment)
-        try:
-            return make()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        with (self._place.temporary.parent / f"{self._place.temporary.name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [RAY, "start", *COMMON, *options],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _alive(self) -> int:
+        """Raylets that Ray's head knows to be alive; 0 if it does not answer."""
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self._port)):
+                return 0
+        # In a process of its own: Ray ends a process whose head goes away.
+        command = [sys.executable, "-c", ALIVE, f"127.0.0.1:{self._port}"]
+        counted = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=START_LIMIT_S)
+        return int(counted.stdout) if counted.returncode == 0 else 0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
+from pipeline.engine.ray import cluster_watch
 from pipeline.engine.ray import pool as ray_pool
 from pipeline.engine.ray.cluster_watch import ClusterWatch
 from pipeline.engine.ray.encoder_state import Call, EncoderState
@@ -20,6 +21,7 @@ from pipeline.records import Counts, Shard, SourceObject, Timings
 from tests.engine.scripted_actors import STEP, Calls, add, answer, place, pool  # noqa: F401 - a fixture
 
 SHARD = Shard("tar", "x.tar", (SourceObject("x.tar", 100, "e"),))
+NO_MORE = WorkerDraining("encoder-2", float("inf"))
 CUDA = RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
@@ -66,8 +68,8 @@ def test_lost_encoder_on_the_drivers_machine_is_reported_with_its_stage_and_vide
 
 def test_lost_encoder_elsewhere_is_reported_once_its_node_has_read_its_record(up):
     up.assign("encoder-2", SHARD)
-    assert answer(up, "encoder-2", "run_shard", died()) == []
-    up.assign("encoder-2", SHARD)  # meanwhile: nothing may be lost or counted
+    assert answer(up, "encoder-2", "run_shard", died()) == [NO_MORE]
+    up.assign("encoder-2", SHARD)  # on its way already: nothing may be lost or counted
     (early,) = up.poll(0.0)
     assert isinstance(early, ShardEnded)
     assert isinstance(early.outcome, ShardFailure)
@@ -80,7 +82,7 @@ def test_lost_encoder_elsewhere_is_reported_once_its_node_has_read_its_record(up
 
 def test_a_record_that_cannot_be_read_delays_the_report_only(up):
     up.assign("encoder-2", SHARD)
-    assert answer(up, "encoder-2", "run_shard", died()) == []
+    assert answer(up, "encoder-2", "run_shard", died()) == [NO_MORE]
     assert checked(up) == []
     up._attended += ray_pool.RECORD_S + 1
     (event,) = checked(up)
@@ -196,6 +198,14 @@ def test_drained_encoder_takes_no_shard_hands_back_and_leaves(up):
     assert up._health.avoided(lambda: {"node-1", "node-2"}, time.monotonic()) is None
 
 
+def test_drained_encoder_without_shards_is_given_none_and_leaves(up):
+    up._watch.draining = {"node-2": float("inf")}
+    assert [type(event) for event in checked(up)] == [Notice, WorkerDraining]
+    assert checked(up) == []
+    (event,) = answer(up, "encoder-2", "shutdown", None)
+    assert (event.worker, event.cause) == ("encoder-2", "preempted")
+
+
 def test_drained_encoder_is_replaced_before_it_has_left(up, monkeypatch):
     created = []
     monkeypatch.setattr(up, "_create", lambda: created.append(True))
@@ -235,6 +245,19 @@ def test_watch_counts_silence_from_the_last_answer_and_survives_errors_of_ray():
     assert watch.silent_s(10.0) == 7.0
     assert (watch.alive, watch.draining) == ({"a"}, {"a": 5.0})
     watch.close()
+
+
+def test_head_that_does_not_know_the_drivers_node_was_started_anew(monkeypatch):
+    found = [
+        {"NodeID": "home", "Alive": True, "Resources": {"CPU": 1.0}},
+        {"NodeID": "large", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+        {"NodeID": "dead", "Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}},
+    ]
+    monkeypatch.setattr(cluster_watch.ray, "nodes", lambda: found)
+    monkeypatch.setattr(cluster_watch.ray_state, "get_draining_nodes", lambda: {"large": 5000, "home": 0})
+    assert cluster_watch.ask_head("home", 2.0, 0) == ({"large"}, {"large": 5.0, "home": float("inf")})
+    with pytest.raises(ConnectionError, match="knows 2 live nodes, and not the driver's, gone"):
+        cluster_watch.ask_head("gone", 2.0, 0)
 
 
 def test_worker_lost_of_a_hang_blames_the_video_of_its_step(up):

@@ -13,6 +13,7 @@ import torch
 
 import model
 import pipeline
+from pipeline.cli.why_wording import why_lines
 from pipeline.config import StorageConfig
 from pipeline.errors import DamagedInput
 from pipeline.forecast.survey import forecast_job
@@ -25,7 +26,8 @@ from pipeline.look.stored import choose, facts, in_turns
 from pipeline.operate.inspect import inspect_output
 from pipeline.operate.verify import verify_output
 from pipeline.operate.verify_files import misplaced_variant
-from pipeline.records import split_id
+from pipeline.operate.why import why
+from pipeline.records import Reject, split_id
 from pipeline.storage import open_store
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
@@ -144,6 +146,13 @@ def test_variants_are_encoded_again_and_shown_from_their_source(built, tmp_path)
     found = preview(built[1].output, StorageConfig(), sheet=str(tmp_path / "sheet.png"), clips=3)
     shown = {row["key"]: row["variant"] for row in found["clips"]}
     assert shown == {"a": "crop1", "b": "crop2", "c": "crop1-flip"}  # a few clips are of all variants
+
+
+def test_the_story_of_an_input_names_clip_and_variant_of_a_reject(built):
+    story = why(open_store(built[1].output, StorageConfig()), "a", StorageConfig())
+    reject = Reject("a", "decode", "corrupt_stream", "damaged", False, clip=6)
+    story["versions"][0]["rejects"] = [dataclasses.asdict(reject)]
+    assert "    reject    a clip 1 (crop1-flip): corrupt_stream (damaged): damaged" in why_lines(story)
 
 
 def test_a_decoder_that_dies_between_variants_changes_no_row(built, stored, tmp_path):

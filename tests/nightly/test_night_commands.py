@@ -93,6 +93,21 @@ def test_night_after_a_kill_goes_on(corpus, clean, tmp_path, point, outcome):
     assert verify_output(store).ok
 
 
+def test_store_that_is_away_at_the_start_fails_the_night_and_a_wrong_profile_refuses_it(corpus, tmp_path, monkeypatch):
+    """A scheduler repeats what failed (1), not what was refused (2)."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    job = job_file(corpus, tmp_path)
+
+    def outcome(endpoint: str, code: int) -> str:
+        remote = "--set", "output=s3://bucket/out", "--set", f"storage.endpoint_url={endpoint}"
+        return json.loads(lathe("nightly", job, "--json", *remote, code=code).stdout)["outcome"]
+
+    assert outcome("http://127.0.0.1:9", 1) == "failed"
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    assert outcome("http://127.0.0.1:10", 2) == "refused"
+
+
 def test_text_json_and_exit_codes(corpus, tmp_path):
     job = job_file(corpus, tmp_path)
     text = lathe("nightly", job, code=0).stdout

@@ -21,6 +21,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
 from pipeline.nightly.night import new_night
 from pipeline.nightly.run import nightly
+from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.verify import verify_output
 from pipeline.process import signals
 from pipeline.storage import open_store
@@ -284,8 +285,15 @@ def test_silent_change_of_the_fingerprint_is_refused_until_it_is_accepted(place,
     accepted = nightly(job, accept_fingerprint=True)
     assert (accepted.outcome, accepted.shards_done) == ("done", 3)
     assert nightly(job).outcome == "nothing", "accepted once is accepted"
-    with pytest.raises(ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\."):
+    with pytest.raises(
+        ConfigError, match=r"out: policies.untagged_matrix: bt709 -> auto\. 3 shards of 3 would be encoded"
+    ):
         nightly(job_of(place.corpus, place.output))
+    assert len(Snapshots(place.store).latest().fingerprints) == 2
+    publish(place.store, PublishOptions(fingerprint=accepted.fingerprint, delta=False))
+    add_tar(place.corpus, 3)
+    assert nightly(job).changes["rows_added"] == 1
+    assert set(Snapshots(place.store).latest().fingerprints) == {accepted.fingerprint}, "who chose one goes on with it"
 
 
 @pytest.mark.parametrize(("shards_done", "outcome"), [(0, "refused"), (1, "failed")])

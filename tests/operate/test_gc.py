@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.cli.maintenance_wording import gc_lines
 from pipeline.engine.driver.coverage import find_work
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError, OutputError, PublishFailed
 from pipeline.format.layout import CURRENT, RETIRED, night_report_key
 from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.compact import compact
@@ -151,6 +152,16 @@ def test_receipts_newer_than_the_last_snapshot_keep_their_files(store: Store, tm
     assert files_of(pending) <= stored(store)
     publish_all(store)
     assert "video00030-0000" in shown(store)
+
+
+def test_a_publisher_that_is_overtaken_cannot_create_a_number_that_gc_freed(store: Store) -> None:
+    """Its tables are gone with those of the snapshot that had the number."""
+    late = Snapshots(store).read(2)
+    collect(store, NEWEST)
+    assert snapshot_numbers(store) == [3]
+    with pytest.raises(PublishFailed, match="another publisher was first"):
+        Snapshots(store).create(late)
+    assert snapshot_numbers(store) == [3]
 
 
 # --- takedowns --------------------------------------------------------------------------------------------------------
@@ -335,3 +346,31 @@ def test_a_version_that_an_unchanged_input_stands_for_is_kept_or_comes_back(stor
     publish_all(store)
     assert {"video00010-0000", "video00011-0000"} <= shown(store)
     assert "video00012-0000" not in shown(store)
+
+
+def test_each_takedown_is_judged_by_its_own_rows_and_the_output_is_read_once_for_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To list 100,000 receipts and to read all tables for every record took hours on an object store."""
+    now = GcOptions(grace_s=0.0, keep_snapshots=1, keep_days=0)
+    asked: list[str] = []
+    for name in ("list", "read"):
+        call = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda key="", call=call, **how: (asked.append(key), call(key, **how))[1])
+
+    def dry_run() -> tuple[dict, int]:
+        publish_all(store)
+        asked.clear()
+        found = collect(store, replace(now, dry_run=True))["takedowns"]
+        return found, asked.count("_receipts/")
+
+    records = [str(take_down(store, ["a/0"], reason="asked", by="ann")["record"])]
+    in_first = {"record": records[0], "files": 1, "snapshots": [4]}
+    assert dry_run()[0] == {"names_removed": [], "stored": [in_first]}
+    records += [str(take_down(store, [name], reason="asked", by="ann")["record"]) for name in ("b/12", "c/20")]
+    found, calls = dry_run()
+    in_second = {"record": records[1], "files": 1, "snapshots": [5]}
+    assert found == {"names_removed": [records[2]], "stored": [{**in_first, "snapshots": [5]}, in_second]}
+    for _ in range(3):
+        record_takedown(store, "asked", samples=[("s3://corpus/b.tar", "b/13")])
+    assert dry_run()[1] == calls

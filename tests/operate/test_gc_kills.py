@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tests.operate.outputs import (
     stored,
     tar,
     write_files,
+    write_version,
 )
 from tests.pipeline.latent_clips import FINGERPRINT, latent_clip, local_store
 from tests.pipeline.published import publish_all
@@ -96,6 +98,31 @@ def test_a_damaged_snapshot_stops_gc_unless_a_newer_one_passed_over_it(store: St
     publish_all(store, rebuild=True)
     found = collect(store)
     assert any("_snapshots/2/" in text for text in found["notices"])
+    record = record_takedown(store, "asked", sources=[receipt_for(store, "a").shard.objects[0].uri])
+    publish_all(store)
+    at_once = GcOptions(grace_s=0.0)
+    (kept,) = collect(store, at_once)["takedowns"]["stored"]
+    assert kept == {"record": record.key, "files": 1, "snapshots": [1, 3, 4]}
+    found = collect(store, replace(at_once, forget=True))
+    assert found["snapshots"]["forgotten"] == [1, 2, 3, 4], "what snapshot 2 names is not known"
+    assert found["takedowns"] == {"names_removed": [record.key], "stored": []}
+
+
+def test_receipts_that_are_gone_stop_gc(store: Store, tmp_path: Path) -> None:
+    """A copy of an output that is not complete, or a folder that was lost: files of its other receipts look like orphans."""
+    whole = listing(store)
+    pending = write_version(store, tmp_path, "d", "e1", (30,))
+    aged(store)
+    shutil.move(store.uri("_receipts"), tmp_path / "receipts")
+    with pytest.raises(
+        OutputError, match=r"nothing was deleted: 4 receipts that snapshot 3 covers are gone, such as _rec"
+    ):
+        collect(store, NEWEST)
+    shutil.move(tmp_path / "receipts", store.uri("_receipts"))
+    found = collect(store, NEWEST)
+    assert (found["kept"]["pending"], found["deleted"]["orphan"]["files"]) == (1, 0)
+    assert files_of(pending) <= stored(store)
+    assert set(whole) - set(listing(store)), "the retired snapshots are gone"
 
 
 def test_a_delta_log_that_another_program_wrote_to_stops_gc_before_anything_is_deleted(store: Store) -> None:

@@ -249,6 +249,18 @@ def test_a_takedown_that_was_killed_before_the_delta_view_is_found_and_mended(st
     assert len(shown_by_view(store)) == 1
 
 
+def test_damaged_snapshots_do_not_keep_a_row_from_being_taken_down(store: Store) -> None:
+    for number, name in ((1, "a/cat"), (2, uri_of(1))):  # the newest last: sources are found without it
+        (table,) = store.keys(f"_snapshots/{number}/files-")
+        whole = store.read(table)
+        store.write(table, b"damaged")
+        found = take_down(store, [name], **ASKED)
+        assert found["record"] in recorded(store)
+        assert f"rows of snapshot {number} are not counted" in found["notices"][0]
+        store.write(table, whole)
+    assert loaded(store) == {"a_dog", "c_cow", "both"}
+
+
 def test_a_row_is_found_by_few_indexes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids begin with the sample's key, and the manifest has the range of each file."""
     read, keep = [], store.read

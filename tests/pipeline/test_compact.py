@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import WriteConfig
-from pipeline.errors import InputError, LeaseHeld, OutputError, PublishFailed
+from pipeline.errors import InputError, LeaseHeld, OutputError, PublishFailed, StorageUnavailable
 from pipeline.format.layout import DELTA_LOG
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.receipts import Ledger
@@ -252,6 +252,27 @@ def test_files_of_a_compaction_that_fails_at_its_end_are_deleted(store: Store, m
     with pytest.raises(PublishFailed, match="no"):
         compact(store)
     assert data_files(store) == before
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("the store does not answer"), KeyboardInterrupt()])
+def test_files_of_a_snapshot_that_may_be_there_stay(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The store took the record and failed before it could be read back, or a signal came then."""
+    expected, plain = rows_of(store, Snapshots(store).read(2)), type(store).put_if_absent
+
+    def put(self: Store, key: str, data: bytes) -> bool:
+        made = plain(self, key, data)
+        if key.startswith("_snapshots/"):
+            raise error
+        return made
+
+    monkeypatch.setattr(type(store), "put_if_absent", put)
+    with pytest.raises(type(error)):
+        compact(store)
+    monkeypatch.undo()
+    assert rows_of(store, Snapshots(store).read(3)) == expected
+    assert verify_output(store, snapshot=3).problems == []
 
 
 @pytest.mark.parametrize("format", ["parquet", "tar"])

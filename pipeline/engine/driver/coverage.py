@@ -58,18 +58,19 @@ class Work:
 
     def before(self) -> Counts:
         """Samples and damaged samples of the finished inputs, and clips of all receipts that count for one of them."""
-        total = Counts()
+        samples = clips = damaged = regions = 0
         for shard, sources in self.finished.items():
-            base, retries = self.overlaps.by_shard[shard], self.overlaps.retries.get(shard, [])
-            receipts = [base, *retries]
-            total += Counts(clips=sum(item.clips for item in receipts))
+            base = self.overlaps.by_shard[shard]
+            receipts = [base, *self.overlaps.retries.get(shard, ())]
+            clips += sum(item.clips for item in receipts)
             if base.marks:
-                total += Counts(samples=len(sources), damaged=_damaged(sources, receipts))
+                samples += len(sources)
+                damaged += _damaged(sources, receipts)
             else:
-                damaged = sum(item.damaged for item in receipts)
-                regions = sum(item.damaged_regions for item in receipts)
-                total += Counts(samples=base.samples, damaged=damaged, damaged_regions=regions)
-        return total
+                samples += base.samples
+                damaged += sum(item.damaged for item in receipts)
+                regions += sum(item.damaged_regions for item in receipts)
+        return Counts(samples=samples, clips=clips, damaged=damaged, damaged_regions=regions)
 
 
 def _damaged(sources: list[SourceObject], receipts: list[ReceiptSummary]) -> int:

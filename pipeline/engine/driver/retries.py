@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pipeline.corpus import group_files
@@ -76,7 +77,9 @@ OF_BYTES = {
 
 
 def _check_reasons(work: Work, wanted: tuple[str, ...]) -> None:
-    known = {reason for item in work.finished_receipts() for reason in json.loads(item.reasons)}
+    if not wanted:
+        return
+    known = set(work.reasons())
     if not_retriable := sorted(set(wanted) & OF_BYTES):
         raise ConfigError(
             f"retry_rejects: {', '.join(not_retriable)} follow from the bytes of the tar alone; write the tar again, and the next run "
@@ -94,8 +97,15 @@ def _with_retries(work: Work, shard: str) -> list[ReceiptSummary]:
 
 
 def _may_retry(item: ReceiptSummary, limits: dict[str, float], wanted: tuple[str, ...] | None) -> bool:
-    reasons, then = json.loads(item.reasons), json.loads(item.limits)
+    reasons, then = _parsed(item.reasons), _parsed(item.limits)
     return any(reason in wanted if wanted else _laxer(reason, then, limits) for reason in reasons)
+
+
+@lru_cache(1024)
+def _parsed(text: str) -> dict[str, float]:
+    """JSON of a summary, not to be changed. Most of 100,000 receipts have the same."""
+    found: dict[str, float] = json.loads(text)
+    return found
 
 
 def _retried(reason: str, holder: Receipt, limits: dict[str, float], wanted: tuple[str, ...] | None) -> bool:

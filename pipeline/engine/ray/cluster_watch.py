@@ -57,12 +57,15 @@ class ClusterWatch:
             self._closing.wait(self._period_s)
 
 
-def ask_head(cpus: float, gpus: int) -> Answer:
-    """Live nodes with so many CPUs and GPUs, and draining nodes.
+def ask_head(home: str, cpus: float, gpus: int) -> Answer:
+    """Live nodes with so many CPUs and GPUs, and draining nodes. `home`: the driver's node.
 
+    Raises ConnectionError where the head does not know the driver's node: it was started anew, and knows no actor either.
     `get_draining_nodes` is not a public interface of Ray: without it no node seems to be drained.
     """
     nodes = [(node["NodeID"], node.get("Resources", {})) for node in ray.nodes() if node.get("Alive")]
+    if home not in dict(nodes):
+        raise ConnectionError(f"the head knows {len(nodes)} live nodes, and not the driver's, {home}")
     alive = {node for node, has in nodes if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus}
     ask = getattr(ray_state, "get_draining_nodes", None)
     draining = ask() if ask is not None else {}

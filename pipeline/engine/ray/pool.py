@@ -95,7 +95,7 @@ class RayPool:
         self._decoders = decoders_for(context, cluster, self.size)
         self._cluster = cluster
         self._threads = engine.threads or max(1, int(cores // max(self.size, cluster.nodes)))
-        self._watch = ClusterWatch(partial(ask_head, engine.encoder_cpus, self._gpus))
+        self._watch = ClusterWatch(partial(ask_head, self._home, engine.encoder_cpus, self._gpus))
         self._head_lost = False
 
     def start(self, wanted: int) -> None:  # noqa: D102
@@ -264,7 +264,7 @@ class RayPool:
             Call(worker.name, "death"),
             _take_death.options(scheduling_strategy=there).remote(worker.place.record),
         )
-        return []
+        return [WorkerDraining(worker.name, float("inf"))] if worker.up else []  # it takes no shards until then
 
     def _report_loss(self, worker: EncoderState, death: Death | None) -> list[PoolEvent]:
         error = worker.lost
@@ -321,8 +321,8 @@ class RayPool:
         if self._watch.silent_s(self._attended) > HEAD_S:
             self._head_lost = True
             raise BuildError(
-                f"the head of the Ray cluster has not answered for {HEAD_S:g} s; finished shards are kept; repair it, and the same "
-                "command resumes"
+                f"the head of the Ray cluster has not answered for {HEAD_S:g} s, or was started anew; finished shards are kept, and the "
+                "same command resumes"
             )
 
     def _drained(self) -> list[PoolEvent]:
@@ -333,19 +333,18 @@ class RayPool:
                 continue
             if (deadline := self._watch.draining.get(worker.place.node)) is None:
                 continue
-            if worker.drained_at is None:
+            if first := worker.drained_at is None:
                 left = f" in {deadline - time.time():.0f} s" if deadline != float("inf") else ""
                 events.append(
                     Notice(f"{worker.name}: its node {worker.place.host} goes away{left}; its shards are handed back")
                 )
-            if not (worker.up and worker.shards):
-                worker.leaving = True
-                self._ask(Call(worker.name, "shutdown"))
-            elif worker.drained_at is None or self._attended - worker.drained_at > DRAIN_S:
-                events.append(WorkerDraining(worker.name, max(0.0, deadline - time.time())))
+            if worker.shards or (first and worker.up):
+                if worker.drained_at is None or self._attended - worker.drained_at > DRAIN_S:
+                    worker.drained_at = self._attended
+                    events.append(WorkerDraining(worker.name, max(0.0, deadline - time.time())))
             else:
-                continue
-            worker.drained_at = self._attended
+                worker.drained_at, worker.leaving = self._attended, True
+                self._ask(Call(worker.name, "shutdown"))
         return events
 
     def _stuck(self) -> list[PoolEvent]:
