@@ -113,4 +113,6 @@ def _snapshots(story: dict[str, Any]) -> str:
         text = f"none of {looked[0]} to {looked[-1]} shows it" if len(looked) > 1 else f"{looked[0]} does not show it"
     else:
         text = f"shown by {', '.join(shown[-8:])}" + (f" and {len(shown) - 8} earlier" if len(shown) > 8 else "")
+        if looked[-1] not in {item["number"] for item in story["snapshots"]}:
+            text += f"; the newest, {looked[-1]}, does not show it"
     return text + "".join(damaged)

@@ -263,6 +263,7 @@ def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> No
     publish_all(store)
     row = told(store, "000/1")["versions"][0]["rows"][0]["id"]
     publish_all(store, listing=list(other.shard.objects), removed="drop")
+    assert "shown by 1 (4 rows); the newest, 2, does not show it" in "\n".join(why_lines(told(store, uri_of(0))))
     moved = retired_key(receipt.shard_id, receipt.attempt)
     store.write(moved, store.read(CURRENT.receipt_key(receipt.shard_id)))  # as gc does
     store.delete(CURRENT.receipt_key(receipt.shard_id))
