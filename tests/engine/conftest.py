@@ -80,6 +80,7 @@ def ray_cluster(tmp_path_factory):
         f"--metrics-export-port={metrics}",
         *("--num-cpus=4", "--num-gpus=0", "--object-store-memory=200000000", f"--temp-dir={temporary}"),
         *("--disable-usage-stats", "--no-monitor", "--include-log-monitor=false"),
+        f"--dashboard-agent-listen-port={_free_port()}",  # jobs go through it; another Ray of this machine may have the default
     ]
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(start, env=hooked, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
