@@ -60,7 +60,7 @@ def _running_lines(build: dict[str, Any], now: float) -> list[str]:
     state = "running" if build["running"] else "not running"
     lines = [
         f"  build     {build.get('build', '')} {state} on {_place(build)}, last report "
-        f"{duration(max(0.0, now - build['updated']))} ago: {_counts(build)}, {speed}{left}{waits}"
+        f"{duration(max(0.0, now - build.get('last_seen', build['updated'])))} ago: {_counts(build)}, {speed}{left}{waits}"
     ]
     if encoders.get("num"):
         lines.append(

@@ -96,11 +96,11 @@ def _rules(rules: dict[str, Any] | None) -> str:
 
 
 def _build(build: dict[str, Any]) -> str:
-    live = "runs" if build["live"] else "is over"
+    live = "runs;" if build["live"] else "is over; it was"
     shard = f", shard {build['shard']}" if build.get("shard") else ""
     worker = f" on {build['worker']}" if build.get("worker") and build["state"] == "running" else ""
     reason = f": {build['reason']}" if build.get("reason") and build["state"] != "running" else ""
-    return f"{build['build']} {live}; {build['state'].replace('_', ' ')} since {build['since']}{shard}{worker}{reason}"
+    return f"{build['build']} {live} {build['state'].replace('_', ' ')} since {build['since']}{shard}{worker}{reason}"
 
 
 def _snapshots(story: dict[str, Any]) -> str:
@@ -113,4 +113,6 @@ def _snapshots(story: dict[str, Any]) -> str:
         text = f"none of {looked[0]} to {looked[-1]} shows it" if len(looked) > 1 else f"{looked[0]} does not show it"
     else:
         text = f"shown by {', '.join(shown[-8:])}" + (f" and {len(shown) - 8} earlier" if len(shown) > 8 else "")
+        if looked[-1] not in {item["number"] for item in story["snapshots"]}:
+            text += f"; the newest, {looked[-1]}, does not show it"
     return text + "".join(damaged)

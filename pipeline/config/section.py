@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen group of options. Unknown names are refused; every field has a docstring."""
+    """A frozen group of options. Unknown names are refused, and numbers that JSON does not have; every field has a docstring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def as_list(value: Any) -> Any:

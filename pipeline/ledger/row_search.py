@@ -82,7 +82,7 @@ class RowSearch:
 
     def rows(self, ids: Collection[str]) -> list[FoundRow]:
         """The rows with these ids, each once, of those that exist."""
-        wanted = {name: name for name in ids}
+        wanted = {storable(name): storable(name) for name in ids}
         found = self._find("id", wanted)
         return list({row.id: row for row in found}.values())
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pipeline.errors import OutputError
+from pipeline.errors import InputError, OutputError
 from pipeline.format.layout import DELTA_LOG, SNAPSHOTS, snapshot_number
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import NONE, read_takedowns
@@ -95,22 +95,35 @@ class DeltaLog:
             OutputError: another program wrote to the log, or others keep changing what it is made from.
         """
         for _ in range(PASSES):
-            # In this order: a version that is found current has all takedowns read here; every version found has its record.
-            takedowns = self._takedowns()
-            contents = self._reader.read()
-            origins = self._origins(takedowns)
-            if not origins or (not contents.heads and not self._has_parquet(max(origins))):
-                return None
-            first = _first_to_write(contents, origins)
-            if first is None:
-                return DeltaView(max(origins), **contents.heads[max(origins)].left_out)
-            outdated = contents if first == min(origins) and contents.heads else None
-            LogWriter(self._store, origins, takedowns).write(first, outdated)
+            numbers = Snapshots(self._store).numbers()
+            try:
+                current, view = self._pass()
+            except (InputError, OutputError):
+                if set(numbers) <= set(Snapshots(self._store).numbers()):
+                    raise
+                continue  # `lathe gc` deleted a snapshot meanwhile
+            if current:
+                return view
         raise OutputError(
             f"{self._store.uri(DELTA_LOG)} was not completed in {PASSES} passes, other publishers or takedowns came in between; "
             "publish again",
             uri=self._store.uri(DELTA_LOG),
         )
+
+    def _pass(self) -> tuple[bool, DeltaView | None]:
+        """Writes what is missing. Returns whether nothing was, and then the state of the log."""
+        # In this order: a version that is found current has all takedowns read here; every version found has its record.
+        takedowns = self._takedowns()
+        contents = self._reader.read()
+        origins = self._origins(takedowns)
+        if not origins or (not contents.heads and not self._has_parquet(max(origins))):
+            return True, None
+        first = _first_to_write(contents, origins)
+        if first is None:
+            return True, DeltaView(max(origins), **contents.heads[max(origins)].left_out)
+        outdated = contents if first == min(origins) and contents.heads else None
+        LogWriter(self._store, origins, takedowns).write(first, outdated)
+        return False, None
 
     def refresh(self) -> DeltaView | None:
         """`sync` if there is a log; outputs that are published without one get none. Raises as `sync`."""

@@ -34,7 +34,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_record, read_takedowns
 from pipeline.operate.delta_log import DeltaLog
-from pipeline.operate.gc_builds import look_at_builds, store_clock
+from pipeline.operate.gc_builds import SILENT_S, look_at_builds, store_clock
 from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
 from pipeline.operate.hugging_face import name_data_files
 from pipeline.operate.retention import DAY_S, retention
@@ -115,6 +115,7 @@ class _Collection:
             keep_days=options.keep_days,
             forget=takedowns if options.forget else NONE,
         )
+        self._notices += [f"--ended {name}: there is no heartbeat of a build of this name" for name in builds.unknown]
         self._notices += kept.damaged
         plan = plan_files(store, kept, builds, takedowns, now=self._now, grace_s=options.grace_s)
         tables = list(self._tables(kept))
@@ -164,12 +165,17 @@ class _Collection:
     # --- what lies around ---------------------------------------------------------------------------------------------
 
     def _tables(self, kept: Retention) -> Iterator[ObjectInfo]:
-        """Tables that no retained snapshot names: of retired ones, and of publishers that were killed or second."""
+        """Tables that no retained snapshot names: of retired ones, and of publishers that were killed or second. Those of the next snapshot
+        stay for an hour at least, whatever the grace time: a publisher that runs may be about to name them.
+        """
         retired = set(kept.retired)
+        newest = 0 if kept.newest is None else kept.newest.number
         for info in self._store.list(SNAPSHOTS):
             if info.key in kept.named or not is_snapshot_table(info.key):
                 continue
-            if snapshot_number(f"{info.key.rpartition('/')[0]}.json") in retired or info.modified <= self._limit:
+            number = snapshot_number(f"{info.key.rpartition('/')[0]}.json") or 0
+            limit = self._limit if number <= newest else min(self._limit, self._now - SILENT_S)
+            if number in retired or info.modified <= limit:
                 yield info
 
     def _scratch(self) -> Iterator[ObjectInfo]:

@@ -33,6 +33,7 @@ class Builds:
     running: list[str] = field(default_factory=list)
     begun: float | None = None
     ended: list[ObjectInfo] = field(default_factory=list)  # heartbeats that may be deleted
+    unknown: list[str] = field(default_factory=list)  # names that the user gave and no heartbeat has
 
 
 def store_clock(store: Store) -> float:
@@ -69,8 +70,10 @@ def look_at_builds(store: Store, prefix: str, now: float, grace_s: float, ended:
     Raises:
         OutputError: a build that cannot be seen to run and did not end; a heartbeat that cannot be read.
     """
-    found, unseen = Builds(), []
-    for info in list(store.list(prefix)):
+    infos = list(store.list(prefix))
+    names = {info.key.removeprefix(prefix).removesuffix(".json") for info in infos}
+    found, unseen = Builds(unknown=[name for name in ended if name not in names]), []
+    for info in infos:
         silent = now - info.modified
         name = info.key.removeprefix(prefix).removesuffix(".json")
         if name in ended or silent >= max(grace_s, SILENT_S):

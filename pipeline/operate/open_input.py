@@ -18,7 +18,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.operate.gc_plan import read_retired
 from pipeline.operate.run_logs import events, run_logs
 from pipeline.operate.status import heartbeats
-from pipeline.storage import is_remote, locate
+from pipeline.storage import is_remote, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,13 +33,23 @@ STATES = {
     "handed_back": "waiting",
     "copy_failed": "running",
     "given_up": "given_up",
-    "done": "done",
+    "done": "done",  # and the receipt is gone
 }
 
 
 def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] | None:
-    """`state` (running, waiting, given_up, pending, open, passed_over, retired), `builds` (what each of the newest says), `open_in` (a
-    snapshot's number), `note` (why it is passed over), `retired` (keys of receipts). `there`: whether the input exists; None: not known.
+    """What is known, JSON-ready; None: nothing.
+
+    - `state`: running, waiting, given_up, pending, open, passed_over, retired
+    - `builds`: what each of the newest says; `named`: its log has this URI, not only those around it
+    - `open_in`: number of the snapshot that records it as open
+    - `note`: why it is passed over
+    - `retired`: keys of receipts
+
+    Args:
+        store: the output.
+        uri: of the input.
+        there: whether the input exists; None: not known.
     """
     layout = Ledger(store).layout
     live = {str(found.get("build")) for found in heartbeats(store, layout.progress)}
@@ -51,16 +61,16 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
     snapshots, open_in = Snapshots(store), None
     if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
-    facts = {"builds": builds, "open_in": open_in, "note": None, "retired": []}
-    if open_in is None and all(build["state"] == "pending" for build in builds):
-        # At most a folder that holds the name was among the inputs of a build.
-        if retired := _retired(store, uri):
-            return {**facts, "state": "retired", "retired": retired}
-        if not builds or there is False:
+    state, retired = _state(builds), _retired(store, uri)
+    facts = {"builds": builds, "open_in": open_in, "note": None, "retired": retired}
+    if retired and state == "open" and open_in is None:
+        return {**facts, "state": "retired"}
+    if open_in is None and not any(build["named"] for build in builds):
+        if not builds or (there is False and all(build["state"] == "pending" for build in builds)):
             return None
         if (note := _passed_over(uri)) is not None:
             return {**facts, "state": "passed_over", "note": note}
-    return {**facts, "state": _state(builds)}
+    return {**facts, "state": state}
 
 
 def _retired(store: Store, uri: str) -> list[str]:
@@ -90,38 +100,46 @@ def _state(builds: list[dict[str, Any]]) -> str:
     for build in builds:  # newest first
         if build["state"] in ("running", "waiting", "pending") and not build["live"]:
             continue  # it ended before it got there
-        return str(build["state"])
+        return "open" if build["state"] == "done" else str(build["state"])
     return "open"
 
 
 def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | None:
     """What the log of one build says of an input: the last event of a shard that holds it, else whether its inputs include it."""
-    shards: set[str] = set()
+    shards: dict[str, bool] = {}  # that may hold it: whether they name it
     last: dict[str, Any] | None = None
+    listed: dict[str, Any] | None = None
     told: dict[str, Any] | None = None
     for event in found:
-        if event["event"] == "started" and _among(uri, event.get("inputs", ())):
-            told = {"state": "pending", "since": event.get("ts")}
-        if event["event"] == "assigned" and _between(uri, event):
-            shards.add(str(event.get("shard_id")))
+        if event["event"] == "started" and _among(uri, event.get("inputs", ()), str(event.get("folder", ""))):
+            listed = {"state": "pending", "since": event.get("ts"), "named": False}
+        if event["event"] == "assigned" and (named := _named(uri, event)) is not None:
+            shards[str(event.get("shard_id"))] = named
             last = event
-        if event.get("shard_id") in shards and event["event"] in STATES:
+        shard = str(event.get("shard_id"))
+        if shard in shards and event["event"] in STATES:
+            if event["event"] == "done" and not shards[shard]:
+                told = None  # its receipt would name the input: it was not in the group
+                continue
             facts: dict[str, Any] = {name: event[name] for name in ("shard", "shard_id", "reason") if name in event}
             worker = event.get("worker") or (last or {}).get("worker")
-            told = {"state": STATES[str(event["event"])], "since": event.get("ts"), "worker": worker, **facts}
-    return told
+            state = STATES[str(event["event"])]
+            told = {"state": state, "since": event.get("ts"), "named": shards[shard], "worker": worker, **facts}
+    return told or listed
 
 
-def _between(uri: str, event: dict[str, Any]) -> bool:
-    """Whether a shard holds the input: a group of plain files is consecutive in the order of URIs."""
+def _named(uri: str, event: dict[str, Any]) -> bool | None:
+    """Whether a shard names the input; None if it cannot hold it: a group of plain files is consecutive in the order of URIs."""
     first, last = str(event.get("uri")), str(event.get("last_uri"))
-    return uri in (first, last) or (event.get("objects", 1) > 1 and first <= uri <= last)
+    if uri in (first, last):
+        return True
+    return False if event.get("objects", 1) > 1 and first <= uri <= last else None
 
 
-def _among(uri: str, inputs: Sequence[str]) -> bool:
-    """Whether an input of a job names the URI itself or a folder that holds it. Patterns and lists are not expanded."""
+def _among(uri: str, inputs: Sequence[str], folder: str) -> bool:
+    """Whether an input of a job, run in `folder`, names the URI or a folder that holds it. Patterns and lists are not expanded."""
     for text in inputs:
-        name = text if is_remote(text) else os.path.join(*locate(text))
+        name = text if is_remote(text) else os.path.join(folder, local_path(text))
         if uri == name or uri.startswith(f"{name.rstrip('/')}/"):
             return True
     return False

@@ -6,7 +6,7 @@ from pipeline.engine.driver.blamed_videos import MOST_DROPPED
 from pipeline.engine.driver.dispatch import EXCUSED, Dispatcher
 from pipeline.engine.driver.draining import finishes_in_time
 from pipeline.engine.worker.blamed_video import StepVideo
-from pipeline.errors import WorkerLost
+from pipeline.errors import StorageUnavailable, WorkerLost
 from tests.engine.test_dispatch import given_names, shards
 
 POISON = StepVideo("id0", "s0.tar", "poison")
@@ -87,6 +87,27 @@ def test_suspect_is_tried_on_another_node_where_there_is_one():
     assert given_names(d.assignments(1)) == [("other", "s0")]
     d.on_lost("other", WorkerLost("CUDA error"), 1)
     assert given_names(d.assignments(2)) == [("same", "s0")]  # the only one left
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_suspect_waits_for_a_busy_worker_on_another_node_and_not_for_one_that_cannot_take_it(rests):
+    """The encoder that replaces the lost one on a sick node is up long before others have done their shards."""
+    d = Dispatcher(shards(9, 8, 7, 6, 5), credit=2, attempts=3)
+    d.add_worker("sick", "n1")
+    d.add_worker("far", "n2")
+    assert given_names(d.assignments(0)) == [("sick", "s0"), ("far", "s1"), ("sick", "s2"), ("far", "s3")]
+    d.on_done("sick", "id2", 1)
+    d.on_lost("sick", WorkerLost("CUDA error"), 2, step=(POISON,))
+    d.add_worker("again", "n1")
+    if rests:  # its temporary folder is full
+        d.on_disk_failed("far", "id1", StorageUnavailable("no space left"), 3)
+        assert ("again", "s0") in given_names(d.assignments(3))
+        return
+    assert given_names(d.assignments(3)) == [("again", "s4")]
+    d.on_done("far", "id1", 4)
+    assert d.assignments(4) == []  # it takes no other shard: the suspect runs alone
+    d.on_done("far", "id3", 5)
+    assert given_names(d.assignments(5)) == [("far", "s0")]
 
 
 def test_slow_shard_is_copied_to_another_node_only():

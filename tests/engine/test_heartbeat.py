@@ -60,15 +60,19 @@ def test_latest_numbers_are_written(store):
 
 
 class Hanging(LocalStore):
-    """A store that does not answer writes until it is let go."""
+    """A store that answers writes when it is let go: by the test, or by a timer if that waits for it."""
 
     def __init__(self, root):
         super().__init__(root)
         self.asked, self.go = threading.Event(), threading.Event()
+        self.timer = threading.Timer(60, self.go.set)
+        self.timer.daemon = True
 
     def write(self, key, data):
+        if not self.asked.is_set():
+            self.timer.start()
         self.asked.set()
-        self.go.wait(60)
+        self.go.wait()
         super().write(key, data)
 
 
@@ -84,21 +88,26 @@ def test_heartbeat_never_waits_for_a_hanging_store(tmp_path, monkeypatch):
     build.close()  # gives up waiting
     assert not slow.go.is_set()
     slow.go.set()
+    slow.timer.cancel()
 
 
 def test_refused_heartbeat_is_reported_once(tmp_path, monkeypatch):
     store = LocalStore(str(tmp_path))
 
     def refuse(key, data):
+        refused.append(key)
         raise StorageUnavailable("503")
 
     monkeypatch.setattr(store, "write", refuse)
     build = Heartbeat(store, "f" * 32, every_s=0.01)
-    failures = []
-    for _ in range(50):
+    refused, failures = [], []
+
+    def offered():
         build.offer(NUMBERS)
-        time.sleep(0.01)
-        failures += [text for text in [build.failure()] if text]
+        failures.extend(filter(None, [build.failure()]))
+        return len(refused) > 3 and failures
+
+    until(offered)
     build.close()
     assert len(failures) == 1
     assert "503" in failures[0]

@@ -6,7 +6,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 from pipeline.engine.driver.dispatch import Dispatcher
 from pipeline.engine.ray.losses import LINE, LOAD_FAILURES, LoadFailures, describe_loss, judge_loss
 from pipeline.engine.ray.node_health import AVOIDED_S, FAILURES, NodeHealth
-from pipeline.engine.worker.blamed_video import StepVideo
+from pipeline.engine.worker.blamed_video import BlamedVideo, StepVideo
 from pipeline.engine.worker.death_record import Death
 from pipeline.errors import BuildError, CheckpointError, StorageUnavailable, WorkerLost
 
@@ -189,6 +189,23 @@ def test_gpu_that_fails_twice_makes_its_node_avoided_and_two_gpus_once_each_do_n
     health.failed(SICK, "CUDA error", 1.0, gpu="3")
     assert health.avoided(both, 2.0) == [SICK]
     assert "GPU 3 failed 2 times" in health.newly_avoided()[0][1]
+
+
+def test_failures_that_a_rejected_video_explains_do_not_count_against_a_node():
+    health = NodeHealth()
+    step = (StepVideo("id0", "a.tar", "poison"), StepVideo("id0", "a.tar", "beside"))
+    for n in range(FAILURES):
+        health.failed(SICK, "its process crashed", float(n), step=step)
+    poison = BlamedVideo("a.tar", "poison", 2, True, "x")
+    health.excuse([poison])
+    assert health.avoided(both, 3.0) == [SICK], "it ended no encoder elsewhere: it may be the node"
+    health.failed("well", "its process crashed", 3.0, step=step[:1])
+    health.excuse([BlamedVideo("a.tar", "beside", 1, False, "x")])
+    assert health.avoided(both, 3.0) == [SICK]
+    health.excuse([poison])
+    assert health.avoided(both, 3.0) is None
+    health.failed(SICK, "its process crashed", 4.0)
+    assert health.avoided(both, 5.0) is None
 
 
 def test_another_checkpoint_on_one_node_avoids_it_at_once_and_on_all_nodes_is_hopeless():

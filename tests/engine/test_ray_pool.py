@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError
 from pipeline.engine.ray import cluster_watch
 from pipeline.engine.ray import pool as ray_pool
 from pipeline.engine.ray.cluster_watch import ClusterWatch
+from pipeline.engine.ray.encoder_state import Call, EncoderState
 from pipeline.engine.worker.death_record import Death
 from pipeline.engine.worker.encode_loop import ShardFailure
 from pipeline.engine.worker.pool import NodeAvoided, Notice, ShardEnded, WorkerDraining, WorkerGone, WorkerUp
@@ -17,7 +18,7 @@ from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.engine.worker.worker_stats import WorkerStats
 from pipeline.errors import BuildError, CheckpointDiffers, HandedBack, WorkerLost
 from pipeline.records import Counts, Shard, SourceObject, Timings
-from tests.engine.scripted_actors import STEP, add, answer, place, pool  # noqa: F401 - a fixture
+from tests.engine.scripted_actors import STEP, Calls, add, answer, place, pool  # noqa: F401 - a fixture
 
 SHARD = Shard("tar", "x.tar", (SourceObject("x.tar", 100, "e"),))
 NO_MORE = WorkerDraining("encoder-2", float("inf"))
@@ -138,6 +139,19 @@ def test_checkpoint_that_differs_on_one_node_avoids_that_node(pool):  # noqa: F8
     pool._home = "node-2"
     with pytest.raises(BuildError, match="no encoder can start on any node"):
         answer(pool, "encoder-2", "load", CheckpointDiffers("another network, on gpu-8"))
+
+
+def test_encoder_that_ends_before_it_has_said_where_it_is_is_created_anew(pool):  # noqa: F811
+    """As when its node dies during the start. Only an actor that cannot be created ends the build at once."""
+    for name in list(pool._workers):
+        (event,) = answer(pool, name, "where", ActorDiedError())
+        assert "the next one is created in" in str(event.error)
+    pool._workers["encoder-3"] = EncoderState("encoder-3", Calls(), 0.0)
+    pool._ask(Call("encoder-3", "where"))
+    failed = ActorDiedError()
+    failed._actor_init_failed = True
+    with pytest.raises(BuildError, match="no encoder can start on any node"):
+        answer(pool, "encoder-3", "where", failed)
 
 
 def test_encoder_that_waits_for_a_node_is_created_anew_when_a_node_is_avoided_or_no_longer(pool, monkeypatch):  # noqa: F811

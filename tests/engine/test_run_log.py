@@ -1,7 +1,6 @@
 """Run log of a build: every event once and in order, in parts of bounded size, never waited for, complete after an outage of the store."""
 
 import json
-import threading
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from pipeline.errors import StorageUnavailable
 from pipeline.format.layout import LAYOUTS
 from pipeline.operate.run_logs import events, run_logs
 from pipeline.storage.local import LocalStore
+from tests.engine.test_heartbeat import Hanging
 
 LAYOUT = LAYOUTS[2]
 
@@ -116,15 +116,14 @@ def test_the_number_of_objects_is_bounded_and_the_end_is_always_logged(tmp_path,
 
 def test_a_hanging_store_keeps_neither_the_driver_nor_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(run_log, "CLOSE_S", 0.2)
-    go = threading.Event()
-    store = LocalStore(str(tmp_path))
-    monkeypatch.setattr(store, "write", lambda key, data: go.wait(60))
+    store = Hanging(str(tmp_path))
     log = RunLog(store, "b")
     for n in range(1000):
         log.event("assigned", n=n)
     log.close()
-    assert not go.is_set()
-    go.set()
+    assert not store.go.is_set()
+    store.go.set()
+    store.timer.cancel()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -154,6 +154,17 @@ def test_receipts_newer_than_the_last_snapshot_keep_their_files(store: Store, tm
     assert "video00030-0000" in shown(store)
 
 
+def test_tables_of_the_next_snapshot_stay_for_an_hour_whatever_the_grace_time(store: Store) -> None:
+    next_, second = (f"_snapshots/{number}/files-0123456789abcdef.idx" for number in (4, 3))
+    for key in (next_, second):
+        store.write(key, b"of a publisher that is about to create the record, or was second")
+    collect(store, replace(NEWEST, grace_s=0.0))
+    assert (store.exists(next_), store.exists(second)) == (True, False)
+    aged(store, days=0.1, keys=[next_])
+    collect(store, replace(NEWEST, grace_s=0.0))
+    assert not store.exists(next_)
+
+
 def test_a_publisher_that_is_overtaken_cannot_create_a_number_that_gc_freed(store: Store) -> None:
     """Its tables are gone with those of the snapshot that had the number."""
     late = Snapshots(store).read(2)

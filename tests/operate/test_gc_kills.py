@@ -67,7 +67,9 @@ def test_a_build_that_fell_silent_stops_gc_until_it_is_said_to_have_ended(store:
     ):
         collect(store)
     assert {key: etag for key, etag in listing(store).items() if not key.startswith("_leases/")} == before
-    assert collect(store, GcOptions(ended=("20260101T000000Z-ab",)))["deleted"]["heartbeats"] == 1
+    found = collect(store, GcOptions(ended=("20260101T000000Z-ab", "another")))
+    assert found["deleted"]["heartbeats"] == 1
+    assert found["notices"] == ["--ended another: there is no heartbeat of a build of this name"]
     assert not store.exists(key)
 
 

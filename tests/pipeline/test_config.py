@@ -44,6 +44,7 @@ def test_braces_in_inputs_keep_their_commas():
         ("model=null", r"model: .*dictionary.*got None"),
         ("model.device=tpu", r"model.device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ("engine.batch=0", r"engine.batch: .*got 0"),
+        ("engine.hang_s=inf", r"engine.hang_s: .*finite.*got"),
         ("reject_budget=2", r"reject_budget: .*got 2"),
         ("drill.point=before_commit", r"drill: .*marker_dir"),
         ("clips=3", r"clips: .*got 3"),

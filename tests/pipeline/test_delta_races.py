@@ -213,3 +213,24 @@ def test_a_log_of_an_earlier_state_of_lathe_is_written_anew(base, tmp_path):
     store.write(version_key(1), b'{"commitInfo":{"engineInfo":"lathe","operation":"WRITE","takedowns":"00"}}\n')
     DeltaLog(store).sync()
     assert log_of(store) == expected
+
+
+@pytest.mark.parametrize("state", [outdated, absent])
+def test_a_snapshot_that_gc_deletes_in_between_does_not_stop_a_publisher(begin, state):
+    copy, _, _ = begin(state)
+    counting = Watched(copy("count").root)
+    DeltaLog(counting).sync()
+    logs = []
+    for at in range(1, counting.steps + 1):
+        store = copy(f"at-{at}")
+
+        def forget(store=store):
+            store.delete("_snapshots/1.json")
+            for key in list(store.keys("_snapshots/1/")):
+                store.delete(key)
+
+        view = DeltaLog(Watched(store.root, at, forget)).sync()
+        assert view.version == 2, f"step {at} of {counting.steps}"
+        DeltaLog(store).sync()
+        logs.append(log_of(store))
+    assert all(log == logs[0] for log in logs)

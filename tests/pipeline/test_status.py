@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,13 +74,13 @@ def worker(n: int, **values: Any) -> dict[str, Any]:
 def test_a_running_build_shows_rate_eta_and_what_each_worker_waits_for(store: Store) -> None:
     doing = {"num": 2, "wanted": 3, "doing": {"decode": 1, "outage": 1}, "frames_per_s": 4.5, "only_slowest": False}
     idle = worker(2, doing="outage", shard=None, shard_s=None, shards=0, shares={}, video=None, frames_per_s=0.0)
-    beat(store, NEW, encoders={**doing, "listed": [worker(1), idle]}, waiting_for_storage=True)
+    beat(store, NEW, encoders={**doing, "listed": [worker(1), idle]}, waiting_for_storage=True, updated=0.0)
     log(store, NEW, started(NEW))
     found = status(store)
     assert found["progress"]["build"] == NEW
     assert (found["dead_builds"], found["last_run"]) == ([], None)
     text = "\n".join(builds_lines(found))
-    assert "running on node-7, pid 12" in text
+    assert re.search(r"running on node-7, pid 12, last report \d+s ago", text), "by the store's clock"
     assert (
         "3/6 shards, 25% of 40 B, 4.5 frames/s now, 5.0 frames/s since the start, about 2h00m left; it waits for"
         in text

@@ -124,6 +124,11 @@ def test_a_rejected_sample_tells_its_reason(output: str) -> None:
     assert "too_short (by the job's rules): 3 frames" in "\n".join(why_lines(story))
 
 
+def test_a_name_that_is_not_valid_unicode_is_a_name(output: str) -> None:
+    with pytest.raises(InputError, match="not known"):
+        why(local_store(Path(output)), "\udcff", CONFIG)
+
+
 @pytest.mark.parametrize("name", ["003/7", "s3://corpus/shard-03.tar", "003_1-0000-0123456789abcdef"])
 def test_unknown_names_give_similar_ones(output: str, name: str) -> None:
     with pytest.raises(InputError, match=r"not known.*similar names: .*3"):
@@ -228,7 +233,14 @@ def test_a_file_that_a_build_passes_over_and_one_that_is_not_there_are_not_calle
     Ledger(store).prepare("films")
     for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    write_log(store, "20260101T000000Z-00000000", [{"event": "started", "inputs": [str(tmp_path)]}], live=True)
+    started = {
+        "event": "started",
+        "folder": str(tmp_path.parent),
+        "inputs": [tmp_path.name],
+    }  # run there as `encode {name}`
+    group = assigned("group", str(tmp_path / "a.aac"), str(tmp_path / "z.mp4"))
+    done = {"event": "done", "shard_id": "group"}  # its receipt names none of them
+    write_log(store, "20260101T000000Z-00000000", [started, group, done], live=True)
     stories = {name: told(store, str(tmp_path / name)) for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4")}
     assert {name: story["state"] for name, story in stories.items()} == {
         "a.mp4": "pending",
@@ -251,9 +263,12 @@ def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> No
     publish_all(store)
     row = told(store, "000/1")["versions"][0]["rows"][0]["id"]
     publish_all(store, listing=list(other.shard.objects), removed="drop")
+    assert "shown by 1 (4 rows); the newest, 2, does not show it" in "\n".join(why_lines(told(store, uri_of(0))))
     moved = retired_key(receipt.shard_id, receipt.attempt)
     store.write(moved, store.read(CURRENT.receipt_key(receipt.shard_id)))  # as gc does
     store.delete(CURRENT.receipt_key(receipt.shard_id))
+    done = {"event": "done", "shard_id": receipt.shard_id}
+    write_log(store, "20260101T000000Z-00000000", [assigned(receipt.shard_id, uri_of(0)), done], live=False)
     for name in (uri_of(0), "000/1", row):
         story = told(store, name)
         assert (story["state"], story["retired"]) == ("retired", [moved])

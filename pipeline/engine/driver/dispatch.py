@@ -5,10 +5,10 @@ every failure. The largest shards are handed out first; a worker holds up to `cr
 idle workers, which is safe: the first receipt wins.
 
 A shard is given up after `attempts` failures of its own. When a worker dies without an explanation, the shards it held become suspects. A
-suspect runs alone on a worker, on another node if there is one, and a death counts only for a shard that was alone on its worker. A
-preempted worker counts for no shard; a node that died, or a worker that was killed from outside, for no shard up to `EXCUSED` times each.
-Videos that end workers are dropped before their shard is given up, see `BlamedVideos`. Shards whose storage failed wait behind those that
-have not failed. Every call costs at most O(log shards), or O(shards that run) while `canaries_only`.
+suspect runs alone on a worker, and waits for one on another node if there is one; a death counts only for a shard that was alone on its
+worker. A preempted worker counts for no shard; a node that died, or a worker that was killed from outside, for no shard up to `EXCUSED`
+times each. Videos that end workers are dropped before their shard is given up, see `BlamedVideos`. Shards whose storage failed wait behind
+those that have not failed. Every call costs O(log shards), or O(shards that run) while `canaries_only` or a suspect waits.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ class _Progress:
     excused: int = 0
     suspect: bool = False  # until it is done: it may be the cause of a worker's death
     running: dict[str, float] = field(default_factory=dict)  # worker -> start time
-    lost_on: frozenset[str] = (
-        frozenset()
-    )  # nodes of workers that were lost with it; a set of its own would take 216 bytes
+    # nodes of workers that were lost with it; a set of its own would take 216 bytes
+    lost_on: frozenset[str] = frozenset()
     done: bool = False
     storage_failed: bool = False
 
@@ -353,11 +352,12 @@ class Dispatcher:
                 self._suspects.popleft()
                 continue
             lost_on = self._shards[self._suspects[0]].lost_on
-            if (worker := self._workers.idle_elsewhere(lost_on) or self._workers.idle()) is None:
+            if (worker := self._workers.idle_for_suspect(lost_on)) is None:
                 break
             given.append(self._give(worker, self._suspects.popleft(), now, "alone: a worker died that held it"))
             self._workers.close(worker)
-        self._workers.reserve(len(self._suspects))
+        if self._suspects:
+            self._workers.reserve(len(self._suspects), self._shards[self._suspects[0]].lost_on)
         return given
 
     def _give(self, worker: str, shard_id: str, now: float, reason: str) -> Assignment:

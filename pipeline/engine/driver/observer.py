@@ -72,6 +72,7 @@ class BuildObserver:
             output=report.output,
             inputs=list(job.inputs[:INPUTS_LOGGED]),
             num_inputs=len(job.inputs),
+            folder=os.getcwd(),
             job=job.model_dump(mode="json", exclude={"inputs", "output", "drill"}),
             fingerprint=report.fingerprint,
             network=report.network,
@@ -141,7 +142,9 @@ class BuildObserver:
         self._log.event(what, shard=shard.name, shard_id=shard_id, reason=_short(verdict.reason))
 
     def handed_back(self, worker: str, shard: Shard, shard_id: str, reason: str) -> None:
-        """The worker's node goes away before the shard would be done: another worker gets it."""
+        """The worker's node goes away before the shard would be done: another worker gets it. Said again until the attempt has ended."""
+        if self._held.get(worker, {}).pop(shard_id, None) is None:
+            return
         self._outcomes["handed_back"] += 1
         self._log.event("handed_back", worker=worker, shard=shard.name, shard_id=shard_id, reason=_short(reason))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class WorkerLoads:
-    """Workers of a build. Each holds up to `credit` shards. Every call costs O(credit), `held` and `disks_failing_since` excepted."""
+    """Workers of a build. Each holds up to `credit` shards. Calls cost O(credit); of suspects, `disks_failing_since` O(workers)."""
 
     def __init__(self, credit: int) -> None:
         self._credit = credit
@@ -81,6 +81,14 @@ class WorkerLoads:
             (worker for worker in self._by_load[0] if not self._node[worker] or self._node[worker] not in nodes), None
         )
 
+    def idle_for_suspect(self, lost_on: Container[str]) -> str | None:
+        """A worker without shards, on none of these nodes if some worker elsewhere is or will be idle.
+
+        A sick node's replacement is often idle first, and a second death there would blame the shard or its video.
+        """
+        worker = self.idle_elsewhere(lost_on)
+        return self.idle() if worker is None and not self._serves_elsewhere(lost_on) else worker
+
     def least_busy(self) -> str | None:
         """A worker that can take a shard: one without shards as long as there is one."""
         return self._first(range(self._credit))
@@ -90,9 +98,14 @@ class WorkerLoads:
         self._closed.add(worker)
         self._place(worker)
 
-    def reserve(self, count: int) -> None:
-        """Closes workers that hold the fewest shards until `count` are closed for suspects that wait."""
-        while len(self._reserved) < count and (worker := self._first(range(1, self._credit + 1))) is not None:
+    def reserve(self, count: int, lost_on: Container[str] = ()) -> None:
+        """Closes workers that hold the fewest shards until `count` are closed for suspects that wait; if it can be, not on these nodes."""
+        elsewhere = bool(lost_on) and self._serves_elsewhere(lost_on)
+        while len(self._reserved) < count:
+            loads = (worker for load in self._by_load[1:] for worker in load)
+            worker = next((worker for worker in loads if not (elsewhere and self._node[worker] in lost_on)), None)
+            if worker is None:
+                return
             self._reserved.add(worker)
             self.close(worker)
 
@@ -113,6 +126,13 @@ class WorkerLoads:
         return self.disks.since if self._held and self.disks.failing(self._held) else None
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _serves_elsewhere(self, nodes: Container[str]) -> bool:
+        """Whether a worker on none of these nodes will be idle once it has done what it holds. Costs O(workers)."""
+        return any(
+            node not in nodes and worker not in self._leaving and not self.disks.rests(worker)
+            for worker, node in self._node.items()
+        )
 
     def _first(self, loads: range) -> str | None:
         return next((next(iter(self._by_load[load])) for load in loads if self._by_load[load]), None)

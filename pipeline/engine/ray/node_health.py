@@ -2,7 +2,8 @@
 
 Takes failed starts, lost encoders and errors of a device, each with its node. A node is avoided after `FAILURES` of any kind, at once where
 another try would fail the same way (another checkpoint than the build's, a GPU that fails a second time). It gets encoders again after
-`AVOIDED_S`, and at any time if every node is avoided: then it is not the node.
+`AVOIDED_S`, and at any time if every node is avoided: then it is not the node. Failures in steps of a video that is rejected because it
+ended encoders on several nodes are forgotten: many such videos must not close a healthy cluster.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from pipeline.engine.worker.blamed_video import BlamedVideo, StepVideo
 
 FAILURES = 3  # within `AVOIDED_S`
 GPU_FAILURES = 2  # errors of one GPU; a process of its own failed each time
@@ -25,6 +28,7 @@ class _Failure:
     why: str
     gpu: str | None
     certain: bool
+    videos: frozenset[tuple[str, str]]  # (URI, key) of its step
 
 
 class NodeHealth:
@@ -37,11 +41,20 @@ class NodeHealth:
         self._new: list[tuple[str, str]] = []
 
     def failed(
-        self, node: str, why: str, now: float, *, host: str = "", gpu: str | None = None, certain: bool = False
+        self,
+        node: str,
+        why: str,
+        now: float,
+        *,
+        host: str = "",
+        gpu: str | None = None,
+        certain: bool = False,
+        step: Iterable[StepVideo] = (),
     ) -> None:
-        """An encoder failed on the node. `gpu`: the one that failed; `certain`: another try there would fail the same way."""
+        """An encoder failed on the node, in `step`. `gpu`: the one that failed; `certain`: another try there would fail the same way."""
         recent = [failure for failure in self._failures[node] if now - failure.at < AVOIDED_S]
-        self._failures[node] = [*recent, _Failure(now, why, gpu, certain)]
+        videos = frozenset((video.uri, video.key) for video in step)
+        self._failures[node] = [*recent, _Failure(now, why, gpu, certain, videos)]
         self._names[node] = f"{host} ({node[:12]})" if host else node[:12]
 
     def avoided(self, alive: Callable[[], set[str]], now: float) -> list[str] | None:
@@ -60,6 +73,15 @@ class NodeHealth:
         """Whether on every node another try would fail the same way."""
         sure = {node for node in self._failures if any(failure.certain for failure in self._recent(node, now))}
         return bool(sure) and bool(nodes := alive()) and not nodes - sure
+
+    def excuse(self, blamed: Iterable[BlamedVideo]) -> None:
+        """Forgets failures in steps of those of these videos that are rejected and failed on several nodes."""
+        for video in blamed:
+            name = video.uri, video.key
+            where = [node for node, found in self._failures.items() if any(name in each.videos for each in found)]
+            if video.drop and len(where) > 1:
+                for node in where:
+                    self._failures[node] = [each for each in self._failures[node] if name not in each.videos]
 
     def forget(self) -> None:
         """All nodes get encoders again."""

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engine.ray import session
@@ -108,6 +108,7 @@ class RayPool:
 
     def assign(self, worker: str, shard: Shard, blamed: tuple[BlamedVideo, ...] = ()) -> None:  # noqa: D102
         record = self._workers[worker]
+        self._health.excuse(blamed)
         if record.lost is not None:
             gone = HandedBack(f"{worker} is gone")
             self._early.append(ShardEnded(worker, ShardFailure(shard.id(self._context.fingerprint), gone)))
@@ -271,12 +272,12 @@ class RayPool:
             raise RuntimeError(f"{worker.name} is not lost")
         del self._workers[worker.name]
         loss, place, now = judge_loss(error, death), worker.place, time.monotonic()
+        step = death.videos if death is not None and loss.blame else ()
         of_node = not (loss.cause in ("node", "preempted") or loss.sent or isinstance(error, StorageUnavailable))
         if place is not None and of_node:
             gpu = ",".join(place.gpus) if loss.device else None
             certain = not worker.up and (loss.device or isinstance(error, FatalError | CheckpointDiffers))
-            self._health.failed(place.node, loss.line, now, host=place.host, gpu=gpu, certain=certain)
-        step = death.videos if death is not None and loss.blame else ()
+            self._health.failed(place.node, loss.line, now, host=place.host, gpu=gpu, certain=certain, step=step)
         if worker.up:
             self._losses = self._losses + 1 if loss.blame else self._losses
             if self._losses >= LOSSES:
@@ -287,7 +288,9 @@ class RayPool:
             return [WorkerGone(worker.name, WorkerLost(f"{worker.name} lost: {loss.line}"), loss.cause, step)]
         loading = [other for other in self._workers.values() if not other.up and other.lost is None]
         others = self._up + sum(not self._has_no_room(other) for other in loading)
-        hopeless = place is None or self._health.all_certain(lambda: self._watch.alive, now)
+        # Without a node it cannot be created at all, unless its process or its node ended meanwhile.
+        ended = isinstance(error, RayActorError) and not error.actor_init_failed
+        hopeless = (place is None and not ended) or self._health.all_certain(lambda: self._watch.alive, now)
         next_start = self._failures.failed(error, loss.line, others=others, hopeless=hopeless, now=now)
         return [
             WorkerGone(worker.name, WorkerLost(f"{worker.name} did not come up: {loss.line}{next_start}"), loss.cause)
