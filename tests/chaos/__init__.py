@@ -5,6 +5,7 @@
 - `ground`: corpus, clean rows, environment of commands, what may be left behind, what readers must see
 - `life`: encode, publish, takedown, compact and gc under a schedule
 - `races`: one command is held at a request while another runs to its end
+- `builds`: two and three builds of one output at once
 - `nodes`: Ray cluster of several raylets whose actors, raylets and nodes are killed
 - `__main__`: `make chaos`
 """

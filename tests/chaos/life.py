@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline.format.layout import LEASES
+from pipeline.format.layout import CURRENT, LEASES
 from tests.chaos import ground as places
 from tests.chaos import schedule
 from tests.chaos.trap import Trap
@@ -135,9 +135,10 @@ class Life:
         return self._kill_other(victim, place)
 
     def _forget_dead(self) -> None:
-        """What an operator may do once a process is known to be dead, instead of waiting two minutes: `docs/nightly.md`."""
-        for key in list(self._store.keys(LEASES)):
-            self._store.delete(key)
+        """As if two minutes had passed: until then a dead process counts as running, for leases and for `lathe publish`."""
+        for prefix in (LEASES, CURRENT.progress):
+            for key in list(self._store.keys(prefix)):
+                self._store.delete(key)
 
     def _arguments(self, step: Step) -> list[str]:
         if step.command == "encode":
@@ -148,9 +149,7 @@ class Life:
             return ["takedown", self.output, self._ground.taken, "--reason", "asked to"]
         if step.command == "compact":
             return ["compact", self.output]
-        beats = [key.removeprefix("_progress/").removesuffix(".json") for key in self._store.keys("_progress/")]
-        ended = [part for name in beats for part in ("--ended", name)]
-        return ["gc", self.output, "--grace", "0m", "--keep-snapshots", "1", "--keep-days", "0", "--forget", *ended]
+        return ["gc", self.output, "--grace", "0m", "--keep-snapshots", "1", "--keep-days", "0", "--forget"]
 
     def _check(self, step: Step) -> None:
         """After every command, killed or not: the newest snapshot is whole. After one that was not killed: so is all that readers see."""

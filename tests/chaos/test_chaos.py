@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.chaos import schedule
-from tests.chaos.builds import at_once
 from tests.chaos.ground import Ground, Place, make_ground
 from tests.chaos.life import Life
 from tests.chaos.races import races
@@ -36,16 +35,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 def test_after_kills_and_storage_faults_every_reader_sees_the_rows_of_a_clean_run(ground: Ground) -> None:
     with Trap(ground.server.address) as trap, Place(ground, trap.endpoint) as place:
-        figures = Life(ground, SEED).run(schedule.steps(SEED, 1), trap, place)
+        *steps, _, publish = schedule.steps(SEED, 1)  # without the last build, to be short
+        figures = Life(ground, SEED).run([*steps, publish], trap, place)
     print(figures)
     assert figures.kills["driver"] >= 3, figures
     assert set(figures.faults) == set(schedule.FAULTS), figures
-
-
-def test_two_builds_at_once_on_a_store_that_ignores_conditions_count_each_row_once(ground: Ground) -> None:
-    with Trap(ground.server.address) as trap, Place(ground, trap.endpoint) as place, trap.fault("lie"):
-        at_once(ground, place, 2)
-    assert trap.hits["lie"] > 3
 
 
 def test_schedules_depend_only_on_their_seed() -> None:
