@@ -121,9 +121,10 @@ class Place:
         """What is there now and should not be."""
         found = {
             "processes": [" ".join(process.cmdline())[:100] for process in self.processes()],
-            # Ray's workers report a crash in a file that their driver takes; of a node that died, the next encoder there deletes it.
+            # Of Ray: its workers report a crash in a file that their driver takes; of a node that died, the next encoder there deletes it.
+            # pymp-: sockets of Python's multiprocessing in Ray's own processes, which are killed with their cluster.
             "temporary": sorted(
-                path.name for path in self.temporary.iterdir() if not path.name.startswith(CRASH_REPORT)
+                path.name for path in self.temporary.iterdir() if not path.name.startswith((CRASH_REPORT, "pymp-"))
             ),
             "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared),
         }
