@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,9 @@ class Part:
 
     source: dict[str, Any]  # row of `manifest.FILES`
     first: int  # position of its first row in the compacted file
-    kept: np.ndarray  # int32: positions in the source of rows that were copied, ascending
-    frames: np.ndarray  # int64
-    num_bytes: np.ndarray  # int64, of the tensors
+    kept: np.ndarray = field(repr=False)  # int32: positions in the source of rows that were copied, ascending
+    frames: np.ndarray = field(repr=False)  # int64
+    num_bytes: np.ndarray = field(repr=False)  # int64, of the tensors
     dropped: dict[int, dict[str, Any]]  # the others, by position, as in `copies.COPIES`
 
 

@@ -88,7 +88,9 @@ def test_files_that_were_taken_down_may_be_deleted(store: Store, tmp_path: Path)
     assert set(shown_ids(store, third)) < set(ids) - {taken}
     assert receipts[1].files[0].key not in shown_by_view(store)
     assert len(shown_by_view(store)) == 2
-    with pytest.raises(InputError, match=r"1 of 1 ids are not in .*; 1 indexes or snapshots cannot be read, such as _index/"):
+    with pytest.raises(
+        InputError, match=r"1 of 1 ids are not in .*; 1 indexes or snapshots cannot be read, such as _index/"
+    ):
         record_takedown(store, "asked", ids=["video00100-5"])
     assert statistics(store, 1)["newer_takedowns"] == 2
     record_takedown(store, "asked", sources=["s3://elsewhere/x.tar"])

@@ -209,6 +209,7 @@ def test_every_running_build_is_open_and_shown(films: SimpleNamespace) -> None:
         "7/7 shards",
         "2/7 shards",
         "7/7 shards",
+        "killed",
     ]
 
 
