@@ -44,6 +44,7 @@ LONG_FIRST = (
     "tests/engine/test_signals.py",
     "tests/model/test_identity.py",
     "tests/engine/test_fault_table.py",
+    "tests/engine/test_ray_head.py",
     "tests/engine/test_ray_training.py",
     "tests/model/test_ivvae_full_size.py",
     "tests/model/test_training_scenes.py",

@@ -1,5 +1,6 @@
 """The head of a private Ray is killed in the middle of a build: it ends soon, says how to go on, and leaves no process."""
 
+import os
 import time
 
 import psutil
@@ -22,9 +23,10 @@ def test_build_without_a_head_ends_and_the_same_command_resumes(tmp_path):
     corpus, output = make_corpus(tmp_path / "corpus", shards=3, samples=2), tmp_path / "out"
     drill = ("drill.point=after_commit", "drill.action=hang", f"drill.marker_dir={tmp_path / 'm'}", "engine.credit=1")
     hang = [part for text in drill for part in ("--set", text)]
-    run = forked_command.start(
-        "encode", corpus, output, *tiny_flags(*hang), prepare="tests.engine.test_ray_head:impatient"
-    )
+    # Raylets end by themselves when their head has been away for so long, by default a minute.
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+    prepare = "tests.engine.test_ray_head:impatient"
+    run = forked_command.start("encode", corpus, output, *tiny_flags(*hang), prepare=prepare, env=environment)
     deadline = time.monotonic() + 240
     while not (tmp_path / "m").exists():
         assert run.poll() is None, run.stderr.read()
