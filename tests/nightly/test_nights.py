@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.engine.driver.encode import encode
 from pipeline.engine.driver.progress import Silent
 from pipeline.engine.driver.report import BuildReport
 from pipeline.engine.worker import build_context
-from pipeline.errors import ConfigError, GateFailed, InputError, LeaseLost, ShardsFailed
+from pipeline.errors import ConfigError, GateFailed, InputError, LeaseHeld, LeaseLost, ShardsFailed
 from pipeline.ledger.lease import Lease
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.nightly import run
@@ -254,10 +255,14 @@ def test_night_that_lost_its_lease_stops_and_publishes_nothing(place, monkeypatc
 
     def take_over():
         other = Lease(place.store, "nightly", "lathe nightly other.yaml")
-        os.utime(place.store.uri(held[0].key), (0, 0))
-        with other:
-            while held[0]._lost is None:
-                time.sleep(0.01)
+        while True:
+            os.utime(place.store.uri(held[0].key), (0, 0))
+            with suppress(LeaseHeld):  # renewed since
+                other.take()
+                break
+        while held[0]._lost is None:
+            time.sleep(0.01)
+        other.release()
 
     monkeypatch.setattr(run, "Lease", Spied)
     add_tar(place.corpus, 3)
