@@ -121,8 +121,7 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._observer.assigned(assignment)
-                blamed = (assignment.blamed,) if assignment.blamed else ()
-                self._pool.assign(assignment.worker, assignment.shard, *blamed)
+                self._pool.assign(assignment.worker, assignment.shard, assignment.blamed)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
