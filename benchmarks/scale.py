@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config import EncodeJob
+    from pipeline.engine.driver.build import Build
     from pipeline.engine.driver.report import BuildReport
     from pipeline.engine.worker.build_context import BuildContext
+    from pipeline.engine.worker.pool import WorkerPool
 
 BARS = {"core_percent": 30.0, "rss_mb": 500.0, "ratio": 1.5, "resume_s": 10.0}
 WARM_UP_S = 10.0  # encoders come up over 5 s
@@ -78,13 +80,13 @@ def context_of(job: EncodeJob) -> BuildContext:
 
 
 class Prepared:
-    """A `Build` over `shards` tars that nobody reads, and its report."""
+    """Builds over `shards` tars that do not exist: the pool decides how an attempt ends."""
 
     def __init__(self, folder: str, shards: int) -> None:
         self.context = context_of(job_of(f"{folder}/in", f"{folder}/out"))
         self._folder, self._shards = folder, shards
 
-    def build(self, pool: Any) -> tuple[Any, BuildReport]:
+    def build(self, pool: WorkerPool) -> tuple[Build, BuildReport]:
         """The build with this pool, not begun."""
         from pipeline.engine.driver.build import Build
         from pipeline.engine.driver.progress import Silent
@@ -96,7 +98,7 @@ class Prepared:
             def meters(self) -> None:
                 return None
 
-            def pool(self, _context: BuildContext) -> Any:
+            def pool(self, _context: BuildContext) -> WorkerPool:
                 return pool
 
         todo = [
@@ -170,9 +172,10 @@ def steady(folder: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def instant_actor() -> Any:
-    """Actor class with the calls of `EncoderActor` and no work. Call it when Ray is connected."""
+    """Actor class with the calls of `EncoderActor` and no work."""
     import ray
 
+    from pipeline.engine.ray.actors import Place
     from pipeline.engine.worker.shard_result import ShardResult
     from pipeline.engine.worker.worker_stats import WorkerStats
     from pipeline.records import Timings
@@ -184,8 +187,8 @@ def instant_actor() -> Any:
         def __init__(self, context: Any, _decoders: int, _threads: int) -> None:
             self._fingerprint = context.fingerprint
 
-        def where(self) -> str:
-            return str(ray.get_runtime_context().get_node_id())
+        def where(self) -> Place:
+            return Place(str(ray.get_runtime_context().get_node_id()), "host", (), "no record")
 
         def load(self) -> dict[str, Any]:
             return {}
@@ -193,9 +196,12 @@ def instant_actor() -> Any:
         def stats(self) -> WorkerStats:
             return WorkerStats(bytes_done={"0" * 32: 1, "1" * 32: 2})
 
-        def run_shard(self, shard: Any, _ticket: int) -> ShardResult:
+        def run_shard(self, shard: Any, _blamed: Any, _ticket: int) -> ShardResult:
             shard_id = shard.id(self._fingerprint)
             return ShardResult(shard_id, True, COUNTS, COUNTS, Timings(), 10**9, {"too_short": 10}, 1)
+
+        def hand_back(self, _shard_ids: list[str]) -> None:
+            pass
 
         def shutdown(self) -> None:
             pass
@@ -208,13 +214,13 @@ def with_ray(folder: str, options: argparse.Namespace) -> dict[str, float]:
     from pipeline.engine.ray import session
 
     shards = min(options.shards, CALLED_SHARDS)
-    cluster = session.connect("local", cpus=2, object_store_bytes=0)
+    cluster = session.connect("local", cpus=4, object_store_bytes=0)  # as two encoders and their decoders need
     try:
         from pipeline.engine.ray import pool as ray_pool
 
         ray_pool.EncoderActor = instant_actor()  # type: ignore[misc]
         made = Prepared(folder, shards)
-        engine = made.context.job.engine.model_copy(update={"encoders": 2})
+        engine = made.context.job.engine.model_copy(update={"encoders": 2, "decoders": 1})
         job = made.context.job.model_copy(update={"engine": engine})
         made.context = dataclasses.replace(made.context, job=job)
         build, report = made.build(ray_pool.RayPool(made.context, cluster))

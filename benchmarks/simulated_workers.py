@@ -106,6 +106,9 @@ class SimulatedPool:
         self._at(end, "end", worker, shard_id)
         self.cpu_s += time.thread_time() - begun
 
+    def hand_back(self, worker: str, shard_ids: list[str]) -> None:
+        """Not called: no node is drained."""
+
     def poll(self, timeout_s: float) -> list[PoolEvent]:
         """The next events; on a clock that jumps one at a time, which costs the driver most."""
         begun = time.thread_time()

@@ -21,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 BAR_S, BAR_GB = 60.0, 2.0
-CASES = {
-    "first": (0, 0),
-    "half covered": (2, 10),
-    "finished": (1, 64),
-}  # every nth source is covered, in groups of so many
+# By case: every nth source is covered (0: none), in groups of so many.
+CASES = {"first": (0, 0), "half covered": (2, 10), "finished": (1, 64)}
 
 
 def make_files(folder: Path, files: int, folders: int) -> None:

@@ -44,9 +44,8 @@ MiB = 1024 * 1024
 # Small, since each block counts as progress, and a connection that stalls loses at most one: at 20 kB/s one arrives every 3 s. Costs 0.3 s
 # CPU per GB more than blocks of 1 MiB (measured on loopback: 2.1 s against 1.8 s).
 BLOCK_BYTES = 64 * 1024
-PREFLIGHT_TRIES = (
-    5  # with two, one store in a hundred that breaks a tenth of its answers was refused, as if its address were wrong
-)
+# With two, one start in a hundred was refused, as if the address were wrong, where a store breaks a tenth of its answers.
+PREFLIGHT_TRIES = 5
 # "auto" would pick the CRT client on some machines, which sends transfers for custom endpoints to AWS.
 UPLOADS = TransferConfig(
     multipart_threshold=16 * MiB, multipart_chunksize=16 * MiB, max_concurrency=4, preferred_transfer_client="classic"

@@ -46,7 +46,8 @@ def pool(monkeypatch):
     pool._tickets = pool._up = pool._losses = 0
     pool._created = pool._wanted = pool.size = 2
     pool._failures, pool._health, pool._early = LoadFailures(3600), NodeHealth(), []
-    pool._watch = SimpleNamespace(alive={"node-1", "node-2"}, draining={}, silent_s=lambda now: 0.0, close=lambda: None)
+    head = {"alive": {"node-1", "node-2"}, "draining": {}, "failure": ""}
+    pool._watch = SimpleNamespace(**head, silent_s=lambda now: 0.0, close=lambda: None)
     pool._gpus, pool._home, pool._waiting_shown, pool._head_lost = 0, "node-1", False, False
     pool._attended, pool._polled_at, pool._watch_at = 0.0, time.monotonic(), float("inf")
     pool._workers = {name: EncoderState(name, Calls(), 0.0) for name in ("encoder-1", "encoder-2")}

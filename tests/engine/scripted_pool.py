@@ -54,7 +54,7 @@ class ScriptedPool:
     def start(self, wanted):
         self._events += [WorkerUp(f"w{n}") for n in range(wanted)]
 
-    def assign(self, worker, shard):
+    def assign(self, worker, shard, blamed=()):
         self.runs[shard.name] = self.runs.get(shard.name, 0) + 1
         error = self._outcome(shard, self.runs[shard.name])
         shard_id = shard.id("f" * 32)

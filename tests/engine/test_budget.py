@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.engine.driver.budget import Budget, Spent, Unlimited, UpTime
-from pipeline.errors import LeaseLost
+from pipeline.errors import Interrupted, LeaseLost
+from pipeline.process import signals
 from tests.engine.scripted_pool import ProbedStore, ScriptedPool, make_build
 
 HOUR = 3600.0
@@ -75,6 +76,25 @@ def test_build_whose_last_shards_run_when_a_limit_is_reached_is_complete(tmp_pat
     build._control = control
     build.run()
     assert (report.shards_done, report.shards_left, report.stopped) == (2, 0, None)
+
+
+def test_signal_to_a_build_that_a_limit_has_stopped_is_answered(tmp_path, monkeypatch):
+    class Signalled(ScriptedPool):
+        def poll(self, timeout_s):
+            if not self.runs or signals.requested():
+                return super().poll(timeout_s)
+            if control.budget.hours is not None:
+                monkeypatch.setattr(signals._State, "received", 1)
+            control.budget = Budget(hours=1e-12)  # while shards run
+            return []
+
+    pool, control = Signalled(lambda shard, runs: None), Limited(Budget())
+    build, report, notices = make_build(tmp_path, ProbedStore(str(tmp_path)), pool, shards=9)
+    build._control = control
+    with pytest.raises(Interrupted):
+        build.run()
+    assert report.shards_done == len(pool.runs) == 4
+    assert [line.partition(": running shards")[0] for line in notices] == [f"stopping, {report.stopped}", "stopping"]
 
 
 def test_encoder_time_is_in_the_report(tmp_path):

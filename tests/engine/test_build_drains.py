@@ -15,7 +15,7 @@ class DrainedPool(ScriptedPool):
         super().__init__(lambda shard, run: None)
         self.held, self.back, self.asked = {}, [], set()
 
-    def assign(self, worker, shard):
+    def assign(self, worker, shard, blamed=()):
         if worker != "w0":
             super().assign(worker, shard)
             return

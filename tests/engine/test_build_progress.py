@@ -65,7 +65,7 @@ def test_a_build_of_one_shard_of_files_shows_percentages_between_0_and_100(tmp_p
 class PulsingPool(ScriptedPool):
     """Reports most of a shard's bytes before each attempt ends; one event a poll."""
 
-    def assign(self, worker, shard):
+    def assign(self, worker, shard, blamed=()):
         self._events.append(Pulse(worker, WorkerStats(bytes_done={shard.id("f" * 32): shard.num_bytes * 4 // 5})))
         super().assign(worker, shard)
 

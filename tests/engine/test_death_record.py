@@ -1,4 +1,4 @@
-"""What an encoder process leaves for the one who asks why it ended."""
+"""Record of why an encoder process ended, read after it has ended."""
 
 import os
 import signal

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from collections import Counter
 
 import pytest
 
+from benchmarks.scale import instant_actor
 from benchmarks.simulated_workers import SimulatedPool, clock_of
 from pipeline.config import EncodeJob
 from pipeline.engine.driver.coverage import find_work
@@ -111,3 +113,14 @@ def test_faults_and_preemptions_of_simulated_encoders_lose_and_double_no_shard(t
     assert pool.counts["preempted"] > 0
     assert pool.counts["failed"] > 30
     assert all("failed 3 times" in why for why in report.failed.values())
+
+
+def test_actor_of_the_benchmark_takes_the_calls_of_an_encoder():
+    """Else `benchmarks.scale --only calls` fails, which no other test runs."""
+    from pipeline.engine.ray.actors import EncoderActor
+
+    def calls(actor):
+        methods = inspect.getmembers(actor.__ray_metadata__.modified_class, inspect.isfunction)
+        return {name: len(inspect.signature(call).parameters) for name, call in methods if name[0] != "_"}
+
+    assert calls(instant_actor()) == calls(EncoderActor)

@@ -31,7 +31,7 @@ class LosingPool(ScriptedPool):
 
     lost = False
 
-    def assign(self, worker, shard):
+    def assign(self, worker, shard, blamed=()):
         if worker == "w1" and not self.lost:
             self.lost = True
             self._events.append(WorkerGone(worker, WorkerLost("w1 lost: its node was preempted"), "preempted"))

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cli.wording import build_lines
 from pipeline.engine.driver import outage
+from pipeline.engine.driver.encode import _run
 from pipeline.engine.worker.pool import ShardEnded
 from pipeline.errors import BuildError, RejectBudgetExceeded, StorageUnavailable, WorkerLost
 from tests.engine.scripted_pool import ProbedStore, ScriptedPool, make_build, unavailable
@@ -119,6 +120,24 @@ def test_an_outage_longer_than_outage_s_ends_the_build_with_one_line_and_its_rep
     assert report.shards_done == 1
     assert not report.failed
     assert pool.closed
+
+
+def test_a_build_that_an_outage_ends_says_so_though_its_files_cannot_be_named_either(tmp_path):
+    class Away(ProbedStore):
+        def exists(self, key):
+            if self.down:
+                raise StorageUnavailable("host:9000 did not answer", uri=self.root)
+            return super().exists(key)
+
+    def outcome(shard, run):
+        store.down = True
+        return unavailable(shard)
+
+    store = Away(str(tmp_path / "out"))
+    build, _, lines = make_build(tmp_path, store, ScriptedPool(outcome), "engine.outage_s=0.3")
+    with pytest.raises(BuildError, match=r"engine\.outage_s"):
+        _run(build, build._observer._context, store, build._display)
+    assert "may not name the new data files: " in lines[-1]
 
 
 @pytest.mark.parametrize("ending", [BuildError("no encoder is up"), RejectBudgetExceeded("flood"), KeyboardInterrupt()])

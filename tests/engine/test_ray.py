@@ -129,6 +129,15 @@ def test_an_address_where_no_ray_answers_is_exit_code_2(corpus, tmp_path, ray_cl
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+def test_encoders_that_do_not_fit_on_a_real_cluster_are_refused_with_the_arithmetic(ray_cluster, corpus, tmp_path):
+    """Whether a cluster grows is read by calls of Ray that are not public: without them every cluster would be waited for."""
+    many = ("--set", "engine.encoders=3", "--set", "engine.encoder_cpus=2")
+    run = ray_cluster.lathe("encode", corpus, tmp_path / "out", *joined(ray_cluster), *many)
+    assert run.returncode == 2, run.stderr
+    assert "3 encoders of 2 CPU and 3 decoders of 0.5 CPU need 7.5 CPU" in run.stderr, run.stderr
+    assert receipts(tmp_path / "out") == []
+
+
 def test_signals_reach_the_driver_not_the_actors(ray_cluster, corpus, clean_rows, tmp_path):
     output = tmp_path / "out"
     driver = ray_cluster.start("encode", corpus, output, *joined(ray_cluster), "--set", "engine.credit=1")

@@ -200,7 +200,9 @@ def test_drained_encoder_takes_no_shard_hands_back_and_leaves(up):
 
 def test_drained_encoder_without_shards_is_given_none_and_leaves(up):
     up._watch.draining = {"node-2": float("inf")}
-    assert [type(event) for event in checked(up)] == [Notice, WorkerDraining]
+    notice, draining = checked(up)
+    assert "goes away at an unknown time; it finishes its shards" in notice.text
+    assert isinstance(draining, WorkerDraining)
     assert checked(up) == []
     (event,) = answer(up, "encoder-2", "shutdown", None)
     assert (event.worker, event.cause) == ("encoder-2", "preempted")
@@ -219,8 +221,8 @@ def test_drained_encoder_is_replaced_before_it_has_left(up, monkeypatch):
 def test_head_that_does_not_answer_stops_the_build_without_waiting_for_it(up, monkeypatch):
     abandoned = []
     monkeypatch.setattr(ray_pool.session, "abandon", lambda: abandoned.append(True))
-    up._watch.silent_s = lambda now: ray_pool.HEAD_S + 1
-    with pytest.raises(BuildError, match=r"head of the Ray cluster has not answered for 30 s.*resumes"):
+    up._watch.silent_s, up._watch.failure = lambda now: ray_pool.HEAD_S + 1, "RpcError: 14"
+    with pytest.raises(BuildError, match=r"has not answered for 30 s, or was started anew \(RpcError: 14\).*resumes"):
         checked(up)
     up.close()
     assert abandoned == [True]
@@ -244,6 +246,7 @@ def test_watch_counts_silence_from_the_last_answer_and_survives_errors_of_ray():
     assert watch.silent_s(3.0) == 0.0
     assert watch.silent_s(10.0) == 7.0
     assert (watch.alive, watch.draining) == ({"a"}, {"a": 5.0})
+    assert watch.failure == "ConnectionError: rpc error"
     watch.close()
 
 

@@ -40,7 +40,7 @@ class FullDiskCrew(ScriptedPool):
         self.on_full = 0
         self._later = []
 
-    def assign(self, worker, shard):
+    def assign(self, worker, shard, blamed=()):
         if worker == "w0":
             self.on_full += 1
         self._outcome = (lambda *_: full_disk(shard)) if worker == "w0" else (lambda *_: None)

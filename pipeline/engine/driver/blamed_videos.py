@@ -59,7 +59,7 @@ class BlamedVideos:
         return tuple(found)
 
     def dropped_by(self, step: Sequence[StepVideo], shard_id: str) -> str | None:
-        """Key of a video of the shard that the last death, in `step`, was one too many for; None where the death counts for the shard."""
+        """Key of a video of the shard that is dropped because of the last death, in `step`; None where the death counts for the shard."""
         dropped = [video for video in self.of(shard_id) if video.drop]
         if len(dropped) > MOST_DROPPED:
             return None

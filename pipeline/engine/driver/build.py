@@ -86,6 +86,7 @@ class Build:
         self._watch = OutageWatch(store, lambda root: open_store(root, job.storage), job.engine.outage_s)
         self._live = LiveCounts()
         self._workers: set[str] = set()
+        self._signalled = False
         self._disk_error: StorageUnavailable | None = None  # the latest
         self._show_at = 0.0
 
@@ -121,8 +122,7 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._observer.assigned(assignment)
-                blamed = (assignment.blamed,) if assignment.blamed else ()
-                self._pool.assign(assignment.worker, assignment.shard, *blamed)
+                self._pool.assign(assignment.worker, assignment.shard, assignment.blamed)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()
@@ -152,8 +152,8 @@ class Build:
             self._observer.close(sys.exception(), dispatcher.open_shards, draining=dispatcher.draining)
 
     def _drain_if_asked(self) -> None:
-        if signals.requested() and not self._dispatcher.draining:
-            self._dispatcher.draining = True
+        if signals.requested() and not self._signalled:  # also where a limit has stopped the build before
+            self._signalled = self._dispatcher.draining = True
             self._observer.draining("a signal")
             self._display.notice(
                 "stopping: running shards are finished, the rest is left; send the signal again to stop at once"

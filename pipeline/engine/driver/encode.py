@@ -111,19 +111,31 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         del summaries
         if todo:
             _write_card(context, store)
-            admitted, keeper = control.budget.admitted(todo), SummaryKeeper(store, context.layout)
-            try:
-                with keeper:
-                    Build(admitted, context, executor, store, display, report, begun, control).run()
-            finally:
-                if keeper.failure is not None:
-                    report.notices.append(f"the next run reads every receipt of this one: {keeper.failure}")
-                _name_data(context, store)
+            admitted = control.budget.admitted(todo)
+            _run(Build(admitted, context, executor, store, display, report, begun, control), context, store, display)
             if len(admitted) < len(todo):
                 report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
     _judge(report, job, before, reasons)
     return report
+
+
+def _run(build: Build, context: BuildContext, store: Store, display: Display) -> None:
+    """Runs the build, and names its data files however it ends. Raises what the build raises."""
+    keeper = SummaryKeeper(store, context.layout)
+    try:
+        with keeper:
+            build.run()
+    except BaseException:
+        try:
+            _name_data(context, store)
+        except LatheError as error:  # why the build ended matters more: an outage ends both
+            display.notice(f"{HUGGING_FACE_KEY} may not name the new data files: {error}")
+        raise
+    finally:
+        if keeper.failure is not None:
+            display.notice(f"receipts could not be cached, so the next run takes longer to start: {keeper.failure}")
+    _name_data(context, store)
 
 
 def _work(

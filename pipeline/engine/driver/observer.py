@@ -142,7 +142,7 @@ class BuildObserver:
         self._log.event(what, shard=shard.name, shard_id=shard_id, reason=_short(verdict.reason))
 
     def handed_back(self, worker: str, shard: Shard, shard_id: str, reason: str) -> None:
-        """The worker's node goes away before the shard would be done: another worker gets it. Said again until the attempt has ended."""
+        """The worker's node goes away before the shard would be done: another worker gets it. Repeated calls for one attempt count once."""
         if self._held.get(worker, {}).pop(shard_id, None) is None:
             return
         self._outcomes["handed_back"] += 1

@@ -41,7 +41,6 @@ class RunLog:
         self._dropped = 0
         self._part = bytearray()  # contents of the latest part; of the thread alone
         self._number = 1
-        self._wake = threading.Event()
         self._closing = threading.Event()
         self._failure: str | None = None
         self._failure_shown = False
@@ -71,7 +70,6 @@ class RunLog:
     def close(self) -> None:
         """Writes what waits. Returns after `CLOSE_S` at the latest."""
         self._closing.set()
-        self._wake.set()
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
@@ -83,7 +81,7 @@ class RunLog:
                 pause_s = FIRST_S  # the part is in memory and complete: the next turn writes it again
             if last:
                 return
-            self._wake.wait(min(pause_s, self._every_s))
+            self._closing.wait(min(pause_s, self._every_s))
             pause_s = min(2 * pause_s, self._every_s)
 
     def _flush(self) -> bool:

@@ -7,7 +7,6 @@ GET for each new one. Without it, the run that follows a build of 100,000 shards
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LatheError
@@ -50,11 +49,7 @@ class SummaryKeeper:
                 self.failure = str(error)
 
     def _refresh(self) -> None:
-        scratch = ScratchFolder()
-        try:
-            with local_disk(scratch.path):
-                summaries = Summaries(self._store, layout=self._layout)
-                summaries.spool(Path(scratch.path, "summaries"))
-                summaries.save()
-        finally:
-            scratch.close()
+        with ScratchFolder() as folder, local_disk(folder):
+            summaries = Summaries(self._store, layout=self._layout)
+            summaries.spool(folder / "summaries")
+            summaries.save()

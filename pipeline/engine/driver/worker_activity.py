@@ -30,7 +30,7 @@ SHARES = {
 class Activity:
     """A worker in the time between two pulses. `shares` of that time; what is missing to 1 is work between steps."""
 
-    doing: str  # encode, or what it waits for: decode, fetch, upload, idle; busy: none of these; starting: no two pulses yet
+    doing: str  # encode, or what it waits for: decode, fetch, upload, idle; busy: anything else; starting: no two pulses yet
     shares: dict[str, float]
     frames_per_s: float
     video: str

@@ -74,7 +74,7 @@ class WorkerLoads:
         return next(iter(self._by_load[0]), None)
 
     def idle_elsewhere(self, nodes: Container[str]) -> str | None:
-        """A worker without shards on none of these nodes; on any node where all workers are on one, or where nodes are unknown."""
+        """A worker without shards on a node outside `nodes`; on any node if all workers share one, or if nodes are unknown."""
         if len(self._on_node) <= 1:
             return self.idle()
         return next(
@@ -82,7 +82,7 @@ class WorkerLoads:
         )
 
     def idle_for_suspect(self, lost_on: Container[str]) -> str | None:
-        """A worker without shards, on none of these nodes if some worker elsewhere is or will be idle.
+        """A worker without shards, outside these nodes if some worker outside them is or will be idle.
 
         A sick node's replacement is often idle first, and a second death there would blame the shard or its video.
         """
@@ -128,7 +128,7 @@ class WorkerLoads:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _serves_elsewhere(self, nodes: Container[str]) -> bool:
-        """Whether a worker on none of these nodes will be idle once it has done what it holds. Costs O(workers)."""
+        """Whether a worker outside these nodes will be idle once it has done what it holds. Costs O(workers)."""
         return any(
             node not in nodes and worker not in self._leaving and not self.disks.rests(worker)
             for worker, node in self._node.items()

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from pipeline.records import Shard
 
 DECODER_PLACEMENT_S = 300.0  # a cluster that grows may need minutes
-SHARDS_AT_ONCE = (
-    16  # threads for run_shard; the driver's credit decides how many are used, repeated calls need some more
-)
+SHARDS_AT_ONCE = 16  # threads for run_shard: `engine.credit` calls at a time, and repeated calls
 CONTROL_CALLS = 8  # a repeated `load` waits for the first, and must not keep `stats` and `shutdown` waiting
 OUTCOMES_KEPT = 64  # for repeated calls of `run_shard`
 SHUTDOWN_S = 4.0  # for the step in flight to end

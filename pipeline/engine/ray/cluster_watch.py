@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PERIOD_S = 5.0
+LINE = 200  # characters of a failure
 
 Answer = tuple[set[str], dict[str, float]]
 
@@ -23,11 +24,13 @@ class ClusterWatch:
     """`alive`: ids of live nodes that have room for an encoder when nothing else runs.
 
     `draining`: node -> unix time in seconds at which it goes away; inf where that is not known.
+    `failure`: what Ray said instead of the latest answer, in one line; "" if it answered, or says nothing.
     """
 
     def __init__(self, ask: Callable[[], Answer], period_s: float = PERIOD_S) -> None:
         self.alive: set[str] = set()
         self.draining: dict[str, float] = {}
+        self.failure = ""
         self._answers = self._seen = 0
         self._seen_at = 0.0
         self._ask = ask
@@ -50,9 +53,10 @@ class ClusterWatch:
         while not self._closing.is_set():
             try:
                 self.alive, self.draining = self._ask()
-            except Exception:  # noqa: BLE001 - Ray raises bare exceptions; that there is no answer is what counts
-                pass
+            except Exception as error:  # noqa: BLE001 - Ray raises bare exceptions; the pool reads how long they last
+                self.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LINE]
             else:
+                self.failure = ""
                 self._answers += 1
             self._closing.wait(self._period_s)
 

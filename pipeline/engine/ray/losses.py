@@ -27,7 +27,7 @@ LONGEST_PAUSE_S = 60.0
 class Loss:
     """`blame`: the actor's own work ended it, so the videos of its step are suspects. `device`: by an error of its GPU.
 
-    `sent`: by a signal that somebody sent, which says nothing about the node.
+    `sent`: by a signal from outside (`kill`, an operator), which says nothing about the node.
     """
 
     line: str

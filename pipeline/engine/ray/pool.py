@@ -320,9 +320,10 @@ class RayPool:
         """Raises BuildError where Ray's head does not answer for `HEAD_S`: nothing can be started or replaced without it."""
         if self._watch.silent_s(self._attended) > HEAD_S:
             self._head_lost = True
+            why = f" ({self._watch.failure})" if self._watch.failure else ""
             raise BuildError(
-                f"the head of the Ray cluster has not answered for {HEAD_S:g} s, or was started anew; finished shards are kept, and the "
-                "same command resumes"
+                f"the head of the Ray cluster has not answered for {HEAD_S:g} s, or was started anew{why}; finished shards are kept, and "
+                "the same command resumes"
             )
 
     def _drained(self) -> list[PoolEvent]:
@@ -334,10 +335,10 @@ class RayPool:
             if (deadline := self._watch.draining.get(worker.place.node)) is None:
                 continue
             if first := worker.drained_at is None:
-                left = f" in {deadline - time.time():.0f} s" if deadline != float("inf") else ""
-                events.append(
-                    Notice(f"{worker.name}: its node {worker.place.host} goes away{left}; its shards are handed back")
-                )
+                when = f"in {deadline - time.time():.0f} s; its shards are finished by then or handed back"
+                if deadline == float("inf"):
+                    when = "at an unknown time; it finishes its shards"
+                events.append(Notice(f"{worker.name}: its node {worker.place.host} goes away {when}"))
             if worker.shards or (first and worker.up):
                 if worker.drained_at is None or self._attended - worker.drained_at > DRAIN_S:
                     worker.drained_at = self._attended

@@ -7,7 +7,7 @@
 - `attempt`, `shard_reading`: one attempt at one shard, from fetch to receipt; its thread that reads samples
 - `shard_scope`, `sample_account`, `shard_result`: samples that an attempt covers; their counts; the outcome
 - `clip_id`, `clip_writing`: ids of latents; the thread that writes clips
-- `death_record`, `blamed_video`: what a process leaves for the one who asks why it ended; videos that end workers
-- `device_fault`, `load_progress`: errors of a GPU, told apart by their text; progress of loading a network
+- `death_record`, `blamed_video`: file that says why a process ended; videos that end workers
+- `device_fault`, `load_progress`: errors of a GPU, recognised by their text; progress of loading a network
 - `progress_counter`, `worker_stats`, `loop_counts`: counts all work, to distinguish a hang from slow work; live numbers for the driver
 """

@@ -1,4 +1,4 @@
-"""File that an encoder process keeps for the one who asks why it ended: its stage, the videos of its step, memory kills, its crash.
+"""File in which an encoder process records why it may end: its stage, the videos of its step, memory kills, its crash.
 
 `DeathRecord` is made in the process. Once the process is gone, `take_death` on the same machine reads the file; it needs no answer of the
 process, so it works after SIGKILL too. Ray reports a crash, a kill and a lack of memory alike.
@@ -47,9 +47,8 @@ class DeathRecord:
         self.path = self._crash.path
         descriptor = os.open(_step_path(self.path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the process ends: see `crash_report._sweep`
-        os.write(
-            descriptor, bytes(STEP_BYTES)
-        )  # written, not only reserved: writing into a hole on a full disk is a SIGBUS
+        # Written, not only reserved: on a full disk a write into a hole is a SIGBUS.
+        os.write(descriptor, bytes(STEP_BYTES))
         self._map = mmap.mmap(descriptor, STEP_BYTES)
         self._guard = threading.Lock()
         self._oom_file = oom_file()
@@ -65,7 +64,7 @@ class DeathRecord:
             self._write()
 
     def refresh(self) -> None:
-        """Memory kills up to now (of decoders, say) are not those that end this process. Called every few seconds."""
+        """Counts memory kills up to now, which did not end this process (but decoders, for example). Called every few seconds."""
         kills = count_oom_kills(self._oom_file)
         with self._guard:
             self._oom_kills = kills

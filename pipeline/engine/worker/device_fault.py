@@ -1,4 +1,4 @@
-"""Errors of a GPU or its driver, told apart from other errors of an encode step by their text: a process that met one is unusable.
+"""Errors of a GPU or its driver, recognised among the errors of an encode step by their text. A process that met one is unusable.
 
 A CUDA context stays broken after most of its errors ("sticky"), and the error may belong to an earlier step than the one that raised it.
 """

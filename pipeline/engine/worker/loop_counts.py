@@ -34,7 +34,7 @@ class LoopCounts:
             self._attempts.append(attempt)
 
     def ended(self, attempt: ShardAttempt) -> None:
-        """It is not any more."""
+        """An attempt is no longer in flight."""
         with self._guard:
             self._attempts.remove(attempt)
             received, sent = self._bytes_before
