@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -87,7 +87,6 @@ def _run(
         job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
     except ConfigError as error:
         _refuse(error, codes["refused"], as_json, debug)
-        raise
     try:
         night = _night(path, job, as_json, accept_fingerprint=accept_fingerprint)
     except BaseException as error:
@@ -108,7 +107,7 @@ def _run(
         raise typer.Exit(code)
 
 
-def _refuse(error: ConfigError, code: int, as_json: bool, debug: bool) -> None:
+def _refuse(error: ConfigError, code: int, as_json: bool, debug: bool) -> NoReturn:
     """Ends a command whose job file is wrong. Its report names no output and is shown as JSON only."""
     from pipeline.nightly.night import new_night
 
