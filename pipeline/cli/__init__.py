@@ -1,7 +1,7 @@
 """Command line: options, commands, results as text, exit codes.
 
 - `app`: encode, plan, inspect, verify, sample
-- `seeing_commands`: status, why
+- `status_commands`: status, why
 - `output_commands`: publish, snapshots, diff, stats
 - `compact_command`: compact
 - `maintenance_commands`: takedown, gc

@@ -17,7 +17,7 @@ from pipeline.cli import (
     network_commands,
     nightly_command,
     output_commands,
-    seeing_commands,
+    status_commands,
 )
 from pipeline.cli.terminal import (
     RETRY_REJECTS,
@@ -211,7 +211,7 @@ def plan(
     guard(run, debug=debug, again="nothing was written; the same command starts over")
 
 
-app.command()(seeing_commands.status)
+app.command()(status_commands.status)
 
 
 @app.command()
@@ -271,7 +271,7 @@ def sample(
     guard(run, debug=debug)
 
 
-app.command()(seeing_commands.why)
+app.command()(status_commands.why)
 app.command()(nightly_command.nightly)
 app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)

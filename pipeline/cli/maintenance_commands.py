@@ -26,7 +26,9 @@ def takedown(
             help="URI of a source, key of a sample, URI#KEY, id of a row, or @list.txt with one of these a line.",
         ),
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why, for the record. Name nobody in it: it is kept.")] = "",
+    reason: Annotated[
+        str, typer.Option(help="Why, for the audit record. Do not name people: the record is kept.")
+    ] = "",
     by: Annotated[str | None, typer.Option(metavar="WHO", help="Who asked for it. [default: the user's name]")] = None,
     allow_unknown: Annotated[
         bool, typer.Option("--allow-unknown", help="Names that the output does not have are sources not to be encoded.")

@@ -68,6 +68,7 @@ def _counted(found: dict[str, Any]) -> str:
 
 
 def _some(names: list[str]) -> list[str]:
+    """The first `NAMES_SHOWN`, and how many there are beside."""
     more = [f"… and {len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
     return [*names[:NAMES_SHOWN], *more]
 
@@ -141,7 +142,7 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"  takedowns names of {len(takedowns['names_removed'])} {state} replaced by hashes: no bytes are left"
         )
-    lines += [f"  takedowns {_stored(item)}" for item in _some_dicts(takedowns["stored"])]
+    lines += [f"  takedowns {text}" for text in _some([_stored(item) for item in takedowns["stored"]])]
     if foreign := found["foreign"]["objects"]:
         lines.append(
             f"  foreign   {foreign} objects that Lathe did not make, such as {found['foreign']['names'][0]}: left alone"
@@ -155,10 +156,6 @@ def _stored(item: dict[str, Any]) -> str:
         f"{item['record']}: {item['files']} stored files still hold its rows{where}; `lathe compact` rewrites files of the newest "
         "snapshot, `lathe gc --forget` lets go of older ones"
     )
-
-
-def _some_dicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return found[:NAMES_SHOWN]
 
 
 def _numbers(numbers: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -11,8 +11,10 @@ from pipeline.cli.terminal import AsJson, Debug, Overrides, fail_with, guard, sh
 from pipeline.process import signals
 
 if TYPE_CHECKING:
+    from pipeline.config import EncodeJob
     from pipeline.engine.driver.progress import BuildProgress, Display
     from pipeline.engine.driver.report import BuildReport
+    from pipeline.errors import ConfigError
     from pipeline.nightly.night import Night
 
 REJECTED_SHOWN = 5
@@ -77,17 +79,21 @@ def _run(
     *,
     accept_fingerprint: bool,
 ) -> None:
-    from pipeline.errors import LatheError
+    from pipeline.config import build_job
+    from pipeline.errors import ConfigError, LatheError
 
     codes = _codes(exit_codes)
     try:
-        night = _night(path, flags, overrides, as_json, accept_fingerprint=accept_fingerprint)
+        job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
+    except ConfigError as error:
+        _refuse(error, codes["refused"], as_json, debug)
+    try:
+        night = _night(path, job, as_json, accept_fingerprint=accept_fingerprint)
     except BaseException as error:
         if (failed := getattr(error, "night", None)) is None:
             raise
         code = codes[failed.outcome]
-        if failed.output or as_json:
-            _show(failed, code, as_json)
+        _show(failed, code, as_json)
         if isinstance(error, KeyboardInterrupt):
             stopped("stopped; the same command resumes", code)
         if isinstance(error, LatheError):
@@ -101,21 +107,19 @@ def _run(
         raise typer.Exit(code)
 
 
-def _night(
-    path: str, flags: dict[str, Any], overrides: tuple[str, ...], as_json: bool, *, accept_fingerprint: bool
-) -> Night:
-    """Runs a night. Errors have the `Night` as their attribute `night`; it has no output if the job file is wrong."""
-    from pipeline.config import build_job
-    from pipeline.errors import ConfigError
+def _refuse(error: ConfigError, code: int, as_json: bool, debug: bool) -> NoReturn:
+    """Ends a command whose job file is wrong. Its report names no output and is shown as JSON only."""
     from pipeline.nightly.night import new_night
 
-    try:
-        job = build_job(flags, config_path=path, overrides=overrides)  # before the slow imports
-    except ConfigError as error:
-        refused = new_night(output="")
-        refused.end(error, time.monotonic())
-        error.night = refused  # type: ignore[attr-defined]
-        raise
+    if as_json:
+        night = new_night(output="")
+        night.end(error, time.monotonic())
+        _show(night, code, as_json)
+    fail_with(error, code, debug=debug)
+
+
+def _night(path: str, job: EncodeJob, as_json: bool, *, accept_fingerprint: bool) -> Night:
+    """Runs a night. Errors have the `Night` as their attribute `night`."""
     from pipeline.cli.progress import display_for
     from pipeline.nightly.run import nightly as run_night
 

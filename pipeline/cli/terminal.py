@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -167,7 +167,7 @@ def guard(
         raise typer.Exit(1) from None
 
 
-def stopped(message: str, code: int = EXIT_CODE) -> None:
+def stopped(message: str, code: int = EXIT_CODE) -> NoReturn:
     """Prints one line on stderr and ends a command that a signal stopped."""
     from pipeline.cli.progress import say
 
@@ -175,14 +175,14 @@ def stopped(message: str, code: int = EXIT_CODE) -> None:
     raise typer.Exit(code)
 
 
-def fail_with(error: LatheError, code: int, *, debug: bool) -> None:
+def fail_with(error: LatheError, code: int, *, debug: bool) -> NoReturn:
     """As `fail`, with the error; with `debug` its traceback is printed before."""
     if debug:
         traceback.print_exception(error)
     fail(str(error), code)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Prints one line on stderr and ends the command with exit code `code`."""
     typer.echo(f"lathe: error: {printable(message)}", err=True)
     raise typer.Exit(code)

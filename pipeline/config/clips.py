@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from pipeline.config.section import Section, as_list
+from pipeline.config.section import Section, as_list, matching
 from pipeline.records import Bucket
 
 
@@ -53,9 +53,18 @@ class ClipConfig(Section):
     """List of FRAMESxHEIGHTxWIDTH; replaces `frames` and `size`."""
     multiple_of: int = Field(16, ge=8)
     """Sides of area-derived buckets are multiples of this many pixels."""
-    select: str = "head"
+    select: Annotated[
+        str,
+        matching(r"head|tile|whole|slide:[1-9]\d*|uniform:[1-9]\d*", "head, tile, whole, slide:STRIDE or uniform:N"),
+    ] = "head"
     """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent)."""
-    crop: str = "center"
+    crop: Annotated[
+        str,
+        matching(
+            r"center|top|letterbox|random:([1-9]|[1-5]\d|6[0-4])",
+            "center, top, letterbox or random:K with K of 1 to 64",
+        ),
+    ] = "center"
     """What is left of a frame that was scaled to cover its bucket: its `center`, its `top`, `random:K` (K variants of each clip, each at a
     place of its own, the same in every build), or `letterbox`: black bars are cut off first, then the centre is taken."""
     variants: Annotated[tuple[Literal["flip"], ...], BeforeValidator(as_list)] = ()
@@ -89,18 +98,4 @@ class ClipConfig(Section):
     def _buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             parse_bucket(text)
-        return value
-
-    @field_validator("select")
-    @classmethod
-    def _select(cls, value: str) -> str:
-        if not re.fullmatch(r"head|tile|whole|slide:[1-9]\d*|uniform:[1-9]\d*", value):
-            raise ValueError(f"expected head, tile, whole, slide:STRIDE or uniform:N, got {value!r}")
-        return value
-
-    @field_validator("crop")
-    @classmethod
-    def _crop(cls, value: str) -> str:
-        if not re.fullmatch(r"center|top|letterbox|random:([1-9]|[1-5]\d|6[0-4])", value):
-            raise ValueError(f"expected center, top, letterbox or random:K with K of 1 to 64, got {value!r}")
         return value

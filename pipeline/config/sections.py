@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from pipeline.config.clips import ClipConfig
-from pipeline.config.section import Section, as_list
+from pipeline.config.section import Section, as_list, matching
 
 MiB = 1024 * 1024
 EMBEDDED = "leanvae-mini-dim16"  # its weights come with the package
@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """Seed for random weights instead of a checkpoint, for trials: the latents are meaningless, and the output records it."""
     config: dict[str, Any] | None = None
     """Network configuration with its published names, if it is not the registered one (needed for safetensors of a variant)."""
-    device: str = "auto"
+    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = "auto"
     """`auto` (CUDA if available, else CPU), `cpu`, `cuda`, `cuda:N`."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the network. `auto`: bfloat16 on CUDA, float32 on CPU. Part of the fingerprint."""
@@ -42,13 +42,6 @@ class ModelConfig(Section):
     def _default_network(cls, values: Any) -> Any:
         given = {name for name, value in values.items() if value is not None} if isinstance(values, dict) else {"name"}
         return values if given & {"name", "checkpoint", "untrained", "config"} else {**values, "name": EMBEDDED}
-
-    @field_validator("device")
-    @classmethod
-    def _device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
-        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

@@ -1,7 +1,7 @@
 """Which variants of each clip are read: all, one by its name, or one that is drawn anew in each epoch.
 
-The variants of a clip are neighbours in one file, all of them, in the order that the fingerprint gives (docs/formats.md): positions say
-which rows belong together, and no index is read for it. Ids say when that does not hold.
+All variants of a clip lie side by side in one file, in the order that the fingerprint gives (docs/formats.md). Which rows belong together
+follows from their positions, without reading an index. `check` compares the ids of rows that are read, and refuses a file in another order.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class _ClipBucket(Bucket):
         step = len(names)
         self._fixed = None if variants == DRAW else names.index(variants)
         counts = bucket.counts // step
-        chosen, self._first = {}, dict[int, np.ndarray]()
+        chosen: dict[int, np.ndarray] = {}
+        self._first: dict[int, np.ndarray] = {}
         for place, positions in bucket.chosen.items():
             if self._fixed is None:
-                # Positions that are left of each clip follow each other: `first` says where those of a clip begin.
+                # Positions are sorted, so those of one clip are neighbours; `first` has the index of the first of each clip.
                 first = np.flatnonzero(np.diff(positions // step, prepend=-1))
                 chosen[place], self._first[place], counts[place] = positions, first, len(first)
             else:

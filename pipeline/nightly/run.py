@@ -144,7 +144,7 @@ def _recorded(
     else:
         night.end(None, began)
     finally:
-        if night.ended:
+        if night.ended and not signals.insisted():
             try:
                 if read_latent_set(store) is not None:
                     night.store(store)

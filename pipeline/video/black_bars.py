@@ -1,4 +1,4 @@
-"""Black bars of a video: what they leave of the frame over all frames of a clip (letterbox, pillarbox).
+"""Finder of black bars (letterbox, pillarbox): the smallest rectangle that holds the content of all frames of a clip.
 
 Takes an open `Video` and the frames of its clips, in one pass, with four numbers a frame in memory. A bar is a run of rows or columns from
 an edge that are black in every frame of the clip: if bars change within it, the smallest rectangle that has the content of all frames is
@@ -36,7 +36,7 @@ class BlackBars:
         self._boxes_N4 = np.tile(np.array(nothing, np.int32), (len(frames), 1))  # top, bottom, left, right
 
     def look(self, video: Video) -> Iterator[None]:
-        """Looks through the frames. Returns after `FRAMES_AT_ONCE` frames each time; frames that cannot be decoded are left out.
+        """Finds the content of each frame. Yields after every `FRAMES_AT_ONCE` frames; frames that cannot be decoded are left out.
 
         Raises:
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.

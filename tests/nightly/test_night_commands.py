@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import yaml
@@ -63,6 +64,7 @@ def test_second_night_at_the_same_time_is_told_who_runs_and_since_when(corpus, c
     try:
         while not (tmp_path / "markers").exists():
             assert running.poll() is None, running.stderr.read()
+            time.sleep(0.05)
         lost = lathe("nightly", job, "--json", code=5)
         assert f"lathe nightly {job} of " in lost.stderr
         assert f"(process {running.pid}) holds the lease 'nightly'" in lost.stderr

@@ -243,6 +243,7 @@ def test_second_signal_stops_a_night_without_publishing(first, tmp_path, monkeyp
         night = nightly(job_of(first.folder / "corpus", output), Hooked(insist, monkeypatch))
     assert (night.outcome, night.published, night.shards_done > 0) == ("interrupted", False, True)
     assert Snapshots(store_of(output)).numbers() == []
+    assert reports(store_of(output)) == [], "a store that does not answer must not hold the process"
 
 
 def test_night_that_lost_its_lease_stops_and_publishes_nothing(place, monkeypatch):

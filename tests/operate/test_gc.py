@@ -259,6 +259,8 @@ def test_logs_and_reports_of_runs_go_by_age_and_with_what_was_taken_down(store: 
     assert collect(store, GcOptions(keep_days=50))["deleted"]["runs"]["files"] == 0
     dry = collect(store, GcOptions(dry_run=True))
     assert "3 parts of old run logs and reports" in "\n".join(gc_lines(dry))
+    stored = [{"record": f"r{n}", "files": 1, "snapshots": [1]} for n in range(7)]
+    assert "  takedowns … and 2 more" in gc_lines({**dry, "takedowns": {**dry["takedowns"], "stored": stored}})
     left = {notes, *keys[running], *keys[young]}
     assert set(store.keys("_runs/")) == left | set(keys[old])
     assert collect(store)["deleted"]["runs"] == {"files": 3, "bytes": 9}

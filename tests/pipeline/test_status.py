@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from pipeline.cli import seeing_commands
+from pipeline.cli import status_commands
 from pipeline.cli.build_wording import builds_lines
 from pipeline.format.layout import CURRENT
 from pipeline.ledger.receipts import Ledger
@@ -150,8 +150,8 @@ def test_watching_shows_the_builds_until_none_runs(store: Store, monkeypatch: py
             store.delete(CURRENT.progress_key(NEW))
             log(store, NEW, started(NEW), ended("done"))
 
-    monkeypatch.setattr("pipeline.cli.seeing_commands.time", SimpleNamespace(sleep=sleep, strftime=time.strftime))
-    seeing_commands.status(store.root, watch=True, every=7.0)
+    monkeypatch.setattr("pipeline.cli.status_commands.time", SimpleNamespace(sleep=sleep, strftime=time.strftime))
+    status_commands.status(store.root, watch=True, every=7.0)
     shown = capsys.readouterr().out
     assert slept == [7.0, 7.0]
     assert shown.count("running on node-7") == 2  # the whole status, and one look
@@ -159,11 +159,18 @@ def test_watching_shows_the_builds_until_none_runs(store: Store, monkeypatch: py
     assert shown.count("shards done, last commit") == 1
 
 
+def test_an_interval_without_watching_is_refused(store: Store, capsys: Any) -> None:
+    with pytest.raises(typer.Exit) as ended_with:
+        status_commands.status(store.root, every=7.0)
+    assert ended_with.value.exit_code == 2
+    assert "--every 7 is for --watch" in capsys.readouterr().err
+
+
 def test_a_name_that_is_not_known_ends_with_exit_code_2(store: Store, capsys: Any) -> None:
     with pytest.raises(typer.Exit) as ended_with:
-        seeing_commands.why(store.root, "clips/1")
+        status_commands.why(store.root, "clips/1")
     assert ended_with.value.exit_code == 2
     assert "clips/1 is not known" in capsys.readouterr().err
     with pytest.raises(typer.Exit):
-        seeing_commands.why(f"{store.root}@1", "clips/1")
+        status_commands.why(f"{store.root}@1", "clips/1")
     assert "over all snapshots" in capsys.readouterr().err

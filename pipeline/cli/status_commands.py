@@ -1,4 +1,4 @@
-"""Commands that look at an output and its builds: status, why. `pipeline.cli.app` registers them.
+"""Commands that show the state of an output and of one input: status, why. `pipeline.cli.app` registers them.
 
 Packages are imported when a command runs, so that `--help` is instant.
 """
@@ -26,13 +26,17 @@ from pipeline.cli.terminal import (
 if TYPE_CHECKING:
     from pipeline.storage import Store
 
+WATCH_S = 10.0
+
 
 def status(
     output: Output,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the builds again and again, until none is running.")
     ] = False,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks of --watch.")] = 10.0,
+    every: Annotated[
+        float | None, typer.Option(min=1, help="Seconds between two looks of --watch. [default: 10]")
+    ] = None,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -40,13 +44,16 @@ def status(
     """Show the state of an output. Lists shards, clips and rejects, what running builds do and how the last one ended."""
 
     def run() -> None:
+        from pipeline.errors import ConfigError
         from pipeline.operate.status import status as status_of
 
+        if every is not None and not watch:
+            raise ConfigError(f"status: --every {every:g} is for --watch; add --watch or leave --every out")
         store, number = open_numbered(output, endpoint_url)
         found = status_of(store, number)
         show(found, "status_lines", as_json)
         while watch and found["progress"] is not None:
-            time.sleep(every)
+            time.sleep(WATCH_S if every is None else every)
             found = _look(store, as_json)
 
     guard(run, debug=debug, again="nothing was changed; builds go on")
