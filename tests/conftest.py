@@ -1,4 +1,4 @@
-"""Shared ground of the suite: a clean environment, a real S3 server, a second one whose create-only put is atomic.
+"""Fixtures of the whole suite: a clean environment, a real S3 server, a second one whose create-only put is atomic.
 
 `s3` starts OpenStack Swift once per session (a few seconds) and never skips: where it cannot start, tests fail and say why. Its address and
 keys are in the environment of this process and its children while the session runs.
