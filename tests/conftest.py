@@ -1,4 +1,4 @@
-"""Shared ground of the suite: a clean environment, a real S3 server, a second one whose create-only put is atomic.
+"""Fixtures of the whole suite: a clean environment, a real S3 server, a second one whose create-only put is atomic.
 
 `s3` starts OpenStack Swift once per session (a few seconds) and never skips: where it cannot start, tests fail and say why. Its address and
 keys are in the environment of this process and its children while the session runs.
@@ -7,6 +7,7 @@ keys are in the environment of this process and its children while the session r
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 # Tiny networks gain nothing from threads, and several workers share the cores: threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Without compiled files each process compiles all sources again, 1 s of CPU, and each worker of pytest rewrites all asserts, 10 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 forked_decoders.install()
 

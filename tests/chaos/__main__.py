@@ -1,7 +1,7 @@
 """`make chaos`: rounds for `CHAOS_S` seconds (default: endless). `CHAOS_SEED` is the number of the first round.
 
-A round depends only on its number: `CHAOS_SEED=n CHAOS_S=1 make chaos` repeats round n. It is a life of an output without Ray, one on a
-Ray cluster of three raylets, races of commands, and builds at once on three kinds of stores. Figures come after each.
+A round depends only on its number: `CHAOS_SEED=n CHAOS_S=1 make chaos` repeats round n. It runs all commands on an output without Ray and
+on a Ray cluster of three raylets, races of two commands, and builds at once on three kinds of stores. Figures come after each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", AWS_EC2_METADAT
 
 from tests.chaos import nodes, schedule
 from tests.chaos.builds import at_once
-from tests.chaos.ground import Ground, Place, make_ground
-from tests.chaos.life import Figures, Life
-from tests.chaos.races import Scene, races
-from tests.chaos.trap import Trap
+from tests.chaos.commands import Commands
+from tests.chaos.corpus import UploadedCorpus, upload_corpus
+from tests.chaos.faulting_proxy import FaultingProxy
+from tests.chaos.lifecycle import Figures, Lifecycle
+from tests.chaos.races import RaceRunner, races
 from tests.conftest import S3Server
 from tests.moto_server import MotoServer
 from tests.swift_server import SwiftServer, free_ports
@@ -40,22 +41,22 @@ class Rounds:
 
     def __init__(self, folder: Path, moto: S3Server, swift: S3Server) -> None:
         self.total, self.failed = Figures(), 0
-        self._moto, self._swift = make_ground(moto, folder / "moto"), make_ground(swift, folder / "swift")
-        self._scene = Scene(moto.with_fresh_bucket(), folder / "scene")
+        self._moto, self._swift = upload_corpus(moto, folder / "moto"), upload_corpus(swift, folder / "swift")
+        self._races = RaceRunner(moto.with_fresh_bucket(), folder / "races")
 
     def round(self, seed: int) -> None:
         """One round. A part that fails is reported, and the others run all the same."""
-        self._part(seed, "life", lambda: self._life(seed))
-        self._part(seed, "life on Ray", lambda: self._ray(seed))
+        self._part(seed, "lifecycle", lambda: self._lifecycle(seed))
+        self._part(seed, "lifecycle on Ray", lambda: self._ray(seed))
         for number, race in enumerate(itertools.islice(races(seed), RACES)):
             self._part(seed, f"race {number} {race}", lambda race=race: self._race(race))  # type: ignore[misc]
         count = random.Random(seed).randint(2, 3)
-        for name, ground, lies in (
+        for name, corpus, lies in (
             ("atomic conditional writes", self._moto, False),
             ("ignored conditions", self._moto, True),
             ("no conditional writes", self._swift, False),
         ):
-            part = lambda ground=ground, lies=lies: self._builds(ground, count, lies)  # noqa: E731
+            part = lambda corpus=corpus, lies=lies: self._builds(corpus, count, lies)  # noqa: E731
             self._part(seed, f"{count} builds at once, {name}", part)  # type: ignore[arg-type]
 
     def _part(self, seed: int, name: str, part: Callable[[], object]) -> None:
@@ -65,30 +66,32 @@ class Rounds:
             self.failed += 1
             print(f"round {seed}, {name}: FAILED\n{traceback.format_exc()}", flush=True)
 
-    def _life(self, seed: int) -> Figures:
-        with Trap(self._moto.server.address) as trap, Place(self._moto, trap.endpoint) as place:
-            found = Life(self._moto, seed).run(schedule.steps(seed, KILLS), trap, place)
+    def _lifecycle(self, seed: int) -> Figures:
+        with FaultingProxy(self._moto.server.address) as proxy, Commands(self._moto, proxy.endpoint) as commands:
+            found = Lifecycle(self._moto, seed).run(schedule.steps(seed, KILLS), proxy, commands)
         self.total.add(found)
         return found
 
     def _ray(self, seed: int) -> Figures:
-        with Trap(self._moto.server.address) as trap, Place(self._moto, trap.endpoint) as place:
-            with contextlib.closing(nodes.Nodes(place)) as cluster:
-                life = Life(self._moto, seed, flags=cluster.flags, kill=cluster.kill, before_build=cluster.restore)
-                found = life.run(schedule.steps(seed, KILLS, nodes.VICTIMS), trap, place)
+        with FaultingProxy(self._moto.server.address) as proxy, Commands(self._moto, proxy.endpoint) as commands:
+            with contextlib.closing(nodes.Nodes(commands)) as cluster:
+                lifecycle = Lifecycle(
+                    self._moto, seed, flags=cluster.flags, kill=cluster.kill, before_build=cluster.restore
+                )
+                found = lifecycle.run(schedule.steps(seed, KILLS, nodes.VICTIMS), proxy, commands)
         self.total.add(found)
         return found
 
     def _race(self, race: object) -> str:
-        server = self._scene.ground.server
-        with Trap(server.address) as trap, Place(self._scene.ground, server.endpoint) as place:
-            return self._scene.run(race, place, trap)  # type: ignore[arg-type]
+        server = self._races.corpus.server
+        with FaultingProxy(server.address) as proxy, Commands(self._races.corpus, server.endpoint) as commands:
+            return self._races.run(race, commands, proxy)  # type: ignore[arg-type]
 
-    def _builds(self, ground: Ground, count: int, lies: bool) -> None:
-        with Trap(ground.server.address) as trap, Place(ground, trap.endpoint) as place:
+    def _builds(self, corpus: UploadedCorpus, count: int, lies: bool) -> None:
+        with FaultingProxy(corpus.server.address) as proxy, Commands(corpus, proxy.endpoint) as commands:
             if lies:
-                trap.turn_on("lie")
-            at_once(ground, place, count)
+                proxy.turn_on("lie")
+            at_once(corpus, commands, count)
 
 
 def main() -> int:

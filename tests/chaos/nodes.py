@@ -17,7 +17,7 @@ import psutil
 from tests.swift_server import free_ports
 
 if TYPE_CHECKING:
-    from tests.chaos.ground import Place
+    from tests.chaos.commands import Commands
     from tests.chaos.schedule import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,14 +36,14 @@ COMMON = ("--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "-
 
 
 class Nodes:
-    """`flags` lead a build to the cluster. `kill` is a `Life`'s; `restore` starts nodes in place of those that were killed."""
+    """`flags` lead a build to the cluster. `kill` is a `Lifecycle`'s; `restore` starts nodes in place of those that were killed."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
         self._folder = tempfile.TemporaryDirectory(prefix="lr", dir="/tmp", ignore_cleanup_errors=True)
         # So that workers find the object store. As in the suite, the head has only the processes that are used.
         self._environment = {
-            **place.environment,
+            **commands.environment,
             "PYTHONPATH": str(ROOT),
             "RAY_worker_niceness": "0",
             "RAY_START_HOOK": "tests.engine.ray_head.prepare",
@@ -64,14 +64,14 @@ class Nodes:
         while self._alive() <= NODES:
             assert time.monotonic() < deadline, f"{self._alive()} raylets came up"
             if self._head is None or self._head.poll() is not None:
-                place = (
+                options = (
                     "--head",
                     f"--port={self._port}",
                     "--include-dashboard=false",
                     f"--temp-dir={self._folder.name}",
                 )
                 self._head = self._start(
-                    *place, "--node-ip-address=127.0.0.1", "--no-monitor", "--include-log-monitor=false"
+                    *options, "--node-ip-address=127.0.0.1", "--no-monitor", "--include-log-monitor=false"
                 )
             self._nodes = [node for node in self._nodes if node.poll() is None]
             if self._alive():
@@ -79,13 +79,13 @@ class Nodes:
                 self._nodes += [self._start(f"--address=127.0.0.1:{self._port}") for _ in range(missing)]
             time.sleep(1.0)
 
-    def kill(self, victim: Victim, place: Place) -> bool:
+    def kill(self, victim: Victim, commands: Commands) -> bool:
         """Whether there was one."""
         if victim == "node":
             os.killpg(self._nodes[0].pid, signal.SIGKILL)
             return True
         name = NAMES.get(victim, "raylet")
-        found = place.processes() if victim in NAMES else psutil.Process(self._nodes[0].pid).children(recursive=True)
+        found = commands.processes() if victim in NAMES else psutil.Process(self._nodes[0].pid).children(recursive=True)
         for process in found:
             try:
                 if name in (process.cmdline() or [""])[0]:
@@ -104,7 +104,7 @@ class Nodes:
         self._folder.cleanup()
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
-        with (self._place.temporary.parent / f"{self._place.temporary.name}.log").open("ab") as log:
+        with (self._commands.temporary.parent / f"{self._commands.temporary.name}.log").open("ab") as log:
             return subprocess.Popen(
                 [RAY, "start", *COMMON, *options],
                 env=self._environment,

@@ -21,8 +21,10 @@ from pipeline.operate.gc import GcOptions, collect
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.takedown import take_down
 from pipeline.storage import open_store
-from tests.chaos.ground import Place, assert_published, assert_readers_see, encode_arguments, make_ground, published
-from tests.chaos.trap import Trap
+from tests.chaos.checks import assert_published, assert_readers_see, published
+from tests.chaos.commands import Commands
+from tests.chaos.corpus import encode_arguments, upload_corpus
+from tests.chaos.faulting_proxy import FaultingProxy
 from tests.tiny_corpus import tiny_job, video_bytes, write_tar
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ PAIRS = (
 """Held command, command that runs meanwhile."""
 REQUESTS = {"encode": 60, "publish": 60, "nightly": 90, "takedown": 60, "compact": 100, "gc": 130}
 GC = GcOptions(grace_s=3600.0, keep_snapshots=1, keep_days=0, forget=True)
-POLITE = {
+ACCEPTED_EXITS = {
     0: "",
     1: "was first",  # publishers
     5: "holds the lease",  # nights
@@ -67,15 +69,15 @@ def races(seed: int) -> Iterator[Race]:
             yield Race(held, other, rng.randint(1, rng.choice((REQUESTS[held], REQUESTS[held] // 3))))
 
 
-class Scene:
+class RaceRunner:
     """An output with work for every command, of which each race gets a copy."""
 
     def __init__(self, server: S3Server, folder: Path) -> None:
         self._folder = folder
-        self.ground = make_ground(server, folder)
-        self._template = self.ground.output()
-        inputs = open_store(self.ground.inputs, server.config())
-        store = self.ground.store(self._template)
+        self.corpus = upload_corpus(server, folder)
+        self._template = self.corpus.output()
+        inputs = open_store(self.corpus.inputs, server.config())
+        store = self.corpus.store(self._template)
         self._encode(self._template)
         publish(store, PublishOptions())
         inputs.write("film1.mp4", video_bytes(17, seed=71))
@@ -86,25 +88,25 @@ class Scene:
         take_down(store, ["000000"], reason="asked to", by="")
         more = {"009000": {"mp4": video_bytes(9, seed=73), "txt": b"x"}, "009001": {"mp4": video_bytes(3)}}
         inputs.upload(write_tar(folder / "more.tar", more), "000009.tar")
-        clean = self.ground.output()
+        clean = self.corpus.output()
         self._encode(clean)
-        store = self.ground.store(clean)
+        store = self.corpus.store(clean)
         publish(store, PublishOptions(delta=False))
         rows = published(store)
-        self.ground = replace(self.ground, clean=rows)
+        self.corpus = replace(self.corpus, clean=rows)
         self._job = folder / "job.yaml"
 
     def _encode(self, output: str) -> None:
-        pipeline.encode(tiny_job(self.ground.inputs, output, **{"storage.endpoint_url": self.ground.server.endpoint}))
+        pipeline.encode(tiny_job(self.corpus.inputs, output, **{"storage.endpoint_url": self.corpus.server.endpoint}))
 
     def copy(self) -> str:
         """URI of a copy of the output whose objects are older than the grace time of `GC`."""
-        bucket = self.ground.server.bucket
-        output = f"{self.ground.server.root}/race-{uuid.uuid4().hex[:8]}"
-        source, target = self.ground.store(self._template), self.ground.store(output)
+        bucket = self.corpus.server.bucket
+        output = f"{self.corpus.server.root}/race-{uuid.uuid4().hex[:8]}"
+        source, target = self.corpus.store(self._template), self.corpus.store(output)
         for key in list(source.keys()):
             target.write(key, source.read(key))
-        prefix = output.removeprefix(f"{self.ground.server.root}/")
+        prefix = output.removeprefix(f"{self.corpus.server.root}/")
         for name, key in s3_backends["123456789012"]["aws"].buckets[bucket].keys.items():
             if name.startswith(f"{prefix}/"):
                 key.last_modified -= timedelta(seconds=2 * GC.grace_s)
@@ -113,9 +115,9 @@ class Scene:
     def arguments(self, command: str, output: str) -> list[str]:
         """Of one command on the output."""
         if command == "encode":
-            return encode_arguments(self.ground, output)
+            return encode_arguments(self.corpus, output)
         if command == "nightly":
-            job = tiny_job(self.ground.inputs, output, **{"nightly.canary": 0})
+            job = tiny_job(self.corpus.inputs, output, **{"nightly.canary": 0})
             path = self._folder / f"{output.rpartition('/')[2]}.yaml"
             path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True)))
             return ["nightly", str(path)]
@@ -136,8 +138,8 @@ class Scene:
             ],
         }[command]
 
-    def run(self, race: Race, place: Place, trap: Trap) -> str:
-        """How both ended. `place` leads past `trap`, and the held command through it.
+    def run(self, race: Race, commands: Commands, proxy: FaultingProxy) -> str:
+        """How both ended. `commands` leads past `proxy`, and the held command through it.
 
         Raises:
             AssertionError: one ended in an error other than being second, a reader sees something else than it should, or what is
@@ -147,37 +149,37 @@ class Scene:
         ended: dict[str, int] = {}
 
         def meanwhile() -> bool:
-            ended["other"] = place.start(*self.arguments(race.other, output)).wait()
+            ended["other"] = commands.start(*self.arguments(race.other, output)).wait()
             self._check_whole(output)
             return True
 
-        trap.begin(actions={race.at: meanwhile})
-        held = place.start(*self.arguments(race.held, output), endpoint=trap.endpoint)
+        proxy.begin(actions={race.at: meanwhile})
+        held = commands.start(*self.arguments(race.held, output), endpoint=proxy.endpoint)
         ended["held"] = held.wait()
-        trap.end()
+        proxy.end()
         if "other" not in ended:
             meanwhile()
         for code in ended.values():
-            assert code in POLITE, f"{race}: {ended}\n{place.printed()[-4000:]}"
-            assert POLITE[code] in place.printed(), f"{race}: {ended}\n{place.printed()[-4000:]}"
+            assert code in ACCEPTED_EXITS, f"{race}: {ended}\n{commands.printed()[-4000:]}"
+            assert ACCEPTED_EXITS[code] in commands.printed(), f"{race}: {ended}\n{commands.printed()[-4000:]}"
         self._check_whole(output)
         self._finish(race, output)
         return f"held {ended['held']}, other {ended['other']}"
 
     def _check_whole(self, output: str) -> None:
         """The newest snapshot, whichever it is, is whole."""
-        published(self.ground.store(output))
+        published(self.corpus.store(output))
 
     def _finish(self, race: Race, output: str) -> None:
         """After a build and a publication, and again after a compaction and a gc: exactly the rows of a clean run."""
         gone = {"000000", "001000"} if "takedown" in (race.held, race.other) else {"000000"}
-        expected = {name: row for name, row in self.ground.clean.items() if row["source_key"] not in gone}
-        store = self.ground.store(output)
+        expected = {name: row for name, row in self.corpus.clean.items() if row["source_key"] not in gone}
+        store = self.corpus.store(output)
         self._encode(output)
         publish(store, PublishOptions())
         assert_published(store, expected)
-        assert_readers_see(self.ground, output, expected)
+        assert_readers_see(self.corpus, output, expected)
         compact(store)
         collect(store, GC)
         assert_published(store, expected)
-        assert_readers_see(self.ground, output, expected)
+        assert_readers_see(self.corpus, output, expected)

@@ -14,7 +14,7 @@ from tests.faulty_proxy import Fault
 Command = Literal["encode", "publish", "takedown", "compact", "gc"]
 Victim = Literal["driver", "decoder", "encoder", "decoder_actor", "raylet", "node"]
 
-# Requests of an undisturbed command over the corpus of `ground`, rounded up: a kill comes at one of these.
+# Requests of an undisturbed command over the corpus of `upload_corpus`, rounded up: a kill comes at one of these.
 REQUESTS: dict[Command, int] = {"encode": 75, "publish": 65, "takedown": 70, "compact": 100, "gc": 130}
 SHARES = (("reset", 0.02), ("throttled", 0.03), ("truncated", 0.03), ("lost_answer", 0.03))  # of all requests
 FAULTS = {
@@ -34,7 +34,7 @@ class Step:
 
 
 def steps(seed: int, kills: int, encode: tuple[Victim, ...] = ("driver", "driver", "decoder")) -> list[Step]:
-    """The life of an output: each command is started again until it has not been killed; then a build and a publication without work.
+    """Steps on one output: each command is started again until it has not been killed; then a build and a publication without work.
 
     `kills`: most killed starts of one command.
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.chaos import schedule
-from tests.chaos.ground import Ground, Place, make_ground
-from tests.chaos.life import Life
+from tests.chaos.commands import Commands
+from tests.chaos.corpus import UploadedCorpus, upload_corpus
+from tests.chaos.faulting_proxy import FaultingProxy
+from tests.chaos.lifecycle import Lifecycle
 from tests.chaos.races import races
-from tests.chaos.trap import Trap
 from tests.conftest import S3Server
 from tests.moto_server import MotoServer
 from tests.swift_server import free_ports
@@ -22,21 +23,21 @@ SEED = 5
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UploadedCorpus]:
     """On moto, which starts at once."""
     moto = MotoServer(*free_ports(1))
     server = S3Server(moto.endpoint, "key", "secret")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        yield make_ground(server.with_fresh_bucket(), tmp_path_factory.mktemp("chaos"))
+        yield upload_corpus(server.with_fresh_bucket(), tmp_path_factory.mktemp("chaos"))
     moto.close()
 
 
-def test_after_kills_and_storage_faults_every_reader_sees_the_rows_of_a_clean_run(ground: Ground) -> None:
-    with Trap(ground.server.address) as trap, Place(ground, trap.endpoint) as place:
+def test_after_kills_and_storage_faults_every_reader_sees_the_rows_of_a_clean_run(corpus: UploadedCorpus) -> None:
+    with FaultingProxy(corpus.server.address) as proxy, Commands(corpus, proxy.endpoint) as commands:
         *steps, _, publish = schedule.steps(SEED, 1)  # without the last build, to be short
-        figures = Life(ground, SEED).run([*steps, publish], trap, place)
+        figures = Lifecycle(corpus, SEED).run([*steps, publish], proxy, commands)
     print(figures)
     assert figures.kills["driver"] >= 3, figures
     assert set(figures.faults) == set(schedule.FAULTS), figures
@@ -52,14 +53,14 @@ def test_schedules_depend_only_on_their_seed() -> None:
         assert first != second
 
 
-def leave_behind(ground: Ground, leave: Callable[[Place], object]) -> None:
-    with Place(ground, ground.server.endpoint) as place:
-        place.limit_s = 0.0
-        leave(place)
+def leave_behind(corpus: UploadedCorpus, leave: Callable[[Commands], object]) -> None:
+    with Commands(corpus, corpus.server.endpoint) as commands:
+        commands.limit_s = 0.0
+        leave(commands)
 
 
-def test_what_commands_leave_behind_is_detected(ground: Ground) -> None:
+def test_what_commands_leave_behind_is_detected(corpus: UploadedCorpus) -> None:
     with pytest.raises(AssertionError, match="lathe-publish-x"):
-        leave_behind(ground, lambda place: (place.temporary / "lathe-publish-x").mkdir())
+        leave_behind(corpus, lambda commands: (commands.temporary / "lathe-publish-x").mkdir())
     with pytest.raises(AssertionError, match=r"processes.*sleep"):
-        leave_behind(ground, lambda place: os.posix_spawn("/bin/sleep", ["sleep", "600"], place.environment))
+        leave_behind(corpus, lambda commands: os.posix_spawn("/bin/sleep", ["sleep", "600"], commands.environment))

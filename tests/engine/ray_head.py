@@ -1,4 +1,4 @@
-"""`RAY_START_HOOK` of the suite's Ray head, which starts only the processes that tests use.
+"""`RAY_START_HOOK` of the suite's Ray head and of nodes that join it: they start only the processes that tests use.
 
 Otherwise a head has seventeen processes, uses 7 s of CPU to come up and 10 s in every minute after that. A private Ray, which other tests
 start, is left as users have it.
@@ -20,9 +20,8 @@ WORKER_COMMAND = "--python_worker_command="
 
 def prepare(parameters: Any, head: bool) -> None:
     """Called by `ray start` with its `RayParams` before it starts processes."""
-    if not head:
-        return
-    parameters.ray_client_server_port = None
+    if head:
+        parameters.ray_client_server_port = None
     start = services.start_ray_process
 
     def start_less(command: list[str], process_type: str, **options: Any) -> Any:

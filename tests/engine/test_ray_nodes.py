@@ -52,8 +52,14 @@ class Node:
         ray = str(Path(sys.executable).with_name("ray"))
         join = [ray, "start", f"--address={cluster.address}", "--num-cpus=8", "--num-gpus=0", f"--labels=name={name}"]
         self._process = subprocess.Popen(
-            [*join, "--block", "--disable-usage-stats", "--object-store-memory=100000000"],
-            env={**cluster.environment, **environment},
+            [
+                *join,
+                "--block",
+                "--disable-usage-stats",
+                "--include-log-monitor=false",
+                "--object-store-memory=100000000",
+            ],
+            env={**cluster.environment, **environment, "RAY_START_HOOK": "tests.engine.ray_head.prepare"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from diffusers.models.autoencoders import autoencoder_kl_wan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,7 +154,7 @@ def refused(reason):
 
 
 def test_a_missing_cache_falls_back_to_whole_clips(untested, monkeypatch):
-    monkeypatch.delattr(autoencoder_kl_wan, "patchify")
+    monkeypatch.delattr("diffusers.models.autoencoders.autoencoder_kl_wan.patchify")
     assert torch.equal(refused("patchify"), tiny("wan-2.1").encode(noise(1, 3, 9, 32, 32))[0].mean)
 
 

@@ -6,7 +6,6 @@ import inspect
 import subprocess
 import sys
 
-import diffusers
 import pytest
 import torch
 
@@ -16,17 +15,25 @@ from model.diffusers_vae.module import empty_module
 from tests.model.diffusers_networks import TINY, clip, tiny
 
 
+@pytest.fixture
+def diffusers():
+    """Imported by tests that run: it takes 3 s of CPU, in each worker of pytest that collects this file."""
+    import diffusers
+
+    return diffusers
+
+
 def plain(value):
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.mark.parametrize("kind", facts.DEFAULTS)
-def test_defaults_equal_those_of_the_class(kind):
+def test_defaults_equal_those_of_the_class(kind, diffusers):
     parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
     assert {key: plain(parameters[key].default) for key in facts.DEFAULTS[kind]} == facts.DEFAULTS[kind]
 
 
-def test_cosmos_statistics_are_per_channel_and_frame_unless_the_configuration_has_others():
+def test_cosmos_statistics_are_per_channel_and_frame_unless_the_configuration_has_others(diffusers):
     assert len(inspect.signature(diffusers.AutoencoderKLCosmos.__init__).parameters["latents_mean"].default) == 16 * 16
     assert "per channel and latent frame" in model.spec("cosmos").channel_semantics
     assert model.spec("cosmos").mean is None

@@ -1,4 +1,4 @@
-"""Life of an output under a schedule: encode, publish, takedown, compact, gc, each started again until it was not killed."""
+"""Lifecycle of an output under a schedule: encode, publish, takedown, compact, gc, each started again until it was not killed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.format.layout import CURRENT, LEASES
-from tests.chaos import ground as places
-from tests.chaos import schedule
-from tests.chaos.trap import Trap
+from pipeline.ledger.snapshots import Snapshots
+from pipeline.ledger.takedowns import read_takedowns
+from tests.chaos import checks, schedule
+from tests.chaos.corpus import encode_arguments
+from tests.chaos.faulting_proxy import FaultingProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.chaos.ground import Ground, Place
+    from tests.chaos.commands import Commands
+    from tests.chaos.corpus import UploadedCorpus
     from tests.chaos.schedule import Step, Victim
     from tests.forked_command import ForkedCommand
 
@@ -53,25 +56,25 @@ class Figures:
         return f"{', '.join(kinds)}, attempts {self.attempts}, requests {self.requests}, {self.seconds:.0f} s"
 
 
-class Life:
+class Lifecycle:
     """One output from its first build to its last gc. `kill` ends a victim other than the driver or a decoder of its own."""
 
     def __init__(
         self,
-        ground: Ground,
+        corpus: UploadedCorpus,
         seed: int,
         *,
         flags: tuple[str, ...] = ("--executor", "inline"),
-        kill: Callable[[Victim, Place], bool] | None = None,
+        kill: Callable[[Victim, Commands], bool] | None = None,
         before_build: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ground, self._seed, self._flags, self._kill_other = ground, seed, flags, kill
+        self._corpus, self._seed, self._flags, self._kill_other = corpus, seed, flags, kill
         self._before_build = before_build
-        self.output = ground.output()
+        self.output = corpus.output()
         self.figures = Figures()
-        self._store = ground.store(self.output)
+        self._store = corpus.store(self.output)
 
-    def run(self, steps: list[Step], trap: Trap, place: Place) -> Figures:
+    def run(self, steps: list[Step], proxy: FaultingProxy, commands: Commands) -> Figures:
         """All steps, with checks after each command that was not killed.
 
         Raises:
@@ -79,19 +82,19 @@ class Life:
         """
         began = time.monotonic()
         for number, step in enumerate(steps):
-            before = len(trap.attempts)
-            self._step(number, step, trap, place)
+            before = len(proxy.attempts)
+            self._step(number, step, proxy, commands)
             self._check(step)
             if step.command == "encode" and self.figures.commands["gc"]:
-                assert len(trap.attempts) == before, "a build encoded again what was published"
-        self._check_attempts(trap)
-        self.figures.faults += trap.broken
-        self.figures.attempts = sum("-compacted-" not in name for name in trap.attempts)
-        self.figures.requests = len(trap.requests)
+                assert len(proxy.attempts) == before, "a build encoded again what was published"
+        self._check_attempts(proxy)
+        self.figures.faults += proxy.broken
+        self.figures.attempts = sum("-compacted-" not in name for name in proxy.attempts)
+        self.figures.requests = len(proxy.requests)
         self.figures.seconds = time.monotonic() - began
         return self.figures
 
-    def _step(self, number: int, step: Step, trap: Trap, place: Place) -> None:
+    def _step(self, number: int, step: Step, proxy: FaultingProxy, commands: Commands) -> None:
         if step.command == "encode":
             self._before_build()
         runs: list[ForkedCommand] = []
@@ -100,24 +103,26 @@ class Life:
         def kill(victim: Victim) -> bool:
             while not runs:  # `start` has not returned yet
                 time.sleep(0.001)
-            if found := self._kill(victim, runs[0], place):
+            if found := self._kill(victim, runs[0], commands):
                 killed.append(victim)
             return found
 
         actions = {at: (lambda victim=victim: kill(victim)) for victim, at in step.victims}
-        trap.begin(lambda request: schedule.fault(self._seed, number, request), actions)
-        runs.append(place.start(*self._arguments(step)))
+        proxy.begin(lambda request: schedule.fault(self._seed, number, request), actions)
+        runs.append(commands.start(*self._arguments(step)))
         code = runs[0].wait(COMMAND_LIMIT_S)
-        trap.end()
+        proxy.end()
         self.figures.commands[step.command] += 1
         killed = [victim for victim in killed if victim != "driver" or code == -signal.SIGKILL]
         self.figures.kills.update(killed)
         wanted = -signal.SIGKILL if "driver" in killed else 0
-        assert code == wanted, f"seed {self._seed}, step {number} {step}: exit code {code}\n{place.printed()[-4000:]}"
+        assert code == wanted, (
+            f"seed {self._seed}, step {number} {step}: exit code {code}\n{commands.printed()[-4000:]}"
+        )
         if "driver" in killed:
             self._forget_dead()
 
-    def _kill(self, victim: Victim, run: ForkedCommand, place: Place) -> bool:
+    def _kill(self, victim: Victim, run: ForkedCommand, commands: Commands) -> bool:
         """Whether there was one to kill."""
         if victim == "driver":
             with contextlib.suppress(ProcessLookupError):  # its last request, by a thread that it does not wait for
@@ -132,7 +137,7 @@ class Life:
                         return True
             return False
         assert self._kill_other is not None, victim
-        return self._kill_other(victim, place)
+        return self._kill_other(victim, commands)
 
     def _forget_dead(self) -> None:
         """As if two minutes had passed: until then a dead process counts as running, for leases and for `lathe publish`."""
@@ -142,11 +147,11 @@ class Life:
 
     def _arguments(self, step: Step) -> list[str]:
         if step.command == "encode":
-            return places.encode_arguments(self._ground, self.output, *self._flags)
+            return encode_arguments(self._corpus, self.output, *self._flags)
         if step.command == "publish":
-            return ["publish", self.output, self._ground.inputs, "--canary", "0"]
+            return ["publish", self.output, self._corpus.inputs, "--canary", "0"]
         if step.command == "takedown":
-            return ["takedown", self.output, self._ground.taken, "--reason", "asked to"]
+            return ["takedown", self.output, self._corpus.taken, "--reason", "asked to"]
         if step.command == "compact":
             return ["compact", self.output]
         return ["gc", self.output, "--grace", "0m", "--keep-snapshots", "1", "--keep-days", "0", "--forget"]
@@ -155,22 +160,22 @@ class Life:
         """After every command, killed or not: the newest snapshot is whole. After one that was not killed: so is all that readers see."""
         if step.command == "encode":
             return
-        if places.Snapshots(self._store).latest() is None:
+        if Snapshots(self._store).latest() is None:
             assert step.command == "publish"
             assert step.victims
             return
-        hidden = bool(places.read_takedowns(self._store).records)
+        hidden = bool(read_takedowns(self._store).records)
         assert hidden or step.command in ("publish", "takedown")
-        expected = self._ground.kept if hidden else self._ground.clean
-        places.assert_published(self._store, expected)
+        expected = self._corpus.kept if hidden else self._corpus.clean
+        checks.assert_published(self._store, expected)
         if not step.victims:
-            places.assert_readers_see(self._ground, self.output, expected)
+            checks.assert_readers_see(self._corpus, self.output, expected)
         if step.command == "gc" and not step.victims:
-            assert places.stored_files(self._store) == places.named_files(self._store)
+            assert checks.stored_files(self._store) == checks.named_files(self._store)
 
-    def _check_attempts(self, trap: Trap) -> None:
+    def _check_attempts(self, proxy: FaultingProxy) -> None:
         starts = self.figures.commands["encode"]
-        tries = Counter(re.match(r"[0-9a-f]{16}", name)[0] for name in trap.attempts if "-compacted-" not in name)  # type: ignore[index]
+        tries = Counter(re.match(r"[0-9a-f]{16}", name)[0] for name in proxy.attempts if "-compacted-" not in name)  # type: ignore[index]
         assert max(tries.values()) <= ATTEMPTS * starts, (tries, starts)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DATA_FILE = re.compile(r"/data/[0-9a-f]{8}/[^/]+/([0-9a-f]{16}-[A-Za-z0-9_-]+)-\d{5,}\.")
 
 
-class Trap(FaultyProxy):
+class FaultingProxy(FaultyProxy):
     """Relay to `target`. `begin` starts counting requests anew, `end` stops breaking them.
 
     `attempts`: shards with their attempts, `{shard16}-{attempt}`, whose data files were written, with how often. `broken`: faults by name.
