@@ -30,6 +30,8 @@ def options(name):
 
 def saved(name, folder):
     """The library's module with its own seeded initial weights, and the folder that `save_pretrained` writes."""
+    import diffusers  # 3 s of CPU: not in every worker of pytest that collects this file
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         module = getattr(diffusers, TINY[name]["_class_name"])(**options(name)).eval()
