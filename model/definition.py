@@ -39,7 +39,9 @@ def definition(
         )
     module = importlib.import_module(f"model.{family}.network")
     device = torch.get_default_device()
-    with torch.device("meta"):  # no time for initial weights, none of the caller's random numbers; constants are made all the same
+    with torch.device(
+        "meta"
+    ):  # no time for initial weights, none of the caller's random numbers; constants are made all the same
         made = module.Network(complete(name, config), recompute=recompute)
     made._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     if weights is not None:
