@@ -99,7 +99,7 @@ def test_a_lost_receipt_whose_inputs_are_encoded_again_is_left_out(films: Simple
     assert set(before) < set(shown_ids(store, made.snapshot))
     assert (made.snapshot.counts["rows"], made.snapshot.lineage["lost_receipts"]["costly"]) == (6, 0)
     with pytest.raises(
-        PublishFailed, match=r"\(cut off\); finish them with `lathe encode`, publish with the inputs to see"
+        PublishFailed, match=r"\(cut off\); finish them with `lathe encode`, publish with the inputs to wait"
     ):
         publish(store, PLAIN)
     assert publish(store, PLAIN, listing=listed(films)).made is False
