@@ -1,4 +1,4 @@
-"""Text for people: sizes in bytes, durations in seconds, names that come with the data."""
+"""Text for people: sizes in bytes, durations in seconds, counts, names that come with the data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def quantity(n: int, one: str, several: str = "") -> str:
+    """A count with its noun: `1 row`, `2 rows`. `several`: the plural, if it is not `one` with an s; both may include the verb."""
+    return f"{n} {one if n == 1 else several or one + 's'}"
 
 
 def printable(text: str) -> str:
