@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def size(n: float) -> str:
@@ -24,6 +28,11 @@ def duration(seconds: float) -> str:
 def quantity(n: int, one: str, several: str = "") -> str:
     """A count with its noun: `1 row`, `2 rows`. `several`: the plural, if it is not `one` with an s; both may include the verb."""
     return f"{n} {one if n == 1 else several or one + 's'}"
+
+
+def quantities(counts: Mapping[str, Any], *nouns: str) -> str:
+    """Counts by plural noun: `{"rows": 1, "files": 2}`, `row`, `file` -> `1 row, 2 files`."""
+    return ", ".join(quantity(counts[f"{noun}s"], noun) for noun in nouns)
 
 
 def printable(text: str) -> str:

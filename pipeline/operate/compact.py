@@ -33,6 +33,7 @@ from pipeline.operate.snapshot_record import changes_of, fingerprints_of, lineag
 from pipeline.operate.stored_rows import checked_index
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,9 +202,10 @@ def _candidate(store: Store, parent: Snapshot, folder: Path, workers: int) -> Ca
     """
     candidate = gather(store, parent, folder, only_covered=True, save=True, workers=workers)
     if (lost := lost_receipts(store, candidate)).costly:
+        gone = quantity(len(lost.costly), "receipt is", "receipts are")
         raise PublishFailed(
-            f"{len(lost.costly)} receipts that snapshot {parent.number} covers are gone or cut off, such as that of shard "
-            f"{lost.costly[0]}; `lathe publish {store.root}` says what to do. Nothing was compacted"
+            f"{gone} gone or cut off although covered by snapshot {parent.number}, such as that of shard {lost.costly[0]}; "
+            f"`lathe publish {store.root}` says what to do. Nothing was compacted"
         )
     return candidate
 

@@ -12,7 +12,7 @@ from pipeline.format.columns import storable
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summary import uri_id
 from pipeline.operate.status import MISSED, heartbeats
-from pipeline.units import duration
+from pipeline.units import duration, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 NAMED = 3  # of open shards, in messages
-NOT_AN_INPUT = re.compile(r"receipt of shard \S+ \(cut off\)|\d+ shards of the running build .*", re.DOTALL)
+NOT_AN_INPUT = re.compile(r"receipt of shard \S+ \(cut off\)|\d+ shards? of the running build .*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class RunningBuild:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.shards} shards of the running build {self.name}"
+        return f"{quantity(self.shards, 'shard')} of the running build {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class OpenWork:
         named = [*map(str, self.builds), *self.cut_off, *self.sources][:NAMED]
         unlisted = "" if candidate.listing is not None else ", publish with the inputs to wait only for these"
         raise PublishFailed(
-            f"{number} shards or inputs are not done{under}: {', '.join(named)}; finish them with `lathe encode`{unlisted}, or publish "
-            f"what is done with --partial{self._if_killed()}"
+            f"{quantity(number, 'shard or input is', 'shards or inputs are')} not done{under}: {', '.join(named)}; finish with "
+            f"`lathe encode`{unlisted}, or publish what is done with --partial{self._if_killed()}"
         )
 
     def _if_killed(self) -> str:

@@ -221,7 +221,7 @@ def test_listed_inputs_that_are_done_do_not_wait_for_a_running_build(films: Simp
     made = publish_all(films.store, listing=listed(films))
     assert (made.counts["rows"], made.open_shards) == (6, ())
     (films.folder / "g.mp4").write_bytes(b"new")
-    with pytest.raises(PublishFailed, match=r"1 shards or inputs are not done: \S*g\.mp4; finish"):
+    with pytest.raises(PublishFailed, match=r"1 shard or input is not done: \S*g\.mp4; finish"):
         publish_all(films.store, listing=listed(films))
 
 
