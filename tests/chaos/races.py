@@ -143,7 +143,7 @@ class RaceRunner:
         }[command]
 
     def run(self, race: Race, commands: Commands, proxy: FaultingProxy) -> str:
-        """How both ended. `commands` leads past `proxy`, and the held command through it.
+        """How both ended. Requests of the held command go through `proxy`, those of the other do not.
 
         Raises:
             AssertionError: one ended in an error other than being second, a reader sees something else than it should, or what is
