@@ -3,8 +3,8 @@
 The object with the highest number is the lease. Numbers only grow: a process takes the lease by creating the next number, so the object of
 a holder is written by that holder alone, and no conditional replace is needed. A thread renews the object; whether it is still renewed is
 judged by times of the store, so that clocks of machines do not matter. Stores that do not decide races of create-only puts (Swift, servers
-that ignore conditions) keep the last of several objects: so after a pause the object is read back, and whoever finds its own token holds
-the lease. Two holders at once cost work, never rows: receipts and snapshots decide for themselves.
+that ignore conditions) keep the last of several objects: so after a pause the object is read back, and the process that finds its own
+token holds the lease. Two holders at once cost work, never rows: receipts and snapshots decide for themselves.
 """
 
 from __future__ import annotations

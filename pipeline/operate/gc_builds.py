@@ -1,7 +1,7 @@
 """Builds and the store's clock, as `lathe gc` has to know them before it deletes. Takes a store, returns `Builds`, or refuses.
 
 Ages are judged by the store's clock alone: an object that was just written has its present time. A heartbeat that is renewed is a running
-build. One that stopped and did not end is a build that nobody can see: it may still hold files that no receipt names yet.
+build. One that stopped and did not end may still run and hold files that no receipt names yet.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
     logs = run_logs(store, layout)
     builds = []
     for build in sorted(logs, reverse=True)[:LOOKED]:
-        if (told := _in_build(events(store, logs[build]), uri)) is not None:
-            builds.append({"build": build, "live": build in live, **told})
+        if (latest := _in_build(events(store, logs[build]), uri)) is not None:
+            builds.append({"build": build, "live": build in live, **latest})
     snapshots, open_in = Snapshots(store), None
     if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
@@ -109,7 +109,7 @@ def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | Non
     shards: dict[str, bool] = {}  # that may hold it: whether they name it
     last: dict[str, Any] | None = None
     listed: dict[str, Any] | None = None
-    told: dict[str, Any] | None = None
+    latest: dict[str, Any] | None = None
     for event in found:
         if event["event"] == "started" and _among(uri, event.get("inputs", ()), str(event.get("folder", ""))):
             listed = {"state": "pending", "since": event.get("ts"), "named": False}
@@ -119,13 +119,13 @@ def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | Non
         shard = str(event.get("shard_id"))
         if shard in shards and event["event"] in STATES:
             if event["event"] == "done" and not shards[shard]:
-                told = None  # its receipt would name the input: it was not in the group
+                latest = None  # its receipt would name the input: it was not in the group
                 continue
             facts: dict[str, Any] = {name: event[name] for name in ("shard", "shard_id", "reason") if name in event}
             worker = event.get("worker") or (last or {}).get("worker")
             state = STATES[str(event["event"])]
-            told = {"state": state, "since": event.get("ts"), "named": shards[shard], "worker": worker, **facts}
-    return told or listed
+            latest = {"state": state, "since": event.get("ts"), "named": shards[shard], "worker": worker, **facts}
+    return latest or listed
 
 
 def _named(uri: str, event: dict[str, Any]) -> bool | None:
