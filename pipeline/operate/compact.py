@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import DrillConfig
 from pipeline.errors import LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import FILES, arrow_on_malloc, read_batches, release_memory
 from pipeline.ledger.receipts import Ledger
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from pipeline.operate.delta_log import DeltaView
     from pipeline.storage import Store
 
-LEASE = "maintenance"  # `lathe gc` takes it as well: it must not delete files that a compaction has written and not published yet
 TRIES = 5  # when publishers are first
 WORKERS = 8
 
@@ -117,7 +116,7 @@ def compact(
         if options.dry_run:
             candidate = _candidate(store, snapshots.get(None), folder, workers)
             return _planned(candidate, _groups(store, candidate, options, workers))
-        with Lease(store, LEASE, "lathe compact") as lease:
+        with Lease(store, MAINTENANCE, "lathe compact") as lease:
             made = _compacted(store, options, snapshots, lease, folder, workers, failures, progress)
     if made.snapshot is None:
         return made

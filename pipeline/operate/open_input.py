@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.corpus import media_kind
 from pipeline.corpus.kinds import is_hidden, is_text, reason, suffix
 from pipeline.format.columns import storable
-from pipeline.format.layout import RETIRED
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.receipts import Ledger, read_retired, retired_keys
 from pipeline.ledger.snapshots import Snapshots
-from pipeline.operate.gc_plan import read_retired
 from pipeline.operate.run_logs import events, run_logs
 from pipeline.operate.status import heartbeats
 from pipeline.storage import is_remote, local_path
@@ -75,7 +73,7 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
 
 def _retired(store: Store, uri: str) -> list[str]:
     """Keys of receipts of the input that `lathe gc` retired. Reads all retired ones."""
-    keys = [info.key for info in store.list(RETIRED) if info.size]
+    keys = retired_keys(store)
     workers = WORKERS if is_remote(store.root) else 1
     receipts = mapped_ahead(lambda key: read_retired(store, key), keys, workers, "retired")
     named = {uri, storable(uri)}

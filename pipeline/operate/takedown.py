@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, undo_key
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import FoundRow
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Name = TypeVar("Name")
 
 NEAR = 3  # records like one that does not exist
-MAINTENANCE = "maintenance"  # lease of what deletes or moves stored files
 
 
 def take_down(

@@ -11,12 +11,12 @@ import pytest
 from pipeline.config import WriteConfig
 from pipeline.errors import InputError, LeaseHeld, OutputError, PublishFailed, StorageUnavailable
 from pipeline.format.layout import DELTA_LOG
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate import compact as compacting
-from pipeline.operate.compact import LEASE, CompactOptions, compact
+from pipeline.operate.compact import CompactOptions, compact
 from pipeline.operate.compact_files import CompactionWriter
 from pipeline.operate.verify import verify_output
 from pipeline.storage import Store
@@ -193,7 +193,7 @@ def test_a_lost_receipt_stops_the_compaction(store: Store) -> None:
 
 
 def test_two_compactions_at_once_are_refused(store: Store) -> None:
-    with Lease(store, LEASE, "lathe gc"), pytest.raises(LeaseHeld, match="lathe gc"):
+    with Lease(store, MAINTENANCE, "lathe gc"), pytest.raises(LeaseHeld, match="lathe gc"):
         compact(store)
     assert compact(store).snapshot is not None
 
