@@ -306,7 +306,7 @@ def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> No
         assert moved in "\n".join(why_lines(history))
 
 
-def test_an_output_without_receipts_and_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_an_output_without_receipts_and_another_folder_are_refused(tmp_path: Path) -> None:
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("films")
     with pytest.raises(InputError, match="no name is similar"):
