@@ -14,6 +14,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
+from pipeline.format.columns import storable
 from pipeline.format.layout import TAKEDOWNS, undo_key
 from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
@@ -146,8 +147,8 @@ def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
     Ledger(store).latent_set()
     with Lease(store, MAINTENANCE, "lathe takedown --undo"):
         records = read_takedowns(store).records
-        names = TakenNames(store, records)
-        parts = [part for record in records if (part := _part(record, name, names)) is not None]
+        meant = TakenNames(store, records).meant(name)
+        parts = [part for record in records if (part := _part(record, name, meant)) is not None]
         if not parts:
             raise _no_record(store, records, name)
         for gone, _ in parts:
@@ -174,19 +175,19 @@ def _record_again(store: Store, rest: Takedown) -> str:
     return made.key
 
 
-def _part(record: Takedown, name: str, names: TakenNames) -> tuple[Takedown, Takedown] | None:
+def _part(record: Takedown, name: str, meant: Sequence[FoundRow]) -> tuple[Takedown, Takedown] | None:
     """What `name` means of a record, and the rest of it; None if it means nothing of it. Both have the key of the record. The rest
-    keeps the files that were deleted: if the part can be undone, they hold other rows.
+    keeps the files that were deleted: if the part can be undone, they hold other rows. `meant`: samples and rows of that name.
     """
     nothing = Takedown(record.key, record.created, record.reason, by=record.by)
     short = record.key.removeprefix(TAKEDOWNS)
     if name in (record.key, short, short.removesuffix(".json")):
         return record, nothing
-    sources = {uri for uri in record.sources if uri in (name, spelled(name))}
-    meant = names.meant_in(record, name)
     if record.names_removed is not None:
-        return (record, nothing) if meant or Takedowns([record]).takes(spelled(name)) else None
-    samples = {(uri, key) for found, uri, key in meant if not found}
+        return (record, nothing) if _is_hashed(record, name, meant) else None
+    pairs = {(uri, key) for found, uri, key in meant if not found}
+    sources = {uri for uri in record.sources if uri in (name, spelled(name))}
+    samples = {(uri, key) for uri, key in record.samples if (storable(uri), storable(key)) in pairs}
     rows = {row for row in record.rows if row.id == name}
     if not sources and not samples and not rows:
         return None
@@ -198,6 +199,12 @@ def _part(record: Takedown, name: str, names: TakenNames) -> tuple[Takedown, Tak
         rows=tuple(row for row in record.rows if row not in rows),
     )
     return gone, rest
+
+
+def _is_hashed(record: Takedown, name: str, meant: Sequence[FoundRow]) -> bool:
+    """Whether a record without names has the hash of this one."""
+    alone = Takedowns([replace(record, hashed=replace(record.hashed, sources=()))])
+    return Takedowns([record]).takes(spelled(name)) or any(map(alone.hides, meant))
 
 
 def _no_record(store: Store, records: Sequence[Takedown], name: str) -> InputError:

@@ -82,8 +82,8 @@ def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unk
     left = [name for name in left if name not in rows]
     left = _samples_by_key(store, search, left, found)
     taken_names = TakenNames(store, earlier.records)
-    found.taken = [name for name in left if earlier.takes(spelled(name)) or taken_names.meant(name)]
-    left = [name for name in left if name not in found.taken]
+    taken = {name for name in left if earlier.takes(spelled(name)) or taken_names.meant(name)}
+    found.taken, left = [name for name in left if name in taken], [name for name in left if name not in taken]
     if left and not allow_unknown:
         raise _unknown(store, search, left)
     found.sources = list(
@@ -108,46 +108,43 @@ def pairs(name: str) -> list[tuple[str, str]]:
 
 
 class TakenNames:
-    """Samples and rows that takedowns name, also by hashes. Hashes are compared with those of a name under each source it may be of."""
+    """Samples and rows that takedowns name, also by hashes, by the names that users write."""
 
     def __init__(self, store: Store, records: Sequence[Takedown]) -> None:
-        self._store, self._records = store, records
+        self._store = store
+        self._samples = {(storable(uri), storable(key)) for record in records for uri, key in record.samples}
+        self._by_key: dict[str, list[str]] = {}
+        for uri, key in sorted(self._samples):
+            self._by_key.setdefault(key, []).append(uri)
+        self._rows = {row.id: storable(row.source_uri) for record in records for row in record.rows}
+        hashed = [record.hashed for record in records]
+        self._hashed_samples = {digest: source for one in hashed for source, digest in one.samples}
+        self._hashed_rows = {digest: source for one in hashed for source, digest in one.rows}
 
     def meant(self, name: str) -> list[FoundRow]:
-        """What `name` stands for in all records, see `meant_in`."""
-        return list(dict.fromkeys(found for record in self._records for found in self.meant_in(record, name)))
-
-    def meant_in(self, record: Takedown, name: str) -> list[FoundRow]:
-        """Samples (with an empty id) whose key or `URI#KEY` the name is, and rows (with an empty key) whose id it is.
+        """Samples (with an empty id) whose key or `URI#KEY` the name is, and rows (with an empty key) whose id it is. Texts as in rows.
 
         Of names that were replaced by hashes the source is known from `URI#KEY`, or if a receipt names it.
         """
-        whole = {(storable(uri), storable(key)) for start, key in pairs(name) for uri in (start, spelled(start))}
-        samples = [
-            (uri, key)
-            for uri, key in record.samples
-            if storable(key) == storable(name) or (storable(uri), storable(key)) in whole
-        ]
-        rows = [(row.id, row.source_uri) for row in record.rows if row.id == name]
-        if record.names_removed is not None:
-            digests = {sample_digest(*pair): pair for pair in whole}
-            for source, digest in record.hashed.samples:
-                if digest in digests:
-                    samples.append(digests[digest])
-                elif (uri := self._uris.get(source)) is not None and sample_digest(uri, name) == digest:
-                    samples.append((uri, storable(name)))
-            asked = row_digest(name)
-            sources = [source for source, digest in record.hashed.rows if digest == asked]
-            rows += [(name, self._uris[source]) for source in sources if source in self._uris]
-        return [*(FoundRow("", *pair) for pair in samples), *(FoundRow(*row, "") for row in rows)]
+        key = storable(name)
+        samples = [(uri, key) for uri in self._by_key.get(key, ())]
+        for start, end in pairs(name):
+            for pair in {(storable(start), storable(end)), (storable(spelled(start)), storable(end))}:
+                if pair in self._samples or (self._hashed_samples and sample_digest(*pair) in self._hashed_samples):
+                    samples.append(pair)
+        if self._hashed_samples and not is_remote(name):
+            samples += [(uri, key) for uri in self._uris.values() if sample_digest(uri, key) in self._hashed_samples]
+        rows = [(name, self._rows[name])] if name in self._rows else []
+        source = self._hashed_rows.get(row_digest(key)) if self._hashed_rows else None
+        if source is not None and source in self._uris:
+            rows.append((name, self._uris[source]))
+        found = [*(FoundRow("", *pair) for pair in samples), *(FoundRow(*row, "") for row in rows)]
+        return list(dict.fromkeys(found))
 
     @cached_property
     def _uris(self) -> dict[str, str]:
         """URIs, as in rows, of sources of hashed samples and rows that a receipt names, by `uri_id` in hex."""
-        names = [record.hashed for record in self._records]
-        wanted = {bytes.fromhex(source) for one in names for source, _ in (*one.samples, *one.rows)}
-        if not wanted:
-            return {}
+        wanted = {bytes.fromhex(source) for source in (*self._hashed_samples.values(), *self._hashed_rows.values())}
         with ScratchFolder() as folder:
             table = read_table(Summaries(self._store).spool(folder / "summaries"), ["key", "uris"])
         keys = table.take(rows_naming(table, wanted))["key"].to_pylist()

@@ -194,7 +194,7 @@ def test_names_that_gc_replaced_by_hashes_are_known_as_taken_down(tmp_path: Path
     for name in names:
         found = history_of(store, name)
         assert (found["state"], [item["key"] for item in found["takedowns"]]) == ("taken_down", [record.key]), name
-    for unknown in ("000/9", f"{uri_of(1)}#000/0", f"{row[:-1]}x"):
+    for unknown in ("000/9", f"{uri_of(1)}#000/0", f"{row[:-1]}x", "\udcff"):
         with pytest.raises(InputError, match="not known"):
             why(store, unknown, CONFIG)
     assert store.read(record.key).count(b"000/0") == 0
