@@ -13,6 +13,10 @@ Whether these networks could be run in chunks was tried with tiny random ones (`
 | LTXVideo      | to rounding: causal convolutions, norms by position  | keeps none                                      |
 | Mochi         | to rounding: causal convolutions and attention       | none to encode; the attention needs every frame |
 | Allegro       | no: group norms and convolutions over both sides     | keeps none                                      |
+| HunyuanVideo  | to rounding: causal convolutions and attention       | keeps none; the attention needs every frame     |
+| 1.5           |                                                      |                                                 |
+
+LTX-2, EasyAnimate (Magvit) and VidTok are run in chunks by `causal_stream`; here are their whole clips, which decode the first and last.
 """
 
 from __future__ import annotations
@@ -74,6 +78,43 @@ class LTXClips(WholeClips):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
             torch.manual_seed(0)
             return self.module.decode(latent_BCthw, step).sample, ()
+
+
+class HunyuanVideo15Clips(WholeClips):
+    """`AutoencoderKLHunyuanVideo15`, one video at a time: the mask of its attention has the wrong shape for batches (diffusers 0.42)."""
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posteriors of the clips."""
+        moments = [super(HunyuanVideo15Clips, self).encode(video, memory)[0] for video in video_BCTHW.split(1)]
+        means, logvars = zip(*moments, strict=True)
+        return (torch.cat(means), torch.cat(logvars)), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Videos of the clips."""
+        return torch.cat([self.module.decode(latent).sample for latent in latent_BCthw.split(1)]), ()
+
+
+class VidTokClips(WholeClips):
+    """`AutoencoderVidTok`, without the padding and cutting of frames in its own `forward` and `decode`, and without leaving caches behind."""
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posterior of the clip. The first frame of a causal network stands for a whole group."""
+        if self.module.is_causal:
+            before = [video_BCTHW[:, :, :1]] * (self.module.temporal_compression_ratio - 1)
+            video_BCTHW = torch.cat([*before, video_BCTHW], dim=2)
+        parameters = self._run(self.module.encoder, video_BCTHW)
+        return split_moments(parameters), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Video of the clip."""
+        video = self._run(self.module.decoder, latent_BCthw)
+        return video[:, :, self.module.temporal_compression_ratio - 1 :] if self.module.is_causal else video, ()
+
+    def _run(self, coder: Any, clip: torch.Tensor) -> torch.Tensor:
+        self.module._set_first_chunk(True)
+        result: torch.Tensor = coder(clip)
+        self.module._empty_causal_cached(coder)
+        return result
 
 
 def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:

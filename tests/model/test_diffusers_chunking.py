@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
-from model.diffusers_vae import wan_stream
-from model.diffusers_vae.facts import WHOLE_CLIPS
+from model.diffusers_vae import causal_stream, wan_stream
+from model.diffusers_vae.classes import BOTH_SIDES, WHOLE_CLIPS
 from model.losslessness import decode_chunked, encode_chunked, examine
-from tests.model.diffusers_networks import CHUNKED, TINY, WHOLE, clip, noise, tiny
+from tests.model.diffusers_networks import BOTH_WAYS, CHUNKED, TINY, WHOLE, clip, noise, tiny
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -21,12 +21,12 @@ def test_every_claimed_property_holds_bit_for_bit(name):
     """All properties (chunks, batches, interleaving, states, prefixes, images) in both directions, or whole clips only."""
     vae = tiny(name)
     assert vae.spec.chunking == ("exact" if name in CHUNKED else "none")
-    assert vae.decode_chunking == ("exact" if name in ("wan-2.1", "wan-2.2", "sd") else "none")
+    assert vae.decode_chunking == ("exact" if name in BOTH_WAYS else "none")
     side = 32 if vae.spec.space_stride <= 16 else 64
     findings = list(examine(vae, height=side, width=side, groups=2 if name in WHOLE else 4 - vae.spec.lead_frames))
     assert {finding.direction for finding in findings} == {"encode", "decode"}
     assert [finding for finding in findings if finding.difference != 0.0] == []
-    if name in ("wan-2.1", "wan-2.2", "sd"):
+    if name in BOTH_WAYS:
         assert sum("interleaved" in finding.name for finding in findings) == 2
 
 
@@ -63,14 +63,14 @@ def test_wan_state_does_not_grow():
     assert len(set(sizes)) == 1
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "svd"])
+@pytest.mark.parametrize("name", [*WHOLE, "svd", "ltx-2", "vidtok"])
 def test_networks_for_whole_clips_refuse_chunks_with_the_reason(name):
     vae = tiny(name)
     video = clip(vae.spec)
     posterior, encoded = vae.encode(video)
     decoded_from = posterior.mean
     _, decoded = vae.decode(decoded_from)
-    if name != "svd":
+    if name in WHOLE:
         because = WHOLE_CLIPS[TINY[name]["_class_name"]]
         with pytest.raises(ValueError, match=f"encodes whole clips, because {because}; pass every frame of a clip"):
             vae.encode(video[:, :, : vae.spec.time_stride], encoded)
