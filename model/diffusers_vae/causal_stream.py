@@ -1,8 +1,8 @@
 """Causal encoders of diffusers in chunks: LTX-2, EasyAnimate (Magvit) and VidTok, whose own code keeps no state or keeps it on modules.
 
-The layers that look back in time get another `forward`: it takes the frames before from a `Tape` and leaves those for the next step on it.
-The tape of a step is in a context variable, so modules keep nothing and threads do not meet. In and out go videos or latents in the module's
-dtype, on its device, and the tape's tensors with the batch first.
+Takes videos or latents in the module's dtype, on its device, and the state of the previous chunk: tensors with the batch first. The layers
+that look back in time get another `forward`, which takes the frames before from a `Tape` and leaves those for the next step on it. The tape
+of a step is in a context variable, so modules keep nothing and calls in several threads do not mix.
 
 Steps on a CPU are those of a latent frame (one frame, then groups), so chunking changes no bit. Compared with the class itself, products
 over more frames at once may round differently. As the layers are not part of diffusers' interface, each configuration is tested before
@@ -11,7 +11,6 @@ use, with noise and a narrow copy, against the class (`open_causal_stream`).
 
 from __future__ import annotations
 
-import contextlib
 import json
 from contextvars import ContextVar
 from functools import cache
@@ -21,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from model.diffusers_vae.clips import Moments, WholeClips, split_moments
+from model.diffusers_vae.clips import Moments, WholeClips, clips_of, split_moments
 from model.diffusers_vae.module import empty_module, filled, full_config, random_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from model.interface import LatentSpec
     from model.vae import StateTensors
@@ -41,10 +40,8 @@ class Tape:
 
     def join(self, frames: torch.Tensor, *, lead: int, keep: int) -> torch.Tensor:
         """`frames` (time is axis 2) after those of the step before, or after `lead` copies of the first; keeps the last `keep`."""
-        if self.first:
-            before = frames[:, :, :1].expand(-1, -1, lead, *frames.shape[3:])
-        else:
-            before = self._past[len(self._kept)].flatten(0, 1)
+        repeated = frames[:, :, :1].expand(-1, -1, lead, *frames.shape[3:])
+        before = repeated if self.first else self._past[len(self._kept)].flatten(0, 1)
         joined = torch.cat([before, frames], dim=2)
         # The first axis may hold pixels too. A copy, because a view would keep all of `joined` in memory.
         last = joined[:, :, joined.shape[2] - keep :].clone()
@@ -57,16 +54,6 @@ class Tape:
 
 
 _TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
-
-
-@contextlib.contextmanager
-def _recording(past: StateTensors | None, batch: int) -> Iterator[Tape]:
-    tape = Tape(past, batch)
-    token = _TAPE.set(tape)
-    try:
-        yield tape
-    finally:
-        _TAPE.reset(token)
 
 
 def _tape() -> Tape:
@@ -144,7 +131,7 @@ LAYERS: dict[str, Callable[..., torch.Tensor]] = {
 def _with_tape(coder: torch.nn.Module) -> None:
     for layer in coder.modules():
         if forward := LAYERS.get(type(layer).__name__):
-            layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(forward, layer)
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
@@ -152,8 +139,6 @@ def _with_tape(coder: torch.nn.Module) -> None:
 
 class CausalStream(WholeClips):
     """Coder that encodes chunks of any number of groups and decodes as `clips` does. Use `open_causal_stream`, which tests it first."""
-
-    encodes_whole: str | None
 
     def __init__(self, clips: WholeClips, group: int) -> None:
         super().__init__(clips.module, "the decoders published for its class see the frames after, too")
@@ -163,13 +148,12 @@ class CausalStream(WholeClips):
 
     def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
         """Posterior of the chunk (`group * n` frames, one more without memory), and the state for the next one."""
-        parts = []
-        for frames in self._steps(video_BCTHW, first=memory is None):
-            with _recording(memory, frames.shape[0]) as tape:
-                parts.append(self._encode_step(frames, first=memory is None))
-            memory = tape.kept()
-        assert memory is not None
-        return split_moments(torch.cat(parts, dim=2)), memory
+
+        def encode(frames: torch.Tensor, *, first: bool) -> torch.Tensor:
+            return self._encode_step(frames.contiguous(), first=first)
+
+        parameters, after = _run(encode, self._steps(video_BCTHW, first=memory is None), memory)
+        return split_moments(parameters), after
 
     def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
         """Video of the clip."""
@@ -182,7 +166,7 @@ class CausalStream(WholeClips):
         return _by_groups(video_BCTHW, self._group, first=first)
 
     def _encode_step(self, frames: torch.Tensor, *, first: bool) -> torch.Tensor:
-        parameters: torch.Tensor = self.module.encoder(frames.contiguous())
+        parameters: torch.Tensor = self.module.encoder(frames)
         return parameters
 
 
@@ -198,8 +182,6 @@ class VidTokStream(CausalStream):
 class MagvitStream(CausalStream):
     """`AutoencoderKLMagvit`: the steps of diffusers itself on every device, because its norms may depend on them; decodes chunks, too."""
 
-    decodes_whole: str | None
-
     def __init__(self, clips: WholeClips, group: int) -> None:
         super().__init__(clips, group)
         self.decodes_whole = None
@@ -207,13 +189,12 @@ class MagvitStream(CausalStream):
 
     def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
         """Frames of the chunk (4n-3 for the first n latents, else 4n), and the state for the next one."""
-        parts = []
-        for latent in latent_BCthw.split(1, dim=2):
-            with _recording(memory, latent.shape[0]) as tape:
-                parts.append(self.module.decoder(self.module.post_quant_conv(latent.contiguous())))
-            memory = tape.kept()
-        assert memory is not None
-        return torch.cat(parts, dim=2), memory
+
+        def decode(latent: torch.Tensor, *, first: bool) -> torch.Tensor:
+            video: torch.Tensor = self.module.decoder(self.module.post_quant_conv(latent.contiguous()))
+            return video
+
+        return _run(decode, latent_BCthw.split(1, dim=2), memory)
 
     def _steps(self, video_BCTHW: torch.Tensor, *, first: bool) -> list[torch.Tensor]:
         return _by_groups(video_BCTHW, self._group, first=first)
@@ -221,6 +202,22 @@ class MagvitStream(CausalStream):
     def _encode_step(self, frames: torch.Tensor, *, first: bool) -> torch.Tensor:
         parameters: torch.Tensor = self.module.quant_conv(super()._encode_step(frames, first=first))
         return parameters
+
+
+def _run(
+    step: Callable[..., torch.Tensor], pieces: Sequence[torch.Tensor], memory: StateTensors | None
+) -> tuple[torch.Tensor, StateTensors]:
+    """Results of the steps, joined in time, and the state after the last."""
+    results, past = [], memory
+    for piece in pieces:
+        tape = Tape(past, piece.shape[0])
+        token = _TAPE.set(tape)
+        try:
+            results.append(step(piece, first=tape.first))
+        finally:
+            _TAPE.reset(token)
+        past = tape.kept()
+    return torch.cat(results, dim=2), past or ()
 
 
 def _by_groups(video_BCTHW: torch.Tensor, group: int, *, first: bool) -> list[torch.Tensor]:
@@ -245,13 +242,13 @@ def open_causal_stream(clips: WholeClips, spec: LatentSpec) -> CausalStream | st
     A process tests each configuration once, on a CPU.
     """
     config = full_config(clips.module)
-    reason = _difference(json.dumps(config, sort_keys=True), spec.time_stride, spec.space_stride, type(clips))
+    reason = _difference(json.dumps(config, sort_keys=True), spec.time_stride, spec.space_stride)
     return reason or STREAMS[config["_class_name"]](clips, spec.time_stride)
 
 
 @cache
 @torch.no_grad()
-def _difference(config_json: str, group: int, space_stride: int, kind: type[WholeClips]) -> str:
+def _difference(config_json: str, group: int, space_stride: int) -> str:
     """How results for noise differ, whole through the class and in two chunks through the stream; "" if they are equal up to rounding."""
     config = narrow(json.loads(config_json))
     noise = torch.Generator().manual_seed(0)
@@ -261,15 +258,17 @@ def _difference(config_json: str, group: int, space_stride: int, kind: type[Whol
         module, copy = (
             filled(empty_module("diffusers", config), weights, torch.device("cpu"), torch.float32) for _ in range(2)
         )
-        (want, _), _ = kind(module, "").encode(video, None)
-        stream = STREAMS[config["_class_name"]](kind(copy, ""), group)
+        (want, _), _ = clips_of(module, "").encode(video, None)
+        stream = STREAMS[config["_class_name"]](clips_of(copy, ""), group)
         (head, _), memory = stream.encode(video[:, :, : group + 1], None)
+        stream.encode(video.flip(2)[:, :, : group + 1], None)  # another clip in between, in case a layer keeps frames
         (tail, _), _ = stream.encode(video[:, :, group + 1 :], memory)
         found = compared("latents", torch.cat([head, tail], dim=2), want)
         if found or stream.decodes_whole:
             return found
-        video, _ = kind(module, "").decode(want, None)
+        video, _ = clips_of(module, "").decode(want, None)
         first, memory = stream.decode(want[:, :, :2], None)
+        stream.decode(want.flip(2)[:, :, :2], None)
         rest, _ = stream.decode(want[:, :, 2:], memory)
         return compared("videos", torch.cat([first, rest], dim=2), video)
     except (TypeError, AttributeError, LookupError, ValueError, RuntimeError, ImportError) as error:

@@ -158,10 +158,11 @@ DETERMINISTIC = frozenset({"AutoencoderKLCosmos", "AutoencoderDC"})  # these giv
 
 # Class -> what `LatentSpec` cannot express of it, or why its output is not such a latent.
 REFUSED = {
-    "AutoencoderKLMiniMaxH3": "it takes 17n+5 frames to 5n+2 latents, pixels in the normalisation of ImageNet, and its definition includes "
-    "blended tiles of 256 pixels",
-    "AutoencoderKLKVAEVideo": "its group norms take their statistics over segments of 17, 16, 16, ... frames: it takes 16n+1 frames to 4n+1 "
-    "latents",
-    "AutoencoderKLQwenImage21": "it halves the frame rate three times but steps through groups of four frames, so it encodes single frames only",
+    "AutoencoderKLMiniMaxH3": "it takes 17n+5 frames to 5n+2 latents, pixels in the normalisation of ImageNet, and its definition "
+    "includes blended tiles of 256 pixels",
+    "AutoencoderKLKVAEVideo": "its group norms take their statistics over segments of 17, 16, 16, ... frames: it takes 16n+1 frames to "
+    "4n+1 latents",
+    "AutoencoderKLQwenImage21": "it halves the frame rate three times but steps through groups of four frames, so it encodes single frames "
+    "only",
     "VQModel": "it gives entries of a codebook, not continuous latents",
 }

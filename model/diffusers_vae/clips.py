@@ -40,6 +40,9 @@ def split_moments(parameters_BCthw: torch.Tensor) -> Moments:
 class WholeClips:
     """Coder for classes that need every frame of a clip in one call. `reason` says why."""
 
+    encodes_whole: str | None
+    decodes_whole: str | None
+
     def __init__(self, module: Any, reason: str) -> None:
         self.module = module
         self.encodes_whole = self.decodes_whole = reason
@@ -95,7 +98,7 @@ class HunyuanVideo15Clips(WholeClips):
 
 
 class VidTokClips(WholeClips):
-    """`AutoencoderVidTok`, without the padding and cutting of frames in its own `forward` and `decode`, and without leaving caches behind."""
+    """`AutoencoderVidTok`: pads and cuts as its `forward`, for every number of frames, and leaves no caches behind."""
 
     def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
         """Posterior of the clip. The first frame of a causal network stands for a whole group."""
@@ -122,3 +125,17 @@ def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:
     B = latent_BCthw.shape[0]
     frames = layer(latent_BCthw.contiguous().permute(0, 2, 1, 3, 4).flatten(0, 1))
     return frames.unflatten(0, (B, -1)).permute(0, 2, 1, 3, 4)
+
+
+_CODERS: dict[str, type[WholeClips]] = {
+    "AutoencoderKLAllegro": AllegroClips,
+    "AutoencoderKLHunyuanVideo15": HunyuanVideo15Clips,
+    "AutoencoderKLLTXVideo": LTXClips,
+    "AutoencoderKLLTX2Video": LTXClips,
+    "AutoencoderVidTok": VidTokClips,
+}
+
+
+def clips_of(module: Any, reason: str) -> WholeClips:
+    """Coder of whole clips for the class of `module`. `reason`: why it takes no chunks."""
+    return _CODERS.get(type(module).__name__, WholeClips)(module, reason)

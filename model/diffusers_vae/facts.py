@@ -24,9 +24,7 @@ _PER_FRAME = "its configuration has latents_mean and latents_std per channel and
 
 
 # FLUX.2 normalises latents folded to patches, which have four times the channels.
-_PER_PATCH = (
-    "its diffusion models fold 2x2 patches into channels and normalise these by bn.running_mean and bn.running_var of its weights"
-)
+_PER_PATCH = "its diffusion models fold 2x2 patches into channels and normalise these by bn.running_mean and bn.running_var of its weights"
 
 
 def needs_whole_clips(config: Mapping[str, Any]) -> str | None:
@@ -137,7 +135,13 @@ _DECODER_KEYS = {
     "AutoencoderKLQwenImage": (),
     "AutoencoderKLLTX2Video": (
         *("decoder_block_out_channels", "decoder_layers_per_block", "decoder_spatio_temporal_scaling"),
-        *("decoder_inject_noise", "decoder_causal", "decoder_spatial_padding_mode", "upsample_type", "upsample_residual"),
+        *(
+            "decoder_inject_noise",
+            "decoder_causal",
+            "decoder_spatial_padding_mode",
+            "upsample_type",
+            "upsample_residual",
+        ),
         *("upsample_factor", "timestep_conditioning", "spatial_compression_ratio", "temporal_compression_ratio"),
     ),
     "AutoencoderKLMagvit": ("up_block_types",),

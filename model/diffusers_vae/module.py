@@ -125,7 +125,9 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     noise = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32).reshape(shape).copy())
     kind = key.rpartition(".")[2]
     size = int(np.prod(shape))
-    if kind in ("latents_std", "running_var") or (kind in ("weight", "gamma") and size == shape[0]):  # deviations, and norms' gains
+    if kind in ("latents_std", "running_var") or (
+        kind in ("weight", "gamma") and size == shape[0]
+    ):  # deviations, and norms' gains
         return 1 + 0.02 * noise
     if kind == "weight":
         return noise * (size // shape[0]) ** -0.5

@@ -40,8 +40,8 @@ def _wan(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     halvings = len(as_list(name, values, "dim_mult")) - 1
     if sum(map(bool, as_list(name, values, "temperal_downsample")[:halvings])) != 2:
         raise ValueError(
-            f"{name}: {values['_class_name']} steps through groups of {GROUP} frames, so temperal_downsample must be true for 2 of its first "
-            f"{halvings} stages; got {values['temperal_downsample']!r}"
+            f"{name}: {values['_class_name']} steps through groups of {GROUP} frames, so temperal_downsample must be true for 2 of its "
+            f"first {halvings} stages; got {values['temperal_downsample']!r}"
         )
     return {"time_stride": GROUP, "space_stride": 2**halvings * (values.get("patch_size") or 1), "lead_frames": 1}
 

@@ -29,7 +29,7 @@ import torch
 
 from model.diffusers_vae.causal_stream import STREAMS, open_causal_stream
 from model.diffusers_vae.classes import DETERMINISTIC
-from model.diffusers_vae.clips import AllegroClips, HunyuanVideo15Clips, LTXClips, VidTokClips, WholeClips
+from model.diffusers_vae.clips import WholeClips, clips_of
 from model.diffusers_vae.facts import needs_whole_clips
 from model.diffusers_vae.frames import DeepCompressionCoder, FrameCoder, FrameEncoderClipDecoder
 from model.diffusers_vae.module import check_weights, empty_module, filled, full_config, library, random_weights
@@ -137,7 +137,10 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     check_weights(spec.network, module, weights)
     coder = _coder(config, module, spec)
     spec = dataclasses.replace(spec, chunking="none" if coder.encodes_whole else "exact")
-    if config["_class_name"] in ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video"):  # their statistics are not in their configuration
+    if config["_class_name"] in (
+        "AutoencoderKLLTXVideo",
+        "AutoencoderKLLTX2Video",
+    ):  # their statistics are not in their configuration
         mean, std = (tuple(weights[key].double().tolist()) for key in ("latents_mean", "latents_std"))
         spec = dataclasses.replace(spec, mean=mean, std=std, scale=None if spec.scale == 1 else spec.scale)
     return CheckedWeights(spec, config, weights, coder)
@@ -159,13 +162,6 @@ FRAME_CODERS = {
     "AutoencoderKLFlux2": FrameCoder,
     "AutoencoderDC": DeepCompressionCoder,
 }
-CLIP_CODERS = {
-    "AutoencoderKLAllegro": AllegroClips,
-    "AutoencoderKLHunyuanVideo15": HunyuanVideo15Clips,
-    "AutoencoderKLLTXVideo": LTXClips,
-    "AutoencoderKLLTX2Video": LTXClips,
-    "AutoencoderVidTok": VidTokClips,
-}
 
 
 def _coder(config: Mapping[str, Any], module: Any, spec: LatentSpec) -> Coder:
@@ -173,16 +169,15 @@ def _coder(config: Mapping[str, Any], module: Any, spec: LatentSpec) -> Coder:
     kind = config["_class_name"]
     if kind in FRAME_CODERS:
         return FRAME_CODERS[kind](module)
-    whole = CLIP_CODERS.get(kind, WholeClips)
-    if reason := needs_whole_clips(config):
-        return whole(module, reason)
+    if whole := needs_whole_clips(config):
+        return clips_of(module, whole)
     reason = f"this adapter does not know how the layers of diffusers {library().__version__} look back in time"
     if kind in STREAMS:
-        stream: Coder | str = open_causal_stream(whole(module, reason), spec)
+        stream: Coder | str = open_causal_stream(clips_of(module, reason), spec)
     else:
         stream = open_stream(module, spec.space_stride)
         reason = f"this adapter does not know how diffusers {library().__version__} keeps its cache"
     if isinstance(stream, str):
         warnings.warn(f"{spec.network} encodes and decodes whole clips only: {reason} ({stream})", stacklevel=3)
-        return whole(module, reason)
+        return clips_of(module, reason)
     return stream

@@ -96,7 +96,9 @@ class WanStream:
         from diffusers.models.autoencoders import autoencoder_kl_wan as published
 
         self.module = module
-        self._wan = type(module).__name__ == "AutoencoderKLWan"  # Qwen-Image has neither patches nor the residual decoder
+        self._wan = (
+            type(module).__name__ == "AutoencoderKLWan"
+        )  # Qwen-Image has neither patches nor the residual decoder
         self._patch = (module.config.patch_size or 1) if self._wan else 1
         self._patchify, self._unpatchify = published.patchify, published.unpatchify
         self._encoder_cache, self._decoder_cache = FeatureCache(module.encoder), FeatureCache(module.decoder)

@@ -135,13 +135,25 @@ def test_constants_come_from_the_configuration():
     [
         ("sd", {"_class_name": None}, r"names the class None.*expected one of AutoencoderKLWan, .*AutoencoderKL\. "),
         ("sd", {"_class_name": "AutoencoderOobleck"}, "names the class 'AutoencoderOobleck'"),
-        ("sd", {"_class_name": "AutoencoderKLMiniMaxH3"}, "AutoencoderKLMiniMaxH3 is not supported: it takes 17n.5 frames"),
+        (
+            "sd",
+            {"_class_name": "AutoencoderKLMiniMaxH3"},
+            "AutoencoderKLMiniMaxH3 is not supported: it takes 17n.5 frames",
+        ),
         ("sd", {"_class_name": "AutoencoderKLKVAEVideo"}, "its group norms take their statistics over segments"),
         ("sd", {"_class_name": "AutoencoderKLQwenImage21"}, "encodes single frames only"),
         ("sd", {"_class_name": "VQModel"}, "entries of a codebook"),
-        ("vidtok", {"regularizer": "fsq", "double_z": False}, "regularizer 'kl' and double_z true; got 'fsq' and False"),
+        (
+            "vidtok",
+            {"regularizer": "fsq", "double_z": False},
+            "regularizer 'kl' and double_z true; got 'fsq' and False",
+        ),
         ("vidtok", {"tempo_ds": [3]}, r"tempo_ds must name levels of spatial_ds \(\[0, 1, 2\]\), got \[3\]"),
-        ("easyanimate", {"down_block_types": ["SpatialDownBlock3D"] * 4}, "two of down_block_types before the last must be"),
+        (
+            "easyanimate",
+            {"down_block_types": ["SpatialDownBlock3D"] * 4},
+            "two of down_block_types before the last must be",
+        ),
         ("qwen-image", {"input_channels": 4}, "input_channels must be 3, for videos in RGB; got 4"),
         ("qwen-image", {"temperal_downsample": [True] * 3}, "AutoencoderKLQwenImage steps through groups of 4 frames"),
         ("sd", {"in_channels": 4}, "in_channels must be 3, for videos in RGB; got 4"),
@@ -174,7 +186,11 @@ def test_statistics_of_flux_2_are_named_as_those_of_patches():
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("AutoencoderKLMiniMaxH3", "clip_length"), ("AutoencoderKLKVAEVideo", "z_channels"), ("VQModel", "num_vq_embeddings")],
+    [
+        ("AutoencoderKLMiniMaxH3", "clip_length"),
+        ("AutoencoderKLKVAEVideo", "z_channels"),
+        ("VQModel", "num_vq_embeddings"),
+    ],
 )
 def test_refused_classes_exist_under_these_names(kind, words, diffusers):
     assert words in inspect.signature(getattr(diffusers, kind).__init__).parameters

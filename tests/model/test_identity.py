@@ -205,7 +205,11 @@ OTHER_VALUES: dict[str, Any] = {
     **{"batch_norm_eps": 1e-3, "batch_norm_momentum": 0.2, "patch_size": [1, 1], "upsample_match_channel": False},
     **{"spatial_us": [1, 2], "tempo_us": [1], "codebook_size": 4096, "decoder_spatial_padding_mode": "zeros"},
     **{"upsample_type": ["spatial", "spatiotemporal", "spatiotemporal"], "upsample_block_type": "interpolate"},
-    **{"decoder_block_types": ["ResBlock"] * 2, "decoder_qkv_multiscales": [[], []], "decoder_norm_types": "batch_norm"},
+    **{
+        "decoder_block_types": ["ResBlock"] * 2,
+        "decoder_qkv_multiscales": [[], []],
+        "decoder_norm_types": "batch_norm",
+    },
     **{"decoder_act_fns": "relu", "decoder_in_shortcut": False, "decoder_conv_act_fn": "silu"},
 }
 # Values that fit another number of layers.
