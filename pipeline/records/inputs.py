@@ -28,6 +28,13 @@ VIDEO_EXTENSIONS = (
     "avc", "h26l", "vvc", "h266", "266", "av1", "h263", "263", "vc1", "mjpeg", "mjpg", "cavs", "drc",
 )  # fmt: skip
 
+# Suffixes of files that are read as images if `images.policy` says so. In order of preference, as above. Their contents decide: a
+# picture that moves is a video, and so is a video of this name.
+IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", "jpe", "jfif")
+
+ImagePolicy = Literal["keep", "skip", "only"]
+"""Images beside videos, videos alone, images alone."""
+
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
     """Hex BLAKE2b of the canonical JSON of `value`. It is the same on every machine, Python version and run."""
@@ -124,6 +131,7 @@ class EncodedVideo:
     uri: str
     video: bytes | str  # as `Sample.video`
     span: tuple[int, int] | None = None  # as `Sample.span`
+    extension: str = ""  # as `Sample.video_ext`
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -132,7 +140,9 @@ class EncodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One video of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is local."""
+    """One video or image of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is
+    local.
+    """
 
     key: str
     index: int  # position in the shard, rejected samples included; unique in an attempt
@@ -152,7 +162,7 @@ class Sample:
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
