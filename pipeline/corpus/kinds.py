@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pipeline.records import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ImagePolicy
+from pipeline.records import IMAGE_EXTENSIONS, MAYBE_STILL, VIDEO_EXTENSIONS, ImagePolicy
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LIST_SUFFIXES = (".txt", ".list")
 TEXT_SUFFIXES = (".txt", ".json", ".caption")  # read beside a video
 VIDEOS = frozenset(VIDEO_EXTENSIONS)
 IMAGES = frozenset(IMAGE_EXTENSIONS)
-MAYBE_STILL = frozenset(("gif", "apng"))  # videos by suffix that may hold a single picture
 LONGEST_SUFFIX = 12
 
 NO_SUFFIX = "without an extension"

@@ -30,6 +30,7 @@ from pipeline.records.clips import (
 )
 from pipeline.records.inputs import (
     IMAGE_EXTENSIONS,
+    MAYBE_STILL,
     VIDEO_EXTENSIONS,
     EncodedVideo,
     ImagePolicy,
@@ -52,6 +53,7 @@ __all__ = [
     "FORMAT_VERSIONS",
     "IMAGE_EXTENSIONS",
     "LATENT_DTYPES",
+    "MAYBE_STILL",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",

@@ -32,6 +32,9 @@ VIDEO_EXTENSIONS = (
 # picture that moves is a video, and so is a video of this name.
 IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", "jpe", "jfif")
 
+MAYBE_STILL = frozenset(("gif", "apng"))
+"""Of the suffixes of videos those of files that may hold a single picture."""
+
 ImagePolicy = Literal["keep", "skip", "only"]
 """Images beside videos, videos alone, images alone."""
 

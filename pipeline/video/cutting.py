@@ -109,7 +109,9 @@ class Cutter:
             return StillOpening()
         return self._opened(video, planned, rejects)
 
-    def _look_for_bars(self, video: Video | Pictures, planned: tuple[ClipPlan, ...]) -> Iterator[StillOpening | OpenedVideo]:
+    def _look_for_bars(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...]
+    ) -> Iterator[StillOpening | OpenedVideo]:
         """Looks through the frames of the clips that are planned without regard to bars, then plans them anew."""
         rules, available = self._request.rules, self._available(video)
         frames = [_frames(plan, video.times_s, available, rules) for plan in planned]
@@ -141,7 +143,9 @@ class Cutter:
     def _available(self, video: Video | Pictures) -> int:
         return clips.grid_length(len(video.times_s), video.end_s, self._request.rules.fps)
 
-    def _opened(self, video: Video | Pictures, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]) -> OpenedVideo:
+    def _opened(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]
+    ) -> OpenedVideo:
         encoded, rules = self._request.video, self._request.rules
         info, available = video.info, self._available(video)
         if tail := clips.uncovered_tail(planned, available, rules):

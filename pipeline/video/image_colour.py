@@ -57,7 +57,7 @@ def transfer(head: bytes) -> str | None:
     """`pq` or `hlg` if the first `HEADER_BYTES` of an AVIF or PNG file declare it, else None."""
     for mark, at in ((NCLX, 3), (CICP, 1)):
         start = head.find(mark)
-        if 0 <= start and start + len(mark) + at < len(head):
+        if start >= 0 and start + len(mark) + at < len(head):
             return {PQ: "pq", HLG: "hlg"}.get(head[start + len(mark) + at])
     return None
 

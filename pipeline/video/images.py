@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import warnings as python_warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any

@@ -14,13 +14,15 @@ from pipeline.config import ClipConfig, DecodeConfig, DrillConfig, ImageConfig, 
 from pipeline.errors import ConfigError, DamagedInput, PolicyReject
 from pipeline.records import EncodedVideo, FrameChunk, OpenedVideo
 from pipeline.video.clips import resolve_rules
-from pipeline.video.cutting import Cutter, CutRequest
+from pipeline.video.cutting import CutRequest, Cutter
 from pipeline.video.image_rules import with_images
 from tests.pipeline.decoded import FAST, LIMITS
 from tests.video_files import encode
 
 NOISE_HW3 = np.random.default_rng(5).integers(0, 256, (96, 128, 3), np.uint8)
-SMOOTH_HW3 = np.stack(np.broadcast_arrays(np.arange(96)[:, None] * 2, np.arange(128)[None] * 2, 90), -1).astype(np.uint8)
+SMOOTH_HW3 = np.stack(np.broadcast_arrays(np.arange(96)[:, None] * 2, np.arange(128)[None] * 2, 90), -1).astype(
+    np.uint8
+)
 
 
 def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -83,7 +85,9 @@ def test_a_lossless_image_has_the_planes_of_a_frame_of_lossless_rgb_video(size):
 
 
 def test_the_picture_of_a_decoded_frame_has_its_planes_but_for_rounding():
-    planes_3HW = np.stack([SMOOTH_HW3[..., 0] // 2 + 60, np.full((96, 128), 110), np.full((96, 128), 140)]).astype(np.uint8)
+    planes_3HW = np.stack([SMOOTH_HW3[..., 0] // 2 + 60, np.full((96, 128), 110), np.full((96, 128), 140)]).astype(
+        np.uint8
+    )
     tags = {"colorspace": 1, "color_range": 1}
     video = encode(
         [planes_3HW] * 5, size=(96, 128), codec="ffv1", container="matroska", pix_fmt="yuv444p", source_format="yuv444p", tags=tags
@@ -217,7 +221,10 @@ def test_a_decompression_bomb_is_refused_by_its_header():
 def test_hdr_that_the_file_declares_is_refused():
     png = file_of(NOISE_HW3)
     chunk = b"cICP\x09\x10\0\1"
-    assert reason(png[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]) == (PolicyReject, "hdr")
+    assert reason(png[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]) == (
+        PolicyReject,
+        "hdr",
+    )
 
 
 def test_contents_decide_and_not_the_name():
