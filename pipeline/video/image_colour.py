@@ -40,10 +40,13 @@ def srgb(image: Image.Image, background: tuple[int, int, int]) -> tuple[np.ndarr
         image = image.convert(WITH_ALPHA[image.mode])
     if profile:
         converted = _by_profile(image, profile)
-        warnings.append("bad_icc_profile:sRGB" if converted is None else "icc_profile:applied")
-        image = image if converted is None else converted
+        if converted is None:
+            warnings.append("bad_icc_profile")
+        elif converted is not image:
+            warnings.append("icc_profile")
+            image = converted
     elif image.mode == "CMYK":
-        warnings.append("no_cmyk_profile:inverted")
+        warnings.append("no_cmyk_profile")
     image = image.convert("RGB")
     if alpha is not None and alpha.getextrema()[0] != 255:
         below = Image.new("RGB", image.size, background)
@@ -80,7 +83,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """The image in sRGB; None if the profile cannot be read or is of another kind of image."""
+    """The image in sRGB, itself if the profile is sRGB; None if the profile cannot be read or is of another kind of image."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if source.profile.xcolor_space.strip() != PROFILED[image.mode]:

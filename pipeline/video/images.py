@@ -221,16 +221,19 @@ class Pictures:
         durations_s = self._durations(frames, limits) if moves else [0.0]
         starts_s = [0.0, *accumulate(durations_s)]
         self.times_s, self.end_s = np.array(starts_s[:-1]), starts_s[-1]
-        noted = self._decode(0)
-        orientation, broken = _orientation(image)
+        warnings = [*self._decode(0)]
+        orientation = _orientation(image)
+        if orientation is None:
+            warnings.append("bad_exif")
+            orientation = Orientation()
         width, height = image.size[::-1] if orientation.transpose else image.size
         if not moves and max(width, height) > images.max_aspect * min(width, height):
             message = f"{width}x{height} pixels are longer than images.max_aspect {images.max_aspect:g} allows"
             raise PolicyReject("aspect_ratio", message, stage="decode")
         if orientation.mirrored:
-            noted = (*noted, "mirrored")
+            warnings.append("mirrored")
         if image.format in PAGED and frames > 1:
-            noted = (*noted, f"extra_pages:{frames - 1}")
+            warnings.append(f"extra_pages:{frames - 1}")
         self._scaler = Scaler(orientation, "sdr")
         self.info = VideoInfo(
             codec=format_.lower(),
@@ -247,7 +250,7 @@ class Pictures:
             color_matrix="bt709",
             color_range="full",
             content_hash=content_hash,
-            warnings=(*noted, *broken),
+            warnings=tuple(warnings),
             is_image=not moves,
         )
 
@@ -305,11 +308,11 @@ class Pictures:
         return noted
 
 
-def _orientation(image: Image.Image) -> tuple[Orientation, tuple[str, ...]]:
-    """What EXIF says of a loaded image, and a warning if it cannot be read."""
+def _orientation(image: Image.Image) -> Orientation | None:
+    """What EXIF says of a loaded image; None if it cannot be read."""
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
-            return ORIENTATIONS.get(image.getexif().get(ORIENTATION_TAG, 1), Orientation()), ()
+            return ORIENTATIONS.get(image.getexif().get(ORIENTATION_TAG, 1), Orientation())
     except PILLOW_ERRORS:
-        return Orientation(), ("bad_exif:ignored",)
+        return None

@@ -238,17 +238,20 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
     elif whole.clips == 0 and not job.allow_empty:
-        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects), report.taken_down))
+        found = reasons + Counter(report.judged_rejects)
+        skipped = bool(found["no_video"] or found["still_image"]) and job.images.policy == "skip"
+        error = NothingEncoded(_nothing_encoded(whole, found, report.taken_down, images_skipped=skipped))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int) -> str:
+def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int, *, images_skipped: bool) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     if taken_down:
         shown += f"; {taken_down} inputs are taken down"
+    hint = "; --images keep encodes images" if images_skipped else ""
     return (
-        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules; "
+        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules{hint}; "
         "--allow-empty accepts it"
     )
