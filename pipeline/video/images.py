@@ -15,7 +15,6 @@ from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 from PIL import Image, features
 
@@ -25,7 +24,7 @@ from pipeline.video.decode import Shown, Video, open_video
 from pipeline.video.decode.container import measure
 from pipeline.video.decode.encoded_file import open_encoded
 from pipeline.video.decode.orientation import Orientation
-from pipeline.video.decode.planes import Scaler
+from pipeline.video.decode.planes import Scaler, rgb_frame
 from pipeline.video.decode.refusals import only_named_errors
 from pipeline.video.image_colour import HEADER_BYTES, srgb, transfer
 
@@ -262,9 +261,7 @@ class Pictures:
             StorageUnavailable, SourceChanged, SourceRefused: the file cannot be read.
         """
         self._decode(index)
-        # Planar RGB, of which swscale reads every pixel for the chroma. Of packed RGB it skips every other one when it halves the size.
-        frame = av.VideoFrame.from_ndarray(self._rgb_HW3, "gbrp")
-        return Shown(index, frame, self._scaler)
+        return Shown(index, rgb_frame(self._rgb_HW3), self._scaler)
 
     def planes(self, indices: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Limited-range Y, U, V planes `(T, 3, H, W)`, uint8, of the frames at `indices`, which ascend. Raises as `show`."""
