@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,8 +36,22 @@ IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", 
 MAYBE_STILL = frozenset(("gif", "apng"))
 """Of the suffixes of videos those of files that may hold a single picture."""
 
+# Stem of `a.short.txt`: the video's, and the caption's name. Other names are those of subtitles, notes, recognised text.
+NAMED_CAPTION = re.compile(
+    r"(.+)\.((?:caption|prompt|short|long|brief|dense|detailed)(?:[_-]?[0-9]+|[_-][a-z0-9_-]+)?)",
+    re.DOTALL | re.IGNORECASE,
+)
+
 ImagePolicy = Literal["keep", "skip", "only"]
 """Images beside videos, videos alone, images alone."""
+
+
+def named_caption(stem: str) -> tuple[str, str] | None:
+    """`("a", "short")` for the stem `a.short` of a text `a.short.txt`: the video's stem and the caption's name. None for other stems, and
+    for `a.caption`, which is the caption itself.
+    """
+    found = NAMED_CAPTION.fullmatch(stem)
+    return None if found is None or found[2].lower() == "caption" else (found[1], found[2])
 
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
@@ -161,6 +176,14 @@ class Sample:
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object, if that is not `index`: it does not depend on how plain files are grouped.
     source_index: int | None = field(default=None, compare=False)
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
+
+    @property
+    def named_captions(self) -> tuple[tuple[str, str], ...]:
+        """(name, text) of all different captions, `caption` first."""
+        if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
+            return self.captions
+        return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))
 
     @property
     def encoded_video(self) -> EncodedVideo:
