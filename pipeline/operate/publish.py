@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.operate.delta_log import DeltaView
     from pipeline.operate.lost_receipts import LostReceipts
     from pipeline.operate.publish_checks import Limits
-    from pipeline.records import SourceObject
+    from pipeline.records import ImagePolicy, SourceObject
     from pipeline.storage import Store
 
     Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
@@ -80,14 +80,16 @@ class Progress:
     created: bool = False
 
 
-def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
+def list_inputs(
+    inputs: Sequence[str], store: Store, storage: StorageConfig, images: ImagePolicy = "skip"
+) -> list[SourceObject]:
     """Present inputs, sorted by URI, without latents of the output itself.
 
     Raises:
         InputError, AccessError: as for `lathe encode`.
     """
     ours = store.uri("data") + "/"
-    found = [source for shard in resolve_inputs(inputs, storage) for source in shard.objects]
+    found = [source for shard in resolve_inputs(inputs, storage, images=images) for source in shard.objects]
     return sorted((source for source in found if not source.uri.startswith(ours)), key=lambda source: source.uri)
 
 
