@@ -177,7 +177,9 @@ def _source(
         shards, corpus_folder / "index.parquet", job.storage, job.decode, unusable, progress_log.notice
     )
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
-    groups = {(group.frames, group.height, group.width) for stage in recipe.stages for group in stage.groups}
+    groups = {
+        (stage.source_frames(group), group.height, group.width) for stage in recipe.stages for group in stage.groups
+    }
     source.check(sorted(groups))
     progress_log.notice(f"{len(source)} videos")
     return source, unusable
