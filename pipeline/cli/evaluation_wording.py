@@ -53,10 +53,13 @@ def _rfvd(summary: dict[str, Any]) -> str:
     found = summary["rfvd"]
     if summary["i3d"] is None:
         return "not measured: no weights; --i3d FILE takes them"
-    windows = f"{found['windows']} windows of {found['window_frames']} frames"
+    frames = found["window_frames"]
+    windows = f"{found['windows']} windows of {frames} frames" if frames else f"{found['windows']} whole clips"
     if found["rfvd"] is None:
         return f"not measured: {windows}, and it takes at least two"
-    return f"{found['rfvd']:.2f} over {windows}"
+    return (
+        f"{found['rfvd']:.2f} over {windows}, {found['pair_distance']:.2f} within pairs (protocol {found['protocol']})"
+    )
 
 
 def _latent_lines(latents: dict[str, Any]) -> list[str]:
