@@ -222,7 +222,7 @@ def _known_failure(error: RuntimeError) -> str | None:
         return "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
     if str(error).startswith("DataLoader worker"):
         return (
-            f"{_last_words(error)}; a loading process died, from lack of memory or of a video that crashes its decoder. The same "
-            "command continues from the last checkpoint; data.cache_bytes and loaders limit the memory of loading"
+            f"{_last_words(error)}; a loading process died, most likely from lack of memory. The same command continues from the last "
+            "checkpoint; data.cache_bytes and loaders limit the memory of loading"
         )
     return None
