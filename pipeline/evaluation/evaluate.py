@@ -39,9 +39,12 @@ def evaluate(
     *,
     lpips: Sequence[str] = (),
     i3d: str | None = None,
+    fvd: str = "tf",
     news: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures every clip of the corpus and writes the folder `job.output`. `news` is called with a line every 15 seconds.
+
+    `fvd` names the protocol of rFVD: `tf`, `styleganv` or `videogpt`.
 
     Raises:
         UsageError: the command is wrong, for example weights that do not fit; nothing was measured.
@@ -65,10 +68,10 @@ def evaluate(
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesInProgress
 
-    instruments = Instruments(job, device, dtype, lpips, i3d)
+    instruments = Instruments(job, device, dtype, lpips, i3d, fvd)
     rules = _rules(job, instruments.spec)
     _make(folder)
-    findings = Findings(job.write.dtype)
+    findings = Findings(job.write.dtype, fvd)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
         samples = SamplesInProgress(instruments, findings, rows)
         spec = instruments.spec
@@ -86,6 +89,7 @@ def evaluate(
         "format_version": 1,
         "lathe_version": version("lathe"),
         "network": instruments.facts(),
+        "conventions": instruments.conventions(),
         "inputs": list(job.inputs),
         "clips": rules.to_dict(),
         "lpips": list(lpips) or None,

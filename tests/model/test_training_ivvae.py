@@ -11,7 +11,7 @@ import model
 from model.training import inflation
 from model.training.networks import trainable
 from model.training.objective import Objective
-from model.training.objective_recipe import IVVAE
+from model.training.recipe import load_recipe
 from tests.model.conftest import Golden
 
 SMALL = {"z_dim": 4, "dim": 2}
@@ -89,7 +89,8 @@ def test_gradients_are_those_of_the_formulas():
 
 def test_training_reduces_the_published_objective():
     """Ten steps of Adam on the objective without the adversarial term; LPIPS would need weights."""
-    recipe = replace(IVVAE, terms={**IVVAE.terms, "lpips_sum": 0.0}, adversarial=None)
+    published = load_recipe("ivvae").stages[0].objective
+    recipe = replace(published, terms={**published.terms, "lpips_sum": 0.0})
     objective, network = Objective(recipe, (-1.0, 1.0)), trainable("ivvae", SMALL)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     y, x = torch.meshgrid(torch.linspace(0, 6, 32), torch.linspace(0, 9, 32), indexing="ij")
