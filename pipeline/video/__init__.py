@@ -2,5 +2,6 @@
 
 - `clips`, `crops`, `black_bars`: which clips are cut from a video; which part of the frame their variants show; letterboxes
 - `cutting`: cuts them in one pass, inside a decoder process
+- `first_frame`: the first frame of a clip as an image file
 - `decode`: encoded bytes to frames
 """
