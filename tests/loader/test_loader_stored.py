@@ -40,7 +40,8 @@ def same_values(tensor, array, dtype):
 def test_rows_have_what_the_dataset_was_opened_with(output):
     plain, columns = LatentDataset.open(output.uri), (*BOTH, "fps")
     dataset = LatentDataset.open(output.uri, columns=columns)
-    assert dataset.spec.stored == (("latent", "logvar")[: 1 + dataset.spec.moments]) + ("i2v_cond", "first_frame")
+    moments = ("logvar",) if dataset.spec.moments else ()
+    assert dataset.spec.stored == ("latent", *moments, "i2v_cond", "first_frame")
     for row, bare in zip(dataset, plain, strict=True):
         clip = output.clips[row.id]
         assert row.columns == {"fps": 8.0, "first_frame": clip.first_frame}
