@@ -18,6 +18,9 @@ from pipeline.encoder import Encoder, identify
 from pipeline.engine.worker.build_context import make_context
 from pipeline.forecast.survey import forecast_job
 from pipeline.format.index import read_index
+from pipeline.ledger.candidate import gather
+from pipeline.look.canary import canary_check
+from pipeline.look.preview import preview
 from pipeline.look.stored import choose, facts, in_turns
 from pipeline.operate.inspect import inspect_path
 from pipeline.operate.verify import verify_output
@@ -175,6 +178,14 @@ def test_readers_of_an_output_know_what_it_stores(built, stored):
         assert facts(store, found)["source_key"] in ("long", "short")
     sizes = sum(len(row["vae_latent_bytes"]) + len(row["i2v_cond_bytes"]) for row in stored.values())
     assert forecast_job(job).latent_bytes == sizes
+
+
+def test_previews_and_the_canary_read_the_latents_beside_them(built, tmp_path):
+    job, _ = built
+    store = open_store(job.output, StorageConfig())
+    numbers = canary_check(StorageConfig(), clips=4)(store, gather(store, None, tmp_path).fresh_parts(store, 8)).numbers
+    assert (numbers["clips"], numbers["bit_exact"]) == (4, 4)
+    assert len(preview(job.output, StorageConfig(), sheet=str(tmp_path / "sheet.png"), clips=2)["clips"]) == 2
 
 
 @pytest.mark.parametrize("name", ["i2v_cond", "first_frame"])
