@@ -82,7 +82,7 @@ class Latent:
     mean: Tensor
     logvar: Tensor | None = None
     cond: Tensor | None = None
-    first_frame: bytes | None = None
+    first_frame: bytes | None = field(default=None, repr=False)
 
 
 class Rows(Protocol):

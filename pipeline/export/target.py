@@ -37,7 +37,7 @@ class Sample:
     logvar: Tensor | None = None
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     cond: Tensor | None = None
-    first_frame: bytes | None = None
+    first_frame: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

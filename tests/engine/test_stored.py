@@ -13,8 +13,8 @@ from PIL import Image
 import model
 import pipeline
 from model.colour import yuv_to_video
-from pipeline.config import ModelConfig, StorageConfig
-from pipeline.encoder import Encoder, identify
+from pipeline.config import StorageConfig
+from pipeline.encoder import identify
 from pipeline.engine.worker.build_context import make_context
 from pipeline.forecast.survey import forecast_job
 from pipeline.format.index import read_index
@@ -24,7 +24,7 @@ from pipeline.look.preview import preview
 from pipeline.look.stored import choose, facts, in_turns
 from pipeline.operate.inspect import inspect_path
 from pipeline.operate.verify import verify_output
-from pipeline.records import FrameChunk, Sample, stable_hash
+from pipeline.records import Sample, stable_hash
 from pipeline.storage import open_store
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
@@ -33,7 +33,6 @@ from tests.pipeline.test_cutting import by_clip, planes_of
 from tests.tiny_corpus import TINY_NETWORK, receipts, rows, tiny_job, video_bytes, write_tar
 
 BOTH = "first_frame,i2v_cond"
-CONFIG = ModelConfig(name="leanvae", config=TINY_NETWORK, untrained=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,36 +123,6 @@ def test_sides_beyond_webp_are_png():
     with Image.open(io.BytesIO(lossless_image(planes, "bt709"))) as picture:
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), rgb_of(planes, "bt709"))
-
-
-def clip(seed, groups):
-    rng, chunks = np.random.default_rng(seed), []
-    for n in range(groups):
-        planes = rng.integers(16, 235, (4 + (n == 0), 3, 32, 40), np.uint8)
-        times = tuple(map(float, range(len(planes))))
-        chunks.append(FrameChunk(seed, planes, times, "bt709", n == 0, n == groups - 1))
-    return chunks
-
-
-def test_settled_zeros_are_repeated_not_computed(network):
-    """The first clip finds the state that zeros leave as it is; the second, in one batch with a third, knows it when it comes."""
-    encoder = Encoder(CONFIG, "cpu", "float32", conditions=True)
-    first, second, third = clip(0, 20), clip(1, 20), clip(2, 20)
-    computed, found = [], {}
-    for clips in ([first], [second, third]):
-        states = [None] * len(clips)
-        before = encoder._conditions.computed
-        for chunks in zip(*clips, strict=True):
-            results = encoder.encode(chunks, states)
-            states = [result.state for result in results]
-            for chunk, result in zip(chunks, results, strict=True):
-                found.setdefault(chunk.clip, []).append(result.cond_Cthw)
-        computed.append((encoder._conditions.computed - before) // len(clips))
-    assert computed[1] + 1 == computed[0] < 20
-    for chunks in (first, second, third):
-        whole = np.concatenate([chunk.planes_T3HW for chunk in chunks])
-        wanted = of_frame_and_zeros(network, whole, "bt709")
-        np.testing.assert_array_equal(np.concatenate(found[chunks[0].clip], axis=1), wanted)
 
 
 def test_only_jobs_that_store_more_have_another_fingerprint(built):
