@@ -33,6 +33,7 @@ from pipeline.video import clips
 from pipeline.video.black_bars import BlackBars
 from pipeline.video.decode import Video, open_again
 from pipeline.video.decode.planes import Geometry
+from pipeline.video.first_frame import lossless_image
 from pipeline.video.images import Pictures, open_media
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class CutRequest:
     drill: DrillConfig
     etag: str | None = None  # of the object that holds the video, if known
     headers_only: bool = False  # the video is opened and closed; nothing is cut
+    first_frame: bool = False  # first chunks carry their first frame as an image file
 
 
 class Cutter:
@@ -256,7 +258,8 @@ def _cut(
                 pts_s = tuple(video.times_s[frames[start:stop]].tolist())
                 matrix, first, last = video.info.color_matrix, start == 0, stop == len(frames)
                 for plan, planes_T3HW in variants.of(shared_T3HW):
-                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=first, last=last, damaged=damaged)
+                    image = lossless_image(planes_T3HW[0], matrix) if first and request.first_frame else None
+                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first, last, damaged, image)
         except BadDataError as error:
             for plan in plans:
                 reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
