@@ -1,6 +1,6 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`, `clips`: the options with type, unit, default and meaning, and their validation; those of `clips.`
+- `sections`, `clips`, `tables`: the options with type, unit, default and meaning, and their validation; those of `clips.` and `table.`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
 """
@@ -23,6 +23,7 @@ from pipeline.config.sections import (
     StorageConfig,
     WriteConfig,
 )
+from pipeline.config.tables import TableConfig
 
 __all__ = [
     "EMBEDDED",
@@ -40,6 +41,7 @@ __all__ = [
     "NightlyConfig",
     "Section",
     "StorageConfig",
+    "TableConfig",
     "WriteConfig",
     "build",
     "build_job",

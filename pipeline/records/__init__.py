@@ -4,6 +4,7 @@
     any stage → Reject → Receipt          (every input that is not encoded gets a Reject)
 
 - `inputs`: listed objects, shards, samples, rejects
+- `annotation_rows`: rows of tables on their way to the reader of a shard
 - `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
 """
@@ -28,6 +29,7 @@ from pipeline.records.clips import (
     variant_names,
 )
 from pipeline.records.inputs import (
+    MISSING,
     VIDEO_EXTENSIONS,
     EncodedVideo,
     Reject,
@@ -36,9 +38,12 @@ from pipeline.records.inputs import (
     Sample,
     Shard,
     SourceObject,
+    SpanTexts,
+    TimeSpan,
     retry_from_dict,
     shard_from_dict,
     stable_hash,
+    stored_shard,
     warning_kinds,
 )
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
@@ -48,6 +53,7 @@ __all__ = [
     "FLIP",
     "FORMAT_VERSIONS",
     "LATENT_DTYPES",
+    "MISSING",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",
@@ -67,7 +73,9 @@ __all__ = [
     "Sample",
     "Shard",
     "SourceObject",
+    "SpanTexts",
     "StillOpening",
+    "TimeSpan",
     "Timings",
     "VideoEnded",
     "VideoInfo",
@@ -77,6 +85,7 @@ __all__ = [
     "shard_from_dict",
     "split_id",
     "stable_hash",
+    "stored_shard",
     "variant_names",
     "warning_kinds",
 ]
