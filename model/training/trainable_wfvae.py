@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import inputs
+from model.layers import at_least_float32, initialise, per_frame, recomputed, without_autocast
 from model.posterior import Posterior
+from model.reconstruction import Coefficients, Reconstruction
 from model.registry import complete, spec
-from model.training.clip_layers import at_least_float32, initialise, per_frame, recomputed, without_autocast
-from model.training.latents import sample_latent
-from model.training.reconstruction import Coefficients, Reconstruction
 from model.wfvae.parameters import Analysis, Attention, CausalConv3d, LayerNorm, Network, Residual, is_filter
 from model.wfvae.vae import LOGVAR_RANGE
 from model.wfvae.wavelets import PLANE_BANDS, VOLUME_BANDS, default_filter
@@ -44,7 +43,7 @@ class TrainableWFVAE(Network):
     """
 
     def __init__(self, config: Mapping[str, Any], *, seed: int = 0, recompute: bool = False) -> None:
-        """Initialised from `seed` like the published code (`model.training.clip_layers.initialise`).
+        """Initialised from `seed` like the published code (`model.layers.initialise`).
 
         Raises:
             ValueError: an impossible configuration.
@@ -68,7 +67,7 @@ class TrainableWFVAE(Network):
             ValueError: wrong rank, dtype, frame count or size; noise of another shape than the latent.
         """
         posterior, encoded = self._encode(video_BCTHW)
-        video, decoded = self._decode(sample_latent(posterior, noise_BCthw))
+        video, decoded = self._decode(posterior.with_noise(noise_BCthw))
         return Reconstruction(video, posterior, Coefficients(encoded, decoded))
 
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from pipeline.loader.rules import parse_rule
 from pipeline.loader.state import described_rule, described_weights, make_state, step_of
 from pipeline.loader.stats import LoaderStats
 from pipeline.loader.takedown_watch import TakedownWatch
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import BatchRule
 
 TAKEDOWNS_EVERY_S = 300.0
+PLANNED_AT_ONCE = 8  # steps
 
 
 class LatentLoader:
@@ -133,7 +136,9 @@ class LatentLoader:
             on_damage, cache,
         )  # fmt: skip
         self._stats = LoaderStats()
-        self._ahead = ReadAhead(prefetch, threads)
+        # Batches of local files are read by the threads that make them: more of these than cores hold each other up.
+        remote = any(is_remote(dataset.store.root) for dataset in self._datasets)
+        self._ahead = ReadAhead(prefetch, threads, prefetch if remote else min(prefetch, os.cpu_count() or 1))
         self._makers, rows = assemble(self._datasets, options, self._ahead, self._stats, free_blocks=2 * prefetch + 2)
         self._order = Order(
             rows, rule, seed=seed, shuffle=shuffle, epochs=limits, drop_last=bool(drop_last), small_buckets=small_buckets,
@@ -153,6 +158,7 @@ class LatentLoader:
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
+        self._plans: dict[int, GlobalBatch | None] = {}
         self._step, self._ended = 0, False
         every_s = number("takedowns_every_s", takedowns_every_s)
         self._watch = TakedownWatch(self._datasets, self._ahead.reads, every_s, peers)
@@ -292,7 +298,12 @@ class LatentLoader:
             return self._order.batch(step)
 
     def _make(self, step: int) -> Batch | None:
-        if (found := self._planned(step)) is None:
+        with self._order_lock:
+            if step not in self._plans:
+                # Several at once: each read of a batch puts what the order needs out of the processor's cache, five times its own cost.
+                self._plans = {number: self._order.batch(number) for number in range(step, step + PLANNED_AT_ONCE)}
+            found = self._plans[step]
+        if found is None:
             return None
         share = found.share(self._rank, self._world)
         return self._makers[found.dataset].make(found, share)

@@ -79,7 +79,8 @@ class BatchMaker:
     def make(self, batch: GlobalBatch, share: Share) -> Batch:
         """Reads the share of a rank. Raises as `BatchReader.read`."""
         slots = self.slots(share, batch.epoch)
-        blocks = self._reader.read(slots, batch.epoch, apart=self._crop is not None)
+        packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
+        blocks = self._reader.read(slots, batch.epoch, apart=apart, alike=not packed and not apart)
         # After reading: a damaged row was replaced by another one.
         ids = [slot.id for slot in slots]
         keys = (
@@ -87,7 +88,6 @@ class BatchMaker:
             if self._draws
             else [0] * len(ids)
         )
-        packed = not isinstance(share, RowsOfBucket)
         with self._values.copying():
             latents = self._latents(slots, blocks, keys, packed=packed)
         scalars = self._scalars_of(slots)
@@ -133,7 +133,7 @@ class BatchMaker:
     def _stacked(self, slots: list[Slot], keys: list[int], part: Tensors) -> torch.Tensor:
         """One tensor of all slots: the block that they were read into, or copies of what a crop leaves of each."""
         if part.whole is not None:
-            return self._values.typed(part.whole, (len(slots), *slots[0].index.shape(slots[0].position)))
+            return part.whole
         return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.apart, strict=True)])
 
     def _cut(self, slot: Slot, key: int, part: torch.Tensor) -> torch.Tensor:
