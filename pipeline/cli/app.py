@@ -31,6 +31,7 @@ from pipeline.cli.terminal import (
     EncodeCommand,
     Fps,
     Frames,
+    Images,
     Model,
     Output,
     Overrides,
@@ -66,7 +67,7 @@ def encode(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... OUTPUT",
-            help="Tar shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
+            help="Tar shards, videos or images (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
         ),
     ] = None,
     model: Model = None,
@@ -79,6 +80,7 @@ def encode(
     annotations: TableOfAnnotations = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
@@ -113,6 +115,10 @@ def encode(
         bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
     ] = False,
     strict: Strict = None,
+    allow_empty: Annotated[
+        bool | None,
+        typer.Option("--allow-empty", help="Exit with code 0 although nothing was encoded. Otherwise: code 1."),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -135,6 +141,7 @@ def encode(
         "annotations": annotations,
         "clips.crop": crop,
         "clips.variants": variants,
+        "images.policy": images,
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
@@ -143,6 +150,7 @@ def encode(
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,
+        "allow_empty": allow_empty,
     }
 
     def run() -> None:
@@ -182,6 +190,7 @@ def plan(
     annotations: TableOfAnnotations = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
@@ -206,6 +215,7 @@ def plan(
             "annotations": annotations,
             "clips.crop": crop,
             "clips.variants": variants,
+            "images.policy": images,
             "write.dtype": dtype,
             "strict": strict,
         }

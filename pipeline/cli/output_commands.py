@@ -13,6 +13,7 @@ import typer
 from pipeline.cli.terminal import (
     AsJson,
     Debug,
+    Images,
     Output,
     StoreSettings,
     TableOfAnnotations,
@@ -45,6 +46,7 @@ def publish(
             metavar="[INPUT...]", help="The inputs as they are now, to know what is gone or not encoded yet."
         ),
     ] = None,
+    images: Images = None,
     fingerprint: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="Only latents of this fingerprint. [default: all]")
     ] = None,
@@ -115,8 +117,8 @@ def publish(
             raise ConfigError("--annotations needs the inputs that it annotates: lathe publish OUTPUT INPUT…")
         job = None
         if inputs or config:
-            named = {"inputs": inputs, "output": root, "annotations": annotations, "storage.endpoint_url": endpoint_url}
-            job = build_job(named, config_path=config)
+            named = {"inputs": inputs, "output": root, "annotations": annotations, "images.policy": images}
+            job = build_job(named | {"storage.endpoint_url": endpoint_url}, config_path=config)
         storage = job.storage if job is not None else storage_config(endpoint_url)
         store = open_store(root, storage)
         check = None

@@ -1,8 +1,8 @@
 """Resolution of the inputs that a user names into shards. Objects are listed, never opened.
 
 Takes paths, folders, globs, braces and list files, local or `s3://…`. Returns `Shard`s in a fixed order, each object once. Raises one
-`InputError` that lists the inputs without match and what their folders contain. Each tar is a shard; plain videos are grouped into virtual
-shards.
+`InputError` that lists the inputs without match and what their folders contain. Each tar is a shard; plain videos and images are grouped
+into virtual shards.
 
 - In a pattern, `*` and `?` do not match `/`, `**` does. A folder that matches is taken with everything in it.
 - `@list` (or a plain `.txt`/`.list`) names one input per line. A line that begins with `#` is a comment, unless a file has that name.
@@ -15,7 +15,7 @@ shards.
 - `listing`, `lists`, `patterns`: one folder or pattern; list files; braces and globs
 - `kinds`, `texts`, `passed_over`: kind of a file by its name; captions without a video; counts of what is not encoded
 - `tables`, `annotations`: rows of tables; their digests as part of the identity of inputs
-- `grouping`: plain videos as shards
+- `grouping`: plain videos and images as shards
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import TableConfig
 from pipeline.corpus.annotations import Annotations, job_annotations
 from pipeline.corpus.grouping import group_files, tar_shard
-from pipeline.corpus.kinds import TAR_SUFFIXES, is_text, media_kind
+from pipeline.corpus.kinds import TAR_SUFFIXES, is_text, media_kind, suffix
 from pipeline.corpus.passed_over import PassedOver
 from pipeline.corpus.search import Search
 from pipeline.corpus.tables import is_table
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pipeline.config import StorageConfig
-    from pipeline.records import Shard, SourceObject
+    from pipeline.records import ImagePolicy, Shard, SourceObject
 
 __all__ = [
     "TAR_SUFFIXES",
@@ -55,9 +55,10 @@ def resolve_inputs(
     inputs: Iterable[str],
     config: StorageConfig,
     passed_over: PassedOver | None = None,
+    images: ImagePolicy = "skip",
     annotations: Annotations | None = None,
 ) -> list[Shard]:
-    """Shards of all objects that `inputs` name: tars in the order named, then groups of plain videos.
+    """Shards of all objects that `inputs` name: tars in the order named, then groups of plain videos, then of images.
 
     Other contents of folders, patterns, lists and tables are counted in `passed_over`. `annotations` gets the rows of tables, for those
     who read the shards; by default their digests alone are made.
@@ -70,20 +71,21 @@ def resolve_inputs(
     """
     if annotations is None:
         with Annotations(TableConfig(), config, "clips") as own:
-            return resolve_inputs(inputs, config, passed_over, own)
+            return resolve_inputs(inputs, config, passed_over, images, own)
     passed_over = PassedOver() if passed_over is None else passed_over
-    search = Search(config, passed_over)
+    search = Search(config, passed_over, images)
     found: dict[str, SourceObject] = {}
-    for text in _without_texts([text.strip() for text in inputs]):
+    for text in _without_texts([text.strip() for text in inputs], images):
         table = dict.fromkeys(_rows(text, search, annotations)) if is_table(text) else None
         for source in search.input(text) if table is None else search.rows(table):
             found.setdefault(source.uri, source)
     if annotations.table is not None:
         deque(_rows(annotations.table, search, annotations), maxlen=0)
-    passed_over.taken = len(found)
-    tars = [tar_shard(source) for source in found.values() if media_kind(source.uri) == "tar"]
-    videos = [source for source in found.values() if media_kind(source.uri) == "video"]
-    return annotations.attach(tars + group_files(videos, config), all_of=annotations.table)
+    sources = _without_thumbnails(list(found.values()), passed_over)
+    passed_over.taken = len(sources)
+    tars = [tar_shard(source) for source in sources if media_kind(source.uri) == "tar"]
+    plain = group_files((source for source in sources if media_kind(source.uri) != "tar"), config)
+    return annotations.attach(tars + plain, all_of=annotations.table)
 
 
 def _rows(text: str, search: Search, annotations: Annotations) -> Iterator[str]:
@@ -92,7 +94,19 @@ def _rows(text: str, search: Search, annotations: Annotations) -> Iterator[str]:
         yield from annotations.read(table, partial(search.uri_in, table.uri.rpartition("/")[0]))
 
 
-def _without_texts(inputs: list[str]) -> list[str]:
-    """`inputs` without captions and JSON of videos among them: a shell expands `folder/*` to both."""
-    stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text) == "video"}
+def _without_texts(inputs: list[str], images: ImagePolicy) -> list[str]:
+    """`inputs` without captions and JSON of videos and images among them: a shell expands `folder/*` to both."""
+    stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text, images) in ("video", "image")}
     return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0].removesuffix(CAPTION) in stems)]
+
+
+def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver) -> list[SourceObject]:
+    """`sources` without images that have the name of a video among them, as those that downloaders write beside it."""
+    videos = {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video"}
+    kept = []
+    for source in sources:
+        if media_kind(source.uri) is None and os.path.splitext(source.uri)[0] in videos:
+            passed_over.add(source.uri, suffix(source.uri), "images beside a video of the same name are not encoded")
+        else:
+            kept.append(source)
+    return kept

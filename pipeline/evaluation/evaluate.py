@@ -18,6 +18,7 @@ from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.video.clips import chunk_length, resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def _evaluate(
     i3d: str | None,
     news: Callable[[str], None],
 ) -> dict[str, Any]:
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), tables)
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
     if job.strict:
         passed_over.refuse()
     if passed_over:
@@ -147,6 +148,7 @@ def _check_extra() -> None:
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = with_images(rules, job.images, job.clips, spec.network)
     sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
     if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
         enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride

@@ -147,7 +147,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
     return {
         "caption": None if sample.caption is None else storable(sample.caption),
         "file_name": storable(sample.file_name or f"{sample.key}.{sample.video_ext}"),
-        "media_type": "video",
+        "media_type": "image" if info.is_image else "video",
         "width": bucket.width,
         "height": bucket.height,
         "num_frames": clip.num_frames,

@@ -104,7 +104,12 @@ class BatchMaker:
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
-            duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
+            duration_s=_tensor(
+                [
+                    count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)
+                ],  # an image lasts no time
+                np.float64,
+            ),
             num_tokens=_tensor([prod(count) for count in tokens], np.int64),
             is_image=max(frames) == 1,
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],

@@ -1,11 +1,11 @@
-"""Members of one key of a tar: its videos, texts and what a cut archive cost it. Part of the reader."""
+"""Members of one key of a tar: its videos or images, texts and what a cut archive cost it. Part of the reader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import TEXT_EXTENSIONS, caption_stem
+from pipeline.reader.member_names import IMAGES, TEXT_EXTENSIONS, caption_stem
 from pipeline.reader.texts import Caption, Metadata
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Fault = tuple[str, str, bool]  # reason, message, policy
 
 @dataclass(slots=True)
 class Video:
-    """A video member: its contents, or why they cannot be read."""
+    """A video or image member: its contents, or why they cannot be read."""
 
     name: MemberName
     contents: bytes | str | None = field(repr=False)
@@ -45,6 +45,7 @@ class Group:
     extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
     all_extensions: set[str] = field(default_factory=set)
     stem: str = ""  # of the last member
+    of_images: bool = False  # `videos` are images: the key has no video so far
     beside_damage: bool = False  # next to a broken header, so members may be lost
     held_bytes: int = GROUP_BYTES
 
@@ -77,7 +78,7 @@ class Group:
 
         `expected`: extensions that a sample of this archive has.
         """
-        if member is not None and member.is_video:
+        if member is not None and member.is_encoded:
             held = self.videos.get(member.stem)
             is_cut = held is not None and held.name.path == member.path and held.fault is not None
             return [held] if held is not None and is_cut and held.fault and held.fault[0] == "truncated_shard" else None
@@ -109,6 +110,8 @@ class Group:
         video2dataset writes caption and metadata of failed downloads too: that is policy, not damage, unless a header broke nearby.
         """
         found = ", ".join(sorted(self.fields)) or "nothing readable"
+        if self.all_extensions & IMAGES:
+            found += " (images are encoded with --images keep)"
         if self.beside_damage:
             return "corrupt_header", f"no video beside a broken tar header; found {found}", False
         values = next((text.values for text in self.texts.values() if isinstance(text, Metadata)), {})

@@ -28,6 +28,16 @@ VIDEO_EXTENSIONS = (
     "avc", "h26l", "vvc", "h266", "266", "av1", "h263", "263", "vc1", "mjpeg", "mjpg", "cavs", "drc",
 )  # fmt: skip
 
+# Suffixes of files that are read as images if `images.policy` says so. In order of preference, as above. Their contents decide: a
+# picture that moves is a video, and so is a video of this name.
+IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", "jpe", "jfif")
+
+MAYBE_STILL = frozenset(("gif", "apng"))
+"""Of the suffixes of videos those of files that may hold a single picture."""
+
+ImagePolicy = Literal["keep", "skip", "only"]
+"""Images beside videos, videos alone, images alone."""
+
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
     """Hex BLAKE2b of the canonical JSON of `value`. It is the same on every machine, Python version and run."""
@@ -168,6 +178,7 @@ class EncodedVideo:
     uri: str
     video: bytes | str  # as `Sample.video`
     span: tuple[int, int] | None = None  # as `Sample.span`
+    extension: str = ""  # as `Sample.video_ext`
     time_spans: tuple[TimeSpan, ...] = ()  # as `Sample.time_spans`
 
     def __repr__(self) -> str:
@@ -177,7 +188,9 @@ class EncodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One video of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is local."""
+    """One video or image of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is
+    local.
+    """
 
     key: str
     index: int  # position in the shard, rejected samples included; unique in an attempt
@@ -199,7 +212,7 @@ class Sample:
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span, self.time_spans)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
 
     def texts_of(self, span: int | None) -> Sample:
         """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from."""

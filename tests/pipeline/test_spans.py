@@ -11,7 +11,7 @@ from pipeline.config import ClipConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.reader.annotations import annotated
 from pipeline.reader.spans import MOST_SPANS, spans_of
-from pipeline.records import ClipFailed, Reject, Sample, Shard, SourceObject, TimeSpan, stable_hash
+from pipeline.records import Bucket, ClipFailed, ImageRules, Reject, Sample, Shard, SourceObject, TimeSpan, stable_hash
 from pipeline.records.annotation_rows import AnnotationRow, packed, record
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest
@@ -172,6 +172,13 @@ def test_rules_without_spans_have_the_fingerprint_they_had():
     with_spans = [validate(ClipConfig, {"select": "spans:tile", **more}) for more in ({}, {"spans_unit": "frames"})]
     hashes = {stable_hash(resolve_rules(config, 4, 8, "leanvae").to_dict()) for config in with_spans}
     assert len({*hashes, stable_hash(rules.to_dict())}) == 3
+
+
+def test_images_beside_the_videos_need_no_spans():
+    rules = resolve_rules(validate(ClipConfig, {"select": "spans:tile"}), 4, 8, "leanvae")
+    images = ImageRules("keep", (Bucket(1, 32, 32),), None, 16, False, 4.0, (255, 255, 255))
+    of_images = dataclasses.replace(rules, images=images).of_images()
+    assert (of_images.spans, of_images.select) == (False, "head")
 
 
 # --- how they are written ---------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def resolve(*inputs: object, table: object = None, **columns: object) -> list[Sh
     """Shards with the rows about their objects."""
     config = validate(TableConfig, columns)
     with Annotations(config, STORAGE, "clips", table=None if table is None else str(table)) as annotations:
-        shards = resolve_inputs([str(text) for text in inputs], STORAGE, PassedOver(), annotations)
+        shards = resolve_inputs([str(text) for text in inputs], STORAGE, PassedOver(), annotations=annotations)
         return [annotations.with_rows(shard) for shard in shards]
 
 
@@ -198,7 +198,7 @@ def test_a_table_in_a_bucket_names_objects_beside_it(s3):
     store.write("set/a.mp4", b"12345")
     store.write("set/table.csv", b"path,caption\na.mp4,x\ngone.mp4,y\n")
     with Annotations(TableConfig(), config, "clips") as annotations:
-        (shard,) = resolve_inputs([store.uri("set/table.csv")], config, PassedOver(), annotations)
+        (shard,) = resolve_inputs([store.uri("set/table.csv")], config, PassedOver(), annotations=annotations)
         rows = list(unpacked(annotations.with_rows(shard).rows))
     assert [(source.uri, source.size) for source in shard.objects] == [
         (store.uri("set/a.mp4"), 5),

@@ -248,7 +248,7 @@ def test_a_file_that_a_build_passes_over_and_one_that_is_not_there_are_not_calle
         "b.jpg": "passed_over",
         ".c.mp4": "passed_over",
     }
-    assert "images are not encoded" in "\n".join(why_lines(stories["b.jpg"]))
+    assert "images are encoded with --images keep" in "\n".join(why_lines(stories["b.jpg"]))
     with pytest.raises(InputError, match="not known"):
         why(store, str(tmp_path / "b.mp4"), CONFIG)
     record_takedown(store, "asked", sources=[str(tmp_path / "a.mp4")])

@@ -42,6 +42,7 @@ from pipeline.operate.hugging_face import data_files
 from pipeline.operate.listed_inputs import list_shards
 from pipeline.storage import Store, is_remote, open_store
 from pipeline.video.clips import resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
@@ -61,7 +62,7 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         ShardsFailed: some shards could not be finished. Here and below the error's `report` attribute has the numbers.
         BudgetSpent: a limit of `control` was reached; running shards were finished.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
-        NothingEncoded: no clip was encoded, now or earlier.
+        NothingEncoded: no clip was encoded, now or earlier, and the job does not allow that.
     """
     with job_annotations(job) as annotations:
         return _encode(job, display or Silent(), control or Unlimited(), annotations)
@@ -218,7 +219,8 @@ def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     if job.write.moments and not spec.moments:
         raise ConfigError(f"write.moments: {spec.network} has no log-variance; leave moments out to store the latent")
-    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    return with_images(rules, job.images, job.clips, spec.network)
 
 
 def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter[str]) -> None:
@@ -241,17 +243,21 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
         error = BudgetSpent(
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
-    elif whole.clips == 0:
-        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects), report.taken_down))
+    elif whole.clips == 0 and not job.allow_empty:
+        found = reasons + Counter(report.judged_rejects)
+        skipped = bool(found["no_video"] or found["still_image"]) and job.images.policy == "skip"
+        error = NothingEncoded(_nothing_encoded(whole, found, report.taken_down, images_skipped=skipped))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int) -> str:
+def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int, *, images_skipped: bool) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     if taken_down:
         shown += f"; {taken_down} inputs are taken down"
+    hint = "; --images keep encodes images" if images_skipped else ""
     return (
-        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
+        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules{hint}; "
+        "--allow-empty accepts it"
     )
