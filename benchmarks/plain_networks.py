@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from model import registry
+from model.definition import definition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,19 +21,11 @@ if TYPE_CHECKING:
 def build(name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> nn.Module:
     """The plain form of a preset's network."""
     family = registry.family_of(name).name
-    if family == "leanvae":
-        from model.definition import definition
-
-        return Mean(definition(name, config, weights))
-    if family == "wfvae":
-        from benchmarks.wfvae_plain import PlainWFVAE
-
-        return PlainWFVAE(config, weights)
     if family == "ivvae":
         from benchmarks.ivvae_plain import PlainIVVAE
 
         return PlainIVVAE(config, weights)
-    raise SystemExit(f"{name}: no plain implementation of family {family}")
+    return Mean(definition(name, config, weights))
 
 
 class Mean(nn.Module):

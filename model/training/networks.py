@@ -10,6 +10,8 @@ from model.registry import complete, family_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
+
     from model.leanvae.network import Network
     from model.reconstruction import Trainable
     from model.training.linear import LinearAutoencoder
@@ -54,9 +56,11 @@ def trainable(
             start_linear(made, linear)
         return cast("Trainable", made)
     if family == "wfvae":
-        from model.training.trainable_wfvae import TrainableWFVAE
+        from model.layers import initialise as initialise_convolutions
 
-        return cast("Trainable", TrainableWFVAE(full, seed=seed, recompute=recompute))
+        wfvae = definition(network, full, recompute=recompute)
+        initialise_convolutions(cast("nn.Module", wfvae), seed)
+        return wfvae
     from model.training.trainable_ivvae import TrainableIVVAE
 
     return cast("Trainable", TrainableIVVAE(full, seed=seed, recompute=recompute))

@@ -17,6 +17,7 @@ from pipeline.cli import (
     network_commands,
     nightly_command,
     output_commands,
+    report_commands,
     status_commands,
 )
 from pipeline.cli.terminal import (
@@ -292,6 +293,7 @@ app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
+app.command()(report_commands.report)
 app.command()(maintenance_commands.takedown)
 app.command()(maintenance_commands.gc)
 app.command()(compact_command.compact)

@@ -19,8 +19,9 @@ class TableConfig(Section):
     has of `source`, `source_uri`, `path`, `uri`, `file`, `file_name`, `video`, `video_path`, `media_path`."""
     key: Column = None
     """Key of the sample in its tar; plain videos need none. Default: the first that the table has of `key`, `source_key`, `__key__`."""
-    caption: Column = None
-    """Caption. Default: the first of `caption`, `text`, `prompt` that is not empty."""
+    captions: Annotated[tuple[str, ...], BeforeValidator(as_list)] = ()
+    """Captions, the first of which becomes `caption`; `caption_names` of the rows are the columns. Default: `caption`, `text`, `prompt` and
+    `captions`, as in the JSON of a sample."""
     start: Column = None
     """Start of the span that a row is about, with `clips.select` `spans`. Default: `start`, if the table has it."""
     end: Column = None

@@ -33,6 +33,7 @@ from pipeline.corpus.passed_over import PassedOver
 from pipeline.corpus.search import Search
 from pipeline.corpus.tables import is_table
 from pipeline.corpus.texts import CAPTION
+from pipeline.records import named_caption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,7 +98,14 @@ def _rows(text: str, search: Search, annotations: Annotations) -> Iterator[str]:
 def _without_texts(inputs: list[str], images: ImagePolicy) -> list[str]:
     """`inputs` without captions and JSON of videos and images among them: a shell expands `folder/*` to both."""
     stems = {os.path.splitext(text)[0] for text in inputs if media_kind(text, images) in ("video", "image")}
-    return [text for text in inputs if not (is_text(text) and os.path.splitext(text)[0].removesuffix(CAPTION) in stems)]
+    return [text for text in inputs if not (is_text(text) and stems & _stems_of(text))]
+
+
+def _stems_of(text: str) -> set[str]:
+    """Stems of the videos that a caption or JSON may belong to."""
+    stem = os.path.splitext(text)[0]
+    named = named_caption(stem)
+    return {stem, stem.removesuffix(CAPTION), *(named or ())[:1]}
 
 
 def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver) -> list[SourceObject]:

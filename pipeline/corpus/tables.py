@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 SOURCES = ("source", "source_uri", "path", "uri", "file", "file_name", "video", "video_path", "media_path")
-CAPTIONS = ("caption", "text", "prompt")  # as of a sample's JSON
+CAPTIONS = ("caption", "text", "prompt", "captions")  # as in the JSON of a sample
 KEYS = ("key", "source_key", "__key__")
 CELL_BYTES = 4 * 1024 * 1024  # longest cell of a CSV: as of a caption or JSON beside a video
 BATCH_ROWS = 1024  # of Parquet
@@ -73,8 +73,10 @@ class _Columns:
 
     def __init__(self, name: str, names: tuple[str, ...], config: TableConfig, spans_field: str) -> None:
         self._name = name
-        given = {f"table.{role}": getattr(config, role) for role in ("source", "key", "caption", "start", "end")}
-        for option, column in (*given.items(), *(("table.fields", column) for column in config.fields or ())):
+        given = [(f"table.{role}", getattr(config, role)) for role in ("source", "key", "start", "end")]
+        given += [("table.captions", column) for column in config.captions]
+        given += [("table.fields", column) for column in config.fields or ()]
+        for option, column in given:
             if column is not None and column not in names:
                 raise ConfigError(f"{option}: {name} has no column {column!r}; its columns: {_listed(names)}")
         source = config.source or next((column for column in SOURCES if column in names), None)
@@ -85,10 +87,10 @@ class _Columns:
             )
         self._source = source
         self._key = config.key or next((column for column in KEYS if column in names), None)
-        roles = {"caption": config.caption, "start": config.start, "end": config.end}
-        chosen = {role: column for role, column in roles.items() if column is not None}
+        self._captions = config.captions
+        chosen = {role: column for role, column in (("start", config.start), ("end", config.end)) if column is not None}
         kept = {*names} if config.fields is None else {*config.fields, *CAPTIONS, "start", "end", spans_field}
-        kept -= {self._source, self._key, *chosen.values()}
+        kept -= {self._source, self._key, *chosen.values(), *(CAPTIONS if self._captions else ()), *self._captions}
         self._kept = {column: column for column in names if column in kept} | chosen  # name in the text -> column
 
     def row(self, number: int, cells: Cells) -> TableRow:
@@ -98,8 +100,17 @@ class _Columns:
                 f"{self._name}: row {number} has {source!r} in column {self._source!r}; expected the path or URI of a video or tar"
             )
         values = {name: value for name, column in self._kept.items() if (value := cells.get(column)) is not None}
+        if captions := [found for column in self._captions for found in _named(column, cells.get(column))]:
+            values["captions"] = captions
         text = _JSON.encode(values)
         return TableRow(source.strip(), "" if key is None else str(key), text.encode())
+
+
+def _named(column: str, value: Any) -> list[dict[str, Any]]:
+    """Captions of one cell: a text, or a list of texts."""
+    return [
+        {"name": column, "text": text} for text in (value if isinstance(value, list) else [value]) if text is not None
+    ]
 
 
 def _cells(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:

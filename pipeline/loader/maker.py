@@ -60,8 +60,7 @@ class BatchMaker:
             for name, bucket in buckets.items()
         }
         self._fps: dict[int, float | None] = {}
-        needed = ("metadata",) if captions.needs_metadata and "metadata" not in dataset.columns else ()
-        self._columns = (*dataset.columns, *needed)
+        self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
         """Rows of a share in order, after takedowns."""
@@ -99,7 +98,7 @@ class BatchMaker:
             latents=latents,
             ids=ids,
             captions=self._captions.chosen(
-                [slot.index.text("caption", slot.position) for slot in slots], metadata, keys
+                [slot.index.text("caption", slot.position) for slot in slots], scalars, keys
             ),
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),

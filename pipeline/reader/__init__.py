@@ -305,8 +305,12 @@ class ShardReader:
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
         sidecars = read_sidecars(source, self._config, lambda: count(self.counters, "unreadable_texts"))
         self._received(sum(len(data) for _, data in sidecars))
-        texts = [_parsed(extension, data, len(data)) for extension, data in sidecars]
-        captions = [text for text in texts if isinstance(text, Caption)]
+        texts = [_parsed(suffix.rpartition(".")[2].lower(), data, len(data)) for suffix, data in sidecars]
+        captions = [
+            replace(text, name=_caption_name(suffix))
+            for (suffix, _), text in zip(sidecars, texts, strict=True)
+            if isinstance(text, Caption)
+        ]
         metadata = next((text for text in texts if isinstance(text, Metadata)), Metadata())
         video = self._file(source)
         bare = Sample(key, index, source.uri, video, extension, span=(0, source.size), source_index=0)
@@ -339,6 +343,12 @@ def _parsed(extension: str, data: bytes, size: int) -> Caption | Metadata:
     if extension == "json":
         return Metadata(warnings=("oversized_metadata",)) if size > TEXT_BYTES else parse_metadata(data)
     return Caption(None, ("oversized_caption",)) if size > TEXT_BYTES else parse_caption(data)
+
+
+def _caption_name(suffix: str) -> str:
+    """`txt`, `caption`, or the name in `short.txt`."""
+    stem, dot, _ = suffix.rpartition(".")
+    return stem if dot else suffix
 
 
 def _why_no_file(member: Member) -> str | None:

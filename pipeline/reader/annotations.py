@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.reader.spans import MOST_SPANS, spans_of, spans_of_rows
-from pipeline.reader.texts import Metadata, parse_metadata
+from pipeline.reader.texts import Metadata, distinct, parse_metadata
 from pipeline.records import Reject, Sample
 from pipeline.records.annotation_rows import unpacked
 
@@ -87,10 +87,13 @@ def _has_span(row: Metadata) -> bool:
 
 
 def _warnings(rows: list[Metadata]) -> list[str]:
-    return [warning for row in rows for warning in row.warnings]
+    return [text for row in rows for text in (*row.warnings, *(each for one in row.captions for each in one.warnings))]
 
 
 def _merged(sample: Sample, row: Metadata) -> Sample:
-    caption = row.caption.text or sample.caption
-    warnings = tuple(dict.fromkeys([*sample.warnings, *row.warnings, *row.caption.warnings]))
-    return replace(sample, caption=caption, metadata={**sample.metadata, **row.values}, warnings=warnings)
+    own = distinct(row.captions)
+    captions = (*own, *(each for each in sample.named_captions if each[1] not in {text for _, text in own}))
+    warnings = tuple(dict.fromkeys([*sample.warnings, *_warnings([row])]))
+    metadata = {**sample.metadata, **row.values}
+    caption = captions[0][1] if captions else None
+    return replace(sample, caption=caption, captions=captions, metadata=metadata, warnings=warnings)

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_of
 from pipeline.reader.member_names import preference
-from pipeline.reader.texts import Caption, Metadata
-from pipeline.records import Reject, Sample
+from pipeline.reader.texts import Metadata
+from pipeline.records import Reject, Sample, named_caption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.reader.member_names import MemberName
+    from pipeline.reader.texts import Caption
 
 MiB = 1024 * 1024
 WINDOW_BYTES = 32 * MiB  # limit of groups that wait for a missing part
@@ -166,6 +167,8 @@ class Grouper:
         """Adds a caption or JSON."""
         group = self._group()
         group.texts[name.stem, name.extension] = text
+        if name.extension == "txt" and (named := named_caption(name.stem)) is not None:
+            group.named.setdefault(named[0], []).append(name.stem)
         parsed = 4 if isinstance(text, Metadata) else 1  # parsed objects take more memory than their text
         group.held_bytes += len(name.stem) + parsed * num_bytes
 
@@ -271,7 +274,7 @@ class Grouper:
             video.name.path
         )  # not a faulty one: the name may come again with a good video
         self._sample_keys.add(key)
-        captions = [text for name in names if isinstance(text := group.texts[name], Caption)]
+        captions = group.captions_of(video, names)
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
         name, contents = video.name, video.contents
         bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)

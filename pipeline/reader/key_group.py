@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import IMAGES, TEXT_EXTENSIONS, caption_stem
-from pipeline.reader.texts import Caption, Metadata
+from pipeline.reader.member_names import CAPTION, IMAGES, TEXT_EXTENSIONS, caption_stem
+from pipeline.reader.texts import Caption, Metadata, distinct
+from pipeline.records import named_caption
 
 if TYPE_CHECKING:
     from pipeline.reader.member_names import MemberName
@@ -40,6 +41,7 @@ class Group:
     videos: dict[str, Video] = field(default_factory=dict)  # by stem
     stems: set[str] = field(default_factory=set)  # of all videos, including emitted ones
     texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
+    named: dict[str, list[str]] = field(default_factory=dict)  # stem of a video -> stems of captions with a name
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
     fields: dict[str, None] = field(default_factory=dict)  # parts of names behind the key, for messages
     extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
@@ -71,7 +73,19 @@ class Group:
             for name, extension in ((caption_stem(stem), "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
             if name in {stem, caption_stem(stem)} or name not in self.stems
         ]
+        own = video.name.stem
+        names += [(stem, "txt") for stem in self.named.get(own, ()) if stem not in self.stems]
         return [name for name in (*names, *((stem, "json") for stem in stems)) if name in self.texts]
+
+    def captions_of(self, video: Video, names: list[tuple[str, str]]) -> list[Caption]:
+        """Captions among these texts of a video, with their names: `txt`, `caption`, or that of `a.short.txt`."""
+        found = []
+        for stem, extension in names:
+            text, named = self.texts[stem, extension], named_caption(stem)
+            if isinstance(text, Caption):
+                other = "caption" if stem.endswith(CAPTION) else extension
+                found.append(replace(text, name=named[1] if named and named[0] == video.name.stem else other))
+        return found
 
     def cut(self, member: MemberName | None, expected: set[str]) -> list[Video] | None:
         """Videos that an early end of the archive, inside `member` or between members, cost bytes or texts; None if the key is complete.
@@ -120,12 +134,11 @@ class Group:
 
 
 def sample_of(bare: Sample, captions: list[Caption], metadata: Metadata) -> Sample:
-    """`bare` with its texts: the first caption that is not empty, else that of the metadata, with the warnings of all texts looked at."""
-    warnings: list[str] = []
-    text = None
-    for caption in (*captions, metadata.caption):
-        if text is None:
-            text = caption.text
-            warnings += caption.warnings
+    """`bare` with its texts: all captions, of which the first that is not empty is `caption`, and metadata, with the warnings of all."""
+    first = [caption for caption in captions if caption.name in TEXT_EXTENSIONS]
+    everything = (*first, *metadata.captions, *(caption for caption in captions if caption not in first))
+    named = distinct(everything)
+    warnings = [warning for caption in everything for warning in caption.warnings]
     unique = tuple(dict.fromkeys([*warnings, *metadata.warnings]))
-    return replace(bare, caption=text, metadata=metadata.values, warnings=unique)
+    caption = named[0][1] if named else None
+    return replace(bare, caption=caption, captions=named, metadata=metadata.values, warnings=unique)

@@ -12,7 +12,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from pipeline.reader.texts import CAPTION_KEYS, parse_metadata
+from pipeline.reader.texts import CAPTION_KEYS, distinct, parse_metadata
 from pipeline.records import SpanTexts, TimeSpan
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _joined(found: list[tuple[TimeSpan, SpanTexts]]) -> Spans:
 
 
 def _faulty(fault: str, fields: dict[str, Any]) -> Spans:
-    return (TimeSpan(0, 0, fault=fault),), (SpanTexts(None, fields),)
+    return (TimeSpan(0, 0, fault=fault),), (SpanTexts((), fields),)
 
 
 def _list_of(value: Any) -> list[Any] | None:
@@ -83,7 +83,7 @@ def _span(number: int, item: Any, caption: Any, config: ClipConfig) -> tuple[Tim
         item = {**item, "caption": caption}
     span = _bounds(number, item.get("start"), item.get("end"), config.spans_unit)
     parsed = parse_metadata(json.dumps(item, default=str).encode())  # storable, with a caption as of any other metadata
-    return span, SpanTexts(parsed.caption.text, parsed.values)
+    return span, SpanTexts(distinct(parsed.captions), parsed.values)
 
 
 def _bounds(number: int, start: Any, end: Any, unit: str) -> TimeSpan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,8 +36,22 @@ IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", 
 MAYBE_STILL = frozenset(("gif", "apng"))
 """Of the suffixes of videos those of files that may hold a single picture."""
 
+# Stem of `a.short.txt`: the video's, and the caption's name. Other names are those of subtitles, notes, recognised text.
+NAMED_CAPTION = re.compile(
+    r"(.+)\.((?:caption|prompt|short|long|brief|dense|detailed)(?:[_-]?[0-9]+|[_-][a-z0-9_-]+)?)",
+    re.DOTALL | re.IGNORECASE,
+)
+
 ImagePolicy = Literal["keep", "skip", "only"]
 """Images beside videos, videos alone, images alone."""
+
+
+def named_caption(stem: str) -> tuple[str, str] | None:
+    """`("a", "short")` for the stem `a.short` of a text `a.short.txt`: the video's stem and the caption's name. None for other stems, and
+    for `a.caption`, which is the caption itself.
+    """
+    found = NAMED_CAPTION.fullmatch(stem)
+    return None if found is None or found[2].lower() == "caption" else (found[1], found[2])
 
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
@@ -166,7 +181,7 @@ class TimeSpan:
 class SpanTexts:
     """Texts of an annotated span, for the rows of its clips."""
 
-    caption: str | None = None  # None: that of the sample
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text); none: those of the sample
     fields: dict[str, Any] = field(default_factory=dict)  # added to the sample's metadata
 
 
@@ -208,6 +223,14 @@ class Sample:
     source_index: int | None = field(default=None, compare=False)
     time_spans: tuple[TimeSpan, ...] = ()  # where clips are cut, for rules with spans; in the order of their annotation
     span_texts: tuple[SpanTexts, ...] = ()  # of each of them
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
+
+    @property
+    def named_captions(self) -> tuple[tuple[str, str], ...]:
+        """(name, text) of all different captions, `caption` first."""
+        if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
+            return self.captions
+        return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))
 
     @property
     def encoded_video(self) -> EncodedVideo:
@@ -220,8 +243,8 @@ class Sample:
         if span is None:
             return bare
         texts = self.span_texts[span]
-        caption = self.caption if texts.caption is None else texts.caption
-        return replace(bare, caption=caption, metadata={**self.metadata, **texts.fields})
+        bare = replace(bare, metadata={**self.metadata, **texts.fields})
+        return replace(bare, caption=texts.captions[0][1], captions=texts.captions) if texts.captions else bare
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -269,5 +292,7 @@ class Reject:
 def warning_kinds(sample: Sample, warnings: Iterable[str]) -> set[str]:
     """Kinds of warning of an encoded sample, as counted in receipts: of its texts, its video (`warnings`), and `no_caption`."""
     kinds = {warning.partition(":")[0] for warning in (*warnings, *sample.warnings)}
-    captions = [sample.caption if texts.caption is None else texts.caption for texts in sample.span_texts]
-    return kinds | {"no_caption"} if None in (captions or [sample.caption]) else kinds
+    captionless = sample.caption is None and not (
+        sample.span_texts and all(texts.captions for texts in sample.span_texts)
+    )
+    return kinds | {"no_caption"} if captionless else kinds

@@ -242,7 +242,7 @@ def test_captions_and_fields_of_a_span_go_to_its_rows():
 def test_a_list_of_captions_beside_the_list_of_spans_is_theirs():
     """As Panda-70M has them."""
     _, texts = spans_of("[['0:00:01.0', '0:00:02.0'], ['0:00:03.0', '0:00:04.0']]", "['a cat', 'it sleeps']", CONFIG)
-    assert [text.caption for text in texts] == ["a cat", "it sleeps"]
+    assert [text.captions for text in texts] == [(("caption", "a cat"),), (("caption", "it sleeps"),)]
 
 
 # --- rows of tables ---------------------------------------------------------------------------------------------------
@@ -274,6 +274,7 @@ def shard_of(*rows: tuple[str, str], uri: str = "/c/a.tar") -> Shard:
 def test_a_row_gives_its_sample_caption_fields_and_spans():
     shard = shard_of(("k1", '{"caption": "of the table", "score": 1, "clips": [[0, 1]]}'))
     first, second = annotated(Reader(sample_of("k1", lens=35), sample_of("k2", clips=[[2, 3]])), shard, CONFIG)
+    assert first.named_captions == (("caption", "of the table"), ("caption", "own"))
     assert (first.caption, first.metadata) == ("of the table", {"lens": 35, "caption": "of the table", "score": 1})
     assert (first.time_spans, second.time_spans) == ((TimeSpan(0, 1),), (TimeSpan(2, 3),))
     assert (second.caption, second.metadata) == ("own", {})
@@ -287,7 +288,7 @@ def test_rows_with_a_start_and_an_end_are_spans_in_their_order():
     )
     (sample,) = annotated(Reader(sample_of("k")), shard, CONFIG)
     assert sample.time_spans == (TimeSpan(3, 4), TimeSpan(1, 2))
-    assert [text.caption for text in sample.span_texts] == ["b", "a"]
+    assert [text.captions[0][1] for text in sample.span_texts] == ["b", "a"]
     assert sample.caption == "whole"
 
 

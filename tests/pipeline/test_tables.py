@@ -101,10 +101,23 @@ def test_columns_that_are_left_out_change_nothing(folder):
 
 
 def test_columns_can_be_named(folder):
-    rows = [{"media": "a.mp4", "cap": "x", "from": 1.5, "to": 2, "clips": [[1, 2]]}]
+    rows = [{"media": "a.mp4", "cap": "x", "long": ["y", "z"], "from": 1.5, "to": 2, "clips": [[1, 2]]}]
     table = write(folder / "t.parquet", rows)
-    found = values(resolve(table, source="media", caption="cap", start="from", end="to", fields="clips"))
-    assert found == {"a.mp4": [{"caption": "x", "start": 1.5, "end": 2, "clips": [[1, 2]]}]}
+    found = values(resolve(table, source="media", captions="cap,long", start="from", end="to", fields="clips"))
+    assert found == {
+        "a.mp4": [
+            {
+                "captions": [
+                    {"name": "cap", "text": "x"},
+                    {"name": "long", "text": "y"},
+                    {"name": "long", "text": "z"},
+                ],
+                "start": 1.5,
+                "end": 2,
+                "clips": [[1, 2]],
+            }
+        ]
+    }
 
 
 def test_values_that_json_lacks_become_text_and_binary_columns_are_left_out(folder):
@@ -159,7 +172,13 @@ def test_rows_that_name_other_files_are_passed_over(folder):
             ConfigError,
             "table.source: .*no column 'pth'; its columns: path",
         ),
-        ("t.csv", "path\na.mp4\n", {"caption": "cap"}, ConfigError, "table.caption: .*no column 'cap'"),
+        (
+            "t.csv",
+            "path,caption\na.mp4,\n",
+            {"captions": "caption,cap"},
+            ConfigError,
+            "table.captions: .*no column 'cap'",
+        ),
         ("t.csv", "path\na.mp4\n", {"fields": "x,y"}, ConfigError, "table.fields: .*no column 'x'"),
         ("t.csv", "path,n\na.mp4\n", {}, InputError, "line 2 has 1 cells, expected 2: path, n"),
         ("t.csv", "path,path\na.mp4,b\n", {}, InputError, "two columns have the same name"),

@@ -41,6 +41,7 @@ from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.hugging_face import data_files
 from pipeline.operate.listed_inputs import list_shards
 from pipeline.storage import Store, is_remote, open_store
+from pipeline.units import quantity
 from pipeline.video.clips import resolve_rules
 from pipeline.video.image_rules import with_images
 
@@ -231,11 +232,13 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
     if report.failed:
         name, why = min(report.failed.items())
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
-        error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
+        error = ShardsFailed(
+            f"{len(report.failed)} of {quantity(report.shards_total, 'shard')} failed; {name}: {why}{more}"
+        )
     elif report.refused:
         more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
         error = ShardsFailed(
-            f"{len(report.refused)} inputs could not be read, the rest is committed; {report.refused[0]}{more}"
+            f"{quantity(len(report.refused), 'input')} could not be read, the rest is committed; {report.refused[0]}{more}"
         )
     elif over is not None:
         error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
@@ -255,9 +258,9 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
 def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int, *, images_skipped: bool) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     if taken_down:
-        shown += f"; {taken_down} inputs are taken down"
+        shown += f"; {quantity(taken_down, 'input is', 'inputs are')} taken down"
     hint = "; --images keep encodes images" if images_skipped else ""
     return (
-        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules{hint}; "
+        f"nothing was encoded: {quantity(whole.samples, 'sample')} in, 0 clips out ({shown}); check the inputs and the clip rules{hint}; "
         "--allow-empty accepts it"
     )
