@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator, 
 from pipeline.config.clips import ClipConfig
 from pipeline.config.images import ImageConfig
 from pipeline.config.section import Section, as_list, matching
+from pipeline.config.tables import TableConfig
 
 MiB = 1024 * 1024
 EMBEDDED = "leanvae-mini-dim16"  # its weights come with the package
@@ -248,10 +249,15 @@ class EncodeJob(Section):
     """A build: inputs, output and all options. `docs/formats.md` names the fields that are part of the fingerprint."""
 
     inputs: Annotated[tuple[str, ...], BeforeValidator(_as_inputs)]
-    """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line)."""
+    """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line), tables of them
+    (`.parquet`, `.csv`, `.tsv`, `.jsonl`)."""
     output: str
     """Folder or `s3://bucket/prefix` of the latents."""
     model: ModelConfig = ModelConfig()
+    annotations: Annotated[str, Field(min_length=1)] | None = None
+    """Table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) of captions, fields and spans of the inputs, a path or `s3://…`. It wins over texts
+    beside the videos."""
+    table: TableConfig = TableConfig()
     clips: ClipConfig = ClipConfig()
     images: ImageConfig = ImageConfig()
     decode: DecodeConfig = DecodeConfig()

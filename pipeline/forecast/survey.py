@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
@@ -67,15 +67,18 @@ def forecast_job(job: EncodeJob) -> Forecast:
         unreadable.append(f"not planned: {error}")
         return True
 
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy)
-    if job.strict:
-        passed_over.refuse()
-    with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
-        for outcome in _in_order(stream):
-            if isinstance(outcome, tuple):
-                totals.opened(*outcome)
-            elif isinstance(outcome, Reject):
-                totals.rejected(outcome)
+    with job_annotations(job) as tables:
+        shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
+        if job.strict:
+            passed_over.refuse()
+        with SampleStream(
+            job, shards, rules, 0, "", headers_only=True, goes_on=goes_on, with_rows=tables.with_rows
+        ) as stream:
+            for outcome in _in_order(stream):
+                if isinstance(outcome, tuple):
+                    totals.opened(*outcome)
+                elif isinstance(outcome, Reject):
+                    totals.rejected(outcome)
     totals.warn(stream.counters)
     for text in sorted(unreadable):
         totals.notice(text)

@@ -97,6 +97,9 @@ class ClipRules:
     crop: Literal["center", "top", "random", "letterbox"] = "center"
     crops: int = 0  # of each clip, with `random`
     flip: bool = False  # each clip mirrored as well
+    spans: bool = False  # the rule holds inside each annotated span, not inside the video
+    spans_field: str = ""  # of a sample's metadata, with the spans
+    spans_unit: str = ""  # of plain numbers in it: "seconds" or "frames"
     images: ImageRules | None = None  # None: images are not encoded
 
     def of_images(self) -> ClipRules:
@@ -117,6 +120,7 @@ class ClipRules:
             area=self.images.area,
             multiple_of=self.images.multiple_of,
             upscale=self.images.upscale,
+            spans=False,
         )
 
     @property
@@ -131,8 +135,10 @@ class ClipRules:
         that does not use them stays the same.
         """
         found = asdict(self)
-        for name, unused in (("crop", "center"), ("crops", 0), ("flip", False), ("images", None)):
-            if found[name] == unused:
+        unused: dict[str, Any] = {"crop": "center", "crops": 0, "flip": False, "images": None}
+        unused |= {"spans": False, "spans_field": "", "spans_unit": ""}
+        for name, value in unused.items():
+            if found[name] == value:
                 del found[name]
         return found
 
@@ -169,6 +175,8 @@ class ClipPlan:
     variant: str = BASE
     variants: int = 1  # of the clip; their indexes follow each other
     warnings: tuple[str, ...] = ()  # of this clip, in addition to the video's
+    span: int | None = None  # number of the annotated span it is cut from
+    stop: int | None = None  # position of the sampling grid where that span ends; None: the end of the video
 
     @property
     def clip_index(self) -> int:

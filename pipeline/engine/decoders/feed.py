@@ -286,8 +286,8 @@ class Feed:
         rules, info, bucket = self._rules, opened.info, plan.bucket
         frames = bucket.frames
         if not frames:  # the whole video; its duration is rounded, so this is an estimate
-            available = clips.grid_length(info.num_frames, info.duration_s, rules.fps) - plan.start
-            frames = max(rules.time_stride, clips.whole_frames(available, rules.time_stride, rules.lead_frames))
+            available = clips.grid_length(info.num_frames, info.duration_s, rules.fps)
+            frames = max(rules.time_stride, clips.frames_of(plan, available, rules))
         return min(self._chunk_frames + 1, frames), bucket.height, bucket.width
 
     def _late(self) -> list[Event]:

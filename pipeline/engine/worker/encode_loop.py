@@ -345,9 +345,8 @@ class EncodeLoop:
         variants.append(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
-                sample=replace(
-                    video.sample, video=b""
-                ),  # a row may wait long for its row group; its encoded video must not wait with it
+                # A row may wait long for its row group; the encoded video must not wait with it.
+                sample=video.sample.texts_of(plan.span),
                 info=replace(video.info, warnings=(*video.info.warnings, *plan.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
