@@ -21,6 +21,8 @@ from tests.export.test_export_tars import loaded, samples_of
 from tests.loader.outputs import SHORT, WIDE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import latent_values
 
+NAMED = (("short", "another"),)  # besides the caption
+
 
 def expected(clip):
     """Values that were written, float32, before rounding to the stored type."""
@@ -31,7 +33,9 @@ def expected(clip):
 def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("output")
     config = WriteConfig(format=request.param, dtype="float32", moments=True)
-    return write_output(folder / "out", folder / "spool", mixed_shards(dtype="float32", moments=True), config)
+    return write_output(
+        folder / "out", folder / "spool", mixed_shards(dtype="float32", moments=True, captions=NAMED), config
+    )
 
 
 def test_rows_come_with_their_facts_and_in_any_choice(output):
@@ -59,7 +63,7 @@ def members_of(directory):
 
 
 def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
-    members = ("latent=latent.pt", "logvar=logvar.npy", "caption=prompt.txt", "metadata=json")
+    members = ("latent=latent.pt", "logvar=logvar.npy", "caption=prompt.txt", "captions=all.json", "metadata=json")
     request = Request("wds", normalize="none", members=members, where="num_frames > 1")
     report = export_output(output.uri, str(tmp_path / "out"), request)
     found = members_of(tmp_path / "out")
@@ -70,7 +74,10 @@ def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
         assert np.array_equal(loaded(found[name]["latent.pt"]).numpy(), expected(clip))
         assert np.load(io.BytesIO(found[name]["logvar.npy"])).shape == expected(clip).shape
         assert found[name]["prompt.txt"].decode() == (clip.sample.caption or "")
-        assert json.loads(found[name]["json"])["num_frames"] == clip.num_frames
+        named = {"captions": [clip.sample.caption, "another"], "names": ["caption", "short"]}
+        assert json.loads(found[name]["all.json"]) == named
+        facts = json.loads(found[name]["json"])
+        assert (facts["num_frames"], facts["captions"]) == (clip.num_frames, named["captions"])
 
 
 def test_the_next_snapshot_is_a_delta(tmp_path):
