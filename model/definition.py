@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from model.registry import complete, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-
     from model.reconstruction import Trainable
 
-FAMILIES = ("leanvae",)
+FAMILIES = ("leanvae", "wfvae", "wfvae2", "ivvae")
 """Families with a `network` module. Those of diffusers are defined there."""
 
 
@@ -25,7 +25,8 @@ def definition(
     *,
     recompute: bool = False,
 ) -> Trainable:
-    """The network of a family or preset, with `config` over its published keys; `weights` by published key, strictly.
+    """The network of a family or preset, with `config` over its published keys; `weights` by published key, strictly. Without them its
+    parameters are arbitrary.
 
     Raises:
         ValueError: unknown name, one that is not defined here, impossible configuration.
@@ -37,7 +38,12 @@ def definition(
             f"{name} is of family {family}, which diffusers defines; expected one of {', '.join(FAMILIES)}, or a preset"
         )
     module = importlib.import_module(f"model.{family}.network")
-    made = module.Network(complete(name, config), recompute=recompute)
+    device = torch.get_default_device()
+    with torch.device(
+        "meta"
+    ):  # no time for initial weights, none of the caller's random numbers; constants are made all the same
+        made = module.Network(complete(name, config), recompute=recompute)
+    made._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     if weights is not None:
         made.load_state_dict(weights)
     return cast("Trainable", made)

@@ -66,7 +66,7 @@ class Network(nn.Module):
     """
 
     def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
-        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary.
+        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary; training draws its own.
 
         Raises:
             ValueError: an impossible configuration.

@@ -17,6 +17,7 @@ from pipeline.cli import (
     network_commands,
     nightly_command,
     output_commands,
+    report_commands,
     status_commands,
 )
 from pipeline.cli.terminal import (
@@ -31,6 +32,7 @@ from pipeline.cli.terminal import (
     EncodeCommand,
     Fps,
     Frames,
+    Images,
     Model,
     Output,
     Overrides,
@@ -65,7 +67,7 @@ def encode(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... OUTPUT",
-            help="Tar shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
+            help="Tar shards, videos or images (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
         ),
     ] = None,
     model: Model = None,
@@ -77,6 +79,7 @@ def encode(
     clips: Clips = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
@@ -118,6 +121,10 @@ def encode(
         bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
     ] = False,
     strict: Strict = None,
+    allow_empty: Annotated[
+        bool | None,
+        typer.Option("--allow-empty", help="Exit with code 0 although nothing was encoded. Otherwise: code 1."),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -139,6 +146,7 @@ def encode(
         "clips.select": clips,
         "clips.crop": crop,
         "clips.variants": variants,
+        "images.policy": images,
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
@@ -148,6 +156,7 @@ def encode(
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,
+        "allow_empty": allow_empty,
     }
 
     def run() -> None:
@@ -186,6 +195,7 @@ def plan(
     clips: Clips = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
@@ -209,6 +219,7 @@ def plan(
             "clips.select": clips,
             "clips.crop": crop,
             "clips.variants": variants,
+            "images.policy": images,
             "write.dtype": dtype,
             "strict": strict,
         }
@@ -285,6 +296,7 @@ app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
+app.command()(report_commands.report)
 app.command()(maintenance_commands.takedown)
 app.command()(maintenance_commands.gc)
 app.command()(compact_command.compact)

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
 
-COLUMNS = ("width", "height", "fps", "duration_sec", "file_name", "metadata", "fingerprint")
+COLUMNS = (
+    "width",
+    "height",
+    "fps",
+    "duration_sec",
+    "file_name",
+    "metadata",
+    "fingerprint",
+    "captions",
+    "caption_names",
+)
 
 
 class PublishedRows:
@@ -69,6 +79,8 @@ class PublishedRows:
                 source=f"{row.source_uri}#{row.source_key}",
                 fingerprint=columns["fingerprint"],
                 metadata=columns["metadata"],
+                captions=tuple(columns["captions"]),
+                caption_names=tuple(columns["caption_names"]),
                 place=(number, position),
             )
 

@@ -37,6 +37,7 @@ FORMS = {
     **dict.fromkeys(("latent", "logvar", "text", I2V_COND), TENSORS),
     FIRST_FRAME: ("webp", "png"),
     "caption": ("txt", "json"),
+    "captions": ("json",),
     "metadata": ("json",),
 }
 DEFAULT = ("latent=latent.pt", "caption=txt", "metadata=json")
@@ -125,6 +126,8 @@ class Wds(Target):
         if content == "caption":
             caption = row.caption or ""
             return caption.encode() if form == "txt" else json.dumps({"caption": caption}).encode()
+        if content == "captions":
+            return json.dumps({"captions": row.captions, "names": row.caption_names}).encode()
         if content == "metadata":
             return json.dumps(described(row), sort_keys=True).encode()
         if content == FIRST_FRAME and sample.first_frame is not None:
@@ -175,6 +178,8 @@ def described(row: Row) -> dict[str, Any]:
         "fps",
         "duration_s",
         "caption",
+        "captions",
+        "caption_names",
         "file_name",
         "source",
         "metadata",

@@ -61,8 +61,7 @@ class BatchMaker:
             for name, bucket in buckets.items()
         }
         self._fps: dict[int, float | None] = {}
-        needed = ("metadata",) if captions.needs_metadata and "metadata" not in dataset.columns else ()
-        self._columns = (*dataset.columns, *needed)
+        self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
         """Rows of a share in order, after takedowns."""
@@ -102,12 +101,17 @@ class BatchMaker:
             latents=latents,
             ids=ids,
             captions=self._captions.chosen(
-                [slot.index.text("caption", slot.position) for slot in slots], metadata, keys
+                [slot.index.text("caption", slot.position) for slot in slots], scalars, keys
             ),
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
-            duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
+            duration_s=_tensor(
+                [
+                    count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)
+                ],  # an image lasts no time
+                np.float64,
+            ),
             num_tokens=_tensor([prod(count) for count in tokens], np.int64),
             is_image=max(frames) == 1,
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],

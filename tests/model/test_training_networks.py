@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.ivvae.network import Network as IVVAENetwork
 from model.leanvae.network import Network
 from model.training.linear import fit_linear
 from model.training.networks import FAMILIES, trainable
-from model.training.trainable_ivvae import TrainableIVVAE
-from model.training.trainable_wfvae import TrainableWFVAE
+from model.wfvae.network import Network as WFVAENetwork
 
 LEAN = {
     **{"latent_dim": 4, "embedding_dim": 24, "l_dim": 8, "h_dim": 16, "sep_num_layer": 1, "fusion_num_layer": 1},
@@ -22,10 +22,10 @@ WAVELET = {
 NETWORKS = {
     "leanvae": (LEAN, Network),
     "leanvae-dim16": (LEAN, Network),
-    "wfvae": (WAVELET, TrainableWFVAE),
-    "wfvae-s": (WAVELET, TrainableWFVAE),
-    "ivvae": ({"z_dim": 4, "dim": 2}, TrainableIVVAE),
-    "ivvae-z4-dim64": ({"dim": 2}, TrainableIVVAE),  # an alias; the preset gives the rest
+    "wfvae": (WAVELET, WFVAENetwork),
+    "wfvae-s": (WAVELET, WFVAENetwork),
+    "ivvae": ({"z_dim": 4, "dim": 2}, IVVAENetwork),
+    "ivvae-z4-dim64": ({"dim": 2}, IVVAENetwork),  # an alias; the preset gives the rest
 }
 
 

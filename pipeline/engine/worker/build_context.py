@@ -72,6 +72,10 @@ def make_context(
     }
     if job.write.store:
         parts["store"] = {name: VERSIONS[name] for name in sorted(job.write.store)}
+    if rules.images is not None:
+        from pipeline.video.images import decoder_version
+
+        parts["image_decoder"] = decoder_version()
     return BuildContext(
         job=job,
         rules=rules,
