@@ -39,8 +39,8 @@ IMPORTERS = {
     "PIL": {
         "model/sheets.py",
         "pipeline/export/wds.py",
-        "pipeline/video/first_frame.py",
         "pipeline/report/pictures.py",
+        "pipeline/video/first_frame.py",
         "pipeline/video/images.py",
         "pipeline/video/image_colour.py",
     },
