@@ -89,6 +89,13 @@ def encode(
         str | None, typer.Option(help="Type of stored latents: float16, bfloat16 or float32. [default: float16]")
     ] = None,
     moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance as well.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="What image-to-video models need besides: first_frame (an image) and i2v_cond (the latent of it and zeros).",
+        ),
+    ] = None,
     device: Device = None,
     executor: Annotated[
         str | None,
@@ -146,6 +153,7 @@ def encode(
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
+        "write.store": store,
         "engine.executor": executor,
         "engine.address": address,
         "progress": progress,

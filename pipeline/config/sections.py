@@ -118,6 +118,9 @@ class WriteConfig(Section):
     """Storage type of latents."""
     moments: bool = False
     """Store the log-variance in addition to the mean."""
+    store: Annotated[tuple[Literal["first_frame", "i2v_cond"], ...], BeforeValidator(as_list)] = ()
+    """What rows store besides the latent, for image-to-video models: `first_frame`, the clip's first frame as a lossless image;
+    `i2v_cond`, the latent of this frame followed by zeros."""
     row_group_bytes: int = Field(2 * MiB, ge=64 * 1024, le=1024 * MiB)
     """Target size of a Parquet row group, bytes: what a reader fetches for one row at random."""
     file_bytes: int = Field(512 * MiB, ge=MiB)

@@ -40,9 +40,12 @@ def evaluate(
     *,
     lpips: Sequence[str] = (),
     i3d: str | None = None,
+    fvd: str = "tf",
     news: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures every clip of the corpus and writes the folder `job.output`. `news` is called with a line every 15 seconds.
+
+    `fvd` names the protocol of rFVD: `tf`, `styleganv` or `videogpt`.
 
     Raises:
         UsageError: the command is wrong, for example weights that do not fit; nothing was measured.
@@ -54,7 +57,7 @@ def evaluate(
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # rejects frame counts and sizes before anything is loaded
     with job_annotations(job) as tables:
-        return _evaluate(job, folder, tables, lpips, i3d, news)
+        return _evaluate(job, folder, tables, lpips, i3d, fvd, news)
 
 
 def _evaluate(
@@ -63,6 +66,7 @@ def _evaluate(
     tables: Annotations,
     lpips: Sequence[str],
     i3d: str | None,
+    fvd: str,
     news: Callable[[str], None],
 ) -> dict[str, Any]:
     shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
@@ -78,10 +82,10 @@ def _evaluate(
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesInProgress
 
-    instruments = Instruments(job, device, dtype, lpips, i3d)
+    instruments = Instruments(job, device, dtype, lpips, i3d, fvd)
     rules = _rules(job, instruments.spec)
     _make(folder)
-    findings = Findings(job.write.dtype)
+    findings = Findings(job.write.dtype, fvd)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
         samples = SamplesInProgress(instruments, findings, rows)
         spec = instruments.spec
@@ -99,6 +103,7 @@ def _evaluate(
         "format_version": 1,
         "lathe_version": version("lathe"),
         "network": instruments.facts(),
+        "conventions": instruments.conventions(),
         "inputs": list(job.inputs),
         "clips": rules.to_dict(),
         "lpips": list(lpips) or None,

@@ -14,6 +14,7 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.format.stored import TENSOR_COLUMNS, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
@@ -54,7 +55,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
-        tensors=2 if job.write.moments else 1,
+        tensors=sum(name in TENSOR_COLUMNS for name in stored_names(moments=job.write.moments, store=job.write.store)),
         lead_frames=spec.lead_frames,
     )
     totals = ForecastTotals(rules, latent)

@@ -23,7 +23,7 @@ EXAMPLES = 5  # keys named for each reason
 
 @dataclass(frozen=True, slots=True)
 class LatentSize:
-    """Shape and type of the tensors stored for a clip. `tensors` is 2 with moments."""
+    """Shape and type of the tensors stored for a clip. `tensors`: 1, and one more for moments and `i2v_cond` each."""
 
     channels: int
     bytes_per_element: int

@@ -167,7 +167,12 @@ def _write_card(context: BuildContext, store: Store) -> None:
         return
     write = context.job.write
     card = data_card(
-        context.fingerprint, context.file_metadata(), container=write.format, dtype=write.dtype, moments=write.moments
+        context.fingerprint,
+        context.file_metadata(),
+        container=write.format,
+        dtype=write.dtype,
+        moments=write.moments,
+        store=write.store,
     )
     store.put_if_absent(CARD_KEY, card.encode())
 
