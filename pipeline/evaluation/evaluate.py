@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.video.clips import chunk_length, resolve_rules
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.config import EncodeJob
+    from pipeline.corpus import Annotations
     from pipeline.encoder import LatentSpec
     from pipeline.evaluation.measuring import Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
@@ -55,7 +56,19 @@ def evaluate(
     _check_extra()
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # rejects frame counts and sizes before anything is loaded
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy)
+    with job_annotations(job) as tables:
+        return _evaluate(job, folder, tables, lpips, i3d, news)
+
+
+def _evaluate(
+    job: EncodeJob,
+    folder: Path,
+    tables: Annotations,
+    lpips: Sequence[str],
+    i3d: str | None,
+    news: Callable[[str], None],
+) -> dict[str, Any]:
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
     if job.strict:
         passed_over.refuse()
     if passed_over:
@@ -77,7 +90,7 @@ def evaluate(
         samples = SamplesInProgress(instruments, findings, rows)
         spec = instruments.spec
         length = chunk_length(job.engine.chunk_frames, spec.time_stride, chunked=spec.chunking != "none")
-        with SampleStream(job, shards, rules, length, device) as stream:
+        with SampleStream(job, shards, rules, length, device, with_rows=tables.with_rows) as stream:
             reported = time.monotonic()
             for event in stream:
                 samples.take(event)
