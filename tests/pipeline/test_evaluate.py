@@ -186,8 +186,8 @@ def test_chunk_size_decoders_and_a_dying_decoder_change_no_number(run, corpus, c
 def test_the_command_prints_a_table_or_json_with_lpips_and_rfvd_if_weights_are_given(
     corpus, checkpoint, tmp_path, monkeypatch
 ):
-    from model.evaluation import i3d
-    from model.training.perceptual import LPIPS
+    from model.metrics import i3d
+    from model.metrics.perceptual import LPIPS
 
     monkeypatch.setattr(i3d, "SIDE", 32)  # a window of 224 pixels is most of a test's time
     lpips, heads, network = LPIPS().state_dict(), {}, i3d.I3D().state_dict()
@@ -271,7 +271,7 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
 
 
 def test_frames_smaller_than_alexnet_takes_are_refused():
-    from model.training.perceptual import LPIPS
+    from model.metrics.perceptual import LPIPS
 
     job = build_job({"inputs": ["a.tar"], "output": "out", "clips.size": "24x48"})
     rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
