@@ -1,11 +1,13 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
 - `sections`, `clips`: the options with type, unit, default and meaning, and their validation; those of `clips.`
+- `embedding`: the options of `lathe embed`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
 """
 
 from pipeline.config.clips import ClipConfig, Fps, parse_bucket, parse_size
+from pipeline.config.embedding import EmbedJob
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
 from pipeline.config.section import Section
 from pipeline.config.sections import (
@@ -31,6 +33,7 @@ __all__ = [
     "DecodeConfig",
     "DrillConfig",
     "DrillPoint",
+    "EmbedJob",
     "EncodeJob",
     "EngineConfig",
     "Fps",

@@ -47,13 +47,17 @@ class CaptionRule:
             return [caption or "" for caption in captions]
         return [self.choose(*each) for each in zip(captions, metadata, keys, strict=True)]
 
+    def candidates(self, caption: str | None, metadata: dict[str, Any] | None) -> list[str]:
+        """All captions of a row, of which `choose` takes one; "" is none of them."""
+        return [text for name in self.sources for text in _texts(name, caption, metadata)]
+
     def choose(self, caption: str | None, metadata: dict[str, Any] | None, key: int) -> str:
         """The caption of a row; each that it has is equally likely. `key`: of the row in its epoch."""
         if self.dropout and float(uniform(key_of(key, "caption dropout"), 1)[0]) < self.dropout:
             return ""
         if self.sources == ("caption",):
             return caption or ""
-        found = [text for name in self.sources for text in _texts(name, caption, metadata)]
+        found = self.candidates(caption, metadata)
         return found[whole(key_of(key, "caption"), len(found))] if found else ""
 
 

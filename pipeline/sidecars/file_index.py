@@ -86,3 +86,9 @@ def packed_keys(table: pa.Table) -> bytes:
 def unpacked_keys(data: bytes) -> np.ndarray:
     """Inverse of `packed_keys`, as numpy's `S16`."""
     return np.frombuffer(data, KEYS)
+
+
+def packed_array(keys: np.ndarray) -> list[bytes]:
+    """Keys of an array `S16` as 16 bytes each: numpy's own conversion cuts zeros off the end."""
+    data = keys.tobytes()
+    return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]

@@ -1,0 +1,197 @@
+"""`lathe embed`: each distinct caption once, only what is new, exactly once through kills, and refused where it does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import EmbedJob, validate
+from pipeline.embedding.checkpoint import find_files
+from pipeline.embedding.run import EmbedReport, embed
+from pipeline.embedding.texts import TextEncoder
+from pipeline.embedding.upkeep import list_sets, verify_set
+from pipeline.errors import ConfigError, InputError
+from pipeline.process import kill_points
+from pipeline.sidecars.names import key_of
+from pipeline.sidecars.reading import SidecarReader
+from pipeline.sidecars.receipts import SidecarReceipts
+from pipeline.sidecars.versions import Coverage
+from pipeline.storage import Store, open_store
+from tests import forked_command
+from tests.loader.outputs import SHORT, clip_of, write_output
+
+CAPTIONS = ["a cat runs", "a dog", None, "a cat runs", "the dog sleeps on the red snow of a blue video", "Ein Café"]
+DISTINCT = {"", "a cat runs", "a dog", "the dog sleeps on the red snow of a blue video", "Ein Café"}
+NEW = "a blue cat"
+
+
+def clips(first: int, captions: list[str | None]) -> list[Any]:
+    return [
+        clip_of(first + n, SHORT, caption=caption, metadata={"short": f"short {n}", "many": ["a cat", caption or "a"]})
+        for n, caption in enumerate(captions)
+    ]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return write_output(tmp_path / "out", tmp_path / "spool", [clips(0, CAPTIONS[:3]), clips(100, CAPTIONS[3:])]).store
+
+
+def add(store: Store, captions: list[str | None]) -> None:
+    """Publishes one more shard."""
+    write_output(store.root, Path(store.root).parent / "spool", [clips(200, captions)], first=2)
+
+
+def job_of(store: Store, folder: Path, **options: Any) -> EmbedJob:
+    values = {"output": store.root, "encoder": "t5", "checkpoint": str(folder), "executor": "inline", "device": "cpu"}
+    return validate(EmbedJob, {**values, "unit_rows": 2, **options})
+
+
+def counts(report: EmbedReport) -> dict[str, int]:
+    values = report.to_dict()
+    return {name: values[name] for name in ("version", "rows", "needed", "present", "encoded")}
+
+
+def test_each_distinct_caption_is_embedded_once_and_again_only_what_is_new(
+    output: Store, encoder_folders: dict[str, Path]
+) -> None:
+    job = job_of(output, encoder_folders["t5"])
+    seen: list[int] = []
+    report = embed(job, lambda one: seen.append(one.encoded))
+    assert counts(report) == {"version": 1, "rows": 6, "needed": 5, "present": 0, "encoded": 5}
+    assert (report.without_caption, report.files, report.truncated) == (1, 3, 0)
+    assert sorted(seen) == [2, 4, 5]
+    assert report.tokens == sum(len(text.split()) + 1 for text in DISTINCT)
+    reader = SidecarReader(output, "t5")
+    assert reader.version.covers == (Coverage(1, ("caption",), reader.version.covers[0].fingerprint),)
+    encoder = TextEncoder(job, find_files(job), "cpu")
+    for text in DISTINCT:
+        wanted = next(iter(encoder.encode([text]))).tensors["embedding"]
+        found = reader.tensors(text)
+        assert found is not None
+        assert found["embedding"].shape == wanted.shape == (len(text.split()) + 1, 32)
+        assert (
+            np.abs(
+                (found["embedding"].astype("<u4") << 16).view("<f4") - (wanted.astype("<u4") << 16).view("<f4")
+            ).max()
+            < 0.05
+        )
+    before = set(output.keys("_sidecars/"))
+    assert counts(embed(job)) == {"version": 1, "rows": 6, "needed": 5, "present": 5, "encoded": 0}
+    assert set(output.keys("_sidecars/")) == before
+    add(output, ["a dog", NEW])
+    assert counts(embed(job)) == {"version": 2, "rows": 8, "needed": 6, "present": 5, "encoded": 1}
+    assert [one.rows for one in SidecarReceipts(output, "t5").all()] == [2, 2, 1, 1]
+    assert [item["newest"]["rows"] for item in list_sets(output)] == [6]
+    assert verify_set(output, "t5")["num_damaged"] == 0
+
+
+def test_several_captions_of_a_row_come_from_its_metadata(output: Store, encoder_folders: dict[str, Path]) -> None:
+    job = job_of(output, encoder_folders["t5"])
+    embed(job)
+    more = embed(job_of(output, encoder_folders["t5"], captions="caption,metadata.short,metadata.many"))
+    assert counts(more) == {"version": 2, "rows": 6, "needed": 10, "present": 5, "encoded": 5}
+    reader = SidecarReader(output, "t5")
+    assert reader.has([key_of(text) for text in ("short 0", "short 2", "a cat", "a", *DISTINCT)]).all()
+    assert [one.captions for one in reader.version.covers] == [
+        ("caption",),
+        ("caption", "metadata.short", "metadata.many"),
+    ]
+
+
+def test_another_encoder_under_the_same_name_is_refused(output: Store, encoder_folders: dict[str, Path]) -> None:
+    embed(job_of(output, encoder_folders["t5"]))
+    with pytest.raises(ConfigError, match=r"set t5 of .* was made differently: layer -1, now 1; use the same settings"):
+        embed(job_of(output, encoder_folders["t5"], layer=1))
+    embed(job_of(output, encoder_folders["t5"], layer=1, name="t5-layer1"))
+    clip = embed(job_of(output, encoder_folders["clip"], encoder="clip"))
+    assert clip.tensors == {"embedding": "bfloat16 […, 32]", "pooled": "bfloat16 [32]"}
+    assert [one["name"] for one in list_sets(output)] == ["clip", "t5", "t5-layer1"]
+
+
+def test_nothing_published_is_an_error_that_says_what_to_do(tmp_path: Path, encoder_folders: dict[str, Path]) -> None:
+    store = write_output(tmp_path / "out", tmp_path / "spool", [clips(0, ["a"])], publishing=False).store
+    with pytest.raises(InputError, match="run `lathe publish"):
+        embed(job_of(store, encoder_folders["t5"]))
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+POINTS = ("in_load", "before_upload", "after_upload", "before_commit", "before_read_back", "after_commit")
+
+
+@pytest.mark.parametrize("point", [*POINTS, "before_manifest", "before_snapshot", "after_snapshot"])
+def test_a_run_that_ends_anywhere_is_finished_by_the_next(
+    output: Store, encoder_folders: dict[str, Path], tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(action: str, where: str) -> None:
+        raise Killed(where)
+
+    monkeypatch.setattr(kill_points, "_act", die)
+    job = job_of(output, encoder_folders["t5"], drill={"point": point, "marker_dir": str(tmp_path / "marks")})
+    with pytest.raises(Killed, match=point):
+        embed(job)
+    report = embed(job)
+    assert counts(report)["version"] == 1
+    check_exactly_once(output)
+
+
+def check_exactly_once(store: Store) -> None:
+    """Every text counts in one row of one receipt, and no receipt names a file that is not there."""
+    reader, receipts = SidecarReader(store, "t5"), SidecarReceipts(store, "t5").all()
+    assert len(reader) == sum(one.rows for one in receipts) == len(DISTINCT)
+    assert reader.has([key_of(text) for text in DISTINCT]).all()
+    assert verify_set(store, "t5")["num_damaged"] == 0
+
+
+def test_kill_9_loses_and_doubles_nothing(output: Store, encoder_folders: dict[str, Path], tmp_path: Path) -> None:
+    command = ["embed", output.root, "--encoder", "t5", "--checkpoint", encoder_folders["t5"], "--device", "cpu"]
+    command += ["--executor", "inline", "--set", "unit_rows=2", "--set", "drill.point=before_read_back"]
+    killed = forked_command.run(*command, "--set", f"drill.marker_dir={tmp_path / 'marks'}")
+    assert killed.returncode == -9, killed.stderr
+    assert [one["newest"] for one in list_sets(output)] == [None]
+    assert embed(job_of(output, encoder_folders["t5"])).encoded == 3, "one receipt of two rows was there"
+    check_exactly_once(output)
+
+
+def test_two_runs_at_once_keep_the_embeddings_of_the_first(
+    output: Store, encoder_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.embedding import worker
+
+    job, theirs = job_of(output, encoder_folders["t5"]), []
+    real = worker.store_unit
+
+    def slower(store: Store, *arguments: Any, **options: Any) -> Any:
+        if not theirs:  # another run does everything while this attempt has not stored its first unit
+            theirs.append(None)
+            theirs.append(embed(job))
+        return real(store, *arguments, **options)
+
+    monkeypatch.setattr(worker, "store_unit", slower)
+    mine = embed(job)
+    assert (mine.encoded, mine.by_others, theirs[1].encoded, mine.version) == (0, 5, 5, 1)
+    check_exactly_once(output)
+    assert len([key for key in output.keys("_sidecars/t5/data/") if key.endswith(".sidecar")]) == 3
+
+
+def test_a_store_without_conditional_writes_counts_each_text_once(
+    output: Store, encoder_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(output), "conditional_writes", lambda self: False)
+    job = job_of(open_store(output.root, job_of(output, encoder_folders["t5"]).storage), encoder_folders["t5"])
+    embed(job)
+    assert embed(job).encoded == 0
+    check_exactly_once(output)
+    assert all("--" in key for key in output.keys("_sidecars/t5/receipts/"))
+
+
+def test_an_output_without_the_column_of_images_is_refused(output: Store, encoder_folders: dict[str, Path]) -> None:
+    job = job_of(output, encoder_folders["clip_vision"], encoder="clip", from_column="first_frame", name="pixels")
+    with pytest.raises(InputError, match=r"has no column first_frame .* encode with --store first_frame"):
+        embed(job)
