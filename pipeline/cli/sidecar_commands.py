@@ -158,9 +158,8 @@ def embed_lines(report: dict[str, Any]) -> list[str]:
     ]
     lines += [f"  {name:<10} {kind}" for name, kind in report["tensors"].items()]
     if report["files"]:
-        lines.append(
-            f"  wrote      {report['files']} files, {size(report['bytes_written'])}, {report['tokens']} tokens, in {report['seconds']:.0f} s"
-        )
+        about = f"{report['files']} files, {size(report['bytes_written'])}, {report['tokens']} tokens"
+        lines.append(f"  wrote      {about}, in {report['seconds']:.0f} s")
     if report["without_caption"]:
         lines.append(
             f"  without    {report['without_caption']} rows have no caption; they get the embedding of the empty one"

@@ -20,6 +20,7 @@ class Batch:
     num_tokens: latent patches of each latent (int64).
     is_image: whether all clips have one frame.
     metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones.
+    sidecars: by set and name of the tensor, a tensor of each latent in its stored type and true shape, on the loader's device.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
     sequences: with `Pack`, latents in each packed sequence.
     cu_seqlens: with `Pack`, for each sequence int32 bounds of its latents in tokens, beginning with 0; padding is a last piece.
@@ -40,12 +41,18 @@ class Batch:
     step: int
     epoch: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, list[torch.Tensor]]] = field(default_factory=dict, repr=False)
     sequences: list[int] = field(default_factory=list)
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def device_tensors(self) -> list[torch.Tensor]:
+        """Tensors that are on the loader's device."""
+        latents = self.latents if isinstance(self.latents, list) else [self.latents]
+        return [*latents, *(tensor for found in self.sidecars.values() for each in found.values() for tensor in each)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for frameworks that move or inspect mappings."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import ConfigError
 from pipeline.loader.arguments import integer, number, texts
 from pipeline.loader.assembly import Options, assemble, check_datasets
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.mixture import parse_weights
 from pipeline.loader.order import Order, epoch_limits
 from pipeline.loader.ranks import check_same_order, order_digest
 from pipeline.loader.read_ahead import ReadAhead
 from pipeline.loader.rules import parse_rule
+from pipeline.loader.sidecars import join_sidecars
 from pipeline.loader.state import described_rule, described_weights, make_state, step_of
 from pipeline.loader.stats import LoaderStats
 from pipeline.loader.takedown_watch import TakedownWatch
@@ -66,6 +68,8 @@ class LatentLoader:
         dtype: torch.dtype | None = None,
         captions: str | Sequence[str] = ("caption",),
         caption_dropout: float = 0.0,
+        sidecars: str | Sequence[str] = (),
+        missing_sidecars: Literal["error", "drop", "zero"] = "error",
         verify: Literal["auto", "always", "never"] = "auto",
         on_damage: Literal["stop", "replace"] = "stop",
         allow_fingerprints: str | Sequence[str] = (),
@@ -100,6 +104,8 @@ class LatentLoader:
             dtype: of `Batch.latents`; by default as stored.
             captions: where they come from, `caption` and keys as `metadata.short`; one is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
+            sidecars: sets of tensors to read with each row, `t5` (its newest version) or `t5@3`.
+            missing_sidecars: a row without tensors is an error now, is left out of the order, or gets zeros; both are counted in `stats`.
             verify: hash of each tensor: `auto` checks what comes over a network or from the cache, and all with `on_damage="replace"`;
                 `always` checks everything, `never` nothing.
             on_damage: a tensor that is not the one that was written ends the run, or is replaced and counted.
@@ -110,6 +116,7 @@ class LatentLoader:
 
         Raises:
             ConfigError: options that do not fit each other or the datasets.
+            InputError: no such sidecar set; rows without tensors of it.
         """
         self._datasets = [datasets] if isinstance(datasets, LatentDataset) else list(datasets)
         check_datasets(self._datasets, texts("allow_fingerprints", allow_fingerprints))
@@ -133,8 +140,13 @@ class LatentLoader:
             on_damage, cache,
         )  # fmt: skip
         self._stats = LoaderStats()
+        self._datasets, joins = join_sidecars(
+            self._datasets, texts("sidecars", sidecars), missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
+        )  # fmt: skip
         self._ahead = ReadAhead(prefetch, threads)
-        self._makers, rows = assemble(self._datasets, options, self._ahead, self._stats, free_blocks=2 * prefetch + 2)
+        self._makers, rows = assemble(
+            self._datasets, options, self._ahead, self._stats, joins, free_blocks=2 * prefetch + 2
+        )
         self._order = Order(
             rows, rule, seed=seed, shuffle=shuffle, epochs=limits, drop_last=bool(drop_last), small_buckets=small_buckets,
             weights=schedule, image_ratio=image_ratio,
@@ -150,6 +162,7 @@ class LatentLoader:
             "image_ratio": image_ratio,
             "crop": repr(crop),
             "variants": variants,
+            "sidecars": [join.described for join in joins],
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
@@ -280,11 +293,11 @@ class LatentLoader:
         if batch is None:
             return None
         self._step += 1
-        for latent in batch.latents if isinstance(batch.latents, list) else [batch.latents]:
-            if latent.is_cuda:  # its memory belongs to the stream of the copies
+        for tensor in batch.device_tensors():
+            if tensor.is_cuda:  # its memory belongs to the stream of the copies
                 import torch
 
-                latent.record_stream(torch.cuda.current_stream(latent.device))
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return batch
 
     def _planned(self, step: int) -> GlobalBatch | None:
