@@ -111,6 +111,52 @@ def embed(
     guard(run, debug=debug)
 
 
+@sidecar.command("import")
+def import_(
+    output: Output,
+    table: Annotated[
+        str,
+        typer.Argument(metavar="TABLE", help="Parquet or safetensors file with a row per id, caption or caption hash."),
+    ],
+    name: Annotated[str, typer.Option("--name", metavar="SET", help="Name of the sidecar set; may exist.")],
+    about: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="What made the tensors: encoder, layer, prompt. Part of the set's fingerprint."
+        ),
+    ] = "",
+    by: Annotated[
+        str | None,
+        typer.Option(help="What names in a safetensors file are: id, caption or caption_hash. [default: id]"),
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="First digits of the fingerprint of the latents, where there are several.")
+    ] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out rows of the table that no row of the output needs.")
+    ] = False,
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Take embeddings that others made, as a sidecar set. Ids, types and widths are checked before anything is written."""
+
+    def run() -> None:
+        from pipeline.embedding.importing import ImportRequest, import_table
+        from pipeline.errors import ConfigError
+        from pipeline.process import signals
+        from pipeline.sidecars.names import check_set_name
+
+        if by not in (None, "id", "caption", "caption_hash"):
+            raise ConfigError(f"--by: expected id, caption or caption_hash, got {by!r}")
+        request = ImportRequest(table, check_set_name(name), about, by, fingerprint, skip_unknown)
+        with signals.handled():
+            report = import_table(output, request, storage_config(endpoint_url))
+        show_result(report.to_dict(), import_lines, as_json)
+
+    guard(run, debug=debug)
+
+
 @sidecar.command("list")
 def list_(output: Output, endpoint_url: StoreSettings = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show the sidecar sets of an output. Lists tensors, versions, counts and the snapshots they cover."""
@@ -171,6 +217,24 @@ def embed_lines(report: dict[str, Any]) -> list[str]:
     lines.append(
         f'train with LatentLoader(…, sidecars=("{report["name"]}",)), or lathe export --sidecar {report["name"]}'
     )
+    return lines
+
+
+def import_lines(report: dict[str, Any]) -> list[str]:
+    """Result of `lathe sidecar import`."""
+    lines = [
+        f"sidecar set {report['name']}, version {report['version']}: {report['imported']} rows imported by {report['by']}, "
+        f"{report['present']} were there"
+    ]
+    lines += [f"  {name:<10} {kind}" for name, kind in report["tensors"].items()]
+    if report["unknown"]:
+        lines.append(
+            f"  left out   {report['unknown']} rows of the table that no row of snapshot {report['snapshot']} needs"
+        )
+    if report["lacking"]:
+        lines.append(
+            f"  lacking    {report['lacking']} of {report['rows']} rows of snapshot {report['snapshot']} have no tensors yet"
+        )
     return lines
 
 

@@ -209,14 +209,10 @@ def hash_weights(folder: Path) -> str:
     places: dict[str, tuple[Path, dict[str, Any], int]] = {}
     for path in weight_files(folder):
         try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > path.stat().st_size:
-                    raise ValueError(f"its header of {length} bytes does not fit the file")
-                header = json.loads(file.read(length))
-            places |= {name: (path, one, 8 + length) for name, one in header.items() if name != "__metadata__"}
+            header, base = safetensors_header(path)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+        places |= {name: (path, one, base) for name, one in header.items()}
     digest = hashlib.sha256()
     for name in sorted(places):
         path, one, base = places[name]
@@ -230,6 +226,22 @@ def hash_weights(folder: Path) -> str:
                     raise CheckpointError(f"{path} is cut off: {name} ends at {base + end} of {len(view)} bytes")
                 digest.update(view[base + begin : base + end])
     return digest.hexdigest()
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """`dtype`, `shape` and `data_offsets` of each tensor by name, and where offsets count from.
+
+    Raises:
+        OSError, ValueError: not a safetensors file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"its header of {length} bytes does not fit the file")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    return {name: one for name, one in header.items() if name != "__metadata__"}, 8 + length
 
 
 def _hash_files(folder: Path, names: tuple[str, ...]) -> str:

@@ -146,5 +146,5 @@ def _difference(found: SidecarSet, wanted: SidecarSet) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
     return text if len(text) <= 100 else f"{text[:100]}…"
