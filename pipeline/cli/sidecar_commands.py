@@ -5,6 +5,7 @@ Packages are imported when a command runs, so that `--help` is fast.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +103,8 @@ def embed(
             "storage.endpoint_url": endpoint_url,
         }
         job = build(EmbedJob, flags, config_path=config, overrides=tuple(set_ or ()))
-        with signals.handled():
+        # Ray prints the death of an actor on stdout, which is for the result.
+        with signals.handled(), contextlib.redirect_stdout(sys.stderr):
             from pipeline.embedding.run import embed as make
 
             report = make(job, _progress())

@@ -53,7 +53,7 @@ class ImportRequest:
 
 @dataclass(slots=True)
 class ImportReport:
-    """What an import did. `unknown`: rows of the table that are in no row of the snapshot; `lacking`: rows of the snapshot without tensors."""
+    """What an import did. `unknown`: keys of the table that no row has; `lacking`: rows of the snapshot that have no tensors after it."""
 
     name: str
     output: str

@@ -1,7 +1,8 @@
 """Table of tensors that others made: a Parquet or safetensors file, a row per id, caption or caption hash. Read twice, in batches.
 
 Parquet: exactly one of the columns `id`, `caption`, `caption_hash`, and for each tensor `NAME_bytes`, `NAME_shape`, `NAME_dtype`, or a
-column `NAME` of lists of numbers (`[D]`) or of lists of those (`[L, D]`). Safetensors: tensors named `ID` (which are `embedding`) or `ID.NAME`.
+column `NAME` of lists of numbers (`[D]`) or of lists of those (`[L, D]`).
+Safetensors: tensors named `ID` (which are `embedding`) or `ID.NAME`.
 """
 
 from __future__ import annotations

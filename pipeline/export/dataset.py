@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pipeline.config import StorageConfig
+    from pipeline.storage import Store
 
 COLUMNS = ("width", "height", "fps", "duration_sec", "file_name", "metadata", "fingerprint")
 
@@ -47,6 +48,11 @@ class PublishedRows:
             applied=dataset.spec.normalised,
             where=where,
         )
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self._dataset.store
 
     def __iter__(self) -> Iterator[Row]:
         """Every row once, file by file."""

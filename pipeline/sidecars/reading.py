@@ -16,7 +16,7 @@ from pipeline.sidecars.names import key_of, split_version
 from pipeline.sidecars.versions import SetVersions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.sidecars.file_index import Place
     from pipeline.storage import Store
@@ -83,6 +83,12 @@ class SidecarReader:
         return [
             None if at < 0 else Position(int(self._files[at]), int(self._rows[at])) for at in self._at(keys).tolist()
         ]
+
+    def positions(self) -> Iterator[Position]:
+        """Where each row of the version is, file by file."""
+        for file in range(self._keys_of_files.num_rows):
+            for row in np.sort(self._rows[self._files == file]).tolist():
+                yield Position(file, row)
 
     def _at(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(keys, KEYS)
