@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from model.definition import definition
 from model.registry import complete, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
+
+    from model.leanvae.network import Network
+    from model.reconstruction import Trainable
     from model.training.linear import LinearAutoencoder
-    from model.training.reconstruction import Trainable
 
 FAMILIES = ("leanvae", "wfvae", "ivvae")
 
@@ -44,13 +48,19 @@ def trainable(
     if linear is not None and family != "leanvae":
         raise ValueError(f"only leanvae can start as a linear autoencoder, got {network} of family {family}")
     if family == "leanvae":
-        from model.training.trainable import TrainableLeanVAE
+        from model.training.initialisation import initialise, start_linear
 
-        return cast("Trainable", TrainableLeanVAE(full, seed=seed, linear=linear, recompute=recompute))
+        made = cast("Network", definition(network, full, recompute=recompute))
+        initialise(made, seed)
+        if linear is not None:
+            start_linear(made, linear)
+        return cast("Trainable", made)
     if family == "wfvae":
-        from model.training.trainable_wfvae import TrainableWFVAE
+        from model.layers import initialise as initialise_convolutions
 
-        return cast("Trainable", TrainableWFVAE(full, seed=seed, recompute=recompute))
+        wfvae = definition(network, full, recompute=recompute)
+        initialise_convolutions(cast("nn.Module", wfvae), seed)
+        return wfvae
     from model.training.trainable_ivvae import TrainableIVVAE
 
     return cast("Trainable", TrainableIVVAE(full, seed=seed, recompute=recompute))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.interface import LatentSpec
+    from model.reconstruction import Trainable
     from model.training.linear import LinearAutoencoder
     from model.training.recipe import TrainingRecipe
-    from model.training.reconstruction import Trainable
     from model.training.source import ClipSource
 
 

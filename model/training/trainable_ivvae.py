@@ -19,11 +19,10 @@ import torch.nn.functional as F
 
 from model import inputs
 from model.ivvae.parameters import DILATIONS, Attention, Network, Resample, Residual2d, Residual3d
+from model.layers import at_least_float32, initialise, recomputed, with_zero_gradient, without_autocast
 from model.posterior import Posterior
+from model.reconstruction import Reconstruction
 from model.registry import complete, spec
-from model.training.clip_layers import at_least_float32, initialise, recomputed, with_zero_gradient, without_autocast
-from model.training.latents import sample_latent
-from model.training.reconstruction import Reconstruction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,7 +46,7 @@ class TrainableIVVAE(Network):
     """
 
     def __init__(self, config: Mapping[str, Any], *, seed: int = 0, recompute: bool = False) -> None:
-        """Initialised from `seed` like the published code (`model.training.clip_layers.initialise`).
+        """Initialised from `seed` like the published code (`model.layers.initialise`).
 
         Raises:
             ValueError: an impossible configuration.
@@ -67,7 +66,7 @@ class TrainableIVVAE(Network):
             ValueError: wrong rank, dtype, frame count or size; noise of another shape than the latent.
         """
         posterior = self.encode(video_BCTHW)
-        return Reconstruction(self.decode(sample_latent(posterior, noise_BCthw)), posterior)
+        return Reconstruction(self.decode(posterior.with_noise(noise_BCthw)), posterior)
 
     def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
         """`B 3 T H W` -> mean and log-variance (not clamped, as published) `B z t h w`. Raises ValueError as `forward`."""

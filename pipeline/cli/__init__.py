@@ -6,6 +6,7 @@
 - `compact_command`: compact
 - `maintenance_commands`: takedown, gc
 - `nightly_command`: nightly
+- `report_commands`: report
 - `export_command`: export
 - `sidecar_commands`: embed, sidecar import, list, verify
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint

@@ -17,6 +17,7 @@ from pipeline.cli import (
     network_commands,
     nightly_command,
     output_commands,
+    report_commands,
     sidecar_commands,
     status_commands,
 )
@@ -32,6 +33,7 @@ from pipeline.cli.terminal import (
     EncodeCommand,
     Fps,
     Frames,
+    Images,
     Model,
     Output,
     Overrides,
@@ -66,7 +68,7 @@ def encode(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... OUTPUT",
-            help="Tar shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
+            help="Tar shards, videos or images (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
         ),
     ] = None,
     model: Model = None,
@@ -78,6 +80,7 @@ def encode(
     clips: Clips = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
@@ -112,6 +115,10 @@ def encode(
         bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
     ] = False,
     strict: Strict = None,
+    allow_empty: Annotated[
+        bool | None,
+        typer.Option("--allow-empty", help="Exit with code 0 although nothing was encoded. Otherwise: code 1."),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -133,6 +140,7 @@ def encode(
         "clips.select": clips,
         "clips.crop": crop,
         "clips.variants": variants,
+        "images.policy": images,
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
@@ -141,6 +149,7 @@ def encode(
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,
+        "allow_empty": allow_empty,
     }
 
     def run() -> None:
@@ -179,6 +188,7 @@ def plan(
     clips: Clips = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
@@ -202,6 +212,7 @@ def plan(
             "clips.select": clips,
             "clips.crop": crop,
             "clips.variants": variants,
+            "images.policy": images,
             "write.dtype": dtype,
             "strict": strict,
         }
@@ -278,6 +289,7 @@ app.command()(output_commands.publish)
 app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
+app.command()(report_commands.report)
 app.command()(maintenance_commands.takedown)
 app.command()(maintenance_commands.gc)
 app.command()(compact_command.compact)

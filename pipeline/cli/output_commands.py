@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, show_result, storage_config
+from pipeline.cli.terminal import (
+    AsJson,
+    Debug,
+    Images,
+    Output,
+    StoreSettings,
+    guard,
+    json_text,
+    show_result,
+    storage_config,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +45,7 @@ def publish(
             metavar="[INPUT...]", help="The inputs as they are now, to know what is gone or not encoded yet."
         ),
     ] = None,
+    images: Images = None,
     fingerprint: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="Only latents of this fingerprint. [default: all]")
     ] = None,
@@ -79,6 +90,7 @@ def publish(
         from pipeline.ledger.addresses import check_whole_output
 
         root = check_whole_output(output)  # before the slow imports
+        from pipeline.config import ImageConfig, validate
         from pipeline.errors import ConfigError, PublishFailed, ViewNotWritten
         from pipeline.operate.publish import Progress, PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
@@ -93,6 +105,7 @@ def publish(
                 raise ConfigError(f"{name}: expected {unit}, got {floor}")
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
+        policy = validate(ImageConfig, {"policy": images or "skip"}).policy
         storage = storage_config(endpoint_url)
         store = open_store(root, storage)
         check = None
@@ -110,7 +123,7 @@ def publish(
             delta=delta,
             rebuild=rebuild,
         )
-        listing = (lambda: list_inputs(inputs, store, storage)) if inputs else None
+        listing = (lambda: list_inputs(inputs, store, storage, policy)) if inputs else None
         try:
             reached.append(Progress())
             published = make_snapshot(store, options, listing=listing, canary=check, progress=reached[0])
@@ -139,7 +152,7 @@ def publish_job(job: EncodeJob) -> None:
     check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
     try:
         published = make_snapshot(
-            store, options, listing=lambda: list_inputs(job.inputs, store, job.storage), canary=check
+            store, options, listing=lambda: list_inputs(job.inputs, store, job.storage, job.images.policy), canary=check
         )
     except PublishFailed as error:
         show_failed(error, False)

@@ -53,7 +53,9 @@ def embed(
     name: Annotated[str | None, typer.Option(help="Name of the sidecar set. [default: the encoder's]")] = None,
     captions: Annotated[
         str | None,
-        typer.Option(help="Texts: first, all, or caption and metadata.KEY separated by commas. [default: first]"),
+        typer.Option(
+            help="Texts: first, all, or sources of the loader, e.g. caption,captions.short,metadata.KEY. [default: first]"
+        ),
     ] = None,
     from_column: Annotated[
         str | None, typer.Option("--from", metavar="COLUMN", help="Column of images instead of texts: first_frame.")

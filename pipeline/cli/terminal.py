@@ -56,6 +56,12 @@ Crop = Annotated[
 Variants = Annotated[
     str | None, typer.Option(help="More rows of each clip: flip (mirrored left to right). [default: none]")
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="Still images, as clips of one frame: keep (beside videos), skip or only; sizes: images.size. [default: skip]"
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -1,6 +1,6 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`, `clips`: the options with type, unit, default and meaning, and their validation; those of `clips.`
+- `sections`, `clips`, `images`: the options with type, unit, default and meaning, and their validation; those of `clips.` and `images.`
 - `embedding`: the options of `lathe embed`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
@@ -8,6 +8,7 @@
 
 from pipeline.config.clips import ClipConfig, Fps, parse_bucket, parse_size
 from pipeline.config.embedding import EmbedJob
+from pipeline.config.images import ImageConfig
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
 from pipeline.config.section import Section
 from pipeline.config.sections import (
@@ -38,6 +39,7 @@ __all__ = [
     "EngineConfig",
     "Fps",
     "GcConfig",
+    "ImageConfig",
     "MiB",
     "ModelConfig",
     "NightlyConfig",

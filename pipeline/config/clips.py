@@ -39,6 +39,15 @@ def parse_bucket(text: str) -> Bucket:
     return Bucket(int(match[1]), int(match[2]), int(match[3]))
 
 
+def check_sizes(sizes: tuple[str, ...]) -> tuple[str, ...]:
+    """`sizes`, if each is HEIGHTxWIDTH, or the only one `area:HEIGHTxWIDTH`. Raises ValueError otherwise."""
+    if len(sizes) > 1 and any(text.startswith("area:") for text in sizes):
+        raise ValueError(f"expected area:HxW alone, got {','.join(sizes)!r}")
+    for text in sizes:
+        parse_size(text.removeprefix("area:"))
+    return sizes
+
+
 class ClipConfig(Section):
     """Which clips are cut from a video."""
 
@@ -79,12 +88,7 @@ class ClipConfig(Section):
     def _size(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("expected at least one HEIGHTxWIDTH")
-        areas = [text for text in value if text.startswith("area:")]
-        if areas and len(value) > 1:
-            raise ValueError(f"expected area:HxW alone, got {','.join(value)!r}")
-        for text in value:
-            parse_size(text.removeprefix("area:"))
-        return value
+        return check_sizes(value)
 
     @field_validator("frames")
     @classmethod

@@ -29,7 +29,7 @@ class EmbedJob(Section):
     """Name of the sidecar set. None: that of the encoder."""
     captions: Annotated[tuple[str, ...], BeforeValidator(as_list)] = ("first",)
     """Which texts: `first` (the caption of each row), `all` (every caption it has), or names as the loader takes them: `caption`,
-    `metadata.KEY`."""
+    `captions`, `captions.NAME`, `metadata.KEY`."""
     from_column: str | None = None
     """Column of images to encode instead of texts: `first_frame`."""
     fingerprint: str | None = None
@@ -78,9 +78,12 @@ class EmbedJob(Section):
     @field_validator("captions")
     @classmethod
     def _sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        named = [name for name in value if name not in ("first", "all", "caption") and not name.startswith("metadata.")]
-        if not value or named or (len(value) > 1 and {"first", "all"} & set(value)):
-            raise ValueError(f"expected first, all, or a list of caption and metadata.KEY, got {list(value)}")
+        known = ("first", "all", "caption", "captions")
+        odd = [name for name in value if name not in known and not name.startswith(("captions.", "metadata."))]
+        if not value or odd or (len(value) > 1 and {"first", "all"} & set(value)):
+            raise ValueError(
+                f"expected first, all, or a list of caption, captions, captions.NAME and metadata.KEY, got {list(value)}"
+            )
         return value
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from pipeline.config.clips import ClipConfig
+from pipeline.config.images import ImageConfig
 from pipeline.config.section import Section, as_list, matching
 
 MiB = 1024 * 1024
@@ -249,6 +250,7 @@ class EncodeJob(Section):
     """Folder or `s3://bucket/prefix` of the latents."""
     model: ModelConfig = ModelConfig()
     clips: ClipConfig = ClipConfig()
+    images: ImageConfig = ImageConfig()
     decode: DecodeConfig = DecodeConfig()
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
@@ -264,6 +266,8 @@ class EncodeJob(Section):
     strict: bool = False
     """Refuse inputs whose folders, patterns or lists hold anything that is not encoded: another suffix, an image, a hidden file, a broken
     link, a caption without a video. Otherwise such entries are counted and reported."""
+    allow_empty: bool = False
+    """End with exit code 0 although nothing was encoded, now or by earlier runs. Otherwise such a build fails."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
 

@@ -23,6 +23,7 @@ from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
 
 if TYPE_CHECKING:
     from pipeline.config import StorageConfig
+    from pipeline.records import ImagePolicy
 
 MOST_LISTS = 8  # list files within list files
 LOOK_UP_ONE_BY_ONE = 8  # names in one folder; more of them are looked up by one listing
@@ -33,8 +34,9 @@ EXPECTED = "expected .tar, .tar.gz, .mp4, .webm, …"
 class Search:
     """Search for all inputs of one job. Keeps stores by root, so that each bucket is checked once."""
 
-    def __init__(self, config: StorageConfig, passed_over: PassedOver) -> None:
+    def __init__(self, config: StorageConfig, passed_over: PassedOver, images: ImagePolicy = "skip") -> None:
         self._config = config
+        self._images = images
         self._passed_over = passed_over
         self._stores: dict[str, Store] = {}
 
@@ -93,7 +95,7 @@ class Search:
         """Lines that begin with `#` and name an existing file. In a bucket only those with a suffix of a tar or video are looked up."""
         if "://" not in base:
             return {line for line in comments if os.path.lexists(os.path.join(base, line))}
-        places = {line: self._split(joined(base, line)) for line in comments if media_kind(line)}
+        places = {line: self._split(joined(base, line)) for line in comments if media_kind(line, self._images)}
         places = {
             line: place for line, place in places.items() if len(place[1].encode(errors="replace")) <= LONGEST_NAME
         }
@@ -112,9 +114,9 @@ class Search:
                 if _is_marker(store, info):
                     found += self._folder(store, key, pattern, marker=True)
                     continue
-                if media_kind(key) is None:
+                if media_kind(key, self._images) is None:
                     raise InputError(
-                        f"{shown(pattern)}: its suffix is not that of a tar or video{why_not([suffix(key)])}; {EXPECTED}"
+                        f"{shown(pattern)}: its suffix is not that of a tar or video{why_not([suffix(key)], self._images)}; {EXPECTED}"
                     )
                 found.append(source_of(store, info))
             elif not plain:
@@ -160,13 +162,13 @@ class Search:
 
     def _folder(self, store: Store, key: str, pattern: str, *, marker: bool = False) -> list[SourceObject]:
         """Everything below a folder or prefix; nothing if there is no such folder. `marker`: an empty object has exactly this name."""
-        if media_kind(key) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
+        if media_kind(key, self._images) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
             return []  # a missing file: no listing for each, since there may be thousands
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-        found, others = list_folder(store, prefix, self._passed_over, below=prefix)
+        found, others = list_folder(store, prefix, self._passed_over, below=prefix, images=self._images)
         if others and not found:
             raise InputError(
-                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others)}"
+                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others, self._images)}"
             )
         if not others and not found and store.root == "/" and os.path.isdir(f"/{key}"):
             raise InputError(f"{shown(pattern)}: the folder is empty; expected tar shards or videos")
@@ -184,12 +186,13 @@ class Search:
             fixed,
             self._passed_over,
             below=folder,
-            recursive=not (only_last and media_kind(key)),
+            recursive=not (only_last and media_kind(key, self._images)),
             matches=lambda name: matcher.fullmatch(name) is not None,
+            images=self._images,
         )
         if not found:
             nothing = f"matched nothing; {self._folder_contents(store, fixed)}"
-            matched = f"matched only {tally(others)}{why_not(others)}" if others else nothing
+            matched = f"matched only {tally(others)}{why_not(others, self._images)}" if others else nothing
             raise InputError(f"{shown(pattern)}: {matched}")
         return found
 

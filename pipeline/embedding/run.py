@@ -13,9 +13,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.embedding.checkpoint import describe, find_files
-from pipeline.embedding.units import Survey, caption_sources, columns_for, image_units, text_units
+from pipeline.embedding.units import Survey, caption_sources, image_units, text_units
 from pipeline.embedding.worker import EmbeddingWorker
 from pipeline.errors import ConfigError, TransientError
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
 from pipeline.sidecars.description import create_set
 from pipeline.sidecars.file_index import packed_array
@@ -72,9 +73,8 @@ def embed(job: EmbedJob, progress: Callable[[EmbedReport], None] | None = None) 
     """
     began = time.monotonic()
     sources = () if job.from_column else caption_sources(job.captions)
-    dataset = LatentDataset.open(
-        job.output, columns=columns_for(sources), fingerprint=job.fingerprint, storage=job.storage
-    )
+    rule = CaptionRule(sources or ("caption",))
+    dataset = LatentDataset.open(job.output, columns=rule.columns, fingerprint=job.fingerprint, storage=job.storage)
     try:
         store = dataset.store
         survey, report = Survey(), EmbedReport(job.set_name, store.root, dataset.snapshot or 0, captions=sources)
@@ -82,7 +82,7 @@ def embed(job: EmbedJob, progress: Callable[[EmbedReport], None] | None = None) 
         units: Iterator[Unit] = (
             image_units(dataset, job.from_column, done, job.unit_rows, survey)
             if job.from_column
-            else text_units(dataset, sources, done, job.unit_rows, survey)
+            else text_units(dataset, rule, done, job.unit_rows, survey)
         )
         described = create_set(store, describe(job, find_files(job)))
         versions = SetVersions(store, job.set_name, job.drill)

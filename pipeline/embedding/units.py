@@ -10,18 +10,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.format.columns import SCALARS
-from pipeline.loader.captions import CaptionRule
 from pipeline.sidecars.names import encodable, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.loader.captions import CaptionRule
     from pipeline.loader.dataset import LatentDataset
-    from pipeline.loader.row import Row
 
 FIRST, ALL = "first", "all"
-SEVERAL = "captions"  # column with every caption of a row, in outputs that have one
 
 
 class TextUnit(NamedTuple):
@@ -72,21 +69,14 @@ def caption_sources(captions: tuple[str, ...]) -> tuple[str, ...]:
     if captions == (FIRST,):
         return ("caption",)
     if captions == (ALL,):
-        return ("caption", SEVERAL) if SEVERAL in SCALARS else ("caption",)
+        return ("caption", "captions")
     return captions
 
 
-def columns_for(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Columns that a dataset must be opened with for these captions."""
-    metadata = ("metadata",) if any(name.startswith("metadata.") for name in sources) else ()
-    return (*metadata, *((SEVERAL,) if SEVERAL in sources else ()))
-
-
 def text_units(
-    dataset: LatentDataset, sources: tuple[str, ...], done: set[bytes], size: int, survey: Survey
+    dataset: LatentDataset, rule: CaptionRule, done: set[bytes], size: int, survey: Survey
 ) -> Iterator[TextUnit]:
-    """Texts that are not `done`, `size` in a unit; the empty one is always among them. Adds to `survey`."""
-    rule = CaptionRule(tuple(name for name in sources if name != SEVERAL))
+    """Texts that are not `done`, `size` in a unit, the empty one among them. `dataset`: with the rule's columns. `survey` is added to."""
     waiting: list[str] = []
     for text in _texts(dataset, rule, survey):
         key = key_of(text)
@@ -108,14 +98,10 @@ def text_units(
 def _texts(dataset: LatentDataset, rule: CaptionRule, survey: Survey) -> Iterator[str]:
     yield ""  # for rows without a caption, and for captions that are dropped in training
     for _, _, row in dataset.placed():
-        found = [*rule.candidates(row.caption, row.columns.get("metadata")), *_several(row)]
+        found = rule.candidates(row.caption, row.columns)
         survey.rows += 1
         survey.without_caption += not found
         yield from found
-
-
-def _several(row: Row) -> list[str]:
-    return [text for text in row.columns.get(SEVERAL) or () if text]
 
 
 def image_units(

@@ -18,6 +18,7 @@ from pipeline.corpus import PassedOver, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.video.clips import chunk_length, resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def evaluate(
     _check_extra()
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # rejects frame counts and sizes before anything is loaded
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy)
     if job.strict:
         passed_over.refuse()
     if passed_over:
@@ -134,6 +135,7 @@ def _check_extra() -> None:
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = with_images(rules, job.images, job.clips, spec.network)
     sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
     if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
         enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.storage import Store
 
-COLUMNS = ("width", "height", "fps", "duration_sec", "file_name", "metadata", "fingerprint")
+COLUMNS = (
+    "width",
+    "height",
+    "fps",
+    "duration_sec",
+    "file_name",
+    "metadata",
+    "fingerprint",
+    "captions",
+    "caption_names",
+)
 
 
 class PublishedRows:
@@ -73,6 +83,8 @@ class PublishedRows:
                 source=f"{row.source_uri}#{row.source_key}",
                 fingerprint=columns["fingerprint"],
                 metadata=columns["metadata"],
+                captions=tuple(columns["captions"]),
+                caption_names=tuple(columns["caption_names"]),
                 place=(number, position),
             )
 

@@ -56,12 +56,16 @@ class Row:
     source: str = ""
     fingerprint: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()  # all, `caption` first
+    caption_names: tuple[str, ...] = ()
     place: tuple[int, int] = field(default=(0, 0), compare=False)  # number of its data file, which of its rows
 
     @property
     def version(self) -> str:
         """Digest of what an export copies of the row. Ids cover source, clip and settings; caption and metadata may change beside them."""
-        facts = [self.id, self.fingerprint, self.caption, self.metadata]
+        facts: list[Any] = [self.id, self.fingerprint, self.caption, self.metadata]
+        if len(self.captions) > 1:
+            facts += [self.captions, self.caption_names]
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

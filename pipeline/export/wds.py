@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from pipeline.export.texts import Texts
 
 TENSORS = ("pt", "pth", "npy")
-FORMS = {"latent": TENSORS, "logvar": TENSORS, "text": TENSORS, "caption": ("txt", "json"), "metadata": ("json",)}
+FORMS = {
+    "latent": TENSORS,
+    "logvar": TENSORS,
+    "text": TENSORS,
+    "caption": ("txt", "json"),
+    "captions": ("json",),
+    "metadata": ("json",),
+}
 DEFAULT = ("latent=latent.pt", "caption=txt", "metadata=json")
 
 
@@ -106,6 +113,8 @@ class Wds(Target):
         if content == "caption":
             caption = row.caption or ""
             return caption.encode() if form == "txt" else json.dumps({"caption": caption}).encode()
+        if content == "captions":
+            return json.dumps({"captions": row.captions, "names": row.caption_names}).encode()
         if content == "metadata":
             return json.dumps(described(row), sort_keys=True).encode()
         tensor = self._tensor(sample, content)
@@ -142,6 +151,8 @@ def described(row: Row) -> dict[str, Any]:
         "fps",
         "duration_s",
         "caption",
+        "captions",
+        "caption_names",
         "file_name",
         "source",
         "metadata",

@@ -17,6 +17,7 @@ from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
             f"model.name: {job.model.name!r} is a family of networks; a plan needs its configuration (model.config) or a registered network"
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = with_images(rules, job.images, job.clips, spec.network)
     latent = LatentSize(
         channels=spec.latent_channels,
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
@@ -64,7 +66,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
         unreadable.append(f"not planned: {error}")
         return True
 
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy)
     if job.strict:
         passed_over.refuse()
     with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:

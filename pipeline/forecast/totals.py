@@ -135,7 +135,7 @@ class ForecastTotals:
         fill = self._buckets.setdefault(str(clip.bucket), BucketFill())
         fill.clips += 1
         fill.frames += frames
-        fill.seconds += frames / clip.fps
+        fill.seconds += frames / clip.fps if clip.fps else 0.0  # an image lasts no time
         fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
 
     def result(self) -> Forecast:

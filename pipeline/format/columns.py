@@ -48,6 +48,8 @@ SCALARS: dict[str, pa.DataType] = {
     "color_matrix": _TEXT,
     "color_range": _TEXT,
     "warnings": pa.list_(_TEXT),
+    "captions": pa.list_(_TEXT),
+    "caption_names": pa.list_(_TEXT),
     "metadata": _TEXT,
     "fingerprint": _TEXT,
 }
@@ -147,7 +149,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
     return {
         "caption": None if sample.caption is None else storable(sample.caption),
         "file_name": storable(sample.file_name or f"{sample.key}.{sample.video_ext}"),
-        "media_type": "video",
+        "media_type": "image" if info.is_image else "video",
         "width": bucket.width,
         "height": bucket.height,
         "num_frames": clip.num_frames,
@@ -173,6 +175,8 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "color_matrix": info.color_matrix,
         "color_range": info.color_range,
         "warnings": [*info.warnings, *sample.warnings],
+        "captions": [storable(text) for _, text in sample.named_captions],
+        "caption_names": [storable(name) for name, _ in sample.named_captions],
         "metadata": json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True, allow_nan=False),
         "fingerprint": fingerprint,
     }

@@ -163,6 +163,22 @@ def is_snapshot_table(key: str) -> bool:
     return re.fullmatch(rf"{SNAPSHOTS}[1-9]\d*/[a-z]+-[0-9a-f]{{16}}\.idx", key) is not None
 
 
+def snapshot_page_key(number: int) -> str:
+    """Key of the report page of a snapshot, HTML."""
+    return f"{SNAPSHOTS}{number}.html"
+
+
+def snapshot_values_key(number: int) -> str:
+    """Key of the values of that page, JSON."""
+    return f"{SNAPSHOTS}{number}.report.json"
+
+
+def reported_snapshot(key: str) -> int | None:
+    """Inverse of `snapshot_page_key` and `snapshot_values_key`; None if `key` is not the key of one."""
+    match = re.fullmatch(rf"{SNAPSHOTS}([1-9]\d*)\.(?:html|report\.json)", key)
+    return None if match is None else int(match[1])
+
+
 def takedown_key(name: str) -> str:
     """Key of the record of a takedown."""
     return f"{TAKEDOWNS}{name}.json"

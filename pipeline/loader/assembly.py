@@ -121,6 +121,7 @@ def assemble(
             pool,
             stats,
             tensors=2 if options.posterior == "sample" else 1,
+            stored=dataset.spec.dtype,
             verify=_verified(options, remote=remote),
             replace=options.on_damage == "replace",
             cache=options.cache,

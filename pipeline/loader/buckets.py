@@ -49,6 +49,7 @@ class Bucket:
         self.shape, self.grid = shape, grid
         self.files, self.counts, self.chosen = files, counts, chosen
         self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -60,7 +61,7 @@ class Bucket:
     def locate(self, rows: np.ndarray, draw: Draw | None = None) -> tuple[np.ndarray, np.ndarray]:
         """File number and position in the file of each row: int32, int64. `draw`: for buckets of clips with several variants."""
         places = self._ends.searchsorted(rows, side="right")
-        positions = rows - (self._ends[places] - self.counts[places])
+        positions = rows - self._starts[places]
         if self.chosen:
             for i, place in enumerate(places.tolist()):
                 if (kept := self.chosen.get(place)) is not None:

@@ -97,19 +97,19 @@ class Epoch:
         order = np.repeat(np.arange(len(lengths), dtype=np.uint16), lengths)
         if window is not None:
             order = order[permutation(key_of(key, "batches"), len(order))]
-        self._bucket = order
-        self._nth = np.empty(len(order), np.int32)  # which batch of its bucket
+        nth = np.empty(len(order), np.int32)  # which batch of its bucket
         for number, length in enumerate(lengths):
-            self._nth[order == number] = np.arange(length, dtype=np.int32)
+            nth[order == number] = np.arange(length, dtype=np.int32)
+        self._bucket, self._nth = order.data, nth.data
 
     def __len__(self) -> int:
         return len(self._bucket)
 
     def batch(self, n: int) -> RowsOfBucket:
         """The `n`-th global batch."""
-        number = int(self._bucket[n])
+        number, nth = self._bucket[n], self._nth[n]
         size, rows = self._sizes[number], self._rows[number]
-        chosen = rows[int(self._nth[n]) * size : (int(self._nth[n]) + 1) * size]
+        chosen = rows[nth * size : (nth + 1) * size]
         if len(chosen) < size:
             chosen = np.resize(np.concatenate([chosen, rows]), size)
         return RowsOfBucket(self._names[number], chosen.astype(np.int64))

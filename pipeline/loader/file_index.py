@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.loader.open_files import with_files_closed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pipeline.format.index import IndexRow
     from pipeline.ledger.takedowns import Takedowns
@@ -142,6 +142,15 @@ class IndexCache:
             if (found := self._held.get(number)) is not None:
                 self._held.move_to_end(number)
             return found
+
+    def held_of(self, numbers: Iterable[int]) -> dict[int, FileIndex]:
+        """Those of the indexes that are in memory."""
+        held = self._held
+        with self._lock:
+            found = {number: held[number] for number in numbers if number in held}
+            for number in found:
+                held.move_to_end(number)
+        return found
 
     def get(self, number: int) -> FileIndex:
         """Index of one file.

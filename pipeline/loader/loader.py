@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from pipeline.loader.sidecars import join_sidecars
 from pipeline.loader.state import described_rule, described_weights, make_state, step_of
 from pipeline.loader.stats import LoaderStats
 from pipeline.loader.takedown_watch import TakedownWatch
+from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import BatchRule
 
 TAKEDOWNS_EVERY_S = 300.0
+PLANNED_AT_ONCE = 8  # steps
 
 
 class LatentLoader:
@@ -102,7 +105,8 @@ class LatentLoader:
             variants: `all`: each variant of a clip is a row. `draw`: each clip once in an epoch, a variant drawn anew each time. A name
                 (`base`, `flip`, `crop1`, …): that variant alone.
             dtype: of `Batch.latents`; by default as stored.
-            captions: where they come from, `caption` and keys as `metadata.short`; one is drawn in each epoch.
+            captions: where they come from: `caption`, `captions` (all of a row), `captions.short` (by name), keys as `metadata.short`; one
+                is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
             sidecars: sets of tensors to read with each row, `t5` (its newest version) or `t5@3`.
             missing_sidecars: a row without tensors is an error now, is left out of the order, or gets zeros; both are counted in `stats`.
@@ -143,7 +147,9 @@ class LatentLoader:
         self._datasets, joins = join_sidecars(
             self._datasets, texts("sidecars", sidecars), missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
         )  # fmt: skip
-        self._ahead = ReadAhead(prefetch, threads)
+        # Batches of local files are read by the threads that make them: more of these than cores hold each other up.
+        remote = any(is_remote(dataset.store.root) for dataset in self._datasets)
+        self._ahead = ReadAhead(prefetch, threads, prefetch if remote else min(prefetch, os.cpu_count() or 1))
         self._makers, rows = assemble(
             self._datasets, options, self._ahead, self._stats, joins, free_blocks=2 * prefetch + 2
         )
@@ -166,6 +172,7 @@ class LatentLoader:
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
+        self._plans: dict[int, GlobalBatch | None] = {}
         self._step, self._ended = 0, False
         every_s = number("takedowns_every_s", takedowns_every_s)
         self._watch = TakedownWatch(self._datasets, self._ahead.reads, every_s, peers)
@@ -305,7 +312,12 @@ class LatentLoader:
             return self._order.batch(step)
 
     def _make(self, step: int) -> Batch | None:
-        if (found := self._planned(step)) is None:
+        with self._order_lock:
+            if step not in self._plans:
+                # Several at once: each read of a batch puts what the order needs out of the processor's cache, five times its own cost.
+                self._plans = {number: self._order.batch(number) for number in range(step, step + PLANNED_AT_ONCE)}
+            found = self._plans[step]
+        if found is None:
             return None
         share = found.share(self._rank, self._world)
         return self._makers[found.dataset].make(found, share)

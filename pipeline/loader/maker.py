@@ -64,8 +64,7 @@ class BatchMaker:
         }
         self._fps: dict[int, float | None] = {}
         self._join, self._verify_join = join, verify_join
-        needed = ("metadata",) if captions.needs_metadata and "metadata" not in dataset.columns else ()
-        self._columns = (*dataset.columns, *needed)
+        self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
         """Rows of a share in order, after takedowns."""
@@ -83,7 +82,8 @@ class BatchMaker:
     def make(self, batch: GlobalBatch, share: Share) -> Batch:
         """Reads the share of a rank. Raises as `BatchReader.read`."""
         slots = self.slots(share, batch.epoch)
-        blocks = self._reader.read(slots, batch.epoch, apart=self._crop is not None)
+        packed, apart = not isinstance(share, RowsOfBucket), self._crop is not None
+        blocks = self._reader.read(slots, batch.epoch, apart=apart, alike=not packed and not apart)
         # After reading: a damaged row was replaced by another one.
         ids = [slot.id for slot in slots]
         keys = (
@@ -91,7 +91,6 @@ class BatchMaker:
             if self._draws
             else [0] * len(ids)
         )
-        packed = not isinstance(share, RowsOfBucket)
         with self._values.copying():
             latents = self._latents(slots, blocks, keys, packed=packed)
         scalars = self._scalars_of(slots)
@@ -99,7 +98,7 @@ class BatchMaker:
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
         fps = [row["fps"] for row in scalars]
         tokens = [self._tokens[slot.bucket] for slot in slots]
-        captions = self._captions.chosen([slot.index.text("caption", slot.position) for slot in slots], metadata, keys)
+        captions = self._captions.chosen([slot.index.text("caption", slot.position) for slot in slots], scalars, keys)
         made = Batch(
             latents=latents,
             ids=ids,
@@ -107,7 +106,12 @@ class BatchMaker:
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
-            duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
+            duration_s=_tensor(
+                [
+                    count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)
+                ],  # an image lasts no time
+                np.float64,
+            ),
             num_tokens=_tensor([prod(count) for count in tokens], np.int64),
             is_image=max(frames) == 1,
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
@@ -141,7 +145,7 @@ class BatchMaker:
     def _stacked(self, slots: list[Slot], keys: list[int], part: Tensors) -> torch.Tensor:
         """One tensor of all slots: the block that they were read into, or copies of what a crop leaves of each."""
         if part.whole is not None:
-            return self._values.typed(part.whole, (len(slots), *slots[0].index.shape(slots[0].position)))
+            return part.whole
         return self._reader.stacked([self._cut(*each) for each in zip(slots, keys, part.apart, strict=True)])
 
     def _cut(self, slot: Slot, key: int, part: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Memory of batches that is used again: new memory of this size costs more than reading into it, because the kernel must clear its pages.
 
-A block is given out as a tensor and comes back when the last tensor or array that shares its memory is gone. A user may therefore keep
+A block is given out as an array and comes back when that array and the last tensor made of it are gone. A user may therefore keep
 batches; they are never overwritten. Pinned for CUDA.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 
 class BatchMemory:
@@ -28,16 +27,16 @@ class BatchMemory:
         self._came_back = _returning(self._lent, self._free)
         self.allocated = 0
 
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """`num_bytes` of uint8, contents arbitrary."""
-        import torch
-
+    def take(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+        """An array, contents arbitrary. `torch.from_numpy` gives a tensor that holds it."""
+        num_bytes = prod(shape) * kind.itemsize
         block = self._found(num_bytes)
-        lent = block[:num_bytes]  # an object of its own, held by every tensor made of it
+        # Tensors and memoryviews hold this object. Views that NumPy makes of it do not: they hold the block.
+        lent = block[:num_bytes].view(kind).reshape(shape)
         # A tenth of the time of `weakref.finalize`.
         reference = weakref.ref(lent, self._came_back)
         self._lent[id(reference)] = reference, block
-        return torch.from_numpy(lent)
+        return lent
 
     def _found(self, num_bytes: int) -> np.ndarray:
         """A free block that fits and is not more than twice too large, or a new one. The one used last may be in the processor's cache."""

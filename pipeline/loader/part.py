@@ -62,10 +62,11 @@ class Part:
             name: batches_of(round(share.keep * self._buckets[name].total), share.size, options.drop_last)
             for name, share in self._shares.items()
         }
+        self._per_epoch = sum(self._lengths.values())
         if isinstance(options.rule, Pack):
             self.empty = not self._buckets or not self._packed(0).has(1)
         else:
-            self.empty = not self._per_epoch()
+            self.empty = not self._per_epoch
 
     def shown(self) -> str:
         """Buckets and rows as text."""
@@ -79,7 +80,7 @@ class Part:
         """Batches of an epoch; with `Pack` those that would hold all tokens without a gap."""
         rule = self._options.rule
         if not isinstance(rule, Pack):
-            return float(self._per_epoch())
+            return float(self._per_epoch)
         tokens = sum(tokens_of(found.grid, rule.patch) * found.total for found in self._buckets.values())
         return tokens / (rule.seq_len * rule.sequences)
 
@@ -89,12 +90,12 @@ class Part:
             return 0
         if self._epochs is None:
             return None
-        return self._length_within if isinstance(self._options.rule, Pack) else self._epochs * self._per_epoch()
+        return self._length_within if isinstance(self._options.rule, Pack) else self._epochs * self._per_epoch
 
     def batch(self, n: int) -> tuple[int, RowsOfBucket | list[Sequence]]:
         """Epoch and content of the `n`-th batch of this part."""
         if not isinstance(self._options.rule, Pack):
-            number, inside = divmod(n, self._per_epoch())
+            number, inside = divmod(n, self._per_epoch)
             return number, self._plain(number).batch(inside)
         number = next((i for i, end in enumerate(self._ends) if n < end), len(self._ends))
         while True:
@@ -114,9 +115,6 @@ class Part:
                 return None
             self._ends.append(before + len(epoch))
         return self._ends[-1] if self._ends[-1] <= most else None
-
-    def _per_epoch(self) -> int:
-        return sum(self._lengths.values())
 
     def check_small_buckets(self) -> None:
         """Raises ConfigError for buckets that the rule uses and that give no batch, unless `small_buckets` is `drop`."""

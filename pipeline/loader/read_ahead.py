@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class ReadAhead:
-    """Batches of the next `depth` steps. `reads`: threads for reading.
+    """Batches of the next `depth` steps, of which `at_once` are made at a time. `reads`: threads for reading.
 
     `stopped`: set when what is under way is not needed any more. Threads of batches wait for threads that read, so these are others.
     """
 
     _living: ClassVar[weakref.WeakSet[ReadAhead]] = weakref.WeakSet()
 
-    def __init__(self, depth: int, threads: int) -> None:
+    def __init__(self, depth: int, threads: int, at_once: int) -> None:
         self._depth = depth
         self.reads = ThreadPoolExecutor(threads, thread_name_prefix="latents")
-        self._plans = ThreadPoolExecutor(depth, thread_name_prefix="batches")
+        self._plans = ThreadPoolExecutor(at_once, thread_name_prefix="batches")
         self.stopped = threading.Event()
         self._process: int | None = None  # which started the threads
         self._ahead: deque[tuple[int, Future[Batch | None]]] = deque()

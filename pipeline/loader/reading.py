@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from pipeline.loader.fetch import Span, Wanted, spans_of
 
@@ -25,14 +27,25 @@ if TYPE_CHECKING:
 
 # Least bytes of local reads that are worth a thread of their own. From memory few are, since threads wait for the interpreter more than
 # they gain: 32 tensors of 0.1 MB by one thread 2,700 MB/s, by three 1,800. A disk gives more if asked for several at once: 900, 1,080.
-TASK_BYTES = 8 * 1024 * 1024
+TASK_BYTES = 64 * 1024 * 1024
 DISK_TASK_BYTES = 1024 * 1024
 DISK_PACE = 1 / 500e6  # seconds a byte in one thread: memory takes a quarter, disks and networks twice as long or more
 
 
+BYTES = np.dtype(np.uint8)
+# NumPy has no bfloat16.
+KINDS: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.int16),
+}
+
+
 @dataclass(slots=True, repr=False)
 class Tensors:
-    """Bytes of one tensor of every slot, uint8. `whole`: all of them in one block, cut at `bounds`; None if each has its own in `apart`."""
+    """One tensor of every slot. `whole`: all of them in one block: `B C t h w` of the stored type, or if they differ in shape uint8, cut at
+    `bounds`; None if each has its own bytes in `apart`.
+    """
 
     whole: torch.Tensor | None
     bounds: list[int]
@@ -61,6 +74,7 @@ class BatchReader:
         pool: threads that read.
         stats: what to count in.
         tensors: 1, or 2 to read the log-variance too.
+        stored: type of the stored latents.
         verify: check the hash of what comes from the store, and of what comes from the cache.
         replace: draw another row in place of a damaged one, rather than stop.
         cache: local copies, or None.
@@ -77,30 +91,34 @@ class BatchReader:
         stats: LoaderStats,
         *,
         tensors: int,
+        stored: str,
         verify: tuple[bool, bool],
         replace: bool,
         cache: TensorCache | None,
         together: int,
         stopped: Event,
     ) -> None:
+        import torch
+
         self._fetcher, self._finder, self._memory = fetcher, finder, memory
-        self._pool, self._stats, self._tensors = pool, stats, tensors
+        self._pool, self._stats, self._tensors, self._stored = pool, stats, tensors, stored
         self._verify, self._verify_cached = verify
         self._replace, self._cache, self._together, self._stopped = replace, cache, together, stopped
+        self._torch = torch
         self._checked = verify[0] or cache is not None
         self._pace = 0.0  # seconds a byte in one thread, of late
 
-    def read(self, slots: list[Slot], epoch: int, *, apart: bool) -> list[Tensors]:
-        """For each tensor of a row (mean, log-variance) the bytes of every slot, in order. A damaged slot is replaced in `slots`.
+    def read(self, slots: list[Slot], epoch: int, *, apart: bool, alike: bool) -> list[Tensors]:
+        """For each tensor of a row (mean, log-variance) those of every slot, in order. A damaged slot is replaced in `slots`.
 
         The tensors of all slots lie one after another in one block of memory; with `apart` each has its own, which rows of unequal
-        length need if one may replace another.
+        length need if one may replace another. `alike`: all have one shape.
 
         Raises:
             InputError: damaged, and not to be replaced; no row left in the bucket.
             StorageUnavailable: the store failed for too long; names file and range.
         """
-        blocks = [self._block(slots, which, apart=apart) for which in range(self._tensors)]
+        blocks = [self._block(slots, which, apart=apart, alike=alike) for which in range(self._tensors)]
         pending = list(range(len(slots)))
         while pending:
             wanted = [
@@ -127,27 +145,37 @@ class BatchReader:
                 slots[i] = self._finder.replacement(slots[i], epoch)
                 if apart:
                     for which, block in enumerate(blocks):
-                        made = self._block([slots[i]], which, apart=True)
+                        made = self._block([slots[i]], which, apart=True, alike=False)
                         block.apart[i], block.views[i] = made.apart[0], made.views[0]
         return blocks
 
     def stacked(self, latents: list[torch.Tensor]) -> torch.Tensor:
         """Tensors of one shape as one, copied into memory of batches."""
         first = latents[0]
-        block = self._memory.take(sum(latent.numel() * latent.element_size() for latent in latents))
-        made = block.view(first.dtype).view(len(latents), *first.shape)
+        made, _ = self._taken((len(latents), *first.shape), KINDS[self._stored])
         for place, latent in zip(made, latents, strict=True):
             place.copy_(latent)
         return made
 
-    def _block(self, slots: list[Slot], which: int, *, apart: bool) -> Tensors:
+    def _taken(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> tuple[torch.Tensor, memoryview]:
+        """A tensor in memory of batches, and its bytes."""
+        array = self._memory.take(shape, kind)
+        tensor = self._torch.from_numpy(array)
+        if kind == KINDS["bfloat16"]:
+            tensor = tensor.view(self._torch.bfloat16)
+        return tensor, array.data.cast("B")
+
+    def _block(self, slots: list[Slot], which: int, *, apart: bool, alike: bool) -> Tensors:
         sizes = [slot.index.length(slot.position, which) for slot in slots]
         if apart:
-            blocks = [self._memory.take(size) for size in sizes]
-            return Tensors(None, [], blocks, [block.numpy().data for block in blocks])
+            taken = [self._taken((size,), BYTES) for size in sizes]
+            return Tensors(None, [], [tensor for tensor, _ in taken], [view for _, view in taken])
         bounds = [0, *accumulate(sizes)]
-        whole = self._memory.take(bounds[-1])
-        view = whole.numpy().data
+        if alike:
+            shape = slots[0].index.shape(slots[0].position)
+            whole, view = self._taken((len(slots), *shape), KINDS[self._stored])
+        else:
+            whole, view = self._taken((bounds[-1],), BYTES)
         return Tensors(whole, bounds, [], [view[begin:end] for begin, end in pairwise(bounds)])
 
     def _fill(self, wanted: Iterable[Wanted]) -> list[Failure]:

@@ -6,8 +6,9 @@ dataset's identity like those that a filter leaves out, so the order stays a fun
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -119,11 +120,11 @@ class SidecarJoin:
 
     def _covers(self, reader: SidecarReader, dataset: LatentDataset) -> bool:
         """Whether the version says that every row of the snapshot has its tensors."""
-        wanted = set(self._captions.sources) if self._by_caption(reader) else set()
+        sources = self._captions.sources if self._by_caption(reader) else ()
         return any(
             one.snapshot == dataset.snapshot
-            and dataset.spec.fingerprint == one.fingerprint
-            and wanted <= set(one.captions)
+            and one.fingerprint == dataset.spec.fingerprint
+            and all(name in one.captions or _is_among(name, one.captions) for name in sources)
             for one in reader.version.covers
         )
 
@@ -144,22 +145,26 @@ class SidecarJoin:
                 gone |= ~reader.has([key_of(name) for name in ids])
                 continue
             if texts is None:
-                metadata = self._metadata(dataset, number, positions)
-                texts = [self._captions.candidates(*each) or [""] for each in zip(captions, metadata, strict=True)]
+                columns = self._columns(dataset, number, positions)
+                texts = [self._captions.candidates(*each) or [""] for each in zip(captions, columns, strict=True)]
             has = reader.has([key_of(text) for each in texts for text in each])
             starts = np.cumsum([0, *(len(each) for each in texts[:-1])])
             gone |= ~np.logical_and.reduceat(has, starts) if len(texts) else False
         return positions[gone]
 
-    def _metadata(self, dataset: LatentDataset, number: int, positions: np.ndarray) -> list[dict[str, object] | None]:
-        import json
-
-        if not self._captions.needs_metadata:
-            return [None] * len(positions)
+    def _columns(self, dataset: LatentDataset, number: int, positions: np.ndarray) -> list[dict[str, Any]]:
+        """Columns that captions come from, of rows of a file."""
+        if not (names := self._captions.columns):
+            return [{}] * len(positions)
         tar = dataset.files.value("key", number).endswith(".tar")
         index = dataset.indexes.read(number) if tar else None
-        table = read_columns(dataset.store, dataset.files, number, index, ["metadata"], positions)
-        return [json.loads(text) for text in table["metadata"].to_pylist()]
+        rows: list[dict[str, Any]] = read_columns(
+            dataset.store, dataset.files, number, index, names, positions
+        ).to_pylist()
+        for row in rows:
+            if "metadata" in row:
+                row["metadata"] = json.loads(row["metadata"])
+        return rows
 
     def _refuse(
         self, dataset: LatentDataset, lacking: dict[int, np.ndarray], count: int, readers: list[SidecarReader]
@@ -264,3 +269,8 @@ class SidecarJoin:
         """Closes open files."""
         for one in self._open.values():
             one.clear()
+
+
+def _is_among(source: str, captions: Sequence[str]) -> bool:
+    """Whether all captions of a row, if they are among `captions`, are also those of `source`."""
+    return source.startswith("captions.") and "captions" in captions

@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.loader.draws import key_of, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from concurrent.futures import Executor
 
     from pipeline.loader.buckets import Bucket, Draw
@@ -104,14 +104,11 @@ class SlotFinder:
         gone = slot.index.hidden(self._dataset.takedowns)
         return gone is not None and bool(gone[slot.position])
 
-    def _indexes(self, numbers: Iterable[int]) -> dict[int, FileIndex]:
+    def _indexes(self, numbers: set[int]) -> dict[int, FileIndex]:
         """Indexes of files; those that are not in memory are read at once."""
-        held = {number: self._dataset.indexes.held(number) for number in numbers}
-        missing = [number for number, index in held.items() if index is None]
-        read = (
-            self._pool.map(self._dataset.indexes.get, missing)
-            if len(missing) > 1
-            else map(self._dataset.indexes.get, missing)
-        )
-        found = {number: index for number, index in held.items() if index is not None}
-        return found | dict(zip(missing, read, strict=True))
+        indexes = self._dataset.indexes
+        found = indexes.held_of(numbers)
+        if missing := [number for number in numbers if number not in found]:
+            read = self._pool.map(indexes.get, missing) if len(missing) > 1 else map(indexes.get, missing)
+            found.update(zip(missing, read, strict=True))
+        return found

@@ -80,7 +80,7 @@ class _ClipBucket(Bucket):
     def locate(self, rows: np.ndarray, draw: Draw | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As in `Bucket`; `rows` are numbers of clips. `draw` is needed where variants are drawn."""
         places = np.searchsorted(self._ends, rows, side="right")
-        clips = rows - (self._ends[places] - self.counts[places])
+        clips = rows - self._starts[places]
         positions = np.empty(len(rows), np.int64)
         for i, (row, place, clip) in enumerate(zip(rows.tolist(), places.tolist(), clips.tolist(), strict=True)):
             positions[i] = self._position(row, place, clip, draw)

@@ -42,6 +42,8 @@ class Picture:
     decoded_CTHW: torch.Tensor = field(repr=False)
     psnr: float | None  # dB, peak 255, mean over all frames of the clip; None without original
     ssim: float | None = None  # mean over all frames; None without original
+    frame_psnr: tuple[float, ...] = ()  # of all frames; empty without original
+    frame_ssim: tuple[float, ...] = ()
 
 
 class LatentDecoder:
@@ -86,8 +88,8 @@ class LatentDecoder:
         """Description of the network, JSON-ready."""
         return describe_network(self.vae)
 
-    def show(self, clip: StoredClip, latent: bytes, original: ClipFrames | None) -> Picture:
-        """Decodes a clip, beside its original if there is one.
+    def show(self, clip: StoredClip, latent: bytes, original: ClipFrames | None, frames: int = 3) -> Picture:
+        """Decodes a clip, beside its original if there is one. `frames`: most that the picture has.
 
         Raises:
             NonFiniteLatent: pixels that are not finite.
@@ -109,7 +111,15 @@ class LatentDecoder:
             raise ConfigError(
                 f"--device: clip {clip.row.id} ({clip.row.bucket}) does not fit into the memory of {self.vae.device}; use cpu"
             ) from error
-        return Picture(*reel.frames(), psnr=_mean(decibels), ssim=_mean(similarities))
+        original_CTHW, decoded_CTHW = reel.frames(frames)
+        return Picture(
+            original_CTHW,
+            decoded_CTHW,
+            psnr=_mean(decibels),
+            ssim=_mean(similarities),
+            frame_psnr=tuple(decibels),
+            frame_ssim=tuple(similarities),
+        )
 
     def decode(self, latent_Cthw: torch.Tensor, name: str = "the latent") -> Iterator[torch.Tensor]:
         """Decodes a raw latent `C t h w` of any float type. Gives parts in order, uint8 RGB `3 T H W` on the CPU.

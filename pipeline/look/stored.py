@@ -230,21 +230,24 @@ def _tensor_bytes(store: Store, clip: StoredClip, what: str, offset: int, length
 
 
 def facts(store: Store, clip: StoredClip) -> dict[str, Any]:
-    """The clip's scalar columns by name (docs/formats.md), from the Parquet row or the tar's JSON member.
+    """`row_facts` of a clip."""
+    return row_facts(store, clip.file.key, clip.row)
+
+
+def row_facts(store: Store, key: str, row: IndexRow) -> dict[str, Any]:
+    """Scalar columns of a row by name (docs/formats.md), from the Parquet row or the tar's JSON member. `key`: of its data file.
 
     Raises:
         InputError: the file does not match its index.
     """
-    size = store.stat(clip.file.key).size
-    read = _tar_facts if clip.file.key.endswith(".tar") else _parquet_facts
+    size = store.stat(key).size
+    read = _tar_facts if key.endswith(".tar") else _parquet_facts
     try:
-        found = read(RangedFile(store, clip.file.key, size), clip.row)
+        found = read(RangedFile(store, key, size), row)
     except (pa.ArrowException, tarfile.ReadError, ValueError) as error:
-        raise InputError(f"{store.uri(clip.file.key)} cannot be read: {error}; see `lathe verify`") from None
-    if found is None or found["id"] != clip.row.id:
-        raise InputError(
-            f"{store.uri(clip.file.key)} has no row {clip.row.id} where its index says; see `lathe verify`"
-        )
+        raise InputError(f"{store.uri(key)} cannot be read: {error}; see `lathe verify`") from None
+    if found is None or found["id"] != row.id:
+        raise InputError(f"{store.uri(key)} has no row {row.id} where its index says; see `lathe verify`")
     return found
 
 

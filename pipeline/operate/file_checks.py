@@ -25,6 +25,7 @@ from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,14 +76,23 @@ def files_check(store: Store, candidate: Candidate, workers: int | None = None) 
 def _check(
     missing: list[str], wrong: list[tuple[str, str]], twice: list[str], damaged: list[str], files: int, read: int
 ) -> Check:
-    found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
+    found = (
+        [f"{quantity(len(missing), 'file is', 'files are')} missing, such as {', '.join(missing[:NAMED])}"]
+        if missing
+        else []
+    )
     if wrong:
-        found.append(f"{len(wrong)} files have another size, such as {', '.join(text for _, text in wrong[:NAMED])}")
+        found.append(
+            f"{quantity(len(wrong), 'file has', 'files have')} another size, such as {', '.join(text for _, text in wrong[:NAMED])}"
+        )
     if twice:
-        found.append(f"{len(twice)} files are named by two receipts, such as {', '.join(twice[:NAMED])}")
+        found.append(
+            f"{quantity(len(twice), 'file is', 'files are')} named by two receipts, such as {', '.join(twice[:NAMED])}"
+        )
     if damaged:
         found.append(
-            f"{len(damaged)} files are damaged, such as {', '.join(damaged[:NAMED])}; `lathe verify` reads every byte"
+            f"{quantity(len(damaged), 'file is', 'files are')} damaged, such as {', '.join(damaged[:NAMED])}; "
+            "`lathe verify` reads every byte"
         )
     numbers = {
         "files": files,

@@ -29,6 +29,7 @@ from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapsh
 from pipeline.process.scratch import ScratchFolder
 from pipeline.sidecars.versions import newest_versions
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.operate.delta_log import DeltaView
     from pipeline.operate.lost_receipts import LostReceipts
     from pipeline.operate.publish_checks import Limits
-    from pipeline.records import SourceObject
+    from pipeline.records import ImagePolicy, SourceObject
     from pipeline.storage import Store
 
     Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
@@ -80,14 +81,16 @@ class Progress:
     created: bool = False
 
 
-def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
+def list_inputs(
+    inputs: Sequence[str], store: Store, storage: StorageConfig, images: ImagePolicy = "skip"
+) -> list[SourceObject]:
     """Present inputs, sorted by URI, without latents of the output itself.
 
     Raises:
         InputError, AccessError: as for `lathe encode`.
     """
     ours = store.uri("data") + "/"
-    found = [source for shard in resolve_inputs(inputs, storage) for source in shard.objects]
+    found = [source for shard in resolve_inputs(inputs, storage, images=images) for source in shard.objects]
     return sorted((source for source in found if not source.uri.startswith(ours)), key=lambda source: source.uri)
 
 
@@ -222,16 +225,18 @@ def _check_nothing_is_lost(store: Store, candidate: Candidate, lost: LostReceipt
     """
     parent = candidate.parent.number if candidate.parent is not None else None
     if lost.costly and not rebuild:
+        gone = quantity(len(lost.costly), "receipt is", "receipts are")
         raise PublishFailed(
-            f"{len(lost.costly)} receipts of {store.root} are gone or cut off although snapshot {parent} covers them, such as that of "
-            f"shard {lost.costly[0]}; {lost.rows} of their rows are known to count nowhere else. Restore them, or encode their inputs "
-            "again, or go on without them: --rebuild"
+            f"{gone} gone from {store.root} or cut off although covered by snapshot {parent}, such as that of shard {lost.costly[0]}; "
+            f"{lost.rows} of their rows are known to count nowhere else. Restore them, or encode their inputs again, or go on without "
+            "them: --rebuild"
         )
     what = ""
     if lost:
-        what = f"{len(lost.replaced) + len(lost.costly)} receipts that snapshot {parent} covers are gone and left out"
+        number = len(lost.replaced) + len(lost.costly)
+        what = f"{quantity(number, 'receipt is', 'receipts are')} gone that snapshot {parent} covers, and left out"
     if lost.costly:
-        return [f"{what}: {lost.rows} rows of {len(lost.costly)} of them count nowhere else (--rebuild)"]
+        return [f"{what}: {quantity(lost.rows, 'row')} of {len(lost.costly)} of them count nowhere else (--rebuild)"]
     return [f"{what}: their rows are taken down or encoded again"] if lost else []
 
 
@@ -283,7 +288,9 @@ def _notices(store: Store, snapshot: Snapshot) -> list[str]:
         if not check.judged
     ]
     if snapshot.num_open:
-        found.append(f"{snapshot.num_open} shards or inputs are not done and not in the snapshot")
+        found.append(
+            f"{quantity(snapshot.num_open, 'shard or input is', 'shards or inputs are')} not done and not in the snapshot"
+        )
     if not store.conditional_writes():
         found.append(
             f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class VideoInfo:
     color_range: str  # as tagged: "limited" | "full" | "untagged"
     content_hash: str  # BLAKE2b-128 of the encoded bytes, hex
     warnings: tuple[str, ...] = ()  # e.g. "untagged_color:bt709", "deinterlaced"
+    is_image: bool = False  # a still picture: one frame, fps and duration 0
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.height, self.coded_width, self.coded_height, self.num_frames, *self.sample_aspect)
@@ -62,6 +63,19 @@ class VideoInfo:
                 f"VideoInfo wants sizes, frames and sample aspect of at least 1, a rotation of 0, 90, 180 or 270 degrees, and fps and "
                 f"duration of at least 0, got {self}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """The job's image section, resolved for one network that takes clips of one frame."""
+
+    policy: Literal["keep", "only"]
+    buckets: tuple[Bucket, ...]  # explicit list, of one frame; empty when `area` is set
+    area: int | None  # pixels of a derived bucket
+    multiple_of: int
+    upscale: bool
+    max_aspect: float  # longer side by shorter side
+    background: tuple[int, int, int]  # sRGB, 0 to 255; seen through transparent pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,27 @@ class ClipRules:
     crop: Literal["center", "top", "random", "letterbox"] = "center"
     crops: int = 0  # of each clip, with `random`
     flip: bool = False  # each clip mirrored as well
+    images: ImageRules | None = None  # None: images are not encoded
+
+    def of_images(self) -> ClipRules:
+        """The rules of an image, which is a clip of one frame in buckets of its own. Crop and variants are those of videos.
+
+        Raises:
+            ValueError: images are not encoded.
+        """
+        if self.images is None:
+            raise ValueError("ClipRules has no rules for images")
+        return replace(
+            self,
+            select="head",
+            select_arg=0,
+            fps=None,
+            frame_counts=(1,),
+            buckets=self.images.buckets,
+            area=self.images.area,
+            multiple_of=self.images.multiple_of,
+            upscale=self.images.upscale,
+        )
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -96,7 +131,7 @@ class ClipRules:
         that does not use them stays the same.
         """
         found = asdict(self)
-        for name, unused in (("crop", "center"), ("crops", 0), ("flip", False)):
+        for name, unused in (("crop", "center"), ("crops", 0), ("flip", False), ("images", None)):
             if found[name] == unused:
                 del found[name]
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,30 @@ VIDEO_EXTENSIONS = (
     "nut", "rm", "rmvb", "rv", "wtv", "nsv",
     "avc", "h26l", "vvc", "h266", "266", "av1", "h263", "263", "vc1", "mjpeg", "mjpg", "cavs", "drc",
 )  # fmt: skip
+
+# Suffixes of files that are read as images if `images.policy` says so. In order of preference, as above. Their contents decide: a
+# picture that moves is a video, and so is a video of this name.
+IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", "jpe", "jfif")
+
+MAYBE_STILL = frozenset(("gif", "apng"))
+"""Of the suffixes of videos those of files that may hold a single picture."""
+
+# Stem of `a.short.txt`: the video's, and the caption's name. Other names are those of subtitles, notes, recognised text.
+NAMED_CAPTION = re.compile(
+    r"(.+)\.((?:caption|prompt|short|long|brief|dense|detailed)(?:[_-]?[0-9]+|[_-][a-z0-9_-]+)?)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+ImagePolicy = Literal["keep", "skip", "only"]
+"""Images beside videos, videos alone, images alone."""
+
+
+def named_caption(stem: str) -> tuple[str, str] | None:
+    """`("a", "short")` for the stem `a.short` of a text `a.short.txt`: the video's stem and the caption's name. None for other stems, and
+    for `a.caption`, which is the caption itself.
+    """
+    found = NAMED_CAPTION.fullmatch(stem)
+    return None if found is None or found[2].lower() == "caption" else (found[1], found[2])
 
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
@@ -124,6 +149,7 @@ class EncodedVideo:
     uri: str
     video: bytes | str  # as `Sample.video`
     span: tuple[int, int] | None = None  # as `Sample.span`
+    extension: str = ""  # as `Sample.video_ext`
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -132,7 +158,9 @@ class EncodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One video of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is local."""
+    """One video or image of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is
+    local.
+    """
 
     key: str
     index: int  # position in the shard, rejected samples included; unique in an attempt
@@ -148,11 +176,19 @@ class Sample:
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object, if that is not `index`: it does not depend on how plain files are grouped.
     source_index: int | None = field(default=None, compare=False)
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
+
+    @property
+    def named_captions(self) -> tuple[tuple[str, str], ...]:
+        """(name, text) of all different captions, `caption` first."""
+        if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
+            return self.captions
+        return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))
 
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext)
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video

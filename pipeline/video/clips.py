@@ -45,7 +45,7 @@ def resolve_rules(
         buckets = [parse_bucket(text) for text in config.buckets]
         for bucket in buckets:
             _check_frames("clips.buckets", bucket.frames, time_stride, lead_frames, network)
-            _check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
+            check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
         if whole:
             buckets = [Bucket(0, bucket.height, bucket.width) for bucket in buckets]
         frame_counts = tuple(sorted({bucket.frames for bucket in buckets}))
@@ -57,11 +57,11 @@ def resolve_rules(
         if config.size[0].startswith("area:"):
             height, width = parse_size(config.size[0].removeprefix("area:"))
             area, buckets = height * width, []
-            _check_multiple(config.multiple_of, area, space_stride, network)
+            check_multiple("clips", config.multiple_of, area, space_stride, network)
         else:
             sizes = [parse_size(text) for text in config.size]
             for height, width in sizes:
-                _check_size("clips.size", height, width, space_stride, network)
+                check_size("clips.size", height, width, space_stride, network)
             buckets = [Bucket(frames, *size) for frames in frame_counts for size in sizes]
     crop, _, crops = config.crop.partition(":")
     return ClipRules(
@@ -91,7 +91,8 @@ def _check_frames(field: str, frames: int, stride: int, lead: int, network: str)
         raise ConfigError(f"{field}: {network} takes {rule} frames, got {frames}; counts near it that fit: {near}")
 
 
-def _check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
+def check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
+    """Raises ConfigError if the network does not take frames of this size, in pixels."""
     if height % stride or width % stride:
         near = "x".join(str(max(stride, round(side / stride) * stride)) for side in (height, width))
         raise ConfigError(
@@ -99,14 +100,15 @@ def _check_size(field: str, height: int, width: int, stride: int, network: str) 
         )
 
 
-def _check_multiple(multiple: int, area: int, stride: int, network: str) -> None:
+def check_multiple(section: str, multiple: int, area: int, stride: int, network: str) -> None:
+    """Raises ConfigError if buckets of `area` pixels cannot be derived with sides that are multiples of `multiple`."""
     if multiple % stride:
         near = math.ceil(multiple / stride) * stride
         raise ConfigError(
-            f"clips.multiple_of: {network} takes sides that are multiples of {stride}, got {multiple}; near it: {near}"
+            f"{section}.multiple_of: {network} takes sides that are multiples of {stride}, got {multiple}; near it: {near}"
         )
     if multiple * multiple > area:
-        raise ConfigError(f"clips.size: an area of {area} pixels holds no {multiple}x{multiple} block")
+        raise ConfigError(f"{section}.size: an area of {area} pixels holds no {multiple}x{multiple} block")
 
 
 def chunk_length(chunk_frames: int, time_stride: int, *, chunked: bool = True) -> int:

@@ -31,8 +31,9 @@ from pipeline.records import (
 )
 from pipeline.video import clips
 from pipeline.video.black_bars import BlackBars
-from pipeline.video.decode import Video, open_again, open_video
+from pipeline.video.decode import Video, open_again
 from pipeline.video.decode.planes import Geometry
+from pipeline.video.images import Pictures, open_media
 
 if TYPE_CHECKING:
     from pipeline.video.decode.cropping import Window
@@ -59,7 +60,7 @@ class Cutter:
     def __init__(self, request: CutRequest) -> None:
         """Opens nothing; `open` does."""
         self._request = request
-        self._video: Video | None = None
+        self._video: Video | Pictures | None = None
         self._answers: Iterator[StillOpening | OpenedVideo | FrameChunk | ClipFailed] = iter(())
         self._cpu_s = 0.0
         self._frames_decoded = 0
@@ -98,14 +99,19 @@ class Cutter:
             self._cpu_s += time.thread_time() - started
 
     def _open(self) -> OpenedVideo | StillOpening:
-        self._video = video = open_video(self._request.video.video, self._request.limits)
+        rules = self._request.rules
+        self._video = video = open_media(self._request.video, self._request.limits, rules.images)
+        if video.info.is_image:
+            self._request = replace(self._request, rules=rules.of_images())
         planned, rejects = self._choose(video)
         if self._request.rules.crop == "letterbox" and planned:
             self._answers = self._look_for_bars(video, planned)
             return StillOpening()
         return self._opened(video, planned, rejects)
 
-    def _look_for_bars(self, video: Video, planned: tuple[ClipPlan, ...]) -> Iterator[StillOpening | OpenedVideo]:
+    def _look_for_bars(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...]
+    ) -> Iterator[StillOpening | OpenedVideo]:
         """Looks through the frames of the clips that are planned without regard to bars, then plans them anew."""
         rules, available = self._request.rules, self._available(video)
         frames = [_frames(plan, video.times_s, available, rules) for plan in planned]
@@ -119,23 +125,27 @@ class Cutter:
             return bars.inside(clips.frames_on_screen(video.times_s, start, stop, rules.fps))
 
         again, rejects = self._choose(video, inside)
-        self.close()
-        if again and not self._request.headers_only:
-            self._video = open_again(self._request.video.video, self._request.limits, video.info.content_hash)
+        if isinstance(video, Video):
+            self.close()
+            if again and not self._request.headers_only:
+                encoded, limits = self._request.video.video, self._request.limits
+                self._video = open_again(encoded, limits, video.info.content_hash)
         yield self._opened(self._video or video, again, rejects)
 
     def _choose(
-        self, video: Video, content: Callable[[int, int], Window | None] = lambda start, stop: None
+        self, video: Video | Pictures, content: Callable[[int, int], Window | None] = lambda start, stop: None
     ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
         encoded, rules = self._request.video, self._request.rules
         return clips.choose_clips(
             video.info, video.times_s, video.end_s, rules, key=encoded.key, uri=encoded.uri, content=content
         )
 
-    def _available(self, video: Video) -> int:
+    def _available(self, video: Video | Pictures) -> int:
         return clips.grid_length(len(video.times_s), video.end_s, self._request.rules.fps)
 
-    def _opened(self, video: Video, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]) -> OpenedVideo:
+    def _opened(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]
+    ) -> OpenedVideo:
         encoded, rules = self._request.video, self._request.rules
         info, available = video.info, self._available(video)
         if tail := clips.uncovered_tail(planned, available, rules):
@@ -197,7 +207,7 @@ class _Variants:
 class _ScaledFrames:
     """Scaled frames of a video, asked for in ascending order but for those that were kept for an overlapping clip."""
 
-    def __init__(self, video: Video) -> None:
+    def __init__(self, video: Video | Pictures) -> None:
         self._video = video
         self._kept: dict[tuple[int, Geometry], tuple[np.ndarray, bool]] = {}
 
@@ -220,7 +230,7 @@ class _ScaledFrames:
 
 
 def _cut(
-    video: Video, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
+    video: Video | Pictures, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
 ) -> Iterator[FrameChunk | ClipFailed]:
     """All chunks of all clips, in order. A clip with a frame that cannot be decoded fails; the next clip goes on behind that frame."""
     scaled, rules = _ScaledFrames(video), request.rules

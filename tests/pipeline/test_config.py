@@ -31,7 +31,7 @@ def test_braces_in_inputs_keep_their_commas():
     ("override", "text"),
     [
         ("clips.frams=3", r"clips.frams: no such field; known here: buckets, crop, fps, frames"),
-        ("nonsense=1", r"nonsense: no such field; known here: clips, decode"),
+        ("nonsense=1", r"nonsense: no such field; known here: allow_empty, clips, decode"),
         ("clips.fps=abc", r"clips.fps: expected a number of frames per second or 'source', got 'abc'"),
         ("clips.fps=-1", r"clips.fps: .*greater than 0.*got -1"),
         ("clips.size=big", r"clips.size: expected HEIGHTxWIDTH such as 256x256, got 'big'"),

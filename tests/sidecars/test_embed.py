@@ -14,6 +14,7 @@ from pipeline.embedding.run import EmbedReport, embed
 from pipeline.embedding.texts import TextEncoder
 from pipeline.embedding.upkeep import list_sets, verify_set
 from pipeline.errors import ConfigError, InputError
+from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.process import kill_points
 from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
@@ -30,7 +31,13 @@ NEW = "a blue cat"
 
 def clips(first: int, captions: list[str | None]) -> list[Any]:
     return [
-        clip_of(first + n, SHORT, caption=caption, metadata={"short": f"short {n}", "many": ["a cat", caption or "a"]})
+        clip_of(
+            first + n,
+            SHORT,
+            caption=caption,
+            captions=(("caption", caption), ("blue", "a blue video")) if caption else (),
+            metadata={"short": f"short {n}", "many": ["a cat", caption or "a"]},
+        )
         for n, caption in enumerate(captions)
     ]
 
@@ -89,16 +96,26 @@ def test_each_distinct_caption_is_embedded_once_and_again_only_what_is_new(
     assert verify_set(output, "t5")["num_damaged"] == 0
 
 
-def test_several_captions_of_a_row_come_from_its_metadata(output: Store, encoder_folders: dict[str, Path]) -> None:
+def test_several_captions_of_a_row_and_its_metadata_are_embedded(
+    output: Store, encoder_folders: dict[str, Path]
+) -> None:
     job = job_of(output, encoder_folders["t5"])
     embed(job)
     more = embed(job_of(output, encoder_folders["t5"], captions="caption,metadata.short,metadata.many"))
     assert counts(more) == {"version": 2, "rows": 6, "needed": 10, "present": 5, "encoded": 5}
+    assert counts(embed(job_of(output, encoder_folders["t5"], captions="all")))["encoded"] == 1
+    with LatentLoader(
+        LatentDataset.open(output.root), batch=1, epochs=1, sidecars="t5", captions=("captions", "metadata.short")
+    ) as loader:
+        for batch in loader:
+            assert len(batch.sidecars["t5"]["embedding"][0]) == len(batch.captions[0].split()) + 1
     reader = SidecarReader(output, "t5")
+    assert reader.has([key_of("a blue video")]).all()
     assert reader.has([key_of(text) for text in ("short 0", "short 2", "a cat", "a", *DISTINCT)]).all()
     assert [one.captions for one in reader.version.covers] == [
         ("caption",),
         ("caption", "metadata.short", "metadata.many"),
+        ("caption", "captions"),
     ]
 
 

@@ -188,6 +188,7 @@ class SampleStream:
                     max_video_bytes=self._job.decode.max_video_bytes,
                     counters=self.counters,
                     unread=lambda source, error: self._goes_on(error),
+                    images=self._job.images.policy,
                 )
                 open_shard = _OpenShard(reader, self._open)
                 try:

@@ -69,6 +69,10 @@ def make_context(
         "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "damage", "untagged_matrix")},
         "variant": ",".join(rules.variants),
     }
+    if rules.images is not None:
+        from pipeline.video.images import decoder_version
+
+        parts["image_decoder"] = decoder_version()
     return BuildContext(
         job=job,
         rules=rules,

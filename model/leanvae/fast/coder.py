@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from model.leanvae import haar
-from model.leanvae.fused import FusedLayer
-from model.leanvae.pixels import FRAMES, first_frame, groups, unpatchify
-from model.leanvae.tokens import (
+from model.leanvae.depthwise import HISTORY_ROWS
+from model.leanvae.fast.folding import fold_patch, fold_unpatch
+from model.leanvae.fast.fused import FusedLayer
+from model.leanvae.fast.pixels import FRAMES, first_frame, groups, unpatchify
+from model.leanvae.fast.tokens import (
     BLOCK,
-    HISTORY_ROWS,
     LayerHistory,
     NAFLayer,
     Projection,
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.kernels import Kernels
-    from model.leanvae.parameters import Network, Stack
-    from model.leanvae.pixels import Pixels
-    from model.leanvae.tokens import HiddenBlock
+    from model.leanvae.fast.pixels import Pixels
+    from model.leanvae.fast.tokens import HiddenBlock
+    from model.leanvae.network import Network, Stack
 
 
 class PreparedCoder:
     """Base of encoder and decoder: device, dtypes, and the numbering of layers that have state.
 
-    With `kernels` the layers are `FusedLayer`s (`model.leanvae.fused`), otherwise `NAFLayer`s.
+    With `kernels` the layers are `FusedLayer`s (`model.leanvae.fast.fused`), otherwise `NAFLayer`s.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Encoder(PreparedCoder):
         )
 
     def _patch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
-        kernel = haar.fold_patch(low[1].weight, high[1].weight, signs, self.patch)
+        kernel = fold_patch(low[1].weight, high[1].weight, signs, self.patch)
         return Projection(kernel, torch.cat([low[1].bias, high[1].bias]), self.device, self.pixel_dtype)
 
     @property
@@ -228,8 +229,8 @@ class Decoder(PreparedCoder):
         self.image_unpatch = self._unpatch(coder.image_low_proj, coder.image_high_proj, haar.image_signs())
 
     def _unpatch(self, low: Any, high: Any, signs: torch.Tensor) -> Projection:
-        weight = haar.fold_unpatch(low[0].weight, high[0].weight, signs, self.patch)
-        bias = haar.fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs, self.patch).sum(1)
+        weight = fold_unpatch(low[0].weight, high[0].weight, signs, self.patch)
+        bias = fold_unpatch(low[0].bias[:, None], high[0].bias[:, None], signs, self.patch).sum(1)
         return self.project(weight, bias, full_precision=True)
 
     def __call__(

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.wfvae import wavelets
-from model.wfvae.blocks import CausalConv, FrameBlock, LayerBuilder, Norm, Residual, Upsample, UpsampleClip
-from model.wfvae.encoder import prepare_middle
+from model.wfvae.fast.blocks import CausalConv, FrameBlock, LayerBuilder, Norm, Residual, Upsample, UpsampleClip
+from model.wfvae.fast.encoder import prepare_middle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from model.wfvae.stream_state import StreamState
+    from model.wfvae.fast.stream_state import StreamState
 
 
 class FlowImage:

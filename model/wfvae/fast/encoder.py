@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from model.wfvae import wavelets
-from model.wfvae.blocks import Attention, Downsample, FrameBlock, LayerBuilder, Norm, Residual
 from model.wfvae.facts import time_stride
+from model.wfvae.fast.blocks import Attention, Downsample, FrameBlock, LayerBuilder, Norm, Residual
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from model.convolution import ClipConv
-    from model.wfvae.stream_state import StreamState
+    from model.wfvae.fast.stream_state import StreamState
 
 
 class EncoderLevel:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from model.leanvae.tokens import HISTORY_ROWS
+HISTORY_ROWS = 2  # past rows that a causal kernel of three needs
 
 
 def causal_depthwise(x_BthwC: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

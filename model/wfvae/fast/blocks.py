@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.convolution import ClipConv, FrameConv, as_frames, from_frames
-from model.wfvae.parameters import LayerNorm
+from model.wfvae.layers import LayerNorm
 
 if TYPE_CHECKING:
-    from model.wfvae.stream_state import StreamState
+    from model.wfvae.fast.stream_state import StreamState
 
 
 class LayerBuilder:
@@ -128,7 +128,7 @@ class Residual:
         self.norm2 = Norm(builder, published.norm2, per_frame=not causal)
         self.conv1, self.conv2 = conv(builder, published.conv1), conv(builder, published.conv2)
         self.shortcut: FrameConv | None = None
-        if hasattr(published, "nin_shortcut"):
+        if published.nin_shortcut is not None:
             short = published.nin_shortcut.conv if causal else published.nin_shortcut
             self.shortcut = builder.frame_conv(short.weight.flatten(2)[..., None], short.bias)
 

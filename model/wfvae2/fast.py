@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from model.wfvae import wavelets
-from model.wfvae.blocks import CausalConv, Downsample, LayerBuilder, Norm, Residual
-from model.wfvae.decoder import Decoder, DecoderLevel, FlowImage, OutputLayer, prepare_upsample
-from model.wfvae.encoder import Encoder, EncoderLevel, PosteriorHeads, prepare_middle
+from model.wfvae.fast.blocks import CausalConv, Downsample, LayerBuilder, Norm, Residual
+from model.wfvae.fast.decoder import Decoder, DecoderLevel, FlowImage, OutputLayer, prepare_upsample
+from model.wfvae.fast.encoder import Encoder, EncoderLevel, PosteriorHeads, prepare_middle
 from model.wfvae2.facts import decoder_widths
 
 if TYPE_CHECKING:

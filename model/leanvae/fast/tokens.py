@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.leanvae.depthwise import HISTORY_ROWS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     Span = tuple[slice, slice]  # videos, rows
     HiddenBlock = tuple[slice, torch.Tensor, torch.Tensor]  # indices of tokens, the tokens, their hidden layer
 
-HISTORY_ROWS = 2  # past rows that a causal kernel of three needs
 BLOCK = 1024  # tokens of a product on a CPU; changing it changes bits of latents
 
 

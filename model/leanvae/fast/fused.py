@@ -1,6 +1,6 @@
 """NAF layer on fused GPU kernels: convolution with norm, one product for value and gate, and GEGLU.
 
-Same interface as `model.leanvae.tokens.NAFLayer` on whole grids; equal to it up to rounding.
+Same interface as `model.leanvae.fast.tokens.NAFLayer` on whole grids; equal to it up to rounding.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.leanvae.tokens import NAFLayer, Projection
+from model.leanvae.fast.tokens import NAFLayer, Projection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from model.kernels import Kernels
-    from model.leanvae.tokens import Affine, HiddenBlock
+    from model.leanvae.fast.tokens import Affine, HiddenBlock
 
 # Tokens of a product. Its packed output, at most 5.6 kB a token, should stay in the level-2 cache of a large GPU (50 MB) until the
 # gate reads it, while the products still fill every multiprocessor several times.

@@ -1,0 +1,9 @@
+"""`lathe report`: one page for people on one snapshot.
+
+- `values`: what a report says, as frozen records
+- `collect`: all of it, from a store and the number of a snapshot
+- `left_out`, `row_sample`, `channels`, `history`, `pictures`: its parts: rejects and cost; rows and histograms; values of latents;
+  networks, builds and differences; decoded clips
+- `page`, `charts`, `quality`: the page in HTML; its charts; histogram of PSNR and SSIM
+- `written`: where page and values go
+"""
