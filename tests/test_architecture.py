@@ -43,7 +43,13 @@ IMPORTERS = {
         "pipeline/training/",
     },
     "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
-    "PIL": {"model/sheets.py", "pipeline/report/pictures.py", "pipeline/video/images.py", "pipeline/video/image_colour.py"},
+    "PIL": {
+        "model/sheets.py",
+        "pipeline/embedding/images.py",
+        "pipeline/report/pictures.py",
+        "pipeline/video/images.py",
+        "pipeline/video/image_colour.py",
+    },
     "typer": {"pipeline/cli/"},
     "pipeline.cli": {"pipeline/cli/", "pipeline/__main__.py"},
 }

@@ -198,6 +198,36 @@ def verify(
     guard(run, debug=debug)
 
 
+@sidecar.command()
+def prune(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3://bucket/prefix that encode wrote.")],
+    name: Annotated[str, typer.Argument(metavar="SET", help="Name of the set.")],
+    grace_hours: Annotated[
+        float,
+        typer.Option(min=0, help="Age in hours from which files that the newest version does not name are deleted."),
+    ] = 48.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed; write nothing.")] = False,
+    endpoint_url: StoreSettings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove tensors that no row of the newest snapshot needs, such as those of rows that were taken down. Not beside embed."""
+
+    def run() -> None:
+        from pipeline.embedding.pruning import prune as remove
+        from pipeline.ledger.addresses import check_whole_output
+        from pipeline.process import signals
+        from pipeline.storage import open_store
+
+        storage = storage_config(endpoint_url)
+        store = open_store(check_whole_output(output), storage)
+        with signals.handled():
+            report = remove(store, name, storage, grace_s=grace_hours * 3600, dry_run=dry_run).to_dict()
+        show_result({**report, "dry_run": dry_run}, prune_lines, as_json)
+
+    guard(run, debug=debug)
+
+
 def embed_lines(report: dict[str, Any]) -> list[str]:
     """Result of `lathe embed`."""
     what = f"{report['needed']} distinct texts" if report["captions"] else f"{report['needed']} images"
@@ -269,6 +299,23 @@ def verify_lines(report: dict[str, Any]) -> list[str]:
         return [f"{about}: all as they were written"]
     lines = [f"{about}: {report['num_damaged']} files are damaged", *(f"  {text}" for text in report["damaged"])]
     return [*lines, "restore them, or delete their receipts and run the command that made the set again"]
+
+
+def prune_lines(report: dict[str, Any]) -> list[str]:
+    """Result of `lathe sidecar prune`."""
+    done = "would be removed from" if report["dry_run"] else "removed from"
+    lines = [
+        f"{report['name']}: {report['pruned']} rows that nothing needs {done} {report['rewritten']} files; "
+        f"{report['rows']} rows, version {report['version']}"
+    ]
+    if report["deleted"]:
+        about = f"{report['deleted']} old files, {size(report['deleted_bytes'])}"
+        lines.append(f"  deleted    {about}, and {report['versions_deleted']} versions that named them")
+    if report["waiting"]:
+        lines.append(
+            f"  waiting    {report['waiting']} old files stay for readers of older versions; run again after the grace time"
+        )
+    return lines
 
 
 def _progress() -> Callable[[Any], None] | None:

@@ -6,5 +6,5 @@
 - `worker`: one encoder: units in, receipts out
 - `run`: a run of `lathe embed`, in this process or on Ray
 - `table`, `importing`: a table of embeddings; its import
-- `upkeep`: what sets an output has; check of their files
+- `upkeep`, `pruning`: what sets an output has, check of their files; removal of what no row needs any more
 """

@@ -47,9 +47,14 @@ def set_of_key(key: str) -> str | None:
     return None if match is None else match[1]
 
 
+def data_prefix(name: str) -> str:
+    """What the keys of all data files and indexes of a set begin with."""
+    return f"{SIDECARS}{name}/data/"
+
+
 def data_key(name: str, unit: str, attempt: str) -> str:
     """Key of the data file that an attempt at a unit writes: no two attempts share one."""
-    return f"{SIDECARS}{name}/data/{unit[:16]}-{attempt}.sidecar"
+    return f"{data_prefix(name)}{unit[:16]}-{attempt}.sidecar"
 
 
 def index_key(data: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from pipeline.sidecars.names import table_key, version_key, version_of_key, vers
 from pipeline.sidecars.receipts import SidecarReceipts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from pipeline.sidecars.receipts import SidecarReceipt
     from pipeline.storage import Store
 
@@ -94,6 +96,31 @@ class SetVersion:
         stats = {name: ChannelStats.from_dict(one) for name, one in raw["stats"].items()}
         covers = tuple(Coverage(one["snapshot"], tuple(one["captions"]), one["fingerprint"]) for one in raw["covers"])
         return cls(**{**raw, "stats": stats, "covers": covers})
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Counts and statistics of receipts together."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, ChannelStats] = field(default_factory=dict)
+
+    def with_receipts(self, receipts: Iterable[SidecarReceipt]) -> _Sums:
+        for one in receipts:
+            for name, value in one.counts.items():
+                self.counts[name] = self.counts.get(name, 0) + value
+            for name, found in one.stats.items():
+                self.stats[name] = self.stats[name].merge(found) if name in self.stats else found
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a version that is to be made holds."""
+
+    table: pa.Table
+    sums: _Sums
+    covers: tuple[Coverage, ...]
 
 
 class SetVersions:
@@ -185,26 +212,56 @@ class SetVersions:
             OutputError: a table, receipt or index that cannot be read.
             PublishFailed: other runs made a version each time.
         """
-        described = read_set(self._store, self._name)
-        for _ in range(TRIES):
-            newest = self.latest()
-            table = FILES.empty_table() if newest is None else self.files(newest)
+
+        def following(newest: SetVersion | None, table: pa.Table) -> _Contents | None:
             receipts = self._new_receipts(table)
             covers = () if newest is None else newest.covers
             more = () if coverage is None or coverage in covers else (coverage,)
-            if newest is not None and not receipts and not more:
-                return newest
             if newest is None and not receipts:
                 raise InputError(f"sidecar set {self._name} of {self._store.root} has no finished unit of work")
+            if newest is not None and not receipts and not more:
+                return None
+            added = pa.Table.from_pylist([self._file_row(one) for one in receipts], FILES)
+            before = _Sums() if newest is None else _Sums(dict(newest.counts), dict(newest.stats))
+            return _Contents(pa.concat_tables([table, added]), before.with_receipts(receipts), (*covers, *more))
+
+        return self._make(following)
+
+    def publish_without(self, pruned: Mapping[str, SidecarReceipt | None]) -> SetVersion:
+        """Makes the next version, where the files of these units are replaced by those of other receipts, or left out. It covers nothing:
+        the next `lathe embed` finds out. Receipts of the units are deleted before. Raises as `publish`.
+        """
+
+        def following(newest: SetVersion | None, table: pa.Table) -> _Contents | None:
+            rows = table.to_pylist()
+            if not pruned.keys() & {row["unit"] for row in rows}:
+                return None
+            kept: dict[str, dict[str, Any]] = {}  # by unit
+            for row in rows:  # in the place of the file that it replaces: a key counts in the first file that has it
+                instead = pruned.get(row["unit"])
+                if instead is not None:
+                    kept.setdefault(instead.unit, self._file_row(instead))
+                elif row["unit"] not in pruned:
+                    kept.setdefault(row["unit"], row)
+            receipts = [one for one in SidecarReceipts(self._store, self._name).all() if one.unit not in pruned]
+            for one in receipts:
+                if one.unit not in kept:
+                    kept[one.unit] = self._file_row(one)
+            return _Contents(pa.Table.from_pylist(list(kept.values()), FILES), _Sums().with_receipts(receipts), ())
+
+        return self._make(following)
+
+    def _make(self, following: Callable[[SetVersion | None, pa.Table], _Contents | None]) -> SetVersion:
+        described = read_set(self._store, self._name)
+        for _ in range(TRIES):
+            newest = self.latest()
+            contents = following(newest, FILES.empty_table() if newest is None else self.files(newest))
+            if contents is None and newest is not None:
+                return newest
+            if contents is None:
+                raise InputError(f"sidecar set {self._name} of {self._store.root} has no version")
             listed = self._listed()
-            made = self._made(
-                listed[-1][0] + 1 if listed else 1,
-                newest,
-                table,
-                receipts,
-                (*covers, *more)[-MOST_COVERED:],
-                described.fingerprint,
-            )
+            made = self._written(listed[-1][0] + 1 if listed else 1, contents, described.fingerprint)
             key, data = version_key(self._name, made.number), made.to_json()
             drill.fire(self._drill, "before_snapshot")
             self._store.put_if_absent(key, data)
@@ -231,17 +288,9 @@ class SetVersions:
             "hidden": [],
         }
 
-    def _made(
-        self,
-        number: int,
-        newest: SetVersion | None,
-        table: pa.Table,
-        receipts: list[SidecarReceipt],
-        covers: tuple[Coverage, ...],
-        fingerprint: str,
-    ) -> SetVersion:
-        added = pa.Table.from_pylist([self._file_row(one) for one in receipts], FILES)
-        table = with_hidden(table, added)
+    def _written(self, number: int, contents: _Contents, fingerprint: str) -> SetVersion:
+        """The record of a version whose table is written."""
+        table = with_hidden(contents.table)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue().to_pybytes()
@@ -249,25 +298,17 @@ class SetVersions:
         key = table_key(self._name, number, digest)
         drill.fire(self._drill, "before_manifest")
         self._store.write(key, data)
-        counts = {} if newest is None else dict(newest.counts)
-        stats = {} if newest is None else dict(newest.stats)
-        for one in receipts:
-            for name, value in one.counts.items():
-                counts[name] = counts.get(name, 0) + value
-            for name, found in one.stats.items():
-                stats[name] = stats[name].merge(found) if name in stats else found
-        hidden = sum(map(len, table["hidden"].to_pylist()))
         return SetVersion(
             name=self._name,
             number=number,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             fingerprint=fingerprint,
-            rows=sum(table["rows"].to_pylist()) - hidden,
+            rows=sum(table["rows"].to_pylist()) - sum(map(len, table["hidden"].to_pylist())),
             files=table.num_rows,
             num_bytes=sum(table["bytes"].to_pylist()),
-            counts=counts,
-            stats=stats,
-            covers=covers,
+            counts=contents.sums.counts,
+            stats=contents.sums.stats,
+            covers=contents.covers[-MOST_COVERED:],
             table=key,
             table_sha256=digest,
         )
@@ -279,18 +320,12 @@ def newest_versions(store: Store) -> dict[str, int]:
     return {name: numbers[-1] for name, numbers in found.items() if numbers}
 
 
-def with_hidden(table: pa.Table, added: pa.Table) -> pa.Table:
-    """Both tables `FILES`, where rows of `added` whose key came before are hidden."""
-    whole = pa.concat_tables([table, added])
-    if not added.num_rows:
-        return whole
-    sizes = whole["rows"].to_numpy()
-    keys = unpacked_keys(b"".join(whole["keys"].to_pylist()))
+def with_hidden(table: pa.Table) -> pa.Table:
+    """The table `FILES`, where rows whose key came before are hidden. Files that were there before keep what they hide."""
+    keys = unpacked_keys(b"".join(table["keys"].to_pylist()))
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
-    hidden = table["hidden"].to_pylist()
-    ends = np.cumsum(sizes)
-    for number in range(table.num_rows, whole.num_rows):
-        hidden.append(np.flatnonzero(~first[ends[number] - sizes[number] : ends[number]]).tolist())
-    at = whole.schema.get_field_index("hidden")
-    return whole.set_column(at, FILES.field(at), pa.array(hidden, FILES.field(at).type))
+    ends = np.cumsum(table["rows"].to_numpy()).tolist()
+    hidden = [np.flatnonzero(~first[begin:end]).tolist() for begin, end in zip([0, *ends], ends, strict=False)]
+    at = table.schema.get_field_index("hidden")
+    return table.set_column(at, FILES.field(at), pa.array(hidden, FILES.field(at).type))
