@@ -49,7 +49,7 @@ GRACE_S = 48 * 3600.0
 
 @dataclass(slots=True)
 class PruneReport:
-    """What a run did. `pruned`: rows of the set that nothing needs; `waiting`: old files that a later run deletes; `deleted`: those gone now."""
+    """What a run did. `pruned`: rows that nothing needs; `waiting`: old files that a later run deletes; `deleted`: those gone now."""
 
     name: str
     output: str
