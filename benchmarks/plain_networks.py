@@ -1,41 +1,26 @@
-"""The plain layer-by-layer networks by the name of their preset.
-
-Takes published configuration and weights; returns a module that maps a video `B 3 T H W` in the network's range to the posterior mean
-`B d t h w`.
-"""
+"""Networks as published, in the form that benchmarks compare with: a video `B 3 T H W` in the network's range to the posterior mean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from model import registry
 from model.definition import definition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def build(name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The plain form of a preset's network."""
-    family = registry.family_of(name).name
-    if family == "ivvae":
-        from benchmarks.ivvae_plain import PlainIVVAE
+class PlainNetwork(nn.Module):
+    """The network `name` with these weights, run layer by layer."""
 
-        return PlainIVVAE(config, weights)
-    return Mean(definition(name, config, weights))
-
-
-class Mean(nn.Module):
-    """Video `B 3 T H W` -> posterior mean of a network."""
-
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.network = network
+        self.network = cast("Any", definition(name, config, weights))
 
     @torch.inference_mode()
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`B d t h w`."""
-        return self.network.encode(video_BCTHW).mean
+        """`B 3 T H W` -> `B d t h w`."""
+        return cast("torch.Tensor", self.network.encode(video_BCTHW).mean)

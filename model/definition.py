@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from model.reconstruction import Trainable
 
-FAMILIES = ("leanvae", "wfvae", "wfvae2")
+FAMILIES = ("leanvae", "wfvae", "wfvae2", "ivvae")
 """Families with a `network` module. Those of diffusers are defined there."""
 
 

@@ -1,4 +1,4 @@
-"""Functions shared by the layers of trainable clip networks: frames as batch, float32 under autocast, recomputation, initial weights.
+"""Functions shared by the layers of networks: frames as batch, float32 under autocast, recomputation.
 
 Clips `B C T H W` become channel-last in memory at the first norm (`layer_norm` needs it, and convolutions preserve it), so that
 using frames as the batch is a view. Nothing here requires that layout.
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from model.ivvae.parameters import NormGain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,24 +45,3 @@ def with_zero_gradient(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     for parameter in layer.parameters():
         x = x + 0.0 * parameter.sum()
     return x
-
-
-@torch.no_grad()
-def initialise(network: nn.Module, seed: int) -> None:
-    """Fills convolutions and norms with PyTorch's default initialisation, drawn from `seed`.
-
-    Kernels and biases are uniform within +-fan_in^-0.5 (He et al. 2015 with a = sqrt(5)), norms start as the identity, as in both papers'
-    code. A convolution passes on a third of its input's variance, so every residual branch starts small (variance 0.1 of the stream), and
-    the residual stream of a stack of any depth stays of order one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d) and isinstance(module.weight, nn.Parameter):
-            bound = module.weight[0].numel() ** -0.5
-            for parameter in module.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            module.weight.fill_(1.0)
-            module.bias.zero_()
-        elif isinstance(module, NormGain):
-            module.gamma.fill_(1.0)

@@ -55,10 +55,14 @@ def _rfvd(summary: dict[str, Any]) -> str:
     found = summary["rfvd"]
     if summary["i3d"] is None:
         return "not measured: no weights; --i3d FILE takes them"
-    windows = f"{quantity(found['windows'], 'window')} of {quantity(found['window_frames'], 'frame')}"
+    windows = quantity(found["windows"], "whole clip")
+    if found["window_frames"] is not None:
+        windows = f"{quantity(found['windows'], 'window')} of {quantity(found['window_frames'], 'frame')}"
     if found["rfvd"] is None:
         return f"not measured: {windows}, and it takes at least two"
-    return f"{found['rfvd']:.2f} over {windows}"
+    return (
+        f"{found['rfvd']:.2f} over {windows}, {found['pair_distance']:.2f} within pairs (protocol {found['protocol']})"
+    )
 
 
 def _latent_lines(latents: dict[str, Any]) -> list[str]:

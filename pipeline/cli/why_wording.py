@@ -93,7 +93,8 @@ def _clip(number: int, variants: list[str]) -> str:
 def _rules(rules: dict[str, Any] | None) -> str:
     if not rules:
         return ""
-    return f", clips: {rules.get('select')}, fps {rules.get('fps') or 'source'}"
+    inside = "spans:" if rules.get("spans") else ""
+    return f", clips: {inside}{rules.get('select')}, fps {rules.get('fps') or 'source'}"
 
 
 def _build(build: dict[str, Any]) -> str:

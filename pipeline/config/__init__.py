@@ -1,6 +1,7 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`, `clips`, `images`: the options with type, unit, default and meaning, and their validation; those of `clips.` and `images.`
+- `sections`, `clips`, `images`, `tables`: the options with type, unit, default and meaning, and their validation; those of `clips.`,
+  `images.` and `table.`
 - `embedding`: the options of `lathe embed`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
@@ -26,6 +27,7 @@ from pipeline.config.sections import (
     StorageConfig,
     WriteConfig,
 )
+from pipeline.config.tables import TableConfig
 
 __all__ = [
     "EMBEDDED",
@@ -45,6 +47,7 @@ __all__ = [
     "NightlyConfig",
     "Section",
     "StorageConfig",
+    "TableConfig",
     "WriteConfig",
     "build",
     "build_job",

@@ -26,7 +26,7 @@ _REASONS = {
     "audio is not encoded; if the file contains video, rename it to .ogv, .mp4 or .mkv": "mp3 wav flac aac m4a m4b ogg oga opus "
     "spx wma aif aiff ac3 eac3 dts mka amr mid midi caf",
     "subtitles are not read": "srt vtt ass ssa sub idx smi ttml dfxp mks lrc",
-    "tables are not read; captions are .txt or .json beside a video": "csv tsv jsonl ndjson parquet arrow feather xlsx "
+    "tables in a folder are not read; name the table as an input": "csv tsv jsonl ndjson parquet arrow feather xlsx "
     "npy npz pkl h5 hdf5 tfrecord lance db sqlite",
     "playlists only list files; pass the listed files as inputs": "m3u8 m3u mpd pls xspf ffconcat ism ismc sdp",
     "media segments without init segment; concatenate init segment and segments": "m4s cmfa",

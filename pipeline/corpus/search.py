@@ -12,16 +12,19 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.kinds import LIST_SUFFIXES, media_kind, suffix
+from pipeline.corpus.kinds import LIST_SUFFIXES, is_hidden, media_kind, reason, suffix
 from pipeline.corpus.listing import list_folder, source_of, tally, why_not
-from pipeline.corpus.lists import LONGEST_NAME, base_folder, is_comment, joined, list_lines
+from pipeline.corpus.lists import LONGEST_NAME, base_folder, is_comment, is_relative, joined, list_lines
 from pipeline.corpus.passed_over import PassedOver, shown
 from pipeline.corpus.patterns import WILDCARD, expand_braces, pattern_regex
+from pipeline.corpus.tables import TABLE_SUFFIXES, is_table
 from pipeline.errors import InputError, NotFound
-from pipeline.records import SourceObject
+from pipeline.records import MISSING, SourceObject
 from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pipeline.config import StorageConfig
     from pipeline.records import ImagePolicy
 
@@ -52,6 +55,47 @@ class Search:
         if text.startswith("@") or (text.lower().endswith(LIST_SUFFIXES) and not WILDCARD.search(text)):
             return self._list_file(text.removeprefix("@"), depth)
         return self._patterns(text, self._expand(text))
+
+    def tables(self, text: str) -> list[SourceObject]:
+        """The objects of a table: a file, a folder of its parts, or a pattern of them.
+
+        Raises:
+            InputError: there is none, or its suffix is not that of a table.
+        """
+        if not is_table(text):
+            raise InputError(f"{shown(text)}: expected a table, one of {', '.join(TABLE_SUFFIXES)}")
+        wild = WILDCARD.search(text) is not None and not self._exists(text)
+        store, key = self._split(text, wild=wild)
+        if not wild and key and (info := _stat(store, key)) is not None:
+            return [source_of(store, info)]
+        first = WILDCARD.search(key) if wild else None
+        prefix = key[: first.start()] if first else f"{key.rstrip('/')}/"
+        matcher = re.compile(pattern_regex(key) if first else re.escape(prefix) + "[^/]+", flags=re.S)
+        infos = store.list(prefix, unlisted=_ignore)
+        found = [info for info in infos if matcher.fullmatch(info.key) and is_table(info.key)]
+        found = [info for info in found if not is_hidden(info.key[len(prefix) :])]
+        if not found:
+            raise InputError(f"table {shown(text)} does not exist; {self._folder_contents(store, prefix)}")
+        return [source_of(store, info) for info in found]
+
+    def uri_in(self, folder: str, text: str) -> str:
+        """URI of a path or URI in a table of `folder`."""
+        store, key = self._split(f"{folder.rstrip('/')}/{text}" if folder and is_relative(text) else text)
+        return store.uri(key)
+
+    def rows(self, uris: Iterable[str]) -> list[SourceObject]:
+        """Objects that the rows of a table name; those that do not exist have the etag `MISSING`."""
+        places = {uri: self._split(uri) for uri in uris}
+        known = self._look_up([place for uri, place in places.items() if media_kind(uri, self._images)])
+        found = []
+        for uri, (store, key) in places.items():
+            if media_kind(uri, self._images) is None:
+                self._passed_over.add(uri, suffix(key), reason(suffix(key), self._images))
+            elif (info := known.get((store.root, key))) is not None:
+                found.append(source_of(store, info))
+            else:
+                found.append(SourceObject(uri, 0, MISSING))
+        return found
 
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)

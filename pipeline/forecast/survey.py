@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.format.stored import TENSOR_COLUMNS, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
@@ -54,7 +55,7 @@ def forecast_job(job: EncodeJob) -> Forecast:
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
-        tensors=2 if job.write.moments else 1,
+        tensors=sum(name in TENSOR_COLUMNS for name in stored_names(moments=job.write.moments, store=job.write.store)),
         lead_frames=spec.lead_frames,
     )
     totals = ForecastTotals(rules, latent)
@@ -66,15 +67,18 @@ def forecast_job(job: EncodeJob) -> Forecast:
         unreadable.append(f"not planned: {error}")
         return True
 
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy)
-    if job.strict:
-        passed_over.refuse()
-    with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
-        for outcome in _in_order(stream):
-            if isinstance(outcome, tuple):
-                totals.opened(*outcome)
-            elif isinstance(outcome, Reject):
-                totals.rejected(outcome)
+    with job_annotations(job) as tables:
+        shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
+        if job.strict:
+            passed_over.refuse()
+        with SampleStream(
+            job, shards, rules, 0, "", headers_only=True, goes_on=goes_on, with_rows=tables.with_rows
+        ) as stream:
+            for outcome in _in_order(stream):
+                if isinstance(outcome, tuple):
+                    totals.opened(*outcome)
+                elif isinstance(outcome, Reject):
+                    totals.rejected(outcome)
     totals.warn(stream.counters)
     for text in sorted(unreadable):
         totals.notice(text)

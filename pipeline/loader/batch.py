@@ -19,7 +19,9 @@ class Batch:
     num_frames, fps, duration_s: of the clip, after a crop (int64, float64, float64).
     num_tokens: latent patches of each latent (int64).
     is_image: whether all clips have one frame.
-    metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones.
+    i2v_cond: where the dataset was opened with it, the condition of each latent: shapes, device, type and normalisation as `latents`.
+    metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
+        of `first_frame` the bytes of image files.
     sidecars: by set and name of the tensor, a tensor of each latent in its stored type and true shape, on the loader's device.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
     sequences: with `Pack`, latents in each packed sequence.
@@ -45,13 +47,17 @@ class Batch:
     sequences: list[int] = field(default_factory=list)
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
+    i2v_cond: torch.Tensor | list[torch.Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def device_tensors(self) -> list[torch.Tensor]:
         """Tensors that are on the loader's device."""
-        latents = self.latents if isinstance(self.latents, list) else [self.latents]
+        both = (self.latents, self.i2v_cond)
+        latents = [
+            tensor for each in both for tensor in (each if isinstance(each, list) else [each]) if tensor is not None
+        ]
         return [*latents, *(tensor for found in self.sidecars.values() for each in found.values() for tensor in each)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.loader.batch import Batch
 from pipeline.loader.crops import Crop, Window
 from pipeline.loader.draws import key_of, whole
@@ -91,8 +92,10 @@ class BatchMaker:
             if self._draws
             else [0] * len(ids)
         )
+        others = dict(zip(reversed(self._dataset.others), reversed(blocks), strict=False))
         with self._values.copying():
-            latents = self._latents(slots, blocks, keys, packed=packed)
+            latents = self._latents(slots, blocks[: len(blocks) - len(others)], keys, packed=packed)
+            cond = self._latents(slots, [others[I2V_COND]], keys, packed=packed) if I2V_COND in others else None
         scalars = self._scalars_of(slots)
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
@@ -119,7 +122,10 @@ class BatchMaker:
             step=batch.step,
             epoch=batch.epoch,
             columns={name: [row[name] for row in scalars] for name in self._dataset.columns if name != "metadata"},
+            i2v_cond=cond,
         )
+        if FIRST_FRAME in others:
+            made.columns[FIRST_FRAME] = [image.numpy().tobytes() for image in others[FIRST_FRAME].apart]
         if self._join is not None:
             with self._values.copying():
                 made.sidecars = self._join.tensors(

@@ -2,6 +2,7 @@
 
 - `status`, `run_logs`: progress of an output; logs of its builds
 - `why`, `name_search`, `open_input`: history of one input; search for its name; inputs without a receipt
+- `listed_inputs`: inputs of a job as they are now
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
 - `verify`, `verify_files`: check of every receipt, file, byte and offset; of one file
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record

@@ -154,8 +154,8 @@ class CompactionWriter:
         config = WriteConfig(
             format=about["container"],
             dtype=about["latent"]["dtype"],
-            moments=stored.moments,
             file_bytes=WHOLE_FILE_BYTES,
+            **stored.stored,
         )
         writer = ShardWriter(
             self._store,

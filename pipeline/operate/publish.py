@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import DrillConfig
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import job_annotations
 from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import arrow_on_malloc, release_memory
@@ -21,6 +21,7 @@ from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.file_checks import files_check
+from pipeline.operate.listed_inputs import list_shards
 from pipeline.operate.lost_receipts import lost_receipts
 from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
@@ -34,14 +35,14 @@ from pipeline.units import quantity
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.config import StorageConfig
+    from pipeline.config import EncodeJob
     from pipeline.ledger.candidate import Candidate, Listing
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.snapshots import Check
     from pipeline.operate.delta_log import DeltaView
     from pipeline.operate.lost_receipts import LostReceipts
     from pipeline.operate.publish_checks import Limits
-    from pipeline.records import ImagePolicy, SourceObject
+    from pipeline.records import SourceObject
     from pipeline.storage import Store
 
     Canary = Callable[[Store, Sequence[CountedReceipt]], Check]
@@ -81,16 +82,15 @@ class Progress:
     created: bool = False
 
 
-def list_inputs(
-    inputs: Sequence[str], store: Store, storage: StorageConfig, images: ImagePolicy = "skip"
-) -> list[SourceObject]:
-    """Present inputs, sorted by URI, without latents of the output itself.
+def list_inputs(job: EncodeJob, store: Store) -> list[SourceObject]:
+    """Present inputs of a job, sorted by URI, without latents of the output itself.
 
     Raises:
-        InputError, AccessError: as for `lathe encode`.
+        ConfigError, InputError, AccessError: as for `lathe encode`.
     """
     ours = store.uri("data") + "/"
-    found = [source for shard in resolve_inputs(inputs, storage, images=images) for source in shard.objects]
+    with job_annotations(job) as annotations:
+        found = [source for shard in list_shards(job, annotations) for source in shard.objects]
     return sorted((source for source in found if not source.uri.startswith(ours)), key=lambda source: source.uri)
 
 

@@ -7,6 +7,7 @@ archives are only used as keys, never as paths.
 - `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hash of the bytes read; encoded videos in memory or temporary files
 - `member_names`, `key_group`, `grouping`: keys of members; members of one key; members as samples
 - `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and JSON made storable; their character encoding
+- `annotations`, `spans`: rows of tables and annotated spans put onto samples
 - `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
 """
 
@@ -26,7 +27,7 @@ from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
-from pipeline.records import MAYBE_STILL, Reject, Sample
+from pipeline.records import MAYBE_STILL, MISSING, Reject, Sample
 from pipeline.storage import is_remote, locate, open_source, open_store
 
 if TYPE_CHECKING:
@@ -294,6 +295,9 @@ class ShardReader:
         file_name = source.uri.rpartition("/")[2]
         key = _printable(os.path.splitext(file_name)[0])
         extension = source.uri.rpartition(".")[2].lower()
+        if source.etag == MISSING:
+            message = "a row of a table names it, and the store has no such object; upload it, or take the row out of the table"
+            return Reject(key, "read", "missing_file", message, policy=False, uri=source.uri)
         if source.size == 0:
             return Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
         if source.size > self._max_video_bytes:

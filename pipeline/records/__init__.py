@@ -4,6 +4,7 @@
     any stage → Reject → Receipt          (every input that is not encoded gets a Reject)
 
 - `inputs`: listed objects, shards, samples, rejects
+- `annotation_rows`: rows of tables on their way to the reader of a shard
 - `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
 """
@@ -31,6 +32,7 @@ from pipeline.records.clips import (
 from pipeline.records.inputs import (
     IMAGE_EXTENSIONS,
     MAYBE_STILL,
+    MISSING,
     VIDEO_EXTENSIONS,
     EncodedVideo,
     ImagePolicy,
@@ -40,10 +42,13 @@ from pipeline.records.inputs import (
     Sample,
     Shard,
     SourceObject,
+    SpanTexts,
+    TimeSpan,
     named_caption,
     retry_from_dict,
     shard_from_dict,
     stable_hash,
+    stored_shard,
     warning_kinds,
 )
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
@@ -55,6 +60,7 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "LATENT_DTYPES",
     "MAYBE_STILL",
+    "MISSING",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",
@@ -76,7 +82,9 @@ __all__ = [
     "Sample",
     "Shard",
     "SourceObject",
+    "SpanTexts",
     "StillOpening",
+    "TimeSpan",
     "Timings",
     "VideoEnded",
     "VideoInfo",
@@ -87,6 +95,7 @@ __all__ = [
     "shard_from_dict",
     "split_id",
     "stable_hash",
+    "stored_shard",
     "variant_names",
     "warning_kinds",
 ]

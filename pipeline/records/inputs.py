@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import PolicyReject
@@ -60,6 +60,10 @@ def stable_hash(value: Any, digest_size: int = 16) -> str:
     return hashlib.blake2b(text.encode(), digest_size=digest_size).hexdigest()
 
 
+MISSING = "missing"
+"""Etag of an object that a table names and the store does not have: its reject is recorded as for any other input."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceObject:
     """One object of the corpus, as it was listed. `size` in bytes; `etag` is the store's, or `mtime_ns-size` for a local file."""
@@ -67,6 +71,13 @@ class SourceObject:
     uri: str
     size: int
     etag: str
+    # Digest of what decides its rows and is not in it: rows of tables, spans beside a plain file (ADR 23). Empty: nothing.
+    annotations: str = ""
+
+    @property
+    def version(self) -> str:
+        """Etag and annotations."""
+        return f"{self.etag}+{self.annotations}" if self.annotations else self.etag
 
     def __post_init__(self) -> None:
         if not self.uri or self.size < 0:
@@ -105,6 +116,8 @@ class Shard:
     name: str
     objects: tuple[SourceObject, ...]
     retry: Retry | None = None
+    # Rows of tables about these objects, see `corpus.annotations`. Only where a shard is on its way to a reader: receipts have digests.
+    rows: bytes = field(default=b"", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.objects or (self.kind == "tar" and len(self.objects) != 1):
@@ -116,11 +129,24 @@ class Shard:
         return sum(source.size for source in self.objects)
 
     def id(self, fingerprint: str) -> str:
-        """32 hex digits. They change if an object, the job's fingerprint or the retried samples change."""
+        """32 hex digits. They change if an object, its annotations, the job's fingerprint or the retried samples change."""
         # Not by `asdict`, which takes four times as long: a driver starts with the ids of all its shards.
-        objects = [{"uri": source.uri, "size": source.size, "etag": source.etag} for source in self.objects]
+        objects = [
+            {"uri": source.uri, "size": source.size, "etag": source.etag}
+            | ({"annotations": source.annotations} if source.annotations else {})
+            for source in self.objects
+        ]
         parts = {"objects": objects, "fingerprint": fingerprint}
         return stable_hash(parts if self.retry is None else {**parts, "retry": asdict(self.retry)})
+
+
+def stored_shard(raw: dict[str, Any]) -> dict[str, Any]:
+    """`asdict` of a shard as receipts have it: without `rows`, and without `annotations` of objects that have none."""
+    kept = [name for name in raw if name != "rows"]
+    objects = [
+        {name: value for name, value in source.items() if value or name != "annotations"} for source in raw["objects"]
+    ]
+    return {**{name: raw[name] for name in kept}, "objects": objects}
 
 
 def retry_from_dict(raw: dict[str, Any]) -> Retry:
@@ -131,7 +157,7 @@ def retry_from_dict(raw: dict[str, Any]) -> Retry:
 
 
 def shard_from_dict(raw: dict[str, Any]) -> Shard:
-    """Inverse of `asdict`, from values read back from JSON. Raises KeyError, TypeError or ValueError if `raw` is not a shard."""
+    """Inverse of `stored_shard`, from values read back from JSON. Raises KeyError, TypeError or ValueError if `raw` is not a shard."""
     retry = raw.get("retry")
     return Shard(
         raw["kind"],
@@ -139,6 +165,24 @@ def shard_from_dict(raw: dict[str, Any]) -> Shard:
         tuple(SourceObject(**source) for source in raw["objects"]),
         retry and retry_from_dict(retry),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """A part of a video as annotated: `[start, end)` in seconds from the first shown frame, or in shown frames."""
+
+    start: float
+    end: float
+    unit: Literal["seconds", "frames"] = "seconds"
+    fault: str = ""  # why the annotation cannot be used; `start` and `end` are 0 then
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTexts:
+    """Texts of an annotated span, for the rows of its clips."""
+
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text); none: those of the sample
+    fields: dict[str, Any] = field(default_factory=dict)  # added to the sample's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +194,7 @@ class EncodedVideo:
     video: bytes | str  # as `Sample.video`
     span: tuple[int, int] | None = None  # as `Sample.span`
     extension: str = ""  # as `Sample.video_ext`
+    time_spans: tuple[TimeSpan, ...] = ()  # as `Sample.time_spans`
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -176,6 +221,8 @@ class Sample:
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object, if that is not `index`: it does not depend on how plain files are grouped.
     source_index: int | None = field(default=None, compare=False)
+    time_spans: tuple[TimeSpan, ...] = ()  # where clips are cut, for rules with spans; in the order of their annotation
+    span_texts: tuple[SpanTexts, ...] = ()  # of each of them
     captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
 
     @property
@@ -188,7 +235,16 @@ class Sample:
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
+
+    def texts_of(self, span: int | None) -> Sample:
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from."""
+        bare = replace(self, video=b"", time_spans=(), span_texts=())
+        if span is None:
+            return bare
+        texts = self.span_texts[span]
+        bare = replace(bare, metadata={**self.metadata, **texts.fields})
+        return replace(bare, caption=texts.captions[0][1], captions=texts.captions) if texts.captions else bare
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -236,4 +292,7 @@ class Reject:
 def warning_kinds(sample: Sample, warnings: Iterable[str]) -> set[str]:
     """Kinds of warning of an encoded sample, as counted in receipts: of its texts, its video (`warnings`), and `no_caption`."""
     kinds = {warning.partition(":")[0] for warning in (*warnings, *sample.warnings)}
-    return kinds if sample.caption is not None else kinds | {"no_caption"}
+    captionless = sample.caption is None and not (
+        sample.span_texts and all(texts.captions for texts in sample.span_texts)
+    )
+    return kinds | {"no_caption"} if captionless else kinds

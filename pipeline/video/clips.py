@@ -7,6 +7,7 @@ later. A clip is a run of positions, scaled to cover its bucket and cropped (`cr
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from pipeline.records import FLIP, Bucket, ClipPlan, ClipRules, Reject, VideoInf
 from pipeline.video.crops import plan_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pipeline.config import ClipConfig
     from pipeline.video.decode.cropping import Window
+    from pipeline.video.spans import Place
 
 ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
 SAME_ASPECT = 1e-9
@@ -38,7 +40,8 @@ def resolve_rules(
     Raises:
         ConfigError: frame counts or sizes that the network does not take; the message names near ones that it takes.
     """
-    select, _, argument = config.select.partition(":")
+    rule = config.select.removeprefix("spans").removeprefix(":") or "head"
+    select, _, argument = rule.partition(":")
     whole = select == "whole"
     area = None
     if config.buckets:
@@ -80,6 +83,9 @@ def resolve_rules(
         crop=crop,  # type: ignore[arg-type]  # as above
         crops=int(crops or 0),
         flip=FLIP in config.variants,
+        spans=config.in_spans,
+        spans_field=config.spans_field if config.in_spans else "",
+        spans_unit=config.spans_unit if config.in_spans else "",
     )
 
 
@@ -151,12 +157,14 @@ def choose_clips(
     key: str | None = None,
     uri: str | None = None,
     content: Callable[[int, int], Window | None] = lambda start, stop: None,
+    places: Sequence[Place] | None = None,
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
-    """The clips of a video in order, each with its variants, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
+    """The clips of a video by their start, each with its variants, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
 
     `times_s` (float64) are the times of the shown frames from 0, `end_s` is the end of the last one, in seconds. A `whole` clip has
     `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject. `content`: what is inside the black bars
-    of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject.
+    of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject. `places`: the
+    annotated spans to cut inside, None: the whole video. Spans that no clip fits are left out, with a reject.
     """
 
     def refused(reason: str, message: str) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
@@ -185,20 +193,56 @@ def choose_clips(
     fps = info.fps if rules.fps is None else rules.fps
     clips: list[ClipPlan] = []
     small: list[Window] = []
-    for start, placed in _place(info, offered, available, rules):
-        frames = placed.frames or whole_frames(available - start, rules.time_stride, rules.lead_frames)
+    rejects: list[Reject] = []
+    least = max(shortest, min(bucket.frames for bucket in offered))
+    long = None if places is None else [place for place in places if place.stop - place.start >= least]
+    for start, placed, place in _in_order(info, offered, available, rules, long):
+        stop = available if place is None else place.stop
+        frames = placed.frames or whole_frames(stop - start, rules.time_stride, rules.lead_frames)
         inside = content(start, start + frames)
         bucket = placed if inside is None else _for_content(inside, placed.frames, rules)
         if bucket is None:
             small += [inside] if inside is not None else []
             continue
         start_s = float(times_s[start]) if rules.fps is None else start / rules.fps
-        clips += plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
+        plans = plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
+        clips += plans if place is None else [_of_span(plan, place) for plan in plans]
+    if places is not None and long is not None and len(long) < len(places):
+        first = next(place for place in places if place not in long)
+        message = (
+            f"{len(places) - len(long)} of {len(places)} annotated spans are shorter than the shortest clip, which needs {least} frames; "
+            f"the first: span {first.span} has {first.stop - first.start} at the sampling rate"
+        )
+        rejects += refused("too_short", message)[1]
     if small:
         shown = f"{small[0].height}x{small[0].width}"
         message = f"{len(small)} clips show {shown} pixels inside black bars, too few for a bucket; set clips.upscale to allow it"
-        return tuple(clips), refused("too_small", message)[1]
-    return tuple(clips), ()
+        rejects += refused("too_small", message)[1]
+    return tuple(clips), tuple(rejects)
+
+
+def _in_order(
+    info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules, places: Sequence[Place] | None
+) -> Iterable[tuple[int, Bucket, Place | None]]:
+    """Start position, bucket and annotated span of each clip, by start."""
+    if places is None:
+        return ((start, bucket, None) for start, bucket in _place(info, offered, available, rules))
+    found = [
+        (place.start + start, bucket, place)
+        for place in places
+        for start, bucket in _place(info, offered, place.stop - place.start, rules)
+    ]
+    return sorted(found, key=lambda item: (item[0], item[2].span))
+
+
+def _of_span(plan: ClipPlan, place: Place) -> ClipPlan:
+    return replace(plan, span=place.span, stop=place.stop, warnings=(*plan.warnings, *place.warnings))
+
+
+def frames_of(plan: ClipPlan, available: int, rules: ClipRules) -> int:
+    """Number of grid positions of a clip, whose video has `available`."""
+    stop = available if plan.stop is None else plan.stop
+    return plan.bucket.frames or whole_frames(stop - plan.start, rules.time_stride, rules.lead_frames)
 
 
 def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
@@ -207,12 +251,11 @@ def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
 
 
 def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules) -> int:
-    """Grid positions after the last clip; 0 for rules that are not meant to cover the whole video (head, uniform)."""
-    if not clips or rules.select in ("head", "uniform"):
+    """Grid positions after the last clip; 0 for rules that are not meant to cover the whole video (head, uniform, spans)."""
+    if not clips or rules.spans or rules.select in ("head", "uniform"):
         return 0
     last = clips[-1]
-    frames = last.bucket.frames or whole_frames(available - last.start, rules.time_stride, rules.lead_frames)
-    return available - last.start - frames
+    return available - last.start - frames_of(last, available, rules)
 
 
 def _place(info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules) -> Iterable[tuple[int, Bucket]]:

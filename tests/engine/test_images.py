@@ -92,7 +92,7 @@ def test_a_plan_and_the_listing_of_publish_take_the_same_images(built):
     plan = forecast_job(job)
     assert (plan.clips, sorted(plan.buckets)) == (5, ["1x32x48", "5x32x32"])
     store = open_store(job.output, job.storage)
-    names = [source.uri.rpartition("/")[2] for source in list_inputs(job.inputs, store, job.storage, "keep")]
+    names = [source.uri.rpartition("/")[2] for source in list_inputs(job, store)]
     assert names == ["000.tar", "c.webp", "w.mp4"]
     covered = {source.uri for receipt in receipts(job.output) for source in receipt.shard.objects}
     assert len(covered) == 3

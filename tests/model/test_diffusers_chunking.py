@@ -16,6 +16,19 @@ from model.losslessness import decode_chunked, encode_chunked, examine
 from tests.model.diffusers_networks import BOTH_WAYS, CHUNKED, TINY, WHOLE, clip, noise, tiny
 
 
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("allegro", "sd", "svd")])
+def test_the_first_latent_is_that_of_the_first_frame_alone_where_the_document_says_so(name):
+    """docs/i2v.md: which networks need no condition."""
+    vae = tiny(name)
+    video = clip(vae.spec)
+    first, alone = vae.encode(video)[0].mean[:, :, :1], vae.encode(video[:, :, :1])[0].mean
+    difference = float((first - alone).abs().max() / alone.abs().max())
+    least, most = {"ltx-video": (0, 1e-4), "mochi": (0, 1e-4)}.get(name, (0, 0))
+    if name in ("hunyuan-video", "cogvideox"):
+        least, most = 0.05, 10
+    assert least <= difference <= most
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_every_claimed_property_holds_bit_for_bit(name):
     """All properties (chunks, batches, interleaving, states, prefixes, images) in both directions, or whole clips only."""

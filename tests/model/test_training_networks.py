@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.ivvae.network import Network as IVVAENetwork
 from model.leanvae.network import Network
 from model.training.linear import fit_linear
 from model.training.networks import FAMILIES, trainable
-from model.training.trainable_ivvae import TrainableIVVAE
 from model.wfvae.network import Network as WFVAENetwork
 
 LEAN = {
@@ -24,8 +24,8 @@ NETWORKS = {
     "leanvae-dim16": (LEAN, Network),
     "wfvae": (WAVELET, WFVAENetwork),
     "wfvae-s": (WAVELET, WFVAENetwork),
-    "ivvae": ({"z_dim": 4, "dim": 2}, TrainableIVVAE),
-    "ivvae-z4-dim64": ({"dim": 2}, TrainableIVVAE),  # an alias; the preset gives the rest
+    "ivvae": ({"z_dim": 4, "dim": 2}, IVVAENetwork),
+    "ivvae-z4-dim64": ({"dim": 2}, IVVAENetwork),  # an alias; the preset gives the rest
 }
 
 

@@ -10,7 +10,8 @@ import torch
 import model
 from model.training.networks import trainable
 from model.training.objective import Objective
-from model.training.objective_recipe import WFVAE, ObjectiveRecipe
+from model.training.objective_recipe import ObjectiveRecipe
+from model.training.recipe import load_recipe
 from model.wfvae.random_weights import is_filter
 from tests.model.conftest import Golden
 
@@ -135,7 +136,8 @@ def test_gradients_are_those_of_the_formulas():
 
 def test_training_reduces_the_published_objective():
     """Ten steps of Adam on stage I's objective; LPIPS would need weights, and a discriminator a trainer."""
-    recipe = replace(WFVAE, terms={**WFVAE.terms, "lpips_sum": 0.0}, adversarial=None)
+    published = load_recipe("wfvae").stages[0].objective
+    recipe = replace(published, terms={**published.terms, "lpips_sum": 0.0}, adversarial=None)
     assert isinstance(recipe, ObjectiveRecipe)
     objective, network = Objective(recipe, (-1.0, 1.0)), trainable("wfvae", SMALL)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)

@@ -24,7 +24,8 @@ from tests.pipeline.compacted import add_tar, delete_unnamed, make_history, rows
 from tests.pipeline.latent_clips import bits_of, latent_values, local_store
 from tests.pipeline.published import publish_all, shown_ids
 
-KINDS = [WriteConfig(), WriteConfig(format="tar"), WriteConfig(moments=True), WriteConfig(format="tar", moments=True)]
+ALL = {"moments": True, "store": ("first_frame", "i2v_cond")}
+KINDS = [WriteConfig(), WriteConfig(format="tar"), WriteConfig(**ALL), WriteConfig(format="tar", **ALL)]
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def test_files_with_columns_of_another_version_stay_as_they_are(
     store = make_history(tmp_path, WriteConfig(format=format))
     expected = rows_of(store, Snapshots(store).latest())
     monkeypatch.setattr(stored_rows, "IN_JSON", stored_rows.IN_JSON | {"new"})
-    monkeypatch.setattr(stored_rows, "parquet_schema", lambda moments: pa.schema({"new": pa.int64()}))
+    monkeypatch.setattr(stored_rows, "parquet_schema", lambda **stored: pa.schema({"new": pa.int64()}))
     found = compact(store)
     assert (found.snapshot, found.files_before) == (None, 0)
     assert len(found.notices) == 8

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from PIL import Image
 
-from pipeline.config import EmbedJob, validate
+from pipeline.config import EmbedJob, WriteConfig, validate
 from pipeline.embedding.checkpoint import find_files
 from pipeline.embedding.run import EmbedReport, embed
 from pipeline.embedding.texts import TextEncoder
@@ -206,6 +210,39 @@ def test_a_store_without_conditional_writes_counts_each_text_once(
     assert embed(job).encoded == 0
     check_exactly_once(output)
     assert all("--" in key for key in output.keys("_sidecars/t5/receipts/"))
+
+
+@pytest.mark.parametrize("container", ["parquet", "tar"])
+def test_first_frames_are_embedded_by_row(
+    tmp_path: Path, encoder_folders: dict[str, Path], container: Literal["parquet", "tar"]
+) -> None:
+    config = WriteConfig(format=container, store=("first_frame",))
+    made = [[clip_of(seed, SHORT, store=("first_frame",)) for seed in range(first, first + 3)] for first in (0, 100)]
+    store = write_output(tmp_path / "out", tmp_path / "spool", made, config).store
+    folder = encoder_folders["clip_vision"]
+    options = {
+        "encoder": "clip",
+        "from_column": "first_frame",
+        "compute_dtype": "float32",
+        "dtype": "float32",
+        "layer": -2,
+    }
+    report = embed(job_of(store, folder, **options))
+    assert (report.needed, report.encoded, report.captions) == (6, 6, ())
+    assert report.tensors == {"embedding": "float32 […, 32]", "pooled": "float32 [32]"}
+    assert embed(job_of(store, folder, **options)).encoded == 0
+    plain = transformers.CLIPVisionModel.from_pretrained(folder).eval()
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
+    with LatentLoader(LatentDataset.open(store.root), batch=1, epochs=1, sidecars="clip") as loader:
+        batches = {batch.ids[0]: batch.sidecars["clip"] for batch in loader}
+    assert batches.keys() == {clip.id for shard in made for clip in shard}
+    for clip in (clip for shard in made for clip in shard):
+        image = Image.open(io.BytesIO(clip.first_frame or b"")).convert("RGB")
+        with torch.inference_mode():
+            wanted = plain(processor([image], return_tensors="pt")["pixel_values"], output_hidden_states=True)
+        found = batches[clip.id]
+        torch.testing.assert_close(found["embedding"][0], wanted.hidden_states[-2][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found["pooled"][0], wanted.pooler_output[0], atol=1e-5, rtol=1e-5)
 
 
 def test_an_output_without_the_column_of_images_is_refused(output: Store, encoder_folders: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations
 from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
@@ -39,6 +39,7 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.hugging_face import data_files
+from pipeline.operate.listed_inputs import list_shards
 from pipeline.storage import Store, is_remote, open_store
 from pipeline.units import quantity
 from pipeline.video.clips import resolve_rules
@@ -46,6 +47,7 @@ from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
+    from pipeline.corpus import Annotations
     from pipeline.encoder import LatentSpec
     from pipeline.engine.driver.budget import Control
     from pipeline.ledger.summary import ReceiptSummary
@@ -63,15 +65,17 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
         NothingEncoded: no clip was encoded, now or earlier, and the job does not allow that.
     """
-    display, control = display or Silent(), control or Unlimited()
+    with job_annotations(job) as annotations:
+        return _encode(job, display or Silent(), control or Unlimited(), annotations)
+
+
+def _encode(job: EncodeJob, display: Display, control: Control, annotations: Annotations) -> BuildReport:
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
     store = open_store(check_whole_output(job.output), job.storage)
     passed_over = PassedOver(own=_own_uris(store))
-    listed = resolve_inputs(job.inputs, job.storage, passed_over, job.images.policy)
-    shards = _without_own_output(listed, store)
-    del listed
+    shards = _without_own_output(list_shards(job, annotations, passed_over), store)
     if job.strict:
         passed_over.refuse()
     if is_remote(job.output):
@@ -116,7 +120,9 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         if todo:
             _write_card(context, store)
             admitted = control.budget.admitted(todo)
-            _run(Build(admitted, context, executor, store, display, report, begun, control), context, store, display)
+            rows = annotations.with_rows
+            build = Build(admitted, context, executor, store, display, report, begun, control, rows)
+            _run(build, context, store, display)
             if len(admitted) < len(todo):
                 report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
@@ -161,7 +167,12 @@ def _write_card(context: BuildContext, store: Store) -> None:
         return
     write = context.job.write
     card = data_card(
-        context.fingerprint, context.file_metadata(), container=write.format, dtype=write.dtype, moments=write.moments
+        context.fingerprint,
+        context.file_metadata(),
+        container=write.format,
+        dtype=write.dtype,
+        moments=write.moments,
+        store=write.store,
     )
     store.put_if_absent(CARD_KEY, card.encode())
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.reader import ShardReader
+from pipeline.reader.annotations import annotated
 from pipeline.records import Reject, Sample
 from pipeline.storage import locate, open_store
 
@@ -121,7 +122,7 @@ class ShardReading:
 
     def _read(self) -> None:
         try:
-            for item in self.reader:
+            for item in annotated(self.reader, self._scope.shard, self._job.clips):
                 self._progress.add()
                 if not self._scope.wants(item):
                     if isinstance(item, Sample):

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from model.convolution import FrameConv
-from model.ivvae import parameters
-from model.ivvae.blocks import Attention, Residual2d, Residual3d, convolve
-from model.ivvae.heads import GROUP, PixelHead, PosteriorHead
-from model.ivvae.pair_conv import PairConv, PointPair
-from model.ivvae.resample import Downsample, Upsample
-from model.ivvae.stream_state import StreamState, stripes
+from model.ivvae import layers as published
+from model.ivvae.fast.blocks import Attention, Residual2d, Residual3d, convolve
+from model.ivvae.fast.heads import GROUP, PixelHead, PosteriorHead
+from model.ivvae.fast.pair_conv import PairConv, PointPair
+from model.ivvae.fast.resample import Downsample, Upsample
+from model.ivvae.fast.stream_state import StreamState, stripes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torch import nn
+
+    from model.ivvae.network import Network
 
 Block = Residual3d | Residual2d | Attention | Downsample | Upsample
 
@@ -45,22 +47,20 @@ class PreparedCoder:
         prepared: list[Block] = []
         for module in modules:
             match module:
-                case parameters.Residual3d():
+                case published.Residual3d():
                     slots = self.new_slots(2)
                     prepared.append(Residual3d(module, group, slots, self.device, self.dtype))
-                case parameters.Residual2d():
+                case published.Residual2d():
                     prepared.append(Residual2d(module, self.device, self.dtype))
-                case parameters.Attention():
+                case published.Attention():
                     prepared.append(Attention(module, self.device, self.dtype))
-                case parameters.Resample():
+                case published.Resample():
                     resample = resampling(module, self.device, self.dtype)
                     if resample.time:
                         group = group // 2 if resampling is Downsample else 2 * group
                     prepared.append(resample)
                 case _:
-                    raise TypeError(
-                        f"cannot prepare a {type(module).__name__}; expected a block of model.ivvae.parameters"
-                    )
+                    raise TypeError(f"cannot prepare a {type(module).__name__}; expected a block of model.ivvae.layers")
         return prepared
 
     def stream(self, past: Sequence[torch.Tensor] | None, buffers: dict[str, torch.Tensor]) -> StreamState:
@@ -71,7 +71,7 @@ class PreparedCoder:
 class Encoder(PreparedCoder):
     """Encoder with prepared weights: pixels -> mean and log-variance."""
 
-    def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
         coder, full_dtype = network.encoder, torch.promote_types(dtype, torch.float32)
         # in at least float32: bfloat16 would lose the last bit of 8-bit pixels
@@ -110,7 +110,7 @@ class Encoder(PreparedCoder):
 class Decoder(PreparedCoder):
     """Decoder with prepared weights: latents -> pixels."""
 
-    def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(device, dtype)
         coder, full_dtype = network.decoder, torch.promote_types(dtype, torch.float32)
         self.conv2 = PointPair(network.conv2, device, full_dtype)

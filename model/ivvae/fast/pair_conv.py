@@ -24,7 +24,7 @@ import torch
 from model.convolution import FrameConv
 
 if TYPE_CHECKING:
-    from model.ivvae.parameters import ConvPair
+    from model.ivvae.layers import ConvPair
 
 
 def filters_minimally(device: torch.device, dtype: torch.dtype) -> bool:

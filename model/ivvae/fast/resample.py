@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from model.convolution import FrameConv
-from model.ivvae.stream_state import stripes
+from model.ivvae.fast.stream_state import stripes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from model.ivvae import parameters
-    from model.ivvae.stream_state import StreamState
+    from model.ivvae import layers as published
+    from model.ivvae.fast.stream_state import StreamState
 
 
 class Downsample:
     """Downsampling by 2 of rows and columns, and of frames if `time`; a clip's first frame stays one frame."""
 
-    def __init__(self, block: parameters.Resample, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, block: published.Resample, device: torch.device, dtype: torch.dtype) -> None:
         spatial, motion = _kernels(block)
         self.spatial, self.motion = (
             FrameConv(weight, bias, device, dtype, stride=2) for weight, bias in (spatial, motion)
@@ -66,7 +66,7 @@ class Downsample:
 class Upsample:
     """Upsampling by 2 of rows and columns with half the channels, and of frames if `time`; a clip's first latent stays one frame."""
 
-    def __init__(self, block: parameters.Resample, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, block: published.Resample, device: torch.device, dtype: torch.dtype) -> None:
         spatial, motion = _kernels(block)
         self.spatial, self.motion = (
             [_corners(weight, bias, row, device, dtype) for row in (0, 1)] for weight, bias in (spatial, motion)
@@ -114,7 +114,7 @@ class Upsample:
             out[:, :, :, row::2, 1::2] = y[..., 1:, self.width :]
 
 
-def _kernels(block: parameters.Resample) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _kernels(block: published.Resample) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(weight, bias) of the key branch and of the motion branch, float64."""
     convs = [cast("nn.Conv2d", half[1]) for half in (block.resample_2d, block.resample_3d)]
     return [(conv.weight.double(), cast("torch.Tensor", conv.bias).double()) for conv in convs]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from model.convolution import FrameConv
-from model.ivvae.blocks import NormSiLU
-from model.ivvae.parameters import DILATIONS
-from model.ivvae.stream_state import stripes
+from model.ivvae.fast.blocks import NormSiLU
+from model.ivvae.fast.stream_state import stripes
+from model.ivvae.layers import DILATIONS
 
 if TYPE_CHECKING:
-    from model.ivvae import parameters
-    from model.ivvae.stream_state import StreamState
+    from model.ivvae import layers as published
+    from model.ivvae.fast.stream_state import StreamState
+    from model.ivvae.network import Network
 
 GROUP = 4  # frames of a latent
 
@@ -25,14 +26,14 @@ GROUP = 4  # frames of a latent
 class PosteriorHead:
     """Norm, SiLU, and the folded kernels of mean and log-variance."""
 
-    def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         full_dtype = torch.promote_types(dtype, torch.float32)
-        self.norm = NormSiLU(cast("parameters.NormGain", network.encoder.head[0]), device, full_dtype)
+        self.norm = NormSiLU(cast("published.NormGain", network.encoder.head[0]), device, full_dtype)
         weight, bias = _top(network)
         half = weight.shape[0] // 4  # rows are [mean 2-D | logvar 2-D | mean 3-D | logvar 3-D], a quarter each
         mean = [*range(half), *range(2 * half, 3 * half)]
         logvar = [row + half for row in mean]
-        pyramid = cast("parameters.PyramidHead", network.encoder.head[2])
+        pyramid = cast("published.PyramidHead", network.encoder.head[2])
         self.mean, self.logvar = (
             _dilated(pyramid, weight[rows], bias[rows], device, full_dtype) for rows in (mean, logvar)
         )
@@ -52,9 +53,9 @@ class PosteriorHead:
         return outputs
 
 
-def _top(network: parameters.Network) -> tuple[torch.Tensor, torch.Tensor]:
+def _top(network: Network) -> tuple[torch.Tensor, torch.Tensor]:
     """Folds the top-level pair and the head's 1x1 into one matrix on the six outputs: `(2z, 12z)`, bias `(2z,)`, float64."""
-    pair, last = network.conv1, cast("parameters.PyramidHead", network.encoder.head[2]).PAC_conv.conv
+    pair, last = network.conv1, cast("published.PyramidHead", network.encoder.head[2]).PAC_conv.conv
     weight = torch.cat([pair.conv_2d.weight.double().flatten(1), pair.conv_3d.weight.double().flatten(1)])
     bias = torch.cat([cast("torch.Tensor", conv.bias).double() for conv in (pair.conv_2d, pair.conv_3d)])
     last_bias = cast("torch.Tensor", last.bias).double()
@@ -62,11 +63,11 @@ def _top(network: parameters.Network) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _dilated(
-    pyramid: parameters.PyramidHead, top: torch.Tensor, bias: torch.Tensor, device: torch.device, dtype: torch.dtype
+    pyramid: published.PyramidHead, top: torch.Tensor, bias: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> list[FrameConv]:
     """One 3x3 kernel per dilation; the 1x1 kernel is added to the centre of the first."""
     names = ["PAC_0", *(f"PAC_{dilation}" for dilation in DILATIONS)]
-    convs = [cast("parameters.FrameConv2d", getattr(pyramid, name)).conv for name in names]
+    convs = [cast("published.FrameConv2d", getattr(pyramid, name)).conv for name in names]
     z = convs[0].weight.shape[0] // 2
     kernels = []
     for index, conv in enumerate(convs):
@@ -88,10 +89,10 @@ class PixelHead:
     Frame 0 of a group (and of the clip) is the 2-D branch's output, the others the 3-D branch's, so no past frame is needed.
     """
 
-    def __init__(self, network: parameters.Network, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype) -> None:
         self.full_dtype = torch.promote_types(dtype, torch.float32)
-        self.norm = NormSiLU(cast("parameters.NormGain", network.decoder.head[0]), device, self.full_dtype)
-        pair = cast("parameters.ConvPair", network.decoder.head[2])
+        self.norm = NormSiLU(cast("published.NormGain", network.decoder.head[0]), device, self.full_dtype)
+        pair = cast("published.ConvPair", network.decoder.head[2])
         spatial, taps = pair.conv_2d.weight.double(), pair.conv_3d.weight.double()
         previous, present, following = taps.unbind(2)
         self.spatial = FrameConv(spatial, pair.conv_2d.bias, device, self.full_dtype, padding=(0, 1))

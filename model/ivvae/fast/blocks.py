@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from model.convolution import FrameConv
-from model.ivvae.pair_conv import PairConv, PointPair
-from model.ivvae.parameters import ConvPair
-from model.ivvae.stream_state import stripes
+from model.ivvae.fast.pair_conv import PairConv, PointPair
+from model.ivvae.fast.stream_state import stripes
+from model.ivvae.layers import ConvPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.ivvae import parameters
-    from model.ivvae.stream_state import StreamState
+    from model.ivvae import layers as published
+    from model.ivvae.fast.stream_state import StreamState
 
 TINY = 1e-12  # smallest length a feature is divided by
 
@@ -28,7 +28,7 @@ TINY = 1e-12  # smallest length a feature is divided by
 class NormSiLU:
     """Norm that scales each half to length `sqrt(c)` at every position and multiplies by gamma, then SiLU."""
 
-    def __init__(self, gain: parameters.NormGain, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, gain: published.NormGain, device: torch.device, dtype: torch.dtype) -> None:
         gamma = gain.gamma.double().view(2, -1)
         full_dtype = torch.promote_types(dtype, torch.float32)
         self.gamma = (gamma * gamma.shape[1] ** 0.5).to(device, full_dtype)
@@ -49,10 +49,10 @@ class Residual3d:
     """Two norms with convolution pairs, plus the input; `slots` number the past frames of the two pairs."""
 
     def __init__(
-        self, block: parameters.Residual3d, group: int, slots: Sequence[int], device: torch.device, dtype: torch.dtype
+        self, block: published.Residual3d, group: int, slots: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> None:
         layers = block.residual
-        self.norms = [NormSiLU(cast("parameters.NormGain", layers[index]), device, dtype) for index in (0, 3)]
+        self.norms = [NormSiLU(cast("published.NormGain", layers[index]), device, dtype) for index in (0, 3)]
         self.convs = [PairConv(cast("ConvPair", layers[index]), group, device, dtype) for index in (2, 6)]
         pair = getattr(block, "shortcut", None)
         self.shortcut = PointPair(pair, device, dtype) if isinstance(pair, ConvPair) else None
@@ -91,10 +91,10 @@ def convolve(pair: PairConv, window_TBHWC: torch.Tensor, stream: StreamState) ->
 class Residual2d:
     """`Residual3d` with one convolution per frame instead of a pair."""
 
-    def __init__(self, block: parameters.Residual2d, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, block: published.Residual2d, device: torch.device, dtype: torch.dtype) -> None:
         layers = block.residual
-        self.norms = [NormSiLU(cast("parameters.NormGain", layers[index]), device, dtype) for index in (0, 3)]
-        convs = [cast("parameters.FrameConv2d", layers[index]).conv for index in (2, 6)]
+        self.norms = [NormSiLU(cast("published.NormGain", layers[index]), device, dtype) for index in (0, 3)]
+        convs = [cast("published.FrameConv2d", layers[index]).conv for index in (2, 6)]
         self.convs = [FrameConv(conv.weight, conv.bias, device, dtype, padding=1) for conv in convs]
 
     def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
@@ -114,7 +114,7 @@ class Attention:
     The key bias is dropped, because it adds the same to every score of a query.
     """
 
-    def __init__(self, block: parameters.Attention, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, block: published.Attention, device: torch.device, dtype: torch.dtype) -> None:
         self.projections = [_folded(half, device, dtype) for half in (block.Attention_2d, block.Attention_3d)]
 
     def __call__(self, x_TBHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
@@ -130,7 +130,7 @@ class Attention:
         return x_TBHWC
 
 
-def _folded(half: parameters.BranchAttention, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def _folded(half: published.BranchAttention, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """(joint weight, joint bias, output weight, output bias)."""
     if half.to_qkv.bias is None or half.proj.bias is None:
         raise ValueError("an attention projection has no bias; its published form has one")
