@@ -46,6 +46,8 @@ IMPORTERS = {
     "PIL": {
         "model/sheets.py",
         "pipeline/embedding/images.py",
+        "pipeline/export/wds.py",
+        "pipeline/video/first_frame.py",
         "pipeline/report/pictures.py",
         "pipeline/video/images.py",
         "pipeline/video/image_colour.py",

@@ -57,7 +57,7 @@ def evaluate(
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # rejects frame counts and sizes before anything is loaded
     with job_annotations(job) as tables:
-        return _evaluate(job, folder, tables, lpips, i3d, news)
+        return _evaluate(job, folder, tables, lpips, i3d, fvd, news)
 
 
 def _evaluate(
@@ -66,6 +66,7 @@ def _evaluate(
     tables: Annotations,
     lpips: Sequence[str],
     i3d: str | None,
+    fvd: str,
     news: Callable[[str], None],
 ) -> dict[str, Any]:
     shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
