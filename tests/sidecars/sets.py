@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from pipeline.sidecars.receipts import SidecarReceipt, SidecarReceipts
 from pipeline.sidecars.storing import store_unit
 from pipeline.sidecars.versions import Coverage, SetVersion, SetVersions
 from pipeline.storage import Store
+from tests.loader.outputs import Output
+from tests.pipeline.latent_clips import local_store
 
 WIDTH = 6
 TEXT = SidecarSet(
@@ -72,5 +74,6 @@ def receipts(store: Store, described: SidecarSet = TEXT) -> list[SidecarReceipt]
     return SidecarReceipts(store, described.name).all()
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def copied(output: Output, folder: Path) -> Output:
+    """A copy of an output that was made once, for a test that changes it."""
+    return Output(local_store(shutil.copytree(output.uri, folder / "out")), output.clips)

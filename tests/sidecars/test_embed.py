@@ -14,10 +14,12 @@ from PIL import Image
 
 from pipeline.config import EmbedJob, WriteConfig, validate
 from pipeline.embedding.checkpoint import find_files
+from pipeline.embedding.pruning import prune
 from pipeline.embedding.run import EmbedReport, embed
 from pipeline.embedding.texts import TextEncoder
 from pipeline.embedding.upkeep import list_sets, verify_set
 from pipeline.errors import ConfigError, InputError
+from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.process import kill_points
 from pipeline.sidecars.names import key_of
@@ -26,7 +28,8 @@ from pipeline.sidecars.receipts import SidecarReceipts
 from pipeline.sidecars.versions import Coverage
 from pipeline.storage import Store, open_store
 from tests import forked_command
-from tests.loader.outputs import SHORT, clip_of, write_output
+from tests.loader.outputs import SHORT, Output, clip_of, write_output
+from tests.sidecars.sets import copied
 
 CAPTIONS = ["a cat runs", "a dog", None, "a cat runs", "the dog sleeps on the red snow of a blue video", "Ein Café"]
 DISTINCT = {"", "a cat runs", "a dog", "the dog sleeps on the red snow of a blue video", "Ein Café"}
@@ -46,9 +49,15 @@ def clips(first: int, captions: list[str | None]) -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
+    return write_output(folder / "out", folder / "spool", [clips(0, CAPTIONS[:3]), clips(100, CAPTIONS[3:])])
+
+
 @pytest.fixture
-def output(tmp_path: Path) -> Store:
-    return write_output(tmp_path / "out", tmp_path / "spool", [clips(0, CAPTIONS[:3]), clips(100, CAPTIONS[3:])]).store
+def output(made: Output, tmp_path: Path) -> Store:
+    return copied(made, tmp_path).store
 
 
 def add(store: Store, captions: list[str | None]) -> None:
@@ -243,6 +252,26 @@ def test_first_frames_are_embedded_by_row(
         found = batches[clip.id]
         torch.testing.assert_close(found["embedding"][0], wanted.hidden_states[-2][0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found["pooled"][0], wanted.pooler_output[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.s3
+def test_sets_on_s3_are_made_read_and_pruned(s3: Any, tmp_path: Path, encoder_folders: dict[str, Path]) -> None:
+    storage = s3.config()
+    store = write_output(f"{s3.root}/out", tmp_path, [clips(0, CAPTIONS)], storage=storage).store
+    job = job_of(store, encoder_folders["t5"], storage=storage.model_dump())
+    assert embed(job).encoded == 5
+    assert embed(job).encoded == 0
+    dataset = LatentDataset.open(store.root, storage=storage)
+    record_takedown(
+        store, "asked for", ids=[row.id for row in dataset.rows(tensors=False) if row.caption == CAPTIONS[4]]
+    )
+    with LatentLoader(dataset, batch=2, epochs=1, sidecars="t5", seed=3) as loader:
+        for batch in loader:
+            found = [len(tensor) for tensor in batch.sidecars["t5"]["embedding"]]
+            assert found == [len(text.split()) + 1 for text in batch.captions]
+    report = prune(store, "t5", storage, grace_s=-3600.0)
+    assert (report.pruned, report.rows, report.deleted) == (1, 4, 1)
+    assert verify_set(store, "t5")["num_damaged"] == 0
 
 
 def test_an_output_without_the_column_of_images_is_refused(output: Store, encoder_folders: dict[str, Path]) -> None:

@@ -18,16 +18,22 @@ from pipeline.sidecars.description import SidecarSet
 from tests.export.memory_rows import files_in
 from tests.export.test_export_tars import samples_of
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
-from tests.sidecars.sets import BYTES, TEXT, values_of, write_set
+from tests.sidecars.sets import BYTES, TEXT, copied, values_of, write_set
 
 CAPTIONS = ["a dog", "a cat runs", None, "a dog"]
 FASTVIDEO = Request("fastvideo", as_model="custom", normalize="none", sidecars=("t5",))
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Output:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
     clips = [clip_of(seed, SHORT, caption=caption, uri="s3://corpus/a.tar") for seed, caption in enumerate(CAPTIONS)]
-    return write_output(tmp_path / "out", tmp_path / "spool", [clips])
+    return write_output(folder / "out", folder / "spool", [clips])
+
+
+@pytest.fixture
+def output(made: Output, tmp_path: Path) -> Output:
+    return copied(made, tmp_path)
 
 
 def whole_set(output: Output, folder: Path) -> None:

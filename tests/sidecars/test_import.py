@@ -20,14 +20,21 @@ from pipeline.loader import LatentDataset, LatentLoader
 from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
+from tests.sidecars.sets import copied
 
 CAPTIONS = ["a dog", "a cat", None, "a dog"]
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Output:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
     clips = [clip_of(seed, SHORT, caption=caption) for seed, caption in enumerate(CAPTIONS)]
-    return write_output(tmp_path / "out", tmp_path / "spool", [clips])
+    return write_output(folder / "out", folder / "spool", [clips])
+
+
+@pytest.fixture
+def output(made: Output, tmp_path: Path) -> Output:
+    return copied(made, tmp_path)
 
 
 def array(seed: int, tokens: int = 3, width: int = 5) -> np.ndarray:

@@ -16,7 +16,7 @@ from pipeline.sidecars.names import key_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.versions import Coverage, SetVersions
 from tests.loader.outputs import SHORT, WIDE, Output, clip_of, write_output
-from tests.sidecars.sets import BYTES, TEXT, WIDTH, receipts, values_of, write_set
+from tests.sidecars.sets import BYTES, TEXT, WIDTH, copied, receipts, values_of, write_set
 
 COUNT = 12
 
@@ -34,9 +34,15 @@ def films(folder: Path) -> Output:
     return write_output(folder / "out", folder / "spool", [clips[:7], clips[7:]])
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
+    return films(folder)
+
+
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return films(tmp_path)
+def output(made: Output, tmp_path: Path) -> Output:
+    return copied(made, tmp_path)
 
 
 def texts_of(output: Output) -> list[str]:

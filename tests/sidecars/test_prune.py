@@ -21,19 +21,25 @@ from pipeline.sidecars.receipts import SidecarReceipts
 from pipeline.sidecars.versions import SetVersions
 from pipeline.storage import Store
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
-from tests.sidecars.sets import BYTES, bits_of, values_of, write_set, write_unit
+from tests.sidecars.sets import BYTES, bits_of, copied, values_of, write_set, write_unit
 
 CAPTIONS = ["a dog", "a cat", "shared", "shared", "a secret", None]
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Output:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
     clips = [
         clip_of(seed, SHORT, caption=caption, uri=f"s3://corpus/{seed}.tar") for seed, caption in enumerate(CAPTIONS)
     ]
-    made = write_output(tmp_path / "out", tmp_path / "spool", [clips])
-    write_set(made.store, [["", "a dog", "a secret"], ["a cat", "shared", "a dog"]], folder=tmp_path / "set")
+    made = write_output(folder / "out", folder / "spool", [clips])
+    write_set(made.store, [["", "a dog", "a secret"], ["a cat", "shared", "a dog"]], folder=folder / "set")
     return made
+
+
+@pytest.fixture
+def output(made: Output, tmp_path: Path) -> Output:
+    return copied(made, tmp_path)
 
 
 def pruned(store: Store, name: str = "t5", **options: float) -> dict[str, int]:

@@ -16,13 +16,19 @@ from pipeline.operate.gc import GcOptions, collect
 from pipeline.sidecars.names import receipt_key
 from pipeline.sidecars.receipts import SidecarReceipts
 from tests.loader.outputs import SHORT, Output, clip_of, write_output
-from tests.sidecars.sets import write_set
+from tests.sidecars.sets import copied, write_set
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Output:
+    folder = tmp_path_factory.mktemp("output")
+    clips = [clip_of(seed, SHORT, caption=caption) for seed, caption in enumerate(["a dog", "a cat runs", None])]
+    return write_output(folder / "out", folder / "spool", [clips])
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    clips = [clip_of(seed, SHORT, caption=caption) for seed, caption in enumerate(["a dog", "a cat runs", None])]
-    return write_output(tmp_path / "out", tmp_path / "spool", [clips])
+def output(made: Output, tmp_path: Path) -> Output:
+    return copied(made, tmp_path)
 
 
 def lathe(*arguments: object, code: int = 0) -> Result:
