@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 import model
 from pipeline.cli.app import app
 from pipeline.config import DecodeConfig, DrillConfig, build_job
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.errors import ConfigError
+from pipeline.evaluation.evaluate import _check_lpips, evaluate
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
@@ -266,6 +268,16 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         assert message in text, (arguments, text)
         assert text.count("\n") == 1
     assert not new.exists()
+
+
+def test_frames_smaller_than_alexnet_takes_are_refused():
+    from model.training.perceptual import LPIPS
+
+    job = build_job({"inputs": ["a.tar"], "output": "out", "clips.size": "24x48"})
+    rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
+    with pytest.raises(ConfigError, match=r"clips\.size: LPIPS-Alex needs sides of at least 31 pixels, got 24"):
+        _check_lpips(SimpleNamespace(lpips=LPIPS("alex")), rules)
+    _check_lpips(SimpleNamespace(lpips=LPIPS("vgg")), rules)
 
 
 def test_a_missing_extra_is_named(corpus, checkpoint, tmp_path, monkeypatch):
