@@ -6,6 +6,7 @@ Packages are imported when a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +59,10 @@ def publish(
     partial: Annotated[
         bool, typer.Option("--partial", help="Publish although shards are not done; they are recorded.")
     ] = False,
-    reject_budget: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of damaged inputs.")] = 0.05,
+    reject_budget: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Largest fraction of damaged inputs. [default: that of --config, or 0.05]"),
+    ] = None,
     max_drift: Annotated[
         float,
         typer.Option(min=0, help="Largest change of a channel's mean or standard deviation, in standard deviations."),
@@ -84,7 +88,7 @@ def publish(
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", metavar="JOB.yaml", help="Job of the build, whose inputs, annotations and columns are listed."
+            "--config", metavar="JOB.yaml", help="Job of the build: its inputs, annotations, columns and reject budget."
         ),
     ] = None,
     endpoint_url: StoreSettings = None,
@@ -127,11 +131,14 @@ def publish(
 
             floors = {"psnr_floor": psnr_floor, "ssim_floor": ssim_floor}
             check = canary_check(storage, clips=canary, checkpoint=checkpoint, device=device, **floors)
+        limits = Limits(drift=max_drift, removed=max_removed)
+        if (budget := job.reject_budget if reject_budget is None and job is not None else reject_budget) is not None:
+            limits = replace(limits, reject_budget=budget)
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",
             partial=partial,
-            limits=Limits(reject_budget=reject_budget, drift=max_drift, removed=max_removed),
+            limits=limits,
             job=None if job is None else {"inputs": list(job.inputs)},
             delta=delta,
             rebuild=rebuild,
