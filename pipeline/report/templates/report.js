@@ -1,14 +1,11 @@
 "use strict";
-// Pictures that play: the animation takes the place of the still while its button is pressed, or the pointer is on it.
+// Pictures that play: the animation lies on the still while its button is pressed, or the pointer is on it.
 for (const figure of document.querySelectorAll("figure[data-clip]")) {
   const button = figure.querySelector("button");
-  const still = figure.querySelector("img.still");
   const play = figure.querySelector("img.play");
   const show = (on) => {
-    still.hidden = on;
     play.hidden = !on;
     button.setAttribute("aria-pressed", String(on));
-    button.textContent = on ? "Stop" : "Play";
   };
   let pressed = false;
   button.addEventListener("click", () => { pressed = !pressed; show(pressed); });
