@@ -6,7 +6,7 @@
 - `compact_command`: compact
 - `maintenance_commands`: takedown, gc
 - `nightly_command`: nightly
-- `report_commands`: report
+- `report_commands`: report, serve
 - `export_command`: export
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import AccessError, CheckpointError, NonFiniteLatent, StorageUnavailable
+from pipeline.errors import NonFiniteLatent, StorageUnavailable, UsageError
 from pipeline.format.tensors import stored_values
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
@@ -80,10 +80,10 @@ def decode_clips(
     empty = Decoded(None, (), 0, 0, (), {}, None)
     try:
         decoder = LatentDecoder(encoder_of(store, chosen.receipts, storage), checkpoint, device)
-    except (CheckpointError, AccessError, StorageUnavailable) as error:
-        if checkpoint is not None:
+    except (UsageError, StorageUnavailable) as error:
+        if checkpoint is not None or device not in ("auto", "cpu"):
             raise
-        return empty, Pictures(), [f"{WITHOUT}, because the weights are not at hand: {error.message}"]
+        return empty, Pictures(), [f"{WITHOUT}, because its network cannot be loaded: {error.message}"]
     notices = list(decoder.notices)
     if chosen.other_networks:
         notices.append(f"pictures are of the newest of {chosen.other_networks + 1} networks in this snapshot")

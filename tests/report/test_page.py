@@ -68,7 +68,7 @@ def test_the_page_loads_nothing(page):
     assert places
     assert [place for place in places if not place.startswith(("#", "data:image/webp;"))] == []
     (policy,) = (attrs["content"] for tag, attrs in elements.tags if attrs.get("http-equiv"))
-    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert policy.startswith("default-src 'none'; img-src data:; connect-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
 
 
