@@ -24,7 +24,7 @@ import torch
 import model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
-from benchmarks.leanvae_plain import PlainLeanVAE
+from benchmarks.plain_networks import PlainNetwork
 
 
 def options() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def main() -> None:
     height, width = (int(side) for side in args.size.split("x"))
     networks = {dtype: model.load(args.network, untrained=0, dtype=dtype) for dtype in ("float32", "bfloat16")}
     exact = model.load(args.network, untrained=0, dtype="float64")
-    plain = PlainLeanVAE(exact.config, exact.network.state_dict())
+    plain = PlainNetwork(args.network, exact.config, exact.network.state_dict()).float()
 
     generator = torch.Generator().manual_seed(0)
     video = torch.rand((1, 3, args.frames, height, width), generator=generator) - 0.5

@@ -36,7 +36,9 @@ SHARDS = 8
 PLAN_ROWS, PLAN_S, PLAN_MB = 10_000_000, 1.0, 100.0
 FIRST_FILES, FIRST_S = 100_000, 3.0
 OF_RAW, OF_BEST = 0.8, 2.0
-RAW_BLOCKS = 6  # batches of memory that plain reads take in turn: as many as the loader (4 ahead, one in use, one between)
+RAW_BLOCKS = (
+    6  # batches of memory that plain reads take in turn: as many as the loader (4 ahead, one in use, one between)
+)
 ROUNDS, SECONDS = 3, 1.5  # of each loader, in turn: what else the machine does then hits all of them
 
 

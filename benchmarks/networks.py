@@ -34,9 +34,9 @@ from model import registry
 from model.kernels.graphs import EAGER_RUNS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
-from benchmarks import plain_networks
 from benchmarks.machine import Machine
 from benchmarks.network_rows import HEADER, Row, results, show
+from benchmarks.plain_networks import PlainNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def noise(spec: Any, batch: int, clip: str, device: torch.device) -> torch.Tenso
 def encode_flop(name: str, config: dict[str, Any], weights: dict[str, torch.Tensor], clip: str) -> float:
     """Counted on the plain network without computing anything."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        plain = plain_networks.build(name, config, {key: value.to("meta") for key, value in weights.items()})
+        plain = PlainNetwork(name, config, {key: value.to("meta") for key, value in weights.items()})
         plain.to("meta")(torch.empty((1, 3, *parse_clip(clip)), device="meta"))
     return float(counter.get_total_flops())
 
@@ -100,7 +100,7 @@ class Case:
         self.dtypes, self.vaes = dtypes, dict[str, Any]()
         # on CUDA the bar is the plain network in bfloat16, eager; on a CPU the plain network in float32
         self.plain_dtype = "bfloat16" if machine.cuda else "float32"
-        self.plain = plain_networks.build(self.name, self.config, self.weights)
+        self.plain = PlainNetwork(self.name, self.config, self.weights)
         self.plain.to(machine.device, getattr(torch, self.plain_dtype))
 
     def build(self, dtype: str) -> Any:

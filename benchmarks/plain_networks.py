@@ -1,35 +1,26 @@
-"""The plain layer-by-layer networks by the name of their preset.
-
-Takes published configuration and weights; returns a module that maps a video `B 3 T H W` in the network's range to the posterior mean
-`B d t h w`.
-"""
+"""Networks as published, in the form that benchmarks compare with: a video `B 3 T H W` in the network's range to the posterior mean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from model import registry
+import torch
+from torch import nn
+
+from model.definition import definition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-    from torch import nn
 
+class PlainNetwork(nn.Module):
+    """The network `name` with these weights, run layer by layer."""
 
-def build(name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The plain form of a preset's network."""
-    family = registry.family_of(name).name
-    if family == "leanvae":
-        from benchmarks.leanvae_plain import PlainLeanVAE
+    def __init__(self, name: str, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.network = cast("Any", definition(name, config, weights))
 
-        return PlainLeanVAE(config, weights)
-    if family == "wfvae":
-        from benchmarks.wfvae_plain import PlainWFVAE
-
-        return PlainWFVAE(config, weights)
-    if family == "ivvae":
-        from benchmarks.ivvae_plain import PlainIVVAE
-
-        return PlainIVVAE(config, weights)
-    raise SystemExit(f"{name}: no plain implementation of family {family}")
+    @torch.inference_mode()
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`B 3 T H W` -> `B d t h w`."""
+        return cast("torch.Tensor", self.network.encode(video_BCTHW).mean)

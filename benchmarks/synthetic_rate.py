@@ -24,9 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 
 from benchmarks.machine import Machine
-from model import registry
+from model.training.networks import trainable
 from model.training.scenes.clips import clip
-from model.training.trainable import TrainableLeanVAE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ def cpu_s(work: Callable[[int], object], repeats: int) -> list[float]:
 
 def step_s(frames: int, height: int, width: int, repeats: int) -> float:
     """Median CPU time of one training step on one clip."""
-    network = TrainableLeanVAE(registry.complete("leanvae-dim16", NARROW))
+    network = trainable("leanvae-dim16", NARROW)
     video_BCTHW = (clip(0, 0, frames, height, width)[None].float() / 255) - 0.5
 
     def step(_: int) -> None:

@@ -115,6 +115,25 @@ class CausalVAE:
         video = yuv_to_video(planes_BT3HW, matrices, self.spec.value_range, self.input_dtype)
         return self._encode(video, state, moments=moments)
 
+    def encode_condition(
+        self, planes_BT3HW: torch.Tensor, matrices: Sequence[str], state: CausalState | None = None
+    ) -> tuple[Posterior, CausalState]:
+        """`encode_planes` of the first of these frames followed by zeros, as many frames as there are planes; with `state`, of zeros.
+
+        Zero is that of videos in [-1, 1], the middle of any `spec.value_range`: what image-to-video models are trained with.
+
+        Raises:
+            ValueError: as `encode_planes`.
+        """
+        inputs.check_planes(planes_BT3HW, self.spec, first=state is None)
+        B, T, _, H, W = planes_BT3HW.shape
+        value_range = self.spec.value_range
+        video = torch.full((B, 3, T, H, W), sum(value_range) / 2, dtype=self.input_dtype, device=self.device)
+        if state is None:
+            first = planes_BT3HW[:, :1].to(self.device, non_blocking=True)
+            video[:, :, :1] = yuv_to_video(first, matrices, value_range, self.input_dtype)
+        return self._encode(video, state, moments=False)
+
     def decode(
         self, latent_BCthw: torch.Tensor, state: CausalState | None = None, *, last: bool = True
     ) -> tuple[torch.Tensor, CausalState]:

@@ -1,8 +1,12 @@
-"""Text for people: sizes in bytes, durations in seconds, names that come with the data."""
+"""Text for people: sizes in bytes, durations in seconds, counts, names that come with the data."""
 
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def size(n: float) -> str:
@@ -19,6 +23,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def quantity(n: int, one: str, several: str = "") -> str:
+    """A count with its noun: `1 row`, `2 rows`. `several`: the plural, if it is not `one` with an s; both may include the verb."""
+    return f"{n} {one if n == 1 else several or one + 's'}"
+
+
+def quantities(counts: Mapping[str, Any], *nouns: str) -> str:
+    """Counts by plural noun: `{"rows": 1, "files": 2}`, `row`, `file` -> `1 row, 2 files`."""
+    return ", ".join(quantity(counts[f"{noun}s"], noun) for noun in nouns)
 
 
 def printable(text: str) -> str:

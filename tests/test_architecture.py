@@ -36,6 +36,12 @@ IMPORTERS = {
     },
     "torch": {"model/", "pipeline/encoder/", "pipeline/export/", "pipeline/loader/", "pipeline/training/"},
     "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
+    "PIL": {
+        "model/sheets.py",
+        "pipeline/report/pictures.py",
+        "pipeline/video/images.py",
+        "pipeline/video/image_colour.py",
+    },
     "typer": {"pipeline/cli/"},
     "pipeline.cli": {"pipeline/cli/", "pipeline/__main__.py"},
 }

@@ -13,6 +13,10 @@ Whether these networks could be run in chunks was tried with tiny random ones (`
 | LTXVideo      | to rounding: causal convolutions, norms by position  | keeps none                                      |
 | Mochi         | to rounding: causal convolutions and attention       | none to encode; the attention needs every frame |
 | Allegro       | no: group norms and convolutions over both sides     | keeps none                                      |
+| HunyuanVideo  | to rounding: causal convolutions and attention       | keeps none; the attention needs every frame     |
+| 1.5           |                                                      |                                                 |
+
+LTX-2, EasyAnimate (Magvit) and VidTok are run in chunks by `causal_stream`; here are their whole clips, which decode the first and last.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ def split_moments(parameters_BCthw: torch.Tensor) -> Moments:
 
 class WholeClips:
     """Coder for classes that need every frame of a clip in one call. `reason` says why."""
+
+    encodes_whole: str | None
+    decodes_whole: str | None
 
     def __init__(self, module: Any, reason: str) -> None:
         self.module = module
@@ -76,8 +83,59 @@ class LTXClips(WholeClips):
             return self.module.decode(latent_BCthw, step).sample, ()
 
 
+class HunyuanVideo15Clips(WholeClips):
+    """`AutoencoderKLHunyuanVideo15`, one video at a time: the mask of its attention has the wrong shape for batches (diffusers 0.42)."""
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posteriors of the clips."""
+        moments = [super(HunyuanVideo15Clips, self).encode(video, memory)[0] for video in video_BCTHW.split(1)]
+        means, logvars = zip(*moments, strict=True)
+        return (torch.cat(means), torch.cat(logvars)), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Videos of the clips."""
+        return torch.cat([self.module.decode(latent).sample for latent in latent_BCthw.split(1)]), ()
+
+
+class VidTokClips(WholeClips):
+    """`AutoencoderVidTok`: pads and cuts as its `forward`, for every number of frames, and leaves no caches behind."""
+
+    def encode(self, video_BCTHW: torch.Tensor, memory: StateTensors | None) -> tuple[Moments, StateTensors]:
+        """Posterior of the clip. The first frame of a causal network stands for a whole group."""
+        if self.module.is_causal:
+            before = [video_BCTHW[:, :, :1]] * (self.module.temporal_compression_ratio - 1)
+            video_BCTHW = torch.cat([*before, video_BCTHW], dim=2)
+        parameters = self._run(self.module.encoder, video_BCTHW)
+        return split_moments(parameters), ()
+
+    def decode(self, latent_BCthw: torch.Tensor, memory: StateTensors | None) -> tuple[torch.Tensor, StateTensors]:
+        """Video of the clip."""
+        video = self._run(self.module.decoder, latent_BCthw)
+        return video[:, :, self.module.temporal_compression_ratio - 1 :] if self.module.is_causal else video, ()
+
+    def _run(self, coder: Any, clip: torch.Tensor) -> torch.Tensor:
+        self.module._set_first_chunk(True)
+        result: torch.Tensor = coder(clip)
+        self.module._empty_causal_cached(coder)
+        return result
+
+
 def _each_frame(layer: Any, latent_BCthw: torch.Tensor) -> torch.Tensor:
     """Applies a 2-D layer to every latent frame."""
     B = latent_BCthw.shape[0]
     frames = layer(latent_BCthw.contiguous().permute(0, 2, 1, 3, 4).flatten(0, 1))
     return frames.unflatten(0, (B, -1)).permute(0, 2, 1, 3, 4)
+
+
+_CODERS: dict[str, type[WholeClips]] = {
+    "AutoencoderKLAllegro": AllegroClips,
+    "AutoencoderKLHunyuanVideo15": HunyuanVideo15Clips,
+    "AutoencoderKLLTXVideo": LTXClips,
+    "AutoencoderKLLTX2Video": LTXClips,
+    "AutoencoderVidTok": VidTokClips,
+}
+
+
+def clips_of(module: Any, reason: str) -> WholeClips:
+    """Coder of whole clips for the class of `module`. `reason`: why it takes no chunks."""
+    return _CODERS.get(type(module).__name__, WholeClips)(module, reason)

@@ -78,7 +78,8 @@ def check_weights(name: str, module: Any, weights: Mapping[str, torch.Tensor]) -
     """
     expected = module.state_dict()
     check_keys(name, expected, weights)
-    check_finite(name, weights)
+    # counters of batch norms, such as FLUX.2's, are whole numbers
+    check_finite(name, {key: tensor for key, tensor in weights.items() if expected[key].is_floating_point()})
     everything = (*module.named_parameters(), *module.named_buffers())
     unfilled = [key for key, tensor in everything if tensor.is_meta and key not in expected]
     if unfilled:
@@ -111,7 +112,12 @@ def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tens
     Scaled so that activations stay of order one. Their latents mean nothing.
     """
     module = empty_module("diffusers", config)
-    return {key: _random_tensor(key, tuple(meta.shape), seed) for key, meta in module.state_dict().items()}
+    return {
+        key: _random_tensor(key, tuple(meta.shape), seed)
+        if meta.is_floating_point()
+        else torch.zeros(meta.shape, dtype=meta.dtype)  # counters of batch norms
+        for key, meta in module.state_dict().items()
+    }
 
 
 def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -119,7 +125,9 @@ def _random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     noise = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32).reshape(shape).copy())
     kind = key.rpartition(".")[2]
     size = int(np.prod(shape))
-    if kind == "latents_std" or (kind in ("weight", "gamma") and size == shape[0]):  # deviations, and norms' gains
+    if kind in ("latents_std", "running_var") or (
+        kind in ("weight", "gamma") and size == shape[0]
+    ):  # deviations, and norms' gains
         return 1 + 0.02 * noise
     if kind == "weight":
         return noise * (size // shape[0]) ** -0.5

@@ -5,11 +5,15 @@ the next chunk for classes that can be run in chunks without loss:
 
 | class                             | encode            | decode            | by                                            |
 |-----------------------------------|-------------------|-------------------|-----------------------------------------------|
-| Wan                               | any 4n+1, 4n, ... | any               | its own feature cache (`wan_stream.py`)       |
-| AutoencoderKL (SD, SDXL)          | any               | any               | frames, which do not depend on each other     |
+| Wan, QwenImage                    | any 4n+1, 4n, ... | any               | their own feature cache (`wan_stream.py`)     |
+| Magvit (EasyAnimate)              | any 4n+1, 4n, ... | any               | the frames before each layer, carried along   |
+| LTX2Video, VidTok                 | any 8n+1, 8n, ... | whole clips       | (`causal_stream.py`)                          |
+| AutoencoderKL (SD, SDXL), Flux2,  | any               | any               | frames, which do not depend on each other     |
+| AutoencoderDC                     |                   |                   |                                               |
 | TemporalDecoder (SVD)             | any               | whole clips       | the same; its decoder mixes frames            |
-| HunyuanVideo, CogVideoX, Cosmos,  | whole clips       | whole clips       | reasons: `facts.WHOLE_CLIPS`, `clips.py`      |
-| LTXVideo, Allegro, Mochi          |                   |                   |                                               |
+| HunyuanVideo, HunyuanVideo15,     | whole clips       | whole clips       | reasons: `classes.WHOLE_CLIPS`, `clips.py`    |
+| CogVideoX, Cosmos, LTXVideo,      |                   |                   |                                               |
+| Allegro, Mochi                    |                   |                   |                                               |
 
 On a CPU the videos of a batch are processed one by one, so that batches give the same bits. diffusers' options to save memory (tiles,
 framewise coding) blend overlapping pieces and stay off.
@@ -23,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.diffusers_vae.clips import AllegroClips, LTXClips, WholeClips
-from model.diffusers_vae.facts import DETERMINISTIC, WHOLE_CLIPS
-from model.diffusers_vae.frames import FrameCoder, FrameEncoderClipDecoder
+from model.diffusers_vae.causal_stream import STREAMS, open_causal_stream
+from model.diffusers_vae.classes import DETERMINISTIC
+from model.diffusers_vae.clips import WholeClips, clips_of
+from model.diffusers_vae.facts import needs_whole_clips
+from model.diffusers_vae.frames import DeepCompressionCoder, FrameCoder, FrameEncoderClipDecoder
 from model.diffusers_vae.module import check_weights, empty_module, filled, full_config, library, random_weights
 from model.diffusers_vae.wan_stream import WanStream, open_stream
 from model.vae import CausalVAE
@@ -129,9 +135,12 @@ def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.
     module = empty_module(spec.network, config)
     config = full_config(module)
     check_weights(spec.network, module, weights)
-    coder = _coder(config["_class_name"], module, spec)
+    coder = _coder(config, module, spec)
     spec = dataclasses.replace(spec, chunking="none" if coder.encodes_whole else "exact")
-    if config["_class_name"] == "AutoencoderKLLTXVideo":  # its statistics are not in its configuration
+    if config["_class_name"] in (
+        "AutoencoderKLLTXVideo",
+        "AutoencoderKLLTX2Video",
+    ):  # their statistics are not in their configuration
         mean, std = (tuple(weights[key].double().tolist()) for key in ("latents_mean", "latents_std"))
         spec = dataclasses.replace(spec, mean=mean, std=std, scale=None if spec.scale == 1 else spec.scale)
     return CheckedWeights(spec, config, weights, coder)
@@ -147,18 +156,28 @@ def build(
     return DiffusersVAE(coder, spec, checked.config, sha256, device, dtype, **provenance)
 
 
-def _coder(kind: str, module: Any, spec: LatentSpec) -> Coder:
-    """Coder for a class of this name."""
-    if kind == "AutoencoderKLWan":
+FRAME_CODERS = {
+    "AutoencoderKLTemporalDecoder": FrameEncoderClipDecoder,
+    "AutoencoderKL": FrameCoder,
+    "AutoencoderKLFlux2": FrameCoder,
+    "AutoencoderDC": DeepCompressionCoder,
+}
+
+
+def _coder(config: Mapping[str, Any], module: Any, spec: LatentSpec) -> Coder:
+    """Coder for this configuration."""
+    kind = config["_class_name"]
+    if kind in FRAME_CODERS:
+        return FRAME_CODERS[kind](module)
+    if whole := needs_whole_clips(config):
+        return clips_of(module, whole)
+    reason = f"this adapter does not know how the layers of diffusers {library().__version__} look back in time"
+    if kind in STREAMS:
+        stream: Coder | str = open_causal_stream(clips_of(module, reason), spec)
+    else:
         stream = open_stream(module, spec.space_stride)
-        if isinstance(stream, WanStream):
-            return stream
         reason = f"this adapter does not know how diffusers {library().__version__} keeps its cache"
+    if isinstance(stream, str):
         warnings.warn(f"{spec.network} encodes and decodes whole clips only: {reason} ({stream})", stacklevel=3)
-        return WholeClips(module, reason)
-    if kind == "AutoencoderKLTemporalDecoder":
-        return FrameEncoderClipDecoder(module)
-    if kind == "AutoencoderKL":
-        return FrameCoder(module)
-    whole = {"AutoencoderKLAllegro": AllegroClips, "AutoencoderKLLTXVideo": LTXClips}.get(kind, WholeClips)
-    return whole(module, WHOLE_CLIPS[kind])
+        return clips_of(module, reason)
+    return stream

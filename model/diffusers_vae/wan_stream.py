@@ -1,4 +1,4 @@
-"""`AutoencoderKLWan` in chunks: diffusers' feature cache, passed in and out as tensors.
+"""`AutoencoderKLWan` and `AutoencoderKLQwenImage` in chunks: diffusers' feature cache, passed in and out as tensors.
 
 Takes frames or latents in the module's dtype, on its device, and the cache of the previous chunk; returns the posterior's parameters or a
 video, and the cache for the next chunk, with the batch first. The steps are those of diffusers (one frame, then groups of four;
@@ -96,7 +96,10 @@ class WanStream:
         from diffusers.models.autoencoders import autoencoder_kl_wan as published
 
         self.module = module
-        self._patch = module.config.patch_size or 1
+        self._wan = (
+            type(module).__name__ == "AutoencoderKLWan"
+        )  # Qwen-Image has neither patches nor the residual decoder
+        self._patch = (module.config.patch_size or 1) if self._wan else 1
         self._patchify, self._unpatchify = published.patchify, published.unpatchify
         self._encoder_cache, self._decoder_cache = FeatureCache(module.encoder), FeatureCache(module.decoder)
 
@@ -135,7 +138,8 @@ class WanStream:
 
     def _decode_step(self, latent: torch.Tensor, entries: list[Any], *, first: bool) -> torch.Tensor:
         features = self.module.post_quant_conv(latent.contiguous())
-        frames: torch.Tensor = self.module.decoder(features, feat_cache=entries, feat_idx=[0], first_chunk=first)
+        options = {"first_chunk": first} if self._wan else {}
+        frames: torch.Tensor = self.module.decoder(features, feat_cache=entries, feat_idx=[0], **options)
         return frames
 
     def copy_shapes(self, other: WanStream) -> None:
@@ -192,7 +196,8 @@ def _tested_stream(config_json: str, space_stride: int) -> WanStream | str:
 
 def narrow_copy(config: Mapping[str, Any]) -> Any:
     """Copy of the network with few channels and random weights."""
-    narrow = {**config, "base_dim": WIDTH, "decoder_base_dim": WIDTH}
+    widths = ("base_dim", "decoder_base_dim") if "decoder_base_dim" in config else ("base_dim",)
+    narrow = {**config, **dict.fromkeys(widths, WIDTH)}
     return filled(empty_module("wan", narrow), random_weights(narrow, 0), torch.device("cpu"), torch.float32)
 
 

@@ -5,7 +5,8 @@ Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQua
 
 - **psnr**: mean over frames of each frame's PSNR, peak 255. Identical frames (infinite PSNR) count as 100 dB, as in published code.
 - **psnr_of_mse**: PSNR of the mean squared error over all frames. At most the mean of PSNRs (Jensen): a single bad frame counts more.
-- **ssim**: 11x11 Gaussian window, sigma 1.5, per colour; mean over pixels, colours and frames.
+- **ssim**: 11x11 Gaussian window, sigma 1.5, per colour; mean over the pixels whose window lies inside the frame (the five at each border
+  do not count: Wang et al. 2004, and the scripts of LeanVAE and WF-VAE), over colours and frames.
 - **lpips**: LPIPS-VGG of each frame in [-1, 1]; mean over frames.
 - **degree** of information preservation: 1 - sum|x - x'| / sum|x|, pixels from 0 (black) to 1 (IV-VAE supplement 1.1, equation 2). It
   depends on which value is zero, which the paper does not say; another range gives another number.
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 WHITE = 255.0
 MOST_DB = 100.0  # value of identical frames
 SMALLEST_SIDE = 11  # SSIM's window
+SSIM_BORDER = 5  # pixels at each border whose window leaves the frame
+SSIM_CONVENTION = "11x11 Gaussian window, sigma 1.5, per colour, without the 5 pixels at each border"
 FRAMES_AT_ONCE = 4  # passed to SSIM and LPIPS, so that memory does not grow with the chunks added
 
 
@@ -84,9 +87,12 @@ class ClipMeter:
         decibels = peak_signal_noise_ratio(other, original, data_range=WHITE, reduction="none", dim=(1, 2, 3))
         self._psnr += decibels.clamp(max=MOST_DB).tolist()
         original, other = original.float(), other.float()
-        similarity = structural_similarity_index_measure(other, original, data_range=WHITE, reduction="none")
-        assert isinstance(similarity, torch.Tensor)  # noqa: S101 - returns a pair only with return_full_image
-        self._ssim += similarity.reshape(-1).tolist()  # torchmetrics drops the axis of a single frame
+        # The map is cropped here because torchmetrics counts reflected borders from some version on (its pull request 2721).
+        _, similarity = structural_similarity_index_measure(
+            other, original, data_range=WHITE, reduction="none", return_full_image=True
+        )
+        inside = slice(SSIM_BORDER, -SSIM_BORDER)
+        self._ssim += similarity[..., inside, inside].mean((-3, -2, -1)).reshape(-1).tolist()
         if self._lpips is not None:
             self._distances += self._lpips(original / (WHITE / 2) - 1, other / (WHITE / 2) - 1).tolist()
 

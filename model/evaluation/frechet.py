@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.evaluation.i3d import FEATURES, WINDOW_FRAMES, to_i3d_input
+from model.evaluation.i3d import FEATURES, FEWEST_FRAMES, PROTOCOLS, to_i3d_input
 
 if TYPE_CHECKING:
-    from model.evaluation.i3d import I3D
+    from collections.abc import Sequence
+
+    from model.evaluation.i3d import I3D, Protocol
 
 
 class FeatureMoments:
@@ -59,44 +61,80 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class WindowFeatures:
-    """Features of a clip and its reconstruction in consecutive windows of 16 frames; remaining frames are not used."""
+    """Features of a clip and its reconstruction: one row for each window of the protocol, or one for the whole clip.
 
-    def __init__(self, network: I3D) -> None:
-        self._network = network
-        self._frames: tuple[torch.Tensor, torch.Tensor] | None = None
+    Frames after the last full window are not used. A whole clip's frames are kept at 224 x 224 until `finish`.
+    """
+
+    def __init__(self, network: I3D, protocol: Protocol = PROTOCOLS["tf"]) -> None:
+        self._network, self._protocol = network, protocol
+        self._frames: tuple[torch.Tensor, torch.Tensor] | None = None  # inputs of the network not used yet
         self.original: list[torch.Tensor] = []  # (1, F) each
         self.other: list[torch.Tensor] = []
 
     def add(self, original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> None:
         """Adds the next frames, uint8 `3 T H W` of both."""
+        if not original_CTHW.shape[1]:
+            return
+        whole = self._protocol.whole_frames
+        frames = [to_i3d_input(video[None], whole_frames=whole) for video in (original_CTHW, other_CTHW)]
         if self._frames is not None:
-            original_CTHW = torch.cat([self._frames[0], original_CTHW], dim=1)
-            other_CTHW = torch.cat([self._frames[1], other_CTHW], dim=1)
-        while original_CTHW.shape[1] >= WINDOW_FRAMES:
-            for video, features in ((original_CTHW, self.original), (other_CTHW, self.other)):
-                window = to_i3d_input(video[None, :, :WINDOW_FRAMES])
-                with torch.inference_mode():
-                    features.append(self._network(window).cpu())
-            original_CTHW, other_CTHW = original_CTHW[:, WINDOW_FRAMES:], other_CTHW[:, WINDOW_FRAMES:]
-        self._frames = original_CTHW, other_CTHW
+            frames = [torch.cat(parts, dim=2) for parts in zip(self._frames, frames, strict=True)]
+        window = self._protocol.window_frames
+        while window is not None and frames[0].shape[2] >= window:
+            self._measure([video[:, :, :window] for video in frames])
+            frames = [video[:, :, window:] for video in frames]
+        self._frames = frames[0], frames[1]
+
+    def finish(self) -> None:
+        """Ends the clip. A whole clip of fewer frames than I3D takes has no features."""
+        if (
+            self._protocol.window_frames is None
+            and self._frames is not None
+            and self._frames[0].shape[2] >= FEWEST_FRAMES
+        ):
+            self._measure(self._frames)
+        self._frames = None
+
+    def _measure(self, videos: Sequence[torch.Tensor]) -> None:
+        for video, features in zip(videos, (self.original, self.other), strict=True):
+            with torch.inference_mode():
+                features.append(self._network(video).cpu())
 
 
 class VideoDistance:
     """rFVD over many clips."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: str = "tf") -> None:
+        """`protocol`: one of `PROTOCOLS`, that of the features."""
+        self._protocol = protocol
         self._original, self._other = FeatureMoments(), FeatureMoments()
+        self._squares = 0.0
 
     def add(self, features: WindowFeatures) -> None:
         """Adds the windows of one clip."""
-        for rows, moments in ((features.original, self._original), (features.other, self._other)):
-            if rows:
-                moments.add(torch.cat(rows))
+        if not features.original:
+            return
+        original, other = torch.cat(features.original), torch.cat(features.other)
+        self._original.add(original)
+        self._other.add(other)
+        self._squares += float((original.double() - other.double()).square().sum())
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready: the distance (None for fewer than two windows) and the number of windows."""
+        """JSON-ready: the distance (None for fewer than two windows), the number of windows, and the mean of their `pair_distance`.
+
+        `pair_distance` is |f - f'|^2 of one window's features: what published scripts print as rFVD if they run with a batch size of 1,
+        because a distance between two single videos is that of their features.
+        """
         windows = self._original.count
+        found = {
+            "protocol": self._protocol,
+            "rfvd": None,
+            "pair_distance": self._squares / windows if windows else None,
+            "windows": windows,
+            "window_frames": PROTOCOLS[self._protocol].window_frames,
+        }
         if windows < 2:
-            return {"rfvd": None, "windows": windows, "window_frames": WINDOW_FRAMES}
+            return found
         distance = frechet_distance(*self._original.mean_and_covariance(), *self._other.mean_and_covariance())
-        return {"rfvd": distance, "windows": windows, "window_frames": WINDOW_FRAMES}
+        return found | {"rfvd": distance}

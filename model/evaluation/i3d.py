@@ -8,7 +8,8 @@ Convolutions and pools pad as TensorFlow's "same": as little as possible, an odd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 FEATURES = 400  # classes of Kinetics-400
 SIDE = 224
-WINDOW_FRAMES = 16  # as in published FVD numbers; at least 9, because the last pool has two steps
+FEWEST_FRAMES = 9  # the last pool has two steps
 # Widths of the branches: 1x1x1; 1x1x1 then 3x3x3; 1x1x1 then 3x3x3; pool then 1x1x1.
 MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
@@ -40,9 +41,27 @@ POOL_BEFORE = {  # kernel and stride
     "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
     "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
 }
-NORM_EPSILON = 1e-3
+NORM_EPSILON = 1e-3  # of the network the weights were trained in
 
 Triple = tuple[int, int, int]
+
+
+class Protocol(NamedTuple):
+    """How published code turns a clip into features; each gives other numbers."""
+
+    whole_frames: bool  # resize frames whole, or scale the short side and crop the centre
+    window_frames: int | None  # frames of a video; None: the whole clip
+    norm_epsilon: float
+
+
+PROTOCOLS = {
+    # Unterthiner et al. 2018, TensorFlow code: 16 frames, resized whole
+    "tf": Protocol(whole_frames=True, window_frames=16, norm_epsilon=NORM_EPSILON),
+    # StyleGAN-V's code, the default of LeanVAE's and WF-VAE's scripts
+    "styleganv": Protocol(whole_frames=False, window_frames=None, norm_epsilon=NORM_EPSILON),
+    # VideoGPT's code, the other choice of these scripts; its port of I3D has another epsilon than the weights
+    "videogpt": Protocol(whole_frames=False, window_frames=None, norm_epsilon=1e-5),
+}
 
 
 def pad_same(x_NCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
@@ -93,7 +112,7 @@ class InceptionBlock(nn.Module):
 class I3D(nn.Module):
     """Feature extractor; it is not trained, and dropout is left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm_epsilon: float = NORM_EPSILON) -> None:
         super().__init__()
         self.Conv3d_1a_7x7 = ConvUnit(3, 64, 7, 2)
         self.Conv3d_2b_1x1 = ConvUnit(64, 64, 1)
@@ -101,6 +120,9 @@ class I3D(nn.Module):
         for name, (width, widths) in MIXED.items():
             self.add_module(name, InceptionBlock(width, widths))
         self.logits = ConvUnit(1024, FEATURES, 1, last=True)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.eps = norm_epsilon
         self.requires_grad_(False)
 
     def forward(self, video_NCTHW: torch.Tensor) -> torch.Tensor:
@@ -115,15 +137,20 @@ class I3D(nn.Module):
         return x.mean((2, 3, 4))
 
 
-def to_i3d_input(video_NCTHW: torch.Tensor) -> torch.Tensor:
-    """uint8 `N 3 T H W` -> float in [-1, 1] at 224 x 224: every whole frame resized (bilinear), as FVD's authors do."""
+def to_i3d_input(video_NCTHW: torch.Tensor, *, whole_frames: bool = True) -> torch.Tensor:
+    """uint8 `N 3 T H W` -> float in [-1, 1] at 224 x 224, bilinear: whole frames, or the centre after the short side became 224."""
     N, C, T, H, W = video_NCTHW.shape
     frames = video_NCTHW.transpose(1, 2).reshape(N * T, C, H, W).float()
-    frames = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    return (frames / 127.5 - 1).view(N, T, C, SIDE, SIDE).transpose(1, 2)
+    height = width = SIDE
+    if not whole_frames:
+        height, width = (math.ceil(side * SIDE / min(H, W)) if side > min(H, W) else SIDE for side in (H, W))
+    frames = F.interpolate(frames, size=(height, width), mode="bilinear", align_corners=False)
+    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    frames = frames[:, :, top : top + SIDE, left : left + SIDE]
+    return (frames / 127.5 - 1).reshape(N, T, C, SIDE, SIDE).transpose(1, 2)
 
 
-def load_i3d(uri: str) -> I3D:
+def load_i3d(uri: str, norm_epsilon: float = NORM_EPSILON) -> I3D:
     """Loads I3D from safetensors or a `.pt` of tensors only (path, `hf://...`, or any scheme of checkpoints).
 
     Raises:
@@ -132,12 +159,12 @@ def load_i3d(uri: str) -> I3D:
     """
     from model import checkpoint
 
-    return i3d_from_state_dict(checkpoint.read(uri, want_config=False).weights)
+    return i3d_from_state_dict(checkpoint.read(uri, want_config=False).weights, norm_epsilon)
 
 
-def i3d_from_state_dict(weights: Mapping[str, torch.Tensor]) -> I3D:
+def i3d_from_state_dict(weights: Mapping[str, torch.Tensor], norm_epsilon: float = NORM_EPSILON) -> I3D:
     """I3D from tensors under their published names. Raises ValueError for other keys or shapes, or non-finite values."""
-    network = I3D()
+    network = I3D(norm_epsilon)
     # batch counters do not affect features, and older files lack them
     wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     loaded = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}

@@ -2,7 +2,7 @@
 
 Takes videos `B 3 T H W` in [-1, 1] (first chunk 4n+1 frames, later ones 4n) or latents; returns raw posterior means `B z t H/8 W/8` (the
 authors' `(z - shift) * scale` is not applied; the constants are in the spec) or videos, and the state: the last input frame of every 3x3x3
-convolution. The arithmetic is in `model.ivvae.coder`, the parameters in `model.ivvae.parameters`.
+convolution. The arithmetic is in `model.ivvae.fast.coder`, the network in `model.ivvae.network`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from model import inputs
-from model.ivvae.coder import Decoder, Encoder
-from model.ivvae.heads import GROUP
-from model.ivvae.parameters import empty_network, random_weights
+from model.ivvae.fast.coder import Decoder, Encoder
+from model.ivvae.network import GROUP, empty_network
+from model.ivvae.random_weights import random_weights
 from model.vae import CausalVAE
 from model.weights import check_weights, fill
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from model.interface import LatentSpec
-    from model.ivvae.parameters import Network
+    from model.ivvae.network import Network
     from model.state import CausalState
     from model.vae import StateTensors
     from model.weights import CheckedWeights, WeightsSha256

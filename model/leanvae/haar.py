@@ -1,8 +1,4 @@
-"""Haar wavelets of LeanVAE (coefficients +1/-1, stride 2), and their folding into the patch projections next to them.
-
-Coefficients have band-major channels: 3 * band + rgb. The transform and the projection are both linear, so each pair becomes one matrix
-between pixels and tokens.
-"""
+"""Haar wavelets of LeanVAE: coefficients +1/-1, stride 2, band-major channels 3 * band + rgb."""
 
 from __future__ import annotations
 
@@ -28,7 +24,8 @@ def analyse(video_BCTHW: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     B, C, T, H, W = video_BCTHW.shape
     bands, frames = signs.shape[:2]
     cells = video_BCTHW.reshape(B, C, T // frames, frames, H // 2, 2, W // 2, 2)
-    out = torch.einsum("BCTaHbWc,nabc->BnCTHW", cells, signs.to(cells))
+    with torch.autocast(cells.device.type, enabled=False):  # 8-bit pixels would lose bits in bfloat16
+        out = torch.einsum("BCTaHbWc,nabc->BnCTHW", cells, signs.to(cells))
     return out.reshape(B, bands * C, T // frames, H // 2, W // 2)
 
 
@@ -37,32 +34,6 @@ def synthesise(coefficients: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     B, bandsC, T, H, W = coefficients.shape
     bands, frames = signs.shape[:2]
     split = coefficients.reshape(B, bands, bandsC // bands, T, H, W)
-    out = torch.einsum("BnCTHW,nabc->BCTaHbWc", split, signs.to(split)) / bands
+    with torch.autocast(split.device.type, enabled=False):
+        out = torch.einsum("BnCTHW,nabc->BCTaHbWc", split, signs.to(split)) / bands
     return out.reshape(B, bandsC // bands, T * frames, 2 * H, 2 * W)
-
-
-def fold_patch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
-    """Folds the Haar transform and two patch projections into one projection from pixels.
-
-    `low` `(l, 3*pt*patch^2)` reads band 0, `high` `(h, (bands-1)*3*pt*patch^2)` the others. Returns float64
-    `(l+h, 3 * pt*ft * (2*patch)^2)`; the input vector is the pixel block in C order (rgb, frame, row, column).
-    """
-    kernels = []
-    for weight, part in ((low, signs[:1]), (high, signs[1:])):
-        split = weight.double().reshape(weight.shape[0], part.shape[0], 3, -1, patch, patch)
-        kernels.append(torch.einsum("oncijk,nabd->ociajbkd", split, part).reshape(weight.shape[0], -1))
-    return torch.cat(kernels)
-
-
-def fold_unpatch(low: torch.Tensor, high: torch.Tensor, signs: torch.Tensor, patch: int) -> torch.Tensor:
-    """Folds two un-patch projections and the inverse Haar transform into one projection to pixels, laid out as in `fold_patch`.
-
-    `low` `(3*pt*patch^2, l)`, `high` `((bands-1)*3*pt*patch^2, h)`; a bias is folded by passing it as a column.
-    Returns float64 `(pixels, l+h)`.
-    """
-    kernels = []
-    for weight, part in ((low, signs[:1]), (high, signs[1:])):
-        split = weight.double().reshape(part.shape[0], 3, -1, patch, patch, weight.shape[1])
-        pixels = torch.einsum("ncijko,nabd->ciajbkdo", split, part) / signs.shape[0]
-        kernels.append(pixels.reshape(-1, weight.shape[1]))
-    return torch.cat(kernels, dim=1)

@@ -1,8 +1,8 @@
 """LeanVAE ready to run: splits chunks into steps, passes the causal state on, replays recorded steps on CUDA.
 
 Takes videos `B 3 T H W` in `spec.value_range` (first chunk 4n+1 frames, later ones 4n), uint8 planes, or latents; returns raw
-posterior means `B d t h w` or videos, and the state for the next chunk. The arithmetic is in `model.leanvae.coder`, the parameters in
-`model.leanvae.parameters`. Nothing of a video is kept between calls.
+posterior means `B d t h w` or videos, and the state for the next chunk. The arithmetic is in `model.leanvae.fast.coder`, the network in
+`model.leanvae.network`. Nothing of a video is kept between calls.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 
 from model import inputs, kernels
 from model.kernels.graphs import StepGraphs
-from model.leanvae.coder import Decoder, Encoder
-from model.leanvae.parameters import empty_network, random_weights
-from model.leanvae.pixels import FloatPixels, PlanePixels, first_frame
+from model.leanvae.fast.coder import Decoder, Encoder
+from model.leanvae.fast.pixels import FloatPixels, PlanePixels, first_frame
+from model.leanvae.network import LOGVAR_RANGE, empty_network
+from model.leanvae.random_weights import random_weights
 from model.posterior import Posterior
 from model.vae import CausalVAE
 from model.weights import check_weights, fill
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from model.interface import LatentSpec
-    from model.leanvae.parameters import Network
-    from model.leanvae.pixels import Pixels
-    from model.leanvae.tokens import Projection
+    from model.leanvae.fast.pixels import Pixels
+    from model.leanvae.fast.tokens import Projection
+    from model.leanvae.network import Network
     from model.state import CausalState
     from model.vae import StateTensors
     from model.weights import CheckedWeights, WeightsSha256
@@ -42,7 +43,6 @@ NUMERICS = 2  # increase when the same weights and frames give other bits; part 
 # Larger chunks are split into steps of this many tokens, so that memory does not grow with the chunk. A GPU gets more rows per
 # step, because every step copies the state of every layer.
 STEP_TOKENS, STEP_TOKENS_GPU = 1 << 16, 1 << 19
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class LeanVAE(CausalVAE):

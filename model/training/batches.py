@@ -82,11 +82,21 @@ class MicroBatchDataset(Dataset[MicroBatch]):
         group = self._table.group(number)
         keys, videos = [], []
         for index in self._table.clips(number):
-            clip = self._source.clip(index, group.frames, group.height, group.width)
-            _check(clip, group)
+            clip = source_clip(self._source, index, self._table.stage, group)
             keys.append(clip.key)
             videos.append(_random_crop(clip.video_CTHW, group, np.random.default_rng([self._seed, CROPS, index])))
         return MicroBatch(number, tuple(keys), torch.stack(videos))
+
+
+def source_clip(source: ClipSource, index: int, stage: Stage, group: Group) -> Clip:
+    """Clip number `index` as a stage takes it from its source: `group.frames` frames, `stage.frame_interval` apart, not cropped.
+
+    Raises:
+        ValueError: the source returns a clip of another size or dtype.
+    """
+    clip = source.clip(index, stage.source_frames(group), group.height, group.width)
+    _check(clip, group, stage.source_frames(group))
+    return clip._replace(video_CTHW=clip.video_CTHW[:, :: stage.frame_interval])
 
 
 class RankSampler(Sampler[int]):
@@ -119,13 +129,13 @@ def load(
     return iter(loader)
 
 
-def _check(clip: Clip, group: Group) -> None:
+def _check(clip: Clip, group: Group, wanted: int) -> None:
     video = clip.video_CTHW
     colours, frames, height, width = video.shape if video.ndim == 4 else (0, 0, 0, 0)
-    fits = colours == 3 and frames == group.frames and height >= group.height and width >= group.width
+    fits = colours == 3 and frames == wanted and height >= group.height and width >= group.width
     if not fits or video.dtype != torch.uint8:
         raise ValueError(
-            f"the source returned clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {group.frames}, H, W) with "
+            f"the source returned clip {clip.key} as {video.dtype} {tuple(video.shape)}, expected uint8 (3, {wanted}, H, W) with "
             f"sides of at least {group.height}x{group.width}"
         )
 

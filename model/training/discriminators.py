@@ -23,10 +23,10 @@ class PatchDiscriminator2d(nn.Module):
 
     takes = "frames"
 
-    def __init__(self, channels: int = 64, layers: int = 3, *, seed: int = 0) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, *, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         strides = [2] * layers + [1]
-        self.layers = _patch_gan(nn.Conv2d, nn.BatchNorm2d, 4, strides, channels)
+        self.layers = _patch_gan(nn.Conv2d, nn.BatchNorm2d, 4, strides, channels, dropout)
         initialise(self, seed)
 
     def forward(self, frames_NCHW: torch.Tensor) -> torch.Tensor:
@@ -41,10 +41,10 @@ class PatchDiscriminator3d(nn.Module):
 
     takes = "clips"
 
-    def __init__(self, channels: int = 64, layers: int = 3, *, seed: int = 0) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, *, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         strides = [(2 if index < 2 else 1, 2, 2) for index in range(layers)] + [(1, 1, 1)]
-        self.layers = _patch_gan(nn.Conv3d, nn.BatchNorm3d, 3, strides, channels)
+        self.layers = _patch_gan(nn.Conv3d, nn.BatchNorm3d, 3, strides, channels, dropout)
         initialise(self, seed)
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -61,11 +61,17 @@ DISCRIMINATORS: dict[str, type[PatchDiscriminator2d] | type[PatchDiscriminator3d
 
 
 def _patch_gan(
-    convolution: Callable[..., nn.Module], norm: Callable[[int], nn.Module], size: int, strides: list, channels: int
+    convolution: Callable[..., nn.Module],
+    norm: Callable[[int], nn.Module],
+    size: int,
+    strides: list,
+    channels: int,
+    dropout: float,
 ) -> nn.Sequential:
     """Convolutions with leaky ReLU, norms on all but the first, and one output channel of logits.
 
-    Convolutions before a norm have no bias, because the norm would cancel it.
+    Convolutions before a norm have no bias, because the norm would cancel it. `dropout` follows every layer with a norm (WF-VAE's code).
+    It draws from torch's global generator: the caller seeds it, so that a resumed run draws the same.
     """
     modules: list[nn.Module] = [convolution(3, channels, size, stride=strides[0], padding=1), nn.LeakyReLU(LEAK)]
     width = channels
@@ -76,6 +82,8 @@ def _patch_gan(
             norm(wider),
             nn.LeakyReLU(LEAK),
         ]
+        if dropout:
+            modules.append(nn.Dropout(dropout))
         width = wider
     return nn.Sequential(*modules, convolution(width, 1, size, stride=1, padding=1))
 

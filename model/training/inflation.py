@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.ivvae.parameters import empty_network
+from model.ivvae.network import empty_network
 from model.registry import complete, spec
 from model.weights import check_keys
 

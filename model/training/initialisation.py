@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from model.leanvae import haar
-from model.leanvae.pixels import FRAMES
+from model.leanvae.fast.pixels import FRAMES
 from model.training.linear import COLOURS, principal
 
 if TYPE_CHECKING:
-    from model.leanvae.parameters import Coder, Network, Stack
+    from model.leanvae.network import Decoder, Encoder, Network, Stack
     from model.training.linear import BlockComponents, LinearAutoencoder
 
 STEP, THRESHOLD = 0.5, 0.01  # of the unrolled iterations, as in ISTA-Net (Zhang & Ghanem 2018, section 3.3)
@@ -128,7 +128,7 @@ def _set_projections(
         unpatch.bias.copy_(mean[part])
 
 
-def _projection(coder: Coder, name: str) -> nn.Linear:
+def _projection(coder: Encoder | Decoder, name: str) -> nn.Linear:
     return next(module for module in getattr(coder, name) if isinstance(module, nn.Linear))
 
 

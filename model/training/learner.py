@@ -5,7 +5,7 @@ Takes micro-batches, updates parameters, and returns the value of every loss ter
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,7 @@ from model.training.optimisation import Optimizers, learning_rate
 from model.training.starting import start_network, to_pixels, to_range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -36,7 +36,7 @@ _BUFFER_OPTION = (
     else "broadcast_buffers"
 )
 NO_BUFFERS: dict[str, Any] = {_BUFFER_OPTION: False}
-NOISE, FRAME_CHOICE = 3, 4  # purposes of seeded draws; `batches` has the others
+NOISE, FRAME_CHOICE, DROPOUT = 3, 4, 5  # purposes of seeded draws; `batches` has the others
 
 
 class Learner:
@@ -69,6 +69,9 @@ class Learner:
         self._shared: nn.Module = self._module  # the autoencoder, wrapped if processes share a step
         self._discriminator: nn.Module | None = None  # wrapped likewise
         self._world = 1
+        self._logits: list[
+            torch.Tensor
+        ] = []  # mean logits (2,), real and fake, of this step's micro-batches in this process
 
     # ---- stages and processes ---------------------------------------------------------------------------------------
 
@@ -77,7 +80,7 @@ class Learner:
         self._world = world
         self._shared = self._distributed(self._module)
         if self.recipe.compile:
-            self._shared = cast("nn.Module", torch.compile(self._shared))
+            self._shared = self._compiled(self._shared)
         if self.recipe.ema is not None and self._average is None:
             self._average = AveragedModel(self._module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
 
@@ -107,46 +110,63 @@ class Learner:
     # ---- a step -----------------------------------------------------------------------------------------------------
 
     def accumulate(self, batch: MicroBatch, step: int, *, share: float, last: bool) -> dict[str, torch.Tensor]:
-        """Adds a micro-batch's gradients, times `share`; gradients are exchanged with the `last` one. Returns the values of all terms."""
-        objective = self._active()
+        """Adds a micro-batch's gradients, times `share`; gradients are exchanged with the `last` one. Returns the values of all terms.
+
+        The step trains the autoencoder, the discriminator or both, as the objective says.
+        """
+        objective, values = self._active(), dict[str, torch.Tensor]()
         original = to_range(batch.video_BCTHW.to(self.device, non_blocking=True), self.spec)
-        with self._no_sync(self._shared, last=last):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        trains = objective.trains_autoencoder(step)
+        with self._no_sync(self._shared, last=last), self._seeded(DROPOUT, batch.number):
+            with (
+                torch.set_grad_enabled(trains),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"),
+            ):
                 output = self._shared(original, self._noise(original, batch.number))
-            loss, values = objective.generator_loss(
-                original,
-                output.video_BCTHW,
-                output.posterior,
-                output.coefficients,
-                step=step,
-                generator=self._generator(FRAME_CHOICE, batch.number),
-                last_layer=self.network.last_layer(),
-            )
-            (loss * _nan_if_not_finite(share, loss)).backward()
-        if objective.adversarial_at(step) and self._discriminator is not None:
-            with self._no_sync(self._discriminator, last=last):
-                discriminator_loss, more = objective.discriminator_loss(
-                    original, output.video_BCTHW.detach(), step=step, network=self._discriminator
+            if trains:
+                loss, values = objective.generator_loss(
+                    original,
+                    output.video_BCTHW,
+                    output.posterior,
+                    output.coefficients,
+                    step=step,
+                    generator=self._generator(FRAME_CHOICE, batch.number),
+                    last_layer=self.network.last_layer(),
                 )
-                (discriminator_loss * _nan_if_not_finite(share, discriminator_loss)).backward()
-            values |= more
+                (loss * _nan_if_not_finite(share, loss)).backward()
+            if objective.trains_discriminator(step):
+                values |= self._accumulate_discriminator(original, output.video_BCTHW.detach(), step, share, last=last)
         return values | {"psnr": _psnr(original, output.video_BCTHW.detach(), self.spec.value_range)}
 
+    def _accumulate_discriminator(
+        self, original: torch.Tensor, reconstruction: torch.Tensor, step: int, share: float, *, last: bool
+    ) -> dict[str, torch.Tensor]:
+        network = cast("nn.Module", self._discriminator)
+        with self._no_sync(network, last=last):
+            loss, values = self._active().discriminator_loss(original, reconstruction, step=step, network=network)
+            (loss * _nan_if_not_finite(share, loss)).backward()
+        self._logits.append(torch.stack([values["logits_real"], values["logits_fake"]]).double())
+        return values
+
     def clip_gradients(self, step: int) -> dict[str, float]:
-        """Clips both gradients to the recipe's length; returns their norms before, non-finite if any gradient is."""
-        lengths = {"gradient": float(self._optimizers.clip())}
-        if self._discriminator_optimizers is not None and self._active().adversarial_at(step):
+        """Clips the step's gradients to the recipe's length; returns their norms before, non-finite if any gradient is."""
+        lengths: dict[str, float] = {}
+        if self._active().trains_autoencoder(step):
+            lengths["gradient"] = float(self._optimizers.clip())
+        if self._discriminator_optimizers is not None and self._active().trains_discriminator(step):
             lengths["discriminator_gradient"] = float(self._discriminator_optimizers.clip())
         return lengths
 
     def update(self, step: int) -> float:
         """Updates parameters and averages (`step` within the stage). Returns the learning rate."""
-        rate = learning_rate(self.stage, step)
-        self._optimizers.step(rate)
-        if self._discriminator_optimizers is not None and self._active().adversarial_at(step):
+        rate, objective = learning_rate(self.stage, step), self._active()
+        if objective.trains_autoencoder(step):
+            self._optimizers.step(rate)
+            if self._average is not None:
+                self._average.update_parameters(self._module)
+        if self._discriminator_optimizers is not None and objective.trains_discriminator(step):
             self._discriminator_optimizers.step(self.stage.discriminator_learning_rate or rate)
-        if self._average is not None:
-            self._average.update_parameters(self._module)
+            objective.end_step(self._mean_logits())
         return rate
 
     # ---- results ----------------------------------------------------------------------------------------------------
@@ -194,6 +214,25 @@ class Learner:
     def _objective_of(self, stage: Stage) -> Objective:
         return Objective(stage.objective, self.spec.value_range, lpips=self._lpips, seed=self.recipe.seed)
 
+    def _compiled(self, module: nn.Module) -> nn.Module:
+        """`torch.compile` of the autoencoder."""
+        if any(stage.objective.adversarial and stage.objective.adversarial.adaptive for stage in self.recipe.stages):
+            # Adaptive weights keep the graph for a second backward pass. A backward pass that an earlier stage compiled without one
+            # frees ("donates") buffers of the forward pass, and then refuses to run.
+            import torch._functorch.config
+
+            torch._functorch.config.donated_buffer = False
+        return cast("nn.Module", torch.compile(module))
+
+    def _mean_logits(self) -> torch.Tensor:
+        """Mean logits (2,) over the step's micro-batches of all processes, added in the micro-batches' order: the same for any number."""
+        own, self._logits = torch.stack(self._logits), []
+        everyone = [own]
+        if self._world > 1:
+            everyone = [torch.empty_like(own) for _ in range(self._world)]
+            torch.distributed.all_gather(everyone, own)
+        return torch.stack(everyone, dim=1).flatten(0, 1).mean(0)
+
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self._world == 1:
             return module
@@ -215,14 +254,31 @@ class Learner:
         return torch.randn(shape, generator=self._generator(NOISE, number)).to(self.device)
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(purpose, number))
+
+    @contextmanager
+    def _seeded(self, purpose: int, number: int) -> Iterator[None]:
+        """Context in which torch's global generator draws for this micro-batch; its own state comes back afterwards."""
+        adversarial = self._active().recipe.adversarial
+        if adversarial is None or not adversarial.dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed(purpose, number))
+            yield
+
+    def _seed(self, purpose: int, number: int) -> int:
         words = np.random.SeedSequence([self.recipe.seed, purpose, self._number, number])
-        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+        return int(words.generate_state(1, np.uint64)[0] >> 1)
 
 
 def _architecture(objective: Objective | None) -> tuple[Any, ...] | None:
     """Properties that a discriminator must share with another to take over its parameters."""
     adversarial = None if objective is None else objective.recipe.adversarial
-    return None if adversarial is None else (adversarial.discriminator, adversarial.channels, adversarial.layers)
+    if adversarial is None:
+        return None
+    return adversarial.discriminator, adversarial.channels, adversarial.layers, adversarial.dropout > 0
 
 
 def _nan_if_not_finite(share: float, loss: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model.leanvae.pixels import FRAMES, patchify
+from model.leanvae.fast.pixels import FRAMES, patchify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +69,7 @@ class LinearAutoencoder:
 
 
 def assemble(blocks_BthwP: torch.Tensor, depth: int, side: int) -> torch.Tensor:
-    """Pixel blocks of tokens -> `B 3 depth*t side*h side*w`, differentiable; the inverse of `model.leanvae.pixels.patchify`."""
+    """Pixel blocks of tokens -> `B 3 depth*t side*h side*w`, differentiable; the inverse of `model.leanvae.fast.pixels.patchify`."""
     B, t, h, w, _ = blocks_BthwP.shape
     cells = blocks_BthwP.reshape(B, t, h, w, COLOURS, depth, side, side)
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, COLOURS, t * depth, h * side, w * side)

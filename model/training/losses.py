@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model.posterior import Posterior
 
 COLOURS = 3
-ADAPTIVE_EPSILON, ADAPTIVE_CEILING = 1e-6, 1e4  # WF-VAE equation 7; the ceiling is VQGAN's
+ADAPTIVE_EPSILON = 1e-6  # WF-VAE equation 7
 
 
 def pixel_l1(original_BCTHW: torch.Tensor, reconstruction_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -113,10 +113,16 @@ def hinge_generator(logits_fake: torch.Tensor) -> torch.Tensor:
     return -logits_fake.mean()
 
 
+def hinge_generator_sum(logits_fake: torch.Tensor, frames: int) -> torch.Tensor:
+    """-sum of all logits over the number of `frames` they judge, all videos together: a sum over an image, like IV-VAE's other terms."""
+    return -logits_fake.sum() / frames
+
+
 class LeCam(nn.Module):
     """LeCam regulariser: pulls the discriminator's logits towards running means of its past ones (LeanVAE: decay 0.999, weight 0.005).
 
-    The running means are buffers, so checkpoints hold them; they start at zero. With several processes they are means over all.
+    The running means are buffers, so checkpoints hold them; they start at zero. A step updates them once, with the means over all its
+    micro-batches; until then every micro-batch compares with the running means as its own logits alone would update them.
     """
 
     real: torch.Tensor
@@ -131,27 +137,32 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> None:
-        """Updates the running means with this step's logits."""
-        means = torch.stack([logits_real.float().mean(), logits_fake.float().mean()])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(means)
-            means /= torch.distributed.get_world_size()
-        self.real.lerp_(means[0].to(self.real), 1.0 - self.decay)
-        self.fake.lerp_(means[1].to(self.fake), 1.0 - self.decay)
+    def update(self, mean_real: torch.Tensor, mean_fake: torch.Tensor) -> None:
+        """Updates the running means with a step's mean logits (scalars)."""
+        self.real.copy_(self._updated(self.real, mean_real))
+        self.fake.copy_(self._updated(self.fake, mean_fake))
 
     def forward(self, logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
-        """mean(max(0, real - running fake)^2) + mean(max(0, running real - fake)^2)."""
-        return F.relu(logits_real - self.fake).square().mean() + F.relu(self.real - logits_fake).square().mean()
+        """mean(max(0, real - running fake)^2) + mean(max(0, running real - fake)^2), for one micro-batch; updates nothing."""
+        real, fake = (
+            self._updated(running, logits.detach().float().mean())
+            for running, logits in ((self.real, logits_real), (self.fake, logits_fake))
+        )
+        return F.relu(logits_real - fake).square().mean() + F.relu(real - logits_fake).square().mean()
+
+    def _updated(self, running: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        return running.lerp(mean.to(running), 1.0 - self.decay)
 
 
-def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(
+    reconstruction: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor, *, ceiling: float
+) -> torch.Tensor:
     """Adaptive weight of the adversarial term: ratio of both terms' gradient norms at the last layer (WF-VAE equation 7).
 
     Takes two losses that depend on the parameter `last_layer`; keeps their graphs. Returns |grad reconstruction| / (|grad adversarial| +
-    1e-6), at most 1e4, detached.
+    1e-6), at most `ceiling`, detached.
     """
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     ratio = of_reconstruction.norm() / (of_adversarial.norm() + ADAPTIVE_EPSILON)
-    return ratio.clamp(0.0, ADAPTIVE_CEILING).detach()
+    return ratio.clamp(0.0, ceiling).detach()

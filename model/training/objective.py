@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 GROUP = 4  # frames that LPIPS compares in addition to frame 0
 NOT_RECONSTRUCTION = ("kl", "wl")  # terms that adaptive weights leave out of the reconstruction loss (VQGAN equation 7)
-GENERATOR_LOSSES = {"non_saturating": losses.non_saturating_generator, "hinge": losses.hinge_generator}
 
 
 class Objective:
@@ -53,14 +52,15 @@ class Objective:
                 "lpips and lpips_sum (pyramid needs no weights)"
             )
         self.recipe, self._lpips = recipe, lpips
-        low, high = value_range
-        self._gain, self._offset = 2.0 / (high - low), -(high + low) / (high - low)  # to [-1, 1]
+        (low, high), (black, white) = value_range, recipe.perceptual_range
+        self._gain = (white - black) / (high - low)
+        self._offset = black - low * self._gain
         self.discriminator: nn.Module | None = None
         self.lecam: losses.LeCam | None = None
         if recipe.adversarial is not None:
             adversarial = recipe.adversarial
             self.discriminator = DISCRIMINATORS[adversarial.discriminator](
-                adversarial.channels, adversarial.layers, seed=seed
+                adversarial.channels, adversarial.layers, dropout=adversarial.dropout, seed=seed
             )
             self.lecam = losses.LeCam(adversarial.lecam_decay)
 
@@ -89,8 +89,18 @@ class Objective:
             self.lecam.load_state_dict(state["lecam"])
 
     def adversarial_at(self, step: int) -> bool:
-        """Whether the adversarial term is active at this step, so that the discriminator is trained too."""
+        """Whether the adversarial term is active at this step of the stage."""
         return self.recipe.adversarial is not None and step >= self.recipe.adversarial.start
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether this step trains the discriminator: while the term is active, every step or, if it alternates, every odd one."""
+        adversarial = self.recipe.adversarial
+        return self.adversarial_at(step) and adversarial is not None and (not adversarial.alternate or step % 2 == 1)
+
+    def trains_autoencoder(self, step: int) -> bool:
+        """Whether this step trains the autoencoder: unless steps alternate and this one is the discriminator's."""
+        adversarial = self.recipe.adversarial
+        return adversarial is None or not adversarial.alternate or not self.trains_discriminator(step)
 
     def check_clips(self, batch: int, frames: int, height: int, width: int) -> None:
         """Raises ValueError if the discriminator cannot process `batch` clips of this size. Computes nothing."""
@@ -150,7 +160,7 @@ class Objective:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The discriminator's loss, and {`hinge`, `lecam`, `logits_real`, `logits_fake`, `discriminator_loss`: value}.
 
-        `network` replaces the discriminator, for instance by its wrapper for data-parallel training. Updates the running means.
+        `network` replaces the discriminator, for instance by its wrapper for data-parallel training. `end_step` updates the running means.
 
         Raises:
             ValueError: shapes that differ, or the term is not active at this step.
@@ -163,7 +173,6 @@ class Objective:
             raise ValueError(f"the adversarial term starts {start}, got step {step}; check adversarial_at(step) first")
         real = network(self._discriminator_input(original_BCTHW.detach()))
         fake = network(self._discriminator_input(reconstruction_BCTHW.detach()))
-        lecam.update(real, fake)
         values = {
             "hinge": losses.hinge_discriminator(real, fake),
             "logits_real": real.mean(),
@@ -175,6 +184,11 @@ class Objective:
             loss = loss + adversarial.lecam * values["lecam"]
         values["discriminator_loss"] = loss
         return loss, {name: value.detach() for name, value in values.items()}
+
+    def end_step(self, mean_logits: torch.Tensor) -> None:
+        """Updates the running means with the mean logits `(2,)`, real and fake, of a step that trained the discriminator."""
+        if self.lecam is not None:
+            self.lecam.update(*mean_logits)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -231,7 +245,12 @@ class Objective:
             raise RuntimeError("no adversarial term")
         with frozen(self.discriminator):
             logits = self.discriminator(self._discriminator_input(reconstruction))
-        return GENERATOR_LOSSES[self.recipe.adversarial.generator](logits)
+        match self.recipe.adversarial.generator:
+            case "non_saturating":
+                return losses.non_saturating_generator(logits)
+            case "hinge_sum":
+                return losses.hinge_generator_sum(logits, reconstruction.shape[0] * reconstruction.shape[2])
+        return losses.hinge_generator(logits)
 
     def _gan_weight(
         self, reconstruction: Sequence[torch.Tensor], gan: torch.Tensor, last_layer: torch.Tensor | None
@@ -245,7 +264,10 @@ class Objective:
             raise ValueError(
                 "an adaptive adversarial weight needs last_layer, the parameter where gradients are compared"
             )
-        return weight * losses.adaptive_weight(torch.stack(list(reconstruction)).sum(), gan, last_layer)
+        ceiling = self.recipe.adversarial.ceiling
+        return weight * losses.adaptive_weight(
+            torch.stack(list(reconstruction)).sum(), gan, last_layer, ceiling=ceiling
+        )
 
     def _area_factor(self, video: torch.Tensor) -> float:
         area = self.recipe.reference_area

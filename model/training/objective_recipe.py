@@ -1,6 +1,6 @@
-"""Objective as plain data: the `objective` section of a recipe file, with weights by name of term, and the published objectives.
+"""Objective as plain data: the `objective` section of a recipe file, with weights by name of term.
 
-`LEANVAE`, `WFVAE` and `IVVAE` are those of the papers. `model.training.objective` computes them.
+`model.training.objective` computes it. The published objectives are in `model/training/recipes/`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TERMS = {
 }
 FRAMES = ("all", "group")
 DISCRIMINATORS = ("patch2d", "patch3d")  # built in `model.training.discriminators`
-GENERATORS = ("non_saturating", "hinge")
+GENERATORS = ("non_saturating", "hinge", "hinge_sum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,9 @@ class AdversarialRecipe:
     layers: int = 3
     generator: str = "non_saturating"
     adaptive: bool = False
+    ceiling: float = 1e4  # of the measured ratio, before `weight` multiplies it; 1e4 is VQGAN's
+    dropout: float = 0.0  # share of the discriminator's values set to zero after each of its norms
+    alternate: bool = False  # even steps train the autoencoder only, odd steps the discriminator only
     start: int = 0  # first step with this term
     lecam: float = 0.0
     lecam_decay: float = 0.999
@@ -49,11 +52,16 @@ class AdversarialRecipe:
         _known("generator", self.generator, GENERATORS)
         for name in ("weight", "lecam"):
             _weight(f"adversarial.{name}", getattr(self, name))
-        _weight("adversarial.lecam_decay", self.lecam_decay)
-        if self.lecam_decay >= 1:
-            raise ValueError(f"adversarial.lecam_decay must be in [0, 1), got {self.lecam_decay!r}")
-        if type(self.adaptive) is not bool:
-            raise ValueError(f"adversarial.adaptive must be true or false, got {self.adaptive!r}")
+        for name in ("lecam_decay", "dropout"):
+            _weight(f"adversarial.{name}", share := getattr(self, name))
+            if share >= 1:
+                raise ValueError(f"adversarial.{name} must be in [0, 1), got {share!r}")
+        _weight("adversarial.ceiling", self.ceiling)
+        if not self.ceiling:
+            raise ValueError("adversarial.ceiling must be above 0, or the adversarial term has no weight; got 0")
+        for name in ("adaptive", "alternate"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"adversarial.{name} must be true or false, got {value!r}")
         for name, least in (("channels", 1), ("layers", 1), ("start", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -66,6 +74,10 @@ class ObjectiveRecipe:
 
     terms: Mapping[str, float] = field(default_factory=dict)
     perceptual_frames: str = "all"  # "group": frame 0 and one random group of four of every video (LeanVAE)
+    perceptual_range: tuple[float, float] = (
+        -1.0,
+        1.0,
+    )  # of black and white as LPIPS gets them; it was made for [-1, 1]
     reference_area: int | None = None  # the loss is multiplied by this over a frame's pixels (IV-VAE equation 5)
     adversarial: AdversarialRecipe | None = None
 
@@ -74,6 +86,7 @@ class ObjectiveRecipe:
             _known("term", name, TERMS)
             _weight(f"terms.{name}", weight)
         _known("perceptual_frames", self.perceptual_frames, FRAMES)
+        _check_range("perceptual_range", self.perceptual_range)
         area = self.reference_area
         if area is not None and (type(area) is not int or area < 1):
             raise ValueError(f"reference_area must be a whole number of pixels, got {area!r}")
@@ -97,12 +110,14 @@ def objective_recipe(section: Mapping[str, Any]) -> ObjectiveRecipe:
         adversarial = AdversarialRecipe(**adversarial)
     if not isinstance(given.get("terms", {}), dict):
         raise ValueError(f"objective.terms must map names to weights, got {given['terms']!r}")
+    if isinstance(given.get("perceptual_range"), list):
+        given["perceptual_range"] = tuple(given["perceptual_range"])
     return ObjectiveRecipe(**given, adversarial=adversarial)
 
 
 def objective_section(recipe: ObjectiveRecipe) -> dict[str, Any]:
     """The `objective` section of a file for this recipe."""
-    return asdict(recipe)
+    return asdict(recipe) | {"perceptual_range": list(recipe.perceptual_range)}
 
 
 def _known(what: str, name: Any, names: Mapping[str, Any] | Sequence[str]) -> None:
@@ -116,6 +131,12 @@ def _weight(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}{hint}")
 
 
+def _check_range(name: str, value: Any) -> None:
+    numbers = isinstance(value, tuple) and len(value) == 2 and all(type(part) in (int, float) for part in value)
+    if not numbers or not all(map(isfinite, value)) or value[0] >= value[1]:
+        raise ValueError(f"{name} must be two increasing numbers, such as [-1, 1], got {value!r}")
+
+
 def _keys(where: str, given: Any, kind: type) -> None:
     known = [entry.name for entry in fields(kind)]
     if not isinstance(given, dict):
@@ -123,22 +144,3 @@ def _keys(where: str, given: Any, kind: type) -> None:
     unknown = [str(key) for key in given if key not in known]
     if unknown:
         raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-# Spec section 13 of LeanVAE: 4 on pixels, 4 * 0.05 and 4 * 0.1 on bands, 600k steps without the adversarial term.
-LEANVAE = ObjectiveRecipe(
-    terms={"l1": 4.0, "haar_low": 0.2, "haar_high": 0.4, "lpips": 4.0, "kl": 1e-7},
-    perceptual_frames="group",
-    adversarial=AdversarialRecipe(weight=0.2, start=600_000, lecam=0.005),
-)
-# Spec section 14 of WF-VAE, stage I; stage III lowers lpips_sum to 0.1.
-WFVAE = ObjectiveRecipe(
-    terms={"frame_sum": 1.0, "lpips_sum": 1.0, "kl": 1e-6, "wl": 0.1},
-    adversarial=AdversarialRecipe(weight=0.5, discriminator="patch3d", generator="hinge", adaptive=True),
-)
-# Supplement 3.1 of IV-VAE, last stage; earlier stages have no adversarial term. The discriminator is not published.
-IVVAE = ObjectiveRecipe(
-    terms={"frame_sum": 1.0, "lpips_sum": 1.0, "kl": 3e-6},
-    reference_area=256 * 256,
-    adversarial=AdversarialRecipe(weight=0.8, discriminator="patch3d", generator="hinge"),
-)

@@ -1,15 +1,17 @@
-"""Perceptual distances of images: LPIPS-VGG, whose weights must be given, and a Laplacian pyramid, which needs none and is not LPIPS.
+"""Perceptual distances of images: LPIPS, whose weights must be given, and a Laplacian pyramid, which needs none and is not LPIPS.
 
 Both take images `N 3 H W`, in [-1, 1] (LPIPS) or of any scaling (pyramid), and return one distance per image.
 
-LPIPS (Zhang et al. 2018, section 3, "lin" version 0.1): features of VGG16 after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, normalised
-along channels; squared differences weighted per channel, averaged over the image, summed over the five. No weights ship with this package.
+LPIPS (Zhang et al. 2018, section 3, "lin" version 0.1): features of VGG16 after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, or of
+AlexNet after its five ReLUs, normalised along channels; squared differences weighted per channel, averaged over the image, summed over the
+five. Recipes train with LPIPS-VGG. Published evaluations use LPIPS-Alex, with the five maps scaled to the image's size before the mean.
+No weights ship with this package.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,39 +20,68 @@ from torch import nn
 from model.weights import check_finite, check_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 # Output channels of each convolution, with a halving "pool" between, as torchvision numbers `features`; features are taken before
 # every pool.
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
-TAPS = (3, 8, 15, 22, 29)  # layers of `features` whose outputs are compared
-TAP_CHANNELS = (64, 128, 256, 512, 512)
+ALEXNET = (
+    (64, 11, 4, 2),
+    "pool",
+    (192, 5, 1, 2),
+    "pool",
+    (384, 3, 1, 1),
+    (256, 3, 1, 1),
+    (256, 3, 1, 1),
+)  # kernel, stride, padding
+
+
+class Backbone(NamedTuple):
+    """Network whose features LPIPS compares."""
+
+    label: str
+    taps: tuple[int, ...]  # layers of `features` whose outputs are compared
+    channels: tuple[int, ...]  # of the taps
+    smallest: int  # minimum side in pixels: the last pool must leave at least one
+    upsampled: bool  # maps are scaled to the image's size before their mean, as published evaluations do
+
+    def layers(self) -> nn.Sequential:
+        """Convolutions, ReLUs and pools, numbered as torchvision's `features`."""
+        layers: list[nn.Module] = []
+        channels, alex = 3, self.label == "LPIPS-Alex"
+        for entry in ALEXNET if alex else VGG16:
+            if isinstance(entry, str):
+                layers.append(nn.MaxPool2d(3, 2) if alex else nn.MaxPool2d(2))
+                continue
+            width, kernel, stride, padding = (entry, 3, 1, 1) if isinstance(entry, int) else entry
+            layers += [nn.Conv2d(channels, width, kernel, stride, padding), nn.ReLU()]
+            channels = width
+        return nn.Sequential(*layers)
+
+
+BACKBONES = {
+    "vgg": Backbone("LPIPS-VGG", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16, upsampled=False),
+    "alex": Backbone("LPIPS-Alex", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), 31, upsampled=True),
+}
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's statistics for values in [-1, 1]
 NORM_EPSILON = 1e-10
-SMALLEST = 16  # minimum side: four 2x2 poolings must leave at least one pixel
 # Other contents of the packages' full files: the classifier, and copies of the heads and of the input scaling.
 IGNORED = ("classifier.", "lins.", "scaling_layer.")
 SLICED = re.compile(r"net\.slice\d\.(\d+\.(?:weight|bias))")  # the lpips package's name of `features.*`, same numbers
 
 
 class LPIPS(nn.Module):
-    """LPIPS-VGG. Its parameters are not trained; distances have gradients for both images."""
+    """LPIPS. Its parameters are not trained; distances have gradients for both images."""
 
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: str = "vgg") -> None:
+        """`backbone`: one of `BACKBONES`."""
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for entry in VGG16:
-            if isinstance(entry, int):
-                layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU()]
-                channels = entry
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.heads = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in TAP_CHANNELS)
+        self.backbone = BACKBONES[backbone]
+        self.features = self.backbone.layers()
+        self.heads = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in self.backbone.channels)
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -59,29 +90,33 @@ class LPIPS(nn.Module):
         """Two sets of images `N 3 H W` in [-1, 1] -> distances `(N,)`.
 
         Raises:
-            ValueError: shapes that differ, not three colours, or sides below 16 pixels.
+            ValueError: shapes that differ, not three colours, or sides below 16 pixels (AlexNet: 31).
         """
-        _check_pictures(original_NCHW, other_NCHW, SMALLEST)
+        _check_pictures(original_NCHW, other_NCHW, self.backbone.smallest)
         N = original_NCHW.shape[0]
         x = (torch.cat([original_NCHW, other_NCHW]) - self.shift) / self.scale
         distance = x.new_zeros(N)
         for index, layer in enumerate(self.features):
             x = layer(x)
-            if index in TAPS:
+            if index in self.backbone.taps:
                 # vector_norm, not the root of a sum, whose gradient is NaN where every channel is zero
                 normed = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + NORM_EPSILON)
                 squares = (normed[:N] - normed[N:]).square()
-                distance = distance + (squares * self.heads[TAPS.index(index)]).sum(1).mean((1, 2))
+                weighted = (squares * self.heads[self.backbone.taps.index(index)]).sum(1, keepdim=True)
+                if self.backbone.upsampled:
+                    weighted = F.interpolate(weighted, original_NCHW.shape[2:], mode="bilinear", align_corners=False)
+                distance = distance + weighted.mean((1, 2, 3))
         return distance
 
 
-def load_lpips(features: str, heads: str | None = None) -> LPIPS:
+def load_lpips(features: str, heads: str | None = None, *, backbones: Collection[str] = ("vgg",)) -> LPIPS:
     """Loads LPIPS from files (paths, `hf://...`, or any scheme `model.checkpoint.read` takes).
 
     Args:
-        features: VGG16 in torchvision's names (`features.0.weight`, ...; the classifier is not read), or in the lpips package's
-            (`net.slice1.0.weight`, ...).
+        features: VGG16 or AlexNet in torchvision's names (`features.0.weight`, ...; the classifier is not read), or in the lpips
+            package's (`net.slice1.0.weight`, ...).
         heads: the five linear layers in that package's names (`lin0.model.1.weight`, ...); None: they are in the first file.
+        backbones: which of `BACKBONES` are accepted; the file decides between them.
 
     Raises:
         FileNotFoundError, RuntimeError: as `model.checkpoint.read`.
@@ -92,20 +127,21 @@ def load_lpips(features: str, heads: str | None = None) -> LPIPS:
     weights = dict(checkpoint.read(features, want_config=False).weights)
     if heads is not None:
         weights |= checkpoint.read(heads, want_config=False).weights
-    return lpips_from_state_dict(weights)
+    return lpips_from_state_dict(weights, backbones=backbones)
 
 
-def lpips_from_state_dict(weights: Mapping[str, torch.Tensor]) -> LPIPS:
-    """LPIPS from tensors under `features.*` (torchvision) and `lin0..4.model.1.weight` (lpips package).
+def lpips_from_state_dict(weights: Mapping[str, torch.Tensor], *, backbones: Collection[str] = ("vgg",)) -> LPIPS:
+    """LPIPS from tensors under `features.*` (torchvision) and `lin0..4.model.1.weight` (lpips package). `backbones`: as `load_lpips`.
 
     Raises:
         ValueError: keys or shapes of another network, non-finite values.
     """
-    network = LPIPS()
-    wanted = {_published(key): value for key, value in network.state_dict().items()}
     loaded = {SLICED.sub(r"features.\1", key): value for key, value in weights.items() if not key.startswith(IGNORED)}
-    check_keys("LPIPS-VGG", wanted, loaded)
-    check_finite("LPIPS-VGG", loaded)
+    alex = "alex" in backbones and "features.3.weight" in loaded  # VGG16 has a ReLU there
+    network = LPIPS("alex" if alex else "vgg")
+    wanted = {_published(key): value for key, value in network.state_dict().items()}
+    check_keys(network.backbone.label, wanted, loaded)
+    check_finite(network.backbone.label, loaded)
     network.load_state_dict({key: loaded[_published(key)].float() for key in network.state_dict()})
     return network.eval()
 

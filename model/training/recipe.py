@@ -107,6 +107,8 @@ class Stage(Part):
     """Clip sizes; each micro-batch is drawn from one of them."""
     batches: int = Field(1, ge=1)
     """Micro-batches per step, shared among all processes; a process accumulates its own."""
+    frame_interval: int = Field(1, ge=1)
+    """Clips take every n-th frame of their source; 2 halves the frame rate. Images take any frame."""
 
     @model_validator(mode="after")
     def _rates(self) -> Stage:
@@ -119,6 +121,15 @@ class Stage(Part):
         if self.decay_steps is not None and self.decay_steps <= self.warm_up:
             raise ValueError(f"decay_steps must exceed warm_up {self.warm_up}, got {self.decay_steps}")
         return self
+
+    @property
+    def alternates(self) -> bool:
+        """Whether steps train autoencoder and discriminator in turn."""
+        return self.objective.adversarial is not None and self.objective.adversarial.alternate
+
+    def source_frames(self, group: Group) -> int:
+        """Frames that a clip of the group spans in its source."""
+        return 1 + (group.frames - 1) * self.frame_interval
 
 
 class TrainingRecipe(Part):

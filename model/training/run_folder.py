@@ -21,6 +21,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zipfile import is_zipfile
 
@@ -184,11 +185,13 @@ def _step(path: Path) -> int:
 
 
 def _mean(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of every value that all lines have, to five digits."""
-    shared = [name for name, value in lines[0].items() if name != "step" and all(name in line for line in lines)]
-    numbers = [name for name in shared if isinstance(lines[0][name], float)]
-    means = {name: float(f"{sum(line[name] for line in lines) / len(lines):.5g}") for name in numbers}
-    return {"step": lines[-1]["step"], **means}
+    """Mean of every value over the lines that have it, to five digits."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, float):
+                found.setdefault(name, []).append(value)
+    return {"step": lines[-1]["step"], **{name: float(f"{fmean(values):.5g}") for name, values in found.items()}}
 
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:

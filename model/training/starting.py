@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from model import checkpoint, registry
+from model.training.batches import source_clip
 from model.training.inflation import inflate
 from model.training.linear import fit_linear
 from model.training.networks import trainable
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.interface import LatentSpec
+    from model.reconstruction import Trainable
     from model.training.linear import LinearAutoencoder
     from model.training.recipe import TrainingRecipe
-    from model.training.reconstruction import Trainable
     from model.training.source import ClipSource
 
 
@@ -57,11 +58,12 @@ def to_pixels(video: torch.Tensor, spec: LatentSpec) -> torch.Tensor:
 
 
 def _principal(recipe: TrainingRecipe, source: ClipSource) -> LinearAutoencoder:
-    group, spec = recipe.stages[0].groups[0], registry.spec(recipe.network, recipe.config)
+    stage, spec = recipe.stages[0], registry.spec(recipe.network, recipe.config)
+    group = stage.groups[0]
 
     def clips() -> Iterator[torch.Tensor]:
         for index in range(recipe.start.linear or 0):
-            clip = source.clip(index, group.frames, group.height, group.width)
+            clip = source_clip(source, index, stage, group)
             yield to_range(clip.video_CTHW[None, :, :, : group.height, : group.width], spec)
 
     return fit_linear(clips(), spec.latent_channels, side=spec.space_stride)

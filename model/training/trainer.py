@@ -165,12 +165,16 @@ class _Run:
             step = before + within + 1
             last = step == self.recipe.steps
             values = self._step(stream, stage.batches // self.ranks.world, within, step)
-            if step % self.recipe.log_every == 0 or last:
+            if self._logs(step) or (stage.alternates and self._logs(step + 1)):
                 self._log(step, stage, values)
             if step % self.recipe.sheet_every == 0 or last:
                 self._write_sheet(step)
             if step % self.recipe.checkpoint_every == 0 or last:
                 self._publish_and_checkpoint(step)
+
+    def _logs(self, step: int) -> bool:
+        """Whether a step is logged. Where steps alternate, the one before it is too: each has the terms of one of the two networks."""
+        return step % self.recipe.log_every == 0 or step == self.recipe.steps
 
     def _step(self, stream: Iterator[MicroBatch], own: int, within: int, step: int) -> list[dict[str, Any]]:
         """Runs one step with `own` micro-batches in this process. Returns the values of each."""
@@ -224,10 +228,11 @@ class _Run:
         """Writes a sheet of the first clips and their reconstructions by the published weights."""
         if self.metrics_log is None:
             return
-        group = self.recipe.stages[0].groups[0]
+        stage = self.recipe.stages[0]
+        group = stage.groups[0]
         pairs, titles = [], []
         for index in range(SHOWN):
-            clip = self.source.clip(index, group.frames, group.height, group.width)
+            clip = batches.source_clip(self.source, index, stage, group)
             video = clip.video_CTHW[:, :, : group.height, : group.width]
             pairs.append((video, self.learner.reconstruct(video[None])[0]))
             titles.append(clip.key)

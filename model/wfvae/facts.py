@@ -34,7 +34,7 @@ GROUPS = 32  # groups of groupnorm
 
 
 def time_stride(config: Mapping[str, Any]) -> int:
-    """FrameBlock per latent: 8 if level 1 also halves time, else 4."""
+    """Frames per latent: 8 if level 1 also halves time, else 4."""
     return 8 if config["l1_dowmsample_block"] == _VOLUME[0] else 4
 
 

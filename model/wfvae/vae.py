@@ -20,10 +20,11 @@ import torch
 from model import inputs
 from model.vae import CausalVAE
 from model.weights import check_weights, fill
-from model.wfvae.decoder import prepare_decoder
-from model.wfvae.encoder import prepare_encoder
-from model.wfvae.parameters import empty_network, random_weights, with_filters
-from model.wfvae.stream_state import StreamState, own_memory
+from model.wfvae.fast.decoder import prepare_decoder
+from model.wfvae.fast.encoder import prepare_encoder
+from model.wfvae.fast.stream_state import StreamState, own_memory
+from model.wfvae.network import LOGVAR_RANGE, empty_network
+from model.wfvae.random_weights import random_weights, with_filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,15 +34,14 @@ if TYPE_CHECKING:
     from model.interface import LatentSpec
     from model.state import CausalState
     from model.weights import CheckedWeights, WeightsSha256
-    from model.wfvae.decoder import Decoder
-    from model.wfvae.encoder import Encoder
+    from model.wfvae.fast.decoder import Decoder
+    from model.wfvae.fast.encoder import Encoder
 
 
 __all__ = ["NUMERICS", "WFVAE", "StreamedVAE", "build", "check", "random_weights"]
 
 NUMERICS = 1  # increase when the same weights and frames give other bits; part of every build's fingerprint
 
-LOGVAR_RANGE = (-30.0, 20.0)
 FIRST_LATENT_ONLY = "after the first latent"  # phase of a decoder that interpolates in time and holds no frame back yet
 
 

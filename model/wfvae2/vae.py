@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from model.weights import check_weights, fill
-from model.wfvae.parameters import with_filters
+from model.wfvae.random_weights import random_tensors, with_filters
 from model.wfvae.vae import StreamedVAE
-from model.wfvae2.coder import prepare_decoder, prepare_encoder
-from model.wfvae2.parameters import empty_network, random_weights
+from model.wfvae2.fast import prepare_decoder, prepare_encoder
+from model.wfvae2.network import empty_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from model.weights import CheckedWeights, WeightsSha256
-    from model.wfvae.decoder import Decoder
-    from model.wfvae.encoder import Encoder
+    from model.wfvae.fast.decoder import Decoder
+    from model.wfvae.fast.encoder import Encoder
 
 
 __all__ = ["NUMERICS", "WFVAE2", "build", "check", "random_weights"]
@@ -42,6 +42,11 @@ class WFVAE2(StreamedVAE):
     @cached_property
     def _decoder(self) -> Decoder:
         return prepare_decoder(self.network.decoder, self.network.state_dict(), self.config, self.device, self.dtype)
+
+
+def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    """Reproducible random float32 weights by published key; see `model.wfvae.random_weights`."""
+    return random_tensors(empty_network(config), seed)
 
 
 def check(spec: LatentSpec, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> CheckedWeights:

@@ -32,12 +32,14 @@ from pipeline.cli.terminal import (
     EncodeCommand,
     Fps,
     Frames,
+    Images,
     Model,
     Output,
     Overrides,
     Size,
     StoreSettings,
     Strict,
+    TableOfAnnotations,
     Untrained,
     Variants,
     fail,
@@ -66,7 +68,7 @@ def encode(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... OUTPUT",
-            help="Tar shards or videos (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
+            help="Tar shards, videos or images (files, folders, globs, braces, @list.txt, s3://…), then the output folder or s3://bucket/prefix.",
         ),
     ] = None,
     model: Model = None,
@@ -76,8 +78,10 @@ def encode(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
+    annotations: TableOfAnnotations = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="File format: parquet or tar. [default: parquet]")
     ] = None,
@@ -85,6 +89,13 @@ def encode(
         str | None, typer.Option(help="Type of stored latents: float16, bfloat16 or float32. [default: float16]")
     ] = None,
     moments: Annotated[bool | None, typer.Option("--moments", help="Store the log-variance as well.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="What image-to-video models need besides: first_frame (an image) and i2v_cond (the latent of it and zeros).",
+        ),
+    ] = None,
     device: Device = None,
     executor: Annotated[
         str | None,
@@ -112,6 +123,10 @@ def encode(
         bool, typer.Option("--publish", help="Publish the output as a snapshot if all went well; see `lathe publish`.")
     ] = False,
     strict: Strict = None,
+    allow_empty: Annotated[
+        bool | None,
+        typer.Option("--allow-empty", help="Exit with code 0 although nothing was encoded. Otherwise: code 1."),
+    ] = None,
     config: Config = None,
     set_: Overrides = None,
     debug: Debug = False,
@@ -131,16 +146,20 @@ def encode(
         "clips.frames": frames,
         "clips.size": size,
         "clips.select": clips,
+        "annotations": annotations,
         "clips.crop": crop,
         "clips.variants": variants,
+        "images.policy": images,
         "write.format": format_,
         "write.dtype": dtype,
         "write.moments": moments,
+        "write.store": store,
         "engine.executor": executor,
         "engine.address": address,
         "progress": progress,
         "retry_rejects": retry_rejects,
         "strict": strict,
+        "allow_empty": allow_empty,
     }
 
     def run() -> None:
@@ -177,8 +196,10 @@ def plan(
     frames: Frames = None,
     size: Size = None,
     clips: Clips = None,
+    annotations: TableOfAnnotations = None,
     crop: Crop = None,
     variants: Variants = None,
+    images: Images = None,
     dtype: Annotated[str | None, typer.Option(help="Type of stored latents. [default: float16]")] = None,
     strict: Strict = None,
     config: Config = None,
@@ -200,8 +221,10 @@ def plan(
             "clips.frames": frames,
             "clips.size": size,
             "clips.select": clips,
+            "annotations": annotations,
             "clips.crop": crop,
             "clips.variants": variants,
+            "images.policy": images,
             "write.dtype": dtype,
             "strict": strict,
         }

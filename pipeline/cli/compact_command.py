@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.terminal import AsJson, Debug, StoreSettings, guard, show_result, storage_config
-from pipeline.units import size
+from pipeline.units import quantity, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,9 +89,9 @@ def compaction_lines(found: dict[str, Any]) -> list[str]:
     if not found["files_before"]:
         return found["notices"] or [NOTHING]
     notes = [f"  note      {text}" for text in found["notices"]]
-    what = f"{found['files_before']} files become {found['files_after']}"
+    what = f"{quantity(found['files_before'], 'file becomes', 'files become')} {found['files_after']}"
     if found["rows_dropped"]:
-        what += f", without {found['rows_dropped']} rows that do not count"
+        what += f", without {quantity(found['rows_dropped'], 'row that does not count', 'rows that do not count')}"
     if found["dry_run"]:
         return [
             f"would make a snapshot of the rows of snapshot {found['parent']}: {what}; {size(found['bytes_read'])} to copy",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.units import quantities, quantity
+
 CHANNELS_SHOWN = 32
 
 
@@ -13,7 +15,7 @@ def evaluation_lines(summary: dict[str, Any]) -> list[str]:
     origin = "UNTRAINED random weights" if network["untrained"] else f"weights {network['weights_sha256'][:12]}"
     lines = [
         f"{network['network']}, {origin}, {network['compute_dtype']} on {network['device']}: "
-        f"{overall['clips']} clips of {summary['videos']} videos, {overall['frames']} frames",
+        f"{quantities(overall, 'clip', 'frame')} of {quantity(summary['videos'], 'video')}",
         f"  {'bucket':16}{'clips':>7}{'PSNR dB':>9}{'of MSE':>8}{'SSIM':>8}{'LPIPS':>8}{'kept':>8}{'bits/px':>9}{'ratio':>8}",
     ]
     lines += [_row(name, found) for name, found in summary["buckets"].items()]
@@ -53,10 +55,14 @@ def _rfvd(summary: dict[str, Any]) -> str:
     found = summary["rfvd"]
     if summary["i3d"] is None:
         return "not measured: no weights; --i3d FILE takes them"
-    windows = f"{found['windows']} windows of {found['window_frames']} frames"
+    windows = quantity(found["windows"], "whole clip")
+    if found["window_frames"] is not None:
+        windows = f"{quantity(found['windows'], 'window')} of {quantity(found['window_frames'], 'frame')}"
     if found["rfvd"] is None:
         return f"not measured: {windows}, and it takes at least two"
-    return f"{found['rfvd']:.2f} over {windows}"
+    return (
+        f"{found['rfvd']:.2f} over {windows}, {found['pair_distance']:.2f} within pairs (protocol {found['protocol']})"
+    )
 
 
 def _latent_lines(latents: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, show_result, storage_config
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,6 @@ def _progress() -> Callable[[int, int], None] | None:
         return None
 
     def show(written: int, total: int) -> None:
-        typer.echo(f"\r{written} of {total} rows written", nl=written == total, err=True)
+        typer.echo(f"\r{written} of {quantity(total, 'row')} written", nl=written == total, err=True)
 
     return show

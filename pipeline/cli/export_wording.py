@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.units import quantity
+
 LISTED_FOLDERS = 12
 
 
 def export_lines(values: dict[str, Any]) -> list[str]:
     """Lines for the `to_dict` of a `Report`."""
     changes = f"{values['added']} added, {values['kept']} kept, {values['removed']} removed"
-    rows = f"{values['rows']} rows of snapshot {values['snapshot']}"
+    rows = f"{quantity(values['rows'], 'row')} of snapshot {values['snapshot']}"
     lines = [f"{values['directory']}: {rows} for {values['target']} ({values['model']}): {changes}"]
     if values["repaired"]:
-        lines.append(f"  {values['repaired']} rows had lost files, or files of another size: written again")
+        lines.append(f"  {quantity(values['repaired'], 'row')} had lost files, or files of another size: written again")
     folders = list(values["folders"].items())
-    lines += [f"  {name}: {rows} rows" for name, rows in folders[:LISTED_FOLDERS] if name != "."]
+    lines += [f"  {name}: {quantity(rows, 'row')}" for name, rows in folders[:LISTED_FOLDERS] if name != "."]
     if len(folders) > LISTED_FOLDERS:
         lines.append(f"  and {len(folders) - LISTED_FOLDERS} more folders")
     lines += [f"  removed {name}, made before this change" for name in values["caches_removed"][:LISTED_FOLDERS]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.units import size
+from pipeline.units import quantities, quantity, size
 
 SNAPSHOTS_SHOWN = 5
 NAMES_SHOWN = 5
@@ -61,10 +61,10 @@ def history_lines(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _counted(found: dict[str, Any]) -> str:
-    parts = [(len(found[name]), name) for name in ("sources", "samples", "rows")]
+    parts = [(len(found[f"{name}s"]), name) for name in ("source", "sample", "row")]
     if found.get("hashed"):
-        parts.append((len(found["hashed"]), "hashed names"))
-    return ", ".join(f"{n} {name[:-1] if n == 1 else name}" for n, name in parts if n) or "nothing"
+        parts.append((len(found["hashed"]), "hashed name"))
+    return ", ".join(quantity(n, name) for n, name in parts if n) or "nothing"
 
 
 def _some(names: list[str]) -> list[str]:
@@ -83,7 +83,7 @@ def _view_lines(found: dict[str, Any], label: str, what: str) -> list[str]:
     stored = found["stored"]
     if stored["rows"] and label == "hidden":
         lines.append(
-            f"  stored    {stored['rows']} rows in {stored['files']} files keep their bytes until `lathe compact` and `lathe gc`"
+            f"  stored    {quantities(stored, 'row')} in {quantities(stored, 'file')}: the bytes stay until `lathe compact` and `lathe gc`"
         )
     if found["delta"] is not None:
         lines.append(f"  delta     rewritten{': no version names these files' if label == 'hidden' else ''}")
@@ -111,50 +111,58 @@ def gc_lines(found: dict[str, Any]) -> list[str]:
     would = "would delete" if found["dry_run"] else "deleted"
     files = [(deleted[name], words) for name, words in REASONS.items() if deleted[name]["files"]]
     total = {part: sum(item[part] for item, _ in files) for part in ("files", "bytes")}
-    lines = [f"{would} {total['files']} data files with their indexes, {size(total['bytes'])}"]
+    data_files = quantity(total["files"], "data file with its index", "data files with their indexes")
+    lines = [f"{would} {data_files}, {size(total['bytes'])}"]
     lines += [f"  files     {item['files']} {words}, {size(item['bytes'])}" for item, words in files]
     if snapshots["retired"]:
-        go = "would go" if found["dry_run"] else "are gone"
-        lines.append(f"  snapshots {_numbers(snapshots['retired'])} {go}, {len(snapshots['retained'])} are kept")
+        go = "would go" if found["dry_run"] else "deleted"
+        lines.append(f"  snapshots {_numbers(snapshots['retired'])} {go}, {len(snapshots['retained'])} kept")
     if snapshots["forgotten"]:
         lines.append(
             f"  forgotten {_numbers(snapshots['forgotten'])} of these named files with rows that were taken down"
         )
-    others = [(deleted["tables"]["files"], "tables of snapshots"), (deleted["heartbeats"], "old heartbeats")]
-    others += [(deleted["scratch"], "scratch objects"), (deleted["leftovers"]["files"], "unfinished uploads or writes")]
-    others += [(deleted["runs"]["files"], "parts of old run logs and reports")]
-    if shown := ", ".join(f"{n} {words}" for n, words in others if n):
+    others = [
+        (deleted["tables"]["files"], "table of snapshots", "tables of snapshots"),
+        (deleted["heartbeats"], "old heartbeat", ""),
+        (deleted["scratch"], "scratch object", ""),
+        (deleted["leftovers"]["files"], "unfinished upload or write", "unfinished uploads or writes"),
+        (deleted["runs"]["files"], "part of old run logs and reports", "parts of old run logs and reports"),
+    ]
+    if shown := ", ".join(quantity(*item) for item in others if item[0]):
         lines.append(f"  others    {shown}")
     if found["receipts"]["retired"]:
         moved = "would move" if found["dry_run"] else "moved"
         lines.append(
-            f"  retired   {moved} {found['receipts']['retired']} receipts, nothing of which counts, to _retired/"
+            f"  retired   {moved} {quantity(found['receipts']['retired'], 'receipt')}, nothing of which counts, to _retired/"
         )
     if found["receipts"]["restored"]:
-        lines.append(f"  restored  {found['receipts']['restored']} retired receipts that count again")
+        lines.append(
+            f"  restored  {quantity(found['receipts']['restored'], 'retired receipt counts', 'retired receipts count')} again"
+        )
     for name, words in KEPT.items():
         if n := found["kept"].get(name):
             of = f", {size(found['waiting']['bytes'])}" if name == "waiting" else ""
-            lines.append(f"  kept      {n} files {words}{of}")
+            lines.append(f"  kept      {quantity(n, 'file')} {words}{of}")
     lines += [f"  running   build {name}" for name in found["running"]]
     if takedowns["names_removed"]:
-        state = "would be" if found["dry_run"] else "are"
+        state = "would be " if found["dry_run"] else ""
         lines.append(
-            f"  takedowns names of {len(takedowns['names_removed'])} {state} replaced by hashes: no bytes are left"
+            f"  takedowns names of {len(takedowns['names_removed'])} {state}replaced by hashes: no bytes are left"
         )
     lines += [f"  takedowns {text}" for text in _some([_stored(item) for item in takedowns["stored"]])]
     if foreign := found["foreign"]["objects"]:
         lines.append(
-            f"  foreign   {foreign} objects that Lathe did not make, such as {found['foreign']['names'][0]}: left alone"
+            f"  foreign   {quantity(foreign, 'object')} that Lathe did not make, such as {found['foreign']['names'][0]}: left alone"
         )
     return lines + [f"  note      {text}" for text in found["notices"]]
 
 
 def _stored(item: dict[str, Any]) -> str:
     where = f", named by snapshots {_numbers(item['snapshots'])}" if item["snapshots"] else ""
+    files = quantity(item["files"], "stored file still holds", "stored files still hold")
     return (
-        f"{item['record']}: {item['files']} stored files still hold its rows{where}; `lathe compact` rewrites files of the newest "
-        "snapshot, `lathe gc --forget` lets go of older ones"
+        f"{item['record']}: {files} its rows{where}; `lathe compact` rewrites files of the newest snapshot, `lathe gc --forget` lets go of "
+        "older ones"
     )
 
 

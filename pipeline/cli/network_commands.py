@@ -132,9 +132,18 @@ def evaluate(
     compute_dtype: ComputeDtype = None,
     lpips: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Weights of LPIPS-VGG: one file, or twice for VGG16 and the heads."),
+        typer.Option(
+            metavar="FILE", help="Weights of LPIPS, AlexNet or VGG16: one file, or twice for features and heads."
+        ),
     ] = None,
     i3d: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of I3D, for rFVD.")] = None,
+    fvd: Annotated[
+        str,
+        typer.Option(
+            metavar="tf|styleganv|videogpt",
+            help="Protocol of rFVD: windows of 16 whole frames, or whole clips cropped as those codes do.",
+        ),
+    ] = "tf",
     config: Config = None,
     set_: Overrides = None,
     as_json: AsJson = False,
@@ -151,7 +160,9 @@ def evaluate(
         from pipeline.evaluation import evaluate
 
         job = build_job(flags, config_path=config, overrides=tuple(set_ or ()))
-        summary = evaluate.evaluate(job, lpips=lpips or (), i3d=i3d, news=lambda text: typer.echo(text, err=True))
+        summary = evaluate.evaluate(
+            job, lpips=lpips or (), i3d=i3d, fvd=fvd, news=lambda text: typer.echo(text, err=True)
+        )
         show_result(summary, evaluation_lines, as_json)
 
     guard(run, debug=debug, again="an evaluation cannot be resumed: give another --output, or empty this one")

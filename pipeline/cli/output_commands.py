@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.terminal import AsJson, Debug, Output, StoreSettings, guard, json_text, show_result, storage_config
+from pipeline.cli.terminal import (
+    AsJson,
+    Debug,
+    Images,
+    Output,
+    StoreSettings,
+    TableOfAnnotations,
+    guard,
+    json_text,
+    show_result,
+    storage_config,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +46,7 @@ def publish(
             metavar="[INPUT...]", help="The inputs as they are now, to know what is gone or not encoded yet."
         ),
     ] = None,
+    images: Images = None,
     fingerprint: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="Only latents of this fingerprint. [default: all]")
     ] = None,
@@ -71,6 +83,13 @@ def publish(
     report: Annotated[
         bool, typer.Option("--report", help="Store a page on the snapshot in the output as well; see `lathe report`.")
     ] = False,
+    annotations: TableOfAnnotations = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="JOB.yaml", help="Job of the build, whose inputs, annotations and columns are listed."
+        ),
+    ] = None,
     endpoint_url: StoreSettings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -82,6 +101,7 @@ def publish(
         from pipeline.ledger.addresses import check_whole_output
 
         root = check_whole_output(output)  # before the slow imports
+        from pipeline.config import build_job
         from pipeline.errors import ConfigError, PublishFailed, ViewNotWritten
         from pipeline.operate.publish import Progress, PublishOptions, list_inputs
         from pipeline.operate.publish import publish as make_snapshot
@@ -96,7 +116,13 @@ def publish(
                 raise ConfigError(f"{name}: expected {unit}, got {floor}")
         if removed not in ("keep", "drop"):
             raise ConfigError(f"--removed: expected keep or drop, got {removed!r}")
-        storage = storage_config(endpoint_url)
+        if annotations and not (inputs or config):
+            raise ConfigError("--annotations needs the inputs that it annotates: lathe publish OUTPUT INPUT…")
+        job = None
+        if inputs or config:
+            named = {"inputs": inputs, "output": root, "annotations": annotations, "images.policy": images}
+            job = build_job(named | {"storage.endpoint_url": endpoint_url}, config_path=config)
+        storage = job.storage if job is not None else storage_config(endpoint_url)
         store = open_store(root, storage)
         check = None
         if canary:  # its import takes seconds
@@ -109,11 +135,11 @@ def publish(
             removed="drop" if removed == "drop" else "keep",
             partial=partial,
             limits=Limits(reject_budget=reject_budget, drift=max_drift, removed=max_removed),
-            job={"inputs": inputs} if inputs else None,
+            job=None if job is None else {"inputs": list(job.inputs)},
             delta=delta,
             rebuild=rebuild,
         )
-        listing = (lambda: list_inputs(inputs, store, storage)) if inputs else None
+        listing = None if job is None else lambda: list_inputs(job, store)
         try:
             reached.append(Progress())
             published = make_snapshot(store, options, listing=listing, canary=check, progress=reached[0])
@@ -164,9 +190,7 @@ def publish_job(job: EncodeJob) -> None:
     options = PublishOptions(limits=Limits(reject_budget=job.reject_budget), job=job.model_dump(mode="json"))
     check = canary_check(job.storage, checkpoint=job.model.checkpoint, device=job.model.device)
     try:
-        published = make_snapshot(
-            store, options, listing=lambda: list_inputs(job.inputs, store, job.storage), canary=check
-        )
+        published = make_snapshot(store, options, listing=lambda: list_inputs(job, store), canary=check)
     except PublishFailed as error:
         show_failed(error, False)
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.cli.wording import build_lines
 from pipeline.engine.driver.progress import Display, Silent
-from pipeline.units import duration, printable, size
+from pipeline.units import duration, printable, quantity, size
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.progress import BuildProgress
@@ -30,8 +30,8 @@ def progress_line(progress: BuildProgress) -> str:
     eta = f", about {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
     return (
         f"{progress.percent}% of {size(progress.bytes_total)}, {progress.shards_done}/{progress.shards_total} shards, "
-        f"{progress.clips} clips, {progress.frames_per_s:.1f} frames/s, {progress.rejects} rejects, {progress.workers} encoders, "
-        f"{duration(progress.elapsed_s)}{eta}"
+        f"{quantity(progress.clips, 'clip')}, {progress.frames_per_s:.1f} frames/s, {quantity(progress.rejects, 'reject')}, "
+        f"{quantity(progress.workers, 'encoder')}, {duration(progress.elapsed_s)}{eta}"
     )
 
 

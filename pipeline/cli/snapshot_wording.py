@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.units import size
+from pipeline.units import quantities, quantity, size
 
 SOURCES_SHOWN = 5
 CHANNELS_SHOWN = 32
@@ -22,14 +22,14 @@ def published_lines(published: dict[str, Any]) -> list[str]:
 
 def snapshots_lines(found: dict[str, Any]) -> list[str]:
     """Lines that describe the snapshots of an output, a few lines each."""
-    lines = [f"{found['output']}: {len(found['snapshots'])} snapshots"]
+    lines = [f"{found['output']}: {quantity(len(found['snapshots']), 'snapshot')}"]
     for item in found["snapshots"]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
         if about := item["lineage"].get("compaction"):
-            lines.append(f"        compacted: {about['files_before']} files became {about['files_after']}")
+            lines.append(f"        compacted: {quantity(about['files_before'], 'file')} became {about['files_after']}")
         if item["open_shards"]:
             number = item["tables"]["open"]["rows"] if "open" in item["tables"] else len(item["open_shards"])
-            lines.append(f"        partial: {number} shards or inputs were not done")
+            lines.append(f"        partial: {quantity(number, 'shard or input was', 'shards or inputs were')} not done")
         if item["passed_over"]:
             lines.append(f"        passed over damaged snapshots: {', '.join(map(str, item['passed_over']))}")
     return lines + [f"  {item['number']:>4}  {item['error']}" for item in found["damaged"]]
@@ -40,8 +40,8 @@ def diff_lines(found: dict[str, Any]) -> list[str]:
     a, b = found["a"], found["b"]
     files, rows, sources = found["files"], found["rows"], found["sources"]
     lines = [
-        f"{a['output']}@{a['snapshot']} -> {b['output']}@{b['snapshot']}: {a['rows']} -> {b['rows']} rows, "
-        f"{a['files']} -> {b['files']} files",
+        f"{a['output']}@{a['snapshot']} -> {b['output']}@{b['snapshot']}: {a['rows']} -> {quantities(b, 'row')}, "
+        f"{a['files']} -> {quantities(b, 'file')}",
         f"  rows      +{rows['added']} -{rows['dropped']}",
         f"  files     +{len(files['added'])} -{len(files['dropped'])}, {len(files['changed'])} show other rows, "
         f"{len(files['rewritten'])} rewritten by compaction",
@@ -64,14 +64,14 @@ def stats_lines(found: dict[str, Any]) -> list[str]:
     lines = [where]
     if found["newer_takedowns"]:
         lines.append(
-            f"  note      {found['newer_takedowns']} takedowns are newer than this snapshot: exact numbers still contain their rows; "
-            "`lathe publish` makes a snapshot without them"
+            f"  note      {quantity(found['newer_takedowns'], 'takedown is', 'takedowns are')} newer than this snapshot: exact numbers "
+            "still contain the rows; `lathe publish` makes a snapshot without them"
         )
     for fingerprint, item in found["fingerprints"].items():
         exact, one = item["exact"], item["suggested"]["one_for_all"]
         lines.append(
-            f"  fingerprint {fingerprint[:8]} ({item['network']}): {exact['values_per_channel']} values per channel "
-            f"of {item['rows']} rows"
+            f"  fingerprint {fingerprint[:8]} ({item['network']}): {quantity(exact['values_per_channel'], 'value')} per channel "
+            f"of {quantity(item['rows'], 'row')}"
         )
         lines.append("    channel        mean         std         min         max")
         for channel in range(min(len(exact["mean"]), CHANNELS_SHOWN)):
@@ -83,7 +83,9 @@ def stats_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"    constants   {_constants(item)}")
         for bucket, part in item["buckets"].items():
             mean, std = (sum(part[name]) / len(part[name]) for name in ("mean", "std"))
-            lines.append(f"    {bucket:14} {part['clips']} clips read: mean {mean:.4g}, standard deviation {std:.4g}")
+            lines.append(
+                f"    {bucket:14} {quantity(part['clips'], 'clip')} read: mean {mean:.4g}, standard deviation {std:.4g}"
+            )
     return lines
 
 
@@ -98,12 +100,12 @@ def _constants(item: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, list) else f"{value:g}"
+    return quantity(len(value), "value") if isinstance(value, list) else f"{value:g}"
 
 
 def _contents(snapshot: dict[str, Any]) -> str:
     counts = snapshot["counts"]
-    return f"{counts['rows']} rows, {counts['frames']} frames in {counts['files']} files, {size(counts['bytes'])}"
+    return f"{quantities(counts, 'row', 'frame')} in {quantities(counts, 'file')}, {size(counts['bytes'])}"
 
 
 def _changes(snapshot: dict[str, Any]) -> str:

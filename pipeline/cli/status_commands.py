@@ -85,12 +85,12 @@ def why(
     def run() -> None:
         from pipeline.cli.why_wording import why_lines
         from pipeline.errors import ConfigError
-        from pipeline.operate.why import why as story_of
+        from pipeline.operate import why as operation
 
         store, number = open_numbered(output, endpoint_url)
         if number is not None:
-            raise ConfigError(f"{output}: the story of an input is over all snapshots; write {store.root}")
-        found = story_of(store, name, storage_config(endpoint_url))
+            raise ConfigError(f"{output}: the history of an input is over all snapshots; write {store.root}")
+        found = operation.why(store, name, storage_config(endpoint_url))
         show_result(found, why_lines, as_json)
 
     guard(run, debug=debug)

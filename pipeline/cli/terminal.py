@@ -44,7 +44,17 @@ Size = Annotated[
 ]
 Clips = Annotated[
     str | None,
-    typer.Option(help="Which clips of a video: head, tile, slide:STRIDE, uniform:N or whole. [default: head]"),
+    typer.Option(
+        help="Which clips of a video: head, tile, slide:STRIDE, uniform:N, whole; or spans[:RULE]: inside annotated spans. [default: head]"
+    ),
+]
+TableOfAnnotations = Annotated[
+    str | None,
+    typer.Option(
+        "--annotations",
+        metavar="TABLE",
+        help="Table (.parquet, .csv, .tsv, .jsonl) with captions, fields and spans of the inputs, by source and key.",
+    ),
 ]
 Crop = Annotated[
     str | None,
@@ -55,6 +65,12 @@ Crop = Annotated[
 ]
 Variants = Annotated[
     str | None, typer.Option(help="More rows of each clip: flip (mirrored left to right). [default: none]")
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="Still images, as clips of one frame: keep (beside videos), skip or only; sizes: images.size. [default: skip]"
+    ),
 ]
 Model = Annotated[
     str | None,

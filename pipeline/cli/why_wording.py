@@ -1,12 +1,13 @@
-"""The story of one input as lines of text. Takes the dictionary of `pipeline.operate.why`."""
+"""History of one input as lines of text. Takes the dictionary of `pipeline.operate.why`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.units import size
+from pipeline.units import quantity, size
 
 ROWS_SHOWN = 8
+SNAPSHOTS_SHOWN = 8
 STATES = {
     "encoded": "encoded",
     "rejected": "not encoded",
@@ -22,21 +23,21 @@ STATES = {
 }
 
 
-def why_lines(story: dict[str, Any]) -> list[str]:
+def why_lines(history: dict[str, Any]) -> list[str]:
     """State, place, receipts with rows and rejects, snapshots, takedowns."""
-    lines = [f"{story['name']}: {STATES[story['state']]}", f"  input     {_place(story['where'])}"]
-    for version in story["versions"]:
+    lines = [f"{history['name']}: {STATES[history['state']]}", f"  input     {_place(history['where'])}"]
+    for version in history["versions"]:
         lines += _version_lines(version)
-    lines += [f"  receipt   {key}, where `lathe gc` moved it; its files go" for key in story.get("retired", ())]
-    if story.get("note"):
-        lines.append(f"  reason    {story['note']}")
-    for build in story.get("builds", ()):
+    lines += [f"  receipt   {key}, where `lathe gc` moved it; its files go" for key in history.get("retired", ())]
+    if history.get("note"):
+        lines.append(f"  reason    {history['note']}")
+    for build in history.get("builds", ()):
         lines.append(f"  build     {_build(build)}")
-    if story.get("open_in") is not None:
-        lines.append(f"  snapshot  {story['open_in']} records it as not done")
-    if story["versions"]:
-        lines.append(f"  snapshots {_snapshots(story)}")
-    lines += [f"  takedown  {item['created']}: {item['reason']} ({item['key']})" for item in story["takedowns"]]
+    if history.get("open_in") is not None:
+        lines.append(f"  snapshot  {history['open_in']} records it as not done")
+    if history["versions"]:
+        lines.append(f"  snapshots {_snapshots(history)}")
+    lines += [f"  takedown  {item['created']}: {item['reason']} ({item['key']})" for item in history["takedowns"]]
     return lines
 
 
@@ -63,7 +64,7 @@ def _version_lines(version: dict[str, Any]) -> list[str]:
         fps = f" at {row['fps']:g} fps" if isinstance(row["fps"], int | float) else ""
         shape = "x".join(map(str, row["shape"]))
         lines.append(
-            f"    row       {row['id']}: {row['num_frames']} frames{fps} in bucket {row['bucket']}, {row['dtype']} {shape}, "
+            f"    row       {row['id']}: {quantity(row['num_frames'], 'frame')}{fps} in bucket {row['bucket']}, {row['dtype']} {shape}, "
             f"row {row['row']} of {row['file']}"
         )
     if version["num_rows"] > ROWS_SHOWN:
@@ -71,7 +72,7 @@ def _version_lines(version: dict[str, Any]) -> list[str]:
             f"    row       … and {version['num_rows'] - ROWS_SHOWN} more, --json lists {len(version['rows'])}"
         )
     if version["num_taken_down"]:
-        lines.append(f"    hidden    {version['num_taken_down']} of {version['num_rows']} rows are taken down")
+        lines.append(f"    hidden    {version['num_taken_down']} of {quantity(version['num_rows'], 'row')} taken down")
     for reject in version["rejects"][:ROWS_SHOWN]:
         clip = "" if reject["clip"] is None else f" clip {_clip(reject['clip'], version['variants'])}"
         kind = "by the job's rules" if reject["policy"] else "damaged"
@@ -92,7 +93,8 @@ def _clip(number: int, variants: list[str]) -> str:
 def _rules(rules: dict[str, Any] | None) -> str:
     if not rules:
         return ""
-    return f", clips: {rules.get('select')}, fps {rules.get('fps') or 'source'}"
+    inside = "spans:" if rules.get("spans") else ""
+    return f", clips: {inside}{rules.get('select')}, fps {rules.get('fps') or 'source'}"
 
 
 def _build(build: dict[str, Any]) -> str:
@@ -103,16 +105,27 @@ def _build(build: dict[str, Any]) -> str:
     return f"{build['build']} {live} {build['state'].replace('_', ' ')} since {build['since']}{shard}{worker}{reason}"
 
 
-def _snapshots(story: dict[str, Any]) -> str:
-    shown = [f"{item['number']} ({item['rows']} rows)" for item in story["snapshots"] if item["rows"]]
-    damaged = [f"; {item['note']}" for item in story["snapshots"] if item["rows"] is None]
-    looked = story["snapshots_looked"]
+def _snapshots(history: dict[str, Any]) -> str:
+    looked = history["snapshots_looked"]
     if not looked:
         return "nothing is published yet"
-    if not shown:
-        text = f"none of {looked[0]} to {looked[-1]} shows it" if len(looked) > 1 else f"{looked[0]} does not show it"
+    found = history["snapshots"]
+    shown = [f"{item['number']} ({quantity(item['rows'], 'row')})" for item in found if item["rows"]]
+    hidden = [f"{item['number']} ({quantity(item['taken_down'], 'row')})" for item in found if item.get("taken_down")]
+    if shown:
+        parts = [f"shown by {_some(shown)}"]
+        if looked[-1] not in {item["number"] for item in found}:
+            parts.append(f"the newest, {looked[-1]}, does not show it")
+    elif len(looked) > 1:
+        parts = [f"none of {looked[0]} to {looked[-1]} shows it"]
     else:
-        text = f"shown by {', '.join(shown[-8:])}" + (f" and {len(shown) - 8} earlier" if len(shown) > 8 else "")
-        if looked[-1] not in {item["number"] for item in story["snapshots"]}:
-            text += f"; the newest, {looked[-1]}, does not show it"
-    return text + "".join(damaged)
+        parts = [f"{looked[0]} does not show it"]
+    if hidden:
+        parts.append(f"hidden by takedowns in {_some(hidden)}")
+    return "; ".join([*parts, *(item["note"] for item in found if item["rows"] is None)])
+
+
+def _some(snapshots: list[str]) -> str:
+    """The newest, and how many there are beside."""
+    more = len(snapshots) - SNAPSHOTS_SHOWN
+    return ", ".join(snapshots[-SNAPSHOTS_SHOWN:]) + (f" and {more} earlier" if more > 0 else "")

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.build_wording import builds_lines
-from pipeline.units import duration, size
+from pipeline.units import duration, quantities, quantity, size
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.report import BuildReport
@@ -30,13 +30,14 @@ def warning_lines(warnings: dict[str, int]) -> list[str]:
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """A `Forecast`."""
     lines = [
-        f"{plan['samples']} samples: {plan['with_clips']} give {plan['clips']} clips, {plan['without_clips']} give none",
-        f"  video     {duration(plan['video_seconds'])} opened, {duration(plan['clip_seconds'])} in clips, {plan['frames']} frames",
+        f"{quantities(plan, 'sample')}: {quantity(plan['with_clips'], 'gives', 'give')} {quantities(plan, 'clip')}, "
+        f"{quantity(plan['without_clips'], 'gives', 'give')} none",
+        f"  video     {duration(plan['video_seconds'])} opened, {duration(plan['clip_seconds'])} in clips, {quantities(plan, 'frame')}",
         f"  latents   about {size(plan['latent_bytes'])}",
         "  buckets",
     ]
     for name, fill in sorted(plan["buckets"].items()):
-        lines.append(f"    {name:14} {fill['clips']} clips, {fill['frames']} frames, {size(fill['latent_bytes'])}")
+        lines.append(f"    {name:14} {quantities(fill, 'clip', 'frame')}, {size(fill['latent_bytes'])}")
     if plan["dropped"]:
         lines.append(f"  dropped   ({EXPLAINED})")
     for reason, item in sorted(plan["dropped"].items(), key=lambda pair: -pair[1]["count"]):
@@ -57,35 +58,35 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         else f"last commit {status['last_commit'] or 'never'}"
     )
     lines = [
-        f"{status['output']}: {status['shards']} shards done, {what}",
+        f"{status['output']}: {quantities(status, 'shard')} done, {what}",
         f"  samples   {status['samples']} in = {status['encoded']} encoded + {status['rejected']} rejected",
-        f"  clips     {status['clips']} written + {status['clips_rejected']} rejected, {status['frames']} frames, "
-        f"{status['files']} files, {size(status['bytes'])}",
+        f"  clips     {status['clips']} written + {status['clips_rejected']} rejected, {quantities(status, 'frame', 'file')}, "
+        f"{size(status['bytes'])}",
     ]
     if status["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in status["rejects"].items())
         lines.append(f"  rejects   {reasons} ({EXPLAINED})")
     lines += warning_lines(status["warnings"])
     for fingerprint, shards in status["fingerprints"].items():
-        lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {shards} shards")
+        lines.append(f"  encoder   fingerprint {fingerprint[:8]}: {quantity(shards, 'shard')}")
     if pending := status.get("pending"):
         lines.append(
-            f"  pending   {pending['shards']} shards with {pending['clips']} clips that no snapshot has yet; `lathe publish` takes them in"
+            f"  pending   {quantities(pending, 'shard')} with {quantities(pending, 'clip')} that no snapshot has yet; "
+            "`lathe publish` takes them in"
         )
     return lines + builds_lines(status)
 
 
 def verify_lines(report: dict[str, Any]) -> list[str]:
     """The dictionary of a `VerifyReport`."""
-    verdict = "no problems" if report["ok"] else f"{len(report['problems'])} problems"
+    verdict = "no problems" if report["ok"] else quantity(len(report["problems"]), "problem")
     lines = [
         f"{report['root']}: {verdict}",
-        f"  checked   {report['shards']} shards, {report['files']} files, {report['rows']} rows, {report['frames']} frames, "
-        f"{size(report['bytes_read'])} read",
+        f"  checked   {quantities(report, 'shard', 'file', 'row', 'frame')}, {size(report['bytes_read'])} read",
     ]
     if report["orphans"]:
         lines.append(
-            f"  orphans   {report['orphans']} files that no receipt names ({size(report['orphan_bytes'])}), harmless"
+            f"  orphans   {quantity(report['orphans'], 'file')} that no receipt names ({size(report['orphan_bytes'])}), harmless"
         )
     lines += [f"  note      {text}" for text in report["notices"]]
     lines += [f"  problem   {p['file']}: found {p['found']}, expected {p['expected']}" for p in report["problems"]]
@@ -124,7 +125,7 @@ def _normalisation(spec: dict[str, Any]) -> str:
     """The recommended normalisation of latents, in a few characters."""
 
     def value(number: Any) -> str:
-        return f"{len(number)} values" if isinstance(number, (list, tuple)) else f"{number:g}"
+        return quantity(len(number), "value") if isinstance(number, (list, tuple)) else f"{number:g}"
 
     if spec["mean"] is not None:
         return "mean/std per channel"
@@ -203,15 +204,15 @@ def build_lines(report: BuildReport) -> list[str]:
     startup = f", {report.startup_s:.1f} s of it to start" if report.shards_done else ""
     before = f", {report.shards_before} were done before" if report.shards_before else ""
     lines = [
-        f"{report.shards_done} of {report.shards_total} shards encoded in {report.wall_s:.1f} s{startup}{before}",
+        f"{report.shards_done} of {quantity(report.shards_total, 'shard')} encoded in {report.wall_s:.1f} s{startup}{before}",
         f"  samples   {counts.samples} in = {counts.encoded} encoded + {counts.rejected} rejected",
-        f"  clips     {counts.clips} written + {counts.clips_rejected} rejected, {counts.frames} frames, "
+        f"  clips     {counts.clips} written + {counts.clips_rejected} rejected, {quantity(counts.frames, 'frame')}, "
         f"{report.frames_per_s:.1f} frames/s, {size(report.num_bytes)}",
     ]
     if report.shards_elsewhere:
         total = report.shards_total
         lines.append(
-            f"  {report.shards_elsewhere} of {total} shards were committed by another build that ran at the same time"
+            f"  {report.shards_elsewhere} of {quantity(total, 'shard')} committed by another build that ran at the same time"
         )
     if report.shards_done:
         lines.append(f"  time      {_time_shares(report)}")
@@ -223,7 +224,7 @@ def build_lines(report: BuildReport) -> list[str]:
         reasons = sorted(report.rejects.items(), key=lambda item: (-item[1], item[0]))
         lines.append(f"  rejects   {', '.join(f'{reason} {n}' for reason, n in reasons)} ({EXPLAINED})")
     if report.taken_down:
-        lines.append(f"  taken down: {report.taken_down} inputs, not encoded")
+        lines.append(f"  taken down: {quantity(report.taken_down, 'input')}, not encoded")
     if report.passed_over:
         lines.append(f"  {report.passed_over['line']}")
     lines += warning_lines(report.warnings)

@@ -1,11 +1,13 @@
 """Options of a job: defaults, YAML, flags and `--set` become one frozen `EncodeJob`. No torch, no Ray.
 
-- `sections`, `clips`: the options with type, unit, default and meaning, and their validation; those of `clips.`
+- `sections`, `clips`, `images`, `tables`: the options with type, unit, default and meaning, and their validation; those of `clips.`,
+  `images.` and `table.`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
 """
 
 from pipeline.config.clips import ClipConfig, Fps, parse_bucket, parse_size
+from pipeline.config.images import ImageConfig
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
 from pipeline.config.section import Section
 from pipeline.config.sections import (
@@ -23,6 +25,7 @@ from pipeline.config.sections import (
     StorageConfig,
     WriteConfig,
 )
+from pipeline.config.tables import TableConfig
 
 __all__ = [
     "EMBEDDED",
@@ -35,11 +38,13 @@ __all__ = [
     "EngineConfig",
     "Fps",
     "GcConfig",
+    "ImageConfig",
     "MiB",
     "ModelConfig",
     "NightlyConfig",
     "Section",
     "StorageConfig",
+    "TableConfig",
     "WriteConfig",
     "build",
     "build_job",

@@ -39,6 +39,15 @@ def parse_bucket(text: str) -> Bucket:
     return Bucket(int(match[1]), int(match[2]), int(match[3]))
 
 
+def check_sizes(sizes: tuple[str, ...]) -> tuple[str, ...]:
+    """`sizes`, if each is HEIGHTxWIDTH, or the only one `area:HEIGHTxWIDTH`. Raises ValueError otherwise."""
+    if len(sizes) > 1 and any(text.startswith("area:") for text in sizes):
+        raise ValueError(f"expected area:HxW alone, got {','.join(sizes)!r}")
+    for text in sizes:
+        parse_size(text.removeprefix("area:"))
+    return sizes
+
+
 class ClipConfig(Section):
     """Which clips are cut from a video."""
 
@@ -55,9 +64,17 @@ class ClipConfig(Section):
     """Sides of area-derived buckets are multiples of this many pixels."""
     select: Annotated[
         str,
-        matching(r"head|tile|whole|slide:[1-9]\d*|uniform:[1-9]\d*", "head, tile, whole, slide:STRIDE or uniform:N"),
+        matching(
+            r"slide:[1-9]\d*|spans|(spans:)?(head|tile|whole|uniform:[1-9]\d*)",
+            "head, tile, whole, slide:STRIDE, uniform:N, or spans, which may be followed by :head, :tile, :whole or :uniform:N",
+        ),
     ] = "head"
-    """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent)."""
+    """`head`, `tile`, `slide:STRIDE` (frames), `uniform:N` (clips), `whole` (the full video as one latent). `spans`: inside each annotated
+    span of the video, its `head` or what follows: `spans:tile`, `spans:whole`, `spans:uniform:N`. See `docs/inputs.md`."""
+    spans_field: Annotated[str, Field(min_length=1)] = "clips"
+    """Field of a sample's metadata, or column of a table, that lists its spans: `{start, end, caption, …}` or `[start, end]`."""
+    spans_unit: Literal["seconds", "frames"] = "seconds"
+    """Unit of a span's `start` and `end` where they are plain numbers. Timecodes (`00:01:02.500`) are times in either case."""
     crop: Annotated[
         str,
         matching(
@@ -74,17 +91,17 @@ class ClipConfig(Section):
     min_fps_ratio: float = Field(0.9, ge=0, le=1)
     """Reject a source slower than this fraction of `fps` as `fps_too_low`, instead of repeating its frames."""
 
+    @property
+    def in_spans(self) -> bool:
+        """Whether clips are cut inside annotated spans."""
+        return self.select.startswith("spans")
+
     @field_validator("size")
     @classmethod
     def _size(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("expected at least one HEIGHTxWIDTH")
-        areas = [text for text in value if text.startswith("area:")]
-        if areas and len(value) > 1:
-            raise ValueError(f"expected area:HxW alone, got {','.join(value)!r}")
-        for text in value:
-            parse_size(text.removeprefix("area:"))
-        return value
+        return check_sizes(value)
 
     @field_validator("frames")
     @classmethod

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from pipeline.config.clips import ClipConfig
+from pipeline.config.images import ImageConfig
 from pipeline.config.section import Section, as_list, matching
+from pipeline.config.tables import TableConfig
 
 MiB = 1024 * 1024
 EMBEDDED = "leanvae-mini-dim16"  # its weights come with the package
@@ -116,6 +118,9 @@ class WriteConfig(Section):
     """Storage type of latents."""
     moments: bool = False
     """Store the log-variance in addition to the mean."""
+    store: Annotated[tuple[Literal["first_frame", "i2v_cond"], ...], BeforeValidator(as_list)] = ()
+    """What rows store besides the latent, for image-to-video models: `first_frame`, the clip's first frame as a lossless image;
+    `i2v_cond`, the latent of this frame followed by zeros."""
     row_group_bytes: int = Field(2 * MiB, ge=64 * 1024, le=1024 * MiB)
     """Target size of a Parquet row group, bytes: what a reader fetches for one row at random."""
     file_bytes: int = Field(512 * MiB, ge=MiB)
@@ -246,11 +251,17 @@ class EncodeJob(Section):
     """A build: inputs, output and all options. `docs/formats.md` names the fields that are part of the fingerprint."""
 
     inputs: Annotated[tuple[str, ...], BeforeValidator(_as_inputs)]
-    """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line)."""
+    """Tar shards or videos: paths, globs, braces `{000..999}`, folders, `s3://…` of the same, `@list.txt` (one per line), tables of them
+    (`.parquet`, `.csv`, `.tsv`, `.jsonl`)."""
     output: str
     """Folder or `s3://bucket/prefix` of the latents."""
     model: ModelConfig = ModelConfig()
+    annotations: Annotated[str, Field(min_length=1)] | None = None
+    """Table (`.parquet`, `.csv`, `.tsv`, `.jsonl`) of captions, fields and spans of the inputs, a path or `s3://…`. It wins over texts
+    beside the videos."""
+    table: TableConfig = TableConfig()
     clips: ClipConfig = ClipConfig()
+    images: ImageConfig = ImageConfig()
     decode: DecodeConfig = DecodeConfig()
     storage: StorageConfig = StorageConfig()
     write: WriteConfig = WriteConfig()
@@ -266,6 +277,8 @@ class EncodeJob(Section):
     strict: bool = False
     """Refuse inputs whose folders, patterns or lists hold anything that is not encoded: another suffix, an image, a hidden file, a broken
     link, a caption without a video. Otherwise such entries are counted and reported."""
+    allow_empty: bool = False
+    """End with exit code 0 although nothing was encoded, now or by earlier runs. Otherwise such a build fails."""
     progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
     """`auto`: a live display on a terminal, plain lines otherwise."""
 

@@ -1,16 +1,17 @@
-"""Kinds of files by name: a tar shard, a video, a text beside a video, or a file that is not encoded, with the reason."""
+"""Kinds of files by name: a tar shard, a video, an image, a text beside them, or a file that is not encoded, with the reason."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-from pipeline.records import VIDEO_EXTENSIONS
+from pipeline.records import IMAGE_EXTENSIONS, MAYBE_STILL, VIDEO_EXTENSIONS, ImagePolicy
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LIST_SUFFIXES = (".txt", ".list")
 TEXT_SUFFIXES = (".txt", ".json", ".caption")  # read beside a video
 VIDEOS = frozenset(VIDEO_EXTENSIONS)
+IMAGES = frozenset(IMAGE_EXTENSIONS)
 LONGEST_SUFFIX = 12
 
 NO_SUFFIX = "without an extension"
@@ -19,12 +20,13 @@ UNKNOWN = "not a suffix of a video or tar; rename or convert videos"
 
 # Reason -> suffixes of files that are often in a corpus and never encoded.
 _REASONS = {
-    "images are not encoded": "jpg jpeg jpe jfif png bmp tif tiff webp heic heif avif jxl jp2 j2k jpx ico svg "
+    "images are encoded with --images keep": " ".join(IMAGE_EXTENSIONS),
+    "images that are not read: convert them to png or jpg": "heic heif jxl jp2 j2k jpx ico svg "
     "psd exr hdr tga dng cr2 nef arw ppm pgm pbm pnm dpx mpo",
     "audio is not encoded; if the file contains video, rename it to .ogv, .mp4 or .mkv": "mp3 wav flac aac m4a m4b ogg oga opus "
     "spx wma aif aiff ac3 eac3 dts mka amr mid midi caf",
     "subtitles are not read": "srt vtt ass ssa sub idx smi ttml dfxp mks lrc",
-    "tables are not read; captions are .txt or .json beside a video": "csv tsv jsonl ndjson parquet arrow feather xlsx "
+    "tables in a folder are not read; name the table as an input": "csv tsv jsonl ndjson parquet arrow feather xlsx "
     "npy npz pkl h5 hdf5 tfrecord lance db sqlite",
     "playlists only list files; pass the listed files as inputs": "m3u8 m3u mpd pls xspf ffconcat ism ismc sdp",
     "media segments without init segment; concatenate init segment and segments": "m4s cmfa",
@@ -49,16 +51,19 @@ PACKED_TARS = {
 PACKED_ENDS = tuple(PACKED_TARS)
 
 
-def media_kind(name: str) -> Literal["tar", "video"] | None:
-    """Kind of a file by its suffix; None if it is neither."""
+def media_kind(name: str, images: ImagePolicy = "skip") -> Literal["tar", "video", "image"] | None:
+    """Kind of a file by its suffix; None if it is of none that the job encodes."""
     lower = name.lower()
     if lower.endswith(TAR_SUFFIXES):
         return "tar"
-    return "video" if lower.rpartition("/")[2].rpartition(".")[2] in VIDEOS and "." in lower else None
+    end = lower.rpartition("/")[2].rpartition(".")[2] if "." in lower else ""
+    if images != "skip" and end in IMAGES:
+        return "image"
+    return "video" if end in VIDEOS and (images != "only" or end in MAYBE_STILL) else None
 
 
 def is_text(name: str) -> bool:
-    """Whether the file is read if a video of the same name lies beside it."""
+    """Whether the file is read if a video or image of the same name lies beside it."""
     return name.lower().endswith(TEXT_SUFFIXES)
 
 
@@ -80,6 +85,8 @@ def suffix(name: str) -> str:
     return f".{end}" if re.fullmatch(rf"[a-z0-9_-]{{1,{LONGEST_SUFFIX}}}", end) else OTHER_SUFFIX
 
 
-def reason(suffix: str) -> str:
+def reason(suffix: str, images: ImagePolicy = "skip") -> str:
     """Why files with a suffix are not encoded."""
+    if images == "only" and suffix.removeprefix(".") in VIDEOS:
+        return "videos are left out by --images only"
     return PACKED_TARS.get(suffix) or REASONS.get(suffix) or UNKNOWN

@@ -1,4 +1,4 @@
-"""Listing of one folder, prefix or pattern: its tars and videos, and counts of its other entries."""
+"""Listing of one folder, prefix or pattern: its tars, videos and images, and counts of its other entries."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.corpus.passed_over import PassedOver
+    from pipeline.records import ImagePolicy
     from pipeline.storage import ObjectInfo, Store, Unlisted
 
 NAMED = 5  # suffixes and reasons in a message
@@ -28,13 +29,14 @@ def list_folder(
     below: str,
     recursive: bool = True,
     matches: Callable[[str], bool] = lambda key: True,
+    images: ImagePolicy = "skip",
 ) -> tuple[list[SourceObject], Counter[str]]:
-    """Tars and videos whose keys match, in key order, and counts by suffix of other entries that match.
+    """Tars, videos and, by `images`, images whose keys match, in key order, and counts by suffix of other entries that match.
 
     `below`: the folder that was named; hidden names are recognised only below it.
     """
     found: list[SourceObject] = []
-    others = _OtherEntries(store, passed_over, matches)
+    others = _OtherEntries(store, passed_over, matches, images)
     for info in store.list(prefix, recursive=recursive, unlisted=others.unlisted):
         if not matches(info.key):
             continue
@@ -47,26 +49,29 @@ def list_folder(
 
 
 class _OtherEntries:
-    """Entries of one listing that are not tars or videos. `counts` are by suffix and include texts of videos."""
+    """Entries of one listing that are not encoded. `counts` are by suffix and include texts of videos."""
 
-    def __init__(self, store: Store, passed_over: PassedOver, matches: Callable[[str], bool]) -> None:
+    def __init__(
+        self, store: Store, passed_over: PassedOver, matches: Callable[[str], bool], images: ImagePolicy
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._store = store
         self._passed_over = passed_over
         self._matches = matches
+        self._images = images
         self._texts = TextsAlone()
 
     def file(self, info: ObjectInfo) -> bool:
         """Takes the next file in key order; returns whether it is a tar or video."""
-        key, kind, text = info.key, media_kind(info.key), is_text(info.key)
-        self._texts_alone(self._texts.take(key, video=kind == "video", text=text))
+        key, kind, text = info.key, media_kind(info.key, self._images), is_text(info.key)
+        self._texts_alone(self._texts.take(key, video=kind in ("video", "image"), text=text))
         if kind:
             return True
         end = suffix(key)
         self._count(end)
         folder_marker = info.size == 0 and end == NO_SUFFIX and "://" in self._store.root
         if not text and not folder_marker:
-            self._pass_over(key, end, reason(end))
+            self._pass_over(key, end, reason(end, self._images))
         return False
 
     def hidden(self, key: str) -> None:
@@ -106,7 +111,7 @@ def tally(names: Counter[str]) -> str:
     return ", ".join(f"{n} {name}" for name, n in ordered[:NAMED])
 
 
-def why_not(suffixes: Iterable[str]) -> str:
+def why_not(suffixes: Iterable[str], images: ImagePolicy = "skip") -> str:
     """Reasons why files of these suffixes are not encoded, in brackets; empty if the suffixes are just unknown."""
-    reasons = dict.fromkeys(why for name in suffixes if (why := reason(name)) != UNKNOWN)
+    reasons = dict.fromkeys(why for name in suffixes if (why := reason(name, images)) != UNKNOWN)
     return f" ({'; '.join(list(reasons)[:NAMED])})" if reasons else ""

@@ -60,7 +60,7 @@ class PassedOver:
         return sorted(self._kinds.values(), key=lambda kind: (-kind.count, kind.what, kind.why))
 
     def line(self) -> str:
-        """`passed over 3 of 120 files: 2 .jpg (images are not encoded; e.g. /d/a.jpg), …`; empty if nothing was passed over."""
+        """`passed over 3 of 120 files: 2 .srt (subtitles are not read; e.g. /d/a.srt), …`; empty if nothing was passed over."""
         if not self.count:
             return ""
         by_reason: dict[str, list[Kind]] = {}

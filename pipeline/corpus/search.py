@@ -12,17 +12,21 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.kinds import LIST_SUFFIXES, media_kind, suffix
+from pipeline.corpus.kinds import LIST_SUFFIXES, is_hidden, media_kind, reason, suffix
 from pipeline.corpus.listing import list_folder, source_of, tally, why_not
-from pipeline.corpus.lists import LONGEST_NAME, base_folder, is_comment, joined, list_lines
+from pipeline.corpus.lists import LONGEST_NAME, base_folder, is_comment, is_relative, joined, list_lines
 from pipeline.corpus.passed_over import PassedOver, shown
 from pipeline.corpus.patterns import WILDCARD, expand_braces, pattern_regex
+from pipeline.corpus.tables import TABLE_SUFFIXES, is_table
 from pipeline.errors import InputError, NotFound
-from pipeline.records import SourceObject
+from pipeline.records import MISSING, SourceObject
 from pipeline.storage import ObjectInfo, Store, Unlisted, local_path, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pipeline.config import StorageConfig
+    from pipeline.records import ImagePolicy
 
 MOST_LISTS = 8  # list files within list files
 LOOK_UP_ONE_BY_ONE = 8  # names in one folder; more of them are looked up by one listing
@@ -33,8 +37,9 @@ EXPECTED = "expected .tar, .tar.gz, .mp4, .webm, …"
 class Search:
     """Search for all inputs of one job. Keeps stores by root, so that each bucket is checked once."""
 
-    def __init__(self, config: StorageConfig, passed_over: PassedOver) -> None:
+    def __init__(self, config: StorageConfig, passed_over: PassedOver, images: ImagePolicy = "skip") -> None:
         self._config = config
+        self._images = images
         self._passed_over = passed_over
         self._stores: dict[str, Store] = {}
 
@@ -50,6 +55,47 @@ class Search:
         if text.startswith("@") or (text.lower().endswith(LIST_SUFFIXES) and not WILDCARD.search(text)):
             return self._list_file(text.removeprefix("@"), depth)
         return self._patterns(text, self._expand(text))
+
+    def tables(self, text: str) -> list[SourceObject]:
+        """The objects of a table: a file, a folder of its parts, or a pattern of them.
+
+        Raises:
+            InputError: there is none, or its suffix is not that of a table.
+        """
+        if not is_table(text):
+            raise InputError(f"{shown(text)}: expected a table, one of {', '.join(TABLE_SUFFIXES)}")
+        wild = WILDCARD.search(text) is not None and not self._exists(text)
+        store, key = self._split(text, wild=wild)
+        if not wild and key and (info := _stat(store, key)) is not None:
+            return [source_of(store, info)]
+        first = WILDCARD.search(key) if wild else None
+        prefix = key[: first.start()] if first else f"{key.rstrip('/')}/"
+        matcher = re.compile(pattern_regex(key) if first else re.escape(prefix) + "[^/]+", flags=re.S)
+        infos = store.list(prefix, unlisted=_ignore)
+        found = [info for info in infos if matcher.fullmatch(info.key) and is_table(info.key)]
+        found = [info for info in found if not is_hidden(info.key[len(prefix) :])]
+        if not found:
+            raise InputError(f"table {shown(text)} does not exist; {self._folder_contents(store, prefix)}")
+        return [source_of(store, info) for info in found]
+
+    def uri_in(self, folder: str, text: str) -> str:
+        """URI of a path or URI in a table of `folder`."""
+        store, key = self._split(f"{folder.rstrip('/')}/{text}" if folder and is_relative(text) else text)
+        return store.uri(key)
+
+    def rows(self, uris: Iterable[str]) -> list[SourceObject]:
+        """Objects that the rows of a table name; those that do not exist have the etag `MISSING`."""
+        places = {uri: self._split(uri) for uri in uris}
+        known = self._look_up([place for uri, place in places.items() if media_kind(uri, self._images)])
+        found = []
+        for uri, (store, key) in places.items():
+            if media_kind(uri, self._images) is None:
+                self._passed_over.add(uri, suffix(key), reason(suffix(key), self._images))
+            elif (info := known.get((store.root, key))) is not None:
+                found.append(source_of(store, info))
+            else:
+                found.append(SourceObject(uri, 0, MISSING))
+        return found
 
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)
@@ -93,7 +139,7 @@ class Search:
         """Lines that begin with `#` and name an existing file. In a bucket only those with a suffix of a tar or video are looked up."""
         if "://" not in base:
             return {line for line in comments if os.path.lexists(os.path.join(base, line))}
-        places = {line: self._split(joined(base, line)) for line in comments if media_kind(line)}
+        places = {line: self._split(joined(base, line)) for line in comments if media_kind(line, self._images)}
         places = {
             line: place for line, place in places.items() if len(place[1].encode(errors="replace")) <= LONGEST_NAME
         }
@@ -112,9 +158,9 @@ class Search:
                 if _is_marker(store, info):
                     found += self._folder(store, key, pattern, marker=True)
                     continue
-                if media_kind(key) is None:
+                if media_kind(key, self._images) is None:
                     raise InputError(
-                        f"{shown(pattern)}: its suffix is not that of a tar or video{why_not([suffix(key)])}; {EXPECTED}"
+                        f"{shown(pattern)}: its suffix is not that of a tar or video{why_not([suffix(key)], self._images)}; {EXPECTED}"
                     )
                 found.append(source_of(store, info))
             elif not plain:
@@ -160,13 +206,13 @@ class Search:
 
     def _folder(self, store: Store, key: str, pattern: str, *, marker: bool = False) -> list[SourceObject]:
         """Everything below a folder or prefix; nothing if there is no such folder. `marker`: an empty object has exactly this name."""
-        if media_kind(key) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
+        if media_kind(key, self._images) and not marker and not (store.root == "/" and os.path.isdir(f"/{key}")):
             return []  # a missing file: no listing for each, since there may be thousands
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-        found, others = list_folder(store, prefix, self._passed_over, below=prefix)
+        found, others = list_folder(store, prefix, self._passed_over, below=prefix, images=self._images)
         if others and not found:
             raise InputError(
-                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others)}"
+                f"{shown(pattern)}: no tar shards or videos in it; it holds {tally(others)}{why_not(others, self._images)}"
             )
         if not others and not found and store.root == "/" and os.path.isdir(f"/{key}"):
             raise InputError(f"{shown(pattern)}: the folder is empty; expected tar shards or videos")
@@ -184,12 +230,13 @@ class Search:
             fixed,
             self._passed_over,
             below=folder,
-            recursive=not (only_last and media_kind(key)),
+            recursive=not (only_last and media_kind(key, self._images)),
             matches=lambda name: matcher.fullmatch(name) is not None,
+            images=self._images,
         )
         if not found:
             nothing = f"matched nothing; {self._folder_contents(store, fixed)}"
-            matched = f"matched only {tally(others)}{why_not(others)}" if others else nothing
+            matched = f"matched only {tally(others)}{why_not(others, self._images)}" if others else nothing
             raise InputError(f"{shown(pattern)}: {matched}")
         return found
 

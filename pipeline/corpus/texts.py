@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.records import named_caption
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,6 +42,8 @@ class TextsAlone:
         name = os.path.splitext(key)[0]
         if text and key.lower().endswith(f"{CAPTION}.txt") and not (self._open and self._open[-1].name == name):
             name = name[: -len(CAPTION)]  # `a.caption.txt` beside `a.mp4`
+        if text and key.lower().endswith(".txt") and (named := named_caption(name)) is not None:
+            self._stem(named[0])  # `a.short.txt` belongs to `a.mp4`, unless there is `a.short.mp4`
         stem = self._stem(name)
         if video:
             stem.has_video = True
@@ -62,5 +66,12 @@ class TextsAlone:
 
     def _close(self) -> Iterator[str]:
         stem = self._open.pop()
-        if not stem.has_video:
-            yield from stem.texts
+        if stem.has_video:
+            return
+        named = named_caption(stem.name)
+        above = self._open[-1] if self._open else None
+        for text in stem.texts:
+            if named is not None and above is not None and above.name == named[0] and text.lower().endswith(".txt"):
+                above.texts.append(text)
+            else:
+                yield text

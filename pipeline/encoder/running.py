@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.encoder.conditions import Conditions
 from pipeline.encoder.network import Network, load_torch, load_vae, network_of
 from pipeline.encoder.staging import CudaStaging, HostStaging
 from pipeline.encoder.step_budget import StepBudget
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from model.interface import LatentSpec
     from pipeline.config import ModelConfig
+    from pipeline.encoder.conditions import Condition
     from pipeline.records import ChunkShape, FrameChunk
 
 # Pixel-frames per encode step. On a CPU a step of this size runs its matrix products at full rate, and more only adds latency; a
@@ -30,24 +32,35 @@ STEP_PIXELS_CUDA = 64 * 17 * 256 * 256
 
 
 @dataclass(frozen=True, slots=True)
+class ClipState:
+    """What a clip's next chunk needs: causal state of the network, and the condition where it is stored."""
+
+    network: Any = field(repr=False)
+    condition: Condition | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
-    """Result of one chunk: float32 `CTHW` on the latent grid, and the state for the clip's next chunk."""
+    """Result of one chunk: float32 `CTHW` on the latent grid, and the state for the clip's next chunk. `cond_Cthw`: of the condition."""
 
     mean_Cthw: np.ndarray = field(repr=False)
     logvar_Cthw: np.ndarray | None = field(repr=False)
-    state: Any = field(repr=False)
+    state: ClipState | None = field(repr=False)
+    cond_Cthw: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
     """Launched step: `states` can be passed to the next step at once; `results` waits for the latents."""
 
-    states: list[Any] = field(repr=False)
+    states: list[ClipState | None] = field(repr=False)
     results: Callable[[], list[Encoded]]
 
 
 class Encoder:
-    """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size)."""
+    """Network on its device. `threads`: of arithmetic (None: torch's choice); `batch`: most chunks per step (None: by size);
+    `conditions`: whether the first frame followed by zeros is encoded as well.
+    """
 
     def __init__(
         self,
@@ -56,6 +69,7 @@ class Encoder:
         compute_dtype: str,
         *,
         moments: bool = False,
+        conditions: bool = False,
         threads: int | None = None,
         batch: int | None = None,
     ) -> None:
@@ -71,6 +85,7 @@ class Encoder:
         self._moments = moments
         self._cuda = self._device.type == "cuda"
         self._staging = CudaStaging(self._device) if self._cuda else HostStaging()
+        self._conditions = Conditions(self._vae, self._staging) if conditions else None
         self._budget = StepBudget(
             STEP_PIXELS_CUDA if self._cuda else STEP_PIXELS_CPU, batch, self._free_bytes if self._cuda else None
         )
@@ -93,11 +108,11 @@ class Encoder:
         """Memory of the GPU that this process has reserved for tensors; 0 on a CPU."""
         return int(self._torch.cuda.memory_reserved(self._device)) if self._cuda else 0
 
-    def encode(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> list[Encoded]:
+    def encode(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> list[Encoded]:
         """Runs a step and waits for its results."""
         return self.launch(chunks, states).results()
 
-    def launch(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> Launched:
+    def launch(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
         """Launches a step: `chunks` have equal shapes, `states` (None for first chunks) are theirs, in order.
 
         Raises:
@@ -119,7 +134,7 @@ class Encoder:
         a, b = self.launch(chunks[:half], states[:half]), self.launch(chunks[half:], states[half:])
         return Launched(a.states + b.states, lambda: a.results() + b.results())
 
-    def _launch_in_parts(self, chunk: FrameChunk, state: Any) -> Launched:
+    def _launch_in_parts(self, chunk: FrameChunk, state: ClipState | None) -> Launched:
         """Runs a chunk that is too large in two parts along time, split at a group: the same latents with less memory."""
         spec, frames = self.spec, chunk.planes_T3HW.shape[0]
         lead = spec.lead_frames if chunk.first else 0
@@ -143,25 +158,32 @@ class Encoder:
         b = self.launch([tail], a.states)
         return Launched(b.states, lambda: [_joined(a.results()[0], b.results()[0])])
 
-    def _step(self, chunks: Sequence[FrameChunk], states: Sequence[Any]) -> Launched:
+    def _step(self, chunks: Sequence[FrameChunk], states: Sequence[ClipState | None]) -> Launched:
         before = self._watch_memory()
         planes_BT3HW = self._staging.upload([chunk.planes_T3HW for chunk in chunks])
-        carried = None if states[0] is None else self._vae.stack_states(list(states))
+        carried = [state.network for state in states if state is not None]
+        before_each = [None if state is None else state.condition for state in states]
         matrices = [chunk.color_matrix for chunk in chunks]
         with self._torch.inference_mode():
-            posterior, after = self._vae.encode_planes(planes_BT3HW, matrices, carried, moments=self._moments)
+            stacked = self._vae.stack_states(carried) if carried else None
+            posterior, after = self._vae.encode_planes(planes_BT3HW, matrices, stacked, moments=self._moments)
             mean = self._staging.download(posterior.mean)
             logvar = None if posterior.logvar is None else self._staging.download(posterior.logvar)
+            conditions, cond = before_each, None
+            if self._conditions is not None:
+                conditions, cond = self._conditions.launch(chunks, planes_BT3HW, before_each)
         # Drop the state of last chunks: it is not needed, and would hold device memory until the clip is written.
         parts = self._vae.split_state(after)
-        kept = [None if chunk.last else parts[i] for i, chunk in enumerate(chunks)]
+        kept = [None if chunk.last else ClipState(parts[i], conditions[i]) for i, chunk in enumerate(chunks)]
         frames, _, height, width = chunks[0].planes_T3HW.shape
         # A later step needs the state three times more: as input, stacked, and split.
-        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before), 3 * after.nbytes)
+        state_bytes = after.nbytes * (1 if cond is None else 2)
+        self._budget.ran(len(chunks), frames, height, width, self._peak_since(before), 3 * state_bytes)
 
         def results() -> list[Encoded]:
-            means, logvars = mean(), None if logvar is None else logvar()
-            return [Encoded(means[i], None if logvars is None else logvars[i], kept[i]) for i in range(len(chunks))]
+            logvars = [None] * len(chunks) if logvar is None else logvar()
+            conds = [None] * len(chunks) if cond is None else cond()
+            return [Encoded(*each) for each in zip(mean(), logvars, kept, conds, strict=True)]
 
         return Launched(kept, results)
 
@@ -188,7 +210,8 @@ class Encoder:
 
 
 def _joined(a: Encoded, b: Encoded) -> Encoded:
-    logvar = None
-    if a.logvar_Cthw is not None and b.logvar_Cthw is not None:
-        logvar = np.concatenate([a.logvar_Cthw, b.logvar_Cthw], axis=1)
-    return Encoded(np.concatenate([a.mean_Cthw, b.mean_Cthw], axis=1), logvar, b.state)
+    def joined(one: np.ndarray | None, two: np.ndarray | None) -> np.ndarray | None:
+        return None if one is None or two is None else np.concatenate([one, two], axis=1)
+
+    mean = np.concatenate([a.mean_Cthw, b.mean_Cthw], axis=1)
+    return Encoded(mean, joined(a.logvar_Cthw, b.logvar_Cthw), b.state, joined(a.cond_Cthw, b.cond_Cthw))

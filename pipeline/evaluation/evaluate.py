@@ -14,15 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder.network import cuda_available, known_spec, resolve_device
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.video.clips import chunk_length, resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.config import EncodeJob
+    from pipeline.corpus import Annotations
     from pipeline.encoder import LatentSpec
     from pipeline.evaluation.measuring import Findings
     from pipeline.evaluation.rows import ClipRows
@@ -38,9 +40,12 @@ def evaluate(
     *,
     lpips: Sequence[str] = (),
     i3d: str | None = None,
+    fvd: str = "tf",
     news: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures every clip of the corpus and writes the folder `job.output`. `news` is called with a line every 15 seconds.
+
+    `fvd` names the protocol of rFVD: `tf`, `styleganv` or `videogpt`.
 
     Raises:
         UsageError: the command is wrong, for example weights that do not fit; nothing was measured.
@@ -51,7 +56,19 @@ def evaluate(
     _check_extra()
     if (known := known_spec(job.model)) is not None:
         _rules(job, known)  # rejects frame counts and sizes before anything is loaded
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
+    with job_annotations(job) as tables:
+        return _evaluate(job, folder, tables, lpips, i3d, news)
+
+
+def _evaluate(
+    job: EncodeJob,
+    folder: Path,
+    tables: Annotations,
+    lpips: Sequence[str],
+    i3d: str | None,
+    news: Callable[[str], None],
+) -> dict[str, Any]:
+    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
     if job.strict:
         passed_over.refuse()
     if passed_over:
@@ -64,15 +81,15 @@ def evaluate(
     from pipeline.evaluation.rows import ClipRows
     from pipeline.evaluation.samples import SamplesInProgress
 
-    instruments = Instruments(job, device, dtype, lpips, i3d)
+    instruments = Instruments(job, device, dtype, lpips, i3d, fvd)
     rules = _rules(job, instruments.spec)
     _make(folder)
-    findings = Findings(job.write.dtype)
+    findings = Findings(job.write.dtype, fvd)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
         samples = SamplesInProgress(instruments, findings, rows)
         spec = instruments.spec
         length = chunk_length(job.engine.chunk_frames, spec.time_stride, chunked=spec.chunking != "none")
-        with SampleStream(job, shards, rules, length, device) as stream:
+        with SampleStream(job, shards, rules, length, device, with_rows=tables.with_rows) as stream:
             reported = time.monotonic()
             for event in stream:
                 samples.take(event)
@@ -85,6 +102,7 @@ def evaluate(
         "format_version": 1,
         "lathe_version": version("lathe"),
         "network": instruments.facts(),
+        "conventions": instruments.conventions(),
         "inputs": list(job.inputs),
         "clips": rules.to_dict(),
         "lpips": list(lpips) or None,
@@ -134,6 +152,7 @@ def _check_extra() -> None:
 
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = with_images(rules, job.images, job.clips, spec.network)
     sides = [side for bucket in rules.buckets for side in (bucket.height, bucket.width)]
     if rules.area is not None and rules.multiple_of < SMALLEST_SIDE:
         enough = -(-SMALLEST_SIDE // spec.space_stride) * spec.space_stride

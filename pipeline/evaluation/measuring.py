@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from model.evaluation.examples import ExampleSelection, FrameSampler
-from model.evaluation.fidelity import ClipMeter
+from model.evaluation.fidelity import SSIM_CONVENTION, ClipMeter
 from model.evaluation.frechet import VideoDistance, WindowFeatures
-from model.evaluation.i3d import load_i3d
+from model.evaluation.i3d import PROTOCOLS, load_i3d
 from model.evaluation.latents import LatentMoments
 from model.evaluation.roundtrip import RoundTrip
 from model.evaluation.summary import QualitySummary
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
-from model.training.perceptual import load_lpips
+from model.training.perceptual import BACKBONES, load_lpips
 from pipeline.encoder.network import describe_network, load_torch, load_vae
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
 from pipeline.format.tensors import STORAGE_TYPES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from model.evaluation.fidelity import ClipQuality
     from model.interface import LatentSpec
+    from model.training.perceptual import LPIPS
     from pipeline.config import EncodeJob
     from pipeline.records import ClipPlan, FrameChunk, Sample
 
@@ -52,28 +54,45 @@ class Instruments:
     """Network and metric networks on their device."""
 
     def __init__(
-        self, job: EncodeJob, device: str, dtype: str, lpips: Sequence[str] = (), i3d: str | None = None
+        self,
+        job: EncodeJob,
+        device: str,
+        dtype: str,
+        lpips: Sequence[str] = (),
+        i3d: str | None = None,
+        fvd: str = "tf",
     ) -> None:
-        """`lpips`: one file, or VGG16 and linear heads in two.
+        """`lpips`: one file, or features and linear heads in two. `fvd`: how I3D gets clips, one of `PROTOCOLS`.
 
         Raises:
-            ConfigError: CUDA requested without a CUDA device, more than two LPIPS files.
+            ConfigError: CUDA requested without a CUDA device, more than two LPIPS files, an unknown protocol.
             CheckpointError: no weights, unsafe weights, weights of another network.
             AccessError: the hub refused access or could not be reached.
         """
         if len(lpips) > 2:
-            raise ConfigError(f"--lpips: expected one file, or VGG16 and heads; got {len(lpips)}")
+            raise ConfigError(f"--lpips: expected one file, or features and heads; got {len(lpips)}")
+        if fvd not in PROTOCOLS:
+            raise ConfigError(f"--fvd: expected one of {', '.join(PROTOCOLS)}; got {fvd!r}")
         self._torch = load_torch()
         if job.engine.threads is not None:
             self._torch.set_num_threads(job.engine.threads)
         self.vae = load_vae(job.model, device, dtype)
         self.spec: LatentSpec = self.vae.spec
-        self.lpips = _loaded("--lpips", lpips[0], lambda: load_lpips(*lpips)).to(self.vae.device) if lpips else None
-        self.i3d = _loaded("--i3d", i3d, lambda: load_i3d(i3d)).to(self.vae.device) if i3d else None
+        self.lpips: LPIPS | None = None
+        if lpips:
+            loaded = _loaded("--lpips", lpips[0], lambda: load_lpips(*lpips, backbones=BACKBONES))
+            self.lpips = loaded.to(self.vae.device)
+        self.fvd, epsilon = fvd, PROTOCOLS[fvd].norm_epsilon
+        self.i3d = _loaded("--i3d", i3d, lambda: load_i3d(i3d, epsilon)).to(self.vae.device) if i3d else None
 
     def facts(self) -> dict[str, Any]:
         """Description of what was measured, JSON-ready."""
         return {**describe_network(self.vae), "latent": "posterior mean, float32, not rounded to a storage type"}
+
+    def conventions(self) -> dict[str, str | None]:
+        """How metrics were computed, as far as papers and versions of packages differ; JSON-ready."""
+        lpips = None if self.lpips is None else self.lpips.backbone.label
+        return {"ssim": SSIM_CONVENTION, "torchmetrics": version("torchmetrics"), "lpips": lpips}
 
 
 class ClipMeasurement:
@@ -84,7 +103,9 @@ class ClipMeasurement:
         spec = instruments.spec
         self._trip = RoundTrip(instruments.vae)
         self._meter = ClipMeter(spec.lead_frames, spec.time_stride, instruments.lpips)
-        self._features = WindowFeatures(instruments.i3d) if instruments.i3d is not None else None
+        self._features: WindowFeatures | None = None
+        if instruments.i3d is not None:
+            self._features = WindowFeatures(instruments.i3d, PROTOCOLS[instruments.fvd])
         self._latents, self._elements, self._sampler = LatentMoments(), 0, FrameSampler()
 
     def push(self, chunk: FrameChunk) -> None:
@@ -104,6 +125,8 @@ class ClipMeasurement:
             self._sampler.add(step.original_CTHW, step.reconstruction_CTHW)
             if self._features is not None:
                 self._features.add(step.original_CTHW, step.reconstruction_CTHW)
+                if chunk.last:
+                    self._features.finish()
         except FloatingPointError as error:
             message = f"{self._instruments.spec.network}, clip {self._plan.index}: {error}; check the weights and model.compute_dtype"
             raise NonFiniteLatent(message, key=self._sample.key, uri=self._sample.uri) from None
@@ -135,11 +158,11 @@ class _Bucket:
 class Findings:
     """Results over all clips. `add` must follow the corpus's order, so that the same corpus gives the same numbers; `show` need not."""
 
-    def __init__(self, storage_dtype: str) -> None:
+    def __init__(self, storage_dtype: str, fvd: str = "tf") -> None:
         self._bits = 8 * STORAGE_TYPES[storage_dtype].num_bytes
         self._all = _Bucket()
         self._buckets: dict[str, _Bucket] = defaultdict(_Bucket)
-        self._latents, self._distance, self._examples = LatentMoments(), VideoDistance(), ExampleSelection()
+        self._latents, self._distance, self._examples = LatentMoments(), VideoDistance(fvd), ExampleSelection()
 
     @property
     def clips(self) -> int:

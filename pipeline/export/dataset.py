@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.export.rows import Latent, Row, Source
+from pipeline.format.stored import FIRST_FRAME
 from pipeline.ledger.receipts import Ledger
 from pipeline.loader.dataset import LatentDataset
 from pipeline.operate.inspect import file_metadata
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
 
-COLUMNS = ("width", "height", "fps", "duration_sec", "file_name", "metadata", "fingerprint")
+COLUMNS = (
+    "width",
+    "height",
+    "fps",
+    "duration_sec",
+    "file_name",
+    "metadata",
+    "fingerprint",
+    "captions",
+    "caption_names",
+)
 
 
 class PublishedRows:
@@ -46,6 +57,7 @@ class PublishedRows:
             network_class=metadata["encoder"].get("config", {}).get("_class_name"),
             applied=dataset.spec.normalised,
             where=where,
+            stored=dataset.spec.stored,
         )
 
     def __iter__(self) -> Iterator[Row]:
@@ -67,18 +79,21 @@ class PublishedRows:
                 source=f"{row.source_uri}#{row.source_key}",
                 fingerprint=columns["fingerprint"],
                 metadata=columns["metadata"],
+                captions=tuple(columns["captions"]),
+                caption_names=tuple(columns["caption_names"]),
                 place=(number, position),
             )
 
-    def latents(self, rows: Sequence[Row]) -> Iterator[Latent]:
+    def latents(self, rows: Sequence[Row], others: Sequence[str] = ()) -> Iterator[Latent]:
         """Latents of `rows`; the loader's 32 MiB of tensors are in memory at a time."""
+        self._dataset.others = tuple(others)
         for number, group in groupby(rows, key=lambda row: row.place[0]):
             items = list(group)
             places = np.array([item.place[1] for item in items])
             for item, row in zip(items, self._dataset.rows_of(number, places), strict=True):
                 if row.latent is None or row.id != item.id:
                     raise InputError(f"{self.source.uri}: expected row {item.id}, found {row.id}; run the export again")
-                yield Latent(row.latent, row.logvar)
+                yield Latent(row.latent, row.logvar, row.i2v_cond, row.columns.get(FIRST_FRAME))
 
     def close(self) -> None:
         """Closes open files."""

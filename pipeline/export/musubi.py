@@ -3,6 +3,8 @@
 The trainer finds items by their file names, `{id}_{start}-{frames}_{W}x{H}_{arch}.safetensors`, and computes each item's bucket from W x H
 and the `resolution` of its configuration. Hence one size in a folder, and `dataset.toml` with that size. Tensors of a batch are stacked
 under their key without type and size, except keys with `varlen_`.
+
+Where the output has `i2v_cond`, latents of `wan` have it as `latents_image`, behind the four channels of the mask: 1 for the first frame.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Musubi(Target):
     models = MODELS
     needs_text = True
     dtype = "bfloat16"
+    takes_conditions = ("wan",)
 
     def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
         """Raises InputError also where HunyuanVideo's mask or CLIP embedding is missing, or a model of the user's own is asked for."""
@@ -85,9 +88,11 @@ class Musubi(Target):
             facts = {"architecture": FULL_NAMES[self.model.name], "format_version": FORMAT_VERSION}
             grid = "x".join(map(str, sample.latent.shape[1:]))
             size = {"width": str(row.width), "height": str(row.height), "frame_count": str(row.num_frames)}
-            save_file(
-                {f"latents_{grid}_{dtype_name(sample.latent)}": sample.latent}, latent_path, metadata={**facts, **size}
-            )
+            tensors = {f"latents_{grid}_{dtype_name(sample.latent)}": sample.latent}
+            if sample.cond is not None:
+                masked = _with_mask(sample.cond, self.source.spec["time_stride"])
+                tensors[f"latents_image_{grid}_{dtype_name(masked)}"] = masked
+            save_file(tensors, latent_path, metadata={**facts, **size})
             save_file(self._texts(sample), text_path, metadata={**facts, "caption1": row.caption or ""})
 
     def _texts(self, sample: Sample) -> dict[str, Any]:
@@ -122,3 +127,10 @@ class Musubi(Target):
                 "",
             ]
         return {CONFIG: "\n".join(lines).encode()}
+
+
+def _with_mask(cond_CTHW: torch.Tensor, time_stride: int) -> torch.Tensor:
+    """The condition behind a channel for each video frame of a latent frame, 1 where the frame is given: all of the first latent frame."""
+    mask = torch.zeros((time_stride, *cond_CTHW.shape[1:]), dtype=cond_CTHW.dtype)
+    mask[:, 0] = 1
+    return torch.cat([mask, cond_CTHW])

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.format.stored import LATENT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,11 +29,17 @@ class Source:
     network_class: str | None = None  # `_class_name` of a diffusers network
     applied: bool = False
     where: str | None = None
+    stored: tuple[str, ...] = (LATENT,)  # names of `format.stored`
 
     @property
     def network(self) -> str:
         """Name of the network."""
         return str(self.spec["network"])
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether the network has constants to normalise by."""
+        return any(self.spec.get(name) is not None for name in ("scale", "shift", "mean", "std"))
 
     @property
     def shape_facts(self) -> tuple[int, int, int]:
@@ -56,21 +64,29 @@ class Row:
     source: str = ""
     fingerprint: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()  # all, `caption` first
+    caption_names: tuple[str, ...] = ()
     place: tuple[int, int] = field(default=(0, 0), compare=False)  # number of its data file, which of its rows
 
     @property
     def version(self) -> str:
         """Digest of what an export copies of the row. Ids cover source, clip and settings; caption and metadata may change beside them."""
-        facts = [self.id, self.fingerprint, self.caption, self.metadata]
+        facts: list[Any] = [self.id, self.fingerprint, self.caption, self.metadata]
+        if len(self.captions) > 1:
+            facts += [self.captions, self.caption_names]
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Tensors `CTHW` of one row in their stored type. `logvar`: only where the output has moments."""
+    """Tensors `CTHW` of one row in their stored type. `logvar`: only where the output has moments. `cond`, `first_frame` (an image file):
+    where they were asked for.
+    """
 
     mean: Tensor
     logvar: Tensor | None = None
+    cond: Tensor | None = None
+    first_frame: bytes | None = field(default=None, repr=False)
 
 
 class Rows(Protocol):
@@ -82,6 +98,6 @@ class Rows(Protocol):
         """Every row once, bucket after bucket."""
         ...
 
-    def latents(self, rows: Sequence[Row]) -> Iterable[Latent]:
-        """Latents of `rows`, in their order; at most a few are in memory at a time."""
+    def latents(self, rows: Sequence[Row], others: Sequence[str] = ()) -> Iterable[Latent]:
+        """Latents of `rows`, in their order; at most a few are in memory at a time. `others`: what else of `Source.stored` is wanted."""
         ...

@@ -235,7 +235,7 @@ def _write_missing(
             continue
         folder = target.folder(row)
         waiting[folder].append(row)
-        sizes[folder] += 4 * prod(row.shape)
+        sizes[folder] += 4 * prod(row.shape) * (1 + len(target.others))
         if len(waiting[folder]) >= target.part_rows or sizes[folder] >= target.part_bytes:
             flush(folder)
     for folder in list(waiting):
@@ -260,9 +260,12 @@ def _write_part(rows: Rows, target: Target, journal: Journal, folder: str, part_
 
 def _samples(rows: Rows, target: Target, part_rows: list[Row]) -> Iterator[Sample]:
     spec = rows.source.spec if target.model.normalize else None
-    for row, stored in zip(part_rows, rows.latents(part_rows), strict=True):
+    cond_spec = rows.source.spec if target.normalizes_conditions else None
+    for row, stored in zip(part_rows, rows.latents(part_rows, target.others), strict=True):
         texts = {} if target.texts is None else target.texts.tensors(row)
-        yield Sample(row, converted(stored.mean, target.dtype, spec, row.id), stored.logvar, texts)
+        latent = converted(stored.mean, target.dtype, spec, row.id)
+        cond = None if stored.cond is None else converted(stored.cond, target.dtype, cond_spec, row.id)
+        yield Sample(row, latent, stored.logvar, texts, cond, stored.first_frame)
 
 
 def _finish(target: Target, journal: Journal, report: Report) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.errors import InputError
 from pipeline.export.texts import EMBEDDING, MASK
+from pipeline.format.stored import I2V_COND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row with its tensors. `latent`, `logvar`: `CTHW` as the target wants them; `texts`: the tensors of its text by name."""
+    """A row with its tensors. `latent`, `logvar`, `cond`: `CTHW` as the target wants them; `texts`: the tensors of its text by name;
+    `first_frame`: an image file.
+    """
 
     row: Row
     latent: Tensor
     logvar: Tensor | None = None
     texts: Mapping[str, Tensor] = field(default_factory=dict)
+    cond: Tensor | None = None
+    first_frame: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,9 @@ class Target(ABC):
     part_bytes: ClassVar[int] = 1 << 30
     dtype: str | None = None  # of latents; None: as stored
     absolute: ClassVar[bool] = False  # files name others by absolute path, so the directory cannot be moved
+    takes_conditions: ClassVar[
+        tuple[str, ...]
+    ] = ()  # models whose rows have `i2v_cond`, normalised by the network's constants
     stale: ClassVar[tuple[str, ...]] = ()  # patterns of caches that the trainer makes and would trust after a change
 
     def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
@@ -72,11 +80,29 @@ class Target(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Settings that all exports into one directory must share, JSON-ready."""
-        return {"normalize": self.model.normalize, "dtype": self.dtype}
+        others = {"others": list(self.others)} if self.others else {}
+        return {"normalize": self.model.normalize, "dtype": self.dtype, **others}
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What rows of the export have besides the latent, names of `format.stored`."""
+        takes = self.model.name in self.takes_conditions and I2V_COND in self.source.stored
+        return (I2V_COND,) if takes and self.source.has_constants else ()
+
+    @property
+    def normalizes_conditions(self) -> bool:
+        """Whether conditions are normalised by the network's constants."""
+        return self.model.name in self.takes_conditions or self.model.normalize
 
     def notices(self) -> list[str]:
         """What the user should know of this export."""
-        return []
+        if self.model.name not in self.takes_conditions or I2V_COND not in self.source.stored:
+            return []
+        if self.source.has_constants:
+            return [
+                "rows have i2v_cond; image-to-video training of Wan 2.1 needs CLIP features as well, Wan 2.2 does not"
+            ]
+        return [f"without i2v_cond, which {self.name} takes normalised: {self.source.network} has no constants"]
 
     def check(self, row: Row) -> None:  # noqa: B027 - most targets take every row
         """Raises InputError for a row that the trainer could not read."""

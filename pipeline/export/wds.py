@@ -1,7 +1,7 @@
 """WebDataset tars with members of the user's choice, for trainers that read plain tars (FastGen, TurboDiffusion, own ones).
 
 A member is `CONTENT=SUFFIX`: `latent=latent.pt` puts the latent into `{id}.latent.pt`. The last extension decides the form: `.pt` and
-`.pth` (`torch.save` of a plain tensor), `.npy`, `.json`, `.txt`.
+`.pth` (`torch.save` of a plain tensor), `.npy`, `.json`, `.txt`, and `.webp`, `.png` of the first frame.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.export.tar_part import saved, tar_file
 from pipeline.export.target import Target, tokens_only
 from pipeline.export.texts import EMBEDDING
 from pipeline.export.values import DTYPES, converted
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, OPTIONAL
+from pipeline.format.tensors import image_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +33,13 @@ if TYPE_CHECKING:
     from pipeline.export.texts import TextTable
 
 TENSORS = ("pt", "pth", "npy")
-FORMS = {"latent": TENSORS, "logvar": TENSORS, "text": TENSORS, "caption": ("txt", "json"), "metadata": ("json",)}
+FORMS = {
+    **dict.fromkeys(("latent", "logvar", "text", I2V_COND), TENSORS),
+    FIRST_FRAME: ("webp", "png"),
+    "caption": ("txt", "json"),
+    "captions": ("json",),
+    "metadata": ("json",),
+}
 DEFAULT = ("latent=latent.pt", "caption=txt", "metadata=json")
 
 
@@ -68,6 +77,9 @@ class Wds(Target):
         contents = {content for content, _ in self.members}
         if "logvar" in contents and not moments:
             raise ConfigError("--member logvar: the output has no log-variance; encode with --moments")
+        for name in self.others:
+            if name not in source.stored:
+                raise ConfigError(f"--member {name}: the output does not store it; encode with --store {name}")
         if "logvar" in contents and model.normalize:
             raise ConfigError("--member logvar: the log-variance is of raw latents; use --normalize none")
         if asked := [content for content in contents if content.startswith("text")]:
@@ -79,6 +91,12 @@ class Wds(Target):
                 raise InputError(
                     f"--text-embeddings {texts.path} has {', '.join(texts.names)}, not {', '.join(sorted(lacking))}"
                 )
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Those of the members."""
+        contents = {content for content, _ in self.members}
+        return tuple(name for name in OPTIONAL if name in contents)
 
     def settings(self) -> dict[str, Any]:
         """Also the members."""
@@ -108,8 +126,12 @@ class Wds(Target):
         if content == "caption":
             caption = row.caption or ""
             return caption.encode() if form == "txt" else json.dumps({"caption": caption}).encode()
+        if content == "captions":
+            return json.dumps({"captions": row.captions, "names": row.caption_names}).encode()
         if content == "metadata":
             return json.dumps(described(row), sort_keys=True).encode()
+        if content == FIRST_FRAME and sample.first_frame is not None:
+            return _image(sample.first_frame, form)
         tensor = self._tensor(sample, content)
         if form != "npy":
             return saved(tensor)
@@ -124,6 +146,8 @@ class Wds(Target):
     def _tensor(self, sample: Sample, content: str) -> Tensor:
         if content == "latent":
             return sample.latent
+        if content == I2V_COND and sample.cond is not None:
+            return sample.cond
         if content == "logvar":
             if sample.logvar is None:
                 raise InputError(f"row {sample.row.id} has no log-variance; encode with --moments")
@@ -131,6 +155,16 @@ class Wds(Target):
         name = content.partition(".")[2]
         tensor = tokens_only(sample.texts) if not name else sample.texts[name]
         return tensor.to(DTYPES[self.dtype]) if self.dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _image(data: bytes, form: str) -> bytes:
+    """The image file as a WebP or PNG, with the same pixels."""
+    if image_suffix(data[:16]) == form:
+        return data
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.save(out, form, lossless=True)
+    return out.getvalue()
 
 
 def described(row: Row) -> dict[str, Any]:
@@ -144,6 +178,8 @@ def described(row: Row) -> dict[str, Any]:
         "fps",
         "duration_s",
         "caption",
+        "captions",
+        "caption_names",
         "file_name",
         "source",
         "metadata",

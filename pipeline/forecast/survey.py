@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations, resolve_inputs
 from pipeline.encoder import known_spec
 from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.errors import AccessError, ConfigError, LatheError, NotFound, SourceChanged, SourceRefused
 from pipeline.forecast.totals import Forecast, ForecastTotals, LatentSize
+from pipeline.format.stored import TENSOR_COLUMNS, stored_names
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.records import OpenedVideo, Reject
 from pipeline.video.clips import resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,12 +49,13 @@ def forecast_job(job: EncodeJob) -> Forecast:
             f"model.name: {job.model.name!r} is a family of networks; a plan needs its configuration (model.config) or a registered network"
         )
     rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = with_images(rules, job.images, job.clips, spec.network)
     latent = LatentSize(
         channels=spec.latent_channels,
         bytes_per_element=STORAGE_TYPES[job.write.dtype].num_bytes,
         time_stride=spec.time_stride,
         space_stride=spec.space_stride,
-        tensors=2 if job.write.moments else 1,
+        tensors=sum(name in TENSOR_COLUMNS for name in stored_names(moments=job.write.moments, store=job.write.store)),
         lead_frames=spec.lead_frames,
     )
     totals = ForecastTotals(rules, latent)
@@ -64,15 +67,18 @@ def forecast_job(job: EncodeJob) -> Forecast:
         unreadable.append(f"not planned: {error}")
         return True
 
-    shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver())
-    if job.strict:
-        passed_over.refuse()
-    with SampleStream(job, shards, rules, 0, "", headers_only=True, goes_on=goes_on) as stream:
-        for outcome in _in_order(stream):
-            if isinstance(outcome, tuple):
-                totals.opened(*outcome)
-            elif isinstance(outcome, Reject):
-                totals.rejected(outcome)
+    with job_annotations(job) as tables:
+        shards = resolve_inputs(job.inputs, job.storage, passed_over := PassedOver(), job.images.policy, tables)
+        if job.strict:
+            passed_over.refuse()
+        with SampleStream(
+            job, shards, rules, 0, "", headers_only=True, goes_on=goes_on, with_rows=tables.with_rows
+        ) as stream:
+            for outcome in _in_order(stream):
+                if isinstance(outcome, tuple):
+                    totals.opened(*outcome)
+                elif isinstance(outcome, Reject):
+                    totals.rejected(outcome)
     totals.warn(stream.counters)
     for text in sorted(unreadable):
         totals.notice(text)

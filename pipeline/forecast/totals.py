@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records import warning_kinds
-from pipeline.video.clips import grid_length, whole_frames
+from pipeline.video.clips import frames_of, grid_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ EXAMPLES = 5  # keys named for each reason
 
 @dataclass(frozen=True, slots=True)
 class LatentSize:
-    """Shape and type of the tensors stored for a clip. `tensors` is 2 with moments."""
+    """Shape and type of the tensors stored for a clip. `tensors`: 1, and one more for moments and `i2v_cond` each."""
 
     channels: int
     bytes_per_element: int
@@ -131,11 +131,11 @@ class ForecastTotals:
 
     def _add(self, clip: ClipPlan, opened: OpenedVideo) -> None:
         available = grid_length(opened.info.num_frames, opened.info.duration_s, self._rules.fps)
-        frames = clip.bucket.frames or whole_frames(available, self._rules.time_stride, self._rules.lead_frames)
+        frames = frames_of(clip, available, self._rules)
         fill = self._buckets.setdefault(str(clip.bucket), BucketFill())
         fill.clips += 1
         fill.frames += frames
-        fill.seconds += frames / clip.fps
+        fill.seconds += frames / clip.fps if clip.fps else 0.0  # an image lasts no time
         fill.latent_bytes += self._latent.num_bytes(frames, clip.bucket.height, clip.bucket.width)
 
     def result(self) -> Forecast:

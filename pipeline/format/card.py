@@ -9,9 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, OPTIONAL
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+_OTHERS = {
+    I2V_COND: "latent of the clip's first frame followed by zeros, shape and type of the tensor",
+    FIRST_FRAME: "the clip's first frame, a lossless WebP or PNG",
+}
 OURS = "# Written by Lathe, which adds an entry for each fingerprint. Remove this line to keep what you change.\n"
 
 
@@ -45,7 +51,15 @@ def hugging_face_config(
     return present.sub(lambda _: entry, existing) if present.search(existing) else existing + entry
 
 
-def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dtype: str, moments: bool) -> str:
+def data_card(
+    fingerprint: str,
+    metadata: dict[str, Any],
+    *,
+    container: str,
+    dtype: str,
+    moments: bool,
+    store: Collection[str] = (),
+) -> str:
     """Markdown for users of the output: network, meaning of the values, how to read them.
 
     Takes the metadata of the output's data files (`spec`, `encoder`, `versions`), see docs/formats.md.
@@ -56,6 +70,7 @@ def data_card(fingerprint: str, metadata: dict[str, Any], *, container: str, dty
         f"{name} {spec[name]}" for name in ("scale", "shift", "mean", "std") if spec.get(name) is not None
     )
     tensors = "posterior mean and log-variance" if moments else "posterior mean"
+    others = "".join(f"| column `{name}` | {_OTHERS[name]} |\n" for name in OPTIONAL if name in store)
     entry = (hugging_face_config(None, fingerprint, container) or "").removeprefix(OURS)
     return f"""---
 {entry}---
@@ -67,7 +82,7 @@ Written by Lathe {metadata["versions"].get("lathe", "")}: one row per clip, with
 |---|---|
 | network | `{spec["network"]}`, weights `{weights}` |
 | tensor | {tensors}, `{dtype}`, shape C T H W, little-endian, {spec["latent_channels"]} channels |
-| one latent pixel | {spec["time_stride"]} frames x {spec["space_stride"]} x {spec["space_stride"]} pixels |
+{others}| one latent pixel | {spec["time_stride"]} frames x {spec["space_stride"]} x {spec["space_stride"]} pixels |
 | frames that have a latent frame of their own, at the start | {spec["lead_frames"]} |
 | values | as the network gives them, **never normalised** |
 | constants of the network's authors, not applied | {constants or "none"} |

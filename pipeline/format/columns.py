@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.errors import BuildError
-from pipeline.format.tensors import Payload, payload
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, TENSOR_COLUMNS, stored_names
+from pipeline.format.tensors import Payload, image_payload, payload
 from pipeline.records import Bucket, LatentClip
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 
@@ -48,6 +52,8 @@ SCALARS: dict[str, pa.DataType] = {
     "color_matrix": _TEXT,
     "color_range": _TEXT,
     "warnings": pa.list_(_TEXT),
+    "captions": pa.list_(_TEXT),
+    "caption_names": pa.list_(_TEXT),
     "metadata": _TEXT,
     "fingerprint": _TEXT,
 }
@@ -62,28 +68,35 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class LatentRow:
-    """One row. `scalars` are the columns of `SCALARS` in order; `logvar` only where moments are stored."""
+    """One row. `scalars` are the columns of `SCALARS` in order; `tensors` what it stores by name (`format.stored`), in file order."""
 
     id: str
     order: tuple[
         int, int
     ]  # (sample index in the shard, number of the clip's variant in the video): rows are sorted by it
     num_frames: int
-    latent: Payload
-    logvar: Payload | None
+    tensors: dict[str, Payload]
     scalars: dict[str, Any]
+
+    @property
+    def latent(self) -> Payload:
+        """The posterior mean."""
+        return self.tensors[LATENT]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
-        return self.latent.num_bytes + (self.logvar.num_bytes if self.logvar else 0)
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
 
 
-def parquet_schema(*, moments: bool) -> pa.Schema:
-    """The file's columns: `id`, the tensor triplets, then `SCALARS`."""
-    tensors = ["vae_latent", "vae_logvar"] if moments else ["vae_latent"]
+def parquet_schema(*, moments: bool, store: Collection[str] = ()) -> pa.Schema:
+    """The file's columns: `id`, the tensor triplets, the first frame, then `SCALARS`. `store`: as `write.store`."""
     columns = [pa.field("id", _TEXT, nullable=False)]
-    for name in tensors:
+    for stored in stored_names(moments=moments, store=store):
+        if stored not in TENSOR_COLUMNS:
+            columns.append(pa.field(stored, pa.binary(), nullable=False))
+            continue
+        name = TENSOR_COLUMNS[stored]
         columns += [
             pa.field(f"{name}_bytes", pa.binary(), nullable=False),
             pa.field(f"{name}_shape", pa.list_(_INT), nullable=False),
@@ -97,25 +110,32 @@ def bucket_name(bucket: Bucket) -> str:
     return f"v{bucket}"
 
 
-def latent_row(clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, moments: bool) -> LatentRow:
-    """The clip as a row.
+def latent_row(
+    clip: LatentClip, fingerprint: str, spec: dict[str, Any], *, moments: bool, store: Collection[str] = ()
+) -> LatentRow:
+    """The clip as a row. `moments`, `store`: what the job stores.
 
     Raises:
-        BuildError: the id cannot name a tar member, the shape does not follow from the clip, or the clip has moments where none are
-            stored, or none where they are.
+        BuildError: the id cannot name a tar member, the shape does not follow from the clip, or the clip has other tensors than the job
+            stores.
     """
     if not ID_PATTERN.fullmatch(clip.id):
         raise BuildError(f"clip id {clip.id!r} must match [A-Za-z0-9_-]+", key=clip.sample.key, stage="write")
     _check_shape(clip, spec)
-    if moments != (clip.logvar_CTHW is not None):
-        wanted, got = ("mean and log-variance", "mean only") if moments else ("mean only", "mean and log-variance")
-        raise BuildError(f"clip {clip.id} has {got}, the job stores {wanted}", key=clip.sample.key, stage="write")
+    arrays = {LATENT: clip.latent_CTHW, LOGVAR: clip.logvar_CTHW, I2V_COND: clip.cond_CTHW}
+    tensors = {name: payload(array, clip.dtype) for name, array in arrays.items() if array is not None}
+    if clip.first_frame is not None:
+        tensors[FIRST_FRAME] = image_payload(clip.first_frame)
+    if tuple(tensors) != (wanted := stored_names(moments=moments, store=store)):
+        got = ", ".join(tensors)
+        raise BuildError(
+            f"clip {clip.id} has {got}, the job stores {', '.join(wanted)}", key=clip.sample.key, stage="write"
+        )
     return LatentRow(
         id=clip.id,
         order=(clip.sample.index, clip.plan.index),
         num_frames=clip.num_frames,
-        latent=payload(clip.latent_CTHW, clip.dtype),
-        logvar=None if clip.logvar_CTHW is None else payload(clip.logvar_CTHW, clip.dtype),
+        tensors=tensors,
         scalars=_scalars(clip, fingerprint),
     )
 
@@ -131,7 +151,11 @@ def _check_shape(clip: LatentClip, spec: dict[str, Any]) -> None:
         raise BuildError(
             f"clip {clip.id} has {clip.num_frames} frames, expected {wanted}", key=clip.sample.key, stage="write"
         )
-    for name, array in (("latent", clip.latent_CTHW), ("log-variance", clip.logvar_CTHW)):
+    for name, array in (
+        ("latent", clip.latent_CTHW),
+        ("log-variance", clip.logvar_CTHW),
+        ("i2v_cond", clip.cond_CTHW),
+    ):
         if array is not None and tuple(array.shape) != expected:
             raise BuildError(
                 f"{name} of clip {clip.id} has shape {tuple(array.shape)}, expected {expected} "
@@ -147,7 +171,7 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
     return {
         "caption": None if sample.caption is None else storable(sample.caption),
         "file_name": storable(sample.file_name or f"{sample.key}.{sample.video_ext}"),
-        "media_type": "video",
+        "media_type": "image" if info.is_image else "video",
         "width": bucket.width,
         "height": bucket.height,
         "num_frames": clip.num_frames,
@@ -173,6 +197,8 @@ def _scalars(clip: LatentClip, fingerprint: str) -> dict[str, Any]:
         "color_matrix": info.color_matrix,
         "color_range": info.color_range,
         "warnings": [*info.warnings, *sample.warnings],
+        "captions": [storable(text) for _, text in sample.named_captions],
+        "caption_names": [storable(name) for name, _ in sample.named_captions],
         "metadata": json.dumps(sample.metadata, ensure_ascii=True, sort_keys=True, allow_nan=False),
         "fingerprint": fingerprint,
     }

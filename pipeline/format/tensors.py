@@ -76,6 +76,20 @@ def payload(array_CTHW: np.ndarray, dtype: str) -> Payload:
     return Payload(data, tuple(array_CTHW.shape), dtype, payload_hash(data))
 
 
+def image_payload(data: bytes | memoryview) -> Payload:
+    """An image file as it is stored: its shape is its length in bytes, its type has no name among `STORAGE_TYPES`."""
+    return Payload(memoryview(data), (len(data),), "image", payload_hash(data))
+
+
+def image_suffix(head: bytes) -> str:
+    """`webp` or `png`, from the first 16 bytes of an image file or more. Raises ValueError for another kind of file."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    raise ValueError(f"expected an image file of kind WebP or PNG, got one that begins with {head[:12]!r}")
+
+
 def payload_hash(data: bytes | memoryview) -> str:
     """BLAKE2b-128 in hex, as stored in side indexes."""
     found = hashlib.blake2b(digest_size=16)
@@ -208,12 +222,12 @@ def safetensors_header(tensors: dict[str, Payload]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Byte range of a tensor in a data file, and the hash of these bytes."""
+    """Byte range of a tensor in a data file, and the hash of these bytes. `dtype`: None for bytes that are not numbers."""
 
     id: str
     offset: int
     length: int
-    dtype: str
+    dtype: str | None
     hash: str
 
 
@@ -255,8 +269,8 @@ class SpanChecker:
             stop = span.offset + span.length
             part = view[max(span.offset, self._at) - self._at : min(stop, end) - self._at]
             self._span_hash.update(part)
-            if self._finite:
-                self._look_for_non_finite(part, span)
+            if self._finite and span.dtype is not None:
+                self._look_for_non_finite(part, STORAGE_TYPES[span.dtype])
             if stop > end:
                 break
             self._end_span(span)
@@ -282,8 +296,7 @@ class SpanChecker:
         self._next += 1
         self._begin_span()
 
-    def _look_for_non_finite(self, part: memoryview, span: Span) -> None:
-        kind = STORAGE_TYPES[span.dtype]
+    def _look_for_non_finite(self, part: memoryview, kind: StorageType) -> None:
         width = np.dtype(kind.bits).itemsize
         if self._tail:  # a piece may end inside a value
             part = memoryview(self._tail + bytes(part))

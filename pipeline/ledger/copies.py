@@ -1,7 +1,8 @@
 """Rows that `lathe compact` copied: for each data file of a receipt, where its rows are now. Table `copies` of a snapshot.
 
 A receipt says that a shard is done and names the files that its attempt wrote; it never changes. After a compaction these files may be
-deleted. Whoever needs the rows of a receipt looks here first, by the key of its data file, its *origin*. Snapshots hand the table on.
+deleted. Readers of the rows of a receipt look here first, by the key of its data file, its *origin*. Each snapshot takes the table over
+from its parent.
 """
 
 from __future__ import annotations

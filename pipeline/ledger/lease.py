@@ -3,8 +3,8 @@
 The object with the highest number is the lease. Numbers only grow: a process takes the lease by creating the next number, so the object of
 a holder is written by that holder alone, and no conditional replace is needed. A thread renews the object; whether it is still renewed is
 judged by times of the store, so that clocks of machines do not matter. Stores that do not decide races of create-only puts (Swift, servers
-that ignore conditions) keep the last of several objects: so after a pause the object is read back, and whoever finds its own token holds
-the lease. Two holders at once cost work, never rows: receipts and snapshots decide for themselves.
+that ignore conditions) keep the last of several objects: so after a pause the object is read back, and the process that finds its own
+token holds the lease. Two holders at once cost work, never rows: receipts and snapshots decide for themselves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from pipeline.storage import Store
 
+# Of gc, compact and undo: gc must not delete what a compaction has written and not published yet, nor what an undo shows again.
+MAINTENANCE = "maintenance"
 TTL_S = 120.0  # without renewal, after which another process may take over
 SETTLE_S = 2.0  # before a remote store is asked who won: longer than a small write takes
 TRIES = 5  # when others create the next number first
@@ -179,7 +181,8 @@ class Lease:
     def _is_free(self, found: _Found) -> bool:
         if found.record.released:
             return True
-        return store_time(self._store, self._record) - found.modified > found.record.ttl_s
+        now = store_time(self._store, f"{LEASES}{self._record.name}/{self._record.token}.time")
+        return now - found.modified > found.record.ttl_s
 
     def _won(self, before: _Found | None) -> bool:
         """Whether the object just created is the lease.
@@ -288,9 +291,8 @@ def newest(store: Store, name: str) -> _Found | None:
     return None
 
 
-def store_time(store: Store, record: LeaseRecord) -> float:
-    """Present time by the clock of the store, in seconds since 1970: that of an object just written."""
-    key = f"{LEASES}{record.name}/{record.token}.time"
+def store_time(store: Store, key: str) -> float:
+    """Present time by the clock of the store, in seconds since 1970: that of the scratch object `key`, which is written and deleted."""
     store.write(key, b"")
     try:
         return store.stat(key).modified

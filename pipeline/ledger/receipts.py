@@ -210,8 +210,25 @@ def stored_index(store: Store, key: str) -> list[IndexRow]:
 
 def retired_shards(store: Store) -> set[str]:
     """Shards whose receipts `lathe gc` retired, because nothing of them counted. They may have been encoded again since."""
-    names = map(retired_receipt, store.keys(RETIRED))
+    names = map(retired_receipt, retired_keys(store))
     return {name.shard_id for name in names if name is not None}
+
+
+def retired_keys(store: Store) -> list[str]:
+    """Keys of the receipts that `lathe gc` retired. Not those of zero bytes, left by kills on a mount, nor of other objects."""
+    return [info.key for info in store.list(RETIRED) if info.size and retired_receipt(info.key) is not None]
+
+
+def read_retired(store: Store, key: str) -> Receipt:
+    """A receipt in `_retired/`.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        return Receipt.from_json(store.read(key))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{key} cannot be read as a receipt: {error}", uri=store.uri(key)) from None
 
 
 def precedence(receipt: Receipt) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Search of rows by id or by the key of their sample, in the side indexes of an output.
 
 An id begins with the readable part of the sample's key, and the least and greatest id of every file is recorded. So only indexes of files
-are read in which the name can lie: of the newest snapshot and of receipts that it does not cover, then of older snapshots. Where ids
-follow another rule, a key is looked for in all indexes.
+are read in which the name can lie: of the newest snapshot and of receipts that it does not cover, then of older snapshots; an id is not
+looked for any more once it is found. Where ids follow another rule, a key is looked for in all indexes.
 """
 
 from __future__ import annotations
@@ -110,6 +110,11 @@ class RowSearch:
                     self._newest.append(IndexedFile(item.index_key, receipt.shard_id, low, high))
         return self._newest
 
+    def ids_begin_with_keys(self) -> bool:
+        """Whether ids are made as builds make them, of the sample's key and a hash, in a few files that are looked into."""
+        rows = list(self.near(TRIED))
+        return bool(rows) and all(row.id.startswith(f"{readable_key(row.source_key)}-") for row in rows)
+
     def near(self, most: int) -> Iterator[FoundRow]:
         """Rows of up to `most` indexes, evenly spread."""
         files = self.files()
@@ -117,47 +122,48 @@ class RowSearch:
         yield from self._read(chosen, lambda table: pa.array([True] * len(table)))
 
     def _find(self, column: str, wanted: dict[str, str]) -> list[FoundRow]:
-        """Rows whose `column` is one of the names `wanted`, each with what ids of its rows begin with."""
-        left, found = dict(wanted), []
-        seen: set[str] = set()
-        rounds = self._rounds(by_id=column == "id")
-        while left and (files_of_round := next(rounds, None)) is not None:
-            files, pruned = files_of_round
-            values = pa.array(list(left), pa.string())
+        """Rows whose `column` is one of the names `wanted`, each with what ids of its rows begin with.
+
+        An id is that of one row, so the search ends when it is found. Samples of several sources may have a key, also in older snapshots.
+        """
+        left = dict(wanted)
+        found: list[FoundRow] = []
+        read: set[str] = set()
+        for files in self._files_by_snapshot():
             starts = sorted(left.values())
-            fresh = [file for file in files if file.index_key not in seen and (not pruned or file.may_hold(starts))]
-            seen.update(file.index_key for file in fresh)
-            rows = list(self._read(fresh, partial(_named, column, values)))
-            found += rows
-            for row in rows:
-                left.pop(getattr(row, column), None)
+            chosen = [file for file in files if file.may_hold(starts)]
+            read.update(file.index_key for file in chosen)
+            found += self._read(chosen, partial(_named, column, pa.array(list(left), pa.string())))
+            if column == "id":
+                for row in found:
+                    left.pop(row.id, None)
+                if not left:
+                    return found
+        for row in found:
+            left.pop(getattr(row, column), None)
+        if left and column != "id" and not self.ids_begin_with_keys():
+            rest = (file for files in self._files_by_snapshot() for file in files if file.index_key not in read)
+            found += self._read(rest, partial(_named, column, pa.array(list(left), pa.string())))
         return found
 
-    def _rounds(self, *, by_id: bool) -> Iterator[tuple[list[IndexedFile], bool]]:
-        """Files to look into, one round after the other, and whether only those are read that can hold the name."""
-        snapshots = Snapshots(self._store)
-        older = snapshots.numbers()[-2::-1]
-        yield self.files(), True
-        for number in older:
-            yield self._of_older(snapshots, number), True
-        if by_id or all(row.id.startswith(f"{readable_key(row.source_key)}-") for row in self.near(TRIED)):
-            return
-        yield self.files(), False
-        for number in older:
-            yield self._of_older(snapshots, number), False
+    def _files_by_snapshot(self) -> Iterator[list[IndexedFile]]:
+        """`files`, then of each older snapshot those that no newer one has."""
+        snapshots, known = Snapshots(self._store), {file.index_key for file in self.files()}
+        yield self.files()
+        for number in snapshots.numbers()[-2::-1]:
+            try:
+                found = list(self._of_snapshot(snapshots, number, known))
+            except OutputError:  # no reader shows its rows either
+                self.unread.append(snapshot_key(number))
+                continue
+            known.update(file.index_key for file in found)
+            yield found
 
-    def _of_older(self, snapshots: Snapshots, number: int) -> list[IndexedFile]:
-        """Files of an older snapshot; none if it is damaged, because no reader shows its rows either."""
-        try:
-            return list(self._of_snapshot(snapshots, number))
-        except OutputError:
-            self.unread.append(snapshot_key(number))
-            return []
-
-    def _of_snapshot(self, snapshots: Snapshots, number: int) -> Iterator[IndexedFile]:
-        columns = ["index_key", "shard_id", "ranges"]
+    def _of_snapshot(self, snapshots: Snapshots, number: int, without: Collection[str] = ()) -> Iterator[IndexedFile]:
+        columns, known = ["index_key", "shard_id", "ranges"], pa.array(list(without), pa.string())
         for batch in snapshots.batches(snapshots.read(number), "files", columns):
-            for index_key, shard, ranges in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+            new = batch.filter(pc.invert(pc.is_in(batch["index_key"], known)))
+            for index_key, shard, ranges in zip(*(new[name].to_pylist() for name in columns), strict=True):
                 low, high = json.loads(ranges).get("id", ("", ""))
                 yield IndexedFile(index_key, shard, low, high)
 

@@ -87,16 +87,16 @@ class ReceiptSummary:
 
 
 def source_id(source: SourceObject) -> bytes:
-    """16-byte hash of URI, size and etag."""
-    text = f"{source.uri}\0{source.size}\0{source.etag}"
+    """16-byte hash of URI, size, etag and annotations."""
+    text = f"{source.uri}\0{source.size}\0{source.version}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
 
 
 def content_id(source: SourceObject, digest: str | None) -> bytes:
-    """16-byte hash of URI, size and digest of the bytes; zeros if the digest is unknown."""
+    """16-byte hash of URI, size, digest of the bytes and annotations; zeros if the digest is unknown."""
     if digest is None:
         return UNKNOWN_CONTENT
-    text = f"{source.uri}\0{source.size}\0{digest}"
+    text = f"{source.uri}\0{source.size}\0{digest}{source.annotations}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).digest()
 
 

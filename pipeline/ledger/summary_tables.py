@@ -7,11 +7,11 @@ import itertools
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pipeline.ledger.summary import ReceiptSummary
+from pipeline.ledger.summary import URI_BYTES, ReceiptSummary
 from pipeline.storage import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -64,6 +64,16 @@ def read_summaries(path: Path, rows: np.ndarray) -> list[ReceiptSummary]:
             found += summaries_of(batch.take(rows[at:end] - first))
         first, at = first + batch.num_rows, end
     return found
+
+
+def rows_naming(table: pa.Table, uris: Collection[bytes]) -> np.ndarray:
+    """Ascending rows of a table with the column `uris` whose receipts name one of these sources, given as `uri_id`s."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    named = np.frombuffer(b"".join(table["uris"].to_pylist()), "<u8")
+    rows = np.repeat(np.arange(table.num_rows), pc.binary_length(table["uris"]).to_numpy() // URI_BYTES)
+    return np.unique(rows[np.isin(named, np.frombuffer(b"".join(uris), "<u8"))])
 
 
 def summary_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import ConfigError, InputError, OutputError
 from pipeline.format.columns import storable
@@ -26,12 +26,27 @@ from pipeline.storage import is_remote
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from pipeline.format.index import IndexRow
     from pipeline.records import Receipt
     from pipeline.storage import Store
 
 WORKERS = 16  # threads that read records from a remote store
 REMEMBERED = 65536  # sources whose `uri_id` a filter keeps
+
+
+class NamedRow(Protocol):
+    """What a filter reads of a row, such as `IndexRow` or `FoundRow`. Texts as in rows."""
+
+    @property
+    def id(self) -> str:
+        """Of the row."""
+
+    @property
+    def source_uri(self) -> str:
+        """Of its source."""
+
+    @property
+    def source_key(self) -> str:
+        """Of its sample."""
 
 
 class Takedowns:
@@ -84,7 +99,7 @@ class Takedowns:
         """`uri_id` of every source that a record names."""
         return set(self._keys_by_uri)
 
-    def hides(self, row: IndexRow) -> bool:
+    def hides(self, row: NamedRow) -> bool:
         """Whether this row is taken down: its source, its sample, it or another variant of its clip."""
         return (
             row.source_uri in self._sources
@@ -93,7 +108,7 @@ class Takedowns:
             or (self._hashed and self._hides_by_hash(row))
         )
 
-    def _hides_by_hash(self, row: IndexRow) -> bool:
+    def _hides_by_hash(self, row: NamedRow) -> bool:
         source = self._uri_ids.get(row.source_uri)
         if source is None:
             if len(self._uri_ids) >= REMEMBERED:
@@ -178,6 +193,7 @@ def record_takedown(
     ids: Sequence[str] = (),
     rows: Sequence[TakenRow] = (),
     by: str = "",
+    deleted: Sequence[str] = (),
 ) -> Takedown:
     """Writes one takedown. From then on no reader shows these rows; files keep their bytes until they are rewritten.
 
@@ -189,6 +205,7 @@ def record_takedown(
         ids: ids of rows that are in the output. They are looked for in the indexes of files whose ids lie around them.
         rows: rows with their sources, which are not looked for.
         by: who asked for it.
+        deleted: data files and indexes that were deleted because takedowns hide all their rows.
 
     Raises:
         ConfigError: nothing is named.
@@ -200,7 +217,7 @@ def record_takedown(
     found = (*rows, *_find_rows(store, ids)) if ids else tuple(rows)
     now = datetime.now(UTC)
     key = takedown_key(f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}")
-    made = Takedown(key, _iso(now), reason, tuple(sources), tuple(samples), found, by)
+    made = Takedown(key, _iso(now), reason, tuple(sources), tuple(samples), found, by, deleted=tuple(deleted))
     if not store.put_if_absent(key, made.to_json()):
         raise OutputError(f"{key} exists already; run again", uri=store.uri(key))
     return made

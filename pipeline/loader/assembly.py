@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR
 from pipeline.loader.cache import TensorCache
 from pipeline.loader.captions import CaptionRule
-from pipeline.loader.crops import check_crop, cropped
+from pipeline.loader.crops import Window, check_crop, cropped
 from pipeline.loader.maker import BatchMaker, padding_of, patch_of
 from pipeline.loader.memory import BatchMemory
 from pipeline.loader.order import DatasetRows
@@ -102,6 +103,10 @@ def assemble(
     for dataset in datasets:
         check_values(options.normalize, options.posterior, dataset.spec, dataset.store.root)
         check_crop(options.crop, dataset.spec)
+        if I2V_COND in dataset.others and isinstance(options.crop, Window):
+            raise ConfigError(
+                "crop: i2v_cond begins with the first frame of the clip, a Window does not; use Prefix(T)"
+            )
         names = dataset.spec.variants
         variants = check_variants(options.variants, names, dataset.store.root)
         buckets = with_variants(cropped(dataset.places, options.crop, dataset.spec), variants, names, dataset.files)
@@ -113,7 +118,7 @@ def assemble(
             memory,
             pool,
             stats,
-            tensors=2 if options.posterior == "sample" else 1,
+            **_tensors(dataset, options),
             stored=dataset.spec.dtype,
             verify=_verified(options, remote=remote),
             replace=options.on_damage == "replace",
@@ -130,6 +135,14 @@ def assemble(
         )
         rows.append(DatasetRows(dataset.identity, {name: bucket.rows() for name, bucket in buckets.items()}))
     return makers, rows
+
+
+def _tensors(dataset: LatentDataset, options: Options) -> dict[str, tuple[int, ...]]:
+    """What a `BatchReader` reads of each row: mean, log-variance for samples, then `dataset.others`."""
+    stored = dataset.spec.stored
+    names = (LATENT, *((LOGVAR,) if options.posterior == "sample" else ()), *dataset.others)
+    images = (stored.index(FIRST_FRAME),) if FIRST_FRAME in dataset.others else ()
+    return {"tensors": tuple(map(stored.index, names)), "images": images}
 
 
 def _verified(options: Options, *, remote: bool) -> tuple[bool, bool]:

@@ -19,7 +19,9 @@ class Batch:
     num_frames, fps, duration_s: of the clip, after a crop (int64, float64, float64).
     num_tokens: latent patches of each latent (int64).
     is_image: whether all clips have one frame.
-    metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones.
+    i2v_cond: where the dataset was opened with it, the condition of each latent: shapes, device, type and normalisation as `latents`.
+    metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
+        of `first_frame` the bytes of image files.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
     sequences: with `Pack`, latents in each packed sequence.
     cu_seqlens: with `Pack`, for each sequence int32 bounds of its latents in tokens, beginning with 0; padding is a last piece.
@@ -43,6 +45,7 @@ class Batch:
     sequences: list[int] = field(default_factory=list)
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
+    i2v_cond: torch.Tensor | list[torch.Tensor] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)

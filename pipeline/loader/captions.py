@@ -10,29 +10,33 @@ from pipeline.loader.arguments import number
 from pipeline.loader.draws import key_of, uniform, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-METADATA = "metadata."
+METADATA, CAPTIONS = "metadata.", "captions."
+NAMED = ("captions", "caption_names")
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRule:
-    """`sources`: `caption`, or keys of the metadata as `metadata.short`; a list there is several captions. `dropout`: fraction of rows
-    that get "" instead.
+    """`sources`: `caption`; `captions`, all of a row; `captions.short`, those of that name; keys of the metadata as `metadata.short`, where
+    a list is several captions. `dropout`: fraction of rows that get "" instead.
     """
 
     sources: tuple[str, ...] = ("caption",)
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.sources or any(name != "caption" and not name.startswith(METADATA) for name in self.sources):
-            raise ConfigError(f'captions: expected "caption" or "metadata.KEY", one or more, got {list(self.sources)}')
+        if not self.sources or any(not _is_source(name) for name in self.sources):
+            raise ConfigError(
+                f'captions: expected "caption", "captions", "captions.NAME" or "metadata.KEY", one or more, got {list(self.sources)}'
+            )
         object.__setattr__(self, "dropout", number("caption_dropout", self.dropout, 0.0, 1.0))
 
     @property
-    def needs_metadata(self) -> bool:
-        """Whether the column `metadata` must be read."""
-        return any(name != "caption" for name in self.sources)
+    def columns(self) -> tuple[str, ...]:
+        """Columns to be read besides the caption."""
+        needed = ["metadata"] if any(name.startswith(METADATA) for name in self.sources) else []
+        return (*needed, *(NAMED if any(_of_captions(name) for name in self.sources) else ()))
 
     @property
     def draws(self) -> bool:
@@ -40,25 +44,38 @@ class CaptionRule:
         return bool(self.dropout) or self.sources != ("caption",)
 
     def chosen(
-        self, captions: Sequence[str | None], metadata: Sequence[dict[str, Any] | None], keys: Sequence[int]
+        self, captions: Sequence[str | None], columns: Sequence[Mapping[str, Any]], keys: Sequence[int]
     ) -> list[str]:
         """`choose` for each row."""
         if not self.draws:
             return [caption or "" for caption in captions]
-        return [self.choose(*each) for each in zip(captions, metadata, keys, strict=True)]
+        return [self.choose(*each) for each in zip(captions, columns, keys, strict=True)]
 
-    def choose(self, caption: str | None, metadata: dict[str, Any] | None, key: int) -> str:
-        """The caption of a row; each that it has is equally likely. `key`: of the row in its epoch."""
+    def choose(self, caption: str | None, columns: Mapping[str, Any], key: int) -> str:
+        """The caption of a row; each that it has is equally likely. `columns`: its values of `columns`. `key`: of the row in its epoch."""
         if self.dropout and float(uniform(key_of(key, "caption dropout"), 1)[0]) < self.dropout:
             return ""
         if self.sources == ("caption",):
             return caption or ""
-        found = [text for name in self.sources for text in _texts(name, caption, metadata)]
+        found = [text for name in self.sources for text in _texts(name, caption, columns)]
         return found[whole(key_of(key, "caption"), len(found))] if found else ""
 
 
-def _texts(name: str, caption: str | None, metadata: dict[str, Any] | None) -> list[str]:
-    value: Any = caption if name == "caption" else metadata
+def _is_source(name: str) -> bool:
+    return name == "caption" or _of_captions(name) or name.startswith(METADATA)
+
+
+def _of_captions(name: str) -> bool:
+    return name == "captions" or name.startswith(CAPTIONS)
+
+
+def _texts(name: str, caption: str | None, columns: Mapping[str, Any]) -> list[str]:
+    if name == "captions":
+        return list(columns["captions"])
+    if name.startswith(CAPTIONS):
+        wanted = name[len(CAPTIONS) :]
+        return [text for text, own in zip(*(columns[each] for each in NAMED), strict=True) if own == wanted]
+    value: Any = caption if name == "caption" else columns.get("metadata")
     for part in name.split(".")[1:]:
         value = value.get(part) if isinstance(value, dict) else None
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text]

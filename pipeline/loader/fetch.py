@@ -32,7 +32,7 @@ TRIES, PAUSE_S = 3, 0.2
 
 @dataclass(slots=True, eq=False)
 class Wanted:
-    """One tensor and the memory for it: the mean (`tensor` 0) or log-variance (1) of a row of a file. `slot`: its place in a batch."""
+    """One tensor and the memory for it: number `tensor` in the index of a row of a file. `slot`: its place in a batch."""
 
     file: int
     offset: int

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 CACHE_BYTES = 512 * 1024 * 1024
-_LATENT = ("latent_offset", "latent_length", "latent_hash")
-_LOGVAR = ("logvar_offset", "logvar_length", "logvar_hash")
 TEXTS = ("id", "caption", "source_uri", "source_key", "source_hash")
 
 
@@ -53,18 +51,17 @@ class _Texts:
 
 
 class FileIndex:
-    """Index of one data file. Rows are positions in the file."""
+    """Index of one data file. Rows are positions in the file. `stored`: names of what a row stores; tensors are numbers in this list."""
 
-    def __init__(self, table: pa.Table, *, moments: bool) -> None:
-        kinds = (_LATENT, _LOGVAR) if moments else (_LATENT,)
+    def __init__(self, table: pa.Table, stored: Sequence[str]) -> None:
         self._texts = {name: _Texts(table[name].combine_chunks()) for name in TEXTS}
         self._frames = table["num_frames"].to_numpy()
         shapes = table["shape"].combine_chunks()
         self._shapes = shapes.flatten().to_numpy().reshape(len(shapes), -1)
         # Memoryviews give a number of Python three times as fast as arrays.
-        self._offsets = [memoryview(table[offset].to_numpy()) for offset, _, _ in kinds]
-        self._lengths = [memoryview(table[length].to_numpy()) for _, length, _ in kinds]
-        self._hashes = [table[digest].combine_chunks() for _, _, digest in kinds]
+        self._offsets = [memoryview(table[f"{name}_offset"].to_numpy()) for name in stored]
+        self._lengths = [memoryview(table[f"{name}_length"].to_numpy()) for name in stored]
+        self._hashes = [table[f"{name}_hash"].combine_chunks() for name in stored]
         self.num_bytes = int(table.nbytes)
         self._hidden: tuple[Takedowns, np.ndarray] | None = None
 
@@ -85,22 +82,22 @@ class FileIndex:
         return tuple(self._shapes[row].tolist())
 
     def offset(self, row: int, tensor: int = 0) -> int:
-        """First byte of the mean (0) or log-variance (1) in the file."""
+        """First byte of a tensor in the file."""
         found: int = self._offsets[tensor][row]
         return found
 
     def length(self, row: int, tensor: int = 0) -> int:
-        """Bytes of the mean (0) or log-variance (1)."""
+        """Bytes of a tensor."""
         found: int = self._lengths[tensor][row]
         return found
 
     @property
     def tensors(self) -> int:
-        """2 where moments are stored, else 1."""
+        """Number of tensors and images of a row."""
         return len(self._offsets)
 
     def hash(self, row: int, tensor: int) -> str:
-        """BLAKE2b-128 in hex of the bytes of a tensor: 0 the mean, 1 the log-variance."""
+        """BLAKE2b-128 in hex of the bytes of a tensor."""
         value: str = self._hashes[tensor][row].as_py()
         return value
 
@@ -129,8 +126,11 @@ class FileIndex:
 class IndexCache:
     """Indexes of the files of a dataset, read when first asked for. Safe for several threads."""
 
-    def __init__(self, store: Store, files: DataFiles, *, moments: bool, cache_bytes: int = CACHE_BYTES) -> None:
-        self._store, self._files, self._moments = store, files, moments
+    def __init__(
+        self, store: Store, files: DataFiles, stored: Sequence[str], *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        """`stored`: as for `FileIndex`."""
+        self._store, self._files, self._stored = store, files, stored
         self._most = cache_bytes
         self._held: OrderedDict[int, FileIndex] = OrderedDict()
         self._bytes = 0
@@ -172,8 +172,8 @@ class IndexCache:
 
     def read(self, number: int) -> FileIndex:
         """As `get`, without the cache."""
-        columns = [*_LATENT, *(_LOGVAR if self._moments else ()), *TEXTS, "num_frames", "shape"]
-        return FileIndex(self.columns(number, columns), moments=self._moments)
+        places = [f"{name}_{part}" for name in self._stored for part in ("offset", "length", "hash")]
+        return FileIndex(self.columns(number, [*places, *TEXTS, "num_frames", "shape"]), self._stored)
 
     def columns(self, number: int, names: Sequence[str]) -> pa.Table:
         """Columns of an index, without the cache. Raises as `get`."""

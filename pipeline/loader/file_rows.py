@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR, OPTIONAL
 from pipeline.loader.columns import read_columns
 from pipeline.loader.fetch import READ_BYTES, Wanted, spans_of
 from pipeline.loader.row import Row, bytes_of, empty_tensor
@@ -36,9 +37,9 @@ def rows_of_file(
         columns["metadata"] = [json.loads(text) for text in columns["metadata"]]
     size = dataset.files.value("bucket", number).partition("x")[2]
     done = 0
-    for part in _parts(index, positions.tolist()) if tensors else [positions.tolist()]:
-        read = _read(dataset, number, index, part) if tensors else [(None, None)] * len(part)
-        for position, (latent, logvar) in zip(part, read, strict=True):
+    for part in _parts(dataset, index, positions.tolist()) if tensors else [positions.tolist()]:
+        read = _read(dataset, number, index, part) if tensors else [{}] * len(part)
+        for position, found in zip(part, read, strict=True):
             place, done = done, done + 1
             frames = int(index.num_frames[position])
             yield Row(
@@ -49,36 +50,55 @@ def rows_of_file(
                 shape=index.shape(position),
                 source_uri=str(index.text("source_uri", position)),
                 source_key=str(index.text("source_key", position)),
-                latent=latent,
-                logvar=logvar,
-                columns={name: values[place] for name, values in columns.items()},
+                latent=found.get(LATENT),
+                logvar=found.get(LOGVAR),
+                columns={name: values[place] for name, values in columns.items()} | _image(found),
+                i2v_cond=found.get(I2V_COND),
             )
 
 
-def _read(
-    dataset: LatentDataset, number: int, index: FileIndex, positions: list[int]
-) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-    kinds = range(index.tensors)
-    tensors = [[empty_tensor(index.shape(position), dataset.spec.dtype) for _ in kinds] for position in positions]
+def _image(found: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {FIRST_FRAME: found[FIRST_FRAME].numpy().tobytes()} if FIRST_FRAME in found else {}
+
+
+def _kinds(dataset: LatentDataset) -> dict[str, int]:
+    """Names of what is read of a row, and their numbers in the index."""
+    return {
+        name: which for which, name in enumerate(dataset.spec.stored) if name not in OPTIONAL or name in dataset.others
+    }
+
+
+def _read(dataset: LatentDataset, number: int, index: FileIndex, positions: list[int]) -> list[dict[str, torch.Tensor]]:
+    kinds, dtype = _kinds(dataset), dataset.spec.dtype
+    tensors = [
+        {
+            name: empty_tensor((index.length(position, which),), "uint8")
+            if name == FIRST_FRAME
+            else empty_tensor(index.shape(position), dtype)
+            for name, which in kinds.items()
+        }
+        for position in positions
+    ]
     wanted = [
-        Wanted(number, index.offset(position, which), bytes_of(found[which]), index, position, which)
+        Wanted(number, index.offset(position, which), bytes_of(found[name]), index, position, which)
         for position, found in zip(positions, tensors, strict=True)
-        for which in kinds
+        for name, which in kinds.items()
     ]
     if cut := dataset.fetcher.read(spans_of(wanted)):
         raise dataset.fetcher.cut(cut[0])
     for item in wanted:
         if (damage := dataset.fetcher.damage(item)) is not None:
             raise damage
-    return [(found[0], found[1] if len(found) > 1 else None) for found in tensors]
+    return tensors
 
 
-def _parts(index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
+def _parts(dataset: LatentDataset, index: FileIndex, positions: list[int]) -> Iterator[list[int]]:
     """Rows in parts of at most `READ_BYTES` of tensors; a larger one by itself."""
+    kinds = _kinds(dataset).values()
     part: list[int] = []
     size = 0
     for position in positions:
-        length = sum(index.length(position, which) for which in range(index.tensors))
+        length = sum(index.length(position, which) for which in kinds)
         if part and size + length > READ_BYTES:
             yield part
             part, size = [], 0

@@ -100,8 +100,9 @@ class LatentLoader:
             crop: `Prefix(T)`.
             variants: `all`: each variant of a clip is a row. `draw`: each clip once in an epoch, a variant drawn anew each time. A name
                 (`base`, `flip`, `crop1`, …): that variant alone.
-            dtype: of `Batch.latents`; by default as stored.
-            captions: where they come from, `caption` and keys as `metadata.short`; one is drawn in each epoch.
+            dtype: of `Batch.latents` and `Batch.i2v_cond`; by default as stored.
+            captions: where they come from: `caption`, `captions` (all of a row), `captions.short` (by name), keys as `metadata.short`; one
+                is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
             verify: hash of each tensor: `auto` checks what comes over a network or from the cache, and all with `on_damage="replace"`;
                 `always` checks everything, `never` nothing.
@@ -286,11 +287,12 @@ class LatentLoader:
         if batch is None:
             return None
         self._step += 1
-        for latent in batch.latents if isinstance(batch.latents, list) else [batch.latents]:
-            if latent.is_cuda:  # its memory belongs to the stream of the copies
-                import torch
+        for tensors in (batch.latents, batch.i2v_cond):
+            for latent in tensors if isinstance(tensors, list) else [tensors]:
+                if latent is not None and latent.is_cuda:  # its memory belongs to the stream of the copies
+                    import torch
 
-                latent.record_stream(torch.cuda.current_stream(latent.device))
+                    latent.record_stream(torch.cuda.current_stream(latent.device))
         return batch
 
     def _planned(self, step: int) -> GlobalBatch | None:

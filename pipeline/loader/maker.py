@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.loader.batch import Batch
 from pipeline.loader.crops import Crop, Window
 from pipeline.loader.draws import key_of, whole
@@ -60,8 +61,7 @@ class BatchMaker:
             for name, bucket in buckets.items()
         }
         self._fps: dict[int, float | None] = {}
-        needed = ("metadata",) if captions.needs_metadata and "metadata" not in dataset.columns else ()
-        self._columns = (*dataset.columns, *needed)
+        self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
         """Rows of a share in order, after takedowns."""
@@ -88,8 +88,10 @@ class BatchMaker:
             if self._draws
             else [0] * len(ids)
         )
+        others = dict(zip(reversed(self._dataset.others), reversed(blocks), strict=False))
         with self._values.copying():
-            latents = self._latents(slots, blocks, keys, packed=packed)
+            latents = self._latents(slots, blocks[: len(blocks) - len(others)], keys, packed=packed)
+            cond = self._latents(slots, [others[I2V_COND]], keys, packed=packed) if I2V_COND in others else None
         scalars = self._scalars_of(slots)
         metadata = [row.get("metadata") for row in scalars]
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
@@ -99,12 +101,17 @@ class BatchMaker:
             latents=latents,
             ids=ids,
             captions=self._captions.chosen(
-                [slot.index.text("caption", slot.position) for slot in slots], metadata, keys
+                [slot.index.text("caption", slot.position) for slot in slots], scalars, keys
             ),
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
-            duration_s=_tensor([count / rate for count, rate in zip(frames, fps, strict=True)], np.float64),
+            duration_s=_tensor(
+                [
+                    count / rate if rate else 0.0 for count, rate in zip(frames, fps, strict=True)
+                ],  # an image lasts no time
+                np.float64,
+            ),
             num_tokens=_tensor([prod(count) for count in tokens], np.int64),
             is_image=max(frames) == 1,
             metadata=[found or {} for found in metadata] if "metadata" in self._dataset.columns else [],
@@ -112,7 +119,10 @@ class BatchMaker:
             step=batch.step,
             epoch=batch.epoch,
             columns={name: [row[name] for row in scalars] for name in self._dataset.columns if name != "metadata"},
+            i2v_cond=cond,
         )
+        if FIRST_FRAME in others:
+            made.columns[FIRST_FRAME] = [image.numpy().tobytes() for image in others[FIRST_FRAME].apart]
         if not isinstance(share, RowsOfBucket):
             self._describe_packing(made, share, tokens)
         return made

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 class LatentRows(Dataset[dict[str, Any]]):
     """Item i is the i-th row in file order: `id`, `caption` ("" if there is none), `bucket`, `num_frames`, `latent` (`C t h w` as stored),
-    `logvar` where moments are stored, and the columns of the dataset. Rows taken down later keep their numbers: make it anew to hide them.
+    `logvar` where moments are stored, and the columns of the dataset, also `i2v_cond` (a tensor) and `first_frame` (an image
+    file). Rows taken down later keep their numbers: make it anew to hide them.
     """
 
     def __init__(self, dataset: LatentDataset) -> None:
@@ -46,5 +47,6 @@ class LatentRows(Dataset[dict[str, Any]]):
             for place, row in zip(places.tolist(), self._dataset.rows_of(number, rows[places] - first), strict=True):
                 item = {"id": row.id, "caption": row.caption or "", "bucket": row.bucket, "num_frames": row.num_frames}
                 item |= {**row.columns, "latent": row.latent}
-                found[place] = item if row.logvar is None else {**item, "logvar": row.logvar}
+                more = {"logvar": row.logvar, "i2v_cond": row.i2v_cond}
+                found[place] = item | {name: tensor for name, tensor in more.items() if tensor is not None}
         return found

@@ -39,7 +39,7 @@ class _Block(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Of each step from `start` on: its dataset, and which of that dataset's batches. Views of int64 give a number in a tenth of the time."""
+    """Of each step from `start` on: its dataset, and which of that dataset's batches. Views give a number in a tenth of the time."""
 
     start: int
     dataset: memoryview

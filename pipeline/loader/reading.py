@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.loader.fetch import Span, Wanted, spans_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from concurrent.futures import Executor
     from threading import Event
 
@@ -73,7 +73,7 @@ class BatchReader:
         memory: of batches.
         pool: threads that read.
         stats: what to count in.
-        tensors: 1, or 2 to read the log-variance too.
+        tensors: numbers in the index of what is read of a row, the mean first. images: those of them that are files of any length.
         stored: type of the stored latents.
         verify: check the hash of what comes from the store, and of what comes from the cache.
         replace: draw another row in place of a damaged one, rather than stop.
@@ -90,7 +90,8 @@ class BatchReader:
         pool: Executor,
         stats: LoaderStats,
         *,
-        tensors: int,
+        tensors: Sequence[int],
+        images: Sequence[int] = (),
         stored: str,
         verify: tuple[bool, bool],
         replace: bool,
@@ -104,12 +105,12 @@ class BatchReader:
         self._pool, self._stats, self._tensors, self._stored = pool, stats, tensors, stored
         self._verify, self._verify_cached = verify
         self._replace, self._cache, self._together, self._stopped = replace, cache, together, stopped
-        self._torch = torch
+        self._torch, self._images = torch, images
         self._checked = verify[0] or cache is not None
         self._pace = 0.0  # seconds a byte in one thread, of late
 
     def read(self, slots: list[Slot], epoch: int, *, apart: bool, alike: bool) -> list[Tensors]:
-        """For each tensor of a row (mean, log-variance) those of every slot, in order. A damaged slot is replaced in `slots`.
+        """For each tensor of a row that is read those of every slot, in order. A damaged slot is replaced in `slots`.
 
         The tensors of all slots lie one after another in one block of memory; with `apart` each has its own, which rows of unequal
         length need if one may replace another. `alike`: all have one shape.
@@ -118,7 +119,7 @@ class BatchReader:
             InputError: damaged, and not to be replaced; no row left in the bucket.
             StorageUnavailable: the store failed for too long; names file and range.
         """
-        blocks = [self._block(slots, which, apart=apart, alike=alike) for which in range(self._tensors)]
+        blocks = [self._block(slots, which, apart=apart, alike=alike) for which in self._tensors]
         pending = list(range(len(slots)))
         while pending:
             wanted = [
@@ -132,7 +133,7 @@ class BatchReader:
                     i,
                 )
                 for i, slot in ((i, slots[i]) for i in pending)
-                for which, block in enumerate(blocks)
+                for which, block in zip(self._tensors, blocks, strict=True)
             ]
             failed: dict[int, InputError] = {}
             for item, error in self._fill(wanted):
@@ -143,8 +144,8 @@ class BatchReader:
                     raise error
                 self._stats.add_damage(error.message)
                 slots[i] = self._finder.replacement(slots[i], epoch)
-                if apart:
-                    for which, block in enumerate(blocks):
+                for which, block in zip(self._tensors, blocks, strict=True):
+                    if block.whole is None:
                         made = self._block([slots[i]], which, apart=True, alike=False)
                         block.apart[i], block.views[i] = made.apart[0], made.views[0]
         return blocks
@@ -167,6 +168,9 @@ class BatchReader:
 
     def _block(self, slots: list[Slot], which: int, *, apart: bool, alike: bool) -> Tensors:
         sizes = [slot.index.length(slot.position, which) for slot in slots]
+        if which in self._images:  # not in memory of batches, whose blocks of other sizes would go
+            images = [self._torch.empty(size, dtype=self._torch.uint8) for size in sizes]
+            return Tensors(None, [], images, [image.numpy().data for image in images])
         if apart:
             taken = [self._taken((size,), BYTES) for size in sizes]
             return Tensors(None, [], [tensor for tensor, _ in taken], [view for _, view in taken])

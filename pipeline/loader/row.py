@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`latent` and `logvar` are `C t h w` in the stored type, raw and unnormalised; None where tensors were not asked for, and `logvar`
-    where moments are not stored. `columns`: those that the dataset was opened with.
+    """`latent`, `logvar` and `i2v_cond` are `C t h w` in the stored type, raw and unnormalised; None where tensors were not asked for,
+    `logvar` where moments are not stored, `i2v_cond` unless the dataset was opened with it. `columns`: those that it was opened with;
+    `first_frame`, the bytes of an image file, only together with tensors.
     """
 
     id: str
@@ -25,10 +26,11 @@ class Row:
     latent: torch.Tensor | None = field(default=None, repr=False)
     logvar: torch.Tensor | None = field(default=None, repr=False)
     columns: dict[str, Any] = field(default_factory=dict)
+    i2v_cond: torch.Tensor | None = field(default=None, repr=False)
 
 
 def empty_tensor(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A new tensor of a storage type (`float16`, `bfloat16`, `float32`)."""
+    """A new tensor of a storage type (`float16`, `bfloat16`, `float32`), or of `uint8`."""
     import torch
 
     kind: torch.dtype = getattr(torch, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.format.stored import LATENT, names_in
 from pipeline.records import BASE, variant_names
 
 Constant = float | tuple[float, ...] | None
@@ -34,6 +35,9 @@ class DatasetSpec:
     context_frames: int | None = None
     fingerprint: str = field(default="", compare=False)
     variants: tuple[str, ...] = field(default=(BASE,), compare=False)  # of each clip, in the order of their rows
+    stored: tuple[str, ...] = field(
+        default=(LATENT,), compare=False
+    )  # names of `format.stored`, in the order of a file
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> DatasetSpec:
@@ -60,6 +64,7 @@ class DatasetSpec:
             context_frames=spec.get("context_frames"),
             fingerprint=metadata["fingerprint"],
             variants=variant_names(metadata["fingerprint_parts"]),
+            stored=names_in(metadata),
         )
 
     def latent_frames(self, num_frames: int) -> int:

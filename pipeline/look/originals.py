@@ -15,12 +15,12 @@ from pipeline.config import DecodeConfig
 from pipeline.errors import AccessError, BadDataError, InputError, LatheError, SourceChanged, StorageUnavailable
 from pipeline.format.columns import storable
 from pipeline.reader import ShardReader
-from pipeline.records import Sample, Shard, SourceObject, is_mirrored
+from pipeline.records import ImageRules, Sample, Shard, SourceObject, is_mirrored
 from pipeline.storage import stat_uri
 from pipeline.video.clips import frames_on_screen
-from pipeline.video.decode import open_video
 from pipeline.video.decode.container import measure
 from pipeline.video.decode.planes import Geometry
+from pipeline.video.images import open_media
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.look.stored import StoredClip
     from pipeline.video.decode import Video
+    from pipeline.video.images import Pictures
 
 UNAVAILABLE = (InputError, AccessError, SourceChanged, StorageUnavailable, BadDataError)
 """Errors of an original that is missing although the output is intact."""
@@ -50,8 +51,14 @@ class Originals:
         source = self._source(clip, facts["source_uri"])
         shard = Shard(clip.receipt.shard.kind, clip.receipt.shard.name, (source,))
         limits = _limits(clip)
-        with ShardReader(shard, self._storage, max_video_bytes=limits.max_video_bytes) as reader:
-            video = open_video(_sample(reader, clip, facts, limits).video, limits)
+        images = _images(clip)
+        with ShardReader(
+            shard,
+            self._storage,
+            max_video_bytes=limits.max_video_bytes,
+            images="skip" if images is None else images.policy,
+        ) as reader:
+            video = open_media(_sample(reader, clip, facts, limits).encoded_video, limits, images)
             try:
                 yield ClipFrames(video, clip, facts)
             finally:
@@ -77,6 +84,12 @@ def _limits(clip: StoredClip) -> DecodeConfig:
     return DecodeConfig(**clip.receipt.fingerprint_parts["policies"])
 
 
+def _images(clip: StoredClip) -> ImageRules | None:
+    """The rules of images of the clip's build, but for its buckets, which the clip has."""
+    rules = clip.receipt.fingerprint_parts["clips"].get("images")
+    return None if rules is None else ImageRules(**{**rules, "background": tuple(rules["background"]), "buckets": ()})
+
+
 def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits: DecodeConfig) -> Sample:
     """The clip's video: of its key, and with the contents that were encoded. Its place in a tar may have changed, and keys may repeat."""
     name, others = f"{facts['source_key']} of {facts['source_uri']}", []
@@ -98,10 +111,12 @@ def _sample(reader: ShardReader, clip: StoredClip, facts: dict[str, Any], limits
 class ClipFrames:
     """The frames of one clip, in order, by repeated `take`."""
 
-    def __init__(self, video: Video, clip: StoredClip, facts: dict[str, Any]) -> None:
+    def __init__(self, video: Video | Pictures, clip: StoredClip, facts: dict[str, Any]) -> None:
         top, left, height, width = facts["crop"]
         self._geometry = Geometry(facts["scaled_height"], facts["scaled_width"], top, left, height, width)
         start, fps = facts["clip_start_frame"], clip.receipt.fingerprint_parts["clips"]["fps"]
+        if video.info.is_image:
+            fps = None
         self._video = video
         self._wanted = frames_on_screen(video.times_s, start, start + clip.row.num_frames, fps)
         self._mirrored = is_mirrored(facts["variant"])

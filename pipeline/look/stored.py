@@ -265,9 +265,7 @@ def _parquet_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
 
 def _tar_facts(file: RangedFile, row: IndexRow) -> dict[str, Any] | None:
     """The JSON member is the first or second after the last tensor of the clip; reading starts there."""
-    end = row.latent_offset + row.latent_length
-    if row.logvar_offset is not None and row.logvar_length is not None:
-        end = row.logvar_offset + row.logvar_length
+    end = max(span.offset + span.length for span in row.spans())
     buffered = io.BufferedReader(file, HEAD_BYTES)
     buffered.seek(-(-end // TAR_BLOCK) * TAR_BLOCK)
     with tarfile.open(fileobj=buffered, mode="r:") as archive:

@@ -1,7 +1,8 @@
 """Operations on a finished or running output. `publish` and `compact` write snapshots, `takedown` and `gc` change what is shown and stored.
 
 - `status`, `run_logs`: progress of an output; logs of its builds
-- `why`, `name_search`, `open_input`: story of one input; search for its name; inputs without a receipt
+- `why`, `name_search`, `open_input`: history of one input; search for its name; inputs without a receipt
+- `listed_inputs`: inputs of a job as they are now
 - `inspect`: description of one file, index or receipt, of a whole output, or of a snapshot
 - `verify`, `verify_files`: check of every receipt, file, byte and offset; of one file
 - `publish`, `publish_base`, `snapshot_record`: the next snapshot; what it starts from; its record

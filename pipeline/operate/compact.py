@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import DrillConfig
 from pipeline.errors import LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import FILES, arrow_on_malloc, read_batches, release_memory
 from pipeline.ledger.receipts import Ledger
@@ -33,6 +33,7 @@ from pipeline.operate.snapshot_record import changes_of, fingerprints_of, lineag
 from pipeline.operate.stored_rows import checked_index
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from pipeline.operate.delta_log import DeltaView
     from pipeline.storage import Store
 
-LEASE = "maintenance"  # `lathe gc` takes it as well: it must not delete files that a compaction has written and not published yet
 TRIES = 5  # when publishers are first
 WORKERS = 8
 
@@ -116,7 +116,7 @@ def compact(
         if options.dry_run:
             candidate = _candidate(store, snapshots.get(None), folder, workers)
             return _planned(candidate, _groups(store, candidate, options, workers))
-        with Lease(store, LEASE, "lathe compact") as lease:
+        with Lease(store, MAINTENANCE, "lathe compact") as lease:
             made = _compacted(store, options, snapshots, lease, folder, workers, failures, progress)
     if made.snapshot is None:
         return made
@@ -201,9 +201,10 @@ def _candidate(store: Store, parent: Snapshot, folder: Path, workers: int) -> Ca
     """
     candidate = gather(store, parent, folder, only_covered=True, save=True, workers=workers)
     if (lost := lost_receipts(store, candidate)).costly:
+        gone = quantity(len(lost.costly), "receipt is", "receipts are")
         raise PublishFailed(
-            f"{len(lost.costly)} receipts that snapshot {parent.number} covers are gone or cut off, such as that of shard "
-            f"{lost.costly[0]}; `lathe publish {store.root}` says what to do. Nothing was compacted"
+            f"{gone} gone or cut off although covered by snapshot {parent.number}, such as that of shard {lost.costly[0]}; "
+            f"`lathe publish {store.root}` says what to do. Nothing was compacted"
         )
     return candidate
 

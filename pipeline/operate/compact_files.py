@@ -39,6 +39,17 @@ WORKERS = 2  # groups at a time: one is hashed while another is written
 REMOTE_WORKERS = 4
 AHEAD = 4  # threads that fetch small files of a group from a remote store: each costs three round trips
 SMALL_BYTES = 16 * 1024 * 1024
+# Metadata that the writer makes anew.
+MADE_BY_WRITER = {
+    "format",
+    "format_version",
+    "container",
+    "bucket",
+    "shard_id",
+    "fingerprint",
+    "latent",
+    "normalisation",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +154,8 @@ class CompactionWriter:
         config = WriteConfig(
             format=about["container"],
             dtype=about["latent"]["dtype"],
-            moments=stored.moments,
             file_bytes=WHOLE_FILE_BYTES,
+            **stored.stored,
         )
         writer = ShardWriter(
             self._store,
@@ -153,7 +164,7 @@ class CompactionWriter:
             shard_id=shard_id,
             attempt=COMPACTED + secrets.token_hex(4),
             fingerprint=group.fingerprint,
-            metadata={name: value for name, value in about.items() if name not in _OF_FILE},
+            metadata={name: value for name, value in about.items() if name not in MADE_BY_WRITER},
             layout=self._layout,
             drill=self._drill,
         )
@@ -171,6 +182,3 @@ def _copy(writer: ShardWriter, stored: StoredFile, file: dict[str, Any], copied:
     sizes = np.array([sum(span.length for span in row.spans()) for row in stored.index], np.int64)
     dropped = {row.row: dropped_row(row) for row in stored.index if row.row in gone}
     return Part(file, copied, kept, frames, sizes, dropped)
-
-
-_OF_FILE = ("format", "format_version", "container", "bucket", "shard_id", "fingerprint", "latent", "normalisation")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.format.columns import parquet_schema
+from pipeline.format.stored import OPTIONAL
 from pipeline.ledger.manifest import release_memory
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _upper(value: Any) -> Any:
 
 def _delta_schema() -> dict[str, Any]:
     """Delta schema with all columns of any Parquet file of an output; columns that a file lacks are null."""
-    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True)))}
+    return {"type": "struct", "fields": list(_fields(parquet_schema(moments=True, store=OPTIONAL)))}
 
 
 def _fields(schema: pa.Schema) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import NONE, read_takedowns
 from pipeline.operate.delta_contents import WORKERS, LogReader, Origin
 from pipeline.operate.delta_writing import LogWriter
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from pipeline.ledger.takedowns import Takedowns
@@ -55,13 +56,13 @@ class DeltaView:
         found = []
         if self.hidden_files:
             found.append(
-                f"the Delta view of snapshot {self.version} lacks {self.hidden_rows} rows of {self.hidden_files} files, "
-                "which also hold rows that do not count"
+                f"the Delta view of snapshot {self.version} lacks {quantity(self.hidden_rows, 'row')} of "
+                f"{quantity(self.hidden_files, 'file')} with rows that do not count"
             )
         if self.tar_files:
             found.append(
-                f"the Delta view of snapshot {self.version} lacks {self.tar_rows} rows of {self.tar_files} tar files: "
-                "a Delta table holds only Parquet"
+                f"the Delta view of snapshot {self.version} lacks {quantity(self.tar_rows, 'row')} of "
+                f"{quantity(self.tar_files, 'tar file')}: a Delta table holds only Parquet"
             )
         return found
 

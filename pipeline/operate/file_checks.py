@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound
 from pipeline.format.index import INDEX_SCHEMA, METADATA_KEY
+from pipeline.format.stored import OPTIONAL
 from pipeline.format.tensors import STORAGE_TYPES
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import packed_stats, read_batches, release_memory, sort_order
 from pipeline.ledger.snapshots import Check
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +38,7 @@ NAMED = 3  # offenders named in a message
 LISTED_AT_ONCE = 8192  # objects compared with the manifest in one step
 WORKERS = 16  # where each read waits for a network
 READ = ["key", "bytes", "sha256", "index_key", "index_sha256", "file_rows", "hidden", "shard_id"]
+INDEX_WIDTHS = [len(INDEX_SCHEMA) + 3 * others for others in range(len(OPTIONAL) + 1)]  # columns
 TAIL_BYTES = 32 * 1024  # one request reads most footers
 PARQUET_END = 8  # length of the footer, magic
 MAGIC = b"PAR1"
@@ -75,14 +78,23 @@ def files_check(store: Store, candidate: Candidate, workers: int | None = None) 
 def _check(
     missing: list[str], wrong: list[tuple[str, str]], twice: list[str], damaged: list[str], files: int, read: int
 ) -> Check:
-    found = [f"{len(missing)} files are missing, such as {', '.join(missing[:NAMED])}"] if missing else []
+    found = (
+        [f"{quantity(len(missing), 'file is', 'files are')} missing, such as {', '.join(missing[:NAMED])}"]
+        if missing
+        else []
+    )
     if wrong:
-        found.append(f"{len(wrong)} files have another size, such as {', '.join(text for _, text in wrong[:NAMED])}")
+        found.append(
+            f"{quantity(len(wrong), 'file has', 'files have')} another size, such as {', '.join(text for _, text in wrong[:NAMED])}"
+        )
     if twice:
-        found.append(f"{len(twice)} files are named by two receipts, such as {', '.join(twice[:NAMED])}")
+        found.append(
+            f"{quantity(len(twice), 'file is', 'files are')} named by two receipts, such as {', '.join(twice[:NAMED])}"
+        )
     if damaged:
         found.append(
-            f"{len(damaged)} files are damaged, such as {', '.join(damaged[:NAMED])}; `lathe verify` reads every byte"
+            f"{quantity(len(damaged), 'file is', 'files are')} damaged, such as {', '.join(damaged[:NAMED])}; "
+            "`lathe verify` reads every byte"
         )
     numbers = {
         "files": files,
@@ -189,8 +201,11 @@ def _index(row: dict[str, Any], data: bytes) -> tuple[pq.ParquetFile | None, str
     footer = index.metadata
     if footer.num_rows != row["file_rows"]:
         return None, f"it has {footer.num_rows} rows, expected {row['file_rows']}"
-    if footer.num_columns != len(INDEX_SCHEMA) or not footer.num_row_groups or _leaf(footer, "dtype", 0) is None:
-        return None, f"it has the columns {index.schema_arrow.names}, expected {INDEX_SCHEMA.names}"
+    if footer.num_columns not in INDEX_WIDTHS or not footer.num_row_groups or _leaf(footer, "dtype", 0) is None:
+        return (
+            None,
+            f"it has the columns {index.schema_arrow.names}, expected {INDEX_SCHEMA.names} and those of what `write.store` adds",
+        )
     expected = {"key": row["key"], "num_bytes": row["bytes"], "sha256": row["sha256"]}
     if json.dumps(expected, sort_keys=True).encode() in data:  # as `write_index` writes it; parsing takes longer
         return index, ""

@@ -20,7 +20,6 @@ from pipeline.format.layout import (
     LEASES,
     NIGHTS,
     OWN_FOLDERS,
-    RETIRED,
     SNAPSHOTS,
     TAKEDOWNS,
     is_snapshot_table,
@@ -30,17 +29,16 @@ from pipeline.format.layout import (
     snapshot_key,
     snapshot_number,
 )
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.receipts import Ledger, read_retired, retired_keys
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import NONE, Takedowns, listed_takedowns, read_record, read_takedowns
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.gc_builds import SILENT_S, look_at_builds, store_clock
-from pipeline.operate.gc_plan import REASONS, plan_files, read_retired
+from pipeline.operate.gc_plan import REASONS, plan_files
 from pipeline.operate.hugging_face import name_data_files
 from pipeline.operate.retention import DAY_S, retention
-from pipeline.operate.takedown import MAINTENANCE
 from pipeline.operate.taken_files import TakenFiles
 from pipeline.process import kill_points as drill
 from pipeline.storage import PROBE, is_remote
@@ -330,8 +328,8 @@ class _Collection:
         """Records that name a source of a retired receipt of which a file is there."""
         if not takedowns:
             return set()
-        keys = [info.key for info in self._store.list(RETIRED)]
         found: set[str] = set()
+        keys = retired_keys(self._store)
         for receipt in mapped_ahead(partial(read_retired, self._store), keys, self._workers, "retired"):
             named = takedowns.keys_for([uri_id(source.uri) for source in receipt.shard.objects])
             if not found.issuperset(named) and any(self._store.exists(item.key) for item in receipt.files):

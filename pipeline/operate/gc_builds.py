@@ -1,7 +1,7 @@
 """Builds and the store's clock, as `lathe gc` has to know them before it deletes. Takes a store, returns `Builds`, or refuses.
 
 Ages are judged by the store's clock alone: an object that was just written has its present time. A heartbeat that is renewed is a running
-build. One that stopped and did not end is a build that nobody can see: it may still hold files that no receipt names yet.
+build. One that stopped and did not end may still run and hold files that no receipt names yet.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFound, OutputError
+from pipeline.ledger.lease import store_time
 from pipeline.operate.status import MISSED
 from pipeline.storage import PROBE
 from pipeline.units import duration
@@ -42,12 +43,7 @@ def store_clock(store: Store) -> float:
     Raises:
         OutputError: it is off by more than five minutes from the clock of this machine.
     """
-    key = f"{PROBE}{secrets.token_hex(8)}"
-    store.write(key, b"")
-    try:
-        found = store.stat(key).modified
-    finally:
-        store.delete(key)
+    found = store_time(store, f"{PROBE}{secrets.token_hex(8)}")
     if abs(off := found - time.time()) > MOST_SKEW_S:
         raise OutputError(
             f"nothing was deleted: the clock of {store.root} is {duration(abs(off))} {'ahead of' if off > 0 else 'behind'} that of this "

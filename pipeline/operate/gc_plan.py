@@ -27,7 +27,7 @@ from pipeline.errors import NotFound, OutputError
 from pipeline.format.layout import COMPACTED, DATA, DELTA_LOG, RETIRED, is_foreign_cache, retired_key, retired_receipt
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_table
-from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.ledger.receipts import Ledger, read_retired, stored_index
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
@@ -321,17 +321,3 @@ class _Planner:
 
 def _key_of(name: ReceiptName) -> str:
     return retired_key(name.shard_id, str(name.attempt))
-
-
-def read_retired(store: Store, key: str) -> Receipt:
-    """A receipt in `_retired/`.
-
-    Raises:
-        OutputError: it cannot be read.
-    """
-    try:
-        return Receipt.from_json(store.read(key))
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"{key} cannot be read as a receipt, and nothing was changed: {error}", uri=store.uri(key)
-        ) from None

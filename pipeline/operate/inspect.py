@@ -165,4 +165,4 @@ def _receipt(store: Store, key: str, size: int) -> dict[str, Any]:
         receipt = Receipt.from_json(store.read(key))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{store.uri(key)} cannot be read as a receipt: {error}") from None
-    return {"kind": "receipt", "bytes": size, **asdict(receipt), "statistics": describe_stats(receipt.stats)}
+    return {"kind": "receipt", "bytes": size, **receipt.to_dict(), "statistics": describe_stats(receipt.stats)}

@@ -10,7 +10,6 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.format.columns import ID_PATTERN, storable
@@ -18,9 +17,9 @@ from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import RowSearch
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.summary import URI_BYTES, uri_id
-from pipeline.ledger.summary_tables import read_summaries
-from pipeline.operate.takedown_names import names_there, spelled
+from pipeline.ledger.summary import uri_id
+from pipeline.ledger.summary_tables import read_summaries, rows_naming
+from pipeline.operate.takedown_names import TakenNames, names_there, pairs, spelled
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
 
@@ -43,7 +42,7 @@ class NameSearch:
     """
 
     def __init__(self, store: Store, name: str, takedowns: Takedowns) -> None:
-        self._takedowns = takedowns
+        self._taken = TakenNames(store, takedowns.records)
         self._store, self._ledger, self.name = store, Ledger(store), name
         self._workers = 16 if is_remote(store.root) else 1
         self._folder = ScratchFolder()
@@ -65,11 +64,7 @@ class NameSearch:
 
     def naming(self, uris: Iterable[str]) -> list[ReceiptSummary]:
         """Summaries of all receipts that name one of these URIs."""
-        wanted = np.frombuffer(b"".join(map(uri_id, uris)), "<u8")
-        column = self._table["uris"]
-        named = np.frombuffer(b"".join(column.to_pylist()), "<u8")
-        rows = np.repeat(np.arange(self._table.num_rows), pc.binary_length(column).to_numpy() // URI_BYTES)
-        return read_summaries(self._path, np.unique(rows[np.isin(named, wanted)]))
+        return read_summaries(self._path, rows_naming(self._table, {*map(uri_id, uris)}))
 
     def row(self) -> tuple[str, str | None] | None:
         """URI and key of the row whose id is the name; no key if it was taken down and its file is gone."""
@@ -77,19 +72,17 @@ class NameSearch:
             return None
         if found := self._rows.rows([self.name]):
             return found[0].source_uri, found[0].source_key
-        taken = (row for record in self._takedowns.records for row in record.rows if row.id == self.name)
-        return next(((row.source_uri, None) for row in taken), None)
+        return next(((row.source_uri, None) for row in self._taken.meant(self.name) if row.id), None)
 
     def samples(self) -> list[tuple[str, str]]:
         """(URI, key) of samples whose key the name is, or whose URI and key as `URI#KEY`.
 
         Those with rows, else rejected ones, else those that takedowns name and whose files are gone.
         """
-        taken = {pair for record in self._takedowns.records for pair in record.samples}
         return (
             self._meant(self._rows.samples(self._keys))
             or self._meant(self._rejected | self._cached_rejects())
-            or self._meant((storable(uri), storable(key)) for uri, key in taken)
+            or self._meant((storable(uri), storable(key)) for row, uri, key in self._taken.meant(self.name) if not row)
         )
 
     def near(self) -> list[str]:
@@ -123,8 +116,3 @@ class NameSearch:
     def _receipts(self, keys: list[str]) -> Iterator[Receipt]:
         found = self._ledger.read_all(([key] for key in keys), self._workers)
         return (receipt for receipt in found if receipt is not None)
-
-
-def pairs(name: str) -> list[tuple[str, str]]:
-    """Readings of `URI#KEY`; both parts may hold `#`."""
-    return [(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "#" and 0 < at < len(name) - 1]

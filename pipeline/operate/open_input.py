@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.corpus import media_kind
 from pipeline.corpus.kinds import is_hidden, is_text, reason, suffix
 from pipeline.format.columns import storable
-from pipeline.format.layout import RETIRED
 from pipeline.ledger.lookahead import mapped_ahead
-from pipeline.ledger.receipts import Ledger
+from pipeline.ledger.receipts import Ledger, read_retired, retired_keys
 from pipeline.ledger.snapshots import Snapshots
-from pipeline.operate.gc_plan import read_retired
 from pipeline.operate.run_logs import events, run_logs
 from pipeline.operate.status import heartbeats
 from pipeline.storage import is_remote, local_path
@@ -56,8 +54,8 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
     logs = run_logs(store, layout)
     builds = []
     for build in sorted(logs, reverse=True)[:LOOKED]:
-        if (told := _in_build(events(store, logs[build]), uri)) is not None:
-            builds.append({"build": build, "live": build in live, **told})
+        if (latest := _in_build(events(store, logs[build]), uri)) is not None:
+            builds.append({"build": build, "live": build in live, **latest})
     snapshots, open_in = Snapshots(store), None
     if (snapshot := snapshots.latest()) is not None and storable(uri) in snapshots.open_shards(snapshot):
         open_in = snapshot.number
@@ -75,7 +73,7 @@ def open_input(store: Store, uri: str, *, there: bool | None) -> dict[str, Any] 
 
 def _retired(store: Store, uri: str) -> list[str]:
     """Keys of receipts of the input that `lathe gc` retired. Reads all retired ones."""
-    keys = [info.key for info in store.list(RETIRED) if info.size]
+    keys = retired_keys(store)
     workers = WORKERS if is_remote(store.root) else 1
     receipts = mapped_ahead(lambda key: read_retired(store, key), keys, workers, "retired")
     named = {uri, storable(uri)}
@@ -109,7 +107,7 @@ def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | Non
     shards: dict[str, bool] = {}  # that may hold it: whether they name it
     last: dict[str, Any] | None = None
     listed: dict[str, Any] | None = None
-    told: dict[str, Any] | None = None
+    latest: dict[str, Any] | None = None
     for event in found:
         if event["event"] == "started" and _among(uri, event.get("inputs", ()), str(event.get("folder", ""))):
             listed = {"state": "pending", "since": event.get("ts"), "named": False}
@@ -119,13 +117,13 @@ def _in_build(found: Iterable[dict[str, Any]], uri: str) -> dict[str, Any] | Non
         shard = str(event.get("shard_id"))
         if shard in shards and event["event"] in STATES:
             if event["event"] == "done" and not shards[shard]:
-                told = None  # its receipt would name the input: it was not in the group
+                latest = None  # its receipt would name the input: it was not in the group
                 continue
             facts: dict[str, Any] = {name: event[name] for name in ("shard", "shard_id", "reason") if name in event}
             worker = event.get("worker") or (last or {}).get("worker")
             state = STATES[str(event["event"])]
-            told = {"state": state, "since": event.get("ts"), "named": shards[shard], "worker": worker, **facts}
-    return told or listed
+            latest = {"state": state, "since": event.get("ts"), "named": shards[shard], "worker": worker, **facts}
+    return latest or listed
 
 
 def _named(uri: str, event: dict[str, Any]) -> bool | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import DrillConfig
-from pipeline.corpus import resolve_inputs
+from pipeline.corpus import job_annotations
 from pipeline.errors import InputError, LatheError, PublishFailed, ViewNotWritten
 from pipeline.ledger.candidate import gather
 from pipeline.ledger.manifest import arrow_on_malloc, release_memory
@@ -21,6 +21,7 @@ from pipeline.ledger.snapshots import NAMED_IN_RECORD, Snapshot, Snapshots
 from pipeline.operate import publish_checks as checks
 from pipeline.operate.delta_log import DeltaLog
 from pipeline.operate.file_checks import files_check
+from pipeline.operate.listed_inputs import list_shards
 from pipeline.operate.lost_receipts import lost_receipts
 from pipeline.operate.open_work import open_work, running_builds
 from pipeline.operate.publish_base import Base, base_to_rebuild
@@ -28,11 +29,12 @@ from pipeline.operate.removed_check import removed_check
 from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of, tables_of
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.config import StorageConfig
+    from pipeline.config import EncodeJob
     from pipeline.ledger.candidate import Candidate, Listing
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.snapshots import Check
@@ -79,14 +81,15 @@ class Progress:
     created: bool = False
 
 
-def list_inputs(inputs: Sequence[str], store: Store, storage: StorageConfig) -> list[SourceObject]:
-    """Present inputs, sorted by URI, without latents of the output itself.
+def list_inputs(job: EncodeJob, store: Store) -> list[SourceObject]:
+    """Present inputs of a job, sorted by URI, without latents of the output itself.
 
     Raises:
-        InputError, AccessError: as for `lathe encode`.
+        ConfigError, InputError, AccessError: as for `lathe encode`.
     """
     ours = store.uri("data") + "/"
-    found = [source for shard in resolve_inputs(inputs, storage) for source in shard.objects]
+    with job_annotations(job) as annotations:
+        found = [source for shard in list_shards(job, annotations) for source in shard.objects]
     return sorted((source for source in found if not source.uri.startswith(ours)), key=lambda source: source.uri)
 
 
@@ -221,16 +224,18 @@ def _check_nothing_is_lost(store: Store, candidate: Candidate, lost: LostReceipt
     """
     parent = candidate.parent.number if candidate.parent is not None else None
     if lost.costly and not rebuild:
+        gone = quantity(len(lost.costly), "receipt is", "receipts are")
         raise PublishFailed(
-            f"{len(lost.costly)} receipts of {store.root} are gone or cut off although snapshot {parent} covers them, such as that of "
-            f"shard {lost.costly[0]}; {lost.rows} of their rows are known to count nowhere else. Restore them, or encode their inputs "
-            "again, or go on without them: --rebuild"
+            f"{gone} gone from {store.root} or cut off although covered by snapshot {parent}, such as that of shard {lost.costly[0]}; "
+            f"{lost.rows} of their rows are known to count nowhere else. Restore them, or encode their inputs again, or go on without "
+            "them: --rebuild"
         )
     what = ""
     if lost:
-        what = f"{len(lost.replaced) + len(lost.costly)} receipts that snapshot {parent} covers are gone and left out"
+        number = len(lost.replaced) + len(lost.costly)
+        what = f"{quantity(number, 'receipt is', 'receipts are')} gone that snapshot {parent} covers, and left out"
     if lost.costly:
-        return [f"{what}: {lost.rows} rows of {len(lost.costly)} of them count nowhere else (--rebuild)"]
+        return [f"{what}: {quantity(lost.rows, 'row')} of {len(lost.costly)} of them count nowhere else (--rebuild)"]
     return [f"{what}: their rows are taken down or encoded again"] if lost else []
 
 
@@ -280,7 +285,9 @@ def _notices(store: Store, snapshot: Snapshot) -> list[str]:
         if not check.judged
     ]
     if snapshot.num_open:
-        found.append(f"{snapshot.num_open} shards or inputs are not done and not in the snapshot")
+        found.append(
+            f"{quantity(snapshot.num_open, 'shard or input is', 'shards or inputs are')} not done and not in the snapshot"
+        )
     if not store.conditional_writes():
         found.append(
             f"{store.root}: the store has no conditional writes, so it cannot refuse a second publisher; let only one run at a time"

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.ledger.manifest import merged_stats, packed_stats
 from pipeline.ledger.snapshots import Check
 from pipeline.records import ChannelStats
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from pipeline.ledger.candidate import Candidate
@@ -60,7 +61,9 @@ def conservation_check(candidate: Candidate) -> Check:
     found = []
     if wrong.num_rows:
         first = wrong.slice(0, 1).to_pylist()[0]
-        found.append(f"{wrong.num_rows} receipts do not add up, such as {first['shard_id']}: {first['problem']}")
+        found.append(
+            f"{quantity(wrong.num_rows, 'receipt does', 'receipts do')} not add up, such as {first['shard_id']}: {first['problem']}"
+        )
     if samples != encoded + rejected:
         found.append(f"{samples} samples in, but {encoded} encoded + {rejected} rejected = {encoded + rejected}")
     if rows != clips:
@@ -98,7 +101,8 @@ def finite_check(candidate: Candidate) -> Check:
             bad += len(broken)
             if len(broken):
                 first = first or shards[broken[0]]
-    message = f"{bad} receipts have statistics that are not finite, such as {first}; `lathe verify` names the rows"
+    wrong = quantity(bad, "receipt has", "receipts have")
+    message = f"{wrong} statistics that are not finite, such as {first}; `lathe verify` names the rows"
     return Check("finite", not bad, message if bad else "", {"receipts_not_finite": bad})
 
 

@@ -18,13 +18,15 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFound, OutputError
 from pipeline.format.columns import METADATA_MEMBER, SCALARS, LatentRow, parquet_schema
 from pipeline.format.index import METADATA_KEY, read_index
-from pipeline.format.tensors import Payload, SpanChecker
+from pipeline.format.stored import stored_names
+from pipeline.format.tensors import Payload, SpanChecker, image_payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from pipeline.format.index import IndexRow
+    from pipeline.format.tensors import Span
     from pipeline.storage import Store
 
 PIECE_BYTES = 8 * 1024 * 1024
@@ -40,16 +42,17 @@ class StoredFile:
     index: list[IndexRow]
 
     @property
-    def moments(self) -> bool:
-        """Whether log-variances are stored."""
-        return bool(self.metadata["latent"]["posterior"] == "moments")
+    def stored(self) -> dict[str, Any]:
+        """What the rows store, as the options of a writer: `moments` and `store`."""
+        latent = self.metadata["latent"]
+        return {"moments": latent["posterior"] == "moments", "store": tuple(latent.get("store", ()))}
 
     @property
     def has_these_columns(self) -> bool:
         """Whether the columns are those that this version of Lathe writes."""
         if self.path.suffix == ".tar":
             return set(next(_members(self.path), {})) == IN_JSON
-        return bool(pq.read_schema(self.path).names == parquet_schema(moments=self.moments).names)
+        return bool(pq.read_schema(self.path).names == parquet_schema(**self.stored).names)
 
     def rows(self, left_out: set[int], first: int) -> Iterator[LatentRow]:
         """Rows but those at the positions `left_out`, in file order; `order` counts from `first`.
@@ -59,17 +62,14 @@ class StoredFile:
         """
         tar = self.path.suffix == ".tar"
         scalars = _tar_scalars(self.path) if tar else _parquet_scalars(self.path)
-        content = np.memmap(self.path, np.uint8, "r")
+        content, names = np.memmap(self.path, np.uint8, "r"), stored_names(**self.stored)
         for row, values in zip(self.index, scalars, strict=True):
             if values.pop("id") != row.id:
                 raise OutputError(f"{self.path.name} has another row than {row.id} at position {row.row}")
             if row.row in left_out:
                 continue
-            tensors = [_payload(content, row, row.latent_offset, row.latent_length, row.latent_hash)]
-            if row.logvar_offset is not None and row.logvar_length is not None and row.logvar_hash is not None:
-                tensors.append(_payload(content, row, row.logvar_offset, row.logvar_length, row.logvar_hash))
-            logvar = tensors[1] if len(tensors) > 1 else None
-            yield LatentRow(row.id, (first + row.row, 0), row.num_frames, tensors[0], logvar, values)
+            tensors = dict(zip(names, (_payload(content, row, span) for span in row.spans()), strict=True))
+            yield LatentRow(row.id, (first + row.row, 0), row.num_frames, tensors, values)
 
 
 def fetch(store: Store, file: dict[str, Any], folder: Path) -> StoredFile:
@@ -155,5 +155,6 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.load(content)
 
 
-def _payload(content: np.ndarray, row: IndexRow, offset: int, length: int, digest: str) -> Payload:
-    return Payload(content[offset : offset + length].data, row.shape, row.dtype, digest)
+def _payload(content: np.ndarray, row: IndexRow, span: Span) -> Payload:
+    data = content[span.offset : span.offset + span.length].data
+    return image_payload(data) if span.dtype is None else Payload(data, row.shape, span.dtype, span.hash)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import compress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import InputError, LatheError, NotFound, OutputError
+from pipeline.format.columns import storable
 from pipeline.format.layout import TAKEDOWNS, undo_key
-from pipeline.ledger.lease import Lease
+from pipeline.ledger.lease import MAINTENANCE, Lease
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import FoundRow
 from pipeline.ledger.snapshots import Snapshots
-from pipeline.ledger.summary import uri_id
-from pipeline.ledger.takedown_record import Takedown, row_digest, sample_digest
+from pipeline.ledger.takedown_record import Takedown
 from pipeline.ledger.takedowns import (
     WORKERS,
     Takedowns,
@@ -31,21 +32,19 @@ from pipeline.ledger.takedowns import (
     record_undo,
 )
 from pipeline.operate.delta_log import DeltaLog
-from pipeline.operate.takedown_names import Named, resolve, spelled
+from pipeline.operate.takedown_names import Named, TakenNames, resolve, spelled
 from pipeline.operate.taken_files import TakenFiles
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipeline.format.index import IndexRow
     from pipeline.operate.taken_files import TakenFile
     from pipeline.storage import Store
 
 Name = TypeVar("Name")
 
 NEAR = 3  # records like one that does not exist
-MAINTENANCE = "maintenance"  # lease of what deletes or moves stored files
 
 
 def take_down(
@@ -62,9 +61,9 @@ def take_down(
         OutputError: not an output, or a takedown that cannot be read.
     """
     Ledger(store).latent_set()
-    named = resolve(store, names, allow_unknown=allow_unknown)
     earlier = read_takedowns(store)
-    already = _take_out(named, earlier)
+    named = resolve(store, names, earlier, allow_unknown=allow_unknown)
+    already = [*_take_out(named, earlier), *named.taken]
     made = Takedown("", "", reason, tuple(named.sources), tuple(named.samples), tuple(named.rows), by)
     if not dry_run and len(named):
         made = record_takedown(store, reason, sources=named.sources, samples=named.samples, rows=named.rows, by=by)
@@ -86,8 +85,8 @@ def take_down(
 def _take_out(named: Named, earlier: Takedowns) -> list[str]:
     """Takes names out that earlier takedowns hide. Returns them."""
     sources, named.sources = _parted(named.sources, earlier.takes)
-    samples, named.samples = _parted(named.samples, lambda sample: _hides(earlier, "", *sample))
-    rows, named.rows = _parted(named.rows, lambda row: _hides(earlier, row.id, row.source_uri, ""))
+    samples, named.samples = _parted(named.samples, lambda sample: earlier.hides(FoundRow("", *sample)))
+    rows, named.rows = _parted(named.rows, lambda row: earlier.hides(FoundRow(row.id, row.source_uri, "")))
     return [*sources, *(f"{uri}#{key}" for uri, key in samples), *(row.id for row in rows)]
 
 
@@ -95,10 +94,6 @@ def _parted(items: list[Name], taken: Callable[[Name], bool]) -> tuple[list[Name
     """Items that are taken, and the others."""
     marks = [taken(item) for item in items]
     return list(compress(items, marks)), [item for item, mark in zip(items, marks, strict=True) if not mark]
-
-
-def _hides(takedowns: Takedowns, name: str, uri: str, key: str) -> bool:
-    return takedowns.hides(cast("IndexRow", FoundRow(name, uri, key)))
 
 
 def _delta(store: Store) -> dict[str, Any]:
@@ -152,7 +147,8 @@ def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
     Ledger(store).latent_set()
     with Lease(store, MAINTENANCE, "lathe takedown --undo"):
         records = read_takedowns(store).records
-        parts = [part for record in records if (part := _part(record, name)) is not None]
+        meant = TakenNames(store, records).meant(name)
+        parts = [part for record in records if (part := _part(record, name, meant)) is not None]
         if not parts:
             raise _no_record(store, records, name)
         for gone, _ in parts:
@@ -167,50 +163,48 @@ def undo(store: Store, name: str, *, reason: str, by: str) -> dict[str, Any]:
 
 
 def _record_again(store: Store, rest: Takedown) -> str:
-    made = record_takedown(store, rest.reason, sources=rest.sources, samples=rest.samples, rows=rest.rows, by=rest.by)
+    made = record_takedown(
+        store,
+        rest.reason,
+        sources=rest.sources,
+        samples=rest.samples,
+        rows=rest.rows,
+        by=rest.by,
+        deleted=rest.deleted,
+    )
     return made.key
 
 
-def _part(record: Takedown, name: str) -> tuple[Takedown, Takedown] | None:
-    """What `name` means of a record, and the rest of it; None if it means nothing of it. Both have the key of the record."""
+def _part(record: Takedown, name: str, meant: Sequence[FoundRow]) -> tuple[Takedown, Takedown] | None:
+    """What `name` means of a record, and the rest of it; None if it means nothing of it. Both have the key of the record. The rest
+    keeps the files that were deleted: if the part can be undone, they hold other rows. `meant`: samples and rows of that name.
+    """
     nothing = Takedown(record.key, record.created, record.reason, by=record.by)
-    if name in (
-        record.key,
-        record.key.removeprefix(TAKEDOWNS),
-        record.key.removeprefix(TAKEDOWNS).removesuffix(".json"),
-    ):
+    short = record.key.removeprefix(TAKEDOWNS)
+    if name in (record.key, short, short.removesuffix(".json")):
         return record, nothing
     if record.names_removed is not None:
-        return (record, nothing) if _was_named(record, name) else None
-    sources = [uri for uri in record.sources if uri in (name, spelled(name))]
-    samples = [(uri, key) for uri, key in record.samples if name in (key, f"{uri}#{key}")]
-    rows = [row for row in record.rows if row.id == name]
+        return (record, nothing) if _is_hashed(record, name, meant) else None
+    pairs = {(uri, key) for found, uri, key in meant if not found}
+    sources = {uri for uri in record.sources if uri in (name, spelled(name))}
+    samples = {(uri, key) for uri, key in record.samples if (storable(uri), storable(key)) in pairs}
+    rows = {row for row in record.rows if row.id == name}
     if not sources and not samples and not rows:
         return None
-    gone = Takedown(
-        record.key, record.created, record.reason, tuple(sources), tuple(samples), tuple(rows), deleted=record.deleted
-    )
-    rest = Takedown(
-        record.key,
-        record.created,
-        record.reason,
-        tuple(uri for uri in record.sources if uri not in sources),
-        tuple(sample for sample in record.samples if sample not in samples),
-        tuple(row for row in record.rows if row not in rows),
-        record.by,
+    gone = replace(nothing, sources=tuple(sources), samples=tuple(samples), rows=tuple(rows))
+    rest = replace(
+        record,
+        sources=tuple(uri for uri in record.sources if uri not in sources),
+        samples=tuple(sample for sample in record.samples if sample not in samples),
+        rows=tuple(row for row in record.rows if row not in rows),
     )
     return gone, rest
 
 
-def _was_named(record: Takedown, name: str) -> bool:
+def _is_hashed(record: Takedown, name: str, meant: Sequence[FoundRow]) -> bool:
     """Whether a record without names has the hash of this one."""
-    sources = {uri_id(name).hex(), uri_id(spelled(name)).hex()}
-    samples = {sample_digest(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "#"}
-    return (
-        not sources.isdisjoint(record.hashed.sources)
-        or not samples.isdisjoint(digest for _, digest in record.hashed.samples)
-        or any(row_digest(name) == digest for _, digest in record.hashed.rows)
-    )
+    alone = Takedowns([replace(record, hashed=replace(record.hashed, sources=()))])
+    return Takedowns([record]).takes(spelled(name)) or any(map(alone.hides, meant))
 
 
 def _no_record(store: Store, records: Sequence[Takedown], name: str) -> InputError:
@@ -237,9 +231,10 @@ def _check_bytes(store: Store, record: Takedown) -> None:
     elif (gone := next(iter(record.deleted), None) or TakenFiles(store, Takedowns([record])).lost()) is not None:
         why = f"bytes of its rows are gone: {gone} is deleted"
     if why is not None:
+        one = ". A name of it whose bytes are there can be undone: --undo NAME" if len([*_names(record)]) > 1 else ""
         raise OutputError(
             f"{record.key} cannot be undone: {why}. The takedown stays; to have the videos again, encode them under other URIs or into "
-            "another output"
+            f"another output{one}"
         )
 
 

@@ -1,8 +1,9 @@
-"""What names of a takedown stand for in an output: sources, samples, or rows.
+"""What names of a takedown stand for in an output and in its takedowns: sources, samples, or rows.
 
 A name is, in this order: the URI of a source (also a local path), `URI#KEY` for a sample of it, the id of a row, the key of a sample.
-Takes the store and names as users write them, returns `Named`. Sources are looked for in the summaries of receipts, so that no receipt is
-read; ids and keys in the indexes of files in which they can lie.
+`resolve` takes the store and names as users write them, returns `Named`. Sources are looked for in the summaries of receipts, so that no
+receipt is read; ids and keys in the indexes of files in which they can lie. `TakenNames` looks into records, also for names that
+`lathe gc` replaced by hashes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +20,19 @@ from pipeline.errors import InputError
 from pipeline.format.columns import ID_PATTERN, storable
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger
-from pipeline.ledger.row_search import RowSearch
+from pipeline.ledger.row_search import FoundRow, RowSearch
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import uri_id
-from pipeline.ledger.takedown_record import TakenRow
+from pipeline.ledger.summary_tables import rows_naming
+from pipeline.ledger.takedown_record import TakenRow, row_digest, sample_digest
 from pipeline.process.scratch import ScratchFolder
 from pipeline.storage import is_remote, locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pipeline.ledger.takedown_record import Takedown
+    from pipeline.ledger.takedowns import Takedowns
     from pipeline.storage import Store
 
 NEAR = 3  # names like one that is unknown
@@ -37,19 +42,26 @@ READ_FOR_NEAR = 256  # receipts and indexes, each
 
 @dataclass(slots=True)
 class Named:
-    """What names stand for. `unknown`: names that the output does not have."""
+    """What names stand for. `unknown`: names that the output does not have. `taken`: of these, those that earlier takedowns hold."""
 
     sources: list[str] = field(default_factory=list)
     samples: list[tuple[str, str]] = field(default_factory=list)
     rows: list[TakenRow] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sources) + len(self.samples) + len(self.rows)
 
 
-def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) -> Named:
-    """What `names` stand for. `allow_unknown`: names that the output does not have are sources.
+def resolve(store: Store, names: Sequence[str], earlier: Takedowns, *, allow_unknown: bool = False) -> Named:
+    """What `names` stand for.
+
+    Args:
+        store: the output.
+        names: as users write them.
+        earlier: takedowns of the output. Their names are known although the files may be gone.
+        allow_unknown: names that the output does not have are sources.
 
     Raises:
         InputError: unknown names, with those that are like them; the key of samples of several sources.
@@ -69,6 +81,9 @@ def resolve(store: Store, names: Sequence[str], *, allow_unknown: bool = False) 
     found.rows = list(rows.values())
     left = [name for name in left if name not in rows]
     left = _samples_by_key(store, search, left, found)
+    taken_names = TakenNames(store, earlier.records)
+    taken = {name for name in left if earlier.takes(spelled(name)) or taken_names.meant(name)}
+    found.taken, left = [name for name in left if name in taken], [name for name in left if name not in taken]
     if left and not allow_unknown:
         raise _unknown(store, search, left)
     found.sources = list(
@@ -85,6 +100,57 @@ def spelled(name: str) -> str:
         return name if is_remote(name) else os.path.join(*locate(name))
     except InputError:  # a scheme that no input has
         return name
+
+
+def pairs(name: str) -> list[tuple[str, str]]:
+    """Readings of `URI#KEY`; both parts may hold `#`."""
+    return [(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "#" and 0 < at < len(name) - 1]
+
+
+class TakenNames:
+    """Samples and rows that takedowns name, also by hashes, by the names that users write."""
+
+    def __init__(self, store: Store, records: Sequence[Takedown]) -> None:
+        self._store = store
+        self._samples = {(storable(uri), storable(key)) for record in records for uri, key in record.samples}
+        self._by_key: dict[str, list[str]] = {}
+        for uri, key in sorted(self._samples):
+            self._by_key.setdefault(key, []).append(uri)
+        self._rows = {row.id: storable(row.source_uri) for record in records for row in record.rows}
+        hashed = [record.hashed for record in records]
+        self._hashed_samples = {digest: source for one in hashed for source, digest in one.samples}
+        self._hashed_rows = {digest: source for one in hashed for source, digest in one.rows}
+
+    def meant(self, name: str) -> list[FoundRow]:
+        """Samples (with an empty id) whose key or `URI#KEY` the name is, and rows (with an empty key) whose id it is. Texts as in rows.
+
+        Of names that were replaced by hashes the source is known from `URI#KEY`, or if a receipt names it.
+        """
+        key = storable(name)
+        samples = [(uri, key) for uri in self._by_key.get(key, ())]
+        for start, end in pairs(name):
+            for pair in {(storable(start), storable(end)), (storable(spelled(start)), storable(end))}:
+                if pair in self._samples or (self._hashed_samples and sample_digest(*pair) in self._hashed_samples):
+                    samples.append(pair)
+        if self._hashed_samples and not is_remote(name):
+            samples += [(uri, key) for uri in self._uris.values() if sample_digest(uri, key) in self._hashed_samples]
+        rows = [(name, self._rows[name])] if name in self._rows else []
+        source = self._hashed_rows.get(row_digest(key)) if self._hashed_rows else None
+        if source is not None and source in self._uris:
+            rows.append((name, self._uris[source]))
+        found = [*(FoundRow("", *pair) for pair in samples), *(FoundRow(*row, "") for row in rows)]
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def _uris(self) -> dict[str, str]:
+        """URIs, as in rows, of sources of hashed samples and rows that a receipt names, by `uri_id` in hex."""
+        wanted = {bytes.fromhex(source) for source in (*self._hashed_samples.values(), *self._hashed_rows.values())}
+        with ScratchFolder() as folder:
+            table = read_table(Summaries(self._store).spool(folder / "summaries"), ["key", "uris"])
+        keys = table.take(rows_naming(table, wanted))["key"].to_pylist()
+        receipts = Ledger(self._store).read_all([key] for key in keys)
+        uris = (source.uri for receipt in receipts if receipt is not None for source in receipt.shard.objects)
+        return {uri_id(uri).hex(): storable(uri) for uri in uris if uri_id(uri) in wanted}
 
 
 class _Uris:
@@ -110,15 +176,14 @@ def _samples_of_sources(search: RowSearch, uris: _Uris, names: Iterable[str], fo
     """Takes names `URI#KEY` of known sources. Returns the others. Both parts may hold `#`."""
     left, asked = [], {}
     for name in names:
-        parts = [(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "#"]
-        pairs = [(uri, key) for start, key in parts if key and (uri := uris.known(start)) is not None]
-        if pairs:
-            asked[name] = pairs
+        known = [(uri, key) for start, key in pairs(name) if (uri := uris.known(start)) is not None]
+        if known:
+            asked[name] = known
         else:
             left.append(name)
-    stored = search.samples({key for pairs in asked.values() for _, key in pairs}) if asked else set()
-    for name, pairs in asked.items():
-        mine = [pair for pair in ((storable(uri), storable(key)) for uri, key in pairs) if pair in stored]
+    stored = search.samples({key for known in asked.values() for _, key in known}) if asked else set()
+    for name, known in asked.items():
+        mine = [pair for pair in ((storable(uri), storable(key)) for uri, key in known) if pair in stored]
         if mine:
             found.samples.append(mine[0])
         else:

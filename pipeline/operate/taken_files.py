@@ -9,26 +9,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, OutputError
+from pipeline.format.columns import readable_key, storable
 from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.manifest import read_table
 from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.ledger.row_search import IndexedFile, RowSearch
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.summary import URI_BYTES, uri_id
+from pipeline.ledger.summary_tables import rows_naming
 from pipeline.ledger.takedowns import NONE, Takedowns
 from pipeline.process.scratch import ScratchFolder
+from pipeline.records import split_id
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.format.index import IndexRow
-    from pipeline.records import Receipt
+    from pipeline.records import Receipt, WrittenFile
     from pipeline.storage import Store
 
 WORKERS = 8  # threads on a remote store
@@ -54,6 +57,7 @@ class TakenFiles:
         self._workers = WORKERS if is_remote(store.root) else 1
         # By index key: positions, number of rows, takedowns.
         self._known: dict[str, tuple[frozenset[int] | None, int, frozenset[str]]] = {}
+        self._search = RowSearch(store)
         self._records: dict[str, frozenset[str]] = {}  # by shard: takedowns that name one of its sources
         self._keys = self._touched()
         self._shards = pa.array(sorted(set(self._keys.values())), pa.string())
@@ -94,7 +98,10 @@ class TakenFiles:
                 yield file
 
     def lost(self) -> str | None:
-        """Key of a file that is gone and that would be needed to show these rows again; None if there is none."""
+        """Key of a file that is gone and that would be needed to show these rows again; None if there is none.
+
+        Of a file whose index is gone as well, only the least and greatest id are known: it counts as lost if it can have held such a row.
+        """
         copies = published_copies(self._store)
         for receipt in self._receipts():
             copied = copies.of(receipt.shard_id)
@@ -104,9 +111,23 @@ class TakenFiles:
                 if copy is None or any(map(self._takedowns.hides, copy.dropped)):
                     needed[item.key] = item.index_key
                 for file in self._files((*keys, receipt.shard_id) for keys in needed.items()):
-                    if file.taken is None or (file.taken and not self._store.exists(file.key)):
+                    unknown = file.taken is None and (copy is not None or self._may_have_held(receipt, item))
+                    if unknown or (file.taken and not self._store.exists(file.key)):
                         return file.key
         return None
+
+    def _may_have_held(self, receipt: Receipt, item: WrittenFile) -> bool:
+        """Whether a file of a receipt, whose index is gone, can have held such a row."""
+        low, high = item.ranges.get("id", ("", ""))
+        mine = {storable(source.uri) for source in receipt.shard.objects}
+        if any(map(self._takedowns.takes, mine)) or not self._search.ids_begin_with_keys():
+            return True
+        records = self._takedowns.records
+        keys = {readable_key(key) for record in records for uri, key in record.samples if storable(uri) in mine}
+        ids = {split_id(row.id)[0] for record in records for row in record.rows if row.source_uri in mine}
+        return IndexedFile(item.index_key, receipt.shard_id, low, high).may_hold(
+            sorted({*(f"{key}-" for key in keys), *ids})
+        )
 
     def _receipts(self) -> Iterator[Receipt]:
         read = Ledger(self._store).read_all(([key] for key in sorted(self._keys)), self._workers)
@@ -143,10 +164,7 @@ class TakenFiles:
         with ScratchFolder() as folder:
             path = Summaries(self._store).spool(folder / "summaries")
             table = read_table(path, ["shard_id", "key", "uris"])
-        uris = np.frombuffer(b"".join(table["uris"].to_pylist()), "<u8")
-        rows = np.repeat(np.arange(table.num_rows), pc.binary_length(table["uris"]).to_numpy() // URI_BYTES)
-        mine = np.unique(rows[np.isin(uris, np.frombuffer(b"".join(wanted), "<u8"))])
-        found = table.take(pa.array(mine))
+        found = table.take(pa.array(rows_naming(table, wanted)))
         for shard, named in zip(found["shard_id"].to_pylist(), found["uris"].to_pylist(), strict=True):
             ids = [named[at : at + URI_BYTES] for at in range(0, len(named), URI_BYTES)]
             self._records[shard] = self._records.get(shard, frozenset()) | {*self._takedowns.keys_for(ids)}

@@ -1,4 +1,4 @@
-"""The story of one input: where it lies, which receipts name it, its rows or rejects, which snapshots show it, takedowns, running builds.
+"""History of one input: where it lies, which receipts name it, its rows or rejects, which snapshots show it, takedowns, running builds.
 
 Takes a store and a name; returns a JSON-ready dict. `name_search` finds the receipts that name the input; only they are read.
 """
@@ -16,6 +16,7 @@ from pipeline.format.columns import storable
 from pipeline.ledger.copies import NO_COPIES
 from pipeline.ledger.overlaps import Overlaps
 from pipeline.ledger.receipts import Ledger, stored_index
+from pipeline.ledger.row_search import FoundRow
 from pipeline.ledger.snapshots import Snapshots, published_copies
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedowns import Takedowns, read_takedowns
@@ -27,12 +28,15 @@ from pipeline.records import variant_names
 from pipeline.storage import stat_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import StorageConfig
     from pipeline.format.index import IndexRow
     from pipeline.ledger.copies import Copies
     from pipeline.ledger.overlaps import CountedReceipt
     from pipeline.ledger.summary import ReceiptSummary
     from pipeline.ledger.takedown_record import Takedown
+    from pipeline.ledger.takedowns import NamedRow
     from pipeline.records import Receipt, SourceObject
     from pipeline.storage import Store
 
@@ -69,8 +73,8 @@ def why(store: Store, name: str, storage: StorageConfig) -> dict[str, Any]:
                 uri, key = _one(samples)
             named = search.naming([uri])
         if not named:
-            return _unfinished(store, search, storage, uri, takedowns)
-        return _Story(store, storage, takedowns, named, {storable(name), storable(uri)}, key, row_id).told()
+            return _unfinished(store, search, storage, uri, _hiding(takedowns, [_asked(uri, key, row_id)]))
+        return _InputHistory(store, storage, takedowns, named, {storable(name), storable(uri)}, key, row_id).collect()
 
 
 def _one(samples: list[tuple[str, str]]) -> tuple[str, str]:
@@ -80,8 +84,20 @@ def _one(samples: list[tuple[str, str]]) -> tuple[str, str]:
     return samples[0]
 
 
+def _asked(uri: str, key: str | None, row_id: str | None) -> FoundRow:
+    """An input, a sample or a row as takedowns look at it."""
+    return FoundRow(row_id or "", storable(uri), storable(key or ""))
+
+
+def _hiding(takedowns: Takedowns, rows: Sequence[NamedRow]) -> list[Takedown]:
+    """Takedowns that hide one of these rows, in order of time."""
+    keys = set(takedowns.keys_for([uri_id(row.source_uri) for row in rows]))
+    records = (record for record in takedowns.records if record.key in keys)
+    return [record for record in records if any(map(Takedowns([record]).hides, rows))]
+
+
 def _unfinished(
-    store: Store, search: NameSearch, storage: StorageConfig, uri: str, takedowns: Takedowns
+    store: Store, search: NameSearch, storage: StorageConfig, uri: str, taking: list[Takedown]
 ) -> dict[str, Any]:
     """An input, or the input of a row, without a receipt: what takedowns, retired receipts, builds and the newest snapshot know of it.
 
@@ -90,7 +106,6 @@ def _unfinished(
     """
     where = {"uri": uri, **_there(uri, storage)}
     found = open_input(store, uri, there=where["there"])
-    taking = [record for record in takedowns.records if Takedowns([record]).takes(uri)]
     if taking:
         found = {"builds": [], "open_in": None, "note": None, "retired": [], **(found or {}), "state": "taken_down"}
     if found is None:
@@ -125,7 +140,7 @@ def _there(uri: str, storage: StorageConfig) -> dict[str, Any]:
     return {"there": True, "size": info.size, "etag": info.etag}
 
 
-class _Story:
+class _InputHistory:
     """Collects what receipts, indexes, snapshots and takedowns say of one input. `uris`: spellings, as in rows."""
 
     def __init__(
@@ -149,8 +164,8 @@ class _Story:
         self._receipts: list[Receipt] = []
         self._indexes: dict[str, list[IndexRow]] = {}
 
-    def told(self) -> dict[str, Any]:
-        """The story, oldest receipt first."""
+    def collect(self) -> dict[str, Any]:
+        """All of it, oldest receipt first."""
         versions, rows = [], []
         for item in sorted(self._named, key=lambda found: found.precedence):
             if (receipt := self._ledger.load(item.key)) is not None:
@@ -161,7 +176,7 @@ class _Story:
         uri = str(versions[0]["source"]["uri"])
         where = {"uri": uri, **_there(uri, self._storage)}
         where["changed"] = where.get("etag") not in (None, *(version["source"]["etag"] for version in versions))
-        takedowns = [record for record in self._takedowns.records if self._names(record, rows)]
+        takedowns = self._naming(rows)
         snapshots, looked = self._snapshots()
         return {
             "output": self._store.root,
@@ -243,38 +258,34 @@ class _Story:
             return False
         return self._key is None or part.counts(source.uri, self._key)
 
-    def _names(self, record: Takedown, rows: list[IndexRow]) -> bool:
-        """Whether a takedown names this input, the sample, or a row of it."""
-        if not record.uri_ids() & {uri_id(uri) for uri in self._uris}:
-            return False
-        alone = Takedowns([record])
-        samples = {storable(key) for uri, key in record.samples if storable(uri) in self._uris}
-        return (
-            (self._key is None and self._row_id is None)
-            or (self._key is not None and storable(self._key) in samples)
-            or any(map(alone.takes, self._uris))
-            or any(map(alone.hides, rows))
-            or any(row.id == self._row_id for row in record.rows)
-        )
+    def _naming(self, rows: list[IndexRow]) -> list[Takedown]:
+        """Takedowns that name this input or a part of it, the sample, or a row of it."""
+        if self._key is None and self._row_id is None:
+            keys = self._takedowns.keys_for([*map(uri_id, self._uris)])
+            return [record for record in self._takedowns.records if record.key in keys]
+        return _hiding(self._takedowns, [*(_asked(uri, self._key, self._row_id) for uri in self._uris), *rows])
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
     def _snapshots(self) -> tuple[list[dict[str, Any]], list[int]]:
-        """Snapshots that show rows of the input, with how many; and the numbers of those that were looked at, the newest."""
+        """Snapshots that name rows of the input: how many they show, and how many takedowns hide. And the numbers of those that were
+        looked at, the newest.
+        """
         looked = Snapshots(self._store).numbers()[-SNAPSHOTS_LOOKED:]
         found: list[dict[str, Any]] = []
         for number in looked:
             try:
-                shown = self._shown(number)
+                rows = self._rows_of(number)
             except LatheError as error:  # one damaged snapshot must not hide what the others say
                 found.append({"number": number, "rows": None, "note": error.message})
                 continue
-            if shown:
-                found.append({"number": number, "rows": shown})
+            taken = sum(map(self._takedowns.hides, rows))
+            if rows:
+                found.append({"number": number, "rows": len(rows) - taken, "taken_down": taken})
         return found, looked
 
-    def _shown(self, number: int) -> int:
-        """Rows that a snapshot shows."""
+    def _rows_of(self, number: int) -> list[IndexRow]:
+        """Rows that a snapshot does not hide itself."""
         snapshots = Snapshots(self._store)
         snapshot = snapshots.read(number)
         copies = published_copies(self._store, number) if "copies" in snapshot.tables else NO_COPIES
@@ -285,7 +296,7 @@ class _Story:
         mine = table.filter(pc.is_in(table["key"], pa.array(sorted({file for file, _ in places}), pa.string())))
         pairs = zip(mine["key"].to_pylist(), mine["hidden"].to_pylist(), strict=True)
         hidden = {key: set(positions) for key, positions in pairs}
-        return sum(file in hidden and row.row not in hidden[file] for file, row in places)
+        return [row for file, row in places if file in hidden and row.row not in hidden[file]]
 
 
 def _row(file: str, row: IndexRow, fps: list[Any] | None) -> dict[str, Any]:

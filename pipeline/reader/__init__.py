@@ -7,6 +7,7 @@ archives are only used as keys, never as paths.
 - `tar_stream`, `hashed_stream`, `spool`: a tar read forward; hash of the bytes read; encoded videos in memory or temporary files
 - `member_names`, `key_group`, `grouping`: keys of members; members of one key; members as samples
 - `sidecars`, `texts`, `text_encoding`: texts beside plain videos; captions and JSON made storable; their character encoding
+- `annotations`, `spans`: rows of tables and annotated spans put onto samples
 - `single_byte`, `east_asian`, `letter_statistics`: readings of bytes in an encoding, scored by the letters of its languages
 """
 
@@ -26,7 +27,7 @@ from pipeline.reader.sidecars import read_sidecars
 from pipeline.reader.spool import Spool
 from pipeline.reader.tar_stream import CutShort, Damage, Member, TarStream
 from pipeline.reader.texts import TEXT_BYTES, Caption, Metadata, parse_caption, parse_metadata
-from pipeline.records import Reject, Sample
+from pipeline.records import MAYBE_STILL, MISSING, Reject, Sample
 from pipeline.storage import is_remote, locate, open_source, open_store
 
 if TYPE_CHECKING:
@@ -35,17 +36,22 @@ if TYPE_CHECKING:
 
     from pipeline.config import StorageConfig
     from pipeline.reader.member_names import MemberName
-    from pipeline.records import Shard, SourceObject
+    from pipeline.records import ImagePolicy, Shard, SourceObject
     from pipeline.storage import ReadStream
 
 MiB = 1024 * 1024
 
 
 def read_samples(
-    shard: Shard, config: StorageConfig, *, max_video_bytes: int, counters: dict[str, int] | None = None
+    shard: Shard,
+    config: StorageConfig,
+    *,
+    max_video_bytes: int,
+    counters: dict[str, int] | None = None,
+    images: ImagePolicy = "skip",
 ) -> Iterator[Sample | Reject]:
     """Like `ShardReader`, but releases each sample when the next is requested."""
-    with ShardReader(shard, config, max_video_bytes=max_video_bytes, counters=counters) as reader:
+    with ShardReader(shard, config, max_video_bytes=max_video_bytes, counters=counters, images=images) as reader:
         for item in reader:
             yield item
             if isinstance(item, Sample):
@@ -54,6 +60,8 @@ def read_samples(
 
 class ShardReader:
     """Iterator over a shard, once. `release` a sample when its video is no longer needed; `close` at the end, from any thread.
+
+    `images`: whether members of tars that are images by their names are samples.
 
     `counters` is filled while reading: slug -> number (`skipped_appledouble`, `resynced_headers`, `reopened_keys`, …).
 
@@ -76,11 +84,13 @@ class ShardReader:
         max_video_bytes: int,
         counters: dict[str, int] | None = None,
         unread: Callable[[SourceObject, Exception], bool] | None = None,
+        images: ImagePolicy = "skip",
     ) -> None:
         self.counters: dict[str, int] = {} if counters is None else counters
         self._shard = shard
         self._config = config
         self._max_video_bytes = max_video_bytes
+        self._images = images
         self._spool = Spool(config.spool_bytes)
         self._unread = unread
         self.digests: dict[str, str] = {}  # of a tar, once it is read: URI -> BLAKE2b-128 in hex of the object's bytes
@@ -154,25 +164,25 @@ class ShardReader:
     def _damage(self, damage: Damage, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
         if damage.reason == "truncated_shard":
             named = damage.member is not None and why_skipped(damage.member) is None
-            member = member_name(damage.member) if named and damage.member is not None else None
+            member = self._name(damage.member) if named and damage.member is not None else None
             yield from grouper.cut_short(damage.message, member=member)
             return
         grouper.damaged()
         yield Reject(None, "read", damage.reason, damage.message, policy=False, uri=source.uri)
 
     def _member(self, member: Member, grouper: Grouper, source: SourceObject) -> Iterator[Sample | Reject]:
-        name = member_name(member.name)
+        name = self._name(member.name)
         skipped = why_skipped(member.name) or _why_no_file(member)
         if skipped is not None or name is None:
             count(self.counters, skipped or "no_extension")
-        if name is None or (skipped is not None and not (skipped == "skipped_symlink" and name.is_video)):
+        if name is None or (skipped is not None and not (skipped == "skipped_symlink" and name.is_encoded)):
             return
         if member.name.startswith("/") or ".." in member.name.split("/"):
             count(self.counters, "unsafe_names")
         if not member.name.isascii() and not member.name.endswith(name.path):
             count(self.counters, "non_utf8_names")
         yield from grouper.enter(name)
-        if name.is_video:
+        if name.is_encoded:
             yield from self._take_video(member, name, grouper, source)
         elif name.extension in TEXT_EXTENSIONS:
             self._take_text(member, name, grouper, source)
@@ -182,16 +192,32 @@ class ShardReader:
     def _take_video(
         self, member: Member, name: MemberName, grouper: Grouper, source: SourceObject
     ) -> Iterator[Sample | Reject]:
+        if grouper.ignores(name):
+            count(self.counters, "ignored_fields")
+            return
+        for image in grouper.displaced_by(name):
+            count(self.counters, "ignored_fields")
+            self._forget(image)
         if (reject := grouper.refusal(name)) is not None:
             yield reject
         elif (loss := grouper.add_video(self._video(member, name, source))) is not None:
             video, reject = loss
-            if isinstance(video.contents, str):
-                self._spool.drop(video.contents)
+            self._forget(video)
             yield reject
 
+    def _forget(self, video: Video) -> None:
+        """Deletes the temporary file of a member that is not encoded."""
+        if isinstance(video.contents, str):
+            self._spool.drop(video.contents)
+
+    def _name(self, name: str) -> MemberName | None:
+        return member_name(name, with_images=self._images != "skip")
+
     def _video(self, member: Member, name: MemberName, source: SourceObject) -> Video:
-        """A video member with its contents, or the reason why they cannot be read."""
+        """A video or image member with its contents, or the reason why it is not read."""
+        if self._images == "only" and not name.is_image and name.extension not in MAYBE_STILL:
+            message = f"{name.path} is a video, and images.policy is only"
+            return Video(name, None, fault=("not_an_image", message, True))
         if member.info.issym():
             target = member.info.linkname
             message = f"{name.path} is a symbolic link to {target!r}; pack the shard with `tar --dereference`"
@@ -269,6 +295,9 @@ class ShardReader:
         file_name = source.uri.rpartition("/")[2]
         key = _printable(os.path.splitext(file_name)[0])
         extension = source.uri.rpartition(".")[2].lower()
+        if source.etag == MISSING:
+            message = "a row of a table names it, and the store has no such object; upload it, or take the row out of the table"
+            return Reject(key, "read", "missing_file", message, policy=False, uri=source.uri)
         if source.size == 0:
             return Reject(key, "read", "empty_video", "the file has no bytes", policy=False, uri=source.uri)
         if source.size > self._max_video_bytes:
@@ -276,8 +305,12 @@ class ShardReader:
             return Reject(key, "read", "too_large", message, policy=True, uri=source.uri)
         sidecars = read_sidecars(source, self._config, lambda: count(self.counters, "unreadable_texts"))
         self._received(sum(len(data) for _, data in sidecars))
-        texts = [_parsed(extension, data, len(data)) for extension, data in sidecars]
-        captions = [text for text in texts if isinstance(text, Caption)]
+        texts = [_parsed(suffix.rpartition(".")[2].lower(), data, len(data)) for suffix, data in sidecars]
+        captions = [
+            replace(text, name=_caption_name(suffix))
+            for (suffix, _), text in zip(sidecars, texts, strict=True)
+            if isinstance(text, Caption)
+        ]
         metadata = next((text for text in texts if isinstance(text, Metadata)), Metadata())
         video = self._file(source)
         bare = Sample(key, index, source.uri, video, extension, span=(0, source.size), source_index=0)
@@ -310,6 +343,12 @@ def _parsed(extension: str, data: bytes, size: int) -> Caption | Metadata:
     if extension == "json":
         return Metadata(warnings=("oversized_metadata",)) if size > TEXT_BYTES else parse_metadata(data)
     return Caption(None, ("oversized_caption",)) if size > TEXT_BYTES else parse_caption(data)
+
+
+def _caption_name(suffix: str) -> str:
+    """`txt`, `caption`, or the name in `short.txt`."""
+    stem, dot, _ = suffix.rpartition(".")
+    return stem if dot else suffix
 
 
 def _why_no_file(member: Member) -> str | None:

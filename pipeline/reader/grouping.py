@@ -6,6 +6,8 @@ Takes named members with their contents in archive order; yields `Sample`s and `
 - A key with one video is one sample of that key. Of several videos with different names (`yt.f137.mp4`, `yt.f248.mp4`) each is a sample
   whose key is its path without the extension. It gets the texts of that name, else those of the key if no video has just the key's name.
 - Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
+- If the job encodes images, a key without a video has images by the same rules. An image of a key with a video is ignored, as the
+  thumbnail that downloaders write. Both are samples only if the video comes out of order, after its key was emitted.
 - A repeated name is rejected as `duplicate_key`, and texts after it count as those of the second video.
 
 A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
@@ -18,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_of
 from pipeline.reader.member_names import preference
-from pipeline.reader.texts import Caption, Metadata
-from pipeline.records import Reject, Sample
+from pipeline.reader.texts import Metadata
+from pipeline.records import Reject, Sample, named_caption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.reader.member_names import MemberName
+    from pipeline.reader.texts import Caption
 
 MiB = 1024 * 1024
 WINDOW_BYTES = 32 * MiB  # limit of groups that wait for a missing part
@@ -45,7 +48,9 @@ class Grouper:
         self._waiting: dict[str, Group] = {}  # by key, in order of their first member, the current one included
         self._waiting_bytes = 0
         self._left: set[str] = set()  # emitted keys
+        self._with_video: set[str] = set()  # emitted keys that have a video
         self._taken: dict[str, str] = {}  # stems of emitted videos -> file name
+        self._taken_images: dict[str, str] = {}
         self._sample_keys: set[str] = set()
         # key -> reject, emitted at the end, and number of texts
         self._without_video: dict[str, tuple[Reject, int]] = {}
@@ -82,10 +87,26 @@ class Grouper:
 
     # --- members of the current group ---------------------------------------------------------------------------------
 
-    def refusal(self, name: MemberName) -> Reject | None:
-        """Reject of a video that need not be read: its name occurred before, or a preferred video of its stem was read."""
+    def ignores(self, name: MemberName) -> bool:
+        """Whether this is an image whose key has a video."""
         group = self._group()
-        if (taken := self._taken.get(name.stem)) is not None:
+        has_video = (bool(group.stems) and not group.of_images) or group.key in self._with_video
+        return name.is_image and has_video
+
+    def displaced_by(self, name: MemberName) -> list[Video]:
+        """Removes and returns the images of the key, if this is its first video."""
+        group = self._group()
+        if name.is_image or not group.of_images:
+            return []
+        displaced = list(group.videos.values())
+        group.held_bytes -= sum(image.num_bytes + GROUP_BYTES for image in displaced)
+        group.videos, group.stems, group.of_images = {}, set(), False
+        return displaced
+
+    def refusal(self, name: MemberName) -> Reject | None:
+        """Reject of a video or image that need not be read: its name occurred before, or a preferred one of its stem was read."""
+        group = self._group()
+        if (taken := self._taken_of(name).get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
         held = group.videos.get(name.stem)
         if held is None or held.fault is not None:
@@ -95,9 +116,13 @@ class Grouper:
             return self._repeated(name)
         return self._extra(name, held.name.path) if _better(held, name) else None
 
+    def _taken_of(self, name: MemberName) -> dict[str, str]:
+        return self._taken_images if name.is_image else self._taken
+
     def add_video(self, video: Video) -> tuple[Video, Reject] | None:
-        """Adds a video. If its stem has two now, returns the one that is dropped, with its reject."""
+        """Adds a video or image. If its stem has two now, returns the one that is dropped, with its reject."""
         group, stem = self._group(), video.name.stem
+        group.of_images = video.name.is_image
         held = group.videos.get(stem)
         if group.again and not group.stems:
             self._late_video(group, stem)
@@ -142,6 +167,8 @@ class Grouper:
         """Adds a caption or JSON."""
         group = self._group()
         group.texts[name.stem, name.extension] = text
+        if name.extension == "txt" and (named := named_caption(name.stem)) is not None:
+            group.named.setdefault(named[0], []).append(name.stem)
         parsed = 4 if isinstance(text, Metadata) else 1  # parsed objects take more memory than their text
         group.held_bytes += len(name.stem) + parsed * num_bytes
 
@@ -212,6 +239,8 @@ class Grouper:
             return
         yield from [self._settle(group, video) for video in list(group.videos.values())]
         self._left.add(group.key)
+        if not group.of_images:
+            self._with_video.add(group.key)
         self._forget_texts(group, set(group.texts))
 
     def _shrink(self, group: Group, stem: str) -> Iterator[Sample | Reject]:
@@ -241,9 +270,11 @@ class Grouper:
         group.used |= set(names)
         if video.contents is None:
             return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
-        self._taken[video.name.stem] = video.name.path  # not a faulty one: the name may come again with a good video
+        self._taken_of(video.name)[video.name.stem] = (
+            video.name.path
+        )  # not a faulty one: the name may come again with a good video
         self._sample_keys.add(key)
-        captions = [text for name in names if isinstance(text := group.texts[name], Caption)]
+        captions = group.captions_of(video, names)
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
         name, contents = video.name, video.contents
         bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)

@@ -1,12 +1,13 @@
-"""Members of one key of a tar: its videos, texts and what a cut archive cost it. Part of the reader."""
+"""Members of one key of a tar: its videos or images, texts and what a cut archive cost it. Part of the reader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.reader.member_names import TEXT_EXTENSIONS, caption_stem
-from pipeline.reader.texts import Caption, Metadata
+from pipeline.reader.member_names import CAPTION, IMAGES, TEXT_EXTENSIONS, caption_stem
+from pipeline.reader.texts import Caption, Metadata, distinct
+from pipeline.records import named_caption
 
 if TYPE_CHECKING:
     from pipeline.reader.member_names import MemberName
@@ -19,7 +20,7 @@ Fault = tuple[str, str, bool]  # reason, message, policy
 
 @dataclass(slots=True)
 class Video:
-    """A video member: its contents, or why they cannot be read."""
+    """A video or image member: its contents, or why they cannot be read."""
 
     name: MemberName
     contents: bytes | str | None = field(repr=False)
@@ -40,11 +41,13 @@ class Group:
     videos: dict[str, Video] = field(default_factory=dict)  # by stem
     stems: set[str] = field(default_factory=set)  # of all videos, including emitted ones
     texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
+    named: dict[str, list[str]] = field(default_factory=dict)  # stem of a video -> stems of captions with a name
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has
     fields: dict[str, None] = field(default_factory=dict)  # parts of names behind the key, for messages
     extensions: dict[str, set[str]] = field(default_factory=dict)  # by stem
     all_extensions: set[str] = field(default_factory=set)
     stem: str = ""  # of the last member
+    of_images: bool = False  # `videos` are images: the key has no video so far
     beside_damage: bool = False  # next to a broken header, so members may be lost
     held_bytes: int = GROUP_BYTES
 
@@ -70,14 +73,26 @@ class Group:
             for name, extension in ((caption_stem(stem), "txt"), (stem, "caption"), (f"{stem}.caption", "txt"))
             if name in {stem, caption_stem(stem)} or name not in self.stems
         ]
+        own = video.name.stem
+        names += [(stem, "txt") for stem in self.named.get(own, ()) if stem not in self.stems]
         return [name for name in (*names, *((stem, "json") for stem in stems)) if name in self.texts]
+
+    def captions_of(self, video: Video, names: list[tuple[str, str]]) -> list[Caption]:
+        """Captions among these texts of a video, with their names: `txt`, `caption`, or that of `a.short.txt`."""
+        found = []
+        for stem, extension in names:
+            text, named = self.texts[stem, extension], named_caption(stem)
+            if isinstance(text, Caption):
+                other = "caption" if stem.endswith(CAPTION) else extension
+                found.append(replace(text, name=named[1] if named and named[0] == video.name.stem else other))
+        return found
 
     def cut(self, member: MemberName | None, expected: set[str]) -> list[Video] | None:
         """Videos that an early end of the archive, inside `member` or between members, cost bytes or texts; None if the key is complete.
 
         `expected`: extensions that a sample of this archive has.
         """
-        if member is not None and member.is_video:
+        if member is not None and member.is_encoded:
             held = self.videos.get(member.stem)
             is_cut = held is not None and held.name.path == member.path and held.fault is not None
             return [held] if held is not None and is_cut and held.fault and held.fault[0] == "truncated_shard" else None
@@ -109,6 +124,8 @@ class Group:
         video2dataset writes caption and metadata of failed downloads too: that is policy, not damage, unless a header broke nearby.
         """
         found = ", ".join(sorted(self.fields)) or "nothing readable"
+        if self.all_extensions & IMAGES:
+            found += " (images are encoded with --images keep)"
         if self.beside_damage:
             return "corrupt_header", f"no video beside a broken tar header; found {found}", False
         values = next((text.values for text in self.texts.values() if isinstance(text, Metadata)), {})
@@ -117,12 +134,11 @@ class Group:
 
 
 def sample_of(bare: Sample, captions: list[Caption], metadata: Metadata) -> Sample:
-    """`bare` with its texts: the first caption that is not empty, else that of the metadata, with the warnings of all texts looked at."""
-    warnings: list[str] = []
-    text = None
-    for caption in (*captions, metadata.caption):
-        if text is None:
-            text = caption.text
-            warnings += caption.warnings
+    """`bare` with its texts: all captions, of which the first that is not empty is `caption`, and metadata, with the warnings of all."""
+    first = [caption for caption in captions if caption.name in TEXT_EXTENSIONS]
+    everything = (*first, *metadata.captions, *(caption for caption in captions if caption not in first))
+    named = distinct(everything)
+    warnings = [warning for caption in everything for warning in caption.warnings]
     unique = tuple(dict.fromkeys([*warnings, *metadata.warnings]))
-    return replace(bare, caption=text, metadata=metadata.values, warnings=unique)
+    caption = named[0][1] if named else None
+    return replace(bare, caption=caption, captions=named, metadata=metadata.values, warnings=unique)

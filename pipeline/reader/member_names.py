@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipeline.records import VIDEO_EXTENSIONS
+from pipeline.records import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 TEXT_EXTENSIONS = ("txt", "caption", "json")
 CAPTION = ".caption"
-VIDEO_RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
+RANK = {extension: rank for rank, extension in enumerate((*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))}
+VIDEOS, IMAGES = frozenset(VIDEO_EXTENSIONS), frozenset(IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class MemberName:
     key: str
     stem: str
     extension: str  # lower case
+    with_images: bool = False  # whether the job encodes images
 
     @property
     def field(self) -> str:
@@ -29,10 +31,20 @@ class MemberName:
     @property
     def is_video(self) -> bool:
         """A video by its extension."""
-        return self.extension in VIDEO_RANK
+        return self.extension in VIDEOS
+
+    @property
+    def is_image(self) -> bool:
+        """An image by its extension, in a job that encodes images."""
+        return self.with_images and self.extension in IMAGES
+
+    @property
+    def is_encoded(self) -> bool:
+        """A video, or an image that may be encoded."""
+        return self.is_video or self.is_image
 
 
-def member_name(name: str) -> MemberName | None:
+def member_name(name: str, *, with_images: bool = False) -> MemberName | None:
     r"""The parts of a member's path; None if the file's name has no dot. Bytes that are not UTF-8 (surrogates of tarfile) become `\xff`."""
     while name.startswith("./"):
         name = name[2:].lstrip("/")
@@ -44,7 +56,7 @@ def member_name(name: str) -> MemberName | None:
     stem, _, extension = base.rpartition(".")
     if extension.lower() == "txt":
         stem = caption_stem(stem)
-    return MemberName(path, f"{folder}{slash}{first}", f"{folder}{slash}{stem}", extension.lower())
+    return MemberName(path, f"{folder}{slash}{first}", f"{folder}{slash}{stem}", extension.lower(), with_images)
 
 
 def caption_stem(stem: str) -> str:
@@ -63,5 +75,7 @@ def why_skipped(name: str) -> str | None:
 
 
 def preference(name: MemberName) -> tuple[int, bool, str]:
-    """Sort key of several videos with one stem, of which the lowest is taken: by `VIDEO_EXTENSIONS`, lower case before upper case."""
-    return VIDEO_RANK[name.extension], not name.path.endswith(name.extension), name.path
+    """Sort key of several videos or images with one stem, of which the lowest is taken: by the order of `VIDEO_EXTENSIONS` and
+    `IMAGE_EXTENSIONS`, lower case before upper case.
+    """
+    return RANK[name.extension], not name.path.endswith(name.extension), name.path

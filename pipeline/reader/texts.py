@@ -10,13 +10,19 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from pipeline.reader.text_encoding import decode_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 TEXT_BYTES = 4 * 1024 * 1024  # longest caption or JSON that is read; each row holds a copy
 LEVELS = 32  # of nested objects and lists in metadata
 CAPTION_KEYS = ("caption", "text", "prompt")
+CAPTIONS_KEY = "captions"
+MOST_CAPTIONS = 256  # of one sample
 SMALLEST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1  # range that JSON readers accept
 INTEGER_DIGITS = 20
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -25,19 +31,25 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A caption. `text` is None if there is none or it cannot be decoded."""
+    """A caption. `text` is None if there is none or it cannot be decoded. `name`: which of the sample's captions it is."""
 
     text: str | None = None
     warnings: tuple[str, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Metadata. `values` is empty if the JSON was refused; `caption` is its caption, even of a refused one."""
+    """Metadata. `values` is empty if the JSON was refused; `captions` are its captions, even of a refused one."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    caption: Caption = Caption()
+    captions: tuple[Caption, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> Caption:
+        """The first of its captions."""
+        return next(iter(self.captions), Caption())
 
 
 def parse_caption(data: bytes) -> Caption:
@@ -72,21 +84,53 @@ def parse_metadata(data: bytes) -> Metadata:
         return Metadata(warnings=("bad_json",))
     if not isinstance(value, dict):
         return Metadata(warnings=("json_not_an_object",))
-    caption = _caption_of(value)
+    captions, unusable = _captions_of(value)
+    if unusable:
+        warnings.add(f"unusable_captions:{unusable}")
     if _deeper(value, LEVELS):
-        return Metadata(caption=caption, warnings=("deep_metadata",))
-    return Metadata(parser.storable(value), caption, tuple(sorted(warnings)))
+        return Metadata(captions=captions, warnings=("deep_metadata",))
+    return Metadata(parser.storable(value), captions, tuple(sorted(warnings)))
 
 
-def _caption(text: str) -> Caption:
+def distinct(captions: Iterable[Caption]) -> tuple[tuple[str, str], ...]:
+    """(name, text) of captions that have a text, each text once, at most `MOST_CAPTIONS`."""
+    found: dict[str, str] = {}
+    for caption in captions:
+        if caption.text is not None:
+            found.setdefault(caption.text, caption.name)
+    return tuple((name, text) for text, name in islice(found.items(), MOST_CAPTIONS))
+
+
+def _caption(text: str, name: str = "") -> Caption:
     warnings = ("replacement_characters",) if REPLACEMENT in text else ()
-    return Caption(NOT_TEXT.sub("", text.replace(REPLACEMENT, "")).strip() or None, warnings)
+    return Caption(NOT_TEXT.sub("", text.replace(REPLACEMENT, "")).strip() or None, warnings, name)
 
 
-def _caption_of(metadata: dict[str, Any]) -> Caption:
-    texts = (metadata.get(name) for name in CAPTION_KEYS)
-    captions = (_caption(text) for text in texts if isinstance(text, str))
-    return next((caption for caption in captions if caption.text), Caption())
+def _captions_of(metadata: dict[str, Any]) -> tuple[tuple[Caption, ...], int]:
+    """Captions of metadata that have a text, and the number of entries of `captions` that have none."""
+    single = [(name, text) for name in CAPTION_KEYS if isinstance(text := metadata.get(name), str)]
+    listed = list(_entries(metadata.get(CAPTIONS_KEY)))
+    several = [(name, text) for name, text in listed if isinstance(text, str)]
+    captions = [_caption(text, _storable_text(name)) for name, text in (*single, *several[:MOST_CAPTIONS])]
+    usable = sum(bool(caption.text) for caption in captions[len(single) :])
+    return tuple(caption for caption in captions if caption.text), len(listed) - usable
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, text) of a list of captions, or of an object of named ones, each a text, a list, or an object with a text."""
+    if isinstance(value, dict):
+        for name, texts in value.items():
+            yield from ((name, text) for text in (texts if isinstance(texts, list) else [texts]))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if isinstance(item, dict):
+                name = item.get("name")
+                text = next((item[key] for key in CAPTION_KEYS if isinstance(item.get(key), str)), None)
+                yield name if isinstance(name, str) else str(number), text
+            else:
+                yield str(number), item
+    elif value is not None:
+        yield CAPTIONS_KEY, value
 
 
 class _Parser:

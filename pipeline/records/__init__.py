@@ -4,6 +4,7 @@
     any stage → Reject → Receipt          (every input that is not encoded gets a Reject)
 
 - `inputs`: listed objects, shards, samples, rejects
+- `annotation_rows`: rows of tables on their way to the reader of a shard
 - `clips`: an opened video, its clips, frames and latents
 - `receipt`: files, counts and the receipt of a shard
 """
@@ -18,6 +19,7 @@ from pipeline.records.clips import (
     ClipPlan,
     ClipRules,
     FrameChunk,
+    ImageRules,
     LatentClip,
     OpenedVideo,
     StillOpening,
@@ -28,17 +30,25 @@ from pipeline.records.clips import (
     variant_names,
 )
 from pipeline.records.inputs import (
+    IMAGE_EXTENSIONS,
+    MAYBE_STILL,
+    MISSING,
     VIDEO_EXTENSIONS,
     EncodedVideo,
+    ImagePolicy,
     Reject,
     RetriedSample,
     Retry,
     Sample,
     Shard,
     SourceObject,
+    SpanTexts,
+    TimeSpan,
+    named_caption,
     retry_from_dict,
     shard_from_dict,
     stable_hash,
+    stored_shard,
     warning_kinds,
 )
 from pipeline.records.receipt import FORMAT_VERSIONS, ChannelStats, Counts, Receipt, Timings, WrittenFile
@@ -47,7 +57,10 @@ __all__ = [
     "BASE",
     "FLIP",
     "FORMAT_VERSIONS",
+    "IMAGE_EXTENSIONS",
     "LATENT_DTYPES",
+    "MAYBE_STILL",
+    "MISSING",
     "VIDEO_EXTENSIONS",
     "Bucket",
     "ChannelStats",
@@ -58,6 +71,8 @@ __all__ = [
     "Counts",
     "EncodedVideo",
     "FrameChunk",
+    "ImagePolicy",
+    "ImageRules",
     "LatentClip",
     "OpenedVideo",
     "Receipt",
@@ -67,16 +82,20 @@ __all__ = [
     "Sample",
     "Shard",
     "SourceObject",
+    "SpanTexts",
     "StillOpening",
+    "TimeSpan",
     "Timings",
     "VideoEnded",
     "VideoInfo",
     "WrittenFile",
     "is_mirrored",
+    "named_caption",
     "retry_from_dict",
     "shard_from_dict",
     "split_id",
     "stable_hash",
+    "stored_shard",
     "variant_names",
     "warning_kinds",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class VideoInfo:
     color_range: str  # as tagged: "limited" | "full" | "untagged"
     content_hash: str  # BLAKE2b-128 of the encoded bytes, hex
     warnings: tuple[str, ...] = ()  # e.g. "untagged_color:bt709", "deinterlaced"
+    is_image: bool = False  # a still picture: one frame, fps and duration 0
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.height, self.coded_width, self.coded_height, self.num_frames, *self.sample_aspect)
@@ -62,6 +63,19 @@ class VideoInfo:
                 f"VideoInfo wants sizes, frames and sample aspect of at least 1, a rotation of 0, 90, 180 or 270 degrees, and fps and "
                 f"duration of at least 0, got {self}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """The job's image section, resolved for one network that takes clips of one frame."""
+
+    policy: Literal["keep", "only"]
+    buckets: tuple[Bucket, ...]  # explicit list, of one frame; empty when `area` is set
+    area: int | None  # pixels of a derived bucket
+    multiple_of: int
+    upscale: bool
+    max_aspect: float  # longer side by shorter side
+    background: tuple[int, int, int]  # sRGB, 0 to 255; seen through transparent pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,31 @@ class ClipRules:
     crop: Literal["center", "top", "random", "letterbox"] = "center"
     crops: int = 0  # of each clip, with `random`
     flip: bool = False  # each clip mirrored as well
+    spans: bool = False  # the rule holds inside each annotated span, not inside the video
+    spans_field: str = ""  # of a sample's metadata, with the spans
+    spans_unit: str = ""  # of plain numbers in it: "seconds" or "frames"
+    images: ImageRules | None = None  # None: images are not encoded
+
+    def of_images(self) -> ClipRules:
+        """The rules of an image, which is a clip of one frame in buckets of its own. Crop and variants are those of videos.
+
+        Raises:
+            ValueError: images are not encoded.
+        """
+        if self.images is None:
+            raise ValueError("ClipRules has no rules for images")
+        return replace(
+            self,
+            select="head",
+            select_arg=0,
+            fps=None,
+            frame_counts=(1,),
+            buckets=self.images.buckets,
+            area=self.images.area,
+            multiple_of=self.images.multiple_of,
+            upscale=self.images.upscale,
+            spans=False,
+        )
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -96,8 +135,10 @@ class ClipRules:
         that does not use them stays the same.
         """
         found = asdict(self)
-        for name, unused in (("crop", "center"), ("crops", 0), ("flip", False)):
-            if found[name] == unused:
+        unused: dict[str, Any] = {"crop": "center", "crops": 0, "flip": False, "images": None}
+        unused |= {"spans": False, "spans_field": "", "spans_unit": ""}
+        for name, value in unused.items():
+            if found[name] == value:
                 del found[name]
         return found
 
@@ -134,6 +175,8 @@ class ClipPlan:
     variant: str = BASE
     variants: int = 1  # of the clip; their indexes follow each other
     warnings: tuple[str, ...] = ()  # of this clip, in addition to the video's
+    span: int | None = None  # number of the annotated span it is cut from
+    stop: int | None = None  # position of the sampling grid where that span ends; None: the end of the video
 
     @property
     def clip_index(self) -> int:
@@ -186,6 +229,9 @@ class FrameChunk:
     first: bool
     last: bool
     damaged: int = 0  # frames that the decoder concealed or repeated, with `decode.damage` "warn"
+    first_frame: bytes | None = field(
+        default=None, repr=False
+    )  # of a first chunk, where it is stored: a lossless image file
 
     def __post_init__(self) -> None:
         planes = self.planes_T3HW
@@ -240,9 +286,11 @@ class LatentClip:
     latent_CTHW: np.ndarray = field(repr=False)
     logvar_CTHW: np.ndarray | None = field(repr=False)
     dtype: str  # float16 | bfloat16 | float32
+    cond_CTHW: np.ndarray | None = field(default=None, repr=False)  # of the first frame followed by zeros
+    first_frame: bytes | None = field(default=None, repr=False)  # a lossless image file of bucket size
 
     def __post_init__(self) -> None:
-        latent, logvar = self.latent_CTHW, self.logvar_CTHW
+        latent = self.latent_CTHW
         if self.dtype not in LATENT_DTYPES:
             raise ValueError(f"LatentClip wants a dtype of {', '.join(LATENT_DTYPES)}, got {self.dtype!r}")
         wanted = LATENT_DTYPES[self.dtype]
@@ -250,11 +298,12 @@ class LatentClip:
             raise ValueError(
                 f"LatentClip of {self.dtype} wants a latent (C, t, h, w) of numpy {wanted}, got {latent.dtype.str} {latent.shape}"
             )
-        if logvar is not None and (logvar.shape, logvar.dtype) != (latent.shape, latent.dtype):
-            raise ValueError(
-                f"LatentClip wants a log-variance like its latent, {latent.dtype.str} {latent.shape}, "
-                f"got {logvar.dtype.str} {logvar.shape}"
-            )
+        for name, other in (("log-variance", self.logvar_CTHW), ("condition", self.cond_CTHW)):
+            if other is not None and (other.shape, other.dtype) != (latent.shape, latent.dtype):
+                raise ValueError(
+                    f"LatentClip wants a {name} like its latent, {latent.dtype.str} {latent.shape}, "
+                    f"got {other.dtype.str} {other.shape}"
+                )
         if self.num_frames < 1 or not math.isfinite(self.end_s):
             raise ValueError(
                 f"LatentClip wants at least 1 frame and a finite end, got {self.num_frames}, {self.end_s} s"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import PolicyReject
@@ -28,11 +29,39 @@ VIDEO_EXTENSIONS = (
     "avc", "h26l", "vvc", "h266", "266", "av1", "h263", "263", "vc1", "mjpeg", "mjpg", "cavs", "drc",
 )  # fmt: skip
 
+# Suffixes of files that are read as images if `images.policy` says so. In order of preference, as above. Their contents decide: a
+# picture that moves is a video, and so is a video of this name.
+IMAGE_EXTENSIONS = ("png", "webp", "avif", "tif", "tiff", "bmp", "jpg", "jpeg", "jpe", "jfif")
+
+MAYBE_STILL = frozenset(("gif", "apng"))
+"""Of the suffixes of videos those of files that may hold a single picture."""
+
+# Stem of `a.short.txt`: the video's, and the caption's name. Other names are those of subtitles, notes, recognised text.
+NAMED_CAPTION = re.compile(
+    r"(.+)\.((?:caption|prompt|short|long|brief|dense|detailed)(?:[_-]?[0-9]+|[_-][a-z0-9_-]+)?)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+ImagePolicy = Literal["keep", "skip", "only"]
+"""Images beside videos, videos alone, images alone."""
+
+
+def named_caption(stem: str) -> tuple[str, str] | None:
+    """`("a", "short")` for the stem `a.short` of a text `a.short.txt`: the video's stem and the caption's name. None for other stems, and
+    for `a.caption`, which is the caption itself.
+    """
+    found = NAMED_CAPTION.fullmatch(stem)
+    return None if found is None or found[2].lower() == "caption" else (found[1], found[2])
+
 
 def stable_hash(value: Any, digest_size: int = 16) -> str:
     """Hex BLAKE2b of the canonical JSON of `value`. It is the same on every machine, Python version and run."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=digest_size).hexdigest()
+
+
+MISSING = "missing"
+"""Etag of an object that a table names and the store does not have: its reject is recorded as for any other input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +71,13 @@ class SourceObject:
     uri: str
     size: int
     etag: str
+    # Digest of what decides its rows and is not in it: rows of tables, spans beside a plain file (ADR 23). Empty: nothing.
+    annotations: str = ""
+
+    @property
+    def version(self) -> str:
+        """Etag and annotations."""
+        return f"{self.etag}+{self.annotations}" if self.annotations else self.etag
 
     def __post_init__(self) -> None:
         if not self.uri or self.size < 0:
@@ -80,6 +116,8 @@ class Shard:
     name: str
     objects: tuple[SourceObject, ...]
     retry: Retry | None = None
+    # Rows of tables about these objects, see `corpus.annotations`. Only where a shard is on its way to a reader: receipts have digests.
+    rows: bytes = field(default=b"", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.objects or (self.kind == "tar" and len(self.objects) != 1):
@@ -91,11 +129,24 @@ class Shard:
         return sum(source.size for source in self.objects)
 
     def id(self, fingerprint: str) -> str:
-        """32 hex digits. They change if an object, the job's fingerprint or the retried samples change."""
+        """32 hex digits. They change if an object, its annotations, the job's fingerprint or the retried samples change."""
         # Not by `asdict`, which takes four times as long: a driver starts with the ids of all its shards.
-        objects = [{"uri": source.uri, "size": source.size, "etag": source.etag} for source in self.objects]
+        objects = [
+            {"uri": source.uri, "size": source.size, "etag": source.etag}
+            | ({"annotations": source.annotations} if source.annotations else {})
+            for source in self.objects
+        ]
         parts = {"objects": objects, "fingerprint": fingerprint}
         return stable_hash(parts if self.retry is None else {**parts, "retry": asdict(self.retry)})
+
+
+def stored_shard(raw: dict[str, Any]) -> dict[str, Any]:
+    """`asdict` of a shard as receipts have it: without `rows`, and without `annotations` of objects that have none."""
+    kept = [name for name in raw if name != "rows"]
+    objects = [
+        {name: value for name, value in source.items() if value or name != "annotations"} for source in raw["objects"]
+    ]
+    return {**{name: raw[name] for name in kept}, "objects": objects}
 
 
 def retry_from_dict(raw: dict[str, Any]) -> Retry:
@@ -106,7 +157,7 @@ def retry_from_dict(raw: dict[str, Any]) -> Retry:
 
 
 def shard_from_dict(raw: dict[str, Any]) -> Shard:
-    """Inverse of `asdict`, from values read back from JSON. Raises KeyError, TypeError or ValueError if `raw` is not a shard."""
+    """Inverse of `stored_shard`, from values read back from JSON. Raises KeyError, TypeError or ValueError if `raw` is not a shard."""
     retry = raw.get("retry")
     return Shard(
         raw["kind"],
@@ -117,6 +168,24 @@ def shard_from_dict(raw: dict[str, Any]) -> Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """A part of a video as annotated: `[start, end)` in seconds from the first shown frame, or in shown frames."""
+
+    start: float
+    end: float
+    unit: Literal["seconds", "frames"] = "seconds"
+    fault: str = ""  # why the annotation cannot be used; `start` and `end` are 0 then
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTexts:
+    """Texts of an annotated span, for the rows of its clips."""
+
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text); none: those of the sample
+    fields: dict[str, Any] = field(default_factory=dict)  # added to the sample's metadata
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedVideo:
     """The part of a sample that is sent to a decoder. Captions and metadata are not: they may be huge, or too deeply nested to pickle."""
 
@@ -124,6 +193,8 @@ class EncodedVideo:
     uri: str
     video: bytes | str  # as `Sample.video`
     span: tuple[int, int] | None = None  # as `Sample.span`
+    extension: str = ""  # as `Sample.video_ext`
+    time_spans: tuple[TimeSpan, ...] = ()  # as `Sample.time_spans`
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -132,7 +203,9 @@ class EncodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One video of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is local."""
+    """One video or image of a shard with its texts. `video` holds the encoded bytes, or a local path if they are large or the file is
+    local.
+    """
 
     key: str
     index: int  # position in the shard, rejected samples included; unique in an attempt
@@ -148,11 +221,30 @@ class Sample:
     span: tuple[int, int] | None = field(default=None, compare=False)
     # Position in its object, if that is not `index`: it does not depend on how plain files are grouped.
     source_index: int | None = field(default=None, compare=False)
+    time_spans: tuple[TimeSpan, ...] = ()  # where clips are cut, for rules with spans; in the order of their annotation
+    span_texts: tuple[SpanTexts, ...] = ()  # of each of them
+    captions: tuple[tuple[str, str], ...] = ()  # (name, text) of all captions; `caption` is the first
+
+    @property
+    def named_captions(self) -> tuple[tuple[str, str], ...]:
+        """(name, text) of all different captions, `caption` first."""
+        if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
+            return self.captions
+        return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))
 
     @property
     def encoded_video(self) -> EncodedVideo:
         """The part that is sent to a decoder."""
-        return EncodedVideo(self.key, self.uri, self.video, self.span)
+        return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
+
+    def texts_of(self, span: int | None) -> Sample:
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from."""
+        bare = replace(self, video=b"", time_spans=(), span_texts=())
+        if span is None:
+            return bare
+        texts = self.span_texts[span]
+        bare = replace(bare, metadata={**self.metadata, **texts.fields})
+        return replace(bare, caption=texts.captions[0][1], captions=texts.captions) if texts.captions else bare
 
     def __repr__(self) -> str:
         size = f"{len(self.video)} bytes" if isinstance(self.video, bytes) else self.video
@@ -200,4 +292,7 @@ class Reject:
 def warning_kinds(sample: Sample, warnings: Iterable[str]) -> set[str]:
     """Kinds of warning of an encoded sample, as counted in receipts: of its texts, its video (`warnings`), and `no_caption`."""
     kinds = {warning.partition(":")[0] for warning in (*warnings, *sample.warnings)}
-    return kinds if sample.caption is not None else kinds | {"no_caption"}
+    captionless = sample.caption is None and not (
+        sample.span_texts and all(texts.captions for texts in sample.span_texts)
+    )
+    return kinds | {"no_caption"} if captionless else kinds

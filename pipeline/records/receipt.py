@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from pipeline.records.inputs import Reject, Shard, shard_from_dict
+from pipeline.records.inputs import Reject, Shard, shard_from_dict, stored_shard
 
 FORMAT_VERSIONS = (1, 2)
 """Format versions of outputs. A receipt has that of its output; versions differ in the names of objects, see `format.layout`."""
@@ -169,9 +169,14 @@ class Receipt:
             damaged_regions=counts.damaged_regions,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        raw = asdict(self)
+        return {**raw, "shard": stored_shard(raw["shard"])}
+
     def to_json(self) -> bytes:
         """Canonical JSON bytes."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
+        return json.dumps(self.to_dict(), sort_keys=True, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Receipt:

@@ -3,5 +3,6 @@
 - `job`, `run`, `progress_log`: options; one process of a run; its messages
 - `corpus_index`, `fetching`: locations of a corpus's videos; fetching their bytes
 - `corpus_source`, `random_clip`: clip number n of a corpus; a random clip of a video
+- `decoder_process`: forked process that draws clips and may crash
 - `unusable`: list of samples without a usable clip
 """

@@ -15,6 +15,7 @@ import numpy as np
 from model.training.source import Clip
 from pipeline.errors import BadDataError, InputError
 from pipeline.records import Bucket
+from pipeline.training.decoder_process import DecoderProcess, may_fork
 from pipeline.training.fetching import Fetcher
 from pipeline.training.random_clip import random_clip
 from pipeline.video.decode.refusals import only_named_errors
@@ -44,6 +45,7 @@ class CorpusSource:
         self._index, self._config, self._limits = index, config, limits
         self._unusable = unusable
         self._fetcher = Fetcher(storage, config.cache_bytes)
+        self._decoder = DecoderProcess()
         self._reset()
 
     def _reset(self) -> None:
@@ -64,6 +66,8 @@ class CorpusSource:
             InputError: none of `TRIES` videos in a row has a clip of this size; lists reasons and examples.
             SourceChanged, StorageUnavailable, AccessError: errors of the store.
         """
+        if may_fork():
+            self._decoder.start()  # before the fetcher has connections and threads
         size = Bucket(frames, height, width)
         epoch, first = divmod(index, len(self._index))
         order = self._order(epoch)
@@ -87,8 +91,11 @@ class CorpusSource:
 
     def _draw(self, number: int, size: Bucket, draw: np.random.Generator) -> Clip:
         place = self._index[number]
-        with self._fetcher.video(place) as video, only_named_errors("cutting a clip"):
-            return Clip(place.name, random_clip(video, self._limits, self._config.clips, size, draw))
+        with self._fetcher.video(place) as video:
+            if may_fork():
+                return Clip(place.name, self._decoder.clip(video, self._limits, self._config.clips, size, draw))
+            with only_named_errors("cutting a clip"):
+                return Clip(place.name, random_clip(video, self._limits, self._config.clips, size, draw))
 
     def _give_up(self, number: int, size: Bucket, error: BadDataError) -> None:
         place = self._index[number]

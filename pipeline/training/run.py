@@ -177,7 +177,9 @@ def _source(
         shards, corpus_folder / "index.parquet", job.storage, job.decode, unusable, progress_log.notice
     )
     source = CorpusSource(index, data, job.decode, job.storage, unusable)
-    groups = {(group.frames, group.height, group.width) for stage in recipe.stages for group in stage.groups}
+    groups = {
+        (stage.source_frames(group), group.height, group.width) for stage in recipe.stages for group in stage.groups
+    }
     source.check(sorted(groups))
     progress_log.notice(f"{len(source)} videos")
     return source, unusable
@@ -220,7 +222,7 @@ def _known_failure(error: RuntimeError) -> str | None:
         return "training ran out of memory; use smaller batches in the recipe (and more of them per step), or recompute: true"
     if str(error).startswith("DataLoader worker"):
         return (
-            f"{_last_words(error)}; a loading process died, from lack of memory or of a video that crashes its decoder. The same "
-            "command continues from the last checkpoint; data.cache_bytes and loaders limit the memory of loading"
+            f"{_last_words(error)}; a loading process died, most likely from lack of memory. The same command continues from the last "
+            "checkpoint; data.cache_bytes and loaders limit the memory of loading"
         )
     return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.video.decode import Video
+    from pipeline.video.images import Pictures
 
 BLACK = 24  # greatest luma of black in limited range, where 16 is black: bars of compressed video are not clean
 SPECKS = 1 / 64  # of the pixels of a row or column that may be brighter, for noise at the edge
@@ -35,7 +36,7 @@ class BlackBars:
         nothing = (height, 0, width, 0)
         self._boxes_N4 = np.tile(np.array(nothing, np.int32), (len(frames), 1))  # top, bottom, left, right
 
-    def look(self, video: Video) -> Iterator[None]:
+    def look(self, video: Video | Pictures) -> Iterator[None]:
         """Finds the content of each frame. Yields after every `FRAMES_AT_ONCE` frames; frames that cannot be decoded are left out.
 
         Raises:

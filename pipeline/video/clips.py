@@ -7,6 +7,7 @@ later. A clip is a run of positions, scaled to cover its bucket and cropped (`cr
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from pipeline.records import FLIP, Bucket, ClipPlan, ClipRules, Reject, VideoInf
 from pipeline.video.crops import plan_variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pipeline.config import ClipConfig
     from pipeline.video.decode.cropping import Window
+    from pipeline.video.spans import Place
 
 ROUNDING_S = 0.000501  # Matroska and FLV round times to milliseconds: a frame half a tick late still counts as on time
 SAME_ASPECT = 1e-9
@@ -38,14 +40,15 @@ def resolve_rules(
     Raises:
         ConfigError: frame counts or sizes that the network does not take; the message names near ones that it takes.
     """
-    select, _, argument = config.select.partition(":")
+    rule = config.select.removeprefix("spans").removeprefix(":") or "head"
+    select, _, argument = rule.partition(":")
     whole = select == "whole"
     area = None
     if config.buckets:
         buckets = [parse_bucket(text) for text in config.buckets]
         for bucket in buckets:
             _check_frames("clips.buckets", bucket.frames, time_stride, lead_frames, network)
-            _check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
+            check_size("clips.buckets", bucket.height, bucket.width, space_stride, network)
         if whole:
             buckets = [Bucket(0, bucket.height, bucket.width) for bucket in buckets]
         frame_counts = tuple(sorted({bucket.frames for bucket in buckets}))
@@ -57,11 +60,11 @@ def resolve_rules(
         if config.size[0].startswith("area:"):
             height, width = parse_size(config.size[0].removeprefix("area:"))
             area, buckets = height * width, []
-            _check_multiple(config.multiple_of, area, space_stride, network)
+            check_multiple("clips", config.multiple_of, area, space_stride, network)
         else:
             sizes = [parse_size(text) for text in config.size]
             for height, width in sizes:
-                _check_size("clips.size", height, width, space_stride, network)
+                check_size("clips.size", height, width, space_stride, network)
             buckets = [Bucket(frames, *size) for frames in frame_counts for size in sizes]
     crop, _, crops = config.crop.partition(":")
     return ClipRules(
@@ -80,6 +83,9 @@ def resolve_rules(
         crop=crop,  # type: ignore[arg-type]  # as above
         crops=int(crops or 0),
         flip=FLIP in config.variants,
+        spans=config.in_spans,
+        spans_field=config.spans_field if config.in_spans else "",
+        spans_unit=config.spans_unit if config.in_spans else "",
     )
 
 
@@ -91,7 +97,8 @@ def _check_frames(field: str, frames: int, stride: int, lead: int, network: str)
         raise ConfigError(f"{field}: {network} takes {rule} frames, got {frames}; counts near it that fit: {near}")
 
 
-def _check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
+def check_size(field: str, height: int, width: int, stride: int, network: str) -> None:
+    """Raises ConfigError if the network does not take frames of this size, in pixels."""
     if height % stride or width % stride:
         near = "x".join(str(max(stride, round(side / stride) * stride)) for side in (height, width))
         raise ConfigError(
@@ -99,14 +106,15 @@ def _check_size(field: str, height: int, width: int, stride: int, network: str) 
         )
 
 
-def _check_multiple(multiple: int, area: int, stride: int, network: str) -> None:
+def check_multiple(section: str, multiple: int, area: int, stride: int, network: str) -> None:
+    """Raises ConfigError if buckets of `area` pixels cannot be derived with sides that are multiples of `multiple`."""
     if multiple % stride:
         near = math.ceil(multiple / stride) * stride
         raise ConfigError(
-            f"clips.multiple_of: {network} takes sides that are multiples of {stride}, got {multiple}; near it: {near}"
+            f"{section}.multiple_of: {network} takes sides that are multiples of {stride}, got {multiple}; near it: {near}"
         )
     if multiple * multiple > area:
-        raise ConfigError(f"clips.size: an area of {area} pixels holds no {multiple}x{multiple} block")
+        raise ConfigError(f"{section}.size: an area of {area} pixels holds no {multiple}x{multiple} block")
 
 
 def chunk_length(chunk_frames: int, time_stride: int, *, chunked: bool = True) -> int:
@@ -149,12 +157,14 @@ def choose_clips(
     key: str | None = None,
     uri: str | None = None,
     content: Callable[[int, int], Window | None] = lambda start, stop: None,
+    places: Sequence[Place] | None = None,
 ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
-    """The clips of a video in order, each with its variants, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
+    """The clips of a video by their start, each with its variants, or none and a policy reject (`too_short`, `too_small`, `fps_too_low`).
 
     `times_s` (float64) are the times of the shown frames from 0, `end_s` is the end of the last one, in seconds. A `whole` clip has
     `bucket.frames` 0 and takes `whole_frames(...)` positions. `key` and `uri` go into the reject. `content`: what is inside the black bars
-    of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject.
+    of the positions `[start, stop)`, None without bars; clips whose content is too small are left out, with a reject. `places`: the
+    annotated spans to cut inside, None: the whole video. Spans that no clip fits are left out, with a reject.
     """
 
     def refused(reason: str, message: str) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
@@ -183,20 +193,56 @@ def choose_clips(
     fps = info.fps if rules.fps is None else rules.fps
     clips: list[ClipPlan] = []
     small: list[Window] = []
-    for start, placed in _place(info, offered, available, rules):
-        frames = placed.frames or whole_frames(available - start, rules.time_stride, rules.lead_frames)
+    rejects: list[Reject] = []
+    least = max(shortest, min(bucket.frames for bucket in offered))
+    long = None if places is None else [place for place in places if place.stop - place.start >= least]
+    for start, placed, place in _in_order(info, offered, available, rules, long):
+        stop = available if place is None else place.stop
+        frames = placed.frames or whole_frames(stop - start, rules.time_stride, rules.lead_frames)
         inside = content(start, start + frames)
         bucket = placed if inside is None else _for_content(inside, placed.frames, rules)
         if bucket is None:
             small += [inside] if inside is not None else []
             continue
         start_s = float(times_s[start]) if rules.fps is None else start / rules.fps
-        clips += plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
+        plans = plan_variants(len(clips), start, start_s, bucket, fps, info, rules, inside)
+        clips += plans if place is None else [_of_span(plan, place) for plan in plans]
+    if places is not None and long is not None and len(long) < len(places):
+        first = next(place for place in places if place not in long)
+        message = (
+            f"{len(places) - len(long)} of {len(places)} annotated spans are shorter than the shortest clip, which needs {least} frames; "
+            f"the first: span {first.span} has {first.stop - first.start} at the sampling rate"
+        )
+        rejects += refused("too_short", message)[1]
     if small:
         shown = f"{small[0].height}x{small[0].width}"
         message = f"{len(small)} clips show {shown} pixels inside black bars, too few for a bucket; set clips.upscale to allow it"
-        return tuple(clips), refused("too_small", message)[1]
-    return tuple(clips), ()
+        rejects += refused("too_small", message)[1]
+    return tuple(clips), tuple(rejects)
+
+
+def _in_order(
+    info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules, places: Sequence[Place] | None
+) -> Iterable[tuple[int, Bucket, Place | None]]:
+    """Start position, bucket and annotated span of each clip, by start."""
+    if places is None:
+        return ((start, bucket, None) for start, bucket in _place(info, offered, available, rules))
+    found = [
+        (place.start + start, bucket, place)
+        for place in places
+        for start, bucket in _place(info, offered, place.stop - place.start, rules)
+    ]
+    return sorted(found, key=lambda item: (item[0], item[2].span))
+
+
+def _of_span(plan: ClipPlan, place: Place) -> ClipPlan:
+    return replace(plan, span=place.span, stop=place.stop, warnings=(*plan.warnings, *place.warnings))
+
+
+def frames_of(plan: ClipPlan, available: int, rules: ClipRules) -> int:
+    """Number of grid positions of a clip, whose video has `available`."""
+    stop = available if plan.stop is None else plan.stop
+    return plan.bucket.frames or whole_frames(stop - plan.start, rules.time_stride, rules.lead_frames)
 
 
 def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
@@ -205,12 +251,11 @@ def whole_frames(available: int, time_stride: int, lead_frames: int = 1) -> int:
 
 
 def uncovered_tail(clips: tuple[ClipPlan, ...], available: int, rules: ClipRules) -> int:
-    """Grid positions after the last clip; 0 for rules that are not meant to cover the whole video (head, uniform)."""
-    if not clips or rules.select in ("head", "uniform"):
+    """Grid positions after the last clip; 0 for rules that are not meant to cover the whole video (head, uniform, spans)."""
+    if not clips or rules.spans or rules.select in ("head", "uniform"):
         return 0
     last = clips[-1]
-    frames = last.bucket.frames or whole_frames(available - last.start, rules.time_stride, rules.lead_frames)
-    return available - last.start - frames
+    return available - last.start - frames_of(last, available, rules)
 
 
 def _place(info: VideoInfo, offered: list[Bucket], available: int, rules: ClipRules) -> Iterable[tuple[int, Bucket]]:

@@ -2,7 +2,8 @@
 
 Takes a `CutRequest`; returns an `OpenedVideo`, then one `FrameChunk` or `ClipFailed` per call in clip order, then `VideoEnded`. Chunks of
 the variants of a clip take turns. It reads the stream once (with `letterbox` twice, see `black_bars`) and scales each frame once for all
-variants. Scaled frames that the next clip shares are kept, at most one clip of them.
+variants. Scaled frames that the next clip shares are kept, at most one clip of them. Clips of annotated spans overlap in any way: they are
+cut side by side, each with one chunk in memory.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from pipeline.records import (
     StillOpening,
     VideoEnded,
 )
-from pipeline.video import clips
+from pipeline.video import clips, spans
 from pipeline.video.black_bars import BlackBars
-from pipeline.video.decode import Video, open_again, open_video
+from pipeline.video.decode import Shown, Video, open_again
 from pipeline.video.decode.planes import Geometry
+from pipeline.video.first_frame import lossless_image
+from pipeline.video.images import Pictures, open_media
 
 if TYPE_CHECKING:
     from pipeline.video.decode.cropping import Window
@@ -51,6 +54,7 @@ class CutRequest:
     drill: DrillConfig
     etag: str | None = None  # of the object that holds the video, if known
     headers_only: bool = False  # the video is opened and closed; nothing is cut
+    first_frame: bool = False  # first chunks carry their first frame as an image file
 
 
 class Cutter:
@@ -59,7 +63,7 @@ class Cutter:
     def __init__(self, request: CutRequest) -> None:
         """Opens nothing; `open` does."""
         self._request = request
-        self._video: Video | None = None
+        self._video: Video | Pictures | None = None
         self._answers: Iterator[StillOpening | OpenedVideo | FrameChunk | ClipFailed] = iter(())
         self._cpu_s = 0.0
         self._frames_decoded = 0
@@ -98,14 +102,19 @@ class Cutter:
             self._cpu_s += time.thread_time() - started
 
     def _open(self) -> OpenedVideo | StillOpening:
-        self._video = video = open_video(self._request.video.video, self._request.limits)
+        rules = self._request.rules
+        self._video = video = open_media(self._request.video, self._request.limits, rules.images)
+        if video.info.is_image:
+            self._request = replace(self._request, rules=rules.of_images())
         planned, rejects = self._choose(video)
         if self._request.rules.crop == "letterbox" and planned:
             self._answers = self._look_for_bars(video, planned)
             return StillOpening()
         return self._opened(video, planned, rejects)
 
-    def _look_for_bars(self, video: Video, planned: tuple[ClipPlan, ...]) -> Iterator[StillOpening | OpenedVideo]:
+    def _look_for_bars(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...]
+    ) -> Iterator[StillOpening | OpenedVideo]:
         """Looks through the frames of the clips that are planned without regard to bars, then plans them anew."""
         rules, available = self._request.rules, self._available(video)
         frames = [_frames(plan, video.times_s, available, rules) for plan in planned]
@@ -119,44 +128,69 @@ class Cutter:
             return bars.inside(clips.frames_on_screen(video.times_s, start, stop, rules.fps))
 
         again, rejects = self._choose(video, inside)
-        self.close()
-        if again and not self._request.headers_only:
-            self._video = open_again(self._request.video.video, self._request.limits, video.info.content_hash)
+        if isinstance(video, Video):
+            self.close()
+            if again and not self._request.headers_only:
+                encoded, limits = self._request.video.video, self._request.limits
+                self._video = open_again(encoded, limits, video.info.content_hash)
         yield self._opened(self._video or video, again, rejects)
 
     def _choose(
-        self, video: Video, content: Callable[[int, int], Window | None] = lambda start, stop: None
+        self, video: Video | Pictures, content: Callable[[int, int], Window | None] = lambda start, stop: None
     ) -> tuple[tuple[ClipPlan, ...], tuple[Reject, ...]]:
         encoded, rules = self._request.video, self._request.rules
-        return clips.choose_clips(
-            video.info, video.times_s, video.end_s, rules, key=encoded.key, uri=encoded.uri, content=content
+        places: list[spans.Place] | None = None
+        rejects: tuple[Reject, ...] = ()
+        if rules.spans:
+            places, rejects = spans.place_spans(encoded, video.times_s, video.end_s, rules)
+            if not places:
+                return (), rejects
+        planned, others = clips.choose_clips(
+            video.info,
+            video.times_s,
+            video.end_s,
+            rules,
+            key=encoded.key,
+            uri=encoded.uri,
+            content=content,
+            places=places,
         )
+        if rules.spans and (crowd := spans.crowded(planned, self._available(video), rules, encoded)) is not None:
+            return (), (*rejects, crowd)
+        return planned, (*rejects, *others)
 
-    def _available(self, video: Video) -> int:
+    def _available(self, video: Video | Pictures) -> int:
         return clips.grid_length(len(video.times_s), video.end_s, self._request.rules.fps)
 
-    def _opened(self, video: Video, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]) -> OpenedVideo:
+    def _opened(
+        self, video: Video | Pictures, planned: tuple[ClipPlan, ...], rejects: tuple[Reject, ...]
+    ) -> OpenedVideo:
         encoded, rules = self._request.video, self._request.rules
         info, available = video.info, self._available(video)
         if tail := clips.uncovered_tail(planned, available, rules):
             info = replace(info, warnings=(*info.warnings, f"tail_frames:{tail}"))
-        if rules.select == "uniform" and 0 < (found := len(planned) // len(rules.variants)) < rules.select_arg:
+        if (
+            rules.select == "uniform"
+            and not rules.spans
+            and 0 < (found := len(planned) // len(rules.variants)) < rules.select_arg
+        ):
             info = replace(info, warnings=(*info.warnings, f"uniform_clips:{found}/{rules.select_arg}"))
         if damage := video.incomplete:
             # Clips can be cut from the frames that are there, but not one of the whole video.
-            planned = () if rules.select == "whole" else planned
+            planned = () if rules.select == "whole" and not rules.spans else planned
             there = info.num_frames
             truncated = Reject(
                 encoded.key, "decode", "truncated", damage, False, uri=encoded.uri, frames_recovered=there
             )
             rejects = (*rejects, truncated)
-        self._answers = _cut(video, planned, available, self._request) if planned else iter(())
+        cut = _cut_together if rules.spans else _cut
+        self._answers = cut(video, planned, available, self._request) if planned else iter(())
         return OpenedVideo(info, planned, rejects)
 
 
 def _frames(plan: ClipPlan, times_s: np.ndarray, available: int, rules: ClipRules) -> np.ndarray:
     """Index (int64) of the frame on screen at each position of a clip."""
-    count = plan.bucket.frames or clips.whole_frames(available - plan.start, rules.time_stride, rules.lead_frames)
+    count = clips.frames_of(plan, available, rules)
     return clips.frames_on_screen(times_s, plan.start, plan.start + count, rules.fps)
 
 
@@ -197,7 +231,7 @@ class _Variants:
 class _ScaledFrames:
     """Scaled frames of a video, asked for in ascending order but for those that were kept for an overlapping clip."""
 
-    def __init__(self, video: Video) -> None:
+    def __init__(self, video: Video | Pictures) -> None:
         self._video = video
         self._kept: dict[tuple[int, Geometry], tuple[np.ndarray, bool]] = {}
 
@@ -220,7 +254,7 @@ class _ScaledFrames:
 
 
 def _cut(
-    video: Video, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
+    video: Video | Pictures, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
 ) -> Iterator[FrameChunk | ClipFailed]:
     """All chunks of all clips, in order. A clip with a frame that cannot be decoded fails; the next clip goes on behind that frame."""
     scaled, rules = _ScaledFrames(video), request.rules
@@ -246,12 +280,95 @@ def _cut(
                 pts_s = tuple(video.times_s[frames[start:stop]].tolist())
                 matrix, first, last = video.info.color_matrix, start == 0, stop == len(frames)
                 for plan, planes_T3HW in variants.of(shared_T3HW):
-                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first=first, last=last, damaged=damaged)
+                    image = lossless_image(planes_T3HW[0], matrix) if first and request.first_frame else None
+                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first, last, damaged, image)
         except BadDataError as error:
             for plan in plans:
                 reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
                 yield ClipFailed(plan.index, reject)
         scaled.forget_before(next_clip)
+
+
+class _OpenClip:
+    """A clip of which frames are being collected, one chunk at a time."""
+
+    def __init__(
+        self, video: Video | Pictures, plans: tuple[ClipPlan, ...], available: int, request: CutRequest
+    ) -> None:
+        self.plans = plans
+        self.done = 0  # frames
+        self._times_s, self._matrix = video.times_s, video.info.color_matrix
+        self._variants = _Variants(plans, request.rules)
+        self._frames = _frames(plans[0], video.times_s, available, request.rules)
+        self._borders = iter(_borders(len(self._frames), request))
+        self._start = self._stop = next(self._borders)
+        self._planes_T3HW = np.empty(0, np.uint8)
+        self._damaged = 0
+
+    @property
+    def wants(self) -> int:
+        """Index of its next frame; -1 if it has all."""
+        return int(self._frames[self.done]) if self.done < len(self._frames) else -1
+
+    def take(self, shown: Shown, scaled: dict[Geometry, np.ndarray]) -> Iterator[FrameChunk]:
+        """Takes the frame that it `wants` as often as it is on screen; gives the chunks that are full. `scaled`: this frame in windows
+        that other clips have asked for.
+        """
+        index, geometry = self.wants, self._variants.shared
+        while self.wants == index:
+            if self.done == self._stop:
+                self._start, self._stop, self._damaged = self._stop, next(self._borders), 0
+                self._planes_T3HW = np.empty((self._stop - self._start, 3, geometry.height, geometry.width), np.uint8)
+            row_3HW = self._planes_T3HW[self.done - self._start]
+            if geometry in scaled:
+                row_3HW[:] = scaled[geometry]
+            else:
+                shown.write(row_3HW, geometry)
+                scaled[geometry] = row_3HW
+            self._damaged += shown.damaged is not None
+            self.done += 1
+            if self.done == self._stop:
+                yield from self._chunks()
+
+    def _chunks(self) -> Iterator[FrameChunk]:
+        pts_s = tuple(self._times_s[self._frames[self._start : self._stop]].tolist())
+        first, last = self._start == 0, self._stop == len(self._frames)
+        for plan, planes_T3HW in self._variants.of(self._planes_T3HW):
+            yield FrameChunk(
+                plan.index, planes_T3HW, pts_s, self._matrix, first=first, last=last, damaged=self._damaged
+            )
+
+
+def _cut_together(
+    video: Video | Pictures, planned: tuple[ClipPlan, ...], available: int, request: CutRequest
+) -> Iterator[FrameChunk | ClipFailed]:
+    """All chunks of clips that may overlap, in the order in which they are full: each frame is decoded once, and scaled once for each
+    window. A frame that cannot be decoded fails the clips that show it.
+    """
+    step, fired = len(request.rules.variants), False
+    groups = (planned[at : at + step] for at in range(0, len(planned), step))
+    coming = (_OpenClip(video, plans, available, request) for plans in groups)
+    following, open_clips = next(coming, None), list[_OpenClip]()
+    while following is not None or open_clips:
+        index = min(clip.wants for clip in (*open_clips, *([following] if following is not None else [])))
+        while following is not None and following.wants == index:
+            open_clips.append(following)
+            following = next(coming, None)
+        scaled: dict[Geometry, np.ndarray] = {}
+        for clip in [clip for clip in open_clips if clip.wants == index]:
+            try:
+                for chunk in clip.take(video.show(index), scaled):
+                    if not fired:
+                        kill_points.fire(request.drill, "in_decoder")
+                        fired = True
+                    yield chunk
+            except BadDataError as error:
+                open_clips.remove(clip)
+                for plan in clip.plans:
+                    frames = clip.done
+                    reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=frames)
+                    yield ClipFailed(plan.index, reject)
+        open_clips = [clip for clip in open_clips if clip.wants >= 0]
 
 
 def _first_frame(later: tuple[ClipPlan, ...], times_s: np.ndarray, fps: float | None) -> int:

@@ -181,10 +181,13 @@ class ShardWriter:
                 key=clip.sample.key,
                 stage="write",
             )
-        row = latent_row(clip, self._fingerprint, self._metadata["spec"], moments=self._config.moments)
+        stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], **stored)
         stats = self._measure(clip, clip.latent_CTHW, "latent")
         if clip.logvar_CTHW is not None:
             self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
+        if clip.cond_CTHW is not None:
+            self._measure(clip, clip.cond_CTHW, "i2v_cond")
         return row, stats
 
     def copy(self, row: LatentRow) -> None:
@@ -276,7 +279,8 @@ class ShardWriter:
                 kind = BUILDERS[self._config.format]
                 opened.seq, self._seq = self._seq, self._seq + 1
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
-                opened.builder = kind(opened.path, self._file_metadata(name), moments=self._config.moments)
+                stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
+                opened.builder = kind(opened.path, self._file_metadata(name), **stored)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
         opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
@@ -347,6 +351,7 @@ class ShardWriter:
                 "dtype": self._config.dtype,
                 "layout": "CTHW",
                 "byte_order": "little",
+                **({"store": sorted(self._config.store)} if self._config.store else {}),
             },
             "normalisation": {"applied": False, **recommended},
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import BuildError
 from pipeline.format.columns import SCALARS, parquet_schema
 from pipeline.format.index import METADATA_KEY, UNPLACED, IndexRow, index_row
+from pipeline.format.stored import TENSOR_COLUMNS, bytes_column, stored_names
 from pipeline.writer.parquet_pages import StreamedPage, point_footer_at, write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from pipeline.format.columns import LatentRow
@@ -57,20 +58,27 @@ class ParquetFileBuilder:
     suffix = ".parquet"
 
     def __init__(
-        self, path: Path, metadata: dict[str, Any], *, moments: bool, stream_bytes: int = STREAM_BYTES
+        self,
+        path: Path,
+        metadata: dict[str, Any],
+        *,
+        moments: bool,
+        store: Collection[str] = (),
+        stream_bytes: int = STREAM_BYTES,
     ) -> None:
         self._path = path
-        self._moments = moments
         self._stream_bytes = stream_bytes
-        schema = parquet_schema(moments=moments)
-        tensors = [name for name in schema.names if name.endswith("_bytes")]
+        self._names = stored_names(moments=moments, store=store)
+        schema = parquet_schema(moments=moments, store=store)
+        tensors = [bytes_column(name) for name in self._names]
         self._schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
             self._sink,
             self._schema,
             compression={name: "NONE" if name in tensors else "ZSTD" for name in _leaves(schema)},
-            use_dictionary=_REPEATING + [f"{name.removesuffix('_bytes')}_dtype" for name in tensors],
+            use_dictionary=_REPEATING
+            + [f"{TENSOR_COLUMNS[name]}_dtype" for name in self._names if name in TENSOR_COLUMNS],
             write_statistics=_WITH_STATISTICS,
             write_page_index=True,
             write_page_checksum=True,
@@ -89,23 +97,18 @@ class ParquetFileBuilder:
     def append(self, rows: Sequence[LatentRow]) -> None:
         """Writes `rows` as one row group, in the order given."""
         columns: dict[str, Any] = {"id": pa.array([row.id for row in rows], pa.string())}
-        streamed = len(rows) == 1 and rows[0].latent.num_bytes >= self._stream_bytes
-        tensors = {"vae_latent": [row.latent for row in rows]}
-        if self._moments:
-            tensors["vae_logvar"] = [row.logvar for row in rows if row.logvar]
-        for name, payloads in tensors.items():
-            columns |= _tensor_columns(name, payloads, streamed)
+        large = [name for name, tensor in rows[0].tensors.items() if tensor.num_bytes >= self._stream_bytes]
+        streamed = large if len(rows) == 1 else []
+        for name in self._names:
+            columns |= _tensor_columns(name, [row.tensors[name] for row in rows], name in streamed)
         columns |= {name: pa.array([row.scalars[name] for row in rows], kind) for name, kind in SCALARS.items()}
         self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=len(rows))
-        if streamed:
-            for name, (payload,) in tensors.items():
-                self._pages.append(self._write_page(f"{name}_bytes", payload))
+        for name in streamed:
+            self._pages.append(self._write_page(bytes_column(name), rows[0].tensors[name]))
         self._groups.append(len(rows))
         self._num_bytes += sum(row.num_bytes for row in rows)
         for row in rows:
-            self._rows.append(
-                (index_row(row, len(self._rows), UNPLACED, UNPLACED if row.logvar else None), _sought(row))
-            )
+            self._rows.append((index_row(row, len(self._rows), dict.fromkeys(self._names, UNPLACED)), _sought(row)))
 
     def close(self) -> list[IndexRow]:
         """Finishes the file and finds the offset of every tensor.
@@ -117,11 +120,9 @@ class ParquetFileBuilder:
         self._sink.close()
         if self._pages:
             point_footer_at(self._path, self._pages)
-        places = {name: self._find(name) for name in ("vae_latent", "vae_logvar")[: 2 if self._moments else 1]}
-        logvars = places.get("vae_logvar", [None] * len(self._rows))
+        places = {name: self._find(name) for name in self._names}
         return [
-            replace(row, latent_offset=latent, logvar_offset=logvar)
-            for (row, _), latent, logvar in zip(self._rows, places["vae_latent"], logvars, strict=True)
+            row.placed({name: offsets[i] for name, offsets in places.items()}) for i, (row, _) in enumerate(self._rows)
         ]
 
     def discard(self) -> None:
@@ -143,7 +144,7 @@ class ParquetFileBuilder:
         counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         if counts != self._groups:
             raise BuildError(f"{self._path.name} has row groups of {counts} rows, wrote {self._groups}", stage="write")
-        column = self._schema.get_field_index(f"{name}_bytes")
+        column = self._schema.get_field_index(bytes_column(name))
         places: list[int] = []
         with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for group, count in enumerate(counts):
@@ -168,11 +169,12 @@ def _leaves(schema: pa.Schema) -> list[str]:
 def _tensor_columns(name: str, tensors: list[Payload], streamed: bool) -> dict[str, Any]:
     # A streamed tensor is an empty placeholder here; its page follows the row group.
     arrays = [pa.array([b""], pa.binary())] if streamed else [_binary_of_one(tensor) for tensor in tensors]
-    return {
-        f"{name}_bytes": pa.chunked_array(arrays, pa.binary()),
-        f"{name}_shape": pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64())),
-        f"{name}_dtype": pa.array([tensor.dtype for tensor in tensors], pa.string()),
-    }
+    columns: dict[str, Any] = {bytes_column(name): pa.chunked_array(arrays, pa.binary())}
+    if name in TENSOR_COLUMNS:
+        prefix = TENSOR_COLUMNS[name]
+        columns[f"{prefix}_shape"] = pa.array([tensor.shape for tensor in tensors], pa.list_(pa.int64()))
+        columns[f"{prefix}_dtype"] = pa.array([tensor.dtype for tensor in tensors], pa.string())
+    return columns
 
 
 def _binary_of_one(tensor: Payload) -> pa.Array:
@@ -182,9 +184,7 @@ def _binary_of_one(tensor: Payload) -> pa.Array:
 
 
 def _sought(row: LatentRow) -> dict[str, _Sought]:
-    tensors = {"vae_latent": row.latent, "vae_logvar": row.logvar}
     return {
         name: _Sought(tensor.num_bytes.to_bytes(4, "little") + bytes(tensor.data[:_NEEDLE]), tensor.num_bytes)
-        for name, tensor in tensors.items()
-        if tensor is not None
+        for name, tensor in row.tensors.items()
     }

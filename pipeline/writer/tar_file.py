@@ -1,7 +1,8 @@
 """Writer of WebDataset tars with reproducible bytes; tensors are written in pieces of a few MiB.
 
 Takes sorted groups of `LatentRow`s of one bucket, returns a finished local file and its `IndexRow`s. The first member is `__latentset__`.
-Each clip has three adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16 or moments), `{id}.txt`, `{id}.json`.
+Each clip has adjacent members: `{id}.latent.npy` (`.latent.safetensors` for bfloat16 or moments), what `write.store` adds
+(`{id}.i2v_cond.npy` or `.safetensors`, `{id}.first_frame.webp` or `.png`), `{id}.txt`, `{id}.json`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import io
 import json
 import tarfile
 from contextlib import suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from pipeline.format.columns import METADATA_MEMBER
 from pipeline.format.index import IndexRow, index_row
-from pipeline.format.tensors import npy_header, release_pages, safetensors_header
+from pipeline.format.stored import FIRST_FRAME, I2V_COND, LATENT, LOGVAR
+from pipeline.format.tensors import image_suffix, npy_header, release_pages, safetensors_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from pipeline.format.columns import LatentRow
+    from pipeline.format.tensors import Payload
 
 COPY_BYTES = 4 * 1024 * 1024
 
@@ -30,9 +34,10 @@ class TarFileBuilder:
 
     suffix = ".tar"
 
-    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool) -> None:
+    def __init__(self, path: Path, metadata: dict[str, Any], *, moments: bool, store: Collection[str] = ()) -> None:
+        """`moments`, `store`: as for Parquet, where they decide the columns; here each row has the members of its tensors."""
+        del moments, store
         self._path = path
-        self._moments = moments
         self._file = path.open("wb")
         # PAX writes plain USTAR headers and adds an extended one only for names over 100 bytes or members over 8 GiB.
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=COPY_BYTES)
@@ -48,7 +53,7 @@ class TarFileBuilder:
     def append(self, rows: Sequence[LatentRow]) -> None:
         """Writes `rows` in the order given."""
         for row in rows:
-            latent_at, logvar_at = self._add_tensors(row)
+            offsets = self._add_tensors(row)
             # Written also without caption: readers that ask for a tuple of fields fail on a sample that lacks one.
             # In the json, "no caption" is null and an empty one is "".
             self._add(f"{row.id}.txt", [(row.scalars["caption"] or "").encode()])
@@ -59,7 +64,7 @@ class TarFileBuilder:
                 **row.scalars,
             }
             self._add(f"{row.id}.json", [json.dumps(described).encode()])
-            self._rows.append(index_row(row, len(self._rows), latent_at, logvar_at))
+            self._rows.append(index_row(row, len(self._rows), offsets))
             self._num_bytes += row.num_bytes
 
     def close(self) -> list[IndexRow]:
@@ -74,15 +79,29 @@ class TarFileBuilder:
         with suppress(OSError):  # closing flushes; the file is discarded, so errors are ignored
             self._file.close()
 
-    def _add_tensors(self, row: LatentRow) -> tuple[int, int | None]:
-        if row.logvar is None and row.latent.dtype != "bfloat16":
-            header = npy_header(row.latent.shape, row.latent.dtype)
-            return self._add(f"{row.id}.latent.npy", [header, row.latent.data]) + len(header), None
-        tensors = {"mean": row.latent} | ({"logvar": row.logvar} if row.logvar else {})
+    def _add_tensors(self, row: LatentRow) -> dict[str, int]:
+        """Offset of each tensor by name."""
+        named = {
+            "mean" if name == LATENT else name: row.tensors[name] for name in (LATENT, LOGVAR) if name in row.tensors
+        }
+        offsets = dict(zip((LATENT, LOGVAR), self._add_arrays(f"{row.id}.latent", named), strict=False))
+        if (cond := row.tensors.get(I2V_COND)) is not None:
+            (offsets[I2V_COND],) = self._add_arrays(f"{row.id}.{I2V_COND}", {I2V_COND: cond})
+        if (image := row.tensors.get(FIRST_FRAME)) is not None:
+            suffix = image_suffix(bytes(image.data[:16]))
+            offsets[FIRST_FRAME] = self._add(f"{row.id}.{FIRST_FRAME}.{suffix}", [image.data])
+        return offsets
+
+    def _add_arrays(self, name: str, tensors: dict[str, Payload]) -> list[int]:
+        """One member: a `.npy` of one tensor that numpy has a type for, else safetensors. Returns the offset of each tensor."""
+        first, *more = tensors.values()
+        if not more and first.dtype != "bfloat16":
+            header = npy_header(first.shape, first.dtype)
+            return [self._add(f"{name}.npy", [header, first.data]) + len(header)]
         header = safetensors_header(tensors)
         parts: list[bytes | memoryview] = [header, *(tensor.data for tensor in tensors.values())]
-        mean_at = self._add(f"{row.id}.latent.safetensors", parts) + len(header)
-        return mean_at, mean_at + row.latent.num_bytes if row.logvar else None
+        begin = self._add(f"{name}.safetensors", parts) + len(header)
+        return list(accumulate([tensor.num_bytes for tensor in tensors.values()][:-1], initial=begin))
 
     def _add(self, name: str, parts: list[bytes | memoryview]) -> int:
         """Adds a member made of `parts`. Returns the offset of its first content byte in the file."""

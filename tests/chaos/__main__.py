@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")  # before Ray is imported
@@ -27,7 +28,7 @@ from tests.chaos.commands import Commands
 from tests.chaos.corpus import UploadedCorpus, upload_corpus
 from tests.chaos.faulting_proxy import FaultingProxy
 from tests.chaos.lifecycle import Figures, Lifecycle
-from tests.chaos.races import RaceRunner, races
+from tests.chaos.races import Race, RaceRunner, races
 from tests.conftest import S3Server
 from tests.moto_server import MotoServer
 from tests.swift_server import SwiftServer, free_ports
@@ -46,18 +47,17 @@ class Rounds:
 
     def round(self, seed: int) -> None:
         """One round. A part that fails is reported, and the others run all the same."""
-        self._part(seed, "lifecycle", lambda: self._lifecycle(seed))
-        self._part(seed, "lifecycle on Ray", lambda: self._ray(seed))
+        self._part(seed, "lifecycle", partial(self._lifecycle, seed))
+        self._part(seed, "lifecycle on Ray", partial(self._ray, seed))
         for number, race in enumerate(itertools.islice(races(seed), RACES)):
-            self._part(seed, f"race {number} {race}", lambda race=race: self._race(race))  # type: ignore[misc]
+            self._part(seed, f"race {number} {race}", partial(self._race, race))
         count = random.Random(seed).randint(2, 3)
-        for name, corpus, lies in (
+        for name, corpus, ignored in (
             ("atomic conditional writes", self._moto, False),
             ("ignored conditions", self._moto, True),
             ("no conditional writes", self._swift, False),
         ):
-            part = lambda corpus=corpus, lies=lies: self._builds(corpus, count, lies)  # noqa: E731
-            self._part(seed, f"{count} builds at once, {name}", part)  # type: ignore[arg-type]
+            self._part(seed, f"{count} builds at once, {name}", partial(self._builds, corpus, count, ignored))
 
     def _part(self, seed: int, name: str, part: Callable[[], object]) -> None:
         try:
@@ -82,14 +82,15 @@ class Rounds:
         self.total.add(found)
         return found
 
-    def _race(self, race: object) -> str:
+    def _race(self, race: Race) -> str:
         server = self._races.corpus.server
         with FaultingProxy(server.address) as proxy, Commands(self._races.corpus, server.endpoint) as commands:
-            return self._races.run(race, commands, proxy)  # type: ignore[arg-type]
+            return self._races.run(race, commands, proxy)
 
-    def _builds(self, corpus: UploadedCorpus, count: int, lies: bool) -> None:
+    def _builds(self, corpus: UploadedCorpus, count: int, ignored: bool) -> None:
+        """`ignored`: the store does not look at conditions of writes."""
         with FaultingProxy(corpus.server.address) as proxy, Commands(corpus, proxy.endpoint) as commands:
-            if lies:
+            if ignored:
                 proxy.turn_on("lie")
             at_once(corpus, commands, count)
 

@@ -41,7 +41,7 @@ class UploadedCorpus:
         return f"{self.server.root}/out-{uuid.uuid4().hex[:8]}"
 
     def store(self, uri: str) -> Store:
-        """The output, past any relay."""
+        """The output, without a relay."""
         return open_store(uri, self.server.config())
 
 

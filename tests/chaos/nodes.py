@@ -36,7 +36,7 @@ COMMON = ("--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0", "-
 
 
 class Nodes:
-    """`flags` lead a build to the cluster. `kill` is a `Lifecycle`'s; `restore` starts nodes in place of those that were killed."""
+    """`flags`: options of a build on this cluster. `kill` is for `Lifecycle`; `restore` starts nodes in place of those that were killed."""
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands

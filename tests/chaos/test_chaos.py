@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pipeline.operate.open_work import RunningBuild
 from tests.chaos import schedule
 from tests.chaos.commands import Commands
 from tests.chaos.corpus import UploadedCorpus, upload_corpus
 from tests.chaos.faulting_proxy import FaultingProxy
 from tests.chaos.lifecycle import Lifecycle
-from tests.chaos.races import races
+from tests.chaos.races import is_accepted, races
 from tests.conftest import S3Server
 from tests.moto_server import MotoServer
 from tests.swift_server import free_ports
@@ -51,6 +52,14 @@ def test_schedules_depend_only_on_their_seed() -> None:
     assert drawn(1) == drawn(1)
     for first, second in zip(drawn(1), drawn(2), strict=True):
         assert first != second
+
+
+def test_a_race_may_end_in_a_refusal_because_of_the_other_command() -> None:
+    for shards in (1, 2):
+        assert is_accepted(1, f"not done: {RunningBuild('b', shards, 9.0)}; finish")
+    assert is_accepted(0, "")
+    for code, printed in ((1, "1 file is missing"), (5, "of the running build b"), (2, "was first"), (-9, "")):
+        assert not is_accepted(code, printed)
 
 
 def leave_behind(corpus: UploadedCorpus, leave: Callable[[Commands], object]) -> None:

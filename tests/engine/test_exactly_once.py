@@ -228,5 +228,5 @@ def test_resume_of_a_finished_build_starts_no_ray_and_builds_no_network(folder, 
     command = ["encode", folder, tmp_path / "out", *tiny_flags("--executor", "ray")]
     run = lathe(*command, env=environment, prepare="tests.engine.test_exactly_once:forbid_networks")
     assert run.returncode == 0, run.stderr
-    assert "0 of 1 shards encoded" in run.stdout
+    assert "0 of 1 shard encoded" in run.stdout
     assert json.loads(run.stdout.splitlines()[-1]) is False

@@ -201,7 +201,7 @@ def test_damage_without_a_sample_counts_as_an_input(tmp_path, budget):
 
 def test_non_finite_latents_are_rejected_not_written(tmp_path):
     write_tar(tmp_path / "a.tar", {"a": {"mp4": video_bytes(9)}})
-    with pytest.raises(NothingEncoded, match=r"1 samples in, 0 clips out \(non_finite_latent 1\)") as caught:
+    with pytest.raises(NothingEncoded, match=r"1 sample in, 0 clips out \(non_finite_latent 1\)") as caught:
         pipeline.encode(tiny_job(tmp_path / "a.tar", tmp_path / "out", "write.max_abs=1e-6"))
     assert caught.value.report.rejects == {"non_finite_latent": 1}
     assert caught.value.exit_code == 1

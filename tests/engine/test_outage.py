@@ -191,7 +191,7 @@ def test_shards_of_another_build_are_not_counted_as_encoded(tmp_path):
     build.run()
     assert report.ok
     assert (report.shards_done, report.shards_elsewhere, report.counts.samples) == (2, 4, 2)
-    assert "  4 of 6 shards were committed by another build that ran at the same time" in build_lines(report)
+    assert "  4 of 6 shards committed by another build that ran at the same time" in build_lines(report)
 
 
 def test_refused_inputs_and_notes_are_shown_and_the_build_is_not_ok(tmp_path):

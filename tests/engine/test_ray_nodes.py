@@ -118,7 +118,7 @@ def checkpoint(s3_server, tmp_path_factory):
     """URI of the tiny network's weights, and a cache folder whose copy of them is damaged."""
     from safetensors.torch import save_file
 
-    from model.leanvae.parameters import random_weights
+    from model.leanvae.random_weights import random_weights
     from model.registry import complete
 
     folder = tmp_path_factory.mktemp("weights")

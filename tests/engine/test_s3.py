@@ -72,7 +72,7 @@ def test_a_checkpoint_on_s3_is_fetched_and_its_hash_recorded(remote, corpus, tmp
     from safetensors.torch import save_file
 
     import model
-    from model.leanvae.parameters import random_weights
+    from model.leanvae.random_weights import random_weights
     from model.registry import complete
 
     monkeypatch.setenv("LATHE_CACHE", str(tmp_path / "cache"))

@@ -40,14 +40,14 @@ class MemoryRows:
     def __iter__(self):
         return iter(self.rows)
 
-    def latents(self, rows):
+    def latents(self, rows, others=()):
         alive = weakref.WeakSet()
         for row in rows:
             self.reads += 1
             latent = latent_of(row)
             alive.add(latent)
             self.most = max(self.most, len(alive))
-            yield Latent(latent)
+            yield Latent(latent, cond=-latent if "i2v_cond" in others else None)
 
 
 def latent_of(row, dtype=torch.float16):

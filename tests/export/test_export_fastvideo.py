@@ -8,7 +8,17 @@ import torch
 from pipeline.errors import InputError
 from pipeline.export.fastvideo import FastVideo
 from pipeline.export.texts import TextTable
-from tests.export.memory_rows import MemoryRows, files_in, latent_of, run, text_of, wan_row, with_source, write_texts
+from tests.export.memory_rows import (
+    MemoryRows,
+    files_in,
+    latent_of,
+    normalised,
+    run,
+    text_of,
+    wan_row,
+    with_source,
+    write_texts,
+)
 
 WIDTH = 4096
 
@@ -28,12 +38,12 @@ def as_the_trainer_reads(path):
     file, found = pq.ParquetFile(path), []
     for group in range(file.num_row_groups):
         for row in file.read_row_group(group).to_pylist():
-            for name in ("vae_latent", "text_embedding"):
-                row[name] = torch.from_numpy(
-                    np.frombuffer(row[f"{name}_bytes"], np.float32).reshape(row[f"{name}_shape"]).copy()
-                )
-            found.append(row)
+            found.append(row | {name: tensor_of(row, name) for name in ("vae_latent", "text_embedding")})
     return found
+
+
+def tensor_of(row, name):
+    return torch.from_numpy(np.frombuffer(row[f"{name}_bytes"], np.float32).reshape(row[f"{name}_shape"]).copy())
 
 
 def test_its_reader_finds_raw_latents_and_true_length_texts(exported):
@@ -46,6 +56,29 @@ def test_its_reader_finds_raw_latents_and_true_length_texts(exported):
         assert torch.equal(got["text_embedding"], text_of(row, WIDTH).float())
         assert (got["caption"], got["width"], got["height"]) == (row.caption or "", row.width, row.height)
         assert got["num_frames"] == row.shape[1], "FastVideo writes the latent's frames"
+
+
+def test_conditions_are_normalised_columns_of_its_image_to_video_schema(tmp_path, exported):
+    rows = with_source(exported[0], stored=("latent", "i2v_cond"))
+    texts = TextTable(write_texts(tmp_path / "texts.parquet", rows.rows, WIDTH))
+    report = run(FastVideo, rows, tmp_path / "out", texts=texts)
+    read = {
+        row["id"]: row for path in files_in(tmp_path / "out") for row in as_the_trainer_reads(tmp_path / "out" / path)
+    }
+    for row in rows.rows:
+        got = read[row.id]
+        assert torch.equal(got["vae_latent"], latent_of(row).float()), "raw"
+        assert torch.equal(tensor_of(got, "first_frame_latent"), normalised(-latent_of(row)))
+        assert all((got[f"{name}_bytes"], got[f"{name}_shape"]) == (b"", []) for name in ("clip_feature", "pil_image"))
+    assert "needs CLIP features as well" in report.notices[-1]
+    bare = {**rows.source.spec, "mean": None, "std": None}
+    other = with_source(rows, spec=bare, network_class=None, stored=("latent", "i2v_cond"))
+    report = run(FastVideo, other, tmp_path / "bare", as_="wan", texts=texts)
+    assert "without i2v_cond, which fastvideo takes normalised: wan-2.1 has no constants" in report.notices
+    assert all(
+        "first_frame_latent_bytes" not in row
+        for row in as_the_trainer_reads(next((tmp_path / "bare").rglob("*.parquet")))
+    )
 
 
 def test_one_folder_holds_one_shape(exported):

@@ -13,7 +13,17 @@ from pipeline.errors import InputError
 from pipeline.export.musubi import Musubi
 from pipeline.export.rows import Source
 from pipeline.export.texts import TextTable
-from tests.export.memory_rows import WAN, MemoryRows, latent_of, normalised, run, text_of, wan_row, write_texts
+from tests.export.memory_rows import (
+    WAN,
+    MemoryRows,
+    latent_of,
+    normalised,
+    run,
+    text_of,
+    wan_row,
+    with_source,
+    write_texts,
+)
 
 
 def as_the_trainer_finds(folder, arch):
@@ -62,6 +72,21 @@ def test_its_buckets_stack_normalised_latents(tmp_path):
         size = {"width": "48", "height": "32", "frame_count": "5"}
         assert file.metadata() == {"architecture": "wan", "format_version": "1.0.1", **size}
         assert list(file.keys()) == ["latents_2x4x6_bfloat16"]
+
+
+def test_conditions_lie_behind_the_mask_of_given_frames(tmp_path):
+    rows = MemoryRows(rows=[wan_row("a-0000-aa"), wan_row("b-0000-aa")])
+    rows = with_source(rows, stored=("latent", "i2v_cond"))
+    texts = TextTable(write_texts(tmp_path / "texts.parquet", rows.rows, 4096))
+    run(Musubi, rows, tmp_path / "out", texts=texts)
+    batch = as_the_trainer_finds(tmp_path / "out/48x32", "wan")[48, 32, 5]
+    assert batch.keys() == {"latents", "latents_image", "t5"}
+    mask, cond = batch["latents_image"][:, :4], batch["latents_image"][:, 4:]
+    assert torch.equal(cond, torch.stack([normalised(-latent_of(row)).bfloat16() for row in rows.rows]))
+    given = torch.ones(1, 5)  # as its own caching makes the mask from five video frames
+    given[:, 1:] = 0
+    expected = torch.cat([given[:, :1].repeat_interleave(4, 1), given[:, 1:]], 1).view(2, 4).T
+    assert torch.equal(mask.float(), expected.reshape(1, 4, 2, 1, 1).expand(2, 4, 2, 4, 6))
 
 
 def test_its_configuration_has_the_size_of_each_folder(tmp_path):

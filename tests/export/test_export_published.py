@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
@@ -12,11 +13,13 @@ from pipeline.cli.export_wording import export_lines
 from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.export.dataset import PublishedRows
+from pipeline.export.models import CUSTOM
 from pipeline.export.run import Report
 from pipeline.export.targets import TARGETS, Request, export_output
+from pipeline.export.wds import Wds
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.operate.publish import PublishOptions, publish
-from tests.export.memory_rows import files_in
+from tests.export.memory_rows import MemoryRows, files_in, run, wan_row
 from tests.export.test_export_tars import loaded, samples_of
 from tests.loader.outputs import SHORT, WIDE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import latent_values
@@ -30,8 +33,9 @@ def expected(clip):
 @pytest.fixture(scope="module", params=["parquet", "tar"])
 def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("output")
-    config = WriteConfig(format=request.param, dtype="float32", moments=True)
-    return write_output(folder / "out", folder / "spool", mixed_shards(dtype="float32", moments=True), config)
+    stored = {"dtype": "float32", "moments": True, "store": ("first_frame", "i2v_cond")}
+    config = WriteConfig(format=request.param, **stored)
+    return write_output(folder / "out", folder / "spool", mixed_shards(**stored), config)
 
 
 def test_rows_come_with_their_facts_and_in_any_choice(output):
@@ -60,6 +64,7 @@ def members_of(directory):
 
 def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
     members = ("latent=latent.pt", "logvar=logvar.npy", "caption=prompt.txt", "metadata=json")
+    members += ("i2v_cond=cond.pt", "first_frame=first.png")
     request = Request("wds", normalize="none", members=members, where="num_frames > 1")
     report = export_output(output.uri, str(tmp_path / "out"), request)
     found = members_of(tmp_path / "out")
@@ -71,6 +76,20 @@ def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
         assert np.load(io.BytesIO(found[name]["logvar.npy"])).shape == expected(clip).shape
         assert found[name]["prompt.txt"].decode() == (clip.sample.caption or "")
         assert json.loads(found[name]["json"])["num_frames"] == clip.num_frames
+        assert np.array_equal(loaded(found[name]["cond.pt"]).numpy(), clip.cond_CTHW)
+        assert found[name]["first.png"][:4] == b"\x89PNG"
+        assert np.array_equal(pixels(found[name]["first.png"]), pixels(clip.first_frame))
+
+
+def pixels(data):
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture)
+
+
+def test_members_that_are_not_stored_are_refused(tmp_path):
+    rows = MemoryRows(rows=[wan_row("a-0000-aa")])
+    with pytest.raises(ConfigError, match="--member first_frame: the output does not store it; encode with --store"):
+        run(Wds, rows, tmp_path, as_=CUSTOM, normalize="none", members=("first_frame=first.webp",))
 
 
 def test_the_next_snapshot_is_a_delta(tmp_path):

@@ -247,7 +247,11 @@ def test_a_prefix_gives_the_first_frames_of_all_that_are_long_enough(tmp_path):
             r"crop: a latent frame of tiny depends on an unknown number of earlier frames",
         ),
         ("parquet", {"crop": 3}, r"crop: expected Prefix\(T\)"),
-        ("parquet", {"captions": ("text",)}, r'captions: expected "caption" or "metadata.KEY"'),
+        (
+            "parquet",
+            {"captions": ("text",)},
+            r'captions: expected "caption", "captions", "captions.NAME" or "metadata.KEY"',
+        ),
         ("parquet", {"caption_dropout": 1.5}, r"caption_dropout: expected a number from 0 to 1, got 1.5"),
         ("parquet", {"weights": (1, 2)}, r"weights: expected 1, one for each dataset, got 2"),
     ],
@@ -341,6 +345,27 @@ def test_one_of_several_captions_is_drawn_anew_in_each_epoch(tmp_path):
     dropped = [text for texts in captions(caption_dropout=0.25).values() for text in texts]
     assert 10 <= dropped.count("") <= 38  # of 96
     assert captions(captions=("metadata.nothing",)) == {n: [""] * 12 for n in range(8)}
+
+
+@pytest.mark.parametrize("container", ["parquet", "tar"])
+def test_captions_of_a_row_are_drawn_by_name_or_among_all(tmp_path, container):
+    named = [(("txt", f"t{n}"), ("short", f"s{n}"), ("short", f"r{n}"))[: 3 if n else 1] for n in range(4)]
+    shard = [clip_of(n, SHORT, caption=f"t{n}", captions=named[n]) for n in range(4)]
+    output = write_output(tmp_path / "out", tmp_path, [shard], WriteConfig(format=container))
+
+    def drawn(source):
+        found = [set() for _ in named]
+        with LatentLoader(LatentDataset.open(output.uri), batch=4, epochs=16, captions=source) as loader:
+            for batch in loader:
+                assert batch.columns == {}
+                for name, caption in zip(batch.ids, batch.captions, strict=True):
+                    found[int(name[5:10])].add(caption)
+        return found
+
+    assert drawn("captions") == [{text for _, text in each} for each in named]
+    assert drawn("captions.short") == [{""}, *({f"s{n}", f"r{n}"} for n in (1, 2, 3))]
+    row = next(LatentDataset.open(output.uri, columns=("captions", "caption_names")).rows())
+    assert row.columns == {"captions": ["t0"], "caption_names": ["txt"]}
 
 
 def test_the_state_is_small(films):

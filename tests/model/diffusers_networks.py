@@ -17,6 +17,29 @@ _WAN_22 = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channel
 TINY: dict[str, dict[str, Any]] = {
     "wan-2.1": {"_class_name": "AutoencoderKLWan", **_WAN},
     "wan-2.2": {"_class_name": "AutoencoderKLWan", **_WAN, **_WAN_22, "scale_factor_spatial": 16},
+    "qwen-image": {"_class_name": "AutoencoderKLQwenImage", **_WAN},
+    "ltx-2": {
+        "_class_name": "AutoencoderKLLTX2Video",
+        "latent_channels": 8,
+        "block_out_channels": [16, 16, 16, 16],
+        "decoder_block_out_channels": [8, 16, 32],
+        "layers_per_block": [1, 1, 1, 1, 1],
+        "decoder_layers_per_block": [1, 1, 1, 1],
+        "decoder_causal": False,
+    },
+    "easyanimate": {
+        "_class_name": "AutoencoderKLMagvit",
+        **_NARROW,
+        "down_block_types": ["SpatialDownBlock3D"] + ["SpatialTemporalDownBlock3D"] * 3,
+        "up_block_types": ["SpatialUpBlock3D"] + ["SpatialTemporalUpBlock3D"] * 3,
+    },
+    "vidtok": {"_class_name": "AutoencoderVidTok", "ch": 8, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1},
+    "hunyuan-video-1.5": {
+        "_class_name": "AutoencoderKLHunyuanVideo15",
+        "latent_channels": 4,
+        "block_out_channels": [8, 8, 8, 8, 8],
+        "layers_per_block": 1,
+    },
     "hunyuan-video": {"_class_name": "AutoencoderKLHunyuanVideo", **_NARROW},
     "cogvideox": {"_class_name": "AutoencoderKLCogVideoX", **_NARROW},
     "cosmos": {
@@ -59,8 +82,33 @@ TINY: dict[str, dict[str, Any]] = {
         "norm_num_groups": 4,
         "shift_factor": 0.1,
     },
+    "flux-2": {
+        "_class_name": "AutoencoderKLFlux2",
+        "latent_channels": 4,
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    },
+    "dc-ae": {
+        "_class_name": "AutoencoderDC",
+        "latent_channels": 4,
+        "attention_head_dim": 8,
+        "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
+        "decoder_block_types": ["ResBlock", "EfficientViTBlock"],
+        "encoder_block_out_channels": [8, 16],
+        "decoder_block_out_channels": [8, 16],
+        "encoder_layers_per_block": [1, 1],
+        "decoder_layers_per_block": [1, 1],
+        "encoder_qkv_multiscales": [[], [5]],
+        "decoder_qkv_multiscales": [[], [5]],
+        "scaling_factor": 0.41407,
+    },
 }
-CHUNKED = ("wan-2.1", "wan-2.2", "svd", "sd")
+IMAGES = ("sd", "flux-2", "dc-ae")
+BOTH_WAYS = ("wan-2.1", "wan-2.2", "qwen-image", "easyanimate", *IMAGES)  # decode in chunks, too
+CHUNKED = (*BOTH_WAYS, "ltx-2", "vidtok", "svd")
 WHOLE = tuple(name for name in TINY if name not in CHUNKED)
 
 

@@ -10,10 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
-from model.diffusers_vae import wan_stream
-from model.diffusers_vae.facts import WHOLE_CLIPS
+from model.diffusers_vae import causal_stream, wan_stream
+from model.diffusers_vae.classes import BOTH_SIDES, WHOLE_CLIPS
 from model.losslessness import decode_chunked, encode_chunked, examine
-from tests.model.diffusers_networks import CHUNKED, TINY, WHOLE, clip, noise, tiny
+from tests.model.diffusers_networks import BOTH_WAYS, CHUNKED, TINY, WHOLE, clip, noise, tiny
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("allegro", "sd", "svd")])
+def test_the_first_latent_is_that_of_the_first_frame_alone_where_the_document_says_so(name):
+    """docs/i2v.md: which networks need no condition."""
+    vae = tiny(name)
+    video = clip(vae.spec)
+    first, alone = vae.encode(video)[0].mean[:, :, :1], vae.encode(video[:, :, :1])[0].mean
+    difference = float((first - alone).abs().max() / alone.abs().max())
+    least, most = {"ltx-video": (0, 1e-4), "mochi": (0, 1e-4)}.get(name, (0, 0))
+    if name in ("hunyuan-video", "cogvideox"):
+        least, most = 0.05, 10
+    assert least <= difference <= most
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -21,12 +34,12 @@ def test_every_claimed_property_holds_bit_for_bit(name):
     """All properties (chunks, batches, interleaving, states, prefixes, images) in both directions, or whole clips only."""
     vae = tiny(name)
     assert vae.spec.chunking == ("exact" if name in CHUNKED else "none")
-    assert vae.decode_chunking == ("exact" if name in ("wan-2.1", "wan-2.2", "sd") else "none")
+    assert vae.decode_chunking == ("exact" if name in BOTH_WAYS else "none")
     side = 32 if vae.spec.space_stride <= 16 else 64
     findings = list(examine(vae, height=side, width=side, groups=2 if name in WHOLE else 4 - vae.spec.lead_frames))
     assert {finding.direction for finding in findings} == {"encode", "decode"}
     assert [finding for finding in findings if finding.difference != 0.0] == []
-    if name in ("wan-2.1", "wan-2.2", "sd"):
+    if name in BOTH_WAYS:
         assert sum("interleaved" in finding.name for finding in findings) == 2
 
 
@@ -42,35 +55,87 @@ def test_wan_gives_the_same_bits_for_any_partition(cuts, bf16):
     assert torch.equal(decode_chunked(vae, latent, ends), decode_chunked(vae, latent, [5]))
 
 
-def test_wan_states_of_different_steps_share_a_batch():
-    """diffusers' cache has other shapes after its first step than later; the adapter's has not."""
-    vae = tiny("wan-2.1")
-    young, old = noise(1, 3, 9, 32, 32, seed=1), noise(1, 3, 17, 32, 32, seed=2)
+STREAMS = ("ltx-2", "easyanimate", "vidtok")  # run by `causal_stream`
+
+
+@given(st.sampled_from(STREAMS), st.sets(st.integers(1, 3)), st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_causal_streams_give_the_same_bits_for_any_partition(name, cuts, bf16):
+    vae = tiny(name, dtype=torch.bfloat16) if bf16 else tiny(name)
+    video = clip(vae.spec, groups=3)
+    whole = encode_chunked(vae, video, [4], moments=True)
+    assert torch.equal(encode_chunked(vae, video, sorted({*cuts, 4}), moments=True), whole)
+    if name in BOTH_WAYS:
+        latent = whole[:, : vae.spec.latent_channels]
+        assert torch.equal(decode_chunked(vae, latent, sorted({*cuts, 4})), decode_chunked(vae, latent, [4]))
+
+
+@pytest.mark.parametrize("name", ["ltx-2", "vidtok"])
+def test_a_chunk_in_one_step_is_equal_up_to_rounding(name, monkeypatch):
+    """As on other devices than a CPU: any chunk, and the state after it."""
+    vae = tiny(name)
+    video = clip(vae.spec, groups=3)
+    whole = encode_chunked(vae, video, [4], moments=True)
+    monkeypatch.setattr(causal_stream, "_by_groups", lambda frames, group, first: [frames])
+    for ends in ([4], [1, 4], [3, 4]):
+        assert (encode_chunked(vae, video, ends, moments=True) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", *STREAMS])
+def test_states_of_different_steps_share_a_batch(name):
+    """diffusers' caches have other shapes after their first step than later; the adapters' have not."""
+    vae = tiny(name)
+    stride = vae.spec.time_stride
+    young, old = clip(vae.spec, groups=1, seed=1), clip(vae.spec, groups=2, seed=2)
     _, after_image = vae.encode(young[:, :, :1])
-    _, after_more = vae.encode(old[:, :, :9])
-    both = torch.cat([young[:, :, 1:], old[:, :, 9:]])
+    _, after_more = vae.encode(old[:, :, : 1 + stride])
+    assert after_image.nbytes == after_more.nbytes
+    both = torch.cat([young[:, :, 1:], old[:, :, 1 + stride :]])
     mean = vae.encode(both, vae.stack_states([after_image, after_more]))[0].mean
     assert torch.equal(mean[:1], vae.encode(young)[0].mean[:, :, 1:])
-    assert torch.equal(mean[1:], vae.encode(old)[0].mean[:, :, 3:])
+    assert torch.equal(mean[1:], vae.encode(old)[0].mean[:, :, 2:])
 
 
-def test_wan_state_does_not_grow():
-    vae = tiny("wan-2.1")
-    sizes, state = [], None
-    for frames in (1, 4, 8, 4):
-        _, state = vae.encode(noise(1, 3, frames, 16, 16), state)
-        sizes.append(state.nbytes)
-    assert len(set(sizes)) == 1
+@pytest.mark.parametrize("name", STREAMS)
+def test_causal_streams_keep_nothing_on_their_modules(name):
+    """diffusers' own EasyAnimate and VidTok keep frames on their layers."""
+    vae = tiny(name)
+    latent, _ = vae.encode(clip(vae.spec))
+    vae.decode(latent.mean)
+    kept = [
+        (key, attribute)
+        for key, layer in vae._coder.module.named_modules()
+        for attribute, value in vars(layer).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert kept == []
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "svd"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("ltx-2", {"encoder_causal": False}), ("vidtok", {"is_causal": False, "num_res_blocks": 1})],
+)
+def test_configurations_that_see_later_frames_take_whole_clips(name, change):
+    vae = model.load("diffusers", config={**TINY[name], **change}, untrained=0)
+    assert (vae.spec.chunking, vae.decode_chunking, vae.spec.causal) == ("none", "none", False)
+    video = clip(vae.spec, groups=3)
+    latent, state = vae.encode(video)
+    assert latent.mean.shape[2] == vae.spec.latent_frames(video.shape[2])
+    assert vae.decode(latent.mean)[0].shape == video.shape
+    prefix = vae.encode(video[:, :, : -vae.spec.time_stride])[0].mean
+    assert (latent.mean[:, :, : prefix.shape[2]] - prefix).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=f"encodes whole clips, because {BOTH_SIDES}"):
+        vae.encode(video[:, :, : vae.spec.time_stride], state)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "svd", "ltx-2", "vidtok"])
 def test_networks_for_whole_clips_refuse_chunks_with_the_reason(name):
     vae = tiny(name)
     video = clip(vae.spec)
     posterior, encoded = vae.encode(video)
     decoded_from = posterior.mean
     _, decoded = vae.decode(decoded_from)
-    if name != "svd":
+    if name in WHOLE:
         because = WHOLE_CLIPS[TINY[name]["_class_name"]]
         with pytest.raises(ValueError, match=f"encodes whole clips, because {because}; pass every frame of a clip"):
             vae.encode(video[:, :, : vae.spec.time_stride], encoded)
@@ -134,18 +199,20 @@ def test_frames_of_image_networks_are_independent():
 @pytest.fixture
 def untested():
     """No stream was tested before, and none of those tested here is used after."""
-    wan_stream._tested_stream.cache_clear()
+    for tested in (wan_stream._tested_stream, causal_stream._difference):
+        tested.cache_clear()
     yield
-    wan_stream._tested_stream.cache_clear()
+    for tested in (wan_stream._tested_stream, causal_stream._difference):
+        tested.cache_clear()
 
 
-def refused(reason):
+def refused(reason, name="wan-2.1"):
     with pytest.warns(
-        UserWarning, match=rf"encodes and decodes whole clips only: this adapter does not know .* its cache .*{reason}"
+        UserWarning, match=rf"encodes and decodes whole clips only: this adapter does not know how .*{reason}"
     ):
-        vae = tiny.__wrapped__("wan-2.1")
+        vae = tiny.__wrapped__(name)
     assert (vae.spec.chunking, vae.decode_chunking) == ("none", "none")
-    video = noise(1, 3, 9, 32, 32)
+    video = clip(vae.spec)
     latent, state = vae.encode(video)
     assert vae.decode(latent.mean)[0].shape == video.shape
     with pytest.raises(ValueError, match="encodes whole clips, because this adapter"):
@@ -155,7 +222,8 @@ def refused(reason):
 
 def test_a_missing_cache_falls_back_to_whole_clips(untested, monkeypatch):
     monkeypatch.delattr("diffusers.models.autoencoders.autoencoder_kl_wan.patchify")
-    assert torch.equal(refused("patchify"), tiny("wan-2.1").encode(noise(1, 3, 9, 32, 32))[0].mean)
+    vae = tiny("wan-2.1")
+    assert torch.equal(refused("patchify"), vae.encode(clip(vae.spec))[0].mean)
 
 
 def test_a_cache_with_another_meaning_falls_back_to_whole_clips(untested, monkeypatch):
@@ -176,6 +244,22 @@ def test_a_growing_cache_falls_back_to_whole_clips(untested, monkeypatch):
 
     monkeypatch.setattr(wan_stream.WanStream, "_encode_step", growing)
     refused("the cache still changes its shapes in step 3")
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_layers_of_other_names_fall_back_to_whole_clips(name, untested, monkeypatch):
+    mean = tiny(name).encode(clip(tiny(name).spec))[0].mean
+    monkeypatch.setattr(causal_stream, "LAYERS", {})
+    again = refused("look back in time", name)
+    assert (again - mean).abs().max() < 1e-5 * mean.abs().max()
+
+
+def test_layers_with_another_meaning_fall_back_to_whole_clips(untested, monkeypatch):
+    def shifted(layer, frames, causal=True):
+        return causal_stream._ltx2_convolution(layer, frames.roll(1, dims=2))
+
+    monkeypatch.setitem(causal_stream.LAYERS, "LTX2VideoCausalConv3d", shifted)
+    refused("latents differ by", "ltx-2")
 
 
 def test_residual_wan_in_chunks_equals_the_class():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import model
-from model.diffusers_vae import facts
+from model.diffusers_vae import classes, facts
 from model.diffusers_vae.module import empty_module
 from tests.model.diffusers_networks import TINY, clip, tiny
 
@@ -27,10 +27,10 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("kind", facts.DEFAULTS)
+@pytest.mark.parametrize("kind", classes.DEFAULTS)
 def test_defaults_equal_those_of_the_class(kind, diffusers):
     parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
-    assert {key: plain(parameters[key].default) for key in facts.DEFAULTS[kind]} == facts.DEFAULTS[kind]
+    assert {key: plain(parameters[key].default) for key in classes.DEFAULTS[kind]} == classes.DEFAULTS[kind]
 
 
 def test_cosmos_statistics_are_per_channel_and_frame_unless_the_configuration_has_others(diffusers):
@@ -47,6 +47,13 @@ PUBLISHED = {
     # channels, time, space, frames rule, causal, chunking, scale
     "wan-2.1": (16, 4, 8, "4n+1", True, "exact", None),
     "wan-2.2": (48, 4, 16, "4n+1", True, "exact", None),
+    "qwen-image": (16, 4, 8, "4n+1", True, "exact", None),
+    "ltx-2": (128, 8, 32, "8n+1", True, "exact", 1.0),
+    "ltx-2.3": (128, 8, 32, "8n+1", True, "exact", 1.0),
+    "easyanimate-5.1": (16, 4, 8, "4n+1", True, "exact", 0.7125),
+    "hunyuan-video-1.5": (32, 4, 16, "4n+1", True, "none", 1.03682),
+    "flux-2": (32, 1, 8, "n", True, "exact", None),
+    "dc-ae-f32c32-sana": (32, 1, 32, "n", True, "exact", 0.41407),
     "hunyuan-video": (16, 4, 8, "4n+1", False, "none", 0.476986),
     "cogvideox": (16, 4, 8, "4n+1", False, "none", 1.15258426),
     "cogvideox-5b": (16, 4, 8, "4n+1", False, "none", 0.7),
@@ -68,7 +75,7 @@ def test_specs_of_the_published_networks():
         assert (*got, spec.causal, spec.chunking, spec.scale) == known, name
         assert spec.value_range == (-1.0, 1.0)
         for constants in (spec.mean, spec.std):
-            assert (constants is not None) == (name in ("wan-2.1", "wan-2.2", "mochi"))
+            assert (constants is not None) == (name in ("wan-2.1", "wan-2.2", "qwen-image", "mochi"))
             assert constants is None or len(constants) == spec.latent_channels
     assert model.spec("wan-2.1").mean[:2] == (-0.7571, -0.7089)
     assert model.spec("wan-2.2").std[-2:] == (0.7468, 0.7744)
@@ -87,6 +94,8 @@ def test_published_configurations_build_with_the_declared_shapes(preset):
     frames = video.transpose(1, 2).flatten(0, 1) if spec.time_stride == 1 else video
     # without tiles, which Allegro's own `encode` insists on
     encoded = module.encoder(frames).chunk(2, dim=1)[0] if preset.name == "allegro" else None
+    if preset.name == "dc-ae-f32c32-sana":
+        encoded = module.encode(frames).latent
     parameters = module.encode(frames).latent_dist.mode() if encoded is None else encoded
     if spec.time_stride == 1:
         parameters = parameters.unflatten(0, (1, -1)).transpose(1, 2)
@@ -105,7 +114,7 @@ def test_specs_of_tiny_configurations_match_the_class(name):
     assert vae.decode(mean)[0].shape == video.shape
     declared = model.spec("diffusers", TINY[name]).to_dict()
     loaded = vae.spec.to_dict()
-    if name == "ltx-video":  # its statistics come with its weights
+    if name in ("ltx-video", "ltx-2"):  # their statistics come with their weights
         assert declared["mean"] is None
         assert len(loaded["mean"]) == len(loaded["std"]) == vae.spec.latent_channels
         for key in ("mean", "std", "scale"):
@@ -125,7 +134,28 @@ def test_constants_come_from_the_configuration():
     ("name", "change", "words"),
     [
         ("sd", {"_class_name": None}, r"names the class None.*expected one of AutoencoderKLWan, .*AutoencoderKL\. "),
-        ("sd", {"_class_name": "AutoencoderDC"}, "names the class 'AutoencoderDC'"),
+        ("sd", {"_class_name": "AutoencoderOobleck"}, "names the class 'AutoencoderOobleck'"),
+        (
+            "sd",
+            {"_class_name": "AutoencoderKLMiniMaxH3"},
+            "AutoencoderKLMiniMaxH3 is not supported: it takes 17n.5 frames",
+        ),
+        ("sd", {"_class_name": "AutoencoderKLKVAEVideo"}, "its group norms take their statistics over segments"),
+        ("sd", {"_class_name": "AutoencoderKLQwenImage21"}, "encodes single frames only"),
+        ("sd", {"_class_name": "VQModel"}, "entries of a codebook"),
+        (
+            "vidtok",
+            {"regularizer": "fsq", "double_z": False},
+            "regularizer 'kl' and double_z true; got 'fsq' and False",
+        ),
+        ("vidtok", {"tempo_ds": [3]}, r"tempo_ds must name levels of spatial_ds \(\[0, 1, 2\]\), got \[3\]"),
+        (
+            "easyanimate",
+            {"down_block_types": ["SpatialDownBlock3D"] * 4},
+            "two of down_block_types before the last must be",
+        ),
+        ("qwen-image", {"input_channels": 4}, "input_channels must be 3, for videos in RGB; got 4"),
+        ("qwen-image", {"temperal_downsample": [True] * 3}, "AutoencoderKLQwenImage steps through groups of 4 frames"),
         ("sd", {"in_channels": 4}, "in_channels must be 3, for videos in RGB; got 4"),
         ("sd", {"block_out_channels": 8}, "block_out_channels must be a list, got 8"),
         ("sd", {"scaling_factor": "0.5"}, "scaling_factor must be a number, got '0.5'"),
@@ -133,8 +163,8 @@ def test_constants_come_from_the_configuration():
         ("sd", {"latents_mean": [0.0] * 4}, "latents_mean and latents_std belong together"),
         ("wan-2.1", {"latents_std": [1.0] * 5}, "latents_std must have one value for each of the 4 channels, got 5"),
         ("wan-2.1", {"temperal_downsample": [True, True, True]}, "must be true for 2 of its first 3 stages"),
-        ("wan-2.2", {"in_channels": 3}, "in_channels must be 12, got 3"),
-        ("mochi", {"in_channels": 3}, "in_channels must be 15, got 3"),
+        ("wan-2.2", {"in_channels": 3}, "in_channels must be 12; got 3"),
+        ("mochi", {"in_channels": 3}, "in_channels must be 15; got 3"),
         ("cosmos", {"temporal_compression_ratio": 8.0}, "temporal_compression_ratio must be a whole number"),
     ],
 )
@@ -147,6 +177,23 @@ def test_strides_of_later_ltx_networks_follow_their_downsampling():
     later = {"spatio_temporal_scaling": [True] * 4, "downsample_type": ["spatial", "temporal", *["spatiotemporal"] * 2]}
     spec = model.spec("diffusers", {**TINY["ltx-video"], **later})
     assert (spec.time_stride, spec.space_stride) == (8, 32)
+
+
+def test_statistics_of_flux_2_are_named_as_those_of_patches():
+    assert "bn.running_mean and bn.running_var" in model.spec("flux-2").channel_semantics
+    assert model.spec("flux-2").mean is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("AutoencoderKLMiniMaxH3", "clip_length"),
+        ("AutoencoderKLKVAEVideo", "z_channels"),
+        ("VQModel", "num_vq_embeddings"),
+    ],
+)
+def test_refused_classes_exist_under_these_names(kind, words, diffusers):
+    assert words in inspect.signature(getattr(diffusers, kind).__init__).parameters
 
 
 def test_facts_import_neither_torch_nor_diffusers():

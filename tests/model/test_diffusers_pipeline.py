@@ -20,8 +20,9 @@ from tests.model.diffusers_networks import CHUNKED, TINY, tiny
 from tests.tiny_corpus import make_corpus, receipts, rows, tiny_job, video_bytes
 
 # clips the network takes, of videos of 9 and 13 frames; the third video of the corpus is too short for all
-FRAMES = {"cosmos": 9, "ltx-video": 9, "mochi": 7, "allegro": 8, "wan-2.1": 9, "wan-2.2": 9}
-PER_CHANNEL = ("wan-2.1", "wan-2.2", "cosmos", "ltx-video", "mochi")
+FRAMES = {"cosmos": 9, "ltx-video": 9, "mochi": 7, "allegro": 8, "wan-2.1": 9, "wan-2.2": 9, "ltx-2": 9, "vidtok": 9}
+PER_CHANNEL = ("wan-2.1", "wan-2.2", "qwen-image", "cosmos", "ltx-video", "ltx-2", "mochi")
+NO_CONSTANTS = ("vidtok", "flux-2")  # FLUX.2's are those of patches
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,8 @@ def test_a_build_stores_the_latents_of_the_network(name, corpus, tmp_path):
     assert metadata["encoder"]["checkpoint"]["weights_sha256"] == vae.weights_sha256
     written = metadata["spec"]
     assert written == json.loads(json.dumps(vae.spec.to_dict()))
-    assert (written["mean"] is None, written["scale"] is None) == (name not in PER_CHANNEL, name in PER_CHANNEL)
+    assert (written["mean"] is not None) == (name in PER_CHANNEL)
+    assert (written["scale"] is None) == (name in (*PER_CHANNEL, *NO_CONSTANTS))
 
 
 def test_storing_moments_is_refused_at_start_for_deterministic_networks(corpus, tmp_path):

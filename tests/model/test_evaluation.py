@@ -48,6 +48,27 @@ def test_quality_of_flat_frames_equals_hand_computed_values():
     assert quality.groups == 1
 
 
+def test_ssim_counts_only_windows_inside_the_frame():
+    """By its definition (Wang et al. 2004) in float64; windows of 11 over frames of 16 have 6 places a side."""
+    original, other = noise(2, frames=2), noise(2, frames=2)
+    other[:, :, 0] = 0  # one line of one border
+    position = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-(position**2) / (2 * 1.5**2))
+    window = (line[:, None] * line / line.sum() ** 2)[None, None]
+
+    def blurred(frames_NCHW):
+        return torch.nn.functional.conv2d(frames_NCHW.reshape(-1, 1, 16, 16), window)
+
+    x, y = (clip.transpose(0, 1).double() for clip in (original, other))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    u, v = blurred(x), blurred(y)
+    covariance = 2 * (blurred(x * y) - u * v) + c2
+    variances = blurred(x * x) - u * u + blurred(y * y) - v * v + c2
+    similarity = (2 * u * v + c1) * covariance / ((u * u + v * v + c1) * variances)
+    assert similarity.shape == (6, 1, 6, 6)
+    assert clip_quality(original, other).frame_ssim == pytest.approx(similarity.view(2, -1).mean(1).tolist(), abs=1e-5)
+
+
 def test_quality_does_not_depend_on_how_frames_are_split():
     original, other = noise(0, 9), noise(1, 9)
     whole = clip_quality(original, other)

@@ -7,7 +7,16 @@ from safetensors.torch import save_file
 from torchmetrics.image.fid import _compute_fid
 
 from model.evaluation.frechet import FeatureMoments, VideoDistance, WindowFeatures, frechet_distance
-from model.evaluation.i3d import I3D, load_i3d, pad_same, pool_same, to_i3d_input
+from model.evaluation.i3d import (
+    I3D,
+    PROTOCOLS,
+    i3d_from_state_dict,
+    load_i3d,
+    pad_same,
+    pool_same,
+    to_i3d_input,
+)
+from tests.model.waves import wave, wave_weights
 
 
 def spread(seed, rows=50, width=6):
@@ -61,12 +70,14 @@ def test_windows_have_sixteen_frames_and_remaining_frames_are_dropped():
     starts = [(window[0, 0, 0, 0, 0].item() + 1) * 127.5 for window in seen]
     assert starts == pytest.approx([0, 100, 16, 116], abs=1e-3)
     distance = VideoDistance()
-    assert distance.summary() == {"rfvd": None, "windows": 0, "window_frames": 16}
+    nothing = {"protocol": "tf", "rfvd": None, "pair_distance": None, "windows": 0, "window_frames": 16}
+    assert distance.summary() == nothing
     distance.add(features)
     found = distance.summary()
     assert found["windows"] == 2
     shift = torch.cat(features.other).double().mean(0) - torch.cat(features.original).double().mean(0)
     assert found["rfvd"] == pytest.approx(shift.square().sum().item(), rel=1e-6)  # moved, not spread otherwise
+    assert found["pair_distance"] == pytest.approx(found["rfvd"], rel=1e-6)
 
 
 def test_frames_are_resized_whole_and_scaled():
@@ -84,6 +95,53 @@ def test_same_padding_puts_the_odd_zero_at_the_end():
     assert pad_same(line, (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]
     assert pad_same(line[..., :4], (1, 1, 7), (1, 1, 2)).flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 0, 0]
     assert pool_same(line, (1, 1, 2), (1, 1, 2)).flatten().tolist() == [2, 4, 5]
+
+
+def test_the_short_side_becomes_224_and_the_centre_is_cropped():
+    video = torch.zeros((1, 3, 1, 10, 30), dtype=torch.uint8)
+    video[:, :, :, :, 15:] = 255
+    found = to_i3d_input(video, whole_frames=False)
+    assert found.shape == (1, 3, 1, 224, 224)
+    # 30 columns become 672, of which 224 to 447 are taken: the edge at 336 is their middle
+    assert found[0, 0, 0, 0, [0, 100, 123, 223]].tolist() == [-1, -1, 1, 1]
+    assert found[0, 0, 0, 0].mean() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_whole_clip_is_one_video_if_it_is_long_enough():
+    def network(video_NCTHW):
+        return torch.full((1, 400), float(video_NCTHW.shape[2]))
+
+    counts = {}
+    for frames in (8, 9, 33):
+        features = WindowFeatures(network, PROTOCOLS["styleganv"])
+        video = torch.zeros((3, frames, 12, 20), dtype=torch.uint8)
+        for part in (video[:, :5], video[:, 5:5], video[:, 5:]):
+            features.add(part, part)
+        assert features.original == []
+        features.finish()
+        counts[frames] = [float(row[0, 0]) for row in features.original]
+    assert counts == {8: [], 9: [9.0], 33: [33.0]}
+
+
+def test_i3d_gives_the_published_ports_logits():
+    """Logits of pytorch_i3d.py in WF-VAE's repository (VideoGPT's), with these weights and this video."""
+    published = [3.09086, 5.52229, -4.81998, -7.55179, -0.10055, -7.32194, 12.2636, 12.24224]
+
+    def scaled(key, values):
+        if values.ndim > 1:
+            return values / values[0].numel() ** 0.5
+        if key.endswith("running_var"):
+            return 0.02 + 0.01 * values.abs()
+        return 0.2 + 0.05 * values if key.endswith("bn.weight") else 0.1 * values
+
+    shapes = {key: value.shape for key, value in I3D().state_dict().items()}
+    weights = wave_weights(shapes, scaled)
+    weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    network = i3d_from_state_dict(weights, PROTOCOLS["videogpt"].norm_epsilon)
+    with torch.inference_mode():
+        logits = network((wave((1, 3, 9, 224, 224), 0) / 2).float())
+    assert logits[0, :8].tolist() == pytest.approx(published, abs=2e-4)
+    assert logits.norm().item() == pytest.approx(172.32124, rel=1e-5)
 
 
 def fresh_weights():

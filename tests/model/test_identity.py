@@ -97,7 +97,8 @@ class Changed:
         """Tensors on which the mean has a derivative: one pass for all. Ours compute without derivatives, so theirs are all changed."""
         if self.family != "diffusers":
             return set()
-        tensors = {key: tensor.requires_grad_() for key, tensor in self.module.state_dict(keep_vars=True).items()}
+        state = self.module.state_dict(keep_vars=True)
+        tensors = {key: tensor.requires_grad_() for key, tensor in state.items() if tensor.is_floating_point()}
         with torch.enable_grad():
             mean, _, _ = self.vae._run_encoder(video(self.vae.spec), None, moments=False)
         derivatives = torch.autograd.grad(mean, list(tensors.values()), noise(*mean.shape, seed=2), allow_unused=True)
@@ -108,6 +109,8 @@ class Changed:
 
 def noisy(tensor: torch.Tensor, rows: Any = ...) -> torch.Tensor:
     """Changes the values in `rows`."""
+    if not tensor.is_floating_point():  # counters of batch norms
+        return tensor + 1
     changed = tensor.clone()
     seed = torch.Generator().manual_seed(1)
     changed[rows] += 0.5 * torch.rand(tensor[rows].shape, generator=seed) + 0.1
@@ -199,6 +202,28 @@ OTHER_VALUES: dict[str, Any] = {
     **{"upsample_factor": [2] * 4, "timestep_conditioning": True, "spatial_compression_ratio": 64},
     **{"temporal_compression_ratio": 16, "temporal_upsample_blocks": [False, False, True, False]},
     **{"out_channels": None, "decoder_block_out_channels": None, "up_block_types": None},
+    **{"batch_norm_eps": 1e-3, "batch_norm_momentum": 0.2, "patch_size": [1, 1], "upsample_match_channel": False},
+    **{"spatial_us": [1, 2], "tempo_us": [1], "codebook_size": 4096, "decoder_spatial_padding_mode": "zeros"},
+    **{"upsample_type": ["spatial", "spatiotemporal", "spatiotemporal"], "upsample_block_type": "interpolate"},
+    **{
+        "decoder_block_types": ["ResBlock"] * 2,
+        "decoder_qkv_multiscales": [[], []],
+        "decoder_norm_types": "batch_norm",
+    },
+    **{"decoder_act_fns": "relu", "decoder_in_shortcut": False, "decoder_conv_act_fn": "silu"},
+}
+# Values that fit another number of layers.
+OTHER_VALUES_OF: dict[str, dict[str, Any]] = {
+    "ltx-2": {
+        "decoder_layers_per_block": [2, 1, 1, 1],
+        "decoder_spatio_temporal_scaling": [True, True, False],
+        "decoder_inject_noise": [True] * 4,
+        "upsample_residual": [False] * 3,
+        "upsample_factor": [1] * 3,
+    },
+    "easyanimate": {"up_block_types": ["SpatialUpBlock3D"] * 4},
+    "flux-2": {"decoder_block_out_channels": [16, 16]},
+    "dc-ae": {"decoder_layers_per_block": [2, 1]},
 }
 PAIRED = ("latents_mean", "latents_std")
 # One legal value: names of the decoder's blocks, which the encoder's decide in WF-VAE and of which these classes know one kind.
@@ -215,6 +240,9 @@ def other_configs(name: str) -> dict[str, dict[str, Any]]:
     others = registry.family_of(config_of(name)[0]).latent_part(vae.config).other_keys
     for key in sorted(others & vae.config.keys() - FIXED - set(PAIRED)):
         if f"{name} {key}" in FIXED:
+            continue
+        if key in OTHER_VALUES_OF.get(name, {}):
+            found[key] = {key: OTHER_VALUES_OF[name][key]}
             continue
         value = OTHER_VALUES[key]
         if key == "decoder_block_out_channels":

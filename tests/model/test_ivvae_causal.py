@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import model
-from model.ivvae.stream_state import stripes
+from model.ivvae.fast.stream_state import stripes
 from model.losslessness import decode_chunked, encode_chunked
 from tests.model.conftest import Golden
 
@@ -149,7 +149,7 @@ def test_a_chunk_in_one_step_is_equal_up_to_rounding(golden, dtype):
 @pytest.mark.parametrize("stepwise", [True, False])
 def test_both_ways_to_compute_pairs_agree(golden, monkeypatch, stepwise):
     """Pairs as computed on other devices, in float32 to compare with the published vectors; groups and videos in one step."""
-    monkeypatch.setattr("model.ivvae.pair_conv.filters_minimally", lambda device, dtype: False)
+    monkeypatch.setattr("model.ivvae.fast.pair_conv.filters_minimally", lambda device, dtype: False)
     vae = network(golden)
     vae.stepwise = stepwise
     latent = golden["out/A_latent"] / golden.config["scale_factor"] + golden.config["shift_factor"]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from model.convolution import FrameConv
-from model.ivvae.pair_conv import PairConv
-from model.ivvae.parameters import ConvPair, Resample
-from model.ivvae.resample import Downsample, Upsample
-from model.ivvae.stream_state import StreamState, stripes
+from model.ivvae.fast.pair_conv import PairConv
+from model.ivvae.fast.resample import Downsample, Upsample
+from model.ivvae.fast.stream_state import StreamState, stripes
+from model.ivvae.layers import ConvPair, Resample
 
 pytestmark = pytest.mark.filterwarnings("error")
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def by_definition(pair: ConvPair, window_TBHWC: torch.Tensor, group: int) -> tor
 )
 def test_groups_follow_the_definition(monkeypatch, width, group, groups, batch, dtype, shifted):
     if shifted:
-        monkeypatch.setattr("model.ivvae.pair_conv.filters_minimally", lambda device, dtype: False)
+        monkeypatch.setattr("model.ivvae.fast.pair_conv.filters_minimally", lambda device, dtype: False)
     pair = fill(ConvPair(2 * width, width, 3))
     window = draw(1 + group * groups, batch, 9, 10, 2 * width).to(dtype)
     want = by_definition(pair, window.double(), group)
@@ -89,8 +89,8 @@ def state_of(lead: bool, dtype: torch.dtype) -> StreamState:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lead", [True, False])
 def test_downsampling_equals_pytorch(monkeypatch, lead, dtype):
-    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_PIXELS", 10)
-    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_ROWS", 2)
+    monkeypatch.setattr("model.ivvae.fast.stream_state.STRIPE_PIXELS", 10)
+    monkeypatch.setattr("model.ivvae.fast.stream_state.STRIPE_ROWS", 2)
     block = fill(Resample(4, 4, torch.nn.Conv3d(4, 4, (2, 1, 1))))
     x = draw(1 if lead else 4, 2, 12, 10, 8)
     padded = F.pad(x.permute(1, 4, 0, 2, 3), (0, 1, 0, 1))
@@ -108,8 +108,8 @@ def test_downsampling_equals_pytorch(monkeypatch, lead, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lead", [True, False])
 def test_upsampling_equals_pytorch(monkeypatch, lead, dtype):
-    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_PIXELS", 10)
-    monkeypatch.setattr("model.ivvae.stream_state.STRIPE_ROWS", 2)
+    monkeypatch.setattr("model.ivvae.fast.stream_state.STRIPE_PIXELS", 10)
+    monkeypatch.setattr("model.ivvae.fast.stream_state.STRIPE_ROWS", 2)
     block = fill(Resample(4, 2, torch.nn.Conv3d(4, 8, 1)))
     x = draw(1 if lead else 2, 2, 6, 5, 8)
     flat, motion = x.permute(1, 4, 0, 2, 3).chunk(2, dim=1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import model
-from benchmarks.leanvae_plain import PlainLeanVAE
-from model.leanvae.parameters import empty_network
+from model.definition import definition
+from model.leanvae.network import empty_network
 from model.registry import complete
 
 
@@ -43,7 +43,8 @@ def test_fast_and_plain_agree_and_chunks_are_exact(full):
     """33 x 34 tokens a row: more than one block of a product, the last block incomplete."""
     video = pixels(1, 3, 5, 264, 272)
     whole = full.encode(video)[0].mean
-    plain = PlainLeanVAE(full.config, full.network.state_dict())(video)
+    with torch.no_grad():
+        plain = definition("leanvae", full.config, full.network.state_dict()).encode(video).mean
     assert (whole - plain).abs().max() <= 1e-5 * plain.abs().max()
     first, state = full.encode(video[:, :, :1])
     rest, _ = full.encode(video[:, :, 1:], state)

@@ -13,7 +13,7 @@ from model import kernels
 from model.colour import yuv_to_video
 from model.kernels import Kernels, convolve_norm, geglu, planes_to_rows
 from model.kernels.graphs import EAGER_RUNS, StepGraphs
-from model.leanvae import coder, tokens
+from model.leanvae.fast import coder, tokens
 from tests.model.test_kernel_graphs import Recorder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -54,7 +54,7 @@ def relative(got, want):
 
 @pytest.mark.parametrize("block", [8192, 5])
 def test_fused_layers_give_the_published_vectors(fused, golden, monkeypatch, block):
-    monkeypatch.setattr("model.leanvae.fused.BLOCK", block)
+    monkeypatch.setattr("model.leanvae.fast.fused.BLOCK", block)
     assert fused.backend == "fused"
     assert "fused" in repr(fused)
     posterior, _ = fused.encode(golden["in/A"], moments=True)

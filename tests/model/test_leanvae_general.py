@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import model
-from benchmarks.leanvae_plain import PlainLeanVAE as PlainEncoder
-from benchmarks.leanvae_plain import ResNAF, feed_forward
 from model import registry
-from model.leanvae import facts, haar
-from model.leanvae.parameters import empty_network
+from model.definition import definition
+from model.leanvae import facts
+from model.leanvae.network import empty_network
 
 WIDE = {
     "latent_dim": 6,
@@ -25,60 +23,6 @@ WIDE = {
     "patch_size": [2, 8, 8],
     "value_range": [-1.0, 1.0],
 }
-
-
-def part(weights, prefix):
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def residual_stack(weights, prefix, x_BthwC):
-    """x + ds(x), then x + ffd(x), as in the encoder's plain reference."""
-    own = part(weights, prefix)
-    channels, layers = x_BthwC.shape[-1], sum(key.endswith("ds_conv.bias") for key in own)
-    stack = ResNAF(channels, int(8 / 3 * channels), layers)
-    stack.load_state_dict(own)
-    return stack(x_BthwC)
-
-
-def bare_stack(weights, prefix, x_BthwC):
-    """ds(x), then ffd(x), without the sums: layers of the bottleneck."""
-    own, channels = part(weights, prefix), x_BthwC.shape[-1]
-    for layer in range(sum(key.endswith("ds_conv.bias") for key in own)):
-        taps, bias = (own[f"dconv_layer.{layer}.ds_conv.{name}"] for name in ("weight", "bias"))
-        padded = F.pad(x_BthwC.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))
-        x_BthwC = F.conv3d(padded, taps, bias, groups=channels).permute(0, 2, 3, 4, 1)
-        ffd = feed_forward(channels, int(8 / 3 * channels))
-        ffd.load_state_dict(part(own, f"ffd_layer.{layer}."))
-        x_BthwC = ffd(x_BthwC)
-    return x_BthwC
-
-
-@torch.no_grad()
-def plain_decode(config, weights, latent_BCthw):
-    """Sections 7 and 8 of the published description, step by step."""
-    y = latent_BCthw.permute(0, 2, 3, 4, 1)
-    core = part(weights, "latent_bottleneck.")
-    r = y @ core["Q"].T
-    for k in range(config["ista_iter_num"]):
-        g = r - core[f"weights.{k}"] * ((r @ core["phi"].T - y) @ core["phi"])
-        u = F.softshrink(bare_stack(core, f"forward_l.{k}.", g), float(core[f"threshold.{k}"]))
-        r = g + bare_stack(core, f"backward_l.{k}.", u)
-    coder, low = part(weights, "decoder."), config["l_dim"]
-    x = residual_stack(coder, "fusion_layer.", r)
-    bands = residual_stack(coder, "low_layer.", x[..., :low]), residual_stack(coder, "high_layer.", x[..., low:])
-    frames = [unpatch(config, coder, "image", [band[:, :1] for band in bands], haar.image_signs())]
-    frames.append(unpatch(config, coder, "video", [band[:, 1:] for band in bands], haar.video_signs()))
-    return torch.cat(frames, dim=2)
-
-
-def unpatch(config, coder, kind, bands, signs):
-    side, depth, coefficients = config["patch_size"][1], signs.shape[1], []
-    for band, name in zip(bands, ("low", "high"), strict=True):
-        out = F.linear(band, *(coder[f"{kind}_{name}_proj.0.{which}"] for which in ("weight", "bias")))
-        B, t, h, w, _ = out.shape
-        cells = out.view(B, t, h, w, -1, depth, side, side).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        coefficients.append(cells.reshape(B, -1, t * depth, h * side, w * side))
-    return haar.synthesise(torch.cat(coefficients, dim=1), signs)
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +46,17 @@ def close(got, want):
 )
 def test_any_configuration_agrees_with_the_plain_network(change):
     vae = model.load("leanvae", config={**WIDE, **change}, untrained=3)
-    weights = vae.network.state_dict()
+    network = definition("leanvae", vae.config, vae.network.state_dict())
     side = vae.spec.space_stride
     video = video_of(vae, 2, 3, 9, 3 * side, 2 * side)
     latent = vae.encode(video)[0].mean
     assert latent.shape == (2, vae.spec.latent_channels, 3, 3, 2)
-    assert close(latent, PlainEncoder(vae.config, weights)(video))
+    with torch.no_grad():
+        assert close(latent, network.encode(video).mean)
     decoded = vae.decode(latent)[0]
     assert decoded.shape == video.shape
-    assert close(decoded, plain_decode(vae.config, weights, latent))
-
-
-def test_the_plain_decoder_equals_the_published_one(golden):
-    config = {**golden.config, "patch_size": [2, 4, 4]}
-    golden.check("out/A_dec", plain_decode(config, golden.weights, golden["out/A_z"]))
+    with torch.no_grad():
+        assert close(decoded, network.decode(latent))
 
 
 def test_larger_patches_are_as_lossless(wide):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import model
-from benchmarks.leanvae_plain import PlainLeanVAE
+from model.definition import definition
 from model.leanvae import haar
-from model.leanvae.tokens import LayerHistory
+from model.leanvae.fast.tokens import LayerHistory
 
 CHUNKS_ENC = (5, 9, 13)
 CHUNKS_DEC = (2, 3, 4)
@@ -116,7 +116,12 @@ def test_low_precision_stays_close_and_returns_float32(golden, dtype):
         assert 1e-6 < error < bound, (name, error)
 
 
-def test_the_benchmarks_plain_network_agrees(golden):
-    plain = PlainLeanVAE(golden.config, golden.weights)
+@torch.no_grad()
+def test_the_definition_equals_the_published_network(golden):
+    network = definition("leanvae", golden.config, golden.weights)
     for clip in ("A", "B"):
-        golden.check(f"out/{clip}_z", plain(golden[f"in/{clip}"]))
+        posterior = network.encode(golden[f"in/{clip}"])
+        golden.check(f"out/{clip}_z", posterior.mean)
+        golden.check(f"out/{clip}_dec", network.decode(golden[f"out/{clip}_z"]))
+    golden.check("out/A_logvar_raw", network.encode(golden["in/A"]).logvar)
+    golden.check("out/img_z", network.encode(golden["in/img"].unsqueeze(2)).mean)

@@ -10,10 +10,10 @@ from model.checkpoint import Checkpoint, CheckpointInfo
 from model.evaluation.examples import Example
 from model.evaluation.roundtrip import ChunkResult
 from model.posterior import Posterior
+from model.reconstruction import Coefficients, Reconstruction
 from model.state import CausalState
 from model.training.batches import MicroBatch
 from model.training.linear import BlockComponents
-from model.training.reconstruction import Coefficients, Reconstruction
 from model.training.scenes.colours import random_palette
 from model.training.scenes.motion import resting
 from model.training.scenes.shapes import random_shape

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import model
-from benchmarks.leanvae_plain import PlainLeanVAE
-from model.leanvae import coder, tokens
-from model.leanvae.parameters import Stack
+from model.definition import definition
+from model.leanvae.fast import coder, tokens
+from model.leanvae.network import Stack
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_the_backend_follows_device_and_dtype(monkeypatch):
 
 def test_layers_work_without_the_packed_product(golden, monkeypatch):
     """Without oneDNN, as in some builds of PyTorch: the same vectors, still exact under chunking."""
-    monkeypatch.setattr("model.leanvae.tokens._can_pack", lambda device, dtype: False)
+    monkeypatch.setattr("model.leanvae.fast.tokens._can_pack", lambda device, dtype: False)
     plain = model.from_state_dict("leanvae", golden.config, golden.weights)
     whole = plain.encode(golden["in/A"])[0].mean
     golden.check("out/A_z", whole)
@@ -97,7 +97,8 @@ def test_whole_grid_processing_gives_the_same_vectors(golden, monkeypatch):
 def test_other_depths_agree_with_the_plain_network(golden, layers):
     depth = {"sep_num_layer": layers, "fusion_num_layer": layers, "ista_iter_num": layers, "ista_layer_num": layers}
     vae = model.load("leanvae", config={**golden.config, **depth, "latent_dim": 3}, untrained=5)
-    want = PlainLeanVAE(vae.config, vae.network.state_dict())(golden["in/B"])
+    with torch.no_grad():
+        want = definition("leanvae", vae.config, vae.network.state_dict()).encode(golden["in/B"]).mean
     got = vae.encode(golden["in/B"])[0].mean
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
     video, _ = vae.decode(got)

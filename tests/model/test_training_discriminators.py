@@ -51,6 +51,20 @@ def test_initial_weights_are_those_of_pix2pix(name):
     assert not torch.equal(network.state_dict()[key], other.state_dict()[key])
 
 
+def test_dropout_follows_every_norm_and_draws_from_the_global_generator():
+    """As in WF-VAE's code: 0.3 after each of the four layers with a norm of its four-layer discriminator."""
+    network = PatchDiscriminator3d(4, 4, dropout=0.3)
+    kinds = [type(module).__name__ for module in network.layers]
+    assert kinds == ["Conv3d", "LeakyReLU", *["Conv3d", "BatchNorm3d", "LeakyReLU", "Dropout"] * 4, "Conv3d"]
+    assert {module.p for module in network.layers if isinstance(module, torch.nn.Dropout)} == {0.3}
+    clip, logits = torch.randn(1, 3, 5, 32, 32), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        logits.append(network(clip))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+
+
 def test_each_refuses_the_others_input():
     with pytest.raises(ValueError, match="expected frames"):
         PatchDiscriminator2d(4)(torch.zeros(1, 3, 1, 32, 32))

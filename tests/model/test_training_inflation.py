@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from model.ivvae.parameters import DILATIONS
+from model.ivvae.layers import DILATIONS
 from model.training import inflation
 
 CONFIG = {"dim": 4, "z_dim": 4, "dim_mult": [1, 2, 4, 4]}

@@ -9,9 +9,9 @@ import torch
 
 import model
 from model.training import inflation
+from model.training.networks import trainable
 from model.training.objective import Objective
-from model.training.objective_recipe import IVVAE
-from model.training.trainable_ivvae import TrainableIVVAE
+from model.training.recipe import load_recipe
 from tests.model.conftest import Golden
 
 SMALL = {"z_dim": 4, "dim": 2}
@@ -30,7 +30,7 @@ def close(got, want, bound=1e-5):
 @pytest.mark.parametrize("clip", ["A", "B", "img"])
 def test_output_equals_the_published_network(clip):
     golden = Golden("ivvae-tiny")
-    network = TrainableIVVAE(golden.config)
+    network = trainable("ivvae", golden.config)
     network.load_state_dict(golden.weights)
     raw = golden[f"out/{clip}_latent"] / golden.config["scale_factor"] + golden.config["shift_factor"]
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_output_equals_the_published_network(clip):
 
 
 def test_weights_load_as_the_network_that_encodes():
-    network = TrainableIVVAE({**SMALL, "dim_mult": [1, 2, 3, 3], "dim": 4}, seed=5)
+    network = trainable("ivvae", {**SMALL, "dim_mult": [1, 2, 3, 3], "dim": 4}, seed=5)
     ready = model.from_state_dict("ivvae", network.config, network.state_dict())
     for video in (pixels(2, 3, 9, 16, 24), pixels(1, 3, 1, 16, 16)):
         with torch.no_grad():
@@ -54,7 +54,7 @@ def test_weights_load_as_the_network_that_encodes():
 @pytest.mark.parametrize("frames", [1, 9])
 def test_every_parameter_has_a_gradient(frames):
     """For images too: zero if a single frame does not use a layer, and only then."""
-    network = TrainableIVVAE(SMALL)
+    network = trainable("ivvae", SMALL)
     reconstruction, posterior, coefficients = network(pixels(2, 3, frames, 16, 16))
     assert coefficients is None
     (reconstruction.square().sum() + posterior.mean.square().sum() + posterior.logvar.sum()).backward()
@@ -68,7 +68,7 @@ def test_every_parameter_has_a_gradient(frames):
 def test_gradients_are_those_of_the_formulas():
     """The whole network in float64, compared with finite differences along one random direction."""
     torch.manual_seed(0)
-    network = TrainableIVVAE(SMALL).double()
+    network = trainable("ivvae", SMALL).double()
     video = pixels(1, 3, 9, 16, 16).double()
     directions = [torch.randn_like(parameter) for parameter in network.parameters()]
 
@@ -89,8 +89,9 @@ def test_gradients_are_those_of_the_formulas():
 
 def test_training_reduces_the_published_objective():
     """Ten steps of Adam on the objective without the adversarial term; LPIPS would need weights."""
-    recipe = replace(IVVAE, terms={**IVVAE.terms, "lpips_sum": 0.0}, adversarial=None)
-    objective, network = Objective(recipe, (-1.0, 1.0)), TrainableIVVAE(SMALL)
+    published = load_recipe("ivvae").stages[0].objective
+    recipe = replace(published, terms={**published.terms, "lpips_sum": 0.0})
+    objective, network = Objective(recipe, (-1.0, 1.0)), trainable("ivvae", SMALL)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     y, x = torch.meshgrid(torch.linspace(0, 6, 32), torch.linspace(0, 9, 32), indexing="ij")
     video = torch.stack([torch.sin(x + y * c + 0.4 * t) for c in range(3) for t in range(5)]).view(1, 3, 5, 32, 32)
@@ -125,14 +126,16 @@ def kept(network, video):
 
 def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
     video = pixels(1, 3, 5, 32, 32)
-    (grads, size), (again, less) = (kept(TrainableIVVAE(SMALL, seed=3, recompute=on), video) for on in (False, True))
+    (grads, size), (again, less) = (
+        kept(trainable("ivvae", SMALL, seed=3, recompute=on), video) for on in (False, True)
+    )
     assert less < 0.6 * size
     assert grads.keys() == again.keys()
     assert all(torch.equal(grads[key], again[key]) for key in grads)
 
 
 def test_sixteen_bit_arithmetic_keeps_latents_float32():
-    network, video = TrainableIVVAE(SMALL), pixels(1, 3, 5, 16, 16)
+    network, video = trainable("ivvae", SMALL), pixels(1, 3, 5, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(video)
         low.video_BCTHW.sum().backward()
@@ -145,21 +148,21 @@ def test_sixteen_bit_arithmetic_keeps_latents_float32():
 
 def test_initial_weights_depend_on_the_seed_only_and_give_activations_of_order_one():
     torch.manual_seed(1)
-    one, same, other = (TrainableIVVAE(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (trainable("ivvae", SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(1)))  # untouched
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["conv1.conv_2d.weight"], other["conv1.conv_2d.weight"])
     assert one["encoder.head.0.gamma"].unique().tolist() == [1.0]
     with torch.no_grad():
-        video, posterior, _ = TrainableIVVAE(SMALL)(pixels(1, 3, 9, 32, 32))
+        video, posterior, _ = trainable("ivvae", SMALL)(pixels(1, 3, 9, 32, 32))
     assert 0.02 < posterior.mean.std() < 2
     assert 0.02 < video.std() < 2
 
 
 def test_invalid_configurations_and_inputs_are_refused():
     with pytest.raises(ValueError, match="z_dim must be even"):
-        TrainableIVVAE({**SMALL, "z_dim": 3})
-    network = TrainableIVVAE(SMALL)
+        trainable("ivvae", {**SMALL, "z_dim": 3})
+    network = trainable("ivvae", SMALL)
     with pytest.raises(ValueError, match=r"4n\+1 frames"):
         network(pixels(1, 3, 6, 16, 16))
     with pytest.raises(ValueError, match=r"expected latents of shape \(B, 4, t, h, w\)"):
@@ -174,8 +177,8 @@ def test_invalid_configurations_and_inputs_are_refused():
 @pytest.fixture(scope="module")
 def learned():
     """An IV-VAE as if trained on images, and the IV-VAE inflated from it; float64."""
-    images = TrainableIVVAE(SMALL, seed=7).double()
-    videos = TrainableIVVAE(SMALL).double()
+    images = trainable("ivvae", SMALL, seed=7).double()
+    videos = trainable("ivvae", SMALL).double()
     videos.load_state_dict(inflation.inflate(SMALL, images.state_dict()))
     return images, videos
 
@@ -200,7 +203,7 @@ def test_an_inflated_network_repeats_key_frames(learned):
 
 def test_every_parameter_of_an_inflated_network_gets_gradients(learned):
     """Zeros of inflated kernels get gradients too."""
-    network = TrainableIVVAE(SMALL)
+    network = trainable("ivvae", SMALL)
     network.load_state_dict(learned[1].state_dict())
     network(pixels(1, 3, 9, 16, 16))[0].square().sum().backward()
     kernels = {key: p for key, p in network.named_parameters() if key.endswith("conv_3d.weight") and p.shape[2] == 3}
@@ -210,7 +213,7 @@ def test_every_parameter_of_an_inflated_network_gets_gradients(learned):
 
 
 def test_image_part_refuses_other_networks():
-    weights = TrainableIVVAE(SMALL).state_dict()
+    weights = trainable("ivvae", SMALL).state_dict()
     del weights["conv2.conv_3d.bias"]
     with pytest.raises(ValueError, match=r"take the image part of: 1 missing: conv2\.conv_3d\.bias"):
         inflation.inflate(SMALL, weights)

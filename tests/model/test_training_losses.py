@@ -81,6 +81,7 @@ def test_hinge_is_zero_beyond_the_margin():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
     assert losses.hinge_discriminator(real, fake).item() == pytest.approx(0.5 * (0.5 / 2 + 1.5 / 2))
     assert losses.hinge_generator(fake).item() == pytest.approx(1.25)
+    assert losses.hinge_generator_sum(fake, 5).item() == pytest.approx(2.5 / 5)
 
 
 def test_non_saturating_generator_takes_the_mean_of_a_frame_first():
@@ -92,18 +93,21 @@ def test_non_saturating_generator_takes_the_mean_of_a_frame_first():
 def test_lecam_compares_with_running_means():
     lecam = losses.LeCam(decay=0.9)
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -1.0])
-    assert lecam(real, fake).item() == pytest.approx((1 + 9) / 2 + 1)  # the means are still zero
-    lecam.update(real, fake)
-    lecam.update(real, fake)
+    # means of zero, updated by these logits: 0.2 and -0.1
+    assert lecam(real, fake).item() == pytest.approx((1.1**2 + 3.1**2) / 2 + 1.2**2)
+    assert lecam.real.item() == 0.0
+    lecam.update(real.mean(), fake.mean())
+    assert (lecam.real.item(), lecam.fake.item()) == pytest.approx((0.2, -0.1))
+    assert lecam(real, fake).item() == pytest.approx((1.19**2 + 3.19**2) / 2 + 1.38**2, rel=1e-5)
+    lecam.update(real.mean(), fake.mean())
     assert lecam.real.item() == pytest.approx(0.2 + 0.9 * 0.2)
     assert lecam.fake.item() == pytest.approx(-0.1 - 0.9 * 0.1)
-    assert lecam(real, fake).item() == pytest.approx((1.19**2 + 3.19**2) / 2 + 1.38**2, rel=1e-5)
     assert lecam(torch.tensor([-5.0]), torch.tensor([5.0])).item() == 0.0  # only the sure side is held back
 
 
 def test_lecam_means_are_saved_in_checkpoints():
     lecam, again = losses.LeCam(), losses.LeCam()
-    lecam.update(torch.tensor([4.0]), torch.tensor([-2.0]))
+    lecam.update(torch.tensor(4.0), torch.tensor(-2.0))
     again.load_state_dict(lecam.state_dict())
     assert (again.real, again.fake) == (lecam.real, lecam.fake)
     with pytest.raises(ValueError, match="decay"):
@@ -112,7 +116,8 @@ def test_lecam_means_are_saved_in_checkpoints():
 
 def test_adaptive_weight_is_the_ratio_of_gradients():
     layer = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-    weight = losses.adaptive_weight((2 * layer).sum(), (0.5 * layer).sum(), layer)
+    weight = losses.adaptive_weight((2 * layer).sum(), (0.5 * layer).sum(), layer, ceiling=1e4)
     assert weight.item() == pytest.approx(4.0, rel=1e-5)
     assert not weight.requires_grad
-    assert losses.adaptive_weight(layer.sum(), (0.0 * layer).sum(), layer).item() == 1e4
+    assert losses.adaptive_weight(layer.sum(), (0.0 * layer).sum(), layer, ceiling=1e6).item() == pytest.approx(1e6)
+    assert losses.adaptive_weight(layer.sum(), (0.0 * layer).sum(), layer, ceiling=5.0).item() == 5.0

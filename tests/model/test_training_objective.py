@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from model.posterior import Posterior
 from model.training.objective import Objective, frozen, perceptual_frame_indices
-from model.training.objective_recipe import IVVAE, LEANVAE, WFVAE, AdversarialRecipe, ObjectiveRecipe, objective_recipe
+from model.training.objective_recipe import AdversarialRecipe, ObjectiveRecipe, objective_recipe, objective_section
 from model.training.perceptual import LPIPS, pyramid_distance
+from model.training.recipe import load_recipe
 
 RANGE = (-0.5, 0.5)
+LEANVAE, WFVAE, IVVAE = (load_recipe(name).stages[-1].objective for name in ("leanvae", "wfvae", "ivvae"))
 GAN = AdversarialRecipe(weight=0.2, channels=4, start=10, lecam=0.005)
 
 
 class Brightness(torch.nn.Module):
-    """Replaces LPIPS by the mean difference in [-1, 1]; its thirteen convolutions are tested elsewhere."""
+    """Replaces LPIPS by the mean difference; its thirteen convolutions are tested elsewhere."""
 
     def forward(self, x, y):
         assert x.shape == y.shape
@@ -39,12 +42,13 @@ def clips(frames=5, side=32):
 def test_leanvae_is_the_published_sum():
     x, _, posterior = clips()
     y = x + 0.25  # so that every term is known
-    objective = Objective(LEANVAE, RANGE, lpips=Brightness())
-    loss, values = objective.generator_loss(x, y, posterior, step=599_999, generator=draw())
-    want = {"l1": 0.25, "haar_low": 0.25 * 12, "haar_high": 0.0, "lpips": 0.5, "kl": 2.0 * 4 * 32, "loss": loss.item()}
+    objective = Objective(replace(LEANVAE, adversarial=None), RANGE, lpips=Brightness())
+    loss, values = objective.generator_loss(x, y, posterior, step=0, generator=draw())
+    # LPIPS gets pixels from -0.5 to 0.5, as in their code
+    want = {"l1": 0.25, "haar_low": 0.25 * 12, "haar_high": 0.0, "lpips": 0.25, "kl": 2.0 * 4 * 32, "loss": loss.item()}
     assert values.keys() == want.keys()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(want, abs=1e-6)
-    assert loss.item() == pytest.approx(4 * 0.25 + 4 * 0.05 * 3.0 + 4 * 0.5 + 1e-7 * 256, rel=1e-6)
+    assert loss.item() == pytest.approx(4 * 0.25 + 4 * 0.05 * 3.0 + 4 * 0.25 + 1e-7 * 256, rel=1e-6)
 
 
 def test_wfvae_is_the_published_sum():
@@ -59,8 +63,9 @@ def test_wfvae_is_the_published_sum():
     assert values["frame_sum"].item() == pytest.approx(0.25 * numbers, rel=1e-5)
     assert values["lpips_sum"].item() == pytest.approx(0.5 * numbers, rel=1e-5)
     assert values["wl"].item() == 48.0
-    assert values["gan_weight"].item() == 0.5 * 1e4  # sums over pixels are so much steeper that the ceiling holds
-    want = 0.75 * numbers + 1e-6 * 256 + 0.1 * 48 + (values["gan_weight"] * values["gan"]).item()
+    assert 100 < values["gan_weight"].item() < 0.5 * 1e6  # sums over pixels are that much steeper
+    # stage III: LPIPS counts a tenth
+    want = (0.25 + 0.1 * 0.5) * numbers + 1e-6 * 256 + 0.1 * 48 + (values["gan_weight"] * values["gan"]).item()
     assert loss.item() == pytest.approx(want, rel=1e-5)
     with pytest.raises(ValueError, match="energy-flow coefficients"):
         objective.generator_loss(x, x + layer * pattern, posterior, step=0, generator=draw(), last_layer=layer)
@@ -80,6 +85,9 @@ def test_an_adaptive_weight_balances_gradients_of_reconstruction_and_gan():
     of_kl = 4.0 * 0.25 * 128
     assert abs(of_loss.item() - of_kl - 3.0) == pytest.approx(0.5 * 3.0, rel=1e-3)
     assert not values["gan_weight"].requires_grad
+    low = ObjectiveRecipe({"l1": 3.0}, adversarial=replace(adversarial, ceiling=1e-3))
+    _, values = Objective(low, RANGE).generator_loss(x, x + layer * pattern, posterior, **call)
+    assert values["gan_weight"].item() == pytest.approx(0.5 * 1e-3)
 
 
 def test_ivvae_is_normalised_to_256_squared():
@@ -88,6 +96,21 @@ def test_ivvae_is_normalised_to_256_squared():
     loss, values = objective.generator_loss(x, x + 0.25, posterior, step=0, generator=draw())
     want = 0.75 * 3 * 32 * 32 + 3e-6 * 256 + 0.8 * values["gan"].item()
     assert loss.item() == pytest.approx(64 * want, rel=1e-5)  # 256^2 is 64 times 32^2
+    objective.discriminator.eval()
+    with torch.no_grad():
+        logits = objective.discriminator(x + 0.25)
+    (gan,) = {objective.generator_loss(x, x + 0.25, posterior, step=0, generator=draw())[1]["gan"].item()}
+    assert gan == pytest.approx(-logits.sum().item() / 10, rel=1e-5)  # a sum over an image: two clips of five
+
+
+def test_steps_alternate_between_the_networks():
+    recipe = replace(GAN, alternate=True, start=3)
+    objective = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=recipe), RANGE)
+    assert [step for step in range(8) if objective.trains_discriminator(step)] == [3, 5, 7]
+    assert [step for step in range(8) if objective.trains_autoencoder(step)] == [0, 1, 2, 4, 6]
+    both = Objective(ObjectiveRecipe({"l1": 1.0}, adversarial=replace(GAN, start=3)), RANGE)
+    assert [step for step in range(8) if both.trains_discriminator(step)] == [3, 4, 5, 6, 7]
+    assert all(both.trains_autoencoder(step) for step in range(8))
 
 
 def test_the_adversarial_term_starts_at_its_step():
@@ -119,7 +142,10 @@ def test_each_network_gets_gradients_from_its_own_loss_only():
     assert y.grad is None
     assert all(parameter.grad is not None for parameter in objective.discriminator.parameters())
     assert loss.item() == pytest.approx(values["hinge"].item() + 0.005 * values["lecam"].item(), rel=1e-6)
-    assert objective.lecam.real.item() == pytest.approx(0.001 * values["logits_real"].item(), rel=1e-3)
+    assert objective.lecam.real.item() == 0.0, "a step's micro-batches all compare with the means before it"
+    objective.end_step(torch.stack([values["logits_real"], values["logits_fake"]]))
+    assert objective.lecam.real.item() == pytest.approx(0.001 * values["logits_real"].item(), rel=1e-5)
+    assert objective.lecam.fake.item() == pytest.approx(0.001 * values["logits_fake"].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["patch2d", "patch3d"])
@@ -155,6 +181,7 @@ def test_state_can_be_restored():
     recipe = ObjectiveRecipe({"l1": 1.0}, adversarial=GAN)
     objective, again = Objective(recipe, RANGE, seed=1), Objective(recipe, RANGE, seed=2)
     objective.discriminator_loss(x, y, step=10)
+    objective.end_step(torch.tensor([2.0, -1.0]))
     again.load_state_dict(objective.state_dict())
     objective.discriminator.eval()
     again.discriminator.eval()
@@ -207,9 +234,11 @@ def test_a_section_becomes_a_recipe():
     section = {
         "terms": {"l1": 4.0, "haar_low": 0.2, "haar_high": 0.4, "lpips": 4, "kl": 1e-7},
         "perceptual_frames": "group",
-        "adversarial": {"weight": 0.2, "start": 600_000, "lecam": 0.005},
+        "perceptual_range": [-0.5, 0.5],
+        "adversarial": {"weight": 0.2, "lecam": 0.005},
     }
     assert objective_recipe(section) == LEANVAE
+    assert objective_recipe(objective_section(WFVAE)) == WFVAE
     assert objective_recipe({"terms": {"l1": 1}}) == ObjectiveRecipe({"l1": 1})
 
 
@@ -230,6 +259,13 @@ def test_a_section_becomes_a_recipe():
         ({"terms": {"l1": 1.0}, "adversarial": {"weight": 1.0, "discriminator": "big"}}, "known: patch2d, patch3d"),
         ({"terms": {"l1": 1.0}, "adversarial": {"weight": 1.0, "generator": "wgan"}}, "known: non_saturating, hinge"),
         ({"terms": {"l1": 1.0}, "adversarial": 0.2}, "must be a mapping"),
+        ({"terms": {"l1": 1.0}, "adversarial": {"weight": 1.0, "dropout": 1}}, r"dropout must be in \[0, 1\), got 1"),
+        ({"terms": {"l1": 1.0}, "adversarial": {"weight": 1.0, "ceiling": 0}}, "ceiling must be above 0"),
+        (
+            {"terms": {"l1": 1.0}, "adversarial": {"weight": 1.0, "alternate": 1}},
+            "alternate must be true or false, got 1",
+        ),
+        ({"terms": {"l1": 1.0}, "perceptual_range": [1, 0]}, r"two increasing numbers, .*got \(1, 0\)"),
     ],
 )
 def test_impossible_sections_are_refused(section, message):

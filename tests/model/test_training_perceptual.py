@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from model.training import perceptual
+from tests.model.waves import wave, wave_weights
 
 
 def vgg_and_heads(seed=0):
@@ -59,6 +60,36 @@ def test_lpips_equals_its_formula(files):
     assert y.grad.abs().max() > 0
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert network(x, x).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "published"),
+    [("vgg", (2.8029727935791016, 2.528829336166382)), ("alex", (1.277819275856018, 1.3294761180877686))],
+)
+def test_lpips_gives_the_published_packages_distances(backbone, published):
+    """Numbers of lpips 0.1.4 with torchvision 0.28's networks, these weights and images; AlexNet with spatial=True, then the mean."""
+
+    def scaled(key, values):
+        if values.ndim > 1 and values.shape[0] > 1:
+            return values * (2 / values[0].numel()) ** 0.5
+        return values.abs() if key.startswith("heads") else 0.1 * values
+
+    network = perceptual.LPIPS(backbone)
+    network.load_state_dict(wave_weights({key: v.shape for key, v in network.state_dict().items()}, scaled))
+    with torch.inference_mode():
+        distances = network(*((wave((2, 3, 48, 64), phase) / 2).float() for phase in (0, 1)))
+    assert distances.tolist() == pytest.approx(published, rel=1e-5)
+
+
+def test_lpips_takes_alexnet_only_where_it_is_asked_for():
+    network = perceptual.LPIPS("alex")
+    weights = {perceptual._published(key): value for key, value in network.state_dict().items()}
+    assert perceptual.lpips_from_state_dict(weights, backbones=("vgg", "alex")).backbone.label == "LPIPS-Alex"
+    with pytest.raises(ValueError, match="do not fit LPIPS-VGG"):
+        perceptual.lpips_from_state_dict(weights)
+    with pytest.raises(ValueError, match="at least 31"):
+        network(torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40))
+    assert network(torch.zeros(1, 3, 31, 31), torch.zeros(1, 3, 31, 31)).tolist() == [0.0]
 
 
 def test_lpips_of_black_features_has_a_gradient(files):

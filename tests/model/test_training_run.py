@@ -7,6 +7,8 @@ import json
 import resource
 import subprocess
 import sys
+from copy import deepcopy
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from model.training.learner import Learner
 from model.training.run_folder import RunFolder
 from model.training.source import Clip, SyntheticSource
 from model.training.trainer import train
-from tests.model.training_process import CONFIG, recipe
+from tests.model.training_process import CONFIG, one_adversarial_step, recipe
 
 
 def lines(folder):
@@ -107,6 +109,11 @@ def test_two_processes_train_like_one(whole, tmp_path):
     ours, theirs = (RunFolder(folder).load(20, "cpu")["average"] for folder in (tmp_path / "run", whole))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-4)
+    # LeCam's running means do not depend on who computed which of a step's four micro-batches
+    train(one_adversarial_step(), CLIPS, tmp_path / "alone", loaders=0)
+    shared, alone = (RunFolder(tmp_path / name).load(1, "cpu")["objective"]["lecam"] for name in ("run-one", "alone"))
+    assert alone["real"] != 0
+    assert shared == alone
 
 
 def test_published_weights_encode(whole):
@@ -130,7 +137,65 @@ def vae_weights(folder):
 def test_logs_the_terms_of_each_stage(whole):
     assert [line["stage"] for line in lines(whole)] == ["reconstruction"] * 10 + ["adversarial"] * 10
     assert "gan" not in lines(whole)[9]
-    assert {"gan", "gan_weight", "hinge", "lecam", "discriminator_gradient"} <= set(lines(whole)[10])
+    ours, theirs = ({"gan", "gan_weight", "loss", "gradient"}, {"hinge", "lecam", "discriminator_gradient"})
+    for autoencoder, discriminator in zip(lines(whole)[10::2], lines(whole)[11::2], strict=True):
+        assert ours <= set(autoencoder)
+        assert theirs <= set(discriminator)
+        assert not ours & set(discriminator)
+        assert not theirs & set(autoencoder)
+
+
+def test_alternating_steps_are_logged_in_pairs(tmp_path):
+    second = recipe().to_dict()["stages"][1]
+    train(recipe(stages=[second | {"steps": 7}], start={}, log_every=4), CLIPS, tmp_path / "run", loaders=0)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [3, 4, 6, 7]
+
+
+def test_a_discriminator_step_leaves_the_autoencoder_as_it_is():
+    learner = Learner(recipe(stages=recipe().to_dict()["stages"][1:]), CLIPS, torch.device("cpu"), None, first=False)
+    learner.distribute(1)
+    learner.start_stage(0)
+    batches = MicroBatchDataset(CLIPS, stage_schedules(learner.recipe.stages, 5)[0], 5)
+    states = [deepcopy(learner.state_dict())]
+    for step in range(2):
+        learner.accumulate(batches[step], step, share=1.0, last=True)
+        learner.clip_gradients(step)
+        learner.update(step)
+        states.append(deepcopy(learner.state_dict()))
+    names = ("network", "optimizers", "average", "objective", "opponent")
+    changed = [[name for name in names if not equal(old[name], new[name])] for old, new in pairwise(states)]
+    # the discriminator's norms count the batches that the autoencoder's step passes through it
+    assert changed == [["network", "optimizers", "average", "objective"], ["objective", "opponent"]]
+
+
+def equal(ours, theirs):
+    try:
+        same_state(ours, theirs)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_an_adaptive_weight_after_a_compiled_stage_without_one(monkeypatch):
+    """The first stage compiles a backward pass that the second one's, which keeps its graph, must be able to use."""
+    import torch._functorch.config
+
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager")
+    )  # no C++ compiler's minute
+    first, second = recipe().to_dict()["stages"]
+    group = first["groups"][:1]
+    second["objective"]["adversarial"]["alternate"] = False
+    stages = [stage | {"steps": 1, "warm_up": 0, "groups": group} for stage in (first, second)]
+    learner = Learner(recipe(stages=stages, compile=True), CLIPS, torch.device("cpu"), None, first=False)
+    learner.distribute(1)
+    for number, table in enumerate(stage_schedules(learner.recipe.stages, 5)):
+        learner.start_stage(number)
+        values = learner.accumulate(MicroBatchDataset(CLIPS, table, 5)[0], 0, share=1.0, last=True)
+        assert isfinite(learner.clip_gradients(0)["gradient"])
+        learner.update(0)
+    assert values["gan_weight"] > 0
 
 
 class Always:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import model
+from model.training.networks import trainable
 from model.training.objective import Objective
-from model.training.objective_recipe import WFVAE, ObjectiveRecipe
-from model.training.trainable_wfvae import TrainableWFVAE
-from model.wfvae.parameters import is_filter
+from model.training.objective_recipe import ObjectiveRecipe
+from model.training.recipe import load_recipe
+from model.wfvae.random_weights import is_filter
 from tests.model.conftest import Golden
 
 FIXTURES = ("wfvae-tiny", "wfvae888-tiny")
@@ -45,7 +46,7 @@ def noise(like, seed=0):
 
 def published(name):
     golden = Golden(name)
-    network = TrainableWFVAE(golden.config)
+    network = trainable("wfvae", golden.config)
     network.load_state_dict(golden.weights)
     return golden, network
 
@@ -86,7 +87,7 @@ def test_coefficients_of_encoder_and_decoder_equal_the_published_ones(name):
     ids=["nearest", "no attention", "older attention", "8x8x8", "groupnorm"],
 )
 def test_weights_load_as_the_network_that_encodes(config, frames):
-    network = TrainableWFVAE(config, seed=5)
+    network = trainable("wfvae", config, seed=5)
     ready = model.from_state_dict("wfvae", network.config, network.state_dict())
     for video in (pixels(2, 3, frames, 16, 24), pixels(1, 3, 1, 16, 16)):
         with torch.no_grad():
@@ -101,7 +102,7 @@ def test_weights_load_as_the_network_that_encodes(config, frames):
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_every_parameter_has_a_gradient_and_filters_are_buffers(frames):
-    network = TrainableWFVAE(SMALL)
+    network = trainable("wfvae", SMALL)
     video = pixels(1, 3, frames, 16, 16)
     reconstruction, posterior, _ = network(video, noise(network.encode(video).mean))
     (reconstruction.square().sum() + posterior.mean.square().sum()).backward()
@@ -113,7 +114,7 @@ def test_every_parameter_has_a_gradient_and_filters_are_buffers(frames):
 def test_gradients_are_those_of_the_formulas():
     """The whole network in float64, compared with finite differences along one random direction, energy flow included."""
     torch.manual_seed(0)
-    network = TrainableWFVAE(SMALL).double()
+    network = trainable("wfvae", SMALL).double()
     video = pixels(1, 3, 5, 16, 16).double()
     directions = [torch.randn_like(parameter) for parameter in network.parameters()]
 
@@ -135,9 +136,10 @@ def test_gradients_are_those_of_the_formulas():
 
 def test_training_reduces_the_published_objective():
     """Ten steps of Adam on stage I's objective; LPIPS would need weights, and a discriminator a trainer."""
-    recipe = replace(WFVAE, terms={**WFVAE.terms, "lpips_sum": 0.0}, adversarial=None)
+    published = load_recipe("wfvae").stages[0].objective
+    recipe = replace(published, terms={**published.terms, "lpips_sum": 0.0}, adversarial=None)
     assert isinstance(recipe, ObjectiveRecipe)
-    objective, network = Objective(recipe, (-1.0, 1.0)), TrainableWFVAE(SMALL)
+    objective, network = Objective(recipe, (-1.0, 1.0)), trainable("wfvae", SMALL)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     y, x = torch.meshgrid(torch.linspace(0, 6, 32), torch.linspace(0, 9, 32), indexing="ij")
     video = torch.stack([torch.sin(x + y * c + 0.4 * t) for c in range(3) for t in range(5)]).view(1, 3, 5, 32, 32)
@@ -172,14 +174,16 @@ def kept(network, video):
 
 def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
     video = pixels(1, 3, 5, 32, 32)
-    (grads, size), (again, less) = (kept(TrainableWFVAE(SMALL, seed=3, recompute=on), video) for on in (False, True))
+    (grads, size), (again, less) = (
+        kept(trainable("wfvae", SMALL, seed=3, recompute=on), video) for on in (False, True)
+    )
     assert less < 0.6 * size
     assert grads.keys() == again.keys()
     assert all(torch.equal(grads[key], again[key]) for key in grads)
 
 
 def test_sixteen_bit_arithmetic_keeps_latents_and_coefficients_float32():
-    network, video = TrainableWFVAE(SMALL), pixels(1, 3, 5, 16, 16)
+    network, video = trainable("wfvae", SMALL), pixels(1, 3, 5, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         low = network(video)
         low.video_BCTHW.sum().backward()
@@ -194,7 +198,7 @@ def test_sixteen_bit_arithmetic_keeps_latents_and_coefficients_float32():
 
 def test_initial_weights_depend_on_the_seed_only_and_give_activations_of_order_one():
     torch.manual_seed(1)
-    one, same, other = (TrainableWFVAE(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (trainable("wfvae", SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(1)))  # untouched
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["encoder.conv_out.conv.weight"], other["encoder.conv_out.conv.weight"])
@@ -202,15 +206,15 @@ def test_initial_weights_depend_on_the_seed_only_and_give_activations_of_order_o
     assert kernel.abs().max() <= kernel[0].numel() ** -0.5
     assert kernel.std().item() == pytest.approx((3 * kernel[0].numel()) ** -0.5, rel=0.05)
     with torch.no_grad():
-        video, posterior, _ = TrainableWFVAE(SMALL)(pixels(1, 3, 9, 32, 32))
+        video, posterior, _ = trainable("wfvae", SMALL)(pixels(1, 3, 9, 32, 32))
     assert 0.02 < posterior.mean.std() < 2
     assert 0.02 < video.std() < 2
 
 
 def test_invalid_configurations_and_inputs_are_refused():
     with pytest.raises(ValueError, match="base_channels must be a whole number"):
-        TrainableWFVAE({**SMALL, "base_channels": 0})
-    network = TrainableWFVAE(SMALL)
+        trainable("wfvae", {**SMALL, "base_channels": 0})
+    network = trainable("wfvae", SMALL)
     with pytest.raises(ValueError, match=r"4n\+1 frames"):
         network(pixels(1, 3, 4, 16, 16))
     with pytest.raises(ValueError, match="multiples of 8"):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import model
-from model.wfvae.parameters import is_filter
+from model.wfvae.random_weights import is_filter
 from tests.model.conftest import Golden
 
 UNUSED = {"scale": [0.18215] * 4, "shift": [0.0] * 4, "_class_name": "WFVAEModel", "dropout": 0.0}

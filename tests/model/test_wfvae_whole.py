@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import model
-from benchmarks.wfvae_plain import PlainWFVAE
+from model.definition import definition
 from model.registry import FAMILIES, PRESETS, resolve
-from model.wfvae.parameters import empty_network
-from model.wfvae2.parameters import empty_network as empty_network2
+from model.wfvae.network import empty_network
+from model.wfvae2.network import empty_network as empty_network2
 from tests.model.conftest import Golden
 
 GROUPNORM = {
@@ -40,17 +40,19 @@ def agree(got, want):
 
 def check_whole(vae, words):
     assert (vae.spec.chunking, vae.spec.causal) == ("none", False)
-    plain = PlainWFVAE(vae.config, vae.network.state_dict())
+    plain = definition("wfvae", vae.config, vae.network.state_dict())
     for video in (pixels(2, 3, 9, 16, 24), pixels(1, 3, 1, 16, 16)):
         posterior, state = vae.encode(video, moments=True)
-        want = plain.posterior(video)
-        agree(posterior.mean, want[0])
-        agree(posterior.logvar, want[1])
-        agree(vae.decode(want[0])[0], plain.decode(want[0]))
+        with torch.no_grad():
+            want = plain.encode(video)
+            decoded = plain.decode(want.mean)
+        agree(posterior.mean, want.mean)
+        agree(posterior.logvar, want.logvar)
+        agree(vae.decode(want.mean)[0], decoded)
         with pytest.raises(ValueError, match=f"cannot encode in chunks: {words}.*whole clips"):
             vae.encode(video[:, :, :1].expand(-1, -1, 4, -1, -1), state)
         with pytest.raises(ValueError, match=f"cannot decode in chunks: {words}.*last=True"):
-            vae.decode(want[0], last=False)
+            vae.decode(want.mean, last=False)
 
 
 def test_groupnorm_needs_whole_clips():
@@ -69,17 +71,24 @@ def test_a_network_without_attention_agrees_with_the_plain_one(tiny):
     vae = model.load("wfvae", config={**tiny, "use_attention": False, "attention_type": "AttnBlock3D"}, untrained=3)
     assert vae.spec.chunking == "exact"
     video = pixels(1, 3, 5, 16, 16)
-    plain = PlainWFVAE(vae.config, vae.network.state_dict())
-    agree(vae.encode(video)[0].mean, plain(video))
-    agree(vae.decode(plain(video))[0], plain.decode(plain(video)))
+    plain = definition("wfvae", vae.config, vae.network.state_dict())
+    with torch.no_grad():
+        latent = plain.encode(video).mean
+        decoded = plain.decode(latent)
+    agree(vae.encode(video)[0].mean, latent)
+    agree(vae.decode(latent)[0], decoded)
 
 
 def test_wfvae2_with_groupnorm_needs_whole_clips():
     sizes = {"base_channels": [32, 32, 64], "encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
     vae = model.load("wfvae2", config={**sizes, "latent_dim": 4, "norm_type": "groupnorm"}, untrained=0)
     assert vae.spec.chunking == "none"
-    mean, state = vae.encode(pixels(1, 3, 5, 16, 16))
-    assert vae.decode(mean.mean)[0].shape == (1, 3, 5, 16, 16)
+    video = pixels(1, 3, 5, 16, 16)
+    mean, state = vae.encode(video)
+    plain = definition("wfvae2", vae.config, vae.network.state_dict())
+    with torch.no_grad():
+        agree(mean.mean, plain.encode(video).mean)
+        agree(vae.decode(mean.mean)[0], plain.decode(mean.mean))
     with pytest.raises(ValueError, match="cannot encode in chunks: norm_type 'groupnorm'"):
         vae.encode(pixels(1, 3, 4, 16, 16), state)
 
@@ -101,7 +110,9 @@ COUNTS = {  # total, encoder, decoder
 
 
 def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
+    """As the published code counts: with the filters of transforms over frames, which it holds as frozen convolutions."""
+    filters = [tensor for name, tensor in module.named_buffers() if name.endswith("_conv.conv.weight")]
+    return sum(tensor.numel() for tensor in (*module.parameters(), *filters))
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -17,7 +17,15 @@ CONFIG = {
 
 def recipe(steps=20, **other):
     """Two stages with clips and images, the second with a discriminator."""
-    adversarial = {"weight": 0.1, "channels": 4, "layers": 1, "adaptive": True, "lecam": 0.01}
+    adversarial = {
+        "weight": 0.1,
+        "channels": 4,
+        "layers": 1,
+        "dropout": 0.2,
+        "adaptive": True,
+        "alternate": True,
+        "lecam": 0.01,
+    }
     stage = {
         **{"steps": steps // 2, "learning_rate": 1e-3, "final_learning_rate": 1e-4, "warm_up": 2, "batches": 2},
         "groups": [
@@ -39,6 +47,13 @@ def recipe(steps=20, **other):
     return training_recipe(section | other)
 
 
+def one_adversarial_step():
+    """One step of four micro-batches that updates both networks from their initial weights."""
+    stage = recipe().to_dict()["stages"][1]
+    stage["objective"]["adversarial"]["alternate"] = False
+    return recipe(stages=[stage | {"steps": 1, "warm_up": 0, "batches": 4}], start={})
+
+
 def main(folder, meeting):
     """Trains as two ranks, the second one a fork of the first made after the imports. Prints the number of every step."""
     import torch._dynamo  # optimizers import it, for two seconds
@@ -52,6 +67,7 @@ def main(folder, meeting):
         print(step, flush=True)
 
     train(recipe(), SyntheticSource(5), folder, loaders=0, on_step=report)
+    train(one_adversarial_step(), SyntheticSource(5), f"{folder}-one", loaders=0)
     if child:
         _, status = os.waitpid(child, 0)
         sys.exit(os.waitstatus_to_exitcode(status))

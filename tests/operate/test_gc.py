@@ -186,6 +186,8 @@ def test_bytes_of_a_taken_down_source_go_with_the_snapshots_that_name_them(store
     store.write(record, json.dumps(old).encode())
     everything = shown(store, 3)
     fourth = publish_all(store)
+    store.write(f"{RETIRED}notes.txt", b"of the user")
+    store.write(f"{RETIRED}{'0' * 32}--a1.json", b"")  # of a gc that was killed, on a mount
     kept = collect(store)
     (left,) = kept["takedowns"]["stored"]
     assert (left["files"], left["snapshots"]) == (1, [1, 2, 3])

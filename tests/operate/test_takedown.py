@@ -19,9 +19,12 @@ from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow
 from pipeline.ledger.takedowns import Takedowns, read_record, read_takedowns, record_takedown
 from pipeline.loader import LatentDataset
+from pipeline.operate.gc import collect
 from pipeline.operate.takedown import history, take_down, undo
 from pipeline.operate.verify import verify_output
+from pipeline.records import Bucket
 from pipeline.storage import Store
+from tests.operate.outputs import NEWEST, aged
 from tests.pipeline.latent_clips import latent_clip, local_store, write_shard
 from tests.pipeline.published import publish_all, shown_ids
 from tests.pipeline.test_publish_takedowns import shown_by_view
@@ -196,6 +199,61 @@ def test_undo_of_one_name_keeps_the_others_of_its_record_hidden(store: Store) ->
     assert loaded(store) == {"a_cat", "a_dog", "c_cow", "both"}
     (record,) = read_takedowns(store).records
     assert (record.sources, record.samples, record.by) == ((uri_of(1),), (), "ann")
+
+
+def test_undo_of_a_name_needs_only_the_bytes_of_that_name(store: Store, tmp_path: Path) -> None:
+    """`lathe gc` deleted files of other names of the record, with their indexes; one of them is of the same tar."""
+    clips = clips_of(3, ["d/ant", "d/bee", "d/bug"])
+    clips[0] = replace(clips[0], plan=replace(clips[0].plan, bucket=Bucket(17, 48, 64)))
+    clips[0] = replace(clips[0], latent_CTHW=clips[0].latent_CTHW.transpose(0, 1, 3, 2).copy())
+    Ledger(store).commit(write_shard(store, tmp_path, WriteConfig(), clips, shard=3))
+    record = take_down(store, ["d/ant", uri_of(1), "d/bee", "a/cat"], **ASKED)["record"]
+    publish_all(store)
+    aged(store)
+    assert collect(store, NEWEST)["deleted"]["taken_down"]["files"] == 2
+    deleted = read_record(store, record).deleted
+    assert len(deleted) == 2, "of a source that is taken down as a whole they need not be listed"
+    for name, hint in ((record, ".*can be undone: --undo NAME"), ("d/ant", ""), (uri_of(1), "")):
+        with pytest.raises(OutputError, match=rf"bytes of its rows are gone: \S+ is deleted{hint}"):
+            undo(store, name, reason="", by="")
+    for name in ("d/bee", "a/cat"):
+        undo(store, name, reason="", by="bob")
+    publish_all(store)
+    assert loaded(store) == {"a_cat", "a_dog", "both", "c_cow", "d_bee", "d_bug"}
+    (left,) = read_takedowns(store).records
+    assert (left.sources, left.samples) == ((uri_of(1),), ((uri_of(3), "d/ant"),))
+    assert left.deleted == deleted, "readers need not look for these files"
+    assert verify_output(store).problems == []
+
+
+def test_a_key_is_looked_for_in_every_snapshot(store: Store) -> None:
+    """The newest snapshot shows it of one source, an older one also of another."""
+    listing = [item.shard.objects[0] for item in Ledger(store).all() if item.shard.objects[0].uri != uri_of(1)]
+    publish_all(store, listing=listing, removed="drop")
+    assert loaded(store) == {"a_cat", "a_dog", "c_cow", "both"}
+    with pytest.raises(InputError, match=f"2 sources of .* have a sample 'both': {uri_of(1)}, {uri_of(2)}"):
+        take_down(store, ["both"], **ASKED)
+    found = take_down(store, [f"{uri_of(1)}#both"], **ASKED)
+    assert found["snapshots"] == {1: 1, 2: 1, 3: 0}
+
+
+def test_names_that_gc_replaced_by_hashes_are_taken_down_already(store: Store) -> None:
+    (cow,) = [name for name in shown_ids(store, publish_all(store)) if name.startswith("c_cow")]
+    take_down(store, ["a/cat", cow, "s3://corpus/later.tar"], **ASKED, allow_unknown=True)
+    (record,) = read_takedowns(store).records
+    store.write(record.key, record.without_names("then").to_json())
+    for receipt in Ledger(store).all():
+        for item in receipt.files:
+            store.delete(item.key)
+            store.delete(item.index_key)
+    names = ["a/cat", f"{uri_of(0)}#a/cat", cow, "s3://corpus/later.tar"]
+    found = take_down(store, names, **ASKED, allow_unknown=True)
+    assert (found["record"], sorted(found["already"]), found["unknown"]) == (None, sorted(names), [])
+    for name in names:
+        with pytest.raises(OutputError, match="its bytes are gone, and its names were removed then"):
+            undo(store, name, reason="", by="")
+    with pytest.raises(InputError, match=r"no takedown of .* is called or names 'a/dog'"):
+        undo(store, "a/dog", reason="", by="")
 
 
 def test_records_without_names_hide_the_same_rows(store: Store) -> None:

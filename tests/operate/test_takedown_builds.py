@@ -49,11 +49,11 @@ def test_a_build_counts_what_is_taken_down(tmp_path: Path) -> None:
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("films")
     record_takedown(store, "asked", sources=[str(corpus)])
-    with pytest.raises(NothingEncoded, match="1 inputs are taken down") as caught:
+    with pytest.raises(NothingEncoded, match="1 input is taken down") as caught:
         pipeline.encode(tiny_job(corpus, tmp_path / "out"))
     report = caught.value.report
     assert (report.taken_down, report.shards_total) == (1, 0)
-    assert "  taken down: 1 inputs, not encoded" in build_lines(report)
+    assert "  taken down: 1 input, not encoded" in build_lines(report)
 
 
 def lathe(*words: str) -> tuple[int, str]:
@@ -76,7 +76,7 @@ def test_the_commands_of_an_operator(store: Store, tmp_path: Path) -> None:
     code, text = lathe("gc", store.root, "--dry-run", "--keep-snapshots", "1", "--keep-days", "0", "--grace", "1h")
     assert code == 0, text
     assert "would delete" in text
-    assert "snapshots 1 to 2 would go, 1 are kept" in text
+    assert "snapshots 1 to 2 would go, 1 kept" in text
     code, text = lathe("gc", store.root, "--keep-snapshots", "1", "--keep-days", "0", "--json")
     assert (code, json.loads(text)["snapshots"]["retired"]) == (0, [1, 2])
 

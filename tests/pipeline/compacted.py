@@ -34,7 +34,7 @@ def film(name: str) -> str:
 
 def clips_of(uri: str, seeds: list[int], config: WriteConfig = CONFIG) -> list[LatentClip]:
     """A clip of each bucket for every seed."""
-    options = {"uri": uri, "dtype": config.dtype, "moments": config.moments}
+    options = {"uri": uri, "dtype": config.dtype, "moments": config.moments, "store": config.store}
     return [
         latent_clip(seed, bucket=bucket, clip=clip, **options)
         for seed in seeds

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from model.interface import LatentSpec
 from pipeline.config import DrillConfig, StorageConfig, WriteConfig
@@ -69,6 +71,7 @@ def latent_clip(
     moments: bool = False,
     clip: int = 0,
     array: np.ndarray | None = None,
+    store: tuple[str, ...] = (),
     **sample: Any,
 ) -> LatentClip:
     """Clip `clip` of sample number `seed`; the latent's values follow from `seed`."""
@@ -115,7 +118,18 @@ def latent_clip(
         latent_CTHW=bits_of(latent_values(seed, num_frames, bucket), dtype) if array is None else array,
         logvar_CTHW=bits_of(latent_values(seed + 10_000, num_frames, bucket), dtype) if moments else None,
         dtype=dtype,
+        cond_CTHW=bits_of(latent_values(seed + 20_000, num_frames, bucket), dtype) if "i2v_cond" in store else None,
+        first_frame=first_frame(seed, bucket) if "first_frame" in store else None,
     )
+
+
+def first_frame(seed: int, bucket: Bucket = SMALL) -> bytes:
+    """A lossless WebP whose pixels follow from `seed`; another seed gives another length."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (bucket.height, bucket.width, 3), np.uint8)
+    pixels[seed % bucket.height :] = 0
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "WEBP", lossless=True)
+    return out.getvalue()
 
 
 def local_store(folder: Path) -> Store:

@@ -251,11 +251,11 @@ def test_the_commands_publish_list_compare_and_measure(tmp_path) -> None:
     config = json.dumps(TINY_NETWORK)
     encode = ["encode", str(corpus), out, "--model", "leanvae", "--untrained", "0", "--frames", "5", "--size", "32x32"]
     encode += ["--clips", "tile", "--executor", "inline", "--progress", "none", "--set", f"model.config={config}"]
-    assert "snapshot 1: 2 rows, 10 frames in 1 files" in run(*encode, "--publish")
+    assert "snapshot 1: 2 rows, 10 frames in 1 file" in run(*encode, "--publish")
     (corpus / "b.mp4").write_bytes(video_bytes(13, seed=2))
-    assert "1 shards or inputs are not done" in run("publish", out, str(corpus), code=1)
+    assert "1 shard or input is not done" in run("publish", out, str(corpus), code=1)
     run(*encode)
-    assert "pending   1 shards with 2 clips" in run("status", out)
+    assert "pending   1 shard with 2 clips" in run("status", out)
     text = run("publish", out, str(corpus))
     assert "against snapshot 1: inputs +1 -0, 0 replaced; rows +2 -0" in text
     assert "canary: ok" in text

@@ -125,7 +125,7 @@ def test_a_compaction_without_hidden_rows_changes_no_data_of_the_delta_view(tmp_
     assert changes == [False] * 8, "six files of three tars and two buckets go, two come"
 
 
-def test_hugging_face_is_told_each_row_once(store: Store) -> None:
+def test_hugging_face_reads_each_row_once(store: Store) -> None:
     snapshot = compact(store).snapshot
     (entry,) = yaml.safe_load(store.read(HUGGING_FACE_KEY))["configs"]
     ids = [name for key in entry["data_files"] for name in pq.read_table(store.uri(key))["id"].to_pylist()]
@@ -169,7 +169,7 @@ def test_the_command_says_what_it_did(store: Store) -> None:
         (["--target-bytes", "1000"], "expected a size of at least 1MB"),
     ],
 )
-def test_a_size_that_is_none_is_refused(store: Store, arguments: list[str], words: str) -> None:
+def test_a_wrong_size_is_refused(store: Store, arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(app, ["compact", store.root, *arguments])
     assert (result.exit_code, words in result.stderr) == (2, True), result.output
     assert CliRunner().invoke(app, ["compact", f"{store.root}@2"]).exit_code == 2

@@ -31,13 +31,16 @@ def test_braces_in_inputs_keep_their_commas():
     ("override", "text"),
     [
         ("clips.frams=3", r"clips.frams: no such field; known here: buckets, crop, fps, frames"),
-        ("nonsense=1", r"nonsense: no such field; known here: clips, decode"),
+        ("nonsense=1", r"nonsense: no such field; known here: allow_empty, annotations, clips"),
         ("clips.fps=abc", r"clips.fps: expected a number of frames per second or 'source', got 'abc'"),
         ("clips.fps=-1", r"clips.fps: .*greater than 0.*got -1"),
         ("clips.size=big", r"clips.size: expected HEIGHTxWIDTH such as 256x256, got 'big'"),
         ("clips.size=[area:64x64, 32x32]", r"expected area:HxW alone"),
         ("clips.buckets=17x64", r"clips.buckets: expected FRAMESxHEIGHTxWIDTH"),
-        ("clips.select=slide", r"clips.select: expected head, tile, whole, slide:STRIDE or uniform:N, got 'slide'"),
+        (
+            "clips.select=slide",
+            r"clips.select: expected head, tile, whole, slide:STRIDE, uniform:N, or spans, .*, got 'slide'",
+        ),
         ("clips.frames=0", r"clips.frames: expected frame counts of at least 1"),
         ("write.dtype=int8", r"write.dtype: .*float16.*got 'int8'"),
         ("model=leanvae", r"model: .*dictionary.*got 'leanvae'"),

@@ -127,7 +127,8 @@ def test_an_input_that_matches_nothing_is_named_with_the_contents_of_its_folder(
     for named, expected in {
         "nothing": r"nothing: no tar shards or videos in it; it holds 1 \.md, 1 \.parquet",
         "nothing/*": r"nothing/\*: matched only 1 \.md, 1 \.parquet",
-        "nothing/data.parquet": r"data\.parquet: its suffix is not that of a tar or video",
+        "nothing/data.parquet": r"data\.parquet: cannot be read as a table",
+        "nothing/readme.md": r"readme\.md: its suffix is not that of a tar or video",
         "tars/*.mp4": r"tars/\*\.mp4: matched nothing; .*tars holds 13 \.tar, 1 \.json",
         "tars/shard-000099.tar": r"shard-000099\.tar does not exist; .*tars holds 13 \.tar",
         "absent": "absent does not exist",

@@ -76,7 +76,7 @@ def test_a_bucket_with_odd_keys_is_encoded_exactly_once(s3: S3Server) -> None:
     job = tiny_job(s3.root, f"{s3.root}/out", **{"storage.endpoint_url": s3.endpoint})
     report = pipeline.encode(job)
     assert report.passed_over["line"].startswith(
-        f"passed over 1 of 4 files: 1 .jpg (images are not encoded; e.g. {s3.root}/in/cover.jpg)"
+        f"passed over 1 of 4 files: 1 .jpg (images are encoded with --images keep; e.g. {s3.root}/in/cover.jpg)"
     )
     stored = {row["source_uri"] for row in rows(job.output, job.storage).values()}
     assert stored == {f"{s3.root}/{key}" for key in ("/lead.mp4", "in/../up.mp4", "in/good.mp4")}
@@ -146,7 +146,7 @@ def test_a_named_entry_that_is_not_a_file_is_described(tmp_path: Path) -> None:
         "lone.mp4": "lone.mp4 is a fifo, not a file; expected",
         "loop.mp4": "loop.mp4 is a link that leads back to itself; expected",
         "gone.mp4": "gone.mp4 is a link that leads to nothing; expected",
-        "a.jpg": r"a\.jpg: its suffix is not that of a tar or video \(images are not encoded\)",
+        "a.jpg": r"a\.jpg: its suffix is not that of a tar or video \(images are encoded with --images keep\)",
         "a.tar.zst": r"a\.tar\.zst: its suffix is not that of a tar or video \(zstd tars: repack as \.tar or \.tar\.gz\)",
         "{loop,lone,none}.mp4": r"3 of 3 do not exist: \S+loop.mp4 \(is a link that leads back to itself\), \S+lone.mp4 \(is a fifo",
     }.items():

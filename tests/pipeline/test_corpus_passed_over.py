@@ -43,9 +43,9 @@ FILES = [
     *("alone.txt", "sub/a.txt", "a.more.json", "meta.json", "k.mp3", "l.part", "m.webp"),
 ]
 KINDS = {
-    ".jpg": (2, "images are not encoded", "x.jpg"),
-    ".png": (1, "images are not encoded", "z.png"),
-    ".webp": (1, "images are not encoded", "m.webp"),
+    ".jpg": (2, "images are encoded with --images keep", "x.jpg"),
+    ".png": (1, "images are encoded with --images keep", "z.png"),
+    ".webp": (1, "images are encoded with --images keep", "m.webp"),
     ".tar.zst": (1, "zstd tars: repack as .tar or .tar.gz", "d.tar.zst"),
     ".zip": (1, "archives other than tar: unpack them, or repack as .tar", "e.zip"),
     ".m3u8": (1, "playlists only list files; pass the listed files as inputs", "f.m3u8"),
@@ -93,7 +93,7 @@ def test_each_kind_is_counted_with_its_reason_and_an_example(place: tuple[str, S
             if count == 1:
                 assert kind["example"] == f"{root}/{example}"
         assert found.line().startswith(
-            f"passed over 18 of 22 files: 2 .jpg, 1 .png, 1 .webp (images are not encoded; e.g. {root}/"
+            f"passed over 18 of 22 files: 2 .jpg, 1 .png, 1 .webp (images are encoded with --images keep; e.g. {root}/"
         )
     both = PassedOver()
     resolve_inputs([root, f"{root}/sub", f"{root}/*"], config, both)
@@ -233,7 +233,7 @@ def test_plan_and_encode_report_passed_over_files_and_strict_refuses_first(tmp_p
     (corpus / "a.mp4").write_bytes(video_bytes(9))
     (corpus / "b.jpg").touch()
     flags = tiny_flags("--executor", "inline")
-    line = f"passed over 1 of 2 files: 1 .jpg (images are not encoded; e.g. {corpus}/b.jpg)"
+    line = f"passed over 1 of 2 files: 1 .jpg (images are encoded with --images keep; e.g. {corpus}/b.jpg)"
     sizes = ("--frames", 9, "--size", "64x64")
     assert line in lathe("plan", corpus, *sizes)
     assert json.loads(lathe("plan", corpus, *sizes, "--json"))["passed_over"]["line"] == line

@@ -93,7 +93,7 @@ def test_a_touched_file_is_not_encoded_again_and_not_hashed_twice(workspace, mon
     touch(workspace.folder / "b.mp4")
     again = workspace.run("abc")
     assert again.todo == []
-    assert any("1 inputs have a new modification time" in text for text in again.work.notices)
+    assert any("1 input has a new modification time" in text for text in again.work.notices)
     assert [row.source_key for row in visible(workspace.store)] == ["a", "b", "c"]
     assert workspace.run("abc").work.touched == {}
     assert totals(workspace.store).samples == 3

@@ -287,9 +287,7 @@ def test_a_file_with_rows_that_do_not_count_is_left_out_and_said(tmp_path):
     record_takedown(workspace.store, "x", sources=[str(workspace.folder / "b.mp4")])
     assert publish_all(workspace.store).number == 2
     view = DeltaLog(workspace.store).sync()
-    assert view.notices() == [
-        "the Delta view of snapshot 2 lacks 2 rows of 1 files, which also hold rows that do not count"
-    ]
+    assert view.notices() == ["the Delta view of snapshot 2 lacks 2 rows of 1 file with rows that do not count"]
     assert DeltaTable(str(tmp_path / "out" / "data")).file_uris() == []
 
 

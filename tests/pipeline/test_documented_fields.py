@@ -14,6 +14,11 @@ from tests.tiny_corpus import receipts, tiny_job, video_bytes, write_tar
 DOCUMENT = Path(__file__).parents[2].joinpath("docs", "formats.md").read_text()
 NAMES = re.compile(r"`([a-z_0-9]+)`")
 CONTAINERS = [("parquet", False), ("parquet", True), ("tar", False), ("tar", True)]
+OPTIONAL = (
+    "vae_logvar",
+    "i2v_cond",
+    "first_frame",
+)  # what begins the names of columns of builds with moments and `write.store`
 
 
 def table_after(heading: str) -> dict[str, list[str]]:
@@ -33,11 +38,12 @@ def table_after(heading: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module", params=CONTAINERS, ids=lambda param: f"{param[0]}{'-moments' * param[1]}")
 def output(request, tmp_path_factory):
-    """A build with a written clip and a reject; container, whether it has moments, its data file, its receipt."""
+    """A build with a written clip and a reject; container, whether it stores moments and all else, its data file, its receipt."""
     container, moments = request.param
     folder = tmp_path_factory.mktemp("documented")
     corpus = write_tar(folder / "a.tar", {"a": {"mp4": video_bytes(9)}, "b": {"mp4": video_bytes(3)}})
     flags = {"write.format": container, "write.moments": moments}
+    flags |= {"write.store": "first_frame,i2v_cond"} if moments else {}
     pipeline.encode(tiny_job(corpus, folder / "out", **flags))
     (receipt,) = receipts(folder / "out")
     return container, moments, folder / "out" / receipt.files[0].key, receipt
@@ -56,7 +62,8 @@ def test_file_metadata_has_the_documented_fields_and_no_others(output):
     found = file_metadata(container, path)
     assert found.keys() == documented.keys()
     for name in ("latent", "normalisation", "versions"):
-        assert found[name].keys() == set(documented[name]), name
+        optional = set() if moments else {"store"}
+        assert found[name].keys() == set(documented[name]) - optional, name
     for name in ("spec", "encoder"):  # and facts of one network or another
         assert found[name].keys() >= set(documented[name]), name
     assert found["latent"]["posterior"] == ("moments" if moments else "mean")
@@ -77,14 +84,14 @@ def test_columns_are_the_documented_ones_and_no_others(output):
     container, moments, path, _ = output
     documented = table_after("### Columns").keys()
     if not moments:
-        documented = {name for name in documented if not name.startswith("vae_logvar")}
+        documented = {name for name in documented if not name.startswith(OPTIONAL)}
     if container == "parquet":
         assert set(pq.read_schema(path).names) == documented
         return
     with tarfile.open(path) as tar:
         member = next(name for name in tar.getnames() if name.endswith(".json"))
         found = json.loads(tar.extractfile(member).read())
-    tensors = {"vae_latent_bytes", "vae_logvar_bytes", "vae_logvar_shape", "vae_logvar_dtype"}
+    tensors = {name for name in documented if name == "vae_latent_bytes" or name.startswith(OPTIONAL)}
     assert found.keys() == documented - tensors
 
 
@@ -99,7 +106,8 @@ def test_receipts_have_the_documented_fields_and_no_others(output):
 
 
 def test_side_indexes_have_the_documented_columns_and_no_others(output):
-    *_, path, receipt = output
+    _, moments, path, receipt = output
     table = pq.read_schema(Path(str(path).split("/data/")[0]) / receipt.files[0].index_key)
     text = DOCUMENT.split("## Side index", 1)[1].split("Its key-value metadata", 1)[0]
-    assert set(table.names) == set(NAMES.findall(text))
+    documented = {name for name in NAMES.findall(text) if moments or not name.startswith(OPTIONAL)}
+    assert set(table.names) == documented

@@ -188,8 +188,6 @@ def test_the_command_prints_a_table_or_json_with_lpips_and_rfvd_if_weights_are_g
     from model.training.perceptual import LPIPS
 
     monkeypatch.setattr(i3d, "SIDE", 32)  # a window of 224 pixels is most of a test's time
-    monkeypatch.setattr(i3d, "WINDOW_FRAMES", 9)
-    monkeypatch.setattr("model.evaluation.frechet.WINDOW_FRAMES", 9)
     lpips, heads, network = LPIPS().state_dict(), {}, i3d.I3D().state_dict()
     for key in [key for key in lpips if key.startswith("heads.")]:
         heads[f"lin{key.removeprefix('heads.')}.model.1.weight"] = lpips.pop(key)
@@ -198,18 +196,21 @@ def test_the_command_prints_a_table_or_json_with_lpips_and_rfvd_if_weights_are_g
     arguments = ["evaluate", str(corpus / "000.tar"), "--model", "leanvae", "--checkpoint", str(checkpoint)]
     arguments += ["--frames", "9", "--size", "32x32", "--clips", "tile", "--set", "engine.decoders=1"]
     arguments += ["--lpips", str(tmp_path / "vgg.safetensors"), "--lpips", str(tmp_path / "heads.safetensors")]
-    arguments += ["--i3d", str(tmp_path / "i3d.safetensors")]
+    arguments += ["--i3d", str(tmp_path / "i3d.safetensors"), "--fvd", "styleganv"]
     answer = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out"), "--json"])
     assert answer.exit_code == 0, answer.output
     found = json.loads(answer.stdout)
     assert found["overall"]["lpips"]["mean"] > 0
     assert found["rfvd"]["windows"] == 3
     assert found["rfvd"]["rfvd"] >= 0
+    assert (found["rfvd"]["protocol"], found["rfvd"]["window_frames"]) == ("styleganv", None)
+    assert found["conventions"]["lpips"] == "LPIPS-VGG"
+    assert "without the 5 pixels at each border" in found["conventions"]["ssim"]
     from pipeline.cli.evaluation_wording import evaluation_lines
 
     text = "\n".join(evaluation_lines(found))
     assert f"{found['overall']['psnr']['mean']:.2f}" in text
-    assert f"{found['rfvd']['rfvd']:.2f} over 3 windows" in text
+    assert f"{found['rfvd']['rfvd']:.2f} over 3 whole clips" in text
     assert "too_short" in text
 
 
@@ -248,7 +249,16 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         ((corpus, "--model", "leanvae", "--lpips", other), new, f"--lpips {other}: the weights"),
         ((corpus, "--model", "leanvae", "--i3d", other), new, f"--i3d {other}: the weights"),
         ((corpus, "--model", "leanvae", "--i3d", tmp_path / "none.pt"), new, "none.pt"),
-        ((corpus, "--model", "leanvae", *("--lpips", other) * 3), new, "expected one file, or VGG16 and heads; got 3"),
+        (
+            (corpus, "--model", "leanvae", *("--lpips", other) * 3),
+            new,
+            "expected one file, or features and heads; got 3",
+        ),
+        (
+            (corpus, "--model", "leanvae", "--fvd", "tfgan"),
+            new,
+            "--fvd: expected one of tf, styleganv, videogpt; got 'tfgan'",
+        ),
     ]
     for arguments, output, message in cases:
         code, text = refused(*arguments, output=output, checkpoint=checkpoint)

@@ -112,7 +112,7 @@ def test_a_row_that_is_not_finite_stops_publishing_until_it_is_taken_down(store:
     first, second, _ = read_index(store.read(receipt.files[0].index_key))[0]
     broken = replace(receipt, stats=replace(receipt.stats, max=(float("inf"), *receipt.stats.max[1:])))
     store.write(Ledger(store).layout.receipt_key(receipt.shard_id), broken.to_json())
-    with pytest.raises(PublishFailed, match="finite: 1 receipts have statistics that are not finite"):
+    with pytest.raises(PublishFailed, match="finite: 1 receipt has statistics that are not finite"):
         publish(store, PublishOptions(delta=False))
     record_takedown(store, "not finite", ids=[first.id])
     assert_statistics(publish(store, PublishOptions(delta=False)).snapshot, values[1:])
@@ -145,12 +145,12 @@ def test_what_cannot_be_read_of_a_partly_hidden_receipt_fails_checks(store: Stor
             statistics(store)
 
     store.delete(index)
-    failing(f"1 receipts do not add up, .*the rows that count are not known: .*{index}.*files: 1 files are missing")
+    failing(f"1 receipt does not add up, .*the rows that count are not known: .*{index}.*files: 1 file is missing")
     store.write(index, kept[index][::-1])
-    failing(f"{index} cannot be read as a side index: .*files: 1 files are damaged")
+    failing(f"{index} cannot be read as a side index: .*files: 1 file is damaged")
     store.write(index, kept[index])
     store.delete(file)
-    failing("files: 1 files are missing")
+    failing("files: 1 file is missing")
     store.write(file, kept[file][::-1])
     failing("the latent has the hash .*its index says")
     store.write(file, kept[file])
@@ -166,7 +166,7 @@ def test_stats_name_their_rows_and_takedowns_that_came_later(store: Store, tmp_p
     text = "\n".join(stats_lines(found))
     assert found["newer_takedowns"] == 1
     assert "720 values per channel of 3 rows" in text
-    assert "1 takedowns are newer than this snapshot" in text
+    assert "1 takedown is newer than this snapshot" in text
     publish(store, PublishOptions(delta=False))
     found = statistics(store)
     (item,) = found["fingerprints"].values()

@@ -152,11 +152,11 @@ def absurd_scale(store: Store, receipts: list[Receipt]) -> None:
 @pytest.mark.parametrize(
     ("damage", "check", "words"),
     [
-        (lose_file, "files", "1 files are missing, such as data/"),
-        (lose_index, "files", "1 files are missing, such as _index/"),
-        (cut_file, "files", "1 files have another size"),
+        (lose_file, "files", "1 file is missing, such as data/"),
+        (lose_index, "files", "1 file is missing, such as _index/"),
+        (cut_file, "files", "1 file has another size"),
         (unbalance, "conservation", "samples=99"),
-        (not_finite, "finite", "1 receipts have statistics that are not finite"),
+        (not_finite, "finite", "1 receipt has statistics that are not finite"),
         (too_many_damaged, "rejects", "3 of 9 inputs are damaged (33.3%), the limit is 5.0%"),
         (absurd_scale, "constants", "expected about 0 and 1, within a factor of 4"),
     ],
@@ -283,7 +283,7 @@ def test_a_lost_receipt_does_not_drop_rows_without_a_word(store: Store, tmp_path
             store.delete(key)
     with pytest.raises(
         PublishFailed,
-        match=f"1 receipts of .* are gone or cut off although snapshot 1 covers them, such as that of shard {first.shard_id}",
+        match=f"1 receipt is gone from .* or cut off although covered by snapshot 1, such as that of shard {first.shard_id}",
     ):
         publish(store, PublishOptions())
     assert Snapshots(store).numbers() == [1]

@@ -55,7 +55,7 @@ def test_receipts_that_are_lost_for_good_are_left_out_on_request(store: Store, t
     lose(store, receipts[1])
     with pytest.raises(
         PublishFailed,
-        match=f"1 receipts of .* are gone .* shard {receipts[1].shard_id}; 2 of their rows are known to count nowhere else.*--rebuild",
+        match=f"1 receipt is gone .* shard {receipts[1].shard_id}; 2 of their rows are known to count nowhere else.*--rebuild",
     ):
         publish(store, PLAIN)
     made = publish(store, REBUILD)
@@ -65,7 +65,7 @@ def test_receipts_that_are_lost_for_good_are_left_out_on_request(store: Store, t
         "rows": 2,
         "shards": [receipts[1].shard_id],
     }
-    assert any("1 receipts that snapshot 1 covers are gone and left out: 2 rows" in notice for notice in made.notices)
+    assert any("1 receipt is gone that snapshot 1 covers, and left out: 2 rows" in notice for notice in made.notices)
     assert shown_ids(store, made.snapshot) == sorted(row.id for row in visible(store))
     assert publish(store, PLAIN).made is False
 
@@ -99,7 +99,7 @@ def test_a_lost_receipt_whose_inputs_are_encoded_again_is_left_out(films: Simple
     assert set(before) < set(shown_ids(store, made.snapshot))
     assert (made.snapshot.counts["rows"], made.snapshot.lineage["lost_receipts"]["costly"]) == (6, 0)
     with pytest.raises(
-        PublishFailed, match=r"\(cut off\); finish them with `lathe encode`, publish with the inputs to see"
+        PublishFailed, match=r"\(cut off\); finish with `lathe encode`, publish with the inputs to wait"
     ):
         publish(store, PLAIN)
     assert publish(store, PLAIN, listing=listed(films)).made is False
@@ -147,7 +147,7 @@ def test_a_lost_receipt_without_files_is_missed_too(films: SimpleNamespace, make
     shard = make(films)
     before = shown_ids(films.store, Snapshots(films.store).latest())
     films.store.delete(Ledger(films.store).layout.receipt_key(shard))
-    with pytest.raises(PublishFailed, match=f"1 receipts .* are gone .* shard {shard}; 0 of their rows"):
+    with pytest.raises(PublishFailed, match=f"1 receipt is gone .* shard {shard}; 0 of their rows"):
         publish(films.store, PLAIN)
     assert shown_ids(films.store, Snapshots(films.store).latest()) == before
     assert publish(films.store, REBUILD).snapshot.lineage["lost_receipts"]["costly"] == 1
@@ -175,7 +175,7 @@ def test_a_build_that_ends_while_receipts_are_read_is_open(
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(module, "gather", gather)
-        with pytest.raises(PublishFailed, match="1 shards of the running build b"):
+        with pytest.raises(PublishFailed, match="1 shard of the running build b"):
             publish(store, PLAIN)
     assert publish(store, PLAIN).snapshot.counts["shards"] == 3
 
@@ -248,7 +248,7 @@ def test_files_of_a_shard_that_was_encoded_again_are_checked(store: Store, tmp_p
     (file,) = again.files
     data = store.read(file.key)
     store.write(file.key, data[:-40] + bytes(40))
-    with pytest.raises(PublishFailed, match=r"files: 1 files are damaged, such as .*expected b'PAR1'"):
+    with pytest.raises(PublishFailed, match=r"files: 1 file is damaged, such as .*expected b'PAR1'"):
         publish(store, PLAIN)
     store.write(file.key, data)
     (check,) = [item for item in publish(store, PLAIN).snapshot.checks if item.name == "files"]

@@ -88,7 +88,7 @@ def damaged_index(store: Store, receipt: Receipt) -> None:
 def test_a_new_file_that_is_damaged_and_has_its_size_fails(store: Store, tmp_path: Path, damage, words: str) -> None:
     receipts = add_shards(store, tmp_path, range(3))
     damage(store, receipts[1])
-    with pytest.raises(PublishFailed, match=f"files: 1 files are damaged, such as .*{words}") as caught:
+    with pytest.raises(PublishFailed, match=f"files: 1 file is damaged, such as .*{words}") as caught:
         publish(store, PLAIN)
     (check,) = [check for check in caught.value.checks if check.name == "files"]
     assert (check.numbers["damaged"], check.numbers["read"], check.numbers["other_size"]) == (1, 6, 0)

@@ -136,7 +136,7 @@ def test_a_damaged_index_hides_neither_failed_checks_nor_other_takedowns(store: 
     record_takedown(store, "asked", ids=[visible_id(store, receipts[1])])
     (other,) = add_shards(store, tmp_path, range(3, 4))
     store.delete(other.files[0].key)
-    with pytest.raises(PublishFailed, match="1 files are missing"):
+    with pytest.raises(PublishFailed, match="1 file is missing"):
         publish(store, PublishOptions())
     assert shown_by_view(store) == {receipts[2].files[0].key}
     with pytest.raises(OutputError, match="cannot be read as a side index"):

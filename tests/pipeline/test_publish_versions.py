@@ -192,7 +192,8 @@ def test_every_running_build_is_open_and_shown(films: SimpleNamespace) -> None:
     heartbeat(films, "b5", started=0.5, updated=time.time() - 1e6, shards_done=7)  # on a machine whose clock is behind
     films.store.write(Ledger(films.store).layout.progress_key("b6"), b"")  # killed while it was written
     words = (
-        "8 shards or inputs are not done: 5 shards of the running build b1, 3 shards of the running build b3; finish"
+        "8 shards or inputs are not done: 5 shards of the running build b1, 3 shards of the running build b3; finish .* publish with the "
+        r"inputs to wait only for these, .*A build that was killed stops counting without a heartbeat: b1 in 2h\d\dm, b3 in 2h"
     )
     with pytest.raises(PublishFailed, match=words):
         publish_all(films.store)
@@ -211,6 +212,17 @@ def test_every_running_build_is_open_and_shown(films: SimpleNamespace) -> None:
         "7/7 shards",
         "killed",
     ]
+
+
+def test_listed_inputs_that_are_done_do_not_wait_for_a_running_build(films: SimpleNamespace) -> None:
+    """It was killed and still counts as running, or it encodes other inputs."""
+    films.run("abcdef").finish()
+    heartbeat(films, "b1")
+    made = publish_all(films.store, listing=listed(films))
+    assert (made.counts["rows"], made.open_shards) == (6, ())
+    (films.folder / "g.mp4").write_bytes(b"new")
+    with pytest.raises(PublishFailed, match=r"1 shard or input is not done: \S*g\.mp4; finish"):
+        publish_all(films.store, listing=listed(films))
 
 
 def test_an_unknown_fingerprint_names_those_there_are(films: SimpleNamespace) -> None:

@@ -82,7 +82,9 @@ def test_a_shard_of_video2dataset_is_read(tmp_path: Path) -> None:
     items, counters = read(path)
     first, second, third = sorted(items, key=lambda item: item.key or "")
     described = {"status": "success", "fps": 25}
-    assert first == Sample("000000", 0, str(path), b"video", "mp4", "a cat", described, file_name="000000.mp4")
+    named = (("txt", "a cat"),)
+    expected = Sample("000000", 0, str(path), b"video", "mp4", "a cat", described, "000000.mp4", captions=named)
+    assert first == expected
     assert isinstance(second, Reject)
     assert (second.key, second.stage, second.reason, second.policy) == ("000001", "read", "no_video", True)
     assert "failed_to_download" in second.message

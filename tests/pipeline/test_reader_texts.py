@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.reader.text_encoding import decode_text
-from pipeline.reader.texts import LEVELS, TEXT_BYTES, parse_caption, parse_metadata
+from pipeline.reader.texts import LEVELS, TEXT_BYTES, distinct, parse_caption, parse_metadata
 from pipeline.records import Sample
 from tests.pipeline.test_reader import pack, read
 
@@ -245,3 +245,20 @@ def test_metadata_is_always_strict_json(value: dict[str, Any]) -> None:
     strict(found.values)
     if "nonfinite_metadata" not in found.warnings:
         assert not any(isinstance(item, float) and not math.isfinite(item) for item in value.values())
+
+
+def test_metadata_lists_captions_by_name():
+    for value, expected in (
+        (["one", " ", "two"], (("0", "one"), ("2", "two"))),
+        ([{"name": "short", "caption": "s"}, {"text": "t"}], (("short", "s"), ("1", "t"))),
+        ({"short": "s", "long": ["l1", "l2"]}, (("short", "s"), ("long", "l1"), ("long", "l2"))),
+        ("alone", (("captions", "alone"),)),
+    ):
+        found = parse_metadata(json.dumps({"captions": value, "prompt": "p"}).encode())
+        assert distinct(found.captions) == (("prompt", "p"), *expected)
+        assert found.values["captions"] == value
+    assert parse_metadata(b'{"captions": ["a", 3, null, ""]}').warnings == ("unusable_captions:3",)
+    many = parse_metadata(json.dumps({"captions": [f"{n}" for n in range(400)]}).encode())
+    assert (len(many.captions), many.warnings) == (256, ("unusable_captions:144",))
+    nan = parse_metadata(b'{"captions": ["a"], "score": NaN}')
+    assert (nan.values, nan.caption.text) == ({"captions": ["a"], "score": None}, "a")

@@ -30,7 +30,7 @@ def test_raised_limit_gives_a_notice_and_is_retried_on_request(workspace):
     outcome = workspace.run("abcd")
     assert outcome.todo == []
     (notice,) = outcome.work.notices
-    assert "1 inputs of finished shards were rejected by limits" in notice
+    assert "1 input of finished shards was rejected by limits" in notice
     assert "too_many_frames 1" in notice
     retry = workspace.run("abcd", retry_rejects="")
     (shard,) = retry.todo

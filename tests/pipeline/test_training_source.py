@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gzip
 import json
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from pipeline.corpus import resolve_inputs
 from pipeline.errors import InputError, SourceChanged
 from pipeline.records import Bucket, ClipRules, Sample
 from pipeline.storage.s3 import S3Store
+from pipeline.training import corpus_source, decoder_process
 from pipeline.training.corpus_index import corpus_index
 from pipeline.training.corpus_source import CorpusSource
 from pipeline.training.fetching import Fetcher
 from pipeline.training.job import DataConfig
+from pipeline.training.random_clip import random_clip
 from pipeline.training.unusable import Unusable
 from pipeline.video import decode
 from pipeline.video.cutting import CutRequest, Cutter
@@ -215,6 +219,45 @@ def test_a_video_that_raises_an_unknown_error_is_skipped_and_reported_once(tmp_p
     lines = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
     (line,) = [line for line in lines if line["reason"] == "decoder_fault"]
     assert line["message"].startswith("unexpected ValueError while opening the video: 31 is not a valid Type")
+
+
+def test_a_video_that_crashes_the_decoder_costs_its_clips_only(tmp_path, monkeypatch):
+    """Twice in its process, then it is listed with the signal; later clips, also of other sizes, come from the same source."""
+    lengths = {"a": 6, "b": 7, "c": 8}
+    videos = {key: {"mp4": numbered(frames)} for key, frames in lengths.items()}
+    shard = write_tar(tmp_path / "a.tar", videos)
+    deaths = tmp_path / "deaths"
+
+    def crashing(video, *arguments):
+        if video == videos["b"]["mp4"]:
+            with deaths.open("a") as file:
+                file.write("x")
+            signal.raise_signal(signal.SIGSEGV)
+        return random_clip(video, *arguments)
+
+    monkeypatch.setattr(decoder_process, "random_clip", crashing)
+    monkeypatch.setattr(corpus_source, "may_fork", lambda: True)
+    faulthandler.disable()  # no traceback of the crash that this test asks for
+    source = open_corpus(tmp_path / "run", shard, clips={"scale": [1, 1]})
+    try:
+        found = [source.clip(n, 5, 32, 32) for n in range(6)]
+        again = pickle.loads(pickle.dumps(source)).clip(0, 5, 32, 32)  # noqa: S301
+    finally:
+        faulthandler.enable()
+    assert {clip.key.removeprefix(str(shard)).strip("#:/ ") for clip in found} == {"a", "c"}
+    (entry,) = [json.loads(line) for line in (tmp_path / "run" / "unusable.jsonl").read_text().splitlines()]
+    assert (entry["key"], entry["reason"]) == ("b", "decoder_crashed")
+    assert entry["message"] == "its decoder ended by SIGSEGV, twice; report it with the video"
+    assert torch.equal(again.video_CTHW, found[0].video_CTHW)
+    assert len(deaths.read_text()) in (2, 4), "once more in the copy if its first clip meets the video"
+    monkeypatch.setattr(decoder_process, "random_clip", random_clip)
+    monkeypatch.setattr(corpus_source, "may_fork", lambda: False)
+    here = open_corpus(tmp_path / "here", shard, clips={"scale": [1, 1]})
+    for number, clip in enumerate(found):
+        plain = here.clip(number, 5, 32, 32)
+        assert plain.key != clip.key or torch.equal(plain.video_CTHW, clip.video_CTHW), (
+            "the same pixels as in this process"
+        )
 
 
 def test_a_clip_depends_on_its_number_only(tmp_path):

@@ -1,4 +1,4 @@
-"""`lathe why`: one input's story by URI, key or row id, from few reads; similar names for unknown ones; inputs without a receipt."""
+"""`lathe why`: one input's history by URI, key or row id, from few reads; similar names for unknown ones; inputs without a receipt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import InputError, OutputError
 from pipeline.format.layout import CURRENT, retired_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
-from pipeline.ledger.takedowns import record_takedown
+from pipeline.ledger.takedowns import read_takedowns, record_takedown
 from pipeline.operate.compact import compact
 from pipeline.operate.why import why
 from pipeline.records import LatentClip, Receipt, Reject, Shard, SourceObject
@@ -81,23 +81,26 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store.root
 
 
-def told(store: Store, name: str) -> dict[str, Any]:
-    story = why(store, name, CONFIG)
-    json.dumps(story)
-    assert why_lines(story)
-    return story
+def history_of(store: Store, name: str) -> dict[str, Any]:
+    history = why(store, name, CONFIG)
+    json.dumps(history)
+    assert why_lines(history)
+    return history
 
 
 def test_a_sample_by_its_key_reads_its_own_index_and_receipt_only(output: str) -> None:
     store = CountingStore(output)
-    story = told(store, "003/1")
-    assert (story["state"], story["key"], story["where"]["uri"]) == ("encoded", "003/1", uri_of(3))
-    (version,) = story["versions"]
+    history = history_of(store, "003/1")
+    assert (history["state"], history["key"], history["where"]["uri"]) == ("encoded", "003/1", uri_of(3))
+    (version,) = history["versions"]
     assert [row["source_key"] for row in version["rows"]] == ["003/1"] * 2
     assert version["rows"][0]["fps"] == 8.0
     assert version["rows"][0]["bucket"] == "v17x64x48"
     assert (version["num_rejects"], version["counts"]) == (0, True)
-    assert story["snapshots"] == [{"number": 1, "rows": 2}, {"number": 2, "rows": 2}]
+    assert history["snapshots"] == [
+        {"number": 1, "rows": 2, "taken_down": 0},
+        {"number": 2, "rows": 2, "taken_down": 0},
+    ]
     indexes = [key for key in store.read_keys if key.startswith("_index/")]
     receipts = [key for key in store.read_keys if key.startswith("_receipts/")]
     assert len(set(indexes)) == 1
@@ -106,22 +109,25 @@ def test_a_sample_by_its_key_reads_its_own_index_and_receipt_only(output: str) -
 
 def test_a_row_by_its_id_and_an_input_by_its_uri(output: str) -> None:
     store = local_store(Path(output))
-    by_uri = told(store, uri_of(SHARDS - 1))
+    by_uri = history_of(store, uri_of(SHARDS - 1))
     (version,) = by_uri["versions"]
     assert (version["num_rows"], version["num_rejects"]) == (4, 1)
-    assert by_uri["snapshots"] == [{"number": 2, "rows": 4}]  # it came after the first
+    assert by_uri["snapshots"] == [{"number": 2, "rows": 4, "taken_down": 0}]  # it came after the first
     row = version["rows"][2]
-    story = told(store, row["id"])
-    assert [item["id"] for item in story["versions"][0]["rows"]] == [row["id"]]
-    assert (story["versions"][0]["num_rejects"], story["snapshots"]) == (0, [{"number": 2, "rows": 1}])
+    history = history_of(store, row["id"])
+    assert [item["id"] for item in history["versions"][0]["rows"]] == [row["id"]]
+    assert (history["versions"][0]["num_rejects"], history["snapshots"]) == (
+        0,
+        [{"number": 2, "rows": 1, "taken_down": 0}],
+    )
 
 
 def test_a_rejected_sample_tells_its_reason(output: str) -> None:
-    story = told(local_store(Path(output)), "004/2")
-    assert (story["state"], story["where"]["uri"]) == ("rejected", uri_of(4))
-    (reject,) = story["versions"][0]["rejects"]
+    history = history_of(local_store(Path(output)), "004/2")
+    assert (history["state"], history["where"]["uri"]) == ("rejected", uri_of(4))
+    (reject,) = history["versions"][0]["rejects"]
     assert (reject["reason"], reject["key"]) == ("too_short", "004/2")
-    assert "too_short (by the job's rules): 3 frames" in "\n".join(why_lines(story))
+    assert "too_short (by the job's rules): 3 frames" in "\n".join(why_lines(history))
 
 
 def test_a_name_that_is_not_valid_unicode_is_a_name(output: str) -> None:
@@ -142,10 +148,10 @@ def test_a_key_of_several_inputs_needs_the_input(tmp_path: Path) -> None:
         commit(store, tmp_path, shard, "same")
     with pytest.raises(InputError, match=rf"2 inputs have.*{uri_of(0)}#same, {uri_of(1)}#same"):
         why(store, "same", CONFIG)
-    story = told(store, f"{uri_of(1)}#same")
-    assert story["where"]["uri"] == uri_of(1)
-    assert story["versions"][0]["num_rows"] == 2
-    assert told(store, f"{uri_of(1)}#001/2")["state"] == "rejected"
+    history = history_of(store, f"{uri_of(1)}#same")
+    assert history["where"]["uri"] == uri_of(1)
+    assert history["versions"][0]["num_rows"] == 2
+    assert history_of(store, f"{uri_of(1)}#001/2")["state"] == "rejected"
     for unknown in (f"{uri_of(1)}#other", "s3://corpus/shard-01.tar#same"):
         with pytest.raises(InputError, match="not known"):
             why(store, unknown, CONFIG)
@@ -157,16 +163,41 @@ def test_a_takedown_is_named_and_rows_stay_in_the_count_of_those_hidden(tmp_path
     receipt = commit(store, tmp_path, 0)
     publish_all(store)
     record_takedown(store, "asked by the author", samples=[(uri_of(0), "000/0")])
-    taken, other = told(store, "000/0"), told(store, "000/1")
+    taken, other = history_of(store, "000/0"), history_of(store, "000/1")
     assert taken["state"] == "taken_down"
     assert [item["reason"] for item in taken["takedowns"]] == ["asked by the author"]
     assert (other["state"], other["takedowns"]) == ("encoded", [])
-    whole = told(store, uri_of(0))
+    assert taken["snapshots"] == [{"number": 1, "rows": 0, "taken_down": 2}]
+    assert "1 does not show it; hidden by takedowns in 1 (2 rows)" in "\n".join(why_lines(taken))
+    assert "shown by 1 (2 rows)" in "\n".join(why_lines(other))
+    whole = history_of(store, uri_of(0))
     assert (whole["state"], whole["versions"][0]["num_taken_down"]) == ("encoded", 2)
+    assert whole["snapshots"] == [{"number": 1, "rows": 2, "taken_down": 2}]
     assert [item["reason"] for item in whole["takedowns"]] == ["asked by the author"]
     for item in receipt.files:  # after compaction and gc
         store.delete(item.index_key)
-    assert told(store, uri_of(0))["versions"][0]["num_rows"] == 0
+    assert history_of(store, uri_of(0))["versions"][0]["num_rows"] == 0
+
+
+def test_names_that_gc_replaced_by_hashes_are_known_as_taken_down(tmp_path: Path) -> None:
+    store = local_store(tmp_path / "out")
+    Ledger(store).prepare("films")
+    receipts = [commit(store, tmp_path, shard) for shard in range(2)]
+    publish_all(store)
+    row = history_of(store, "001/1")["versions"][0]["rows"][0]["id"]
+    names = (uri_of(2), "000/0", f"{uri_of(0)}#000/0", row)
+    record_takedown(store, "asked", sources=[uri_of(2)], samples=[(uri_of(0), "000/0")], ids=[row])
+    (record,) = read_takedowns(store).records
+    for item in (item for receipt in receipts for item in receipt.files):  # after compaction and gc
+        store.delete(item.index_key)
+    store.write(record.key, record.without_names("2026-11-29T00:00:00+00:00").to_json())
+    for name in names:
+        found = history_of(store, name)
+        assert (found["state"], [item["key"] for item in found["takedowns"]]) == ("taken_down", [record.key]), name
+    for unknown in ("000/9", f"{uri_of(1)}#000/0", f"{row[:-1]}x", "\udcff"):
+        with pytest.raises(InputError, match="not known"):
+            why(store, unknown, CONFIG)
+    assert store.read(record.key).count(b"000/0") == 0
 
 
 def test_of_two_receipts_of_one_input_the_first_counts(tmp_path: Path) -> None:
@@ -181,10 +212,10 @@ def test_of_two_receipts_of_one_input_the_first_counts(tmp_path: Path) -> None:
         Ledger(store).commit(
             replace(written, shard=shard, shard_id=shard.id(FINGERPRINT), created=f"2026-01-0{number + 1}T00:00:00")
         )
-    story = told(store, "/videos/a.mp4")
-    assert [version["counts"] for version in story["versions"]] == [True, False]
-    assert story["where"]["there"] is False
-    assert [version["counts"] for version in told(store, "b")["versions"]] == [True]
+    history = history_of(store, "/videos/a.mp4")
+    assert [version["counts"] for version in history["versions"]] == [True, False]
+    assert history["where"]["there"] is False
+    assert [version["counts"] for version in history_of(store, "b")["versions"]] == [True]
 
 
 def write_log(store: Store, build: str, events: list[dict[str, Any]], *, live: bool) -> None:
@@ -216,13 +247,13 @@ def test_inputs_without_a_receipt_are_running_waiting_given_up_pending_or_open(t
         {"event": "retried", "shard_id": "tar", "reason": "attempt 1 of 3 failed"},
     ]
     write_log(store, "20260201T000000Z-11111111", events, live=True)
-    states = {name: told(store, name)["state"] for name in ("/videos/c.mp4", "/videos/open.mp4", "/old/a.tar")}
+    states = {name: history_of(store, name)["state"] for name in ("/videos/c.mp4", "/videos/open.mp4", "/old/a.tar")}
     assert states == {"/videos/c.mp4": "running", "/videos/open.mp4": "pending", "/old/a.tar": "given_up"}
-    waiting = told(store, "s3://corpus/x/9.tar")
+    waiting = history_of(store, "s3://corpus/x/9.tar")
     assert (waiting["state"], waiting["builds"][0]["reason"]) == ("waiting", "attempt 1 of 3 failed")
     store.delete(CURRENT.progress_key("20260201T000000Z-11111111"))
-    assert told(store, "/videos/open.mp4")["open_in"] == 1
-    assert told(store, "/videos/open.mp4")["state"] == told(store, "/videos/c.mp4")["state"] == "open"
+    assert history_of(store, "/videos/open.mp4")["open_in"] == 1
+    assert history_of(store, "/videos/open.mp4")["state"] == history_of(store, "/videos/c.mp4")["state"] == "open"
     with pytest.raises(InputError, match="not known"):
         why(store, "/elsewhere/c.mp4", CONFIG)
 
@@ -241,19 +272,19 @@ def test_a_file_that_a_build_passes_over_and_one_that_is_not_there_are_not_calle
     group = assigned("group", str(tmp_path / "a.aac"), str(tmp_path / "z.mp4"))
     done = {"event": "done", "shard_id": "group"}  # its receipt names none of them
     write_log(store, "20260101T000000Z-00000000", [started, group, done], live=True)
-    stories = {name: told(store, str(tmp_path / name)) for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4")}
-    assert {name: story["state"] for name, story in stories.items()} == {
+    histories = {name: history_of(store, str(tmp_path / name)) for name in ("a.mp4", "a.txt", "b.jpg", ".c.mp4")}
+    assert {name: history["state"] for name, history in histories.items()} == {
         "a.mp4": "pending",
         "a.txt": "passed_over",
         "b.jpg": "passed_over",
         ".c.mp4": "passed_over",
     }
-    assert "images are not encoded" in "\n".join(why_lines(stories["b.jpg"]))
+    assert "images are encoded with --images keep" in "\n".join(why_lines(histories["b.jpg"]))
     with pytest.raises(InputError, match="not known"):
         why(store, str(tmp_path / "b.mp4"), CONFIG)
     record_takedown(store, "asked", sources=[str(tmp_path / "a.mp4")])
-    story = told(store, str(tmp_path / "a.mp4"))
-    assert (story["state"], [item["reason"] for item in story["takedowns"]]) == ("taken_down", ["asked"])
+    history = history_of(store, str(tmp_path / "a.mp4"))
+    assert (history["state"], [item["reason"] for item in history["takedowns"]]) == ("taken_down", ["asked"])
 
 
 def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> None:
@@ -261,21 +292,21 @@ def test_an_input_whose_receipt_was_retired_is_still_known(tmp_path: Path) -> No
     Ledger(store).prepare("films")
     receipt, other = (commit(store, tmp_path, shard) for shard in range(2))
     publish_all(store)
-    row = told(store, "000/1")["versions"][0]["rows"][0]["id"]
+    row = history_of(store, "000/1")["versions"][0]["rows"][0]["id"]
     publish_all(store, listing=list(other.shard.objects), removed="drop")
-    assert "shown by 1 (4 rows); the newest, 2, does not show it" in "\n".join(why_lines(told(store, uri_of(0))))
+    assert "shown by 1 (4 rows); the newest, 2, does not show it" in "\n".join(why_lines(history_of(store, uri_of(0))))
     moved = retired_key(receipt.shard_id, receipt.attempt)
     store.write(moved, store.read(CURRENT.receipt_key(receipt.shard_id)))  # as gc does
     store.delete(CURRENT.receipt_key(receipt.shard_id))
     done = {"event": "done", "shard_id": receipt.shard_id}
     write_log(store, "20260101T000000Z-00000000", [assigned(receipt.shard_id, uri_of(0)), done], live=False)
     for name in (uri_of(0), "000/1", row):
-        story = told(store, name)
-        assert (story["state"], story["retired"]) == ("retired", [moved])
-        assert moved in "\n".join(why_lines(story))
+        history = history_of(store, name)
+        assert (history["state"], history["retired"]) == ("retired", [moved])
+        assert moved in "\n".join(why_lines(history))
 
 
-def test_an_output_without_receipts_and_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_an_output_without_receipts_and_another_folder_are_refused(tmp_path: Path) -> None:
     store = local_store(tmp_path / "out")
     Ledger(store).prepare("films")
     with pytest.raises(InputError, match="no name is similar"):
@@ -291,17 +322,20 @@ def test_rows_that_a_compaction_moved_are_told_where_they_are_now(tmp_path: Path
     publish_all(store)
     record_takedown(store, "asked", samples=[(uri_of(1), "001/0")])
     compact(store)
-    story = told(store, "002/1")
-    files = {row["file"] for row in story["versions"][0]["rows"]}
+    history = history_of(store, "002/1")
+    files = {row["file"] for row in history["versions"][0]["rows"]}
     assert len(files) == 1
     assert not files & {item.key for receipt in receipts for item in receipt.files}
-    assert story["snapshots"] == [{"number": 1, "rows": 2}, {"number": 2, "rows": 2}]
+    assert history["snapshots"] == [
+        {"number": 1, "rows": 2, "taken_down": 0},
+        {"number": 2, "rows": 2, "taken_down": 0},
+    ]
     for item in (file for receipt in receipts for file in receipt.files):  # as gc does, once snapshot 1 is not kept
         store.delete(item.index_key)
-    moved, dropped = told(store, "002/1"), told(store, uri_of(1))
-    assert moved["snapshots"] == [{"number": 2, "rows": 2}]
+    moved, dropped = history_of(store, "002/1"), history_of(store, uri_of(1))
+    assert moved["snapshots"] == [{"number": 2, "rows": 2, "taken_down": 0}]
     assert [row["file"] for row in moved["versions"][0]["rows"]] == [*files] * 2
     assert [row["source_key"] for row in dropped["versions"][0]["rows"]] == ["001/1"] * 2
     assert [item["reason"] for item in dropped["takedowns"]] == ["asked"]
-    gone = told(store, "001/0")
+    gone = history_of(store, "001/0")
     assert (gone["state"], gone["versions"][0]["num_rows"], len(gone["takedowns"])) == ("taken_down", 0, 1)

@@ -8,6 +8,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -93,6 +94,45 @@ def test_index_offsets_point_at_the_tensors(store: Store, spool: Path, format: s
         else:
             assert row.logvar_offset is None
     assert metadata["data"] == {"key": receipt.files[0].key, "num_bytes": len(data), "sha256": receipt.files[0].sha256}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("dtype", "moments"), [("float16", False), ("bfloat16", True)])
+def test_condition_and_first_frame_have_their_own_ranges(
+    store: Store, spool: Path, format: str, dtype: str, moments: bool
+) -> None:
+    kind: dict[str, Any] = {"dtype": dtype, "moments": moments, "store": ("first_frame", "i2v_cond")}
+    clips = {clip.id: clip for clip in (latent_clip(n, **kind) for n in range(8))}
+    receipt = write_shard(
+        store, spool, WriteConfig(format=format, row_group_bytes=64 * 1024, **kind), list(clips.values())
+    )
+    rows, _ = read_index(store.read(receipt.files[0].index_key))
+    data = store.read(receipt.files[0].key)
+    assert len(rows) == len(clips)
+    for row in rows:
+        clip = clips[row.id]
+        cond, image = row.others
+        assert data[cond.offset : cond.offset + cond.length] == clip.cond_CTHW.tobytes()
+        assert data[image.offset : image.offset + image.length] == clip.first_frame
+        assert [place.hash for place in row.others] == [
+            payload_hash(clip.cond_CTHW.tobytes()),
+            payload_hash(clip.first_frame),
+        ]
+        assert [span.dtype for span in row.spans()] == [dtype] * (3 if moments else 2) + [None]
+    checker = SpanChecker((span for row in rows for span in row.spans()), finite=True)
+    checker.feed(data)
+    assert (checker.finish(), checker.problems) == (receipt.files[0].sha256, [])
+
+
+def test_clips_with_other_tensors_than_the_job_stores_are_refused(store: Store, spool: Path) -> None:
+    with shard_writer(store, spool, WriteConfig(store=("i2v_cond",))) as writer:
+        with pytest.raises(BuildError, match="has latent, first_frame, the job stores latent, i2v_cond"):
+            writer.add(latent_clip(0, store=("first_frame",)))
+        clip = latent_clip(1, store=("i2v_cond",))
+        assert clip.cond_CTHW is not None
+        clip.cond_CTHW[0, 0, 0, 0] = np.nan
+        with pytest.raises(DamagedInput, match="i2v_cond of clip 0"):
+            writer.add(clip)
 
 
 def test_equal_and_constant_latents_are_told_apart(store: Store, spool: Path) -> None:
@@ -257,7 +297,7 @@ def test_bad_log_variance_is_refused_too(store: Store, spool: Path) -> None:
         (latent_clip(1, bucket=WHOLE, num_frames=16, array=np.zeros((4, 4, 8, 6), np.float16)), r"expected 4n\+1"),
         (latent_clip(1, array=np.zeros((4, 5, 6, 8), np.float16)), r"expected \(4, 5, 8, 6\)"),
         (latent_clip(1, dtype="float32"), "is float32, the job stores float16"),
-        (latent_clip(1, moments=True), "has mean and log-variance"),
+        (latent_clip(1, moments=True), "has latent, logvar, the job stores latent"),
     ],
 )
 def test_misshapen_clips_are_refused(store: Store, spool: Path, clip: object, message: str) -> None:

@@ -147,7 +147,7 @@ def test_a_layout_arrow_should_not_write_is_noticed(tmp_path: Path) -> None:
     builder = ParquetFileBuilder(tmp_path / "f", {}, moments=False)
     builder.append(rows_of(5, 9))
     row, sought = builder._rows[1]
-    builder._rows[1] = (row, {"vae_latent": type(sought["vae_latent"])(b"something else", 100)})
+    builder._rows[1] = (row, {"latent": type(sought["latent"])(b"something else", 100)})
     with pytest.raises(BuildError, match="tensor 1 of f is not contiguous"):
         builder.close()
 

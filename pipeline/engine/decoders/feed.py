@@ -72,10 +72,12 @@ class Feed:
         etag_of: Callable[[Any, Sample], str | None] = lambda owner, sample: None,
         paused: Callable[[Any], bool] = lambda owner: False,  # whether an owner wants no chunk at the moment
         headers_only: bool = False,
+        first_frame: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`etag_of` gives the etag of the object that a sample of an owner came from, for decoders that fetch it themselves.
-        With `headers_only` a video ends once it is open: no clip is cut, and the numbers of its `VideoEnded` are 0.
+        With `headers_only` a video ends once it is open: no clip is cut, and the numbers of its `VideoEnded` are 0. `first_frame`: first
+        chunks carry their first frame as an image file.
         """
         self._lanes = lanes
         self._source = source
@@ -87,7 +89,7 @@ class Feed:
         self._largest_batch = largest_batch
         self._etag_of = etag_of
         self._paused = paused
-        self._headers_only = headers_only
+        self._headers_only, self._first_frame = headers_only, first_frame
         self._clock = clock
         self._turn_at = clock()
         self._state = [LaneState(started_at=self._turn_at) for _ in range(lanes.count)]
@@ -211,8 +213,8 @@ class Feed:
             lane.opened, lane.asked = None, 1
             lane.restart_time_limit(self._clock())
             video, etag = job.sample.encoded_video, self._etag_of(job.owner, job.sample)
-            frames, headers_only = self._chunk_frames, self._headers_only
-            request = CutRequest(video, self._rules, self._limits, frames, self._drill, etag, headers_only)
+            frames, flags = self._chunk_frames, (self._headers_only, self._first_frame)
+            request = CutRequest(video, self._rules, self._limits, frames, self._drill, etag, *flags)
             self._lanes.open(index, lane.ticket, request)
 
     def _next_job(self) -> Job | None:
@@ -284,8 +286,8 @@ class Feed:
         rules, info, bucket = self._rules, opened.info, plan.bucket
         frames = bucket.frames
         if not frames:  # the whole video; its duration is rounded, so this is an estimate
-            available = clips.grid_length(info.num_frames, info.duration_s, rules.fps) - plan.start
-            frames = max(rules.time_stride, clips.whole_frames(available, rules.time_stride, rules.lead_frames))
+            available = clips.grid_length(info.num_frames, info.duration_s, rules.fps)
+            frames = max(rules.time_stride, clips.frames_of(plan, available, rules))
         return min(self._chunk_frames + 1, frames), bucket.height, bucket.width
 
     def _late(self) -> list[Event]:

@@ -17,6 +17,7 @@ from pipeline.engine.decoders.losses import Restarted
 from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.errors import LatheError
 from pipeline.reader import ShardReader
+from pipeline.reader.annotations import annotated
 from pipeline.records import ClipFailed, FrameChunk, OpenedVideo, Reject, Sample, VideoEnded
 
 if TYPE_CHECKING:
@@ -93,14 +94,16 @@ class SampleStream:
         *,
         headers_only: bool = False,
         goes_on: Callable[[Exception], bool] = lambda error: False,
+        with_rows: Callable[[Shard], Shard] = lambda shard: shard,
     ) -> None:
         """Starts the decoder processes, which warm up while a network loads.
 
         `chunk_frames`: most frames of a chunk after a clip's first chunk. `device`: of the network, for the decoders' niceness.
         `headers_only`: videos are opened, nothing is cut. `goes_on`: whether to skip a plain file that could not be read.
+        `with_rows` adds rows of tables to a shard.
         """
         self._job, self._shards = job, shards
-        self._goes_on = goes_on
+        self._goes_on, self._with_rows = goes_on, with_rows
         self.counters: dict[str, int] = {}  # of the reader; complete at the end
         self._samples: queue.Queue[tuple[_Ticket, Sample]] = queue.Queue(READ_AHEAD)
         self._refused: queue.SimpleQueue[SampleEvent] = queue.SimpleQueue()
@@ -188,10 +191,11 @@ class SampleStream:
                     max_video_bytes=self._job.decode.max_video_bytes,
                     counters=self.counters,
                     unread=lambda source, error: self._goes_on(error),
+                    images=self._job.images.policy,
                 )
                 open_shard = _OpenShard(reader, self._open)
                 try:
-                    for item in reader:
+                    for item in annotated(reader, self._with_rows(shard), self._job.clips):
                         if self._stop.is_set():
                             return
                         self._hand_over(_Ticket(count, open_shard, alone=shard.kind == "files"), item)

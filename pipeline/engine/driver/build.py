@@ -44,6 +44,8 @@ from pipeline.process import signals
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.engine.driver.budget import Control
     from pipeline.engine.driver.dispatch import Verdict
     from pipeline.engine.driver.executor import Executor
@@ -57,7 +59,7 @@ POLL_S = 0.5
 
 
 class Build:
-    """See the module. `begun` is the time.monotonic() at which the whole build began."""
+    """See the module. `begun` is the time.monotonic() at which the whole build began. `with_rows` adds rows of tables to a shard."""
 
     def __init__(
         self,
@@ -69,7 +71,9 @@ class Build:
         report: BuildReport,
         begun: float,
         control: Control | None = None,
+        with_rows: Callable[[Shard], Shard] = lambda shard: shard,
     ) -> None:
+        self._with_rows = with_rows
         self._job = job = context.job
         self._fingerprint = context.fingerprint
         self._by_id = {shard.id(context.fingerprint): shard for shard in todo}
@@ -122,7 +126,7 @@ class Build:
             self._drain_if_asked()
             for assignment in self._dispatcher.assignments(time.monotonic()):
                 self._observer.assigned(assignment)
-                self._pool.assign(assignment.worker, assignment.shard, assignment.blamed)
+                self._pool.assign(assignment.worker, self._with_rows(assignment.shard), assignment.blamed)
             for event in self._events():
                 self._handle(event)
             self._look_at_stores()

@@ -16,6 +16,7 @@ from pipeline.ledger.overlaps import Overlaps
 from pipeline.ledger.summary import DAMAGED, source_id, uri_id
 from pipeline.ledger.takedowns import NONE
 from pipeline.records import Counts, Shard, SourceObject
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -158,8 +159,8 @@ def without_unchanged(work: Work, unchanged: dict[SourceObject, ReceiptSummary])
     work.tars = [shard for shard in work.tars if shard.objects[0] not in unchanged]
     work.files = [source for source in work.files if source not in unchanged]
     work.notices.append(
-        f"{len(unchanged)} inputs have a new modification time or etag and the same bytes as before: their rows are kept, "
-        "they are not encoded again"
+        f"{quantity(len(unchanged), 'input has', 'inputs have')} a new modification time or etag and the same bytes as before: not encoded "
+        "again, the rows are kept"
     )
     return work
 

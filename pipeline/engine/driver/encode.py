@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline import encoder as encoder
-from pipeline.corpus import PassedOver, resolve_inputs
+from pipeline.corpus import PassedOver, job_annotations
 from pipeline.engine.driver.budget import BuildPlan, Unlimited
 from pipeline.engine.driver.build import Build
 from pipeline.engine.driver.coverage import Work, find_work, without_unchanged
@@ -39,11 +39,15 @@ from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.summaries import Summaries
 from pipeline.ledger.takedowns import read_takedowns
 from pipeline.operate.hugging_face import data_files
+from pipeline.operate.listed_inputs import list_shards
 from pipeline.storage import Store, is_remote, open_store
+from pipeline.units import quantity
 from pipeline.video.clips import resolve_rules
+from pipeline.video.image_rules import with_images
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
+    from pipeline.corpus import Annotations
     from pipeline.encoder import LatentSpec
     from pipeline.engine.driver.budget import Control
     from pipeline.ledger.summary import ReceiptSummary
@@ -59,15 +63,19 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         ShardsFailed: some shards could not be finished. Here and below the error's `report` attribute has the numbers.
         BudgetSpent: a limit of `control` was reached; running shards were finished.
         RejectBudgetExceeded: too many damaged inputs, over this run and the receipts of earlier ones.
-        NothingEncoded: no clip was encoded, now or earlier.
+        NothingEncoded: no clip was encoded, now or earlier, and the job does not allow that.
     """
-    display, control = display or Silent(), control or Unlimited()
+    with job_annotations(job) as annotations:
+        return _encode(job, display or Silent(), control or Unlimited(), annotations)
+
+
+def _encode(job: EncodeJob, display: Display, control: Control, annotations: Annotations) -> BuildReport:
     begun = time.monotonic()
     if (known := encoder.known_spec(job.model)) is not None:
         _rules(job, known)  # reports frame counts and sizes it cannot take before anything is touched
     store = open_store(check_whole_output(job.output), job.storage)
     passed_over = PassedOver(own=_own_uris(store))
-    shards = _without_own_output(resolve_inputs(job.inputs, job.storage, passed_over), store)
+    shards = _without_own_output(list_shards(job, annotations, passed_over), store)
     if job.strict:
         passed_over.refuse()
     if is_remote(job.output):
@@ -112,7 +120,9 @@ def encode(job: EncodeJob, display: Display | None = None, control: Control | No
         if todo:
             _write_card(context, store)
             admitted = control.budget.admitted(todo)
-            _run(Build(admitted, context, executor, store, display, report, begun, control), context, store, display)
+            rows = annotations.with_rows
+            build = Build(admitted, context, executor, store, display, report, begun, control, rows)
+            _run(build, context, store, display)
             if len(admitted) < len(todo):
                 report.stopped = report.stopped or control.budget.shards_reached()
     report.wall_s = time.monotonic() - begun
@@ -157,7 +167,12 @@ def _write_card(context: BuildContext, store: Store) -> None:
         return
     write = context.job.write
     card = data_card(
-        context.fingerprint, context.file_metadata(), container=write.format, dtype=write.dtype, moments=write.moments
+        context.fingerprint,
+        context.file_metadata(),
+        container=write.format,
+        dtype=write.dtype,
+        moments=write.moments,
+        store=write.store,
     )
     store.put_if_absent(CARD_KEY, card.encode())
 
@@ -210,7 +225,8 @@ def _without_own_output(shards: list[Shard], store: Store) -> list[Shard]:
 def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
     if job.write.moments and not spec.moments:
         raise ConfigError(f"write.moments: {spec.network} has no log-variance; leave moments out to store the latent")
-    return resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    rules = resolve_rules(job.clips, spec.time_stride, spec.space_stride, spec.network, spec.lead_frames)
+    return with_images(rules, job.images, job.clips, spec.network)
 
 
 def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter[str]) -> None:
@@ -221,11 +237,13 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
     if report.failed:
         name, why = min(report.failed.items())
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
-        error = ShardsFailed(f"{len(report.failed)} of {report.shards_total} shards failed; {name}: {why}{more}")
+        error = ShardsFailed(
+            f"{len(report.failed)} of {quantity(report.shards_total, 'shard')} failed; {name}: {why}{more}"
+        )
     elif report.refused:
         more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
         error = ShardsFailed(
-            f"{len(report.refused)} inputs could not be read, the rest is committed; {report.refused[0]}{more}"
+            f"{quantity(len(report.refused), 'input')} could not be read, the rest is committed; {report.refused[0]}{more}"
         )
     elif over is not None:
         error = RejectBudgetExceeded(over + (" (earlier runs included)" if before.samples else ""))
@@ -233,17 +251,21 @@ def _judge(report: BuildReport, job: EncodeJob, before: Counts, reasons: Counter
         error = BudgetSpent(
             f"{report.stopped}; {report.shards_left} of {report.shards_total} shards are left, the next run goes on with them"
         )
-    elif whole.clips == 0:
-        error = NothingEncoded(_nothing_encoded(whole, reasons + Counter(report.judged_rejects), report.taken_down))
+    elif whole.clips == 0 and not job.allow_empty:
+        found = reasons + Counter(report.judged_rejects)
+        skipped = bool(found["no_video"] or found["still_image"]) and job.images.policy == "skip"
+        error = NothingEncoded(_nothing_encoded(whole, found, report.taken_down, images_skipped=skipped))
     if error is not None:
         error.report = report  # type: ignore[attr-defined]
         raise error
 
 
-def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int) -> str:
+def _nothing_encoded(whole: Counts, reasons: Counter[str], taken_down: int, *, images_skipped: bool) -> str:
     shown = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(REASONS_SHOWN)) or "the inputs hold no video"
     if taken_down:
-        shown += f"; {taken_down} inputs are taken down"
+        shown += f"; {quantity(taken_down, 'input is', 'inputs are')} taken down"
+    hint = "; --images keep encodes images" if images_skipped else ""
     return (
-        f"nothing was encoded: {whole.samples} samples in, 0 clips out ({shown}); check the inputs and the clip rules"
+        f"nothing was encoded: {quantity(whole.samples, 'sample')} in, 0 clips out ({shown}); check the inputs and the clip rules{hint}; "
+        "--allow-empty accepts it"
     )

@@ -16,6 +16,7 @@ from pipeline.corpus import group_files
 from pipeline.errors import ConfigError
 from pipeline.ledger.receipts import Ledger
 from pipeline.records import RetriedSample, Retry, Shard
+from pipeline.units import quantity
 
 if TYPE_CHECKING:
     from pipeline.config import EncodeJob
@@ -170,11 +171,13 @@ def _add_notice(work: Work, found: Counter[str], job: EncodeJob, wanted: tuple[s
     total = sum(found.values())
     shown = ", ".join(f"{reason} {n}" for reason, n in found.most_common(REASONS_SHOWN))
     if wanted is not None:
-        work.notices.append(f"--retry-rejects: {total} inputs of finished shards are encoded again ({shown})")
+        work.notices.append(
+            f"--retry-rejects: {quantity(total, 'input of finished shards is', 'inputs of finished shards are')} encoded again ({shown})"
+        )
         return
     limits = job.limits()
     options = sorted({f"{LIMIT_OF_REASON[reason]} is now {limits[LIMIT_OF_REASON[reason]]:g}" for reason in found})
     work.notices.append(
-        f"{total} inputs of finished shards were rejected by limits that this run has raised ({shown}; "
-        f"{', '.join(options)}); --retry-rejects encodes them"
+        f"{quantity(total, 'input of finished shards was', 'inputs of finished shards were')} rejected by limits that "
+        f"this run has raised ({shown}; {', '.join(options)}); --retry-rejects encodes them"
     )

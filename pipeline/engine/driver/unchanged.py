@@ -36,17 +36,21 @@ def find_unchanged(
     An object that cannot be read now is left to the attempt that will encode it.
     """
     older = {item.key: item for items in touched.values() for item in items}
-    known: dict[str, dict[tuple[int, str], ReceiptSummary]] = {}  # uri -> (size, digest) -> receipt
+    known: dict[str, dict[tuple[int, str, str], ReceiptSummary]] = {}  # uri -> (size, annotations, digest) -> receipt
     for item, receipt in zip(older.values(), Ledger(store).read_all([key] for key in older), strict=True):
         if receipt is not None:
-            sizes = {source.uri: source.size for source in receipt.shard.objects}
+            facts = {source.uri: (source.size, source.annotations) for source in receipt.shard.objects}
             for uri, digest in receipt.digests.items():
-                known.setdefault(uri, {}).setdefault((sizes[uri], digest), item)
-    same_size = [source for source in touched if any(size == source.size for size, _ in known.get(source.uri, ()))]
+                known.setdefault(uri, {}).setdefault((*facts[uri], digest), item)
+    same_size = [
+        source
+        for source in touched
+        if any(facts[:2] == (source.size, source.annotations) for facts in known.get(source.uri, ()))
+    ]
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="hash") as pool:
         digests = list(pool.map(lambda source: _digest(source, job), same_size))
     found = {
-        source: known[source.uri].get((source.size, digest or ""))
+        source: known[source.uri].get((source.size, source.annotations, digest or ""))
         for source, digest in zip(same_size, digests, strict=True)
     }
     return {source: item for source, item in found.items() if item is not None}

@@ -325,7 +325,7 @@ class ShardAttempt:
             decode_cpu_s=round(self.decode_cpu_s, 4),
         )
         # A receipt covers what was read. Files that were refused or replaced are left to the next run.
-        shard = replace(self.shard, objects=self._scope.covered())
+        shard = replace(self.shard, objects=self._scope.covered(), rows=b"")
         context, reader = self._context, self._reading.reader
         digests = {**self._scope.digests, **reader.digests}
         return Receipt(

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pipeline.format.layout import CURRENT
+from pipeline.format.stored import VERSIONS
 from pipeline.records import ClipRules, stable_hash
 from pipeline.video.clips import chunk_length
 
@@ -69,6 +70,12 @@ def make_context(
         "policies": {name: getattr(job.decode, name) for name in ("hdr", "interlaced", "damage", "untagged_matrix")},
         "variant": ",".join(rules.variants),
     }
+    if rules.images is not None:
+        from pipeline.video.images import decoder_version
+
+        parts["image_decoder"] = decoder_version()
+    if job.write.store:
+        parts["store"] = {name: VERSIONS[name] for name in sorted(job.write.store)}
     return BuildContext(
         job=job,
         rules=rules,

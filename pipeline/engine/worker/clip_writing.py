@@ -150,5 +150,5 @@ class ClipWriting:
 
 
 def _size(clip: LatentClip) -> int:
-    logvar_bytes = 0 if clip.logvar_CTHW is None else clip.logvar_CTHW.nbytes
-    return CLIP_BYTES + clip.latent_CTHW.nbytes + logvar_bytes
+    arrays = (clip.latent_CTHW, clip.logvar_CTHW, clip.cond_CTHW)
+    return CLIP_BYTES + sum(array.nbytes for array in arrays if array is not None) + len(clip.first_frame or b"")

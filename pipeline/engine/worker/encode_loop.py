@@ -21,6 +21,7 @@ from pipeline.engine.worker.loop_counts import LoopCounts
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
+from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
 from pipeline.storage import mark_reached, open_store
@@ -67,7 +68,8 @@ class _Clip:
     video: _Video
     plan: ClipPlan
     mean: LatentSpool
-    logvar: LatentSpool | None
+    others: list[LatentSpool | None]  # log-variance and condition
+    first_frame: bytes | None = None
     frames: int = 0
     damaged: int = 0  # of these frames
     end_s: float = 0.0
@@ -105,6 +107,7 @@ class EncodeLoop:
             drill=job.drill,
             chunk_frames=context.chunk_frames,
             frame_bytes=job.engine.frame_bytes,
+            first_frame=FIRST_FRAME in job.write.store,
             largest_batch=encoder.largest_batch,
             etag_of=lambda attempt, sample: attempt.etags[sample.uri],
             paused=lambda attempt: attempt.backlogged,
@@ -244,8 +247,9 @@ class EncodeLoop:
         def spool() -> LatentSpool:
             return LatentSpool(attempt.spool_dir)
 
-        moments = self._context.job.write.moments
-        return _Clip(attempt, video, video.plans[index], spool(), spool() if moments else None)
+        write = self._context.job.write
+        others = [spool() if wanted else None for wanted in (write.moments, I2V_COND in write.store)]
+        return _Clip(attempt, video, video.plans[index], spool(), others)
 
     def _drop_run(self, attempt: ShardAttempt, sample: Sample, clip: int) -> None:
         video = self._videos.get((attempt, sample.index))
@@ -320,8 +324,10 @@ class EncodeLoop:
         clip: _Clip = run.token
         dtype = self._context.job.write.dtype
         clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
-        if clip.logvar is not None and encoded.logvar_Cthw is not None:
-            clip.logvar.append(to_storage(encoded.logvar_Cthw, dtype))
+        for spool, values in zip(clip.others, (encoded.logvar_Cthw, encoded.cond_Cthw), strict=True):
+            if spool is not None and values is not None:
+                spool.append(to_storage(values, dtype))
+        clip.first_frame = clip.first_frame or chunk.first_frame
         clip.frames += len(chunk.pts_s)
         clip.damaged += chunk.damaged
         clip.end_s = chunk.pts_s[-1]
@@ -335,19 +341,21 @@ class EncodeLoop:
         self.stats.clips += 1
         damaged = (f"damaged_frames:{clip.damaged}",) if clip.damaged else ()
         variants = video.encoded.setdefault(plan.clip_index, [])
+        logvar, cond = (None if spool is None else spool.finish() for spool in clip.others)
         variants.append(
             LatentClip(
                 id=clip.attempt.clip_id(video.sample, plan),
-                sample=replace(
-                    video.sample, video=b""
-                ),  # a row may wait long for its row group; its encoded video must not wait with it
+                # A row may wait long for its row group; the encoded video must not wait with it.
+                sample=video.sample.texts_of(plan.span),
                 info=replace(video.info, warnings=(*video.info.warnings, *plan.warnings, *damaged)),
                 plan=plan,
                 num_frames=clip.frames,
                 end_s=clip.end_s,
                 latent_CTHW=clip.mean.finish(),
-                logvar_CTHW=clip.logvar.finish() if clip.logvar is not None else None,
+                logvar_CTHW=logvar,
                 dtype=self._context.job.write.dtype,
+                cond_CTHW=cond,
+                first_frame=clip.first_frame,
             )
         )
         if len(variants) == plan.variants:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.encoder import Encoder
 from pipeline.engine.decoders.lanes import niceness_beside
@@ -16,6 +16,7 @@ from pipeline.engine.decoders.process_lanes import ProcessLanes
 from pipeline.engine.worker.device_fault import device_fault
 from pipeline.engine.worker.encode_loop import EncodeLoop, ShardFailure
 from pipeline.errors import BuildError
+from pipeline.format.stored import I2V_COND
 
 if TYPE_CHECKING:
     from pipeline.engine.driver.dispatch import Cause
@@ -128,7 +129,8 @@ def decoders_per_encoder(job_decoders: int | None, cores: int, encoders: int) ->
 def make_encoder(context: BuildContext, threads: int | None) -> Encoder:
     """Loads the network of a build on its device. Slow. Raises what `Encoder` raises."""
     job, device, dtype = context.job, context.device, context.compute_dtype
-    return Encoder(job.model, device, dtype, moments=job.write.moments, threads=threads, batch=job.engine.batch)
+    stored: dict[str, Any] = {"moments": job.write.moments, "conditions": I2V_COND in job.write.store}
+    return Encoder(job.model, device, dtype, **stored, threads=threads, batch=job.engine.batch)
 
 
 class InlinePool:

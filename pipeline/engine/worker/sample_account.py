@@ -182,7 +182,7 @@ class ShardAccounts:
             damaged=int(any(not reject.policy for reject in account.rejects)),
         )
         if account.written:
-            self.encoded.append(sample)
+            self.encoded.append(sample.texts_of(None))
             if not account.earlier:
                 self._warnings.update(warning_kinds(sample, account.warnings))
         del self._open[sample.index]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import AccessError, LatheError, NotFound, SourceChanged, SourceRefused, StorageUnavailable
 from pipeline.process import kill_points as drill
 from pipeline.reader import ShardReader
+from pipeline.reader.annotations import annotated
 from pipeline.records import Reject, Sample
 from pipeline.storage import locate, open_store
 
@@ -65,7 +66,10 @@ class ShardReading:
         self.all_read = False  # and the last sample was taken
         self.rejected_bytes = 0  # source bytes of plain files that the reader rejected
         limit = job.decode.max_video_bytes
-        self.reader = ShardReader(scope.fetched(), job.storage, max_video_bytes=limit, unread=self._go_on_without)
+        images = job.images.policy
+        self.reader = ShardReader(
+            scope.fetched(), job.storage, max_video_bytes=limit, unread=self._go_on_without, images=images
+        )
         self._received = lambda: self.reader.received_bytes
         progress.watch(self._received)
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -118,7 +122,7 @@ class ShardReading:
 
     def _read(self) -> None:
         try:
-            for item in self.reader:
+            for item in annotated(self.reader, self._scope.shard, self._job.clips):
                 self._progress.add()
                 if not self._scope.wants(item):
                     if isinstance(item, Sample):

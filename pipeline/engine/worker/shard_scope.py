@@ -43,8 +43,9 @@ class ShardScope:
         self.shard = shard
         self.digests: dict[str, str] = {}  # by URI: BLAKE2b-128 in hex of the object's bytes
         self._fingerprint = fingerprint
-        self._etags = {source.uri: source.etag for source in shard.objects}  # for the ids of latents
-        self.fetched_etags = {**self._etags, **dict(shard.retry.etags if shard.retry is not None else ())}
+        self._versions = {source.uri: source.version for source in shard.objects}  # for the ids of latents
+        etags = {source.uri: source.etag for source in shard.objects}
+        self.fetched_etags = {**etags, **dict(shard.retry.etags if shard.retry is not None else ())}
         retried = () if shard.retry is None else shard.retry.samples
         self._wanted = None if shard.retry is None else {(sample.uri, sample.key) for sample in retried}
         self._file_bytes = {source.uri: source.size for source in shard.objects} if shard.kind == "files" else {}
@@ -93,7 +94,7 @@ class ShardScope:
 
     def clip_id(self, sample: Sample, plan: ClipPlan) -> str:
         """Id of a latent, see `clip_id`."""
-        return clip_id(sample, self._etags[sample.uri], plan, self._fingerprint)
+        return clip_id(sample, self._versions[sample.uri], plan, self._fingerprint)
 
     def recovered(self, encoded: Iterable[Sample]) -> tuple[tuple[str, str], ...]:
         """For a retry: encoded samples of which no earlier receipt holds a clip."""

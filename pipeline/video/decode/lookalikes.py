@@ -31,7 +31,7 @@ class Lookalike:
     kind: Literal["still", "may_move", "picture", "sound", "no_video"] = "no_video"
 
 
-STILL = "Lathe encodes videos; leave images out of the corpus"
+STILL = "--images keep encodes png, jpg, webp, avif, tiff and bmp; convert other images or leave them out"
 CONVERT = "convert it to a video (mp4, webm) first"
 REFERS = "it only names other files; use those as inputs"
 DOWNLOAD = "download the video again"

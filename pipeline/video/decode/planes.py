@@ -9,6 +9,7 @@ import errno
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
@@ -22,6 +23,14 @@ from pipeline.video.decode.tonemap import to_sdr
 
 # Accurate rounding removes swscale's bias of -0.2/255; bit-exact makes all CPUs agree. Together 0.05 ms at 256x256.
 BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+
+def rgb_frame(rgb_HW3: np.ndarray) -> Any:
+    """A frame of libav with these pixels (uint8), for `Scaler.write`.
+
+    Planar: swscale reads every pixel of it for the chroma. Of packed RGB it skips every other one when it halves the size.
+    """
+    return av.VideoFrame.from_ndarray(rgb_HW3, "gbrp")
 
 
 @dataclass(frozen=True, slots=True)

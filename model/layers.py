@@ -1,0 +1,47 @@
+"""Functions shared by the layers of networks: frames as batch, float32 under autocast, recomputation.
+
+Clips `B C T H W` become channel-last in memory at the first norm (`layer_norm` needs it, and convolutions preserve it), so that
+using frames as the batch is a view. Nothing here requires that layout.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def per_frame(layer: Callable[[torch.Tensor], torch.Tensor], x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Applies a layer for frames `N C H W` to every frame of a clip."""
+    y = layer(x_BCTHW.transpose(1, 2).flatten(0, 1))
+    return y.unflatten(0, (x_BCTHW.shape[0], -1)).transpose(1, 2)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """`x` in at least float32, for sums and norms of the residual stream."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(layer: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """`layer(x, ...)` without autocast: 8-bit pixels, latents and band coefficients would lose bits in bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(at_least_float32(x), *arguments)
+
+
+def recomputed(recompute: bool, block: Callable[..., torch.Tensor], x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """`block(x, ...)`; with `recompute` only its input is kept, and it runs again in the backward pass (saves memory, costs time)."""
+    if recompute and torch.is_grad_enabled():
+        return cast("torch.Tensor", checkpoint(block, x, *arguments, use_reentrant=False, preserve_rng_state=False))
+    return block(x, *arguments)
+
+
+def with_zero_gradient(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """`x`, with zero gradients for a layer that was not used: data-parallel training and optimizers need a gradient for every parameter."""
+    for parameter in layer.parameters():
+        x = x + 0.0 * parameter.sum()
+    return x

@@ -1,0 +1,303 @@
+"""LeanVAE as its authors define it: Haar wavelets, patches, ResNAF layers, a compressed-sensing bottleneck (arXiv 2503.14325, section 3).
+
+Video `B 3 T H W` in `spec.value_range`, T = 4n+1 -> posterior `B d t h w` -> video. Frame 0 is coded alone, every four frames after it as
+one row of tokens. Modules and parameters have their published names. Training trains this network; `model/leanvae/fast` is made of its
+parameters and equal to it by test.
+
+Shape suffixes: B batch, C channels, T H W frames and pixels or wavelet coefficients, t h w tokens (channel-last) or latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from model import inputs
+from model.leanvae import haar
+from model.leanvae.depthwise import causal_depthwise
+from model.posterior import Posterior
+from model.reconstruction import Reconstruction
+from model.registry import complete, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COLOURS = 3
+PATCH_FRAMES = 2  # coefficient frames of a video patch: four frames of pixels
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Published configuration. `patch`: side of a patch in wavelet coefficients, half of its side in pixels."""
+
+    latent_dim: int
+    l_dim: int
+    h_dim: int
+    sep_num_layer: int
+    fusion_num_layer: int
+    ista_iter_num: int
+    ista_layer_num: int
+    patch: int
+
+    @classmethod
+    def of(cls, published: Mapping[str, Any]) -> Config:
+        """From a complete configuration in published keys, which `registry.spec` has checked."""
+        names = [name for name in cls.__slots__ if name != "patch"]
+        return cls(**{name: published[name] for name in names}, patch=published["patch_size"][1])
+
+    @property
+    def width(self) -> int:
+        """Channels of low and high tokens together."""
+        return self.l_dim + self.h_dim
+
+
+class Network(nn.Module):
+    """LeanVAE. Under `torch.autocast` NAF layers multiply in 16 bits; pixels, the residual stream, norms and latents stay float32.
+
+    Attributes:
+        config: complete published configuration. spec: LatentSpec. recompute: NAF layers keep only their input and run again in the
+            backward pass (saves memory).
+    """
+
+    def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
+        """Weights are PyTorch's initial ones, those of the bottleneck arbitrary; training draws its own.
+
+        Raises:
+            ValueError: an impossible configuration.
+        """
+        super().__init__()
+        self.config = complete("leanvae", config)
+        self.spec = spec("leanvae", self.config)
+        self.recompute = recompute
+        made = Config.of(self.config)
+        self.latent_bottleneck = Bottleneck(made)
+        self.encoder = Encoder(made)
+        self.decoder = Decoder(made)
+        self.std_layer = nn.Linear(made.width, made.latent_dim)
+
+    def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
+        """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
+        inputs.check_video(video_BCTHW, self.spec, first=True)
+        features_BthwC = self.encoder(video_BCTHW, recompute=self.recompute)
+        mean = self.latent_bottleneck.compress(features_BthwC)
+        logvar = full_linear(features_BthwC, self.std_layer.weight, self.std_layer.bias).clamp(*LOGVAR_RANGE)
+        return Posterior(mean.permute(0, 4, 1, 2, 3), logvar.permute(0, 4, 1, 2, 3))
+
+    def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
+        """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
+        inputs.check_latent(latent_BCthw, self.spec)
+        features_BthwC = self.latent_bottleneck.recover(latent_BCthw.permute(0, 2, 3, 4, 1), recompute=self.recompute)
+        return self.decoder(features_BthwC, recompute=self.recompute)
+
+    def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
+        """A video -> its reconstruction, not clamped. The latent is mean + deviation * noise, or the mean without noise.
+
+        Every parameter takes part in every pass, also for one frame: data-parallel training needs a gradient of each.
+
+        Raises:
+            ValueError: a video that does not fit; noise of another shape than the latent.
+        """
+        posterior = self.encode(video_BCTHW)
+        return Reconstruction(self.decode(posterior.with_noise(noise_BCthw)), posterior)
+
+    def last_layer(self) -> nn.Parameter:
+        """Last weight before the video's pixels, where adaptive weights compare gradients."""
+        return cast("nn.Parameter", cast("Any", self.decoder.video_high_proj)[0].weight)
+
+
+class Encoder(nn.Module):
+    """Video `B 3 T H W` -> features `B t h w C` (section "Patchify", then separate stacks and a fused one)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.patch = config.patch
+        for name, (width, coefficients) in _projections(config).items():
+            # The published module has a rearrangement without parameters at 0.
+            self.add_module(name, nn.Sequential(nn.Identity(), nn.Linear(coefficients, width)))
+        self.low_layer = Stack(config.l_dim, config.sep_num_layer)
+        self.high_layer = Stack(config.h_dim, config.sep_num_layer)
+        self.fusion_layer = Stack(config.width, config.fusion_num_layer)
+
+    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+        """Features of all tokens; row 0 is frame 0."""
+        image, video = video_BCTHW[:, :, :1], video_BCTHW[:, :, 1:]
+        rows = [
+            self._tokens(haar.analyse(image, haar.image_signs()), "image", 1),
+            self._tokens(haar.analyse(video, haar.video_signs()), "video", PATCH_FRAMES),
+        ]
+        low, high = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
+        low, high = self.low_layer(low, recompute=recompute), self.high_layer(high, recompute=recompute)
+        return self.fusion_layer(torch.cat([low, high], dim=-1), recompute=recompute)
+
+    def _tokens(self, bands_BCTHW: torch.Tensor, kind: str, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Low and high tokens `B t h w C` of wavelet bands; the low band comes first, 3 channels a band."""
+        bands = bands_BCTHW[:, :COLOURS], bands_BCTHW[:, COLOURS:]
+        low, high = (patches_of(part, frames, self.patch) for part in bands)
+        layers = getattr(self, f"{kind}_low_proj"), getattr(self, f"{kind}_high_proj")
+        return project(low, layers[0]), project(high, layers[1])
+
+
+class Decoder(nn.Module):
+    """Features `B t h w C` -> video `B 3 T H W`, the encoder's layers in reverse."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.patch, self.l_dim = config.patch, config.l_dim
+        for name, (width, coefficients) in _projections(config).items():
+            self.add_module(name, nn.Sequential(nn.Linear(width, coefficients)))
+        self.low_layer = Stack(config.l_dim, config.sep_num_layer)
+        self.high_layer = Stack(config.h_dim, config.sep_num_layer)
+        self.fusion_layer = Stack(config.width, config.fusion_num_layer)
+
+    def forward(self, features_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+        """The video of all tokens."""
+        fused = self.fusion_layer(features_BthwC, recompute=recompute)
+        low = self.low_layer(fused[..., : self.l_dim], recompute=recompute)
+        high = self.high_layer(fused[..., self.l_dim :], recompute=recompute)
+        image = haar.synthesise(self._bands(low[:, :1], high[:, :1], "image", 1), haar.image_signs())
+        video = haar.synthesise(self._bands(low[:, 1:], high[:, 1:], "video", PATCH_FRAMES), haar.video_signs())
+        return torch.cat([image, video], dim=2)
+
+    def _bands(self, low_BthwC: torch.Tensor, high_BthwC: torch.Tensor, kind: str, frames: int) -> torch.Tensor:
+        """Wavelet bands of low and high tokens."""
+        layers = getattr(self, f"{kind}_low_proj"), getattr(self, f"{kind}_high_proj")
+        parts = project(low_BthwC, layers[0]), project(high_BthwC, layers[1])
+        return torch.cat([bands_of(part, frames, self.patch) for part in parts], dim=1)
+
+
+class Bottleneck(nn.Module):
+    """Channel compression: the sensing matrix phi, and ISTA-Net+ iterations that recover features from a latent."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        steps, layers = range(config.ista_iter_num), config.ista_layer_num
+        self.phi = nn.Parameter(torch.empty(config.latent_dim, config.width))
+        self.Q = nn.Parameter(torch.empty(config.width, config.latent_dim))
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(())) for _ in steps)
+        self.threshold = nn.ParameterList(nn.Parameter(torch.empty(1)) for _ in steps)
+        self.forward_l = nn.ModuleList(Stack(config.width, layers, residual=False) for _ in steps)
+        self.backward_l = nn.ModuleList(Stack(config.width, layers, residual=False) for _ in steps)
+
+    def compress(self, features_BthwC: torch.Tensor) -> torch.Tensor:
+        """`B t h w C` -> latents `B t h w d`."""
+        return full_linear(features_BthwC, self.phi)
+
+    def recover(self, latent_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+        """`B t h w d` -> features `B t h w C`: for each step a gradient step on |phi r - z|^2, then a learned soft threshold."""
+        r = full_linear(latent_BthwC, self.Q)
+        steps = zip(self.weights, self.threshold, self.forward_l, self.backward_l, strict=True)
+        for weight, threshold, analysis, synthesis in steps:
+            error = self.compress(r) - latent_BthwC
+            r = r - weight * full_linear(error, self.phi.T)
+            sparse = soft_threshold(analysis(r, recompute=recompute), threshold)
+            r = r + synthesis(sparse, recompute=recompute)
+        return r
+
+
+class Stack(nn.Module):
+    """NAF layers ("NAF backbone"): a causal depthwise convolution, then a feed-forward; `residual`: each added to its input."""
+
+    def __init__(self, channels: int, layers: int, *, residual: bool = True) -> None:
+        super().__init__()
+        hidden = int(8 / 3 * channels)
+        self.residual = residual
+        self.dconv_layer = nn.ModuleList(
+            nn.ModuleDict({"ds_conv": nn.Conv3d(channels, channels, 3, groups=channels)}) for _ in range(layers)
+        )
+        self.ffd_layer = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(channels),
+                nn.Linear(channels, 2 * hidden, bias=False),
+                nn.Identity(),  # GEGLU
+                nn.Identity(),  # dropout of 0
+                nn.Linear(hidden, channels, bias=False),
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, x_BthwC: torch.Tensor, *, recompute: bool = False) -> torch.Tensor:
+        """`B t h w C` -> `B t h w C`."""
+        for conv, ffd in zip(self.dconv_layer, self.ffd_layer, strict=True):
+            layer = cast("nn.ModuleDict", conv)["ds_conv"], ffd, self.residual
+            if recompute and torch.is_grad_enabled():
+                x_BthwC = cast("torch.Tensor", checkpoint(naf_layer, x_BthwC, *layer, use_reentrant=False))
+            else:
+                x_BthwC = naf_layer(x_BthwC, *layer)
+        return x_BthwC
+
+
+def naf_layer(x_BthwC: torch.Tensor, ds_conv: Any, ffd: Any, residual: bool) -> torch.Tensor:
+    """`x + ds(x)`, then `x + ffd(x)`; without the sums if `residual` is false."""
+    mixed = causal_depthwise(x_BthwC, ds_conv.weight, ds_conv.bias)
+    x_BthwC = x_BthwC + mixed if residual else mixed
+    branch = geglu(ffd[0](x_BthwC), ffd[1].weight, ffd[4].weight)
+    return x_BthwC + branch if residual else branch
+
+
+def geglu(x: torch.Tensor, widen: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
+    """`(a * gelu(g)) narrow^T` with `a, g = x widen^T`, without biases.
+
+    The hidden width (341, 1365) is padded with zeros to whole vectors and tiles, which changes no value: products of odd widths cost a
+    fifth more on a CPU, and cannot use the matrix units of a GPU at all.
+    """
+    channels, hidden = narrow.shape
+    fill = -hidden % 16
+    value, gate = F.pad(widen.view(2, hidden, channels), (0, 0, 0, fill)).unbind(0)
+    return F.linear(F.linear(x, value) * F.gelu(F.linear(x, gate)), F.pad(narrow, (0, fill)))
+
+
+def full_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Linear map without autocast: 8-bit pixels and latents would lose bits in bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def project(x: torch.Tensor, projection: Any) -> torch.Tensor:
+    """Patches to tokens or back: the linear layer of a projection, see `full_linear`."""
+    (layer,) = (part for part in projection if isinstance(part, nn.Linear))
+    return full_linear(x, layer.weight, layer.bias)
+
+
+def soft_threshold(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """sign(x) * max(|x| - threshold, 0)."""
+    return x.sign() * F.relu(x.abs() - threshold)
+
+
+def patches_of(bands_BCTHW: torch.Tensor, frames: int, side: int) -> torch.Tensor:
+    """Coefficients -> patches `B t h w (C frames side side)`."""
+    x = (
+        bands_BCTHW.unflatten(4, (-1, side))
+        .unflatten(3, (-1, side))
+        .unflatten(2, (bands_BCTHW.shape[2] // frames, frames))
+    )
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+
+def bands_of(patches_BthwC: torch.Tensor, frames: int, side: int) -> torch.Tensor:
+    """Patches -> coefficients `B C T H W`, the inverse of `patches_of`."""
+    x = patches_BthwC.unflatten(4, (-1, frames, side, side)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.flatten(6).flatten(4, 5).flatten(2, 3)
+
+
+def _projections(config: Config) -> dict[str, tuple[int, int]]:
+    """Tokens' channels and a patch's coefficients of each projection; image patches have 4 bands, video patches 8, of which 1 is low."""
+    image = COLOURS * config.patch**2
+    video = PATCH_FRAMES * image
+    return {
+        "video_low_proj": (config.l_dim, video),
+        "video_high_proj": (config.h_dim, 7 * video),
+        "image_low_proj": (config.l_dim, image),
+        "image_high_proj": (config.h_dim, 3 * image),
+    }
+
+
+def empty_network(config: Mapping[str, Any]) -> Network:
+    """Network on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return Network(config)

@@ -1,0 +1,228 @@
+"""WF-VAE as its authors define it: an energy flow of wavelet bands beside a causal backbone (arXiv 2411.17459, section 3.2).
+
+Video `B 3 T H W` in [-1, 1], T = 4n+1 (8n+1 for 8x8x8; one frame is an image) -> posterior `B d t h w` -> video. Modules and parameters
+have their published names. Training trains this network; `model/wfvae/fast` is made of its parameters and equal to it by test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from model import inputs
+from model.layers import without_autocast
+from model.posterior import Posterior
+from model.reconstruction import Coefficients, Reconstruction
+from model.registry import complete, spec
+from model.wfvae.facts import time_stride
+from model.wfvae.layers import (
+    COLOURS,
+    Analysis,
+    Attention,
+    CausalConv3d,
+    Downsample,
+    FrameConv,
+    Residual,
+    Synthesis,
+    Upsample,
+    activated,
+    add_low,
+    normaliser,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LOGVAR_RANGE = (-30.0, 20.0)
+Bands = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Published configuration. `fast`: stride 8 in time, whose first resampling and second wavelet level are over frames too."""
+
+    latent_dim: int
+    base_channels: int
+    encoder_energy_flow_hidden_size: int
+    decoder_energy_flow_hidden_size: int
+    encoder_num_resblocks: int
+    decoder_num_resblocks: int
+    connect_res_layer_num: int
+    norm_type: str
+    use_attention: bool
+    attention_type: str
+    t_interpolation: str
+    fast: bool
+
+    @classmethod
+    def of(cls, published: Mapping[str, Any]) -> Config:
+        """From a complete configuration in published keys, which `registry.spec` has checked."""
+        names = [name for name in cls.__slots__ if name != "fast"]
+        return cls(**{name: published[name] for name in names}, fast=time_stride(published) == 8)
+
+    def middle(self, channels: int, before: int, after: int) -> nn.Sequential:
+        """Residual block, attention if there is one, residual block; `before` and `after` are the input and output widths."""
+        mixes_frames = self.attention_type == "AttnBlock3D"
+        attention = [Attention(channels, self.norm_type, mixes_frames=mixes_frames)] if self.use_attention else []
+        return nn.Sequential(
+            Residual(before, channels, self.norm_type),
+            *attention,
+            Residual(channels, after, self.norm_type),
+        )
+
+
+class Encoder(nn.Module):
+    """Backbone of two levels, to which the energy flow adds the wavelet bands of each level."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c, e, norm, fast = config.base_channels, config.encoder_energy_flow_hidden_size, config.norm_type, config.fast
+        blocks = range(config.encoder_num_resblocks)
+        self.wavelet_transform_in = Analysis(volume=True)
+        self.wavelet_transform_l1 = Analysis(volume=fast)
+        self.wavelet_transform_l2 = Analysis(volume=True)
+        self.down1 = nn.Sequential(
+            FrameConv(24, c), *(Residual(c, c, norm, causal=False) for _ in blocks), Downsample(c, causal=fast)
+        )
+        self.connect_l1 = FrameConv(24 if fast else 12, e)
+        self.down2 = nn.Sequential(
+            FrameConv(c + e, 2 * c), *(Residual(2 * c, 2 * c, norm) for _ in blocks), Downsample(2 * c, causal=True)
+        )
+        self.connect_l2 = FrameConv(24, e)
+        self.mid = config.middle(4 * c, 2 * c + e, 4 * c)
+        self.norm_out = normaliser(norm, 4 * c)
+        self.conv_out = CausalConv3d(4 * c, 2 * config.latent_dim)
+
+    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+        """Mean and log-variance as channels `B 2d t h w`, and the bands that the energy flow reads at the second and third level."""
+        bands1 = without_autocast(self.wavelet_transform_in, video_BCTHW)
+        bands2 = without_autocast(self.wavelet_transform_l1, bands1[:, :COLOURS])
+        bands3 = without_autocast(self.wavelet_transform_l2, bands2[:, :COLOURS])
+        h = without_autocast(self.down1[0], bands1)
+        h = run(list(self.down1)[1:-1], h, recompute=recompute)
+        h = self.down1[-1](h)
+        h = self.down2[0](torch.cat([h, without_autocast(self.connect_l1, bands2)], dim=1))
+        h = run(list(self.down2)[1:-1], h, recompute=recompute)
+        h = self.down2[-1](h)
+        h = run(self.mid, torch.cat([h, without_autocast(self.connect_l2, bands3)], dim=1), recompute=recompute)
+        return without_autocast(self.conv_out, activated(h, self.norm_out)), (bands2, bands3)
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror: from each level channels split off as the energy flow, which gives the bands of that level."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c, e, norm, fast = config.base_channels, config.decoder_energy_flow_hidden_size, config.norm_type, config.fast
+        blocks, how = config.decoder_num_resblocks, config.t_interpolation
+        flow = [Residual(e, e, norm) for _ in range(2 * config.connect_res_layer_num)]
+        self.blocks, self.width1, self.width2 = blocks, 2 * c, 4 * c
+        self.conv_in = CausalConv3d(config.latent_dim, 4 * c)
+        self.mid = config.middle(4 * c, 4 * c, 4 * c + e)
+        self.connect_l2 = nn.Sequential(*flow[::2], FrameConv(e, 24))
+        self.inverse_wavelet_transform_l2 = Synthesis(volume=True)
+        self.up2 = nn.Sequential(
+            *(Residual(4 * c, 4 * c, norm) for _ in range(blocks)),
+            Upsample(4 * c, causal=True, interpolation=how),
+            Residual(4 * c, 4 * c + e, norm),
+        )
+        self.connect_l1 = nn.Sequential(*flow[1::2], FrameConv(e, 24 if fast else 12))
+        self.inverse_wavelet_transform_l1 = Synthesis(volume=fast)
+        self.up1 = nn.Sequential(
+            *(Residual((2 if index else 4) * c, 2 * c, norm) for index in range(blocks)),
+            Upsample(2 * c, causal=fast, interpolation=how),
+            Residual(2 * c, 2 * c, norm),
+        )
+        self.layer = nn.Sequential(Residual(2 * c, c, norm), Residual(c, c, norm))
+        self.norm_out = normaliser(norm, c)
+        self.conv_out = FrameConv(c, 24)
+        self.inverse_wavelet_transform_out = Synthesis(volume=True)
+
+    def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+        """Video `B 3 T H W`, and the bands predicted at the second and third level, with what is added to them."""
+        width = self.width2
+        h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
+        bands3 = self._bands(h[:, width:], self.connect_l2, recompute)
+        h = run(self.up2, h[:, :width], recompute=recompute)
+        bands2 = self._bands(h[:, width:], self.connect_l1, recompute)
+        bands2 = add_low(bands2, self.inverse_wavelet_transform_l2(bands3))
+        h = run(self.up1, h[:, :width], recompute=recompute)
+        h = run(self.layer, h, recompute=recompute)
+        bands1 = without_autocast(self.conv_out, activated(h, self.norm_out))
+        bands1 = add_low(bands1, self.inverse_wavelet_transform_l1(bands2))
+        return self.inverse_wavelet_transform_out(bands1), (bands2, bands3)
+
+    def _bands(self, flow_BCTHW: torch.Tensor, connect: nn.Sequential, recompute: bool) -> torch.Tensor:
+        return without_autocast(connect[-1], run(list(connect)[:-1], flow_BCTHW, recompute=recompute))
+
+
+class Network(nn.Module):
+    """WF-VAE. Under `torch.autocast` Haar transforms, the first and last convolutions, latents and bands stay float32.
+
+    Attributes:
+        config: complete published configuration. spec: LatentSpec. recompute: blocks keep only their input and run again in the backward
+            pass (saves memory).
+    """
+
+    family = "wfvae"
+
+    def __init__(self, config: Mapping[str, Any], *, recompute: bool = False) -> None:
+        """Weights are PyTorch's initial ones.
+
+        Raises:
+            ValueError: an impossible configuration.
+        """
+        super().__init__()
+        self.config = complete(self.family, config)
+        self.spec = spec(self.family, self.config)
+        self.recompute = recompute
+        self.encoder, self.decoder = self.coders()
+
+    def coders(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder of the configuration."""
+        made = Config.of(self.config)
+        return Encoder(made), Decoder(made)
+
+    def encode(self, video_BCTHW: torch.Tensor) -> Posterior:
+        """`B 3 T H W` -> mean and clamped log-variance `B d t h w`. Raises ValueError for a video that does not fit."""
+        return self._encoded(video_BCTHW)[0]
+
+    def decode(self, latent_BCthw: torch.Tensor) -> torch.Tensor:
+        """`B d t h w` -> `B 3 T H W`, not clamped. Raises ValueError for a latent that does not fit."""
+        return self._decoded(latent_BCthw)[0]
+
+    def forward(self, video_BCTHW: torch.Tensor, noise_BCthw: torch.Tensor | None = None) -> Reconstruction:
+        """A video -> its reconstruction, not clamped, with the bands of the WL loss. The latent is mean + deviation * noise, or the mean
+        without noise.
+
+        Raises:
+            ValueError: a video that does not fit; noise of another shape than the latent.
+        """
+        posterior, encoded = self._encoded(video_BCTHW)
+        video, decoded = self._decoded(posterior.with_noise(noise_BCthw))
+        return Reconstruction(video, posterior, Coefficients(encoded, decoded))
+
+    def last_layer(self) -> nn.Parameter:
+        """Kernel of the finest bands, where adaptive weights compare gradients."""
+        return cast("nn.Parameter", cast("Any", self.decoder).conv_out.weight)
+
+    def _encoded(self, video_BCTHW: torch.Tensor) -> tuple[Posterior, Bands]:
+        inputs.check_video(video_BCTHW, self.spec, first=True)
+        heads, bands = self.encoder(video_BCTHW.to(self.last_layer().dtype), recompute=self.recompute)
+        mean, logvar = heads.chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE)), bands
+
+    def _decoded(self, latent_BCthw: torch.Tensor) -> tuple[torch.Tensor, Bands]:
+        inputs.check_latent(latent_BCthw, self.spec)
+        video, bands = self.decoder(latent_BCthw.to(self.last_layer().dtype), recompute=self.recompute)
+        return video, bands
+
+
+def empty_network(config: Mapping[str, Any]) -> Network:
+    """Network on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return Network(config)

@@ -1,0 +1,218 @@
+"""WFVAE2 as published: WF-VAE with any number of levels, over frames ("thw") or of each frame ("hw"). Layers are WF-VAE's.
+
+Video `B 3 T H W` in [-1, 1] -> posterior `B d t h w` -> video. Modules and parameters have their published names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from model.layers import without_autocast
+from model.wfvae.layers import (
+    COLOURS,
+    Analysis,
+    Attention,
+    CausalConv3d,
+    Downsample,
+    FrameConv,
+    Residual,
+    Synthesis,
+    Upsample,
+    activated,
+    add_low,
+    normaliser,
+    normed,
+    run,
+)
+from model.wfvae.network import Bands
+from model.wfvae.network import Network as WFVAENetwork
+from model.wfvae2.facts import decoder_widths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level: channels in and out, whether it halves time too, whether its blocks see frames together."""
+
+    before: int
+    after: int
+    volume: bool
+    causal: bool
+
+    @property
+    def bands(self) -> int:
+        """Channels of the wavelet bands."""
+        return COLOURS * (8 if self.volume else 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Published configuration; `down` from the finest level, `up` from the deepest."""
+
+    latent_dim: int
+    encoder_num_resblocks: int
+    decoder_num_resblocks: int
+    encoder_energy_flow_size: int
+    decoder_energy_flow_size: int
+    mid_layers_type: tuple[str, ...]
+    norm_type: str
+    t_interpolation: str
+    down: tuple[Level, ...]
+    up: tuple[Level, ...]
+
+    @classmethod
+    def of(cls, published: Mapping[str, Any]) -> Config:
+        """From a complete configuration in published keys, which `registry.spec` has checked."""
+        kinds = list(zip(published["layer_type"], published["layer_res_type"], strict=True))
+        names = [name for name in cls.__slots__ if name not in ("down", "up")]
+        return cls(
+            **{name: published[name] for name in names},
+            down=_levels(published["base_channels"], kinds),
+            up=_levels(decoder_widths(published)[::-1], kinds[::-1]),
+        )
+
+    def middle(self, channels: int) -> nn.Sequential:
+        """Configured blocks at the deepest width."""
+        return nn.Sequential(
+            *(
+                Residual(channels, channels, self.norm_type)
+                if kind == "ResnetBlock3D"
+                else Attention(channels, self.norm_type, mixes_frames=kind == "AttnBlock3D")
+                for kind in self.mid_layers_type
+            )
+        )
+
+
+class Down(nn.Module):
+    """Level of the encoder: blocks, half the size, then the bands of the level join."""
+
+    def __init__(self, level: Level, config: Config) -> None:
+        super().__init__()
+        c, e, norm = level.before, config.encoder_energy_flow_size, config.norm_type
+        self.res_block = nn.ModuleList(
+            Residual(c, c, norm, causal=level.causal) for _ in range(config.encoder_num_resblocks - 1)
+        )
+        self.down = Downsample(c, causal=level.volume)
+        self.wavelet_transform = Analysis(volume=level.volume)
+        self.in_flow_conv = FrameConv(level.bands, e)
+        self.out_res_block = Residual(c + e, level.after, norm, causal=level.causal)
+
+    def forward(
+        self, x_BCTHW: torch.Tensor, bands_BCTHW: torch.Tensor, recompute: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and the bands of the level above -> those of this level."""
+        h = self.down(run(self.res_block, x_BCTHW, recompute=recompute))
+        bands = without_autocast(self.wavelet_transform, bands_BCTHW[:, :COLOURS])
+        h = torch.cat([h, without_autocast(self.in_flow_conv, bands)], dim=1)
+        return run([self.out_res_block], h, recompute=recompute), bands
+
+
+class Up(nn.Module):
+    """Level of the decoder: the bands of the level split off, then blocks and twice the size."""
+
+    def __init__(self, level: Level, config: Config) -> None:
+        super().__init__()
+        c, e, norm = level.before, config.decoder_energy_flow_size, config.norm_type
+        self.width = c
+        self.branch_conv = Residual(c, c + e, norm, causal=level.causal)
+        self.out_flow_conv = nn.Sequential(Residual(e, e, norm, causal=level.causal), FrameConv(e, level.bands))
+        self.inverse_wavelet_transform = Synthesis(volume=level.volume)
+        self.res_block = nn.ModuleList(
+            Residual(c, c, norm, causal=level.causal) for _ in range(config.decoder_num_resblocks - 2)
+        )
+        self.up = Upsample(c, causal=level.volume, interpolation=config.t_interpolation)
+        self.out_res_block = Residual(c, level.after, norm, causal=level.causal)
+
+    def forward(
+        self, x_BCTHW: torch.Tensor, image_BCTHW: torch.Tensor | None, recompute: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features, and the image of the deeper levels (None at the deepest) -> features; bands of this level."""
+        h = run([self.branch_conv], x_BCTHW, recompute=recompute)
+        flow = run(list(self.out_flow_conv)[:-1], h[:, self.width :], recompute=recompute)
+        bands = without_autocast(self.out_flow_conv[-1], flow)
+        if image_BCTHW is not None:
+            bands = add_low(bands, image_BCTHW)
+        h = run([*self.res_block, self.up, self.out_res_block], h[:, : self.width], recompute=recompute)
+        return h, bands
+
+
+class Encoder(nn.Module):
+    """Levels from the finest to the deepest."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        first, last = config.down[0].before, config.down[-1].after
+        self.wavelet_transform_in = Analysis(volume=True)
+        self.conv_in = FrameConv(24, first)
+        self.down_blocks = nn.ModuleList(Down(level, config) for level in config.down)
+        self.mid = config.middle(last)
+        self.norm_out = normaliser(config.norm_type, last)
+        self.conv_out = CausalConv3d(last, 2 * config.latent_dim)
+
+    def forward(self, video_BCTHW: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+        """Mean and log-variance as channels `B 2d t h w`, and the bands of each level after the first."""
+        bands = without_autocast(self.wavelet_transform_in, video_BCTHW)
+        h, read = without_autocast(self.conv_in, bands), []
+        for level in self.down_blocks:
+            h, bands = level(h, bands, recompute)
+            read.append(bands)
+        h = run(self.mid, h, recompute=recompute)
+        return without_autocast(self.conv_out, activated(h, self.norm_out)), tuple(read)
+
+
+class Decoder(nn.Module):
+    """Levels from the deepest to the finest."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        first, last = config.up[0].before, config.up[-1].after
+        self.conv_in = CausalConv3d(config.latent_dim, first)
+        self.mid = config.middle(first)
+        self.up_blocks = nn.ModuleList(Up(level, config) for level in config.up)
+        self.norm_out = normaliser(config.norm_type, last)
+        self.conv_out = FrameConv(last, 24)
+        self.inverse_wavelet_transform_out = Synthesis(volume=True)
+
+    def forward(self, latent_BCthw: torch.Tensor, *, recompute: bool = False) -> tuple[torch.Tensor, Bands]:
+        """Video `B 3 T H W`, and the bands predicted at each level, in the encoder's order."""
+        h = run(self.mid, without_autocast(self.conv_in, latent_BCthw), recompute=recompute)
+        image, predicted = None, []
+        for level in self.up_blocks:
+            h, bands = level(h, image, recompute)
+            image = cast("Up", level).inverse_wavelet_transform(bands)
+            predicted.append(bands)
+        bands = without_autocast(self.conv_out, normed(h, self.norm_out))  # no activation here, unlike WF-VAE
+        if image is not None:
+            bands = add_low(bands, image)
+        return self.inverse_wavelet_transform_out(bands), tuple(predicted[::-1])
+
+
+class Network(WFVAENetwork):
+    """WFVAE2, with WF-VAE's interface."""
+
+    family = "wfvae2"
+
+    def coders(self) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder of the configuration."""
+        made = Config.of(self.config)
+        return Encoder(made), Decoder(made)
+
+
+def empty_network(config: Mapping[str, Any]) -> Network:
+    """Network on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return Network(config)
+
+
+def _levels(widths: Any, kinds: list[tuple[str, str]]) -> tuple[Level, ...]:
+    return tuple(
+        Level(before, after, layer == "thw", block == "ResnetBlock3D")
+        for (before, after), (layer, block) in zip(pairwise(widths), kinds, strict=True)
+    )

@@ -1,0 +1,99 @@
+"""Annotations of samples: takes what a `ShardReader` yields, `Shard.rows` and the clip options; yields samples with captions, metadata and
+spans as annotated.
+
+Rows of tables win over texts beside the video. A sample that several different rows describe is rejected: the first one could be wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.reader.spans import MOST_SPANS, spans_of, spans_of_rows
+from pipeline.reader.texts import Metadata, distinct, parse_metadata
+from pipeline.records import Reject, Sample
+from pipeline.records.annotation_rows import unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import ClipConfig
+    from pipeline.reader import ShardReader
+    from pipeline.records import Shard
+
+Rows = dict[tuple[str, str], list[bytes]]
+
+
+def annotated(reader: ShardReader, shard: Shard, clips: ClipConfig) -> Iterator[Sample | Reject]:
+    """The samples of a shard with their annotations, and rejects; those of rows without a sample at the end."""
+    if not shard.rows and not clips.in_spans:
+        yield from reader
+        return
+    alone = shard.kind == "files"  # a plain video is the only sample of its object: rows need no key
+    rows: Rows = {}
+    for row in unpacked(shard.rows):
+        rows.setdefault((row.uri, "" if alone else row.key), []).append(row.text)
+    for item in reader:
+        if item.uri is not None and item.key is not None:
+            found = rows.pop((item.uri, "" if alone else item.key), [])
+        if isinstance(item, Sample):
+            made = _annotate(item, found, clips)
+            if isinstance(made, Reject):
+                reader.release(item)
+            yield made
+        else:
+            yield item
+    if not alone:
+        yield from _without_sample(rows)
+
+
+def _without_sample(rows: Rows) -> Iterator[Reject]:
+    for uri, key in rows:
+        text = "rows of a table name it, and the tar has no such sample"
+        if not key:
+            text = "rows of a table name this tar without a key; add a column 'key' with the keys of its samples"
+        yield Reject(key, "read", "unmatched_row", text, policy=True, uri=uri)
+
+
+def _annotate(sample: Sample, rows: list[bytes], clips: ClipConfig) -> Sample | Reject:
+    parsed = [parse_metadata(text) for text in dict.fromkeys(rows)]
+    of_spans = [row for row in parsed if clips.in_spans and _has_span(row)]
+    whole = [row for row in parsed if not (clips.in_spans and _has_span(row))]
+    if len(whole) > 1:
+        message = (
+            f"{len(whole)} different rows of a table are about this sample; expected one"
+            f"{'' if clips.in_spans else ', or --clips spans with a start and an end in each'}. Keep one of them"
+        )
+        return Reject(sample.key, "read", "ambiguous_rows", message, policy=False, uri=sample.uri)
+    if whole:
+        sample = _merged(sample, whole[0])
+    if not clips.in_spans:
+        return sample
+    metadata = dict(sample.metadata)
+    value = metadata.pop(clips.spans_field, None)
+    if of_spans:
+        sample = replace(sample, warnings=tuple(dict.fromkeys([*sample.warnings, *_warnings(of_spans)])))
+        spans, texts = spans_of_rows([row.values for row in of_spans], clips)
+    else:
+        spans, texts = spans_of(value, metadata.get("caption"), clips)
+    if len(spans) > MOST_SPANS:
+        message = f"{len(spans)} annotated spans, the limit is {MOST_SPANS}; split the video"
+        return Reject(sample.key, "read", "too_many_spans", message, policy=True, uri=sample.uri)
+    return replace(sample, metadata=metadata, time_spans=spans, span_texts=texts)
+
+
+def _has_span(row: Metadata) -> bool:
+    return row.values.get("start") is not None or row.values.get("end") is not None
+
+
+def _warnings(rows: list[Metadata]) -> list[str]:
+    return [text for row in rows for text in (*row.warnings, *(each for one in row.captions for each in one.warnings))]
+
+
+def _merged(sample: Sample, row: Metadata) -> Sample:
+    own = distinct(row.captions)
+    captions = (*own, *(each for each in sample.named_captions if each[1] not in {text for _, text in own}))
+    warnings = tuple(dict.fromkeys([*sample.warnings, *_warnings([row])]))
+    metadata = {**sample.metadata, **row.values}
+    caption = captions[0][1] if captions else None
+    return replace(sample, caption=caption, captions=captions, metadata=metadata, warnings=warnings)

@@ -1,0 +1,116 @@
+"""Colour of still images: a loaded Pillow image of any mode becomes 8-bit sRGB without transparency.
+
+An embedded ICC profile is applied (relative colorimetric, with black point compensation), 16 bits are rounded to 8, transparent pixels show
+a background. What was decided is in warnings for the row. Like in video, colour without a profile is taken for sRGB.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from pipeline.errors import PolicyReject
+
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+WITH_ALPHA = {"RGBA": "RGB", "LA": "L"}
+PROFILED = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}  # mode -> colour space of its profiles
+ROUNDING = 1  # levels by which the conversion of sRGB to itself may be off
+PQ, HLG = 16, 18  # ITU-T H.273
+NCLX, CICP = b"colrnclx", b"cICP"  # AVIF and PNG: primaries, transfer, matrix follow; two bytes each, or one
+HEADER_BYTES = 64 * 1024  # colour is described before the pixels
+
+
+def srgb(image: Image.Image, background: tuple[int, int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """uint8 `(H, W, 3)` in sRGB, and warnings: `icc_profile`, `bad_icc_profile`, `no_cmyk_profile`, `alpha`.
+
+    Raises:
+        PolicyReject: `pixel_format`, for values without a known range (32 bits, floating point).
+        OSError, ValueError, MemoryError: Pillow cannot convert the image.
+    """
+    profile = image.info.get("icc_profile")
+    warnings: list[str] = []
+    image = _eight_bits(image)
+    alpha = None
+    if image.mode in WITH_ALPHA:
+        alpha = image.getchannel("A")
+        image = image.convert(WITH_ALPHA[image.mode])
+    if profile:
+        converted = _by_profile(image, profile)
+        if converted is None:
+            warnings.append("bad_icc_profile")
+        elif converted is not image:
+            warnings.append("icc_profile")
+            image = converted
+    elif image.mode == "CMYK":
+        warnings.append("no_cmyk_profile")
+    image = image.convert("RGB")
+    if alpha is not None and alpha.getextrema()[0] != 255:
+        below = Image.new("RGB", image.size, background)
+        below.paste(image, mask=alpha)
+        image = below
+        warnings.append(f"alpha:#{bytes(background).hex()}")
+    return np.asarray(image), tuple(warnings)
+
+
+def transfer(head: bytes) -> str | None:
+    """`pq` or `hlg` if the first `HEADER_BYTES` of an AVIF or PNG file declare it, else None."""
+    for mark, at in ((NCLX, 3), (CICP, 1)):
+        start = head.find(mark)
+        if start >= 0 and start + len(mark) + at < len(head):
+            return {PQ: "pq", HLG: "hlg"}.get(head[start + len(mark) + at])
+    return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in mode L, LA, RGB, RGBA, CMYK or LAB."""
+    if image.mode in SIXTEEN_BITS:
+        values_HW = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values_HW * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        message = f"values of Pillow's mode {image.mode} have no known range; convert the image to 8 or 16 bits"
+        raise PolicyReject("pixel_format", message, stage="decode")
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+        return image.convert("RGBA")
+    if image.mode == "La":
+        return image.convert("LA")
+    if image.mode in (*WITH_ALPHA, *PROFILED):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """The image in sRGB, itself if the profile is sRGB; None if the profile cannot be read or is of another kind of image."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if source.profile.xcolor_space.strip() != PROFILED[image.mode]:
+            return None
+        to_srgb = _transform(source, image.mode)
+        if image.mode == "RGB" and _is_identity(to_srgb):
+            return image
+        return to_srgb.apply(image)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _transform(source: Any, mode: str) -> Any:
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    return ImageCms.ImageCmsTransform(source, target, mode, "RGB", intent, flags=flags)
+
+
+def _is_identity(to_srgb: Any) -> bool:
+    """Whether a profile is sRGB but for rounding: its pixels then stay as they are, as those of a video do."""
+    grid = _grid()
+    moved = np.asarray(to_srgb.apply(grid)).astype(np.int16) - np.asarray(grid)
+    return bool(np.abs(moved).max() <= ROUNDING)
+
+
+@cache
+def _grid() -> Image.Image:
+    levels = np.linspace(0, 255, 18).round().astype(np.uint8)
+    cube_NNN3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
+    return Image.fromarray(cube_NNN3.reshape(18, -1, 3))
