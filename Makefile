@@ -86,4 +86,5 @@ $(INSTALLED): pyproject.toml $(PINS)
 	fi
 	@echo "== everything else, pinned by $(PINS)"
 	$(BIN)/pip install --quiet -c $(PINS) -e '.[dev]'
+	@command -v chromium >/dev/null || echo "== no Chromium: tests of the report page in a browser will be skipped; apt-get install chromium"
 	@touch $@

@@ -105,10 +105,18 @@ def _source(pictures: Pictures, name: str, assets: str | None) -> str:
     return f"data:image/webp;base64,{base64.b64encode(pictures.by_name[name]).decode()}"
 
 
-def _rows(report: Report) -> dict[str, Any]:
-    rows = report.rows
-    cells = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows.cells]
-    return {"columns": rows.columns, "cells": cells}
+def _rows(report: Report) -> list[dict[str, Any]]:
+    """Rows by column, for the script of the page. Values that repeat, such as sources, are listed once: a third of the bytes."""
+    found = []
+    for name, *column in zip(report.rows.columns, *report.rows.cells, strict=True):
+        cells = [visible(cell) if isinstance(cell, str) else cell for cell in column]
+        values = sorted(set(cells), key=str)
+        places = {value: place for place, value in enumerate(values)}
+        few = 2 * len(values) < len(cells)
+        found.append(
+            {"name": name, "values": values if few else None, "cells": [places[v] for v in cells] if few else cells}
+        )
+    return found
 
 
 def _data(values: Any) -> Markup:

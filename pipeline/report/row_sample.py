@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 10_000
 MOST_FILES = 256
 TAR_ROWS = 256  # of which scalars are read
-CAPTION = 300  # characters
-NAME = 200
+CAPTION = 160  # characters
+NAME = 120
 DETAILS = ("duration_sec", "fps", "src_width", "src_height", "src_fps", "codec", "clip_start_sec", "variant")
 BINS = 12
 COLUMNS = ("id", "key", "source", "bucket", "frames", "seconds", "fps", "source size", "codec", "variant", "caption")

@@ -1,6 +1,6 @@
 """Debian's Chromium, driven by Playwright: one browser for a module of tests, pages that note what they load and log.
 
-`sudo apt-get install chromium` provides it. Tests that need it are skipped with that sentence where it is missing.
+`apt-get install chromium` provides it. Tests that need it are skipped with that sentence where it is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = shutil.which("chromium")
-MISSING = "needs Chromium: sudo apt-get install chromium (see `make help`)"
+MISSING = "needs the browser Chromium: apt-get install chromium"
 LIMIT_MS = 30_000.0
 
 

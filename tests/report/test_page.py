@@ -53,8 +53,10 @@ def test_hostile_text_stays_text(page):
     assert SCRIPT in elements.text  # the name of the output and the message of a reject, as text
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08\x1b]", page)
     assert TURNED.replace("\u202e", "\\u202e") in elements.text
-    data = json.loads(elements.scripts[0])
-    captions = [row[data["columns"].index("caption")] for row in data["cells"]]
+    columns = {column["name"]: column for column in json.loads(elements.scripts[0])}
+    assert {len(column["cells"]) for column in columns.values()} == {10}
+    assert columns["source"]["values"] == ["s3://corpus/shard-000.tar", "s3://corpus/shard-001.tar"]
+    captions = columns["caption"]["cells"]
     assert SCRIPT in captions
     assert "<" not in elements.scripts[0]
     assert "{{ 7 * 7 }}{% raw %}" in captions

@@ -129,13 +129,13 @@ def test_worst_median_best_and_others_are_chosen_once():
             "fps": 1.0,
         }
         quality = {"psnr": float(n), "ssim": None, "frame_psnr": (), "frame_ssim": (), "shown": None, "caption": None}
-        return made._Measured(made.Clip(**about, **quality), video, video, np.zeros((1, 1, 1, 1)))
+        return made.MeasuredClip(made.Clip(**about, **quality), video, video, np.zeros((1, 1, 1, 1)))
 
-    found = made._chosen([clip(n) for n in range(20)])
+    found = made.chosen_clips([clip(n) for n in range(20)])
     groups = {
         name: [item.clip.id for item in found.values() if item.clip.shown == name]
         for name in ("worst", "median", "best")
     }
     assert groups == {"worst": ["c0", "c1", "c2"], "median": ["c8", "c9", "c10"], "best": ["c17", "c18", "c19"]}
     assert sum(item.clip.shown == "random" for item in found.values()) == 3
-    assert len(made._chosen([clip(n) for n in range(2)])) == 2
+    assert len(made.chosen_clips([clip(n) for n in range(2)])) == 2

@@ -19,8 +19,9 @@ for (const figure of document.querySelectorAll("figure[data-clip]")) {
 const holder = document.getElementById("rows-data");
 if (holder) {
   const SIZE = 100;
-  const data = JSON.parse(holder.textContent);
-  const names = data.columns;
+  const columns = JSON.parse(holder.textContent);
+  const names = columns.map((column) => column.name);
+  const data = { cells: columns[0].cells.map((_, at) => columns.map((each) => each.values ? each.values[each.cells[at]] : each.cells[at])) };
   const body = document.getElementById("rows-body");
   const state = document.getElementById("rows-state");
   const filter = document.getElementById("rows-filter");
