@@ -33,7 +33,8 @@ CAPTION = 160  # characters
 NAME = 120
 DETAILS = ("duration_sec", "fps", "src_width", "src_height", "src_fps", "codec", "clip_start_sec", "variant")
 BINS = 12
-COLUMNS = ("id", "key", "source", "bucket", "frames", "seconds", "fps", "source size", "codec", "variant", "caption")
+COLUMNS = ("id", "key", "caption", "bucket", "frames", "seconds", "fps", "source size", "codec", "variant", "source")
+CAPTION_AT, BUCKET_AT = COLUMNS.index("caption"), COLUMNS.index("bucket")
 
 
 def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
@@ -59,6 +60,8 @@ def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
         index = _shown(store, file, takedowns)
         wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
         wanted = wanted[: MOST_ROWS - len(cells)]
+        if not wanted:  # of a file that may be deleted
+            continue
         if file["key"].endswith(".tar"):
             read = [row_facts(store, file["key"], row) for row in wanted[:tars_left]]
             tars_left -= len(read)
@@ -74,8 +77,8 @@ def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
         sampled=len(cells) < total,
         files_read=len(chosen),
         files=len(listed),
-        without_caption=sum(not row[-1] for row in cells),
-        histograms=tuple(filter(None, _histograms([row[3] for row in cells], details))),
+        without_caption=sum(not row[CAPTION_AT] for row in cells),
+        histograms=tuple(filter(None, _histograms([row[BUCKET_AT] for row in cells], details))),
     )
 
 
@@ -133,7 +136,7 @@ def _cells(index: IndexRow, details: dict[str, Any]) -> tuple[Any, ...]:
     return (
         index.id,
         _cut(index.source_key, NAME),
-        _cut(index.source_uri, NAME),
+        _cut(index.caption, CAPTION),
         index.bucket,
         index.num_frames,
         None if seconds is None else round(seconds, 3),
@@ -141,7 +144,7 @@ def _cells(index: IndexRow, details: dict[str, Any]) -> tuple[Any, ...]:
         f"{width}x{height}" if width and height else None,
         details.get("codec"),
         details.get("variant"),
-        _cut(index.caption, CAPTION),
+        _cut(index.source_uri, NAME),
     )
 
 

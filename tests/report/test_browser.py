@@ -54,7 +54,7 @@ def with_pictures(report: Report) -> tuple[Report, Pictures]:
     network = {"network": "tiny"}
     decoded = Decoded(network, (clip,), 0, 1, (0.8, 0.9), {"first": (1.0, 2.0), "others": (0.5, 1.0)}, "clip-1")
     first = report.rows.cells[0]
-    cells = [(f"row-{n:05d}", f"key {n}", *first[2:4], n % 100, *first[5:10], f"caption {n}") for n in range(ROWS)]
+    cells = [(f"row-{n:05d}", f"key {n}", f"caption {n}", first[3], n % 100, *first[5:]) for n in range(ROWS)]
     rows = replace(report.rows, cells=(*report.rows.cells, *cells))
     pictures = {"clip-1-still": webp(), "clip-1-play": webp(3), "channel-0": webp(), "channel-1": webp()}
     return replace(report, decoded=decoded, rows=rows), Pictures(pictures)

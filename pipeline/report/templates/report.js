@@ -33,6 +33,7 @@ if (holder) {
   const captionAt = names.indexOf("caption");
   const texts = data.cells.map((row) => row.filter((cell) => typeof cell === "string").join("\n").toLowerCase());
   const numeric = names.map((_, at) => data.cells.some((row) => typeof row[at] === "number"));
+  const isName = names.map((name) => ["id", "key", "source"].includes(name));
   const compare = new Intl.Collator("en", { numeric: true }).compare;
   let order = data.cells.map((_, at) => at);
   let sorted = null;
@@ -69,7 +70,7 @@ if (holder) {
       const line = document.createElement("tr");
       data.cells[at].forEach((cell, column) => {
         const item = document.createElement("td");
-        item.className = numeric[column] ? "n" : column === captionAt ? "text" : column < 3 ? "name" : "";
+        item.className = numeric[column] ? "n" : column === captionAt ? "text" : isName[column] ? "name" : "";
         if (!numeric[column]) item.dir = "auto";
         item.textContent = cell === null ? "" : cell;
         line.append(item);
