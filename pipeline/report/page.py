@@ -160,4 +160,8 @@ def _numbers(values: Mapping[str, Any]) -> str:
             flat.append((name, value))
     shown = [(name, value) for name, value in flat if isinstance(value, (int, float))]
     more = f", and {len(shown) - NUMBERS} more" if len(shown) > NUMBERS else ""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown[:NUMBERS]) + more
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}{_unit(name)}" for name, value in shown[:NUMBERS]) + more
+
+
+def _unit(name: str) -> str:
+    return " dB" if "psnr" in name else " s" if name.endswith("_s") else ""

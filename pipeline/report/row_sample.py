@@ -33,7 +33,19 @@ CAPTION = 160  # characters
 NAME = 120
 DETAILS = ("duration_sec", "fps", "src_width", "src_height", "src_fps", "codec", "clip_start_sec", "variant")
 BINS = 12
-COLUMNS = ("id", "key", "caption", "bucket", "frames", "seconds", "fps", "source size", "codec", "variant", "source")
+COLUMNS = (
+    "id",
+    "key",
+    "caption",
+    "bucket",
+    "frames",
+    "seconds",
+    "fps",
+    "source size, px",
+    "codec",
+    "variant",
+    "source",
+)
 CAPTION_AT, BUCKET_AT = COLUMNS.index("caption"), COLUMNS.index("bucket")
 
 

@@ -56,7 +56,7 @@ def test_rows_are_all_there_and_captions_are_cut(report):
     assert set(HOSTILE) - {None} < set(captions)
     assert max(len(caption or "") for caption in captions) == 160
     assert len(json.dumps(report.to_dict())) < 100_000
-    assert {row[at("source size")] for row in report.rows.cells} == {"640x480"}
+    assert {row[at("source size, px")] for row in report.rows.cells} == {"640x480"}
     heights, rates, lengths = report.rows.histograms
     assert dict(zip(heights.labels, heights.series["source"], strict=True)) == {"64": 0, "480": 10}
     assert dict(zip(rates.labels, rates.series["stored"], strict=True)) == {"8": 10, "29.97": 0}
