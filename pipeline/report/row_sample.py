@@ -103,6 +103,8 @@ def seconds_of(files: pa.Table, rows: Rows) -> tuple[float | None, bool]:
     frames, seconds = sum(item[0] for item in known), sum(item[1] for item in known)
     total, exact = 0.0, True
     for ranges, count in zip(files["ranges"].to_pylist(), files["frames"].to_pylist(), strict=True):
+        if not count:
+            continue
         low, high = _fps_range(ranges)
         if low is not None and low == high:
             total += count / low

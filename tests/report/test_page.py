@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.config import StorageConfig
 from pipeline.errors import OutputError
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.report.collect import collect
 from pipeline.report.page import page_of, visible
 from pipeline.report.pictures import Pictures
 from pipeline.report.written import page_path, store_report, stored_page, write_report
@@ -86,6 +88,17 @@ def test_sections_have_headings_and_images_have_names(page):
     assert "2 of 2 undecodable" in elements.text
 
 
+def test_a_snapshot_without_rows_has_a_page(tmp_path):
+    store = local_store(tmp_path / "out")
+    add_shard(store, tmp_path, 0, ())
+    publish(store)
+    report, pictures = collect(store, 1, StorageConfig())  # with pictures: there is nothing to decode
+    elements = Elements(page_of(report, pictures).decode())
+    assert (report.rows.total, report.seconds, report.channels) == (0, 0.0, ())
+    assert "No row counts, so there are no statistics." in elements.text
+    assert "2 of 2 inputs were rejected (100.0%)" in elements.text
+
+
 def test_the_command_writes_page_and_values(hostile, report, tmp_path):
     page = tmp_path / "page.html"
     result = CliRunner().invoke(app, ["report", f"{hostile.root}@2", "--html", str(page), "--clips", "0"])
@@ -116,9 +129,6 @@ def test_pictures_go_into_the_page_or_beside_it(report, tmp_path):
 
 
 def test_a_stored_page_is_not_shown_after_a_takedown(tmp_path):
-    from pipeline.config import StorageConfig
-    from pipeline.report.collect import collect
-
     store = local_store(tmp_path / "out")
     add_shard(store, tmp_path, 0, ("kept", "secret"))
     publish(store)
