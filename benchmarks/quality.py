@@ -28,9 +28,9 @@ import model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 from benchmarks.machine import Machine
-from model.evaluation.fidelity import clip_quality
-from model.evaluation.roundtrip import RoundTrip, eight_bits
 from model.losslessness import examine
+from model.metrics.fidelity import clip_quality
+from model.metrics.roundtrip import RoundTrip, eight_bits
 from model.training.linear import LinearAutoencoder, fit_linear
 from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.config import build_job
@@ -43,7 +43,7 @@ from pipeline.video.clips import WHOLE_CLIP, resolve_rules
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.evaluation.fidelity import ClipQuality
+    from model.metrics.fidelity import ClipQuality
 
 # Of the weights that come with Lathe, on their two videos: 17x256x256, 8 frames per second.
 BAR_GAIN_DB, BAR_MEAN_DB = 1.5, 32.0

@@ -5,6 +5,7 @@ The configuration comes from the fields of the job and recipe classes (type, def
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from model.training.objective_recipe import TERMS
+from model.training.objective_recipe import ADVERSARIAL_KEYS, OBJECTIVE_KEYS, TERMS, AdversarialRecipe, ObjectiveRecipe
 from model.training.recipe import TrainingRecipe
 from pipeline.cli.app import app
 from pipeline.config import EncodeJob
@@ -61,9 +62,27 @@ def configuration() -> str:
     parts = [NOTICE + CONFIGURATION]
     for kind, (title, about) in JOBS.items():
         parts += [f"# {title}\n\n{about}\n", *sections(kind, "", described)]
+    for key, kind, texts in (
+        ("objective", ObjectiveRecipe, OBJECTIVE_KEYS),
+        ("objective.adversarial", AdversarialRecipe, ADVERSARIAL_KEYS),
+    ):
+        # in the order of the texts; a key without one, or a text without its key, is an error
+        fields = {item.name: item for item in dataclasses.fields(kind)}
+        if fields.keys() != texts.keys():
+            raise ValueError(
+                f"{kind.__name__} and its texts have different keys: {sorted(fields.keys() ^ texts.keys())}"
+            )
+        rows = [(f"`{name}`", _default(fields[name]), text) for name, text in texts.items()]
+        parts += [f"## `stages[].{key}`\n", table("key", "default", "meaning", rows=rows)]
     terms = [(f"`{name}`", text) for name, text in TERMS.items()]
     parts += ["## Terms of `stages[].objective.terms`\n\nEach takes a weight.\n", table("term", "measures", rows=terms)]
     return "\n".join(parts)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    if item.default is dataclasses.MISSING:
+        return "required"
+    return f"`{json.dumps(item.default)}`"
 
 
 def sections(kind: type[BaseModel], prefix: str, described: dict[type[BaseModel], str]) -> list[str]:

@@ -38,7 +38,9 @@ IMPORTERS = {
     "av": {"pipeline/video/decode/", "pipeline/sample_corpus/", "pipeline/engine/worker/build_context.py"},
     "PIL": {
         "model/sheets.py",
+        "pipeline/export/wds.py",
         "pipeline/report/pictures.py",
+        "pipeline/video/first_frame.py",
         "pipeline/video/images.py",
         "pipeline/video/image_colour.py",
     },

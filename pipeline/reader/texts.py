@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,12 @@ def _captions_of(metadata: dict[str, Any]) -> tuple[tuple[Caption, ...], int]:
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, text) of a list of captions, or of an object of named ones, each a text, a list, or an object with a text."""
+    """(name, text) of a list of captions, or of an object of named ones, each a text, a list, or an object with a text. `value` may be
+    such a list as text of JSON, as a cell of a table.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):  # a caption that begins with a bracket
+            value = json.loads(value)
     if isinstance(value, dict):
         for name, texts in value.items():
             yield from ((name, text) for text in (texts if isinstance(texts, list) else [texts]))

@@ -24,6 +24,8 @@ from tests.export.test_export_tars import loaded, samples_of
 from tests.loader.outputs import SHORT, WIDE, clip_of, mixed_shards, write_output
 from tests.pipeline.latent_clips import latent_values
 
+NAMED = (("short", "another"),)  # besides the caption
+
 
 def expected(clip):
     """Values that were written, float32, before rounding to the stored type."""
@@ -35,7 +37,7 @@ def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("output")
     stored = {"dtype": "float32", "moments": True, "store": ("first_frame", "i2v_cond")}
     config = WriteConfig(format=request.param, **stored)
-    return write_output(folder / "out", folder / "spool", mixed_shards(**stored), config)
+    return write_output(folder / "out", folder / "spool", mixed_shards(**stored, captions=NAMED), config)
 
 
 def test_rows_come_with_their_facts_and_in_any_choice(output):
@@ -63,7 +65,7 @@ def members_of(directory):
 
 
 def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
-    members = ("latent=latent.pt", "logvar=logvar.npy", "caption=prompt.txt", "metadata=json")
+    members = ("latent=latent.pt", "logvar=logvar.npy", "caption=prompt.txt", "captions=all.json", "metadata=json")
     members += ("i2v_cond=cond.pt", "first_frame=first.png")
     request = Request("wds", normalize="none", members=members, where="num_frames > 1")
     report = export_output(output.uri, str(tmp_path / "out"), request)
@@ -75,7 +77,10 @@ def test_a_tar_export_of_a_filter_holds_the_latents(output, tmp_path):
         assert np.array_equal(loaded(found[name]["latent.pt"]).numpy(), expected(clip))
         assert np.load(io.BytesIO(found[name]["logvar.npy"])).shape == expected(clip).shape
         assert found[name]["prompt.txt"].decode() == (clip.sample.caption or "")
-        assert json.loads(found[name]["json"])["num_frames"] == clip.num_frames
+        named = {"captions": [clip.sample.caption, "another"], "names": ["caption", "short"]}
+        assert json.loads(found[name]["all.json"]) == named
+        facts = json.loads(found[name]["json"])
+        assert (facts["num_frames"], facts["captions"]) == (clip.num_frames, named["captions"])
         assert np.array_equal(loaded(found[name]["cond.pt"]).numpy(), clip.cond_CTHW)
         assert found[name]["first.png"][:4] == b"\x89PNG"
         assert np.array_equal(pixels(found[name]["first.png"]), pixels(clip.first_frame))

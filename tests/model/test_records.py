@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointInfo
-from model.evaluation.examples import Example
-from model.evaluation.roundtrip import ChunkResult
+from model.metrics.examples import Example
+from model.metrics.roundtrip import ChunkResult
 from model.posterior import Posterior
 from model.reconstruction import Coefficients, Reconstruction
 from model.state import CausalState

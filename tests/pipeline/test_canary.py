@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import pipeline
-from model.evaluation.fidelity import clip_quality
 from model.interface import LatentSpec
+from model.metrics.fidelity import clip_quality
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.ledger.candidate import gather

@@ -253,6 +253,8 @@ def test_metadata_lists_captions_by_name():
         ([{"name": "short", "caption": "s"}, {"text": "t"}], (("short", "s"), ("1", "t"))),
         ({"short": "s", "long": ["l1", "l2"]}, (("short", "s"), ("long", "l1"), ("long", "l2"))),
         ("alone", (("captions", "alone"),)),
+        ('["one", "two"]', (("0", "one"), ("1", "two"))),
+        ("[laughs] no list", (("captions", "[laughs] no list"),)),
     ):
         found = parse_metadata(json.dumps({"captions": value, "prompt": "p"}).encode())
         assert distinct(found.captions) == (("prompt", "p"), *expected)
