@@ -99,6 +99,7 @@ def test_a_browser_follows_a_build(store):
         assert SCRIPT in line.inner_text()
         assert seen.page.locator("progress").get_attribute("value") == "3"
         store.delete("_progress/b1.json")
+        seen.page.evaluate("look()")  # as it does by itself every five seconds
         seen.page.get_by_text("No build runs.").wait_for()
         seen.page.get_by_role("link", name="snapshot 1").click()
         seen.page.get_by_role("heading", name="What was left out, and why").wait_for()
