@@ -2,12 +2,16 @@
 
 import http.client
 import json
+import os
+import signal
 import threading
 import time
 from contextlib import contextmanager
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, OutputError
 from pipeline.ledger.takedowns import record_takedown
@@ -15,6 +19,7 @@ from pipeline.report.serving import open_server
 from tests.pipeline.latent_clips import local_store
 from tests.report.browser import browser, visit
 from tests.report.outputs import SCRIPT, add_shard, publish, source
+from tests.swift_server import free_ports
 
 
 @contextmanager
@@ -104,3 +109,29 @@ def test_a_browser_follows_a_build(store):
         seen.page.get_by_role("link", name="snapshot 1").click()
         seen.page.get_by_role("heading", name="What was left out, and why").wait_for()
         assert [line for line in seen.logged if "favicon" not in line] == []
+
+
+def test_the_command_serves_until_ctrl_c(store):
+    """The signal goes to this process, once the command answers."""
+    (port,) = free_ports(1)
+
+    def stop():
+        while True:
+            try:
+                ask(port, "/")
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    result = CliRunner().invoke(app, ["serve", store.root, "--port", str(port)])
+    thread.join()
+    assert (result.exit_code, result.stdout) == (0, f"http://127.0.0.1:{port}/ shows {store.root}; Ctrl-C ends it\n")
+
+
+def test_one_snapshot_is_not_served(store):
+    result = CliRunner().invoke(app, ["serve", f"{store.root}@1"])
+    assert result.exit_code == 2
+    assert f"all snapshots are served; write {store.root}" in result.stderr
