@@ -84,6 +84,9 @@ def publish(
             help="Pass over snapshots that are damaged, read the receipts they cover again, go on without lost receipts.",
         ),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Store a page on the snapshot in the output as well; see `lathe report`.")
+    ] = False,
     annotations: TableOfAnnotations = None,
     config: Annotated[
         str | None,
@@ -153,9 +156,32 @@ def publish(
         except PublishFailed as error:
             show_failed(error, as_json)
             raise
-        show_published(published, as_json)
+        page = _report(store, published, storage, as_json, checkpoint, device) if report else None
+        show_published(published, as_json, page=page)
 
     guard(run, debug=debug, again=lambda: interrupted(reached, output))
+
+
+def _report(store: Any, published: Any, storage: Any, as_json: bool, checkpoint: str | None, device: str) -> str:
+    """URI of the page on the snapshot, made unless one is stored.
+
+    Raises:
+        BuildError: it cannot be made; the snapshot is published, which is printed.
+    """
+    from pipeline.errors import BuildError, LatheError
+    from pipeline.format.layout import snapshot_page_key
+    from pipeline.report.written import make_stored_report, stored_page
+
+    number = published.snapshot.number
+    try:
+        if stored_page(store, number) is not None:
+            return str(store.uri(snapshot_page_key(number)))
+        return make_stored_report(store, number, storage, checkpoint=checkpoint, device=device)
+    except LatheError as error:
+        show_published(published, as_json, error=str(error))
+        raise BuildError(
+            f"snapshot {number} is published, the page on it was not made: {error}; then: lathe report {store.root}@{number} --store"
+        ) from error
 
 
 def publish_job(job: EncodeJob) -> None:
@@ -190,8 +216,8 @@ def interrupted(reached: Sequence[Progress], output: str) -> str:
     return f"snapshot {progress.creating} may be published: `lathe snapshots {output}` lists it if it is"
 
 
-def show_published(published: Any, as_json: bool, error: str | None = None) -> None:
-    """Prints a `Published`. `error`: what failed afterwards."""
+def show_published(published: Any, as_json: bool, error: str | None = None, page: str | None = None) -> None:
+    """Prints a `Published`. `error`: what failed afterwards. `page`: URI of the page on the snapshot."""
     import json
 
     from pipeline.cli.snapshot_wording import published_lines
@@ -201,6 +227,8 @@ def show_published(published: Any, as_json: bool, error: str | None = None) -> N
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     if error is not None:
         values["error"] = error
+    if page is not None:
+        values["page"] = page
     show_result(values, published_lines, as_json)
 
 
