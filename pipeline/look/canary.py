@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.encoder.environment import environment
 from pipeline.encoder.network import load_torch
+from pipeline.format.codec import INT8, decoded, element_of, encoded, value_type
 from pipeline.ledger.receipts import precedence
 from pipeline.ledger.snapshots import Check
 from pipeline.look.originals import UNAVAILABLE, Originals
@@ -170,11 +171,12 @@ def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.n
 
 def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Moments, decoder: LatentDecoder) -> None:
     torch = load_torch()
-    dtype = getattr(torch, clip.row.dtype)
+    dtype = getattr(torch, value_type(clip.row.dtype))
     distances, names = [], []  # names of what has other bits
     for name, data, again_Cthw in zip(NAMES[: len(stored)], stored, again, strict=True):
         stored_Cthw = torch.frombuffer(bytearray(data), dtype=dtype).reshape(clip.row.shape)
-        rounded_Cthw = again_Cthw.to(dtype)
+        of_int8 = element_of(clip.row.dtype) == INT8
+        rounded_Cthw = _requantised(again_Cthw, stored_Cthw) if of_int8 else again_Cthw.to(dtype)
         if rounded_Cthw.shape != stored_Cthw.shape or not torch.equal(rounded_Cthw, stored_Cthw):
             names.append(name)
             distances.append(_distance(rounded_Cthw.float(), stored_Cthw.float()))
@@ -185,6 +187,21 @@ def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Mom
         found.same_machine += 1
         if names and decoder.vae.spec.chunking == "exact":
             found.bits_differ.append(f"the {' and '.join(names)} of {clip.row.id}")
+
+
+def _requantised(again_Cthw: torch.Tensor, stored_Cthw: torch.Tensor) -> torch.Tensor:
+    """`again` as int8 would store it; where that gives other values than `stored`, those nearest to them that are at most half a step
+    from `again`. So only what quantisation does not explain is a difference.
+    """
+    torch = load_torch()
+    values = decoded(encoded(again_Cthw.numpy(), INT8).data, INT8, again_Cthw.shape)
+    quantised_Cthw = torch.from_numpy(values)
+    if again_Cthw.shape != stored_Cthw.shape or torch.equal(quantised_Cthw, stored_Cthw):
+        return quantised_Cthw
+    stored = stored_Cthw.float()
+    step_C111 = (stored.amax((1, 2, 3), keepdim=True) - stored.amin((1, 2, 3), keepdim=True)) / 255
+    slack = 0.505 * step_C111 + stored.abs() * 2.0**-10  # and the rounding to float16
+    return torch.minimum(torch.maximum(stored, again_Cthw - slack), again_Cthw + slack)
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
