@@ -2,7 +2,7 @@
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
 that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Where log-variances are stored, they are
-compared as the means are. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
+compared as the means are. Int8 latents are to have the same levels, elsewhere to lie within half a step. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations
@@ -172,13 +172,15 @@ def _chunks(frames: Any, num_frames: int, step: int, lead: int) -> Iterator[np.n
 def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Moments, decoder: LatentDecoder) -> None:
     torch = load_torch()
     dtype = getattr(torch, value_type(clip.row.dtype))
+    of_int8 = element_of(clip.row.dtype) == INT8
     distances, names = [], []  # names of what has other bits
     for name, data, again_Cthw in zip(NAMES[: len(stored)], stored, again, strict=True):
         stored_Cthw = torch.frombuffer(bytearray(data), dtype=dtype).reshape(clip.row.shape)
-        of_int8 = element_of(clip.row.dtype) == INT8
-        rounded_Cthw = _requantised(again_Cthw, stored_Cthw) if of_int8 else again_Cthw.to(dtype)
+        rounded_Cthw = _as_int8(again_Cthw) if of_int8 else again_Cthw.to(dtype)
         if rounded_Cthw.shape != stored_Cthw.shape or not torch.equal(rounded_Cthw, stored_Cthw):
             names.append(name)
+            if of_int8 and rounded_Cthw.shape == stored_Cthw.shape:
+                rounded_Cthw = _within_half_a_step(again_Cthw, stored_Cthw)
             distances.append(_distance(rounded_Cthw.float(), stored_Cthw.float()))
     found.bit_exact += not names
     found.differences.append(float(np.max(distances, initial=0.0)))
@@ -189,19 +191,18 @@ def _compare(found: _Measured, clip: StoredClip, stored: list[bytes], again: Mom
             found.bits_differ.append(f"the {' and '.join(names)} of {clip.row.id}")
 
 
-def _requantised(again_Cthw: torch.Tensor, stored_Cthw: torch.Tensor) -> torch.Tensor:
-    """`again` as int8 would store it; where that gives other values than `stored`, those nearest to them that are at most half a step
-    from `again`. So only what quantisation does not explain is a difference.
-    """
-    torch = load_torch()
-    values = decoded(encoded(again_Cthw.numpy(), INT8).data, INT8, again_Cthw.shape)
-    quantised_Cthw = torch.from_numpy(values)
-    if again_Cthw.shape != stored_Cthw.shape or torch.equal(quantised_Cthw, stored_Cthw):
-        return quantised_Cthw
+def _as_int8(values_Cthw: torch.Tensor) -> torch.Tensor:
+    """What readers get of values that are stored as int8."""
+    stored = encoded(values_Cthw.numpy(), INT8)
+    return load_torch().from_numpy(decoded(stored.data, INT8, values_Cthw.shape))
+
+
+def _within_half_a_step(again_Cthw: torch.Tensor, stored_Cthw: torch.Tensor) -> torch.Tensor:
+    """The values nearest to `stored` that are at most half a step of int8 from `again`: what is left is not due to quantisation."""
     stored = stored_Cthw.float()
     step_C111 = (stored.amax((1, 2, 3), keepdim=True) - stored.amin((1, 2, 3), keepdim=True)) / 255
     slack = 0.505 * step_C111 + stored.abs() * 2.0**-10  # and the rounding to float16
-    return torch.minimum(torch.maximum(stored, again_Cthw - slack), again_Cthw + slack)
+    return stored.clamp(again_Cthw - slack, again_Cthw + slack)
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

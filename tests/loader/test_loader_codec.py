@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import WriteConfig
+from pipeline.config import StorageConfig, WriteConfig
 from pipeline.errors import InputError
+from pipeline.export.dataset import PublishedRows
 from pipeline.format.codec import INT8, decoded, encoded, held_type
 from pipeline.format.index import read_index
 from pipeline.loader.cache import TensorCache
@@ -17,6 +18,9 @@ from pipeline.loader.crops import Prefix
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loader import LatentLoader
 from pipeline.loader.rules import Pack
+from pipeline.operate.statistics import statistics
+from pipeline.operate.verify import verify_output
+from pipeline.storage import open_store
 from tests.loader.outputs import mixed_shards, write_output
 from tests.pipeline.latent_clips import local_store, values_of
 
@@ -67,6 +71,22 @@ def test_rows_and_batches_have_the_values_of_the_codec(output, dataset):
             assert batch.columns["first_frame"][i] == clip.first_frame
             seen += 1
     assert seen == len(output.clips)
+
+
+def test_statistics_exports_and_verify_read_them(output):
+    store = open_store(output.uri, StorageConfig())
+    (found,) = statistics(store)["fingerprints"].values()
+    assert found["sample"]["clips"] == len(output.clips)
+    for name in ("mean", "std", "min", "max"):
+        np.testing.assert_allclose(found["sample"][name], found["exact"][name], rtol=1e-6, atol=1e-6)
+    report = verify_output(store)
+    assert (report.ok, report.problems) == (True, [])
+    rows = PublishedRows(output.uri)
+    for row, latent in zip(listed := list(rows), rows.latents(listed, BOTH), strict=True):
+        clip = output.clips[row.id]
+        assert torch.equal(latent.mean.float(), stored(clip.latent_CTHW, clip.dtype))
+        assert torch.equal(latent.cond.float(), stored(clip.cond_CTHW, clip.dtype))
+        assert latent.first_frame == clip.first_frame
 
 
 def test_types_crops_and_packs_are_those_of_plain_latents(output, dataset):

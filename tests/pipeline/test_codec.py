@@ -15,11 +15,21 @@ import webdataset as wds
 
 from pipeline.config import WriteConfig
 from pipeline.errors import BuildError, ConfigError, DamagedInput
-from pipeline.format.codec import decoded, encoded, held_type, storage_name, stored_length
+from pipeline.format.card import data_card
+from pipeline.format.codec import decoded, encoded, held_type, storage_name, stored_length, value_type
 from pipeline.format.index import read_index
 from pipeline.format.tensors import Span, SpanChecker, payload, payload_hash
 from pipeline.ledger.part_statistics import measured
-from tests.pipeline.latent_clips import bits_of, latent_clip, latent_values, local_store, values_of, write_shard
+from tests.pipeline.latent_clips import (
+    FINGERPRINT,
+    METADATA,
+    bits_of,
+    latent_clip,
+    latent_values,
+    local_store,
+    values_of,
+    write_shard,
+)
 
 SHAPE = (4, 5, 8, 6)
 PLAIN = ("float16", "bfloat16", "float32")
@@ -129,6 +139,22 @@ def test_files_hold_what_the_documented_recipe_reads(tmp_path: Path, format: str
             found = values(tensors["mean"].tobytes(), storage, json.loads(sample["json"])["vae_latent_shape"])
         wanted = values(read[json.loads(sample["json"])["id"]], storage, SHAPE)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "compression"), [("float16", "none"), *STORAGES])
+def test_the_data_card_says_how_to_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, compression: str
+) -> None:
+    held, storage = held_type(dtype), storage_name(dtype, compression)
+    clip, store = latent_clip(1, dtype=held), local_store(tmp_path / "out")
+    write_shard(store, tmp_path / "spool", WriteConfig(dtype=dtype, compression=compression), [clip])
+    card = data_card(FINGERPRINT, METADATA, container="parquet", dtype=storage, moments=False)
+    monkeypatch.chdir(tmp_path / "out")
+    scope: dict[str, np.ndarray] = {}
+    exec(card.split("```python\n")[1].partition("```")[0], scope)
+    wanted = values_of(clip.latent_CTHW, held)
+    bound = steps(wanted) * 0.501 if dtype == "int8" else 0
+    assert (np.abs(values_of(scope["latent"], value_type(storage)) - wanted) <= bound).all()
 
 
 def test_statistics_of_int8_are_those_of_what_is_read(tmp_path: Path) -> None:
