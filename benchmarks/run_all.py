@@ -61,6 +61,7 @@ ENTRIES = (
 NOT_RUN = {
     "encode_only": "part of networks",
     "precision": "states errors, no bar",
+    "storage_types": "states sizes and errors, no bar",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",

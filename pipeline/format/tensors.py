@@ -150,6 +150,12 @@ def measure(
     return stats
 
 
+def measure_stored(tensor: Payload, *, key: str, clip: int) -> ChannelStats:
+    """Statistics of the values that readers get of a tensor, as `measure`."""
+    values_CTHW = decoded(tensor.data, tensor.dtype, tensor.shape)
+    return measure(values_CTHW, value_type(tensor.dtype), LARGEST_HALF, key=key, clip=clip)
+
+
 def _to_float32(stored: np.ndarray, dtype: str, out: np.ndarray) -> None:
     """Stored values as float32, exactly; infinities and NaN of float16 become magnitudes above 65504."""
     if dtype == "float32":

@@ -2,7 +2,8 @@
 
 Takes receipts and their store, returns a `Check`. For each clip: chunked = whole, re-encoded = stored (bit for bit on a CPU of the kind
 that made it, else within `TOLERANCE`), and PSNR and SSIM of what the stored latent decodes to. Where log-variances are stored, they are
-compared as the means are. Int8 latents are to have the same levels, elsewhere to lie within half a step. Clips whose source is gone or has changed are counted; if that is so of all, the check is not judged.
+compared as the means are. On another machine int8 may be off by half a step besides. Clips whose source is gone or has changed are
+counted; if that is so of all, the check is not judged.
 """
 
 from __future__ import annotations

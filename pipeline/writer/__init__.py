@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.errors import BuildError, StorageUnavailable
-from pipeline.format.codec import INT8, decoded, held_type, storage_name, value_type
+from pipeline.format.codec import INT8, held_type, storage_name
 from pipeline.format.columns import bucket_name, latent_row
 from pipeline.format.index import write_index
-from pipeline.format.tensors import LARGEST_HALF, SpanChecker, measure
+from pipeline.format.tensors import LARGEST_HALF, SpanChecker, measure, measure_stored
 from pipeline.records import ChannelStats, WrittenFile
 from pipeline.writer.parquet_file import MAX_VALUE_BYTES, ParquetFileBuilder
 from pipeline.writer.tar_file import TarFileBuilder
@@ -192,7 +192,7 @@ class ShardWriter:
                 stage="write",
             )
         if self._config.dtype == INT8:
-            stats = self._measure_stored(clip, row)
+            stats = measure_stored(row.latent, key=clip.sample.key, clip=clip.plan.index)
         return row, stats
 
     def copy(self, row: LatentRow) -> None:
@@ -261,12 +261,6 @@ class ShardWriter:
     def _measure(self, clip: LatentClip, array_CTHW: np.ndarray, name: str) -> ChannelStats:
         limit = min(self._config.max_abs, LARGEST_HALF) if self._config.dtype == INT8 else self._config.max_abs
         return measure(array_CTHW, clip.dtype, limit, name=name, key=clip.sample.key, clip=clip.plan.index)
-
-    def _measure_stored(self, clip: LatentClip, row: LatentRow) -> ChannelStats:
-        """Statistics of what readers get, after quantisation."""
-        values_CTHW = decoded(row.latent.data, self._storage, row.latent.shape)
-        kind, key, number = value_type(self._storage), clip.sample.key, clip.plan.index
-        return measure(values_CTHW, kind, LARGEST_HALF, key=key, clip=number)
 
     def _take(self, name: str, rows: list[LatentRow]) -> None:
         opened = self._open.setdefault(name, _OpenBucket())
