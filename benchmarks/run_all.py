@@ -52,6 +52,7 @@ ENTRIES = (
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
     Entry("compact", "", "--mebibytes 2 --file-mebibytes 1"),
+    Entry("report", "", "--clips 400"),
     Entry("loader", "", "--quick"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),

@@ -14,7 +14,7 @@ Importing this package loads no torch; `load`, `from_state_dict` and `identify` 
 - `colour`, `sheets`: YUV planes to RGB, comparison pictures
 - `convolution`, `winograd`: convolutions with weights packed once
 - `leanvae`, `wfvae`, `wfvae2`, `ivvae`, `diffusers_vae`: the networks
-- `kernels`, `evaluation`, `training`: GPU kernels, quality metrics, training
+- `kernels`, `metrics`, `training`: GPU kernels, quality metrics, training
 """
 
 from __future__ import annotations

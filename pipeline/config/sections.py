@@ -134,7 +134,7 @@ class WriteConfig(Section):
     def _means_only(self) -> Self:
         if self.moments and self.dtype == "int8":
             raise ValueError(
-                "dtype int8 does not go with moments: 256 levels over a log-variance change the deviation of a sample by up to 10 %; "
+                "dtype int8 does not go with moments: 256 levels over a log-variance change the deviation of a sample by up to 5 %; "
                 "use float16 or bfloat16, with compression zstd if space matters"
             )
         return self
@@ -202,6 +202,8 @@ class NightlyConfig(Section):
     """Lowest mean SSIM of these clips."""
     delta: bool = True
     """Write the Delta Lake view of Parquet outputs as well."""
+    report: bool = False
+    """Store a page on each snapshot that is published, as `lathe publish --report`."""
 
 
 BuildPoint = Literal[

@@ -22,6 +22,7 @@ class Batch:
     i2v_cond: where the dataset was opened with it, the condition of each latent: shapes, device, type and normalisation as `latents`.
     metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
         of `first_frame` the bytes of image files.
+    sidecars: by set and name of the tensor, a tensor of each latent in its stored type and true shape, on the loader's device.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
     sequences: with `Pack`, latents in each packed sequence.
     cu_seqlens: with `Pack`, for each sequence int32 bounds of its latents in tokens, beginning with 0; padding is a last piece.
@@ -42,6 +43,7 @@ class Batch:
     step: int
     epoch: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, list[torch.Tensor]]] = field(default_factory=dict, repr=False)
     sequences: list[int] = field(default_factory=list)
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
@@ -49,6 +51,14 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def device_tensors(self) -> list[torch.Tensor]:
+        """Tensors that are on the loader's device."""
+        both = (self.latents, self.i2v_cond)
+        latents = [
+            tensor for each in both for tensor in (each if isinstance(each, list) else [each]) if tensor is not None
+        ]
+        return [*latents, *(tensor for found in self.sidecars.values() for each in found.values() for tensor in each)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for frameworks that move or inspect mappings."""

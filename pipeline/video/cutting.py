@@ -227,6 +227,13 @@ class _Variants:
             is_all = len(self._plans) == 1 and shown_T3HW.shape == shared_T3HW.shape
             yield plan, shared_T3HW if is_all else shown_T3HW.copy()
 
+    def chunks(self, shared: FrameChunk, request: CutRequest) -> Iterator[FrameChunk]:
+        """The chunk of each variant, from one of their shared window."""
+        for plan, planes_T3HW in self.of(shared.planes_T3HW):
+            wanted = shared.first and request.first_frame
+            image = lossless_image(planes_T3HW[0], shared.color_matrix) if wanted else None
+            yield replace(shared, clip=plan.index, planes_T3HW=planes_T3HW, first_frame=image)
+
 
 class _ScaledFrames:
     """Scaled frames of a video, asked for in ascending order but for those that were kept for an overlapping clip."""
@@ -278,10 +285,10 @@ def _cut(
                     kill_points.fire(request.drill, "in_decoder")
                     fired = True
                 pts_s = tuple(video.times_s[frames[start:stop]].tolist())
-                matrix, first, last = video.info.color_matrix, start == 0, stop == len(frames)
-                for plan, planes_T3HW in variants.of(shared_T3HW):
-                    image = lossless_image(planes_T3HW[0], matrix) if first and request.first_frame else None
-                    yield FrameChunk(plan.index, planes_T3HW, pts_s, matrix, first, last, damaged, image)
+                chunk = FrameChunk(
+                    0, shared_T3HW, pts_s, video.info.color_matrix, start == 0, stop == len(frames), damaged
+                )
+                yield from variants.chunks(chunk, request)
         except BadDataError as error:
             for plan in plans:
                 reject = Reject.from_error(error, request.video, "decode", clip=plan.index, frames_recovered=done)
@@ -304,6 +311,7 @@ class _OpenClip:
         self._start = self._stop = next(self._borders)
         self._planes_T3HW = np.empty(0, np.uint8)
         self._damaged = 0
+        self._request = request
 
     @property
     def wants(self) -> int:
@@ -333,10 +341,8 @@ class _OpenClip:
     def _chunks(self) -> Iterator[FrameChunk]:
         pts_s = tuple(self._times_s[self._frames[self._start : self._stop]].tolist())
         first, last = self._start == 0, self._stop == len(self._frames)
-        for plan, planes_T3HW in self._variants.of(self._planes_T3HW):
-            yield FrameChunk(
-                plan.index, planes_T3HW, pts_s, self._matrix, first=first, last=last, damaged=self._damaged
-            )
+        shared = FrameChunk(0, self._planes_T3HW, pts_s, self._matrix, first, last, self._damaged)
+        yield from self._variants.chunks(shared, self._request)
 
 
 def _cut_together(

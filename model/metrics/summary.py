@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from model.evaluation.fidelity import MOST_DB
+from model.metrics.fidelity import MOST_DB
 
 if TYPE_CHECKING:
-    from model.evaluation.fidelity import ClipQuality
+    from model.metrics.fidelity import ClipQuality
 
 BIN_DB = 0.5  # bin width of the histogram, which spans 0 to `MOST_DB`
 LONGEST_CURVE = 512  # frames of the curve over time; later frames are left out of it

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.evaluation.i3d import FEATURES, FEWEST_FRAMES, PROTOCOLS, to_i3d_input
+from model.metrics.i3d import FEATURES, FEWEST_FRAMES, PROTOCOLS, to_i3d_input
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.evaluation.i3d import I3D, Protocol
+    from model.metrics.i3d import I3D, Protocol
 
 
 class FeatureMoments:

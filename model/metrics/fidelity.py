@@ -1,7 +1,7 @@
 """Quality of one clip's reconstruction, measured frame by frame.
 
 Takes uint8 RGB frames `3 T H W` of both, black 0, white 255; returns a `ClipQuality`. torchmetrics computes PSNR and SSIM of each frame,
-`model.training.perceptual` LPIPS. Memory depends on the frames passed at once, not on the clip's length.
+`model.metrics.perceptual` LPIPS. Memory depends on the frames passed at once, not on the clip's length.
 
 - **psnr**: mean over frames of each frame's PSNR, peak 255. Identical frames (infinite PSNR) count as 100 dB, as in published code.
 - **psnr_of_mse**: PSNR of the mean squared error over all frames. At most the mean of PSNRs (Jensen): a single bad frame counts more.
@@ -26,7 +26,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from model.training.perceptual import LPIPS
+    from model.metrics.perceptual import LPIPS
 
 WHITE = 255.0
 MOST_DB = 100.0  # value of identical frames
