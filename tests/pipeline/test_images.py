@@ -128,6 +128,24 @@ def test_palettes_grey_bits_and_sixteen_bits_become_rgb():
     assert reason(file_of(Image.fromarray(grey_HW.astype(np.float32)), "TIFF"), "tif") == (PolicyReject, "pixel_format")
 
 
+def test_grey_of_twelve_bits_of_inverted_tiffs_and_with_a_transparent_value_keeps_its_range():
+    """Pillow gives their values as they are stored."""
+    grey_HW = SMOOTH_HW3[..., 0]
+    expected = pixels(file_of(grey_HW))
+    stored = file_of(grey_HW.astype(np.uint16) * 257, "TIFF")
+    raw = (grey_HW.astype("<u2") * 257).tobytes()
+    pairs_N2 = np.round(grey_HW.astype(float) * 4095 / 255).astype(np.uint32).reshape(-1, 2)
+    words_N = (pairs_N2[:, 0] << 12) | pairs_N2[:, 1]
+    packed = np.stack([words_N >> 16, words_N >> 8 & 255, words_N & 255], -1).astype(np.uint8).tobytes()
+    bits, photometric = struct.pack("<HHI", 258, 3, 1), struct.pack("<HHI", 262, 3, 1)
+    twelve = stored.replace(bits + struct.pack("<I", 16), bits + struct.pack("<I", 12)).replace(raw, packed)
+    assert (pixels(twelve, "tif") == expected).all()
+    inverted = stored.replace(photometric + struct.pack("<I", 1), photometric + struct.pack("<I", 0))
+    assert (pixels(inverted, "tif") == pixels(file_of(255 - grey_HW))).all()
+    keyed = file_of(grey_HW.astype(np.uint16) * 257, transparency=200 * 257)
+    assert (pixels(keyed) == pixels(file_of(np.where(grey_HW == 200, 255, grey_HW).astype(np.uint8)))).all()
+
+
 def test_transparent_pixels_show_the_background_and_the_row_says_so():
     rgba_HW4 = np.dstack([NOISE_HW3, np.full((96, 128), 255, np.uint8)])
     told, (chunk,) = opened(file_of(rgba_HW4))
