@@ -120,9 +120,19 @@ def test_columns_can_be_named(folder):
     }
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_named_captions_keep_their_order(folder, suffix):
+    table = write(folder / f"t{suffix}", [{"path": "a.mp4", "captions": {"short": "s", "long": ["l"], "brief": None}}])
+    (row,) = values(resolve(table))["a.mp4"]
+    assert row == {"captions": [{"name": "short", "text": "s"}, {"name": "long", "text": "l"}]}
+
+
 def test_values_that_json_lacks_become_text_and_binary_columns_are_left_out(folder):
     day = datetime.date(2026, 11, 29)
     table = pa.table({"path": ["a.mp4"], "day": [day], "long": [datetime.timedelta(seconds=8.5)], "icon": [b"\x89PNG"]})
+    table = table.append_column("picture", pa.array([{"bytes": b"\x89", "path": "a"}])).append_column(
+        "raw", pa.array([[b"1"]])
+    )
     pq.write_table(table, folder / "t.parquet")
     assert values(resolve(folder / "t.parquet")) == {"a.mp4": [{"day": "2026-11-29", "long": "0:00:08.500000"}]}
 
@@ -178,6 +188,13 @@ def test_rows_that_name_other_files_are_passed_over(folder):
             {"captions": "caption,cap"},
             ConfigError,
             "table.captions: .*no column 'cap'",
+        ),
+        (
+            "t.csv",
+            "source,path\nyoutube,a.mp4\nx.jpg,b\n",
+            {},
+            InputError,
+            "t.csv: no row names a tar or video; they name 1 .jpg, 1 without an extension.*youtube. table.source=COLUMN",
         ),
         ("t.csv", "path\na.mp4\n", {"fields": "x,y"}, ConfigError, "table.fields: .*no column 'x'"),
         ("t.csv", "path,n\na.mp4\n", {}, InputError, "line 2 has 1 cells, expected 2: path, n"),
