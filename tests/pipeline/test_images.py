@@ -230,6 +230,13 @@ def test_a_truncated_image_is_damage_and_not_grey(kind):
         assert (kind_, slug in ("truncated", "undecodable", "not_a_video")) == (DamagedInput, True)
 
 
+def test_a_tiff_without_a_width_is_damage_and_not_a_fault_of_the_decoder():
+    width = struct.pack("<HHI", 256, 4, 1)
+    data = file_of(NOISE_HW3, "TIFF")
+    assert width in data
+    assert reason(data.replace(width, struct.pack("<HHI", 60_000, 4, 1)), "tif") == (DamagedInput, "undecodable")
+
+
 def test_a_decompression_bomb_is_refused_by_its_header():
     header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 1, 0, 0, 0, 0)
     tiny = file_of(Image.new("1", (8, 8)))
