@@ -80,8 +80,17 @@ class Search:
         return [source_of(store, info) for info in found]
 
     def uri_in(self, folder: str, text: str) -> str:
-        """URI of a path or URI in a table of `folder`."""
-        store, key = self._split(f"{folder.rstrip('/')}/{text}" if folder and is_relative(text) else text)
+        """URI of a path or URI in a table of `folder`. `./` and `../` at its beginning are resolved, in a bucket too."""
+        if folder and is_relative(text):
+            folder = folder.rstrip("/")
+            while text.startswith(("./", "../")):
+                step, _, rest = text.partition("/")
+                above = folder if step == "." else folder.rpartition("/")[0]
+                if above.endswith("/"):  # above the bucket
+                    break
+                folder, text = above, rest.lstrip("/")
+            text = f"{folder}/{text}"
+        store, key = self._split(text)
         return store.uri(key)
 
     def rows(self, table: str, uris: Collection[str]) -> list[SourceObject]:

@@ -232,12 +232,14 @@ def test_a_table_in_a_bucket_names_objects_beside_it(s3):
     config = s3.config()
     store = open_store(s3.root, config)
     store.write("set/a.mp4", b"12345")
-    store.write("set/table.csv", b"path,caption\na.mp4,x\ngone.mp4,y\n")
+    store.write("up.mp4", b"12")
+    store.write("set/table.csv", b"path,caption\n./a.mp4,x\ngone.mp4,y\n../up.mp4,z\n")
     with Annotations(TableConfig(), config, "clips") as annotations:
         (shard,) = resolve_inputs([store.uri("set/table.csv")], config, PassedOver(), annotations=annotations)
         rows = list(unpacked(annotations.with_rows(shard).rows))
     assert [(source.uri, source.size) for source in shard.objects] == [
         (store.uri("set/a.mp4"), 5),
         (store.uri("set/gone.mp4"), 0),
+        (store.uri("up.mp4"), 2),
     ]
-    assert [json.loads(row.text) for row in rows] == [{"caption": "x"}, {"caption": "y"}]
+    assert [json.loads(row.text) for row in rows] == [{"caption": "x"}, {"caption": "y"}, {"caption": "z"}]
