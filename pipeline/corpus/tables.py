@@ -121,15 +121,16 @@ def _cells(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
     """Names of the columns and cells of each row."""
     suffix = name.lower().rpartition(".")[2]
     if suffix == "parquet":
-        yield from _parquet(path)
+        yield from _parquet(path, name)
     elif suffix in ("csv", "tsv"):
         yield from _csv(path, name, "\t" if suffix == "tsv" else ",")
     else:
         yield from _json_lines(path, name)
 
 
-def _parquet(path: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
+def _parquet(path: str, name: str) -> Iterator[tuple[tuple[str, ...], Cells]]:
     with pq.ParquetFile(path) as file:
+        _check_distinct(name, tuple(file.schema_arrow.names))
         names = tuple(item.name for item in file.schema_arrow if not _has_bytes(item.type))
         for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
             for cells in batch.to_pylist():
@@ -148,9 +149,8 @@ def _csv(path: str, name: str, delimiter: str) -> Iterator[tuple[tuple[str, ...]
     csv.field_size_limit(CELL_BYTES)
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)
-        names = tuple(next(lines, ()))
-        if len(set(names)) < len(names):
-            raise InputError(f"{name}: two columns have the same name: {_listed(names)}")
+        names = tuple(cell.strip() for cell in next((line for line in lines if line), ()))
+        _check_distinct(name, names)
         for cells in lines:
             if not cells:
                 continue
@@ -184,6 +184,11 @@ def _objects(path: str, name: str) -> Iterator[Cells]:
                 found = type(cells).__name__
                 raise InputError(f"{name}: line {number} is {found}, expected a JSON object of columns and values")
             yield cells
+
+
+def _check_distinct(name: str, names: tuple[str, ...]) -> None:
+    if len(set(names)) < len(names):
+        raise InputError(f"{name}: two columns have the same name: {_listed(names)}")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -80,6 +80,18 @@ def test_a_table_of_inputs_gives_its_videos_in_the_order_of_any_other_input(fold
     assert [(each.uri, each.etag) for each in files.objects] == [(each.uri, each.etag) for each in shard.objects[:2]]
 
 
+def test_blanks_around_names_and_empty_lines_of_a_csv_are_not_part_of_it(folder):
+    (folder / "t.csv").write_text("\npath, caption\n\na.mp4, x\n")
+    assert values(resolve(folder / "t.csv")) == {"a.mp4": [{"caption": " x"}]}
+
+
+def test_two_columns_of_a_parquet_with_one_name_are_refused(folder):
+    names = ["path", "caption", "caption"]
+    pq.write_table(pa.table([pa.array([text]) for text in ("a.mp4", "x", "y")], names=names), folder / "t.parquet")
+    with pytest.raises(InputError, match="two columns have the same name: path, caption, caption"):
+        resolve(folder / "t.parquet")
+
+
 def test_digests_do_not_depend_on_the_order_the_format_or_other_rows(folder):
     rows = [{**row, "caption": row["caption"] or None} for row in ROWS]
     first = resolve(write(folder / "a.csv", ROWS))[0].objects
