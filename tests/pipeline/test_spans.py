@@ -254,6 +254,8 @@ def test_captions_and_fields_of_a_span_go_to_its_rows():
     assert (first.caption, first.metadata["score"], first.metadata["lens"]) == ("a dog", 0.5, 35)
     assert (second.caption, second.metadata) == ("all", {"lens": 35, "start": 1, "end": 2})
     assert (other.caption, other.metadata, other.video, other.time_spans) == ("all", {"lens": 35}, b"", ())
+    image = replace(sample, time_spans=spans[:1], span_texts=texts[:1]).texts_of(None)
+    assert (image.caption, image.metadata["score"]) == ("a dog", 0.5)
 
 
 # --- rows of tables ---------------------------------------------------------------------------------------------------
