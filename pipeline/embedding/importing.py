@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.embedding.table import open_table
+from pipeline.embedding.units import coverage_of
 from pipeline.errors import InputError
 from pipeline.format.tensors import stored_values
 from pipeline.loader.dataset import LatentDataset
@@ -24,7 +25,7 @@ from pipeline.sidecars.files import tensor_payload
 from pipeline.sidecars.names import BY_CAPTION, BY_ID, key_of, unit_of
 from pipeline.sidecars.reading import SidecarReader
 from pipeline.sidecars.storing import store_unit
-from pipeline.sidecars.versions import Coverage, SetVersions
+from pipeline.sidecars.versions import SetVersions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,8 +112,8 @@ class _Import:
         report.rows, report.unknown = len(self._dataset), len(unknown)
         report.lacking = sum(needed[key] for key in needed.keys() - have)
         captions = () if self._by_id else ("caption",)
-        complete = Coverage(report.snapshot, captions, self._dataset.spec.fingerprint)
-        report.version = versions.publish(None if report.lacking else complete).number
+        complete = None if report.lacking else coverage_of(self._dataset, captions)
+        report.version = versions.publish(complete, captions).number
         return report
 
     def _checked(self) -> tuple[dict[bytes, str], SidecarSet]:
