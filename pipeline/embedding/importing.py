@@ -101,6 +101,8 @@ class _Import:
         keys, described = self._checked()
         needed = self._needed()
         unknown = self._unknown(keys, needed)
+        for text, tensors in self._table.rows():
+            self._check_values(described, text, tensors)
         described = create_set(self._store, described)
         report, versions = self._report, SetVersions(self._store, described.name)
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}
@@ -169,7 +171,7 @@ class _Import:
     def _write(self, described: SidecarSet, unknown: set[bytes], done: set[bytes]) -> None:
         reader = SidecarReader(self._store, described.name) if done else None
         with ScratchFolder() as folder:
-            for rows in self._units(described, unknown, done, reader):
+            for rows in self._units(unknown, done, reader):
                 unit = unit_of(described.fingerprint, [key for key, _, _ in rows])
                 store_unit(
                     self._store,
@@ -182,16 +184,13 @@ class _Import:
                 )
                 self._report.imported += len(rows)
 
-    def _units(
-        self, described: SidecarSet, unknown: set[bytes], done: set[bytes], reader: SidecarReader | None
-    ) -> Iterator[Rows]:
+    def _units(self, unknown: set[bytes], done: set[bytes], reader: SidecarReader | None) -> Iterator[Rows]:
         waiting: Rows = []
         size = 0
         for text, tensors in self._table.rows():
             key = self._table.key_bytes(text)
             if key in unknown:
                 continue
-            self._check_values(described, text, tensors)
             if key in done and reader is not None:
                 self._compare(reader, key, text, tensors)
                 self._report.present += 1
