@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.format.tensors import stored_values
 from pipeline.loader.dataset import LatentDataset
 from pipeline.process.scratch import ScratchFolder
-from pipeline.sidecars.description import FLOATS, SidecarSet, TensorKind, create_set
+from pipeline.sidecars.description import FLOATS, SidecarSet, TensorKind, check_set
 from pipeline.sidecars.file_index import packed_array
 from pipeline.sidecars.files import tensor_payload
 from pipeline.sidecars.names import BY_CAPTION, BY_ID, key_of, unit_of
@@ -103,7 +103,11 @@ class _Import:
         unknown = self._unknown(keys, needed)
         for text, tensors in self._table.rows():
             self._check_values(described, text, tensors)
-        described = create_set(self._store, described)
+        if len(unknown) == len(keys):
+            raise InputError(
+                f"{self._request.table}: none of its {len(keys)} rows is of snapshot {self._report.snapshot}"
+            )
+        check_set(self._store, described)
         report, versions = self._report, SetVersions(self._store, described.name)
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}
         done = set(packed_array(versions.keys_done()))

@@ -18,7 +18,7 @@ from pipeline.embedding.worker import EmbeddingWorker
 from pipeline.errors import ConfigError, TransientError
 from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
-from pipeline.sidecars.description import create_set
+from pipeline.sidecars.description import check_set
 from pipeline.sidecars.file_index import packed_array
 from pipeline.sidecars.versions import SetVersions
 
@@ -84,7 +84,8 @@ def embed(job: EmbedJob, progress: Callable[[EmbedReport], None] | None = None) 
             if job.from_column
             else text_units(dataset, rule, done, job.unit_rows, survey)
         )
-        described = create_set(store, describe(job, find_files(job)))
+        described = describe(job, find_files(job))
+        check_set(store, described)
         versions = SetVersions(store, job.set_name, job.drill)
         done.update(packed_array(versions.keys_done()))
         report.tensors = {name: str(kind) for name, kind in described.tensors.items()}

@@ -296,3 +296,13 @@ def test_rows_that_were_hidden_while_embedding_are_missed_when_they_show_again(
         LatentLoader(LatentDataset.open(output.root), batch=1, sidecars="t5")
     assert counts(embed(job))["encoded"] == 1
     LatentLoader(LatentDataset.open(output.root), batch=1, sidecars="t5").close()
+
+
+def test_settings_that_fail_do_not_keep_the_name_of_the_set(output: Store, encoder_folders: dict[str, Path]) -> None:
+    folder, options = encoder_folders["gemma"], {"encoder": "gemma"}
+    with pytest.raises(ConfigError, match="the empty caption has no token to store; give a template"):
+        embed(job_of(output, folder, **options))
+    assert list_sets(output) == []
+    assert embed(job_of(output, folder, **options, template="Describe video : {}")).encoded == len(DISTINCT)
+    with pytest.raises(ConfigError, match="was made differently: template"):
+        embed(job_of(output, folder, **options, template="Describe {}"))
