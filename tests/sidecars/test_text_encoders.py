@@ -169,6 +169,7 @@ def test_what_is_not_an_encoder_is_refused_with_the_reason(encoder_folders: dict
         ({"template": "no place"}, "template: expected text with one {}"),
         ({"captions": "first,caption"}, "captions: expected first, all, or a list"),
         ({"encoder": "siglip"}, "siglip does not encode texts; give the column of images"),
+        ({"encoder": "clip", "from_column": "i2v_cond"}, "from_column: .*'first_frame'"),
         ({"from_column": "first_frame"}, "t5 does not encode images; expected one of clip, siglip"),
         ({"encoder": "clip", "from_column": "first_frame", "template": "a {}"}, "are for texts"),
         ({"device": "cuda:1"}, "cannot be chosen with Ray"),
