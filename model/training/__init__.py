@@ -5,5 +5,5 @@
 - `objective`, `losses`, `discriminators`: the objective
 - `networks`: networks by name with initial weights
 - `initialisation`, `linear`, `inflation`: initial weights: random, principal components, from an image VAE
-- `source`, `scenes`: numbered clips; synthetic videos
+- `source`: numbered clips
 """

@@ -6,7 +6,7 @@
 - `compact_command`: compact
 - `maintenance_commands`: takedown, gc
 - `nightly_command`: nightly
-- `report_commands`: report
+- `report_commands`: report, serve
 - `export_command`: export
 - `sidecar_commands`: embed, sidecar import, list, verify
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint

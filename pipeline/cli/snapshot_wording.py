@@ -16,7 +16,8 @@ def published_lines(published: dict[str, Any]) -> list[str]:
     lines = [f"snapshot {snapshot['number']}: {_contents(snapshot)}"] if published["made"] else []
     if published["made"]:
         lines += [_changes(snapshot), *check_lines(snapshot["checks"])]
-    return lines + [f"  note      {text}" for text in published["notices"]]
+    lines += [f"  note      {text}" for text in published["notices"]]
+    return [*lines, f"  page      {published['page']}"] if "page" in published else lines
 
 
 def snapshots_lines(found: dict[str, Any]) -> list[str]:

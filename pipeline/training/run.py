@@ -159,7 +159,7 @@ def _source(
 ) -> tuple[ClipSource, Unusable | None]:
     data = job.data
     if data.synthetic is not None:
-        from model.training.source import SyntheticSource
+        from pipeline.synthetic_videos.source import SyntheticSource
 
         return SyntheticSource(data.synthetic.seed), None
     from pipeline.corpus import PassedOver, resolve_inputs

@@ -16,8 +16,8 @@ from model.training.networks import trainable
 from model.training.objective import Objective
 from model.training.optimisation import learning_rate
 from model.training.recipe import load_recipe, training_recipe
-from model.training.source import SyntheticSource
 from model.training.trainer import train
+from pipeline.synthetic_videos.source import SyntheticSource
 from tests.model.waves import wave, wave_weights
 
 NARROW = {

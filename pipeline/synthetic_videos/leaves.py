@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.training.scenes import fields, shapes
+from pipeline.synthetic_videos import fields, shapes
 
 if TYPE_CHECKING:
-    from model.training.scenes.colours import Palette
+    from pipeline.synthetic_videos.colours import Palette
 
 _PATTERNS = ("plain", "noise", "detail", "grating", "stripes", "checker")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.training.scenes import clips, colours, fields, leaves, lettering, motion, optics, shapes, warping
-from model.training.scenes.clips import SyntheticVideos, clip
+from pipeline.synthetic_videos import clips, colours, fields, leaves, lettering, motion, optics, shapes, warping
+from pipeline.synthetic_videos.clips import SyntheticVideos, clip
 
 SAMPLE = 64  # clips of 9 x 64 x 64 the statistics are taken over
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.training.scenes.colours import LUMA
-from model.training.scenes.fields import power_field, wander
+from pipeline.synthetic_videos.colours import LUMA
+from pipeline.synthetic_videos.fields import power_field, wander
 
 
 def gaussian(frames_NCHW: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from model.training.scenes import colours, fields, leaves, motion, optics, sets, warping
-from model.training.scenes.warping import DENSITY
+from pipeline.synthetic_videos import colours, fields, leaves, motion, optics, sets, warping
+from pipeline.synthetic_videos.warping import DENSITY
 
 _MARGIN = 1.25  # canvas size over frame size; beyond the canvas its mirror image is shown
 _MOMENTS = 4  # most moments per frame

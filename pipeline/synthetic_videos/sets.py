@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.training.scenes import fields, leaves, lettering, shapes
-from model.training.scenes.colours import AXES, Palette
+from pipeline.synthetic_videos import fields, leaves, lettering, shapes
+from pipeline.synthetic_videos.colours import AXES, Palette
 
 SHARPEST = 1.2
 """Width in canvas pixels of the sharpest edge: about one pixel of the frame."""

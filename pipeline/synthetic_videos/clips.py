@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.training.scenes import optics, shot
+from pipeline.synthetic_videos import optics, shot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.training.scenes.fields import wander
+from pipeline.synthetic_videos.fields import wander
 
 
 @dataclass(frozen=True)
