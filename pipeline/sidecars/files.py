@@ -72,6 +72,7 @@ def schema_of(described: SidecarSet) -> pa.Schema:
             pa.field(f"{name}_dtype", pa.string(), nullable=False),
         ]
     about = json.loads(described.to_json())
+    del about["created"]  # of the set object, which is created with the first file
     return pa.schema(fields, {METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
 
 
