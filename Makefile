@@ -10,7 +10,7 @@ DEMO := demo
 DEMO_TRAINING := --steps 500 --batch 4 --width 256 --depth 4 --heads 4 --patch 4 --learning-rate 2e-3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix docs bench clients fuzz chaos clean
+.PHONY: help setup demo test check fix docs bench clients fuzz chaos wheels clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -55,6 +55,13 @@ fuzz: $(INSTALLED) ## mutated files and tars through real builds until stopped, 
 
 chaos: $(INSTALLED) ## kills and storage faults through builds, publish, takedown, compact and gc until stopped, or for CHAOS_S=1800 seconds
 	$(BIN)/python -m tests.chaos
+
+# What a bare GPU machine lacks for `pytest -m gpu`; its Python is 3.12, its torch comes with it.
+wheels: $(INSTALLED) ## wheels that benchmarks/gpu_day.sh carries to a GPU machine without a network, into build/gpu-day-wheels/
+	rm -rf build/gpu-day-wheels
+	$(BIN)/pip download --quiet --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		-c $(PINS) -d build/gpu-day-wheels av pydantic
 
 clean: ## remove what make made: .venv/, demo/, caches
 	rm -rf .venv $(DEMO) fuzz-failures build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -97,6 +97,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With `REQUIRE_CUDA=1` a skipped test of a GPU is a failed one: on a machine that is there for them, none may be left out."""
+    outcome: Any = yield
+    if os.environ.get("REQUIRE_CUDA") == "1" and item.get_closest_marker("gpu"):
+        forbid_skip(outcome.get_result())
+
+
+def forbid_skip(report: pytest.TestReport) -> None:
+    """Turns a skip into a failure that gives its reason."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.longrepr = f"skipped, and REQUIRE_CUDA=1 forbids that: {report.longrepr}"
+        report.outcome = "failed"
+
+
 @dataclass(frozen=True)
 class S3Server:
     """Where a server listens and who we are there. `root` is a fresh bucket made for the test that asked."""

@@ -104,7 +104,7 @@ def test_the_tests_come_after_all_four_checks():
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "setup", "demo", "test", "check", "fix", "docs", "bench", "fuzz", "chaos", "clean"]
+    "target", ["help", "setup", "demo", "test", "check", "fix", "docs", "bench", "fuzz", "chaos", "wheels", "clean"]
 )
 def test_help_names_every_target(target):
     listed = make("help").stdout

@@ -1,0 +1,215 @@
+"""The GPU day, rehearsed on a CPU with tiny sizes: every measurement is in the report; what failed or had no time is named there."""
+
+import ast
+import json
+import re
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks.gpu_day import __main__ as gpu_day
+from benchmarks.gpu_day import checks, encode_table, forms, step_suspicions
+from benchmarks.gpu_day.report import Report
+from benchmarks.gpu_day.settings import REHEARSAL, Settings
+from benchmarks.machine import Machine
+from tests import conftest
+
+ON_THE_MACHINE = {"torch", "triton", "numpy", "safetensors"}  # and nothing else, unless carried
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """Report of all sections but the tests: running pytest inside pytest proves nothing here."""
+    folder, threads = tmp_path_factory.mktemp("gpu-day"), torch.get_num_threads()
+    sections = [name for name in gpu_day.SECTIONS if name != "tests"]
+    try:
+        code = gpu_day.main(["--out", str(folder), "--rehearse", "--sections", ",".join(sections)])
+    finally:
+        torch.set_num_threads(threads)
+    content = json.loads((folder / "report.json").read_text())
+    assert (code, list(content["sections"])) == (0, sections)
+    return content["sections"]
+
+
+def entries(section):
+    return {entry["name"]: entry for entry in section["entries"]}
+
+
+def test_every_section_of_the_rehearsal_finishes_without_an_error(rehearsal):
+    for name, section in rehearsal.items():
+        assert section["finished"], name
+        assert section["entries"], name
+        assert [entry for entry in section["entries"] if "error" in entry] == [], name
+
+
+def test_rehearsal_leaves_out_only_what_needs_cuda(rehearsal):
+    left_out = {
+        entry["name"][:2] for section in rehearsal.values() for entry in section["entries"] if "left_out" in entry
+    }
+    assert left_out == {"G6", "G8", "G9"}
+
+
+def test_encode_table_has_a_row_for_every_form_clip_and_network(rehearsal):
+    rows = [entry["values"] for entry in rehearsal["encode"]["entries"]]
+    of_table = {(row["form"], tuple(row["clip"])) for row in rows if row["network"] == REHEARSAL.network}
+    assert of_table == {(form, clip) for form in forms.FORMS for clip in REHEARSAL.clips}
+    assert {row["network"] for row in rows} == set(REHEARSAL.checked)
+    for row in rows:
+        for key in (
+            "frames_per_s",
+            "step_ms",
+            "of_matrix_rate",
+            "definition_bytes_of_copy_rate",
+            "planes_of_copy_rate",
+        ):
+            assert row[key] > 0, (row, key)
+        assert {"peak_mb", "launches", "first_call_s"} <= set(row)
+
+
+def test_every_suspicion_of_the_review_has_one_measurement(rehearsal):
+    numbers = sorted(int(name.split()[0][1:]) for name in entries(rehearsal["suspicions"]))
+    assert numbers == list(range(1, 13))
+
+
+def test_networks_are_checked_trained_and_profiled(rehearsal):
+    checked = entries(rehearsal["check"])
+    assert set(checked) == {f"{name} {dtype}" for name in REHEARSAL.checked for dtype in checks.CHECKED_DTYPES}
+    for entry in rehearsal["training"]["entries"]:
+        assert 0 < entry["values"]["forward_s"] < entry["values"]["step_s"]
+    prepared, plain = (entry["values"]["kernels"] for entry in rehearsal["profile"]["entries"])
+    for kernels in (prepared, plain):
+        shares = [kernel["share"] for kernel in kernels]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.5 < sum(shares) <= 1.001
+
+
+def test_forms_give_the_same_latents():
+    machine = Machine("cpu", 1)
+    clips = forms.random_clips((33, 32, 32), 2)
+    prepared = forms.make("leanvae", "kernels", "float32", REHEARSAL, machine).launch(clips)()
+    joined = torch.stack([torch.cat([torch.from_numpy(step[i].mean_Cthw) for step in prepared], 1) for i in range(2)])
+    plain = torch.from_numpy(forms.make("leanvae", "plain", "float32", REHEARSAL, machine).launch(clips)())
+    assert len(prepared) == 2  # two chunks, with causal state between them
+    torch.testing.assert_close(joined, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_the_most_telling_cases_come_first():
+    listed = encode_table.cases(Settings())
+    assert [case.form for case in listed[: len(forms.FORMS)]] == list(forms.FORMS)
+    first = listed[0]
+    assert (first.clip, first.batch, first.dtype) == ((17, 256, 256), 64, "bfloat16")
+    assert len({case.name for case in listed}) == len(listed) == 4 * 7 * 3 * len(forms.FORMS)
+
+
+def test_counted_bytes_are_those_of_the_operators_without_views():
+    x = torch.empty((4, 8), device="meta")
+    with encode_table.MovedBytes() as moved:
+        (x.view(8, 4) + 1).add_(1)
+    assert moved.total == 2 * 128 + 2 * 128  # read x, write the sum; read it and write it again
+
+
+@pytest.mark.parametrize(("batches", "replayed"), [([4] * 10, 8), (list(range(1, 11)), 0)])
+def test_graph_uses_are_counted(batches, replayed):
+    assert step_suspicions.graph_uses(batches) == {"recorded": int(replayed > 0), "replayed": replayed}
+
+
+def test_failed_measurement_is_recorded_and_the_next_one_runs(tmp_path):
+    report = Report(tmp_path / "report.json", time.monotonic() + 1000)
+    report.begin("first")
+
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert report.measure("fails", fail) is None
+    on_disk = json.loads(report.path.read_text())["sections"]["first"]  # written before anything else happens
+    assert not on_disk["finished"]
+    assert "illegal memory access" in on_disk["entries"][0]["error"]
+    assert report.measure("works", lambda: {"ms": 1}) == {"ms": 1}
+    report.finish()
+    assert report.errors == 1
+    following = Report(report.path, time.monotonic() - 1)  # the next process of the script
+    following.begin("second")
+    following.measure("late", fail)
+    assert following.values("first") == {"works": {"ms": 1}}
+    assert "time" in entries(following.content["sections"]["second"])["late"]["left_out"]
+
+
+def test_cases_without_time_are_named(tmp_path):
+    report = Report(tmp_path / "report.json", time.monotonic() - 1)
+    report.begin("encode")
+    encode_table.run(report, REHEARSAL, Machine("cpu", 1))
+    (entry,) = report.content["sections"]["encode"]["entries"]
+    assert all(case.name in entry["left_out"] for case in encode_table.cases(REHEARSAL))
+
+
+def test_script_runs_all_sections_within_nine_minutes():
+    script = (checks.ROOT / "benchmarks" / "gpu_day.sh").read_text()
+    (listed,) = re.findall(r"for section in (.*); do", script)
+    seconds = {name: int(time_s) for name, time_s in (item.split(":") for item in listed.split())}
+    assert list(seconds) == list(gpu_day.SECTIONS)
+    assert sum(seconds.values()) + 10 + 5 < 9 * 60  # a measurement that ends late, and its kill
+
+
+def test_without_cuda_the_day_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_day.main(["--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_skipped_test_of_a_gpu_is_a_failed_one_where_a_gpu_is_required():
+    skip = ("test_x.py", 1, "Skipped: needs a CUDA device")
+    report = pytest.TestReport("test_x.py::t", ("test_x.py", 1, "t"), {}, "skipped", skip, "setup")
+    conftest.forbid_skip(report)
+    assert report.failed
+    assert "needs a CUDA device" in str(report.longrepr)
+    passed = pytest.TestReport("test_x.py::t", ("test_x.py", 1, "t"), {}, "passed", None, "call")
+    conftest.forbid_skip(passed)
+    assert passed.passed
+
+
+def test_files_with_gpu_tests_are_found():
+    assert {"tests/engine/test_cuda.py", "tests/model/test_leanvae_fused.py"} <= set(checks.gpu_test_files())
+
+
+def imported(path):
+    """Dotted names that a file imports when it is loaded: not in functions, not for type checkers."""
+    pending, names = list(ast.parse(path.read_text()).body), []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += ast.iter_child_nodes(node)
+    return names
+
+
+def files_of(name):
+    """Files of the project that are loaded for a dotted name: packages on the way, and the module."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        stem = checks.ROOT.joinpath(*parts[:end])
+        yield from (path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.exists())
+
+
+def test_the_day_needs_only_what_such_a_machine_has():
+    # loaded by name at run time: `importlib` in the registry of networks
+    begun = ["benchmarks.gpu_day.__main__", "model.leanvae.vae", "model.wfvae.vae", "model.ivvae.vae"]
+    pending, seen, foreign = [path for name in begun for path in files_of(name)], set(), set()
+    while pending:
+        path = pending.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in imported(path):
+            found = list(files_of(name))
+            pending += found
+            if not found:
+                foreign.add(name.split(".")[0])
+    assert len(seen) > 40
+    assert foreign - set(sys.stdlib_module_names) <= ON_THE_MACHINE
