@@ -19,7 +19,8 @@ started=$(date +%s)
 
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-if ls "$wheels"/*.whl >/dev/null 2>&1; then
+# Not for a rehearsal: they are for the Python of the machine with the GPU.
+if [[ " $* " != *" --rehearse "* ]] && ls "$wheels"/*.whl >/dev/null 2>&1; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl || exit 1
 fi
 export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

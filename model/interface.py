@@ -114,6 +114,9 @@ class VideoVAE(Protocol):
         """States of the same shape -> one state, batches concatenated in order."""
         ...
 
-    def split_state(self, state: Any) -> list[Any]:
-        """One state -> states of batch one that own their memory, so that keeping one does not keep the whole batch alive."""
+    def split_state(self, state: Any, which: Sequence[int] | None = None) -> list[Any]:
+        """One state -> states of batch one that own their memory, so that keeping one does not keep the whole batch alive.
+
+        `which`: places in the batch that are wanted, so that videos which end cost no copy. None: all.
+        """
         ...

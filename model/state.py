@@ -91,14 +91,18 @@ def stack(states: Sequence[CausalState]) -> CausalState:
     return CausalState(first.owner, first.kind, first.grid, tuple(torch.cat(part) for part in parts), first.phase)
 
 
-def split(state: CausalState) -> list[CausalState]:
-    """States of batch one that own their memory, so that keeping one does not keep the whole batch alive."""
+def split(state: CausalState, which: Sequence[int] | None = None) -> list[CausalState]:
+    """States of batch one that own their memory, so that keeping one does not keep the whole batch alive.
+
+    `which`: places in the batch; the others are not copied. None: all.
+    """
+    places = range(state.batch) if which is None else which
     if state.batch == 1:
-        return [state]
+        return [state for _ in places]
     owner, kind, grid, phase = state.owner, state.kind, state.grid, state.phase
     return [
         CausalState(owner, kind, grid, tuple(tensor[b : b + 1].clone() for tensor in state.tensors), phase)
-        for b in range(state.batch)
+        for b in places
     ]
 
 

@@ -155,9 +155,9 @@ class CausalVAE:
         """Batches concatenated in order. Raises ValueError for no states, or states of different networks, sizes or phases."""
         return causal.stack(states)
 
-    def split_state(self, state: CausalState) -> list[CausalState]:
-        """States of batch one that own their memory."""
-        return causal.split(state)
+    def split_state(self, state: CausalState, which: Sequence[int] | None = None) -> list[CausalState]:
+        """States of batch one that own their memory; `which`: places in the batch [default: all]."""
+        return causal.split(state, which)
 
     # ---- implemented by each family ---------------------------------------------------------------------------------
 

@@ -172,9 +172,11 @@ class Encoder:
             conditions, cond = before_each, None
             if self._conditions is not None:
                 conditions, cond = self._conditions.launch(chunks, planes_BT3HW, before_each)
-        # Drop the state of last chunks: it is not needed, and would hold device memory until the clip is written.
-        parts = self._vae.split_state(after)
-        kept = [None if chunk.last else ClipState(parts[i], conditions[i]) for i, chunk in enumerate(chunks)]
+        # Only clips that continue: the state of a last chunk would cost copies, and hold device memory until the clip is written.
+        kept: list[ClipState | None] = [None] * len(chunks)
+        continuing = [i for i, chunk in enumerate(chunks) if not chunk.last]
+        for i, part in zip(continuing, self._vae.split_state(after, continuing), strict=True):
+            kept[i] = ClipState(part, conditions[i])
         frames, _, height, width = chunks[0].planes_T3HW.shape
         # A later step needs the state three times more: as input, stacked, and split.
         state_bytes = after.nbytes * (1 if cond is None else 2)

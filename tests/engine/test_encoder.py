@@ -70,6 +70,20 @@ def test_clips_in_one_batch_are_encoded_as_if_alone(encoder):
         assert states[i] is None  # a last chunk's state is not kept
 
 
+def test_only_states_of_clips_that_continue_are_copied(encoder, monkeypatch):
+    asked, split = [], encoder._vae.split_state
+    monkeypatch.setattr(
+        encoder._vae, "split_state", lambda state, which=None: asked.append(which) or split(state, which)
+    )
+    ends, continues = [clip(seed, 1)[0] for seed in (0, 1)], clip(2, 2)[0]
+    launched = encoder.launch([ends[0], continues, ends[1]], [None] * 3)
+    assert asked == [[1]]
+    assert [state is None for state in launched.states] == [True, False, True]
+    assert launched.states[1].network.batch == 1
+    encoder.launch(ends, [None] * 2)
+    assert asked[1:] == [[]]
+
+
 def test_out_of_memory_halves_the_batch_then_the_chunk_and_changes_nothing(monkeypatch):
     undisturbed = Encoder(CONFIG, "cpu", "float32")
     clips = [clip(seed, 2, frames=8) for seed in range(3)]
