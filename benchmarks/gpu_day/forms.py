@@ -93,6 +93,8 @@ class DefinitionForm:
 
         self.encode: Callable[..., torch.Tensor] = encode
         if form != "plain":
+            # All networks, dtypes and shapes share the code of `encode`; torch's own limit of 8 versions of it is an error here.
+            torch._dynamo.config.recompile_limit = 64
             options = {"mode": "reduce-overhead"} if form == "compiled+graphs" and machine.cuda else {}
             self.encode = torch.compile(encode, fullgraph=True, backend=settings.compiler, **options)
 
@@ -104,7 +106,7 @@ class DefinitionForm:
             latents = self.encode(planes, colours)
         return self.staging.download(latents)
 
-    def start_case(self) -> None:
+    def end_case(self) -> None:
         """Nothing to forget between cases."""
 
     def facts(self) -> dict[str, Any]:
@@ -141,8 +143,9 @@ class PreparedForm:
             pending.append(step.results)
         return lambda: [results() for results in pending]
 
-    def start_case(self) -> None:
-        """Frees the graphs of other cases, which would take places and memory."""
+    def end_case(self) -> None:
+        """Frees the graphs of this case, which would take places and memory of others, and forgets what did not fit."""
+        self.encoder._budget._caps.clear()
         if self.graphs is not None:
             self.graphs.clear()
 

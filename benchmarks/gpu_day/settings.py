@@ -46,7 +46,7 @@ class Settings:
     training: tuple[int, Clip] = (4, (17, 256, 256))  # clips, clip
     depthwise: tuple[int, ...] = (5, 512, 7, 32, 32)  # suspicion G1: B C t h w
     attention: tuple[int, ...] = (17, 1, 32400, 512)  # suspicion G10
-    varied_steps: int = 300  # suspicion G5
+    varied_steps: int = 120  # suspicion G5
     varied_largest: int = 64  # clips
 
     def config(self, network: str) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ def graph_memory(settings: Settings, machine: Machine) -> dict[str, Any]:
             form.launch(clips)()
     cuda.empty_cache()
     found["with_graphs"] = now() | {"graphs": len(form.graphs or ())}
-    form.start_case()
+    form.end_case()
     cuda.empty_cache()
     found["cleared"] = now()
     return found
