@@ -210,7 +210,7 @@ class _Import:
     def _check_values(self, described: SidecarSet, text: str, tensors: dict[str, np.ndarray]) -> None:
         for name, array in tensors.items():
             dtype = described.tensors[name].dtype
-            if dtype in FLOATS and not np.isfinite(stored_values(array.tobytes(), dtype)).all():
+            if dtype in FLOATS and not np.isfinite(stored_values(array.tobytes(), dtype, array.shape)).all():
                 raise InputError(f"{self._request.table}: {name} of {text!r} has values that are not finite")
 
     def _compare(self, reader: SidecarReader, key: bytes, text: str, tensors: dict[str, np.ndarray]) -> None:

@@ -86,7 +86,7 @@ def test_bfloat16_is_stored_as_its_bits(encoder_folders: dict[str, Path]) -> Non
     half, full = encoded(job_of(folder, dtype="bfloat16")), encoded(job_of(folder))
     values = half["a dog"].tensors["embedding"]
     assert values.dtype == np.uint16
-    back = stored_values(values.tobytes(), "bfloat16").reshape(values.shape)
+    back = stored_values(values.tobytes(), "bfloat16", values.shape)
     np.testing.assert_allclose(back, full["a dog"].tensors["embedding"], rtol=2**-8)
     assert encoded(job_of(folder, compute_dtype="bfloat16"))["a dog"].tensors["embedding"].dtype == np.float32
 
