@@ -227,7 +227,7 @@ class Sample:
 
     @property
     def named_captions(self) -> tuple[tuple[str, str], ...]:
-        """(name, text) of all different captions, `caption` first."""
+        """(name, text) of all captions, `caption` first."""
         if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
             return self.captions
         return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))

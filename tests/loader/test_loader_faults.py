@@ -366,6 +366,9 @@ def test_captions_of_a_row_are_drawn_by_name_or_among_all(tmp_path, container):
     assert drawn("captions.short") == [{""}, *({f"s{n}", f"r{n}"} for n in (1, 2, 3))]
     row = next(LatentDataset.open(output.uri, columns=("captions", "caption_names")).rows())
     assert row.columns == {"captions": ["t0"], "caption_names": ["txt"]}
+    twice = {"captions": ["t", "t", "l"], "caption_names": ["txt", "short", "long"]}
+    assert CaptionRule(("captions",)).candidates("t", twice) == ["t", "l"]
+    assert CaptionRule(("captions.short",)).candidates("t", twice) == ["t"]
 
 
 def test_the_state_is_small(films):
