@@ -95,7 +95,7 @@ def parse_metadata(data: bytes) -> Metadata:
 
 
 def distinct(captions: Iterable[Caption]) -> tuple[tuple[str, str], ...]:
-    """(name, text) of captions that have a text, at most `MOST_CAPTIONS`: each text once, and again for each name that an author gave it."""
+    """(name, text) of captions that have a text, at most `MOST_CAPTIONS`: each text once, and again by each name that it was given."""
     found: dict[tuple[str, str], None] = {}
     texts: set[str] = set()
     for caption in captions:

@@ -238,8 +238,9 @@ class Sample:
         return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
 
     def texts_of(self, span: int | None) -> Sample:
-        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from. `span`
-        is None for an image, which has the texts of its span if there is one alone.
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from.
+
+        `span` is None for an image, which has the texts of its span if there is one alone.
         """
         bare = replace(self, video=b"", time_spans=(), span_texts=())
         if span is None and len(self.span_texts) != 1:

@@ -13,6 +13,7 @@ from pipeline.config import WriteConfig
 from pipeline.errors import ConfigError, InputError, StorageUnavailable
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.loader import LatentDataset, LatentLoader, Pack, Prefix, TensorCache, Window
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.fetch import TRIES
 from pipeline.loader.read_ahead import ReadAhead
 from pipeline.storage.range_reader import LocalRangeReader
