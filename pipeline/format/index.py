@@ -101,12 +101,14 @@ class IndexRow:
 
     def spans(self) -> list[Span]:
         """The row's tensors as byte ranges."""
-        found = [Span(self.id, self.latent_offset, self.latent_length, self.dtype, self.latent_hash)]
+        found = [Span(self.id, self.latent_offset, self.latent_length, self.dtype, self.latent_hash, self.shape)]
         if self.logvar_offset is not None and self.logvar_length is not None and self.logvar_hash is not None:
-            found.append(Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash))
+            found.append(
+                Span(self.id, self.logvar_offset, self.logvar_length, self.dtype, self.logvar_hash, self.shape)
+            )
         for place in self.others:
             dtype = self.dtype if place.name in TENSOR_COLUMNS else None
-            found.append(Span(self.id, place.offset, place.length, dtype, place.hash))
+            found.append(Span(self.id, place.offset, place.length, dtype, place.hash, self.shape))
         return found
 
 

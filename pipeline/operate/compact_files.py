@@ -154,6 +154,7 @@ class CompactionWriter:
         config = WriteConfig(
             format=about["container"],
             dtype=about["latent"]["dtype"],
+            compression=about["latent"].get("compression", "none"),
             file_bytes=WHOLE_FILE_BYTES,
             **stored.stored,
         )

@@ -227,7 +227,7 @@ class Sample:
 
     @property
     def named_captions(self) -> tuple[tuple[str, str], ...]:
-        """(name, text) of all captions, `caption` first."""
+        """(name, text) of all different captions, `caption` first."""
         if self.caption is None or (self.captions and self.captions[0][1] == self.caption):
             return self.captions
         return (("caption", self.caption), *(item for item in self.captions if item[1] != self.caption))
@@ -238,9 +238,8 @@ class Sample:
         return EncodedVideo(self.key, self.uri, self.video, self.span, self.video_ext, self.time_spans)
 
     def texts_of(self, span: int | None) -> Sample:
-        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span that the clip was cut from.
-
-        `span` is None for an image, which has the texts of its span if there is one alone.
+        """The sample as a row of a clip needs it: without its video, with the texts of the annotated span a clip was cut from. `span`
+        is None for an image, which has the texts of its span if there is one alone.
         """
         bare = replace(self, video=b"", time_spans=(), span_texts=())
         if span is None and len(self.span_texts) != 1:

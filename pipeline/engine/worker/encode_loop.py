@@ -21,6 +21,7 @@ from pipeline.engine.worker.loop_counts import LoopCounts
 from pipeline.engine.worker.progress_counter import ProgressCounter
 from pipeline.engine.worker.shard_result import ShardResult
 from pipeline.errors import HandedBack, LatheError, StorageUnavailable
+from pipeline.format.codec import held_type
 from pipeline.format.stored import FIRST_FRAME, I2V_COND
 from pipeline.process import kill_points as drill
 from pipeline.records import ClipFailed, FrameChunk, LatentClip, OpenedVideo, Reject, VideoEnded
@@ -322,7 +323,7 @@ class EncodeLoop:
 
     def _store_chunk(self, run: ClipRun, chunk: FrameChunk, encoded: Encoded) -> None:
         clip: _Clip = run.token
-        dtype = self._context.job.write.dtype
+        dtype = held_type(self._context.job.write.dtype)
         clip.mean.append(to_storage(encoded.mean_Cthw, dtype))
         for spool, values in zip(clip.others, (encoded.logvar_Cthw, encoded.cond_Cthw), strict=True):
             if spool is not None and values is not None:
@@ -353,7 +354,7 @@ class EncodeLoop:
                 end_s=clip.end_s,
                 latent_CTHW=clip.mean.finish(),
                 logvar_CTHW=logvar,
-                dtype=self._context.job.write.dtype,
+                dtype=held_type(self._context.job.write.dtype),
                 cond_CTHW=cond,
                 first_frame=clip.first_frame,
             )
