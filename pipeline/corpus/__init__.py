@@ -110,7 +110,11 @@ def _stems_of(text: str) -> set[str]:
 
 def _without_thumbnails(sources: list[SourceObject], passed_over: PassedOver, left_out: set[str]) -> list[SourceObject]:
     """`sources` without images that have the name of a video among them, or among those `left_out`, as downloaders write them beside it."""
-    videos = left_out | {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video"}
+    images = {os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) is None}
+    if not images:  # of millions of videos no set of names is made
+        return sources
+    stems = (os.path.splitext(source.uri)[0] for source in sources if media_kind(source.uri) == "video")
+    videos = {stem for stem in stems if stem in images} | (images & left_out)
     kept = []
     for source in sources:
         if media_kind(source.uri) is None and os.path.splitext(source.uri)[0] in videos:
