@@ -97,6 +97,13 @@ class Search:
                 found.append(SourceObject(uri, 0, MISSING))
         return found
 
+    def existing(self, uris: Iterable[str]) -> dict[str, SourceObject]:
+        """Those of the objects that are there, by URI."""
+        places = {uri: self._split(uri) for uri in uris}
+        known = self._look_up(list(places.values()))
+        found = {uri: known.get((store.root, key)) for uri, (store, key) in places.items()}
+        return {uri: source_of(places[uri][0], info) for uri, info in found.items() if info is not None}
+
     def _list_file(self, text: str, depth: int) -> list[SourceObject]:
         store, key = self._split(text)
         if depth == MOST_LISTS:

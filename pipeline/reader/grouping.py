@@ -8,6 +8,8 @@ Takes named members with their contents in archive order; yields `Sample`s and `
 - Of several videos that differ only in the extension (`a.mp4`, `a.webm`) the best one is taken, the others are rejected as `extra_video`.
 - If the job encodes images, a key without a video has images by the same rules. An image of a key with a video is ignored, as the
   thumbnail that downloaders write. Both are samples only if the video comes out of order, after its key was emitted.
+- With `members` in the job, the videos of a sample are one sample, see `pairing`. A video that they do not name is rejected as
+  `unnamed_video`.
 - A repeated name is rejected as `duplicate_key`, and texts after it count as those of the second video.
 
 A sample is emitted when its key ends, if it has a video and a caption or metadata. Others wait, within a limit in bytes, because their
@@ -16,17 +18,20 @@ missing part or another video of their key may follow out of order.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_of
 from pipeline.reader.member_names import preference
+from pipeline.reader.pairing import unnamed
 from pipeline.reader.texts import Metadata
-from pipeline.records import Reject, Sample, named_caption
+from pipeline.records import MemberRule, Reject, Sample, named_caption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.reader.member_names import MemberName
+    from pipeline.reader.pairing import Pair
     from pipeline.reader.texts import Caption
 
 MiB = 1024 * 1024
@@ -41,7 +46,15 @@ LATE = (
 class Grouper:
     """Grouper of one tar: call `enter` for each member, then add it; `enter`, `close_current` and `drain` yield what is ready."""
 
-    def __init__(self, uri: str, counters: dict[str, int]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        counters: dict[str, int],
+        rule: MemberRule | None = None,
+        forget: Callable[[Video], None] = lambda video: None,
+    ) -> None:
+        """`forget` is called for videos of pairs that are not encoded."""
+        self._rule, self._forget = rule or MemberRule(), forget
         self.current: Group | None = None
         self._uri = uri
         self._counters = counters
@@ -65,7 +78,7 @@ class Grouper:
         if group is None or group.key != name.key:
             yield from self.close_current()
             group = self.current = self._open(name.key)
-        elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
+        elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES and not self._rule:
             yield from self._shrink(group, name.stem)
         group.stem = name.stem
         if len(group.fields) < FIELDS_NAMED:
@@ -79,7 +92,7 @@ class Grouper:
             count(self._counters, "reopened_keys")
             self._waiting_bytes -= group.held_bytes
         else:
-            group = Group(key, self._count, again=key in self._left, beside_damage=self._beside_damage)
+            group = Group(key, self._count, self._rule, again=key in self._left, beside_damage=self._beside_damage)
             self._waiting[key] = group
             self._count += 1
         self._beside_damage = False
@@ -106,6 +119,8 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Reject of a video or image that need not be read: its name occurred before, or a preferred one of its stem was read."""
         group = self._group()
+        if self._rule and not name.is_image and self._rule.place(name.path, name.stem) is None:
+            return self._faulty(name.path, unnamed(name.path, self._rule))
         if (taken := self._taken_of(name).get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
         held = group.videos.get(name.stem)
@@ -237,7 +252,11 @@ class Grouper:
                 self._left.add(group.key)
                 self._without_video[group.key] = self._faulty(group.key, group.no_video()), len(group.texts)
             return
-        yield from [self._settle(group, video) for video in list(group.videos.values())]
+        if self._rule and not group.of_images:
+            pairs = group.pairs
+            yield from [self._settle_pair(group, pair, len(pairs) == 1) for pair in pairs]
+        else:
+            yield from [self._settle(group, video) for video in list(group.videos.values())]
         self._left.add(group.key)
         if not group.of_images:
             self._with_video.add(group.key)
@@ -266,19 +285,43 @@ class Grouper:
         key = video.name.stem if group.again or len(group.stems) > 1 else group.key
         if key in self._sample_keys:  # `a.mp4` far after `a.1.mp4`, which got the key
             key = video.name.path
-        names = group.texts_of(video)
-        group.used |= set(names)
         if video.contents is None:
+            group.used |= set(group.texts_of(video))
             return self._faulty(key, video.fault or ("empty_video", f"{video.name.path} has no bytes", False))
         self._taken_of(video.name)[video.name.stem] = (
             video.name.path
         )  # not a faulty one: the name may come again with a good video
         self._sample_keys.add(key)
+        return self._with_texts(group, video, video.contents, key)
+
+    def _with_texts(self, group: Group, video: Video, contents: bytes | str, key: str) -> Sample:
+        names = group.texts_of(video)
+        group.used |= set(names)
         captions = group.captions_of(video, names)
         metadata = next((text for name in names if isinstance(text := group.texts[name], Metadata)), Metadata())
-        name, contents = video.name, video.contents
+        name = video.name
         bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)
         return sample_of(bare, captions, metadata)
+
+    def _settle_pair(self, group: Group, pair: Pair, alone: bool) -> Sample | Reject:
+        """The sample of paired videos. `alone`: it has the key for itself."""
+        item = self._paired(group, pair, group.key if alone and not group.again else pair.stem)
+        for video in pair.videos.values():
+            del group.videos[video.name.stem]
+            if isinstance(item, Sample):
+                self._taken[video.name.stem] = video.name.path
+            else:
+                self._forget(video)
+        return item
+
+    def _paired(self, group: Group, pair: Pair, key: str) -> Sample | Reject:
+        if (fault := pair.fault(self._rule)) is not None:
+            return self._faulty(key, fault)
+        if key in self._sample_keys or pair.main is None or pair.main.contents is None:
+            return self._faulty(key, ("duplicate_key", LATE.format(name=pair.stem), False))
+        self._sample_keys.add(key)
+        bare = self._with_texts(group, pair.main, pair.main.contents, key)
+        return replace(bare, members=pair.members(self._rule))
 
     # --- rejects ------------------------------------------------------------------------------------------------------
 

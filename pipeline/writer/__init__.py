@@ -103,6 +103,7 @@ class ShardWriter:
         metadata: JSON-ready, goes into every file. Must hold `spec` (`LatentSpec.to_dict()`), `fingerprint_parts`, `encoder`, `versions`.
         layout: names of the objects of the output.
         drill: where to fail on purpose, for tests.
+        members: names of paired videos, stored in addition to `config.store`.
         progress: called with the number of bytes written, read back or sent, from any thread.
     """
 
@@ -119,10 +120,12 @@ class ShardWriter:
         layout: Layout,
         drill: DrillConfig,
         progress: Callable[[int], None] | None = None,
+        members: Sequence[str] = (),
     ) -> None:
         if missing := {"spec", "fingerprint_parts", "encoder", "versions"} - metadata.keys():
             raise ValueError(f"metadata lacks {sorted(missing)}, got {sorted(metadata)}")
         self._config = config
+        self._stored: dict[str, Any] = {"moments": config.moments, "store": (*config.store, *members)}
         self._progress = progress or (lambda num_bytes: None)
         self._uploads = UploadQueue(
             store, most_bytes=FINISHED_FILES * config.file_bytes, drill=drill, progress=self._progress
@@ -181,13 +184,14 @@ class ShardWriter:
                 key=clip.sample.key,
                 stage="write",
             )
-        stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
-        row = latent_row(clip, self._fingerprint, self._metadata["spec"], **stored)
+        row = latent_row(clip, self._fingerprint, self._metadata["spec"], **self._stored)
         stats = self._measure(clip, clip.latent_CTHW, "latent")
         if clip.logvar_CTHW is not None:
             self._measure(clip, clip.logvar_CTHW, "log-variance")  # checked only: statistics are of latents
         if clip.cond_CTHW is not None:
             self._measure(clip, clip.cond_CTHW, "i2v_cond")
+        for name, values in clip.members.items():
+            self._measure(clip, values, name)
         return row, stats
 
     def copy(self, row: LatentRow) -> None:
@@ -279,8 +283,7 @@ class ShardWriter:
                 kind = BUILDERS[self._config.format]
                 opened.seq, self._seq = self._seq, self._seq + 1
                 opened.path = self._spool_dir / f"{self._stem(opened.seq)}{kind.suffix}"
-                stored: dict[str, Any] = {"moments": self._config.moments, "store": self._config.store}
-                opened.builder = kind(opened.path, self._file_metadata(name), **stored)
+                opened.builder = kind(opened.path, self._file_metadata(name), **self._stored)
             opened.builder.append(sorted(opened.waiting, key=lambda row: row.order))
         opened.fps |= {row.scalars["fps"] for row in opened.waiting}
         self._progress(opened.waiting_bytes)
@@ -351,7 +354,7 @@ class ShardWriter:
                 "dtype": self._config.dtype,
                 "layout": "CTHW",
                 "byte_order": "little",
-                **({"store": sorted(self._config.store)} if self._config.store else {}),
+                **({"store": sorted(self._stored["store"])} if self._stored["store"] else {}),
             },
             "normalisation": {"applied": False, **recommended},
         }

@@ -133,8 +133,16 @@ class RayLanes:
             self._create(lane)
 
     def open(self, lane: int, ticket: int, request: CutRequest) -> None:  # noqa: D102
-        video, place = request.video, self._places[lane]
-        if isinstance(video.video, bytes) or place is None or place[0] == self._home:
+        place = self._places[lane]
+        here = place is None or place[0] == self._home
+        if not here and request.video.members:
+            try:
+                request = replace(request, video=_with_member_bytes(request.video))
+            except OSError as error:
+                self._failed.append((lane, ticket, _unsent(request.video.uri, request.video, error)))
+                return
+        video = request.video
+        if isinstance(video.video, bytes) or here:
             self._ask(lane, "open", (request, False), _Asked(None, "answer", ticket))
             return
         there = replace(request, video=replace(video, video=b""))
