@@ -20,6 +20,8 @@ class Batch:
     num_tokens: latent patches of each latent (int64).
     is_image: whether all clips have one frame.
     i2v_cond: where the dataset was opened with it, the condition of each latent: shapes, device, type and normalisation as `latents`.
+    members: tensors of paired videos by name, where the dataset was opened with them: as `latents`; of masks `B 1 t h w`, from 0 to 1,
+        never normalised.
     metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
         of `first_frame` the bytes of image files.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
@@ -46,6 +48,7 @@ class Batch:
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
     i2v_cond: torch.Tensor | list[torch.Tensor] | None = field(default=None, repr=False)
+    members: dict[str, torch.Tensor | list[torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
