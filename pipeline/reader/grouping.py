@@ -25,7 +25,7 @@ from pipeline.reader.key_group import GROUP_BYTES, Fault, Group, Video, sample_o
 from pipeline.reader.member_names import preference
 from pipeline.reader.pairing import unnamed
 from pipeline.reader.texts import Metadata
-from pipeline.records import MemberRule, Reject, Sample, named_caption
+from pipeline.records import MAIN, MemberRule, Reject, Sample, named_caption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,8 +78,8 @@ class Grouper:
         if group is None or group.key != name.key:
             yield from self.close_current()
             group = self.current = self._open(name.key)
-        elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES and not self._rule:
-            yield from self._shrink(group, name.stem)
+        elif name.stem != group.stem and group.held_bytes > WINDOW_BYTES:
+            yield from self._shrink_pairs(group, name) if self._rule else self._shrink(group, name.stem)
         group.stem = name.stem
         if len(group.fields) < FIELDS_NAMED:
             group.fields[name.field] = None
@@ -119,8 +119,8 @@ class Grouper:
     def refusal(self, name: MemberName) -> Reject | None:
         """Reject of a video or image that need not be read: its name occurred before, or a preferred one of its stem was read."""
         group = self._group()
-        if self._rule and not name.is_image and self._rule.place(name.path, name.stem) is None:
-            return self._faulty(name.path, unnamed(name.path, self._rule))
+        if self._rule and (reject := self._refused_by_rule(group, name)) is not None:
+            return reject
         if (taken := self._taken_of(name).get(name.stem)) is not None:
             return self._repeated(name) if taken == name.path else self._extra(name, taken)
         held = group.videos.get(name.stem)
@@ -130,6 +130,15 @@ class Grouper:
             held.repeated = True
             return self._repeated(name)
         return self._extra(name, held.name.path) if _better(held, name) else None
+
+    def _refused_by_rule(self, group: Group, name: MemberName) -> Reject | None:
+        place = self._rule.place(name.path, name.stem)
+        if place is None:
+            return self._faulty(name.path, unnamed(name.path, self._rule))
+        if place[1] == MAIN:  # of several with one stem the best is taken, as without a rule
+            return None
+        held = next((video.name for video in group.videos.values() if video.place(self._rule) == place), None)
+        return None if held is None or held.path == name.path else self._extra(name, held.path)
 
     def _taken_of(self, name: MemberName) -> dict[str, str]:
         return self._taken_images if name.is_image else self._taken
@@ -152,6 +161,8 @@ class Grouper:
             video.index = group.index
         group.videos[stem] = video
         group.stems.add(stem)
+        if self._rule and (place := video.place(self._rule)) is not None:
+            group.bases.add(place[0])
         group.held_bytes += video.num_bytes + GROUP_BYTES
         if held is None:
             return None
@@ -222,6 +233,15 @@ class Grouper:
         """
         group = self.current
         lost = None if group is None else group.cut(member, self._last_extensions or {"txt", "json"})
+        if (
+            self._rule
+            and group is not None
+            and (cut := [pair for pair in group.pairs if pair.is_cut(self._rule, lost or [])])
+        ):
+            for pair in cut:  # one reject each, when the archive is drained
+                for video in pair.videos.values():
+                    video.fault = video.fault or ("truncated_shard", message, False)
+            return
         if group is None or not (lost or (lost is not None and not group.stems and not group.again)):
             yield self._cut(None, message)
             return
@@ -253,8 +273,7 @@ class Grouper:
                 self._without_video[group.key] = self._faulty(group.key, group.no_video()), len(group.texts)
             return
         if self._rule and not group.of_images:
-            pairs = group.pairs
-            yield from [self._settle_pair(group, pair, len(pairs) == 1) for pair in pairs]
+            yield from [self._settle_pair(group, pair) for pair in group.pairs]
         else:
             yield from [self._settle(group, video) for video in list(group.videos.values())]
         self._left.add(group.key)
@@ -269,6 +288,16 @@ class Grouper:
         kept = {stem, group.key, *group.videos}
         self._forget_texts(group, {name for name in group.texts if name[0].removesuffix(".caption") not in kept})
         group.extensions = {name: found for name, found in group.extensions.items() if name in kept}
+        group.held_bytes = GROUP_BYTES + sum(video.num_bytes for video in group.videos.values())
+
+    def _shrink_pairs(self, group: Group, name: MemberName) -> Iterator[Sample | Reject]:
+        """Shrinks a key that exceeds the limit, which many samples with dots in their names share: emits all but that of `name`."""
+        others = [pair for pair in group.pairs if not name.path.startswith(f"{pair.stem}.")]
+        if others:
+            group.bases.add(name.stem)  # theirs is not the only one
+        for pair in others:
+            yield self._settle_pair(group, pair)
+            self._forget_texts(group, {text for text in group.texts if f"{text[0]}.".startswith(f"{pair.stem}.")})
         group.held_bytes = GROUP_BYTES + sum(video.num_bytes for video in group.videos.values())
 
     def _forget_texts(self, group: Group, names: set[tuple[str, str]]) -> None:
@@ -303,9 +332,10 @@ class Grouper:
         bare = Sample(key, video.index, self._uri, contents, name.extension, file_name=name.path, span=video.span)
         return sample_of(bare, captions, metadata)
 
-    def _settle_pair(self, group: Group, pair: Pair, alone: bool) -> Sample | Reject:
-        """The sample of paired videos. `alone`: it has the key for itself."""
-        item = self._paired(group, pair, group.key if alone and not group.again else pair.stem)
+    def _settle_pair(self, group: Group, pair: Pair) -> Sample | Reject:
+        """The sample of paired videos, with the key of the group if that has no other."""
+        alone = len(group.bases) == 1 and not group.again
+        item = self._paired(group, pair, group.key if alone else pair.stem)
         for video in pair.videos.values():
             del group.videos[video.name.stem]
             if isinstance(item, Sample):

@@ -31,6 +31,10 @@ class Video:
     index: int = 0
     repeated: bool = False  # a second video had the same name: later texts belong to that one
 
+    def place(self, rule: MemberRule) -> tuple[str, str] | None:
+        """Sample and name that the rule gives it."""
+        return rule.place(self.name.path, self.name.stem)
+
 
 @dataclass(slots=True)
 class Group:
@@ -42,6 +46,7 @@ class Group:
     again: bool = False  # samples of this key were emitted before
     videos: dict[str, Video] = field(default_factory=dict)  # by stem
     stems: set[str] = field(default_factory=set)  # of all videos, including emitted ones
+    bases: set[str] = field(default_factory=set)  # paths of all samples of paired videos, including emitted ones
     texts: dict[tuple[str, str], Caption | Metadata] = field(default_factory=dict)  # by stem and extension
     named: dict[str, list[str]] = field(default_factory=dict)  # stem of a video -> stems of captions with a name
     used: set[tuple[str, str]] = field(default_factory=set)  # texts that a sample has

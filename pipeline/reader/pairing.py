@@ -33,6 +33,10 @@ class Pair:
 
     def fault(self, rule: MemberRule) -> Fault | None:
         """Why the pair cannot be encoded; None if all its videos are there and can be read."""
+        for name, video in self.videos.items():
+            if video.fault is not None:
+                reason, message, policy = video.fault
+                return reason, message if name == MAIN else f"{name}: {message}", policy
         if self.main is None:
             found = ", ".join(video.name.path for video in self.videos.values())
             wanted = f"{self.stem}.{rule.video}" if rule.video else f"a video {self.stem}"
@@ -41,12 +45,12 @@ class Pair:
                 f"{wanted} is not beside {found}; pack the videos of a sample one after another",
                 False,
             )
-        for name, video in self.videos.items():
-            if video.fault is not None:
-                reason, message, policy = video.fault
-                return reason, message if name == MAIN else f"{name}: {message}", policy
         lacking = [f"{name} ({self.stem}.{suffix})" for name, suffix in rule.others if name not in self.videos]
         return missing(self.main.name.path, lacking) if lacking else None
+
+    def is_cut(self, rule: MemberRule, lost: list[Video]) -> bool:
+        """Whether an early end of the archive, which cost these videos, cost it a video or texts."""
+        return self.fault(rule) is not None or any(video is other for video in self.videos.values() for other in lost)
 
     def members(self, rule: MemberRule) -> tuple[MemberVideo, ...]:
         """All but the main video, in the order of their names. Call it where there is no `fault`."""
@@ -67,14 +71,8 @@ def pairs_of(videos: Iterable[Video], rule: MemberRule) -> list[Pair]:
     """Videos that the rule names as pairs."""
     found: dict[str, Pair] = {}
     for video in videos:
-        place = rule.place(video.name.path, video.name.stem)
-        if place is None:
-            continue
-        stem, name = place
-        if name in found.setdefault(stem, Pair(stem)).videos:  # `a.DEPTH.mp4` behind `a.depth.mp4`
-            stem = video.name.path
-            found[stem] = Pair(stem)
-        found[stem].videos[name] = video
+        if (place := video.place(rule)) is not None:
+            found.setdefault(place[0], Pair(place[0])).videos[place[1]] = video
     return list(found.values())
 
 
