@@ -18,7 +18,7 @@ help: ## this list
 
 setup: $(INSTALLED) ## virtual environment in .venv/ with everything to run, test and develop
 
-demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray -> snapshot -> a small video DiT trained on it -> pictures
+demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents with Ray -> snapshot -> a small video DiT trained on it -> a page to look at
 	$(BIN)/lathe encode $(DEMO)/corpus $(DEMO)/latents --frames 17 --size 128x128
 	$(BIN)/lathe verify $(DEMO)/latents
 	$(BIN)/lathe inspect $(DEMO)/latents
@@ -26,6 +26,7 @@ demo: $(INSTALLED) $(DEMO)/corpus ## a small corpus of real videos -> latents wi
 	$(BIN)/lathe preview $(DEMO)/latents --sheet $(DEMO)/preview.png
 	$(BIN)/lathe publish $(DEMO)/latents $(DEMO)/corpus
 	$(BIN)/python -m examples.train_dit $(DEMO)/latents@1 $(DEMO)/run $(DEMO_TRAINING)
+	$(BIN)/lathe report $(DEMO)/latents@1 --html $(DEMO)/report.html
 
 test: $(INSTALLED) check ## all checks, then the whole test suite
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
@@ -85,4 +86,5 @@ $(INSTALLED): pyproject.toml $(PINS)
 	fi
 	@echo "== everything else, pinned by $(PINS)"
 	$(BIN)/pip install --quiet -c $(PINS) -e '.[dev]'
+	@command -v chromium >/dev/null || echo "== no Chromium: tests of the report page in a browser will be skipped; apt-get install chromium"
 	@touch $@

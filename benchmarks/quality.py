@@ -1,7 +1,7 @@
 """How well a network reconstructs real videos, compared with the best linear autoencoder of as many latent channels.
 
 Takes video files, a network and its weights. Prints PSNR and SSIM per video of the network and of principal components (of blocks of 4x8x8
-pixels, 1x8x8 in the first frame) that were fitted on synthetic clips of `model.training.scenes`; the gain in dB; means over videos; whether
+pixels, 1x8x8 in the first frame) that were fitted on clips of `pipeline.synthetic_videos`; the gain in dB; means over videos; whether
 encoding in chunks equals encoding whole clips. Clips are cut, measured and rounded as in `lathe evaluate`.
 
     python benchmarks/quality.py --videos hiker.mp4 nasa_13013.mp4
@@ -28,22 +28,22 @@ import model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as well as with -m
 from benchmarks.machine import Machine
-from model.evaluation.fidelity import clip_quality
-from model.evaluation.roundtrip import RoundTrip, eight_bits
 from model.losslessness import examine
+from model.metrics.fidelity import clip_quality
+from model.metrics.roundtrip import RoundTrip, eight_bits
 from model.training.linear import LinearAutoencoder, fit_linear
-from model.training.scenes.clips import clip as synthetic_clip
 from pipeline.config import build_job
 from pipeline.corpus import resolve_inputs
 from pipeline.engine.decoders.sample_stream import SampleStream
 from pipeline.records import FrameChunk, Reject
 from pipeline.sample_corpus import make_samples
+from pipeline.synthetic_videos.clips import clip as synthetic_clip
 from pipeline.video.clips import WHOLE_CLIP, resolve_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.evaluation.fidelity import ClipQuality
+    from model.metrics.fidelity import ClipQuality
 
 # Of the weights that come with Lathe, on their two videos: 17x256x256, 8 frames per second.
 BAR_GAIN_DB, BAR_MEAN_DB = 1.5, 32.0

@@ -52,6 +52,7 @@ ENTRIES = (
     Entry("delta_log", "", "--files 100"),
     Entry("publish", "", "--shards 100"),
     Entry("compact", "", "--mebibytes 2 --file-mebibytes 1"),
+    Entry("report", "", "--clips 400"),
     Entry("loader", "", "--quick"),
     Entry("decode_only", "", "--seconds 1.2 --repeats 1"),
     Entry("write_only", "", "--mebibytes 4"),
@@ -61,6 +62,7 @@ ENTRIES = (
 NOT_RUN = {
     "encode_only": "part of networks",
     "precision": "states errors, no bar",
+    "compiled": "compiles for minutes; decides what is kept (ADR 25)",
     "synthetic_rate": "states a rate, no bar",
     "training_memory": "states memory, no bar",
     "loss_curve": "draws a picture",

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file as
 
 from benchmarks.machine import Machine
 from model.training.networks import trainable
-from model.training.scenes.clips import clip
+from pipeline.synthetic_videos.clips import clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,9 +5,10 @@ The configuration comes from the fields of the job and recipe classes (type, def
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -15,14 +16,15 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from model.training.objective_recipe import TERMS
+from model.training.objective_recipe import ADVERSARIAL_KEYS, OBJECTIVE_KEYS, TERMS, AdversarialRecipe, ObjectiveRecipe
 from model.training.recipe import TrainingRecipe
 from pipeline.cli.app import app
-from pipeline.config import EncodeJob
+from pipeline.config import EmbedJob, EncodeJob
 from pipeline.training.job import TrainJob
 
 JOBS: dict[type[BaseModel], tuple[str, str]] = {
     EncodeJob: ("Encoding job", "For `lathe encode`, `plan`, `evaluate` and `check`."),
+    EmbedJob: ("Embedding job", "For `lathe embed` ([sidecars.md](sidecars.md)), which takes a job file of its own."),
     TrainJob: ("Training job", "For `lathe train`. How to train: [training.md](training.md)."),
     TrainingRecipe: ("Training recipe", "`recipe` of a training job names one; `overrides` changes its values."),
 }
@@ -61,9 +63,27 @@ def configuration() -> str:
     parts = [NOTICE + CONFIGURATION]
     for kind, (title, about) in JOBS.items():
         parts += [f"# {title}\n\n{about}\n", *sections(kind, "", described)]
+    for key, kind, texts in (
+        ("objective", ObjectiveRecipe, OBJECTIVE_KEYS),
+        ("objective.adversarial", AdversarialRecipe, ADVERSARIAL_KEYS),
+    ):
+        # in the order of the texts; a key without one, or a text without its key, is an error
+        fields = {item.name: item for item in dataclasses.fields(kind)}
+        if fields.keys() != texts.keys():
+            raise ValueError(
+                f"{kind.__name__} and its texts have different keys: {sorted(fields.keys() ^ texts.keys())}"
+            )
+        rows = [(f"`{name}`", _default(fields[name]), text) for name, text in texts.items()]
+        parts += [f"## `stages[].{key}`\n", table("key", "default", "meaning", rows=rows)]
     terms = [(f"`{name}`", text) for name, text in TERMS.items()]
     parts += ["## Terms of `stages[].objective.terms`\n\nEach takes a weight.\n", table("term", "measures", rows=terms)]
     return "\n".join(parts)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    if item.default is dataclasses.MISSING:
+        return "required"
+    return f"`{json.dumps(item.default)}`"
 
 
 def sections(kind: type[BaseModel], prefix: str, described: dict[type[BaseModel], str]) -> list[str]:
@@ -147,7 +167,17 @@ def commands() -> str:
     """The text of docs/commands.md."""
     group: Any = typer.main.get_command(app)
     context = group.make_context("lathe", ["--help"], resilient_parsing=True)
-    return "\n".join([NOTICE + COMMANDS, *(command(name, group.commands[name], context) for name in group.commands)])
+    return "\n".join([NOTICE + COMMANDS, *commands_of(group, context)])
+
+
+def commands_of(group: Any, context: Any, before: str = "") -> Iterator[str]:
+    """The commands of a group, and those of groups in it."""
+    for name, parsed in group.commands.items():
+        if hasattr(parsed, "commands"):
+            inner = type(context)(parsed, info_name=name, parent=context)
+            yield from commands_of(parsed, inner, f"{before}{name} ")
+        else:
+            yield command(f"{before}{name}", parsed, context)
 
 
 def command(name: str, parsed: Any, parent: Any) -> str:

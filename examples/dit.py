@@ -28,7 +28,10 @@ POSITION_BASE = 256.0  # ratio of the longest to the shortest period, which is 2
 
 @dataclass(frozen=True, slots=True)
 class DiTConfig:
-    """Sizes of a `DiT`. `patch`: latent frames, rows, columns of a token. Head size `width / heads` must be a multiple of 16."""
+    """Sizes of a `DiT`. `patch`: latent frames, rows, columns of a token. Head size `width / heads` must be a multiple of 16.
+
+    `text_width`: values of a text embedding, 0 for captions as hashed words. `known_channels`: of what is known of the latents.
+    """
 
     channels: int
     width: int = 192
@@ -36,6 +39,8 @@ class DiTConfig:
     heads: int = 6
     patch: tuple[int, int, int] = (1, 2, 2)
     vocabulary: int = 4096
+    text_width: int = 0
+    known_channels: int = 0
 
     def __post_init__(self) -> None:
         if self.width % (16 * self.heads):
@@ -49,18 +54,25 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         values = config.channels * math.prod(config.patch)
-        self.embed = nn.Linear(values, config.width)
+        self.embed = nn.Linear(values + config.known_channels * math.prod(config.patch), config.width)
         self.time = nn.Sequential(
             nn.Linear(TIME_VALUES, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
         )
-        self.words = nn.Embedding(config.vocabulary, config.width)
+        self.text = (
+            nn.Linear(config.text_width, config.width)
+            if config.text_width
+            else nn.Embedding(config.vocabulary, config.width)
+        )
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.head = nn.Linear(config.width, values)
         self._initialise()
 
-    def forward(self, noisy_BCTHW: Tensor, time_B: Tensor, words_BS: Tensor) -> Tensor:
-        """Latents without noise `BCTHW`, for times in [0, 1] (1 is noise) and captions as `caption_words` makes them.
+    def forward(self, noisy_BCTHW: Tensor, time_B: Tensor, text: Tensor, known_BCTHW: Tensor | None = None) -> Tensor:
+        """Latents without noise `BCTHW`, for times in [0, 1] (1 is noise).
+
+        `text`: captions as `caption_words` makes them, or text embeddings `B text_width`. `known_BCTHW`: what is known of them, such as
+        their first frame and where it is, `known_channels` channels.
 
         Raises:
             ValueError: height or width is not a multiple of the patch.
@@ -68,8 +80,9 @@ class DiT(nn.Module):
         grid = self._grid(noisy_BCTHW)
         rotation_LK = rotations(grid, self.config.width // self.config.heads, noisy_BCTHW.device)
         position_LD = torch.cat(rotations(grid, self.config.width, noisy_BCTHW.device), dim=1)
-        tokens_BLD = self.embed(to_patches(noisy_BCTHW, self.config.patch)) + position_LD
-        condition_BD = F.silu(self.time(time_features(time_B)) + self._caption(words_BS))
+        seen_BCTHW = noisy_BCTHW if known_BCTHW is None else torch.cat([noisy_BCTHW, known_BCTHW], dim=1)
+        tokens_BLD = self.embed(to_patches(seen_BCTHW, self.config.patch)) + position_LD
+        condition_BD = F.silu(self.time(time_features(time_B)) + self._caption(text))
         for block in self.blocks:
             tokens_BLD = block(tokens_BLD, condition_BD, rotation_LK)
         shift_BD, scale_BD = self.modulation(condition_BD).chunk(2, dim=-1)
@@ -87,10 +100,13 @@ class DiT(nn.Module):
         frames, height, width = (size // step for size, step in zip(sizes, patch, strict=True))
         return frames, height, width
 
-    def _caption(self, words_BS: Tensor) -> Tensor:
-        """Mean embedding of the words, `BD`."""
-        present_BS1 = (words_BS != PADDING).unsqueeze(-1)
-        found_BSD = self.words(words_BS.clamp(min=0)) * present_BS1
+    def _caption(self, text: Tensor) -> Tensor:
+        """Text embeddings at the width of tokens, or the mean embedding of the words, `BD`."""
+        if self.config.text_width:
+            found: Tensor = self.text(F.layer_norm(text, text.shape[-1:]))
+            return found
+        present_BS1 = (text != PADDING).unsqueeze(-1)
+        found_BSD = self.text(text.clamp(min=0)) * present_BS1
         return found_BSD.sum(1) / present_BS1.sum(1)
 
     def _initialise(self) -> None:
@@ -98,7 +114,8 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.words.weight, std=0.5)
+        if isinstance(self.text, nn.Embedding):
+            nn.init.normal_(self.text.weight, std=0.5)
         for name, value in self.named_parameters():
             if name.endswith("modulation.weight") or name == "head.weight":
                 nn.init.zeros_(value)

@@ -17,13 +17,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from examples.dit import NO_CAPTION, PADDING
-
 SHIFT = 3.0
 SMALLEST_TIME = 0.1  # below it errors would weigh more than a hundred times
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Noisy latents `BCTHW`, times `B` and words `BS` to latents without noise `BCTHW`."""
+"""Noisy latents `BCTHW`, times `B` and text (words `BS` or embeddings `BE`) to latents without noise `BCTHW`."""
 
 
 def draw(seed: int, step: int, ids: Sequence[str], like_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,42 +46,41 @@ def generator_of(device: torch.device, *values: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def flow_loss(
-    network: Denoiser, latents_BCTHW: Tensor, words_BS: Tensor, noise_BCTHW: Tensor, time_B: Tensor
-) -> Tensor:
+def flow_loss(network: Denoiser, latents_BCTHW: Tensor, text: Tensor, noise_BCTHW: Tensor, time_B: Tensor) -> Tensor:
     """Mean square error of the velocity, over all values of the batch."""
     time = time_B.view(-1, 1, 1, 1, 1)
     noisy_BCTHW = (1 - time) * latents_BCTHW + time * noise_BCTHW
-    found_BCTHW = velocity(network, noisy_BCTHW, time_B, words_BS)
+    found_BCTHW = velocity(network, noisy_BCTHW, time_B, text)
     return (found_BCTHW - (noise_BCTHW - latents_BCTHW)).square().mean()
 
 
-def velocity(network: Denoiser, noisy_BCTHW: Tensor, time_B: Tensor, words_BS: Tensor) -> Tensor:
+def velocity(network: Denoiser, noisy_BCTHW: Tensor, time_B: Tensor, text: Tensor) -> Tensor:
     """Velocity `BCTHW`, float32, that leads to the latent which the network sees in a noisy one."""
-    latents_BCTHW = network(noisy_BCTHW, time_B, words_BS).float()
+    latents_BCTHW = network(noisy_BCTHW, time_B, text).float()
     return (noisy_BCTHW - latents_BCTHW) / time_B.clamp(min=SMALLEST_TIME).view(-1, 1, 1, 1, 1)
 
 
 @torch.inference_mode()
 def sample(
     network: Denoiser,
-    words_BS: Tensor,
+    text: Tensor,
+    empty: Tensor,
     shape: Sequence[int],
     *,
     steps: int = 32,
     guidance: float = 1.5,
     seed: int = 0,
 ) -> Tensor:
-    """Latents `BCTHW` for captions, float32; `shape` is CTHW. `guidance=1` follows captions without amplifying them."""
-    count, device = len(words_BS), words_BS.device
+    """Latents `BCTHW` for captions, float32. `empty`: the text of as many empty captions; `shape` is CTHW. `guidance=1` follows captions
+    without amplifying them. The network is called with all captions, then all empty ones, as one batch.
+    """
+    count, device = len(text), text.device
     noise = [
         torch.randn(tuple(shape), generator=generator_of(device, seed, "sample", n), device=device)
         for n in range(count)
     ]
     latents_BCTHW = torch.stack(noise)
-    empty_BS = torch.full_like(words_BS, PADDING)
-    empty_BS[:, 0] = NO_CAPTION
-    both = torch.cat([words_BS, empty_BS])
+    both = torch.cat([text, empty])
     for time, following in pairwise(shifted(torch.linspace(1, 0, steps + 1)).tolist()):
         time_B = torch.full((2 * count,), time, device=device)
         with_caption, without = velocity(network, latents_BCTHW.repeat(2, 1, 1, 1, 1), time_B, both).chunk(2)

@@ -20,14 +20,16 @@ from typing import IO, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from examples import pictures
-from examples.dit import DiT, DiTConfig, caption_words
-from examples.flow import draw, flow_loss, sample
+from examples.dit import PADDING, DiT, DiTConfig, caption_words
+from examples.flow import Denoiser, draw, flow_loss, sample
 from examples.training_state import AveragedWeights, Ranks, RunFolder, joined_ranks
 from pipeline import LatentDataset, LatentLoader
-from pipeline.errors import LatheError, TrainingError
+from pipeline.errors import ConfigError, LatheError, TrainingError
+from pipeline.loader.batch import Batch
 
 
 def option(default: Any, text: str) -> Any:
@@ -53,11 +55,20 @@ class Options:
     clip: float = option(1.0, "largest norm of the gradient")
     average: float = option(0.99, "decay of the averaged weights")
     caption_dropout: float = option(0.1, "fraction of captions left out")
+    text: str = option("", "sidecar set of text embeddings that `lathe embed` made; without it words are hashed")
+    known: Literal["nothing", "first_frame", "i2v_cond"] = option(
+        "nothing",
+        "of the latents, for image to video: first_frame: the first latent frame; i2v_cond: the stored condition",
+    )
     normalize: Literal["model", "none"] = option("model", "model: by the network's constants; none: latents as stored")
     seed: int = option(0, "of weights, order, noise and times")
     checkpoint_every: int = option(200, "steps between checkpoints")
     samples: int = option(6, "videos sampled at the end; 0: none")
     log_ids: bool = option(False, "log the ids of every step")
+
+    def __post_init__(self) -> None:
+        if self.known not in ("nothing", "first_frame", "i2v_cond"):
+            raise ConfigError(f"--known: expected nothing, first_frame or i2v_cond, got {self.known!r}")
 
 
 FREE = {"output", "run", "steps", "checkpoint_every", "samples", "log_ids"}
@@ -70,21 +81,18 @@ def train(options: Options) -> None:
         LatheError: no snapshot, a batch that the processes cannot share, a run folder with other settings.
     """
     with joined_ranks() as ranks:
-        dataset = LatentDataset.open(options.output)
+        dataset = LatentDataset.open(options.output, columns=("i2v_cond",) if options.known == "i2v_cond" else ())
         loader = LatentLoader(
             dataset,
             batch=options.batch,
-            seed=options.seed,
             dp_rank=ranks.rank,
             dp_world=ranks.world,
-            normalize=options.normalize,
-            device=ranks.device,
-            dtype=torch.float32,
             caption_dropout=options.caption_dropout,
+            **loading(options, ranks.device),
         )
         files = RunFolder(options.run)
         files.path.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(options, ranks, files, dataset.spec.latent_channels)
+        trainer = Trainer(options, ranks, files, dataset.spec.latent_channels, text_width(dataset, options))
         with closing(loader):
             trainer.resume(loader)
             loader.check_ranks()
@@ -96,13 +104,42 @@ def train(options: Options) -> None:
         ranks.gather(None)  # all wait for the pictures
 
 
+def loading(options: Options, device: torch.device) -> dict[str, Any]:
+    """Arguments of a loader that decide what a batch of this run holds."""
+    return {
+        "seed": options.seed,
+        "normalize": options.normalize,
+        "device": device,
+        "dtype": torch.float32,
+        "sidecars": (options.text,) if options.text else (),
+    }
+
+
+def text_width(dataset: LatentDataset, options: Options) -> int:
+    """Values of a text embedding of the sidecar set; 0 without one."""
+    if not options.text:
+        return 0
+    with closing(LatentLoader(dataset, batch=1, sidecars=(options.text,))) as loader:
+        (embedding_LE,) = next(iter(loader)).sidecars[options.text.partition("@")[0]]["embedding"]
+    return int(embedding_LE.shape[-1])
+
+
+def knowing(network: nn.Module, known_BCTHW: Tensor | None) -> Denoiser:
+    """The network with what is known of the latents."""
+    return lambda noisy_BCTHW, time_B, text: network(noisy_BCTHW, time_B, text, known_BCTHW)
+
+
 class Trainer:
     """Network, optimizer and averaged weights in one process of a run, and its step number."""
 
-    def __init__(self, options: Options, ranks: Ranks, files: RunFolder, channels: int) -> None:
+    def __init__(self, options: Options, ranks: Ranks, files: RunFolder, channels: int, text: int = 0) -> None:
+        """`channels`: of latents. `text`: values of a text embedding, 0 for hashed words."""
         self.options, self.ranks, self.files, self.step = options, ranks, files, 0
         patch = (1, options.patch, options.patch)
-        self.config = DiTConfig(channels, options.width, options.depth, options.heads, patch)
+        known = 0 if options.known == "nothing" else channels + 1
+        self.config = DiTConfig(
+            channels, options.width, options.depth, options.heads, patch, text_width=text, known_channels=known
+        )
         torch.manual_seed(options.seed)
         self.network = DiT(self.config).to(ranks.device)
         self.average = AveragedWeights(self.network, options.average)
@@ -132,7 +169,8 @@ class Trainer:
         with open(self.files.log, "a", encoding="utf-8") if self.ranks.rank == 0 else nullcontext() as log:
             for batch in loader:
                 began = time.perf_counter()
-                values = self.learn(cast(Tensor, batch.latents), batch.ids, batch.captions)  # a list only with `Pack`
+                latents_BCTHW = cast(Tensor, batch.latents)  # a list only with `Pack`
+                values = self.learn(latents_BCTHW, batch.ids, self._text(batch), self._known(batch))
                 values |= {"bucket": batch.bucket, "seconds": time.perf_counter() - began}
                 if self.options.log_ids:
                     values["ids"] = [name for part in self.ranks.gather(list(batch.ids)) for name in part]
@@ -144,15 +182,16 @@ class Trainer:
                 if last:
                     break
 
-    def learn(self, latents_BCTHW: Tensor, ids: Sequence[str], captions: Sequence[str]) -> dict[str, Any]:
+    def learn(
+        self, latents_BCTHW: Tensor, ids: Sequence[str], text: Tensor, known_BCTHW: Tensor | None = None
+    ) -> dict[str, Any]:
         """One step on this rank's share of a batch. Gradients are averaged over ranks, whose shares are equal. Returns values to log."""
         options = self.options
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1.0, (self.step + 1) / options.warmup)
         noise_BCTHW, time_B = draw(options.seed, self.step, ids, latents_BCTHW)
-        words_BS = self._words(captions)
         with self._low_precision():
-            loss = flow_loss(self.shared, latents_BCTHW, words_BS, noise_BCTHW, time_B)
+            loss = flow_loss(knowing(self.shared, known_BCTHW), latents_BCTHW, text, noise_BCTHW, time_B)
         loss.backward()
         length = nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
         mean = self.ranks.mean(loss)
@@ -170,21 +209,51 @@ class Trainer:
     def show(self, dataset: LatentDataset) -> None:
         """Samples videos with the captions of stored latents, and shows them below these."""
         options = self.options
-        loader = LatentLoader(dataset, batch=options.samples, shuffle="none", drop_last=False, epochs=1)
-        with closing(loader):
-            stored = next(iter(loader))
-            stored_BCTHW = cast(Tensor, stored.latents)
+        stored, empty = (self._first_rows(dataset, dropout) for dropout in (0.0, 1.0))
+        stored_BCTHW = cast(Tensor, stored.latents)
         network = DiT(self.config).to(self.ranks.device).eval()
         network.load_state_dict(self.average.values)
+        known_BCTHW = self._known(stored)
+        both_BCTHW = None if known_BCTHW is None else known_BCTHW.repeat(2, 1, 1, 1, 1)  # with and without captions
+        text = self._text(stored)
         with self._low_precision():
-            found = sample(network, self._words(stored.captions), stored_BCTHW.shape[1:])
+            found = sample(knowing(network, both_BCTHW), text, self._text(empty, like=text), stored_BCTHW.shape[1:])
         decoder = pictures.SampleDecoder(dataset, str(self.ranks.device))
-        samples = [decoder.video(latent, normalized=options.normalize == "model") for latent in found]
-        originals = [decoder.video(latent, normalized=False) for latent in stored_BCTHW]
+        normalized = options.normalize == "model"
+        samples = [decoder.video(latent, normalized=normalized) for latent in found]
+        originals = [decoder.video(latent, normalized=normalized) for latent in stored_BCTHW]
         pictures.write_samples(self.files.path, samples, originals, stored.captions, float(stored.fps[0]))
 
-    def _words(self, captions: Sequence[str]) -> Tensor:
-        return caption_words(captions, self.config.vocabulary).to(self.ranks.device)
+    def _first_rows(self, dataset: LatentDataset, dropout: float) -> Batch:
+        loader = LatentLoader(
+            dataset,
+            batch=self.options.samples,
+            shuffle="none",
+            drop_last=False,
+            epochs=1,
+            caption_dropout=dropout,
+            **loading(self.options, self.ranks.device),
+        )
+        with closing(loader):
+            return next(iter(loader))
+
+    def _text(self, batch: Batch, like: Tensor | None = None) -> Tensor:
+        """Captions as the network takes them: mean embeddings of their tokens `BE`, or words `BS`, of the length of `like` where given."""
+        if self.options.text:
+            tokens = batch.sidecars[self.options.text.partition("@")[0]]["embedding"]
+            return torch.stack([tokens_LE.float().mean(0) for tokens_LE in tokens])
+        words_BS = caption_words(batch.captions, self.config.vocabulary).to(self.ranks.device)
+        return words_BS if like is None else F.pad(words_BS, (0, like.shape[1] - words_BS.shape[1]), value=PADDING)
+
+    def _known(self, batch: Batch) -> Tensor | None:
+        """What is known of the latents of a batch, with a channel that is 1 where it holds: their first frame."""
+        latents_BCTHW = cast(Tensor, batch.latents)
+        where_B1THW = torch.zeros_like(latents_BCTHW[:, :1])
+        where_B1THW[:, :, 0] = 1
+        if self.options.known == "nothing":
+            return None
+        values_BCTHW = batch.i2v_cond if self.options.known == "i2v_cond" else latents_BCTHW * where_B1THW
+        return torch.cat([cast(Tensor, values_BCTHW), where_B1THW], dim=1)
 
     def _low_precision(self) -> Any:
         """bfloat16 arithmetic on GPUs that have it; weights and optimizer stay float32."""

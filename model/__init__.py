@@ -4,7 +4,7 @@ Public names: `load`, `from_state_dict`, `identify`, `names`, `spec` and the typ
 Importing this package loads no torch; `load`, `from_state_dict` and `identify` do.
 
 - `interface`: `LatentSpec` and the `VideoVAE` protocol
-- `registry`, `family`: names of networks and plain facts about them
+- `registry`, `family`, `wan_statistics`: names of networks and plain facts about them
 - `definition`: networks as published, with gradients; `reconstruction` (what they return), `layers` (what they share)
 - `identity`: what decides a network's latents
 - `checkpoint`: reads a checkpoint URI into tensors; `weights`: checks and hashes them, holds the weights that ship with Lathe
@@ -14,7 +14,7 @@ Importing this package loads no torch; `load`, `from_state_dict` and `identify` 
 - `colour`, `sheets`: YUV planes to RGB, comparison pictures
 - `convolution`, `winograd`: convolutions with weights packed once
 - `leanvae`, `wfvae`, `wfvae2`, `ivvae`, `diffusers_vae`: the networks
-- `kernels`, `evaluation`, `training`: GPU kernels, quality metrics, training
+- `kernels`, `metrics`, `training`: GPU kernels, quality metrics, training
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ LONG_FIRST = (
     "tests/engine/test_ray_head.py",
     "tests/engine/test_ray_training.py",
     "tests/model/test_ivvae_full_size.py",
-    "tests/model/test_training_scenes.py",
+    "tests/pipeline/test_synthetic_videos.py",
     "tests/engine/test_kill.py",
     "tests/chaos/test_chaos.py",
     "tests/engine/test_exactly_once.py",

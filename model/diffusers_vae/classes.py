@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.diffusers_vae.presets import MOCHI_MEAN, MOCHI_STD, WAN_21_MEAN, WAN_21_STD
+from model.diffusers_vae.presets import MOCHI_MEAN, MOCHI_STD
+from model.wan_statistics import WAN21_MEAN, WAN21_STD
 
 _EIGHTFOLD = [True, True, True, False]
 
@@ -19,16 +20,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dim_mult": [1, 2, 4, 4],
         "temperal_downsample": [False, True, True],
         "patch_size": None,
-        "latents_mean": WAN_21_MEAN,
-        "latents_std": WAN_21_STD,
+        "latents_mean": list(WAN21_MEAN),
+        "latents_std": list(WAN21_STD),
     },
     "AutoencoderKLQwenImage": {
         "input_channels": 3,
         "z_dim": 16,
         "dim_mult": [1, 2, 4, 4],
         "temperal_downsample": [False, True, True],
-        "latents_mean": WAN_21_MEAN,
-        "latents_std": WAN_21_STD,
+        "latents_mean": list(WAN21_MEAN),
+        "latents_std": list(WAN21_STD),
     },
     "AutoencoderKLLTX2Video": {
         "in_channels": 3,

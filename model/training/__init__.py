@@ -2,8 +2,8 @@
 
 - `trainer`: entry point; `learner` (all trained state), `optimisation`, `batches`, `starting`, `run_folder`, `metrics_log`
 - `recipe`, `objective_recipe`: everything that decides a run; weights of the loss terms
-- `objective`, `losses`, `perceptual`, `discriminators`: the objective
+- `objective`, `losses`, `discriminators`: the objective
 - `networks`: networks by name with initial weights
 - `initialisation`, `linear`, `inflation`: initial weights: random, principal components, from an image VAE
-- `source`, `scenes`: numbered clips; synthetic videos
+- `source`: numbered clips
 """

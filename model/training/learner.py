@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from model.metrics.perceptual import LPIPS
     from model.training.batches import MicroBatch
-    from model.training.perceptual import LPIPS
     from model.training.recipe import Stage, TrainingRecipe
     from model.training.source import ClipSource
 

@@ -1,6 +1,6 @@
 """Loss terms of the published objectives: scalars with gradients, one small function each.
 
-`model.training.objective` weights and sums them; the perceptual terms are in `model.training.perceptual`.
+`model.training.objective` weights and sums them; the perceptual terms are in `model.metrics.perceptual`.
 
 Sources: LeanVAE (ICCV 2025, training objective; spec section 13), WF-VAE (section 3.4, equations 5 to 7; spec section 14), IV-VAE
 (supplement 3.1, equation 5; spec section 10), LeCam (Tseng et al. 2021, equation 4), VQGAN (Esser et al. 2021, equation 7).

@@ -1,6 +1,6 @@
 """Training objective: the weighted sum of a recipe's terms, for the autoencoder and for the discriminator.
 
-Terms are functions of `model.training.losses` and `model.training.perceptual`. Results are a loss with gradients, and the
+Terms are functions of `model.training.losses` and `model.metrics.perceptual`. Results are a loss with gradients, and the
 unweighted value of every term by name, for the logs.
 """
 
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from model.metrics.perceptual import pyramid_distance
 from model.training import losses
 from model.training.discriminators import DISCRIMINATORS
-from model.training.perceptual import pyramid_distance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
+    from model.metrics.perceptual import LPIPS
     from model.posterior import Posterior
     from model.training.objective_recipe import ObjectiveRecipe
-    from model.training.perceptual import LPIPS
 
     Coefficients = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]  # of the encoder, of the decoder
 

@@ -30,20 +30,43 @@ DISCRIMINATORS = ("patch2d", "patch3d")  # built in `model.training.discriminato
 GENERATORS = ("non_saturating", "hinge", "hinge_sum")
 
 
+ADVERSARIAL_KEYS = {
+    "weight": "weight of the generator's term; with `adaptive` a factor on the measured ratio",
+    "discriminator": "`patch2d` judges single frames, `patch3d` clips",
+    "channels": "width of the discriminator's first layer",
+    "layers": "downsamplings in space",
+    "generator": "the autoencoder's term: `non_saturating`, `hinge` (mean of logits), or `hinge_sum` (sum over a frame's logits)",
+    "adaptive": "measure the ratio of the gradients of reconstruction and adversarial term at the last layer (WF-VAE equation 7)",
+    "ceiling": "largest ratio; VQGAN's by default",
+    "dropout": "share of the discriminator's values set to zero after each of its norms",
+    "alternate": "even steps train the autoencoder only, odd steps the discriminator only",
+    "start": "first step of the stage with this term",
+    "lecam": "weight of the LeCam regulariser of the discriminator",
+    "lecam_decay": "decay per step of its running means",
+}
+OBJECTIVE_KEYS = {
+    "terms": "weights by name of term, below",
+    "perceptual_frames": "frames that LPIPS and `pyramid` compare: `all`, or `group` (frame 0 and one random group of four of every video)",
+    "perceptual_range": "of black and white as LPIPS gets them; it was made for [-1, 1]",
+    "reference_area": "multiply the loss by this number of pixels over a frame's (IV-VAE equation 5)",
+    "adversarial": "adversarial term, below",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class AdversarialRecipe:
-    """The adversarial term."""
+    """The adversarial term; `ADVERSARIAL_KEYS` has the meaning of its keys."""
 
-    weight: float  # of the generator's term; with `adaptive` a factor on the measured ratio
+    weight: float
     discriminator: str = "patch2d"
     channels: int = 64
     layers: int = 3
     generator: str = "non_saturating"
     adaptive: bool = False
-    ceiling: float = 1e4  # of the measured ratio, before `weight` multiplies it; 1e4 is VQGAN's
-    dropout: float = 0.0  # share of the discriminator's values set to zero after each of its norms
-    alternate: bool = False  # even steps train the autoencoder only, odd steps the discriminator only
-    start: int = 0  # first step with this term
+    ceiling: float = 1e4
+    dropout: float = 0.0
+    alternate: bool = False
+    start: int = 0
     lecam: float = 0.0
     lecam_decay: float = 0.999
 
@@ -70,15 +93,12 @@ class AdversarialRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveRecipe:
-    """Weights by name of term. Terms of weight zero are not computed."""
+    """Weights by name of term; terms of weight zero are not computed. `OBJECTIVE_KEYS` has the meaning of its keys."""
 
     terms: Mapping[str, float] = field(default_factory=dict)
-    perceptual_frames: str = "all"  # "group": frame 0 and one random group of four of every video (LeanVAE)
-    perceptual_range: tuple[float, float] = (
-        -1.0,
-        1.0,
-    )  # of black and white as LPIPS gets them; it was made for [-1, 1]
-    reference_area: int | None = None  # the loss is multiplied by this over a frame's pixels (IV-VAE equation 5)
+    perceptual_frames: str = "all"
+    perceptual_range: tuple[float, float] = (-1.0, 1.0)
+    reference_area: int | None = None
     adversarial: AdversarialRecipe | None = None
 
     def __post_init__(self) -> None:

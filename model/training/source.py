@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from model.training.scenes.clips import clip as synthetic_clip
-
 if TYPE_CHECKING:
     import torch
 
@@ -35,14 +33,3 @@ class ClipSource(Protocol):
             ValueError: a size that this source does not have.
         """
         ...
-
-
-class SyntheticSource:
-    """Clips of `model.training.scenes`; endless and without repetition."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def clip(self, index: int, frames: int, height: int, width: int) -> Clip:
-        """As `ClipSource.clip`; keys are `synthetic/SEED/INDEX`."""
-        return Clip(f"synthetic/{self.seed}/{index}", synthetic_clip(self.seed, index, frames, height, width))

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from model.metrics.perceptual import LPIPS
     from model.training.batches import MicroBatch, StageSchedule
-    from model.training.perceptual import LPIPS
     from model.training.recipe import Stage, TrainingRecipe
     from model.training.source import ClipSource
 

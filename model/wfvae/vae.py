@@ -60,21 +60,6 @@ class StreamedVAE(CausalVAE):
         super().__init__(*arguments, **provenance)
         self.network: Any = network
 
-    def coefficients(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Haar bands `B C t h w` that the energy flow reads, of a whole video, finest level first (spec section 4)."""
-        inputs.check_video(video_BCTHW, self.spec, first=True)
-        with self._arithmetic():
-            return self._encoder.coefficients(video_BCTHW.to(self.device, self.input_dtype))
-
-    def decoded_coefficients(self, latent_BCthw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Haar bands `B C t h w` that the decoder predicts, additions included, of a whole video, finest level first."""
-        inputs.check_latent(latent_BCthw, self.spec)
-        bands: list[torch.Tensor] = []
-        latent = latent_BCthw.to(self.device, self.input_dtype).permute(0, 2, 3, 4, 1).contiguous()
-        with self._arithmetic():
-            self._decoder(latent, StreamState(None, self._decoder.slots), bands)
-        return tuple(band.permute(0, 4, 1, 2, 3).contiguous() for band in bands)
-
     # ---- encoder and decoder ----------------------------------------------------------------------------------------
 
     def _run_encoder(

@@ -6,8 +6,9 @@
 - `compact_command`: compact
 - `maintenance_commands`: takedown, gc
 - `nightly_command`: nightly
-- `report_commands`: report
+- `report_commands`: report, serve
 - `export_command`: export
+- `sidecar_commands`: embed, sidecar import, list, verify
 - `network_commands`: train, models, check, evaluate, preview, convert-checkpoint
 - `terminal`: options that commands share, printing of results, errors and exit codes
 - `progress`: displays of a running build (live, plain lines, JSON lines)

@@ -18,6 +18,7 @@ from pipeline.cli import (
     nightly_command,
     output_commands,
     report_commands,
+    sidecar_commands,
     status_commands,
 )
 from pipeline.cli.terminal import (
@@ -302,10 +303,13 @@ app.command()(output_commands.snapshots)
 app.command()(output_commands.diff)
 app.command()(output_commands.stats)
 app.command()(report_commands.report)
+app.command()(report_commands.serve)
 app.command()(maintenance_commands.takedown)
 app.command()(maintenance_commands.gc)
 app.command()(compact_command.compact)
 app.command()(export_command.export)
+app.command()(sidecar_commands.embed)
+app.add_typer(sidecar_commands.sidecar, name="sidecar")
 app.command()(network_commands.train)
 app.command()(network_commands.models)
 app.command()(network_commands.check)

@@ -35,6 +35,13 @@ def export(
             metavar="TABLE.parquet", help="Text embeddings by id, caption or caption hash; see docs/export.md."
         ),
     ] = None,
+    sidecar: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET|NAME=SET.TENSOR",
+            help="Text embeddings from a sidecar set of the output, e.g. t5 or clip_embedding=clip.pooled; repeatable.",
+        ),
+    ] = None,
     where: Annotated[
         str | None, typer.Option(metavar="FILTER", help='Rows to export, e.g. "fps >= 24 and metadata.score > 5".')
     ] = None,
@@ -64,7 +71,17 @@ def export(
         from pipeline.export.targets import Request, export_output
         from pipeline.process import signals
 
-        request = Request(to, as_model, normalize, tuple(member or ()), dtype, text_embeddings, where, fingerprint)
+        request = Request(
+            to,
+            as_model,
+            normalize,
+            tuple(member or ()),
+            dtype,
+            text_embeddings,
+            tuple(sidecar or ()),
+            where,
+            fingerprint,
+        )
         with signals.handled():
             report = export_output(output, directory, request, storage_config(endpoint_url), _progress())
         values = report.to_dict()

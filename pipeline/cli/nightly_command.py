@@ -167,6 +167,8 @@ def night_lines(night: dict[str, Any]) -> list[str]:
         )
     elif night["snapshot"] is None:
         lines.append("  snapshot  nothing was published")
+    if night["page"] is not None:
+        lines.append(f"  page      {night['page']}")
     lines += check_lines(night["checks"])
     if night["shards_todo"]:
         lines.append(

@@ -6,6 +6,7 @@ Packages are imported when a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +59,10 @@ def publish(
     partial: Annotated[
         bool, typer.Option("--partial", help="Publish although shards are not done; they are recorded.")
     ] = False,
-    reject_budget: Annotated[float, typer.Option(min=0, max=1, help="Largest fraction of damaged inputs.")] = 0.05,
+    reject_budget: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Largest fraction of damaged inputs. [default: that of --config, or 0.05]"),
+    ] = None,
     max_drift: Annotated[
         float,
         typer.Option(min=0, help="Largest change of a channel's mean or standard deviation, in standard deviations."),
@@ -80,11 +84,14 @@ def publish(
             help="Pass over snapshots that are damaged, read the receipts they cover again, go on without lost receipts.",
         ),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Store a page on the snapshot in the output as well; see `lathe report`.")
+    ] = False,
     annotations: TableOfAnnotations = None,
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", metavar="JOB.yaml", help="Job of the build, whose inputs, annotations and columns are listed."
+            "--config", metavar="JOB.yaml", help="Job of the build: its inputs, annotations, columns and reject budget."
         ),
     ] = None,
     endpoint_url: StoreSettings = None,
@@ -127,11 +134,14 @@ def publish(
 
             floors = {"psnr_floor": psnr_floor, "ssim_floor": ssim_floor}
             check = canary_check(storage, clips=canary, checkpoint=checkpoint, device=device, **floors)
+        limits = Limits(drift=max_drift, removed=max_removed)
+        if (budget := job.reject_budget if reject_budget is None and job is not None else reject_budget) is not None:
+            limits = replace(limits, reject_budget=budget)
         options = PublishOptions(
             fingerprint=fingerprint,
             removed="drop" if removed == "drop" else "keep",
             partial=partial,
-            limits=Limits(reject_budget=reject_budget, drift=max_drift, removed=max_removed),
+            limits=limits,
             job=None if job is None else {"inputs": list(job.inputs)},
             delta=delta,
             rebuild=rebuild,
@@ -146,9 +156,32 @@ def publish(
         except PublishFailed as error:
             show_failed(error, as_json)
             raise
-        show_published(published, as_json)
+        page = _report(store, published, storage, as_json, checkpoint, device) if report else None
+        show_published(published, as_json, page=page)
 
     guard(run, debug=debug, again=lambda: interrupted(reached, output))
+
+
+def _report(store: Any, published: Any, storage: Any, as_json: bool, checkpoint: str | None, device: str) -> str:
+    """URI of the page on the snapshot, made unless one is stored.
+
+    Raises:
+        BuildError: it cannot be made; the snapshot is published, which is printed.
+    """
+    from pipeline.errors import BuildError, LatheError
+    from pipeline.format.layout import snapshot_page_key
+    from pipeline.report.written import make_stored_report, stored_page
+
+    number = published.snapshot.number
+    try:
+        if stored_page(store, number) is not None:
+            return str(store.uri(snapshot_page_key(number)))
+        return make_stored_report(store, number, storage, checkpoint=checkpoint, device=device)
+    except LatheError as error:
+        show_published(published, as_json, error=str(error))
+        raise BuildError(
+            f"snapshot {number} is published, the page on it was not made: {error}; then: lathe report {store.root}@{number} --store"
+        ) from error
 
 
 def publish_job(job: EncodeJob) -> None:
@@ -183,8 +216,8 @@ def interrupted(reached: Sequence[Progress], output: str) -> str:
     return f"snapshot {progress.creating} may be published: `lathe snapshots {output}` lists it if it is"
 
 
-def show_published(published: Any, as_json: bool, error: str | None = None) -> None:
-    """Prints a `Published`. `error`: what failed afterwards."""
+def show_published(published: Any, as_json: bool, error: str | None = None, page: str | None = None) -> None:
+    """Prints a `Published`. `error`: what failed afterwards. `page`: URI of the page on the snapshot."""
     import json
 
     from pipeline.cli.snapshot_wording import published_lines
@@ -194,6 +227,8 @@ def show_published(published: Any, as_json: bool, error: str | None = None) -> N
     values = {"made": published.made, "notices": published.notices, "delta": delta, "snapshot": record}
     if error is not None:
         values["error"] = error
+    if page is not None:
+        values["page"] = page
     show_result(values, published_lines, as_json)
 
 

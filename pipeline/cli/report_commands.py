@@ -52,6 +52,33 @@ def report(
     guard(run, debug=debug, again="the output was not changed; run the same command again")
 
 
+def serve(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3://bucket/prefix that encode wrote.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: a free one.")] = 8765,
+    endpoint_url: StoreSettings = None,
+    debug: Debug = False,
+) -> None:
+    """Show an output in a browser on this machine: its snapshots, a running build, the pages. Read-only; Ctrl-C ends it."""
+
+    def run() -> None:
+        from pipeline.errors import ConfigError
+        from pipeline.process import signals
+        from pipeline.report.serving import open_server
+
+        config = storage_config(endpoint_url)
+        store, number = open_numbered(output, endpoint_url)
+        if number is not None:
+            raise ConfigError(f"{output}: all snapshots are served; write {store.root}")
+        with signals.handled(), open_server(store, config, port) as server:
+            typer.echo(f"http://127.0.0.1:{server.server_port}/ shows {store.root}; Ctrl-C ends it")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                return
+
+    guard(run, debug=debug)
+
+
 def report_lines(values: dict[str, Any]) -> list[str]:
     """What `report` prints: a summary, notices, and the path of the page last."""
     found = values["report"]

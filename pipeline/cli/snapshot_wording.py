@@ -16,7 +16,8 @@ def published_lines(published: dict[str, Any]) -> list[str]:
     lines = [f"snapshot {snapshot['number']}: {_contents(snapshot)}"] if published["made"] else []
     if published["made"]:
         lines += [_changes(snapshot), *check_lines(snapshot["checks"])]
-    return lines + [f"  note      {text}" for text in published["notices"]]
+    lines += [f"  note      {text}" for text in published["notices"]]
+    return [*lines, f"  page      {published['page']}"] if "page" in published else lines
 
 
 def snapshots_lines(found: dict[str, Any]) -> list[str]:
@@ -26,6 +27,10 @@ def snapshots_lines(found: dict[str, Any]) -> list[str]:
         lines += [f"  {item['number']:>4}  {item['created']}  {_contents(item)}", f"        {_changes(item).strip()}"]
         if about := item["lineage"].get("compaction"):
             lines.append(f"        compacted: {quantity(about['files_before'], 'file')} became {about['files_after']}")
+        if sidecars := item["lineage"].get("sidecars"):
+            lines.append(
+                f"        sidecars: {', '.join(f'{name}@{number}' for name, number in sorted(sidecars.items()))}"
+            )
         if item["open_shards"]:
             number = item["tables"]["open"]["rows"] if "open" in item["tables"] else len(item["open_shards"])
             lines.append(f"        partial: {quantity(number, 'shard or input was', 'shards or inputs were')} not done")

@@ -3,11 +3,13 @@
 - `sections`, `clips`, `images`, `tables`: the options with type, unit, default and meaning, and their validation; those of `clips.`,
   `images.` and `table.`
 - `members`: check of the names and suffixes of paired videos
+- `embedding`: the options of `lathe embed`
 - `section`: what groups of options have in common
 - `merge`: combines defaults, YAML, flags and overrides
 """
 
 from pipeline.config.clips import ClipConfig, Fps, parse_bucket, parse_size
+from pipeline.config.embedding import EmbedJob
 from pipeline.config.images import ImageConfig
 from pipeline.config.merge import build, build_job, ray_address_from_environment, validate
 from pipeline.config.section import Section
@@ -35,6 +37,7 @@ __all__ = [
     "DecodeConfig",
     "DrillConfig",
     "DrillPoint",
+    "EmbedJob",
     "EncodeJob",
     "EngineConfig",
     "Fps",

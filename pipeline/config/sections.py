@@ -193,6 +193,8 @@ class NightlyConfig(Section):
     """Lowest mean SSIM of these clips."""
     delta: bool = True
     """Write the Delta Lake view of Parquet outputs as well."""
+    report: bool = False
+    """Store a page on each snapshot that is published, as `lathe publish --report`."""
 
 
 BuildPoint = Literal[

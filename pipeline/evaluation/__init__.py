@@ -1,4 +1,4 @@
-"""`lathe evaluate`: reconstruction quality of a network on the clips of a corpus. Metrics are in `model.evaluation`; see
+"""`lathe evaluate`: reconstruction quality of a network on the clips of a corpus. Metrics are in `model.metrics`; see
 docs/evaluation.md.
 
 - `evaluate`: entry point

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import EncodeJob
     from pipeline.corpus import Annotations
     from pipeline.encoder import LatentSpec
-    from pipeline.evaluation.measuring import Findings
+    from pipeline.evaluation.measuring import Findings, Instruments
     from pipeline.evaluation.rows import ClipRows
     from pipeline.records import ClipRules
 
@@ -86,6 +86,7 @@ def _evaluate(
 
     instruments = Instruments(job, device, dtype, lpips, i3d, fvd)
     rules = _rules(job, instruments.spec)
+    _check_lpips(instruments, rules)
     _make(folder)
     findings = Findings(job.write.dtype, fvd)
     with ClipRows(folder / "clips.parquet", folder / "rejects.jsonl") as rows:
@@ -168,6 +169,17 @@ def _rules(job: EncodeJob, spec: LatentSpec) -> ClipRules:
             f"clips.size: SSIM needs sides of at least {SMALLEST_SIDE} pixels, got {min(sides)}; use larger ones"
         )
     return rules
+
+
+def _check_lpips(instruments: Instruments, rules: ClipRules) -> None:
+    if instruments.lpips is None:
+        return
+    smallest, label = instruments.lpips.backbone.smallest, instruments.lpips.backbone.label
+    least = min((min(bucket.height, bucket.width) for bucket in rules.buckets), default=rules.multiple_of)
+    if least < smallest:
+        raise ConfigError(
+            f"clips.size: {label} needs sides of at least {smallest} pixels, got {least}; use larger ones (with an area: clips.multiple_of)"
+        )
 
 
 def _no_clip_message(rows: ClipRows, videos: int) -> str:

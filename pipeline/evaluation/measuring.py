@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from model.evaluation.examples import ExampleSelection, FrameSampler
-from model.evaluation.fidelity import SSIM_CONVENTION, ClipMeter
-from model.evaluation.frechet import VideoDistance, WindowFeatures
-from model.evaluation.i3d import PROTOCOLS, load_i3d
-from model.evaluation.latents import LatentMoments
-from model.evaluation.roundtrip import RoundTrip
-from model.evaluation.summary import QualitySummary
+from model.metrics.examples import ExampleSelection, FrameSampler
+from model.metrics.fidelity import SSIM_CONVENTION, ClipMeter
+from model.metrics.frechet import VideoDistance, WindowFeatures
+from model.metrics.i3d import PROTOCOLS, load_i3d
+from model.metrics.latents import LatentMoments
+from model.metrics.perceptual import BACKBONES, load_lpips
+from model.metrics.roundtrip import RoundTrip
+from model.metrics.summary import QualitySummary
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
-from model.training.perceptual import BACKBONES, load_lpips
 from pipeline.encoder.network import describe_network, load_torch, load_vae
 from pipeline.errors import AccessError, CheckpointError, ConfigError, NonFiniteLatent
 from pipeline.format.tensors import STORAGE_TYPES
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from model.evaluation.fidelity import ClipQuality
     from model.interface import LatentSpec
-    from model.training.perceptual import LPIPS
+    from model.metrics.fidelity import ClipQuality
+    from model.metrics.perceptual import LPIPS
     from pipeline.config import EncodeJob
     from pipeline.records import ClipPlan, FrameChunk, Sample
 

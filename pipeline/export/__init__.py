@@ -3,7 +3,7 @@
 - `rows`: rows of a snapshot as an export reads them
 - `dataset`: those of a published snapshot, over the loader
 - `models`, `values`: which latents a trainer's model takes; values normalised and in its type
-- `texts`: the user's table of text embeddings
+- `texts`, `sidecar_texts`: text embeddings from the user's table, or from sidecar sets of the output
 - `target`: what a target is
 - `journal`: which files of the directory hold which rows; refuses what others made, undoes what a kill left
 - `run`: compares a directory with a snapshot, drops, adds

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.rows import Row, Source
     from pipeline.export.target import Folder, Sample
-    from pipeline.export.texts import TextTable
+    from pipeline.export.texts import Texts
 
 INDEX = "metadata.json"
 WAN_TOKENS = 226
@@ -45,7 +45,7 @@ class AutoModel(Target):
     dtype = "float16"
     absolute = True
 
-    def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
+    def __init__(self, source: Source, model: Model, texts: Texts | None) -> None:
         """Raises InputError also for embeddings that cannot have one length."""
         super().__init__(source, model, texts)
         if texts is None or model.text_length is not None:
@@ -53,7 +53,7 @@ class AutoModel(Target):
         if len(set(texts.lengths)) > 1:
             least, most = texts.lengths
             raise InputError(
-                f"--text-embeddings {texts.path} has embeddings of {least} to {most} tokens; AutoModel concatenates them, pad to one"
+                f"{texts.label} has embeddings of {least} to {most} tokens; AutoModel concatenates them, pad to one"
             )
 
     def folder(self, row: Row) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pipeline.config import StorageConfig
+    from pipeline.storage import Store
 
 COLUMNS = (
     "width",
@@ -59,6 +60,11 @@ class PublishedRows:
             where=where,
             stored=dataset.spec.stored,
         )
+
+    @property
+    def store(self) -> Store:
+        """The output."""
+        return self._dataset.store
 
     def __iter__(self) -> Iterator[Row]:
         """Every row once, file by file."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.rows import Row, Source
     from pipeline.export.target import Sample
-    from pipeline.export.texts import TextTable
+    from pipeline.export.texts import Texts
 
 ROOT = ".precomputed"
 AUDIO = "audio_embedding"
@@ -44,13 +44,13 @@ class Ltx2(Target):
     needs_text = True
     dtype = "bfloat16"
 
-    def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
+    def __init__(self, source: Source, model: Model, texts: Texts | None) -> None:
         """Raises InputError also for embeddings of different lengths: the trainer stacks them."""
         super().__init__(source, model, texts)
         if texts is not None and len(set(texts.lengths)) > 1:
             least, most = texts.lengths
             raise InputError(
-                f"--text-embeddings {texts.path} has embeddings of {least} to {most} tokens; LTX-2 stacks them, so pad all to one length "
+                f"{texts.label} has embeddings of {least} to {most} tokens; LTX-2 stacks them, so pad all to one length "
                 "(its own preprocessing: on the left, to the tokenizer's maximum) and give the mask"
             )
 

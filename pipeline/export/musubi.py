@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.rows import Row, Source
     from pipeline.export.target import Folder, Sample
-    from pipeline.export.texts import TextTable
+    from pipeline.export.texts import Texts
 
 CONFIG = "dataset.toml"
 FORMAT_VERSION = "1.0.1"
@@ -54,7 +54,7 @@ class Musubi(Target):
     dtype = "bfloat16"
     takes_conditions = ("wan",)
 
-    def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
+    def __init__(self, source: Source, model: Model, texts: Texts | None) -> None:
         """Raises InputError also where HunyuanVideo's mask or CLIP embedding is missing, or a model of the user's own is asked for."""
         super().__init__(source, model, texts)
         if model.name not in FULL_NAMES:
@@ -66,7 +66,7 @@ class Musubi(Target):
             lacking = [name for name in (MASK, CLIP) if texts is not None and name not in texts.names]
             if texts is not None and (lacking or len(set(texts.lengths)) > 1):
                 raise InputError(
-                    f"--text-embeddings {texts.path}: musubi's HunyuanVideo takes embeddings padded to one length, {MASK} and {CLIP}; "
+                    f"{texts.label}: musubi's HunyuanVideo takes embeddings padded to one length, {MASK} and {CLIP}; "
                     f"this table lacks {', '.join(lacking) or 'one length: ' + str(texts.lengths)}"
                 )
 

@@ -105,7 +105,7 @@ def _identity(rows: Rows, target: Target, directory: Path) -> dict[str, Any]:
         "network": source.network,
         "constants": {name: source.spec.get(name) for name in ("mean", "std", "scale", "shift")},
         "where": source.where,
-        "text": None if target.texts is None else {"width": target.texts.width, "dtype": target.texts.dtype},
+        "text": None if target.texts is None else target.texts.facts,
         "directory": str(directory.absolute()) if target.absolute else None,
         **target.settings(),
     }
@@ -150,7 +150,7 @@ def _compare(rows: Rows, target: Target, found: _Comparison, report: Report) -> 
             found.kept.add(key)
     if lacking and target.texts is not None:
         raise InputError(
-            f"--text-embeddings {target.texts.path} lacks {lacking} of {found.wanted} rows by {target.texts.key}: {', '.join(without)}"
+            f"{target.texts.label} lacks {lacking} of {found.wanted} rows by {target.texts.key}: {', '.join(without)}"
             f"{' …' if lacking > len(without) else ''}. Add them, or leave the rows out with --where"
         )
     if not found.wanted:

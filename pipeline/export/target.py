@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.models import Model
     from pipeline.export.rows import Row, Source
-    from pipeline.export.texts import TextTable
+    from pipeline.export.texts import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,17 @@ class Target(ABC):
     ] = ()  # models whose rows have `i2v_cond`, normalised by the network's constants
     stale: ClassVar[tuple[str, ...]] = ()  # patterns of caches that the trainer makes and would trust after a change
 
-    def __init__(self, source: Source, model: Model, texts: TextTable | None) -> None:
+    def __init__(self, source: Source, model: Model, texts: Texts | None) -> None:
         """Raises InputError or ConfigError if rows of `source`, or `texts`, are not what `model` takes."""
         self.source, self.model, self.texts = source, model, texts
         if self.needs_text and texts is None:
             raise InputError(
                 f"{self.name} trains on text embeddings, which this output does not have; give them as "
-                "--text-embeddings TABLE.parquet, see docs/export.md"
+                "--sidecar SET (`lathe embed` makes one) or --text-embeddings TABLE.parquet, see docs/export.md"
             )
         if texts is not None and model.text_width not in (None, texts.width):
             raise InputError(
-                f"--text-embeddings {texts.path} has embeddings {texts.width} wide; the model {model.name} takes {model.text_width}"
+                f"{texts.label} has embeddings {texts.width} wide; the model {model.name} takes {model.text_width}"
             )
 
     def settings(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.export.megatron_bridge import MegatronBridge
 from pipeline.export.models import CUSTOM, NORMALIZE, choose_model
 from pipeline.export.musubi import Musubi
 from pipeline.export.run import Report, export
+from pipeline.export.sidecar_texts import SidecarTexts
 from pipeline.export.texts import TextTable
 from pipeline.export.wds import DEFAULT, Wds
 from pipeline.storage import is_remote
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config import StorageConfig
     from pipeline.export.rows import Source
     from pipeline.export.target import Target
+    from pipeline.export.texts import Texts
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target for target in (FastVideo, Ltx2, Musubi, AutoModel, MegatronBridge, Wds)
@@ -41,6 +43,7 @@ class Request:
     members: tuple[str, ...] = ()
     dtype: str | None = None
     text_embeddings: str | None = None
+    sidecars: tuple[str, ...] = ()
     where: str | None = None
     fingerprint: str | None = None
 
@@ -60,9 +63,11 @@ def export_output(
         OutputError: the folder holds something else, or cannot be written.
     """
     check_request(request, directory)
-    texts = None if request.text_embeddings is None else TextTable(request.text_embeddings)
+    texts: Texts | None = None if request.text_embeddings is None else TextTable(request.text_embeddings)
     rows = PublishedRows(output, request.where, fingerprint=request.fingerprint, storage=storage)
     try:
+        if request.sidecars:
+            texts = SidecarTexts(rows.store, request.sidecars)
         target, notices = _make(request, rows.source, texts, moments=rows.moments)
         return export(rows, target, Path(directory), notices, progress)
     finally:
@@ -75,6 +80,10 @@ def check_request(request: Request, directory: str) -> None:
         raise ConfigError(f"--to: expected one of {', '.join(TARGETS)}, got {request.target!r}")
     if is_remote(directory):
         raise ConfigError(f"{directory}: trainers read exports as files; give a local folder, and copy it if need be")
+    if request.sidecars and request.text_embeddings is not None:
+        raise ConfigError(
+            "--sidecar: the embeddings are in the table of --text-embeddings or in sidecar sets, not both"
+        )
     if request.normalize not in (None, *NORMALIZE):
         raise ConfigError(f"--normalize: expected {' or '.join(NORMALIZE)}, got {request.normalize!r}")
     if request.target == Wds.name:
@@ -86,7 +95,7 @@ def check_request(request: Request, directory: str) -> None:
             raise ConfigError(f"{name}: {request.target} decides it; only wds takes this option")
 
 
-def _make(request: Request, source: Source, texts: TextTable | None, *, moments: bool) -> tuple[Target, list[str]]:
+def _make(request: Request, source: Source, texts: Texts | None, *, moments: bool) -> tuple[Target, list[str]]:
     kind = TARGETS[request.target]
     if kind is not Wds:
         model, notices = choose_model(source, kind.models, request.as_model, request.normalize)

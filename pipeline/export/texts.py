@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,37 @@ EMBEDDING = "embedding"
 MASK = "mask"
 KEPT_GROUPS = 4
 LARGEST_GROUP = 1 << 30  # bytes
-_DTYPES = {**DTYPES, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}
+STORED = {**DTYPES, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}
+
+
+class Texts(Protocol):
+    """Text embeddings by latent. `label`: where they are from, for messages; `key`: what rows are found by; `names`: the tensors; `width`,
+    `dtype`: of `embedding`.
+    """
+
+    label: str
+    key: str
+    names: tuple[str, ...]
+    width: int
+    dtype: str
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Least and greatest number of tokens, padding included."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all exports into one directory must share, JSON-ready."""
+        ...
+
+    def position(self, row: Row) -> int | None:
+        """A number if there are embeddings for a latent, else None."""
+        ...
+
+    def tensors(self, row: Row) -> dict[str, Tensor]:
+        """All tensors of a latent's text by name. Raises InputError if there are none."""
+        ...
 
 
 class TextTable:
@@ -46,6 +76,7 @@ class TextTable:
             InputError: not such a table; a key twice; a null; embeddings of different width or type.
         """
         self.path = str(path)
+        self.label = f"--text-embeddings {path}"
         try:
             self._file = pq.ParquetFile(self.path)
         except (OSError, pa.ArrowException) as error:
@@ -109,6 +140,11 @@ class TextTable:
             )
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What all exports into one directory must share."""
+        return {"width": self.width, "dtype": self.dtype}
+
+    @property
     def lengths(self) -> tuple[int, int]:
         """Least and greatest number of tokens, padding included."""
         return int(self._lengths.min()), int(self._lengths.max())
@@ -148,11 +184,11 @@ class TextTable:
 
     def _tensor(self, values: dict[str, Any], name: str, at: int) -> Tensor:
         data, shape, dtype = (values[f"{name}_{part}"] for part in ("bytes", "shape", "dtype"))
-        kind = _DTYPES.get(dtype)
+        kind = STORED.get(dtype)
         if kind is None or shape is None or len(data) != int(np.prod(shape)) * kind.itemsize:
             raise InputError(
                 f"--text-embeddings {self.path}: row {at} has {len(data)} bytes for {name} {dtype} of shape {shape}; expected "
-                f"as many as that takes, in one of {', '.join(_DTYPES)}"
+                f"as many as that takes, in one of {', '.join(STORED)}"
             )
         return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.export.models import Model
     from pipeline.export.rows import Row, Source
     from pipeline.export.target import Sample
-    from pipeline.export.texts import TextTable
+    from pipeline.export.texts import Texts
 
 TENSORS = ("pt", "pth", "npy")
 FORMS = {
@@ -56,7 +56,7 @@ class Wds(Target):
         self,
         source: Source,
         model: Model,
-        texts: TextTable | None,
+        texts: Texts | None,
         *,
         members: Sequence[str] = DEFAULT,
         dtype: str | None = None,
@@ -87,12 +87,10 @@ class Wds(Target):
         if asked := [content for content in contents if content.startswith("text")]:
             if texts is None:
                 raise InputError(
-                    f"--member {asked[0]}: give the embeddings as --text-embeddings TABLE.parquet, see docs/export.md"
+                    f"--member {asked[0]}: give the embeddings as --sidecar SET or --text-embeddings TABLE.parquet, see docs/export.md"
                 )
             if lacking := {content.partition(".")[2] or EMBEDDING for content in asked} - set(texts.names):
-                raise InputError(
-                    f"--text-embeddings {texts.path} has {', '.join(texts.names)}, not {', '.join(sorted(lacking))}"
-                )
+                raise InputError(f"{texts.label} has {', '.join(texts.names)}, not {', '.join(sorted(lacking))}")
 
     @property
     def others(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ RETIRED = "_retired/"
 COMPACTED = "compacted-"  # begins the attempt in keys of files that `lathe compact` wrote
 LEASES = "_leases/"
 NIGHTS = "_runs/"
+SIDECARS = "_sidecars/"
 CARD_KEY = "_README.md"
 HUGGING_FACE_KEY = ".huggingface.yaml"
 
@@ -128,7 +129,7 @@ CURRENT = LAYOUTS[2]
 SET_KEYS = tuple(layout.set_key for layout in LAYOUTS.values())
 OWN_OBJECTS = (*SET_KEYS, CARD_KEY, HUGGING_FACE_KEY)
 OWN_FOLDERS = (
-    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED),
+    *(DATA, SNAPSHOTS, TAKEDOWNS, LEASES, NIGHTS, RETIRED, SIDECARS),
     *(
         prefix
         for one in LAYOUTS.values()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import NotFound, OutputError
+from pipeline.errors import InputError, NotFound, OutputError
 from pipeline.format.columns import readable_key, storable
 from pipeline.format.layout import snapshot_key
 from pipeline.ledger.lookahead import mapped_ahead
@@ -153,8 +153,9 @@ class RowSearch:
         for number in snapshots.numbers()[-2::-1]:
             try:
                 found = list(self._of_snapshot(snapshots, number, known))
-            except OutputError:  # no reader shows its rows either
-                self.unread.append(snapshot_key(number))
+            except (InputError, OutputError):  # no reader shows its rows either
+                if number in snapshots.numbers():  # else gc let it go since they were listed
+                    self.unread.append(snapshot_key(number))
                 continue
             known.update(file.index_key for file in found)
             yield found

@@ -14,6 +14,7 @@ Importing this package loads neither torch nor pyarrow; its public names are loa
   parallel; memory used again; local copies
 - `maker`, `batch`, `values`, `crops`, `captions`, `variants`: rows into a batch; its fields; values for training; first frames only; one
   caption of several; one variant of several
+- `sidecars`: tensors of sidecar sets beside each latent; what follows where a row has none
 - `iterable`, `map_style`: batches and rows as datasets of torch
 """
 

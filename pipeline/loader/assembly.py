@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.loader.dataset import LatentDataset
     from pipeline.loader.read_ahead import ReadAhead
     from pipeline.loader.rules import BatchRule
+    from pipeline.loader.sidecars import SidecarJoin
     from pipeline.loader.stats import LoaderStats
 
 
@@ -75,9 +76,15 @@ def check_datasets(datasets: Sequence[LatentDataset], allowed: Sequence[str]) ->
 
 
 def assemble(
-    datasets: Sequence[LatentDataset], options: Options, ahead: ReadAhead, stats: LoaderStats, *, free_blocks: int
+    datasets: Sequence[LatentDataset],
+    options: Options,
+    ahead: ReadAhead,
+    stats: LoaderStats,
+    joins: Sequence[SidecarJoin] = (),
+    *,
+    free_blocks: int,
 ) -> tuple[list[BatchMaker], list[DatasetRows]]:
-    """A maker and the rows of the order for each dataset.
+    """A maker and the rows of the order for each dataset. `joins`: of sidecar sets, one a dataset, or none.
 
     Raises:
         ConfigError: an option that does not fit a dataset.
@@ -100,7 +107,7 @@ def assemble(
     captions = CaptionRule(options.captions, options.caption_dropout)
     memory = BatchMemory(pinned=device.type == "cuda", free_blocks=free_blocks)
     makers, rows = [], []
-    for dataset in datasets:
+    for number, dataset in enumerate(datasets):
         check_values(options.normalize, options.posterior, dataset.spec, dataset.store.root)
         check_crop(options.crop, dataset.spec)
         if I2V_COND in dataset.others and isinstance(options.crop, Window):
@@ -128,6 +135,8 @@ def assemble(
         )
         values = Values(dataset.spec, options.normalize, options.posterior, options.dtype, device)
         extra: dict[str, Any] = {"patch": patch_of(options.rule), "pad_multiple": padding_of(options.rule)}
+        if joins:
+            extra |= {"join": joins[number], "verify_join": _verified(options, remote=remote)[0]}
         makers.append(
             BatchMaker(
                 dataset, buckets, finder, reader, values, captions, pool, seed=options.seed, crop=options.crop, **extra

@@ -24,6 +24,7 @@ class Batch:
         never normalised.
     metadata: of each row, where the dataset was opened with the column `metadata`, else empty. columns: the other ones,
         of `first_frame` the bytes of image files.
+    sidecars: by set and name of the tensor, a tensor of each latent in its stored type and true shape, on the loader's device.
     dataset: number of the dataset in the loader's list. step, epoch: of this dataset.
     sequences: with `Pack`, latents in each packed sequence.
     cu_seqlens: with `Pack`, for each sequence int32 bounds of its latents in tokens, beginning with 0; padding is a last piece.
@@ -44,6 +45,7 @@ class Batch:
     step: int
     epoch: int
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, list[torch.Tensor]]] = field(default_factory=dict, repr=False)
     sequences: list[int] = field(default_factory=list)
     cu_seqlens: list[torch.Tensor] = field(default_factory=list, repr=False)
     grid_sizes: list[torch.Tensor] = field(default_factory=list, repr=False)
@@ -52,6 +54,14 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def device_tensors(self) -> list[torch.Tensor]:
+        """Tensors that are on the loader's device."""
+        groups = (self.latents, self.i2v_cond, *self.members.values())
+        latents = [
+            tensor for each in groups for tensor in (each if isinstance(each, list) else [each]) if tensor is not None
+        ]
+        return [*latents, *(tensor for found in self.sidecars.values() for each in found.values() for tensor in each)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for frameworks that move or inspect mappings."""

@@ -51,13 +51,17 @@ class CaptionRule:
             return [caption or "" for caption in captions]
         return [self.choose(*each) for each in zip(captions, columns, keys, strict=True)]
 
+    def candidates(self, caption: str | None, columns: Mapping[str, Any]) -> list[str]:
+        """All captions of a row, of which `choose` takes one; "" is none of them. `columns`: its values of `columns`."""
+        return [text for name in self.sources for text in _texts(name, caption, columns)]
+
     def choose(self, caption: str | None, columns: Mapping[str, Any], key: int) -> str:
         """The caption of a row; each that it has is equally likely. `columns`: its values of `columns`. `key`: of the row in its epoch."""
         if self.dropout and float(uniform(key_of(key, "caption dropout"), 1)[0]) < self.dropout:
             return ""
         if self.sources == ("caption",):
             return caption or ""
-        found = [text for name in self.sources for text in _texts(name, caption, columns)]
+        found = self.candidates(caption, columns)
         return found[whole(key_of(key, "caption"), len(found))] if found else ""
 
 

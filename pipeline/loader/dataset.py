@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -80,9 +81,7 @@ class LatentDataset:
         self.identity = files.identity
         if where is not None and self._kept is not None:
             self.identity += f":{where.strip()}:{digest_of_rows(self._kept)}"
-        self.places: dict[str, Bucket] = make_buckets(
-            files, self.spec, self._kept or {}, lambda: self.bounds["num_frames",], self._lengths
-        )
+        self.places = self._buckets()
 
     @classmethod
     def open(
@@ -126,6 +125,23 @@ class LatentDataset:
             return cls(store, received_files(store, fingerprint), None, where, columns, threads)
         files, number = published_files(store, number, fingerprint)
         return cls(store, files, number, where, columns, threads)
+
+    def _buckets(self) -> dict[str, Bucket]:
+        return make_buckets(self.files, self.spec, self._kept or {}, lambda: self.bounds["num_frames",], self._lengths)
+
+    def narrowed(self, kept: dict[int, np.ndarray], label: str) -> LatentDataset:
+        """A copy with fewer rows: of files in `kept` those at these positions, some of `counted`. `label` is added to its identity."""
+        made = copy.copy(self)
+        made._kept = {**(self._kept or {}), **kept}
+        made.identity, made._counts = f"{self.identity}{label}", None
+        made.places = made._buckets()
+        return made
+
+    def counted(self, number: int) -> np.ndarray:
+        """Positions of rows of a file that snapshot and filter leave, int32, ascending; also of those taken down since."""
+        found = (self._kept or {}).get(number)
+        found = self.files.positions(number) if found is None else found
+        return np.arange(self.files.value("file_rows", number), dtype=np.int32) if found is None else found
 
     def _start(self) -> None:
         self.indexes = IndexCache(self.store, self.files, self.spec.stored)
@@ -259,9 +275,7 @@ class LatentDataset:
 
     def _positions(self, number: int, index: FileIndex) -> np.ndarray:
         """Rows of a file that may be read, ascending."""
-        found = (self._kept or {}).get(number)
-        found = self.files.positions(number) if found is None else found
-        found = np.arange(len(index), dtype=np.int32) if found is None else found
+        found = self.counted(number)
         gone = index.hidden(self.takedowns)
         return found if gone is None else found[~gone[found]]
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import ConfigError
 from pipeline.loader.arguments import integer, number, texts
 from pipeline.loader.assembly import Options, assemble, check_datasets
+from pipeline.loader.captions import CaptionRule
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.mixture import parse_weights
 from pipeline.loader.order import Order, epoch_limits
 from pipeline.loader.ranks import check_same_order, order_digest
 from pipeline.loader.read_ahead import ReadAhead
 from pipeline.loader.rules import parse_rule
+from pipeline.loader.sidecars import join_sidecars
 from pipeline.loader.state import described_rule, described_weights, make_state, step_of
 from pipeline.loader.stats import LoaderStats
 from pipeline.loader.takedown_watch import TakedownWatch
@@ -69,6 +71,8 @@ class LatentLoader:
         dtype: torch.dtype | None = None,
         captions: str | Sequence[str] = ("caption",),
         caption_dropout: float = 0.0,
+        sidecars: str | Sequence[str] = (),
+        missing_sidecars: Literal["error", "drop", "zero"] = "error",
         verify: Literal["auto", "always", "never"] = "auto",
         on_damage: Literal["stop", "replace"] = "stop",
         allow_fingerprints: str | Sequence[str] = (),
@@ -104,6 +108,8 @@ class LatentLoader:
             captions: where they come from: `caption`, `captions` (all of a row), `captions.short` (by name), keys as `metadata.short`; one
                 is drawn in each epoch.
             caption_dropout: fraction of rows with an empty caption.
+            sidecars: sets of tensors to read with each row, `t5` (its newest version) or `t5@3`.
+            missing_sidecars: a row without tensors is an error now, is left out of the order, or gets zeros; both are counted in `stats`.
             verify: hash of each tensor: `auto` checks what comes over a network or from the cache, and all with `on_damage="replace"`;
                 `always` checks everything, `never` nothing.
             on_damage: a tensor that is not the one that was written ends the run, or is replaced and counted.
@@ -114,6 +120,7 @@ class LatentLoader:
 
         Raises:
             ConfigError: options that do not fit each other or the datasets.
+            InputError: no such sidecar set; rows without tensors of it.
         """
         self._datasets = [datasets] if isinstance(datasets, LatentDataset) else list(datasets)
         check_datasets(self._datasets, texts("allow_fingerprints", allow_fingerprints))
@@ -137,10 +144,15 @@ class LatentLoader:
             on_damage, cache,
         )  # fmt: skip
         self._stats = LoaderStats()
+        self._datasets, joins = join_sidecars(
+            self._datasets, texts("sidecars", sidecars), missing_sidecars, CaptionRule(options.captions, caption_dropout), self._stats
+        )  # fmt: skip
         # Batches of local files are read by the threads that make them: more of these than cores hold each other up.
         remote = any(is_remote(dataset.store.root) for dataset in self._datasets)
         self._ahead = ReadAhead(prefetch, threads, prefetch if remote else min(prefetch, os.cpu_count() or 1))
-        self._makers, rows = assemble(self._datasets, options, self._ahead, self._stats, free_blocks=2 * prefetch + 2)
+        self._makers, rows = assemble(
+            self._datasets, options, self._ahead, self._stats, joins, free_blocks=2 * prefetch + 2
+        )
         self._order = Order(
             rows, rule, seed=seed, shuffle=shuffle, epochs=limits, drop_last=bool(drop_last), small_buckets=small_buckets,
             weights=schedule, image_ratio=image_ratio,
@@ -156,6 +168,7 @@ class LatentLoader:
             "image_ratio": image_ratio,
             "crop": repr(crop),
             "variants": variants,
+            "sidecars": [join.described for join in joins],
             "weights": None if schedule is None else described_weights(schedule),
         }
         self._order_lock = Lock()
@@ -287,12 +300,11 @@ class LatentLoader:
         if batch is None:
             return None
         self._step += 1
-        for tensors in (batch.latents, batch.i2v_cond, *batch.members.values()):
-            for latent in tensors if isinstance(tensors, list) else [tensors]:
-                if latent is not None and latent.is_cuda:  # its memory belongs to the stream of the copies
-                    import torch
+        for tensor in batch.device_tensors():
+            if tensor.is_cuda:  # its memory belongs to the stream of the copies
+                import torch
 
-                    latent.record_stream(torch.cuda.current_stream(latent.device))
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return batch
 
     def _planned(self, step: int) -> GlobalBatch | None:

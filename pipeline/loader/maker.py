@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.loader.packing import Sequence as Packed
     from pipeline.loader.reading import BatchReader, Tensors
     from pipeline.loader.rules import Grid
+    from pipeline.loader.sidecars import SidecarJoin
     from pipeline.loader.slots import Slot, SlotFinder
     from pipeline.loader.values import Values
 
@@ -52,6 +53,8 @@ class BatchMaker:
         crop: Crop | None,
         patch: Grid,
         pad_multiple: int = 1,
+        join: SidecarJoin | None = None,
+        verify_join: bool = False,
     ) -> None:
         self._dataset, self._buckets, self._finder = dataset, buckets, finder
         self._reader, self._values, self._captions = reader, values, captions
@@ -62,6 +65,7 @@ class BatchMaker:
             for name, bucket in buckets.items()
         }
         self._fps: dict[int, float | None] = {}
+        self._join, self._verify_join = join, verify_join
         self._columns = (*dataset.columns, *(name for name in captions.columns if name not in dataset.columns))
 
     def slots(self, share: Share, epoch: int) -> list[Slot]:
@@ -102,12 +106,11 @@ class BatchMaker:
         frames = [self._buckets[slot.bucket].shape.frames for slot in slots]
         fps = [row["fps"] for row in scalars]
         tokens = [self._tokens[slot.bucket] for slot in slots]
+        captions = self._captions.chosen([slot.index.text("caption", slot.position) for slot in slots], scalars, keys)
         made = Batch(
             latents=latents,
             ids=ids,
-            captions=self._captions.chosen(
-                [slot.index.text("caption", slot.position) for slot in slots], scalars, keys
-            ),
+            captions=captions,
             bucket=[slot.bucket for slot in slots] if packed else slots[0].bucket,
             num_frames=_tensor(frames, np.int64),
             fps=_tensor(fps, np.float64),
@@ -129,6 +132,11 @@ class BatchMaker:
         )
         if FIRST_FRAME in others:
             made.columns[FIRST_FRAME] = [image.numpy().tobytes() for image in others[FIRST_FRAME].apart]
+        if self._join is not None:
+            with self._values.copying():
+                made.sidecars = self._join.tensors(
+                    ids, captions, self._pool, self._values.move, verify=self._verify_join
+                )
         if not isinstance(share, RowsOfBucket):
             self._describe_packing(made, share, tokens)
         return made

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.loader.rules import BatchRule
 
 VERSION = 1
-ADDED = {"variants": "all"}
+ADDED: dict[str, Any] = {"variants": "all", "sidecars": []}
 """Parts of an order that older states do not name, with what held then."""
 
 

@@ -13,6 +13,7 @@ NAMED = 100  # damaged tensors that are named
 class LoaderStats:
     """`wait_s`: training waited for a batch. `read_s`: reading threads, together. `bytes`: of tensors, from the store. `taken_down`: rows
     that a takedown hides, replaced. `damaged`: rows whose bytes were not the recorded ones, replaced; `damage` names the first.
+    `sidecars_missing`: rows that got zeros for a sidecar set; `sidecars_dropped`: rows that were left out for want of one.
     """
 
     batches: int = 0
@@ -24,6 +25,8 @@ class LoaderStats:
     cache_misses: int = 0
     taken_down: int = 0
     damaged: int = 0
+    sidecars_missing: int = 0
+    sidecars_dropped: int = 0
     damage: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

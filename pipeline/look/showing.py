@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.colour import yuv_to_video
-from model.evaluation.examples import FrameSampler
-from model.evaluation.roundtrip import eight_bits
+from model.metrics.examples import FrameSampler
+from model.metrics.roundtrip import eight_bits
 from model.out_of_memory import is_out_of_memory
 from model.sheets import write_sheet
 from pipeline.config import ModelConfig, validate
@@ -158,7 +158,7 @@ class LatentDecoder:
 
 
 def frame_psnr(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
-    """PSNR of each frame in dB, peak 255, at most 100 dB. As in `model.evaluation.fidelity`, which needs an extra to be installed."""
+    """PSNR of each frame in dB, peak 255, at most 100 dB. As in `model.metrics.fidelity`, which needs an extra to be installed."""
     difference_CTHW = original_CTHW.double() - other_CTHW.double()
     mse_T = difference_CTHW.square().mean(dim=(0, 2, 3))
     decibels: list[float] = (10 * (255.0**2 / mse_T).log10()).clamp(max=MOST_DB).tolist()
@@ -168,7 +168,7 @@ def frame_psnr(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[fl
 def frame_ssim(original_CTHW: torch.Tensor, other_CTHW: torch.Tensor) -> list[float]:
     """SSIM of each frame, peak 255: 11x11 Gaussian window of sigma 1.5, mean over pixels whose window lies inside, and colours.
 
-    As in `model.evaluation.fidelity`, which needs an extra to be installed. Empty for frames smaller than the window.
+    As in `model.metrics.fidelity`, which needs an extra to be installed. Empty for frames smaller than the window.
     """
     if min(original_CTHW.shape[2:]) < SSIM_WINDOW:
         return []

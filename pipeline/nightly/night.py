@@ -84,6 +84,7 @@ class Night:
     bytes_written: int = 0
     published: bool = False
     snapshot: int | None = None
+    page: str | None = None  # URI of the page on the snapshot, if one was made
     changes: dict[str, int] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     rejects: dict[str, int] = field(default_factory=dict)  # by reason

@@ -34,6 +34,7 @@ from pipeline.nightly.night import Night, RejectedInput, new_night
 from pipeline.operate.publish import PublishOptions, publish
 from pipeline.operate.publish_checks import Limits
 from pipeline.process import signals
+from pipeline.report.written import make_stored_report
 from pipeline.storage import is_remote, open_store
 
 if TYPE_CHECKING:
@@ -211,7 +212,10 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
         fingerprint=_one_fingerprint(store, night),
     )
     try:
-        night.add_published(publish(store, options, listing=control.listing, canary=check, failures=job.drill))
+        published = publish(store, options, listing=control.listing, canary=check, failures=job.drill)
+        night.add_published(published)
+        if settings.report and published.made:
+            _report(job, store, night)
     except ViewNotWritten as error:
         night.add_published(error.published)
         raise
@@ -223,6 +227,17 @@ def _publish(job: EncodeJob, store: Store, night: Night, control: Approval, *, p
             f"known: lathe publish {job.output} INPUT…, with the limit raised if the change is meant",
             checks=error.checks,
         ) from error
+
+
+def _report(job: EncodeJob, store: Store, night: Night) -> None:
+    """Stores the page on the snapshot. A night whose page cannot be made has published all the same."""
+    device = "cpu" if job.model.device == "cpu" else "auto"  # as for the canary
+    try:
+        night.page = make_stored_report(
+            store, night.snapshot, job.storage, checkpoint=job.model.checkpoint, device=device
+        )
+    except LatheError as error:
+        night.notices.append(f"the page on snapshot {night.snapshot} was not made: {error}")
 
 
 def _one_fingerprint(store: Store, night: Night) -> str | None:

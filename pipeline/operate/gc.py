@@ -21,8 +21,10 @@ from pipeline.format.layout import (
     NIGHTS,
     OWN_FOLDERS,
     SNAPSHOTS,
+    TAKEDOWNS,
     is_snapshot_table,
     night_of_report,
+    reported_snapshot,
     retired_key,
     snapshot_key,
     snapshot_number,
@@ -163,12 +165,20 @@ class _Collection:
     # --- what lies around ---------------------------------------------------------------------------------------------
 
     def _tables(self, kept: Retention) -> Iterator[ObjectInfo]:
-        """Tables that no retained snapshot names: of retired ones, and of publishers that were killed or second. Those of the next snapshot
+        """Pages of retired snapshots, and those older than a takedown.
+
+        Tables that no retained snapshot names: of retired ones, and of publishers that were killed or second. Those of the next snapshot
         stay for an hour at least, whatever the grace time: a publisher that runs may be about to name them.
         """
         retired = set(kept.retired)
         newest = 0 if kept.newest is None else kept.newest.number
+        taken = max((info.modified for info in self._store.list(TAKEDOWNS)), default=0.0)
         for info in self._store.list(SNAPSHOTS):
+            if (reported := reported_snapshot(info.key)) is not None:
+                gone = reported not in kept.retained and info.modified <= self._limit
+                if reported in retired or gone or info.modified <= taken:  # names and pictures of what was taken down
+                    yield info
+                continue
             if info.key in kept.named or not is_snapshot_table(info.key):
                 continue
             number = snapshot_number(f"{info.key.rpartition('/')[0]}.json") or 0

@@ -28,6 +28,7 @@ from pipeline.operate.publish_base import Base, base_to_rebuild
 from pipeline.operate.removed_check import removed_check
 from pipeline.operate.snapshot_record import fingerprints_of, lineage_of, snapshot_of, tables_of
 from pipeline.process.scratch import ScratchFolder
+from pipeline.sidecars.versions import newest_versions
 from pipeline.storage import is_remote
 from pipeline.units import quantity
 
@@ -274,6 +275,8 @@ def _checked(
             checks=done,
         )
     lineage = lineage_of(candidate, candidate.listing, options.job, options.removed)
+    if sidecars := newest_versions(store):
+        lineage["sidecars"] = sidecars
     record = snapshot_of(candidate, base.number, prints, done, open_shards, lineage)
     return replace(record, passed_over=base.passed_over)
 

@@ -139,7 +139,8 @@ def _unpublished(store: Store) -> tuple[pa.Table, dict[str, ChannelStats | None]
 
 
 def _described(store: Store, files: pa.Table, exact: ChannelStats, takedowns: Takedowns, clips: int) -> dict[str, Any]:
-    spec = file_metadata(store, files["key"][0].as_py()).get("spec", {})
+    there = next((key for key in files["key"].to_pylist() if store.exists(key)), None)  # others may be taken down
+    spec = {} if there is None else file_metadata(store, there).get("spec", {})
     constants = {name: spec.get(name) for name in CONSTANTS}
     mean = np.array(exact.mean)
     std = np.sqrt(np.array(exact.m2) / exact.n)

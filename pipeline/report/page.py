@@ -35,6 +35,29 @@ NUMBERS = 12  # of a check, on its line
 
 def page_of(report: Report, pictures: Pictures, *, assets: str | None = None) -> bytes:
     """The page as UTF-8. `assets`: folder of the pictures, relative to the page; None: they are in the page."""
+    clips = report.decoded.clips
+    values = {
+        "report": report,
+        "clips": {title: [clip for clip in clips if clip.shown == name] for name, title in GROUPS.items()},
+        "channel_pictures": sorted(
+            (name for name in pictures.by_name if name.startswith("channel-")), key=lambda name: int(name[8:])
+        ),
+        "source": lambda name: _source(pictures, name, assets),
+        "charts": charts,
+        "psnr": quality_histogram("PSNR of frames", "dB", (v for clip in clips for v in clip.frame_psnr)),
+        "ssim": quality_histogram("SSIM of frames", "SSIM", (v for clip in clips for v in clip.frame_ssim)),
+        "rows": _data(_rows(report)),
+    }
+    return render("report.html.j2", "report.js", values, images="data:" if assets is None else "data: 'self' file:")
+
+
+def render(
+    template: str, script: str, values: Mapping[str, Any], *, images: str = "'none'", connect: str = "'none'"
+) -> bytes:
+    """A page from templates of this package, as UTF-8, with style sheet, script and content security policy.
+
+    `images`, `connect`: where it may take pictures from, and what its script may ask, as the policy has it.
+    """
     loader = jinja2.PackageLoader("pipeline.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -50,23 +73,23 @@ def page_of(report: Report, pictures: Pictures, *, assets: str | None = None) ->
         utc=_utc,
         short=_short,
     )
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", "report.js"))
-    text = environment.get_template("report.html.j2").render(
-        report=report,
-        clips={title: [clip for clip in report.decoded.clips if clip.shown == name] for name, title in GROUPS.items()},
-        channel_pictures=sorted(
-            (name for name in pictures.by_name if name.startswith("channel-")), key=lambda name: int(name[8:])
-        ),
-        source=lambda name: _source(pictures, name, assets),
-        charts=charts,
-        psnr=quality_histogram("PSNR of frames", "dB", (v for clip in report.decoded.clips for v in clip.frame_psnr)),
-        ssim=quality_histogram("SSIM of frames", "SSIM", (v for clip in report.decoded.clips for v in clip.frame_ssim)),
-        rows=_data(_rows(report)),
-        style=style,
-        script=script,
-        policy=_policy(style, script, assets),
-    )
-    return text.encode("utf-8", "backslashreplace")
+    style, program = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", script))
+    allowed = {
+        "default-src": "'none'",
+        "img-src": images,
+        "connect-src": connect,
+        "style-src": _hashed(style),
+        "script-src": _hashed(program),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    policy = "; ".join(f"{name} {value}" for name, value in allowed.items())
+    page = environment.get_template(template)
+    return page.render(**values, style=style, script=program, policy=policy).encode("utf-8", "backslashreplace")
+
+
+def _hashed(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def visible(text: object) -> str:
@@ -76,31 +99,24 @@ def visible(text: object) -> str:
     return _UNSAFE.sub(lambda match: printable(match[0]), _LINE_ENDS.sub(" ", "" if text is None else str(text)))
 
 
-def _policy(style: str, script: str, assets: str | None) -> str:
-    def hashed(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    allowed = {
-        "default-src": "'none'",
-        "img-src": "data:" if assets is None else "data: 'self' file:",
-        "style-src": hashed(style),
-        "script-src": hashed(script),
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in allowed.items())
-
-
 def _source(pictures: Pictures, name: str, assets: str | None) -> str:
     if assets is not None:
         return f"{assets}/{name}.webp"
     return f"data:image/webp;base64,{base64.b64encode(pictures.by_name[name]).decode()}"
 
 
-def _rows(report: Report) -> dict[str, Any]:
-    rows = report.rows
-    cells = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows.cells]
-    return {"columns": rows.columns, "cells": cells}
+def _rows(report: Report) -> list[dict[str, Any]]:
+    """Rows by column, for the script of the page. Values that repeat, such as sources, are listed once: a third of the bytes."""
+    found = []
+    for name, *column in zip(report.rows.columns, *report.rows.cells, strict=True):
+        cells = [visible(cell) if isinstance(cell, str) else cell for cell in column]
+        values = sorted(set(cells), key=str)
+        places = {value: place for place, value in enumerate(values)}
+        few = 2 * len(values) < len(cells)
+        found.append(
+            {"name": name, "values": values if few else None, "cells": [places[v] for v in cells] if few else cells}
+        )
+    return found
 
 
 def _data(values: Any) -> Markup:
@@ -144,4 +160,8 @@ def _numbers(values: Mapping[str, Any]) -> str:
             flat.append((name, value))
     shown = [(name, value) for name, value in flat if isinstance(value, (int, float))]
     more = f", and {len(shown) - NUMBERS} more" if len(shown) > NUMBERS else ""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown[:NUMBERS]) + more
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}{_unit(name)}" for name, value in shown[:NUMBERS]) + more
+
+
+def _unit(name: str) -> str:
+    return " dB" if "psnr" in name else " s" if name.endswith("_s") else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import AccessError, CheckpointError, NonFiniteLatent, StorageUnavailable
+from pipeline.errors import NonFiniteLatent, StorageUnavailable, UsageError
 from pipeline.format.tensors import stored_values
 from pipeline.look.originals import UNAVAILABLE, Originals
 from pipeline.look.stored import choose, encoder_of, facts, in_turns, latent_bytes
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 FRAMES = 9  # of an animation
 LARGEST = 256  # longer side of a frame in pixels
+LARGEST_MAP = 64  # of a channel
 EACH = 3  # clips shown of worst, median, best and random
 MISSES = 4  # clips without a source that are passed over, for each clip asked for
-PICTURE_BYTES = 4_000_000  # of all clips; base64 makes a third more of it
+PICTURE_BYTES = 3_500_000  # of all clips; base64 makes a third more of it
 QUALITIES = (
     (LARGEST, 80),
     (LARGEST, 60),
@@ -54,8 +55,8 @@ class Pictures:
 
 
 @dataclass(slots=True)
-class _Measured:
-    """One decoded clip, its frames `T H W 3` and its latent."""
+class MeasuredClip:
+    """One decoded clip: its frames, uint8 `T H W 3`, and its latent."""
 
     clip: Clip
     original_THWC: np.ndarray | None
@@ -80,10 +81,10 @@ def decode_clips(
     empty = Decoded(None, (), 0, 0, (), {}, None)
     try:
         decoder = LatentDecoder(encoder_of(store, chosen.receipts, storage), checkpoint, device)
-    except (CheckpointError, AccessError, StorageUnavailable) as error:
-        if checkpoint is not None:
+    except (UsageError, StorageUnavailable) as error:
+        if checkpoint is not None or device not in ("auto", "cpu"):
             raise
-        return empty, Pictures(), [f"{WITHOUT}, because the weights are not at hand: {error.message}"]
+        return empty, Pictures(), [f"{WITHOUT}, because its network cannot be loaded: {error.message}"]
     notices = list(decoder.notices)
     if chosen.other_networks:
         notices.append(f"pictures are of the newest of {chosen.other_networks + 1} networks in this snapshot")
@@ -101,11 +102,11 @@ def decode_clips(
         notices.append(f"the sources of {without} clips cannot be read any more or have changed{some}")
     if not measured:
         return empty, Pictures(), notices
-    shown = _chosen(measured)
+    shown = chosen_clips(measured)
     pictures = Pictures()
     share = PICTURE_BYTES // len(shown)
     for item in shown.values():
-        pictures.by_name.update(_clip_pictures(item, share))
+        pictures.by_name.update(clip_pictures(item, share))
     middle = next((item for item in shown.values() if item.clip.shown == "median"), next(iter(shown.values())))
     lead = decoder.vae.spec.lead_frames
     pictures.by_name.update(_channel_pictures(middle.latent_Cthw, max(1, lead)))
@@ -123,9 +124,9 @@ def decode_clips(
 
 def _measure(
     store: Store, offered: Iterator[StoredClip], decoder: LatentDecoder, originals: Originals, wanted: int
-) -> tuple[list[_Measured], int]:
+) -> tuple[list[MeasuredClip], int]:
     """Clips by PSNR, lowest first, and the number of clips whose source cannot be read. If that is all, clips without originals."""
-    measured: list[_Measured] = []
+    measured: list[MeasuredClip] = []
     passed: list[StoredClip] = []
     for clip in offered:
         if len(measured) == wanted or len(passed) == MISSES * wanted:
@@ -145,7 +146,7 @@ def _measure(
     return measured, len(passed)
 
 
-def _measured(clip: StoredClip, row: dict[str, Any], latent: bytes, picture: Picture) -> _Measured:
+def _measured(clip: StoredClip, row: dict[str, Any], latent: bytes, picture: Picture) -> MeasuredClip:
     caption = row.get("caption")
     described = Clip(
         id=row["id"],
@@ -164,7 +165,7 @@ def _measured(clip: StoredClip, row: dict[str, Any], latent: bytes, picture: Pic
     )
     original, decoded = (_frames(tensor) for tensor in (picture.original_CTHW, picture.decoded_CTHW))
     values_Cthw = stored_values(latent, clip.row.dtype).reshape(clip.row.shape).astype(np.float32)
-    return _Measured(described, None if picture.psnr is None else original, decoded, values_Cthw)
+    return MeasuredClip(described, None if picture.psnr is None else original, decoded, values_Cthw)
 
 
 def _frames(video_CTHW: Any) -> np.ndarray:
@@ -181,12 +182,12 @@ def _reduced(picture: Image.Image, largest: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _chosen(measured: Sequence[_Measured]) -> dict[str, _Measured]:
+def chosen_clips(measured: Sequence[MeasuredClip]) -> dict[str, MeasuredClip]:
     """Clips that are shown, by id, each once: worst, median and best of those with a PSNR, then others in the order of a hash."""
     rated = [item for item in measured if item.clip.psnr is not None]
     middle = max(0, (len(rated) - EACH) // 2)
     groups = {"worst": rated[:EACH], "median": rated[middle : middle + EACH], "best": rated[-EACH:]}
-    found: dict[str, _Measured] = {}
+    found: dict[str, MeasuredClip] = {}
     for name in ("worst", "best", "median"):  # of a few clips, the ends matter more
         for item in groups[name]:
             if item.clip.id not in found:
@@ -202,7 +203,7 @@ def _named(clip: Clip, shown: str) -> Clip:
     return replace(clip, shown=shown, pictures={"still": f"{clip.id}-still", "play": f"{clip.id}-play"})
 
 
-def _clip_pictures(item: _Measured, most: int) -> dict[str, bytes]:
+def clip_pictures(item: MeasuredClip, most: int) -> dict[str, bytes]:
     """The two pictures of a clip in at most `most` bytes, or as small as they get."""
     videos = [frames for frames in (item.original_THWC, item.decoded_THWC) if frames is not None]
     milliseconds = max(20, round(1000 * item.clip.frames / max(item.clip.fps, 0.1) / len(item.decoded_THWC)))
@@ -274,11 +275,11 @@ def _channel_pictures(latent_Cthw: np.ndarray, lead: int) -> dict[str, bytes]:
 
 
 def _coloured(values_HW: np.ndarray) -> Image.Image:
-    """-1 blue, 0 white, 1 orange."""
+    """-1 blue, 0 white, 1 orange; reduced to `LARGEST_MAP`."""
     low, middle, high = (np.array(rgb, np.float32) for rgb in ((33, 102, 172), (247, 247, 247), (179, 88, 6)))
     weight = np.abs(values_HW)[..., None]
     ends = np.where(values_HW[..., None] < 0, low, high)
-    return Image.fromarray((middle + (ends - middle) * weight).round().astype(np.uint8))
+    return _reduced(Image.fromarray((middle + (ends - middle) * weight).round().astype(np.uint8)), LARGEST_MAP)
 
 
 def _lossless(picture: Image.Image) -> bytes:

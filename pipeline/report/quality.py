@@ -20,5 +20,5 @@ def quality_histogram(name: str, unit: str, values: Iterable[float]) -> Histogra
     if not found.size:
         return None
     counts, edges = np.histogram(found, BINS)
-    labels = tuple(f"{edge:.4g}" for edge in edges[:-1])
+    labels = tuple(f"{edge:.3g}" for edge in edges[:-1])
     return Histogram(name, unit, labels, {"frames": tuple(map(int, counts))})

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, NotFound
+from pipeline.ledger.lookahead import mapped_ahead
 from pipeline.ledger.receipts import stored_index
 from pipeline.look.stored import row_facts
 from pipeline.report.values import Histogram, Rows
+from pipeline.storage import is_remote
 from pipeline.storage.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -27,13 +30,27 @@ if TYPE_CHECKING:
     from pipeline.storage import Store
 
 MOST_ROWS = 10_000
-MOST_FILES = 256
+MOST_FILES = 512
+WORKERS = 8  # threads that read files of a remote store
 TAR_ROWS = 256  # of which scalars are read
-CAPTION = 300  # characters
-NAME = 200
+CAPTION = 160  # characters
+NAME = 120
 DETAILS = ("duration_sec", "fps", "src_width", "src_height", "src_fps", "codec", "clip_start_sec", "variant")
 BINS = 12
-COLUMNS = ("id", "key", "source", "bucket", "frames", "seconds", "fps", "source size", "codec", "variant", "caption")
+COLUMNS = (
+    "id",
+    "key",
+    "caption",
+    "bucket",
+    "frames",
+    "seconds",
+    "fps",
+    "source size, px",
+    "codec",
+    "variant",
+    "source",
+)
+CAPTION_AT, BUCKET_AT = COLUMNS.index("caption"), COLUMNS.index("bucket")
 
 
 def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
@@ -49,24 +66,18 @@ def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
     ]
     total = sum(row["rows"] for row in listed)
     chosen = listed
-    if total > MOST_ROWS and len(listed) > MOST_FILES:
+    if len(listed) > MOST_FILES:
         chosen = [listed[i * len(listed) // MOST_FILES] for i in range(MOST_FILES)]
     a_file = total if total <= MOST_ROWS else max(1, math.ceil(MOST_ROWS / len(chosen)))
-    cells: list[tuple[Any, ...]] = []
-    details: list[dict[str, Any]] = []
-    tars_left = TAR_ROWS
-    for file in chosen[:MOST_ROWS]:
-        index = _shown(store, file, takedowns)
-        wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
-        wanted = wanted[: MOST_ROWS - len(cells)]
-        if file["key"].endswith(".tar"):
-            read = [row_facts(store, file["key"], row) for row in wanted[:tars_left]]
-            tars_left -= len(read)
-            read += [{}] * (len(wanted) - len(read))
-        else:
-            read = _details(store, file, [row.row for row in wanted])
-        cells += [_cells(row, each) for row, each in zip(wanted, read, strict=True)]
-        details += [{name: each.get(name) for name in DETAILS} for each in read]
+    a_tar = max(1, TAR_ROWS // max(1, sum(file["key"].endswith(".tar") for file in chosen)))
+    read = mapped_ahead(
+        lambda file: _rows_of(store, file, takedowns, a_file, a_tar),
+        chosen,
+        WORKERS if is_remote(store.root) else 1,
+        "rows",
+    )
+    found = list(islice((row for rows in read for row in rows), MOST_ROWS))
+    cells, details = [row for row, _ in found], [each for _, each in found]
     return Rows(
         total=total,
         columns=COLUMNS,
@@ -74,9 +85,26 @@ def sample_rows(store: Store, files: pa.Table, takedowns: Takedowns) -> Rows:
         sampled=len(cells) < total,
         files_read=len(chosen),
         files=len(listed),
-        without_caption=sum(not row[-1] for row in cells),
-        histograms=tuple(filter(None, _histograms([row[3] for row in cells], details))),
+        without_caption=sum(not row[CAPTION_AT] for row in cells),
+        histograms=tuple(filter(None, _histograms([row[BUCKET_AT] for row in cells], details))),
     )
+
+
+def _rows_of(
+    store: Store, file: dict[str, Any], takedowns: Takedowns, a_file: int, a_tar: int
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Cells and details of up to `a_file` rows of a file. `a_tar`: rows of a tar of which details are read; others have none."""
+    index = _shown(store, file, takedowns)
+    wanted = index if len(index) <= a_file else [index[i * len(index) // a_file] for i in range(a_file)]
+    if not wanted:  # of a file that may be deleted
+        return []
+    if file["key"].endswith(".tar"):
+        read = [row_facts(store, file["key"], row) for row in wanted[:a_tar]]
+        read += [{}] * (len(wanted) - len(read))
+    else:
+        read = _details(store, file, [row.row for row in wanted])
+    details = [{name: each.get(name) for name in DETAILS} for each in read]
+    return [(_cells(row, each), each) for row, each in zip(wanted, details, strict=True)]
 
 
 def seconds_of(files: pa.Table, rows: Rows) -> tuple[float | None, bool]:
@@ -88,6 +116,8 @@ def seconds_of(files: pa.Table, rows: Rows) -> tuple[float | None, bool]:
     frames, seconds = sum(item[0] for item in known), sum(item[1] for item in known)
     total, exact = 0.0, True
     for ranges, count in zip(files["ranges"].to_pylist(), files["frames"].to_pylist(), strict=True):
+        if not count:
+            continue
         low, high = _fps_range(ranges)
         if low is not None and low == high:
             total += count / low
@@ -133,7 +163,7 @@ def _cells(index: IndexRow, details: dict[str, Any]) -> tuple[Any, ...]:
     return (
         index.id,
         _cut(index.source_key, NAME),
-        _cut(index.source_uri, NAME),
+        _cut(index.caption, CAPTION),
         index.bucket,
         index.num_frames,
         None if seconds is None else round(seconds, 3),
@@ -141,7 +171,7 @@ def _cells(index: IndexRow, details: dict[str, Any]) -> tuple[Any, ...]:
         f"{width}x{height}" if width and height else None,
         details.get("codec"),
         details.get("variant"),
-        _cut(index.caption, CAPTION),
+        _cut(index.source_uri, NAME),
     )
 
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import NotFound, OutputError
 from pipeline.format.layout import TAKEDOWNS, snapshot_page_key, snapshot_values_key
+from pipeline.report.collect import ReportOptions, collect
 from pipeline.report.page import page_of
 from pipeline.storage import is_remote
 
 if TYPE_CHECKING:
+    from pipeline.config import StorageConfig
     from pipeline.report.pictures import Pictures
     from pipeline.report.values import Report
     from pipeline.storage import Store
@@ -68,6 +70,18 @@ def store_report(store: Store, report: Report, pictures: Pictures) -> str:
     store.write(snapshot_values_key(report.snapshot), values_of(report))
     store.write(key, page_of(report, pictures))
     return store.uri(key)
+
+
+def make_stored_report(
+    store: Store, number: int | None, storage: StorageConfig, *, checkpoint: str | None = None, device: str = "auto"
+) -> str:
+    """Makes the report of a snapshot and stores it. Returns the URI of the page. Raises as `collect` and `store_report`."""
+    return store_report(store, *collect(store, number, storage, ReportOptions(checkpoint=checkpoint, device=device)))
+
+
+def takedown_keys(store: Store) -> frozenset[str]:
+    """Keys of all takedowns and of what undoes them."""
+    return frozenset(store.keys(TAKEDOWNS))
 
 
 def stored_page(store: Store, number: int) -> bytes | None:

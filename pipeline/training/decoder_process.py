@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.training.job import RandomClipConfig
 
 TRIES = 2  # decoders that may die of one clip; a single death can have another cause
+GONE = "the process that forks decoders was killed from outside"
 NEW, STATUS = b"n", b"s"  # requests to the forking process: start a decoder, exit code of the last one
 
 
@@ -69,6 +70,7 @@ class DecoderProcess:
 
         Raises:
             PolicyReject, DamagedInput: as `random_clip`; also `decoder_crashed`, if two decoders died of it.
+            OSError: the process that forks decoders has ended.
         """
         died = 0
         for _ in range(TRIES):
@@ -79,7 +81,7 @@ class DecoderProcess:
                 if isinstance(answer, Exception):
                     raise answer
                 frames = np.frombuffer(bytearray(decoder.recv_bytes()), np.uint8)
-            except (EOFError, ConnectionError):
+            except (EOFError, ConnectionResetError, BrokenPipeError):
                 died = self._exit_code()
                 continue
             return torch.from_numpy(frames.reshape(answer))
@@ -90,14 +92,19 @@ class DecoderProcess:
         self.start()
         control = self._controlled()
         control.sendall(NEW)
-        _, (descriptor,), _, _ = socket.recv_fds(control, 1, 1)
-        return Connection(descriptor)
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not descriptors:
+            raise ChildProcessError(GONE)
+        return Connection(descriptors[0])
 
     def _exit_code(self) -> int:
         """Exit code of the decoder that died; minus the signal's number if a signal ended it."""
         control, self._decoder = self._controlled(), None
         control.sendall(STATUS)
-        return int(struct.unpack("i", control.recv(4, socket.MSG_WAITALL))[0])
+        answer = control.recv(4, socket.MSG_WAITALL)
+        if not answer:
+            raise ChildProcessError(GONE)
+        return int(struct.unpack("i", answer)[0])
 
     def _controlled(self) -> socket.socket:
         if self._control is None:

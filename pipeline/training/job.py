@@ -51,7 +51,7 @@ class RandomClipConfig(Section):
 
 
 class SyntheticConfig(Section):
-    """Clips of `model.training.scenes`."""
+    """Clips of `pipeline.synthetic_videos`."""
 
     seed: int = Field(0, ge=0)
     """Another seed gives other clips."""

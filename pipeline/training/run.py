@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from model.training.perceptual import LPIPS
+    from model.metrics.perceptual import LPIPS
     from model.training.recipe import TrainingRecipe
     from model.training.source import ClipSource
     from pipeline.training.job import TrainJob
@@ -159,7 +159,7 @@ def _source(
 ) -> tuple[ClipSource, Unusable | None]:
     data = job.data
     if data.synthetic is not None:
-        from model.training.source import SyntheticSource
+        from pipeline.synthetic_videos.source import SyntheticSource
 
         return SyntheticSource(data.synthetic.seed), None
     from pipeline.corpus import PassedOver, resolve_inputs
@@ -188,7 +188,7 @@ def _source(
 def _lpips(job: TrainJob) -> LPIPS | None:
     if job.lpips is None:
         return None
-    from model.training.perceptual import load_lpips
+    from model.metrics.perceptual import load_lpips
 
     try:
         return load_lpips(job.lpips.features, job.lpips.heads)

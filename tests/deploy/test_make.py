@@ -40,6 +40,7 @@ def test_demo_runs_every_step(monkeypatch, tmp_path):
         "status",
         "preview",
         "publish",
+        "report",
     ]
     for name, *arguments in commands:
         typer.main.get_command(cli.app).commands[name].make_context(name, list(arguments))
@@ -53,7 +54,9 @@ def test_demo_runs_every_step(monkeypatch, tmp_path):
     )
     assert registry.embedded(EMBEDDED) == f"embedded://{EMBEDDED}"
     assert job.inputs == (str(tmp_path / "demo" / "corpus"),)
-    assert commands[-2] == [
+    assert commands[-1] == ["report", f"{tmp_path}/demo/latents@1", "--html", f"{tmp_path}/demo/report.html"]
+    assert lines[-1].startswith(".venv/bin/lathe report ")  # which ends with the path of the page
+    assert commands[-3] == [
         "preview",
         str(tmp_path / "demo" / "latents"),
         "--sheet",

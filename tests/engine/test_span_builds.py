@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def write_table(path, *table: dict[str, object]):
     return path
 
 
-def row_of(key: str, caption: str, start: float = 0.5, **more: object) -> dict[str, object]:
-    return {"source": f"{key[0]}.tar", "key": key, "start": start, "end": start + 1, "caption": caption, **more}
+def row_of(key: str, caption: str, start: float = 0.5, folder: object = ".") -> dict[str, object]:
+    return {"source": f"{folder}/{key[0]}.tar", "key": key, "start": start, "end": start + 1, "caption": caption}
 
 
 def seen(output) -> dict[str, list[tuple[str | None, int]]]:
@@ -62,6 +63,16 @@ def built(tmp_path_factory):
     return folder, job, pipeline.encode(job), rows(folder / "out")
 
 
+@pytest.fixture
+def again(built, tmp_path):
+    """The folder of the tars, the job with a copy of its output, and a table of other spelling that says the same."""
+    folder, job, _, _ = built
+    shutil.copytree(folder / "out", tmp_path / "out")
+    notes = [row_of("y9", "gone", folder=folder), row_of("y1", "a", 0.25, folder), row_of("y1", "b", 0.5, folder)]
+    table = write_table(tmp_path / "other.jsonl", *notes, row_of("z1", "of no input", folder=folder))
+    return folder, job.model_copy(update={"output": str(tmp_path / "out"), "annotations": str(table)}), table
+
+
 def test_rows_have_the_captions_and_fields_of_their_spans(built):
     folder, _, report, stored = built
     assert seen(folder / "out") == {"x1": [("first", 0), ("whole", 8)], "y1": [("a", 2), ("b", 4)]}
@@ -78,27 +89,23 @@ def test_a_plan_says_the_same_as_the_build(built):
     assert (plan.clips, {reason: found.count for reason, found in plan.dropped.items()}) == (4, built[2].rejects)
 
 
-def test_a_changed_row_encodes_its_shard_alone(built):
-    folder, job, _, before = built
-    assert pipeline.encode(job).shards_done == 0
-    # Rows in another order, and rows about other sources, change nothing.
+def test_a_changed_row_encodes_its_shard_alone(again):
+    folder, job, table = again
+    before = rows(job.output)
+    assert pipeline.encode(job).shards_done == 0, "order, spelling and rows about other sources change nothing"
     write_table(
-        folder / "notes.jsonl", row_of("y1", "a", 0.25), row_of("y9", "gone"), row_of("y1", "b"), row_of("z1", "other")
+        table, row_of("y1", "a", 0.25, folder), row_of("y9", "gone", 0.5, folder), row_of("y1", "new", 0.5, folder)
     )
-    assert pipeline.encode(job).shards_done == 0
-    write_table(folder / "notes.jsonl", row_of("y1", "a", 0.25), row_of("y9", "gone"), row_of("y1", "new"))
     report = pipeline.encode(job)
     assert (report.shards_done, report.counts.samples) == (1, 3)
-    (receipt,) = [each for each in receipts(folder / "out") if "y.tar" in each.shard.objects[0].uri][-1:]
-    assert len(receipt.shard.objects[0].annotations) == 32
-    added = [row for name, row in rows(folder / "out").items() if name not in before]
+    added = [row for name, row in rows(job.output).items() if name not in before]
     assert sorted(row["caption"] for row in added) == ["a", "new"]
+    assert {len(receipt.shard.objects[0].annotations) for receipt in receipts(job.output)} == {0, 32}
 
 
-def test_a_publication_shows_the_rows_of_the_new_table(built):
-    """The listing of the job knows the annotations; one without them says what is not encoded."""
-    folder, job, _, _ = built
-    store = open_store(str(folder / "out"), job.storage)
+def test_a_listing_without_the_annotations_says_what_is_not_encoded(again):
+    _, job, _ = again
+    store = open_store(job.output, job.storage)
     options = PublishOptions(delta=False, limits=Limits(reject_budget=1.0))
     bare = job.model_copy(update={"annotations": None})
     with pytest.raises(PublishFailed, match=r"1 .*not (done|encoded)"):
@@ -106,6 +113,21 @@ def test_a_publication_shows_the_rows_of_the_new_table(built):
     snapshot = publish(store, options, listing=list_inputs(job, store)).snapshot
     assert (snapshot.counts["rows"], snapshot.num_open) == (4, 0)
     assert snapshot.rejects == {"span_outside": 1, "no_spans": 1, "unmatched_row": 1}
+
+
+def test_a_night_encodes_and_publishes_what_changed_in_the_table(again):
+    folder, job, table = again
+    settings = job.nightly.model_copy(update={"canary": 0, "delta": False})
+    job = job.model_copy(update={"nightly": settings, "reject_budget": 1.0})
+    first = nightly(job)
+    assert (first.outcome, first.shards_done) == ("done", 0)
+    write_table(table, row_of("y1", "only", 0.25, folder))
+    night = nightly(job)
+    assert (night.outcome, night.shards_done) == ("done", 1)
+    newest = Snapshots(open_store(job.output, job.storage)).latest()
+    assert newest is not None
+    assert newest.counts["rows"] == 3
+    assert newest.changes["inputs_replaced"] == 1
 
 
 def test_a_changed_span_beside_a_plain_video_makes_another_version_of_that_video_alone(tmp_path):
@@ -124,34 +146,6 @@ def test_a_changed_span_beside_a_plain_video_makes_another_version_of_that_video
     (tmp_path / "a.json").write_text('{"note": 3, "clips": [[0, 1]]}')
     assert versions() == before
     assert all("+" not in version for version in versions("tile"))
-
-
-def test_a_night_encodes_and_publishes_what_changed_in_the_table(built):
-    folder, job, _, _ = built
-    settings = job.nightly.model_copy(update={"canary": 0, "delta": False})
-    job = job.model_copy(update={"nightly": settings, "reject_budget": 1.0})
-    assert nightly(job).outcome == "nothing"
-    write_table(folder / "notes.jsonl", row_of("y1", "only", 0.25))
-    night = nightly(job)
-    assert (night.outcome, night.shards_done) == ("done", 1)
-    store = open_store(str(folder / "out"), job.storage)
-    newest = Snapshots(store).latest()
-    assert newest is not None
-    assert newest.counts["rows"] == 3
-    assert newest.changes["inputs_replaced"] == 1
-
-
-def test_a_changed_span_beside_a_plain_video_encodes_that_video_alone(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.mp4").write_bytes(video_bytes(17, seed=ord(name)))
-        (tmp_path / f"{name}.json").write_text('{"clips": [[0, 1]], "note": 1}')
-    job = tiny_job(tmp_path / "*.mp4", tmp_path / "out", **{"clips.select": "spans"})
-    assert pipeline.encode(job).counts.encoded == 2
-    (tmp_path / "a.json").write_text('{"clips": [[0, 1]], "note": 2}')
-    assert pipeline.encode(job).counts.samples == 0
-    (tmp_path / "a.json").write_text('{"clips": [[0.5, 1.5]], "note": 2}')
-    assert pipeline.encode(job).counts.samples == 1
-    assert seen(tmp_path / "out") == {"a": [(None, 0), (None, 4)], "b": [(None, 0)]}
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_the_loss_is_zero_and_sampling_arrives_for_a_network_that_knows_the_late
     words_BS = torch.tensor([[1], [2]])
     noise_BCTHW, time_B = draw(0, 0, ["a"], latent_BCTHW)
     assert flow_loss(network, latent_BCTHW, words_BS[:1], noise_BCTHW, time_B.clamp(min=0.2)) < 1e-9
-    found_BCTHW = sample(network, words_BS, (4, 2, 4, 4), steps=4)
+    found_BCTHW = sample(network, words_BS, torch.zeros_like(words_BS), (4, 2, 4, 4), steps=4)
     torch.testing.assert_close(found_BCTHW, latent_BCTHW.expand(2, -1, -1, -1, -1))
 
 

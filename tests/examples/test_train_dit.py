@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from examples.dit import caption_words
 from examples.train_dit import Options, Trainer, parse, train
 from examples.training_state import Ranks, RunFolder
 from pipeline.errors import ConfigError
@@ -97,7 +98,8 @@ def test_the_loss_falls_on_one_batch(options):
     latents_BCTHW = torch.randn(4, 4, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 2, 4, 4)
     names = ["a", "b", "c", "d"]
     trainer = Trainer(options, Ranks(0, 1, torch.device("cpu")), RunFolder(options.run), channels=4)
-    losses = [trainer.learn(latents_BCTHW, names, names)["loss"] for _ in range(60)]
+    words_BS = caption_words(names, trainer.config.vocabulary)
+    losses = [trainer.learn(latents_BCTHW, names, words_BS)["loss"] for _ in range(60)]
     assert losses[0] > 1.5  # at first nothing is predicted: the noise alone has a variance of 1
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 

@@ -167,6 +167,6 @@ def test_options_that_do_not_fit(output, tmp_path):
             export_output(output.uri, str(tmp_path / "new"), request)
     with pytest.raises(ConfigError, match="give a local folder"):
         export_output(output.uri, "s3://bucket/prefix", Request("wds", normalize="none"))
-    with pytest.raises(InputError, match="give the embeddings as --text-embeddings"):
+    with pytest.raises(InputError, match="give the embeddings as --sidecar SET or --text-embeddings"):
         export_output(output.uri, str(tmp_path / "new"), Request("wds", normalize="none", members=("text=embed.pt",)))
     assert not (tmp_path / "new").exists()

@@ -13,7 +13,7 @@ from model.checkpoint import EMBEDDED
 from model.losslessness import examine
 from model.training.linear import fit_linear
 from model.training.recipe import load_recipe, training_recipe
-from model.training.source import SyntheticSource
+from pipeline.synthetic_videos.source import SyntheticSource
 
 NAME = "leanvae-mini-dim16"
 FOLDER = EMBEDDED / NAME

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import model
-from model.evaluation.examples import KEPT_FRAMES, SAMPLE, ExampleSelection, FrameSampler
-from model.evaluation.fidelity import MOST_DB, ClipMeter, by_position, clip_quality
-from model.evaluation.latents import LatentMoments
-from model.evaluation.roundtrip import RoundTrip, eight_bits
-from model.evaluation.summary import QualitySummary
-from model.training.perceptual import LPIPS
+from model.metrics.examples import KEPT_FRAMES, SAMPLE, ExampleSelection, FrameSampler
+from model.metrics.fidelity import MOST_DB, ClipMeter, by_position, clip_quality
+from model.metrics.latents import LatentMoments
+from model.metrics.perceptual import LPIPS
+from model.metrics.roundtrip import RoundTrip, eight_bits
+from model.metrics.summary import QualitySummary
 from tests.tiny_corpus import TINY_NETWORK
 
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torchmetrics.image.fid import _compute_fid
 
-from model.evaluation.frechet import FeatureMoments, VideoDistance, WindowFeatures, frechet_distance
-from model.evaluation.i3d import (
+from model.metrics.frechet import FeatureMoments, VideoDistance, WindowFeatures, frechet_distance
+from model.metrics.i3d import (
     I3D,
     PROTOCOLS,
     i3d_from_state_dict,

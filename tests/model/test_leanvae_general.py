@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import model
-from model import registry
+from model import registry, wan_statistics
 from model.definition import definition
-from model.leanvae import facts
 from model.leanvae.network import empty_network
 
 WIDE = {
@@ -87,8 +86,8 @@ def test_black_and_white_are_the_ends_of_the_range(wide):
 @pytest.mark.parametrize(
     ("name", "stride", "channels", "mean", "std"),
     [
-        ("leanvae-wan21-dim16", (4, 8), 16, facts.WAN21_MEAN, facts.WAN21_STD),
-        ("leanvae-wan22-dim48", (4, 16), 48, facts.WAN22_MEAN, facts.WAN22_STD),
+        ("leanvae-wan21-dim16", (4, 8), 16, wan_statistics.WAN21_MEAN, wan_statistics.WAN21_STD),
+        ("leanvae-wan22-dim48", (4, 16), 48, wan_statistics.WAN22_MEAN, wan_statistics.WAN22_STD),
     ],
 )
 def test_wan_aligned_presets_have_the_published_shapes(name, stride, channels, mean, std):

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointInfo
-from model.evaluation.examples import Example
-from model.evaluation.roundtrip import ChunkResult
+from model.metrics.examples import Example
+from model.metrics.roundtrip import ChunkResult
 from model.posterior import Posterior
 from model.reconstruction import Coefficients, Reconstruction
 from model.state import CausalState
 from model.training.batches import MicroBatch
 from model.training.linear import BlockComponents
-from model.training.scenes.colours import random_palette
-from model.training.scenes.motion import resting
-from model.training.scenes.shapes import random_shape
 from model.training.source import Clip
 from pipeline.encoder import Encoded
+from pipeline.synthetic_videos.colours import random_palette
+from pipeline.synthetic_videos.motion import resting
+from pipeline.synthetic_videos.shapes import random_shape
 
 VALUES = torch.zeros(2, 3)
 RNG = np.random.default_rng(0)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.metrics.perceptual import LPIPS, pyramid_distance
 from model.posterior import Posterior
 from model.training.objective import Objective, frozen, perceptual_frame_indices
 from model.training.objective_recipe import AdversarialRecipe, ObjectiveRecipe, objective_recipe, objective_section
-from model.training.perceptual import LPIPS, pyramid_distance
 from model.training.recipe import load_recipe
 
 RANGE = (-0.5, 0.5)

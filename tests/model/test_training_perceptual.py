@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from model.training import perceptual
+from model.metrics import perceptual
 from tests.model.waves import wave, wave_weights
 
 

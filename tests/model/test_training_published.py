@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import model
+from model.posterior import Posterior
+from model.training.discriminators import DISCRIMINATORS
 from model.training.inflation import inflate
 from model.training.networks import trainable
+from model.training.objective import Objective
 from model.training.optimisation import learning_rate
 from model.training.recipe import load_recipe, training_recipe
-from model.training.source import SyntheticSource
 from model.training.trainer import train
+from pipeline.synthetic_videos.source import SyntheticSource
+from tests.model.waves import wave, wave_weights
 
 NARROW = {
     "leanvae": {
@@ -117,6 +123,75 @@ def test_ivvae_is_its_published_objective():
     assert {stage.objective.adversarial for stage in earlier} == {None}
     gan = last.objective.adversarial
     assert (gan.weight, gan.generator, gan.adaptive) == (0.8, "hinge_sum", False)
+
+
+class Squares(torch.nn.Module):
+    """Stands for LPIPS, whose weights are not here: the mean squared difference of an image."""
+
+    def forward(self, x, y):
+        return (x - y).square().mean((1, 2, 3))
+
+
+def published_objective(stage, value_range):
+    """Objective with weights of the discriminator from sines, as the authors' code was given them, and without dropout."""
+
+    def scaled(key, values):
+        if values.ndim > 1:
+            return values * 0.7 / values[0].numel() ** 0.5
+        return 1 + 0.1 * values if key.endswith("weight") else 0.1 * values
+
+    recipe = replace(stage.objective, adversarial=replace(stage.objective.adversarial, dropout=0.0))
+    objective = Objective(recipe, value_range, lpips=Squares())
+    shapes = {key: value.shape for key, value in objective.discriminator.named_parameters()}
+    network = DISCRIMINATORS[recipe.adversarial.discriminator](recipe.adversarial.channels, recipe.adversarial.layers)
+    network.load_state_dict(wave_weights(shapes, scaled), strict=False)
+    objective.load_state_dict({"network": network.state_dict(), "lecam": objective.lecam.state_dict()})
+    return objective
+
+
+def latent():
+    return Posterior(*(wave((2, 4, 2, 4, 4), phase).float() for phase in (2, 3)))
+
+
+def drawn(phase, size=1.0):
+    return (wave((2, 3, 5, 32, 32), phase) * size / 2).float()
+
+
+def test_wfvaes_losses_are_those_of_its_code():
+    """Numbers of LPIPSWithDiscriminator3D in perceptual_loss.py on the same clips and weights."""
+    objective = published_objective(load_recipe("wfvae").stages[0], (-1.0, 1.0))
+    original, layer = drawn(0), torch.nn.Parameter((wave((3, 3, 1, 1, 1), 1) / 4).float())
+    reconstruction = torch.nn.functional.conv3d(original, layer)
+    bands = [wave((2, 12, 2, 4, 4), phase).float() for phase in range(4)]
+    coefficients = (bands[::2], bands[1::2])  # of the encoder, of the decoder
+    loss, values = objective.generator_loss(
+        original, reconstruction, latent(), coefficients, step=0, generator=torch.Generator(), last_layer=layer
+    )
+    found = {name: value.item() for name, value in values.items()}
+    assert found["frame_sum"] + found["lpips_sum"] == pytest.approx(2307.444091796875, rel=1e-5)
+    assert found["kl"] == pytest.approx(99.10965728759766, rel=1e-5)
+    assert found["wl"] == pytest.approx(879.0855712890625, rel=1e-5)
+    assert found["gan"] == pytest.approx(0.36008596420288086, rel=1e-4)
+    assert found["gan_weight"] == pytest.approx(2040.3687744140625, rel=1e-4)
+    assert loss.item() == pytest.approx(3130.060791015625, rel=1e-4)
+    loss, _ = objective.discriminator_loss(original, reconstruction.detach(), step=1)
+    assert loss.item() == pytest.approx(0.9946484565734863, rel=1e-5)
+
+
+def test_leanvaes_adversarial_losses_are_those_of_its_code():
+    """Numbers of AdversarialLoss in gan_loss.py on the same frames and weights, in two steps of one process."""
+    objective = published_objective(load_recipe("leanvae").stages[1], (-0.5, 0.5))
+    original, reconstruction = drawn(0, 0.5), drawn(1, 0.5)
+    for discriminator, real, fake in (
+        (0.9958621263504028, -0.00028233915567398097, -0.00029916921257972743),
+        (0.995861291885376, -0.0005643959721922879, -0.0005980392559468751),
+    ):
+        _, values = objective.generator_loss(original, reconstruction, latent(), step=0, generator=torch.Generator())
+        assert 0.2 * values["gan"].item() == pytest.approx(0.17120258510112762, rel=1e-5)
+        loss, values = objective.discriminator_loss(original, reconstruction, step=0)
+        assert loss.item() == pytest.approx(discriminator, rel=1e-6)
+        objective.end_step(torch.stack([values["logits_real"], values["logits_fake"]]))
+        assert (objective.lecam.real.item(), objective.lecam.fake.item()) == pytest.approx((real, fake), rel=1e-4)
 
 
 def run(recipe, folder):

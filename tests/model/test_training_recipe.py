@@ -162,6 +162,30 @@ def test_clips_are_cropped_and_flipped():
     assert {top for _, top in corners} == set(range(11))
 
 
+class Counted:
+    """Clips whose pixels are the number of their frame; as many frames as it was asked for, or `short` fewer."""
+
+    def __init__(self, short=0):
+        self.short = short
+
+    def clip(self, index, frames, height, width):
+        numbers = torch.arange(frames - self.short, dtype=torch.uint8)
+        return Clip(str(index), numbers[None, :, None, None].expand(3, -1, height, width))
+
+
+def test_a_frame_interval_takes_every_nth_frame():
+    section = recipe(steps=40).to_dict()["stages"][0] | {"frame_interval": 3}
+    table = stage_schedules(recipe(stages=[section]).stages, seed=3)[0]
+    batches, seen = MicroBatchDataset(Counted(), table, seed=3), set()
+    for number in range(8):
+        seen.add(tuple(batches[number].video_BCTHW[0, 0, :, 0, 0].tolist()))
+    assert seen == {(0, 3, 6, 9, 12), (0,)}  # of clips and of images
+    short = MicroBatchDataset(Counted(short=1), table, seed=3)
+    number = next(number for number in range(8) if table.group(number).frames == 5)
+    with pytest.raises(ValueError, match=r"\(3, 12, 32, 32\), expected uint8 \(3, 13, H, W\)"):
+        short[number]
+
+
 class Tokens(torch.nn.Module):
     """A token layer's matrix, a projection and a bias."""
 

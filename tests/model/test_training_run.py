@@ -20,8 +20,9 @@ from model.training import losses, run_folder
 from model.training.batches import MicroBatchDataset, stage_schedules
 from model.training.learner import Learner
 from model.training.run_folder import RunFolder
-from model.training.source import Clip, SyntheticSource
+from model.training.source import Clip
 from model.training.trainer import train
+from pipeline.synthetic_videos.source import SyntheticSource
 from tests.model.training_process import CONFIG, one_adversarial_step, recipe
 
 

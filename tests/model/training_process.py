@@ -6,8 +6,8 @@ import os
 import sys
 
 from model.training.recipe import training_recipe
-from model.training.source import SyntheticSource
 from model.training.trainer import train
+from pipeline.synthetic_videos.source import SyntheticSource
 
 CONFIG = {
     **{"latent_dim": 4, "embedding_dim": 16, "l_dim": 8, "h_dim": 8, "sep_num_layer": 1, "fusion_num_layer": 1},

@@ -13,8 +13,10 @@ import pytest
 from pipeline.config import WriteConfig
 from pipeline.errors import InputError, OutputError
 from pipeline.format.columns import readable_key
+from pipeline.format.layout import snapshot_key
 from pipeline.ledger.receipts import Ledger
 from pipeline.ledger.row_search import IndexedFile
+from pipeline.ledger.snapshots import Snapshot, Snapshots
 from pipeline.ledger.summary import uri_id
 from pipeline.ledger.takedown_record import Takedown, TakenRow
 from pipeline.ledger.takedowns import Takedowns, read_record, read_takedowns, record_takedown
@@ -317,6 +319,21 @@ def test_damaged_snapshots_do_not_keep_a_row_from_being_taken_down(store: Store)
         assert f"rows of snapshot {number} are not counted" in found["notices"][0]
         store.write(table, whole)
     assert loaded(store) == {"a_dog", "c_cow", "both"}
+
+
+def test_a_snapshot_that_gc_deletes_meanwhile_does_not_stop_a_takedown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Snapshots.read
+
+    def deleted_first(self: Snapshots, number: int) -> Snapshot:
+        if number == 1:
+            store.delete(snapshot_key(1))
+        return read(self, number)
+
+    monkeypatch.setattr(Snapshots, "read", deleted_first)
+    found = take_down(store, ["a/cat"], **ASKED)
+    assert (found["snapshots"], found["notices"]) == ({2: 1}, [])
 
 
 def test_a_row_is_found_by_few_indexes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

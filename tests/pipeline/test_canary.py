@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import pipeline
-from model.evaluation.fidelity import clip_quality
 from model.interface import LatentSpec
+from model.metrics.fidelity import clip_quality
 from pipeline.cli.app import app
 from pipeline.config import StorageConfig
 from pipeline.ledger.candidate import gather
@@ -273,3 +273,13 @@ def test_the_commands_publish_list_compare_and_measure(tmp_path) -> None:
     assert {row["key"] for row in shown["clips"]} == {"a"}
     assert "no snapshot 5; there are 1, 2" in CliRunner().invoke(app, ["status", f"{out}@5"]).output
     assert len(list(Ledger(open_store(out, StorageConfig())).all())) == 2
+    job = tmp_path / "job.yaml"
+    for n in (3, 4):
+        (corpus / f"broken{n}.mp4").write_bytes(b"broken" * n)
+    job.write_text(f"inputs: [{corpus}]\noutput: {out}\nreject_budget: 0.9\n")
+    run(*encode, "--set", "reject_budget=0.9")
+    refused = "2 of 4 inputs are damaged (50.0%), the limit is 5.0%"
+    again = ["publish", out, str(corpus), "--canary", "0", "--no-delta"]
+    assert refused in run(*again, code=1)
+    assert "limit is 40.0%" in run(*again, "--config", str(job), "--reject-budget", "0.4", code=1)
+    assert run(*again, "--config", str(job)).startswith("snapshot 3")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 import model
 from pipeline.cli.app import app
 from pipeline.config import DecodeConfig, DrillConfig, build_job
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.errors import ConfigError
+from pipeline.evaluation.evaluate import _check_lpips, evaluate
 from pipeline.records import FrameChunk, Sample, VideoEnded
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest, Cutter
@@ -184,8 +186,8 @@ def test_chunk_size_decoders_and_a_dying_decoder_change_no_number(run, corpus, c
 def test_the_command_prints_a_table_or_json_with_lpips_and_rfvd_if_weights_are_given(
     corpus, checkpoint, tmp_path, monkeypatch
 ):
-    from model.evaluation import i3d
-    from model.training.perceptual import LPIPS
+    from model.metrics import i3d
+    from model.metrics.perceptual import LPIPS
 
     monkeypatch.setattr(i3d, "SIDE", 32)  # a window of 224 pixels is most of a test's time
     lpips, heads, network = LPIPS().state_dict(), {}, i3d.I3D().state_dict()
@@ -266,6 +268,16 @@ def test_bad_commands_get_one_line_that_says_what_to_do(corpus, checkpoint, tmp_
         assert message in text, (arguments, text)
         assert text.count("\n") == 1
     assert not new.exists()
+
+
+def test_frames_smaller_than_alexnet_takes_are_refused():
+    from model.metrics.perceptual import LPIPS
+
+    job = build_job({"inputs": ["a.tar"], "output": "out", "clips.size": "24x48"})
+    rules = resolve_rules(job.clips, 4, 8, "leanvae", 1)
+    with pytest.raises(ConfigError, match=r"clips\.size: LPIPS-Alex needs sides of at least 31 pixels, got 24"):
+        _check_lpips(SimpleNamespace(lpips=LPIPS("alex")), rules)
+    _check_lpips(SimpleNamespace(lpips=LPIPS("vgg")), rules)
 
 
 def test_a_missing_extra_is_named(corpus, checkpoint, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import model
 import pipeline
 from model.colour import yuv_to_video
-from model.evaluation.fidelity import ClipMeter
+from model.metrics.fidelity import ClipMeter
 from pipeline.cli.app import app
 from pipeline.cli.preview_wording import preview_lines
 from pipeline.config import DecodeConfig, DrillConfig, StorageConfig

@@ -11,7 +11,18 @@ from pipeline.config import ClipConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.reader.annotations import annotated
 from pipeline.reader.spans import MOST_SPANS, spans_of
-from pipeline.records import Bucket, ClipFailed, ImageRules, Reject, Sample, Shard, SourceObject, TimeSpan, stable_hash
+from pipeline.records import (
+    Bucket,
+    ClipFailed,
+    FrameChunk,
+    ImageRules,
+    Reject,
+    Sample,
+    Shard,
+    SourceObject,
+    TimeSpan,
+    stable_hash,
+)
 from pipeline.records.annotation_rows import AnnotationRow, packed, record
 from pipeline.video.clips import resolve_rules
 from pipeline.video.cutting import CutRequest
@@ -83,8 +94,9 @@ def test_spans_that_overlap_are_cut_in_one_pass_with_the_pixels_of_each_alone(te
     """Of two bucket sizes, with and without crops, out of order, one inside another, two alike."""
     spans = seconds((1.0, 3.6), (0.2, 3.9), (1.2, 1.6), (1.0, 3.6))
     options = {"select": "spans:tile", "buckets": ["5x32x32", "33x48x48", "65x48x48"], "variants": ["flip"]}
-    opened, answers, ended = cut(request(texture, spans, **options))
+    opened, answers, ended = cut(dataclasses.replace(request(texture, spans, **options), first_frame=True))
     assert ended.frames_decoded <= 100
+    assert all((chunk.first_frame is not None) == chunk.first for chunk in answers if isinstance(chunk, FrameChunk))
     assert [plan.start for plan in opened.clips] == sorted(plan.start for plan in opened.clips)
     together = by_clip(answers)
     for number, span in enumerate(spans):

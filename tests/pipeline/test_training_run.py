@@ -12,9 +12,9 @@ import yaml
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from model.training.source import SyntheticSource
 from pipeline.cli import app as cli
 from pipeline.errors import ConfigError, InputError, LatheError, TrainingError
+from pipeline.synthetic_videos.source import SyntheticSource
 from pipeline.training import run
 from pipeline.training.job import build_train_job
 from pipeline.training.progress_log import ProgressLog

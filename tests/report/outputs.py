@@ -31,16 +31,16 @@ def source(number: int) -> str:
     return f"s3://corpus/shard-{number:03d}.tar"
 
 
-def add_shard(store: Store, folder: Path, number: int, captions: tuple[str | None, ...], **more: object) -> None:
+def add_shard(
+    store: Store, folder: Path, number: int, captions: tuple[str | None, ...], format: str = "parquet"
+) -> None:
     """Commits a tar with one clip for each caption."""
-    clips = [
-        latent_clip(100 * number + n, uri=source(number), caption=caption, **more) for n, caption in enumerate(captions)
-    ]
+    clips = [latent_clip(100 * number + n, uri=source(number), caption=caption) for n, caption in enumerate(captions)]
     rejects = (
         Reject(f"short-{number}", "clips", "too_short", "got 3 frames, expected 17", policy=True, uri=source(number)),
         Reject(SCRIPT, "decode", "undecodable", f"no index {SCRIPT}", policy=False, uri=source(number)),
     )
-    made = write_shard(store, folder / "spool", WriteConfig(), clips, shard=number, rejects=rejects)
+    made = write_shard(store, folder / "spool", WriteConfig(format=format), clips, shard=number, rejects=rejects)
     Ledger(store).commit(replace(made, warnings={"no_caption": captions.count(None)} if None in captions else {}))
 
 

@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.config import StorageConfig
 from pipeline.errors import OutputError
 from pipeline.ledger.takedowns import record_takedown
+from pipeline.report.collect import collect
 from pipeline.report.page import page_of, visible
 from pipeline.report.pictures import Pictures
 from pipeline.report.written import page_path, store_report, stored_page, write_report
@@ -53,8 +55,10 @@ def test_hostile_text_stays_text(page):
     assert SCRIPT in elements.text  # the name of the output and the message of a reject, as text
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08\x1b]", page)
     assert TURNED.replace("\u202e", "\\u202e") in elements.text
-    data = json.loads(elements.scripts[0])
-    captions = [row[data["columns"].index("caption")] for row in data["cells"]]
+    columns = {column["name"]: column for column in json.loads(elements.scripts[0])}
+    assert {len(column["cells"]) for column in columns.values()} == {10}
+    assert columns["source"]["values"] == ["s3://corpus/shard-000.tar", "s3://corpus/shard-001.tar"]
+    captions = columns["caption"]["cells"]
     assert SCRIPT in captions
     assert "<" not in elements.scripts[0]
     assert "{{ 7 * 7 }}{% raw %}" in captions
@@ -68,7 +72,7 @@ def test_the_page_loads_nothing(page):
     assert places
     assert [place for place in places if not place.startswith(("#", "data:image/webp;"))] == []
     (policy,) = (attrs["content"] for tag, attrs in elements.tags if attrs.get("http-equiv"))
-    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert policy.startswith("default-src 'none'; img-src data:; connect-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
 
 
@@ -82,6 +86,17 @@ def test_sections_have_headings_and_images_have_names(page):
     assert len(drawn) == 3 + 4  # histograms of rows, channels
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawn)
     assert "2 of 2 undecodable" in elements.text
+
+
+def test_a_snapshot_without_rows_has_a_page(tmp_path):
+    store = local_store(tmp_path / "out")
+    add_shard(store, tmp_path, 0, ())
+    publish(store)
+    report, pictures = collect(store, 1, StorageConfig())  # with pictures: there is nothing to decode
+    elements = Elements(page_of(report, pictures).decode())
+    assert (report.rows.total, report.seconds, report.channels) == (0, 0.0, ())
+    assert "No row counts, so there are no statistics." in elements.text
+    assert "2 of 2 inputs were rejected (100.0%)" in elements.text
 
 
 def test_the_command_writes_page_and_values(hostile, report, tmp_path):
@@ -114,9 +129,6 @@ def test_pictures_go_into_the_page_or_beside_it(report, tmp_path):
 
 
 def test_a_stored_page_is_not_shown_after_a_takedown(tmp_path):
-    from pipeline.config import StorageConfig
-    from pipeline.report.collect import collect
-
     store = local_store(tmp_path / "out")
     add_shard(store, tmp_path, 0, ("kept", "secret"))
     publish(store)

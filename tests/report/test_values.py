@@ -12,6 +12,7 @@ from pipeline.ledger.snapshots import Snapshots
 from pipeline.ledger.takedowns import record_takedown
 from pipeline.report import left_out, row_sample
 from pipeline.report.collect import ReportOptions, collect
+from tests.operate.outputs import files_of
 from tests.pipeline.latent_clips import FINGERPRINT, latent_values, local_store
 from tests.pipeline.published import add_shards, publish_all
 from tests.report.conftest import WITHOUT_PICTURES
@@ -53,9 +54,9 @@ def test_rows_are_all_there_and_captions_are_cut(report):
     assert (report.rows.total, len(report.rows.cells), report.rows.sampled) == (10, 10, False)
     captions = [row[at("caption")] for row in report.rows.cells]
     assert set(HOSTILE) - {None} < set(captions)
-    assert max(len(caption or "") for caption in captions) == 300
+    assert max(len(caption or "") for caption in captions) == 160
     assert len(json.dumps(report.to_dict())) < 100_000
-    assert {row[at("source size")] for row in report.rows.cells} == {"640x480"}
+    assert {row[at("source size, px")] for row in report.rows.cells} == {"640x480"}
     heights, rates, lengths = report.rows.histograms
     assert dict(zip(heights.labels, heights.series["source"], strict=True)) == {"64": 0, "480": 10}
     assert dict(zip(rates.labels, rates.series["stored"], strict=True)) == {"8": 10, "29.97": 0}
@@ -92,6 +93,34 @@ def test_what_was_taken_down_is_not_named(tmp_path):
     assert "1 takedowns were recorded since" in text
 
 
+def test_a_snapshot_whose_files_were_deleted_by_a_takedown_is_reported_without_them(tmp_path):
+    store = local_store(tmp_path / "out")
+    for number in range(2):
+        add_shard(store, tmp_path, number, ("kept", "secret"))
+    publish(store)
+    record_takedown(store, "asked", sources=[source(0)])
+    for key in files_of(receipt_of(store, 0)):  # as gc may have done it before the newest snapshot could name others
+        store.delete(key)
+    found = collect_of(store)[0]
+    assert {row[-1] for row in found.rows.cells} == {source(1)}
+    assert (found.counts["rows"], found.rows.total) == (4, 4)
+    assert found.networks[0].spec["network"] == "tiny"
+    assert found.channels[0].clips == 2
+
+
+def test_rows_of_tars_have_their_scalars(tmp_path, monkeypatch):
+    store = local_store(tmp_path / "out")
+    add_shard(store, tmp_path, 0, ("one", None, "three"), format="tar")
+    publish(store)
+    found = collect_of(store)[0].rows
+    assert {row[found.columns.index("codec")] for row in found.cells} == {"h264"}
+    assert found.without_caption == 1
+    monkeypatch.setattr(row_sample, "TAR_ROWS", 2)
+    few = collect_of(store)[0].rows
+    assert [row[few.columns.index("codec")] for row in few.cells] == ["h264", "h264", None]
+    assert sum(few.histograms[0].series["source"]) == 2
+
+
 def test_a_large_snapshot_is_sampled_and_says_so(tmp_path, monkeypatch):
     store = local_store(tmp_path / "out")
     add_shards(store, tmp_path, range(6))
@@ -102,7 +131,7 @@ def test_a_large_snapshot_is_sampled_and_says_so(tmp_path, monkeypatch):
     found, _ = collect(store, None, StorageConfig(), WITHOUT_PICTURES)
     assert (found.rows.total, len(found.rows.cells), found.rows.sampled) == (12, 5, True)
     assert (found.rows.files_read, found.rows.files) == (3, 6)
-    assert len({row[2] for row in found.rows.cells}) == 3  # from all files that were read
+    assert len({row[-1] for row in found.rows.cells}) == 3  # from all files that were read
     assert (found.cost.receipts_read, found.cost.receipts, found.cost.core_s) == (4, 6, 6.0)
     assert "4 of 6 receipts were read" in found.notices[0]
 
@@ -118,6 +147,11 @@ def test_what_cannot_be_reported_is_an_error_that_says_so(hostile, tmp_path):
         collect_of(hostile, None, against=9)
     with pytest.raises(ConfigError, match="--clips: expected at least 0, got -1"):
         collect_of(hostile, None, clips=-1)
+
+
+def receipt_of(store, number):
+    (found,) = (item for item in Ledger(store).all() if item.shard.objects[0].uri == source(number))
+    return found
 
 
 def collect_of(store, number=None, **options):

@@ -33,8 +33,8 @@ class FlowImage:
 
     def __call__(
         self, flow_BTHWC: torch.Tensor, stream: StreamState, smaller_BTHWC: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flow `B T H W e` -> image `B T' 2H 2W 3` (T' = 2T, at the start 2T - 1, for a 2-D transform T), bands after the addition."""
+    ) -> torch.Tensor:
+        """Flow `B T H W e` -> image `B T' 2H 2W 3` (T' = 2T, at the start 2T - 1, for a 2-D transform T)."""
         for block in self.blocks:
             flow_BTHWC = block(flow_BTHWC, stream)
         bands = self.bands(flow_BTHWC)
@@ -43,8 +43,8 @@ class FlowImage:
             bands[..., :3] += stream.dequeue(self.slot, smaller_BTHWC, bands.shape[1])
         cells = F.linear(bands, self.synthesis)
         if self.volume:
-            return wavelets.from_volume_cells(cells, first=stream.first), bands
-        return wavelets.from_plane_cells(cells), bands
+            return wavelets.from_volume_cells(cells, first=stream.first)
+        return wavelets.from_plane_cells(cells)
 
 
 class OutputLayer:
@@ -93,19 +93,15 @@ class Decoder:
         self.activate, self.output = activate, output
         self.slots = builder.slots
 
-    def __call__(
-        self, latent_BTHWC: torch.Tensor, stream: StreamState, bands: list[torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """`B t h w d` in at least float32 -> video `B 3 T H W`; inserts the bands of every level at the front of `bands`."""
+    def __call__(self, latent_BTHWC: torch.Tensor, stream: StreamState) -> torch.Tensor:
+        """`B t h w d` in at least float32 -> video `B 3 T H W`."""
         h = self.conv_in(latent_BTHWC, stream)
         image: Any = None  # of the previous level; the deepest has none
         for level in self.levels:
             for block in level.blocks:
                 h = block(h, stream)
-            image, level_bands = level.image(h[..., level.width :], stream, image)
+            image = level.image(h[..., level.width :], stream, image)
             h = h[..., : level.width]
-            if bands is not None:
-                bands.insert(0, level_bands)
         for block in self.last_blocks:
             h = block(h, stream)
         return self.output(self.activate(h), image, stream)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class EncoderLevel:
-    """DecoderLevel of the Haar transform: cells of an image, its low band, and the convolution that reads the bands."""
+    """Level of the Haar transform: cells of an image, its low band, and the convolution that reads the bands."""
 
     def __init__(self, builder: LayerBuilder, filters: torch.Tensor, conv: Any) -> None:
         self.volume = filters.shape[0] == 8
@@ -39,10 +39,6 @@ class EncoderLevel:
     def low(self, cells_BTHWC: torch.Tensor) -> torch.Tensor:
         """Cells -> the next smaller image `B T' H/2 W/2 3`."""
         return F.linear(cells_BTHWC, self.analysis[:3])
-
-    def bands(self, cells_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Cells -> all bands in the published layout, `B C T' H/2 W/2`."""
-        return F.linear(cells_BTHWC, self.analysis).permute(0, 4, 1, 2, 3).contiguous()
 
 
 class PosteriorHeads:
@@ -91,10 +87,6 @@ class Encoder:
             for block in stage:
                 h = block(h, stream)
         return self.heads(h, stream, heads)
-
-    def coefficients(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Bands of every level but the first, of a whole video, `B 12|24 t h w`, in the published layout."""
-        return tuple(level.bands(cells) for level, cells in self._cells(video_BCTHW, first=True)[1:])
 
     def _cells(self, frames_BCTHW: torch.Tensor, *, first: bool) -> list[tuple[EncoderLevel, torch.Tensor]]:
         image, pairs = frames_BCTHW.permute(0, 2, 3, 4, 1), []

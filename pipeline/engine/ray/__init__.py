@@ -7,5 +7,6 @@
 - `lanes`: decoder actors
 - `metrics`: Prometheus series of encoders and driver
 - `losses`, `node_health`: why an actor was lost, and failed starts of encoders; nodes on which encoders fail
+- `task_pool`: actors that run tasks of any kind, for `lathe embed`
 - `training`: a training run on several GPUs
 """

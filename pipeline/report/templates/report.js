@@ -1,14 +1,11 @@
 "use strict";
-// Pictures that play: the animation takes the place of the still while its button is pressed, or the pointer is on it.
+// Pictures that play: the animation lies on the still while its button is pressed, or the pointer is on it.
 for (const figure of document.querySelectorAll("figure[data-clip]")) {
   const button = figure.querySelector("button");
-  const still = figure.querySelector("img.still");
   const play = figure.querySelector("img.play");
   const show = (on) => {
-    still.hidden = on;
     play.hidden = !on;
     button.setAttribute("aria-pressed", String(on));
-    button.textContent = on ? "Stop" : "Play";
   };
   let pressed = false;
   button.addEventListener("click", () => { pressed = !pressed; show(pressed); });
@@ -22,8 +19,9 @@ for (const figure of document.querySelectorAll("figure[data-clip]")) {
 const holder = document.getElementById("rows-data");
 if (holder) {
   const SIZE = 100;
-  const data = JSON.parse(holder.textContent);
-  const names = data.columns;
+  const columns = JSON.parse(holder.textContent);
+  const names = columns.map((column) => column.name);
+  const data = { cells: columns[0].cells.map((_, at) => columns.map((each) => each.values ? each.values[each.cells[at]] : each.cells[at])) };
   const body = document.getElementById("rows-body");
   const state = document.getElementById("rows-state");
   const filter = document.getElementById("rows-filter");
@@ -35,6 +33,7 @@ if (holder) {
   const captionAt = names.indexOf("caption");
   const texts = data.cells.map((row) => row.filter((cell) => typeof cell === "string").join("\n").toLowerCase());
   const numeric = names.map((_, at) => data.cells.some((row) => typeof row[at] === "number"));
+  const isName = names.map((name) => ["id", "key", "source"].includes(name));
   const compare = new Intl.Collator("en", { numeric: true }).compare;
   let order = data.cells.map((_, at) => at);
   let sorted = null;
@@ -71,7 +70,7 @@ if (holder) {
       const line = document.createElement("tr");
       data.cells[at].forEach((cell, column) => {
         const item = document.createElement("td");
-        item.className = numeric[column] ? "n" : column === captionAt ? "text" : column < 3 ? "name" : "";
+        item.className = numeric[column] ? "n" : column === captionAt ? "text" : isName[column] ? "name" : "";
         if (!numeric[column]) item.dir = "auto";
         item.textContent = cell === null ? "" : cell;
         line.append(item);
