@@ -101,13 +101,13 @@ def _compare(video: Video, main: Video | Pictures) -> None:
     if len(video.times_s) != len(main.times_s):
         found, wanted = f"{len(video.times_s)} frames", f"{len(main.times_s)}"
     elif abs(video.end_s - main.end_s) > max(DURATION * main.end_s, main.end_s / len(main.times_s)):
-        found, wanted = f"lasts {video.end_s:.3f} s", f"{main.end_s:.3f} s"
+        found, wanted = f"{video.end_s:.3f} s", f"{main.end_s:.3f} s"
     elif abs(mine.width * its.height - its.width * mine.height) > ASPECT * its.width * mine.height:
         found, wanted = f"{mine.width}x{mine.height} pixels", f"{its.width}x{its.height}, another aspect ratio"
     else:
         return
     text = f"{found}, the main video has {wanted}; members need the same frames and the same picture"
-    raise DamagedInput("member_mismatch", text.replace("has lasts", "lasts"), stage="decode")
+    raise DamagedInput("member_mismatch", text, stage="decode")
 
 
 def averaged(luma_THW: np.ndarray, rules: ClipRules, *, first: bool) -> np.ndarray:
