@@ -87,8 +87,7 @@ def _limits(clip: StoredClip) -> DecodeConfig:
 
 def _members(clip: StoredClip) -> MemberRule:
     """The rule of paired videos of a tar, which decides keys. Of plain files the main one alone is read."""
-    rule = clip.receipt.fingerprint_parts.get("members")
-    return MemberRule.from_dict(rule if clip.receipt.shard.kind == "tar" else None)
+    return MemberRule.of(clip.receipt.fingerprint_parts) if clip.receipt.shard.kind == "tar" else MemberRule()
 
 
 def _images(clip: StoredClip) -> ImageRules | None:

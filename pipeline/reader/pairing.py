@@ -46,7 +46,7 @@ class Pair:
                 False,
             )
         lacking = [f"{name} ({self.stem}.{suffix})" for name, suffix in rule.others if name not in self.videos]
-        return missing(self.main.name.path, lacking) if lacking else None
+        return missing(self.main.name.path, lacking, rule) if lacking else None
 
     def is_cut(self, rule: MemberRule, lost: list[Video]) -> bool:
         """Whether an early end of the archive, which cost these videos, cost it a video or texts."""
@@ -58,8 +58,10 @@ class Pair:
         return tuple(MemberVideo(name, item.contents or b"", item.name.path) for name, item in others)
 
 
-def missing(main: str, lacking: Iterable[str]) -> Fault:
-    """Fault of a main video without these members."""
+def missing(main: str, lacking: list[str], rule: MemberRule) -> Fault:
+    """Fault of a main video without these members. One without any is a video of another kind, not a broken pair."""
+    if len(lacking) == len(rule.others):
+        return "no_members", f"{main} has no {', no '.join(lacking)}; encode it in a build without `members`", True
     return (
         "missing_member",
         f"{main} has no {', no '.join(lacking)}; take them out of `members`, or add the files",
@@ -88,7 +90,7 @@ def plain_fault(source: SourceObject, rule: MemberRule, most_bytes: int) -> Faul
         return "missing_member", f"{path} is the {name} of {wanted}, which is not among the inputs", False
     there = {member.name: member for member in source.members}
     if lacking := [f"{name} ({stem}.{suffix})" for name, suffix in rule.others if name not in there]:
-        return missing(path, lacking)
+        return missing(path, lacking, rule)
     for member in source.members:
         if member.size == 0:
             return "empty_video", f"{member.name}: {member.uri} has no bytes", False

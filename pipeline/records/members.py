@@ -72,8 +72,9 @@ class MemberRule:
         return {"version": VERSION, "video": self.video, "others": dict(self.others)}
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any] | None) -> MemberRule:
-        """Inverse of `to_dict`; the empty rule of None."""
+    def of(cls, fingerprint_parts: dict[str, Any]) -> MemberRule:
+        """The rule of data of a fingerprint; empty without paired videos."""
+        raw = fingerprint_parts.get("members")
         return cls() if raw is None else cls(tuple(sorted(raw["others"].items())), raw["video"])
 
 

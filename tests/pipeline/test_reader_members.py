@@ -70,7 +70,7 @@ def test_every_video_that_is_not_encoded_is_a_reject(tmp_path):
         ("c.DEPTH.mp4", "extra_video"),
         ("c.depth", "duplicate_key"),
         ("a", "missing_member"),
-        ("a.other", "missing_member"),
+        ("a.other", "no_members"),
         ("b", "missing_member"),
         ("c", None, ["c.mp4", "c.depth.mp4", "c.mask.mkv"]),
     ]
