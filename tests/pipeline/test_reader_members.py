@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import StorageConfig
+from pipeline.corpus import resolve_inputs
+from pipeline.errors import SourceChanged
 from pipeline.reader import ShardReader, grouping, read_samples
 from pipeline.records import MemberRule, Reject, Sample, Shard, SourceObject
+from pipeline.storage import open_store
+from tests.conftest import S3Server
+
+MiB = 1024 * 1024
 
 RULE = MemberRule((("control", "depth.mp4"), ("mask", "mask.mkv")), "mp4")
 
@@ -114,3 +120,24 @@ def test_temporary_files_of_members_are_deleted(tmp_path):
         reader.release(sample)
         assert described(items) == [("b", "missing_member")]
         assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+@pytest.mark.s3
+def test_members_in_a_bucket_are_found_fetched_and_part_of_the_identity(s3: S3Server) -> None:
+    store = open_store(f"{s3.root}/v", s3.config())
+    for name, content in {"a.mp4": b"main", "a.depth.mp4": bytes(MiB + 5), "a.mask.mkv": b"mask"}.items():
+        store.write(name, content)
+    config = s3.config(spool_bytes=MiB)
+    found = [resolve_inputs([f"{s3.root}/v{end}"], config, members=RULE) for end in ("", "/a.mp4")]
+    assert found[0][0].objects == found[1][0].objects
+    (shard,) = found[0]
+    with ShardReader(shard, config, max_video_bytes=1 << 30, members=RULE) as reader:
+        (sample,) = list(reader)
+        assert isinstance(sample, Sample)
+        depth, mask = sample.members
+        assert (sample.video, mask.video, Path(str(depth.video)).stat().st_size) == (b"main", b"mask", MiB + 5)
+    store.write("a.depth.mp4", b"other")
+    with pytest.raises(SourceChanged):
+        list(read_samples(shard, config, max_video_bytes=1 << 30, members=RULE))
+    (changed,) = resolve_inputs([f"{s3.root}/v"], config, members=RULE)
+    assert changed.id("f") != shard.id("f")
