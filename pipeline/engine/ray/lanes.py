@@ -141,7 +141,7 @@ class RayLanes:
             try:
                 request = replace(request, video=_with_member_bytes(request.video))
             except OSError as error:
-                self._failed.append((lane, ticket, _unsent(request.video.uri, request.video, error)))
+                self._failed.append((lane, ticket, _unsent(str(error.filename), request.video, error)))
                 return
         video = request.video
         if isinstance(video.video, bytes) or here:
